@@ -1,0 +1,36 @@
+"""Adaptive computation for PyTorch encoders: learn, per example, when to stop."""
+
+from ponder import objectives, policies, priors, readouts, recipes
+from ponder.distributions import StepDistribution
+from ponder.errors import PonderError
+from ponder.heads import LambdaHead, PerStep
+from ponder.loop import Exits
+from ponder.optim import parameter_groups
+from ponder.rows import Shared
+from ponder.serialization import load, save
+from ponder.steps import Steps
+from ponder.trajectory import Trajectory
+from ponder.wrapper import PonderOutput, PonderWrapper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Exits",
+    "LambdaHead",
+    "PerStep",
+    "PonderError",
+    "PonderOutput",
+    "PonderWrapper",
+    "Shared",
+    "StepDistribution",
+    "Steps",
+    "Trajectory",
+    "load",
+    "objectives",
+    "parameter_groups",
+    "policies",
+    "priors",
+    "readouts",
+    "recipes",
+    "save",
+]

@@ -1,0 +1,164 @@
+"""Heads: the Lambda head that gives hazards, and one head for each step where heads are not shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["LAMBDA_HEADS", "LambdaHead", "PerStep", "as_lambda_head"]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class LambdaHead(nn.Module):
+    r"""The hazard of a step from the features of the last few: λ_n = σ(Λ([f_n, f_{n−1}, …])).
+
+    One layer on one step is PonderNet's (Banino et al. 2021); three layers with tanh on two steps is PALBERT's
+    (Section 3.2, Eq. 3).
+
+    Args:
+        width: Size of the features of one step.
+        layers: Number of linear layers, ≥ 1.
+        history: How many steps' features are concatenated, newest first, ≥ 1.
+        initial: What stands for steps before the first: ``"stem"``, the readout of the stem's output h_0 (the
+            paper's Eq. 3), or ``"zeros"``.
+        activation: Between the layers: ``"tanh"``, ``"relu"`` or ``"gelu"``.
+        dropout: Probability of dropping an input of a layer, in [0, 1).
+
+    Shape:
+        features of `history` steps, concatenated, `(batch, history · width)` → hazard logits `(batch,)`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int = 1,
+        history: int = 1,
+        *,
+        initial: Literal["stem", "zeros"] = "stem",
+        activation: Literal["tanh", "relu", "gelu"] = "tanh",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for argument, count in (("width", width), ("layers", layers), ("history", history)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ArgumentError(
+                    argument,
+                    expected="a whole number ≥ 1",
+                    got=repr(count),
+                    remedy=f"Pass {argument}=1 or more.",
+                )
+        if initial not in ("stem", "zeros"):
+            raise ArgumentError(
+                "initial", expected="'stem' or 'zeros'", got=repr(initial), remedy="Choose one of the two."
+            )
+        if activation not in _ACTIVATIONS:
+            raise ArgumentError(
+                "activation",
+                expected=f"one of {', '.join(_ACTIVATIONS)}",
+                got=repr(activation),
+                remedy="Choose one.",
+            )
+        if not 0.0 <= dropout < 1.0:
+            raise ArgumentError("dropout", expected="a number in [0, 1)", got=dropout, remedy="Pass dropout=0.1, say.")
+        self.width, self.history, self.initial = width, history, initial
+        sizes = [width * history] + [width] * (layers - 1)
+        modules: list[nn.Module] = []
+        for size in sizes[:-1]:
+            modules += [nn.Dropout(dropout), nn.Linear(size, width), _ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), nn.Linear(sizes[-1], 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Hazard logits, `(batch,)`, from concatenated features, `(batch, history · width)`."""
+        if features.dim() != 2 or features.shape[-1] != self.width * self.history:
+            raise ArgumentError(
+                "width of the Lambda head",
+                expected=f"features (batch, {self.width}) from the readout at each of {self.history} steps",
+                got=f"concatenated features of shape {tuple(features.shape)}",
+                remedy="Give LambdaHead the readout's width, and use a readout that pools to (batch, width).",
+            )
+        logits: Tensor = self.layers(features)
+        return rearrange(logits, "batch 1 -> batch")
+
+
+class PerStep(nn.Module):
+    """One head for each step (PABEE, DeeBERT, FastBERT), where a plain head is shared by all.
+
+    Args:
+        heads: As many modules as the model has steps, all distinct.
+
+    Raises:
+        ArgumentError: The same module stands in two places, which would be a shared head after all.
+    """
+
+    def __init__(self, heads: Iterable[nn.Module]) -> None:
+        super().__init__()
+        heads = list(heads)
+        if len({id(head) for head in heads}) != len(heads) or not heads:
+            raise ArgumentError(
+                "heads",
+                expected="distinct modules, one for each step",
+                got="the same module more than once" if heads else "no module",
+                remedy="Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head needs no PerStep.",
+            )
+        self.heads = nn.ModuleList(heads)
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def forward(self, features: Tensor, step: int) -> Tensor:
+        """The outputs of step `step` (1-based)."""
+        outputs: Tensor = self.heads[step - 1](features)
+        return outputs
+
+
+def as_lambda_head(head: nn.Module) -> LambdaHead | _PlainLambda:
+    """A user's own module as a Lambda head on one step's features."""
+    if isinstance(head, LambdaHead | _PlainLambda):
+        return head
+    if isinstance(head, PerStep):
+        raise ArgumentTypeError(
+            "lambda_head",
+            expected="one module shared by all steps",
+            got="PerStep",
+            remedy="Share the Lambda head; PerStep is for the head.",
+        )
+    if not isinstance(head, nn.Module):
+        raise ArgumentTypeError(
+            "lambda_head",
+            expected="ponder.LambdaHead or a module features (batch, width) -> hazard logits (batch,)",
+            got=type(head).__name__,
+            remedy="Pass ponder.LambdaHead(width).",
+        )
+    return _PlainLambda(head)
+
+
+class _PlainLambda(nn.Module):
+    """A module of the user's that reads one step's features."""
+
+    history = 1
+    initial = "zeros"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.module(features)
+        if logits.numel() != features.shape[0]:
+            raise ArgumentError(
+                "lambda_head",
+                expected=f"one hazard logit for each of {features.shape[0]} rows",
+                got=f"shape {tuple(logits.shape)}",
+                remedy="Return (batch,) or (batch, 1).",
+            )
+        return torch.flatten(logits)
+
+
+LAMBDA_HEADS = (LambdaHead, _PlainLambda)

@@ -1,0 +1,27 @@
+"""Objectives: a frozen dataclass each, one file a family."""
+
+from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.deep_supervision import DeepSupervision
+from ponder.objectives.distillation import Distillation
+from ponder.objectives.final_step import FinalStep
+from ponder.objectives.ponder import Ponder
+from ponder.objectives.weighted import Weighted
+
+__all__ = [
+    "DeepSupervision",
+    "Distillation",
+    "FinalStep",
+    "Objective",
+    "Ponder",
+    "Unrolled",
+    "Weighted",
+    "from_dict",
+    "get",
+    "names",
+    "register",
+]
+
+register = registry.register
+get = registry.get
+names = registry.names
+from_dict = Objective.from_dict

@@ -1,0 +1,44 @@
+"""Self-distillation: earlier steps learn from the last one (FastBERT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder.errors import ArgumentError
+from ponder.objectives.base import Objective, Unrolled, registry
+
+__all__ = ["Distillation"]
+
+
+@registry.register("distillation")
+@dataclass(frozen=True)
+class Distillation(Objective):
+    r"""w · mean over n < N of T² KL(softmax(z_N / T) ‖ softmax(z_n / T)), with the teacher z_N detached.
+
+    FastBERT (Liu et al. 2020, Eq. 8) with Hinton's T² so that the temperature does not scale the gradient. In
+    regression the squared distance to the teacher, in multilabel tasks the binary cross-entropy to it.
+
+    Args:
+        temperature: T > 0.
+        weight: w ≥ 0.
+    """
+
+    temperature: float = 1.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < float("inf"):
+            raise ArgumentError("temperature", expected="> 0", got=self.temperature, remedy="Pass 1.0, say.")
+        if not 0.0 <= self.weight < float("inf"):
+            raise ArgumentError("weight", expected="a number ≥ 0", got=self.weight, remedy="Pass 1.0, say.")
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        *students, teacher = unrolled.outputs.unbind(1)
+        if not students:
+            return 0.0 * unrolled.losses[:, -1]
+        teacher = teacher.detach()
+        losses = [unrolled.task.distillation_losses(s, teacher, self.temperature) for s in students]
+        return self.weight * torch.stack(losses, dim=1).mean(1)

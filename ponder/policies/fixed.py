@@ -1,0 +1,47 @@
+"""Policies that look at nothing: exit at a given step, or run to the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from torch import Tensor
+
+from ponder.policies.base import ExitPolicy, Setting, StepView, check_step, registry
+from ponder.rows import Tree
+
+__all__ = ["FixedStep", "LastStep"]
+
+
+@registry.register("fixed-step")
+@dataclass(frozen=True)
+class FixedStep(ExitPolicy):
+    """Every row exits at `step`.
+
+    Args:
+        step: From 1 to the model's number of steps.
+    """
+
+    step: int
+
+    def __post_init__(self) -> None:
+        check_step("step", self.step)
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        check_step("step", self.step, setting.num_steps)
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        return step.index >= self.step, state
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, step=max(1, round(self.step * num_steps / tuned_for)))
+
+
+@registry.register("last-step")
+@dataclass(frozen=True)
+class LastStep(ExitPolicy):
+    """No early exit: every row runs to the last step, as without `ponder`."""
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        return False, state

@@ -1,0 +1,108 @@
+"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, Setting, StepView, check_unit, registry
+from ponder.rows import Tree
+
+__all__ = ["Confidence", "Entropy", "Margin"]
+
+
+class _Certainty(ExitPolicy):
+    """Exit where the class probabilities are sure enough."""
+
+    needs = frozenset({"output"})
+
+    @abstractmethod
+    def sure(self, log_probabilities: Tensor) -> Tensor:
+        """Mask `(batch,)` from log-probabilities `(batch, classes)`, float32."""
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if setting.task not in (None, "classification", "custom"):
+            raise self._refusal(f"the task {setting.task!r}")
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        output = step.output
+        if output.dim() != 2 or output.shape[-1] < 2:
+            raise self._refusal(f"outputs of shape {tuple(output.shape)}")
+        return self.sure(F.log_softmax(output.float(), dim=-1)), state
+
+    def _refusal(self, got: str) -> ArgumentError:
+        return ArgumentError(
+            "policy",
+            expected=f"class logits (batch, classes ≥ 2) under {type(self).__name__}",
+            got=got,
+            remedy="One number has no entropy; use policies.Patience with a tolerance, or a policy on the hazard.",
+        )
+
+
+@registry.register("entropy")
+@dataclass(frozen=True)
+class Entropy(_Certainty):
+    r"""Stop once the entropy of the answer, −Σ p log p, is below a threshold (DeeBERT, Xin et al. 2020).
+
+    Args:
+        threshold: In nats, ≥ 0; or, with `normalize`, in [0, 1].
+        normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 6).
+    """
+
+    threshold: float
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.normalize:
+            check_unit("threshold", self.threshold)
+        elif not 0.0 <= self.threshold < math.inf:
+            raise ArgumentError(
+                "threshold", expected="an entropy in nats, ≥ 0", got=self.threshold, remedy="Pass 0.2, say."
+            )
+
+    def sure(self, log_probabilities: Tensor) -> Tensor:
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
+        return entropy < self.threshold * (math.log(log_probabilities.shape[-1]) if self.normalize else 1.0)
+
+
+@registry.register("confidence")
+@dataclass(frozen=True)
+class Confidence(_Certainty):
+    """Stop once the most probable class has more than a threshold of the probability.
+
+    Args:
+        threshold: In [0, 1].
+    """
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        check_unit("threshold", self.threshold)
+
+    def sure(self, log_probabilities: Tensor) -> Tensor:
+        return log_probabilities.amax(-1).exp() > self.threshold
+
+
+@registry.register("margin")
+@dataclass(frozen=True)
+class Margin(_Certainty):
+    """Stop once the two most probable classes are further apart than a threshold.
+
+    Args:
+        threshold: Difference of probabilities, in [0, 1].
+    """
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        check_unit("threshold", self.threshold)
+
+    def sure(self, log_probabilities: Tensor) -> Tensor:
+        best, second = log_probabilities.topk(2, dim=-1).values.exp().unbind(-1)
+        return best - second > self.threshold

@@ -1,0 +1,60 @@
+"""Priors with a bump where one wants the exits: Poisson and Normal, cut to 1..N and renormalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ponder.priors.base import Prior, check_positive, registry, steps
+
+__all__ = ["Normal", "Poisson"]
+
+
+@registry.register("poisson")
+@dataclass(frozen=True)
+class Poisson(Prior):
+    r"""p(n) ∝ e^{−μ} μ^{n−1} / (n−1)!, the Poisson distribution shifted to start at step 1.
+
+    Args:
+        mean: Mean step before the cut to 1..N, > 1 (so μ = mean − 1).
+    """
+
+    mean: float
+
+    def __post_init__(self) -> None:
+        check_positive("mean − 1", self.mean - 1)
+
+    def log_pmf(self, num_steps: int) -> Tensor:
+        """See `Prior.log_pmf`."""
+        before = steps(num_steps) - 1
+        rate = torch.tensor(self.mean - 1, dtype=torch.float64)
+        return torch.log_softmax(torch.xlogy(before, rate) - torch.lgamma(before + 1), dim=-1)
+
+
+@registry.register("normal")
+@dataclass(frozen=True)
+class Normal(Prior):
+    r"""p(n) ∝ exp(−(n − mean)² / (2 std²)), the normal density read at the steps.
+
+    Args:
+        mean: Centre, in steps.
+        std: Width, in steps, > 0.
+    """
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        check_positive("std", self.std)
+
+    def log_pmf(self, num_steps: int) -> Tensor:
+        """See `Prior.log_pmf`."""
+        return torch.log_softmax(-0.5 * ((steps(num_steps) - self.mean) / self.std) ** 2, dim=-1)
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        """Centre and width stretched with the number of steps."""
+        factor = num_steps / tuned_for
+        return replace(self, mean=self.mean * factor, std=self.std * factor)

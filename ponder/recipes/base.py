@@ -1,0 +1,155 @@
+"""What a recipe is: one named combination of heads, prior, objectives and policy, for any number of steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from ponder.errors import ArgumentError
+from ponder.heads import LambdaHead, PerStep
+from ponder.objectives import Objective
+from ponder.policies import ExitPolicy
+from ponder.priors import Prior
+from ponder.registry import Registry
+
+__all__ = ["LambdaSpec", "Recipe", "Stage", "registry"]
+
+registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
+
+
+@dataclass(frozen=True)
+class LambdaSpec:
+    """The shape of a Lambda head; fields as in `ponder.LambdaHead`."""
+
+    layers: int = 1
+    history: int = 1
+    initial: Literal["stem", "zeros"] = "stem"
+    activation: Literal["tanh", "relu", "gelu"] = "tanh"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Args:
+        objective: The training loss.
+        train: ``"all"`` parameters, or ``"early_heads"``: the heads of all steps but the last, on an encoder and
+            last head that are frozen.
+    """
+
+    objective: Objective
+    train: Literal["all", "early_heads"] = "all"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named way to train and to exit.
+
+    Args:
+        name: The registered name.
+        paper: Where it comes from.
+        stages: Training stages, in order; their epochs are the trainer's business.
+        policy: The exit policy at inference.
+        lambda_head: The Lambda head, or None.
+        prior: The prior of the halting step, or None.
+        per_step_heads: One head a step, or one shared by all.
+        own_lambda_lr: Whether the Lambda head has a learning rate of its own.
+        tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them.
+    """
+
+    name: str
+    paper: str
+    stages: tuple[Stage, ...]
+    policy: ExitPolicy
+    lambda_head: LambdaSpec | None = None
+    prior: Prior | None = None
+    per_step_heads: bool = False
+    own_lambda_lr: bool = False
+    tuned_for: int = 12
+
+    def for_steps(self, num_steps: int) -> Recipe:
+        """The recipe for an encoder of `num_steps` steps: what its paper tuned is scaled."""
+        return dataclasses.replace(
+            self,
+            policy=self.policy.rescaled(self.tuned_for, num_steps),
+            prior=None if self.prior is None else self.prior.rescaled(self.tuned_for, num_steps),
+            tuned_for=num_steps,
+        )
+
+    def make_heads(
+        self, width: int, num_outputs: int, num_steps: int, dropout: float = 0.1
+    ) -> tuple[nn.Module, LambdaHead | None]:
+        """A head (dropout, then linear) and the Lambda head, for features of `width`.
+
+        Args:
+            width: Size of the features.
+            num_outputs: Classes, or 1 in regression.
+            num_steps: N.
+            dropout: In front of the linear layer of the head.
+        """
+
+        def head() -> nn.Module:
+            return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))
+
+        spec = self.lambda_head
+        hazards = None if spec is None else LambdaHead(width, **dataclasses.asdict(spec))
+        return (PerStep(head() for _ in range(num_steps)) if self.per_step_heads else head()), hazards
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "stages": [{"objective": s.objective.to_dict(), "train": s.train} for s in self.stages],
+            "policy": self.policy.to_dict(),
+            "lambda_head": None if self.lambda_head is None else dataclasses.asdict(self.lambda_head),
+            "prior": None if self.prior is None else self.prior.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Inverse of `to_dict`."""
+        try:
+            spec, prior = data["lambda_head"], data["prior"]
+            return cls(
+                **{
+                    **data,
+                    "stages": tuple(Stage(Objective.from_dict(s["objective"]), s["train"]) for s in data["stages"]),
+                    "policy": ExitPolicy.from_dict(data["policy"]),
+                    "lambda_head": None if spec is None else LambdaSpec(**spec),
+                    "prior": None if prior is None else Prior.from_dict(prior),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ArgumentError(
+                "data", expected="what Recipe.to_dict() returned", got=repr(data), remedy=f"({error})"
+            ) from error
+
+
+def freeze_for(stage: Stage, encoder: nn.Module, head: nn.Module) -> None:
+    """Set `requires_grad` so that training moves what `stage` trains and nothing else.
+
+    Args:
+        stage: The stage.
+        encoder: Everything but the heads.
+        head: The head; `PerStep` where the stage trains early heads.
+
+    Raises:
+        ArgumentError: The stage trains early heads and there is one shared head.
+    """
+    everything = stage.train == "all"
+    if not everything and not isinstance(head, PerStep):
+        raise ArgumentError(
+            "stage",
+            expected="one head a step for train='early_heads'",
+            got="a shared head",
+            remedy="Use PerStep.",
+        )
+    encoder.requires_grad_(everything)
+    head.requires_grad_(True)
+    if not everything:
+        assert isinstance(head, PerStep)
+        head.heads[-1].requires_grad_(False)

@@ -1,0 +1,24 @@
+"""PABEE: a head a step, trained together, and patience."""
+
+from ponder.objectives import DeepSupervision
+from ponder.policies import Patience
+from ponder.recipes.base import Recipe, Stage, registry
+
+__all__ = ["pabee"]
+
+
+@registry.register("pabee")
+def pabee(patience: int = 6, tolerance: float = 0.1) -> Recipe:
+    """PABEE.
+
+    Args:
+        patience: Agreements in a row, for 12 steps.
+        tolerance: What counts as agreement in regression, in the unit of the labels.
+    """
+    return Recipe(
+        name="pabee",
+        paper="Zhou et al. 2020",
+        stages=(Stage(DeepSupervision("linear")),),
+        policy=Patience(patience, tolerance),
+        per_step_heads=True,
+    )

@@ -1,0 +1,58 @@
+"""PonderNet, and PALBERT's four changes to it, each a switch."""
+
+from __future__ import annotations
+
+from ponder.objectives import Ponder
+from ponder.policies import Bernoulli, Quantile
+from ponder.priors import Geometric
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
+
+__all__ = ["palbert", "pondernet"]
+
+
+@registry.register("palbert")
+def palbert(
+    q_exit: bool = True,
+    own_lambda_lr: bool = True,
+    deep_lambda: bool = True,
+    hidden_concat: bool = True,
+    *,
+    beta: float = 0.5,
+    rate: float = 0.1,
+    q: float = 0.5,
+    seed: int = 0,
+) -> Recipe:
+    """PALBERT (the PALBERT paper; its Table 2 is five settings of the four switches).
+
+    Args:
+        q_exit: Exit at the quantile `q` of the halting distribution, or sample (with `seed`).
+        own_lambda_lr: The Lambda head learns at its own rate.
+        deep_lambda: Three layers with tanh, or one.
+        hidden_concat: The Lambda head reads this step and the one before, or this step alone.
+        beta: Weight of the divergence.
+        rate: The geometric prior's hazard, for 12 steps.
+        q: Q-exit's level.
+        seed: Of sampling, where `q_exit` is off.
+    """
+    return Recipe(
+        name="palbert",
+        paper="PALBERT: Teaching ALBERT to Ponder, arXiv 2204.03276",
+        stages=(Stage(Ponder(beta)),),
+        policy=Quantile(q) if q_exit else Bernoulli(seed),
+        lambda_head=LambdaSpec(layers=3 if deep_lambda else 1, history=2 if hidden_concat else 1),
+        prior=Geometric(rate),
+        own_lambda_lr=own_lambda_lr,
+    )
+
+
+@registry.register("pondernet")
+def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0) -> Recipe:
+    """PonderNet: one Lambda layer on one step, one learning rate, exits drawn from the halting distribution."""
+    return Recipe(
+        name="pondernet",
+        paper="Banino et al. 2021",
+        stages=(Stage(Ponder(beta)),),
+        policy=Bernoulli(seed),
+        lambda_head=LambdaSpec(),
+        prior=Geometric(rate),
+    )

@@ -1,0 +1,13 @@
+"""Plain fine-tuning, the baseline."""
+
+from ponder.objectives import FinalStep
+from ponder.policies import LastStep
+from ponder.recipes.base import Recipe, Stage, registry
+
+__all__ = ["vanilla"]
+
+
+@registry.register("vanilla")
+def vanilla() -> Recipe:
+    """The last step's loss, and no early exit."""
+    return Recipe("vanilla", "Devlin et al. 2019", (Stage(FinalStep()),), LastStep())

@@ -1,0 +1,174 @@
+"""Names for plug-ins: registration, lookup, and the plain-JSON form of a hyper-parameter object."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+
+__all__ = ["Plugin", "Registry"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+_NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
+
+
+class Registry(Generic[T]):
+    """Maps names to the callables (classes or functions) that build plug-ins of one kind.
+
+    A name comes from the decorator `register` or from an entry point of the group `group`. Entry points are
+    imported when their name is asked for and not before, so a broken package breaks nothing but its own name.
+
+    Args:
+        kind: What is registered, for messages, for example ``"policy"``.
+        group: Entry-point group that other packages use, for example ``"ponder.policies"``.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._factories: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Return a decorator that gives `name` to a class or function; a name can be given once."""
+        if not _NAME.fullmatch(name):
+            raise ArgumentError(
+                "name",
+                expected="lower-case letters and digits joined by single '-', '_' or '.'",
+                got=repr(name),
+                remedy=f"Choose a name such as 'my-{self.kind}'.",
+            )
+
+        def give_name(factory: F) -> F:
+            holder = self._factories.setdefault(name, factory)
+            if holder is not factory:
+                raise ArgumentError(
+                    "name",
+                    expected=f"a {self.kind} name that is still free",
+                    got=f"{name!r}, which names {holder!r}",
+                    remedy="Register yours under another name.",
+                )
+            return factory
+
+        return give_name
+
+    def names(self) -> list[str]:
+        """All known names, sorted; entry points are listed without importing them."""
+        return sorted({*self._factories, *self._entry_points()})
+
+    def find(self, name: str) -> Callable[..., T]:
+        """The callable behind `name`; unknown names are answered with the known ones."""
+        if name not in self._factories:
+            self._load(name)
+        return self._factories[name]
+
+    def get(self, name: str, **arguments: Any) -> T:
+        """Build the plug-in called `name` with `arguments`."""
+        factory = self.find(name)
+        try:
+            return factory(**arguments)
+        except TypeError as error:
+            if isinstance(error, PonderError):
+                raise
+            raise ArgumentTypeError(
+                f"arguments of {self.kind} {name!r}",
+                expected=_signature(factory),
+                got=repr(arguments),
+                remedy=f"({error})",
+            ) from error
+
+    def name_of(self, factory: object) -> str:
+        """The name under which a class was registered."""
+        for name, registered in self._factories.items():
+            if registered is factory:
+                return name
+        raise ArgumentError(
+            self.kind,
+            expected=f"a registered {self.kind}",
+            got=repr(factory),
+            remedy=f"Give the class a name first, with the decorator register('a-name') of the {self.kind} registry.",
+        )
+
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=self.group)}
+
+    def _load(self, name: str) -> None:
+        point = self._entry_points().get(name)
+        if point is None:
+            raise ArgumentError(
+                self.kind,
+                expected=f"one of {', '.join(self.names())}",
+                got=repr(name),
+                remedy=f"Correct the name, or register a {self.kind} under it.",
+            )
+        try:
+            factory = point.load()
+        except Exception as error:
+            raise PonderError(
+                f"the {self.kind} {name!r} comes from the entry point {point.value!r}, which cannot be "
+                f"imported: {type(error).__name__}: {error}. Repair or remove that package."
+            ) from error
+        if name not in self._factories:
+            self.register(name)(factory)
+
+
+class Plugin:
+    """Mixin of the frozen dataclasses that live in a registry: they turn into plain JSON and back."""
+
+    registry: ClassVar[Registry[Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: the registered name under ``"name"``, and every field."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"name": self.registry.name_of(type(self)), **{k: _encode(k, v) for k, v in own.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`, for any member of the registry that `cls` belongs to."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+            raise ArgumentTypeError(
+                "data",
+                expected=f"a mapping with the {cls.registry.kind}'s 'name'",
+                got=repr(data),
+                remedy="Pass what to_dict() returned.",
+            )
+        fields = {key: _decode(cls, value) for key, value in data.items() if key != "name"}
+        built = cls.registry.get(data["name"], **fields)
+        if not isinstance(built, cls):
+            raise ArgumentTypeError(
+                "data", expected=cls.__name__, got=type(built).__name__, remedy="Call from_dict of its base."
+            )
+        return built
+
+
+def _encode(field: str, value: object) -> object:
+    if isinstance(value, Plugin):
+        return value.to_dict()
+    if isinstance(value, list | tuple):
+        return [_encode(field, item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ArgumentTypeError(
+        field,
+        expected="a value that plain JSON can hold",
+        got=type(value).__name__,
+        remedy="Keep tensors and modules out of hyper-parameter objects.",
+    )
+
+
+def _decode(cls: type[Plugin], value: object) -> object:
+    if isinstance(value, Mapping):
+        return cls.registry.get(value["name"], **{k: _decode(cls, v) for k, v in value.items() if k != "name"})
+    if isinstance(value, list):
+        return tuple(_decode(cls, item) for item in value)
+    return value
+
+
+def _signature(factory: Callable[..., Any]) -> str:
+    if dataclasses.is_dataclass(factory):
+        return "fields " + (", ".join(f.name for f in dataclasses.fields(factory)) or "(none)")
+    return "the parameters of " + getattr(factory, "__name__", repr(factory))

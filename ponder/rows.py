@@ -1,0 +1,104 @@
+"""Rows of a batch: nested states whose tensors are batch-first, and taking some of their rows.
+
+A *tree* is a tensor, or a tuple, list, named tuple or dict of trees; leaves that are not tensors (numbers,
+None, `Shared` values) belong to the whole batch and pass unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["Shared", "Tree", "check_rows", "map_tensors", "take_rows", "tensors", "unwrap"]
+
+Tree = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Marks a context value that belongs to the whole batch: it is passed to every step as it is.
+
+    Args:
+        value: For example a relative position bias, `(1, heads, length, length)`.
+    """
+
+    value: Any
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply `fn` to every per-example tensor of `tree` and keep the structure."""
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if isinstance(tree, Mapping):
+        return type(tree)({key: map_tensors(fn, value) for key, value in tree.items()})  # type: ignore[call-arg]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(fn, value) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_tensors(fn, value) for value in tree)
+    return tree
+
+
+def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every per-example tensor of `tree` with the path that leads to it."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from tensors(value, f"{path}[{key!r}]")
+    elif isinstance(tree, list | tuple):
+        for position, value in enumerate(tree):
+            yield from tensors(value, f"{path}[{position}]")
+
+
+def take_rows(tree: Tree, index: Tensor) -> Tree:
+    """The rows `index` (a long tensor, `(rows,)`) of every per-example tensor of `tree`."""
+    return map_tensors(lambda tensor: tensor.index_select(0, index), tree)
+
+
+def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
+    """`context` as a step sees it: `Shared` values without their mark."""
+    return {key: value.value if isinstance(value, Shared) else value for key, value in context.items()}
+
+
+def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
+    """Check that all tensors of `tree` are batch-first and agree on the batch size, and return that size.
+
+    Args:
+        name: What the tree is, for the message.
+        tree: The tree.
+        batch: The size they must have; None takes the size of the first tensor.
+
+    Raises:
+        ArgumentTypeError: `tree` holds no tensor although `batch` is None.
+        ArgumentError: A tensor has another first dimension.
+    """
+    for path, tensor in tensors(tree, name):
+        size = tensor.shape[0] if tensor.dim() else None
+        if batch is None:
+            batch = size
+        if size is None or size != batch:
+            raise ArgumentError(
+                path,
+                expected=f"a tensor with the batch first, ({'batch' if batch is None else batch}, …)",
+                got=f"shape {tuple(tensor.shape)}",
+                remedy="Put one row per example; a value that belongs to the whole batch goes into ponder.Shared(…).",
+            )
+    if batch is None:
+        raise ArgumentTypeError(
+            name,
+            expected="a tensor, or a tuple or dict of tensors",
+            got=type(tree).__name__,
+            remedy="Pass tensors.",
+        )
+    return batch
+
+
+def all_rows(batch: int, device: torch.device) -> Tensor:
+    """The row numbers 0 … batch − 1."""
+    return torch.arange(batch, device=device)

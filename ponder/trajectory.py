@@ -1,0 +1,187 @@
+"""Trajectories: what a full-depth run recorded, and policies replayed on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ponder.distributions import StepDistribution
+from ponder.errors import ArgumentError, PonderError
+from ponder.loop import Exits, Source, run
+from ponder.policies.base import Batch, ExitPolicy, Setting
+from ponder.serialization import read_tensors, write_tensors
+
+__all__ = ["Recorder", "Trajectory"]
+
+_FORMAT = "ponder-trajectory-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The record of a full-depth run.
+
+    Args:
+        outputs: The head's outputs at every step, `(batch, steps, …)`.
+        hazard_logits: Logits of the hazards, `(batch, steps)`, at least float32; None without a Lambda head.
+        features: The readout's features, `(batch, steps, …)`; None unless they were kept.
+        labels: Labels of the examples, batch first, where they were given.
+        row_ids: Who each row is, `(batch,)` long (seeded sampling depends on it).
+        task: Name of the task, or None.
+    """
+
+    outputs: Tensor
+    hazard_logits: Tensor | None
+    row_ids: Tensor
+    features: Tensor | None = None
+    labels: Tensor | None = None
+    task: str | None = None
+
+    def __len__(self) -> int:
+        return self.outputs.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """N."""
+        return self.outputs.shape[1]
+
+    @property
+    def halting(self) -> StepDistribution:
+        """The halting distribution that the hazards induce, `(batch,)` over the steps.
+
+        Raises:
+            PonderError: The model had no Lambda head.
+        """
+        if self.hazard_logits is None:
+            raise PonderError(
+                "trajectory.halting: the model that was unrolled has no Lambda head, so there are no hazards. "
+                "Build it with lambda_head=ponder.LambdaHead(width)."
+            )
+        return StepDistribution.from_hazard_logits(self.hazard_logits)
+
+    def replay(self, policy: ExitPolicy) -> Exits:
+        """The exits that running the model with `policy` gives: `.outputs` `(batch, …)`, `.exit_step` `(batch,)`."""
+        policy.check(Setting(self.num_steps, self.task, self.hazard_logits is not None, self.features is not None))
+        if not len(self):
+            return Exits(self.outputs[:, -1], self.row_ids.new_zeros(0))
+        return run(_RecordedSource(self), policy, Batch(self.row_ids, self.num_steps, self.task))
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectory:
+        """Apply `fn` to every tensor, for example ``trajectory.map(Tensor.cpu)``."""
+        changed = {name: fn(value) for name, value in self._tensors().items()}
+        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
+
+    def detach(self) -> Trajectory:
+        """The trajectory outside the graph."""
+        return self.map(Tensor.detach)
+
+    @staticmethod
+    def cat(trajectories: Sequence[Trajectory]) -> Trajectory:
+        """Join the trajectories of several batches; row ids are kept as they are.
+
+        Raises:
+            ArgumentError: There are none, or they do not hold the same things.
+        """
+        if not trajectories:
+            raise ArgumentError("trajectories", expected="at least one", got="none", remedy="Unroll a batch first.")
+        first = trajectories[0]
+        names = first._tensors().keys()
+        for other in trajectories[1:]:
+            if other._tensors().keys() != names or other.task != first.task or other.num_steps != first.num_steps:
+                raise ArgumentError(
+                    "trajectories",
+                    expected=f"{sorted(names)} over {first.num_steps} steps in each, task {first.task!r}",
+                    got=f"{sorted(other._tensors())} over {other.num_steps} steps, task {other.task!r}",
+                    remedy="Join trajectories of one model.",
+                )
+        joined = {name: torch.cat([t._tensors()[name] for t in trajectories]) for name in names}
+        return dataclasses.replace(first, **joined)  # type: ignore[arg-type]
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file (whole, or not at all)."""
+        write_tensors(path, self._tensors(), {"format": _FORMAT, "task": self.task or ""})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectory:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: The file is truncated, or is no trajectory.
+        """
+        tensors, metadata = read_tensors(path, _FORMAT, required=("outputs", "row_ids"))
+        return cls(
+            outputs=tensors["outputs"],
+            hazard_logits=tensors.get("hazard_logits"),
+            row_ids=tensors["row_ids"],
+            features=tensors.get("features"),
+            labels=tensors.get("labels"),
+            task=metadata.get("task") or None,
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+@dataclass
+class Recorder:
+    """Collects every step of a full-depth run (a `loop.Record`)."""
+
+    use_hazard: bool
+    keep_features: bool
+    outputs: list[Tensor] = field(default_factory=list)
+    hazard_logits: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+
+    def add(self, source: Source) -> None:
+        """See `loop.Record`."""
+        self.outputs.append(source.output())
+        if self.use_hazard:
+            self.hazard_logits.append(source.hazard_logit())
+        if self.keep_features:
+            self.features.append(source.features())
+
+    def trajectory(self, batch: Batch, labels: Tensor | None) -> Trajectory:
+        """What was collected."""
+        return Trajectory(
+            outputs=torch.stack(self.outputs, dim=1),
+            hazard_logits=torch.stack(self.hazard_logits, dim=1) if self.use_hazard else None,
+            row_ids=batch.row_ids,
+            features=torch.stack(self.features, dim=1) if self.keep_features else None,
+            labels=labels,
+            task=batch.task,
+        )
+
+
+class _RecordedSource:
+    """Rows of a trajectory, as a `loop.Source`."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.trajectory = trajectory
+        self.rows = torch.arange(len(trajectory), device=trajectory.outputs.device)
+        self.step = 0
+
+    def advance(self, step: int) -> None:
+        self.step = step
+
+    def features(self) -> Tensor:
+        assert self.trajectory.features is not None  # the policy was checked
+        return self.trajectory.features[self.rows, self.step - 1]
+
+    def output(self) -> Tensor:
+        return self.trajectory.outputs[self.rows, self.step - 1]
+
+    def hazard_logit(self) -> Tensor:
+        assert self.trajectory.hazard_logits is not None  # the policy was checked
+        return self.trajectory.hazard_logits[self.rows, self.step - 1]
+
+    def output_of(self, index: Tensor | None) -> Tensor:
+        rows = self.rows if index is None else self.rows[index]
+        return self.trajectory.outputs[rows, self.step - 1]
+
+    def keep(self, index: Tensor) -> None:
+        self.rows = self.rows[index]
