@@ -1,1 +1,1 @@
-"""Integrations."""
+"""Integrations with partner libraries, one package each; importing this one imports none of them."""

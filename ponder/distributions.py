@@ -85,7 +85,7 @@ class StepDistribution(Distribution):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> Any:
         """The steps 1..N."""
-        return constraints.integer_interval(1, self.num_steps)  # type: ignore[no-untyped-call]
+        return constraints.integer_interval(1, self.num_steps)
 
     @lazy_property
     def pmf(self) -> Tensor:
@@ -159,11 +159,11 @@ class StepDistribution(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         index = (value.long() - 1).unsqueeze(-1)
-        shape = torch.broadcast_shapes(index.shape[:-1], table.shape[:-1])  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_shapes(index.shape[:-1], table.shape[:-1])
         return table.expand(*shape, -1).gather(-1, index.expand(*shape, 1)).squeeze(-1)
 
 
-@register_kl(StepDistribution, StepDistribution)  # type: ignore[no-untyped-call, untyped-decorator]
+@register_kl(StepDistribution, StepDistribution)  # type: ignore[untyped-decorator]
 def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
     """KL(p ‖ q) = Σ_n p(n) (log p(n) − log q(n)), infinite where q excludes a step that p allows."""
     if p.num_steps != q.num_steps:

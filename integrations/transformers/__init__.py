@@ -1,1 +1,23 @@
-"""T."""
+"""Hugging Face Transformers: encoders by family, the sequence-classification model, and a trainer."""
+
+from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
+from ponder.integrations.transformers.adapter import registry as adapters
+from ponder.integrations.transformers.albert import AlbertAdapter
+from ponder.integrations.transformers.bert import BertAdapter
+from ponder.integrations.transformers.configuration import PonderConfig
+from ponder.integrations.transformers.modeling import PonderForSequenceClassification, PonderSequenceClassifierOutput
+from ponder.integrations.transformers.mpnet import MPNetAdapter
+from ponder.integrations.transformers.trainer import PonderTrainer
+
+__all__ = [
+    "AlbertAdapter",
+    "BertAdapter",
+    "EncoderAdapter",
+    "MPNetAdapter",
+    "PonderConfig",
+    "PonderForSequenceClassification",
+    "PonderSequenceClassifierOutput",
+    "PonderTrainer",
+    "adapter_for",
+    "adapters",
+]

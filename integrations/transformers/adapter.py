@@ -1,0 +1,105 @@
+"""What an adapter is: one family of Hugging Face encoders, read as stem, steps and pooler.
+
+To add a family, write one module with a subclass of `EncoderAdapter`, register it under the family's `model_type`,
+and import it before you build a model (or name it in the entry-point group ``ponder.adapters``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from ponder.errors import ArgumentError
+from ponder.registry import Registry
+from ponder.steps import Steps
+
+__all__ = ["EncoderAdapter", "adapter_for", "registry"]
+
+registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
+
+
+class EncoderAdapter(ABC):
+    """One family of encoders. The encoder keeps its modules and weights; an adapter only calls them.
+
+    Args:
+        encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        self.encoder: Any = encoder
+
+    @abstractmethod
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """h_0 up to what the first layer reads, `(batch, length, width)`."""
+
+    @abstractmethod
+    def steps(self) -> Steps:
+        """The layers as steps, called with `attention_mask` and what `extra_context` gives."""
+
+    @abstractmethod
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The first token through the encoder's pooler: `(batch, length, width)` → `(batch, width)`."""
+
+    def extra_context(self, hidden: Tensor) -> dict[str, Any]:
+        """Further context of the layers, computed once a call; nothing by default."""
+        return {}
+
+    def stem(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Token ids `(batch, length)` to h_0 and the context of the steps.
+
+        Context: `attention_mask`, in the form that the layers take; `token_mask`, the tokenizer's
+        `(batch, length)`, for readouts; and the family's own.
+        """
+        hidden = self.embed(input_ids, token_type_ids)
+        layer_mask = create_bidirectional_mask(
+            config=self.encoder.config, inputs_embeds=hidden, attention_mask=attention_mask
+        )
+        return hidden, {
+            "attention_mask": layer_mask,
+            "token_mask": attention_mask,
+            **self.extra_context(hidden),
+        }
+
+
+class LayerStep:
+    """A layer as a step, without owning it: the encoder already registers its weights.
+
+    Args:
+        layer: The layer, called as `layer(hidden, attention_mask, **context)`.
+    """
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, token_mask: Tensor | None = None, **context: Any
+    ) -> Tensor:
+        """One application of the layer."""
+        output = self.layer(hidden, attention_mask, **context)
+        after: Tensor = output[0] if isinstance(output, tuple) else output
+        return after
+
+
+def adapter_for(encoder: PreTrainedModel) -> EncoderAdapter:
+    """The adapter of an encoder's family, found by its `model_type`.
+
+    Raises:
+        ArgumentError: There is none; the message says how to write one.
+    """
+    family = encoder.config.model_type
+    if family not in registry.names():
+        raise ArgumentError(
+            "encoder",
+            expected=f"an encoder of one of the families {', '.join(registry.names())}",
+            got=f"model_type {family!r}",
+            remedy="Write a subclass of ponder.integrations.transformers.EncoderAdapter with embed, steps and pool "
+            f"(albert.py is one, of 40 lines), and decorate it with adapters.register({family!r}).",
+        )
+    return registry.get(family, encoder=encoder)

@@ -1,0 +1,38 @@
+"""BERT: a stack of layers, and a pooler on the first token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.adapter import EncoderAdapter, LayerStep, registry
+from ponder.steps import Steps
+
+__all__ = ["BertAdapter"]
+
+
+@registry.register("bert")
+class BertAdapter(EncoderAdapter):
+    """`BertModel` as an encoder (not as a decoder)."""
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__(encoder)
+        if encoder.config.is_decoder:
+            raise ArgumentError(
+                "encoder", expected="an encoder", got="is_decoder=True", remedy="Load it with is_decoder=False."
+            )
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """See `EncoderAdapter.embed`."""
+        embeddings: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        return embeddings
+
+    def steps(self) -> Steps:
+        """One step a layer."""
+        return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """See `EncoderAdapter.pool`."""
+        pooled: Tensor = self.encoder.pooler(hidden)
+        return pooled

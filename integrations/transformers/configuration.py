@@ -1,0 +1,50 @@
+"""The configuration of a `PonderForSequenceClassification`: its encoder's, and the recipe, as plain JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from ponder.recipes import Recipe
+
+__all__ = ["READOUTS", "PonderConfig"]
+
+READOUTS = ("pooler", "mean")
+
+
+class PonderConfig(PretrainedConfig):
+    """Configuration.
+
+    Args:
+        encoder: The encoder's own configuration, as a dict with its `model_type`.
+        recipe: `Recipe.to_dict()`, scaled to the encoder's steps.
+        readout: ``"pooler"``, the first token through the encoder's pooler, or ``"mean"`` over the tokens.
+        head_dropout: Dropout in front of the head.
+        kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
+    """
+
+    model_type = "ponder"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
+        readout: str = "pooler",
+        head_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder = encoder or {}
+        self.recipe = recipe or {}
+        self.readout = readout
+        self.head_dropout = head_dropout
+        super().__init__(**kwargs)
+
+    def encoder_config(self) -> PretrainedConfig:
+        """The encoder's configuration as an object."""
+        fields = dict(self.encoder)
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+    def make_recipe(self) -> Recipe:
+        """The recipe as an object."""
+        return Recipe.from_dict(self.recipe)

@@ -1,0 +1,37 @@
+"""A `Trainer` whose Lambda head learns at its own rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from ponder.optim import parameter_groups
+
+__all__ = ["PonderTrainer"]
+
+
+class PonderTrainer(Trainer):
+    """`transformers.Trainer` with Adam over `ponder.parameter_groups`.
+
+    Args:
+        args: As for `Trainer`.
+        lambda_lr: Learning rate of the Lambda head; that of the model where None.
+        kwargs: As for `Trainer`.
+    """
+
+    def __init__(self, *args: Any, lambda_lr: float | None = None, **kwargs: Any) -> None:
+        self.lambda_lr = lambda_lr
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Adam with weight decay (`args.weight_decay`) on the trainable parameters."""
+        if self.optimizer is None:
+            trained: Any = self.model if model is None else model
+            groups = parameter_groups(trained, self.args.learning_rate, self.lambda_lr)
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.AdamW(
+                groups, betas=betas, eps=self.args.adam_epsilon, weight_decay=self.args.weight_decay
+            )
+        return self.optimizer
