@@ -1,0 +1,5 @@
+"""`python -m benchmarks.glue`."""
+
+from benchmarks.glue.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""The command line, `python -m benchmarks.glue`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ponder.errors import PonderError
+
+app = typer.Typer(help="Fine-tune and evaluate recipes on GLUE.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_DEFAULT_OUT = Path("runs/results")
+_DEFAULT_WORK = Path("runs/work")
+
+
+@app.callback()
+def _group() -> None:
+    """Fine-tune and evaluate recipes on GLUE."""
+
+
+@app.command("run")
+def run_command(
+    task: Annotated[str, typer.Option(help="A GLUE task, for example RTE.")],
+    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = "palbert",
+    backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
+    glue_dir: Annotated[
+        Path | None, typer.Option(help="Folder in GLUE's layout; from the hub where not given.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="For example quantile:q=0.3, instead of the recipe's.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable.")
+    ] = None,
+    readout: Annotated[str, typer.Option(help="What the heads read: mean or pooler.")] = "mean",
+    seed: int = 0,
+    epochs: Annotated[int, typer.Option(help="Epochs of each stage.")] = 3,
+    lr: float = 5e-5,
+    lambda_lr: Annotated[float, typer.Option(help="Of the Lambda head, where the recipe has one of its own.")] = 5e-5,
+    batch_size: int = 32,
+    max_train: Annotated[int | None, typer.Option(help="Use at most so many training examples.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = _DEFAULT_OUT,
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = _DEFAULT_WORK,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Fine-tune one recipe on one task and write one JSON result."""
+    from benchmarks.glue import tasks
+    from benchmarks.glue.config import RunConfig, parse_fields, parse_policy
+    from benchmarks.glue.report import run_table
+    from benchmarks.glue.run import run
+
+    config = RunConfig(
+        task=tasks.get(task).name,
+        recipe=recipe,
+        backbone=backbone,
+        recipe_options=parse_fields("--option", option or []),
+        policy=None if policy is None else parse_policy(policy).to_dict(),
+        readout=readout,  # type: ignore[arg-type]
+        seed=seed,
+        epochs=epochs,
+        lr=lr,
+        lambda_lr=lambda_lr,
+        batch_size=batch_size,
+        max_train=max_train,
+        bf16=bf16,
+    )
+    result = run(config, glue_dir, out, work, progress=not quiet)
+    console = Console()
+    console.print(run_table([result]))
+    console.print(f"Result: {result.path}")
+
+
+def main() -> None:
+    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
+    try:
+        app()
+    except PonderError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)

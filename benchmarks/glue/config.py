@@ -1,0 +1,106 @@
+"""One run of the benchmark, as a value: everything that decides its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ponder import policies
+from ponder.errors import ArgumentError
+from ponder.policies import ExitPolicy
+
+__all__ = ["RunConfig", "parse_fields", "parse_policy"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every hyper-parameter of a run.
+
+    Args:
+        task: Name of the task.
+        recipe: Name of the recipe.
+        backbone: An embedded backbone, a folder, or a hub name.
+        recipe_options: Arguments of the recipe, for example `{"hidden_concat": False}`.
+        policy: `to_dict()` of an exit policy instead of the recipe's.
+        readout: What the heads read: ``"pooler"`` or ``"mean"``.
+        seed: Of initialisation, order, dropout and the held-out split.
+        epochs: Epochs of each stage.
+        lr: Learning rate, decayed linearly to zero after a warm-up.
+        lambda_lr: That of the Lambda head, where the recipe gives it one of its own.
+        batch_size: Examples a step of the optimiser.
+        warmup: Share of the steps over which the rate rises.
+        stop_after: Epochs without improvement on the held-out split before training stops.
+        held_out: Share of train on which the epoch is selected.
+        max_train: Use at most so many training examples (drawn by seed).
+        max_length: Tokens; longer inputs are cut.
+        bf16: Train under bfloat16 autocast.
+    """
+
+    task: str
+    recipe: str = "palbert"
+    backbone: str = "minilm"
+    recipe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    policy: Mapping[str, Any] | None = None
+    readout: Literal["pooler", "mean"] = "mean"
+    seed: int = 0
+    epochs: int = 3
+    lr: float = 5e-5
+    lambda_lr: float = 5e-5
+    batch_size: int = 32
+    warmup: float = 0.1
+    stop_after: int = 5
+    held_out: float = 0.1
+    max_train: int | None = None
+    max_length: int = 128
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        for argument, low in (("epochs", 1), ("batch_size", 1), ("stop_after", 1), ("max_train", 4)):
+            value = getattr(self, argument)
+            if value is not None and value < low:
+                raise ArgumentError(argument, expected=f"a whole number ≥ {low}", got=value, remedy="Raise it.")
+        for argument in ("lr", "lambda_lr"):
+            if not 0.0 < getattr(self, argument) < 1.0:
+                raise ArgumentError(
+                    argument, expected="a rate in (0, 1)", got=getattr(self, argument), remedy="Pass 5e-5, say."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @property
+    def key(self) -> str:
+        """A name for the run: readable, and different for every configuration."""
+        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:10]
+        backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
+        return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest}".lower()
+
+
+def parse_policy(text: str) -> ExitPolicy:
+    """A policy as it is written on a command line: `name`, or `name:field=value,field=value`.
+
+    Example:
+        >>> parse_policy("quantile:q=0.4")
+        Quantile(q=0.4)
+    """
+    name, _, rest = text.partition(":")
+    return policies.get(name.strip(), **parse_fields("--policy", filter(None, rest.split(","))))
+
+
+def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
+    """`field=value` pairs, with values as in JSON (other text stays text)."""
+    fields: dict[str, Any] = {}
+    for part in parts:
+        field, equals, value = part.partition("=")
+        if not equals or not field.strip():
+            raise ArgumentError(option, expected="field=value", got=repr(part), remedy="Write for example q=0.3.")
+        try:
+            fields[field.strip()] = json.loads(value)
+        except ValueError:
+            fields[field.strip()] = value.strip()
+    return fields

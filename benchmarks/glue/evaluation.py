@@ -1,0 +1,146 @@
+"""What a trained model does: scores at full depth, at every step and at the exits, and three named speed-ups."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.glue import metrics
+from benchmarks.glue.tasks import GlueTask
+from benchmarks.glue.training import Collator, answers
+from ponder import Trajectory
+from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.policies import ExitPolicy, LastStep
+
+__all__ = ["measure_speed_ups", "record", "summarise"]
+
+Batch = dict[str, torch.Tensor]
+
+
+def batches(data: Dataset, collate: Collator, size: int, device: torch.device) -> list[Batch]:
+    """`data` in batches of similar length (the longest first), on `device`."""
+    order = np.argsort(data["length"], kind="stable")[::-1]
+    made = []
+    for start in range(0, len(order), size):
+        rows = data.select(order[start : start + size].tolist())
+        made.append({k: v.to(device) for k, v in collate(list(rows)).items()})
+    return made
+
+
+@torch.no_grad()
+def record(
+    model: PonderForSequenceClassification, data: Dataset, collate: Collator, batch_size: int = 64
+) -> Trajectory:
+    """The full-depth trajectory of `data`, in the order of `data`, on the CPU."""
+    parts = [
+        model.unroll(**batch).detach().map(torch.Tensor.cpu)
+        for batch in batches(data, collate, batch_size, model.device)
+    ]
+    whole = Trajectory.cat(parts)
+    place = {row: position for position, row in enumerate(whole.row_ids.tolist())}
+    order = torch.tensor([place[row] for row in data["idx"]])
+    return whole.map(lambda tensor: tensor[order])
+
+
+def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy) -> dict[str, Any]:
+    """Scores of one split from its trajectory.
+
+    Returns:
+        `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram` over the steps;
+        `halting`, the mean of p(n|x), where there are hazards.
+    """
+    assert trajectory.labels is not None
+    labels, steps = trajectory.labels.numpy(), trajectory.num_steps
+    exits = trajectory.replay(policy)
+
+    def score(outputs: torch.Tensor) -> dict[str, float]:
+        return metrics.score(task, answers(task, outputs.float().numpy()), labels)
+
+    per_step = [score(outputs) for outputs in trajectory.outputs.unbind(1)]
+    halting = None if trajectory.hazard_logits is None else trajectory.halting.pmf.mean(0).tolist()
+    return {
+        "examples": len(trajectory),
+        "full_depth": per_step[-1],
+        "exits": score(exits.outputs),
+        "per_step": [of_step["score"] for of_step in per_step],
+        "mean_exit_step": exits.exit_step.double().mean().item(),
+        "exit_histogram": torch.bincount(exits.exit_step, minlength=steps + 1)[1:].tolist(),
+        "halting": halting,
+    }
+
+
+def measure_speed_ups(
+    model: PonderForSequenceClassification,
+    data: Dataset,
+    collate: Collator,
+    policy: ExitPolicy,
+    mean_exit_step: float,
+    *,
+    batch_size: int = 32,
+    pairs: int = 5,
+    max_batches: int = 6,
+    max_counted: int = 60,
+) -> dict[str, Any]:
+    """How much cheaper exiting is than running the same model to its last step, as three named ratios.
+
+    Args:
+        model: In evaluation mode.
+        data: Tokenised examples.
+        collate: Pads them.
+        policy: Decides.
+        mean_exit_step: Over all of `data`.
+        batch_size: Examples a batch, for wall-clock.
+        pairs: Timings of full depth and exits, taken in turn.
+        max_batches: Batches that are timed, spread over the lengths.
+        max_counted: Examples whose FLOPs are counted, one at a time at their true length.
+
+    Returns:
+        `steps`, `flops`, and `wall_clock` (median of the pairs' ratios) with `wall_clock_range`.
+    """
+    timed = _spread(batches(data, collate, batch_size, model.device), max_batches)
+    single = _spread(batches(data, collate, 1, model.device), max_counted)
+    flops = {p: sum(_count_flops(model, batch, p) for batch in single) for p in (LastStep(), policy)}
+    _seconds(model, timed, LastStep()), _seconds(model, timed, policy)  # warm up
+    ratios = [_seconds(model, timed, LastStep()) / _seconds(model, timed, policy) for _ in range(pairs)]
+    return {
+        "steps": model.ponder.num_steps / mean_exit_step,
+        "flops": flops[LastStep()] / flops[policy],
+        "wall_clock": statistics.median(ratios),
+        "wall_clock_range": [min(ratios), max(ratios)],
+        "wall_clock_batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@torch.inference_mode()
+def _seconds(model: PonderForSequenceClassification, timed: Sequence[Batch], policy: ExitPolicy) -> float:
+    start = time.perf_counter()
+    for batch in timed:
+        out = model(**_unlabelled(batch), policy=policy)
+        out.logits.sum().item()  # wait for the device
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def _count_flops(model: PonderForSequenceClassification, batch: Batch, policy: ExitPolicy) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(**_unlabelled(batch), policy=policy)
+    return counter.get_total_flops()
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def _spread(items: list[Batch], most: int) -> list[Batch]:
+    """At most `most` of `items`, evenly spread."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

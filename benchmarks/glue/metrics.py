@@ -1,0 +1,145 @@
+"""The metrics of GLUE, and the one number that GLUE makes of them.
+
+The score of a task is the mean of its metrics: Matthews correlation for CoLA; accuracy and F1 of the
+positive class for MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. The score of
+MNLI is the mean over its matched and mismatched split.
+
+A correlation with something constant is undefined (0/0). It is reported as 0.0, since constant answers carry
+no information, so that an untrained or a collapsed model has a number and raises no warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]
+from sklearn import metrics as sk  # type: ignore[import-untyped]
+
+from benchmarks.glue.tasks import GlueTask
+from ponder.errors import ArgumentError
+
+__all__ = ["score", "score_splits"]
+
+_Array = NDArray[Any]
+
+
+def score(task: GlueTask, predictions: _Array, labels: _Array) -> dict[str, float]:
+    """Measure predictions against labels.
+
+    Args:
+        task: The task.
+        predictions: Class numbers, or scores for regression; shape `(examples,)`.
+        labels: The true ones, of the same shape.
+
+    Returns:
+        Every metric of the task by its name, each in [-1, 1], and under `"score"` their mean.
+
+    Raises:
+        ArgumentError: The arrays are empty, differ in shape, hold NaN, or hold what is no class of the task.
+
+    Example:
+        >>> from benchmarks.glue import tasks
+        >>> score(tasks.get("RTE"), np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
+        {'accuracy': 0.75, 'score': 0.75}
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if predictions.ndim != 1 or predictions.shape != labels.shape or not len(labels):
+        raise ArgumentError(
+            "predictions",
+            expected="one prediction for each label, and at least one: two arrays of shape (examples,)",
+            got=f"predictions of shape {predictions.shape} and labels of shape {labels.shape}",
+            remedy="Pass class numbers (the argmax of the logits) or scores, not logits.",
+        )
+    for argument, values in (("predictions", predictions), ("labels", labels)):
+        _check_values(task, argument, values)
+    if task.kind == "classification":
+        predictions, labels = predictions.astype(np.int64), labels.astype(np.int64)
+    else:
+        predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
+    result = {name: float(_METRICS[name](predictions, labels)) for name in task.metrics}
+    return result | {"score": sum(result.values()) / len(result)}
+
+
+def score_splits(task: GlueTask, splits: Mapping[str, tuple[_Array, _Array]]) -> dict[str, float]:
+    """Measure several splits, which weigh the same however many examples they have.
+
+    Args:
+        task: The task.
+        splits: Predictions and labels by the name of the split.
+
+    Returns:
+        Under `"score"` the mean of the splits' scores, and under `"<split>/<metric>"` every single one.
+
+    Raises:
+        ArgumentError: There is no split, or `score` refuses one of them.
+
+    Example:
+        >>> from benchmarks.glue import tasks
+        >>> one, two = np.array([0, 1]), np.array([0, 2])
+        >>> splits = {"dev_matched": (one, one), "dev_mismatched": (one, two)}
+        >>> score_splits(tasks.get("MNLI"), splits)["score"]
+        0.75
+    """
+    if not splits:
+        raise ArgumentError(
+            "splits",
+            expected="at least one split",
+            got="none",
+            remedy=f"Pass predictions and labels by split, such as {', '.join(task.dev_splits)}.",
+        )
+    scores = {name: score(task, *pair) for name, pair in splits.items()}
+    result = {"score": sum(each["score"] for each in scores.values()) / len(scores)}
+    for name, each in scores.items():
+        result |= {f"{name}/{metric}": value for metric, value in each.items()}
+    return result
+
+
+def _check_values(task: GlueTask, argument: str, values: _Array) -> None:
+    if task.kind == "regression":
+        valid = np.isfinite(values)
+        expected = "finite numbers"
+    else:
+        valid = np.isin(values, np.arange(task.num_labels))
+        expected = f"class numbers 0 to {task.num_labels - 1}"
+    if not valid.all():
+        row = int(np.argmin(valid))
+        raise ArgumentError(
+            argument,
+            expected=f"{expected} ({task.name})",
+            got=f"{values[row]} at row {row}",
+            remedy="The labels of test splits are hidden (-1): score a labelled split."
+            if argument == "labels"
+            else "Pass what the model answers, one value for each example.",
+        )
+
+
+def _pearson(predictions: _Array, labels: _Array) -> float:
+    for values in (predictions, labels):
+        # A spread below the rounding of the values themselves: dividing by it would only amplify noise.
+        if np.linalg.norm(values - values.mean()) <= 1e-12 * np.linalg.norm(values):
+            return 0.0
+    return float(stats.pearsonr(predictions, labels).statistic)
+
+
+def _spearman(predictions: _Array, labels: _Array) -> float:
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    return float(stats.spearmanr(predictions, labels).statistic)
+
+
+def _matthews(predictions: _Array, labels: _Array) -> float:
+    if len(np.unique(predictions)) == 1 or len(np.unique(labels)) == 1:
+        return 0.0
+    return float(sk.matthews_corrcoef(labels, predictions))
+
+
+_METRICS: dict[str, Callable[[_Array, _Array], float]] = {
+    "accuracy": lambda predictions, labels: float(np.mean(predictions == labels)),
+    "f1": lambda predictions, labels: float(sk.f1_score(labels, predictions, zero_division=0.0)),
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}

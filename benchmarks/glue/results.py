@@ -1,0 +1,124 @@
+"""Results: one JSON file a run, with everything that is needed to trust and to repeat it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ponder.errors import CheckpointError, DataError
+from ponder.serialization import read_json, write_json
+
+__all__ = ["FORMAT", "Result", "environment", "read_all"]
+
+FORMAT = "ponder-glue-1"
+_PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
+_REQUIRED = ("format", "config", "task", "recipe", "backbone", "num_steps", "policy", "splits", "speed_up")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run.
+
+    Args:
+        data: What the file holds: `config`, `task`, `recipe`, `backbone`, `policy`, `splits`, `speed_up`,
+            `training`, `environment`.
+        path: Where it was read from.
+    """
+
+    data: dict[str, Any]
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        missing = [key for key in _REQUIRED if key not in self.data]
+        if missing or self.data["format"] != FORMAT:
+            raise DataError(
+                f"{self.path or 'result'}: expected a result of the format {FORMAT!r}; got "
+                f"{self.data.get('format')!r}, without {missing or 'nothing'}. Run it again with this version."
+            )
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_json(path, self.data)
+
+    @property
+    def dev(self) -> list[dict[str, Any]]:
+        """What was measured on the dev splits (two for MNLI)."""
+        return [split for name, split in self.data["splits"].items() if name.startswith("dev")]
+
+    def score(self, where: str) -> float:
+        """The GLUE score on dev, `where` is ``"full_depth"`` or ``"exits"``."""
+        return sum(split[where]["score"] for split in self.dev) / len(self.dev)
+
+    @property
+    def mean_exit_step(self) -> float:
+        """Mean exit step over the examples of dev."""
+        return sum(s["mean_exit_step"] * s["examples"] for s in self.dev) / sum(s["examples"] for s in self.dev)
+
+
+def read_all(folder: Path) -> list[Result]:
+    """Every result in a folder, by file name.
+
+    Raises:
+        DataError: A file is half-written or foreign, or two hold the same configuration.
+    """
+    results = list(_read(folder))
+    seen: dict[str, Path | None] = {}
+    for result in results:
+        key = repr(sorted(result["config"].items()))
+        if key in seen:
+            raise DataError(f"{result.path} and {seen[key]}: two results of one configuration. Remove one of them.")
+        seen[key] = result.path
+    return results
+
+
+def _read(folder: Path) -> Iterator[Result]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`.")
+    for path in sorted(folder.glob("*.json")):
+        try:
+            yield Result(read_json(path), path)
+        except CheckpointError as error:
+            raise DataError(f"{error} Remove it, and run that configuration again.") from error
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and device of this process, without anything that names the machine."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python -m", "benchmarks.glue", *sys.argv[1:]]) if "glue" in sys.argv[0] else "library",
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
