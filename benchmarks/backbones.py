@@ -218,7 +218,7 @@ def _fault(folder: Path) -> str | None:
     """What keeps a folder from being a complete backbone; None if nothing does."""
     for name in _REQUIRED:
         if not (folder / name).is_file():
-            return f"{folder / name} is missing"
+            return f"{name} is missing"
     path = folder / _WEIGHTS
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -229,8 +229,8 @@ def _fault(folder: Path) -> str | None:
         tensors = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
         end = 8 + length + max(int(entry["data_offsets"][1]) for entry in tensors.values())
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return f"{path} has no valid safetensors header"
-    return None if end == size else f"{path} should have {end} bytes and has {size}"
+        return f"{path.name} has no valid safetensors header"
+    return None if end == size else f"{path.name} should have {end} bytes and has {size}"
 
 
 @contextmanager

@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 
 from ponder.errors import PonderError
+from ponder.serialization import write_text
 
-app = typer.Typer(help="Fine-tune and evaluate recipes on GLUE.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_OUT = Path("runs/results")
 _DEFAULT_WORK = Path("runs/work")
+_COMMITTED = Path("benchmarks/results/glue")
 
 
 @app.callback()
@@ -70,6 +72,36 @@ def run_command(
     console = Console()
     console.print(run_table([result]))
     console.print(f"Result: {result.path}")
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[Path, typer.Option(help="Folder of results.")] = _COMMITTED,
+    out: Annotated[Path | None, typer.Option(help="Markdown file; printed where not given.")] = None,
+) -> None:
+    """Make the tables from the JSON results alone."""
+    from benchmarks.glue.report import markdown
+    from benchmarks.glue.results import read_all
+
+    page = markdown(read_all(results))
+    if out is None:
+        print(page)
+    else:
+        write_text(out, page)
+        Console().print(f"Report: {out}")
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo"),
+    backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
+    scale: Annotated[float, typer.Option(help="Share of the training data, for a quick look.")] = 1.0,
+) -> None:
+    """Vanilla, PALBERT and PABEE on the built-in graded tasks: a table and a report page."""
+    from benchmarks.graded.demo import demo
+
+    console = Console()
+    demo(out, backbone=backbone, scale=scale, console=console)
 
 
 def main() -> None:

@@ -83,12 +83,13 @@ def measure_speed_ups(
     policy: ExitPolicy,
     mean_exit_step: float,
     *,
+    baseline: PonderForSequenceClassification | None = None,
     batch_size: int = 32,
     pairs: int = 5,
     max_batches: int = 6,
     max_counted: int = 60,
 ) -> dict[str, Any]:
-    """How much cheaper exiting is than running the same model to its last step, as three named ratios.
+    """How much cheaper exiting is than running to the last step, as three named ratios.
 
     Args:
         model: In evaluation mode.
@@ -96,6 +97,7 @@ def measure_speed_ups(
         collate: Pads them.
         policy: Decides.
         mean_exit_step: Over all of `data`.
+        baseline: The model that runs to its last step; `model` itself where None.
         batch_size: Examples a batch, for wall-clock.
         pairs: Timings of full depth and exits, taken in turn.
         max_batches: Batches that are timed, spread over the lengths.
@@ -104,14 +106,15 @@ def measure_speed_ups(
     Returns:
         `steps`, `flops`, and `wall_clock` (median of the pairs' ratios) with `wall_clock_range`.
     """
+    baseline = model if baseline is None else baseline
     timed = _spread(batches(data, collate, batch_size, model.device), max_batches)
     single = _spread(batches(data, collate, 1, model.device), max_counted)
-    flops = {p: sum(_count_flops(model, batch, p) for batch in single) for p in (LastStep(), policy)}
-    _seconds(model, timed, LastStep()), _seconds(model, timed, policy)  # warm up
-    ratios = [_seconds(model, timed, LastStep()) / _seconds(model, timed, policy) for _ in range(pairs)]
+    full_flops = sum(_count_flops(baseline, batch, LastStep()) for batch in single)
+    _seconds(baseline, timed, LastStep()), _seconds(model, timed, policy)  # warm up
+    ratios = [_seconds(baseline, timed, LastStep()) / _seconds(model, timed, policy) for _ in range(pairs)]
     return {
         "steps": model.ponder.num_steps / mean_exit_step,
-        "flops": flops[LastStep()] / flops[policy],
+        "flops": full_flops / sum(_count_flops(model, batch, policy) for batch in single),
         "wall_clock": statistics.median(ratios),
         "wall_clock_range": [min(ratios), max(ratios)],
         "wall_clock_batch_size": batch_size,

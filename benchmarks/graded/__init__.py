@@ -1,0 +1,25 @@
+"""Text tasks whose difficulty is known by construction: generated English, the same on every machine.
+
+A new task is one new file with a `GradedTask`, and its `register` line below.
+"""
+
+from benchmarks.graded import agreement, negation
+from benchmarks.graded.base import Example, GradedTask, get, names, register
+from benchmarks.graded.loading import DEV, EPOCHS, LEARNING_RATE, TEST, TRAIN, load
+
+__all__ = [
+    "DEV",
+    "EPOCHS",
+    "LEARNING_RATE",
+    "TEST",
+    "TRAIN",
+    "Example",
+    "GradedTask",
+    "get",
+    "load",
+    "names",
+    "register",
+]
+
+register(negation.TASK)
+register(agreement.TASK)

@@ -1,0 +1,108 @@
+"""What a graded task is, and the registry that finds one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from ponder.errors import ArgumentError
+
+__all__ = ["Example", "GradedTask", "get", "names", "register"]
+
+
+class Example(NamedTuple):
+    """One generated text with its label.
+
+    Attributes:
+        sentence1: The text.
+        sentence2: The second text of a pair task; None where the task judges single sentences.
+        label: Index into the task's `labels`.
+    """
+
+    sentence1: str
+    sentence2: str | None
+    label: int
+
+
+@dataclass(frozen=True)
+class GradedTask:
+    """A text task whose generator is told how hard the example has to be.
+
+    Args:
+        name: Name in the registry.
+        labels: Names of the classes, in the order of their indices.
+        difficulty: What the difficulty counts, for the axis of a figure.
+        levels: Lowest and highest difficulty, both included.
+        generate: Makes one example from a source of randomness and a difficulty. Every label must come up
+            at every difficulty; how often does not matter, `load` balances them.
+        pair: Whether the examples have a second sentence.
+
+    Example:
+        >>> from random import Random
+        >>> task = get("negation")
+        >>> task.generate(Random(0), 0).label in (0, 1)
+        True
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    difficulty: str
+    levels: tuple[int, int]
+    generate: Callable[[Random, int], Example]
+    pair: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a task that cannot be balanced or has no difficulty."""
+        if len(set(self.labels)) < 2 or len(set(self.labels)) < len(self.labels):
+            raise ArgumentError(
+                "labels",
+                expected="two or more different names",
+                got=repr(self.labels),
+                remedy="Name every class once.",
+            )
+        if not 0 <= self.levels[0] <= self.levels[1]:
+            raise ArgumentError(
+                "levels",
+                expected="(lowest, highest) with 0 <= lowest <= highest",
+                got=repr(self.levels),
+                remedy="Pass for example (0, 6).",
+            )
+
+    @property
+    def difficulties(self) -> range:
+        """Every difficulty, in order."""
+        return range(self.levels[0], self.levels[1] + 1)
+
+
+_TASKS: dict[str, GradedTask] = {}
+
+
+def register(task: GradedTask) -> GradedTask:
+    """Make `task` known under its name, which must still be free, and return it."""
+    if _TASKS.setdefault(task.name, task) is not task:
+        raise ArgumentError(
+            "task",
+            expected="a task with a name that is still free",
+            got=repr(task.name),
+            remedy=f"Choose a name other than {', '.join(names())}.",
+        )
+    return task
+
+
+def names() -> list[str]:
+    """Names of the graded tasks, sorted."""
+    return sorted(_TASKS)
+
+
+def get(name: str) -> GradedTask:
+    """The task called `name`."""
+    if name not in _TASKS:
+        raise ArgumentError(
+            "name",
+            expected=f"one of {', '.join(names())}",
+            got=repr(name),
+            remedy="Pick one of these, or register a task of your own.",
+        )
+    return _TASKS[name]

@@ -1,0 +1,265 @@
+"""Runs, results and reports, on a tiny backbone and tiny files."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.glue import data, tasks
+from benchmarks.glue.cli import app
+from benchmarks.glue.config import RunConfig, parse_policy
+from benchmarks.glue.evaluation import batches, measure_speed_ups, record, summarise
+from benchmarks.glue.report import markdown
+from benchmarks.glue.results import Result, read_all
+from benchmarks.glue.run import run
+from benchmarks.glue.training import Collator, build, load_tokenizer
+from ponder import policies, recipes
+from ponder.errors import ArgumentError, CheckpointError, DataError
+
+RECIPES = ["deebert", "fastbert", "pabee", "palbert", "pondernet", "vanilla"]
+
+
+def config(backbone, **changes):
+    return RunConfig(**{"task": "RTE", "backbone": backbone, "epochs": 1, "batch_size": 16, "lr": 1e-3, **changes})
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def result(backbone, glue_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("result")
+    return run(config(backbone), glue_dir, folder, folder / "work", progress=False)
+
+
+def test_every_recipe_is_run_here():
+    assert set(RECIPES) == set(recipes.names())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_command_line_run_of_every_recipe(recipe, backbone, glue_dir, tmp_path):
+    done = invoke(
+        *("run", "--task", "rte", "--recipe", recipe, "--backbone", backbone, "--glue-dir", glue_dir, "--epochs", 1),
+        *("--batch-size", 16, "--out", tmp_path / "out", "--work", tmp_path / "work", "--quiet"),
+    )
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "out").glob("*.json")
+    written = json.loads(path.read_text())
+    assert (written["task"], written["recipe"], written["num_steps"]) == ("RTE", recipe, 4)
+    assert sum(written["splits"]["dev"]["exit_histogram"]) == written["splits"]["dev"]["examples"] == 20
+    assert len(written["splits"]["dev"]["per_step"]) == 4
+    assert len(written["training"]) == (2 if recipe in ("deebert", "fastbert") else 1)
+    assert {"steps", "flops", "wall_clock"} <= written["speed_up"].keys()
+    assert (written["splits"]["dev"]["halting"] is not None) == (recipe in ("palbert", "pondernet"))
+    if recipe == "vanilla":
+        assert written["speed_up"]["steps"] == written["speed_up"]["flops"] == 1.0
+        assert written["splits"]["dev"]["exits"] == written["splits"]["dev"]["full_depth"]
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_a_result_holds_what_is_needed_to_repeat_it(result):
+    written = json.loads(result.path.read_text())
+    assert RunConfig(**written["config"]).key == result.path.stem
+    assert {"commit", "versions", "device", "command", "date"} <= written["environment"].keys()
+    assert math.isclose(written["speed_up"]["steps"], 4 / written["splits"]["dev"]["mean_exit_step"])
+    assert set(written["splits"]) == {"dev", "held_out"}
+    assert written["splits"]["held_out"]["examples"] == 6
+
+
+def test_regression_selects_and_scores(backbone, glue_dir, tmp_path):
+    done = run(config(backbone, task="STS-B", recipe="pabee"), glue_dir, tmp_path, tmp_path / "work", progress=False)
+    assert {"pearson", "spearman", "score"} == done["splits"]["dev"]["exits"].keys()
+
+
+def test_an_entropy_policy_is_refused_on_regression_before_training(backbone, glue_dir, tmp_path):
+    with pytest.raises(ArgumentError, match="regression"):
+        run(config(backbone, task="STS-B", recipe="deebert"), glue_dir, tmp_path, tmp_path / "work", progress=False)
+
+
+def test_a_finished_run_is_read_and_not_repeated(result, backbone, tmp_path):
+    again = run(config(backbone), tmp_path / "no such folder", result.path.parent, tmp_path, progress=False)
+    assert again.data == json.loads(result.path.read_text())
+
+
+def test_a_run_that_was_cut_off_after_its_first_stage_ends_as_if_it_was_not(backbone, glue_dir, tmp_path, monkeypatch):
+    whole = run(config(backbone, recipe="deebert"), glue_dir, tmp_path / "a", tmp_path / "w", progress=False)
+
+    from benchmarks.glue import training
+
+    real, calls = training._train_stage, []
+
+    def cut_off(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_train_stage", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(backbone, recipe="deebert"), glue_dir, tmp_path / "b", tmp_path / "w", progress=False)
+    assert not list((tmp_path / "b").glob("*.json"))
+    resumed = run(config(backbone, recipe="deebert"), glue_dir, tmp_path / "b", tmp_path / "w", progress=False)
+    assert len(calls) == 3
+    assert resumed["splits"] == whole["splits"]
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(backbone, glue_dir, tmp_path, monkeypatch):
+    from ponder.integrations.transformers import PonderTrainer
+
+    two = config(backbone, epochs=2)
+    whole = run(two, glue_dir, tmp_path / "a", tmp_path / "w", progress=False)
+    real, seen = PonderTrainer.training_step, []
+
+    def cut_off(self, *arguments, **keywords):
+        seen.append(self.state.epoch)
+        if len(seen) == 6:  # in the second epoch: 54 examples are four steps of 16
+            raise KeyboardInterrupt
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(PonderTrainer, "training_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(two, glue_dir, tmp_path / "b", tmp_path / "w", progress=False)
+    resumed = run(two, glue_dir, tmp_path / "b", tmp_path / "w", progress=False)
+    assert len(seen) == 6 + 4
+    assert resumed["splits"] == whole["splits"]
+
+
+def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_path):
+    done = invoke(
+        *("run", "--task", "RTE", "--backbone", backbone, "--glue-dir", glue_dir, "--epochs", 1, "--quiet"),
+        *("--policy", "quantile:q=0.9", "--option", "hidden_concat=false", "--max-train", 30),
+        *("--out", tmp_path / "out", "--work", tmp_path / "work"),
+    )
+    assert done.exit_code == 0, done.output
+    (written,) = read_all(tmp_path / "out")
+    assert written["policy"] == {"name": "quantile", "q": 0.9}
+    assert written["config"]["recipe_options"] == {"hidden_concat": False}
+    assert "palbert (hidden_concat=False)" in markdown([written])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "XYZ"], "one of CoLA"),
+        (["--task", "RTE", "--recipe", "nope"], "one of deebert"),
+        (["--task", "RTE", "--policy", "nope"], "one of"),
+        (["--task", "RTE", "--policy", "quantile:q"], "field=value"),
+        (["--task", "RTE", "--policy", "quantile:q=2"], r"number in \[0, 1\]"),
+        (["--task", "RTE", "--epochs", "0"], "epochs"),
+        (["--task", "RTE", "--lr", "0"], "lr"),
+        (["--task", "RTE", "--readout", "nope"], "pooler or mean"),
+        (["--task", "RTE", "--backbone", "no/such"], "backbone"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, glue_dir, tmp_path, backbone):
+    extra = [] if "--backbone" in arguments else ["--backbone", backbone]
+    done = invoke(
+        "run", *arguments, *extra, "--glue-dir", glue_dir, "--out", tmp_path, "--work", tmp_path / "w", "--quiet"
+    )
+    assert isinstance(done.exception, ArgumentError | CheckpointError), done.output
+    with pytest.raises(type(done.exception), match=message):
+        raise done.exception
+
+
+def test_an_unwritable_folder_is_refused_before_training(backbone, glue_dir, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ArgumentError, match="--out"):
+        run(config(backbone), glue_dir, tmp_path / "file" / "out", tmp_path / "work", progress=False)
+
+
+def test_main_prints_one_line_and_exits_with_2(monkeypatch, capsys):
+    from benchmarks.glue import cli
+
+    monkeypatch.setattr("sys.argv", ["benchmarks.glue", "run", "--task", "nope"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "task: expected one of CoLA" in capsys.readouterr().err
+
+
+def test_record_keeps_the_order_of_the_data_and_summarise_agrees_with_a_plain_loop(backbone, glue_dir):
+    task = tasks.get("RTE")
+    tokenizer = load_tokenizer(backbone)
+    ready = data.tokenize(data.load(task, glue_dir)["dev"], tokenizer, 64)
+    model, collate = build(config(backbone), 2).eval(), Collator(tokenizer)
+    trajectory = record(model, ready, collate, batch_size=7)
+    assert trajectory.row_ids.tolist() == list(ready["idx"])
+    assert trajectory.labels.tolist() == list(ready["labels"])
+    policy = policies.Quantile(0.3)
+    summary = summarise(task, trajectory, policy)
+    steps, right = [], []
+    for row in range(len(ready)):
+        one = {k: v for k, v in collate([ready[row]]).items() if k != "labels"}
+        out = model(**one, policy=policy)
+        steps.append(out.exit_step.item())
+        right.append(out.logits.argmax().item() == ready[row]["labels"])
+    assert summary["mean_exit_step"] == pytest.approx(np.mean(steps))
+    assert summary["exits"]["accuracy"] == pytest.approx(np.mean(right))
+    assert summary["exit_histogram"] == [steps.count(step) for step in range(1, 5)]
+    assert sum(summary["halting"]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_speed_ups_in_steps_and_flops_follow_the_exits(backbone, glue_dir):
+    tokenizer = load_tokenizer(backbone)
+    ready = data.tokenize(data.load(tasks.get("RTE"), glue_dir)["dev"], tokenizer, 64)
+    model = build(config(backbone, recipe="vanilla"), 2).eval()
+    half = measure_speed_ups(model, ready, Collator(tokenizer), policies.FixedStep(2), 2.0, pairs=2)
+    assert half["steps"] == 2.0
+    assert half["flops"] == pytest.approx(2.0, rel=0.02)  # the head costs a little, and embeddings nothing
+    assert half["wall_clock_range"][0] <= half["wall_clock"] <= half["wall_clock_range"][1]
+
+
+def test_batches_hold_every_example_once_and_pad_to_their_own_longest(backbone, glue_dir):
+    tokenizer = load_tokenizer(backbone)
+    ready = data.tokenize(data.load(tasks.get("CoLA"), glue_dir)["train"], tokenizer, 64)
+    made = batches(ready, Collator(tokenizer), 1, torch.device("cpu"))
+    assert sorted(i for batch in made for i in batch["row_ids"].tolist()) == list(ready["idx"])
+    assert all(batch["attention_mask"].all() for batch in made)
+
+
+def test_report_has_scores_runs_and_published_numbers(result):
+    other = Result({**result.data, "config": {**result["config"], "seed": 1}})
+    page = markdown([result, other])
+    assert page.startswith("# Results")
+    assert "2 seeds" in page
+    assert "PALBERT *(published)* | ×1.29 | 78.3" in page
+    assert f"{100 * result.score('exits'):.1f}" in page
+
+
+def test_report_command_writes_the_page(result, tmp_path):
+    done = invoke("report", "--results", result.path.parent, "--out", tmp_path / "results.md")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "results.md").read_text() == markdown(read_all(result.path.parent))
+
+
+def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
+    with pytest.raises(DataError, match="folder of results"):
+        read_all(tmp_path / "none")
+    with pytest.raises(DataError, match="at least one"):
+        markdown([])
+    (tmp_path / "half.json").write_text(result.path.read_text()[:100])
+    with pytest.raises(DataError, match=r"half\.json"):
+        read_all(tmp_path)
+    (tmp_path / "half.json").write_text(json.dumps({**result.data, "format": "another"}))
+    with pytest.raises(DataError, match="another"):
+        read_all(tmp_path)
+    for name in ("half.json", "twice.json"):
+        shutil.copy(result.path, tmp_path / name)
+    with pytest.raises(DataError, match="two results"):
+        read_all(tmp_path)
+
+
+def test_a_policy_is_read_as_it_is_written():
+    assert parse_policy("last-step") == policies.LastStep()
+    assert parse_policy("patience:patience=3,tolerance=0.5") == policies.Patience(3, 0.5)
+
+
+def test_keys_differ_with_every_field():
+    one = RunConfig("RTE")
+    assert one.key != RunConfig("RTE", lr=1e-5).key
+    assert one.key == RunConfig("RTE").key
