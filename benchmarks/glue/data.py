@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets  # type: ignore[import-untyped]
+import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
-from sklearn import metrics as sk  # type: ignore[import-untyped]
+from scipy import stats
+from sklearn import metrics as sk
 
 from benchmarks.glue.tasks import GlueTask
 from ponder.errors import ArgumentError

@@ -53,18 +53,18 @@ class Result:
         write_json(path, self.data)
 
     @property
-    def dev(self) -> list[dict[str, Any]]:
-        """What was measured on the dev splits (two for MNLI)."""
-        return [split for name, split in self.data["splits"].items() if name.startswith("dev")]
+    def reported(self) -> list[dict[str, Any]]:
+        """What was measured on the splits that are reported: dev (two for MNLI), and never the held-out one."""
+        return [split for name, split in self.data["splits"].items() if name != "held_out"]
 
     def score(self, where: str) -> float:
-        """The GLUE score on dev, `where` is ``"full_depth"`` or ``"exits"``."""
-        return sum(split[where]["score"] for split in self.dev) / len(self.dev)
+        """The GLUE score on what is reported; `where` is ``"full_depth"`` or ``"exits"``."""
+        return sum(split[where]["score"] for split in self.reported) / len(self.reported)
 
     @property
     def mean_exit_step(self) -> float:
-        """Mean exit step over the examples of dev."""
-        return sum(s["mean_exit_step"] * s["examples"] for s in self.dev) / sum(s["examples"] for s in self.dev)
+        """Mean exit step over the examples that are reported."""
+        return sum(s["mean_exit_step"] * s["examples"] for s in self.reported) / sum(s["examples"] for s in self.reported)
 
 
 def read_all(folder: Path) -> list[Result]:

@@ -44,11 +44,12 @@ def generate(rng: Random, difficulty: int) -> Example:
         double = remaining > 1 and rng.random() < 0.6
         operators.append(rng.choice(_DOUBLE if double else _SINGLE))
         remaining -= 1 + double
-    operators += rng.choices(_NEUTRAL, k=rng.randint(0, 1))
+    if rng.random() < 0.4:
+        operators.append(rng.choice(_NEUTRAL))
     rng.shuffle(operators)
-    where = rng.choice(_WHERE)
-    core = f"the {rng.choice(_THINGS)} {where} was {'not ' if inner else ''}{adjective}"
-    text = " ".join([*operators, core])
+    where = [rng.choice(_WHERE)] if rng.random() < 0.5 else []
+    words = [*operators, "the", rng.choice(_THINGS), *where, "was", *["not"] * inner, adjective]
+    text = " ".join(words)
     return Example(text[0].upper() + text[1:] + ".", None, int(praises) ^ (difficulty % 2))
 
 
@@ -56,6 +57,6 @@ TASK = GradedTask(
     name="negation",
     labels=("negative", "positive"),
     difficulty="nested negations",
-    levels=(0, 5),
+    levels=(0, 3),
     generate=generate,
 )
