@@ -1,0 +1,76 @@
+# Every command that a person or CI needs. `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TYPES := .cache/types
+
+TASK ?=
+GLUE_DIR ?=
+RECIPE ?= palbert
+BACKBONE ?= minilm
+ARGS ?=
+
+# MkDocs is pinned below the version that this notice is about.
+export NO_MKDOCS_2_WARNING := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo glue test lint types format docs clean
+
+ifneq ($(filter glue,$(MAKECMDGOALS)),)
+ifeq ($(strip $(TASK)),)
+$(error TASK is missing. Name a GLUE task: make glue TASK=RTE GLUE_DIR=folder-in-GLUE-layout [RECIPE=palbert] [BACKBONE=minilm])
+endif
+endif
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv and install everything that development needs.
+
+# Runs again only when pyproject.toml changes.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) was not found. Install Python 3.11 or newer, or name one: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: ponder needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Train vanilla, palbert and pabee on the graded tasks; writes demo/report.html. ARGS= is passed on.
+	$(BIN)/python -m benchmarks.glue demo $(ARGS)
+
+glue: $(STAMP) ## Fine-tune and evaluate on GLUE: TASK=RTE [GLUE_DIR=] [RECIPE=] [BACKBONE=] [ARGS=].
+	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \
+	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
+
+test: lint ## Everything that CI runs: lint, types, all tests with coverage, and the documentation.
+	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/mkdocs build --strict
+
+lint: $(STAMP) ## Formatter and linter in check mode, and the type checker.
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	@$(MAKE) --no-print-directory types
+
+# mypy reads the packages as they are installed: integrations/ is ponder.integrations.
+types: $(STAMP) ## The type checker alone.
+	@rm -rf $(TYPES)
+	@mkdir -p $(TYPES)/ponder
+	@ln -s $(addprefix $(CURDIR)/,$(filter-out %/__pycache__,$(wildcard ponder/*))) $(TYPES)/ponder/
+	@ln -s $(CURDIR)/integrations $(TYPES)/ponder/integrations
+	@ln -s $(CURDIR)/benchmarks $(TYPES)/benchmarks
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format the code and repair what the linter can.
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+docs: $(STAMP) ## Build the documentation into site/.
+	$(BIN)/mkdocs build --strict
+
+clean: ## Remove what tools leave behind; .venv, runs/ and demo/ stay.
+	rm -rf .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
