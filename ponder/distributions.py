@@ -1,8 +1,8 @@
-r"""The halting distribution: a distribution over the steps 1..N.
+"""The halting distribution: a distribution over the steps 1..N.
 
 A hazard λ_n is the probability of stopping at step n given that no earlier step stopped. Hazards induce
 
-.. math:: p(n) = λ_n \prod_{j<n} (1 - λ_j), \qquad p(N) = \prod_{j<N} (1 - λ_j),
+    p(n) = λ_n Π_{j<n} (1 − λ_j),    p(N) = Π_{j<N} (1 − λ_j),
 
 the generalised geometric of PonderNet (Banino et al. 2021, Eq. 6; PALBERT paper, Eq. 1), whose last step takes
 all the mass that is left. Everything is computed in log space, in float32 or float64.
@@ -10,7 +10,7 @@ all the mass that is left. Everything is computed in log space, in float32 or fl
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from torch.distributions.utils import lazy_property
 from ponder.errors import ArgumentError
 
 __all__ = ["StepDistribution"]
+
+D = TypeVar("D", bound=Distribution)
 
 
 class StepDistribution(Distribution):
@@ -75,7 +77,7 @@ class StepDistribution(Distribution):
         logits = _at_least_float32(logits)[..., :-1]
         log_survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
         log_hazard = F.pad(F.logsigmoid(logits), (0, 1))
-        return cls(log_hazard + log_survival, validate_args=False)
+        return _checking_values(cls(log_hazard + log_survival, validate_args=False), Distribution._validate_args)
 
     @property
     def num_steps(self) -> int:
@@ -150,7 +152,7 @@ class StepDistribution(Distribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> StepDistribution:
         """The same distribution for a larger batch, without copying."""
         expanded = self.log_pmf.expand(torch.Size(batch_shape) + self.log_pmf.shape[-1:])
-        return StepDistribution(expanded, validate_args=False)
+        return _checking_values(StepDistribution(expanded, validate_args=False), self._validate_args)
 
     def _steps(self) -> Tensor:
         return torch.arange(1, self.num_steps + 1, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
@@ -174,6 +176,12 @@ def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
             remedy="Use equal step counts.",
         )
     return _weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)
+
+
+def _checking_values(distribution: D, validate: bool) -> D:
+    """A distribution that is normalised by construction and still refuses values outside its support."""
+    distribution._validate_args = validate
+    return distribution
 
 
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ class ModelSource:
 def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:
     for path, tensor in tensors(hidden, "hidden"):
         if tensor.is_floating_point():
-            bad = ~tensor.flatten(1).isfinite().all(1)
+            bad = ~tensor.unsqueeze(-1).flatten(1).isfinite().all(1)  # one number a row is a state too
             if bool(bad.any()):
                 raise NonFiniteError(
                     f"step {step} produced NaN or infinity in {path}, rows {rows[bad.cpu()].tolist()} of the "

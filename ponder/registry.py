@@ -123,21 +123,14 @@ class Plugin:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: the registered name under ``"name"``, and every field."""
+        name = self.registry.name_of(type(self))
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {"name": self.registry.name_of(type(self)), **{k: _encode(k, v) for k, v in own.items()}}
+        return {"name": name, **{k: _encode(k, v) for k, v in own.items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`, for any member of the registry that `cls` belongs to."""
-        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-            raise ArgumentTypeError(
-                "data",
-                expected=f"a mapping with the {cls.registry.kind}'s 'name'",
-                got=repr(data),
-                remedy="Pass what to_dict() returned.",
-            )
-        fields = {key: _decode(cls, value) for key, value in data.items() if key != "name"}
-        built = cls.registry.get(data["name"], **fields)
+        built = _build(cls.registry, data)
         if not isinstance(built, cls):
             raise ArgumentTypeError(
                 "data", expected=cls.__name__, got=type(built).__name__, remedy="Call from_dict of its base."
@@ -160,11 +153,22 @@ def _encode(field: str, value: object) -> object:
     )
 
 
-def _decode(cls: type[Plugin], value: object) -> object:
+def _build(registry: Registry[Any], data: object) -> Any:
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        raise ArgumentTypeError(
+            "data",
+            expected=f"a mapping with the {registry.kind}'s 'name'",
+            got=repr(data),
+            remedy="Pass what to_dict() returned.",
+        )
+    return registry.get(data["name"], **{k: _decode(registry, v) for k, v in data.items() if k != "name"})
+
+
+def _decode(registry: Registry[Any], value: object) -> object:
     if isinstance(value, Mapping):
-        return cls.registry.get(value["name"], **{k: _decode(cls, v) for k, v in value.items() if k != "name"})
+        return _build(registry, value)
     if isinstance(value, list):
-        return tuple(_decode(cls, item) for item in value)
+        return tuple(_decode(registry, item) for item in value)
     return value
 
 

@@ -16,7 +16,7 @@ from ponder.errors import ArgumentError, CheckpointError, PonderError
 if TYPE_CHECKING:
     from ponder.wrapper import PonderWrapper
 
-__all__ = ["load", "read_json", "read_tensors", "save", "write_json", "write_tensors"]
+__all__ = ["load", "read_json", "read_tensors", "save", "write_json", "write_tensors", "write_text"]
 
 _FORMAT = "ponder-model-1"
 _WEIGHTS = "model.safetensors"
@@ -100,6 +100,11 @@ def read_tensors(
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

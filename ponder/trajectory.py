@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ponder.distributions import StepDistribution
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.loop import Exits, Source, run
 from ponder.policies.base import Batch, ExitPolicy, Setting
 from ponder.serialization import read_tensors, write_tensors
@@ -65,6 +65,13 @@ class Trajectory:
 
     def replay(self, policy: ExitPolicy) -> Exits:
         """The exits that running the model with `policy` gives: `.outputs` `(batch, …)`, `.exit_step` `(batch,)`."""
+        if not isinstance(policy, ExitPolicy):
+            raise ArgumentTypeError(
+                "policy",
+                expected="an ExitPolicy",
+                got=type(policy).__name__,
+                remedy="Pass policies.Quantile(0.5), say.",
+            )
         policy.check(Setting(self.num_steps, self.task, self.hazard_logits is not None, self.features is not None))
         if not len(self):
             return Exits(self.outputs[:, -1], self.row_ids.new_zeros(0))
@@ -177,7 +184,8 @@ class _RecordedSource:
 
     def hazard_logit(self) -> Tensor:
         assert self.trajectory.hazard_logits is not None  # the policy was checked
-        return self.trajectory.hazard_logits[self.rows, self.step - 1]
+        logit = self.trajectory.hazard_logits[self.rows, self.step - 1]
+        return logit if logit.dtype == torch.float64 else logit.float()
 
     def output_of(self, index: Tensor | None) -> Tensor:
         rows = self.rows if index is None else self.rows[index]

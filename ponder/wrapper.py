@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.heads import PerStep, as_lambda_head
 from ponder.loop import Exits, ModelSource, Parts, run
 from ponder.objectives import FinalStep, Objective, Ponder, Unrolled
@@ -122,20 +122,20 @@ class PonderWrapper(nn.Module):
 
     @objective.setter
     def objective(self, objective: Objective) -> None:
-        _check_type("objective", objective, Objective)
-        objective.check(has_hazard=self.lambda_head is not None, has_prior=self.prior is not None)
+        self._check_objective(objective, self.prior)
         self._objective = objective
 
     @property
     def prior(self) -> Prior | None:
-        """The prior of the halting step; assigning one checks that it serves N steps."""
+        """The prior of the halting step; assigning one checks that it serves N steps and the objective."""
         return self._prior
 
     @prior.setter
     def prior(self, prior: Prior | None) -> None:
-        if prior is not None:
-            _check_type("prior", prior, Prior)
-            prior(self.num_steps)
+        self._check_prior(prior)
+        objective: Objective | None = getattr(self, "_objective", None)
+        if objective is not None:
+            self._check_objective(objective, prior)
         self._prior = prior
 
     def forward(
@@ -210,17 +210,31 @@ class PonderWrapper(nn.Module):
         }
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Take policy, prior and objective from what `settings` gave for a model of the same shape."""
+        """Take policy, prior and objective from what `settings` gave for a model of the same shape; all or none."""
         own = self.settings()
         for key in ("num_steps", "schedule", "task"):
             if settings.get(key) != own[key]:
                 raise CheckpointError(
                     f"{key}: the saved model has {settings.get(key)!r}, this one {own[key]!r}. Build it as it was."
                 )
-        prior = settings["prior"]
-        self.prior = None if prior is None else Prior.from_dict(prior)
-        self.objective = Objective.from_dict(settings["objective"])
-        self.policy = ExitPolicy.from_dict(settings["policy"])
+        try:
+            prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
+            objective = Objective.from_dict(settings["objective"])
+            policy = self._checked(ExitPolicy.from_dict(settings["policy"]))
+            self._check_prior(prior)
+            self._check_objective(objective, prior)
+        except (KeyError, PonderError) as error:
+            raise CheckpointError(f"the saved prior, objective or policy cannot be used: {error}") from error
+        self._prior, self._objective, self._policy = prior, objective, policy
+
+    def _check_prior(self, prior: Prior | None) -> None:
+        if prior is not None:
+            _check_type("prior", prior, Prior)
+            prior(self.num_steps)
+
+    def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
+        _check_type("objective", objective, Objective)
+        objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
 
     def _checked(self, policy: ExitPolicy) -> ExitPolicy:
         _check_type("policy", policy, ExitPolicy)
@@ -272,12 +286,12 @@ class PonderWrapper(nn.Module):
 
 
 def _check_head(head: nn.Module, num_steps: int) -> nn.Module:
-    if not callable(head):
+    if not callable(head) or isinstance(head, nn.ModuleList | nn.ModuleDict):
         raise ArgumentTypeError(
             "head",
             expected="a module features -> outputs",
             got=type(head).__name__,
-            remedy="Pass nn.Linear(…), say.",
+            remedy="Pass nn.Linear(…), say, or ponder.PerStep([…]) for one head a step.",
         )
     if isinstance(head, PerStep) and len(head) != num_steps:
         raise ArgumentError(

@@ -135,7 +135,7 @@ def _seconds(model: PonderForSequenceClassification, timed: Sequence[Batch], pol
 def _count_flops(model: PonderForSequenceClassification, batch: Batch, policy: ExitPolicy) -> int:
     with FlopCounterMode(display=False) as counter:
         model(**_unlabelled(batch), policy=policy)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _unlabelled(batch: Batch) -> Batch:

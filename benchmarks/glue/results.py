@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,12 +60,13 @@ class Result:
 
     def score(self, where: str) -> float:
         """The GLUE score on what is reported; `where` is ``"full_depth"`` or ``"exits"``."""
-        return sum(split[where]["score"] for split in self.reported) / len(self.reported)
+        return statistics.fmean(split[where]["score"] for split in self.reported)
 
     @property
     def mean_exit_step(self) -> float:
         """Mean exit step over the examples that are reported."""
-        return sum(s["mean_exit_step"] * s["examples"] for s in self.reported) / sum(s["examples"] for s in self.reported)
+        sizes = [split["examples"] for split in self.reported]
+        return statistics.fmean((split["mean_exit_step"] for split in self.reported), weights=sizes)
 
 
 def read_all(folder: Path) -> list[Result]:

@@ -118,7 +118,8 @@ def train(
             shutil.rmtree(folder, ignore_errors=True)
         log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
-    return Trained(model.eval(), log)
+    model.train(False)
+    return Trained(model, log)
 
 
 def answers(task: GlueTask, outputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -190,8 +191,8 @@ def _arguments(config: RunConfig, folder: Path, examples: int, progress: bool) -
 
 def _held_out_score(task: GlueTask) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits, exit_step = prediction.predictions[:2]
-        scores = metrics.score(task, answers(task, np.asarray(logits)), np.asarray(prediction.label_ids))
+        logits, exit_step, *_ = (np.asarray(each) for each in prediction.predictions)
+        scores = metrics.score(task, answers(task, logits), np.asarray(prediction.label_ids))
         return {"score": scores["score"], "mean_exit_step": float(np.mean(exit_step))}
 
     return compute

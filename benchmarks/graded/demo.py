@@ -145,6 +145,6 @@ def _notes(backbone: str, results: list[Result]) -> list[str]:
 def _has_bf16() -> bool:
     """Whether bfloat16 arithmetic is in hardware (without it, autocast is slower than float32)."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we serve
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we serve
     return bool(capabilities.get("avx512_bf16", False))

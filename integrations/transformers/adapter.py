@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.registry import Registry
 from ponder.steps import Steps
 
@@ -44,6 +44,11 @@ class EncoderAdapter(ABC):
     @abstractmethod
     def pool(self, hidden: Tensor) -> Tensor:
         """The first token through the encoder's pooler: `(batch, length, width)` → `(batch, width)`."""
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether `pool` can be called; False for an encoder that was built without its pooler."""
+        return True
 
     def extra_context(self, hidden: Tensor) -> dict[str, Any]:
         """Further context of the layers, computed once a call; nothing by default."""
@@ -91,8 +96,23 @@ def adapter_for(encoder: PreTrainedModel) -> EncoderAdapter:
     """The adapter of an encoder's family, found by its `model_type`.
 
     Raises:
-        ArgumentError: There is none; the message says how to write one.
+        ArgumentTypeError: It is no model of Transformers.
+        ArgumentError: There is none (the message says how to write one), or the model has heads already.
     """
+    if not isinstance(encoder, PreTrainedModel):
+        raise ArgumentTypeError(
+            "encoder",
+            expected="a bare encoder of Transformers, a folder or a hub name",
+            got=type(encoder).__name__,
+            remedy="Wrap any other module with ponder.PonderWrapper.",
+        )
+    if encoder.base_model is not encoder and isinstance(encoder.base_model, PreTrainedModel):
+        raise ArgumentError(
+            "encoder",
+            expected="a bare encoder",
+            got=f"{type(encoder).__name__}, which has heads",
+            remedy="Pass its base_model.",
+        )
     family = encoder.config.model_type
     if family not in registry.names():
         raise ArgumentError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from ponder.errors import CheckpointError
 from ponder.recipes import Recipe
 
 __all__ = ["READOUTS", "PonderConfig"]
@@ -41,8 +42,17 @@ class PonderConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def encoder_config(self) -> PretrainedConfig:
-        """The encoder's configuration as an object."""
+        """The encoder's configuration as an object.
+
+        Raises:
+            CheckpointError: This is the configuration of something else.
+        """
         fields = dict(self.encoder)
+        if "model_type" not in fields:
+            raise CheckpointError(
+                "config: expected an 'encoder' with its 'model_type', as PonderForSequenceClassification saves it; "
+                "got none. A plain encoder is for PonderForSequenceClassification.from_encoder."
+            )
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
     def make_recipe(self) -> Recipe:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
+from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.policies import ExitPolicy
 from ponder.readouts import mean
 from ponder.recipes import Recipe, Stage, freeze_for
@@ -70,11 +69,14 @@ class PonderForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: PonderConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.encoder_config()) if encoder is None else encoder
-        recipe, adapter = config.make_recipe(), adapter_for(self.encoder)
+        if encoder is None:
+            self.encoder = AutoModel.from_config(config.encoder_config(), trust_remote_code=False)
+        else:
+            self.encoder = _as_loaded(encoder)
+        task, recipe, adapter = _task(config), config.make_recipe(), adapter_for(self.encoder)
         steps = adapter.steps()
         head, lambda_head = recipe.make_heads(
-            self.encoder.config.hidden_size, int(config.num_labels or 1), steps.num_steps, config.head_dropout
+            self.encoder.config.hidden_size, config.num_labels, steps.num_steps, config.head_dropout
         )
         self.ponder = PonderWrapper(
             steps,
@@ -85,8 +87,9 @@ class PonderForSequenceClassification(PreTrainedModel):
             policy=recipe.policy,
             stem=adapter.stem,
             readout=_readout(config.readout, adapter),
-            task=_TASKS[str(config.problem_type)],
+            task=task,
         )
+        self.ponder.to(device=self.encoder.device, dtype=self.encoder.dtype)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -119,7 +122,7 @@ class PonderForSequenceClassification(PreTrainedModel):
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
         if isinstance(encoder, str | PathLike):
-            encoder = _load_encoder(encoder)
+            encoder = load_encoder(encoder)
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
         recipe = recipe.for_steps(adapter_for(encoder).steps().num_steps)
         made = PonderConfig(
@@ -136,9 +139,22 @@ class PonderForSequenceClassification(PreTrainedModel):
         return model
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in Transformers, from safetensors only: nothing is unpickled."""
-        return super().from_pretrained(*args, **{"use_safetensors": True, **kwargs})
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers, from safetensors only: nothing is unpickled.
+
+        Raises:
+            CheckpointError: The folder does not hold a whole model.
+        """
+        read = super().from_pretrained
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = load_whole(
+            lambda source, **named: read(source, *args, **named),
+            pretrained_model_name_or_path,
+            "model",
+            "Pass a folder that save_pretrained wrote; a plain encoder is for from_encoder.",
+            **kwargs,
+        )
+        return (model, info) if with_info else model
 
     @property
     def policy(self) -> ExitPolicy:
@@ -202,10 +218,32 @@ class PonderForSequenceClassification(PreTrainedModel):
         return self.ponder.unroll(input_ids, **kwargs)
 
 
+def _task(config: PonderConfig) -> TaskName:
+    if config.problem_type not in _TASKS:
+        raise ArgumentError(
+            "problem_type",
+            expected=f"one of {', '.join(_TASKS)}",
+            got=repr(config.problem_type),
+            remedy="Choose one, or leave it out.",
+        )
+    if config.num_labels < 1:
+        raise ArgumentError(
+            "num_labels", expected="a whole number ≥ 1", got=config.num_labels, remedy="Regression has 1."
+        )
+    return _TASKS[config.problem_type]
+
+
+def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Mark modules that a user exchanged as initialised, or else `post_init` draws their weights anew."""
+    for module in encoder.modules():
+        module._is_hf_initialized = True
+    return encoder
+
+
 def _readout(name: str, adapter: EncoderAdapter) -> Any:
     if name not in READOUTS:
         raise ArgumentError("readout", expected=" or ".join(READOUTS), got=repr(name), remedy="Choose one of them.")
-    if name == "pooler" and adapter.encoder.pooler is None:
+    if name == "pooler" and not adapter.has_pooler:
         raise ArgumentError(
             "readout", expected="'mean'", got="'pooler', without a pooler", remedy="Use readout='mean'."
         )
@@ -214,17 +252,3 @@ def _readout(name: str, adapter: EncoderAdapter) -> Any:
 
 def _token_mean(hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
     return mean(hidden, attention_mask=token_mask)
-
-
-def _load_encoder(source: str | PathLike[str]) -> PreTrainedModel:
-    try:
-        encoder: PreTrainedModel = AutoModel.from_pretrained(
-            str(source), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-        return encoder
-    except (OSError, ValueError) as error:
-        where = "folder" if Path(source).exists() else "hub name or folder"
-        raise CheckpointError(
-            f"encoder: expected a {where} with config.json and model.safetensors; got {str(source)!r} ({error}). "
-            "Pass a folder that holds both, or, with a network, a hub name such as 'albert-base-v2'."
-        ) from error

@@ -30,6 +30,11 @@ class MPNetAdapter(EncoderAdapter):
         """One step a layer."""
         return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
 
+    @property
+    def has_pooler(self) -> bool:
+        """See `EncoderAdapter.has_pooler`."""
+        return self.encoder.pooler is not None
+
     def pool(self, hidden: Tensor) -> Tensor:
         """See `EncoderAdapter.pool`."""
         pooled: Tensor = self.encoder.pooler(hidden)

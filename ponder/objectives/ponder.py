@@ -1,4 +1,4 @@
-r"""PonderNet's objective: the likelihood of the labels under a latent halting step, and a KL to a prior."""
+"""PonderNet's objective: the likelihood of the labels under a latent halting step, and a KL to a prior."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LIKELIHOOD = ("expected_log", "log_expected")
 @registry.register("ponder")
 @dataclass(frozen=True)
 class Ponder(Objective):
-    r"""The loss of a latent halting step, minimised.
+    """The loss of a latent halting step, minimised.
 
-    .. math:: \sum_n p(n|x)\, ℓ_n + β\, KL(p(\cdot|x) \,‖\, p(\cdot)), \qquad ℓ_n = -\log p(y|x, n)
+    Σ_n p(n|x) ℓ_n + β KL(p(·|x) ‖ p(·)), with ℓ_n = −log p(y|x, n).
 
     Banino et al. 2021, Eq. 2; PALBERT paper, Eq. 2. All N steps count, the last with the mass that is left.
 

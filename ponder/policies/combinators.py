@@ -9,7 +9,7 @@ from typing import Self
 
 from torch import Tensor
 
-from ponder.errors import ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, check_step, registry
 from ponder.rows import Tree
 
@@ -22,6 +22,10 @@ class _Several(ExitPolicy):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policies", tuple(self.policies))
+        if not self.policies:
+            raise ArgumentError(
+                "policies", expected="at least one policy", got="none", remedy="Use policies.LastStep() for no exit."
+            )
         for policy in self.policies:
             _check_policy(policy)
 

@@ -13,6 +13,8 @@ from ponder.rows import Tree
 
 __all__ = ["Bernoulli", "Quantile"]
 
+_GAMMA = 0x9E3779B97F4A7C15
+
 
 @registry.register("quantile")
 @dataclass(frozen=True)
@@ -67,11 +69,12 @@ class Bernoulli(ExitPolicy):
 def _uniform(seed: int, row_ids: Tensor) -> Tensor:
     """Numbers in [0, 1), `(batch,)` float32, that are a function of seed and row id.
 
-    A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) applied to the seed, and to
-    its result plus the row id. Int64 arithmetic wraps around, on every device alike.
+    A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) applied to the seed plus the
+    golden gamma (0 alone is a fixed point), and to its result plus the row id times the golden gamma. Int64
+    arithmetic wraps around, on every device alike.
     """
-    key = _mix(torch.tensor(_signed(seed), device=row_ids.device))
-    bits = _mix(key + row_ids.long() * _signed(0x9E3779B97F4A7C15))
+    key = _mix(torch.tensor(_signed(seed + _GAMMA), device=row_ids.device))
+    bits = _mix(key + row_ids.long() * _signed(_GAMMA))
     return _shift_right(bits, 40).float() * 2.0**-24
 
 

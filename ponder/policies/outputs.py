@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,7 +68,8 @@ class Entropy(_Certainty):
             )
 
     def sure(self, log_probabilities: Tensor) -> Tensor:
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
+        p = log_probabilities.exp()
+        entropy = -torch.where(p > 0, p * log_probabilities, 0.0).sum(-1)  # a logit of −inf adds nothing, not NaN
         return entropy < self.threshold * (math.log(log_probabilities.shape[-1]) if self.normalize else 1.0)
 
 

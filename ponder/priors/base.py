@@ -40,6 +40,7 @@ class Prior(Plugin, ABC):
                 got=repr(num_steps),
                 remedy="Pass the number of steps.",
             )
+        dtype = torch.promote_types(dtype, torch.float32)  # rounded to half precision, the mass is no longer 1
         return StepDistribution(self.log_pmf(num_steps).to(dtype=dtype, device=device), validate_args=False)
 
     @abstractmethod

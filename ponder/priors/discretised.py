@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from ponder.errors import ArgumentError
 from ponder.priors.base import Prior, check_positive, registry, steps
 
 __all__ = ["Normal", "Poisson"]
@@ -48,6 +50,8 @@ class Normal(Prior):
     std: float
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.mean):
+            raise ArgumentError("mean", expected="a finite number", got=self.mean, remedy="Pass a step, 3.0 say.")
         check_positive("std", self.std)
 
     def log_pmf(self, num_steps: int) -> Tensor:

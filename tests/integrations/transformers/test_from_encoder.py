@@ -1,0 +1,329 @@
+"""`from_encoder`: from a folder, an instance or an embedded backbone, for every recipe and kind of labels."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedModel,
+)
+
+from benchmarks import backbones
+from ponder import PerStep, policies, recipes
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from ponder.integrations.transformers import EncoderAdapter, PonderForSequenceClassification, adapters
+from ponder.integrations.transformers.adapter import LayerStep
+from ponder.steps import Steps
+from tests.integrations.transformers.encoders import (
+    CONFIGS,
+    FAMILIES,
+    WIDTH,
+    make_batch,
+    make_encoder,
+    rows_computed,
+)
+
+build = PonderForSequenceClassification.from_encoder
+families = pytest.mark.parametrize("name", FAMILIES)
+every_recipe = pytest.mark.parametrize("recipe", recipes.names())
+KINDS = {
+    "regression": (1, None, torch.randn(6, generator=torch.Generator().manual_seed(0))),
+    "two classes": (2, None, torch.tensor([0, 1, 1, 0, 1, 0])),
+    "three classes": (3, None, torch.tensor([0, 1, 2, 2, 1, 0])),
+    "several regressions": (2, "regression", torch.randn(6, 2, generator=torch.Generator().manual_seed(0))),
+    "multilabel": (3, "multi_label_classification", torch.eye(3).repeat(2, 1)),
+}
+CLASSES_ONLY = {"deebert", "fastbert"}
+
+
+def equal_states(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+class TestSources:
+    @families
+    @torch.no_grad()
+    def test_a_folder_with_a_plain_checkpoint(self, name: str, tmp_path: Path) -> None:
+        encoder = make_encoder(name)
+        encoder.save_pretrained(tmp_path)
+        model = build(tmp_path, "vanilla").eval()
+        assert equal_states(model.encoder.state_dict(), encoder.state_dict())
+        batch = make_batch(encoder)
+        plain = AutoModel.from_pretrained(tmp_path).eval()(**batch)
+        features = model.unroll(**batch, keep_features=True).features
+        torch.testing.assert_close(features[:, -1], plain.pooler_output, atol=1e-6, rtol=1e-6)
+        assert build(str(tmp_path), "vanilla").config.encoder == model.config.encoder
+
+    @families
+    def test_an_encoder_is_used_and_not_copied(self, name: str) -> None:
+        encoder = make_encoder(name)
+        before = copy.deepcopy(encoder.state_dict())
+        model = build(encoder)
+        assert model.encoder is encoder
+        assert equal_states(encoder.state_dict(), before)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda encoder: encoder,
+            copy.deepcopy,
+            lambda encoder: pickle.loads(pickle.dumps(encoder)),
+            lambda encoder: encoder.resize_token_embeddings(50) and encoder,
+            lambda encoder: setattr(encoder.pooler, "dense", nn.Linear(WIDTH, WIDTH)) or encoder,
+            lambda encoder: setattr(encoder.encoder.layer[1].intermediate, "dense", nn.Linear(WIDTH, 24)) or encoder,
+        ],
+        ids=["as it is", "copied", "pickled", "more tokens", "own pooler", "own layer"],
+    )
+    def test_no_weight_of_a_given_encoder_is_drawn_anew(self, change: Callable[[Any], PreTrainedModel]) -> None:
+        """Trap: weights that the framework takes for missing are initialised when the model is put together."""
+        encoder = change(make_encoder("bert"))
+        before = copy.deepcopy(encoder.state_dict())
+        assert equal_states(build(encoder).encoder.state_dict(), before)
+
+    def test_weights_of_the_heads_are_initialised_like_the_encoders(self) -> None:
+        model = build(make_encoder("bert"), "palbert")
+        for part in model.ponder.modules():
+            if isinstance(part, nn.Linear):
+                assert part.weight.abs().max() < 0.2, "initializer_range is 0.02"
+                assert not part.bias.any()
+
+    def test_an_encoder_in_bfloat16_gets_heads_in_bfloat16(self) -> None:
+        model = build(make_encoder("bert").to(torch.bfloat16)).eval()
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert model(**make_batch(model.encoder)).logits.dtype == torch.bfloat16
+
+    def test_a_folder_of_a_model_with_heads_gives_its_encoder(self, tmp_path: Path) -> None:
+        headed = BertForSequenceClassification(CONFIGS["bert"]())
+        headed.save_pretrained(tmp_path)
+        assert equal_states(build(tmp_path).encoder.state_dict(), headed.bert.state_dict())
+
+    def test_a_folder_in_half_precision_is_read_in_full(self, tmp_path: Path) -> None:
+        make_encoder("bert").to(torch.bfloat16).save_pretrained(tmp_path)
+        assert {parameter.dtype for parameter in build(tmp_path).parameters()} == {torch.float32}
+
+
+class TestMiniLM:
+    @torch.no_grad()
+    def test_the_embedded_backbone(self) -> None:
+        folder = Path(backbones.resolve("minilm"))
+        model = build(folder, "palbert", num_labels=3).eval()
+        assert model.ponder.num_steps == 6
+        assert model.recipe.prior.rate == pytest.approx(1 - 0.9**2), "0.1 of 12 steps"
+        plain = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+        ids = torch.randint(1000, 30000, (3, 9), generator=torch.Generator().manual_seed(0))
+        mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5, [1] * 7 + [0] * 2])
+        expected = plain(ids, mask)
+        assert torch.isfinite(expected.pooler_output).all()
+        features = model.unroll(ids, attention_mask=mask, keep_features=True).features
+        torch.testing.assert_close(features[:, -1], expected.pooler_output, atol=1e-5, rtol=1e-5)
+        with rows_computed(list(model.encoder.encoder.layer)) as calls:
+            out = model(ids, mask, policy=policies.Bernoulli(0))
+        assert sum(calls) == out.exit_step.sum()
+        replayed = model.unroll(ids, attention_mask=mask).replay(policies.Bernoulli(0))
+        assert torch.equal(replayed.exit_step, out.exit_step)
+
+
+class TestRecipesAndLabels:
+    @pytest.mark.parametrize("kind", KINDS)
+    @every_recipe
+    def test_every_recipe_serves_every_kind_of_labels_or_says_why_not(self, recipe: str, kind: str) -> None:
+        num_labels, problem, labels = KINDS[kind]
+        encoder = make_encoder("bert")
+        if recipe in CLASSES_ONLY and not kind.endswith("classes"):
+            with pytest.raises(ArgumentError, match=r"policy: expected class logits .*Patience|Patience.*hazard"):
+                build(encoder, recipe, num_labels, problem_type=problem)
+            return
+        model = build(encoder, recipe, num_labels, problem_type=problem)
+        batch = make_batch(encoder)
+        for stage in model.recipe.stages:
+            model.start_stage(stage)
+            out = model.train()(**batch, labels=labels)
+            assert out.step_logits.shape == (6, 5, num_labels)
+            assert (out.hazard_logits is None) == (model.ponder.lambda_head is None)
+            assert torch.equal(out.logits, out.step_logits[:, -1])
+            assert out.exit_step.tolist() == [5] * 6
+            assert out.loss.isfinite()
+            out.loss.backward()
+        out = model.eval()(**batch, labels=labels)
+        assert out.logits.shape == (6, num_labels)
+        assert out.step_logits is None
+        assert out.hazard_logits is None
+        loss = {
+            "regression": lambda: nn.functional.mse_loss(out.logits.reshape(labels.shape), labels),
+            "several regressions": lambda: nn.functional.mse_loss(out.logits, labels),
+            "multilabel": lambda: nn.functional.binary_cross_entropy_with_logits(out.logits, labels),
+        }.get(kind, lambda: nn.functional.cross_entropy(out.logits, labels))()
+        torch.testing.assert_close(out.loss, loss)
+
+    @every_recipe
+    def test_a_recipe_is_scaled_to_the_encoder(self, recipe: str) -> None:
+        for name, num_steps in (("bert", 5), ("albert", 6), ("albert-3-uneven-groups-inner-2", 7)):
+            model = build(make_encoder(name), recipe)
+            scaled = recipes.get(recipe).for_steps(num_steps)
+            assert model.recipe == scaled
+            assert model.policy == scaled.policy
+            assert model.ponder.prior == scaled.prior
+            assert model.ponder.objective == scaled.stages[0].objective
+            assert isinstance(model.ponder.head, PerStep) == scaled.per_step_heads
+
+    def test_what_a_recipe_of_12_steps_becomes_on_6(self) -> None:
+        assert build(make_encoder("albert"), "pabee").policy.patience == 3
+        rate = build(make_encoder("albert"), "pondernet").ponder.prior.rate
+        assert rate == pytest.approx(0.19)
+
+    def test_a_recipe_with_arguments_and_a_policy_of_ones_own(self) -> None:
+        own = recipes.palbert(hidden_concat=False, deep_lambda=False, beta=0.1)
+        model = build(make_encoder("bert"), own, policy=policies.Entropy(0.3) | policies.Quantile(0.2))
+        assert model.ponder.lambda_head.history == 1
+        assert model.ponder.objective.beta == 0.1
+        assert model.policy == policies.Entropy(0.3) | policies.Quantile(0.2)
+        assert policies.from_dict(model.config.recipe["policy"]) == model.policy
+        assert model.recipe.policy == model.policy
+
+    def test_fields_of_the_configuration(self) -> None:
+        names = {0: "no", 1: "yes", 2: "maybe"}
+        model = build(
+            make_encoder("bert"),
+            num_labels=3,
+            readout="mean",
+            head_dropout=0.3,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+        )
+        config = model.config
+        assert config.model_type == "ponder"
+        assert (config.num_labels, config.id2label, config.label2id["maybe"]) == (3, names, 2)
+        assert (config.readout, config.head_dropout) == ("mean", 0.3)
+        assert config.problem_type == "single_label_classification"
+        assert [part.p for part in model.ponder.head if isinstance(part, nn.Dropout)] == [0.3]
+        assert isinstance(config.encoder_config(), BertConfig)
+        assert config.encoder_config().hidden_size == WIDTH
+
+    def test_what_the_defaults_are(self) -> None:
+        config = build(make_encoder("bert")).config
+        assert (config.recipe["name"], config.num_labels, config.readout) == ("palbert", 2, "pooler")
+        assert build(make_encoder("bert"), num_labels=1).config.problem_type == "regression"
+
+
+class TestRefusals:
+    def test_an_unknown_recipe_names_the_known(self) -> None:
+        with pytest.raises(ArgumentError) as caught:
+            build(make_encoder("bert"), "palbret")
+        assert "'palbret'" in str(caught.value)
+        assert all(name in str(caught.value) for name in recipes.names())
+
+    @pytest.mark.parametrize("readout", ["cls", "Pooler", ""])
+    def test_an_unknown_readout_names_the_known(self, readout: Any) -> None:
+        with pytest.raises(ArgumentError, match="readout: expected pooler or mean") as caught:
+            build(make_encoder("bert"), readout=readout)
+        assert repr(readout) in str(caught.value)
+
+    def test_an_unknown_problem_type_names_the_known(self) -> None:
+        with pytest.raises(ArgumentError, match=r"problem_type.*regression.*'ranking'"):
+            build(make_encoder("bert"), problem_type="ranking")
+
+    @pytest.mark.parametrize("num_labels", [0, -1])
+    def test_a_model_without_labels(self, num_labels: int) -> None:
+        with pytest.raises(ArgumentError, match="num_labels"):
+            build(make_encoder("bert"), num_labels=num_labels)
+
+    def test_an_encoder_without_its_pooler(self) -> None:
+        for bare in (AutoModel.from_config(CONFIGS[name](), add_pooling_layer=False) for name in FAMILIES):
+            with pytest.raises(ArgumentError, match="without a pooler.*readout='mean'"):
+                build(bare)
+            model = build(bare, readout="mean").eval()
+            assert model(**make_batch(bare)).logits.shape == (6, 2)
+
+    def test_a_decoder(self) -> None:
+        with pytest.raises(ArgumentError, match="is_decoder=True.*is_decoder=False"):
+            build(BertModel(BertConfig(hidden_size=WIDTH, num_attention_heads=2, vocab_size=9, is_decoder=True)))
+
+    def test_a_model_that_has_a_head_already(self) -> None:
+        headed = BertForSequenceClassification(CONFIGS["bert"]())
+        with pytest.raises(ArgumentError, match=r"bare encoder.*BertForSequenceClassification.*base_model"):
+            build(headed)
+        assert build(headed.base_model).encoder is headed.bert
+
+    def test_something_that_is_no_encoder(self) -> None:
+        with pytest.raises(ArgumentTypeError, match=r"encoder: expected .*Linear"):
+            build(nn.Linear(2, 2))
+
+    @pytest.mark.parametrize("source", ["albert-base-v2", "somebody/something", "no/such/folder"])
+    def test_a_name_that_leads_nowhere_without_a_network(self, source: str) -> None:
+        with pytest.raises(CheckpointError, match="hub name or folder") as caught:
+            build(source)
+        assert repr(source) in str(caught.value)
+        assert "with a network" in str(caught.value)
+
+
+class TestAnotherFamily:
+    """An unknown family is refused with instructions; they are followed here."""
+
+    @pytest.fixture
+    def distilbert(self) -> DistilBertModel:
+        config = DistilBertConfig(
+            vocab_size=40, dim=16, n_layers=3, n_heads=2, hidden_dim=24, max_position_embeddings=9
+        )
+        return DistilBertModel(config).eval()
+
+    @pytest.fixture
+    def _own_registry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(adapters, "_factories", dict(adapters._factories))
+
+    def test_the_error_says_how_to_write_an_adapter(self, distilbert: DistilBertModel, tmp_path: Path) -> None:
+        distilbert.save_pretrained(tmp_path)
+        for source in (distilbert, tmp_path):
+            with pytest.raises(ArgumentError) as caught:
+                build(source)
+            message = str(caught.value)
+            for part in ("albert, bert, mpnet", "'distilbert'", "EncoderAdapter", "embed, steps and pool", "register("):
+                assert part in message, message
+
+    @pytest.mark.usefixtures("_own_registry")
+    @torch.no_grad()
+    def test_an_adapter_of_a_few_lines_is_enough(self, distilbert: DistilBertModel, tmp_path: Path) -> None:
+        @adapters.register("distilbert")
+        class DistilBertAdapter(EncoderAdapter):
+            def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
+                return self.encoder.embeddings(input_ids)
+
+            def steps(self) -> Steps:
+                return Steps([LayerStep(layer) for layer in self.encoder.transformer.layer])
+
+            def pool(self, hidden: torch.Tensor) -> torch.Tensor:
+                return hidden[:, 0]
+
+        batch = {
+            "input_ids": torch.randint(3, 40, (4, 6)),
+            "attention_mask": (torch.arange(6) < torch.tensor([[6], [2], [4], [1]])).long(),
+        }
+        plain = distilbert(**batch).last_hidden_state
+        for readout in ("pooler", "mean"):
+            model = build(distilbert, "palbert", readout=readout).eval()
+            features = model.unroll(**batch, keep_features=True).features
+            if readout == "pooler":
+                assert torch.equal(features[:, -1], plain[:, 0])
+            with rows_computed(list(distilbert.transformer.layer)) as calls:
+                out = model(**batch, policy=policies.Bernoulli(0))
+            assert sum(calls) == out.exit_step.sum()
+            model.save_pretrained(tmp_path / readout)
+            again = PonderForSequenceClassification.from_pretrained(tmp_path / readout)
+            torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
+
+    @pytest.mark.usefixtures("_own_registry")
+    def test_a_family_has_one_adapter(self) -> None:
+        with pytest.raises(ArgumentError, match="'bert'"):
+            adapters.register("bert")(type("Other", (), {}))

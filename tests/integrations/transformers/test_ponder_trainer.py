@@ -1,0 +1,420 @@
+"""Training: gradients, stages, `PonderTrainer` and plain `Trainer` on a handful of random examples."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from ponder import recipes
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
+from ponder.policies import Bernoulli, LastStep
+from tests.integrations.transformers.encoders import (
+    CONFIGS,
+    FAMILIES,
+    FIRST_TOKEN,
+    VOCABULARY,
+    make_batch,
+    make_encoder,
+    make_model,
+    segments,
+)
+
+EXAMPLES, BATCH = 24, 8
+LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+TWO_STAGES = [name for name in recipes.names() if len(recipes.get(name).stages) > 1]
+families = pytest.mark.parametrize("name", FAMILIES)
+every_recipe = pytest.mark.parametrize("recipe", recipes.names())
+two_stages = pytest.mark.parametrize("recipe", TWO_STAGES)
+
+
+def examples(problem: str = "classes") -> list[dict[str, Any]]:
+    """Random sentences of 3 to 20 tokens; the answer is in the first token."""
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for index in range(EXAMPLES):
+        length = int(torch.randint(3, 21, (1,), generator=generator))
+        ids = torch.randint(FIRST_TOKEN, VOCABULARY, (length,), generator=generator).tolist()
+        ids[0] = FIRST_TOKEN + index % 2
+        label = {"classes": index % 2, "numbers": float(index % 2), "sets": [1.0, float(index % 2), 0.0]}[problem]
+        made.append({"input_ids": ids, "labels": label})
+    return made
+
+
+class Collator:
+    """Pads a batch to its own longest example, and keeps the shapes it made."""
+
+    def __init__(self, pad_token_id: int = 0) -> None:
+        self.pad_token_id = pad_token_id
+        self.lengths: list[int] = []
+
+    def __call__(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(example["input_ids"]) for example in batch)
+        self.lengths.append(longest)
+        ids = torch.full((len(batch), longest), self.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, example in enumerate(batch):
+            size = len(example["input_ids"])
+            ids[row, :size], mask[row, :size] = torch.tensor(example["input_ids"]), 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e["labels"] for e in batch])}
+
+
+def make_trainer(model: Any, folder: Path, kind: type[Trainer] = PonderTrainer, **arguments: Any) -> Any:
+    """A trainer of two epochs that prints, reports and saves nothing; `arguments` change that."""
+    own = {name: arguments.pop(name) for name in ("lambda_lr", "eval_dataset", "compute_metrics") if name in arguments}
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": 2,
+        "learning_rate": 2e-3,
+        "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": BATCH,
+        "save_strategy": "no",
+        "logging_strategy": "epoch",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": 7,
+    }
+    data = arguments.pop("data", None) or examples()
+    return kind(
+        model=model,
+        args=TrainingArguments(**{**defaults, **arguments}),
+        train_dataset=data,
+        data_collator=Collator(model.encoder.config.pad_token_id),
+        **own,
+    )
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def moved(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if not torch.equal(before[name], parameter)}
+
+
+def is_idle(name: str) -> bool:
+    """Biases that softmax over the positions cancels: their gradient is zero up to rounding."""
+    return name.endswith((".key.bias", ".attn.k.bias"))
+
+
+def trained_by(model: Any, stage: Any, readout: str = "pooler") -> set[str]:
+    """Names of the parameters that a stage trains, written apart from the library's own freezing."""
+    names = {name for name, _ in model.named_parameters() if readout == "pooler" or ".pooler." not in name}
+    if len(model.recipe.stages) == 1:
+        return names
+    heads = {name for name in names if name.startswith("ponder.head.heads.")}
+    last = {name for name in heads if name.startswith(f"ponder.head.heads.{model.ponder.num_steps - 1}.")}
+    return heads - last if stage == model.recipe.stages[1] else names - heads | last
+
+
+class TestGradients:
+    @families
+    @every_recipe
+    @pytest.mark.parametrize("readout", ["pooler", "mean"])
+    def test_everything_that_a_stage_trains_gets_a_gradient(self, name: str, recipe: str, readout: Any) -> None:
+        model = make_model(name, recipe=recipe, readout=readout)
+        batch = make_batch(model.encoder)
+        for stage in model.recipe.stages:
+            model.start_stage(stage)
+            model.zero_grad()
+            model.train()(**batch, token_type_ids=segments(batch), labels=LABELS).loss.backward()
+            trained = trained_by(model, stage, readout)
+            for key, parameter in model.named_parameters():
+                if key not in trained:
+                    assert parameter.grad is None or not parameter.grad.any(), key
+                elif is_idle(key):
+                    assert parameter.grad is not None, key
+                else:
+                    assert parameter.grad.isfinite().all(), key
+                    assert parameter.grad.any(), key
+            if stage.train == "early_heads":
+                assert {key for key, parameter in model.named_parameters() if parameter.requires_grad} == trained
+            else:
+                assert all(parameter.requires_grad for parameter in model.parameters())
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_every_shape_of_encoder(self, name: str) -> None:
+        model = make_model(name).train()
+        batch = make_batch(model.encoder)
+        model(**batch, token_type_ids=segments(batch), labels=LABELS).loss.backward()
+        without = [k for k, p in model.named_parameters() if p.grad is None or not (is_idle(k) or p.grad.any())]
+        assert without == []
+
+    @families
+    def test_the_loss_of_the_last_step_has_the_gradient_of_the_plain_encoder(self, name: str) -> None:
+        """With one step's loss and no dropout, wrapping must not change what training does."""
+        encoder = make_encoder(name)
+        model = PonderForSequenceClassification.from_encoder(encoder, "vanilla", head_dropout=0.0)
+        for part in encoder.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        encoder.config.attention_probs_dropout_prob = 0.0
+        batch = make_batch(encoder)
+        model.train()(**batch, labels=LABELS).loss.backward()
+        wrapped = {key: parameter.grad.clone() for key, parameter in encoder.named_parameters()}
+        model.zero_grad()
+        logits = model.ponder.head(encoder(**batch).pooler_output)
+        nn.functional.cross_entropy(logits, LABELS).backward()
+        for key, parameter in encoder.named_parameters():
+            torch.testing.assert_close(wrapped[key], parameter.grad, atol=1e-6, rtol=1e-4, msg=key)
+
+
+class TestStages:
+    @two_stages
+    @families
+    def test_the_second_stage_moves_the_early_heads_and_nothing_else(
+        self, name: str, recipe: str, tmp_path: Path
+    ) -> None:
+        model = make_model(name, recipe=recipe)
+        first, second = model.recipe.stages
+        assert model.ponder.objective == first.objective
+        model.start_stage(second)
+        assert model.ponder.objective == second.objective
+        before, state = weights_of(model), copy.deepcopy(model.encoder.state_dict())
+        trainer = make_trainer(model, tmp_path, num_train_epochs=1, weight_decay=0.1)
+        trainer.train()
+        early = trained_by(model, second)
+        assert len(early) == 2 * (model.ponder.num_steps - 1)
+        assert moved(before, model) == early
+        assert all(torch.equal(tensor, state[key]) for key, tensor in model.encoder.state_dict().items())
+        assert {id(p) for g in trainer.optimizer.param_groups for p in g["params"]} == {
+            id(parameter) for key, parameter in model.named_parameters() if key in early
+        }
+
+    @two_stages
+    def test_the_first_stage_leaves_the_early_heads(self, recipe: str, tmp_path: Path) -> None:
+        model = make_model("bert", recipe=recipe)
+        model.start_stage(model.recipe.stages[0])
+        before = weights_of(model)
+        make_trainer(model, tmp_path, num_train_epochs=1).train()
+        still = set(before) - moved(before, model)
+        assert still == {key for key in before if key.startswith("ponder.head.heads.") and ".heads.4." not in key}
+
+    @two_stages
+    def test_answers_at_full_depth_are_those_of_the_first_stage(self, recipe: str, tmp_path: Path) -> None:
+        model = make_model("mpnet", recipe=recipe)
+        batch = make_batch(model.encoder)
+        with torch.no_grad():
+            before = model(**batch, policy=LastStep()).logits
+        model.start_stage(model.recipe.stages[1])
+        make_trainer(model, tmp_path, num_train_epochs=1).train()
+        with torch.no_grad():
+            assert torch.equal(model.eval()(**batch, policy=LastStep()).logits, before)
+
+    @two_stages
+    def test_going_back_to_the_first_stage_thaws_everything(self, recipe: str) -> None:
+        model = make_model("albert", recipe=recipe)
+        model.start_stage(model.recipe.stages[1])
+        model.start_stage(model.recipe.stages[0])
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+    def test_early_heads_need_a_head_for_each_step(self) -> None:
+        model = make_model("bert", recipe="vanilla")
+        with pytest.raises(ArgumentError, match="PerStep"):
+            model.start_stage(recipes.get("deebert").stages[1])
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class TestLearningRates:
+    @pytest.mark.parametrize(("lambda_lr", "expected"), [(5e-4, 5e-4), (None, 2e-3), (0.0, 0.0)])
+    def test_the_lambda_head_has_its_own(self, lambda_lr: float | None, expected: float, tmp_path: Path) -> None:
+        model = make_model("bert")
+        groups = make_trainer(model, tmp_path, lambda_lr=lambda_lr).create_optimizer().param_groups
+        by_name = {group["name"]: group for group in groups}
+        assert set(by_name) == {"model", "lambda"}
+        assert by_name["model"]["lr"] == 2e-3
+        assert by_name["lambda"]["lr"] == expected
+        hazards = {id(parameter) for parameter in model.ponder.lambda_head.parameters()}
+        assert {id(parameter) for parameter in by_name["lambda"]["params"]} == hazards
+        every = [id(parameter) for group in groups for parameter in group["params"]]
+        assert len(every) == len(set(every))
+        assert set(every) == {id(parameter) for parameter in model.parameters()}
+
+    def test_a_rate_of_zero_keeps_it_where_it_is(self, tmp_path: Path) -> None:
+        model = make_model("bert")
+        before = weights_of(model)
+        make_trainer(model, tmp_path, lambda_lr=0.0, num_train_epochs=1).train()
+        changed = moved(before, model)
+        assert not any(key.startswith("ponder.lambda_head.") for key in changed)
+        assert {"ponder.head.1.weight", "encoder.pooler.dense.weight"} <= changed
+
+    def test_the_schedule_scales_both(self, tmp_path: Path) -> None:
+        trainer = make_trainer(make_model("bert"), tmp_path, lambda_lr=1e-3, lr_scheduler_type="linear")
+        trainer.create_optimizer_and_scheduler(num_training_steps=10)
+        for _ in range(4):
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+        rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+        assert rates == {"model": pytest.approx(0.6 * 2e-3), "lambda": pytest.approx(0.6 * 1e-3)}
+
+    def test_hyper_parameters_of_adam_come_from_the_arguments(self, tmp_path: Path) -> None:
+        asked = {"adam_beta1": 0.8, "adam_beta2": 0.97, "adam_epsilon": 1e-6, "weight_decay": 0.03}
+        trainer = make_trainer(make_model("bert"), tmp_path, **asked)
+        optimizer = trainer.create_optimizer()
+        assert isinstance(optimizer, torch.optim.AdamW)
+        for group in optimizer.param_groups:
+            assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.97), 1e-6, 0.03)
+        assert trainer.create_optimizer() is optimizer
+
+    def test_without_a_lambda_head_there_is_one_group(self, tmp_path: Path) -> None:
+        trainer = make_trainer(make_model("bert", recipe="pabee"), tmp_path, lambda_lr=1e-5)
+        assert [group["name"] for group in trainer.create_optimizer().param_groups] == ["model"]
+
+    def test_a_negative_rate_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match="lambda_lr"):
+            make_trainer(make_model("bert"), tmp_path, lambda_lr=-1e-5).create_optimizer()
+
+
+class TestRuns:
+    @families
+    @every_recipe
+    def test_two_epochs(self, name: str, recipe: str, tmp_path: Path) -> None:
+        model = make_model(name, recipe=recipe)
+        before = weights_of(model)
+        trainer = make_trainer(model, tmp_path, lambda_lr=1e-3 if model.recipe.own_lambda_lr else None)
+        result = trainer.train()
+        assert result.global_step == 2 * EXAMPLES / BATCH
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert len(losses) == 2
+        assert all(math.isfinite(loss) for loss in losses)
+        still = {key for key in set(before) - moved(before, model) if not is_idle(key)}
+        late = {key for key in before if key.startswith("ponder.head.heads.")} if recipe in TWO_STAGES else set()
+        types = {"encoder.embeddings.token_type_embeddings.weight"}
+        assert still <= late | types
+        assert len(set(trainer.data_collator.lengths)) > 1, "batches of different lengths"
+
+    @every_recipe
+    def test_the_loss_goes_down(self, recipe: str, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = PonderForSequenceClassification.from_encoder(make_encoder("bert"), recipe, head_dropout=0.0)
+        trainer = make_trainer(model, tmp_path, num_train_epochs=8, learning_rate=5e-3, lr_scheduler_type="constant")
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert losses[-1] < 0.7 * losses[0], losses
+
+    @pytest.mark.parametrize(
+        ("problem", "arguments"),
+        [
+            ("numbers", {"num_labels": 1}),
+            ("sets", {"num_labels": 3, "problem_type": "multi_label_classification"}),
+        ],
+    )
+    def test_regression_and_multilabel(self, problem: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+        model, data = make_model("bert", **arguments), examples(problem)
+        trainer = make_trainer(model, tmp_path, data=data, eval_dataset=data, num_train_epochs=1)
+        trainer.train()
+        assert math.isfinite(trainer.evaluate()["eval_loss"])
+        assert trainer.predict(data).predictions[0].shape == (EXAMPLES, arguments["num_labels"])
+
+    @pytest.mark.parametrize("kind", [Trainer, PonderTrainer])
+    def test_evaluation_gives_logits_and_exit_steps(self, kind: type[Trainer], tmp_path: Path) -> None:
+        model = make_model("albert")
+        seen: list[EvalPrediction] = []
+
+        def metrics(prediction: EvalPrediction) -> dict[str, float]:
+            seen.append(prediction)
+            logits, exit_step = prediction.predictions
+            correct = logits.argmax(-1) == prediction.label_ids
+            return {"accuracy": float(correct.mean()), "mean_exit_step": float(exit_step.mean())}
+
+        data = examples()
+        trainer = make_trainer(model, tmp_path, kind, eval_dataset=data, compute_metrics=metrics, eval_strategy="epoch")
+        trainer.train()
+        assert len(seen) == 2
+        logits, exit_step = seen[-1].predictions
+        assert logits.shape == (EXAMPLES, 2)
+        assert exit_step.shape == (EXAMPLES,)
+        assert exit_step.dtype == np.int64
+        measured = trainer.evaluate()
+        with torch.no_grad():
+            parts = [data[start : start + BATCH] for start in range(0, EXAMPLES, BATCH)]
+            outs = [model.eval()(**Collator()(part)) for part in parts]
+        assert torch.equal(torch.cat([out.exit_step for out in outs]), torch.from_numpy(seen[-1].predictions[1]))
+        expected = torch.cat([out.logits for out in outs])
+        torch.testing.assert_close(torch.from_numpy(seen[-1].predictions[0]), expected)
+        labels = torch.tensor([example["labels"] for example in data])
+        assert measured["eval_accuracy"] == pytest.approx((expected.argmax(1) == labels).float().mean().item())
+        assert measured["eval_loss"] == pytest.approx(nn.functional.cross_entropy(expected, labels).item(), rel=1e-4)
+
+    def test_row_ids_reach_the_policy(self, tmp_path: Path) -> None:
+        """A collator that names its rows: sampling then does not depend on how the examples are batched."""
+
+        class Named(Collator):
+            def __call__(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+                return {**super().__call__(batch), "row_ids": torch.tensor([example["row_ids"] for example in batch])}
+
+        model, data = make_model("bert"), [{**e, "row_ids": n} for n, e in enumerate(examples())]
+        model.policy = Bernoulli(0)
+        steps = []
+        for size in (5, 24):
+            trainer = make_trainer(model, tmp_path, per_device_eval_batch_size=size)
+            trainer.data_collator = Named()
+            steps.append(trainer.predict(data).predictions[1].tolist())
+        assert steps[0] == steps[1]
+        trainer = make_trainer(model, tmp_path, per_device_eval_batch_size=5)
+        assert trainer.predict(data).predictions[1].tolist() != steps[0]
+
+    def test_plain_trainer_trains_everything(self, tmp_path: Path) -> None:
+        model = make_model("mpnet")
+        before = weights_of(model)
+        make_trainer(model, tmp_path, Trainer, learning_rate=1e-2).train()
+        assert {key for key in set(before) - moved(before, model) if not is_idle(key)} == set()
+
+    @pytest.mark.parametrize("recipe", ["palbert", "deebert"])
+    def test_a_run_that_was_cut_off_ends_where_it_would_have(self, recipe: str, tmp_path: Path) -> None:
+        def fresh(seed: int) -> Any:
+            model = make_model("bert", seed=seed, recipe=recipe)
+            model.start_stage(model.recipe.stages[-1])
+            return model
+
+        lambda_lr = 1e-3 if recipe == "palbert" else None
+        whole = fresh(seed=2)
+        make_trainer(whole, tmp_path / "whole", save_strategy="epoch", lambda_lr=lambda_lr).train()
+        halfway = tmp_path / "whole" / f"checkpoint-{EXAMPLES // BATCH}"
+        assert (halfway / "model.safetensors").exists()
+        assert not list(halfway.glob("*.bin")) or [p.name for p in halfway.glob("*.bin")] == ["training_args.bin"]
+        resumed = fresh(seed=2)
+        make_trainer(resumed, tmp_path / "resumed", lambda_lr=lambda_lr).train(resume_from_checkpoint=str(halfway))
+        for key, tensor in whole.state_dict().items():
+            torch.testing.assert_close(resumed.state_dict()[key], tensor, atol=1e-6, rtol=1e-5, msg=key)
+        elsewhere = fresh(seed=2)
+        make_trainer(elsewhere, tmp_path / "once", num_train_epochs=1, lambda_lr=lambda_lr).train()
+        assert moved(weights_of(whole), elsewhere), "the second epoch did something"
+
+    def test_a_checkpoint_is_a_saved_model(self, tmp_path: Path) -> None:
+        model = make_model("bert")
+        make_trainer(model, tmp_path, num_train_epochs=1, save_strategy="epoch").train()
+        folder = tmp_path / f"checkpoint-{EXAMPLES // BATCH}"
+        again = PonderForSequenceClassification.from_pretrained(folder)
+        assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
+        assert json.loads((folder / "config.json").read_text())["recipe"]["name"] == "palbert"
+
+    def test_the_best_epoch_is_brought_back(self, tmp_path: Path) -> None:
+        scores = iter([0.9, 0.1, 0.2])
+        model = make_model("bert")
+        trainer = make_trainer(
+            model,
+            tmp_path,
+            num_train_epochs=3,
+            eval_dataset=examples(),
+            compute_metrics=lambda _: {"score": next(scores)},
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model="score",
+            greater_is_better=True,
+        )
+        trainer.train()
+        best = PonderForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{EXAMPLES // BATCH}")
+        assert all(torch.equal(tensor, best.state_dict()[key]) for key, tensor in model.state_dict().items())

@@ -1,0 +1,100 @@
+"""One table of example arguments for every registered plug-in; the contract suites run over all of it.
+
+A plug-in that is registered without a row here fails `test_every_…_has_an_example`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ponder import objectives, policies, priors
+from ponder.policies import Bernoulli, Confidence, Entropy, Patience, Quantile
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of a plug-in, and the task it is tried on."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
+
+    def __str__(self) -> str:
+        given = ",".join(f"{key}={value}" for key, value in self.arguments.items())
+        return f"{self.name}({given})" + ("" if self.task == "classification" else f"-{self.task}")
+
+
+POLICIES = [
+    Example("after", {"policy": Quantile(0.3), "step": 3}),
+    Example("after", {"policy": Patience(1), "step": 3}),
+    Example("all", {"policies": (Quantile(0.4), Confidence(0.6))}),
+    Example("any", {"policies": (Patience(2), Entropy(0.3), Bernoulli(1))}),
+    Example("before", {"policy": Bernoulli(7), "step": 4}),
+    Example("bernoulli", {"seed": 0}),
+    Example("bernoulli", {"seed": -(2**70) - 1}),
+    Example("confidence", {"threshold": 0.8}),
+    Example("entropy", {"threshold": 0.5}),
+    Example("entropy", {"threshold": 0.5, "normalize": True}),
+    Example("fixed-step", {"step": 2}),
+    Example("last-step"),
+    Example("margin", {"threshold": 0.6}),
+    Example("patience", {"patience": 2}),
+    Example("patience", {"patience": 1, "tolerance": 0.5}, task="regression"),
+    Example("patience", {"patience": 1}, task="multilabel"),
+    Example("quantile", {"q": 0.5}),
+    Example("quantile", {"q": 0.0}),
+    Example("quantile", {"q": 1.0}),
+    Example("quantile", {"q": 0.7}, task="regression"),
+]
+
+OBJECTIVES = [
+    *(
+        Example("ponder", {"beta": 0.5, "kl": kl, "likelihood": likelihood})
+        for kl in ("posterior_prior", "prior_posterior")
+        for likelihood in ("expected_log", "log_expected")
+    ),
+    Example("ponder", {"beta": 0.1}, task="regression"),
+    Example("deep-supervision"),
+    Example("deep-supervision", {"weights": "uniform"}, task="multilabel"),
+    Example("final-step"),
+    Example("distillation", {"temperature": 2.0, "weight": 0.7}),
+    Example("distillation", {"temperature": 3.0}, task="multilabel"),
+    Example("distillation", {}, task="regression"),
+    Example(
+        "weighted",
+        {"objectives": (objectives.Ponder(0.2), objectives.FinalStep()), "weights": (0.5, 2.0)},
+    ),
+]
+
+PRIORS = [
+    Example("geometric", {"rate": 0.1}),
+    Example("geometric", {"rate": 0.9}),
+    Example("uniform"),
+    Example("poisson", {"mean": 3.5}),
+    Example("normal", {"mean": 2.5, "std": 1.5}),
+    Example("categorical", {"probabilities": (0.1, 0.2, 0.3, 0.1, 0.3)}),
+]
+
+RECIPES = [
+    Example("vanilla"),
+    Example("pondernet", {"beta": 0.1}),
+    Example("palbert"),
+    Example("palbert", {"q_exit": False}),
+    Example("palbert", {"own_lambda_lr": False, "deep_lambda": False, "hidden_concat": False}),
+    Example("pabee"),
+    Example("deebert", {"threshold": 0.4}),
+    Example("fastbert"),
+]
+
+
+def make_policy(example: Example) -> Any:
+    return policies.get(example.name, **example.arguments)
+
+
+def make_objective(example: Example) -> Any:
+    return objectives.get(example.name, **example.arguments)
+
+
+def make_prior(example: Example) -> Any:
+    return priors.get(example.name, **example.arguments)

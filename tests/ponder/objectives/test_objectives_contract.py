@@ -1,0 +1,249 @@
+"""Every registered objective: oracle, finite at the extremes, what it needs, round trips."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ponder import StepDistribution, objectives, priors
+from ponder.objectives import DeepSupervision, Distillation, FinalStep, Objective, Ponder, Unrolled, Weighted
+from ponder.tasks import as_task
+from tests.ponder import oracles
+from tests.ponder.checks import refused
+from tests.ponder.examples import OBJECTIVES, Example, make_objective
+from tests.toys import OUTPUTS, TOYS, labels_for, make_toy, wrap
+
+every_objective = pytest.mark.parametrize("case", OBJECTIVES, ids=str)
+
+
+def unroll(task: str, rows: int, num_steps: int, scale: float, seed: int) -> tuple[Unrolled, torch.Tensor, list]:
+    """A random training batch, its hazard logits, and the same batch as plain Python rows."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs = (torch.randn(rows, num_steps, OUTPUTS[task], generator=generator) * scale).clamp(-1e4, 1e4)
+    logits = (torch.randn(rows, num_steps, generator=generator) * scale).clamp(-1e4, 1e4)
+    outputs.requires_grad_(), logits.requires_grad_()
+    rule, labels = as_task(task), labels_for(task, rows, seed)
+    losses = torch.stack([rule.losses(of_step, labels) for of_step in outputs.unbind(1)], dim=1)
+    prior = priors.Geometric(0.2)
+    batch = Unrolled(outputs, losses, rule, StepDistribution.from_hazard_logits(logits), prior(num_steps))
+    plain = [
+        {
+            "task": task,
+            "outputs": outputs[i].tolist(),
+            "losses": [oracles.task_loss(task, o, labels[i].tolist()) for o in outputs[i].tolist()],
+            "hazard_logits": logits[i].tolist(),
+            "prior": oracles.prior(prior.to_dict(), num_steps),
+        }
+        for i in range(rows)
+    ]
+    return batch, logits, plain
+
+
+def test_every_objective_has_an_example_and_an_oracle() -> None:
+    assert {case.name for case in OBJECTIVES} == set(objectives.names()) == set(oracles.OBJECTIVES)
+
+
+@every_objective
+@given(st.integers(1, 12), st.sampled_from([0.1, 1.0, 3.0]), st.integers(0, 10**6))
+@example(1, 1.0, 0)
+def test_equals_the_oracle_row_by_row(case: Example, num_steps: int, scale: float, seed: int) -> None:
+    batch, _, plain = unroll(case.task, 4, num_steps, scale, seed)
+    objective = make_objective(case)
+    expected = [oracles.objective(objective.to_dict(), row) for row in plain]
+    losses = objective.per_example(batch)
+    assert losses.shape == (4,)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@every_objective
+@given(st.sampled_from([1, 2, 12, 100, 1000]), st.sampled_from([1.0, 1e2, 1e4]), st.integers(0, 10**6))
+@example(1000, 1e4, 0)
+def test_loss_and_gradients_are_finite_at_the_extremes(case: Example, num_steps: int, scale: float, seed: int) -> None:
+    batch, logits, _ = unroll(case.task, 2, num_steps, scale, seed)
+    loss = make_objective(case).per_example(batch).mean()
+    assert bool(loss.isfinite())
+    loss.backward()
+    for tensor in (batch.outputs, logits):
+        assert tensor.grad is None or bool(tensor.grad.isfinite().all())
+
+
+@every_objective
+@pytest.mark.parametrize("level", [-1e4, 1e4])
+def test_loss_and_gradients_are_finite_where_all_hazards_are_saturated(case: Example, level: float) -> None:
+    batch, _, _ = unroll(case.task, 2, 1000, 1.0, 0)
+    logits = torch.full((2, 1000), level, requires_grad=True)
+    batch = dataclasses.replace(batch, halting=StepDistribution.from_hazard_logits(logits))
+    loss = make_objective(case).per_example(batch).mean()
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert logits.grad is None or bool(logits.grad.isfinite().all())
+
+
+@every_objective
+@pytest.mark.parametrize("toy_name", TOYS)
+def test_the_models_loss_is_the_mean_of_the_oracles(case: Example, toy_name: str) -> None:
+    toy = make_toy(toy_name)
+    prior = priors.Geometric(0.3)
+    model = wrap(toy, task=case.task, objective=make_objective(case), prior=prior).train()
+    inputs, context = toy.batch(6, seed=1)
+    labels = labels_for(case.task, 6)
+    out = model(inputs, labels=labels, **context)
+    trajectory = out.trajectory
+    rows = [
+        oracles.objective(
+            model.objective.to_dict(),
+            {
+                "task": case.task,
+                "outputs": trajectory.outputs[i].tolist(),
+                "losses": [oracles.task_loss(case.task, o, labels[i].tolist()) for o in trajectory.outputs[i].tolist()],
+                "hazard_logits": trajectory.hazard_logits[i].tolist(),
+                "prior": oracles.prior(prior.to_dict(), model.num_steps),
+            },
+        )
+        for i in range(6)
+    ]
+    assert out.loss.item() == pytest.approx(math.fsum(rows) / 6, rel=1e-3, abs=1e-4)
+    assert out.loss.shape == ()
+    assert out.exit_step.tolist() == [model.num_steps] * 6
+    assert torch.equal(out.outputs, trajectory.outputs[:, -1])
+    out.loss.backward()
+    read = {"head", "steps"} | ({"lambda_head"} if "hazard" in model.objective.needs else set())
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] in read:
+            assert parameter.grad is not None, name
+            assert bool(parameter.grad.isfinite().all())
+
+
+@every_objective
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_outputs_give_finite_float32_losses(case: Example, dtype: torch.dtype) -> None:
+    batch, logits, _ = unroll(case.task, 3, 12, 3.0, 0)
+    outputs = batch.outputs.detach().to(dtype)
+    labels = labels_for(case.task, 3, 0)
+    losses = torch.stack([batch.task.losses(o, labels) for o in outputs.unbind(1)], dim=1)
+    halting = StepDistribution.from_hazard_logits(logits.to(dtype))
+    half = dataclasses.replace(batch, outputs=outputs, losses=losses, halting=halting)
+    loss = make_objective(case).per_example(half)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, make_objective(case).per_example(batch), rtol=0.05, atol=0.05)
+
+
+@every_objective
+def test_a_row_does_not_depend_on_its_company(case: Example) -> None:
+    batch, _, _ = unroll(case.task, 5, 6, 1.0, 2)
+    objective, rows = make_objective(case), torch.tensor([3, 1])
+    part = Unrolled(
+        batch.outputs[rows],
+        batch.losses[rows],
+        batch.task,
+        StepDistribution(batch.halting.log_pmf[rows]),
+        batch.prior,
+    )
+    torch.testing.assert_close(objective.per_example(part), objective.per_example(batch)[rows])
+
+
+@every_objective
+def test_round_trips_and_is_frozen(case: Example) -> None:
+    objective = make_objective(case)
+    data = json.loads(json.dumps(objective.to_dict()))
+    assert data["name"] == case.name
+    batch, _, _ = unroll(case.task, 3, 5, 1.0, 0)
+    for twin in (objectives.from_dict(data), copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+        assert twin == objective
+        assert hash(twin) == hash(objective)
+        assert torch.equal(twin.per_example(batch), objective.per_example(batch))
+    with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
+        objective.anything = 1
+
+
+@every_objective
+def test_what_it_needs_is_checked(case: Example) -> None:
+    objective = make_objective(case)
+    assert objective.needs <= {"hazard", "prior"}
+    for need in ("hazard", "prior"):
+        has = {"has_hazard": need != "hazard", "has_prior": need != "prior"}
+        if need in objective.needs:
+            with refused("objective", f"no {need}"):
+                objective.check(**has)
+        else:
+            objective.check(**has)
+
+
+# Sums
+
+
+def test_sums_are_flat_and_weighted() -> None:
+    a, b, c = FinalStep(), DeepSupervision(), Distillation()
+    assert a + 0.5 * b == Weighted((a, b), (1.0, 0.5))
+    assert 2 * (a + 0.5 * b) + c == Weighted((a, b, c), (2.0, 1.0, 1.0))
+    assert c + (a + b) == Weighted((c, a, b), (1.0, 1.0, 1.0))
+    assert (a + Ponder(0.1)).needs == {"hazard", "prior"}
+    assert (a + b).needs == frozenset()
+
+
+def test_a_sum_is_the_sum() -> None:
+    batch, _, _ = unroll("classification", 3, 5, 1.0, 0)
+    a, b = Ponder(0.3), DeepSupervision()
+    expected = a.per_example(batch) + 0.5 * b.per_example(batch)
+    torch.testing.assert_close((a + 0.5 * b).per_example(batch), expected)
+
+
+def test_objectives_written_by_users_add_up_too() -> None:
+    class Mine(Objective):
+        def per_example(self, unrolled: Unrolled) -> torch.Tensor:
+            return unrolled.losses.amax(-1)
+
+    batch, _, _ = unroll("classification", 3, 5, 1.0, 0)
+    torch.testing.assert_close(
+        (0.5 * Mine() + FinalStep()).per_example(batch), 0.5 * batch.losses.amax(-1) + batch.losses[:, -1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: Ponder(-0.1), "beta"),
+        (lambda: Ponder(math.nan), "beta"),
+        (lambda: Ponder(0.5, kl="forward"), "kl"),
+        (lambda: Ponder(0.5, likelihood="log"), "likelihood"),
+        (lambda: DeepSupervision("quadratic"), "weights"),
+        (lambda: Distillation(temperature=0.0), "temperature"),
+        (lambda: Distillation(weight=-1.0), "weight"),
+        (lambda: Weighted((), ()), "weights"),
+        (lambda: Weighted((FinalStep(),), (1.0, 2.0)), "weights"),
+        (lambda: math.nan * FinalStep(), "weights"),
+    ],
+)
+def test_bad_hyper_parameters_are_refused(make, argument: str) -> None:
+    with refused(argument):
+        make()
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with refused("objective", "final-step", "'elbo'"):
+        objectives.get("elbo")
+
+
+# Distillation
+
+
+def test_the_teacher_learns_nothing_from_its_students() -> None:
+    batch, _, _ = unroll("classification", 3, 4, 1.0, 0)
+    Distillation(2.0).per_example(batch).sum().backward()
+    assert bool((batch.outputs.grad[:, -1] == 0).all())
+    assert bool((batch.outputs.grad[:, :-1] != 0).any())
+
+
+@pytest.mark.parametrize("task", ["token_classification", lambda o, y: o.sum(-1)])
+def test_distillation_is_refused_where_the_task_does_not_define_it(task) -> None:
+    outputs = torch.zeros(2, 3, 4, 5)
+    with refused("objective", "Distillation"):
+        Distillation().per_example(Unrolled(outputs, torch.zeros(2, 3), as_task(task), None, None))

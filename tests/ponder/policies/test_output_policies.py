@@ -1,0 +1,72 @@
+"""Entropy, confidence and margin: what they refuse, and where they stand at the edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import ponder
+from ponder.policies import Confidence, Entropy, Margin, Setting
+from tests.ponder.checks import refused
+
+certain = pytest.mark.parametrize("policy", [Entropy(0.2), Confidence(0.9), Margin(0.8)], ids=str)
+
+
+def exits_of(outputs: torch.Tensor, policy: object, task: str | None = "classification") -> list[int]:
+    return ponder.Trajectory(outputs, None, torch.arange(len(outputs)), task=task).replay(policy).exit_step.tolist()
+
+
+@certain
+@pytest.mark.parametrize("task", ["regression", "multilabel", "token_classification"])
+def test_other_tasks_are_refused_when_the_policy_meets_the_model(policy, task: str) -> None:
+    with refused("policy", "class logits", task, "Patience with a tolerance"):
+        policy.check(Setting(6, task, has_hazard=True))
+
+
+@certain
+@pytest.mark.parametrize("shape", [(2, 3, 1), (2, 3), (2, 3, 4, 2)])
+def test_outputs_that_are_no_class_logits_are_refused_where_no_task_is_named(policy, shape) -> None:
+    with refused("policy", type(policy).__name__, str((2, *shape[2:]))):
+        exits_of(torch.zeros(shape), policy, task=None)
+
+
+@certain
+@pytest.mark.parametrize("value", [20.0, 100.0, 1e4, math.inf])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_the_surest_rows_exit_first(policy, value: float, classes: int) -> None:
+    """Impossible classes (logit −inf) included: they carry no entropy."""
+    outputs = torch.zeros(1, 4, classes)
+    outputs[..., 1:] = -value
+    assert exits_of(outputs, policy) == [1]
+
+
+@certain
+def test_undecided_rows_run_to_the_end(policy) -> None:
+    assert exits_of(torch.zeros(2, 4, 3), policy) == [4, 4]
+
+
+def test_normalised_entropy_counts_in_units_of_log_classes() -> None:
+    outputs = torch.tensor([0.6, 0.2, 0.2]).log().expand(1, 3, 3)
+    share = -sum(p * math.log(p) for p in (0.6, 0.2, 0.2)) / math.log(3)
+    assert exits_of(outputs, Entropy(share + 0.01, normalize=True)) == [1]
+    assert exits_of(outputs, Entropy(share - 0.01, normalize=True)) == [3]
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: Entropy(-0.1), "threshold"),
+        (lambda: Entropy(math.nan), "threshold"),
+        (lambda: Entropy(math.inf), "threshold"),
+        (lambda: Entropy(1.2, normalize=True), "threshold"),
+        (lambda: Confidence(1.2), "threshold"),
+        (lambda: Confidence(-0.1), "threshold"),
+        (lambda: Margin(2.0), "threshold"),
+        (lambda: Margin("a"), "threshold"),
+    ],
+)
+def test_thresholds_out_of_range_are_refused(make, argument: str) -> None:
+    with refused(argument):
+        make()

@@ -1,0 +1,331 @@
+"""Every registered policy: oracle, batch invariance, replay, normal forms, nothing wasted, bad states."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import ponder
+from ponder import policies
+from ponder.policies import Batch, Setting, StepView
+from tests.ponder import oracles
+from tests.ponder.checks import assert_exits, leaves, records, refused, take, to_dtype
+from tests.ponder.examples import POLICIES, Example, make_policy
+from tests.toys import OUTPUTS, TOYS, Toy, make_toy, wrap
+
+every_policy = pytest.mark.parametrize("case", POLICIES, ids=str)
+every_toy = pytest.mark.parametrize("toy_name", TOYS)
+BATCH = 16
+
+
+def model_and_batch(
+    case: Example, toy_name: str, dtype: torch.dtype = torch.float32
+) -> tuple[Toy, ponder.PonderWrapper, Any, dict[str, Any]]:
+    toy = make_toy(toy_name)
+    model = wrap(toy, task=case.task, policy=make_policy(case)).eval().to(dtype)
+    inputs, context = toy.batch(BATCH, seed=5)
+    return toy, model, to_dtype(inputs, dtype), to_dtype(context, dtype)
+
+
+def random_trajectory(task: str, rows: int, num_steps: int, scale: float, seed: int) -> ponder.Trajectory:
+    """Hazards and outputs out of nothing; every third row repeats its answers, so that patience has something."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(rows, num_steps, OUTPUTS[task], generator=generator) * scale
+    outputs[::3] = outputs[::3, :1] + 0.05 * torch.randn(outputs[::3].shape, generator=generator)
+    return ponder.Trajectory(
+        outputs=outputs.clamp(-1e4, 1e4),
+        hazard_logits=(torch.randn(rows, num_steps, generator=generator) * scale).clamp(-1e4, 1e4),
+        row_ids=torch.randint(-(2**62), 2**62, (rows,), generator=generator),
+        features=outputs,
+        task=task,
+    )
+
+
+def test_every_policy_has_an_example_and_an_oracle() -> None:
+    assert {case.name for case in POLICIES} == set(policies.names()) == set(oracles.POLICIES)
+
+
+# 1. Oracle
+
+
+@every_policy
+@given(st.integers(5, 12), st.sampled_from([0.3, 1.0, 3.0, 1e4]), st.integers(0, 10**6))
+@example(200, 1.0, 1)
+def test_exits_equal_the_oracle(case: Example, num_steps: int, scale: float, seed: int) -> None:
+    trajectory = random_trajectory(case.task, 7, num_steps, scale, seed)
+    policy = make_policy(case)
+    assert_exits(trajectory.replay(policy), policy, records(trajectory))
+
+
+@every_policy
+@every_toy
+def test_running_the_model_gives_the_oracles_exits(case: Example, toy_name: str) -> None:
+    _, model, inputs, context = model_and_batch(case, toy_name)
+    rows = records(model.unroll(inputs, **context))
+    assert_exits(model(inputs, **context), model.policy, rows)
+
+
+@every_policy
+def test_examples_make_rows_leave_at_different_steps(case: Example) -> None:
+    """Or the contracts would compare nothing."""
+    seen = set()
+    for toy_name in TOYS:
+        _, model, inputs, context = model_and_batch(case, toy_name)
+        seen |= set(model(inputs, **context).exit_step.tolist())
+    if case.name in ("last-step", "fixed-step") or case.arguments.get("q") in (0.0, 1.0):
+        assert len(seen) == 1
+    else:
+        assert len(seen) >= 2
+
+
+# 2. Extremes
+
+
+@every_policy
+@pytest.mark.parametrize("num_steps", [5, 1000])
+@pytest.mark.parametrize("level", [-1e4, 0.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_extreme_hazards_and_outputs(case: Example, num_steps: int, level: float, dtype: torch.dtype) -> None:
+    trajectory = ponder.Trajectory(
+        outputs=(torch.full((2, num_steps, OUTPUTS[case.task]), level) * torch.arange(OUTPUTS[case.task])).to(dtype),
+        hazard_logits=torch.full((2, num_steps), level),
+        row_ids=torch.arange(2),
+        task=case.task,
+    )
+    policy = make_policy(case)
+    exits = trajectory.replay(policy)
+    for record, step in zip(records(trajectory), exits.exit_step.tolist(), strict=True):
+        assert step in oracles.exits(policy.to_dict(), record)
+
+
+# 3. Batch invariance
+
+
+@every_policy
+@every_toy
+def test_a_row_does_not_depend_on_its_company(case: Example, toy_name: str) -> None:
+    toy, model, inputs, context = model_and_batch(case, toy_name, torch.float64)
+    ids = torch.arange(100, 100 + BATCH)
+    whole = model(inputs, row_ids=ids, **context)
+    generator = torch.Generator().manual_seed(3)
+    for rows in (
+        torch.randperm(BATCH, generator=generator),
+        torch.tensor([3]),
+        torch.arange(BATCH - 1, 0, -3),
+        torch.tensor([5, 5, 2, 5]),
+    ):
+        part = model(take(inputs, rows), row_ids=ids[rows], **take(context, rows))
+        assert part.exit_step.tolist() == whole.exit_step[rows].tolist()
+        torch.testing.assert_close(part.outputs, whole.outputs[rows])
+    others, their_context = (to_dtype(part, torch.float64) for part in toy.batch(9, seed=77))
+    joined = model(join(others, inputs), row_ids=torch.cat([torch.arange(9), ids]), **join(their_context, context))
+    assert joined.exit_step[9:].tolist() == whole.exit_step.tolist()
+    torch.testing.assert_close(joined.outputs[9:], whole.outputs)
+
+
+@every_policy
+def test_a_row_does_not_depend_on_the_padding(case: Example) -> None:
+    _, model, inputs, context = model_and_batch(case, "transformer", torch.float64)
+    whole = model(inputs, **context)
+    longer = torch.cat([inputs, torch.full_like(inputs, 3.0)], dim=1)
+    mask = torch.cat([context["src_key_padding_mask"], torch.ones(BATCH, inputs.shape[1], dtype=torch.bool)], dim=1)
+    padded = model(longer, src_key_padding_mask=mask)
+    assert padded.exit_step.tolist() == whole.exit_step.tolist()
+    torch.testing.assert_close(padded.outputs, whole.outputs)
+
+
+def join(first: Any, second: Any) -> Any:
+    if isinstance(first, torch.Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, dict):
+        return {key: join(first[key], second[key]) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(join(a, b) for a, b in zip(first, second, strict=True))
+    assert first == second
+    return first
+
+
+# 4. Replay = run
+
+
+@every_policy
+@every_toy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_replay_equals_run(case: Example, toy_name: str, dtype: torch.dtype) -> None:
+    if toy_name == "transformer" and dtype == torch.bfloat16:
+        dtype = torch.float32  # attention rounds by more than a threshold forgives when the number of rows changes
+    _, model, inputs, context = model_and_batch(case, toy_name, dtype)
+    ids = torch.arange(50, 50 + BATCH)
+    run = model(inputs, row_ids=ids, **context)
+    exits = model.unroll(inputs, row_ids=ids, keep_features=True, **context).replay(model.policy)
+    assert exits.exit_step.tolist() == run.exit_step.tolist()
+    tolerance = {} if dtype != torch.bfloat16 else {"atol": 0.05, "rtol": 0.05}
+    torch.testing.assert_close(exits.outputs, run.outputs, **tolerance)
+
+
+# 5. Nothing wasted
+
+
+@every_policy
+@every_toy
+def test_nothing_is_computed_that_no_row_needs(case: Example, toy_name: str) -> None:
+    _, model, inputs, context = model_and_batch(case, toy_name)
+    calls: dict[str, list[int]] = {"steps": [], "head": [], "lambda_head": []}
+    for name in calls:
+        getattr(model, name).register_forward_hook(
+            lambda _, args, output, name=name: calls[name].append(rows_of(args[1] if name == "steps" else args[0]))
+        )
+    steps = model(inputs, **context).exit_step
+    assert sum(calls["steps"]) == int(steps.sum())
+    assert calls["steps"] == [int((steps >= n).sum()) for n in range(1, int(steps.max()) + 1)]
+    reads = model.policy.needs
+    assert sum(calls["head"]) == (int(steps.sum()) if "output" in reads else BATCH)
+    last = model.num_steps
+    assert sum(calls["lambda_head"]) == (int(steps.clamp(max=last - 1).sum()) if "hazard" in reads else 0)
+    assert len(calls["lambda_head"]) == (min(last - 1, int(steps.max())) if "hazard" in reads else 0)
+    assert 0 not in calls["steps"] + calls["head"] + calls["lambda_head"]
+
+
+def rows_of(tree: Any) -> int:
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    return rows_of(tree[0]) if isinstance(tree, tuple) else len(tree)
+
+
+# 6.–8. Purity and round trips
+
+
+@every_policy
+def test_deciding_is_pure_and_its_state_is_batch_first(case: Example) -> None:
+    policy = make_policy(case)
+    batch = Batch(torch.arange(4), 6, case.task)
+    state = policy.init(batch)
+    for step in (1, 2, 3):
+        readings = {
+            "hazard": torch.rand(4),
+            "cdf": torch.rand(4),
+            "survival": torch.rand(4),
+            "output": torch.randn(4, OUTPUTS[case.task]),
+            "features": torch.randn(4, 3),
+        }
+        view = StepView(torch.full((4,), step), 6, readings, case.task)
+        before = copy.deepcopy((state, readings))
+        mask, new = policy.decide(view, state)
+        again, _ = policy.decide(view, state)
+        assert same((state, readings), before)
+        assert same(mask, again)
+        assert isinstance(mask, bool) or (mask.dtype == torch.bool and mask.shape == (4,))
+        assert all(leaf.shape[0] == 4 for leaf in leaves(new))
+        state = new
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, bool):
+        return a == b
+    return all(torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@every_policy
+def test_rows_at_different_depths_share_a_batch(case: Example) -> None:
+    """A policy decides by the row's own index, not by how often it was asked."""
+    policy, num_steps = make_policy(case), 6
+    trajectory = random_trajectory(case.task, 8, num_steps, 1.0, 4)
+    alone = trajectory.replay(policy).exit_step
+    cdf = trajectory.halting.cdf_table
+    late = 2  # the second half of the rows starts two rounds after the first
+    early_rows, late_rows = torch.arange(4), torch.arange(4, 8)
+    state_early = policy.init(Batch(trajectory.row_ids[early_rows], num_steps, case.task))
+    exits: dict[int, int] = {}
+
+    def view(rows: torch.Tensor, at: torch.Tensor) -> StepView:
+        readings = {
+            "output": trajectory.outputs[rows, at - 1],
+            "cdf": cdf[rows, at - 1],
+            "hazard": trajectory.hazard_logits[rows, at - 1].sigmoid(),
+            "survival": 1 - cdf[rows, at - 1],
+        }
+        return StepView(at, num_steps, readings, case.task)
+
+    state_late = policy.init(Batch(trajectory.row_ids[late_rows], num_steps, case.task))
+    for round_ in range(1, late + 1):  # the early rows alone; nobody is taken out, so every mask is looked at
+        mask, state_early = policy.decide(view(early_rows, torch.full((4,), round_)), state_early)
+        note(exits, mask, early_rows, round_)
+    # the late rows walk two steps on their own first so that the states have one structure, then both travel together
+    for round_ in range(1, late):
+        mask, state_late = policy.decide(view(late_rows, torch.full((4,), round_)), state_late)
+        note(exits, mask, late_rows, round_)
+    state, rows = join(state_early, state_late), torch.arange(8)
+    for round_ in range(late + 1, num_steps):
+        at = torch.tensor([round_] * 4 + [round_ - 1] * 4)
+        mask, state = policy.decide(view(rows, at), state)
+        masks = torch.full((8,), mask) if isinstance(mask, bool) else mask
+        for row in range(8):
+            if masks[row]:
+                exits.setdefault(row, int(at[row]))
+    for row in range(8):
+        if int(alone[row]) < num_steps - 1:
+            assert exits.get(row) == int(alone[row])
+
+
+def note(exits: dict[int, int], mask: Any, rows: torch.Tensor, step: int) -> None:
+    masks = torch.full((len(rows),), mask) if isinstance(mask, bool) else mask
+    for row, out in zip(rows.tolist(), masks.tolist(), strict=True):
+        if out:
+            exits.setdefault(row, step)
+
+
+@every_policy
+def test_round_trips_and_is_frozen(case: Example) -> None:
+    policy = make_policy(case)
+    data = json.loads(json.dumps(policy.to_dict()))
+    assert data["name"] == case.name
+    trajectory = random_trajectory(case.task, 5, 6, 1.0, 0)
+    for twin in (policies.from_dict(data), copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        assert twin == policy
+        assert hash(twin) == hash(policy)
+        assert repr(twin) == repr(policy)
+        assert twin.needs == policy.needs
+        assert torch.equal(trajectory.replay(twin).exit_step, trajectory.replay(policy).exit_step)
+    with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
+        policy.anything = 1
+
+
+@every_policy
+def test_needs_what_it_declares_and_says_so(case: Example) -> None:
+    policy = make_policy(case)
+    assert policy.needs <= {"hazard", "output", "features"}
+    setting = Setting(6, case.task, has_hazard=False)
+    if "hazard" in policy.needs:
+        with refused("policy", "needs no hazard", "lambda_head=ponder.LambdaHead(width)"):
+            policy.check(setting)
+    else:
+        policy.check(setting)
+
+
+@every_policy
+def test_rescaling_to_the_same_number_changes_nothing(case: Example) -> None:
+    policy = make_policy(case)
+    assert policy.rescaled(12, 12) == policy
+    half = policy.rescaled(12, 6)
+    assert type(half) is type(policy)
+    half.check(Setting(6, case.task, has_hazard=True))
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with refused("policy", "quantile", "'q-exit'"):
+        policies.get("q-exit")
+
+
+def test_wrong_arguments_name_the_fields() -> None:
+    with refused("arguments of policy 'quantile'", "fields q", type_error=True):
+        policies.get("quantile", threshold=0.5)
+    with refused("arguments of policy 'last-step'", "(none)", type_error=True):
+        policies.get("last-step", step=1)

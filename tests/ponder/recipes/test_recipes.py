@@ -1,0 +1,184 @@
+"""Recipes: what each combines, how it scales, and that it builds a model that trains and exits."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import ponder
+from ponder import recipes
+from ponder.heads import PerStep
+from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
+from ponder.policies import Bernoulli, Entropy, LastStep, Patience, Quantile
+from ponder.priors import Geometric
+from ponder.recipes import LambdaSpec, Recipe, Stage, freeze_for
+from tests.ponder.checks import refused
+from tests.ponder.examples import RECIPES, Example
+from tests.toys import WIDTH, labels_for, make_toy
+
+every_recipe = pytest.mark.parametrize("case", RECIPES, ids=str)
+
+
+def make(case: Example) -> Recipe:
+    return recipes.get(case.name, **case.arguments)
+
+
+def test_every_recipe_has_an_example() -> None:
+    assert {case.name for case in RECIPES} == set(recipes.names())
+
+
+@every_recipe
+@pytest.mark.parametrize("num_steps", [2, 5, 6, 12, 24])
+def test_builds_a_model_that_trains_in_every_stage_and_exits(case: Example, num_steps: int) -> None:
+    recipe = make(case).for_steps(num_steps)
+    head, hazards = recipe.make_heads(WIDTH, 3, num_steps, dropout=0.0)
+    model = ponder.PonderWrapper(
+        nn.Linear(WIDTH, WIDTH),
+        num_steps,
+        head=head,
+        lambda_head=hazards,
+        prior=recipe.prior,
+        policy=recipe.policy,
+        task="classification",
+    )
+    inputs, _ = make_toy("shared").batch(6)
+    labels = labels_for("classification", 6)
+    for stage in recipe.stages:
+        freeze_for(stage, model.steps, model.head)
+        model.objective = stage.objective
+        before = copy.deepcopy(model.state_dict())
+        model.zero_grad(set_to_none=True)
+        optimiser = torch.optim.SGD(ponder.parameter_groups(model, lr=0.1))
+        loss = model.train()(inputs, labels=labels).loss
+        loss.backward()
+        optimiser.step()
+        assert bool(loss.isfinite())
+        moved = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+        assert moved
+        if stage.train == "early_heads":
+            assert all(n.startswith("head.heads.") for n in moved)
+            assert not any(n.startswith(f"head.heads.{num_steps - 1}.") for n in moved)
+    out = model.eval()(inputs, labels=labels)
+    assert out.outputs.shape == (6, 3)
+    assert bool(((out.exit_step >= 1) & (out.exit_step <= num_steps)).all())
+
+
+@every_recipe
+def test_round_trips(case: Example) -> None:
+    recipe = make(case)
+    assert recipe.name == case.name
+    assert recipe.paper
+    data = json.loads(json.dumps(recipe.to_dict()))
+    for twin in (Recipe.from_dict(data), copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
+        assert twin == recipe
+    assert Recipe.from_dict(recipe.for_steps(7).to_dict()) == recipe.for_steps(7)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.name = "mine"
+
+
+@every_recipe
+def test_scaling_to_the_tuned_depth_changes_nothing_and_scaling_happens_once(case: Example) -> None:
+    recipe = make(case)
+    assert recipe.for_steps(12).policy == recipe.policy
+    assert recipe.for_steps(6).for_steps(6) == recipe.for_steps(6)
+    assert recipe.for_steps(6).tuned_for == 6
+
+
+def test_what_each_combines() -> None:
+    vanilla, pondernet, palbert = (recipes.get(n) for n in ("vanilla", "pondernet", "palbert"))
+    pabee, deebert, fastbert = (recipes.get(n) for n in ("pabee", "deebert", "fastbert"))
+    assert (vanilla.policy, vanilla.stages, vanilla.lambda_head) == (LastStep(), (Stage(FinalStep()),), None)
+    assert isinstance(pondernet.policy, Bernoulli)
+    assert pondernet.lambda_head == LambdaSpec(layers=1, history=1)
+    assert not pondernet.own_lambda_lr
+    assert pondernet.stages == (Stage(Ponder(0.5)),)
+    assert pondernet.prior == Geometric(0.1)
+    assert palbert.policy == Quantile(0.5)
+    assert palbert.lambda_head == LambdaSpec(layers=3, history=2, initial="stem", activation="tanh")
+    assert palbert.own_lambda_lr
+    assert palbert.prior == Geometric(0.1)
+    assert pabee.policy == Patience(6, tolerance=0.1)
+    assert pabee.stages == (Stage(DeepSupervision("linear")),)
+    assert deebert.stages == (Stage(FinalStep()), Stage(DeepSupervision("uniform"), train="early_heads"))
+    assert isinstance(deebert.policy, Entropy)
+    assert not deebert.policy.normalize
+    assert fastbert.stages == (Stage(FinalStep()), Stage(Distillation(), train="early_heads"))
+    assert fastbert.policy.normalize
+    assert [r.per_step_heads for r in (vanilla, pondernet, palbert, pabee, deebert, fastbert)] == [False] * 3 + [
+        True
+    ] * 3
+
+
+@pytest.mark.parametrize(
+    ("switch", "field", "off"),
+    [
+        ("q_exit", "policy", Bernoulli(0)),
+        ("own_lambda_lr", "own_lambda_lr", False),
+        ("deep_lambda", "lambda_head", LambdaSpec(layers=1, history=2)),
+        ("hidden_concat", "lambda_head", LambdaSpec(layers=3, history=1)),
+    ],
+)
+def test_each_change_of_palbert_is_a_switch(switch: str, field: str, off: object) -> None:
+    full, without = recipes.get("palbert"), recipes.get("palbert", **{switch: False})
+    assert without == dataclasses.replace(full, **{field: off})
+
+
+def test_palbert_without_its_changes_is_pondernet() -> None:
+    none = recipes.get("palbert", q_exit=False, own_lambda_lr=False, deep_lambda=False, hidden_concat=False)
+    pondernet = recipes.get("pondernet")
+    assert dataclasses.replace(none, name="pondernet", paper=pondernet.paper) == pondernet
+
+
+def test_what_was_tuned_for_twelve_steps_is_scaled() -> None:
+    assert recipes.get("pabee").for_steps(6).policy == Patience(3, 0.1)
+    assert recipes.get("pabee").for_steps(24).policy == Patience(12, 0.1)
+    assert recipes.get("palbert").for_steps(6).prior.rate == pytest.approx(1 - 0.9**2)
+    assert recipes.get("palbert").for_steps(6).policy == Quantile(0.5)
+
+
+def test_heads_are_built_as_specified() -> None:
+    head, hazards = recipes.get("pabee").make_heads(8, 2, 6, dropout=0.3)
+    assert isinstance(head, PerStep)
+    assert len(head) == 6
+    assert hazards is None
+    assert head.heads[0][0].p == 0.3
+    head, hazards = recipes.get("palbert").make_heads(8, 2, 6)
+    assert head(torch.zeros(3, 8)).shape == (3, 2)
+    assert hazards.history == 2
+    assert len(list(hazards.parameters())) == 6
+
+
+def test_freezing_needs_a_head_per_step_and_is_undone_by_the_next_stage() -> None:
+    encoder, head = nn.Linear(2, 2), PerStep(nn.Linear(2, 2) for _ in range(3))
+    early, everything = Stage(FinalStep(), train="early_heads"), Stage(FinalStep())
+    freeze_for(early, encoder, head)
+    trainable = [n for n, p in head.named_parameters() if p.requires_grad]
+    assert trainable == ["heads.0.weight", "heads.0.bias", "heads.1.weight", "heads.1.bias"]
+    assert not any(p.requires_grad for p in encoder.parameters())
+    freeze_for(everything, encoder, head)
+    assert all(p.requires_grad for p in (*encoder.parameters(), *head.parameters()))
+    with refused("stage", "one head a step", "PerStep"):
+        freeze_for(early, encoder, nn.Linear(2, 2))
+
+
+def test_unknown_names_and_foreign_data_are_refused() -> None:
+    with refused("recipe", "palbert", "'albert'"):
+        recipes.get("albert")
+    good = recipes.get("palbert").to_dict()
+    for data in (
+        {},
+        None,
+        [],
+        {**good, "extra": 1},
+        {**good, "stages": "all"},
+        {key: value for key, value in good.items() if key != "policy"},
+        {**good, "lambda_head": {"depth": 3}},
+    ):
+        with refused("data", "Recipe.to_dict()"):
+            Recipe.from_dict(data)

@@ -1,0 +1,54 @@
+"""One root, Python's own categories, and errors that travel home from worker processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import ponder
+from ponder import errors
+
+WRONG = {"expected": "a number", "got": 3, "remedy": "Pass one."}
+
+
+@pytest.mark.parametrize(
+    ("kind", "python"),
+    [
+        (errors.ArgumentError, ValueError),
+        (errors.ArgumentTypeError, TypeError),
+        (errors.DataError, ValueError),
+        (errors.CheckpointError, ValueError),
+        (errors.NonFiniteError, ArithmeticError),
+    ],
+)
+def test_errors_are_the_librarys_and_pythons(kind: type[Exception], python: type[Exception]) -> None:
+    assert issubclass(kind, ponder.PonderError)
+    assert issubclass(kind, python)
+    assert kind.__name__ in errors.__all__
+
+
+@pytest.mark.parametrize("kind", [errors.ArgumentError, errors.ArgumentTypeError])
+def test_argument_errors_say_argument_expected_got_and_remedy(kind: type[Exception]) -> None:
+    error = kind("q", **WRONG)
+    assert str(error) == "q: expected a number; got 3. Pass one."
+    assert (error.argument, error.expected, error.got, error.remedy) == ("q", "a number", "3", "Pass one.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ArgumentError("q", **WRONG),
+        errors.ArgumentTypeError("q", **WRONG),
+        errors.DataError("a.tsv, line 3: 2 columns"),
+        errors.CheckpointError("truncated"),
+        errors.NonFiniteError("step 3"),
+        errors.PonderError("other"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_are_pickled(error: Exception) -> None:
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is type(error)
+    assert str(twin) == str(error)
+    assert twin.__dict__ == error.__dict__

@@ -1,0 +1,138 @@
+"""Lambda heads and one head per step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ponder
+from ponder import LambdaHead, PerStep
+from ponder.heads import as_lambda_head
+from tests.ponder.checks import refused
+from tests.toys import WIDTH, make_toy, wrap
+
+
+def by_hand(head: LambdaHead, features: torch.Tensor, activation) -> torch.Tensor:
+    """The Lambda head, layer by layer from its weights."""
+    weights = [parameter for name, parameter in head.named_parameters() if name.endswith("weight")]
+    biases = [parameter for name, parameter in head.named_parameters() if name.endswith("bias")]
+    x = features
+    for depth, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = x @ weight.T + bias
+        if depth < len(weights) - 1:
+            x = activation(x)
+    return x[:, 0]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("history", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "activation"), [("tanh", torch.tanh), ("relu", torch.relu), ("gelu", nn.functional.gelu)]
+)
+def test_layers_of_width(layers: int, history: int, name: str, activation) -> None:
+    head = LambdaHead(4, layers=layers, history=history, activation=name).eval()
+    features = torch.randn(5, 4 * history)
+    assert head(features).shape == (5,)
+    torch.testing.assert_close(head(features), by_hand(head, features, activation))
+    sizes = [tuple(w.shape) for n, w in head.named_parameters() if n.endswith("weight")]
+    assert sizes[0] == ((1 if layers == 1 else 4), 4 * history)
+    assert len(sizes) == layers
+
+
+def test_dropout_in_training_only() -> None:
+    head = LambdaHead(4, layers=2, dropout=0.5)
+    features = torch.randn(50, 4)
+    assert not torch.equal(head(features), head(features))
+    head.eval()
+    assert torch.equal(head(features), head(features))
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+@pytest.mark.parametrize("initial", ["stem", "zeros"])
+def test_history_reads_the_newest_first_and_the_initial_state_before(history: int, initial: str) -> None:
+    toy = make_toy("shared")
+    hazards = LambdaHead(WIDTH, layers=2, history=history, initial=initial)
+    model = wrap(toy, lambda_head=hazards)
+    inputs, _ = toy.batch(4)
+    features = [inputs if initial == "stem" else torch.zeros_like(inputs)] * history
+    expected = []
+    for _ in range(model.num_steps):
+        inputs = toy.steps(inputs)
+        features = [inputs, *features][:history]
+        expected.append(by_hand(hazards, torch.cat(features, dim=1), torch.tanh))
+    torch.testing.assert_close(model.unroll(toy.batch(4)[0]).hazard_logits, torch.stack(expected, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument"),
+    [
+        ({"width": 0}, "width"),
+        ({"width": 4, "layers": 0}, "layers"),
+        ({"width": 4, "layers": True}, "layers"),
+        ({"width": 4, "history": 1.5}, "history"),
+        ({"width": 4, "initial": "ones"}, "initial"),
+        ({"width": 4, "activation": "swish"}, "activation"),
+        ({"width": 4, "dropout": 1.0}, "dropout"),
+    ],
+)
+def test_bad_shapes_are_refused(arguments: dict, argument: str) -> None:
+    with refused(argument):
+        LambdaHead(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 2, 4), (4,)])
+def test_features_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    with refused("width of the Lambda head", "(batch, 4)", str(shape)):
+        LambdaHead(4)(torch.zeros(shape))
+
+
+def test_a_users_own_module_gives_hazards() -> None:
+    toy = make_toy("shared")
+    plain = nn.Linear(WIDTH, 1)
+    model = wrap(toy, lambda_head=plain)
+    inputs, _ = toy.batch(4)
+    expected, hidden = [], inputs
+    for _ in range(model.num_steps):
+        hidden = toy.steps(hidden)
+        expected.append(plain(hidden)[:, 0])
+    torch.testing.assert_close(model.unroll(inputs).hazard_logits, torch.stack(expected, dim=1))
+    assert as_lambda_head(model.lambda_head) is model.lambda_head
+    with refused("lambda_head", "one hazard logit for each of 4 rows", "(4, 3)"):
+        wrap(toy, lambda_head=nn.Linear(WIDTH, 3)).unroll(inputs)
+
+
+@pytest.mark.parametrize("head", [PerStep([nn.Linear(4, 1)]), torch.sin, "linear"], ids=["per-step", "function", "str"])
+def test_lambda_heads_are_one_module(head: object) -> None:
+    with refused("lambda_head", type_error=True):
+        as_lambda_head(head)
+
+
+def test_each_step_has_its_own_head() -> None:
+    toy = make_toy("shared")
+    heads = [nn.Linear(WIDTH, 3) for _ in range(5)]
+    model = wrap(toy, head=PerStep(heads))
+    assert len(model.head) == 5
+    inputs, _ = toy.batch(4)
+    trajectory = model.unroll(inputs)
+    exits = model.eval()(inputs, policy=ponder.policies.Quantile(0.5))
+    hidden = inputs
+    for step, head in enumerate(heads, start=1):
+        hidden = toy.steps(hidden)
+        torch.testing.assert_close(trajectory.outputs[:, step - 1], head(hidden))
+        here = exits.exit_step == step
+        torch.testing.assert_close(exits.outputs[here], head(hidden)[here])
+    assert len(set(exits.exit_step.tolist())) > 1
+
+
+def test_heads_are_counted() -> None:
+    with refused("head", "one head for each of 5 steps", "4 heads"):
+        wrap(make_toy("shared"), head=PerStep(nn.Linear(WIDTH, 3) for _ in range(4)))
+    with refused("heads", "no module"):
+        PerStep([])
+
+
+@pytest.mark.parametrize("head", [None, [nn.Linear(WIDTH, 3)], nn.ModuleList([nn.Linear(WIDTH, 3)])], ids=str)
+def test_a_head_is_one_module(head: object) -> None:
+    with refused("head", type(head).__name__, type_error=True):
+        wrap(make_toy("shared"), head=head)

@@ -1,0 +1,57 @@
+"""What a fresh process loads, and what the packages export."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ponder
+
+PARTNERS = ("transformers", "safetensors", "datasets", "accelerate", "sklearn", "scipy", "pandas", "matplotlib")
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages(ponder.__path__, "ponder.")
+    if not name.startswith("ponder.integrations")
+)
+
+
+@pytest.mark.parametrize("statement", ["import ponder", "import ponder.integrations"])
+def test_importing_loads_no_partner_library(statement: str, tmp_path: Path) -> None:
+    code = f"import sys, json\n{statement}\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = json.loads(ran.stdout)
+    assert "torch" in loaded
+    assert "einops" in loaded
+    assert not set(PARTNERS) & set(loaded)
+
+
+@pytest.mark.parametrize("name", ["ponder", *MODULES])
+def test_what_is_exported_exists(name: str) -> None:
+    module = importlib.import_module(name)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for public in module.__all__:
+        assert not public.startswith("_")
+        assert getattr(module, public) is not None
+
+
+def test_the_fixed_names_are_there() -> None:
+    from ponder import objectives, policies, priors, readouts, recipes
+
+    for package, names in (
+        (ponder, "PonderWrapper Steps PerStep LambdaHead Shared StepDistribution parameter_groups save load"),
+        (policies, "Bernoulli Quantile Patience Entropy Confidence Margin FixedStep LastStep ExitPolicy register get"),
+        (objectives, "Ponder DeepSupervision FinalStep Distillation register get from_dict names"),
+        (priors, "Geometric Uniform Poisson Normal Categorical register get from_dict names"),
+        (readouts, "first_token mean last"),
+        (recipes, "get names Recipe"),
+    ):
+        for name in names.split():
+            assert hasattr(package, name), name
+    assert (Path(ponder.__file__).parent / "py.typed").exists()
+    assert ponder.__version__

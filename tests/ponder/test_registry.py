@@ -1,0 +1,214 @@
+"""Names: given once, found in entry points without importing them, and turned into plain JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ponder import objectives, policies, priors, recipes
+from ponder.errors import ArgumentTypeError, PonderError
+from ponder.registry import Plugin, Registry
+from tests.ponder.checks import refused
+
+shapes: Registry[Any] = Registry("shape", "tests.shapes")
+
+
+class Shape(Plugin):
+    registry = shapes
+
+
+@shapes.register("circle")
+@dataclass(frozen=True)
+class Circle(Shape):
+    radius: float
+    tags: tuple[str, ...] = ()
+
+
+@shapes.register("pair")
+@dataclass(frozen=True)
+class Pair(Shape):
+    parts: tuple[Shape, ...]
+    outer: Shape | None = None
+
+
+@shapes.register("unit")
+def unit(radius: float = 1.0) -> Circle:
+    return Circle(radius)
+
+
+def test_names_are_sorted_and_found() -> None:
+    assert shapes.names() == ["circle", "pair", "unit"]
+    assert shapes.find("circle") is Circle
+    assert shapes.get("circle", radius=2.0) == Circle(2.0)
+    assert shapes.get("unit") == Circle(1.0)
+    assert shapes.name_of(Circle) == "circle"
+
+
+def test_a_name_is_given_once() -> None:
+    registry: Registry[Any] = Registry("shape", "tests.shapes")
+    registry.register("a")(Circle)
+    assert registry.register("a")(Circle) is Circle  # a module that is imported twice
+    with refused("name", "still free", "'a'", "another name"):
+        registry.register("a")(Pair)
+    assert registry.find("a") is Circle
+
+
+@pytest.mark.parametrize("name", ["", "Circle", "my circle", "-a", "a-", "a--b", "a/b", "über", "a\n"])
+def test_bad_names_are_refused(name: str) -> None:
+    with refused("name", "lower-case", repr(name), "my-shape"):
+        shapes.register(name)
+
+
+@pytest.mark.parametrize("name", ["a", "a1", "my-policy", "x_y", "pkg.thing", "0"])
+def test_good_names_are_accepted(name: str) -> None:
+    registry: Registry[Any] = Registry("shape", "tests.shapes")
+    registry.register(name)(Circle)
+    assert registry.names() == [name]
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    for ask in (shapes.find, shapes.get):
+        with refused("shape", "circle, pair, unit", "'square'", "register a shape"):
+            ask("square")
+    with refused("shape", "registered"):
+        shapes.name_of(int)
+
+
+def test_wrong_arguments_list_the_right_ones() -> None:
+    with refused("arguments of shape 'circle'", "fields radius, tags", "size", type_error=True):
+        shapes.get("circle", size=1)
+    with refused("arguments of shape 'unit'", "the parameters of unit", type_error=True):
+        shapes.get("unit", size=1)
+
+
+def test_an_argument_error_of_the_plug_in_passes_unchanged() -> None:
+    with refused("seed", "whole number", type_error=True):
+        policies.get("bernoulli", seed="a")
+
+
+# Plain JSON
+
+
+def test_nested_plug_ins_round_trip() -> None:
+    pair = Pair((Circle(1.0, ("a", "b")), Pair(())), outer=Circle(2.0))
+    data = json.loads(json.dumps(pair.to_dict()))
+    assert data["name"] == "pair"
+    assert Shape.from_dict(data) == pair
+    assert Pair.from_dict(data) == pair
+
+
+def test_what_plain_json_cannot_hold_is_refused() -> None:
+    with refused("radius", "plain JSON", "complex", type_error=True):
+        Circle(1j).to_dict()
+
+
+@pytest.mark.parametrize("data", [None, "circle", {}, {"radius": 1.0}, {"name": 3}, ["name"]])
+def test_data_without_a_name_are_refused(data: Any) -> None:
+    with refused("data", "'name'", "to_dict()", type_error=True):
+        Shape.from_dict(data)
+
+
+def test_nested_data_without_a_name_are_refused() -> None:
+    with refused("data", "'name'", type_error=True):
+        Shape.from_dict({"name": "pair", "parts": [{"radius": 1.0}]})
+
+
+def test_the_dictionary_of_another_leaf_is_refused() -> None:
+    with refused("data", "Pair", "Circle", type_error=True):
+        Pair.from_dict({"name": "circle", "radius": 1.0})
+    with refused("shape", "'square'"):
+        Shape.from_dict({"name": "square"})
+
+
+# Entry points
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny installed distribution with a good plug-in, a broken one, and one that points at nothing."""
+    info = tmp_path / "ponder_extra-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ponder-extra\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[ponder.policies]\n"
+        "extra-good = ponder_extra_good:Good\n"
+        "extra-broken = ponder_extra_broken:Broken\n"
+        "extra-absent = ponder_extra_good:Absent\n"
+        "extra-decorated = ponder_extra_decorated:Decorated\n"
+        "quantile = ponder_extra_broken:Broken\n"
+        "[ponder.priors]\nextra-prior = ponder_extra_prior:Flat\n"
+    )
+    body = (
+        "from dataclasses import dataclass\nfrom ponder import policies\n{decorator}"
+        "@dataclass(frozen=True)\nclass {name}(policies.ExitPolicy):\n    level: float = 0.5\n"
+        "    def decide(self, step, state):\n        return True, state\n"
+    )
+    (tmp_path / "ponder_extra_good.py").write_text(body.format(decorator="", name="Good"))
+    decorated = body.format(decorator="@policies.register('extra-decorated')\n", name="Decorated")
+    (tmp_path / "ponder_extra_decorated.py").write_text(decorated)
+    (tmp_path / "ponder_extra_broken.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "ponder_extra_prior.py").write_text("from ponder.priors import Uniform as Flat\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for registry in (policies.ExitPolicy.registry, priors.Prior.registry):
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("ponder_extra")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("package")
+def test_listing_imports_nothing() -> None:
+    assert {"extra-good", "extra-broken", "extra-absent", "quantile"} <= set(policies.names())
+    assert "extra-prior" in priors.names()
+    assert not [name for name in sys.modules if name.startswith("ponder_extra")]
+    with refused("policy", "extra-broken", "quantile"):
+        policies.get("unheard-of")
+    assert not [name for name in sys.modules if name.startswith("ponder_extra")]
+
+
+@pytest.mark.usefixtures("package")
+def test_a_plug_in_of_another_package_is_one_of_the_librarys() -> None:
+    policy = policies.get("extra-good", level=0.25)
+    assert policy.level == 0.25
+    assert policy.to_dict() == {"name": "extra-good", "level": 0.25}
+    assert policies.from_dict(policy.to_dict()) == policy
+    assert policies.from_dict((policy | policies.LastStep()).to_dict()).policies[0] == policy
+    assert priors.get("extra-prior") == priors.Uniform()
+
+
+@pytest.mark.usefixtures("package")
+def test_a_plug_in_may_also_use_the_decorator() -> None:
+    assert policies.get("extra-decorated").to_dict()["name"] == "extra-decorated"
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("extra-broken", "ModuleNotFoundError.*a_module_that_is_not_there"), ("extra-absent", "AttributeError.*Absent")],
+)
+def test_a_broken_package_breaks_nothing_but_its_own_name(name: str, reason: str) -> None:
+    with pytest.raises(
+        PonderError, match=rf"policy '{name}' comes from the entry point .*cannot be imported: {reason}"
+    ):
+        policies.get(name)
+    assert policies.get("extra-good").level == 0.5
+    assert policies.get("quantile", q=0.5) == policies.Quantile(0.5)  # a built-in name cannot be taken over
+    assert name in policies.names()
+
+
+def test_every_registry_has_its_group() -> None:
+    groups = {
+        policies.ExitPolicy.registry: "ponder.policies",
+        priors.Prior.registry: "ponder.priors",
+        objectives.Objective.registry: "ponder.objectives",
+        recipes.base.registry: "ponder.recipes",
+    }
+    for registry, group in groups.items():
+        assert registry.group == group
+        assert registry.names()
+    assert issubclass(ArgumentTypeError, TypeError)

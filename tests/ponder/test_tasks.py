@@ -1,0 +1,134 @@
+"""Tasks: losses against plain Python, and labels that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ponder.tasks import Task, as_task, infer_task
+from tests.ponder import oracles
+from tests.ponder.checks import refused
+
+
+def example_of(task: str, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    if task == "classification":
+        return torch.randn(rows, 4, generator=g) * 3, torch.randint(0, 4, (rows,), generator=g)
+    if task == "regression":
+        return torch.randn(rows, 2, generator=g), torch.randn(rows, 2, generator=g)
+    if task == "multilabel":
+        return torch.randn(rows, 3, generator=g) * 3, torch.randint(0, 2, (rows, 3), generator=g).float()
+    labels = torch.randint(0, 4, (rows, 5), generator=g)
+    labels[torch.rand(rows, 5, generator=g) < 0.4] = -100
+    return torch.randn(rows, 5, 4, generator=g), labels
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "multilabel", "token_classification"])
+@given(st.integers(1, 6), st.integers(0, 10**6))
+def test_losses_equal_the_oracle(name: str, rows: int, seed: int) -> None:
+    outputs, labels = example_of(name, rows, seed)
+    task = as_task(name)
+    losses = task.losses(outputs, task.check(outputs, labels))
+    expected = [oracles.task_loss(name, o, y) for o, y in zip(outputs.tolist(), labels.tolist(), strict=True)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "multilabel", "token_classification"])
+def test_float64_stays_float64(name: str) -> None:
+    outputs, labels = example_of(name, 3, 0)
+    outputs = outputs.double().requires_grad_()
+    task = as_task(name)
+    labels = task.check(outputs, labels.double() if labels.is_floating_point() else labels)
+    assert task.losses(outputs, labels).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda o: task.losses(o, labels), outputs)
+
+
+def test_one_number_per_example_in_either_shape() -> None:
+    task, outputs = as_task("regression"), torch.tensor([[1.0], [2.0]])
+    for labels in (torch.tensor([0.0, 4.0]), torch.tensor([[0.0], [4.0]]), torch.tensor([0, 4])):
+        assert task.losses(outputs, task.check(outputs, labels)).tolist() == [1.0, 4.0]
+    flat = outputs[:, 0]
+    assert task.losses(flat, task.check(flat, torch.tensor([0.0, 4.0]))).tolist() == [1.0, 4.0]
+
+
+def test_rows_without_a_labelled_token_cost_nothing() -> None:
+    task, outputs = as_task("token_classification"), torch.randn(2, 3, 4)
+    labels = torch.tensor([[-100, -100, -100], [1, -100, 2]])
+    losses = task.losses(outputs, task.check(outputs, labels))
+    assert losses[0].item() == 0.0
+    assert losses[1].item() > 0.0
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "labels", "words"),
+    [
+        ("classification", (4, 3), torch.zeros(3).long(), ("shape (4,)", "shape (3,)")),
+        ("classification", (4, 3), torch.zeros(4, 3).long(), ("shape (4,)", "shape (4, 3)")),
+        ("classification", (4, 3), torch.tensor([0, 1, 2, 3]), ("classes 0 … 2", "between 0 and 3")),
+        ("classification", (4, 3), torch.tensor([0, 1, 2, -1]), ("classes 0 … 2", "between -1 and 2")),
+        ("classification", (4, 3), torch.tensor([0, 1, 2, -100]), ("classes 0 … 2", "between -100")),
+        ("regression", (4, 1), torch.zeros(3), ("shape (4,)", "shape (3,)")),
+        ("regression", (4, 2), torch.zeros(4), ("shape (4, 2)", "shape (4,)")),
+        ("multilabel", (4, 3), torch.zeros(4), ("shape (4, 3)", "shape (4,)")),
+        ("multilabel", (4, 3), torch.full((4, 3), 2.0), ("0 or 1",)),
+        ("token_classification", (4, 5, 3), torch.zeros(4).long(), ("shape (4, 5)", "shape (4,)")),
+        ("token_classification", (4, 5, 3), torch.full((4, 5), 3), ("classes 0 … 2", "between 3 and 3")),
+        (lambda o, y: o.sum(-1), (4, 3), torch.zeros(3), ("shape (4,)", "shape (3,)")),
+    ],
+)
+def test_labels_of_the_wrong_shape_or_range_are_refused(task, outputs, labels, words) -> None:
+    with refused("labels", *words):
+        as_task(task).check(torch.zeros(outputs), labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "dtype"),
+    [
+        ("classification", (4, 3), torch.float32),
+        ("classification", (4, 3), torch.bool),
+        ("classification", (4, 3), torch.complex64),
+        ("regression", (4, 1), torch.complex64),
+    ],
+)
+def test_labels_of_the_wrong_type_are_refused(task: str, outputs, dtype: torch.dtype) -> None:
+    with refused("labels", str(dtype), type_error=True):
+        as_task(task).check(torch.zeros(outputs), torch.zeros(4, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"),
+    [
+        ("classification", (4, 1)),
+        ("classification", (4, 2, 3)),
+        ("multilabel", (4,)),
+        ("token_classification", (4, 3)),
+    ],
+)
+def test_outputs_that_do_not_fit_the_task_are_refused(task: str, shape: tuple[int, ...]) -> None:
+    with refused("outputs of the head", str(shape)):
+        as_task(task).check(torch.zeros(shape), torch.zeros(4).long())
+
+
+@pytest.mark.parametrize("losses", [torch.tensor(1.0), torch.zeros(4, 1), torch.zeros(3), 1.0])
+def test_a_users_loss_is_one_number_per_example(losses: object) -> None:
+    task = as_task(lambda outputs, labels: losses)
+    with refused("task", "one loss per example, (4,)", "reduction='none'"):
+        task.losses(torch.zeros(4, 2), torch.zeros(4))
+
+
+def test_tasks_are_found_by_name_and_inferred() -> None:
+    with refused("task", "classification", "'classify'"):
+        as_task("classify")
+    assert as_task(None) is None
+    regression = as_task("regression")
+    assert isinstance(regression, Task)
+    assert as_task(regression) is regression
+    for labels, shape, name in (
+        (torch.zeros(2).long(), (2, 3), "classification"),
+        (torch.zeros(2), (2, 3), "regression"),
+        (torch.zeros(2).long(), (2, 1), "regression"),
+        (torch.zeros(2, 4).long(), (2, 4, 3), "token_classification"),
+    ):
+        assert infer_task(torch.zeros(shape), labels).name == name

@@ -1,0 +1,144 @@
+"""Trajectories: joined, mapped, saved, loaded, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+
+from ponder import Trajectory
+from ponder.errors import CheckpointError, PonderError
+from ponder.policies import Bernoulli, Confidence, Patience, Quantile
+from tests.ponder.checks import refused
+from tests.toys import labels_for, make_toy, wrap
+
+PARTS = ("outputs", "hazard_logits", "row_ids", "features", "labels")
+
+
+def unrolled(size: int = 6, seed: int = 0, **options: Any) -> Trajectory:
+    toy = make_toy("shared")
+    inputs, _ = toy.batch(size, seed)
+    options = {"labels": labels_for("classification", size), "keep_features": True, **options}
+    with torch.no_grad():
+        return wrap(toy).unroll(inputs, row_ids=torch.arange(size) + 10 * seed, **options)
+
+
+def assert_same(a: Trajectory, b: Trajectory) -> None:
+    for name in PARTS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None), name
+        assert x is None or (x.dtype == y.dtype and torch.equal(x, y)), name
+    assert a.task == b.task
+    for policy in (Quantile(0.5), Bernoulli(2), Patience(2), Confidence(0.7)):
+        if a.hazard_logits is not None or "hazard" not in policy.needs:
+            assert torch.equal(a.replay(policy).exit_step, b.replay(policy).exit_step)
+
+
+def bare() -> Trajectory:
+    return Trajectory(torch.randn(3, 4, 2), None, torch.arange(3))
+
+
+@pytest.mark.parametrize("make", [unrolled, bare, lambda: unrolled(0)], ids=["full", "bare", "empty"])
+def test_round_trips(make, tmp_path) -> None:
+    trajectory = make()
+    for twin in (copy.deepcopy(trajectory), pickle.loads(pickle.dumps(trajectory))):
+        assert_same(twin, trajectory)
+    trajectory.save(tmp_path / "deep" / "run.safetensors")
+    assert_same(Trajectory.load(tmp_path / "deep" / "run.safetensors"), trajectory)
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["run.safetensors"]
+    trajectory.save(str(tmp_path / "deep" / "run.safetensors"))
+
+
+def test_a_slice_is_saved_as_its_rows(tmp_path) -> None:
+    part = unrolled().map(lambda tensor: tensor[1:3])
+    part.save(tmp_path / "part.safetensors")
+    assert_same(Trajectory.load(tmp_path / "part.safetensors"), part)
+    assert len(part) == 2
+
+
+def test_joined_batches_are_one_batch() -> None:
+    a, b = unrolled(4, seed=0), unrolled(3, seed=1)
+    whole = Trajectory.cat([a, b])
+    assert len(whole) == 7
+    assert whole.row_ids.tolist() == [0, 1, 2, 3, 10, 11, 12]
+    for policy in (Quantile(0.5), Bernoulli(4), Patience(1), Confidence(0.6)):
+        apart = torch.cat([a.replay(policy).exit_step, b.replay(policy).exit_step])
+        assert torch.equal(whole.replay(policy).exit_step, apart)
+    assert_same(Trajectory.cat([a]), a)
+    assert_same(Trajectory.cat([a, unrolled(0)]), a)
+
+
+def test_what_does_not_join() -> None:
+    with refused("trajectories", "at least one"):
+        Trajectory.cat([])
+    with refused("trajectories", "one model"):
+        Trajectory.cat([unrolled(), unrolled(keep_features=False)])
+    with refused("trajectories", "over 4 steps", "over 5 steps"):
+        Trajectory.cat([bare(), Trajectory(torch.zeros(3, 5, 2), None, torch.arange(3))])
+    with refused("trajectories", "task 'regression'"):
+        Trajectory.cat([bare(), Trajectory(torch.zeros(3, 4, 2), None, torch.arange(3), task="regression")])
+
+
+def test_detached_from_the_graph() -> None:
+    toy = make_toy("shared")
+    trajectory = wrap(toy).unroll(toy.batch(3)[0])
+    assert trajectory.outputs.requires_grad
+    detached = trajectory.detach()
+    assert not detached.outputs.requires_grad
+    assert not detached.hazard_logits.requires_grad
+    assert detached.features is None
+    exits = trajectory.replay(Quantile(0.5))
+    assert exits.outputs.requires_grad
+
+
+def test_replaying_changes_nothing() -> None:
+    trajectory = unrolled()
+    twin = copy.deepcopy(trajectory)
+    trajectory.replay(Patience(1) | Quantile(0.9))
+    assert_same(trajectory, twin)
+
+
+def test_without_hazards_there_is_no_halting_distribution() -> None:
+    with pytest.raises(PonderError, match=r"no Lambda head.*lambda_head=ponder\.LambdaHead"):
+        _ = bare().halting
+    assert unrolled().halting.pmf.shape == (6, 5)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-10]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not safetensors at all"),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: path.write_bytes(pickle.dumps({"outputs": torch.zeros(1)})),
+    ],
+    ids=["missing", "truncated", "empty", "foreign", "folder", "pickle"],
+)
+def test_a_file_that_is_no_trajectory(spoil, tmp_path) -> None:
+    path = tmp_path / "run.safetensors"
+    unrolled().save(path)
+    spoil(path)
+    with pytest.raises(CheckpointError, match=r"run\.safetensors: missing, truncated or no safetensors file"):
+        Trajectory.load(path)
+
+
+def test_other_safetensors_files_are_no_trajectories(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected a file of the format 'ponder-trajectory-1'; got None"):
+        Trajectory.load(tmp_path / "model.safetensors")
+    save_file({"outputs": torch.zeros(2, 2)}, tmp_path / "half.safetensors", {"format": "ponder-trajectory-1"})
+    with pytest.raises(CheckpointError, match=r"without \['row_ids'\]"):
+        Trajectory.load(tmp_path / "half.safetensors")
+
+
+def test_a_place_that_cannot_be_written(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with refused("folder", "can be written", "file"):
+        unrolled().save(tmp_path / "file" / "run.safetensors")
