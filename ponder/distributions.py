@@ -19,6 +19,7 @@ from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions.utils import lazy_property
 
 from ponder.errors import ArgumentError
+from ponder.precision import at_least_float32
 
 __all__ = ["StepDistribution"]
 
@@ -56,7 +57,7 @@ class StepDistribution(Distribution):
                 got=f"shape {tuple(log_pmf.shape)}",
                 remedy="Pass one log-probability a step.",
             )
-        self.log_pmf = _at_least_float32(log_pmf)
+        self.log_pmf = at_least_float32(log_pmf)
         super().__init__(log_pmf.shape[:-1], validate_args=validate_args)
         if self._validate_args:
             _check_normalised(self.log_pmf.detach())
@@ -74,7 +75,7 @@ class StepDistribution(Distribution):
                 got=f"shape {tuple(logits.shape)}",
                 remedy="Pass one hazard logit a step.",
             )
-        logits = _at_least_float32(logits)[..., :-1]
+        logits = at_least_float32(logits)[..., :-1]
         log_survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
         log_hazard = F.pad(F.logsigmoid(logits), (0, 1))
         return _checking_values(cls(log_hazard + log_survival, validate_args=False), Distribution._validate_args)
@@ -188,10 +189,6 @@ def _weighted(weight: Tensor, value: Tensor) -> Tensor:
     """Weight · value where weight > 0, and 0 (with zero gradient) where it is 0 and value may be infinite."""
     inside = weight > 0
     return torch.where(inside, weight * torch.where(inside, value, 0.0), 0.0)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check_normalised(log_pmf: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.heads import LambdaHead, PerStep
 from ponder.policies.base import Batch, ExitPolicy, StepView
+from ponder.precision import at_least_float32
 from ponder.readouts import ReadoutCall
 from ponder.rows import Tree, all_rows, check_rows, take_rows, tensors, unwrap
 from ponder.steps import Steps
@@ -224,7 +225,7 @@ class ModelSource:
         """See `Source.hazard_logit`."""
         if "hazard" not in self._cache:
             logit: Tensor = self.parts.lambda_head(torch.cat([self.features(), *self._past], dim=-1))
-            self._cache["hazard"] = logit if logit.dtype == torch.float64 else logit.float()
+            self._cache["hazard"] = at_least_float32(logit)
         return self._cache["hazard"]
 
     def output_of(self, index: Tensor | None) -> Tensor:

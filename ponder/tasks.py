@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.precision import at_least_float32
 
 __all__ = ["Task", "TaskName", "as_task", "infer_task"]
 
@@ -48,7 +49,7 @@ class Classification(Task):
     name = "classification"
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(_at_least_float32(outputs), labels, reduction="none")
+        return F.cross_entropy(at_least_float32(outputs), labels, reduction="none")
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.dim() != 2 or outputs.shape[-1] < 2:
@@ -59,8 +60,8 @@ class Classification(Task):
         return labels.long()
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        log_student = F.log_softmax(_at_least_float32(student) / temperature, dim=-1)
-        log_teacher = F.log_softmax(_at_least_float32(teacher) / temperature, dim=-1)
+        log_student = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
+        log_teacher = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
         divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
         return temperature**2 * divergence.sum(-1)
 
@@ -71,7 +72,7 @@ class Regression(Task):
     name = "regression"
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        error = (_at_least_float32(outputs).reshape(labels.shape) - labels) ** 2
+        error = (at_least_float32(outputs).reshape(labels.shape) - labels) ** 2
         return error.flatten(1).mean(1) if error.dim() > 1 else error
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -80,10 +81,10 @@ class Regression(Task):
         single = outputs.dim() == 2 and outputs.shape[-1] == 1
         if labels.shape != outputs.shape and not (single and labels.shape == outputs.shape[:1]):
             _check_shape(labels, outputs.shape[:1] if single else outputs.shape)
-        return labels.to(_at_least_float32(outputs).dtype)
+        return labels.to(at_least_float32(outputs).dtype)
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        return self.losses(student, _at_least_float32(teacher))
+        return self.losses(student, at_least_float32(teacher))
 
 
 class Multilabel(Task):
@@ -92,19 +93,19 @@ class Multilabel(Task):
     name = "multilabel"
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(_at_least_float32(outputs), labels, reduction="none").mean(-1)
+        return F.binary_cross_entropy_with_logits(at_least_float32(outputs), labels, reduction="none").mean(-1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.dim() != 2:
             raise _wrong_outputs("(batch, labels)", outputs, "Give the head one output per label.")
         _check_shape(labels, outputs.shape)
-        labels = labels.to(_at_least_float32(outputs).dtype)
+        labels = labels.to(at_least_float32(outputs).dtype)
         if labels.numel() and not bool(((labels >= 0) & (labels <= 1)).all()):
             raise ArgumentError("labels", expected="0 or 1 (or in between)", got=labels, remedy="Encode them so.")
         return labels
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        target = torch.sigmoid(_at_least_float32(teacher) / temperature)
+        target = torch.sigmoid(at_least_float32(teacher) / temperature)
         return temperature**2 * self.losses(student / temperature, target)
 
 
@@ -118,7 +119,7 @@ class TokenClassification(Task):
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         per_token = F.cross_entropy(
-            _at_least_float32(outputs).transpose(1, 2), labels, reduction="none", ignore_index=IGNORED_LABEL
+            at_least_float32(outputs).transpose(1, 2), labels, reduction="none", ignore_index=IGNORED_LABEL
         )
         return per_token.sum(1) / (labels != IGNORED_LABEL).sum(1).clamp(min=1)
 
@@ -183,10 +184,6 @@ def infer_task(outputs: Tensor, labels: Tensor) -> Task:
     if labels.is_floating_point() or outputs.shape[-1] == 1:
         return _TASKS["regression"]
     return _TASKS["token_classification" if outputs.dim() == 3 else "classification"]
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check_shape(labels: Tensor, shape: torch.Size) -> None:

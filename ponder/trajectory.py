@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.files import read_tensors, write_tensors
 from ponder.loop import Exits, Source, run
 from ponder.policies.base import Batch, ExitPolicy, Setting
-from ponder.serialization import read_tensors, write_tensors
+from ponder.precision import at_least_float32
 
 __all__ = ["Recorder", "Trajectory"]
 
@@ -184,8 +185,7 @@ class _RecordedSource:
 
     def hazard_logit(self) -> Tensor:
         assert self.trajectory.hazard_logits is not None  # the policy was checked
-        logit = self.trajectory.hazard_logits[self.rows, self.step - 1]
-        return logit if logit.dtype == torch.float64 else logit.float()
+        return at_least_float32(self.trajectory.hazard_logits[self.rows, self.step - 1])
 
     def output_of(self, index: Tensor | None) -> Tensor:
         rows = self.rows if index is None else self.rows[index]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.heads import PerStep, as_lambda_head
+from ponder.checks import as_row_ids, check_head, check_masks, check_type
+from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.heads import as_lambda_head
 from ponder.loop import Exits, ModelSource, Parts, run
 from ponder.objectives import FinalStep, Objective, Ponder, Unrolled
 from ponder.policies import Batch, ExitPolicy, LastStep, Quantile, Setting
@@ -88,7 +89,7 @@ class PonderWrapper(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = Steps.of(steps, num_steps)
-        self.head = _check_head(head, self.num_steps)
+        self.head = check_head(head, self.num_steps)
         self.lambda_head = None if lambda_head is None else as_lambda_head(lambda_head)
         self.stem = stem
         self.readout = ReadoutCall(readout)
@@ -157,6 +158,13 @@ class PonderWrapper(nn.Module):
             context: Passed to the stem and to every step. Tensors are per example, batch first, unless wrapped
                 in `ponder.Shared`.
         """
+        if self.training and policy is not None:
+            raise ArgumentError(
+                "policy",
+                expected="None in training mode, where every step runs",
+                got=repr(policy),
+                remedy="Call model.eval() first.",
+            )
         if self.training:
             trajectory = self.unroll(inputs, labels=labels, row_ids=row_ids, **context)
             loss = None if labels is None else self._objective_loss(trajectory)
@@ -229,15 +237,15 @@ class PonderWrapper(nn.Module):
 
     def _check_prior(self, prior: Prior | None) -> None:
         if prior is not None:
-            _check_type("prior", prior, Prior)
+            check_type("prior", prior, Prior)
             prior(self.num_steps)
 
     def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
-        _check_type("objective", objective, Objective)
+        check_type("objective", objective, Objective)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
 
     def _checked(self, policy: ExitPolicy) -> ExitPolicy:
-        _check_type("policy", policy, ExitPolicy)
+        check_type("policy", policy, ExitPolicy)
         task = None if self.task is None else self.task.name
         policy.check(Setting(self.num_steps, task, self.lambda_head is not None))
         return policy
@@ -246,7 +254,7 @@ class PonderWrapper(nn.Module):
         self, inputs: Tree, context: dict[str, Any], row_ids: Tensor | None, use_hazard: bool
     ) -> tuple[ModelSource, Batch]:
         """Everything that is checked once per call, and h_0."""
-        _check_masks(context)
+        check_masks(context)
         hidden = inputs if self.stem is None else self.stem(inputs, **unwrap(context))
         if self.stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
             hidden, context = hidden
@@ -254,7 +262,7 @@ class PonderWrapper(nn.Module):
         check_rows("context", context, size)
         device = next(tensor.device for _, tensor in tensors(hidden))
         parts = Parts(self.steps, self.readout, self.head, self.lambda_head, self.check_finite)
-        batch = Batch(_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
+        batch = Batch(as_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
         return ModelSource(parts, hidden, context, use_hazard and size > 0), batch
 
     def _nothing(self, source: ModelSource) -> Exits:
@@ -281,54 +289,5 @@ class PonderWrapper(nn.Module):
         return task.losses(outputs, labels).mean() if outputs.shape[0] else outputs.sum() * 0.0
 
     def _task_of(self, outputs: Tensor, labels: Tensor) -> Task:
-        _check_type("labels", labels, Tensor)
+        check_type("labels", labels, Tensor)
         return infer_task(outputs, labels) if self.task is None else self.task
-
-
-def _check_head(head: nn.Module, num_steps: int) -> nn.Module:
-    if not callable(head) or isinstance(head, nn.ModuleList | nn.ModuleDict):
-        raise ArgumentTypeError(
-            "head",
-            expected="a module features -> outputs",
-            got=type(head).__name__,
-            remedy="Pass nn.Linear(…), say, or ponder.PerStep([…]) for one head a step.",
-        )
-    if isinstance(head, PerStep) and len(head) != num_steps:
-        raise ArgumentError(
-            "head",
-            expected=f"one head for each of {num_steps} steps",
-            got=f"{len(head)} heads",
-            remedy="Match them.",
-        )
-    return head
-
-
-def _check_type(argument: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ArgumentTypeError(
-            argument, expected=kind.__name__, got=type(value).__name__, remedy=f"Pass a {kind.__name__}."
-        )
-
-
-def _check_masks(context: Mapping[str, Any]) -> None:
-    """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
-    for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
-        mask = context.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
-            empty = ~((mask != 0) == real).any(1)
-            if bool(empty.any()):
-                raise ArgumentError(
-                    name,
-                    expected="at least one real position in every row",
-                    got=f"none in rows {empty.nonzero().flatten().tolist()}",
-                    remedy="Drop empty examples before the model, or answer them yourself.",
-                )
-
-
-def _row_ids(row_ids: Tensor | None, size: int, device: torch.device) -> Tensor:
-    if row_ids is None:
-        return torch.arange(size, device=device)
-    if not isinstance(row_ids, Tensor) or row_ids.shape != (size,) or row_ids.is_floating_point():
-        got = f"{row_ids.dtype} {tuple(row_ids.shape)}" if isinstance(row_ids, Tensor) else type(row_ids).__name__
-        raise ArgumentError("row_ids", expected=f"integers, shape ({size},)", got=got, remedy="One id for each row.")
-    return row_ids.to(device=device, dtype=torch.long)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ponder.errors import PonderError
-from ponder.serialization import write_text
+from ponder.files import write_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_OUT = Path("runs/results")

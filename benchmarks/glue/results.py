@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ponder.errors import CheckpointError, DataError
-from ponder.serialization import read_json, write_json
+from ponder.files import read_json, write_json
 
 __all__ = ["FORMAT", "Result", "environment", "read_all"]
 

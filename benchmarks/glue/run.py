@@ -17,6 +17,7 @@ from benchmarks.glue.results import FORMAT, Result, environment
 from benchmarks.glue.tasks import GlueTask, get
 from benchmarks.glue.training import Collator, Trained, load_tokenizer, train
 from ponder.errors import ArgumentError
+from ponder.files import read_json
 
 __all__ = ["check_writable", "run", "run_on"]
 
@@ -36,8 +37,6 @@ def run(config: RunConfig, glue_dir: Path | None, out: Path, work: Path, *, prog
     check_writable(out)
     path = out / f"{config.key}.json"
     if path.exists():
-        from ponder.serialization import read_json
-
         return Result(read_json(path), path)
     task = get(config.task)
     splits = glue_data.load(task, glue_dir)

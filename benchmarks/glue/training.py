@@ -28,9 +28,9 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.tasks import GlueTask
 from ponder import recipes
 from ponder.errors import CheckpointError
+from ponder.files import read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.policies import ExitPolicy, LastStep
-from ponder.serialization import read_json, write_json
 
 __all__ = ["Collator", "Trained", "answers", "build", "load_tokenizer", "train"]
 

@@ -214,6 +214,14 @@ def check_unit(argument: str, value: Any) -> None:
         )
 
 
+def check_not_negative(argument: str, value: Any) -> None:
+    """Refuse what is not a finite number ≥ 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
+        raise ArgumentError(
+            argument, expected="a finite number ≥ 0", got=repr(value), remedy=f"Pass {argument}=0.1, say."
+        )
+
+
 def check_step(argument: str, value: Any, num_steps: int | None = None) -> None:
     """Refuse what is not a step: a whole number from 1, up to `num_steps` where it is known."""
     top = float("inf") if num_steps is None else num_steps

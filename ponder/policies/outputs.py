@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.policies.base import ExitPolicy, Setting, StepView, check_unit, registry
+from ponder.policies.base import ExitPolicy, Setting, StepView, check_not_negative, check_unit, registry
 from ponder.rows import Tree
 
 __all__ = ["Confidence", "Entropy", "Margin"]
@@ -62,14 +62,12 @@ class Entropy(_Certainty):
     def __post_init__(self) -> None:
         if self.normalize:
             check_unit("threshold", self.threshold)
-        elif not 0.0 <= self.threshold < math.inf:
-            raise ArgumentError(
-                "threshold", expected="an entropy in nats, ≥ 0", got=self.threshold, remedy="Pass 0.2, say."
-            )
+        else:
+            check_not_negative("threshold", self.threshold)  # in nats
 
     def sure(self, log_probabilities: Tensor) -> Tensor:
         p = log_probabilities.exp()
-        entropy = -torch.where(p > 0, p * log_probabilities, 0.0).sum(-1)  # a logit of −inf adds nothing, not NaN
+        entropy = -torch.where(p == 0, 0.0, p * log_probabilities).sum(-1)  # 0 log 0 = 0, also for a logit of −inf
         return entropy < self.threshold * (math.log(log_probabilities.shape[-1]) if self.normalize else 1.0)
 
 

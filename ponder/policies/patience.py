@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, registry
+from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, check_not_negative, registry
 from ponder.rows import Tree
 
 __all__ = ["Patience"]
@@ -41,10 +41,7 @@ class Patience(ExitPolicy):
                 got=repr(self.patience),
                 remedy="Pass patience=6, say.",
             )
-        if not 0.0 <= self.tolerance < float("inf"):
-            raise ArgumentError(
-                "tolerance", expected="a number ≥ 0", got=self.tolerance, remedy="Pass tolerance=0.1, say."
-            )
+        check_not_negative("tolerance", self.tolerance)
 
     def check(self, setting: Setting) -> None:
         super().check(setting)

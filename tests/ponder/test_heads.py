@@ -64,6 +64,23 @@ def test_history_reads_the_newest_first_and_the_initial_state_before(history: in
     torch.testing.assert_close(model.unroll(toy.batch(4)[0]).hazard_logits, torch.stack(expected, dim=1))
 
 
+@pytest.mark.parametrize("history", [1, 2, 3, 4])
+@pytest.mark.parametrize("initial", ["stem", "zeros"])
+def test_history_leaves_with_its_rows(history: int, initial: str) -> None:
+    toy = make_toy("shared")
+    hazards = LambdaHead(WIDTH, history=history, initial=initial)
+    nn.init.normal_(hazards.layers[-1].weight, std=0.5)
+    model, (inputs, _) = wrap(toy, lambda_head=hazards).eval(), toy.batch(16)
+    seen: set[int] = set()
+    for q in (0.3, 0.5, 0.8, 0.95):
+        exits = model(inputs, policy=ponder.policies.Quantile(q))
+        replayed = model.unroll(inputs).replay(ponder.policies.Quantile(q))
+        assert torch.equal(exits.exit_step, replayed.exit_step)
+        torch.testing.assert_close(exits.outputs, replayed.outputs)
+        seen |= set(exits.exit_step.tolist())
+    assert len(seen) > 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "argument"),
     [

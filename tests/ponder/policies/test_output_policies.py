@@ -47,6 +47,20 @@ def test_undecided_rows_run_to_the_end(policy) -> None:
     assert exits_of(torch.zeros(2, 4, 3), policy) == [4, 4]
 
 
+@pytest.mark.parametrize("policy", [Entropy(0.0), Entropy(0.0, True), Confidence(1.0), Margin(1.0)], ids=str)
+def test_a_threshold_that_nothing_can_pass_runs_to_the_end(policy) -> None:
+    outputs = torch.zeros(1, 4, 3)
+    outputs[..., 0] = 1e4
+    assert exits_of(outputs, policy) == [4]
+
+
+@certain
+def test_nan_is_not_sure(policy) -> None:
+    outputs = torch.full((1, 4, 3), torch.nan)
+    outputs[:, 2:] = torch.tensor([1e4, 0.0, 0.0])
+    assert exits_of(outputs, policy) == [3]
+
+
 def test_normalised_entropy_counts_in_units_of_log_classes() -> None:
     outputs = torch.tensor([0.6, 0.2, 0.2]).log().expand(1, 3, 3)
     share = -sum(p * math.log(p) for p in (0.6, 0.2, 0.2)) / math.log(3)
