@@ -47,7 +47,7 @@ glue: $(STAMP) ## Fine-tune and evaluate on GLUE: TASK=RTE [GLUE_DIR=] [RECIPE=]
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
 test: lint ## Everything that CI runs: lint, types, all tests with coverage, and the documentation.
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
 	$(BIN)/mkdocs build --strict
 
 lint: $(STAMP) ## Formatter and linter in check mode, and the type checker.

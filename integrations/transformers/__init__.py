@@ -1,6 +1,6 @@
 """Hugging Face Transformers: encoders by family, the sequence-classification model, and a trainer."""
 
-from ponder.integrations.transformers.adapter import EncoderAdapter, LayerStep, adapter_for
+from ponder.integrations.transformers.adapter import EncoderAdapter, LayerStep, StackAdapter, adapter_for
 from ponder.integrations.transformers.adapter import registry as adapters
 from ponder.integrations.transformers.albert import AlbertAdapter
 from ponder.integrations.transformers.bert import BertAdapter
@@ -19,6 +19,7 @@ __all__ = [
     "PonderForSequenceClassification",
     "PonderSequenceClassifierOutput",
     "PonderTrainer",
+    "StackAdapter",
     "adapter_for",
     "adapters",
 ]

@@ -18,7 +18,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.registry import Registry
 from ponder.steps import Steps
 
-__all__ = ["EncoderAdapter", "adapter_for", "registry"]
+__all__ = ["EncoderAdapter", "LayerStep", "StackAdapter", "adapter_for", "registry"]
 
 registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
 
@@ -90,6 +90,24 @@ class LayerStep:
         output = self.layer(hidden, attention_mask, **context)
         after: Tensor = output[0] if isinstance(output, tuple) else output
         return after
+
+
+class StackAdapter(EncoderAdapter):
+    """The families of BERT's shape: a stack of layers in `encoder.layer`, and a `pooler` that reads all positions."""
+
+    def steps(self) -> Steps:
+        """One step a layer."""
+        return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
+
+    @property
+    def has_pooler(self) -> bool:
+        """See `EncoderAdapter.has_pooler`."""
+        return self.encoder.pooler is not None
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """See `EncoderAdapter.pool`."""
+        pooled: Tensor = self.encoder.pooler(hidden)
+        return pooled
 
 
 def adapter_for(encoder: PreTrainedModel) -> EncoderAdapter:

@@ -6,14 +6,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.adapter import EncoderAdapter, LayerStep, registry
-from ponder.steps import Steps
+from ponder.integrations.transformers.adapter import StackAdapter, registry
 
 __all__ = ["BertAdapter"]
 
 
 @registry.register("bert")
-class BertAdapter(EncoderAdapter):
+class BertAdapter(StackAdapter):
     """`BertModel` as an encoder (not as a decoder)."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
@@ -27,17 +26,3 @@ class BertAdapter(EncoderAdapter):
         """See `EncoderAdapter.embed`."""
         embeddings: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
         return embeddings
-
-    def steps(self) -> Steps:
-        """One step a layer."""
-        return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
-
-    @property
-    def has_pooler(self) -> bool:
-        """See `EncoderAdapter.has_pooler`."""
-        return self.encoder.pooler is not None
-
-    def pool(self, hidden: Tensor) -> Tensor:
-        """See `EncoderAdapter.pool`."""
-        pooled: Tensor = self.encoder.pooler(hidden)
-        return pooled

@@ -76,7 +76,7 @@ class PonderForSequenceClassification(PreTrainedModel):
         task, recipe, adapter = _task(config), config.make_recipe(), adapter_for(self.encoder)
         steps = adapter.steps()
         head, lambda_head = recipe.make_heads(
-            self.encoder.config.hidden_size, config.num_labels, steps.num_steps, config.head_dropout
+            self.encoder.config.hidden_size, int(config.num_labels or 1), steps.num_steps, config.head_dropout
         )
         self.ponder = PonderWrapper(
             steps,
@@ -226,7 +226,7 @@ def _task(config: PonderConfig) -> TaskName:
             got=repr(config.problem_type),
             remedy="Choose one, or leave it out.",
         )
-    if config.num_labels < 1:
+    if not config.num_labels or config.num_labels < 1:
         raise ArgumentError(
             "num_labels", expected="a whole number ≥ 1", got=config.num_labels, remedy="Regression has 1."
         )
@@ -236,7 +236,7 @@ def _task(config: PonderConfig) -> TaskName:
 def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
     """Mark modules that a user exchanged as initialised, or else `post_init` draws their weights anew."""
     for module in encoder.modules():
-        module._is_hf_initialized = True
+        module._is_hf_initialized = True  # type: ignore[assignment]
     return encoder
 
 

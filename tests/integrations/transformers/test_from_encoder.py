@@ -242,13 +242,13 @@ class TestRefusals:
 
     def test_an_encoder_without_its_pooler(self) -> None:
         for bare in (AutoModel.from_config(CONFIGS[name](), add_pooling_layer=False) for name in FAMILIES):
-            with pytest.raises(ArgumentError, match="without a pooler.*readout='mean'"):
+            with pytest.raises(ArgumentError, match=r"without a pooler.*readout='mean'"):
                 build(bare)
             model = build(bare, readout="mean").eval()
             assert model(**make_batch(bare)).logits.shape == (6, 2)
 
     def test_a_decoder(self) -> None:
-        with pytest.raises(ArgumentError, match="is_decoder=True.*is_decoder=False"):
+        with pytest.raises(ArgumentError, match=r"is_decoder=True.*is_decoder=False"):
             build(BertModel(BertConfig(hidden_size=WIDTH, num_attention_heads=2, vocab_size=9, is_decoder=True)))
 
     def test_a_model_that_has_a_head_already(self) -> None:
