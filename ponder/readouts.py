@@ -15,6 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ponder.errors import ArgumentError
+from ponder.precision import at_least_float32
 from ponder.rows import Tree, unwrap
 
 __all__ = ["Readout", "first_token", "identity", "last", "mean"]
@@ -44,7 +45,8 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_m
     if real is None:
         return reduce(hidden, "batch length width -> batch width", "mean")
     weights = rearrange(real.to(hidden.dtype), "batch length -> batch length 1")
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    total = at_least_float32(hidden * weights).sum(1)  # a sum over a long text overflows in half precision
+    return (total / weights.float().sum(1).clamp(min=1)).to(hidden.dtype)
 
 
 def last(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None) -> Tensor:

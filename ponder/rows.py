@@ -62,8 +62,8 @@ def take_rows(tree: Tree, index: Tensor) -> Tree:
 
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
-    """`context` as a step sees it: `Shared` values without their mark."""
-    return {key: value.value if isinstance(value, Shared) else value for key, value in context.items()}
+    """`context` as a step sees it: `Shared` values, wherever they stand, without their mark."""
+    return {key: _without_mark(value) for key, value in context.items()}
 
 
 def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
@@ -102,3 +102,15 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
 def all_rows(batch: int, device: torch.device) -> Tensor:
     """The row numbers 0 … batch − 1."""
     return torch.arange(batch, device=device)
+
+
+def _without_mark(tree: Tree) -> Tree:
+    if isinstance(tree, Shared):
+        return tree.value
+    if isinstance(tree, Mapping):
+        return type(tree)({key: _without_mark(value) for key, value in tree.items()})  # type: ignore[call-arg]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_without_mark(value) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(_without_mark(value) for value in tree)
+    return tree

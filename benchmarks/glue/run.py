@@ -18,6 +18,7 @@ from benchmarks.glue.tasks import GlueTask, get
 from benchmarks.glue.training import Collator, Trained, load_tokenizer, train
 from ponder.errors import ArgumentError
 from ponder.files import read_json
+from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["check_writable", "run", "run_on"]
 
@@ -48,7 +49,13 @@ def run(config: RunConfig, glue_dir: Path | None, out: Path, work: Path, *, prog
 
 
 def run_on(
-    config: RunConfig, task: GlueTask, splits: Mapping[str, Dataset], work: Path, *, progress: bool = True
+    config: RunConfig,
+    task: GlueTask,
+    splits: Mapping[str, Dataset],
+    work: Path,
+    *,
+    baseline: PonderForSequenceClassification | None = None,
+    progress: bool = True,
 ) -> tuple[Result, Trained]:
     """Train and evaluate on given data.
 
@@ -57,6 +64,7 @@ def run_on(
         task: What the labels mean.
         splits: `train`, and the splits to report.
         work: Folder of checkpoints.
+        baseline: The model against which speed is measured; this one run to its last step where None.
         progress: Whether to show progress bars.
     """
     tokenizer = load_tokenizer(config.backbone)
@@ -69,11 +77,16 @@ def run_on(
         for name, split in {**splits, "train": kept, "held_out": held}.items()
     }
     trained = train(config, task, ready.pop("train"), ready["held_out"], work, progress=progress)
-    return Result(_measure(config, task, trained, ready, Collator(tokenizer))), trained
+    return Result(_measure(config, task, trained, ready, Collator(tokenizer), baseline)), trained
 
 
 def _measure(
-    config: RunConfig, task: GlueTask, trained: Trained, ready: dict[str, Dataset], collate: Collator
+    config: RunConfig,
+    task: GlueTask,
+    trained: Trained,
+    ready: dict[str, Dataset],
+    collate: Collator,
+    baseline: PonderForSequenceClassification | None,
 ) -> dict[str, Any]:
     model = trained.model
     measured = {name: summarise(task, record(model, split, collate), model.policy) for name, split in ready.items()}
@@ -87,7 +100,7 @@ def _measure(
         "num_steps": model.ponder.num_steps,
         "policy": model.policy.to_dict(),
         "splits": measured,
-        "speed_up": measure_speed_ups(model, ready[reported], collate, model.policy, mean_step),
+        "speed_up": measure_speed_ups(model, ready[reported], collate, model.policy, mean_step, baseline=baseline),
         "training": trained.stages,
         "config": config.to_dict(),
         "environment": environment(model.device),

@@ -65,4 +65,5 @@ TASK = GradedTask(
     difficulty="phrases between subject and verb",
     levels=(0, 3),
     generate=generate,
+    demo_examples=1000,
 )

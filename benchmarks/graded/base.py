@@ -38,6 +38,7 @@ class GradedTask:
         generate: Makes one example from a source of randomness and a difficulty. Every label must come up
             at every difficulty; how often does not matter, `load` balances them.
         pair: Whether the examples have a second sentence.
+        demo_examples: Training examples from which the demo learns it.
 
     Example:
         >>> from random import Random
@@ -52,6 +53,7 @@ class GradedTask:
     levels: tuple[int, int]
     generate: Callable[[Random, int], Example]
     pair: bool = False
+    demo_examples: int = 2000
 
     def __post_init__(self) -> None:
         """Refuse a task that cannot be balanced or has no difficulty."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from benchmarks import graded
 from benchmarks.glue import data as glue_data
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.evaluation import measure_speed_ups, record
+from benchmarks.glue.evaluation import record
 from benchmarks.glue.report import run_table
 from benchmarks.glue.results import Result
 from benchmarks.glue.run import check_writable, run_on
@@ -54,11 +54,14 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Co
         for recipe in RECIPES:
             console.rule(f"{name}: {recipe}")
             with tempfile.TemporaryDirectory() as work:
-                result, trained = run_on(_config(name, recipe, backbone), task, splits, Path(work))
-            baseline = baseline or trained.model
-            measured = _measure(result, trained.model, baseline, splits, exits)
-            measured.save(out / f"{name}-{recipe}.json")
-            results.append(measured)
+                config = _config(name, recipe, backbone)
+                result, trained = run_on(config, task, splits, Path(work), baseline=baseline)
+            result.save(out / f"{name}-{recipe}.json")
+            results.append(result)
+            if baseline is None:
+                baseline = trained.model
+            else:
+                exits[f"{name}: {recipe}"] = _exits_by_difficulty(trained.model, backbone, splits["test"])
     console.print(run_table(results))
     write_report(
         out / "report.html",
@@ -93,31 +96,20 @@ def _task(name: str) -> GlueTask:
 
 
 def _data(name: str, scale: float) -> DatasetDict:
-    train, test = max(16, round(graded.TRAIN * scale)), max(16, round(graded.TEST * scale))
+    train = max(16, round(graded.get(name).demo_examples * scale))
+    test = max(16, round(graded.TEST * scale))
     splits = graded.load(name, seed=0, train=train, dev=test, test=test)
     return DatasetDict(train=splits["train"], test=splits["test"])
 
 
-def _measure(
-    result: Result,
-    model: PonderForSequenceClassification,
-    baseline: PonderForSequenceClassification,
-    splits: DatasetDict,
-    exits: dict[str, dict[int, list[int]]],
-) -> Result:
-    """Speed-ups against the vanilla model, and the exit steps of every difficulty, added to `exits`."""
-    name, recipe = result["task"], result["recipe"]
-    tokenizer = load_tokenizer(result["backbone"])
-    ready, collate = glue_data.tokenize(splits["test"], tokenizer, 128), Collator(tokenizer)
-    steps = record(model, ready, collate).replay(model.policy).exit_step.tolist()
-    if model is not baseline:
-        by_difficulty: dict[int, list[int]] = defaultdict(list)
-        for difficulty, step in zip(splits["test"]["difficulty"], steps, strict=True):
-            by_difficulty[difficulty].append(step)
-        exits[f"{name}: {recipe}"] = dict(by_difficulty)
-    mean = result["splits"]["test"]["mean_exit_step"]
-    speed = measure_speed_ups(model, ready, collate, model.policy, mean, baseline=baseline)
-    return Result({**result.data, "speed_up": speed})
+def _exits_by_difficulty(model: PonderForSequenceClassification, backbone: str, test: Dataset) -> dict[int, list[int]]:
+    tokenizer = load_tokenizer(backbone)
+    ready = glue_data.tokenize(test, tokenizer, 128)
+    steps = record(model, ready, Collator(tokenizer)).replay(model.policy).exit_step.tolist()
+    exits: dict[int, list[int]] = defaultdict(list)
+    for difficulty, step in zip(test["difficulty"], steps, strict=True):
+        exits[difficulty].append(step)
+    return dict(exits)
 
 
 def _row(result: Result) -> dict[str, Any]:

@@ -79,3 +79,10 @@ def test_without_a_readout_the_state_has_to_be_features() -> None:
         ReadoutCall(None)(HIDDEN, {})
     with refused("readout", "tuple"):
         ReadoutCall(None)((flat, flat), {})
+
+
+def test_mean_of_a_long_text_does_not_overflow_in_half_precision():
+    hidden = torch.full((1, 600, 2), 200.0, dtype=torch.float16)
+    features = readouts.mean(hidden, attention_mask=torch.ones(1, 600, dtype=torch.long))
+    assert features.dtype == torch.float16
+    assert features.tolist() == [[200.0, 200.0]]

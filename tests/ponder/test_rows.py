@@ -68,3 +68,9 @@ def test_a_state_without_tensors_is_refused() -> None:
     with refused("inputs", "a tensor", "str", type_error=True):
         check_rows("inputs", "hello")
     assert check_rows("policy state", None, 3) == 3
+
+
+def test_shared_values_lose_their_mark_wherever_they_stand():
+    bias = torch.ones(1)
+    seen = unwrap({"a": (Shared(bias), [1, Shared(2)]), "b": {"c": Shared(None)}, "d": bias})
+    assert seen == {"a": (bias, [1, 2]), "b": {"c": None}, "d": bias}

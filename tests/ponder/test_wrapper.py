@@ -45,6 +45,12 @@ def test_a_policy_of_one_call_does_not_stay() -> None:
     assert model(inputs).exit_step.tolist() == [3] * 6
 
 
+def test_training_takes_no_policy() -> None:
+    inputs, _ = make_toy("shared").batch(6)
+    with refused("policy", "training mode", "model.eval()"):
+        plain().train()(inputs, policy=FixedStep(2))
+
+
 def test_the_exit_loss_is_the_tasks_mean_at_the_exits() -> None:
     for task, function in (
         ("classification", nn.functional.cross_entropy),
