@@ -32,7 +32,7 @@ from ponder.files import read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.policies import ExitPolicy, LastStep
 
-__all__ = ["Collator", "Trained", "answers", "build", "load_tokenizer", "train"]
+__all__ = ["Collator", "Trained", "answers", "build", "load_tokenizer", "start_at", "train"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,18 @@ def build(config: RunConfig, num_labels: int) -> PonderForSequenceClassification
     )
 
 
+@torch.no_grad()
+def start_at(model: PonderForSequenceClassification, value: float) -> None:
+    """Let every head of a new regression model answer about `value` (the mean of the training labels).
+
+    A head that starts at 0 far from the labels sends one large common gradient through every step that is trained; it
+    is answered by shifting the features of the encoder, which then never learns to tell examples apart.
+    """
+    for module in model.ponder.head.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.bias.fill_(value)
+
+
 def train(
     config: RunConfig, task: GlueTask, data: Dataset, held_out: Dataset, work: Path, *, progress: bool = True
 ) -> Trained:
@@ -101,6 +113,8 @@ def train(
     """
     tokenizer = load_tokenizer(config.backbone)
     model = build(config, task.num_labels)
+    if task.kind == "regression":
+        start_at(model, float(np.mean(data["labels"])))
     policy, stages = model.policy, model.recipe.stages
     log: list[dict[str, Any]] = []
     for number, stage in enumerate(stages):

@@ -16,7 +16,7 @@ from benchmarks.glue.evaluation import batches, measure_speed_ups, record, summa
 from benchmarks.glue.report import markdown
 from benchmarks.glue.results import Result, read_all
 from benchmarks.glue.run import run
-from benchmarks.glue.training import Collator, build, load_tokenizer
+from benchmarks.glue.training import Collator, build, load_tokenizer, train
 from ponder import policies, recipes
 from ponder.errors import ArgumentError, CheckpointError, DataError
 
@@ -74,6 +74,17 @@ def test_a_result_holds_what_is_needed_to_repeat_it(result):
 def test_regression_selects_and_scores(backbone, glue_dir, tmp_path):
     done = run(config(backbone, task="STS-B", recipe="pabee"), glue_dir, tmp_path, tmp_path / "work", progress=False)
     assert {"pearson", "spearman", "score"} == done["splits"]["dev"]["exits"].keys()
+
+
+@pytest.mark.parametrize("recipe", ["vanilla", "pabee"])  # one shared head, one head a step
+def test_regression_heads_start_at_the_mean_label(backbone, glue_dir, tmp_path, recipe):
+    # TRAP: heads that start far from the labels wrecked the encoder wherever all steps are trained at once.
+    settings, task = config(backbone, task="STS-B", recipe=recipe, lr=1e-9), tasks.get("STS-B")
+    ready = data.tokenize(data.load(task, glue_dir)["train"], load_tokenizer(backbone), 32)
+    trained = train(settings, task, ready, ready, tmp_path, progress=False).model
+    biases = [module.bias for module in trained.ponder.head.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(biases) == (trained.ponder.num_steps if recipe == "pabee" else 1)
+    torch.testing.assert_close(torch.cat(biases), torch.full((len(biases),), float(np.mean(ready["labels"]))))
 
 
 def test_an_entropy_policy_is_refused_on_regression_before_training(backbone, glue_dir, tmp_path):
