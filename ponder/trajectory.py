@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.family import FamilyLike
 from ponder.files import read_tensors, write_tensors
 from ponder.loop import Exits, Source, run
 from ponder.policies.base import Batch, ExitPolicy, Setting
 from ponder.precision import at_least_float32
+from ponder.scores import MetricLike
+from ponder.sweep import Curve, sweep
 
 __all__ = ["Recorder", "Trajectory"]
 
@@ -66,6 +69,31 @@ class Trajectory:
 
     def replay(self, policy: ExitPolicy) -> Exits:
         """The exits that running the model with `policy` gives: `.outputs` `(batch, …)`, `.exit_step` `(batch,)`."""
+        self.check(policy)
+        if not len(self):
+            return Exits(self.outputs[:, -1], self.row_ids.new_zeros(0))
+        return self.run(policy)
+
+    def sweep(
+        self,
+        policies: FamilyLike,
+        grid: Iterable[float] | None = None,
+        *,
+        metric: MetricLike | None = None,
+        costs: Sequence[float] | Tensor | None = None,
+    ) -> Curve:
+        """Try every value of a knob; see `ponder.sweep.sweep`.
+
+        Example:
+            >>> from ponder.policies import Quantile
+            >>> trajectory = Trajectory(torch.randn(8, 4, 3), torch.randn(8, 4), torch.arange(8))
+            >>> trajectory.sweep(Quantile, [0.25, 0.5, 0.75]).to_dict()["knob"]
+            [0.25, 0.5, 0.75]
+        """
+        return sweep(self, policies, grid, metric=metric, costs=costs)
+
+    def check(self, policy: ExitPolicy) -> None:
+        """Raise where `policy` cannot be replayed on what was recorded."""
         if not isinstance(policy, ExitPolicy):
             raise ArgumentTypeError(
                 "policy",
@@ -74,8 +102,9 @@ class Trajectory:
                 remedy="Pass policies.Quantile(0.5), say.",
             )
         policy.check(Setting(self.num_steps, self.task, self.hazard_logits is not None, self.features is not None))
-        if not len(self):
-            return Exits(self.outputs[:, -1], self.row_ids.new_zeros(0))
+
+    def run(self, policy: ExitPolicy) -> Exits:
+        """The loop over what was recorded, without checks; at least one row."""
         return run(_RecordedSource(self), policy, Batch(self.row_ids, self.num_steps, self.task))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectory:

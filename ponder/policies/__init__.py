@@ -6,6 +6,7 @@ from ponder.policies.fixed import FixedStep, LastStep
 from ponder.policies.halting import Bernoulli, Quantile
 from ponder.policies.outputs import Confidence, Entropy, Margin
 from ponder.policies.patience import Patience
+from ponder.policies.threshold import Knob, ThresholdPolicy
 
 __all__ = [
     "After",
@@ -18,12 +19,14 @@ __all__ = [
     "Entropy",
     "ExitPolicy",
     "FixedStep",
+    "Knob",
     "LastStep",
     "Margin",
     "Patience",
     "Quantile",
     "Setting",
     "StepView",
+    "ThresholdPolicy",
     "from_dict",
     "get",
     "names",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ponder.rows import Tree
 
 if TYPE_CHECKING:
     from ponder.policies.combinators import After, All, Any_, Before
+    from ponder.policies.threshold import Knob
 
 __all__ = ["Batch", "ExitPolicy", "Setting", "StepView", "registry"]
 
@@ -135,9 +137,15 @@ class ExitPolicy(Plugin, ABC):
     registry = registry
     needs: frozenset[str] = frozenset()
     """Which of "hazard", "output", "features" the policy reads; only these are computed."""
+    knob: ClassVar[Knob | None] = None
+    """The field that moves the exits between early and late, where there is one."""
 
     def init(self, batch: Batch) -> Tree:
-        """State before the first step: (nested) tensors with the batch first, or None."""
+        """State before the first step: (nested) tensors with the batch first, or None.
+
+        A None leaf stands for "no value yet": where rows at different depths share a batch, it is filled with zeros
+        beside the values of others, so `decide` tells first steps by ``step.index``.
+        """
         return None
 
     @abstractmethod
@@ -176,6 +184,29 @@ class ExitPolicy(Plugin, ABC):
                 got=repr(self),
                 remedy="Record them with model.unroll(…, keep_features=True).",
             )
+
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        """The policies that this one is made of; none by default."""
+        return ()
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        """How near each row is to its exit, as the knob of `free`, one of the policies inside, is turned.
+
+        A row leaves where this is above (or at) the knob; for a knob that is turned down to leave later, above its
+        negative. By default the policy has nothing to do with `free`: +∞ where it lets a row go, −∞ elsewhere. A
+        policy that overrides `parts` overrides this too.
+
+        Returns:
+            Readiness `(batch,)`, and the new state.
+        """
+        mask, state = self.decide(step, state)
+        leaving = torch.as_tensor(mask, device=step.index.device).expand(step.index.shape)
+        return torch.where(leaving, torch.inf, -torch.inf), state
+
+    def turned(self, value: float) -> Self:
+        """This policy with its knob at `value`."""
+        assert self.knob is not None
+        return dataclasses.replace(self, **self.knob.argument(value))  # type: ignore[type-var]
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """The policy for `num_steps` that means what this one means for `tuned_for`; itself by default."""

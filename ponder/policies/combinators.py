@@ -7,6 +7,7 @@ from functools import reduce
 from operator import and_, or_
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
@@ -41,12 +42,19 @@ class _Several(ExitPolicy):
         for policy in self.policies:
             policy.check(setting)
 
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        return self.policies
+
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, policies=tuple(p.rescaled(tuned_for, num_steps) for p in self.policies))
 
     def _ask_all(self, step: StepView, state: Tree) -> tuple[list[Tensor | bool], Tree]:
         answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
         return [mask for mask, _ in answers], tuple(part for _, part in answers)
+
+    def _readiness_of_all(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[list[Tensor], Tree]:
+        answers = [policy.readiness(step, part, free) for policy, part in zip(self.policies, state, strict=True)]
+        return [readiness for readiness, _ in answers], tuple(part for _, part in answers)
 
 
 @registry.register("any")
@@ -58,6 +66,10 @@ class Any_(_Several):  # noqa: N801 (the name Any is Python's)
         masks, state = self._ask_all(step, state)
         return reduce(or_, masks), state
 
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        each, state = self._readiness_of_all(step, state, free)
+        return reduce(torch.maximum, each), state
+
 
 @registry.register("all")
 @dataclass(frozen=True)
@@ -67,6 +79,10 @@ class All(_Several):
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         masks, state = self._ask_all(step, state)
         return reduce(and_, masks), state
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        each, state = self._readiness_of_all(step, state, free)
+        return reduce(torch.minimum, each), state
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,9 @@ class _Bounded(ExitPolicy):
         check_step("step", self.step, setting.num_steps)
         self.policy.check(setting)
 
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        return (self.policy,)
+
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         step = max(1, round(self.step * num_steps / tuned_for))
         return replace(self, policy=self.policy.rescaled(tuned_for, num_steps), step=step)
@@ -104,6 +123,10 @@ class After(_Bounded):
         mask, state = self.policy.decide(step, state)
         return (step.index >= self.step) & mask, state
 
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        inside, state = self.policy.readiness(step, state, free)
+        return inside.masked_fill(step.index < self.step, -torch.inf), state
+
 
 @registry.register("before")
 @dataclass(frozen=True)
@@ -113,6 +136,10 @@ class Before(_Bounded):
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         mask, state = self.policy.decide(step, state)
         return (step.index >= self.step) | mask, state
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        inside, state = self.policy.readiness(step, state, free)
+        return inside.masked_fill(step.index >= self.step, torch.inf), state
 
 
 def _check_policy(policy: object) -> None:

@@ -8,6 +8,7 @@ from typing import Self
 from torch import Tensor
 
 from ponder.policies.base import ExitPolicy, Setting, StepView, check_step, registry
+from ponder.policies.threshold import Knob, ThresholdPolicy
 from ponder.rows import Tree
 
 __all__ = ["FixedStep", "LastStep"]
@@ -15,7 +16,7 @@ __all__ = ["FixedStep", "LastStep"]
 
 @registry.register("fixed-step")
 @dataclass(frozen=True)
-class FixedStep(ExitPolicy):
+class FixedStep(ThresholdPolicy):
     """Every row exits at `step`.
 
     Args:
@@ -23,6 +24,7 @@ class FixedStep(ExitPolicy):
     """
 
     step: int
+    knob = Knob("step", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
 
     def __post_init__(self) -> None:
         check_step("step", self.step)
@@ -31,8 +33,8 @@ class FixedStep(ExitPolicy):
         super().check(setting)
         check_step("step", self.step, setting.num_steps)
 
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        return step.index >= self.step, state
+    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
+        return step.index, state
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, step=max(1, round(self.step * num_steps / tuned_for)))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentTypeError
 from ponder.policies.base import Batch, ExitPolicy, StepView, check_unit, registry
+from ponder.policies.threshold import Knob, ThresholdPolicy
 from ponder.rows import Tree
 
 __all__ = ["Bernoulli", "Quantile"]
@@ -18,7 +19,7 @@ _GAMMA = 0x9E3779B97F4A7C15
 
 @registry.register("quantile")
 @dataclass(frozen=True)
-class Quantile(ExitPolicy):
+class Quantile(ThresholdPolicy):
     """Q-exit: stop at the first step n with CDF_n > q (PALBERT paper, Section 3.1).
 
     Args:
@@ -27,12 +28,13 @@ class Quantile(ExitPolicy):
 
     q: float
     needs = frozenset({"hazard"})
+    knob = Knob("q", "above")
 
     def __post_init__(self) -> None:
         check_unit("q", self.q)
 
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        return step.cdf > self.q, state
+    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
+        return step.cdf, state
 
 
 @registry.register("bernoulli")

@@ -11,31 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.policies.base import ExitPolicy, Setting, StepView, check_not_negative, check_unit, registry
+from ponder.policies.base import Setting, StepView, check_not_negative, check_unit, registry
+from ponder.policies.threshold import Knob, ThresholdPolicy
 from ponder.rows import Tree
 
 __all__ = ["Confidence", "Entropy", "Margin"]
 
 
-class _Certainty(ExitPolicy):
+class _Certainty(ThresholdPolicy):
     """Exit where the class probabilities are sure enough."""
 
     needs = frozenset({"output"})
 
     @abstractmethod
-    def sure(self, log_probabilities: Tensor) -> Tensor:
-        """Mask `(batch,)` from log-probabilities `(batch, classes)`, float32."""
+    def measure(self, log_probabilities: Tensor) -> Tensor:
+        """The statistic, `(batch,)`, of log-probabilities `(batch, classes)`, float32."""
 
     def check(self, setting: Setting) -> None:
         super().check(setting)
         if setting.task not in (None, "classification", "custom"):
             raise self._refusal(f"the task {setting.task!r}")
 
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         output = step.output
         if output.dim() != 2 or output.shape[-1] < 2:
             raise self._refusal(f"outputs of shape {tuple(output.shape)}")
-        return self.sure(F.log_softmax(output.float(), dim=-1)), state
+        return self.measure(F.log_softmax(output.float(), dim=-1)), state
 
     def _refusal(self, got: str) -> ArgumentError:
         return ArgumentError(
@@ -58,6 +59,7 @@ class Entropy(_Certainty):
 
     threshold: float
     normalize: bool = False
+    knob = Knob("threshold", "below", high=lambda num_steps, width: math.log(width))
 
     def __post_init__(self) -> None:
         if self.normalize:
@@ -65,10 +67,10 @@ class Entropy(_Certainty):
         else:
             check_not_negative("threshold", self.threshold)  # in nats
 
-    def sure(self, log_probabilities: Tensor) -> Tensor:
+    def measure(self, log_probabilities: Tensor) -> Tensor:
         p = log_probabilities.exp()
         entropy = -torch.where(p == 0, 0.0, p * log_probabilities).sum(-1)  # 0 log 0 = 0, also for a logit of −inf
-        return entropy < self.threshold * (math.log(log_probabilities.shape[-1]) if self.normalize else 1.0)
+        return entropy / math.log(log_probabilities.shape[-1]) if self.normalize else entropy
 
 
 @registry.register("confidence")
@@ -81,12 +83,13 @@ class Confidence(_Certainty):
     """
 
     threshold: float
+    knob = Knob("threshold", "above")
 
     def __post_init__(self) -> None:
         check_unit("threshold", self.threshold)
 
-    def sure(self, log_probabilities: Tensor) -> Tensor:
-        return log_probabilities.amax(-1).exp() > self.threshold
+    def measure(self, log_probabilities: Tensor) -> Tensor:
+        return log_probabilities.amax(-1).exp()
 
 
 @registry.register("margin")
@@ -99,10 +102,11 @@ class Margin(_Certainty):
     """
 
     threshold: float
+    knob = Knob("threshold", "above")
 
     def __post_init__(self) -> None:
         check_unit("threshold", self.threshold)
 
-    def sure(self, log_probabilities: Tensor) -> Tensor:
+    def measure(self, log_probabilities: Tensor) -> Tensor:
         best, second = log_probabilities.topk(2, dim=-1).values.exp().unbind(-1)
-        return best - second > self.threshold
+        return best - second

@@ -8,8 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ponder.answers import answers
 from ponder.errors import ArgumentError
-from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, check_not_negative, registry
+from ponder.policies.base import Batch, Setting, StepView, check_not_negative, registry
+from ponder.policies.threshold import Knob, ThresholdPolicy
 from ponder.rows import Tree
 
 __all__ = ["Patience"]
@@ -17,7 +19,7 @@ __all__ = ["Patience"]
 
 @registry.register("patience")
 @dataclass(frozen=True)
-class Patience(ExitPolicy):
+class Patience(ThresholdPolicy):
     """Stop once the answer has stayed the same `patience` times in a row (Zhou et al. 2020, Section 3.2).
 
     The first step has no answer to agree with, so the earliest exit is at step `patience` + 1. Classes agree when
@@ -32,6 +34,7 @@ class Patience(ExitPolicy):
     patience: int
     tolerance: float = 0.0
     needs = frozenset({"output"})
+    knob = Knob("patience", "at_least", low=1, high=lambda num_steps, width: num_steps - 1, whole=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
@@ -70,13 +73,13 @@ class Patience(ExitPolicy):
     def init(self, batch: Batch) -> Tree:
         return {"count": torch.zeros(batch.size, dtype=torch.long, device=batch.device), "answer": None}
 
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         answer = _answer(step.output, step.task)
         if state["answer"] is None:
-            return False, {"count": state["count"], "answer": answer}
+            return state["count"], {"count": state["count"], "answer": answer}
         agrees = self._agrees(answer, state["answer"]) & (step.index > 1)
         count = torch.where(agrees, state["count"] + 1, 0)
-        return count >= self.patience, {"count": count, "answer": answer}
+        return count, {"count": count, "answer": answer}
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """PABEE's 6 of 12 steps becomes round(N / 2)."""
@@ -88,16 +91,12 @@ class Patience(ExitPolicy):
 
 
 def _answer(output: Tensor, task: str | None) -> Tensor:
-    """What is compared: numbers in regression, a set in multilabel, the most probable class elsewhere."""
-    if task == "regression":
-        return output.float()
-    if task == "multilabel":
-        return output > 0
-    if output.dim() != 2 or output.shape[-1] < 2:
+    """What is compared; one answer per example is needed."""
+    if task not in ("regression", "multilabel") and (output.dim() != 2 or output.shape[-1] < 2):
         raise ArgumentError(
             "policy",
             expected="class logits (batch, classes ≥ 2) under Patience, or a model that names its task",
             got=f"outputs of shape {tuple(output.shape)} and task {task!r}",
             remedy="Build the model with task='regression' and give Patience a tolerance.",
         )
-    return output.argmax(-1)
+    return answers(output, task)
