@@ -137,7 +137,7 @@ class PonderWrapper(nn.Module):
         objective: Objective | None = getattr(self, "_objective", None)
         if objective is not None:
             self._check_objective(objective, prior)
-        self._prior = prior
+        self._hold_prior(prior)
 
     def forward(
         self,
@@ -233,7 +233,12 @@ class PonderWrapper(nn.Module):
             self._check_objective(objective, prior)
         except (KeyError, PonderError) as error:
             raise CheckpointError(f"the saved prior, objective or policy cannot be used: {error}") from error
-        self._prior, self._objective, self._policy = prior, objective, policy
+        self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
+        self._objective, self._policy = objective, policy
+
+    def _hold_prior(self, prior: Prior | None) -> None:
+        self._prior = prior
+        self.prior_weights = None if prior is None else prior.module
 
     def _check_prior(self, prior: Prior | None) -> None:
         if prior is not None:

@@ -1,18 +1,26 @@
 """Priors over the halting step: a frozen dataclass each, one file a family."""
 
-from ponder.priors.base import Prior, registry
+from ponder.priors.base import MeanParameter, Prior, PriorWeights, registry
 from ponder.priors.categorical import Categorical
 from ponder.priors.discretised import Normal, Poisson
+from ponder.priors.empirical import Empirical
 from ponder.priors.geometric import Geometric
+from ponder.priors.learned import Learned
+from ponder.priors.mean import for_mean
 from ponder.priors.uniform import Uniform
 
 __all__ = [
     "Categorical",
+    "Empirical",
     "Geometric",
+    "Learned",
+    "MeanParameter",
     "Normal",
     "Poisson",
     "Prior",
+    "PriorWeights",
     "Uniform",
+    "for_mean",
     "from_dict",
     "get",
     "names",

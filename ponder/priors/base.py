@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.registry import Plugin, Registry
 
-__all__ = ["Prior", "registry"]
+__all__ = ["MeanParameter", "Prior", "PriorWeights", "registry"]
 
 registry: Registry[Prior] = Registry("prior", "ponder.priors")
+
+
+@dataclass(frozen=True)
+class MeanParameter:
+    """The hyper-parameter of a family that moves its mean, monotonically, while the others stay (see `for_mean`).
+
+    Args:
+        name: The field of the prior.
+        low: Lower end of the open interval of its values; −inf where there is none.
+        high: Upper end; inf where there is none.
+    """
+
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+
+
+class PriorWeights(nn.Module):
+    """Base of what a prior learns with the model; `parameter_groups` puts it with the Lambda head."""
 
 
 class Prior(Plugin, ABC):
     """Base of the priors p(n) over the halting step; leaves are frozen dataclasses.
 
-    A leaf needs one method, `log_pmf`. Called with a number of steps, a prior gives a `StepDistribution`.
+    A leaf needs one method, `log_pmf`. Called with a number of steps, a prior gives a `StepDistribution`. Two
+    attributes say more about a family: `mean_parameter`, for `for_mean`, and `module`, the weights of a prior that
+    learns, which a `PonderWrapper` makes its own.
     """
 
     registry = registry
+    mean_parameter: MeanParameter | None = None
+    module: PriorWeights | None = None
 
     def __call__(
         self, num_steps: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
@@ -33,19 +58,16 @@ class Prior(Plugin, ABC):
         Raises:
             ArgumentError: `num_steps` is not a positive whole number, or not one this prior can serve.
         """
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ArgumentError(
-                "num_steps",
-                expected="a whole number ≥ 1",
-                got=repr(num_steps),
-                remedy="Pass the number of steps.",
-            )
+        check_num_steps(num_steps)
         dtype = torch.promote_types(dtype, torch.float32)  # rounded to half precision, the mass is no longer 1
         return StepDistribution(self.log_pmf(num_steps).to(dtype=dtype, device=device), validate_args=False)
 
     @abstractmethod
     def log_pmf(self, num_steps: int) -> Tensor:
-        """Normalised log-probabilities of the steps 1..`num_steps`, `(steps,)`, float64."""
+        """Normalised log-probabilities of the steps 1..`num_steps`, `(steps,)`, float64.
+
+        Outside the graph, but for a prior that learns.
+        """
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """The prior for `num_steps` that means what this one means for `tuned_for`; itself by default."""
@@ -55,6 +77,17 @@ class Prior(Plugin, ABC):
 def steps(num_steps: int) -> Tensor:
     """The steps 1..`num_steps`, `(steps,)`, float64."""
     return torch.arange(1, num_steps + 1, dtype=torch.float64)
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Refuse what is not a whole number ≥ 1."""
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ArgumentError(
+            "num_steps",
+            expected="a whole number ≥ 1",
+            got=repr(num_steps),
+            remedy="Pass the number of steps.",
+        )
 
 
 def check_positive(argument: str, value: float) -> None:

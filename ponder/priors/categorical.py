@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ponder.errors import ArgumentError
-from ponder.priors.base import Prior, registry
+from ponder.priors.base import registry
+from ponder.priors.tabulated import Tabulated
 
 __all__ = ["Categorical"]
 
 
 @registry.register("categorical")
 @dataclass(frozen=True)
-class Categorical(Prior):
+class Categorical(Tabulated):
     """p(n) as given, one number a step.
 
     Args:
@@ -26,28 +22,3 @@ class Categorical(Prior):
         >>> Categorical((0.25, 0.75))(2).pmf
         tensor([0.2500, 0.7500])
     """
-
-    probabilities: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "probabilities", tuple(float(p) for p in self.probabilities))
-        total = math.fsum(self.probabilities)
-        if any(not p >= 0 for p in self.probabilities) or not math.isclose(total, 1.0, abs_tol=1e-6):
-            raise ArgumentError(
-                "probabilities",
-                expected="non-negative numbers that sum to 1",
-                got=f"{self.probabilities} (sum {total:.6g})",
-                remedy="Divide them by their sum.",
-            )
-
-    def log_pmf(self, num_steps: int) -> Tensor:
-        """See `Prior.log_pmf`."""
-        if num_steps != len(self.probabilities):
-            raise ArgumentError(
-                "prior",
-                expected=f"a prior over the model's {num_steps} steps",
-                got=f"{len(self.probabilities)} probabilities",
-                remedy="Give one probability for each step.",
-            )
-        p = torch.tensor(self.probabilities, dtype=torch.float64)
-        return (p / p.sum()).log()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.priors.base import Prior, check_positive, registry, steps
+from ponder.priors.base import MeanParameter, Prior, check_positive, registry, steps
 
 __all__ = ["Normal", "Poisson"]
 
@@ -25,6 +25,7 @@ class Poisson(Prior):
     """
 
     mean: float
+    mean_parameter = MeanParameter("mean", low=1.0)
 
     def __post_init__(self) -> None:
         check_positive("mean − 1", self.mean - 1)
@@ -48,6 +49,7 @@ class Normal(Prior):
 
     mean: float
     std: float
+    mean_parameter = MeanParameter("mean")
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.mean):
@@ -56,7 +58,8 @@ class Normal(Prior):
 
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""
-        return torch.log_softmax(-0.5 * ((steps(num_steps) - self.mean) / self.std) ** 2, dim=-1)
+        n = steps(num_steps)  # the square multiplied out: mean² is the same for all, and would drown the steps
+        return torch.log_softmax(n * (self.mean - n / 2) / self.std**2, dim=-1)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """Centre and width stretched with the number of steps."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
-from ponder.priors.base import Prior, registry
+from ponder.priors.base import MeanParameter, Prior, registry
 
 __all__ = ["Geometric"]
 
@@ -31,6 +31,7 @@ class Geometric(Prior):
     """
 
     rate: float
+    mean_parameter = MeanParameter("rate", 0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate < 1.0:

@@ -74,6 +74,9 @@ PRIORS = [
     Example("poisson", {"mean": 3.5}),
     Example("normal", {"mean": 2.5, "std": 1.5}),
     Example("categorical", {"probabilities": (0.1, 0.2, 0.3, 0.1, 0.3)}),
+    Example("empirical", {"probabilities": (0.05, 0.5, 0.25, 0.15, 0.05)}),
+    Example("learned", {"num_steps": 5}),
+    Example("learned", {"num_steps": 5, "initial": priors.Geometric(0.3)}),
 ]
 
 RECIPES = [

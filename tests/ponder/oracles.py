@@ -123,12 +123,20 @@ def _categorical(num_steps: int, probabilities: Sequence[float]) -> list[float]:
     return _normalised(probabilities)
 
 
+def _learned(steps: int, /, num_steps: int, initial: Spec | None) -> list[float]:
+    """Before any training: where it starts."""
+    assert num_steps == steps
+    return prior(initial or {"name": "uniform"}, steps)
+
+
 PRIORS: dict[str, Callable[..., list[float]]] = {
     "geometric": _geometric,
     "uniform": _uniform_prior,
     "poisson": _poisson,
     "normal": _normal,
     "categorical": _categorical,
+    "empirical": _categorical,
+    "learned": _learned,
 }
 
 
