@@ -74,8 +74,11 @@ class ReadoutCall(nn.Module):
 
     def forward(self, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
         """Features of `hidden`, batch first."""
-        wanted = context if self._takes_all else {k: v for k, v in context.items() if k in self._names}
-        return self.readout(hidden, **unwrap(wanted))
+        return self.readout(hidden, **unwrap(self.reads(context)))
+
+    def reads(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of `context` that the readout is given."""
+        return context if self._takes_all else {k: v for k, v in context.items() if k in self._names}
 
 
 def _parameters(readout: Callable[..., Any]) -> list[inspect.Parameter]:

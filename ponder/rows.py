@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
@@ -97,11 +96,6 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
             remedy="Pass tensors.",
         )
     return batch
-
-
-def all_rows(batch: int, device: torch.device) -> Tensor:
-    """The row numbers 0 … batch − 1."""
-    return torch.arange(batch, device=device)
 
 
 def _without_mark(tree: Tree) -> Tree:

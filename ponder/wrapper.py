@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ponder.checks import as_row_ids, check_head, check_masks, check_type
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.heads import as_lambda_head
-from ponder.loop import Exits, ModelSource, Parts, run
+from ponder.loop import Exits, run
 from ponder.objectives import FinalStep, Objective, Ponder, Unrolled
+from ponder.padding import Padding
 from ponder.policies import Batch, ExitPolicy, LastStep, Quantile, Setting
 from ponder.priors import Geometric, Prior
 from ponder.readouts import Readout, ReadoutCall
 from ponder.rows import Tree, check_rows, tensors, unwrap
+from ponder.source import ModelSource, Parts
 from ponder.steps import Step, Steps
 from ponder.tasks import LossFunction, Task, TaskName, as_task, infer_task
 from ponder.trajectory import Recorder, Trajectory
@@ -62,6 +64,7 @@ class PonderWrapper(nn.Module):
             ``"token_classification"``, or a callable (outputs, labels) → losses `(batch,)`. Where None, integer
             labels are classes and others numbers.
         check_finite: Look for NaN and infinity after every step (costs a synchronisation each).
+        padding: Where lengths lie in the model's tensors; None where rows have no length, or only one.
 
     Raises:
         ArgumentError: The parts do not fit one another; every message says what to change.
@@ -86,6 +89,7 @@ class PonderWrapper(nn.Module):
         readout: Readout | None = None,
         task: TaskName | LossFunction | Task | None = None,
         check_finite: bool = False,
+        padding: Padding | None = None,
     ) -> None:
         super().__init__()
         self.steps = Steps.of(steps, num_steps)
@@ -95,6 +99,7 @@ class PonderWrapper(nn.Module):
         self.readout = ReadoutCall(readout)
         self.task = as_task(task)
         self.check_finite = check_finite
+        self.padding = padding
         pondering = self.lambda_head is not None
         if prior is None and pondering:
             prior = Geometric(0.1).rescaled(12, self.num_steps)
@@ -260,15 +265,16 @@ class PonderWrapper(nn.Module):
     ) -> tuple[ModelSource, Batch]:
         """Everything that is checked once per call, and h_0."""
         check_masks(context)
+        lengths = None if self.padding is None or self.training else self.padding.lengths(context)
         hidden = inputs if self.stem is None else self.stem(inputs, **unwrap(context))
         if self.stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
             hidden, context = hidden
         size = check_rows("inputs" if self.stem is None else "hidden state returned by the stem", hidden)
         check_rows("context", context, size)
         device = next(tensor.device for _, tensor in tensors(hidden))
-        parts = Parts(self.steps, self.readout, self.head, self.lambda_head, self.check_finite)
+        parts = Parts(self.steps, self.readout, self.head, self.lambda_head, self.check_finite, self.padding)
         batch = Batch(as_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
-        return ModelSource(parts, hidden, context, use_hazard and size > 0), batch
+        return ModelSource(parts, hidden, context, use_hazard and size > 0, lengths=lengths), batch
 
     def _nothing(self, source: ModelSource) -> Exits:
         """The outputs of no rows: no step runs, and the last head gives them their shape."""
