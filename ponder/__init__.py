@@ -1,6 +1,7 @@
 """Adaptive computation for PyTorch encoders: learn, per example, when to stop."""
 
-from ponder import objectives, policies, priors, readouts, recipes
+from ponder import calibration, objectives, policies, priors, readouts, recipes
+from ponder.calibration import Calibration, RiskControl, calibrate, control_risk
 from ponder.distributions import StepDistribution
 from ponder.errors import PonderError
 from ponder.heads import LambdaHead, PerStep
@@ -9,22 +10,30 @@ from ponder.optim import parameter_groups
 from ponder.rows import Shared
 from ponder.serialization import load, save
 from ponder.steps import Steps
+from ponder.sweep import Curve, Point
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
+    "Curve",
     "Exits",
     "LambdaHead",
     "PerStep",
+    "Point",
     "PonderError",
     "PonderOutput",
     "PonderWrapper",
+    "RiskControl",
     "Shared",
     "StepDistribution",
     "Steps",
     "Trajectory",
+    "calibrate",
+    "calibration",
+    "control_risk",
     "load",
     "objectives",
     "parameter_groups",

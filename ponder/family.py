@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.policies.base import Batch, ExitPolicy, StepView
-from ponder.policies.threshold import ThresholdPolicy
+from ponder.policies.threshold import Knob, ThresholdPolicy
 from ponder.rows import Tree
 
 if TYPE_CHECKING:
@@ -32,11 +32,20 @@ class Family:
         knob: Name of what is turned.
         values: Its values, strictly rising or strictly falling, `(knobs,)`.
         policies: The policy of each value.
+        declared: The knob, where a class or a policy was given.
     """
 
     knob: str
     values: tuple[float, ...]
     policies: tuple[ExitPolicy, ...]
+    declared: Knob | None = None
+
+    @property
+    def raised_is_later(self) -> bool | None:
+        """Whether a greater value lets rows leave later; None where that is not known."""
+        free = self._free()
+        knob = self.declared if free is None else free.knob
+        return None if knob is None else knob.raised_is_later
 
     def exit_steps(self, trajectory: Trajectory) -> Tensor:
         """The step at which each row leaves under each policy, `(knobs, batch)` long."""
@@ -86,7 +95,7 @@ def as_family(like: FamilyLike, grid: Iterable[float] | None, trajectory: Trajec
         grid: Values of the knob, strictly rising or falling; those of the class's knob where None.
         trajectory: What the family will be tried on.
     """
-    build, knob, default = _builder(like, trajectory)
+    build, declared, default = _builder(like, trajectory)
     values = default if grid is None else _ordered(grid)
     if not values:
         raise ArgumentError(
@@ -96,13 +105,13 @@ def as_family(like: FamilyLike, grid: Iterable[float] | None, trajectory: Trajec
             remedy="Pass grid=[0.1, 0.2, …].",
         )
     made = [_policy_of(build, value) for value in values]
-    family = Family(knob, tuple(values), tuple(made))
+    family = Family("knob" if declared is None else declared.field, tuple(values), tuple(made), declared)
     for policy in made:
         trajectory.check(policy)
     return family
 
 
-def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float], Any], str, list[float]]:
+def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float], Any], Knob | None, list[float]]:
     if isinstance(like, ExitPolicy) or (isinstance(like, type) and issubclass(like, ExitPolicy)):
         knob = like.knob
         if knob is None:
@@ -114,10 +123,20 @@ def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float]
             )
 
         def build(value: float) -> ExitPolicy:
-            return like(**knob.argument(value)) if isinstance(like, type) else like.turned(value)
+            if isinstance(like, ExitPolicy):
+                return like.turned(value)
+            try:
+                return like(**knob.argument(value))
+            except TypeError as error:
+                raise ArgumentTypeError(
+                    "policies",
+                    expected=f"a policy that {knob.field} alone makes",
+                    got=like.__name__,
+                    remedy=f"Pass a policy instead of its class, and its {knob.field} is turned ({error}).",
+                ) from error
 
         values = knob.values(trajectory.num_steps, trajectory.outputs.shape[-1])
-        return build, knob.field, [value for value in values if _accepts(build, value, trajectory)]
+        return build, knob, [value for value in values if _accepts(build, value, trajectory)]
     if not callable(like):
         raise ArgumentTypeError(
             "policies",
@@ -125,7 +144,7 @@ def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float]
             got=type(like).__name__,
             remedy="Pass policies.Quantile, say.",
         )
-    return like, "knob", []
+    return like, None, []
 
 
 def _ordered(grid: Iterable[float]) -> list[float]:

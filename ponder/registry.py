@@ -128,6 +128,11 @@ class Plugin:
         return {"name": name, **{k: _encode(k, v) for k, v in own.items()}}
 
     @classmethod
+    def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the constructor from the fields that `to_dict` gave."""
+        return {key: _decode(cls.registry, value) for key, value in fields.items()}
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`, for any member of the registry that `cls` belongs to."""
         built = _build(cls.registry, data)
@@ -161,7 +166,11 @@ def _build(registry: Registry[Any], data: object) -> Any:
             got=repr(data),
             remedy="Pass what to_dict() returned.",
         )
-    return registry.get(data["name"], **{k: _decode(registry, v) for k, v in data.items() if k != "name"})
+    fields = {key: value for key, value in data.items() if key != "name"}
+    factory = registry.find(data["name"])
+    if isinstance(factory, type) and issubclass(factory, Plugin):
+        return registry.get(data["name"], **factory.decode(fields))
+    return registry.get(data["name"], **{key: _decode(registry, value) for key, value in fields.items()})
 
 
 def _decode(registry: Registry[Any], value: object) -> object:

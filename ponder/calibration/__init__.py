@@ -1,0 +1,19 @@
+"""Choosing a policy's knob from data: to a target, with a certificate, and with calibrated confidences."""
+
+from ponder.calibration.bounds import BOUNDS, p_values, rows_needed
+from ponder.calibration.calibrate import Calibration, calibrate
+from ponder.calibration.control import RiskControl, control_risk
+from ponder.calibration.fresh import check_fresh
+from ponder.calibration.temperature import fit_temperatures
+
+__all__ = [
+    "BOUNDS",
+    "Calibration",
+    "RiskControl",
+    "calibrate",
+    "check_fresh",
+    "control_risk",
+    "fit_temperatures",
+    "p_values",
+    "rows_needed",
+]

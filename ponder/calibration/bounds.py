@@ -1,0 +1,124 @@
+r"""p-values for "the mean loss is above a level", from n independent losses, valid for every n.
+
+Each function answers: how likely would losses as good as these be, if their true mean were above `level`? A p-value of
+at most δ lets one say the contrary with confidence 1 − δ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder.errors import ArgumentError
+
+__all__ = ["BOUNDS", "Bound", "p_values", "rows_needed"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A way to bound the mean of losses.
+
+    Args:
+        p_values: (losses `(rows, knobs)` float64, level) → p-values `(knobs,)`.
+        binary: Whether losses must be 0 or 1.
+        low: Least loss that it can use; a gap that can be negative is cut at 0 where this is 0.
+    """
+
+    p_values: Callable[[Tensor, float], Tensor]
+    binary: bool = False
+    low: float = 0.0
+
+
+def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> Tensor:
+    """p-values of "the mean loss is above `level`", one for each column.
+
+    Args:
+        losses: `(rows, knobs)`, in [0, 1] (``"betting"`` takes [−1, 1] too).
+        level: In (0, 1).
+        bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"``.
+
+    Example:
+        >>> p_values(torch.zeros(149, 1), 0.02, "exact_binomial").lt(0.05)
+        tensor([True])
+    """
+    return find(bound).p_values(losses.double(), level)
+
+
+def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus") -> int:
+    """The least number of rows with which a level can be certified at all, were every loss 0."""
+    certain = find(bound).p_values
+
+    def enough(rows: int) -> bool:
+        return float(certain(torch.zeros(rows, 1, dtype=torch.float64), level)) <= 1.0 - confidence
+
+    high = 1
+    while not enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def find(bound: str) -> Bound:
+    """The bound of a name."""
+    if bound not in BOUNDS:
+        raise ArgumentError(
+            "bound", expected=f"one of {', '.join(sorted(BOUNDS))}", got=repr(bound), remedy="Correct the name."
+        )
+    return BOUNDS[bound]
+
+
+def _exact_binomial(losses: Tensor, level: float) -> Tensor:
+    """P(Bin(n, level) ≤ number of losses), for losses that are 0 or 1 (Brown, Cai & DasGupta 2001)."""
+    return binomial_cdf(losses.sum(0).round(), losses.shape[0], level)
+
+
+def _hoeffding_bentkus(losses: Tensor, level: float) -> Tensor:
+    r"""min(exp(−n h(min(R̂, α), α)), e P(Bin(n, α) ≤ ⌈n R̂⌉)) (Bates et al. 2021; Angelopoulos et al. 2021, Prop. 1)."""
+    rows, risk = losses.shape[0], losses.mean(0)
+    below = risk.clamp(max=level)
+    entropy = torch.xlogy(below, below / level) + torch.xlogy(1 - below, (1 - below) / (1 - level))
+    hoeffding = torch.exp(-rows * entropy)
+    bentkus = math.e * binomial_cdf(torch.ceil(losses.sum(0) - 1e-9), rows, level)
+    return torch.minimum(hoeffding, bentkus).clamp(max=1.0)
+
+
+def _betting(losses: Tensor, level: float) -> Tensor:
+    r"""1 / max_t K_t, K_t = Π_{i≤t} (1 + ν_i (α − L_i)): money won by betting that losses are small.
+
+    Under a mean above α the capital K is a supermartingale, whose maximum exceeds 1/δ with probability at most δ
+    (Ville). The stake ν_i looks at earlier rows only, and stays below 1 / (1 − α) so that no bet can ruin
+    (Waudby-Smith & Ramdas 2020, Section 4.3, the predictable plug-in; at each time the bet is aimed at level 0.05).
+    Losses may be negative: a gain on a row is then money earned.
+    """
+    rows = losses.shape[0]
+    seen = torch.arange(1, rows + 1, dtype=torch.float64, device=losses.device).unsqueeze(1)
+    mean = (0.5 + losses.cumsum(0)) / (seen + 1)
+    variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (seen + 1)
+    before = torch.cat([variance.new_full((1, losses.shape[1]), 0.25), variance[:-1]])
+    stake = torch.sqrt(2.0 * math.log(1 / 0.05) / (rows * before)).clamp(max=0.999 / (1 - level))
+    capital = torch.log1p(stake * (level - losses)).cumsum(0)
+    return torch.exp(-capital.amax(0)).clamp(max=1.0)
+
+
+def binomial_cdf(successes: Tensor, rows: int, p: float) -> Tensor:
+    """P(Bin(rows, p) ≤ successes), elementwise, float64."""
+    k = torch.arange(rows + 1, dtype=torch.float64)
+    log_choose = math.lgamma(rows + 1) - torch.lgamma(k + 1) - torch.lgamma(rows - k + 1)
+    log_pmf = log_choose + k * math.log(p) + (rows - k) * math.log1p(-p)
+    cdf = torch.logcumsumexp(log_pmf, 0).exp().clamp(max=1.0)
+    inside = successes.long().clamp(0, rows).cpu()
+    return cdf[inside].to(successes.device)
+
+
+BOUNDS: dict[str, Bound] = {
+    "hoeffding_bentkus": Bound(_hoeffding_bentkus),
+    "betting": Bound(_betting, low=-1.0),
+    "exact_binomial": Bound(_exact_binomial, binary=True),
+}

@@ -1,0 +1,150 @@
+"""Calibration: the knob that meets a target on given data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ponder.calibration.fresh import check_fresh
+from ponder.errors import ArgumentError
+from ponder.family import FamilyLike
+from ponder.policies import ExitPolicy, LastStep
+from ponder.scores import MetricLike
+from ponder.sweep import Curve, Point, measure, sweep
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["Calibration", "calibrate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A policy that was chosen to meet a target.
+
+    Args:
+        policy: The policy; `LastStep()` where no knob meets the target.
+        point: What it gives on the calibration data.
+        curve: What every knob gives.
+        met: Whether the target is met on the calibration data.
+        statement: What was asked and what came out, in words.
+    """
+
+    policy: ExitPolicy
+    point: Point
+    curve: Curve
+    met: bool
+    statement: str
+    _seen: Trajectory
+    _metric: MetricLike | None
+    _costs: Sequence[float] | Tensor | None
+
+    def evaluate(self, test: Trajectory) -> Point:
+        """What the policy gives on fresh data, measured as the calibration was.
+
+        Raises:
+            ArgumentError: Rows of `test` were used to calibrate.
+        """
+        check_fresh(test, self._seen)
+        return measure(test, self.policy, metric=self._metric, costs=self._costs)
+
+
+def calibrate(
+    trajectory: Trajectory,
+    policies: FamilyLike,
+    *,
+    metric: MetricLike | None = None,
+    at_least: float | None = None,
+    at_most_steps: float | None = None,
+    at_most_cost: float | None = None,
+    grid: Iterable[float] | None = None,
+    costs: Sequence[float] | Tensor | None = None,
+) -> Calibration:
+    """Choose a policy's knob on a trajectory.
+
+    The choice is the best on these data and carries no promise for others (see `control_risk` for one); judge it on
+    data that it has not seen, with `Calibration.evaluate`.
+
+    Args:
+        trajectory: A full-depth run on calibration data, with labels.
+        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy.
+        metric: ``"accuracy"``, ``"negative_squared_error"``, a callable (outputs, labels) → number, the higher the
+            better, or None for the task's own.
+        at_least: Take the cheapest knob whose score is at least this share of the score at full depth.
+        at_most_steps: Take the best score at a mean exit step of at most this.
+        at_most_cost: Take the best score at a mean cost of at most this, relative to full depth.
+        grid: Values of the knob to try, strictly rising or falling; the knob's own where None.
+        costs: Cost of leaving after each step, `(steps,)`; n where None.
+
+    Raises:
+        ArgumentError: Not exactly one target, no labels, or whatever `sweep` refuses.
+
+    Example:
+        >>> trajectory = Trajectory(
+        ...     torch.randn(64, 4, 3), torch.randn(64, 4), torch.arange(64), labels=torch.randint(3, (64,))
+        ... )
+        >>> calibrate(trajectory, Quantile, at_most_steps=2.5).point.mean_exit_step <= 2.5
+        True
+    """
+    target = _target(at_least, at_most_steps, at_most_cost)
+    if metric is None and trajectory.labels is None:
+        raise ArgumentError(
+            "trajectory",
+            expected="labels, by which a knob is chosen",
+            got="none",
+            remedy="Record them: model.unroll(inputs, labels=labels).",
+        )
+    curve = sweep(trajectory, policies, grid, metric=metric, costs=costs)
+    chosen, asked = _choose(curve, *target)
+    policy = LastStep() if chosen is None else curve.policies[chosen]
+    point = curve.full_depth if chosen is None else curve.points[chosen]
+    outcome = (
+        f"none of {len(curve)} knobs qualifies, so every row runs to the last step"
+        if chosen is None
+        else f"{curve.knob} = {point.knob:.6g}"
+    )
+    statement = (
+        f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
+        f"mean exit step {point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
+    )
+    return Calibration(policy, point, curve, chosen is not None, statement, trajectory, metric, costs)
+
+
+def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: float | None) -> tuple[str, float]:
+    given = {"at_least": at_least, "at_most_steps": at_most_steps, "at_most_cost": at_most_cost}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if len(asked) != 1:
+        raise ArgumentError(
+            "at_least, at_most_steps, at_most_cost",
+            expected="exactly one of them",
+            got=", ".join(f"{name}={value}" for name, value in asked.items()) or "none",
+            remedy="Say what is to be met: at_least=0.99, say.",
+        )
+    name, value = asked.popitem()
+    if not 0.0 < value < float("inf"):
+        raise ArgumentError(name, expected="a positive number", got=value, remedy="Pass 0.99, say.")
+    return name, value
+
+
+def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
+    """Place of the point that meets the target best, or None; and what was asked, in words."""
+    places = range(len(curve))
+    if name == "at_least":
+        full = curve.full_depth.score
+        if not full > 0.0:
+            raise ArgumentError(
+                "metric",
+                expected="a score above 0 at full depth, of which at_least is a share",
+                got=full,
+                remedy="Pass a metric that grows from 0, for example a correlation, or set at_most_steps.",
+            )
+        fit = [i for i in places if curve.points[i].score >= value * full]
+        best = min(fit, key=lambda i: (curve.points[i].cost, -curve.points[i].score), default=None)
+        return best, f"cheapest with at least {value:g} of the score at full depth"
+    field = "mean_exit_step" if name == "at_most_steps" else "cost"
+    fit = [i for i in places if getattr(curve.points[i], field) <= value]
+    best = max(fit, key=lambda i: (curve.points[i].score, -curve.points[i].cost), default=None)
+    return best, f"best with a {'mean exit step' if name == 'at_most_steps' else 'cost'} of at most {value:g}"

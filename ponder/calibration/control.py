@@ -1,0 +1,212 @@
+"""Risk control: the cheapest knob whose risk on fresh data is kept under a level, with a promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ponder.calibration.bounds import Bound, find, rows_needed
+from ponder.calibration.fresh import check_fresh, check_rows_given
+from ponder.calibration.risks import RiskLike, losses_by_step
+from ponder.errors import ArgumentError
+from ponder.family import Family, FamilyLike, as_family
+from ponder.policies import LastStep
+from ponder.policies.certified import Certified
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["RiskControl", "control_risk"]
+
+
+@dataclass(frozen=True, eq=False)
+class RiskControl:
+    """What risk control came to.
+
+    Args:
+        policy: The policy with its certificate: give it to a model, and save both together.
+        met: Whether some knob was certified; otherwise the policy is full depth.
+        mean_exit_step: On the calibration data.
+        statement: What is promised, or why nothing could be.
+    """
+
+    policy: Certified
+    met: bool
+    mean_exit_step: float
+    statement: str
+    _seen: Trajectory
+    _risk: RiskLike
+
+    def evaluate(self, test: Trajectory) -> tuple[float, float]:
+        """Risk and mean exit step on fresh data.
+
+        Raises:
+            ArgumentError: Rows of `test` were used to calibrate.
+        """
+        check_fresh(test, self._seen)
+        exit_step = test.replay(self.policy).exit_step.cpu()
+        losses = losses_by_step(self._risk, test, find_low(self.policy.bound))
+        return float(losses[torch.arange(len(test)), exit_step - 1].mean()), float(exit_step.double().mean())
+
+
+def control_risk(
+    trajectory: Trajectory,
+    policies: FamilyLike,
+    *,
+    risk: RiskLike = "disagreement",
+    level: float,
+    confidence: float = 0.95,
+    bound: str = "hoeffding_bentkus",
+    grid: Iterable[float] | None = None,
+) -> RiskControl:
+    r"""Choose the cheapest knob whose risk on fresh data is at most `level`.
+
+    Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from the latest exits to
+    the earliest, each at 1 − confidence, and the walk ends at the first that fails; the last that passed has a risk of
+    at most `level` with probability at least `confidence` over the draw of the calibration rows, whatever the policy
+    and the distribution. Schuster et al. (2021, 2022) and Jazbec et al. (2024) use it for early exits.
+
+    With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is about the mean over
+    calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a row is taken to lose at least what it
+    loses at later exits, which makes the risk monotone.
+
+    The rows must be like those to come (exchangeable with them), and the values must not have been picked on them; the
+    default grid is known in advance.
+
+    Args:
+        trajectory: A full-depth run on calibration data that nothing else was chosen on.
+        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy.
+        risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
+            full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. A gap can be negative on a row;
+            ``"betting"`` uses that, the other bounds count gains as 0 and so promise more.
+        level: What the risk is kept under, in (0, 1).
+        confidence: In (0, 1).
+        bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss, sharper where
+            losses vary little), ``"exact_binomial"`` (losses 0 or 1), or ``"conformal"``.
+        grid: Values of the knob, strictly rising or falling, from earliest to latest exits or the other way round.
+
+    Raises:
+        ArgumentError: A level or confidence outside (0, 1), an empty trajectory, missing labels, an unordered grid, a
+            policy with no knob, losses out of range or, with ``"exact_binomial"``, between 0 and 1.
+
+    Example:
+        >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
+        >>> trajectory = Trajectory(sure.unsqueeze(1).expand(300, 4, 3), None, torch.arange(300))
+        >>> control_risk(trajectory, Confidence, level=0.02).mean_exit_step
+        1.0
+    """
+    _check_share("level", level)
+    _check_share("confidence", confidence)
+    check_rows_given(trajectory)
+    low = find_low(bound)
+    by_step = losses_by_step(risk, trajectory, low)
+    family = as_family(policies, grid, trajectory)
+    steps = family.exit_steps(trajectory).cpu()
+    order = _from_late_to_early(family, steps)
+    losses = by_step.gather(1, steps[order].T - 1)
+    if bound == "conformal":
+        passed, statistics = _conformal(losses, level)
+    else:
+        passed, statistics = _fixed_sequence(losses, level, 1.0 - confidence, find(bound))
+    values = [family.values[place] for place in order[: len(statistics)].tolist()]
+    path = tuple(
+        (value, mean, statistic)
+        for value, mean, statistic in zip(values, losses.mean(0).tolist(), statistics, strict=False)
+    )
+    chosen = order[passed - 1].item() if passed else None
+    name = risk if isinstance(risk, str) else getattr(risk, "__name__", "risk")
+    statement = _statement(name, level, confidence, bound, len(trajectory), family.knob, path, passed)
+    policy = Certified(
+        policy=LastStep() if chosen is None else family.policies[int(chosen)],
+        statement=statement,
+        risk=name,
+        level=level,
+        confidence=None if bound == "conformal" else confidence,
+        bound=bound,
+        rows=len(trajectory),
+        knob_name=family.knob,
+        knob_value=path[passed - 1][0] if passed else None,
+        p_value=path[passed - 1][2] if passed and bound != "conformal" else None,
+        path=path,
+    )
+    mean_step = float(steps[int(chosen)].double().mean()) if chosen is not None else float(trajectory.num_steps)
+    return RiskControl(policy, chosen is not None, mean_step, statement, trajectory, risk)
+
+
+def find_low(bound: str) -> float:
+    """The least loss that a bound can use."""
+    return 0.0 if bound == "conformal" else find(bound).low
+
+
+def _from_late_to_early(family: Family, steps: Tensor) -> Tensor:
+    """Order of the values along the grid, from the end with the later exits, `(knobs,)`.
+
+    Which end that is follows from the knob where it is known; else from the mean exit steps of both ends, which tells a
+    direction and picks no value.
+    """
+    order = torch.arange(len(family.values))
+    if family.raised_is_later is None:
+        first, last = steps[[0, -1]].double().mean(1).tolist()
+        return order if first >= last else order.flip(0)
+    rising = family.values[-1] > family.values[0]
+    return order.flip(0) if rising == family.raised_is_later else order
+
+
+def _fixed_sequence(losses: Tensor, level: float, delta: float, bound: Bound) -> tuple[int, list[float]]:
+    """How many values pass before the first that fails, and the p-values up to and with that one."""
+    if bound.binary and not bool(((losses == 0) | (losses == 1)).all()):
+        raise ArgumentError(
+            "bound",
+            expected="'hoeffding_bentkus' or 'betting' for losses between 0 and 1",
+            got="'exact_binomial'",
+            remedy="Choose one of them, or make the losses 0 or 1.",
+        )
+    p = bound.p_values(losses, level)
+    failed = (p > delta).nonzero()
+    passed = int(failed[0]) if len(failed) else len(p)
+    return passed, p[: passed + 1].tolist()
+
+
+def _conformal(losses: Tensor, level: float) -> tuple[int, list[float]]:
+    """How many values pass, and n/(n+1) R̂ + 1/(n+1), which must be at most the level, up to the first that fails."""
+    rows = losses.shape[0]
+    monotone = losses.cummax(1).values
+    bounded = (rows * monotone.mean(0) + 1.0) / (rows + 1)
+    failed = (bounded > level).nonzero()
+    passed = int(failed[0]) if len(failed) else len(bounded)
+    return passed, bounded[: passed + 1].tolist()
+
+
+def _statement(
+    risk: str,
+    level: float,
+    confidence: float,
+    bound: str,
+    rows: int,
+    knob: str,
+    path: tuple[tuple[float, float, float], ...],
+    passed: int,
+) -> str:
+    conformal = bound == "conformal"
+    promise = f"{risk} on fresh data is at most {level:g}"
+    promise += " in the mean over calibration sets" if conformal else f" with confidence {confidence:g}"
+    if passed:
+        value, observed, _ = path[passed - 1]
+        return f"{promise}: {knob} = {value:.6g} ({bound}, {rows} rows, observed {observed:.4f})"
+    enough = int(1.0 / level - 1e-9) if conformal else rows_needed(level, confidence, bound)
+    if rows < enough:
+        why = f"{rows} rows are too few for this level even without a single loss: at least {enough} are needed"
+    else:
+        why = f"already at {knob} = {path[0][0]:.6g}, the latest exits tried, the loss observed is {path[0][1]:.4f}"
+    return f"nothing could be certified for «{promise}», so every row runs to the last step: {why} ({bound})"
+
+
+def _check_share(argument: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
+        raise ArgumentError(
+            argument, expected="a number between 0 and 1", got=repr(value), remedy=f"Pass {argument}=0.05, say."
+        )

@@ -1,0 +1,51 @@
+"""Whether data are fresh: a policy must not be judged on the rows that chose it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ponder.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["check_fresh", "check_rows_given"]
+
+
+def check_fresh(test: Trajectory, calibration: Trajectory) -> None:
+    """Refuse a test set that holds rows of the calibration set.
+
+    Ids alone prove nothing, since by default they are positions, which start anew in every call. A row is the same
+    where its id and all of its recorded outputs are.
+
+    Raises:
+        ArgumentError: Rows of one are in the other.
+    """
+    if test.outputs.shape[1:] != calibration.outputs.shape[1:]:
+        return
+    ids, places = calibration.row_ids.sort()
+    found = torch.searchsorted(ids, test.row_ids).clamp(max=max(len(ids) - 1, 0))
+    if not len(ids) or not len(test):
+        return
+    twin = places[found]
+    same = (ids[found] == test.row_ids) & _equal_rows(test.outputs, calibration.outputs[twin])
+    if bool(same.any()):
+        shown = test.row_ids[same][:5].tolist()
+        raise ArgumentError(
+            "test",
+            expected="rows that the calibration has not seen",
+            got=f"{int(same.sum())} rows with the same id and the same outputs, for example ids {shown}",
+            remedy="Split the data first, and calibrate on one part only.",
+        )
+
+
+def check_rows_given(trajectory: Trajectory) -> None:
+    """Refuse an empty trajectory."""
+    if not len(trajectory):
+        raise ArgumentError("trajectory", expected="at least one row", got="none", remedy="Unroll some examples first.")
+
+
+def _equal_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.isclose(a.float(), b.float(), rtol=1e-4, atol=1e-5, equal_nan=True).flatten(1).all(1)

@@ -1,0 +1,95 @@
+"""Risks: what an early exit can cost a row, as a loss per row and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ponder.answers import agreement, correct
+from ponder.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["RiskLike", "losses_by_step"]
+
+RiskLike = Literal["disagreement", "error_gap", "error"] | Callable[[Tensor, Tensor], Tensor]
+
+
+def losses_by_step(risk: RiskLike, trajectory: Trajectory, low: float = 0.0) -> Tensor:
+    """The loss of each row, should it leave at each step, `(batch, steps)` float64.
+
+    Args:
+        risk: ``"disagreement"``: 1 where the answer is not that of full depth. ``"error"``: 1 where it is wrong.
+            ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way round. Or a callable
+            (outputs `(batch, …)`, labels) → losses in [0, 1], `(batch,)`.
+        trajectory: A full-depth run.
+        low: Where this is 0, negative losses are cut at 0, which can only raise the risk.
+
+    Raises:
+        ArgumentError: No labels where the risk needs them, a task without right and wrong, losses out of range.
+    """
+    if callable(risk):
+        losses = _by_callable(risk, trajectory)
+    elif risk == "disagreement":
+        _check_answers(risk, trajectory)
+        losses = (~agreement(trajectory.outputs, trajectory.task)).double()
+    elif risk in ("error", "error_gap"):
+        _check_answers(risk, trajectory)
+        wrong = (~correct(trajectory.outputs, _labels(risk, trajectory), trajectory.task)).double()
+        losses = wrong if risk == "error" else wrong - wrong[:, -1:]
+    else:
+        raise ArgumentError(
+            "risk",
+            expected="'disagreement', 'error_gap', 'error', or a callable (outputs, labels) -> losses in [0, 1]",
+            got=repr(risk),
+            remedy="Choose one.",
+        )
+    return losses.clamp(min=low).cpu()
+
+
+def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Trajectory) -> Tensor:
+    labels = _labels("a callable", trajectory)
+    each = [risk(outputs, labels) for outputs in trajectory.outputs.unbind(1)]
+    for losses in each:
+        if not isinstance(losses, Tensor) or losses.shape != trajectory.row_ids.shape:
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ArgumentTypeError(
+                "risk",
+                expected=f"one loss for each row, a tensor of shape {tuple(trajectory.row_ids.shape)}",
+                got=got,
+                remedy="Do not reduce over the rows.",
+            )
+    losses = torch.stack(each, dim=1).double()
+    if not bool(((losses >= 0) & (losses <= 1)).all()):
+        raise ArgumentError(
+            "risk",
+            expected="losses in [0, 1], without which no bound holds",
+            got=f"values from {float(losses.min()):.6g} to {float(losses.max()):.6g}",
+            remedy="Divide them by the largest loss there can be.",
+        )
+    return losses
+
+
+def _labels(risk: str, trajectory: Trajectory) -> Tensor:
+    if trajectory.labels is None:
+        raise ArgumentError(
+            "trajectory",
+            expected=f"labels, which the risk ({risk}) needs",
+            got="none",
+            remedy="Record them: model.unroll(inputs, labels=labels); or use risk='disagreement'.",
+        )
+    return trajectory.labels
+
+
+def _check_answers(risk: str, trajectory: Trajectory) -> None:
+    if trajectory.task in ("regression", "custom"):
+        raise ArgumentError(
+            "risk",
+            expected="a callable (outputs, labels) -> losses in [0, 1]: here no answer is simply right or wrong",
+            got=f"{risk!r} with the task {trajectory.task!r}",
+            remedy="For example lambda outputs, labels: (outputs[:, 0] - labels).abs().div(5).clamp(max=1).",
+        )

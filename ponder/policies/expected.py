@@ -1,0 +1,143 @@
+"""Optimal stopping: leave when what the remaining steps are expected to gain is not worth their price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponder.answers import agreement, correct
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, Setting, StepView, check_not_negative, registry
+from ponder.policies.threshold import Knob
+from ponder.rows import Tree
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["Expected"]
+
+
+@registry.register("expected")
+@dataclass(frozen=True)
+class Expected(ExitPolicy):
+    r"""Stop where the value of the answer is at least the expected value of going on, less the price of a step.
+
+    A row's state is its step and the bin of its confidence (the probability of the most probable class). Let r_n(b) be
+    the chance that an answer of this state is right and T_n(b, b') the chance to be in bin b' one step later, both
+    counted on calibration data. Backward induction gives the value of each state,
+
+        V_N(b) = r_N(b),    V_n(b) = max(r_n(b), Σ_b' T_n(b, b') V_{n+1}(b') − price),
+
+    and the row leaves where the first term is at least the second: no rule on these states earns more (Chow, Robbins &
+    Siegmund 1971). Make one with `fit`; the price is the knob.
+
+    Args:
+        price: Of one more step, in the unit of the reward: 0.01 is a percent of accuracy.
+        edges: Bounds between the bins, rising, `(steps, bins − 1)`.
+        rewards: r, `(steps, bins)`.
+        transitions: T, `(steps − 1, bins, bins)`.
+    """
+
+    price: float
+    edges: tuple[tuple[float, ...], ...]
+    rewards: tuple[tuple[float, ...], ...]
+    transitions: tuple[tuple[tuple[float, ...], ...], ...]
+    needs = frozenset({"output"})
+    knob = Knob("price", "at_most")
+
+    def __post_init__(self) -> None:
+        check_not_negative("price", self.price)
+        bins = {len(row) for row in self.rewards}
+        steps = len(self.rewards)
+        fits = (
+            len(bins) == 1
+            and [len(row) for row in self.edges] == [max(bins) - 1] * steps
+            and len(self.transitions) == steps - 1
+            and all(len(table) == max(bins) and {len(row) for row in table} == bins for table in self.transitions)
+        )
+        if not fits:
+            raise ArgumentError(
+                "rewards, edges, transitions",
+                expected="tables (steps, bins), (steps, bins − 1) and (steps − 1, bins, bins)",
+                got=f"{steps} steps with {sorted(bins)} bins, {len(self.edges)} and {len(self.transitions)} tables",
+                remedy="Make them with policies.Expected.fit(trajectory, price=0.01).",
+            )
+        values = torch.tensor(self.rewards[-1], dtype=torch.float64)
+        stops: list[list[bool]] = []
+        for reward, transition in zip(self.rewards[-2::-1], self.transitions[::-1], strict=True):
+            going_on = torch.tensor(transition, dtype=torch.float64) @ values - self.price
+            stopping = torch.tensor(reward, dtype=torch.float64)
+            stops.append((stopping >= going_on).tolist())
+            values = torch.maximum(stopping, going_on)
+        object.__setattr__(self, "_stops", tuple(map(tuple, stops[::-1])))
+
+    @classmethod
+    def fit(cls, trajectory: Trajectory, price: float = 0.0, bins: int = 10) -> Self:
+        """Count the tables on a trajectory.
+
+        Args:
+            trajectory: A full-depth run of a classifier. With labels the reward is a right answer; without, the
+                answer of full depth.
+            price: Of one more step.
+            bins: Bins of the confidence at each step, with about as many rows in each; sparse ones lean on all rows.
+        """
+        outputs = trajectory.outputs
+        if not len(trajectory) or outputs.dim() != 3 or trajectory.task not in (None, "classification"):
+            raise ArgumentError(
+                "trajectory",
+                expected="classes (batch, steps, classes) of at least one row",
+                got=f"outputs of shape {tuple(outputs.shape)}, task {trajectory.task!r}",
+                remedy="Unroll a classifier on calibration data.",
+            )
+        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+            raise ArgumentError("bins", expected="a whole number ≥ 1", got=repr(bins), remedy="Pass bins=10, say.")
+        labels, task = trajectory.labels, trajectory.task
+        right = agreement(outputs, task) if labels is None else correct(outputs, labels, task)
+        confidence = _confidence(outputs).double()
+        shares = torch.arange(1, bins, dtype=torch.float64, device=outputs.device) / bins
+        edges = torch.quantile(confidence, shares, dim=0).T.contiguous()
+        places = F.one_hot((confidence.unsqueeze(2) > edges).sum(2), bins).double()
+        rewards = _mean_by_bin(places, right.double().unsqueeze(2)).squeeze(2)
+        transitions = _mean_by_bin(places[:, :-1], places[:, 1:])
+        return cls(price, _tuples(edges.tolist()), _tuples(rewards.tolist()), _tuples(transitions.tolist()))
+
+    @property
+    def stops(self) -> tuple[tuple[bool, ...], ...]:
+        """Whether a row leaves, `(steps − 1, bins)`."""
+        table: tuple[tuple[bool, ...], ...] = self.__dict__["_stops"]
+        return table
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if len(self.rewards) != setting.num_steps or setting.task not in (None, "classification", "custom"):
+            raise ArgumentError(
+                "policy",
+                expected=f"a policy fitted to classes over {setting.num_steps} steps, and such a task",
+                got=f"Expected over {len(self.rewards)} steps, task {setting.task!r}",
+                remedy="Fit it on a trajectory of this model.",
+            )
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        place, device = step.index - 1, step.output.device
+        confidence = _confidence(step.output).double()
+        edges = torch.tensor(self.edges, dtype=torch.float64, device=device)[place]
+        stops = torch.tensor(self.stops, device=device)[place]
+        return stops.gather(1, (confidence.unsqueeze(1) > edges).sum(1, keepdim=True)).squeeze(1), state
+
+
+def _confidence(outputs: Tensor) -> Tensor:
+    return F.log_softmax(outputs.float(), dim=-1).amax(-1).exp()
+
+
+def _mean_by_bin(places: Tensor, values: Tensor) -> Tensor:
+    """Means of `values` `(batch, steps, k)` in each bin, `(steps, bins, k)`, with the mean of all as one row more."""
+    totals = torch.einsum("bns,bnk->nsk", places, values)
+    return (totals + values.mean(0).unsqueeze(1)) / (places.sum(0).unsqueeze(2) + 1.0)
+
+
+def _tuples(nested: list[Any]) -> tuple[Any, ...]:
+    return tuple(_tuples(item) if isinstance(item, list) else item for item in nested)

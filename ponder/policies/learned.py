@@ -1,0 +1,104 @@
+"""A policy learned from data: a module scores the features, and a row leaves where the score is high."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.policies.base import StepView, check_unit, registry
+from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.registry import Registry
+from ponder.rows import Tree
+
+__all__ = ["Learned", "LinearScorer", "scorers"]
+
+scorers: Registry[nn.Module] = Registry("scorer", "ponder.scorers")
+
+
+@scorers.register("linear")
+class LinearScorer(nn.Linear):
+    """One logit from `width` features.
+
+    A scorer that is to be saved with its policy has a registered name and `settings()`, the arguments of its class.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that build a scorer of the same shape."""
+        return {"width": self.in_features}
+
+
+@registry.register("learned")
+@dataclass(frozen=True)
+class Learned(ThresholdPolicy):
+    """Stop once a module of the user's is sure enough: sigmoid(scorer(features)) > threshold.
+
+    Train the module on a trajectory that kept its features, for example to tell whether the answer of a step is right;
+    then choose the threshold with `ponder.calibrate`. To save it with a model, register its class
+    (``policies.scorers.register("my-scorer")``) and give it a method `settings()`; its weights are stored as numbers.
+
+    Args:
+        scorer: Features `(batch, …)` → logits `(batch,)` or `(batch, 1)`. Not trained here, and run in eval mode.
+        threshold: In [0, 1].
+    """
+
+    scorer: nn.Module
+    threshold: float
+    needs = frozenset({"features"})
+    knob = Knob("threshold", "above")
+
+    def __post_init__(self) -> None:
+        check_unit("threshold", self.threshold)
+        if not isinstance(self.scorer, nn.Module):
+            raise ArgumentTypeError(
+                "scorer",
+                expected="an nn.Module: features (batch, …) -> logits (batch,)",
+                got=type(self.scorer).__name__,
+                remedy="Pass policies.LinearScorer(width), say.",
+            )
+        self.scorer.eval()
+
+    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
+        features = step.features
+        state_dict = {**dict(self.scorer.named_parameters()), **dict(self.scorer.named_buffers())}
+        placed = {name: tensor.detach().to(features.device) for name, tensor in state_dict.items()}
+        dtype = next((t.dtype for t in placed.values() if t.is_floating_point()), features.dtype)
+        logits = functional_call(self.scorer, placed, (features.to(dtype),))
+        if not isinstance(logits, Tensor) or logits.numel() != features.shape[0]:
+            raise ArgumentError(
+                "scorer",
+                expected=f"one logit for each of {features.shape[0]} rows",
+                got=f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__,
+                remedy="Return (batch,) or (batch, 1).",
+            )
+        return logits.detach().reshape(-1).float().sigmoid(), state
+
+    def to_dict(self) -> dict[str, Any]:
+        name = scorers.name_of(type(self.scorer))
+        weights = {key: [str(value.dtype)[6:], value.tolist()] for key, value in self.scorer.state_dict().items()}
+        scorer = {"name": name, "settings": self.scorer.settings(), "weights": weights}  # type: ignore[operator]
+        return {"name": registry.name_of(type(self)), "scorer": scorer, "threshold": self.threshold}
+
+    @classmethod
+    def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields as `to_dict` gave them, with the module built again."""
+        data = fields["scorer"]
+        scorer = scorers.get(data["name"], **data["settings"])
+        weights = {
+            key: torch.tensor(value, dtype=getattr(torch, kind)) for key, (kind, value) in data["weights"].items()
+        }
+        try:
+            scorer.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ArgumentError(
+                "scorer", expected="weights of the shape of its settings", got="others", remedy=f"({error})"
+            ) from error
+        return {**fields, "scorer": scorer}
