@@ -1,0 +1,287 @@
+"""The contract of backbones: an encoder in a `PonderWrapper`, tried on inputs of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.loop import Exits
+from ponder.policies import Batch, ExitPolicy, FixedStep, LastStep, StepView
+from ponder.rows import Tree, check_rows, take_rows, tensors
+from ponder.serialization import load, save
+from ponder.testing.contract import ContractError, require
+from ponder.testing.randomness import private_randomness
+from ponder.testing.snapshot import differences, snapshot
+from ponder.testing.trees import close
+from ponder.trajectory import Trajectory
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["check_backbone"]
+
+_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4}
+_HALF = 0.05
+
+
+def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
+    """Check that an encoder works in a wrapper; return None, or raise what says which rule broke.
+
+    The rules: with no early exit the outputs are those of `unroll`; a row's outputs do not depend on the other rows or
+    their order; rows that leave at any steps get what the full-depth run had there (replay = run), and no step is
+    computed for a row that has left; a batch may be of one row or of none; an exception leaves nothing behind; saving
+    and loading keep the outputs (where safetensors is there and the policy, prior and objective have names).
+
+    The model comes back in the modes and with the weights that it had, and so do the caller's random generators.
+
+    Args:
+        model: The wrapped encoder. It is tried in evaluation mode.
+        inputs: Inputs of at least two rows, all different.
+        context: Context of the call, as for the model.
+
+    Raises:
+        ContractError: A rule is broken.
+
+    Example:
+        >>> from ponder.testing import check_backbone
+        >>> model = ponder.PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
+        >>> check_backbone(model, torch.randn(6, 8))
+    """
+    if not isinstance(model, PonderWrapper):
+        raise ArgumentTypeError(
+            "model", expected="a PonderWrapper", got=type(model).__name__, remedy="Wrap the encoder first."
+        )
+    size = check_rows("inputs", inputs)
+    if size < 2:
+        raise ArgumentError("inputs", expected="two rows or more", got=size, remedy="Pass a batch of some examples.")
+    check_rows("context", context, size)
+    with private_randomness(0), _evaluating(model), torch.no_grad():
+        case = _Case(model, inputs, context, size)
+        whole = case.unroll(torch.arange(size))
+        _check_identity(case, whole)
+        _check_rows_alone(case, whole)
+        for policy in (_Staggered(), FixedStep((model.num_steps + 1) // 2), model.policy):
+            _check_replay(case, whole, policy)
+        _check_count(case)
+        _check_empty(case, whole)
+        _check_exception(case)
+        _check_copies(case)
+
+
+@dataclass(frozen=True)
+class _Staggered(ExitPolicy):
+    """Row r leaves at step 1 + r mod N: all depths in one batch, without a threshold that rounding could cross."""
+
+    def init(self, batch: Batch) -> Tree:
+        return {"exit": 1 + batch.row_ids % batch.num_steps}
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        return step.index >= state["exit"], state
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The model with its inputs, and any of their rows."""
+
+    model: PonderWrapper
+    inputs: Tree
+    context: dict[str, Any]
+    size: int
+
+    def unroll(self, rows: Tensor) -> Trajectory:
+        inputs, context = take_rows((self.inputs, self.context), self._on_device(rows))
+        with private_randomness(2):  # another seed than for running: noise in the model must show
+            return self.model.unroll(inputs, row_ids=rows, keep_features=True, **context)
+
+    def run(self, policy: ExitPolicy, rows: Tensor | None = None) -> Exits:
+        rows = torch.arange(self.size) if rows is None else rows
+        inputs, context = take_rows((self.inputs, self.context), self._on_device(rows))
+        with private_randomness(1):
+            out = self.model(inputs, policy=policy, row_ids=rows, **context)
+        return Exits(out.outputs, out.exit_step)
+
+    def _on_device(self, rows: Tensor) -> Tensor:
+        return rows.to(next(tensor.device for _, tensor in tensors(self.inputs)))
+
+
+def _check_identity(case: _Case, whole: Trajectory) -> None:
+    full = case.run(LastStep())
+    n = case.model.num_steps
+    require(
+        torch.equal(full.outputs, whole.outputs[:, -1]) and full.exit_step.tolist() == [n] * case.size,
+        "the backbone",
+        "with LastStep() the outputs are those of the last step of unroll",
+        f"they differ by {_distance(full.outputs, whole.outputs[:, -1])}",
+        "Keep no state in the stem, the steps and the heads, and draw no random numbers in evaluation mode.",
+    )
+
+
+def _check_rows_alone(case: _Case, whole: Trajectory) -> None:
+    for rows in (torch.arange(case.size).flip(0), torch.tensor([case.size - 1]), torch.tensor([0, 0, 1])):
+        part = case.unroll(rows)
+        for name, got, there in (
+            ("outputs", part.outputs, whole.outputs),
+            ("hazard logits", part.hazard_logits, whole.hazard_logits),
+        ):
+            if got is None or there is None:
+                continue
+            expected = there[rows.to(there.device)]
+            require(
+                close(got, expected, _tolerance(got)),
+                "the backbone",
+                "a row's outputs do not depend on the other rows, their number or their order",
+                f"{name} of rows {rows.tolist()} as a batch differ by {_distance(got, expected)}",
+                "Use no statistic of the batch (BatchNorm in training mode, a sum over dimension 0), and pass what "
+                "belongs to a row as context, batch first.",
+            )
+
+
+def _check_replay(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
+    ran = case.run(policy)
+    allowed = [_replayed(whole, policy, shift) for shift in (0.0, 1e-4, -1e-4)]
+    for row, step in enumerate(ran.exit_step.tolist()):
+        steps = {int(exits.exit_step[row]) for exits in allowed}  # a statistic at its threshold may fall on either side
+        expected = whole.outputs[row, step - 1]
+        require(
+            step in steps and close(ran.outputs[row], expected, _tolerance(expected)),
+            "the backbone",
+            "running with a policy gives what replaying the full-depth run gives",
+            f"row {row} left at step {step} under {policy}, where the replay has {sorted(steps)}; its outputs "
+            f"differ by {_distance(ran.outputs[row], expected)} from those of the full-depth run at that step",
+            "Every tensor of the hidden state and of the context must be per example, or marked with ponder.Shared.",
+        )
+
+
+def _replayed(whole: Trajectory, policy: ExitPolicy, shift: float) -> Exits:
+    def shifted(tensor: Tensor) -> Tensor:
+        return tensor * (1 + shift) + shift if tensor.is_floating_point() else tensor
+
+    with private_randomness(1):
+        return whole.map(shifted).replay(policy)
+
+
+def _check_count(case: _Case) -> None:
+    rows: list[int] = []
+
+    def count(_: Any, args: tuple[Any, ...]) -> None:
+        rows.append(check_rows("hidden", args[1]))
+
+    hook = case.model.steps.register_forward_pre_hook(count)
+    try:
+        exits = case.run(_Staggered()).exit_step
+    finally:
+        hook.remove()
+    require(
+        sum(rows) == int(exits.sum()),
+        "the backbone",
+        "a step is computed for the rows that are still running and for no others",
+        f"{sum(rows)} rows went through steps where {int(exits.sum())} had to",
+        "Let the hidden state have one row per example throughout.",
+    )
+
+
+def _check_empty(case: _Case, whole: Trajectory) -> None:
+    none = torch.arange(0)
+    try:
+        exits, trajectory = case.run(LastStep(), none), case.unroll(none)
+    except Exception as error:
+        raise ContractError(
+            "the backbone",
+            "a batch may have no rows",
+            f"{type(error).__name__}: {error}",
+            "Let the stem and the head take (0, …); no step is run.",
+        ) from error
+    shapes = (exits.outputs.shape, exits.exit_step.shape, trajectory.outputs.shape[:2])
+    require(
+        shapes == ((0, *whole.outputs.shape[2:]), (0,), (0, case.model.num_steps)),
+        "the backbone",
+        "a batch may have no rows",
+        f"outputs {tuple(shapes[0])}, exit_step {tuple(shapes[1])}",
+        "Let the head give (0, …) for no rows.",
+    )
+
+
+class _Explosion(Exception):  # noqa: N818 (never seen outside)
+    """Raised inside the model, on purpose."""
+
+
+def _check_exception(case: _Case) -> None:
+    before, expected = snapshot(case.model), case.run(_Staggered())
+
+    def explode(_: Any, args: tuple[Any, ...]) -> None:
+        if args[0] == case.model.num_steps:
+            raise _Explosion
+
+    hook = case.model.steps.register_forward_pre_hook(explode)
+    with contextlib.suppress(_Explosion):
+        case.run(LastStep())
+    hook.remove()
+    left = differences(before, case.model)
+    again = case.run(_Staggered())
+    same = torch.equal(expected.exit_step, again.exit_step) and torch.equal(expected.outputs, again.outputs)
+    require(
+        same and not left,
+        "the backbone",
+        "calls and exceptions leave nothing behind",
+        f"changed: {', '.join(left)}" if left else "the next call gave other outputs",
+        "Keep what belongs to a call in the hidden state and the context, not on a module.",
+    )
+
+
+def _check_copies(case: _Case) -> None:
+    expected = case.run(_Staggered())
+    twin = copy.deepcopy(case.model)
+    ways = ["copy.deepcopy"] + (["saving and loading"] if _can_be_saved(case.model) else [])
+    for way in ways:
+        if way != "copy.deepcopy":
+            for weight in twin.state_dict().values():
+                weight.zero_()
+            with tempfile.TemporaryDirectory() as folder:
+                save(case.model, folder)
+                load(twin, folder)
+        got = _Case(twin, case.inputs, case.context, case.size).run(_Staggered())
+        require(
+            torch.equal(got.outputs, expected.outputs) and torch.equal(got.exit_step, expected.exit_step),
+            "the backbone",
+            "copies give the same outputs",
+            f"outputs differ by {_distance(got.outputs, expected.outputs)} after {way}",
+            "Register weights as parameters and buffers (persistent ones) of the modules that the wrapper is given.",
+        )
+
+
+def _can_be_saved(model: PonderWrapper) -> bool:
+    if find_spec("safetensors") is None:
+        return False
+    try:
+        model.settings()
+    except ArgumentError:
+        return False  # a policy, prior or objective without a name
+    return True
+
+
+@contextlib.contextmanager
+def _evaluating(model: PonderWrapper) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _tolerance(tensor: Tensor) -> float:
+    return _TOLERANCES.get(tensor.dtype, _HALF)
+
+
+def _distance(first: Tensor, second: Tensor) -> str:
+    if first.shape != second.shape:
+        return f"their shapes, {tuple(first.shape)} and {tuple(second.shape)}"
+    return f"{float((first - second).abs().max()) if first.numel() else 0.0:.3g}"

@@ -1,0 +1,185 @@
+"""The contract of objectives."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ponder.distributions import StepDistribution
+from ponder.errors import ArgumentError
+from ponder.objectives import Objective, Unrolled
+from ponder.priors import Geometric
+from ponder.rows import take_rows
+from ponder.tasks import TaskName, as_task
+from ponder.testing.contract import ContractError, require
+from ponder.testing.material import Sizes, labels, random_trajectory
+from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
+from ponder.testing.randomness import private_randomness
+from ponder.testing.trees import close, same
+
+__all__ = ["check_objective"]
+
+_ROWS = 5
+_TOLERANCE = 1e-6
+
+
+def check_objective(objective: Objective, *, task: TaskName = "classification", num_steps: int = 6) -> None:
+    """Check that an objective keeps its contract; return None, or raise what says which rule broke.
+
+    The rules: a frozen dataclass that is registered and comes back from JSON, pickle and deepcopy; it reads what
+    `needs` declares; one finite loss per example, with finite gradients, for hazard logits of ±10⁴, outputs of any
+    floating-point type, and a single step; a row's loss depends on the row alone; `per_example` is pure.
+
+    Args:
+        objective: The objective.
+        task: Name of the task that it is tried on.
+        num_steps: N, of which one step is always tried as well.
+
+    Raises:
+        ContractError: A rule is broken.
+        ArgumentError: The objective refuses the task.
+
+    Example:
+        >>> from ponder import objectives
+        >>> from ponder.testing import check_objective
+        >>> check_objective(objectives.Ponder(0.5))
+    """
+    with private_randomness(0):
+        check_frozen("objective", objective, Objective)
+        check_needs(objective, ("hazard", "prior"))
+        sizes = Sizes(task, num_steps)
+        _check_declared(objective, _batch(sizes))
+        _check_pure(objective, _batch(sizes))
+        _check_rows_alone(objective, _batch(sizes))
+        for n in sorted({1, num_steps}):
+            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                for level in (None, -1e4, 1e4):
+                    _check_finite(objective, dataclasses.replace(sizes, num_steps=n), dtype, level)
+        check_registered(objective)
+        check_copies(objective, lambda a, b: same(a.per_example(_batch(sizes)), b.per_example(_batch(sizes))))
+
+
+def _batch(sizes: Sizes) -> Unrolled:
+    """A random training batch, float64."""
+    return _batch_of_logits(sizes, torch.float64, None)[0]
+
+
+def _batch_of_logits(sizes: Sizes, dtype: torch.dtype, level: float | None) -> tuple[Unrolled, Tensor]:
+    """A training batch with outputs of `dtype`, and its hazard logits, of `level` or random; both take gradients."""
+    trajectory = random_trajectory(sizes, _ROWS, 1.0, 2)
+    outputs, logits = trajectory.outputs.to(dtype).requires_grad_(), trajectory.hazard_logits
+    assert logits is not None
+    if level is not None:
+        logits = torch.full_like(logits, level)
+        logits[0, ::2] *= -1  # and one row where both signs meet
+    task, of_rows = as_task(sizes.task), labels(sizes, _ROWS, 3)  # type: ignore[arg-type]
+    assert task is not None
+    of_rows = task.check(outputs[:, -1], of_rows)
+    losses = torch.stack([task.losses(of_step, of_rows) for of_step in outputs.unbind(1)], dim=1)
+    logits = logits.to(losses.dtype).requires_grad_()
+    halting = StepDistribution.from_hazard_logits(logits)
+    return Unrolled(outputs, losses, task, halting, Geometric(0.2)(sizes.num_steps, dtype=losses.dtype)), logits
+
+
+def _losses(objective: Objective, batch: Unrolled, what: str = "a random batch") -> Tensor:
+    try:
+        losses = objective.per_example(batch)
+    except ArgumentError:
+        raise  # the objective refuses the task, in its own words
+    except Exception as error:
+        raise ContractError(
+            objective,
+            "per_example answers for every finite batch",
+            f"{what}: {type(error).__name__}: {error}",
+            "Use what unrolled gives, and serve any number of steps from 1 on.",
+        ) from error
+    form = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+    require(
+        isinstance(losses, Tensor) and losses.shape == (len(batch.losses),) and losses.is_floating_point(),
+        objective,
+        "per_example gives one loss per example",
+        f"{form} for {len(batch.losses)} examples, {what}",
+        "Reduce over every dimension but the first; the model averages over the batch.",
+    )
+    return losses
+
+
+def _check_declared(objective: Objective, batch: Unrolled) -> None:
+    needs = objective.needs
+    declared = dataclasses.replace(
+        batch,
+        halting=batch.halting if "hazard" in needs else None,
+        prior=batch.prior if "prior" in needs else None,
+    )
+    try:
+        objective.per_example(declared)
+    except Exception as error:
+        _losses(objective, batch)  # fails with everything given too: another fault, in its own words
+        raise ContractError(
+            objective,
+            "what per_example reads is declared in needs",
+            f"without what is not declared: {type(error).__name__}: {error}",
+            f'Add "hazard" where it reads unrolled.halting and "prior" for unrolled.prior; now it has {sorted(needs)}.',
+        ) from error
+
+
+def _check_pure(objective: Objective, batch: Unrolled) -> None:
+    attributes = copy.deepcopy(objective.__dict__)
+    before = [tensor.detach().clone() for tensor in _tensors(batch)]
+    first = _losses(objective, batch).detach().clone()
+    second = _losses(objective, batch)
+    changed = not same(before, [tensor.detach() for tensor in _tensors(batch)]) or attributes != objective.__dict__
+    require(
+        not changed and same(first, second.detach()),
+        objective,
+        "per_example is pure",
+        "it changed what it was given, or itself" if changed else "two calls gave different losses",
+        "Make new tensors, draw no random numbers, and keep nothing.",
+    )
+
+
+def _check_rows_alone(objective: Objective, batch: Unrolled) -> None:
+    whole = _losses(objective, batch)
+    for rows in (torch.tensor([3]), torch.tensor([4, 2, 0, 1, 3]), torch.tensor([1, 1, 4])):
+        part = _losses(objective, _take(batch, rows))
+        require(
+            close(part.detach(), whole[rows].detach(), _TOLERANCE),
+            objective,
+            "a row's loss does not depend on the other rows, their number or their order",
+            f"rows {rows.tolist()} have losses {part.tolist()} alone, and among {len(whole)} {whole[rows].tolist()}",
+            "Reduce over every dimension but the first, and do not divide by the batch size.",
+        )
+
+
+def _check_finite(objective: Objective, sizes: Sizes, dtype: torch.dtype, level: float | None) -> None:
+    name = str(dtype).removeprefix("torch.")
+    hazards = "random" if level is None else f"{level:+.0e}"
+    what = f"{name} outputs, {sizes.num_steps} steps, hazard logits {hazards}"
+    batch, logits = _batch_of_logits(sizes, dtype, level)
+    losses = _losses(objective, batch, what)
+    remedy = "Compute in log space and in float32 at least: unrolled.halting.log_pmf, log_softmax, logsumexp."
+    require(bool(losses.isfinite().all()), objective, "losses are finite", f"{losses.tolist()}, {what}", remedy)
+    if not losses.requires_grad:
+        return
+    gradients = torch.autograd.grad(losses.sum(), [batch.outputs, logits], allow_unused=True)
+    sound = all(g is None or bool(g.isfinite().all()) for g in gradients)
+    require(sound, objective, "gradients are finite", what, remedy)
+
+
+def _take(batch: Unrolled, rows: Tensor) -> Unrolled:
+    assert batch.halting is not None
+    return dataclasses.replace(
+        batch,
+        outputs=take_rows(batch.outputs, rows),
+        losses=take_rows(batch.losses, rows),
+        halting=StepDistribution(batch.halting.log_pmf[rows], validate_args=False),
+    )
+
+
+def _tensors(batch: Unrolled) -> list[Tensor]:
+    assert batch.halting is not None
+    assert batch.prior is not None
+    return [batch.outputs, batch.losses, batch.halting.log_pmf, batch.prior.log_pmf]

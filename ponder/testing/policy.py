@@ -1,0 +1,269 @@
+"""The contract of exit policies."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ponder.policies import ExitPolicy, Setting
+from ponder.policies.base import READINGS
+from ponder.rows import Tree, take_rows, tensors
+from ponder.testing.contract import ContractError, require
+from ponder.testing.material import Sizes, extreme_trajectories, random_trajectory, toy_model
+from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
+from ponder.testing.randomness import generator, private_randomness
+from ponder.testing.rehearsal import Rehearsal
+from ponder.testing.trees import DifferentStates, close, join, same
+from ponder.testing.watch import DeviceWatch, NanWatch
+
+__all__ = ["check_policy"]
+
+_ROWS = 12
+_SCALES = (0.3, 1.0, 3.0)
+_TOLERANCE = 1e-4
+
+
+def check_policy(
+    policy: ExitPolicy,
+    *,
+    task: str | None = "classification",
+    num_steps: int = 6,
+    num_outputs: int | None = None,
+    width: int = 8,
+) -> None:
+    """Check that a policy keeps its contract; return None, or raise what says which rule broke.
+
+    The rules: a frozen dataclass that is registered and comes back from JSON, pickle and deepcopy; masks that are bool;
+    states with the batch first; `decide` is pure and reads what `needs` declares; a row's exit depends on the row
+    alone, also where rows at different steps share a batch; tensors are made on the batch's device; finite answers
+    of the model, however large, never lead to NaN; replaying a trajectory gives what running the model gives.
+
+    A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as they are.
+
+    Args:
+        policy: The policy, with hyper-parameters that make some rows exit early and others late.
+        task: Name of the task that it is tried on, or None.
+        num_steps: N of the models that it is tried on.
+        num_outputs: Numbers a row that the head gives; 1 in regression and 3 elsewhere, where None.
+        width: Size of the features.
+
+    Raises:
+        ContractError: A rule is broken.
+        ArgumentError: The policy's own `check` refuses `num_steps` or the task.
+
+    Example:
+        >>> from ponder import policies
+        >>> from ponder.testing import check_policy
+        >>> check_policy(policies.Quantile(0.5))
+    """
+    with private_randomness(0):
+        check_frozen("policy", policy, ExitPolicy)
+        check_needs(policy, READINGS)
+        policy.check(Setting(num_steps, task, has_hazard=True))
+        sizes = Sizes(task, num_steps, num_outputs, width)
+        for seed, scale in enumerate(_SCALES):
+            rehearsal = Rehearsal(policy, random_trajectory(sizes, _ROWS, scale, seed))
+            _check_pure(rehearsal)
+            _check_rows_alone(rehearsal)
+            _check_depths(rehearsal)
+            _check_leaving(rehearsal)
+        _check_device(policy, sizes)
+        _check_extremes(policy, sizes)
+        _check_replay(policy, sizes)
+        check_registered(policy)
+        check_copies(policy, lambda a, b: _exits(a, sizes) == _exits(b, sizes))
+
+
+def _check_pure(rehearsal: Rehearsal) -> None:
+    policy, rows = rehearsal.policy, rehearsal.all_rows()
+    state = rehearsal.init(rows)
+    for step in range(1, rehearsal.num_steps):
+        view = rehearsal.view(rows, torch.full_like(rows, step))
+        given = (state, dict(view.readings), view.index)
+        before = copy.deepcopy(given)
+        first = rehearsal.ask(view, state)
+        require(
+            same(given, before),
+            policy,
+            "decide changes nothing that it is given",
+            f"at step {step} it changed {_changed(before, given)} in place",
+            "Make new tensors: state = state + 1, not state += 1.",
+        )
+        first = copy.deepcopy(first)
+        second = rehearsal.ask(view, state)
+        require(
+            same(first, second),
+            policy,
+            "decide gives the same answer to the same question",
+            f"two calls at step {step} gave different {'masks' if not same(first[0], second[0]) else 'states'}",
+            "Draw random numbers in init, and carry what changes in the state.",
+        )
+        state = second[1]
+
+
+def _check_rows_alone(rehearsal: Rehearsal) -> None:
+    """A row's answers are the same in every company and every order."""
+    policy, everyone = rehearsal.policy, rehearsal.all_rows()
+    start = rehearsal.init(everyone)
+    draws = not same(start, rehearsal.init(everyone))
+    masks, states = rehearsal.walk(everyone, start)
+    remedy = "Reduce over every dimension but the first, and use no statistic of the batch and no batch size."
+    for rows in (
+        torch.randperm(_ROWS, generator=generator(3)),
+        torch.tensor([3]),
+        torch.arange(_ROWS - 1, 0, -3),
+        torch.tensor([5, 5, 2, 5]),
+    ):
+        company = f"with rows {rows.tolist()} as the batch"
+        own = take_rows(start, rows)
+        if not draws:
+            rule = "the first state of a row depends on its row id alone"
+            made = rehearsal.init(rows)
+            require(close(made, own, _TOLERANCE), policy, rule, f"another state {company}", remedy)
+            own = made
+        rule = "a row's exit does not depend on the other rows, their number or their order"
+        part, their_states = rehearsal.walk(rows, own)
+        for n in range(rehearsal.num_steps - 1):
+            other = (part[:, n] != masks[rows, n]).nonzero()
+            if len(other):
+                row = int(rows[other[0, 0]])
+                seen = f"row {row} answers {bool(masks[row, n])} at step {n + 1} among {_ROWS} rows, but not {company}"
+                raise ContractError(policy, rule, seen, remedy)
+            expected = take_rows(states[n + 1], rows)
+            require(
+                close(their_states[n + 1], expected, _TOLERANCE),
+                policy,
+                rule,
+                f"another state after step {n + 1} {company}",
+                remedy,
+            )
+
+
+def _check_depths(rehearsal: Rehearsal) -> None:
+    """Rows that start later than others, in one batch with them, exit where they exit on their own."""
+    everyone, n = rehearsal.all_rows(), rehearsal.num_steps
+    start = rehearsal.init(everyone)
+    masks, states = rehearsal.walk(everyone, start)
+    half = _ROWS // 2
+    early, late = everyone[:half], everyone[half:]
+    for lag in sorted({1, n // 2} & set(range(1, n - 1))):
+        try:
+            state = join(take_rows(states[lag], early), take_rows(start, late), (len(early), len(late)))
+        except DifferentStates as error:
+            raise ContractError(
+                rehearsal.policy,
+                "states of rows at different steps fit one batch",
+                f"the states before step {lag + 1} and before step 1 have {error}",
+                "Keep one structure from init on; None stands for zeros, and what counts steps is a tensor (batch,).",
+            ) from error
+        _walk_together(rehearsal, state, everyone, torch.where(everyone < half, lag + 1, 1), masks)
+
+
+def _walk_together(rehearsal: Rehearsal, state: Tree, rows: Tensor, at: Tensor, masks: Tensor) -> None:
+    while len(rows):
+        mask, state = rehearsal.decide(state, rows, at)
+        other = (mask != masks[rows, at - 1]).nonzero()
+        if len(other):
+            row, step = int(rows[other[0, 0]]), int(at[other[0, 0]])
+            raise ContractError(
+                rehearsal.policy,
+                "rows at different steps can share a batch",
+                f"row {row} answers {bool(masks[row, step - 1])} at step {step} among rows at the same step, and "
+                f"{not bool(masks[row, step - 1])} among rows at steps {sorted(set(at.tolist()))}",
+                "Ask step.index, one number per row, and do not count calls.",
+            )
+        at = at + 1
+        staying = (at < rehearsal.num_steps).nonzero().flatten()
+        rows, at, state = take_rows((rows, at, state), staying)
+
+
+def _check_leaving(rehearsal: Rehearsal) -> None:
+    """The loop, where rows leave, gives the first step at which a row that stays would have answered yes."""
+    rows, n = rehearsal.all_rows(), rehearsal.num_steps
+    with private_randomness(1):
+        masks, _ = rehearsal.walk(rows, rehearsal.init(rows))
+    expected = [next((step for step, out in enumerate(row, start=1) if out), n) for row in masks.tolist()]
+    with private_randomness(1):
+        got = rehearsal.trajectory.replay(rehearsal.policy).exit_step.tolist()
+    require(
+        got == expected,
+        rehearsal.policy,
+        "a row's exit does not depend on which rows have left",
+        f"exits {got} where rows leave and {expected} where all stay",
+        "Use no statistic of the batch and no batch size.",
+    )
+
+
+def _check_device(policy: ExitPolicy, sizes: Sizes) -> None:
+    watch = DeviceWatch()
+    rehearsal = Rehearsal(policy, random_trajectory(sizes, 3, 1.0, 5), watch=watch)
+    rows = rehearsal.all_rows()
+    state = rehearsal.init(rows)
+    made: list[object] = [state]
+    for step in range(1, sizes.num_steps):
+        mask, state = rehearsal.ask(rehearsal.view(rows, torch.full_like(rows, step)), state)
+        made += [mask, state]
+    leaks = watch.leaks + [maker for _, leaf in tensors(made) if (maker := watch.maker(leaf)) is not None]
+    require(
+        not leaks,
+        policy,
+        "new tensors are made on the batch's device",
+        f"{leaks[0] if leaks else ''}(…) was called without it, and what it made met the batch",
+        "Pass device=batch.device in init and device=step.index.device in decide, or use torch.zeros_like and its kin.",
+    )
+
+
+def _check_extremes(policy: ExitPolicy, sizes: Sizes) -> None:
+    rule = "finite answers of the model never lead to NaN"
+    remedy = "Compute in float32 at least, from log_softmax or logsigmoid instead of raw exponentials."
+    for what, trajectory in extreme_trajectories(sizes):
+        watch = NanWatch()
+        rehearsal = Rehearsal(policy, trajectory, what, watch)
+        rows = rehearsal.all_rows()
+        _, states = rehearsal.walk(rows, rehearsal.init(rows))
+        compared = watch.compared[0] if watch.compared else ""
+        require(not watch.compared, policy, rule, f"{what}: {compared} was given NaN, and answers False", remedy)
+        nan = [path for path, leaf in tensors(states, "states") if bool(leaf.isnan().any())]
+        require(not nan, policy, rule, f"{what}: NaN in the state", remedy)
+        _check_range(policy, trajectory.replay(policy).exit_step, sizes.num_steps)
+
+
+def _check_replay(policy: ExitPolicy, sizes: Sizes) -> None:
+    with private_randomness(2):
+        model = toy_model(sizes, policy)
+    inputs = torch.randn(16, sizes.width, generator=generator(6), dtype=torch.float64)
+    ids = torch.arange(50, 66)
+    with torch.no_grad():
+        with private_randomness(4):
+            ran = model(inputs, row_ids=ids)
+        trajectory = model.unroll(inputs, row_ids=ids, keep_features=True)
+        with private_randomness(4):
+            replayed = trajectory.replay(policy)
+    _check_range(policy, ran.exit_step, sizes.num_steps)
+    require(
+        torch.equal(ran.exit_step, replayed.exit_step) and close(ran.outputs, replayed.outputs, _TOLERANCE),
+        policy,
+        "replaying a trajectory gives what running the model gives",
+        f"ran to {ran.exit_step.tolist()}, replayed to {replayed.exit_step.tolist()}",
+        "Decide from step, state and hyper-parameters alone.",
+    )
+
+
+def _check_range(policy: ExitPolicy, exits: Tensor, num_steps: int) -> None:
+    inside = bool(((exits >= 1) & (exits <= num_steps)).all())
+    require(
+        inside, policy, "exits lie between 1 and the last step", f"{exits.tolist()}", "Report this: the loop is wrong."
+    )
+
+
+def _exits(policy: ExitPolicy, sizes: Sizes) -> list[int]:
+    with private_randomness(5):
+        exits: list[int] = random_trajectory(sizes, _ROWS, 1.0, 8).replay(policy).exit_step.tolist()
+    return exits
+
+
+def _changed(before: tuple[Tree, ...], after: tuple[Tree, ...]) -> str:
+    names = ("its state", "the readings", "step.index")
+    return " and ".join(name for name, a, b in zip(names, before, after, strict=True) if not same(a, b))

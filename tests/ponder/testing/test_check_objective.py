@@ -1,0 +1,188 @@
+"""`check_objective` passes the library's own objectives, and names the rule that a broken one breaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from ponder import objectives
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.objectives import Distillation, FinalStep, Objective, Ponder
+from ponder.testing import ContractError, check_objective
+from tests.ponder.examples import OBJECTIVES, Example, make_objective
+
+
+@pytest.fixture(autouse=True)
+def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Objective.registry, "_factories", dict(Objective.registry._factories))
+
+
+@pytest.mark.parametrize("case", OBJECTIVES, ids=str)
+def test_the_librarys_own_objectives_keep_the_contract(case: Example) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert check_objective(make_objective(case), task=case.task) is None
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_other_tasks_and_sizes() -> None:
+    check_objective(Ponder(0.5), task="token_classification", num_steps=3)
+    check_objective(FinalStep(), num_steps=1)
+
+
+@dataclass(frozen=True)
+class Reduced(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean()
+
+
+@dataclass(frozen=True)
+class PerStepLosses(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses
+
+
+@dataclass(frozen=True)
+class CentredByTheBatch(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) - unrolled.losses.mean()
+
+
+@dataclass(frozen=True)
+class DependsOnOrder(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) * torch.arange(len(unrolled.losses))
+
+
+@dataclass(frozen=True)
+class UndeclaredHazard(Objective):
+    def per_example(self, unrolled):
+        return (unrolled.halting.pmf * unrolled.losses).sum(1)
+
+
+@dataclass(frozen=True)
+class UndeclaredPrior(Objective):
+    needs = frozenset({"hazard"})
+
+    def per_example(self, unrolled):
+        return (unrolled.prior.pmf * unrolled.losses).sum(1)
+
+
+@dataclass(frozen=True)
+class UnknownNeeds(Objective):
+    needs = frozenset({"halting"})
+
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1)
+
+
+@dataclass(frozen=True)
+class LogOfThePmf(Objective):
+    """The trap: 0 · log 0."""
+
+    needs = frozenset({"hazard"})
+
+    def per_example(self, unrolled):
+        p = unrolled.halting.pmf
+        return (p * unrolled.losses).sum(1) - (p * p.log()).sum(1)
+
+
+@dataclass(frozen=True)
+class InfiniteGradient(Objective):
+    """A finite loss, √0, whose gradient is not finite."""
+
+    needs = frozenset({"hazard"})
+
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) + unrolled.halting.pmf.sqrt().sum(1)
+
+
+@dataclass(frozen=True)
+class NeedsTwoSteps(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses[:, 0] + unrolled.losses[:, 1]
+
+
+@dataclass(frozen=True)
+class ChangesLosses(Objective):
+    def per_example(self, unrolled):
+        with torch.no_grad():
+            unrolled.losses.mul_(2.0)
+        return unrolled.losses.mean(1)
+
+
+@dataclass(frozen=True)
+class DropsRandomly(Objective):
+    def per_example(self, unrolled):
+        return (unrolled.losses * torch.rand_like(unrolled.losses)).mean(1)
+
+
+@dataclass(frozen=True)
+class Unregistered(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1)
+
+
+@dataclass
+class NotFrozen(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1)
+
+
+ONE_LOSS, ROWS_ALONE, FINITE = "one loss per example", "does not depend on the other rows", "losses are finite"
+
+
+@pytest.mark.parametrize(
+    ("objective", "rule", "seen"),
+    [
+        (Reduced(), ONE_LOSS, "shape () for 5 examples"),
+        (PerStepLosses(), ONE_LOSS, "shape (5, 6)"),
+        (CentredByTheBatch(), ROWS_ALONE, "rows [3]"),
+        (DependsOnOrder(), ROWS_ALONE, "rows [3]"),
+        (UndeclaredHazard(), "declared in needs", "'pmf'"),
+        (UndeclaredPrior(), "declared in needs", "'pmf'"),
+        (UnknownNeeds(), "needs is a frozenset", "halting"),
+        (LogOfThePmf(), FINITE, "hazard logits -1e+04"),
+        (InfiniteGradient(), "gradients are finite", "hazard logits"),
+        (NeedsTwoSteps(), "answers for every finite batch", "1 steps"),
+        (ChangesLosses(), "per_example is pure", "what it was given"),
+        (DropsRandomly(), "per_example is pure", "different losses"),
+        (Unregistered(), "is registered", "Unregistered"),
+        (NotFrozen(), "frozen dataclass", "can be changed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Objective) else None,
+)
+def test_a_broken_objective_is_caught(objective: Objective, rule: str, seen: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        check_objective(objective)
+    assert rule in caught.value.rule, caught.value
+    assert seen in caught.value.seen, caught.value
+
+
+@dataclass(frozen=True)
+class Halved(Objective):
+    weight: float = 1.0
+
+    def per_example(self, unrolled):
+        return self.weight * unrolled.losses.mean(1)
+
+    def to_dict(self):
+        return {"name": "halved", "weight": self.weight / 2}
+
+
+def test_a_field_that_does_not_come_back() -> None:
+    objectives.register("halved")(Halved)
+    with pytest.raises(ContractError, match=r"by way of JSON.*came back as Halved\(weight=0.5\)"):
+        check_objective(Halved())
+
+
+def test_what_the_objective_refuses_is_refused_in_its_own_words() -> None:
+    with pytest.raises(ArgumentError, match="Distil in classification"):
+        check_objective(Distillation(), task="token_classification")
+
+
+def test_what_is_no_objective() -> None:
+    with pytest.raises(ArgumentTypeError, match="got float"):
+        check_objective(0.5)  # type: ignore[arg-type]
