@@ -77,14 +77,16 @@ class Family:
 
     def _free(self) -> ThresholdPolicy | None:
         """The one policy inside the first that differs between all of them in its knob and in nothing else."""
-        first = self.policies[0]
-        for leaf in _leaves(first):
-            if not isinstance(leaf, ThresholdPolicy):
-                continue
-            turned = (_exchanged(first, leaf, leaf.turned(value)) for value in self.values)
-            if all(policy == other for policy, other in zip(self.policies, turned, strict=True)):
-                return leaf
-        return None
+        thresholds = (leaf for leaf in _leaves(self.policies[0]) if isinstance(leaf, ThresholdPolicy))
+        return next((leaf for leaf in thresholds if self._turns(leaf)), None)
+
+    def _turns(self, leaf: ThresholdPolicy) -> bool:
+        """Whether turning the knob of `leaf`, a part of the first policy, gives all of them."""
+        pairs = zip(self.policies, self.values, strict=True)
+        try:
+            return all(policy == _exchanged(self.policies[0], leaf, leaf.turned(value)) for policy, value in pairs)
+        except ArgumentError:  # the values mean nothing to this leaf
+            return False
 
 
 def as_family(like: FamilyLike, grid: Iterable[float] | None, trajectory: Trajectory) -> Family:
@@ -136,7 +138,10 @@ def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float]
                 ) from error
 
         values = knob.values(trajectory.num_steps, trajectory.outputs.shape[-1])
-        return build, knob, [value for value in values if _accepts(build, value, trajectory)]
+        accepted = [value for value in values if _accepts(build, value, trajectory)]
+        if not accepted:
+            trajectory.check(build(values[len(values) // 2]))  # raises what is wrong with all of them
+        return build, knob, accepted
     if not callable(like):
         raise ArgumentTypeError(
             "policies",

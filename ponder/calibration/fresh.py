@@ -18,7 +18,7 @@ def check_fresh(test: Trajectory, calibration: Trajectory) -> None:
     """Refuse a test set that holds rows of the calibration set.
 
     Ids alone prove nothing, since by default they are positions, which start anew in every call. A row is the same
-    where its id and all of its recorded outputs are.
+    where its id is, and all that was recorded of it: outputs and hazards.
 
     Raises:
         ArgumentError: Rows of one are in the other.
@@ -31,12 +31,14 @@ def check_fresh(test: Trajectory, calibration: Trajectory) -> None:
         return
     twin = places[found]
     same = (ids[found] == test.row_ids) & _equal_rows(test.outputs, calibration.outputs[twin])
+    if test.hazard_logits is not None and calibration.hazard_logits is not None:
+        same &= _equal_rows(test.hazard_logits, calibration.hazard_logits[twin])
     if bool(same.any()):
         shown = test.row_ids[same][:5].tolist()
         raise ArgumentError(
             "test",
             expected="rows that the calibration has not seen",
-            got=f"{int(same.sum())} rows with the same id and the same outputs, for example ids {shown}",
+            got=f"{int(same.sum())} rows with the same id and the same record, for example ids {shown}",
             remedy="Split the data first, and calibrate on one part only.",
         )
 

@@ -37,7 +37,7 @@ class LinearScorer(nn.Linear):
 
 
 @registry.register("learned")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Learned(ThresholdPolicy):
     """Stop once a module of the user's is sure enough: sigmoid(scorer(features)) > threshold.
 
@@ -65,6 +65,18 @@ class Learned(ThresholdPolicy):
                 remedy="Pass policies.LinearScorer(width), say.",
             )
         self.scorer.eval()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Learned) or self.threshold != other.threshold:
+            return NotImplemented if not isinstance(other, Learned) else False
+        if self.scorer is other.scorer:
+            return True
+        own, theirs = self.scorer.state_dict(), other.scorer.state_dict()
+        alike = type(self.scorer) is type(other.scorer) and own.keys() == theirs.keys()
+        return alike and all(torch.equal(own[key].cpu(), theirs[key].cpu()) for key in own)
+
+    def __hash__(self) -> int:
+        return hash((type(self.scorer), self.threshold))
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         features = step.features

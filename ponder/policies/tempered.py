@@ -24,7 +24,8 @@ class Tempered(ExitPolicy):
 
     Args:
         policy: A policy on the output: entropy, confidence, margin, or a combination with one.
-        temperatures: One positive number a step, for example from `ponder.calibration.fit_temperatures`.
+        temperatures: One positive number a step, for example from `ponder.calibration.fit_temperatures`; or one for
+            all steps.
     """
 
     policy: ExitPolicy
@@ -35,7 +36,7 @@ class Tempered(ExitPolicy):
         if not self.temperatures or not all(0.0 < t < math.inf for t in self.temperatures):
             raise ArgumentError(
                 "temperatures",
-                expected="a positive number for each step",
+                expected="positive numbers",
                 got=self.temperatures,
                 remedy="Fit them: ponder.calibration.fit_temperatures(trajectory).",
             )
@@ -47,10 +48,10 @@ class Tempered(ExitPolicy):
 
     def check(self, setting: Setting) -> None:
         self.policy.check(setting)
-        if len(self.temperatures) != setting.num_steps:
+        if len(self.temperatures) not in (1, setting.num_steps):
             raise ArgumentError(
                 "temperatures",
-                expected=f"one for each of the model's {setting.num_steps} steps",
+                expected=f"one, or one for each of the model's {setting.num_steps} steps",
                 got=len(self.temperatures),
                 remedy="Fit them on a trajectory of this model.",
             )
@@ -71,6 +72,7 @@ class Tempered(ExitPolicy):
         if "output" not in step.readings:
             return step
         output = step.output
-        by_step = torch.tensor(self.temperatures, dtype=torch.float32, device=output.device)[step.index - 1]
-        scaled = output.float() / by_step.reshape(-1, *[1] * (output.dim() - 1))
+        by_step = torch.tensor(self.temperatures, dtype=torch.float32, device=output.device)
+        own = by_step if len(by_step) == 1 else by_step[step.index - 1]
+        scaled = output.float() / own.reshape(-1, *[1] * (output.dim() - 1))
         return replace(step, readings={**step.readings, "output": scaled})

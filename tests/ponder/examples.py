@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ponder import objectives, policies, priors
-from ponder.policies import Bernoulli, Confidence, Entropy, Patience, Quantile
+from ponder.policies import Bernoulli, Confidence, Entropy, Margin, Patience, Quantile
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,18 @@ class Example:
         return f"{self.name}({given})" + ("" if self.task == "classification" else f"-{self.task}")
 
 
+CERTIFICATE = {
+    "statement": "error on fresh data is at most 0.05 with confidence 0.95",
+    "risk": "error",
+    "level": 0.05,
+    "confidence": 0.95,
+    "bound": "betting",
+    "rows": 900,
+    "knob_name": "threshold",
+    "knob_value": 0.7,
+    "p_value": 0.04,
+}
+
 POLICIES = [
     Example("after", {"policy": Quantile(0.3), "step": 3}),
     Example("after", {"policy": Patience(1), "step": 3}),
@@ -33,6 +45,7 @@ POLICIES = [
     Example("before", {"policy": Bernoulli(7), "step": 4}),
     Example("bernoulli", {"seed": 0}),
     Example("bernoulli", {"seed": -(2**70) - 1}),
+    Example("certified", {"policy": Confidence(0.7), "path": ((0.9, 0.0, 0.01), (0.7, 0.01, 0.04)), **CERTIFICATE}),
     Example("confidence", {"threshold": 0.8}),
     Example("entropy", {"threshold": 0.5}),
     Example("entropy", {"threshold": 0.5, "normalize": True}),
@@ -46,7 +59,14 @@ POLICIES = [
     Example("quantile", {"q": 0.0}),
     Example("quantile", {"q": 1.0}),
     Example("quantile", {"q": 0.7}, task="regression"),
+    Example("tempered", {"policy": Entropy(0.4), "temperatures": (2.5,)}),
+    Example("tempered", {"policy": Quantile(0.4) | Margin(0.7), "temperatures": (0.5,)}),
+    Example("voting", {"votes": 2}),
+    Example("voting", {"votes": 3}),
 ]
+
+# Fitted to one number of steps, or to the features of one model: each has contracts of its own.
+FITTED_POLICIES = {"expected", "learned"}
 
 OBJECTIVES = [
     *(

@@ -352,12 +352,28 @@ def _before(row: _Row, policy: Spec, step: int) -> list[Answer]:
     return [answer if n < step else True for n, answer in enumerate(_answers(policy, row), start=1)]
 
 
+def _certified(row: _Row, policy: Spec, **_: object) -> list[Answer]:
+    return _answers(policy, row)
+
+
+def _tempered(row: _Row, policy: Spec, temperatures: Sequence[float]) -> list[Answer]:
+    own = list(temperatures) * (row.num_steps if len(temperatures) == 1 else 1)
+    outputs = [[z / t for z in output] for output, t in zip(row.record["outputs"], own, strict=True)]
+    return _answers(policy, _Row({**row.record, "outputs": outputs}))
+
+
+def _voting(row: _Row, votes: int) -> list[Answer]:
+    given = [output.index(max(output)) for output in row.record["outputs"]]
+    return [given[:n].count(given[n - 1]) >= votes for n in range(1, len(given) + 1)]
+
+
 POLICIES: dict[str, Callable[..., list[Answer]]] = {
     "after": _after,
     "all": _both,
     "any": _either,
     "before": _before,
     "bernoulli": _bernoulli,
+    "certified": _certified,
     "confidence": _confidence,
     "entropy": _entropy,
     "fixed-step": _fixed_step,
@@ -365,6 +381,8 @@ POLICIES: dict[str, Callable[..., list[Answer]]] = {
     "margin": _margin,
     "patience": _patience,
     "quantile": _quantile,
+    "tempered": _tempered,
+    "voting": _voting,
 }
 
 

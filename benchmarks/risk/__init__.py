@@ -1,0 +1,1 @@
+"""Does risk control keep its promise, and what does the promise cost? A simulation."""

@@ -1,0 +1,106 @@
+"""The bounds: against exact binomial tails, published values, a plain Python loop, and their promise by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ponder.calibration import BOUNDS, p_values, rows_needed
+from ponder.calibration.bounds import binomial_cdf
+from tests.ponder.checks import refused
+
+every_bound = pytest.mark.parametrize("bound", sorted(BOUNDS))
+
+
+@given(st.integers(1, 400), st.floats(0.001, 0.999), st.data())
+def test_binomial_tails_are_exact(rows: int, p: float, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, rows))
+    expected = stats.binom.cdf(successes, rows, p)
+    assert float(binomial_cdf(torch.tensor([successes]), rows, p)) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+def test_published_small_values() -> None:
+    # Tables of the binomial distribution: P(Bin(10, 0.5) ≤ 2) = 56/1024, P(Bin(20, 0.1) ≤ 0) = 0.1216.
+    assert float(binomial_cdf(torch.tensor([2]), 10, 0.5)) == pytest.approx(56 / 1024)
+    assert float(binomial_cdf(torch.tensor([0]), 20, 0.1)) == pytest.approx(0.1216, abs=5e-5)
+    # "Rule of three": no event in n rows says that the rate is at most about 3/n with confidence 0.95.
+    assert float(p_values(torch.zeros(300, 1), 3 / 300, "exact_binomial")) == pytest.approx(0.05, abs=2e-3)
+
+
+def hoeffding_bentkus(losses: list[float], level: float) -> float:
+    n, mean = len(losses), math.fsum(losses) / len(losses)
+
+    def entropy(a: float, b: float) -> float:
+        first = 0.0 if a == 0 else a * math.log(a / b)
+        return first + (0.0 if a == 1 else (1 - a) * math.log((1 - a) / (1 - b)))
+
+    hoeffding = math.exp(-n * entropy(min(mean, level), level))
+    bentkus = math.e * stats.binom.cdf(math.ceil(math.fsum(losses) - 1e-9), n, level)
+    return min(hoeffding, bentkus, 1.0)
+
+
+def betting(losses: list[float], level: float) -> float:
+    capital = best = 1.0
+    mean, squares = 0.5, 0.25  # estimates before any row
+    seen: list[float] = []
+    for loss in losses:
+        variance = squares / (len(seen) + 1)
+        stake = min(math.sqrt(2 * math.log(20) / (len(losses) * variance)), 0.999 / (1 - level))
+        capital *= 1 + stake * (level - loss)
+        best = max(best, capital)
+        seen.append(loss)
+        mean = (0.5 + math.fsum(seen)) / (len(seen) + 1)
+        squares += (loss - mean) ** 2
+    return min(1.0, 1 / best)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.01, 0.9))
+def test_bounds_equal_their_formulas(losses: list[float], level: float) -> None:
+    column = torch.tensor(losses, dtype=torch.float64).unsqueeze(1)
+    assert float(p_values(column, level)) == pytest.approx(hoeffding_bentkus(losses, level), rel=1e-7, abs=1e-12)
+    assert float(p_values(column, level, "betting")) == pytest.approx(betting(losses, level), rel=1e-7)
+    binary = column.round()
+    exact = stats.binom.cdf(int(binary.sum()), len(losses), level)
+    assert float(p_values(binary, level, "exact_binomial")) == pytest.approx(exact, rel=1e-7, abs=1e-12)
+
+
+@every_bound
+def test_a_p_value_below_delta_is_as_rare_as_delta(bound: str) -> None:
+    """At a mean just above the level, at most a share δ of the data sets may say otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    level, delta, trials = 0.1, 0.1, 4000
+    for rows in (30, 200):
+        losses = (torch.rand(rows, trials, generator=generator) < level).double()
+        rate = float((p_values(losses, level, bound) <= delta).double().mean())
+        assert rate <= delta + 3 * math.sqrt(delta * (1 - delta) / trials)
+        if rows == 200 and bound == "exact_binomial":
+            assert rate > 0.04  # and a bound that never speaks would be worthless
+
+
+@pytest.mark.parametrize("bound", ["betting"])
+def test_gains_count_where_losses_may_be_negative(bound: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    gaps = torch.randint(-1, 2, (500, 1), generator=generator).double()
+    assert float(p_values(gaps - 0.0, 0.2, bound)) < float(p_values(gaps.clamp(min=0), 0.2, bound))
+    worse = (torch.rand(300, 3000, generator=generator) < 0.35).double() - 0.25  # mean 0.1, from −0.25 to 0.75
+    assert float((p_values(worse, 0.1, bound) <= 0.1).double().mean()) <= 0.1 + 0.02
+
+
+@every_bound
+@pytest.mark.parametrize(("level", "confidence"), [(0.02, 0.95), (0.1, 0.9), (0.3, 0.99)])
+def test_the_rows_that_are_needed(bound: str, level: float, confidence: float) -> None:
+    rows = rows_needed(level, confidence, bound)
+    assert float(p_values(torch.zeros(rows, 1), level, bound)) <= 1 - confidence
+    assert float(p_values(torch.zeros(rows - 1, 1), level, bound)) > 1 - confidence
+    if bound != "betting":
+        assert rows == math.ceil(math.log(1 - confidence) / math.log(1 - level))
+
+
+def test_unknown_bounds_are_refused() -> None:
+    with refused("bound", "hoeffding_bentkus", "'gauss'"):
+        p_values(torch.zeros(3, 1), 0.1, "gauss")

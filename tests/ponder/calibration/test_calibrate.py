@@ -1,0 +1,120 @@
+"""Calibration to a target: the chosen knob is the best by brute force; nothing is pretended; tests stay fresh."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import ponder
+from ponder.calibration import check_fresh
+from ponder.policies import Confidence, Expected, LastStep, Patience, Quantile
+from tests.ponder.checks import refused
+from tests.ponder.test_sweep import recorded
+
+
+@pytest.mark.parametrize("like", [Quantile, Confidence, Patience])
+@pytest.mark.parametrize("share", [0.7, 0.95, 1.0])
+def test_at_least_takes_the_cheapest_that_qualifies(like: Any, share: float) -> None:
+    trajectory = recorded(60)
+    done = ponder.calibrate(trajectory, like, at_least=share)
+    full = (trajectory.outputs[:, -1].argmax(-1) == trajectory.labels).double().mean().item()
+    fit = []
+    for policy in done.curve.policies:
+        exits = trajectory.replay(policy)
+        if (exits.outputs.argmax(-1) == trajectory.labels).double().mean().item() >= share * full - 1e-12:
+            fit.append(exits.exit_step.double().mean().item())
+    assert done.met
+    assert done.point.mean_exit_step == pytest.approx(min(fit))
+    assert trajectory.replay(done.policy).exit_step.double().mean().item() == pytest.approx(min(fit))
+    assert f"{share:g}" in done.statement
+
+
+@pytest.mark.parametrize("target", [{"at_most_steps": 3.0}, {"at_most_cost": 0.5}])
+def test_at_most_takes_the_best_within_the_budget(target: dict[str, float]) -> None:
+    trajectory = recorded(60)
+    done = ponder.calibrate(trajectory, Quantile, **target)
+    scores = [
+        (trajectory.replay(policy).outputs.argmax(-1) == trajectory.labels).double().mean().item()
+        for policy in done.curve.policies
+        if trajectory.replay(policy).exit_step.double().mean() <= 3.0
+    ]
+    assert done.met
+    assert done.point.score == pytest.approx(max(scores))
+    assert done.point.mean_exit_step <= 3.0
+
+
+def test_what_cannot_be_met_is_said() -> None:
+    trajectory = recorded()
+    done = ponder.calibrate(trajectory, Patience, at_most_steps=1.5)
+    assert not done.met
+    assert done.policy == LastStep()
+    assert done.point is done.curve.full_depth
+    assert done.point.mean_exit_step == 6
+    assert "none of 5 knobs qualifies" in done.statement
+    assert not ponder.calibrate(trajectory, Quantile, at_least=5.0).met
+
+
+def test_a_combination_with_one_free_knob() -> None:
+    trajectory = recorded(60)
+    done = ponder.calibrate(trajectory, lambda q: Quantile(q) | Patience(2), at_least=0.9, grid=[0.2, 0.5, 0.8])
+    assert done.policy in [Quantile(q) | Patience(2) for q in (0.2, 0.5, 0.8)]
+
+
+def test_the_price_of_a_step_is_a_knob() -> None:
+    trajectory = recorded(200)
+    done = ponder.calibrate(trajectory, Expected.fit(trajectory), at_most_steps=3.0)
+    assert isinstance(done.policy, Expected)
+    assert done.met
+
+
+def test_a_metric_and_costs_of_the_users() -> None:
+    trajectory = recorded(50, task="regression")
+
+    def closeness(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+        return float(1 / (1 + (outputs[:, 0] - labels).square().mean()))
+
+    costs = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    done = ponder.calibrate(trajectory, Quantile, metric=closeness, at_most_cost=0.6, costs=costs)
+    exits = trajectory.replay(done.policy)
+    assert done.point.cost == pytest.approx(((exits.exit_step + 1) / 7).double().mean().item())
+    assert done.point.score == pytest.approx(closeness(exits.outputs, trajectory.labels))
+    assert done.evaluate(recorded(50, task="regression", seed=9)).score > 0
+
+
+def test_evaluation_is_on_fresh_rows_only() -> None:
+    whole = recorded(80)
+    first, second = (whole.map(lambda tensor, part=part: tensor[part]) for part in (slice(0, 40), slice(40, 80)))
+    done = ponder.calibrate(first, Quantile, at_least=0.9)
+    point = done.evaluate(second)
+    exits = second.replay(done.policy)
+    assert point.mean_exit_step == pytest.approx(exits.exit_step.double().mean().item())
+    overlapping = whole.map(lambda tensor: tensor[30:])
+    with refused("test", "10 rows with the same id", "30"):
+        done.evaluate(overlapping)
+    other_rows_with_the_same_ids = recorded(40, seed=5)
+    assert done.evaluate(other_rows_with_the_same_ids).mean_exit_step > 0
+    check_fresh(recorded(4, steps=3), first)  # of another model
+    check_fresh(first.map(lambda tensor: tensor[:0]), first)
+    check_fresh(first, first.map(lambda tensor: tensor[:0]))
+
+
+def test_bad_input() -> None:
+    trajectory = recorded()
+    with refused("at_least, at_most_steps, at_most_cost", "none"):
+        ponder.calibrate(trajectory, Quantile)
+    with refused("at_least, at_most_steps, at_most_cost", "at_least=0.9, at_most_cost=0.5"):
+        ponder.calibrate(trajectory, Quantile, at_least=0.9, at_most_cost=0.5)
+    with refused("at_least", "-1"):
+        ponder.calibrate(trajectory, Quantile, at_least=-1)
+    with refused("metric", "above 0"):
+        ponder.calibrate(recorded(task="regression"), Quantile, at_least=0.9)
+    unlabelled = ponder.Trajectory(trajectory.outputs, trajectory.hazard_logits, trajectory.row_ids)
+    with refused("trajectory", "labels"):
+        ponder.calibrate(unlabelled, Quantile, at_least=0.9)
+    with refused("trajectory", "none"):
+        ponder.calibrate(trajectory.map(lambda tensor: tensor[:0]), Quantile, at_least=0.9)
+    with refused("grid", "strictly"):
+        ponder.calibrate(trajectory, Quantile, at_least=0.9, grid=[0.5, 0.2, 0.9])

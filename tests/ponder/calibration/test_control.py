@@ -1,0 +1,223 @@
+"""Risk control: the walk in plain Python, the promise by simulation on known risks, certificates, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ponder
+from benchmarks.risk import synthetic
+from ponder import policies
+from ponder.calibration import BOUNDS, p_values
+from ponder.policies import Certified, Confidence, Entropy, LastStep, Patience, Quantile
+from tests.ponder.checks import refused
+from tests.ponder.test_sweep import recorded
+
+RISKS = ("disagreement", "error", "error_gap")
+GRID = [i / 40 for i in range(41)]
+
+
+def loss(risk: str, trajectory: ponder.Trajectory, row: int, step: int, bound: str) -> float:
+    early, last = trajectory.outputs[row, step - 1].argmax().item(), trajectory.outputs[row, -1].argmax().item()
+    label = trajectory.labels[row].item()
+    if risk == "disagreement":
+        return float(early != last)
+    if risk == "error":
+        return float(early != label)
+    gap = float(early != label) - float(last != label)
+    return gap if bound == "betting" else max(gap, 0.0)
+
+
+@pytest.mark.parametrize("risk", RISKS)
+@pytest.mark.parametrize("bound", [*sorted(BOUNDS), "conformal"])
+@pytest.mark.parametrize(("like", "late_first"), [(Quantile, True), (Entropy, False)])
+def test_the_walk_in_plain_python(risk: Any, bound: str, like: Any, late_first: bool) -> None:
+    trajectory, level = recorded(150), {"disagreement": 0.4, "error": 0.75, "error_gap": 0.15}[risk]
+    done = ponder.control_risk(trajectory, like, risk=risk, level=level, confidence=0.9, bound=bound, grid=GRID)
+    best, worst = None, [-1.0] * 150
+    for value in GRID[::-1] if late_first else GRID:
+        steps = trajectory.replay(like(value)).exit_step.tolist()
+        losses = [loss(risk, trajectory, row, step, bound) for row, step in enumerate(steps)]
+        if bound == "conformal":
+            worst = [max(before, now) for before, now in zip(worst, losses, strict=True)]
+            passes = (math.fsum(worst) + 1) / 151 <= level
+        else:
+            passes = float(p_values(torch.tensor(losses).unsqueeze(1), level, bound)) <= 0.1
+        if not passes:
+            break
+        best = value
+    assert done.policy.knob_value == best
+    assert done.met == (best is not None)
+    assert risk == "error" or 0.0 < best < 1.0  # or the walk would not have been seen to end
+    if best is not None:
+        assert done.policy.policy == like(best)
+        steps = trajectory.replay(done.policy).exit_step
+        assert done.mean_exit_step == pytest.approx(float(steps.double().mean()))
+    assert [value for value, _, _ in done.policy.path] == (GRID[::-1] if late_first else GRID)[: len(done.policy.path)]
+
+
+@pytest.mark.parametrize("risk", RISKS)
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+def test_the_promise_is_kept_on_known_risks(risk: Any, bound: str) -> None:
+    """The full simulation is `python -m benchmarks.risk`; this is a small one."""
+    generator, trials, confidence = torch.Generator().manual_seed(3), 120, 0.8
+    level = {"disagreement": 0.05, "error": 0.13, "error_gap": 0.02}[risk]
+    broken, steps = 0, []
+    for _ in range(trials):
+        trajectory = synthetic.draw(400, generator)
+        done = ponder.control_risk(
+            trajectory, Quantile, risk=risk, level=level, confidence=confidence, bound=bound, grid=GRID
+        )
+        q = done.policy.knob_value
+        broken += synthetic.true_risk(risk, q, signed=bound == "betting") > level
+        steps.append(synthetic.true_mean_exit_step(q))
+    assert broken / trials <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / trials)
+    assert sum(steps) / trials < 1.9  # it dares something
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_conformal_keeps_the_mean_risk(risk: Any) -> None:
+    generator, trials = torch.Generator().manual_seed(4), 150
+    level = {"disagreement": 0.05, "error": 0.16, "error_gap": 0.05}[risk]
+    risks = []
+    for _ in range(trials):
+        trajectory = synthetic.draw(200, generator)
+        done = ponder.control_risk(trajectory, Quantile, risk=risk, level=level, bound="conformal", grid=GRID)
+        risks.append(synthetic.true_risk(risk, done.policy.knob_value, signed=False))
+    mean = sum(risks) / trials
+    spread = math.sqrt(sum((r - mean) ** 2 for r in risks) / trials)
+    assert mean <= level + 3 * spread / math.sqrt(trials)
+    assert done.policy.confidence is None
+    assert "in the mean" in done.statement
+
+
+def test_known_risks_are_what_is_simulated() -> None:
+    trajectory = synthetic.draw(200_000, torch.Generator().manual_seed(0))
+    for q in (0.0, 0.3, 0.8):
+        exits = trajectory.replay(Quantile(q))
+        wrong, last = exits.outputs.argmax(-1) != trajectory.labels, trajectory.outputs[:, -1].argmax(-1)
+        full = last != trajectory.labels
+        seen = {
+            "error": wrong.double().mean(),
+            "disagreement": (exits.outputs.argmax(-1) != last).double().mean(),
+            "error_gap": (wrong.double() - full.double()).mean(),
+        }
+        for risk, value in seen.items():
+            assert synthetic.true_risk(risk, q) == pytest.approx(float(value), abs=4e-3)
+        positive = (wrong & ~full).double().mean()
+        assert synthetic.true_risk("error_gap", q, signed=False) == pytest.approx(float(positive), abs=4e-3)
+        assert synthetic.true_mean_exit_step(q) == pytest.approx(float(exits.exit_step.double().mean()), abs=5e-3)
+
+
+def test_too_few_rows_are_said_to_be_too_few() -> None:
+    done = ponder.control_risk(synthetic.draw(100, torch.Generator().manual_seed(0)), Quantile, level=0.02)
+    assert not done.met
+    assert done.policy.policy == LastStep()
+    assert done.mean_exit_step == 2
+    assert done.policy.knob_value is done.policy.p_value is None
+    assert "100 rows are too few" in done.statement
+    assert "at least 149 are needed" in done.statement
+    few = ponder.control_risk(synthetic.draw(15, torch.Generator()), Quantile, level=0.05, bound="conformal")
+    assert "at least 19 are needed" in few.statement
+
+
+def test_a_level_that_full_depth_misses_is_said() -> None:
+    trajectory = synthetic.draw(500, torch.Generator().manual_seed(0))
+    done = ponder.control_risk(trajectory, Quantile, risk="error", level=0.02)
+    assert not done.met
+    assert "the latest exits tried, the loss observed is 0." in done.statement
+
+
+def test_a_risk_of_the_users_and_of_numbers() -> None:
+    trajectory = recorded(300, task="regression")
+
+    def far(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (outputs[:, 0] - labels).abs().div(8).clamp(max=1)
+
+    for bound in ("hoeffding_bentkus", "betting"):
+        done = ponder.control_risk(trajectory, Quantile, risk=far, level=0.35, bound=bound)
+        assert done.met
+        assert done.policy.risk == "far"
+        value, _ = done.evaluate(recorded(300, task="regression", seed=8))
+        assert value < 0.4
+    with refused("bound", "exact_binomial"):
+        ponder.control_risk(trajectory, Quantile, risk=far, level=0.3, bound="exact_binomial")
+    with refused("risk", "losses in [0, 1]", "values from"):
+        ponder.control_risk(trajectory, Quantile, risk=lambda o, y: 9 * far(o, y), level=0.3)
+    with refused("risk", "(300,)", type_error=True):
+        ponder.control_risk(trajectory, Quantile, risk=lambda o, y: far(o, y).mean(), level=0.3)
+    with refused("risk", "regression"):
+        ponder.control_risk(trajectory, Quantile, level=0.3)
+
+
+def test_combinations_and_whole_knobs() -> None:
+    trajectory = recorded(300)
+    done = ponder.control_risk(trajectory, Patience, level=0.6)
+    assert [value for value, _, _ in done.policy.path][:2] == [5, 4]
+    both = ponder.control_risk(
+        trajectory, lambda q: Quantile(q) | Confidence(0.99), level=0.6, grid=[0.1, 0.5, 0.9]
+    )
+    assert both.policy.path[0][0] == 0.9
+    unknown = ponder.control_risk(  # two parts are turned, so the direction is looked up in the exits
+        trajectory, lambda q: Quantile(q) | Confidence(q), level=0.6, grid=[0.9, 0.5, 0.1]
+    )
+    assert unknown.policy.path[0][0] == 0.9
+
+
+def test_the_certificate_is_saved_with_the_model(tmp_path: Any) -> None:
+    def build() -> ponder.PonderWrapper:
+        torch.manual_seed(0)
+        return ponder.PonderWrapper(nn.Linear(4, 4), 4, head=nn.Linear(4, 3), lambda_head=ponder.LambdaHead(4))
+
+    model = build().eval()
+    trajectory = model.unroll(torch.randn(400, 4), labels=torch.randint(3, (400,)))
+    done = ponder.control_risk(trajectory, Quantile, level=0.3)
+    model.policy = done.policy
+    ponder.save(model, tmp_path / "model")
+    assert done.statement in (tmp_path / "model" / "ponder.json").read_text(encoding="utf-8")
+    loaded = build()
+    ponder.load(loaded, tmp_path / "model")
+    assert loaded.policy == done.policy
+    assert policies.from_dict(json.loads(json.dumps(done.policy.to_dict()))) == done.policy
+    assert isinstance(loaded.policy, Certified)
+    assert done.policy.rows == 400
+
+
+def test_evaluation_is_on_fresh_rows_only() -> None:
+    generator = torch.Generator().manual_seed(1)
+    calibration, test = synthetic.draw(2000, generator), synthetic.draw(3000, generator)
+    done = ponder.control_risk(calibration, Quantile, risk="error_gap", level=0.02, bound="betting")
+    value, mean_step = done.evaluate(test)
+    assert value < 0.03
+    assert mean_step == pytest.approx(synthetic.true_mean_exit_step(done.policy.knob_value), abs=0.05)
+    with refused("test", "2000 rows"):
+        done.evaluate(calibration)
+
+
+def test_bad_input() -> None:
+    trajectory = recorded()
+    for value in (0.0, 1.0, -0.1, 2, True, "0.1"):
+        with refused("level"):
+            ponder.control_risk(trajectory, Quantile, level=value)
+        with refused("confidence"):
+            ponder.control_risk(trajectory, Quantile, level=0.1, confidence=value)
+    with refused("risk", "'regret'"):
+        ponder.control_risk(trajectory, Quantile, level=0.1, risk="regret")
+    with refused("bound", "'gauss'"):
+        ponder.control_risk(trajectory, Quantile, level=0.1, bound="gauss")
+    with refused("trajectory", "at least one row"):
+        ponder.control_risk(trajectory.map(lambda tensor: tensor[:0]), Quantile, level=0.1)
+    unlabelled = ponder.Trajectory(trajectory.outputs, trajectory.hazard_logits, trajectory.row_ids)
+    assert ponder.control_risk(unlabelled, Quantile, level=0.5).policy.rows == 40
+    for risk in ("error", "error_gap", lambda outputs, labels: labels):
+        with refused("trajectory", "labels"):
+            ponder.control_risk(unlabelled, Quantile, level=0.5, risk=risk)
+    with refused("grid", "strictly"):
+        ponder.control_risk(trajectory, Quantile, level=0.1, grid=[0.5, 0.5])
+    with refused("policies", "LastStep"):
+        ponder.control_risk(trajectory, LastStep, level=0.1)

@@ -1,0 +1,239 @@
+"""Sweeps: the same as replaying value by value, and as plain Python; families, metrics, costs, bad input."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ponder
+from ponder import policies
+from ponder.family import as_family
+from ponder.policies import (
+    Batch,
+    Bernoulli,
+    Certified,
+    Confidence,
+    Entropy,
+    ExitPolicy,
+    FixedStep,
+    Margin,
+    Patience,
+    Quantile,
+    Tempered,
+    Voting,
+)
+from ponder.sweep import measure, sweep
+from tests.ponder import oracles
+from tests.ponder.checks import records, refused
+from tests.ponder.examples import CERTIFICATE
+
+
+def recorded(rows: int = 40, steps: int = 6, task: str = "classification", seed: int = 0) -> ponder.Trajectory:
+    generator = torch.Generator().manual_seed(seed)
+    width = {"classification": 3, "multilabel": 3, "regression": 1}[task]
+    outputs = torch.randn(rows, steps, width, generator=generator).cumsum(1)
+    labels = {
+        "classification": torch.randint(3, (rows,), generator=generator),
+        "multilabel": torch.randint(2, (rows, 3), generator=generator).float(),
+        "regression": torch.randn(rows, generator=generator),
+    }[task]
+    hazards = torch.randn(rows, steps, generator=generator)
+    return ponder.Trajectory(outputs, hazards, torch.arange(rows), features=outputs, labels=labels, task=task)
+
+
+FAMILIES: dict[str, tuple[Any, list[float] | None]] = {
+    "quantile": (Quantile, None),
+    "quantile, falling": (Quantile, [0.9, 0.5, 0.1]),
+    "entropy": (Entropy, None),
+    "entropy, normalised": (Entropy(0.5, normalize=True), None),
+    "confidence": (Confidence, None),
+    "margin": (Margin, [0.0, 0.3, 1.0]),
+    "patience": (Patience, None),
+    "voting": (Voting, None),
+    "fixed step": (FixedStep, None),
+    "or": (lambda q: Quantile(q) | Patience(2), [0.2, 0.6, 0.9]),
+    "and": (lambda c: (Patience(1) & Confidence(c)).after(2), [0.4, 0.7, 0.99]),
+    "before": (lambda e: Entropy(e).before(4), [0.9, 0.5, 0.1]),
+    "patience in a combination": (lambda t: Patience(int(t)) | Bernoulli(3), [1, 2, 3, 4]),
+    "tempered": (lambda c: Tempered(Confidence(c), (0.5, 1.0, 2.0, 1.0, 1.0, 3.0)), [0.5, 0.8]),
+    "certified": (lambda q: Certified(Quantile(q), path=(), **CERTIFICATE), [0.5, 0.8]),
+    "two free": (lambda q: Quantile(q) | Confidence(q), [0.5, 0.8]),
+    "unrelated": (lambda s: FixedStep(3) if s < 0.5 else Quantile(0.1), [0.1, 0.8]),
+    "single": (Quantile, [0.5]),
+}
+ONE_PASS = set(FAMILIES) - {"two free", "unrelated"}
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@every_family
+def test_a_sweep_equals_replaying_value_by_value(name: str) -> None:
+    trajectory, (like, grid) = recorded(), FAMILIES[name]
+    curve = trajectory.sweep(like, grid)
+    family = as_family(like, grid, trajectory)
+    assert (family.places(trajectory) is not None) == (name in ONE_PASS)
+    steps = family.exit_steps(trajectory)
+    assert len(curve) == len(family.values) == len(steps)
+    for value, policy, point, taken in zip(family.values, curve.policies, curve.points, steps, strict=True):
+        exits = trajectory.replay(policy)
+        assert torch.equal(exits.exit_step, taken)
+        assert point.knob == value
+        assert point.mean_exit_step == pytest.approx(exits.exit_step.double().mean().item(), abs=1e-12)
+        right = exits.outputs.argmax(-1) == trajectory.labels
+        assert point.score == pytest.approx(right.double().mean().item(), abs=1e-12)
+        same = exits.outputs.argmax(-1) == trajectory.outputs[:, -1].argmax(-1)
+        assert point.agreement == pytest.approx(same.double().mean().item(), abs=1e-12)
+        assert point.cost == pytest.approx(point.mean_exit_step / 6, abs=1e-12)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([0.0, 1e-3, 0.37, 0.5, 1.0]))
+def test_exits_equal_the_oracles(seed: int, steps: int, value: float) -> None:
+    trajectory = recorded(5, steps, seed=seed)
+    for like in (Quantile, Confidence, Margin, Entropy):
+        policy = like(value)
+        (taken,) = as_family(like, [value], trajectory).exit_steps(trajectory).tolist()
+        for row, step in zip(records(trajectory), taken, strict=True):
+            assert step in oracles.exits(policy.to_dict(), row)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_other_tasks(task: str) -> None:
+    trajectory = recorded(task=task)
+    curve = trajectory.sweep(Quantile, [0.3, 0.6])
+    for point, policy in zip(curve.points, curve.policies, strict=True):
+        outputs = trajectory.replay(policy).outputs
+        if task == "regression":
+            assert curve.metric == "negative_squared_error"
+            assert math.isnan(point.agreement)
+            expected = -((outputs[:, 0] - trajectory.labels) ** 2).double().mean()
+        else:
+            assert curve.metric == "accuracy"
+            expected = ((outputs > 0) == (trajectory.labels > 0.5)).all(1).double().mean()
+        assert point.score == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_metric_of_the_users() -> None:
+    trajectory = recorded()
+
+    def first_class(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (outputs.argmax(-1) == 0).float().mean()
+
+    curve = trajectory.sweep(Quantile, [0.2, 0.8], metric=first_class)
+    assert curve.metric == "first_class"
+    for point, policy in zip(curve.points, curve.policies, strict=True):
+        assert point.score == pytest.approx(float(first_class(trajectory.replay(policy).outputs, trajectory.labels)))
+    with refused("metric", "one number", type_error=True):
+        trajectory.sweep(Quantile, [0.2], metric=lambda outputs, labels: [1.0, 2.0])
+
+
+def test_full_depth_and_one_policy() -> None:
+    trajectory = recorded()
+    curve = trajectory.sweep(Quantile, [0.5])
+    assert curve.full_depth.mean_exit_step == 6
+    assert curve.full_depth.cost == curve.full_depth.agreement == 1
+    assert math.isnan(curve.full_depth.knob)
+    one = measure(trajectory, Quantile(0.5))
+    assert (one.score, one.cost) == pytest.approx((curve.points[0].score, curve.points[0].cost))
+
+
+def test_costs_are_relative_to_full_depth() -> None:
+    trajectory = recorded()
+    costs = [3.0, 4.0, 6.0, 8.0, 9.0, 12.0]
+    curve = trajectory.sweep(FixedStep, costs=costs)
+    assert [point.cost for point in curve.points] == pytest.approx([cost / 12 for cost in costs])
+    for wrong in ([1.0] * 5, [0.0, 1, 2, 3, 4, 5], [2.0, 1.0, 3, 4, 5, 6]):
+        with refused("costs", "6 positive numbers"):
+            trajectory.sweep(FixedStep, costs=wrong)
+
+
+def test_without_labels_there_is_no_score() -> None:
+    trajectory = ponder.Trajectory(torch.randn(4, 3, 2), None, torch.arange(4))
+    assert math.isnan(trajectory.sweep(Confidence, [0.5]).points[0].score)
+    with refused("metric", "without"):
+        trajectory.sweep(Confidence, [0.5], metric="accuracy")
+
+
+def test_export(tmp_path: Any) -> None:
+    curve = recorded().sweep(Patience)
+    columns = curve.to_dict()
+    assert set(columns) == {"knob", "score", "mean_exit_step", "cost", "agreement"}
+    assert columns["knob"] == [1, 2, 3, 4, 5]
+    curve.to_csv(tmp_path / "curve.csv")
+    with (tmp_path / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score"]) for row in rows] == columns["score"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ponder.PonderError, match="file"):
+        curve.to_csv(tmp_path / "file" / "curve.csv")
+
+
+def test_a_policy_of_a_strangers_is_swept() -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Norm(policies.ThresholdPolicy):
+        threshold: float
+        needs = frozenset({"features"})
+        knob = policies.Knob("threshold", "above", high=lambda num_steps, width: 10.0)
+
+        def statistic(self, step: Any, state: Any) -> Any:
+            return step.features.norm(dim=-1), state
+
+    @dataclass(frozen=True)
+    class Wrapped(ExitPolicy):  # says nothing of its parts: replayed value by value
+        inside: ExitPolicy
+        needs = frozenset({"features"})
+
+        def init(self, batch: Batch) -> Any:
+            return self.inside.init(batch)
+
+        def decide(self, step: Any, state: Any) -> Any:
+            return self.inside.decide(step, state)
+
+    trajectory = recorded()
+    swept = trajectory.sweep(Norm)
+    slow = trajectory.sweep(lambda threshold: Wrapped(Norm(threshold)), swept.to_dict()["knob"])
+    assert swept.to_dict() == {key: pytest.approx(column) for key, column in slow.to_dict().items()}
+    assert len({point.mean_exit_step for point in swept.points}) > 10
+
+
+BAD: dict[str, tuple[Callable[[ponder.Trajectory], Any], str, str]] = {
+    "unordered": (lambda t: t.sweep(Quantile, [0.1, 0.5, 0.3]), "grid", "strictly rising"),
+    "twice the same": (lambda t: t.sweep(Quantile, [0.1, 0.1]), "grid", "strictly rising"),
+    "nothing": (lambda t: t.sweep(Quantile, []), "grid", "at least one value"),
+    "a callable without a grid": (lambda t: t.sweep(lambda q: Quantile(q)), "grid", "callable"),
+    "no knob": (lambda t: t.sweep(policies.LastStep), "policies", "LastStep"),
+    "no knob, a policy": (lambda t: t.sweep(Bernoulli(1)), "policies", "Bernoulli"),
+    "a combination": (lambda t: t.sweep(Quantile(0.5) | Patience(2), [0.1]), "policies", "lambda q"),
+    "a value out of range": (lambda t: t.sweep(Quantile, [0.5, 1.5]), "q", "1.5"),
+    "another metric": (lambda t: t.sweep(Quantile, metric="f1"), "metric", "'f1'"),
+    "no hazard": (lambda t: ponder.Trajectory(t.outputs, None, t.row_ids).sweep(Quantile), "policy", "Lambda"),
+    "patience of N": (lambda t: t.sweep(Patience, [4, 5, 6]), "patience", "less than"),
+    "no row": (lambda t: t.map(lambda tensor: tensor[:0]).sweep(Quantile), "trajectory", "none"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str) -> None:
+    call, argument, words = BAD[name]
+    with refused(argument, words):
+        call(recorded())
+
+
+def test_what_is_no_policy_is_refused() -> None:
+    for wrong in ("quantile", lambda q: q):
+        with refused("policies", type_error=True):
+            recorded().sweep(wrong, [0.1, 0.2])
+    with refused("policies", "Pass a policy instead of its class", type_error=True):
+        sweep(recorded(), policies.Learned)
+
+
+def test_one_step_leaves_nothing_to_choose() -> None:
+    curve = recorded(steps=1).sweep(Quantile, [0.1, 0.9])
+    assert curve.to_dict()["mean_exit_step"] == [1, 1]
