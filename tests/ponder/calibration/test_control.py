@@ -53,7 +53,7 @@ def test_the_walk_in_plain_python(risk: Any, bound: str, like: Any, late_first: 
         best = value
     assert done.policy.knob_value == best
     assert done.met == (best is not None)
-    assert risk == "error" or 0.0 < best < 1.0  # or the walk would not have been seen to end
+    assert risk == "error" or bound == "betting" or 0.0 < best < 1.0  # or the walk would not have been seen to end
     if best is not None:
         assert done.policy.policy == like(best)
         steps = trajectory.replay(done.policy).exit_step
