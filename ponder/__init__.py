@@ -7,9 +7,11 @@ from ponder.errors import PonderError
 from ponder.heads import LambdaHead, PerStep
 from ponder.loop import Exits
 from ponder.optim import parameter_groups
+from ponder.padding import Padding
 from ponder.rows import Shared
 from ponder.serialization import load, save
 from ponder.steps import Steps
+from ponder.streaming import StreamEngine, StreamOutput
 from ponder.sweep import Curve, Point
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
@@ -21,6 +23,7 @@ __all__ = [
     "Curve",
     "Exits",
     "LambdaHead",
+    "Padding",
     "PerStep",
     "Point",
     "PonderError",
@@ -30,6 +33,8 @@ __all__ = [
     "Shared",
     "StepDistribution",
     "Steps",
+    "StreamEngine",
+    "StreamOutput",
     "Trajectory",
     "calibrate",
     "calibration",

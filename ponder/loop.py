@@ -19,7 +19,7 @@ from ponder.errors import ArgumentError
 from ponder.policies.base import Batch, ExitPolicy, StepView
 from ponder.rows import Tree, check_rows, take_rows
 
-__all__ = ["Exits", "Record", "Running", "Source", "ask", "run", "split"]
+__all__ = ["Exits", "Readings", "Record", "Running", "Source", "ask", "run", "split"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ class Exits:
     exit_step: Tensor
 
 
-class Source(Protocol):
-    """The rows still running, at the step they stand at. Row numbers are given on the host."""
-
-    def advance(self, step: int) -> None:
-        """Bring all running rows to `step`."""
+class Readings(Protocol):
+    """What can be asked of rows at the step they stand at."""
 
     def features(self) -> Tensor:
         """Features of the running rows, `(rows, …)`."""
@@ -49,6 +46,13 @@ class Source(Protocol):
 
     def hazard_logit(self) -> Tensor:
         """Hazard logits of the running rows, `(rows,)`, at least float32."""
+
+
+class Source(Readings, Protocol):
+    """The rows still running. Row numbers are given on the host."""
+
+    def advance(self, step: int) -> None:
+        """Bring all running rows to `step`."""
 
     def output_of(self, index: Tensor | None) -> Tensor:
         """Outputs of the rows `index` among the running (None: all), computed for no others."""
@@ -123,7 +127,7 @@ def run(source: Source, policy: ExitPolicy, batch: Batch, record: Record | None 
 
 
 def ask(
-    source: Source, policy: ExitPolicy, running: Running, num_steps: int, task: str | None
+    source: Readings, policy: ExitPolicy, running: Running, num_steps: int, task: str | None
 ) -> tuple[Tensor | bool, Running]:
     """Ask the policy about rows that have just finished a step before their last.
 
@@ -147,7 +151,7 @@ def ask(
     return mask, Running(index, state, log_survival)
 
 
-def _read(source: Source, needs: frozenset[str], log_survival: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _read(source: Readings, needs: frozenset[str], log_survival: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """What the policy sees, and log P(not stopped by the end of this step)."""
     readings: dict[str, Tensor] = {}
     if "hazard" in needs:

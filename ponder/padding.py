@@ -78,6 +78,14 @@ class Padding:
     stem: Callable[..., Tree] | None = None
     pooled: bool = True
 
+    def of_inputs(self, tensor: Tensor) -> Along | None:
+        """The lengths of a tensor of the inputs, or None."""
+        return self.inputs if tensor.dim() > 1 else None
+
+    def of_hidden(self, tensor: Tensor) -> Along | None:
+        """The lengths of a tensor of the hidden state, or None."""
+        return self.hidden if tensor.dim() > 2 else None
+
     def of_context(self, name: str) -> Along | None:
         """The lengths of a context value, or None."""
         along = self.context.get(name)
@@ -95,7 +103,7 @@ class Padding:
 
     def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
         """Hidden states and the steps' context up to `length`: views, nothing is copied."""
-        hidden = map_tensors(lambda t: self.hidden.narrow(t, length) if t.dim() > 2 else t, hidden)
+        hidden = map_tensors(lambda t: t if self.of_hidden(t) is None else self.hidden.narrow(t, length), hidden)
         return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
 
 

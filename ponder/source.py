@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from ponder.readouts import ReadoutCall
 from ponder.rows import Tree, check_rows, take_rows, tensors, unwrap
 from ponder.steps import Steps
 
-__all__ = ["ModelSource", "Parts"]
+__all__ = ["ModelSource", "Parts", "call_stem"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,21 @@ class Parts:
     lambda_head: Any
     check_finite: bool = False
     padding: Padding | None = None
+
+
+def call_stem(
+    stem: Callable[..., Tree] | None, inputs: Tree, context: Mapping[str, Any]
+) -> tuple[Tree, Mapping[str, Any], int]:
+    """h_0, the context of the steps, and the number of rows; the stem is the identity where None.
+
+    A pair whose second item is a dict is read as (hidden, context).
+    """
+    hidden = inputs if stem is None else stem(inputs, **unwrap(context))
+    if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
+        hidden, context = hidden
+    size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
+    check_rows("context", context, size)
+    return hidden, context, size
 
 
 @dataclass
@@ -111,7 +126,7 @@ class ModelSource:
         """See `Source.output_of`."""
         if index is None:
             return self.output()
-        rows = self._on_device(index)
+        rows = self.on_device(index)
         if "output" in self._cache:
             return self._cache["output"][rows]
         if "features" in self._cache:
@@ -121,7 +136,7 @@ class ModelSource:
 
     def keep(self, index: Tensor) -> None:
         """See `Source.keep`."""
-        rows = self._on_device(index)
+        rows = self.on_device(index)
         if self.lengths is not None and self.parts.padding is not None and self.parts.padding.pooled:
             self.lengths = self.lengths[index]
             length = int(self.lengths.max())
@@ -131,6 +146,15 @@ class ModelSource:
         self._cache = {"features": self._cache["features"][rows]} if self.past else {}
         if self._rows is not None:
             self._rows = self._rows[index]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return next(tensor.device for _, tensor in tensors(self.hidden))
+
+    def on_device(self, index: Tensor) -> Tensor:
+        """Row numbers, from the host to where the rows are."""
+        return index.to(self.device)
 
     def _before_the_first_step(self) -> list[Tensor]:
         head: LambdaHead | None = self.parts.lambda_head
@@ -146,8 +170,6 @@ class ModelSource:
         outputs: Tensor = head(features, self.step) if isinstance(head, PerStep) else head(features)
         return outputs
 
-    def _on_device(self, index: Tensor) -> Tensor:
-        return index.to(next(tensor.device for _, tensor in tensors(self.hidden)))
 
 
 def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:

@@ -18,8 +18,8 @@ from ponder.padding import Padding
 from ponder.policies import Batch, ExitPolicy, LastStep, Quantile, Setting
 from ponder.priors import Geometric, Prior
 from ponder.readouts import Readout, ReadoutCall
-from ponder.rows import Tree, check_rows, tensors, unwrap
-from ponder.source import ModelSource, Parts
+from ponder.rows import Tree, tensors
+from ponder.source import ModelSource, Parts, call_stem
 from ponder.steps import Step, Steps
 from ponder.tasks import LossFunction, Task, TaskName, as_task, infer_task
 from ponder.trajectory import Recorder, Trajectory
@@ -261,16 +261,12 @@ class PonderWrapper(nn.Module):
         return policy
 
     def _start(
-        self, inputs: Tree, context: dict[str, Any], row_ids: Tensor | None, use_hazard: bool
+        self, inputs: Tree, context: Mapping[str, Any], row_ids: Tensor | None, use_hazard: bool
     ) -> tuple[ModelSource, Batch]:
         """Everything that is checked once per call, and h_0."""
         check_masks(context)
         lengths = None if self.padding is None or self.training else self.padding.lengths(context)
-        hidden = inputs if self.stem is None else self.stem(inputs, **unwrap(context))
-        if self.stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
-            hidden, context = hidden
-        size = check_rows("inputs" if self.stem is None else "hidden state returned by the stem", hidden)
-        check_rows("context", context, size)
+        hidden, context, size = call_stem(self.stem, inputs, context)
         device = next(tensor.device for _, tensor in tensors(hidden))
         parts = Parts(self.steps, self.readout, self.head, self.lambda_head, self.check_finite, self.padding)
         batch = Batch(as_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
