@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,13 +17,15 @@ __all__ = ["Plugin", "Registry"]
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
+_GOOD_NAME = "lower-case letters and digits joined by single '-', '_' or '.'"
 
 
 class Registry(Generic[T]):
     """Maps names to the callables (classes or functions) that build plug-ins of one kind.
 
     A name comes from the decorator `register` or from an entry point of the group `group`. Entry points are
-    imported when their name is asked for and not before, so a broken package breaks nothing but its own name.
+    imported when their name is asked for and not before, so a broken package breaks nothing but its own name. A name
+    that is taken stays with its owner.
 
     Args:
         kind: What is registered, for messages, for example ``"policy"``.
@@ -38,7 +42,7 @@ class Registry(Generic[T]):
         if not _NAME.fullmatch(name):
             raise ArgumentError(
                 "name",
-                expected="lower-case letters and digits joined by single '-', '_' or '.'",
+                expected=_GOOD_NAME,
                 got=repr(name),
                 remedy=f"Choose a name such as 'my-{self.kind}'.",
             )
@@ -57,13 +61,19 @@ class Registry(Generic[T]):
         return give_name
 
     def names(self) -> list[str]:
-        """All known names, sorted; entry points are listed without importing them."""
-        return sorted({*self._factories, *self._entry_points()})
+        """All known names, sorted; entry points are listed without importing them.
+
+        Warns of entry points whose name is taken or cannot be used.
+        """
+        for name, points in self._entry_points().items():
+            if fault := self._fault(name, points):
+                warnings.warn(fault, stacklevel=2)
+        return self._names()
 
     def find(self, name: str) -> Callable[..., T]:
         """The callable behind `name`; unknown names are answered with the known ones."""
         if name not in self._factories:
-            self._load(name)
+            self._load(name, self._entry_points().get(name, []))
         return self._factories[name]
 
     def get(self, name: str, **arguments: Any) -> T:
@@ -78,13 +88,17 @@ class Registry(Generic[T]):
                 f"arguments of {self.kind} {name!r}",
                 expected=_signature(factory),
                 got=repr(arguments),
-                remedy=f"({error})",
+                remedy=" ".join(filter(None, (f"({error})", self._fault(name, self._entry_points().get(name, []))))),
             ) from error
 
     def name_of(self, factory: object) -> str:
-        """The name under which a class was registered."""
+        """The name under which a class was registered, or that an entry point gives it."""
         for name, registered in self._factories.items():
             if registered is factory:
+                return name
+        for name, points in self._entry_points().items():
+            if any(_imported(point) is factory for point in points):
+                self._load(name, points)
                 return name
         raise ArgumentError(
             self.kind,
@@ -93,27 +107,60 @@ class Registry(Generic[T]):
             remedy=f"Give the class a name first, with the decorator register('a-name') of the {self.kind} registry.",
         )
 
-    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        return {point.name: point for point in metadata.entry_points(group=self.group)}
+    def _names(self) -> list[str]:
+        return sorted({*self._factories, *filter(_NAME.fullmatch, self._entry_points())})
 
-    def _load(self, name: str) -> None:
-        point = self._entry_points().get(name)
-        if point is None:
+    def _entry_points(self) -> dict[str, list[metadata.EntryPoint]]:
+        found: dict[str, list[metadata.EntryPoint]] = {}
+        for point in metadata.entry_points(group=self.group):
+            found.setdefault(point.name, []).append(point)
+        return found
+
+    def _fault(self, name: str, points: list[metadata.EntryPoint]) -> str | None:
+        """Why the name of an entry point does not lead to it, or None."""
+        offers = " and ".join(f"the entry point {point.value!r}{_owner(point)}" for point in sorted(points))
+        if points and not _NAME.fullmatch(name):
+            return f"{offers} names a {self.kind} {name!r}, which is no name: it takes {_GOOD_NAME}. Rename it."
+        owner = self._factories.get(name)
+        if owner is not None and any(_imported(point) is not owner for point in points):
+            return f"{offers} offers a {self.kind} {name!r}, a name that {owner!r} has. It is ignored: rename it."
+        if owner is None and len({point.value for point in points}) > 1:
+            return f"{offers} offer a {self.kind} {name!r} each. Remove a package, or rename one."
+        return None
+
+    def _load(self, name: str, points: list[metadata.EntryPoint]) -> None:
+        if not points:
             raise ArgumentError(
                 self.kind,
-                expected=f"one of {', '.join(self.names())}",
+                expected=f"one of {', '.join(self._names())}",
                 got=repr(name),
                 remedy=f"Correct the name, or register a {self.kind} under it.",
             )
+        if fault := self._fault(name, points):
+            raise PonderError(fault)
         try:
-            factory = point.load()
+            factory = points[0].load()
         except Exception as error:
             raise PonderError(
-                f"the {self.kind} {name!r} comes from the entry point {point.value!r}, which cannot be "
-                f"imported: {type(error).__name__}: {error}. Repair or remove that package."
+                f"the {self.kind} {name!r} comes from the entry point {points[0].value!r}{_owner(points[0])}, which "
+                f"cannot be imported: {type(error).__name__}: {error}. Repair or remove that package."
             ) from error
         if name not in self._factories:
             self.register(name)(factory)
+
+
+def _owner(point: metadata.EntryPoint) -> str:
+    return "" if point.dist is None else f" of the package {point.dist.name!r}"
+
+
+def _imported(point: metadata.EntryPoint) -> object:
+    """What an entry point names, where its module has been imported; None otherwise."""
+    if not point.pattern.match(point.value):
+        return None
+    found: object = sys.modules.get(point.module)
+    for attribute in filter(None, point.attr.split(".")):
+        found = getattr(found, attribute, None)
+    return found
 
 
 class Plugin:

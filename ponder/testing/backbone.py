@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.loop import Exits
 from ponder.policies import Batch, ExitPolicy, FixedStep, LastStep, StepView
 from ponder.rows import Tree, check_rows, take_rows, tensors
@@ -261,7 +261,7 @@ def _can_be_saved(model: PonderWrapper) -> bool:
         return False
     try:
         model.settings()
-    except ArgumentError:
+    except PonderError:
         return False  # a policy, prior or objective without a name
     return True
 

@@ -71,8 +71,8 @@ def check_registered(plugin: Plugin) -> None:
             plugin,
             "a plug-in is registered",
             str(error),
-            f"Put the {plugin.registry.kind} registry's register('a-name') on the class, or name it in an entry point "
-            f"of the group {plugin.registry.group!r}.",
+            f"Put the {plugin.registry.kind} registry's register('a-name') on the class, or install the package whose "
+            f"entry point (group {plugin.registry.group!r}) names it.",
         ) from error
     rule = "from_dict(to_dict()) gives an equal object, by way of JSON"
     remedy = "Keep fields plain: numbers, strings, tuples, other plug-ins; __post_init__ must take what it has made."

@@ -163,7 +163,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("package")
 def test_listing_imports_nothing() -> None:
-    assert {"extra-good", "extra-broken", "extra-absent", "quantile"} <= set(policies.names())
+    with pytest.warns(UserWarning, match="a policy 'quantile', a name that <class .*Quantile'> has"):
+        assert {"extra-good", "extra-broken", "extra-absent", "quantile"} <= set(policies.names())
     assert "extra-prior" in priors.names()
     assert not [name for name in sys.modules if name.startswith("ponder_extra")]
     with refused("policy", "extra-broken", "quantile"):
@@ -198,7 +199,28 @@ def test_a_broken_package_breaks_nothing_but_its_own_name(name: str, reason: str
         policies.get(name)
     assert policies.get("extra-good").level == 0.5
     assert policies.get("quantile", q=0.5) == policies.Quantile(0.5)  # a built-in name cannot be taken over
-    assert name in policies.names()
+    with pytest.warns(UserWarning, match="It is ignored"):
+        assert name in policies.names()
+
+
+def test_a_name_that_two_packages_offer_is_nobodys(package: Path) -> None:
+    other = package / "ponder_other-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: ponder-other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[ponder.policies]\nextra-good = ponder_extra_decorated:Decorated\n")
+    message = "'ponder-other' and .*'ponder-extra' offer a policy 'extra-good' each. Remove a package, or rename one"
+    with pytest.raises(PonderError, match=message):
+        policies.get("extra-good")
+    with pytest.warns(UserWarning, match=message):
+        assert "extra-good" in policies.names()
+    assert not [name for name in sys.modules if name.startswith("ponder_extra")]
+
+
+@pytest.mark.usefixtures("package")
+def test_a_class_that_an_entry_point_names_has_that_name() -> None:
+    from ponder_extra_good import Good  # type: ignore[import-not-found]
+
+    assert Good().to_dict() == {"name": "extra-good", "level": 0.5}
 
 
 def test_every_registry_has_its_group() -> None:

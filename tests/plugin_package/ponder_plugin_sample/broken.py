@@ -1,0 +1,3 @@
+"""Cannot be imported."""
+
+raise ImportError("a library that this plug-in wants is not there")
