@@ -45,6 +45,10 @@ def run_command(
     bf16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = _DEFAULT_OUT,
     work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = _DEFAULT_WORK,
+    trajectories: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the full-depth trajectory of each split, for sweeps and certificates."),
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
@@ -68,7 +72,7 @@ def run_command(
         max_train=max_train,
         bf16=bf16,
     )
-    result = run(config, glue_dir, out, work, progress=not quiet)
+    result = run(config, glue_dir, out, work, trajectories=trajectories, progress=not quiet)
     console = Console()
     console.print(run_table([result]))
     console.print(f"Result: {result.path}")

@@ -16,6 +16,7 @@ from benchmarks.glue.evaluation import measure_speed_ups, record, summarise
 from benchmarks.glue.results import FORMAT, Result, environment
 from benchmarks.glue.tasks import GlueTask, get
 from benchmarks.glue.training import Collator, Trained, load_tokenizer, train
+from ponder import Trajectory
 from ponder.errors import ArgumentError
 from ponder.files import read_json
 from ponder.integrations.transformers import PonderForSequenceClassification
@@ -23,7 +24,15 @@ from ponder.integrations.transformers import PonderForSequenceClassification
 __all__ = ["check_writable", "run", "run_on"]
 
 
-def run(config: RunConfig, glue_dir: Path | None, out: Path, work: Path, *, progress: bool = True) -> Result:
+def run(
+    config: RunConfig,
+    glue_dir: Path | None,
+    out: Path,
+    work: Path,
+    *,
+    trajectories: Path | None = None,
+    progress: bool = True,
+) -> Result:
     """Train and evaluate one configuration on a GLUE task, and write `<out>/<key>.json`.
 
     A run whose result is there already is read, not repeated; one that was cut off goes on from its checkpoint.
@@ -33,16 +42,19 @@ def run(config: RunConfig, glue_dir: Path | None, out: Path, work: Path, *, prog
         glue_dir: The folder in GLUE's layout; None for the hub.
         out: Folder of results.
         work: Folder of checkpoints, emptied of this run's once its result is written.
+        trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
         progress: Whether to show progress bars.
     """
     check_writable(out)
+    if trajectories is not None:
+        check_writable(trajectories)
     path = out / f"{config.key}.json"
     if path.exists():
         return Result(read_json(path), path)
     task = get(config.task)
     splits = glue_data.load(task, glue_dir)
     labelled = {name: splits[name] for name in ("train", *task.dev_splits)}
-    result, _ = run_on(config, task, labelled, work / config.key, progress=progress)
+    result, _ = run_on(config, task, labelled, work / config.key, trajectories=trajectories, progress=progress)
     result.save(path)
     shutil.rmtree(work / config.key, ignore_errors=True)
     return Result(result.data, path)
@@ -55,6 +67,7 @@ def run_on(
     work: Path,
     *,
     baseline: PonderForSequenceClassification | None = None,
+    trajectories: Path | None = None,
     progress: bool = True,
 ) -> tuple[Result, Trained]:
     """Train and evaluate on given data.
@@ -65,6 +78,7 @@ def run_on(
         splits: `train`, and the splits to report.
         work: Folder of checkpoints.
         baseline: The model against which speed is measured; this one run to its last step where None.
+        trajectories: As for `run`.
         progress: Whether to show progress bars.
     """
     tokenizer = load_tokenizer(config.backbone)
@@ -77,7 +91,11 @@ def run_on(
         for name, split in {**splits, "train": kept, "held_out": held}.items()
     }
     trained = train(config, task, ready.pop("train"), ready["held_out"], work, progress=progress)
-    return Result(_measure(config, task, trained, ready, Collator(tokenizer), baseline)), trained
+    recorded = {name: record(trained.model, split, Collator(tokenizer)) for name, split in ready.items()}
+    if trajectories is not None:
+        for name, trajectory in recorded.items():
+            trajectory.save(trajectories / f"{config.key}-{name}.safetensors")
+    return Result(_measure(config, task, trained, ready, recorded, Collator(tokenizer), baseline)), trained
 
 
 def _measure(
@@ -85,11 +103,12 @@ def _measure(
     task: GlueTask,
     trained: Trained,
     ready: dict[str, Dataset],
+    recorded: dict[str, Trajectory],
     collate: Collator,
     baseline: PonderForSequenceClassification | None,
 ) -> dict[str, Any]:
     model = trained.model
-    measured = {name: summarise(task, record(model, split, collate), model.policy) for name, split in ready.items()}
+    measured = {name: summarise(task, trajectory, model.policy) for name, trajectory in recorded.items()}
     reported = next(name for name in ready if name != "held_out")
     mean_step = measured[reported]["mean_exit_step"]
     return {

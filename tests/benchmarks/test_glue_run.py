@@ -17,7 +17,7 @@ from benchmarks.glue.report import markdown
 from benchmarks.glue.results import Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.training import Collator, build, load_tokenizer, train
-from ponder import policies, recipes
+from ponder import Trajectory, policies, recipes
 from ponder.errors import ArgumentError, CheckpointError, DataError
 
 RECIPES = ["deebert", "fastbert", "pabee", "palbert", "pondernet", "vanilla"]
@@ -35,6 +35,18 @@ def invoke(*arguments):
 def result(backbone, glue_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("result")
     return run(config(backbone), glue_dir, folder, folder / "work", progress=False)
+
+
+def test_trajectories_are_kept_where_they_are_asked_for(backbone, glue_dir, tmp_path):
+    settings = config(backbone)
+    done = run(settings, glue_dir, tmp_path, tmp_path / "work", trajectories=tmp_path / "kept", progress=False)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        f"{settings.key}-dev.safetensors",
+        f"{settings.key}-held_out.safetensors",
+    ]
+    kept = Trajectory.load(tmp_path / "kept" / f"{settings.key}-dev.safetensors")
+    exits = kept.replay(policies.from_dict(done["policy"]))
+    assert float(exits.exit_step.double().mean()) == pytest.approx(done["splits"]["dev"]["mean_exit_step"])
 
 
 def test_every_recipe_is_run_here():
