@@ -212,7 +212,7 @@ def test_a_name_that_two_packages_offer_is_nobodys(package: Path) -> None:
     message = "'ponder-other' and .*'ponder-extra' offer a policy 'extra-good' each. Remove a package, or rename one"
     with pytest.raises(PonderError, match=message):
         policies.get("extra-good")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="offers? a policy") as caught:
         assert "extra-good" in policies.names()
     assert [warning for warning in caught if re.search(message, str(warning.message))]
     assert not [name for name in sys.modules if name.startswith("ponder_extra")]
