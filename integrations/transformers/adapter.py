@@ -7,6 +7,8 @@ and import it before you build a model (or name it in the entry-point group ``po
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.padding import Along, Padding, masked
 from ponder.registry import Registry
 from ponder.steps import Steps
 
@@ -29,6 +32,9 @@ class EncoderAdapter(ABC):
     Args:
         encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
     """
+
+    extra_lengths: Mapping[str, Along] = MappingProxyType({})
+    """Which dimensions of what `extra_context` gives are as long as the text; none by default."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         self.encoder: Any = encoder
@@ -66,11 +72,46 @@ class EncoderAdapter(ABC):
         layer_mask = create_bidirectional_mask(
             config=self.encoder.config, inputs_embeds=hidden, attention_mask=attention_mask
         )
+        if layer_mask is not None and layer_mask.dim() == 4:
+            layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
         return hidden, {
             "attention_mask": layer_mask,
             "token_mask": attention_mask,
             **self.extra_context(hidden),
         }
+
+    def joinable_stem(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """`stem` for rows that will meet longer ones: the layers' mask is there even where it hides nothing."""
+        hidden, context = self.stem(input_ids, attention_mask, token_type_ids)
+        if context["attention_mask"] is None:
+            context["attention_mask"] = self._open_mask(hidden, attention_mask)
+        return hidden, context
+
+    def padding(self) -> Padding:
+        """Where lengths lie in what the stem takes and gives."""
+        return Padding(
+            inputs=Along(fill=self.encoder.config.pad_token_id or 0),
+            context={
+                "attention_mask": Along((-1,), fill=masked),
+                "token_mask": Along((-1,)),
+                "token_type_ids": Along((-1,)),
+                **self.extra_lengths,
+            },
+            stem=self.joinable_stem,
+        )
+
+    def _open_mask(self, hidden: Tensor, token_mask: Tensor) -> Tensor:
+        """A layers' mask that hides nothing, in the form that the encoder's attention takes."""
+        shape = (hidden.shape[0], 1, 1, hidden.shape[1])
+        match self.encoder.config._attn_implementation:
+            case "sdpa":
+                return torch.ones(shape, dtype=torch.bool, device=hidden.device)
+            case "eager":
+                return torch.zeros(shape, dtype=hidden.dtype, device=hidden.device)
+            case _:
+                return token_mask
 
 
 class LayerStep:

@@ -88,6 +88,7 @@ class PonderForSequenceClassification(PreTrainedModel):
             stem=adapter.stem,
             readout=_readout(config.readout, adapter),
             task=task,
+            padding=adapter.padding(),
         )
         self.ponder.to(device=self.encoder.device, dtype=self.encoder.dtype)
         self.post_init()  # type: ignore[no-untyped-call]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from ponder.integrations.transformers.adapter import StackAdapter, registry
+from ponder.padding import Along
 from ponder.rows import Shared
 
 __all__ = ["MPNetAdapter"]
@@ -15,6 +17,8 @@ __all__ = ["MPNetAdapter"]
 @registry.register("mpnet")
 class MPNetAdapter(StackAdapter):
     """`MPNetModel`; it has no token types."""
+
+    extra_lengths = MappingProxyType({"position_bias": Along((-2, -1))})
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """See `EncoderAdapter.embed`."""

@@ -179,7 +179,7 @@ class TestMPNetPositionBias:
             assert shapes[0][0] == 1, "and for all rows"
 
     @torch.no_grad()
-    def test_it_is_shared_and_stays_whole_when_rows_leave(self) -> None:
+    def test_it_is_shared_and_cropped_to_the_longest_row_that_runs(self) -> None:
         model = make_model("mpnet")
         batch = make_batch(model.encoder)
         _, context = adapter_for(model.encoder).stem(**batch)
@@ -195,7 +195,12 @@ class TestMPNetPositionBias:
         out = model(**batch, policy=Quantile(0.5))
         assert len(set(out.exit_step.tolist())) > 1, "the batch must thin out for this test to mean something"
         assert len(seen) == out.exit_step.max()
-        assert all(torch.equal(bias, whole) for _, bias in seen)
+        lengths = batch["attention_mask"].sum(1)
+        for step, (rows, bias) in enumerate(seen, start=1):
+            running = out.exit_step >= step
+            longest = int(lengths[running].max())
+            assert rows == running.sum()
+            assert torch.equal(bias, whole[..., :longest, :longest])
 
     @torch.no_grad()
     def test_it_changes_the_answers(self) -> None:
