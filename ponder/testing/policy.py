@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor
 
+from ponder.errors import ArgumentError
+from ponder.joining import join_rows
 from ponder.policies import ExitPolicy, Setting
 from ponder.policies.base import READINGS
 from ponder.rows import Tree, take_rows, tensors
@@ -15,7 +17,7 @@ from ponder.testing.material import Sizes, extreme_trajectories, random_trajecto
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
 from ponder.testing.randomness import generator, private_randomness
 from ponder.testing.rehearsal import Rehearsal
-from ponder.testing.trees import DifferentStates, close, join, same
+from ponder.testing.trees import close, same
 from ponder.testing.watch import DeviceWatch, NanWatch
 
 __all__ = ["check_policy"]
@@ -69,6 +71,7 @@ def check_policy(
             _check_rows_alone(rehearsal)
             _check_depths(rehearsal)
             _check_leaving(rehearsal)
+            _check_knob(rehearsal)
         _check_device(policy, sizes)
         _check_extremes(policy, sizes)
         _check_replay(policy, sizes)
@@ -150,12 +153,14 @@ def _check_depths(rehearsal: Rehearsal) -> None:
     early, late = everyone[:half], everyone[half:]
     for lag in sorted({1, n // 2} & set(range(1, n - 1))):
         try:
-            state = join(take_rows(states[lag], early), take_rows(start, late), (len(early), len(late)))
-        except DifferentStates as error:
+            state = join_rows(
+                [take_rows(states[lag], early), take_rows(start, late)], [half, _ROWS - half], path="state"
+            )
+        except ArgumentError as error:
             raise ContractError(
                 rehearsal.policy,
                 "states of rows at different steps fit one batch",
-                f"the states before step {lag + 1} and before step 1 have {error}",
+                f"before step {lag + 1} and before step 1 {error.argument}: expected {error.expected}; got {error.got}",
                 "Keep one structure from init on; None stands for zeros, and what counts steps is a tensor (batch,).",
             ) from error
         _walk_together(rehearsal, state, everyone, torch.where(everyone < half, lag + 1, 1), masks)
@@ -194,6 +199,27 @@ def _check_leaving(rehearsal: Rehearsal) -> None:
         f"exits {got} where rows leave and {expected} where all stay",
         "Use no statistic of the batch and no batch size.",
     )
+
+
+def _check_knob(rehearsal: Rehearsal) -> None:
+    """A policy that declares a knob says how far each row is from it as it decides."""
+    policy, rows, knob = rehearsal.policy, rehearsal.all_rows(), rehearsal.policy.knob
+    if knob is None:
+        return
+    value = getattr(policy, knob.field)
+    bound = value if knob.raised_is_later else -value
+    state = rehearsal.init(rows)
+    for step in range(1, rehearsal.num_steps):
+        view = rehearsal.view(rows, torch.full_like(rows, step))
+        near, _ = policy.readiness(view, state, policy)
+        mask, state = rehearsal.decide(state, rows, view.index)
+        require(
+            torch.equal(near >= bound if knob.inclusive else near > bound, mask),
+            policy,
+            "a row leaves where its readiness passes the knob",
+            f"at step {step}, {knob.field}={value}, readiness {near.tolist()} and the mask {mask.tolist()} disagree",
+            "Derive from ponder.policies.threshold.ThresholdPolicy and define statistic: then they agree.",
+        )
 
 
 def _check_device(policy: ExitPolicy, sizes: Sizes) -> None:

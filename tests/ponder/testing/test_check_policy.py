@@ -13,7 +13,9 @@ import torch
 from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.policies import Bernoulli, ExitPolicy, Quantile
+from ponder.policies.threshold import Knob, ThresholdPolicy
 from ponder.testing import ContractError, check_policy
+from ponder.testing.material import Sizes, random_trajectory
 from tests.ponder.examples import POLICIES, Example, make_policy
 
 
@@ -25,6 +27,14 @@ def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", POLICIES, ids=str)
 def test_the_librarys_own_policies_keep_the_contract(case: Example) -> None:
     assert check_policy(make_policy(case), task=case.task) is None
+
+
+def test_policies_that_were_fitted() -> None:
+    sizes = Sizes("classification", num_steps=6, width=3)
+    trajectory = random_trajectory(sizes, 200, 1.0, 0)
+    check_policy(policies.Expected.fit(trajectory, price=0.01, bins=3))
+    torch.manual_seed(0)
+    check_policy(policies.Learned(policies.LinearScorer(3), 0.5), width=3)
 
 
 def test_other_sizes() -> None:
@@ -383,6 +393,21 @@ class Unregistered(Broken):
         return step.cdf > 0.5, state
 
 
+@dataclass(frozen=True)
+class WrongKnob(ThresholdPolicy):
+    """Says that it leaves above its level, and leaves below."""
+
+    level: float = 0.5
+    needs = frozenset({"hazard"})
+    knob = Knob("level", "above")
+
+    def statistic(self, step, state):
+        return step.cdf, state
+
+    def decide(self, step, state):
+        return step.cdf < self.level, state
+
+
 ROWS_ALONE = "does not depend on the other rows"
 PURE = "decide changes nothing that it is given"
 AGAIN = "same answer to the same question"
@@ -412,7 +437,11 @@ DECLARED = "declared in needs"
         (ReadsUndeclared(), DECLARED, "step.hazard"),
         (HidesUndeclared(), DECLARED, "step.output"),
         (UnknownNeeds(), "needs is a frozenset", "cdf"),
-        (CountsCalls(), "states of rows at different steps fit one batch", "1, which is no tensor"),
+        (
+            CountsCalls(),
+            "states of rows at different steps fit one batch",
+            "the same value in all rows of a batch, 1; got 0",
+        ),
         (FirstRowsStep(), "rows at different steps can share a batch", "row 6"),
         (TrustsNone(), "rows at different steps can share a batch", "at step 1"),
         (MakesOnCpu(), DEVICE, "torch.zeros(…)"),
@@ -430,6 +459,7 @@ DECLARED = "declared in needs"
         (NotFrozen(), "frozen dataclass", "can be changed"),
         (HoldsAList([0.5]), "can be hashed", "list"),
         (Unregistered(), "registered", "Unregistered"),
+        (WrongKnob(), "its readiness passes the knob", "level=0.5"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, ExitPolicy) else None,
 )
