@@ -140,7 +140,8 @@ class Trajectory:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file (whole, or not at all)."""
-        write_tensors(path, self._tensors(), {"format": _FORMAT, "task": self.task or ""})
+        own = {name: tensor.clone() for name, tensor in self._tensors().items()}  # two may be one, as h_n with no head
+        write_tensors(path, own, {"format": _FORMAT, "task": self.task or ""})
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:

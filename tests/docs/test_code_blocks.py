@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import io
 import linecache
 import random
 import re
 import shlex
+import sys
 import tokenize
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,6 @@ import pytest
 import torch
 import typer.main
 
-import benchmarks.glue.cli
 import benchmarks.graded.base as graded
 import ponder
 from ponder.integrations.transformers import adapters
@@ -83,7 +85,9 @@ def test_python_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     random.seed(0)
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)  # where pickle looks for the classes of a page
+    namespace: dict[str, Any] = vars(main)
     for block in blocks(page.read_text()):
         if block.language == "python":
             run(block, name(page), namespace)
@@ -183,8 +187,8 @@ def test_there_are_commands() -> None:
 def test_commands_exist(where: str, words: list[str]) -> None:
     if words[0] == "make":
         check_make(words[1:])
-    elif words[:3] == ["python", "-m", "benchmarks.glue"]:
-        check_glue(words[3:])
+    elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+        check_benchmark(words[2], words[3:])
     else:
         assert words[:2] in (["pip", "install"], ["git", "clone"], [".venv/bin/pre-commit", "install"]), (
             f"{where}: {words}"
@@ -204,18 +208,21 @@ def check_make(words: list[str]) -> None:
             continue
         assert variable in variables, word
         if variable == "ARGS":
-            check_glue(["demo" if "demo" in words else "run", *shlex.split(value)])
+            check_benchmark("benchmarks.glue", ["demo" if "demo" in words else "run", *shlex.split(value)])
 
 
-def check_glue(words: list[str]) -> None:
-    group: Any = typer.main.get_command(benchmarks.glue.cli.app)
+def check_benchmark(module: str, words: list[str]) -> None:
+    """The command (where there are several) and the options are those of the benchmark's `cli.app`."""
+    command: Any = typer.main.get_command(importlib.import_module(f"{module}.cli").app)
     if not words or words[0] == "--help":
         return
-    assert words[0] in group.commands, f"python -m benchmarks.glue has no command {words[0]!r}"
-    options = {option for parameter in group.commands[words[0]].params for option in parameter.opts}
-    for word in words[1:]:
+    if hasattr(command, "commands"):
+        assert words[0] in command.commands, f"python -m {module} has no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    options = {option for parameter in command.params for option in parameter.opts}
+    for word in words:
         if word.startswith("--"):
-            assert word.partition("=")[0] in options | {"--help"}, f"{words[0]} has no option {word}"
+            assert word.partition("=")[0] in options | {"--help"}, f"{module} has no option {word}"
 
 
 def test_recipes_and_tasks_in_commands_exist() -> None:

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.risk`."""
+
+from benchmarks.risk.cli import main
+
+main()

@@ -1,0 +1,102 @@
+"""The command line, `python -m benchmarks.risk`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import ponder
+from benchmarks.glue.results import environment
+from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
+from ponder.errors import PonderError
+from ponder.files import write_json, write_text
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+COLUMNS = ("scene", "risk", "bound", "level", "asked", "violations", "mean risk", "mean exit step", "saving kept")
+
+
+@app.command()
+def risk_command(
+    trajectory: Annotated[
+        list[Path] | None, typer.Option(help="Trajectory of a run (glue run --trajectories); repeat to join splits.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the trajectories are called in the table.")] = "GLUE",
+    trials: Annotated[int, typer.Option(help="Calibration sets.")] = TRIALS,
+    rows: Annotated[int, typer.Option(help="Rows of a resampled calibration set.")] = 1000,
+    confidence: Annotated[float, typer.Option(help="What the bounds promise.")] = 0.95,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/risk"),
+    page: Annotated[Path | None, typer.Option(help="Markdown page of the table.")] = None,
+) -> None:
+    """Count broken promises of risk control over many calibration sets, and what each bound leaves of the saving."""
+    scenes = [synthetic_scene(rows)]
+    if trajectory:
+        whole = ponder.Trajectory.cat([ponder.Trajectory.load(path) for path in trajectory])
+        whole = ponder.Trajectory(
+            whole.outputs, whole.hazard_logits, torch.arange(len(whole)), labels=whole.labels, task=whole.task
+        )
+        scenes += [real_scene(name, whole, rows), split_scene(name, whole)]
+    outcomes = [outcome.to_dict() for scene in scenes for outcome in _shown(scene, trials, confidence, seed)]
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "risk.json", {"outcomes": outcomes, "environment": environment(torch.device("cpu"))})
+    console, table = Console(), Table(*COLUMNS)
+    for outcome in outcomes:
+        table.add_row(*_cells(outcome))
+    console.print(table)
+    console.print(f"Result: {out / 'risk.json'}")
+    if page is not None:
+        write_text(page, markdown(outcomes))
+    if not all(outcome["kept"] for outcome in outcomes):
+        console.print("[bold red]a promise is broken[/] more often than the simulation's error allows")
+        sys.exit(1)
+
+
+def markdown(outcomes: list[dict[str, Any]]) -> str:
+    """The table as a page."""
+    lines = [
+        "# Risk control: promises kept, savings left",
+        "",
+        "Written by `python -m benchmarks.risk --page`; what is counted is explained in [Certify a risk](certify.md).",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + " --- |" * len(COLUMNS),
+        *(f"| {' | '.join(_cells(outcome))} |" for outcome in outcomes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(scene: Scene, trials: int, confidence: float, seed: int) -> Any:
+    total = 12
+    return track(simulate(scene, trials, confidence, seed), description=scene.name, total=total)
+
+
+def _cells(outcome: dict[str, Any]) -> tuple[str, ...]:
+    confidence = outcome["confidence"]
+    asked = "mean risk ≤ level" if confidence is None else f"violations ≤ {1 - confidence:.0%}"
+    return (
+        outcome["scene"],
+        outcome["risk"],
+        outcome["bound"],
+        f"{outcome['level']:g}",
+        asked if outcome["exact"] else "—",
+        f"{outcome['violations']:.1%}",
+        f"{outcome['mean_risk']:.4f}",
+        f"{outcome['mean_exit_step']:.2f}",
+        "—" if outcome["saving"] is None else f"{outcome['saving']:.0%}",
+    )
+
+
+def main() -> None:
+    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
+    try:
+        app()
+    except PonderError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
