@@ -1,0 +1,133 @@
+"""Measuring a `Cost`: the parts of a wrapped model are run once, on real inputs, and their FLOPs counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ponder.checks import check_masks, check_type
+from ponder.cost.breakdown import Cost
+from ponder.cost.flops import counted
+from ponder.errors import ArgumentError
+from ponder.padding import Padding
+from ponder.rows import Tree, check_rows, map_tensors, take_rows, tensors
+from ponder.source import ModelSource, Parts, call_stem
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["measure", "measure_each"]
+
+_T = TypeVar("_T")
+
+
+@torch.inference_mode()
+def measure(model: PonderWrapper, inputs: Tree, **context: Any) -> Cost:
+    """FLOPs per example of every part of `model` on a batch, in evaluation mode; the model is left as it was.
+
+    Padding is computed, and so it is counted: pass one example, or examples of one length, or see `measure_each`.
+
+    Args:
+        model: A wrapped model.
+        inputs: As for a call of the model, `(batch, …)`, with one row or more.
+        context: As for a call.
+
+    Example:
+        >>> model = ponder.PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
+        >>> cost = measure(model, torch.randn(5, 8))
+        >>> cost.steps, cost.head
+        ((128.0, 128.0, 128.0, 128.0), 48.0)
+    """
+    check_type("model", model, PonderWrapper)
+    check_masks(context)
+    with _evaluating(model):
+        (hidden, context_of_steps, size), stem = _run(lambda: call_stem(model.stem, inputs, context))
+        if not size:
+            raise ArgumentError("inputs", expected="one row or more", got="none", remedy="Pass an example.")
+        parts = Parts(model.steps, model.readout, model.head, model.lambda_head, padding=model.padding)
+        source, first = _run(
+            lambda: ModelSource(parts, hidden, context_of_steps, use_hazard=model.lambda_head is not None)
+        )
+        steps, readouts, heads, hazards = [], [], [], [0]
+        for step in range(1, model.num_steps + 1):
+            steps.append(_run(lambda step=step: source.advance(step))[1])  # type: ignore[misc]
+            readouts.append(_run(source.features)[1])
+            heads.append(_run(source.output)[1])
+            if model.lambda_head is not None:
+                hazards.append(_run(source.hazard_logit)[1])
+
+    def each(flops: list[int]) -> tuple[float, ...]:
+        return tuple(count / size for count in flops)
+
+    return Cost(stem / size, each(steps), each(readouts), each(heads), hazards[-1] / size, first / size)
+
+
+def measure_each(
+    model: PonderWrapper, inputs: Tree, *, padding: Padding | None = None, **context: Any
+) -> tuple[Cost, ...]:
+    """The cost of every example at its true length, as if it came alone and without padding.
+
+    Each length in the batch is measured once, on real calls.
+
+    Args:
+        model: A wrapped model.
+        inputs: As for a call of the model, padded on the right.
+        padding: Where the lengths lie; the model's own where None.
+        context: As for a call, with the mask that `padding` names.
+
+    Returns:
+        One cost a row; rows of one length share it.
+    """
+    check_type("model", model, PonderWrapper)
+    padding = model.padding if padding is None else padding
+    if padding is None:
+        raise ArgumentError(
+            "padding",
+            expected="a ponder.padding.Padding, since the model declares none",
+            got=None,
+            remedy="Pass padding=Padding(), say, or measure each example alone with ponder.cost.measure.",
+        )
+    size, lengths = check_rows("inputs", inputs), padding.lengths(context)
+    if lengths is None:
+        raise ArgumentError(
+            padding.mask, expected="a mask (batch, length)", got=None, remedy="Pass the mask that the padding names."
+        )
+    of_length: dict[int, Cost] = {}
+    for row, length in enumerate(lengths.tolist()):
+        if length not in of_length:
+            alone, of_alone = _alone(model, inputs, context, padding, row, length)
+            of_length[length] = measure(model, alone, **of_alone)
+    return tuple(of_length[length] for length in lengths.tolist()[:size])
+
+
+def _alone(
+    model: PonderWrapper, inputs: Tree, context: dict[str, Any], padding: Padding, row: int, length: int
+) -> tuple[Tree, dict[str, Any]]:
+    """One row, and its context, up to its length."""
+    device = next(tensor.device for _, tensor in tensors(inputs))
+    inputs, context = take_rows((inputs, context), torch.tensor([row], device=device))
+    if model.stem is None:
+        return padding.trim(inputs, context, length)
+    inputs = map_tensors(lambda t: t if padding.of_inputs(t) is None else padding.inputs.narrow(t, length), inputs)
+    return inputs, padding.trim((), context, length)[1]
+
+
+def _run(call: Callable[[], _T]) -> tuple[_T, int]:
+    """What a call gives, and its FLOPs."""
+    with counted() as flops:
+        result = call()
+    return result, flops.total
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module has its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,146 @@
+"""Speed-ups: in steps, in FLOPs and in wall-clock. They are three quantities, and each is named wherever it stands."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder.cost.breakdown import Cost
+from ponder.errors import ArgumentError
+
+__all__ = ["SpeedUp", "WallClock", "speed_up", "wall_clock"]
+
+
+@dataclass(frozen=True)
+class WallClock:
+    """Ratios of seconds, of the plain model by the wrapped one, over pairs of runs.
+
+    Args:
+        median: Of the pairs.
+        low: The lowest.
+        high: The highest.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times cheaper exiting is than the plain model; None where it was not measured.
+
+    Args:
+        steps: N ÷ mean exit step. It leaves out stem, heads and readouts.
+        flops: FLOPs of the plain model ÷ FLOPs to the exits, over all examples, with all that the policy reads.
+        wall_clock: Seconds of the plain model ÷ seconds to the exits, on one device at one batch size.
+
+    Example:
+        >>> print(SpeedUp(steps=2.0, flops=1.9, wall_clock=WallClock(1.7, 1.6, 1.8)))
+        ×2.00 in steps, ×1.90 in FLOPs, ×1.70 (1.60–1.80) in wall-clock
+    """
+
+    steps: float | None = None
+    flops: float | None = None
+    wall_clock: WallClock | None = None
+
+    def __str__(self) -> str:
+        named = [f"×{self.steps:.2f} in steps"] if self.steps is not None else []
+        if self.flops is not None:
+            named.append(f"×{self.flops:.2f} in FLOPs")
+        if (clock := self.wall_clock) is not None:
+            named.append(f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) in wall-clock")
+        return ", ".join(named) or "not measured"
+
+
+def speed_up(
+    exit_step: Tensor,
+    num_steps: int,
+    *,
+    costs: Cost | Sequence[Cost] | None = None,
+    needs: Iterable[str] = (),
+    wall_clock: WallClock | None = None,
+) -> SpeedUp:
+    """The speed-up of exits over the plain model.
+
+    Args:
+        exit_step: Where each example left, `(batch,)`, 1-based.
+        num_steps: N.
+        costs: For the speed-up in FLOPs: the cost of all examples, or one for each (`measure_each`).
+        needs: What the policy reads: `policy.needs`.
+        wall_clock: Of `wall_clock`, to stand beside the others.
+
+    Example:
+        >>> print(speed_up(torch.tensor([1, 2, 3, 6]), 6))
+        ×2.00 in steps
+    """
+    if exit_step.dim() != 1 or not len(exit_step) or not 1 <= int(exit_step.min()) <= int(exit_step.max()) <= num_steps:
+        raise ArgumentError(
+            "exit_step",
+            expected=f"one step in 1..{num_steps} for each of one or more examples",
+            got=exit_step.tolist(),
+            remedy="Pass the exit steps of all examples: out.exit_step.",
+        )
+    in_flops = None if costs is None else _in_flops(exit_step, num_steps, costs, needs)
+    return SpeedUp(num_steps / exit_step.double().mean().item(), in_flops, wall_clock)
+
+
+def _in_flops(exit_step: Tensor, num_steps: int, costs: Cost | Sequence[Cost], needs: Iterable[str]) -> float:
+    needs, steps = frozenset(needs), exit_step.tolist()
+    each = [costs] * len(steps) if isinstance(costs, Cost) else list(costs)
+    if len(each) != len(steps) or any(cost.num_steps != num_steps for cost in each):
+        raise ArgumentError(
+            "costs",
+            expected=f"one Cost of {num_steps} steps, or one for each of {len(steps)} examples",
+            got=f"{len(each)}, of {sorted({cost.num_steps for cost in each})} steps",
+            remedy="Measure the model and the examples that the exit steps are of.",
+        )
+    exits = sum(float(cost.of(needs, step)) for cost, step in zip(each, steps, strict=True))
+    return sum(cost.plain for cost in each) / exits
+
+
+def wall_clock(
+    plain: Callable[[], object], wrapped: Callable[[], object], *, pairs: int = 5, warm_up: int = 1
+) -> WallClock:
+    """How many times longer `plain` takes than `wrapped`: each pair is timed in turn, and every other one swapped.
+
+    Accelerators are waited for. Load from elsewhere that lasts longer than a pair cancels out.
+
+    Args:
+        plain: The work that is compared with, repeated enough to take some milliseconds.
+        wrapped: The same work with exits.
+        pairs: Number of pairs, ≥ 1.
+        warm_up: Untimed runs of each before, ≥ 0.
+    """
+    for argument, count, least in (("pairs", pairs, 1), ("warm_up", warm_up, 0)):
+        if count < least:
+            raise ArgumentError(argument, expected=f"≥ {least}", got=count, remedy=f"Pass {argument}={least} or more.")
+    for _ in range(warm_up):
+        plain(), wrapped()
+    ratios = []
+    for pair in range(pairs):
+        if pair % 2:
+            after = _seconds(wrapped)
+            ratios.append(_seconds(plain) / after)
+        else:
+            before = _seconds(plain)
+            ratios.append(before / _seconds(wrapped))
+    return WallClock(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    _wait()
+    start = time.perf_counter()
+    call()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
