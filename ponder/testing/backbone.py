@@ -62,8 +62,8 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     if size < 2:
         raise ArgumentError("inputs", expected="two rows or more", got=size, remedy="Pass a batch of some examples.")
     check_rows("context", context, size)
-    with private_randomness(0), _evaluating(model), torch.no_grad():
-        case = _Case(model, inputs, context, size)
+    case = _Case(model, inputs, context, size)
+    with private_randomness(0, case.device), _evaluating(model), torch.no_grad():
         whole = case.unroll(torch.arange(size))
         _check_identity(case, whole)
         _check_rows_alone(case, whole)
@@ -95,20 +95,24 @@ class _Case:
     context: dict[str, Any]
     size: int
 
+    @property
+    def device(self) -> torch.device:
+        return next(tensor.device for _, tensor in tensors(self.inputs))
+
     def unroll(self, rows: Tensor) -> Trajectory:
         inputs, context = take_rows((self.inputs, self.context), self._on_device(rows))
-        with private_randomness(2):  # another seed than for running: noise in the model must show
+        with private_randomness(2, self.device):  # another seed than for running: noise in the model must show
             return self.model.unroll(inputs, row_ids=rows, keep_features=True, **context)
 
     def run(self, policy: ExitPolicy, rows: Tensor | None = None) -> Exits:
         rows = torch.arange(self.size) if rows is None else rows
         inputs, context = take_rows((self.inputs, self.context), self._on_device(rows))
-        with private_randomness(1):
+        with private_randomness(1, self.device):
             out = self.model(inputs, policy=policy, row_ids=rows, **context)
         return Exits(out.outputs, out.exit_step)
 
     def _on_device(self, rows: Tensor) -> Tensor:
-        return rows.to(next(tensor.device for _, tensor in tensors(self.inputs)))
+        return rows.to(self.device)
 
 
 def _check_identity(case: _Case, whole: Trajectory) -> None:
@@ -163,7 +167,7 @@ def _replayed(whole: Trajectory, policy: ExitPolicy, shift: float) -> Exits:
     def shifted(tensor: Tensor) -> Tensor:
         return tensor * (1 + shift) + shift if tensor.is_floating_point() else tensor
 
-    with private_randomness(1):
+    with private_randomness(1, whole.outputs.device):
         return whole.map(shifted).replay(policy)
 
 

@@ -12,19 +12,26 @@ __all__ = ["generator", "private_randomness"]
 
 
 @contextlib.contextmanager
-def private_randomness(seed: int) -> Iterator[None]:
-    """The global generators of PyTorch (CPU) and Python, seeded inside and restored behind.
+def private_randomness(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """The global generators of PyTorch and Python, seeded inside and restored behind.
 
     What is checked may draw from them; it must not change what the caller draws next.
+
+    Args:
+        seed: Of all of them.
+        device: Where the model is, if not on the CPU; the generators of all CUDA devices take part where it is one.
     """
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
-    try:
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
+    on_cuda = device is not None and device.type == "cuda"
+    state = random.getstate()
+    with torch.random.fork_rng(list(range(torch.cuda.device_count())) if on_cuda else []):
+        try:
+            torch.default_generator.manual_seed(seed)
+            if on_cuda:
+                torch.cuda.manual_seed_all(seed)
+            random.seed(seed)
+            yield
+        finally:
+            random.setstate(state)
 
 
 def generator(seed: int) -> torch.Generator:
