@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.glue import metrics
 from benchmarks.glue.tasks import GlueTask
 from benchmarks.glue.training import Collator, answers
 from ponder import Trajectory
+from ponder.cost import Cost, measure, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy, LastStep
 
@@ -109,33 +107,39 @@ def measure_speed_ups(
     baseline = model if baseline is None else baseline
     timed = _spread(batches(data, collate, batch_size, model.device), max_batches)
     single = _spread(batches(data, collate, 1, model.device), max_counted)
-    full_flops = sum(_count_flops(baseline, batch, LastStep()) for batch in single)
-    _seconds(baseline, timed, LastStep()), _seconds(model, timed, policy)  # warm up
-    ratios = [_seconds(baseline, timed, LastStep()) / _seconds(model, timed, policy) for _ in range(pairs)]
+    full_flops = sum(cost.plain for cost in _costs(baseline, single))
+    clock = wall_clock(lambda: _run(baseline, timed, LastStep()), lambda: _run(model, timed, policy), pairs=pairs)
     return {
         "steps": model.ponder.num_steps / mean_exit_step,
-        "flops": full_flops / sum(_count_flops(model, batch, policy) for batch in single),
-        "wall_clock": statistics.median(ratios),
-        "wall_clock_range": [min(ratios), max(ratios)],
+        "flops": full_flops / _flops_to_the_exits(model, single, policy),
+        "wall_clock": clock.median,
+        "wall_clock_range": [clock.low, clock.high],
         "wall_clock_batch_size": batch_size,
         "threads": torch.get_num_threads(),
     }
 
 
 @torch.inference_mode()
-def _seconds(model: PonderForSequenceClassification, timed: Sequence[Batch], policy: ExitPolicy) -> float:
-    start = time.perf_counter()
-    for batch in timed:
-        out = model(**_unlabelled(batch), policy=policy)
-        out.logits.sum().item()  # wait for the device
-    return time.perf_counter() - start
+def _run(model: PonderForSequenceClassification, data: Sequence[Batch], policy: ExitPolicy) -> list[torch.Tensor]:
+    """The exit steps of each batch."""
+    return [model(**_unlabelled(batch), policy=policy).exit_step for batch in data]
 
 
-@torch.inference_mode()
-def _count_flops(model: PonderForSequenceClassification, batch: Batch, policy: ExitPolicy) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model(**_unlabelled(batch), policy=policy)
-    return int(counter.get_total_flops())
+def _costs(model: PonderForSequenceClassification, single: Sequence[Batch]) -> list[Cost]:
+    """The cost of each example of batches of one; it depends on the length alone."""
+    of_length: dict[int, Cost] = {}
+    for batch in single:
+        length = batch["input_ids"].shape[1]
+        if length not in of_length:
+            context = {name: batch.get(name) for name in ("attention_mask", "token_type_ids")}
+            of_length[length] = measure(model.ponder, batch["input_ids"], **context)
+    return [of_length[batch["input_ids"].shape[1]] for batch in single]
+
+
+def _flops_to_the_exits(model: PonderForSequenceClassification, single: Sequence[Batch], policy: ExitPolicy) -> float:
+    exits = _run(model, single, policy)
+    costs = _costs(model, single)
+    return sum(cost.of(policy.needs, step).item() for cost, step in zip(costs, exits, strict=True))
 
 
 def _unlabelled(batch: Batch) -> Batch:
