@@ -60,7 +60,7 @@ def check_policy(
         >>> from ponder.testing import check_policy
         >>> check_policy(policies.Quantile(0.5))
     """
-    with private_randomness(0):
+    with private_randomness(0), torch.no_grad():
         check_frozen("policy", policy, ExitPolicy)
         check_needs(policy, READINGS)
         policy.check(Setting(num_steps, task, has_hazard=True))
@@ -261,12 +261,11 @@ def _check_replay(policy: ExitPolicy, sizes: Sizes) -> None:
         model = toy_model(sizes, policy)
     inputs = torch.randn(16, sizes.width, generator=generator(6), dtype=torch.float64)
     ids = torch.arange(50, 66)
-    with torch.no_grad():
-        with private_randomness(4):
-            ran = model(inputs, row_ids=ids)
-        trajectory = model.unroll(inputs, row_ids=ids, keep_features=True)
-        with private_randomness(4):
-            replayed = trajectory.replay(policy)
+    with private_randomness(4):
+        ran = model(inputs, row_ids=ids)
+    trajectory = model.unroll(inputs, row_ids=ids, keep_features=True)
+    with private_randomness(4):
+        replayed = trajectory.replay(policy)
     _check_range(policy, ran.exit_step, sizes.num_steps)
     require(
         torch.equal(ran.exit_step, replayed.exit_step) and close(ran.outputs, replayed.outputs, _TOLERANCE),
