@@ -1,6 +1,6 @@
 """Adaptive computation for PyTorch encoders: learn, per example, when to stop."""
 
-from ponder import calibration, objectives, policies, priors, readouts, recipes
+from ponder import calibration, cost, objectives, policies, priors, readouts, recipes
 from ponder.calibration import Calibration, RiskControl, calibrate, control_risk
 from ponder.distributions import StepDistribution
 from ponder.errors import PonderError
@@ -39,6 +39,7 @@ __all__ = [
     "calibrate",
     "calibration",
     "control_risk",
+    "cost",
     "load",
     "objectives",
     "parameter_groups",

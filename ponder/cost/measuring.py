@@ -85,7 +85,7 @@ def measure_each(
     if padding is None:
         raise ArgumentError(
             "padding",
-            expected="a ponder.padding.Padding, since the model declares none",
+            expected="a ponder.Padding, since the model declares none",
             got=None,
             remedy="Pass padding=Padding(), say, or measure each example alone with ponder.cost.measure.",
         )
