@@ -123,7 +123,8 @@ def _check_identity(case: _Case, whole: Trajectory) -> None:
         "the backbone",
         "with LastStep() the outputs are those of the last step of unroll",
         f"they differ by {_distance(full.outputs, whole.outputs[:, -1])}",
-        "Keep no state in the stem, the steps and the heads, and draw no random numbers in evaluation mode.",
+        "Keep no state in the parts, draw no random numbers in evaluation mode, and set that mode on modules that "
+        "the wrapper does not own.",
     )
 
 
