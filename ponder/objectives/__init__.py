@@ -4,6 +4,8 @@ from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.objectives.deep_supervision import DeepSupervision
 from ponder.objectives.distillation import Distillation
 from ponder.objectives.final_step import FinalStep
+from ponder.objectives.mutual import MutualDistillation
+from ponder.objectives.one_step import OneStep
 from ponder.objectives.ponder import Ponder
 from ponder.objectives.weighted import Weighted
 
@@ -11,7 +13,9 @@ __all__ = [
     "DeepSupervision",
     "Distillation",
     "FinalStep",
+    "MutualDistillation",
     "Objective",
+    "OneStep",
     "Ponder",
     "Unrolled",
     "Weighted",

@@ -1,5 +1,6 @@
 """Priors over the halting step: a frozen dataclass each, one file a family."""
 
+from ponder.priors.at_depth import AtDepth
 from ponder.priors.base import MeanParameter, Prior, PriorWeights, registry
 from ponder.priors.categorical import Categorical
 from ponder.priors.discretised import Normal, Poisson
@@ -10,6 +11,7 @@ from ponder.priors.mean import for_mean
 from ponder.priors.uniform import Uniform
 
 __all__ = [
+    "AtDepth",
     "Categorical",
     "Empirical",
     "Geometric",

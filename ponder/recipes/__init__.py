@@ -1,8 +1,13 @@
 """Recipes: named combinations, one file a family."""
 
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry
+from ponder.recipes.leebert import leebert
 from ponder.recipes.pabee import pabee
+from ponder.recipes.palbert_deep import palbert_deep
+from ponder.recipes.palbert_distill import palbert_distill
+from ponder.recipes.palbert_prior import palbert_prior
 from ponder.recipes.pondering import palbert, pondernet
+from ponder.recipes.static import static
 from ponder.recipes.two_stage import deebert, fastbert
 from ponder.recipes.vanilla import vanilla
 
@@ -14,11 +19,16 @@ __all__ = [
     "fastbert",
     "freeze_for",
     "get",
+    "leebert",
     "names",
     "pabee",
     "palbert",
+    "palbert_deep",
+    "palbert_distill",
+    "palbert_prior",
     "pondernet",
     "register",
+    "static",
     "vanilla",
 ]
 

@@ -58,7 +58,8 @@ class Recipe:
         prior: The prior of the halting step, or None.
         per_step_heads: One head a step, or one shared by all.
         own_lambda_lr: Whether the Lambda head has a learning rate of its own.
-        tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them.
+        tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they
+            mean any encoder's own steps.
     """
 
     name: str
@@ -69,14 +70,15 @@ class Recipe:
     prior: Prior | None = None
     per_step_heads: bool = False
     own_lambda_lr: bool = False
-    tuned_for: int = 12
+    tuned_for: int | None = 12
 
     def for_steps(self, num_steps: int) -> Recipe:
         """The recipe for an encoder of `num_steps` steps: what its paper tuned is scaled."""
+        tuned_for = num_steps if self.tuned_for is None else self.tuned_for
         return dataclasses.replace(
             self,
-            policy=self.policy.rescaled(self.tuned_for, num_steps),
-            prior=None if self.prior is None else self.prior.rescaled(self.tuned_for, num_steps),
+            policy=self.policy.rescaled(tuned_for, num_steps),
+            prior=None if self.prior is None else self.prior.rescaled(tuned_for, num_steps),
             tuned_for=num_steps,
         )
 

@@ -81,6 +81,10 @@ OBJECTIVES = [
     Example("distillation", {"temperature": 2.0, "weight": 0.7}),
     Example("distillation", {"temperature": 3.0}, task="multilabel"),
     Example("distillation", {}, task="regression"),
+    Example("mutual-distillation", {"temperature": 2.0}),
+    Example("mutual-distillation", {}, task="regression"),
+    Example("mutual-distillation", {"temperature": 0.5}, task="multilabel"),
+    Example("one-step", {"step": 1}),
     Example(
         "weighted",
         {"objectives": (objectives.Ponder(0.2), objectives.FinalStep()), "weights": (0.5, 2.0)},
@@ -88,6 +92,8 @@ OBJECTIVES = [
 ]
 
 PRIORS = [
+    Example("at-depth", {"depth": 0.3}),
+    Example("at-depth", {"depth": 0.7, "family": "poisson"}),
     Example("geometric", {"rate": 0.1}),
     Example("geometric", {"rate": 0.9}),
     Example("uniform"),
@@ -102,6 +108,12 @@ PRIORS = [
 RECIPES = [
     Example("vanilla"),
     Example("pondernet", {"beta": 0.1}),
+    Example("leebert", {"weight": 0.5}),
+    Example("palbert-deep"),
+    Example("palbert-deep", {"per_step_heads": True}),
+    Example("palbert-distill"),
+    Example("palbert-prior", {"depth": 0.3}),
+    Example("static", {"k": 2}),
     Example("palbert"),
     Example("palbert", {"q_exit": False}),
     Example("palbert", {"own_lambda_lr": False, "deep_lambda": False, "hidden_concat": False}),

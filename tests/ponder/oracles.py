@@ -129,7 +129,22 @@ def _learned(steps: int, /, num_steps: int, initial: Spec | None) -> list[float]
     return prior(initial or {"name": "uniform"}, steps)
 
 
+def _at_depth(num_steps: int, depth: float, family: str) -> list[float]:
+    """The family's member with mean 1 + depth (N − 1), by halving an interval of its parameter."""
+    low, high = {"geometric": (1e-12, 1 - 1e-12), "poisson": (1 + 1e-12, 3.0 * num_steps + 9)}[family]
+    wanted = 1 + depth * (num_steps - 1)
+    for _ in range(200):
+        middle = (low + high) / 2
+        p = _geometric(num_steps, middle) if family == "geometric" else _poisson(num_steps, middle)
+        if (mean(p) < wanted) == (family == "poisson"):
+            low = middle
+        else:
+            high = middle
+    return p
+
+
 PRIORS: dict[str, Callable[..., list[float]]] = {
+    "at-depth": _at_depth,
     "geometric": _geometric,
     "uniform": _uniform_prior,
     "poisson": _poisson,
@@ -213,6 +228,17 @@ def _distillation(row: Spec, temperature: float, weight: float) -> float:
     return weight * math.fsum(losses) / len(losses)
 
 
+def _mutual(row: Spec, temperature: float) -> float:
+    outputs = row["outputs"]
+    pairs = [(s, t) for i, s in enumerate(outputs) for j, t in enumerate(outputs) if i != j]
+    losses = [distillation_loss(row["task"], student, teacher, temperature) for student, teacher in pairs]
+    return math.fsum(losses) / max(len(losses), 1)
+
+
+def _one_step(row: Spec, step: int) -> float:
+    return float(row["losses"][step - 1])
+
+
 def _weighted(row: Spec, objectives: Sequence[Spec], weights: Sequence[float]) -> float:
     return math.fsum(w * objective(o, row) for o, w in zip(objectives, weights, strict=True))
 
@@ -222,6 +248,8 @@ OBJECTIVES: dict[str, Callable[..., float]] = {
     "deep-supervision": _deep_supervision,
     "final-step": _final_step,
     "distillation": _distillation,
+    "mutual-distillation": _mutual,
+    "one-step": _one_step,
     "weighted": _weighted,
 }
 

@@ -159,9 +159,7 @@ def test_combinations_and_whole_knobs() -> None:
     trajectory = recorded(300)
     done = ponder.control_risk(trajectory, Patience, level=0.6)
     assert [value for value, _, _ in done.policy.path][:2] == [5, 4]
-    both = ponder.control_risk(
-        trajectory, lambda q: Quantile(q) | Confidence(0.99), level=0.6, grid=[0.1, 0.5, 0.9]
-    )
+    both = ponder.control_risk(trajectory, lambda q: Quantile(q) | Confidence(0.99), level=0.6, grid=[0.1, 0.5, 0.9])
     assert both.policy.path[0][0] == 0.9
     unknown = ponder.control_risk(  # two parts are turned, so the direction is looked up in the exits
         trajectory, lambda q: Quantile(q) | Confidence(q), level=0.6, grid=[0.9, 0.5, 0.1]

@@ -15,7 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ponder
 from ponder import policies
 from ponder.policies import Expected, Setting
 from tests.ponder import oracles

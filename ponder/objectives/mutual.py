@@ -1,0 +1,42 @@
+"""Mutual distillation: every step learns from all the others (LeeBERT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder.errors import ArgumentError
+from ponder.objectives.base import Objective, Unrolled, registry
+
+__all__ = ["MutualDistillation"]
+
+
+@registry.register("mutual-distillation")
+@dataclass(frozen=True)
+class MutualDistillation(Objective):
+    r"""Mean over pairs n ≠ m of the distillation loss of step n against step m as a detached teacher.
+
+    LeeBERT (Zhu 2021, Section 3.3) lets every exit teach every other and learns the weights of the pairs; here they
+    weigh the same. Losses per pair are those of `Distillation`.
+
+    Args:
+        temperature: T > 0.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < float("inf"):
+            raise ArgumentError("temperature", expected="> 0", got=self.temperature, remedy="Pass 1.0, say.")
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        outputs = unrolled.outputs
+        batch, steps = outputs.shape[:2]
+        if steps == 1:
+            return 0.0 * unrolled.losses[:, -1]
+        students, teachers = (~torch.eye(steps, dtype=torch.bool, device=outputs.device)).nonzero(as_tuple=True)
+        student, teacher = outputs[:, students].flatten(0, 1), outputs.detach()[:, teachers].flatten(0, 1)
+        losses = unrolled.task.distillation_losses(student, teacher, self.temperature)
+        return losses.reshape(batch, -1).mean(1)

@@ -1,0 +1,41 @@
+"""The loss of one step: an encoder that is cut short."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ponder.errors import ArgumentError
+from ponder.objectives.base import Objective, Unrolled, registry
+
+__all__ = ["OneStep"]
+
+
+@registry.register("one-step")
+@dataclass(frozen=True)
+class OneStep(Objective):
+    """ℓ_k, as if the encoder ended after step k; steps behind it learn nothing.
+
+    Args:
+        step: k, from 1 to the number of steps.
+    """
+
+    step: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
+            raise ArgumentError(
+                "step", expected="a whole number ≥ 1", got=repr(self.step), remedy="Steps count from 1."
+            )
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        steps = unrolled.losses.shape[1]
+        if self.step > steps:
+            raise ArgumentError(
+                "step",
+                expected=f"a step from 1 to {steps}",
+                got=self.step,
+                remedy="Choose one that the encoder has.",
+            )
+        return unrolled.losses[:, self.step - 1]

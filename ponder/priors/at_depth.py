@@ -1,0 +1,43 @@
+"""A prior by its mean: the member of a family that expects exits at a given share of the depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder.errors import ArgumentError
+from ponder.priors.base import Prior, registry
+from ponder.priors.mean import for_mean
+
+__all__ = ["AtDepth"]
+
+
+@registry.register("at-depth")
+@dataclass(frozen=True)
+class AtDepth(Prior):
+    """The prior of `family` whose mean step is 1 + depth · (N − 1), whatever N is.
+
+    Args:
+        depth: In (0, 1): 0 is the first step, 1 the last.
+        family: Registered name of a family that one parameter makes, for `for_mean`.
+
+    Example:
+        >>> AtDepth(0.5)(13).mean
+        tensor(7.0000)
+    """
+
+    depth: float
+    family: str = "geometric"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.depth, bool) or not isinstance(self.depth, int | float) or not 0.0 < self.depth < 1.0:
+            raise ArgumentError("depth", expected="a share in (0, 1)", got=repr(self.depth), remedy="Pass 0.5, say.")
+        registry.find(self.family)
+
+    def log_pmf(self, num_steps: int) -> Tensor:
+        """See `Prior.log_pmf`."""
+        if num_steps == 1:
+            return torch.zeros(1, dtype=torch.float64)
+        return for_mean(self.family, 1.0 + self.depth * (num_steps - 1), num_steps).log_pmf(num_steps)

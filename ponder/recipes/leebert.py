@@ -1,0 +1,26 @@
+"""LeeBERT: per-step heads that teach one another, and patience."""
+
+from ponder.objectives import DeepSupervision, MutualDistillation
+from ponder.policies import Patience
+from ponder.recipes.base import Recipe, Stage, registry
+
+__all__ = ["leebert"]
+
+
+@registry.register("leebert")
+def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, tolerance: float = 0.1) -> Recipe:
+    """In the style of LeeBERT: PABEE plus distillation between all steps, with equal weights.
+
+    Args:
+        weight: Of the distillation.
+        temperature: Of the distillation.
+        patience: Agreements in a row, for 12 steps.
+        tolerance: What counts as agreement in regression, in the unit of the labels.
+    """
+    return Recipe(
+        name="leebert",
+        paper="Zhu 2021",
+        stages=(Stage(DeepSupervision("linear") + weight * MutualDistillation(temperature)),),
+        policy=Patience(patience, tolerance),
+        per_step_heads=True,
+    )

@@ -1,0 +1,23 @@
+"""PALBERT with self-distillation: earlier steps learn from the last."""
+
+from dataclasses import replace
+
+from ponder.objectives import Distillation, Ponder
+from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.pondering import palbert
+
+__all__ = ["palbert_distill"]
+
+
+@registry.register("palbert-distill")
+def palbert_distill(weight: float = 1.0, temperature: float = 2.0, *, beta: float = 0.5, q: float = 0.5) -> Recipe:
+    """PALBERT plus distillation from the last step.
+
+    Args:
+        weight: Of the distillation.
+        temperature: Of the distillation.
+        beta: As in `palbert`.
+        q: As in `palbert`.
+    """
+    objective = Ponder(beta) + Distillation(temperature, weight)
+    return replace(palbert(beta=beta, q=q), name="palbert-distill", stages=(Stage(objective),))
