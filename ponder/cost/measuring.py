@@ -89,7 +89,8 @@ def measure_each(
             got=None,
             remedy="Pass padding=Padding(), say, or measure each example alone with ponder.cost.measure.",
         )
-    size, lengths = check_rows("inputs", inputs), padding.lengths(context)
+    check_rows("context", context, check_rows("inputs", inputs))
+    lengths = padding.lengths(context)
     if lengths is None:
         raise ArgumentError(
             padding.mask, expected="a mask (batch, length)", got=None, remedy="Pass the mask that the padding names."
@@ -99,7 +100,7 @@ def measure_each(
         if length not in of_length:
             alone, of_alone = _alone(model, inputs, context, padding, row, length)
             of_length[length] = measure(model, alone, **of_alone)
-    return tuple(of_length[length] for length in lengths.tolist()[:size])
+    return tuple(of_length[length] for length in lengths.tolist())
 
 
 def _alone(

@@ -218,6 +218,8 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure_each(model, torch.randn(2, 5))
     with refused("attention_mask"):
         measure_each(model, torch.randn(2, 5), padding=Padding())
+    with refused("context['attention_mask']"):
+        measure_each(model, torch.randn(2, 5), padding=Padding(), attention_mask=torch.ones(3, 5))
 
 
 # Exits, overhead, break-even
