@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -30,6 +31,8 @@ class LambdaHead(nn.Module):
             paper's Eq. 3), or ``"zeros"``.
         activation: Between the layers: ``"tanh"``, ``"relu"`` or ``"gelu"``.
         dropout: Probability of dropping an input of a layer, in [0, 1).
+        start: About what hazard a new head gives, in (0, 1); 0.5 leaves the last bias as PyTorch draws it. The
+            prior's hazard is a start from which the divergence has nothing to repair.
 
     Shape:
         features of `history` steps, concatenated, `(batch, history · width)` → hazard logits `(batch,)`.
@@ -44,6 +47,7 @@ class LambdaHead(nn.Module):
         initial: Literal["stem", "zeros"] = "stem",
         activation: Literal["tanh", "relu", "gelu"] = "tanh",
         dropout: float = 0.0,
+        start: float = 0.5,
     ) -> None:
         super().__init__()
         for argument, count in (("width", width), ("layers", layers), ("history", history)):
@@ -67,12 +71,17 @@ class LambdaHead(nn.Module):
             )
         if not 0.0 <= dropout < 1.0:
             raise ArgumentError("dropout", expected="a number in [0, 1)", got=dropout, remedy="Pass dropout=0.1, say.")
+        if not 0.0 < start < 1.0:
+            raise ArgumentError("start", expected="a hazard in (0, 1)", got=start, remedy="Pass start=0.1, say.")
         self.width, self.history, self.initial = width, history, initial
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []
         for size in sizes[:-1]:
             modules += [nn.Dropout(dropout), nn.Linear(size, width), _ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), nn.Linear(sizes[-1], 1))
+        last = nn.Linear(sizes[-1], 1)
+        with torch.no_grad():
+            last.bias += math.log(start) - math.log1p(-start)
+        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`, from concatenated features, `(batch, history · width)`."""

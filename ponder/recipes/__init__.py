@@ -7,6 +7,7 @@ from ponder.recipes.palbert_deep import palbert_deep
 from ponder.recipes.palbert_distill import palbert_distill
 from ponder.recipes.palbert_prior import palbert_prior
 from ponder.recipes.pondering import palbert, pondernet
+from ponder.recipes.ponder import ponder
 from ponder.recipes.static import static
 from ponder.recipes.two_stage import deebert, fastbert
 from ponder.recipes.vanilla import vanilla
@@ -26,6 +27,7 @@ __all__ = [
     "palbert_deep",
     "palbert_distill",
     "palbert_prior",
+    "ponder",
     "pondernet",
     "register",
     "static",

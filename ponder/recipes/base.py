@@ -23,12 +23,21 @@ registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
 
 @dataclass(frozen=True)
 class LambdaSpec:
-    """The shape of a Lambda head; fields as in `ponder.LambdaHead`."""
+    """The shape of a Lambda head; fields as in `ponder.LambdaHead`.
+
+    Args:
+        layers: Number of linear layers.
+        history: Steps whose features it reads.
+        initial: What stands for steps before the first.
+        activation: Between the layers.
+        start: Hazard of a new head: ``"half"``, or ``"prior"``, the prior's at step 1.
+    """
 
     layers: int = 1
     history: int = 1
     initial: Literal["stem", "zeros"] = "stem"
     activation: Literal["tanh", "relu", "gelu"] = "tanh"
+    start: Literal["half", "prior"] = "half"
 
 
 @dataclass(frozen=True)
@@ -97,9 +106,12 @@ class Recipe:
         def head() -> nn.Module:
             return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))
 
+        made = PerStep(head() for _ in range(num_steps)) if self.per_step_heads else head()
         spec = self.lambda_head
-        hazards = None if spec is None else LambdaHead(width, **dataclasses.asdict(spec))
-        return (PerStep(head() for _ in range(num_steps)) if self.per_step_heads else head()), hazards
+        if spec is None:
+            return made, None
+        start = 0.5 if spec.start == "half" or self.prior is None else float(self.prior(num_steps).pmf[0])
+        return made, LambdaHead(width, **{**dataclasses.asdict(spec), "start": min(max(start, 1e-4), 1 - 1e-4)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

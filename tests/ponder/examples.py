@@ -113,6 +113,8 @@ RECIPES = [
     Example("palbert-deep", {"per_step_heads": True}),
     Example("palbert-distill"),
     Example("palbert-prior", {"depth": 0.3}),
+    Example("ponder"),
+    Example("ponder", {"per_step_heads": False, "start": False}),
     Example("static", {"k": 2}),
     Example("palbert"),
     Example("palbert", {"q_exit": False}),

@@ -153,3 +153,13 @@ def test_heads_are_counted() -> None:
 def test_a_head_is_one_module(head: object) -> None:
     with refused("head", type(head).__name__, type_error=True):
         wrap(make_toy("shared"), head=head)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_new_head_starts_at_the_hazard_that_is_asked_for(layers: int) -> None:
+    torch.manual_seed(0)
+    hazards = [LambdaHead(32, layers, start=0.05)(torch.randn(64, 32)).sigmoid().mean().item() for _ in range(8)]
+    assert sum(hazards) / 8 == pytest.approx(0.05, abs=0.02)
+    for wrong in (0.0, 1.0, -1.0):
+        with refused("start"):
+            LambdaHead(32, start=wrong)

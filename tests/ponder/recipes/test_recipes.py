@@ -182,3 +182,12 @@ def test_unknown_names_and_foreign_data_are_refused() -> None:
     ):
         with refused("data", "Recipe.to_dict()"):
             Recipe.from_dict(data)
+
+
+def test_a_lambda_head_may_start_at_the_priors_hazard() -> None:
+    recipe = recipes.get("ponder").for_steps(6)
+    _, started = recipe.make_heads(32, 2, 6)
+    _, plain = recipes.get("ponder", start=False).for_steps(6).make_heads(32, 2, 6)
+    features, hazard = torch.randn(200, 64), recipe.prior(6).pmf[0].item()
+    assert started(features).sigmoid().mean().item() == pytest.approx(hazard, abs=0.05)
+    assert plain(features).sigmoid().mean().item() == pytest.approx(0.5, abs=0.1)

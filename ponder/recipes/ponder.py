@@ -1,0 +1,45 @@
+"""This library's own combination."""
+
+from __future__ import annotations
+
+from ponder.objectives import DeepSupervision, Distillation, Ponder
+from ponder.policies import Quantile
+from ponder.priors import AtDepth
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
+
+__all__ = ["ponder"]
+
+
+@registry.register("ponder")
+def ponder(
+    deep: float = 1.0,
+    distill: float = 0.5,
+    depth: float = 0.4,
+    per_step_heads: bool = True,
+    start: bool = True,
+    *,
+    beta: float = 0.5,
+    q: float = 0.5,
+) -> Recipe:
+    """PALBERT with a head a step, the losses of all steps, distillation, and a prior that expects earlier exits.
+
+    Args:
+        deep: Weight of PABEE's weighted mean of the steps' losses.
+        distill: Weight of the distillation from the last step.
+        depth: Share of the depth at which the prior expects exits.
+        per_step_heads: One head a step, or one for all.
+        start: Let the Lambda head start at the prior's hazard, or at one half.
+        beta: Weight of the divergence.
+        q: Q-exit's level.
+    """
+    objective = Ponder(beta) + deep * DeepSupervision("linear") + Distillation(2.0, distill)
+    return Recipe(
+        name="ponder",
+        paper="PALBERT, arXiv 2204.03276, with Zhou et al. 2020 and Liu et al. 2020",
+        stages=(Stage(objective),),
+        policy=Quantile(q),
+        lambda_head=LambdaSpec(layers=3, history=2, start="prior" if start else "half"),
+        prior=AtDepth(depth),
+        per_step_heads=per_step_heads,
+        own_lambda_lr=True,
+    )
