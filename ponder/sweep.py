@@ -81,9 +81,9 @@ class Curve:
 
     def plot(self, **options: Any) -> Any:
         """Score against the knob; see `ponder.plots.score_by_knob`."""
-        from ponder import plots
+        from ponder.plots import score_by_knob
 
-        return plots.score_by_knob(self, **options)
+        return score_by_knob(self, **options)
 
 
 def sweep(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+os.environ["MPLBACKEND"] = "Agg"  # figures open no windows
 settings.register_profile(
     "ponder",
     derandomize=True,

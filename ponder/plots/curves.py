@@ -1,0 +1,202 @@
+"""What exits earn and cost: the score against the knob, and against the speed-up."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from ponder.errors import ArgumentError
+from ponder.plots.axes import GREY, as_axes, band, explain, legend, next_color, whole_ticks
+from ponder.plots.numbers import interpolate
+from ponder.plots.seeds import Band, as_items, same
+from ponder.sweep import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["score_by_knob", "score_by_speed_up"]
+
+_GRID = 64  # places between the ends of a line over several seeds; what is between is drawn straight
+
+
+def score_by_knob(
+    curves: Curve | Sequence[Curve], *, ax: Axes | None = None, label: str | None = None, color: str | None = None
+) -> Axes:
+    """Score against the knob of a policy, q say (the PALBERT paper, Figure 3), and the score of full depth, dotted.
+
+    Args:
+        curves: A sweep, or one a seed over the same grid: mean and ± one standard deviation over the seeds.
+        ax: Where to draw; a new pyplot figure where None.
+        label: Name in the legend.
+        color: Any matplotlib colour; the next that is free where None.
+
+    Raises:
+        ArgumentError: Scores that are NaN (no labels), or curves with other knobs, grids or scores.
+        PonderError: matplotlib is missing.
+
+    Example:
+        >>> trajectory = ponder.Trajectory(
+        ...     torch.randn(8, 4, 2), torch.randn(8, 4), torch.arange(8), labels=torch.randint(2, (8,))
+        ... )
+        >>> ax = score_by_knob(trajectory.sweep(ponder.policies.Quantile), label="palbert")
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('q', 'accuracy')
+    """
+    items = _scored("curves", curves)
+    same("curves", "knob", items, lambda curve: curve.knob)
+    same("curves", "grid", items, lambda curve: tuple(point.knob for point in curve.points))
+    knobs = [point.knob for point in items[0].points]
+    full_depth = statistics.fmean(curve.full_depth.score for curve in items)
+    ax = as_axes(ax)
+    chosen = next_color(ax, color)
+    scores = Band.of([[point.score for point in curve.points] for curve in items])
+    band(ax, knobs, scores, chosen, scores.name(label))
+    ax.axhline(full_depth, color=chosen, linestyle=":", linewidth=1.5)
+    explain(ax, "full depth", linestyle=":", linewidth=1.5)
+    ax.set(xlabel=_words(items[0].knob), ylabel=_words(items[0].metric))
+    if all(knob == int(knob) for knob in knobs) and max(knobs) > 1:
+        whole_ticks(ax)
+    legend(ax)
+    return ax
+
+
+def score_by_speed_up(
+    curves: Mapping[str, Curve | Sequence[Curve]],
+    *,
+    by: Literal["steps", "cost"] = "steps",
+    baseline: float | Sequence[float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Score against speed-up, for several policies or models (the PALBERT paper, Figure 4).
+
+    Dots are what was measured, diamonds full depth. Seeds do not share their speed-ups, even where they share the
+    knob, so they are compared at equal cost: the line is the mean over the seeds, and the band ± one standard
+    deviation, over the costs that all of them reach. Between two dots of a seed its score is linear in the cost,
+    which is what mixing the two policies at random gives.
+
+    Args:
+        curves: Under each name a sweep, or one a seed.
+        by: Speed-up in steps, N over the mean exit step, or in the costs that the sweeps were given.
+        baseline: Score of a model without exits, or one a seed: a horizontal line.
+        ax: Where to draw; a new pyplot figure where None.
+
+    Raises:
+        ArgumentError: No curves, scores that are NaN (no labels) or not the same, or seeds that share no cost.
+        PonderError: matplotlib is missing.
+
+    Example:
+        >>> trajectory = ponder.Trajectory(
+        ...     torch.randn(8, 4, 2), torch.randn(8, 4), torch.arange(8), labels=torch.randint(2, (8,))
+        ... )
+        >>> both = {"Q-exit": ponder.policies.Quantile, "patience": ponder.policies.Patience}
+        >>> ax = score_by_speed_up({name: trajectory.sweep(policy) for name, policy in both.items()})
+        >>> ax.get_xlabel()
+        'speed-up in steps, N / mean exit step'
+    """
+    if by not in ("steps", "cost"):
+        raise ArgumentError("by", expected="'steps' or 'cost'", got=repr(by), remedy="Steps need no measured costs.")
+    named = {name: _scored(f"curves[{name!r}]", each) for name, each in curves.items()}
+    if not named:
+        raise ArgumentError("curves", expected="at least one curve", got="none", remedy="Pass {'Q-exit': curve}.")
+    same("curves", "score", [curve for each in named.values() for curve in each], lambda curve: curve.metric)
+    lines = {name: _Line.of(name, each, by) for name, each in named.items()}
+    level = None if baseline is None else _level(baseline)
+    ax = as_axes(ax)
+    for name, line in lines.items():
+        line.draw(ax, name)
+    if level is not None:
+        ax.axhline(level.mean[0], color=GREY, linestyle="--", linewidth=1.2, label=level.name("baseline"))
+        ax.axhspan(level.low[0], level.high[0], color=GREY, alpha=0.12, linewidth=0)
+    explain(ax, "full depth", marker="D", markersize=6, markerfacecolor="white", linestyle="")
+    words = "steps, N / mean exit step" if by == "steps" else "cost, full depth / mean cost"
+    ax.set(xlabel=f"speed-up in {words}", ylabel=_words(next(iter(named.values()))[0].metric))
+    ax.xaxis.set_major_formatter("{x:g}×")
+    legend(ax)
+    return ax
+
+
+class _Line:
+    """What is drawn under one name.
+
+    Args:
+        dots: Speed-ups and scores of the points of each seed.
+        speed_ups: Where the seeds are compared.
+        scores: Over the seeds, there.
+        full_depth: Score of full depth, over the seeds.
+    """
+
+    def __init__(
+        self, dots: list[tuple[list[float], list[float]]], speed_ups: list[float], scores: Band, full_depth: Band
+    ) -> None:
+        self.dots, self.speed_ups, self.scores, self.full_depth = dots, speed_ups, scores, full_depth
+
+    @classmethod
+    def of(cls, name: str, curves: Sequence[Curve], by: Literal["steps", "cost"]) -> _Line:
+        field = "mean_exit_step" if by == "steps" else "cost"
+        fulls = [float(getattr(curve.full_depth, field)) for curve in curves]
+        # Relative to full depth, so that models of other depths compare; rounded, so that equal ones are one cost.
+        costs = [
+            [round(getattr(point, field) / full, 12) for point in curve.points]
+            for curve, full in zip(curves, fulls, strict=True)
+        ]
+        scores = [[point.score for point in curve.points] for curve in curves]
+        at = _shared_costs(name, costs)
+        lines = [interpolate(cost, score, at) for cost, score in zip(costs, scores, strict=True)]
+        return cls(
+            [([1 / cost for cost in each], score) for each, score in zip(costs, scores, strict=True)],
+            [1 / cost for cost in at],
+            Band.of(lines),
+            Band.of([[curve.full_depth.score] for curve in curves]),
+        )
+
+    def draw(self, ax: Axes, name: str) -> None:
+        color, several = next_color(ax), self.scores.seeds > 1
+        band(ax, self.speed_ups, self.scores, color, self.scores.name(name), marker="")
+        for speed_ups, scores in self.dots:
+            size, alpha = (3.0, 0.25) if several or len(scores) > 30 else (4.5, 1.0)
+            ax.plot(speed_ups, scores, color=color, linestyle="", marker="o", markersize=size, alpha=alpha, mew=0)
+        errors = self.full_depth.std if several else None
+        ax.errorbar([1.0], self.full_depth.mean, errors, color=color, marker="D", markersize=6, mfc="white", zorder=3)
+
+
+def _shared_costs(name: str, costs: Sequence[Sequence[float]]) -> list[float]:
+    """Costs at which all seeds are compared, rising: a fine grid, and every measured one, where all seeds have been."""
+    low, high = max(map(min, costs)), min(map(max, costs))
+    if low > high:
+        raise ArgumentError(
+            f"curves[{name!r}]",
+            expected="seeds whose costs overlap",
+            got=f"a seed that begins at {low:.3g} of full depth, and one that ends at {high:.3g}",
+            remedy="Sweep a wider grid, or draw each seed under a name of its own.",
+        )
+    grid = [low + (high - low) * place / _GRID for place in range(1, _GRID)]
+    measured = [cost for each in costs for cost in each]
+    return sorted({low, high, *(cost for cost in (*grid, *measured) if low < cost < high)})
+
+
+def _level(baseline: float | Sequence[float]) -> Band:
+    scores = [baseline] if isinstance(baseline, int | float) else list(baseline)
+    if not scores or not all(map(math.isfinite, scores)):
+        raise ArgumentError("baseline", expected="scores", got=scores, remedy="Leave it out where there is none.")
+    return Band.of([[score] for score in scores])
+
+
+def _scored(argument: str, curves: Curve | Sequence[Curve]) -> list[Curve]:
+    """Curves of one score, with points that all have one."""
+    items = as_items(argument, curves, Curve)
+    same(argument, "score", items, lambda curve: curve.metric)
+    for curve in items:
+        if not curve.points or not all(math.isfinite(point.score) for point in (*curve.points, curve.full_depth)):
+            raise ArgumentError(
+                argument,
+                expected="points whose scores are numbers",
+                got="NaN or infinity" if curve.points else "no points",
+                remedy="Record labels: model.unroll(inputs, labels=labels).sweep(…).",
+            )
+    return items
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

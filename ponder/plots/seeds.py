@@ -1,0 +1,107 @@
+"""Seeds: one run or several of the same kind, and their mean and standard deviation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.trajectory import Trajectory
+
+__all__ = ["Band", "as_items", "as_trajectories", "same"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Band:
+    """Means and standard deviations over seeds, a pair a place.
+
+    The standard deviation is that of a sample (divided by seeds − 1), as in the tables; 0 where one seed has a value.
+
+    Args:
+        mean: Means, NaN where no seed has a value.
+        std: Standard deviations.
+        seeds: Number of seeds.
+    """
+
+    mean: list[float]
+    std: list[float]
+    seeds: int
+
+    @classmethod
+    def of(cls, series: Sequence[Sequence[float]]) -> Band:
+        """Over series of one length, one a seed; a NaN is a value that a seed does not have.
+
+        Example:
+            >>> Band.of([[1.0, 2.0], [3.0, float("nan")]])
+            Band(mean=[2.0, 2.0], std=[1.4142135623730951, 0.0], seeds=2)
+        """
+        places = [[value for value in place if not math.isnan(value)] for place in zip(*series, strict=True)]
+        return cls(
+            [statistics.fmean(place) if place else math.nan for place in places],
+            [statistics.stdev(place) if len(place) > 1 else 0.0 for place in places],
+            len(series),
+        )
+
+    @property
+    def low(self) -> list[float]:
+        """Means less one standard deviation."""
+        return [mean - std for mean, std in zip(self.mean, self.std, strict=True)]
+
+    @property
+    def high(self) -> list[float]:
+        """Means plus one standard deviation."""
+        return [mean + std for mean, std in zip(self.mean, self.std, strict=True)]
+
+    def name(self, label: str | None) -> str | None:
+        """The label, which says what the band is where there are several seeds."""
+        if self.seeds == 1:
+            return label
+        seeds = f"mean ± std, {self.seeds} seeds"
+        return seeds if label is None else f"{label} ({seeds})"
+
+
+def as_items(argument: str, data: T | Sequence[T], kind: type[T]) -> list[T]:
+    """One item, or a sequence of one item a seed, as a list.
+
+    Raises:
+        ArgumentError: There is none.
+        ArgumentTypeError: Something of another kind.
+    """
+    items = [data] if isinstance(data, kind) else list(data) if isinstance(data, Sequence) else [data]
+    if not items:
+        raise ArgumentError(argument, expected="at least one", got="none", remedy="Pass one, or one a seed.")
+    for item in items:
+        if not isinstance(item, kind):
+            raise ArgumentTypeError(
+                argument,
+                expected=f"a {kind.__name__}, or a sequence of them, one a seed",
+                got=type(item).__name__,
+                remedy=f"Pass a ponder.{kind.__name__}.",
+            )
+    return items
+
+
+def as_trajectories(data: Trajectory | Sequence[Trajectory]) -> list[Trajectory]:
+    """Trajectories that have rows, all over the same number of steps."""
+    items = as_items("trajectories", data, Trajectory)
+    same("trajectories", "number of steps", items, lambda item: item.num_steps)
+    if not all(len(item) for item in items):
+        raise ArgumentError("trajectories", expected="at least one row in each", got="none", remedy="Unroll some rows.")
+    return items
+
+
+def same(argument: str, what: str, items: Sequence[T], value: Callable[[T], Hashable]) -> None:
+    """Refuse items that differ in something which a mean over them needs to be one."""
+    values = list(dict.fromkeys(map(value, items)))
+    if len(values) > 1:
+        raise ArgumentError(
+            argument,
+            expected=f"the same {what} in all",
+            got=" and ".join(map(str, values[:2])),
+            remedy="Draw different ones by separate calls on the same ax.",
+        )
