@@ -139,7 +139,7 @@ class StreamEngine:
         ticket = Ticket(read, read.signature, read.length, row_id, now, due, future)
         self._inbox.put(ticket, block, timeout)
         self._scheduler.expect(ticket)
-        future.add_done_callback(lambda done: self._scheduler.cancel(ticket) if done.cancelled() else None)
+        future.add_done_callback(partial(_hear_of_cancelling, self._scheduler, ticket))
         return future
 
     def run(
@@ -234,6 +234,11 @@ def _end(inbox: Inbox, abort: threading.Event, worker: threading.Thread) -> None
     inbox.close()
     if worker is not threading.current_thread():
         worker.join()
+
+
+def _hear_of_cancelling(scheduler: Scheduler, ticket: Ticket, future: Future[StreamOutput]) -> None:
+    if future.cancelled():
+        scheduler.cancel(ticket)
 
 
 def _report(
