@@ -74,7 +74,7 @@ def score_by_speed_up(
     Dots are what was measured, diamonds full depth. Seeds do not share their speed-ups, even where they share the
     knob, so they are compared at equal cost: the line is the mean over the seeds, and the band ± one standard
     deviation, over the costs that all of them reach. Between two dots of a seed its score is linear in the cost,
-    which is what mixing the two policies at random gives.
+    which is what mixing the two policies at random gives where the score is a mean over rows.
 
     Args:
         curves: Under each name a sweep, or one a seed.

@@ -104,8 +104,8 @@ def exit_histogram(
 
     Example:
         >>> ax = exit_histogram([1, 2, 2, 4], 4, by=["easy", "easy", "hard", "hard"], label="difficulty")
-        >>> [float(bar.get_height()) for bar in ax.containers[0]]
-        [0.5, 0.5, 0.0, 0.0]
+        >>> sum(float(bar.get_height()) for bar in ax.containers[0])
+        1.0
     """
     runs = _runs(exit_steps, num_steps)
     groups = _groups(by, runs)
@@ -122,7 +122,7 @@ def exit_histogram(
         errors = shares.std if shares.seeds > 1 else None
         ax.bar(x, shares.mean, width * 0.92, yerr=errors, color=colors[place], label=entry, ecolor=GREY)
     ax.set(xlabel="exit step", ylabel="share of rows" if by is None else "share of the group's rows")
-    ax.set_ylim(bottom=0, auto=None)
+    ax.set_ylim(0, min(ax.get_ylim()[1], 1.02), auto=None)  # shares end at 1, though an error bar may not
     step_ticks(ax, num_steps)
     legend(ax, title=shares.name(label), loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=1 if len(groups) < 3 else 2)
     return ax

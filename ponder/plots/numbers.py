@@ -115,7 +115,8 @@ def exit_shares(exit_steps: Tensor, num_steps: int) -> list[float]:
 def interpolate(costs: Sequence[float], scores: Sequence[float], at: Sequence[float]) -> list[float]:
     """Scores at given costs, on straight lines between neighbours; equal costs count as one, with their mean score.
 
-    A straight line between two policies is no guess: leaving it to a coin which of the two a row meets gives it.
+    For a score that is a mean over rows, a straight line is no guess: it is what one expects where a coin decides which
+    of the two policies a row meets.
 
     Args:
         costs: Costs of the policies, in any order.
