@@ -1,5 +1,7 @@
 """Hugging Face Transformers: encoders by family, the sequence-classification model, and a trainer."""
 
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
 from ponder.integrations.transformers.adapter import EncoderAdapter, LayerStep, StackAdapter, adapter_for
 from ponder.integrations.transformers.adapter import registry as adapters
 from ponder.integrations.transformers.albert import AlbertAdapter
@@ -23,3 +25,6 @@ __all__ = [
     "adapter_for",
     "adapters",
 ]
+
+AutoConfig.register(PonderConfig.model_type, PonderConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(PonderConfig, PonderForSequenceClassification, exist_ok=True)

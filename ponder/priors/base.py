@@ -60,7 +60,9 @@ class Prior(Plugin, ABC):
         """
         check_num_steps(num_steps)
         dtype = torch.promote_types(dtype, torch.float32)  # rounded to half precision, the mass is no longer 1
-        return StepDistribution(self.log_pmf(num_steps).to(dtype=dtype, device=device), validate_args=False)
+        with torch.device("cpu"):  # numbers, even where a model is being built on the meta device
+            log_pmf = self.log_pmf(num_steps)
+        return StepDistribution(log_pmf.to(dtype=dtype, device=device), validate_args=False)
 
     @abstractmethod
     def log_pmf(self, num_steps: int) -> Tensor:

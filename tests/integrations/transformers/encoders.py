@@ -53,6 +53,8 @@ CONFIGS = {
     "mpnet": lambda: MPNetConfig(**_COMMON, num_hidden_layers=5),
 }
 FAMILIES = ("albert-3-uneven-groups-inner-2", "bert", "mpnet")
+# One of every build of heads, stages and policies; other recipes differ in numbers, and are tested with toys.
+RECIPES = ("vanilla", "pondernet", "palbert", "pabee", "deebert", "fastbert", "ponder")
 CASES = [(name, "eager") for name in CONFIGS] + [(name, "sdpa") for name in CONFIGS if name != "mpnet"]
 
 

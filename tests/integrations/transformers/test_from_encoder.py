@@ -30,6 +30,7 @@ from ponder.steps import Steps
 from tests.integrations.transformers.encoders import (
     CONFIGS,
     FAMILIES,
+    RECIPES,
     WIDTH,
     make_batch,
     make_encoder,
@@ -38,7 +39,7 @@ from tests.integrations.transformers.encoders import (
 
 build = PonderForSequenceClassification.from_encoder
 families = pytest.mark.parametrize("name", FAMILIES)
-every_recipe = pytest.mark.parametrize("recipe", recipes.names())
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 KINDS = {
     "regression": (1, None, torch.randn(6, generator=torch.Generator().manual_seed(0))),
     "two classes": (2, None, torch.tensor([0, 1, 1, 0, 1, 0])),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ponder import policies, recipes
 from ponder.integrations.transformers import PonderConfig, PonderForSequenceClassification
@@ -18,6 +19,7 @@ from tests.integrations.transformers.encoders import (
     CONFIGS,
     FAMILIES,
     PROBLEMS,
+    RECIPES,
     make_batch,
     make_encoder,
     make_model,
@@ -25,7 +27,7 @@ from tests.integrations.transformers.encoders import (
     segments,
 )
 
-every_recipe = pytest.mark.parametrize("recipe", recipes.names())
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 families = pytest.mark.parametrize("name", FAMILIES)
 reload = PonderForSequenceClassification.from_pretrained
 
@@ -70,6 +72,14 @@ class TestFiles:
         model = model_for(name, task)
         model.save_pretrained(tmp_path)
         assert_same(model, reload(tmp_path))
+
+    def test_the_auto_classes_know_it(self, tmp_path: Path) -> None:
+        model = make_model("bert", recipe="palbert").eval()
+        model.save_pretrained(tmp_path)
+        assert isinstance(AutoConfig.from_pretrained(tmp_path), PonderConfig)
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert isinstance(again, PonderForSequenceClassification)
+        assert_same(model, again)
 
     def test_the_files_are_json_and_safetensors(self, tmp_path: Path) -> None:
         make_model("bert").save_pretrained(tmp_path)

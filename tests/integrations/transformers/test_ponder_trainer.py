@@ -22,6 +22,7 @@ from tests.integrations.transformers.encoders import (
     CONFIGS,
     FAMILIES,
     FIRST_TOKEN,
+    RECIPES,
     VOCABULARY,
     make_batch,
     make_encoder,
@@ -33,7 +34,7 @@ EXAMPLES, BATCH = 24, 8
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
 TWO_STAGES = [name for name in recipes.names() if len(recipes.get(name).stages) > 1]
 families = pytest.mark.parametrize("name", FAMILIES)
-every_recipe = pytest.mark.parametrize("recipe", recipes.names())
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 two_stages = pytest.mark.parametrize("recipe", TWO_STAGES)
 
 

@@ -1,0 +1,97 @@
+"""`predict` on what a tokenizer gives, and compiled layers of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from encoders import FAMILIES, VOCABULARY, make_batch, make_model, segments
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
+
+import ponder
+from ponder.policies import Bernoulli, LastStep
+from tests.ponder.checks import refused
+from tests.ponder.test_compilation import Counter
+
+
+@pytest.fixture
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def rows_of(batch: dict[str, Any], lists: bool) -> list[dict[str, Any]]:
+    """The rows of a batch, without padding, with columns that the model does not take."""
+    rows = []
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        cut = {name: value[row, :length] for name, value in batch.items()}
+        rows.append({**({k: v.tolist() for k, v in cut.items()} if lists else cut), "labels": 1, "idx": row, "s": "a"})
+    return rows
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"max_tokens": 8}, {"sort_by_length": False}], ids=str)
+def test_the_same_as_a_call(family: str, options: dict[str, Any]) -> None:
+    model = make_model(family)
+    batch = make_batch(model.encoder, rows=11)
+    if family != "mpnet":
+        batch["token_type_ids"] = segments(batch) * batch["attention_mask"]
+    model.train()
+    for lists in (True, False):
+        found = model.predict(rows_of(batch, lists), policy=Bernoulli(1), **options)
+        with torch.no_grad():
+            out = model.eval()(**batch, policy=Bernoulli(1))
+        assert found.exit_step.tolist() == out.exit_step.tolist()
+        torch.testing.assert_close(found.outputs, out.logits, atol=1e-4, rtol=1e-4)
+    assert len(set(found.exit_step.tolist())) > 1
+
+
+def test_a_collator_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import Tokenizer, models
+
+    model = make_model("bert").train()
+    batch = make_batch(model.encoder, rows=9)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})), pad_token="a")
+    rows = [{k: v for k, v in row.items() if k not in ("s", "idx")} for row in rows_of(batch, lists=True)]
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+    found = model.predict(rows, collate=DataCollatorWithPadding(tokenizer), batch_size=4)
+    assert model.training
+    assert model.encoder.training
+    with torch.no_grad():
+        out = model.eval()(**batch)
+    assert found.exit_step.tolist() == out.exit_step.tolist()
+    torch.testing.assert_close(found.outputs, out.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_and_bad_examples() -> None:
+    model = make_model("bert", num_labels=3)
+    assert model.predict([]).outputs.shape == (0, 3)
+    with refused("dataset[1]", "a dict with input_ids", "words"):
+        model.predict([{"input_ids": [3, 4]}, {"words": [3, 4]}])
+    with refused("dataset[0]", "IndexError"):
+        model.predict([{"input_ids": [3, VOCABULARY]}])
+    with refused("dataset", type_error=True):
+        model.predict({"input_ids": torch.ones(2, 3)})
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize("family", ["albert", "bert", "mpnet"])
+def test_layers_are_compiled_once(family: str) -> None:
+    model = make_model(family)
+    counter = Counter()
+    cases = [make_batch(model.encoder, rows=rows, seed=rows) for rows in (9, 1, 5, 14)]
+    with torch.inference_mode():
+        expected = [model(**batch, policy=Bernoulli(len(batch["input_ids"]))) for batch in cases]
+        ponder.compile_steps(model.ponder, backend=counter)
+        for batch, out in zip(cases, expected, strict=True):
+            found = model(**batch, policy=Bernoulli(len(batch["input_ids"])))
+            assert found.exit_step.tolist() == out.exit_step.tolist()
+            torch.testing.assert_close(found.logits, out.logits, atol=1e-4, rtol=1e-4)
+        assert counter.graphs <= 2, "with a mask: one row, and more"
+        for batch in cases:
+            model(batch["input_ids"], policy=LastStep())
+            model(batch["input_ids"], policy=Bernoulli(3))
+        assert counter.graphs <= 4, "without a mask: two more"
