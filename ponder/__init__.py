@@ -2,12 +2,14 @@
 
 from ponder import calibration, cost, objectives, policies, priors, readouts, recipes
 from ponder.calibration import Calibration, RiskControl, calibrate, control_risk
+from ponder.compilation import compile_steps
 from ponder.distributions import StepDistribution
 from ponder.errors import PonderError
 from ponder.heads import LambdaHead, PerStep
 from ponder.loop import Exits
 from ponder.optim import parameter_groups
 from ponder.padding import Padding
+from ponder.prediction import Predictions, predict
 from ponder.rows import Shared
 from ponder.serialization import load, save
 from ponder.steps import Steps
@@ -29,6 +31,7 @@ __all__ = [
     "PonderError",
     "PonderOutput",
     "PonderWrapper",
+    "Predictions",
     "RiskControl",
     "Shared",
     "StepDistribution",
@@ -38,12 +41,14 @@ __all__ = [
     "Trajectory",
     "calibrate",
     "calibration",
+    "compile_steps",
     "control_risk",
     "cost",
     "load",
     "objectives",
     "parameter_groups",
     "policies",
+    "predict",
     "priors",
     "readouts",
     "recipes",

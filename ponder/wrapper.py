@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from ponder.source import ModelSource, Parts, call_stem
 from ponder.steps import Step, Steps
 from ponder.tasks import LossFunction, Task, TaskName, as_task, infer_task
 from ponder.trajectory import Recorder, Trajectory
+
+if TYPE_CHECKING:
+    from ponder.prediction import Predictions
 
 __all__ = ["PonderOutput", "PonderWrapper"]
 
@@ -210,6 +213,12 @@ class PonderWrapper(nn.Module):
         if labels is not None:
             labels = self._task_of(record.outputs[-1], labels).check(record.outputs[-1], labels)
         return record.trajectory(batch, labels)
+
+    def predict(self, dataset: Any, **options: Any) -> Predictions:
+        """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
+        from ponder.prediction import predict  # it calls models: the arrow points to here
+
+        return predict(self, dataset, **options)
 
     def settings(self) -> dict[str, Any]:
         """Everything but weights, as plain JSON."""

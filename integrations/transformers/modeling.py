@@ -15,7 +15,9 @@ from ponder.errors import ArgumentError
 from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
 from ponder.integrations.transformers.loading import load_encoder, load_whole
+from ponder.integrations.transformers.prediction import predict_texts
 from ponder.policies import ExitPolicy
+from ponder.prediction import Predictions
 from ponder.readouts import mean
 from ponder.recipes import Recipe, Stage, freeze_for
 from ponder.tasks import TaskName
@@ -217,6 +219,10 @@ class PonderForSequenceClassification(PreTrainedModel):
     def unroll(self, input_ids: Tensor, **kwargs: Any) -> Trajectory:
         """Full depth, no exit; arguments as for a call, and `keep_features`."""
         return self.ponder.unroll(input_ids, **kwargs)
+
+    def predict(self, dataset: Any, **options: Any) -> Predictions:
+        """Every example of a tokenised data set to its exit, in its order; see `predict_texts` and `ponder.predict`."""
+        return predict_texts(self, dataset, **options)
 
 
 def _task(config: PonderConfig) -> TaskName:

@@ -1,0 +1,61 @@
+"""A whole data set through the sequence-classification model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ponder.batching import rows_of
+from ponder.errors import ArgumentTypeError
+from ponder.prediction import Predictions, predict
+
+if TYPE_CHECKING:
+    from ponder.integrations.transformers.modeling import PonderForSequenceClassification
+
+__all__ = ["predict_texts"]
+
+_CONTEXT = ("attention_mask", "token_type_ids")
+
+
+def predict_texts(
+    model: PonderForSequenceClassification,
+    dataset: Iterable[Any],
+    *,
+    collate: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Predictions:
+    """`ponder.predict` on what a tokenizer gives: a dict for each example, with `input_ids`, and lists or tensors.
+
+    Args:
+        model: The model.
+        dataset: Examples; `attention_mask` and `token_type_ids` are used where they are there, and nothing else.
+        collate: Makes a batch from a list of examples of any kind: a collator of Transformers, say.
+        options: As for `ponder.predict`.
+    """
+    if collate is None:
+        found = predict(model.ponder, _Pairs(dataset), owner=model, **options)
+    else:
+        found = predict(model.ponder, dataset, collate=lambda rows: _pair(collate(rows)), owner=model, **options)
+    return found if len(found) else replace(found, outputs=found.outputs.reshape(0, int(model.config.num_labels or 1)))
+
+
+class _Pairs:
+    """A data set as pairs (inputs, context)."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Any:
+        return (_pair(example) for example in rows_of(self.dataset))
+
+
+def _pair(example: Any) -> tuple[Any, dict[str, Any]]:
+    if not isinstance(example, Mapping) or "input_ids" not in example:
+        raise ArgumentTypeError(
+            "example",
+            expected="a dict with input_ids",
+            got=f"a dict with {', '.join(example)}" if isinstance(example, Mapping) else type(example).__name__,
+            remedy="Tokenise the texts first, without padding.",
+        )
+    return example["input_ids"], {name: example[name] for name in _CONTEXT if example.get(name) is not None}

@@ -1,0 +1,276 @@
+"""`predict` gives what a call of the model gives, in any batches; and says which example is bad."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ponder
+from ponder import policies
+from ponder.padding import Padding
+from ponder.policies import Bernoulli, FixedStep, LastStep, Quantile
+from ponder.prediction import Predictions
+from tests.ponder.checks import Bomb, Explosion, assert_unchanged, refused, snapshot
+from tests.ponder.examples import POLICIES, Example, make_policy
+from tests.ponder.streaming.driving import examples_of
+from tests.toys import LENGTH, NUM_STEPS, TOYS, WIDTH, make_toy, wrap
+
+ROWS = 11
+
+
+def assert_same(found: Predictions, out: Any) -> None:
+    assert found.exit_step.tolist() == out.exit_step.tolist()
+    torch.testing.assert_close(found.outputs, out.outputs, atol=1e-5, rtol=1e-5)
+    assert not found.outputs.is_inference()
+
+
+def lengthy(**parts: Any) -> tuple[ponder.PonderWrapper, Tensor, Tensor]:
+    """A model that declares lengths, inputs, and their padding mask."""
+    padding = Padding(mask="src_key_padding_mask", real=False, pooled="readout" not in parts)
+    inputs, context = make_toy("transformer").batch(ROWS, seed=1)
+    return wrap(make_toy("transformer"), padding=padding, **parts).eval(), inputs, context["src_key_padding_mask"]
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("case", POLICIES, ids=str)
+def test_exits_and_outputs_are_the_models(name: str, case: Example) -> None:
+    toy = make_toy(name)
+    model = wrap(toy, task=case.task, policy=make_policy(case)).eval()
+    inputs, context = toy.batch(ROWS, seed=3)
+    assert_same(model.predict(examples_of(inputs, context), batch_size=4), model(inputs, **context))
+
+
+@given(
+    st.randoms(use_true_random=False),
+    st.one_of(st.none(), st.integers(1, 12)),
+    st.sampled_from([None, 1, LENGTH, 3 * LENGTH]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_neither_batches_nor_lengths_change_anything(
+    rng: random.Random, batch_size: int | None, max_tokens: int | None, sort: bool, with_masks: bool
+) -> None:
+    model, inputs, mask = lengthy()
+    seen: list[tuple[int, int]] = []
+    model.steps.fns[0].register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
+    rows: list[Any] = []
+    for row, padded in zip(inputs, mask, strict=True):
+        trimmed = rng.random() < 0.5 or not with_masks
+        rows.append(row[~padded] if trimmed else (row, {"src_key_padding_mask": padded}))
+    options = {"batch_size": batch_size, "max_tokens": max_tokens, "sort_by_length": sort}
+    found = model.predict(rows, policy=Bernoulli(2), **options)
+    assert all(count <= (batch_size or 32) for count, _ in seen)
+    if max_tokens is not None and not with_masks:
+        assert all(count == 1 or count * length <= max_tokens for count, length in seen)
+    if with_masks is False and sort and batch_size == 1:
+        assert sum(count * length for count, length in seen) == (found.exit_step * (~mask).sum(1)).sum()
+    assert_same(found, model(inputs, policy=Bernoulli(2), src_key_padding_mask=mask))
+
+
+def test_short_rows_cost_what_they_contain() -> None:
+    model, inputs, mask = lengthy(policy=LastStep())
+    seen: list[int] = []
+    model.steps.fns[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0] * args[0].shape[1]))
+    by_length: dict[int, int] = {}
+    for length in (~mask).sum(1).tolist():
+        by_length[length] = by_length.get(length, 0) + 1
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+    twice = [rows[position] for position in (*range(ROWS), *range(ROWS))]  # pairs of one length, far apart
+    model.predict(twice, batch_size=2)
+    assert sum(seen) == NUM_STEPS * 2 * sum(length * count for length, count in by_length.items())
+    seen.clear()
+    model.predict(twice, batch_size=2, sort_by_length=False)
+    assert sum(seen) > NUM_STEPS * 2 * sum(length * count for length, count in by_length.items())
+
+
+@pytest.mark.parametrize("name", ["shared", "dict-state", "transformer"])
+def test_any_data_set(name: str) -> None:
+    toy = make_toy(name)
+    model = wrap(toy).eval()
+    inputs, context = toy.batch(ROWS)
+    examples = examples_of(inputs, context)
+
+    class Indexed(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return ROWS
+
+        def __getitem__(self, position: int) -> Any:
+            return examples[position]
+
+    expected = model(inputs, **context)
+    for data in (examples, tuple(examples), iter(examples), (example for example in examples), Indexed()):
+        assert_same(model.predict(data, batch_size=3), expected)
+    unlimited = ponder.predict(model, examples, sort_by_length=False, batch_size=1)
+    assert_same(unlimited, expected)
+    assert len(unlimited) == ROWS
+
+
+def test_without_sorting_a_stream_is_read_as_it_is_needed() -> None:
+    model = wrap(make_toy("shared")).eval()
+    behind: list[int] = []
+    read = 0
+
+    def stream() -> Any:
+        nonlocal read
+        for row in torch.randn(10, WIDTH):
+            read += 1
+            yield row
+
+    model.head.register_forward_hook(lambda *_: behind.append(read))
+    model.predict(stream(), batch_size=2, sort_by_length=False, policy=LastStep())
+    assert behind == [3, 5, 7, 9, 10]  # one row ahead, to see where the batch ends
+
+
+def test_lists_arrays_and_labels() -> None:
+    pytest.importorskip("numpy")
+    toy = make_toy("shared-context")
+    model = wrap(toy).eval()
+    ids, context = toy.batch(ROWS)
+    expected = model(ids, **context)
+    as_lists = [
+        (row.tolist(), {"attention_mask": mask.tolist(), "labels": torch.tensor(9)})
+        for row, mask in zip(ids, context["attention_mask"], strict=True)
+    ]
+    assert_same(model.predict(as_lists), expected)
+    as_arrays = [
+        (row.numpy(), {"attention_mask": mask.numpy()})
+        for row, mask in zip(ids, context["attention_mask"], strict=True)
+    ]
+    assert_same(model.predict(as_arrays, batch_size=5), expected)
+
+
+def test_a_collator() -> None:
+    model, inputs, mask = lengthy()
+    sizes: list[list[int]] = []
+
+    def collate(rows: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+        sizes.append([row["id"] for row in rows])
+        ids = [row["id"] for row in rows]
+        return inputs[ids], {"src_key_padding_mask": mask[ids], "labels": torch.zeros(len(ids))}
+
+    rows = [{"id": row} for row in range(ROWS)]
+    found = model.predict(rows, collate=collate, batch_size=4)
+    assert_same(found, model(inputs, src_key_padding_mask=mask))
+    batches = [size for size in sizes if size != sizes[0]][-3:]
+    lengths = (~mask).sum(1)
+    in_turn = [int(lengths[row]) for batch in batches for row in batch]
+    assert in_turn == sorted(in_turn, reverse=True)
+    sizes.clear()
+    model.predict(rows, collate=collate, batch_size=4, sort_by_length=False)
+    assert sizes == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    shared = wrap(make_toy("shared")).eval()
+    assert_same(shared.predict([0, 1, 2], collate=lambda rows: inputs[rows, 0]), shared(inputs[:3, 0]))
+
+
+def test_answers_for_every_position_are_padded() -> None:
+    model, inputs, mask = lengthy(task="token_classification", readout=ponder.readouts.identity)
+    policy = FixedStep(2)
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+    found = model.predict(rows, batch_size=2, policy=policy)
+    whole = model(inputs, policy=policy, src_key_padding_mask=mask).outputs
+    longest = int((~mask).sum(1).max())
+    assert found.outputs.shape == (ROWS, longest, 3)
+    for row, length in enumerate((~mask).sum(1).tolist()):
+        torch.testing.assert_close(found.outputs[row, :length], whole[row, :length], atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_gives_nothing() -> None:
+    for data in ([], iter(())):
+        found = wrap(make_toy("shared")).predict(data)
+        assert len(found) == len(found.outputs) == 0
+        assert found.exit_step.dtype == torch.long
+
+
+def test_modes_and_gradients_are_as_before() -> None:
+    model = wrap(make_toy("shared")).train()
+    model.head.eval()
+    before = snapshot(model)
+    found = model.predict(torch.randn(5, WIDTH))
+    assert_unchanged(before, model)
+    assert not found.outputs.requires_grad
+    (found.outputs * nn.Parameter(torch.ones(3))).sum().backward()  # ordinary tensors
+    bomb = wrap(make_toy("shared"))
+    bomb.head = Bomb(bomb.head)
+    bomb.train()
+    before = snapshot(bomb)
+    bomb.head.arm(1)
+    with pytest.raises(Explosion):  # of no row's own: the next call works
+        bomb.predict(torch.randn(3, WIDTH))
+    bomb.head.disarm()
+    assert_unchanged(before | {"attributes": snapshot(bomb)["attributes"]}, bomb)
+    assert len(bomb.predict(torch.randn(3, WIDTH))) == 3
+
+
+def test_a_bad_example_is_named() -> None:
+    toy = make_toy("shared-context")
+    model = wrap(toy).eval()
+    ids, context = toy.batch(6)
+    good = examples_of(ids, context)
+    unknown = (torch.full((LENGTH,), 99), {"attention_mask": torch.ones(LENGTH, dtype=torch.long)})
+    hidden = (ids[0], {"attention_mask": torch.zeros(LENGTH, dtype=torch.long)})
+    for bad, words in ((unknown, "IndexError"), (hidden, "one real position"), ("text", "inputs with a tensor")):
+        for options in ({}, {"batch_size": 1}, {"batch_size": 3, "sort_by_length": False}):
+            with refused("dataset[4]", words):
+                model.predict([*good[:4], bad, *good[5:]], **options)
+    with refused("dataset[1]", "ValueError"):
+        model.predict([good[0], ([[1], [2, 3]], {})])
+
+    def breaks() -> Any:
+        yield good[0]
+        raise OSError("gone")
+
+    with refused("dataset[1]", "gone"):
+        model.predict(breaks())
+
+
+def test_arguments() -> None:
+    model = wrap(make_toy("shared"), lambda_head=None).eval()
+    for name in ("batch_size", "max_tokens"):
+        for value in (0, 1.5, True):
+            with refused(name, str(value)):
+                model.predict([], **{name: value})
+    with refused("max_tokens", "8"):
+        model.predict([], max_tokens=8)
+    with refused("policy"):
+        model.predict([], policy=Quantile(0.5))
+    with refused("policy", type_error=True):
+        model.predict([], policy="quantile")
+    for batch in ({"inputs": torch.randn(3, WIDTH)}, 5):
+        with refused("dataset", type_error=True):
+            model.predict(batch)
+
+
+@pytest.mark.parametrize("installed", ["rich", "tqdm", ""])
+def test_progress(installed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if installed:
+        pytest.importorskip(installed)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name == installed else None)
+    model = wrap(make_toy("shared")).eval()
+    rows = torch.randn(7, WIDTH)
+    assert len(model.predict(rows, batch_size=3)) == 7
+    assert capsys.readouterr() == ("", "")
+    assert len(model.predict(rows, batch_size=3, progress=True)) == 7
+    assert "7/7" in capsys.readouterr().err
+    assert len(model.predict(iter(rows), progress=True)) == 7
+    assert sys.stderr is not None
+
+
+def test_bfloat16() -> None:
+    model, inputs, mask = lengthy(policy=policies.Confidence(0.7))
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+    dtypes: list[torch.dtype] = []
+    model.head.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+    found = model.predict(rows, dtype=torch.bfloat16)
+    assert set(dtypes) == {torch.bfloat16}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(inputs, src_key_padding_mask=mask)
+    assert found.exit_step.tolist() == out.exit_step.tolist()
+    torch.testing.assert_close(found.outputs.float(), out.outputs.detach().float(), atol=0.05, rtol=0.05)
+    assert not torch.is_autocast_enabled("cpu")
