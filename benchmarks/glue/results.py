@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -99,7 +100,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit and device of this process, without anything that names the machine."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python -m", "benchmarks.glue", *sys.argv[1:]]) if "glue" in sys.argv[0] else "library",
+        "command": _command(sys.argv),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
@@ -107,6 +108,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
     }
+
+
+def _command(argv: Sequence[str]) -> str:
+    """How this process was started; of absolute paths the last part alone, since others mean one machine."""
+    program = Path(argv[0])
+    if program.name != "__main__.py" or "benchmarks" not in program.parts:
+        return "library"
+    arguments = (re.sub(r"(^|=)/\S*?([^/\s]*)/?$", r"\1\2", argument) for argument in argv[1:])
+    return " ".join([f"python -m benchmarks.{program.parent.name}", *arguments])
 
 
 def _git(*arguments: str) -> str | None:

@@ -86,7 +86,7 @@ def calibrate(
         >>> trajectory = Trajectory(
         ...     torch.randn(64, 4, 3), torch.randn(64, 4), torch.arange(64), labels=torch.randint(3, (64,))
         ... )
-        >>> calibrate(trajectory, Quantile, at_most_steps=2.5).point.mean_exit_step <= 2.5
+        >>> calibrate(trajectory, policies.Quantile, at_most_steps=2.5).point.mean_exit_step <= 2.5
         True
     """
     target = _target(at_least, at_most_steps, at_most_cost)

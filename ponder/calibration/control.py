@@ -96,7 +96,7 @@ def control_risk(
     Example:
         >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
         >>> trajectory = Trajectory(sure.unsqueeze(1).expand(300, 4, 3), None, torch.arange(300))
-        >>> control_risk(trajectory, Confidence, level=0.02).mean_exit_step
+        >>> control_risk(trajectory, policies.Confidence, level=0.02).mean_exit_step
         1.0
     """
     _check_share("level", level)

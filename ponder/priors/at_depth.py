@@ -24,8 +24,8 @@ class AtDepth(Prior):
         family: Registered name of a family that one parameter makes, for `for_mean`.
 
     Example:
-        >>> AtDepth(0.5)(13).mean
-        tensor(7.0000)
+        >>> round(AtDepth(0.5)(13).mean.item(), 3)
+        7.0
     """
 
     depth: float
