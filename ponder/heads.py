@@ -106,6 +106,8 @@ class PerStep(nn.Module):
         ArgumentError: The same module stands in two places, which would be a shared head after all.
     """
 
+    steps_in_one_call = False  # each step has its own
+
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()
         heads = list(heads)

@@ -100,7 +100,7 @@ def run(source: Source, policy: ExitPolicy, batch: Batch, record: Record | None 
         source: The rows. An empty batch must not come here.
         policy: Who decides; it has been checked against the model.
         batch: Who the rows are, and how many steps there are.
-        record: Told of every step, for a policy that lets nobody leave early.
+        record: Told of every step, for a policy that lets all rows leave together.
 
     Returns:
         Outputs and exit steps, in the order of the batch.

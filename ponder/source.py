@@ -15,7 +15,6 @@ from ponder.padding import Padding
 from ponder.precision import at_least_float32
 from ponder.readouts import ReadoutCall
 from ponder.rows import Tree, check_rows, take_rows, tensors, unwrap
-from ponder.steps import Steps
 
 __all__ = ["ModelSource", "Parts", "call_stem"]
 
@@ -25,7 +24,7 @@ class Parts:
     """The parts of a wrapped model that the loop calls.
 
     Args:
-        steps: The steps.
+        steps: The steps, called as `steps(step, hidden, **context)`.
         readout: Hidden state to features.
         head: Features to outputs, shared or `PerStep`.
         lambda_head: Concatenated features to hazard logits, or None.
@@ -33,7 +32,7 @@ class Parts:
         padding: Where lengths lie in hidden state and context, or None.
     """
 
-    steps: Steps
+    steps: Callable[..., Tree]
     readout: ReadoutCall
     head: nn.Module
     lambda_head: Any
@@ -169,7 +168,6 @@ class ModelSource:
         head = self.parts.head
         outputs: Tensor = head(features, self.step) if isinstance(head, PerStep) else head(features)
         return outputs
-
 
 
 def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:

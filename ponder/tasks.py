@@ -24,6 +24,8 @@ class Task(ABC):
     """What the outputs mean. A task checks labels once per call and gives losses per example."""
 
     name: ClassVar[str]
+    each_row_alone: ClassVar[bool] = False
+    """Whether `losses` may be called once with the rows of all steps: it looks at each row alone."""
 
     @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -47,6 +49,7 @@ class Classification(Task):
     """One class out of C: cross-entropy; outputs `(batch, classes)`, labels `(batch,)` long."""
 
     name = "classification"
+    each_row_alone = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(at_least_float32(outputs), labels, reduction="none")
@@ -70,6 +73,7 @@ class Regression(Task):
     """Real numbers: squared error, averaged over the numbers of an example; outputs and labels alike."""
 
     name = "regression"
+    each_row_alone = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         error = (at_least_float32(outputs).reshape(labels.shape) - labels) ** 2
@@ -91,6 +95,7 @@ class Multilabel(Task):
     """Any subset of C labels: binary cross-entropy, averaged over labels; outputs and labels `(batch, labels)`."""
 
     name = "multilabel"
+    each_row_alone = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(at_least_float32(outputs), labels, reduction="none").mean(-1)
@@ -116,6 +121,7 @@ class TokenClassification(Task):
     """
 
     name = "token_classification"
+    each_row_alone = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         per_token = F.cross_entropy(

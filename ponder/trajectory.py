@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,13 +14,13 @@ from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.family import FamilyLike
 from ponder.files import read_tensors, write_tensors
-from ponder.loop import Exits, Source, run
+from ponder.loop import Exits, run
 from ponder.policies.base import Batch, ExitPolicy, Setting
 from ponder.precision import at_least_float32
 from ponder.scores import MetricLike
 from ponder.sweep import Curve, sweep
 
-__all__ = ["Recorder", "Trajectory"]
+__all__ = ["Trajectory"]
 
 _FORMAT = "ponder-trajectory-1"
 
@@ -163,36 +163,6 @@ class Trajectory:
     def _tensors(self) -> dict[str, Tensor]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-@dataclass
-class Recorder:
-    """Collects every step of a full-depth run (a `loop.Record`)."""
-
-    use_hazard: bool
-    keep_features: bool
-    outputs: list[Tensor] = field(default_factory=list)
-    hazard_logits: list[Tensor] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
-
-    def add(self, source: Source) -> None:
-        """See `loop.Record`."""
-        self.outputs.append(source.output())
-        if self.use_hazard:
-            self.hazard_logits.append(source.hazard_logit())
-        if self.keep_features:
-            self.features.append(source.features())
-
-    def trajectory(self, batch: Batch, labels: Tensor | None) -> Trajectory:
-        """What was collected."""
-        return Trajectory(
-            outputs=torch.stack(self.outputs, dim=1),
-            hazard_logits=torch.stack(self.hazard_logits, dim=1) if self.use_hazard else None,
-            row_ids=batch.row_ids,
-            features=torch.stack(self.features, dim=1) if self.keep_features else None,
-            labels=labels,
-            task=batch.task,
-        )
 
 
 class _RecordedSource:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ponder.checks import as_row_ids, check_head, check_masks, check_type
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.heads import as_lambda_head
-from ponder.loop import Exits, run
-from ponder.objectives import FinalStep, Objective, Ponder, Unrolled
+from ponder.loop import run
+from ponder.objectives import FinalStep, Objective, Ponder
+from ponder.output import PonderOutput
 from ponder.padding import Padding
 from ponder.policies import Batch, ExitPolicy, LastStep, Quantile, Setting
 from ponder.priors import Geometric, Prior
@@ -21,30 +22,17 @@ from ponder.readouts import Readout, ReadoutCall
 from ponder.rows import Tree, tensors
 from ponder.source import ModelSource, Parts, call_stem
 from ponder.steps import Step, Steps
-from ponder.tasks import LossFunction, Task, TaskName, as_task, infer_task
-from ponder.trajectory import Recorder, Trajectory
+from ponder.tasks import LossFunction, Task, TaskName, as_task
+from ponder.training import check_truncation, checked_labels, exit_loss, training_loss
+from ponder.trajectory import Trajectory
+from ponder.unroll import CheckpointedSteps, UnrolledSource, no_exits, no_steps, unroll
 
 if TYPE_CHECKING:
     from ponder.prediction import Predictions
 
 __all__ = ["PonderOutput", "PonderWrapper"]
 
-
-@dataclass(frozen=True, eq=False)
-class PonderOutput:
-    """What a call of the model gives.
-
-    Args:
-        outputs: In training the outputs of the last step, else of each row's exit, `(batch, …)`.
-        exit_step: The step of `outputs`, `(batch,)` long, 1-based.
-        loss: Scalar, where labels were given: in training the objective's, else the task's at the exits.
-        trajectory: Every step, in training; None otherwise.
-    """
-
-    outputs: Tensor
-    exit_step: Tensor
-    loss: Tensor | None = None
-    trajectory: Trajectory | None = None
+_Source = TypeVar("_Source", bound=ModelSource)
 
 
 class PonderWrapper(nn.Module):
@@ -68,6 +56,10 @@ class PonderWrapper(nn.Module):
             labels are classes and others numbers.
         check_finite: Look for NaN and infinity after every step (costs a synchronisation each).
         padding: Where lengths lie in the model's tensors; None where rows have no length, or only one.
+        checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute
+            the rest again: less memory, one more forward pass. An option of training, which is not saved.
+        truncate_below: In training, stop the batch after the first step at which every row has less than this
+            mass left, which that step then takes; None runs every step. An option of training, which is not saved.
 
     Raises:
         ArgumentError: The parts do not fit one another; every message says what to change.
@@ -93,6 +85,8 @@ class PonderWrapper(nn.Module):
         task: TaskName | LossFunction | Task | None = None,
         check_finite: bool = False,
         padding: Padding | None = None,
+        checkpoint_steps: bool = False,
+        truncate_below: float | None = None,
     ) -> None:
         super().__init__()
         self.steps = Steps.of(steps, num_steps)
@@ -103,6 +97,8 @@ class PonderWrapper(nn.Module):
         self.task = as_task(task)
         self.check_finite = check_finite
         self.padding = padding
+        self.checkpoint_steps = checkpoint_steps
+        self._truncate_below = truncate_below
         pondering = self.lambda_head is not None
         if prior is None and pondering:
             prior = Geometric(0.1).rescaled(12, self.num_steps)
@@ -147,6 +143,16 @@ class PonderWrapper(nn.Module):
             self._check_objective(objective, prior)
         self._hold_prior(prior)
 
+    @property
+    def truncate_below(self) -> float | None:
+        """The mass below which training leaves steps out; assigning it checks it against the objective."""
+        return self._truncate_below
+
+    @truncate_below.setter
+    def truncate_below(self, mass: float | None) -> None:
+        check_truncation(mass, self.objective, self.lambda_head is not None)
+        self._truncate_below = mass
+
     def forward(
         self,
         inputs: Tree,
@@ -174,14 +180,14 @@ class PonderWrapper(nn.Module):
                 remedy="Call model.eval() first.",
             )
         if self.training:
-            trajectory = self.unroll(inputs, labels=labels, row_ids=row_ids, **context)
-            loss = None if labels is None else self._objective_loss(trajectory)
-            last = torch.full_like(trajectory.row_ids, self.num_steps)
+            trajectory = self._unroll(inputs, context, labels, row_ids, truncate_below=self.truncate_below)
+            loss = training_loss(trajectory, self.task, self.objective, self.prior, self.num_steps)
+            last = torch.full_like(trajectory.row_ids, trajectory.num_steps)
             return PonderOutput(trajectory.outputs[:, -1], last, loss, trajectory)
         policy = self.policy if policy is None else self._checked(policy)
-        source, batch = self._start(inputs, context, row_ids, "hazard" in policy.needs)
-        exits = run(source, policy, batch) if batch.size else self._nothing(source)
-        return PonderOutput(exits.outputs, exits.exit_step, self._exit_loss(exits.outputs, labels))
+        source, batch = self._start(inputs, context, row_ids, "hazard" in policy.needs, ModelSource)
+        exits = run(source, policy, batch) if batch.size else no_exits(source, self.num_steps)
+        return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
 
     def unroll(
         self,
@@ -201,18 +207,7 @@ class PonderWrapper(nn.Module):
             keep_features: Record features too, for policies that read them.
             context: As for a call.
         """
-        use_hazard = self.lambda_head is not None
-        source, batch = self._start(inputs, context, row_ids, use_hazard)
-        record = Recorder(use_hazard, keep_features)
-        if batch.size:
-            run(source, LastStep(), batch, record)
-        else:
-            record.outputs = [self._nothing(source).outputs] * self.num_steps
-            record.hazard_logits = [torch.zeros(0, device=batch.device)] * self.num_steps
-            record.features = [source.features()] * self.num_steps
-        if labels is not None:
-            labels = self._task_of(record.outputs[-1], labels).check(record.outputs[-1], labels)
-        return record.trajectory(batch, labels)
+        return self._unroll(inputs, context, labels, row_ids, keep_features=keep_features)
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
@@ -262,6 +257,7 @@ class PonderWrapper(nn.Module):
     def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
         check_type("objective", objective, Objective)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
+        check_truncation(self.truncate_below, objective, self.lambda_head is not None)
 
     def _checked(self, policy: ExitPolicy) -> ExitPolicy:
         check_type("policy", policy, ExitPolicy)
@@ -269,41 +265,34 @@ class PonderWrapper(nn.Module):
         policy.check(Setting(self.num_steps, task, self.lambda_head is not None))
         return policy
 
+    def _unroll(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        labels: Tensor | None,
+        row_ids: Tensor | None,
+        *,
+        keep_features: bool = False,
+        truncate_below: float | None = None,
+    ) -> Trajectory:
+        source, batch = self._start(inputs, context, row_ids, self.lambda_head is not None, UnrolledSource)
+        if batch.size:
+            trajectory = unroll(source, batch, keep_features=keep_features, truncate_below=truncate_below)
+        else:
+            trajectory = no_steps(source, batch, keep_features=keep_features)
+        if labels is None:
+            return trajectory
+        return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
+
     def _start(
-        self, inputs: Tree, context: Mapping[str, Any], row_ids: Tensor | None, use_hazard: bool
-    ) -> tuple[ModelSource, Batch]:
+        self, inputs: Tree, context: Mapping[str, Any], row_ids: Tensor | None, use_hazard: bool, kind: type[_Source]
+    ) -> tuple[_Source, Batch]:
         """Everything that is checked once per call, and h_0."""
         check_masks(context)
         lengths = None if self.padding is None or self.training else self.padding.lengths(context)
         hidden, context, size = call_stem(self.stem, inputs, context)
         device = next(tensor.device for _, tensor in tensors(hidden))
-        parts = Parts(self.steps, self.readout, self.head, self.lambda_head, self.check_finite, self.padding)
+        steps = CheckpointedSteps(self.steps) if self.checkpoint_steps and kind is UnrolledSource else self.steps
+        parts = Parts(steps, self.readout, self.head, self.lambda_head, self.check_finite, self.padding)
         batch = Batch(as_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
-        return ModelSource(parts, hidden, context, use_hazard and size > 0, lengths=lengths), batch
-
-    def _nothing(self, source: ModelSource) -> Exits:
-        """The outputs of no rows: no step runs, and the last head gives them their shape."""
-        source.step = self.num_steps
-        return Exits(source.output(), torch.zeros(0, dtype=torch.long, device=source.output().device))
-
-    def _objective_loss(self, trajectory: Trajectory) -> Tensor:
-        labels, outputs = trajectory.labels, trajectory.outputs
-        assert labels is not None
-        if not len(trajectory):
-            return outputs.sum() * 0.0
-        task = self._task_of(outputs[:, -1], labels)
-        losses = torch.stack([task.losses(of_step, labels) for of_step in outputs.unbind(1)], dim=1)
-        prior = None if self.prior is None else self.prior(self.num_steps, device=losses.device)
-        halting = None if trajectory.hazard_logits is None else trajectory.halting
-        return self.objective.per_example(Unrolled(outputs, losses, task, halting, prior)).mean()
-
-    def _exit_loss(self, outputs: Tensor, labels: Tensor | None) -> Tensor | None:
-        if labels is None:
-            return None
-        task = self._task_of(outputs, labels)
-        labels = task.check(outputs, labels)
-        return task.losses(outputs, labels).mean() if outputs.shape[0] else outputs.sum() * 0.0
-
-    def _task_of(self, outputs: Tensor, labels: Tensor) -> Task:
-        check_type("labels", labels, Tensor)
-        return infer_task(outputs, labels) if self.task is None else self.task
+        return kind(parts, hidden, context, use_hazard and size > 0, lengths=lengths), batch

@@ -49,6 +49,9 @@ class Objective(Plugin, ABC):
     registry = registry
     needs: frozenset[str] = frozenset()
     """Which of "hazard" and "prior" the objective reads."""
+    truncatable: bool = False
+    """Whether a trajectory that ends before step N, its last step with the mass that is left, gives the same loss up
+    to that mass (see `PonderWrapper.truncate_below`)."""
 
     @abstractmethod
     def per_example(self, unrolled: Unrolled) -> Tensor:

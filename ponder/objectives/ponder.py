@@ -39,6 +39,7 @@ class Ponder(Objective):
     kl: Literal["posterior_prior", "prior_posterior"] = "posterior_prior"
     likelihood: Literal["expected_log", "log_expected"] = "expected_log"
     needs = frozenset({"hazard", "prior"})
+    truncatable = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.beta < float("inf"):

@@ -57,6 +57,11 @@ class Weighted(Objective):
         """What any of the terms reads."""
         return frozenset[str]().union(*(objective.needs for objective in self.objectives))
 
+    @property
+    def truncatable(self) -> bool:  # type: ignore[override]
+        """Whether all of the terms are."""
+        return all(objective.truncatable for objective in self.objectives)
+
     def per_example(self, unrolled: Unrolled) -> Tensor:
         terms = zip(self.objectives, self.weights, strict=True)
         return reduce(add, (weight * objective.per_example(unrolled) for objective, weight in terms))

@@ -115,7 +115,7 @@ def test_a_users_own_module_gives_hazards() -> None:
         expected.append(plain(hidden)[:, 0])
     torch.testing.assert_close(model.unroll(inputs).hazard_logits, torch.stack(expected, dim=1))
     assert as_lambda_head(model.lambda_head) is model.lambda_head
-    with refused("lambda_head", "one hazard logit for each of 4 rows", "(4, 3)"):
+    with refused("lambda_head", "one hazard logit for each of 20 rows", "(20, 3)"):  # 4 rows at 5 steps
         wrap(toy, lambda_head=nn.Linear(WIDTH, 3)).unroll(inputs)
 
 

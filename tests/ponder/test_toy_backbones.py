@@ -137,6 +137,7 @@ def test_after_an_exception_the_next_call_works(name: str, training: bool, where
     expected = model(inputs, labels=labels, **context)
     before = snapshot(model)
     once = where == "stem" or (where == "step" and model.steps.schedule.count(0) == 1)
+    once = once or (training and "head" in where)  # one call for all steps
     bomb.arm(1 if once else call)
     with pytest.raises(Explosion):
         model(inputs, labels=labels, **context)
