@@ -65,6 +65,7 @@ class PonderForSequenceClassification(PreTrainedModel):
     config_class = PonderConfig
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol)
@@ -179,6 +180,10 @@ class PonderForSequenceClassification(PreTrainedModel):
         """Take the objective of a stage of training, and freeze what it does not train."""
         self.ponder.objective = stage.objective
         freeze_for(stage, self.encoder, self.ponder.head)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
+        self.gradient_checkpointing = self.ponder.checkpoint_steps = enable
 
     def forward(
         self,
