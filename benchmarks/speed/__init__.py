@@ -1,0 +1,1 @@
+"""Do saved steps become saved time? Ratios, measured side by side in one run."""

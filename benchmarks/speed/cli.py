@@ -1,0 +1,88 @@
+"""The command line, `python -m benchmarks.speed`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.glue.results import environment
+from benchmarks.speed.figures import Options
+from benchmarks.speed.page import COLUMNS, cells, write_page
+from ponder.errors import ArgumentError, PonderError
+from ponder.files import write_json
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+SECTIONS = {1: "overhead", 2: "exiting", 3: "predictor", 5: "streaming", 7: "scale"}
+"""By number, the module of a section: `measure(Options)` gives its figures."""
+
+
+@app.command()
+def speed_command(
+    sections: Annotated[str, typer.Option(help="Numbers of sections, with commas; all where empty.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Small models, to see that it runs.")] = False,
+    pairs: Annotated[int, typer.Option(min=1, help="Rounds of interleaved timings, at least.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one each core that may be used.")] = 0,
+    glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout, for section 3.")] = None,
+    device: Annotated[str, typer.Option(help="Where models run.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of results, a file for each section.")] = Path("runs/speed"),
+    page: Annotated[Path | None, typer.Option(help="Markdown page, whose figures are replaced.")] = None,
+) -> None:
+    """Measure what saved steps are worth in time; every figure is a ratio within one run."""
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    options = Options(quick=quick, pairs=pairs, glue_dir=glue_dir, device=torch.device(device))
+    console = Console()
+    console.print(f"threads: {threads}, device: {device}" + (", quick: the figures mean little" if quick else ""))
+    out.mkdir(parents=True, exist_ok=True)
+    for number in _numbers(sections):
+        name = SECTIONS[number]
+        start = time.perf_counter()
+        console.print(f"section {number}, {name} …")
+        figures = importlib.import_module(f"benchmarks.speed.{name}").measure(options)
+        told = {"section": name, "number": number, "quick": quick, "figures": figures}
+        seconds = round(time.perf_counter() - start, 1)
+        write_json(out / f"{name}.json", {**told, "seconds": seconds, "environment": environment(options.device)})
+        console.print(_table(figures, f"{number} {name}: {seconds:.0f} s, {threads} threads"))
+    console.print(f"Results: {out}")
+    if page is not None:
+        write_page(page, out)
+        console.print(f"Page: {page}")
+
+
+def _numbers(sections: str) -> list[int]:
+    asked = [part.strip() for part in sections.split(",") if part.strip()]
+    known = {str(number) for number in SECTIONS}
+    if not set(asked) <= known:
+        raise ArgumentError(
+            "sections",
+            expected=f"numbers out of {', '.join(sorted(known))}",
+            got=sections,
+            remedy="Pass --sections 1,2,3, say.",
+        )
+    return [int(part) for part in asked] or list(SECTIONS)
+
+
+def _table(figures: list[dict[str, Any]], title: str) -> Table:
+    table = Table(*COLUMNS, title=title)
+    for told in figures:
+        table.add_row(*cells(told), style="red" if told["kept"] is False else None)
+    return table
+
+
+def main() -> None:
+    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
+    try:
+        app()
+    except PonderError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)

@@ -1,0 +1,61 @@
+"""The figures as cells of a table, and as a part of a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ponder.files import write_text
+
+__all__ = ["COLUMNS", "MARK", "cells", "markdown", "write_page"]
+
+COLUMNS = ("case", "figure", "median", "range", "goal", "reached")
+MARK = "<!-- figures: everything below is written by `python -m benchmarks.speed --page` -->"
+TITLES = {
+    "overhead": "Wrapper at full depth, compiled layers, bfloat16",
+    "exiting": "Exits in wall-clock",
+    "predictor": "The predictor on GLUE",
+    "streaming": "Streaming",
+    "scale": "Scale",
+}
+
+
+def cells(told: dict[str, Any]) -> tuple[str, ...]:
+    """The columns of one figure; a goal that is missed says so."""
+    if told["value"] is None:
+        return (told["case"], f"{told['figure']}: {told['why']}", "—", "—", "—", "—")
+    goals = [f"{sign} {told[key]:g}" for key, sign in (("at_least", "≥"), ("at_most", "≤")) if told[key] is not None]
+    reached = {True: "yes", False: "missed", None: "—"}[told["kept"]]
+    spread = "—" if told["low"] == told["high"] else f"{_number(told['low'])}–{_number(told['high'])}"
+    return (told["case"], told["figure"], _number(told["value"]), spread, ", ".join(goals) or "—", reached)
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """Sections of results, each a table."""
+    lines = []
+    for result in sorted(results, key=lambda result: result["number"]):
+        where = result["environment"]
+        lines += [f"## {TITLES.get(result['section'], result['section'].capitalize())}", ""]
+        lines += ["A quick run on small models: the figures mean little.", ""] if result["quick"] else []
+        torch = where["versions"].get("torch", "?")
+        lines += [f"{where['device']}, {where['threads']} threads, torch {torch}, {where['date']}.", ""]
+        lines += [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
+        lines += [f"| {' | '.join(_plain(cell) for cell in cells(told))} |" for told in result["figures"]]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def write_page(page: Path, folder: Path) -> None:
+    """Put the results of a folder below the mark of a page; what stands above it stays."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.is_file() else "# Speed\n\n"
+    write_text(page, f"{before}{MARK}\n\n{markdown(results)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _plain(cell: str) -> str:
+    return " ".join(cell.replace("|", "\\|").split())

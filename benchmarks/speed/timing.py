@@ -1,0 +1,71 @@
+"""Interleaved timings: every call once a round, in turn, so that what else the machine does meets all of them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ponder.cost import WallClock
+
+__all__ = ["Seconds", "interleaved", "ratio"]
+
+Seconds = Mapping[str, list[float]]
+
+MOST_ROUNDS = 21
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 3,
+    budget: float = 0.0,
+    least: float = 0.05,
+    warm_up: int = 1,
+) -> Seconds:
+    """Seconds of every call in every round.
+
+    Args:
+        calls: What is timed, by name. Every other round goes through them backwards.
+        rounds: How many rounds there are at least.
+        budget: Seconds that may be spent: more rounds are run within it, up to 21.
+        least: A timing lasts so many seconds at least: quick calls are repeated, all of them as often.
+        warm_up: Untimed runs of each before.
+
+    Returns:
+        For each name one number a round, for one run of the call.
+    """
+    for _ in range(warm_up):
+        for call in calls.values():
+            call()
+    first = {name: _seconds(call, 1) for name, call in calls.items()}
+    repeats = max(1, math.ceil(least / max(min(first.values()), 1e-9)))
+    rounds = max(rounds, min(MOST_ROUNDS, int(budget / (repeats * sum(first.values())))))
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            found[name].append(_seconds(calls[name], repeats))
+    return found
+
+
+def ratio(seconds: Seconds, over: str, under: str) -> WallClock:
+    """Seconds of `over` ÷ seconds of `under`: median and range over the rounds."""
+    ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+    return WallClock(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    _wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait()
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
