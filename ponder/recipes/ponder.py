@@ -14,14 +14,17 @@ __all__ = ["ponder"]
 def ponder(
     deep: float = 1.0,
     distill: float = 0.5,
-    depth: float = 0.4,
+    depth: float = 0.55,
     per_step_heads: bool = True,
     start: bool = True,
     *,
     beta: float = 0.5,
     q: float = 0.5,
 ) -> Recipe:
-    """PALBERT with a head a step, the losses of all steps, distillation, and a prior that expects earlier exits.
+    """PALBERT with a head a step, the losses of all steps, and distillation.
+
+    Chosen on held-out parts of GLUE's training sets: heads of their own and losses of all steps make the answers of the
+    middle steps good, and those are where rows exit; a prior further to the front (0.4) only makes all rows exit earlier.
 
     Args:
         deep: Weight of PABEE's weighted mean of the steps' losses.
