@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ponder import policies
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, DataError
 from ponder.policies import ExitPolicy
 
-__all__ = ["RunConfig", "parse_fields", "parse_policy"]
+__all__ = ["RunConfig", "digest", "parse_fields", "parse_policy"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class RunConfig:
         max_train: Use at most so many training examples (drawn by seed).
         max_length: Tokens; longer inputs are cut.
         bf16: Train under bfloat16 autocast.
+        schedule: The learning rate falls linearly to zero, or (as in PALBERT's paper) stays where it is.
+        selection: Where epoch and hyper-parameters are chosen: ``"held_out"``, or ``"dev"`` (as in PALBERT's paper, with
+            nothing held out, and with a dev score that is too good).
+        knob: Who chooses the policy's knob: the ``"recipe"``, or the ``"held_out"`` part of train, after training.
+        knob_keeps: Share of the held-out score at full depth that a knob chosen there has to keep.
     """
 
     task: str
@@ -57,6 +62,10 @@ class RunConfig:
     max_train: int | None = None
     max_length: int = 128
     bf16: bool = False
+    schedule: Literal["linear", "constant"] = "linear"
+    selection: Literal["held_out", "dev"] = "held_out"
+    knob: Literal["recipe", "held_out"] = "recipe"
+    knob_keeps: float = 0.99
 
     def __post_init__(self) -> None:
         for argument, low in (("epochs", 1), ("batch_size", 1), ("stop_after", 1), ("max_train", 4)):
@@ -68,17 +77,67 @@ class RunConfig:
                 raise ArgumentError(
                     argument, expected="a rate in (0, 1)", got=getattr(self, argument), remedy="Pass 5e-5, say."
                 )
+        self._check_choices()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Inverse of `to_dict`; fields that an older version did not have are at their defaults.
+
+        Raises:
+            DataError: A field is unknown (a newer version wrote it), or a value cannot be used.
+        """
+        try:
+            return cls(**data)
+        except (TypeError, ArgumentError) as error:
+            raise DataError(f"config: no configuration of this version ({error}).") from error
+
     @property
     def key(self) -> str:
-        """A name for the run: readable, and different for every configuration."""
-        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:10]
+        """A name for the run: readable, and different for every configuration.
+
+        A field that was added later counts only where it is not at its default, so that the runs of before keep their
+        names.
+        """
+        fields = self.to_dict()
+        hashed = {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
         backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
-        return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest}".lower()
+        return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest(hashed)}".lower()
+
+    def _check_choices(self) -> None:
+        for argument, choices in _CHOICES.items():
+            if getattr(self, argument) not in choices:
+                raise ArgumentError(
+                    argument, expected=" or ".join(choices), got=repr(getattr(self, argument)), remedy="Choose one."
+                )
+        if self.selection == "dev" and self.knob == "held_out":
+            raise ArgumentError(
+                "knob",
+                expected="recipe where selection is dev, since then nothing is held out",
+                got="held_out",
+                remedy="Select on the held-out part, or leave the knob to the recipe.",
+            )
+        if not 0.0 < self.knob_keeps <= 1.0:
+            raise ArgumentError(
+                "knob_keeps", expected="a share in (0, 1]", got=self.knob_keeps, remedy="Pass 0.99, say."
+            )
+
+
+_CHOICES = {
+    "readout": ("pooler", "mean"),
+    "schedule": ("linear", "constant"),
+    "selection": ("held_out", "dev"),
+    "knob": ("recipe", "held_out"),
+}
+_LATER = {"schedule": "linear", "selection": "held_out", "knob": "recipe", "knob_keeps": 0.99}
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that stand for plain JSON values."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def parse_policy(text: str) -> ExitPolicy:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.glue.config import RunConfig
 from ponder.errors import CheckpointError, DataError
 from ponder.files import read_json, write_json
 
@@ -46,6 +47,22 @@ class Result:
                 f"{self.path or 'result'}: expected a result of the format {FORMAT!r}; got "
                 f"{self.data.get('format')!r}, without {missing or 'nothing'}. Run it again with this version."
             )
+
+    @classmethod
+    def of_run(cls, path: Path) -> Result:
+        """The result that a run wrote at `path`, named by its configuration.
+
+        Raises:
+            DataError: The file is half-written, foreign, or holds another configuration than its name says.
+        """
+        try:
+            result = cls(read_json(path), path)
+        except CheckpointError as error:
+            raise DataError(f"{error} Remove it, and run that configuration again.") from error
+        key = RunConfig.from_dict(result["config"]).key
+        if key != path.stem:
+            raise DataError(f"{path}: expected the run of this name; got {key} (edited?). Remove it, and run it again.")
+        return result
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]

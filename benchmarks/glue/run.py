@@ -11,14 +11,16 @@ from typing import Any
 from datasets import Dataset
 
 from benchmarks.glue import data as glue_data
+from benchmarks.glue import ranks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import measure_speed_ups, record, summarise
+from benchmarks.glue.knob import choose_knob
+from benchmarks.glue.locks import hold
 from benchmarks.glue.results import FORMAT, Result, environment
 from benchmarks.glue.tasks import GlueTask, get
 from benchmarks.glue.training import Collator, Trained, load_tokenizer, train
 from ponder import Trajectory
 from ponder.errors import ArgumentError
-from ponder.files import read_json
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["check_writable", "run", "run_on"]
@@ -30,34 +32,64 @@ def run(
     out: Path,
     work: Path,
     *,
+    stages: Path | None = None,
     trajectories: Path | None = None,
+    wait: bool = True,
     progress: bool = True,
 ) -> Result:
     """Train and evaluate one configuration on a GLUE task, and write `<out>/<key>.json`.
 
-    A run whose result is there already is read, not repeated; one that was cut off goes on from its checkpoint.
+    A run whose result is there already is read, not repeated; one that was cut off goes on from its checkpoint. Under
+    `torchrun` all processes train on each batch, and the first writes.
 
     Args:
         config: The run.
         glue_dir: The folder in GLUE's layout; None for the hub.
         out: Folder of results.
         work: Folder of checkpoints, emptied of this run's once its result is written.
+        stages: Folder of first stages that runs share, which the caller empties; none are shared where None.
         trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
+        wait: Where another process is at this run, wait for its result, or raise.
         progress: Whether to show progress bars.
+
+    Raises:
+        BusyError: Another process is at this run, and `wait` is off.
     """
     check_writable(out)
     if trajectories is not None:
         check_writable(trajectories)
     path = out / f"{config.key}.json"
     if path.exists():
-        return Result(read_json(path), path)
+        return Result.of_run(path)
+    if not ranks.is_first():
+        _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, progress)
+        return Result.of_run(path)
+    with hold(work / f"{config.key}.lock", wait=wait):
+        for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
+            part.unlink(missing_ok=True)
+        if not path.exists():
+            _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, progress)
+        shutil.rmtree(work / config.key, ignore_errors=True)
+    return Result.of_run(path)
+
+
+def _train_and_save(
+    config: RunConfig,
+    glue_dir: Path | None,
+    path: Path,
+    work: Path,
+    stages: Path | None,
+    trajectories: Path | None,
+    progress: bool,
+) -> None:
     task = get(config.task)
     splits = glue_data.load(task, glue_dir)
     labelled = {name: splits[name] for name in ("train", *task.dev_splits)}
-    result, _ = run_on(config, task, labelled, work / config.key, trajectories=trajectories, progress=progress)
-    result.save(path)
-    shutil.rmtree(work / config.key, ignore_errors=True)
-    return Result(result.data, path)
+    ready = _prepare(config, labelled)
+    trained = train(config, task, ready.pop("train"), _selection_split(ready), work, stages=stages, progress=progress)
+    if ranks.is_first():
+        _evaluate(config, task, trained, ready, trajectories).save(path)
+    ranks.wait()
 
 
 def run_on(
@@ -81,29 +113,52 @@ def run_on(
         trajectories: As for `run`.
         progress: Whether to show progress bars.
     """
+    ready = _prepare(config, splits)
+    trained = train(config, task, ready.pop("train"), _selection_split(ready), work, progress=progress)
+    return _evaluate(config, task, trained, ready, trajectories, baseline), trained
+
+
+def _prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Tokenised: `train`, without what is held out of it; the splits to report; `held_out`, where it is selected on."""
     tokenizer = load_tokenizer(config.backbone)
     examples = splits["train"]
     if config.max_train is not None and config.max_train < len(examples):
         examples = examples.shuffle(seed=config.seed).select(range(config.max_train))
-    kept, held = glue_data.hold_out(examples, config.held_out, config.seed)
-    ready = {
-        name: glue_data.tokenize(split, tokenizer, config.max_length)
-        for name, split in {**splits, "train": kept, "held_out": held}.items()
-    }
-    trained = train(config, task, ready.pop("train"), ready["held_out"], work, progress=progress)
-    recorded = {name: record(trained.model, split, Collator(tokenizer)) for name, split in ready.items()}
+    parts = {**splits, "train": examples}
+    if config.selection == "held_out":
+        parts["train"], parts["held_out"] = glue_data.hold_out(examples, config.held_out, config.seed)
+    return {name: glue_data.tokenize(split, tokenizer, config.max_length) for name, split in parts.items()}
+
+
+def _selection_split(ready: Mapping[str, Dataset]) -> Dataset:
+    """What the epoch is selected on: the held-out part, or else the first split that is reported."""
+    return ready["held_out"] if "held_out" in ready else next(iter(ready.values()))
+
+
+def _evaluate(
+    config: RunConfig,
+    task: GlueTask,
+    trained: Trained,
+    ready: Mapping[str, Dataset],
+    trajectories: Path | None = None,
+    baseline: PonderForSequenceClassification | None = None,
+) -> Result:
+    collate = Collator(load_tokenizer(config.backbone))
+    recorded = {name: record(trained.model, split, collate) for name, split in ready.items()}
     if trajectories is not None:
         for name, trajectory in recorded.items():
             trajectory.save(trajectories / f"{config.key}-{name}.safetensors")
-    return Result(_measure(config, task, trained, ready, recorded, Collator(tokenizer), baseline)), trained
+    chosen = choose_knob(config, task, trained.model.policy, recorded)
+    trained.model.policy = chosen.policy
+    return Result({**_measure(config, task, trained, ready, recorded, collate, baseline), "knob": chosen.record})
 
 
 def _measure(
     config: RunConfig,
     task: GlueTask,
     trained: Trained,
-    ready: dict[str, Dataset],
-    recorded: dict[str, Trajectory],
+    ready: Mapping[str, Dataset],
+    recorded: Mapping[str, Trajectory],
     collate: Collator,
     baseline: PonderForSequenceClassification | None,
 ) -> dict[str, Any]:
@@ -116,6 +171,7 @@ def _measure(
         "task": task.name,
         "recipe": config.recipe,
         "backbone": config.backbone,
+        "selection": config.selection,
         "num_steps": model.ponder.num_steps,
         "policy": model.policy.to_dict(),
         "splits": measured,

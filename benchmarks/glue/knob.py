@@ -1,0 +1,63 @@
+"""The policy's knob, chosen on the part of train that was held out, after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.glue import metrics
+from benchmarks.glue.config import RunConfig
+from benchmarks.glue.tasks import GlueTask
+from benchmarks.glue.training import answers
+from ponder import Trajectory
+from ponder.calibration import calibrate
+from ponder.policies import ExitPolicy
+
+__all__ = ["ChosenKnob", "choose_knob"]
+
+
+@dataclass(frozen=True)
+class ChosenKnob:
+    """A policy, and how it came about.
+
+    Args:
+        policy: The recipe's or the run's own, its knob turned.
+        record: Plain JSON: `chosen_on`, and where that is the held-out part, `keeps`, `met` and `statement`.
+    """
+
+    policy: ExitPolicy
+    record: dict[str, Any]
+
+
+def choose_knob(
+    config: RunConfig, task: GlueTask, policy: ExitPolicy, recorded: Mapping[str, Trajectory]
+) -> ChosenKnob:
+    """The cheapest knob that keeps a share of the held-out score at full depth (`RunConfig.knob_keeps`).
+
+    Where `RunConfig.knob` is ``"recipe"`` the policy stays as it is, and so does one with no knob, one that does not
+    look at the input (its depth was fixed in training), and one whose full depth scores 0 or less.
+
+    Args:
+        config: The run.
+        task: For the score.
+        policy: The policy whose knob is turned.
+        recorded: Full-depth trajectories, `held_out` among them.
+    """
+    if config.knob == "recipe" or policy.knob is None or not policy.needs:
+        return ChosenKnob(policy, {"chosen_on": "recipe"})
+
+    def score(outputs: Tensor, labels: Tensor) -> float:
+        return metrics.score(task, answers(task, outputs.float().numpy()), labels.numpy())["score"]
+
+    held_out = recorded["held_out"]
+    assert held_out.labels is not None
+    if not score(held_out.outputs[:, -1], held_out.labels) > 0.0:
+        return ChosenKnob(
+            policy, {"chosen_on": "recipe", "statement": "the held-out score at full depth is not above 0"}
+        )
+    chosen = calibrate(held_out, policy, metric=score, at_least=config.knob_keeps)
+    record = {"chosen_on": "held_out", "keeps": config.knob_keeps, "met": chosen.met, "statement": chosen.statement}
+    return ChosenKnob(chosen.policy, record)
