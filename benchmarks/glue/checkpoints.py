@@ -1,7 +1,7 @@
 """Checkpoints of a stage that may be cut off at any moment: only whole ones are kept in mind.
 
-`Trainer` writes a checkpoint file by file, and removes older ones file by file, so after a kill a folder may be there in
-part. Here a folder counts only while it holds a mark, which is written last and removed first.
+`Trainer` writes a checkpoint file by file, and removes older ones file by file, so after a kill a folder may be there
+in part. Here a folder counts only while it holds a mark, which is written last and removed first.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class RunConfig:
         max_length: Tokens; longer inputs are cut.
         bf16: Train under bfloat16 autocast.
         schedule: The learning rate falls linearly to zero, or (as in PALBERT's paper) stays where it is.
-        selection: Where epoch and hyper-parameters are chosen: ``"held_out"``, or ``"dev"`` (as in PALBERT's paper, with
-            nothing held out, and with a dev score that is too good).
+        selection: Where epoch and hyper-parameters are chosen: ``"held_out"``, or ``"dev"`` (as in PALBERT's paper,
+            with nothing held out, and with a dev score that is too good).
         knob: Who chooses the policy's knob: the ``"recipe"``, or the ``"held_out"`` part of train, after training.
         knob_keeps: Share of the held-out score at full depth that a knob chosen there has to keep.
     """

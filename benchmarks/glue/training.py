@@ -18,6 +18,7 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     TrainingArguments,
     set_seed,
 )
@@ -205,6 +206,8 @@ def _train_stage(
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.stop_after), KeepWhole()],
         lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
     )
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
     if ranks.is_first():
         last_whole(folder)  # the others look only once the first has cleared away what is broken
     ranks.wait()

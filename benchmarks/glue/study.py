@@ -1,0 +1,150 @@
+"""One cell of a sweep on disk: what is finished, which point is chosen, what failed.
+
+In the folder of results lie `<key>.json`, the chosen point with each seed; `grid/<key>.json`, the points that were
+tried; `chosen/<cell>.json`, which was chosen and why; and `failed/<key>.json`, the errors of runs with no result yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.glue.config import RunConfig
+from benchmarks.glue.executors.base import Outcome
+from benchmarks.glue.results import Result
+from benchmarks.glue.suite import Cell
+from ponder.errors import CheckpointError
+from ponder.files import read_json, write_json
+
+__all__ = ["CellStudy", "selection_score"]
+
+_CHOICE = "ponder-glue-choice-1"
+_FAILURE = "ponder-glue-failure-1"
+
+
+def selection_score(result: Result) -> float:
+    """What hyper-parameters are chosen by: the score at the exits on the held-out part, or on dev where asked."""
+    if RunConfig.from_dict(result["config"]).selection == "dev":
+        return result.score("exits")
+    return float(result["splits"]["held_out"]["exits"]["score"])
+
+
+@dataclass
+class CellStudy:
+    """A cell and how far it is.
+
+    Args:
+        cell: The cell.
+        out: Folder of results.
+        scores: Of finished runs, by key: the score that selects.
+        failures: Of failed runs, by key.
+        chosen: The chosen point, once there is one.
+    """
+
+    cell: Cell
+    out: Path
+    scores: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, Outcome] = field(default_factory=dict)
+    chosen: RunConfig | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.cell.points) == 1:
+            self.chosen = self.cell.points[0]
+        for config in self.open_runs():
+            path = self.folder / f"{config.key}.json"
+            if path.exists():
+                self.scores[config.key] = selection_score(Result.of_run(path))
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of the present phase lie."""
+        return self.out if self.chosen is not None else self.out / "grid"
+
+    @property
+    def planned(self) -> int:
+        """Runs in all; the first seed of the chosen point is one of the grid."""
+        return len(self.cell.points) + self.cell.seeds - 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do, or to be done with what has failed."""
+        return not self.open_runs()
+
+    def open_runs(self) -> list[RunConfig]:
+        """Runs of the present phase with neither a result nor a failure."""
+        runs = list(self.cell.points) if self.chosen is None else self.cell.finals(self.chosen)
+        return [run for run in runs if run.key not in self.scores and run.key not in self.failures]
+
+    def succeeded(self, config: RunConfig) -> None:
+        """Take note of a result that was written."""
+        self.scores[config.key] = selection_score(Result.of_run(self.folder / f"{config.key}.json"))
+        (self.out / "failed" / f"{config.key}.json").unlink(missing_ok=True)
+
+    def failed(self, outcome: Outcome) -> None:
+        """Take note of a failure; the next sweep tries again."""
+        config = outcome.job.config
+        self.failures[config.key] = outcome
+        record = {"format": _FAILURE, "error": outcome.error, "details": outcome.details, "config": config.to_dict()}
+        write_json(self.out / "failed" / f"{config.key}.json", record)
+
+    def choose(self) -> bool:
+        """Choose the best point, once each has a result or a failure.
+
+        Returns:
+            Whether there is a choice now, and was none before.
+        """
+        if self.chosen is not None or self.open_runs() or not self.scores:
+            return False
+        best = max(self.cell.points, key=lambda point: self.scores.get(point.key, float("-inf")))
+        finals = self.cell.finals(best)
+        self._record(best, [run.key for run in finals])
+        Result.of_run(self.out / "grid" / f"{best.key}.json").save(self.out / f"{best.key}.json")
+        self.chosen = best
+        for run in finals[1:]:
+            path = self.out / f"{run.key}.json"
+            if path.exists():
+                self.scores[run.key] = selection_score(Result.of_run(path))
+        return True
+
+    def _record(self, best: RunConfig, finals: list[str]) -> None:
+        path = self.out / "chosen" / f"{self.cell.name}.json"
+        for key in _finals_of(path):
+            if key not in finals and (self.out / f"{key}.json").exists():
+                # Another point was chosen before, from fewer results: its runs are no longer what is reported.
+                os.replace(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
+        tried = [
+            {
+                "key": point.key,
+                **{name: getattr(point, name) for name in self._varied()},
+                "score": self.scores.get(point.key),
+                "error": self.failures[point.key].error if point.key in self.failures else None,
+            }
+            for point in self.cell.points
+        ]
+        record = {
+            "format": _CHOICE,
+            "task": self.cell.task,
+            "recipe": self.cell.spec.recipe,
+            "recipe_options": dict(self.cell.spec.options),
+            "backbone": best.backbone,
+            "selection": best.selection,
+            "chosen": best.key,
+            "runs": finals,
+            "tried": tried,
+        }
+        write_json(path, record)
+
+    def _varied(self) -> list[str]:
+        names = [each.name for each in dataclasses.fields(RunConfig)]
+        return [name for name in names if len({repr(getattr(point, name)) for point in self.cell.points}) > 1]
+
+
+def _finals_of(path: Path) -> list[str]:
+    """The runs of the point that was chosen before; none where the record is missing or broken."""
+    try:
+        runs = read_json(path).get("runs", [])
+    except CheckpointError:
+        return []
+    return [str(key) for key in runs]

@@ -1,0 +1,190 @@
+"""Suites: which tasks, recipes and hyper-parameters a sweep tries, each a small JSON file in `suites/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.glue import tasks
+from benchmarks.glue.config import RunConfig, digest
+from ponder import recipes
+from ponder.errors import ArgumentError, DataError
+from ponder.files import read_json
+
+__all__ = ["Cell", "RecipeSpec", "Suite", "get", "names", "read"]
+
+_FOLDER = Path(__file__).with_name("suites")
+_OF_THE_CELL = ("task", "recipe", "recipe_options", "backbone", "seed", "selection")
+
+
+@dataclass(frozen=True)
+class RecipeSpec:
+    """A recipe with its arguments.
+
+    Args:
+        recipe: Name of the recipe.
+        options: Its arguments.
+    """
+
+    recipe: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.recipe} ({options})" if options else self.recipe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task with one recipe: the points to choose from, and the seeds of the chosen one.
+
+    Args:
+        task: Name of the task.
+        spec: The recipe.
+        points: Configurations that differ in the grid's fields alone, all with the first seed.
+        seeds: How many seeds the chosen point is run with; the first is that of the points.
+    """
+
+    task: str
+    spec: RecipeSpec
+    points: tuple[RunConfig, ...]
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        """Readable, and different for every task, recipe, backbone and way to select, whatever the points."""
+        first = self.points[0]
+        decides = {"options": dict(self.spec.options), "backbone": first.backbone, "selection": first.selection}
+        return f"{self.task}-{self.spec.recipe}-{digest(decides)}".lower()
+
+    def finals(self, point: RunConfig) -> list[RunConfig]:
+        """The chosen point with each seed."""
+        return [dataclasses.replace(point, seed=point.seed + number) for number in range(self.seeds)]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a sweep tries.
+
+    Args:
+        name: Name of its file.
+        description: What it is for.
+        tasks: Names of tasks.
+        recipes: Recipes with their arguments.
+        fixed: Fields of `RunConfig` that all runs share.
+        grid: Fields of `RunConfig`, each with the values to try.
+        seeds: Runs of the chosen point.
+    """
+
+    name: str
+    description: str
+    tasks: tuple[str, ...]
+    recipes: tuple[RecipeSpec, ...]
+    fixed: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    seeds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ArgumentError("seeds", expected="a whole number ≥ 1", got=self.seeds, remedy="Pass 5, as the paper.")
+        if not self.tasks or not self.recipes or not all(self.grid.values()):
+            raise ArgumentError(
+                "suite",
+                expected="at least one task, one recipe, and one value for each field of the grid",
+                got=f"{len(self.tasks)} tasks, {len(self.recipes)} recipes, grid {dict(self.grid)}",
+                remedy="Add one.",
+            )
+        labels = [spec.label for spec in self.recipes]
+        for what, values in (("tasks", self.tasks), ("recipes", labels)):
+            if len(set(values)) < len(values):
+                raise ArgumentError(what, expected="each once", got=", ".join(values), remedy="Leave one out.")
+        known = {field.name for field in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
+        unknown = sorted({*self.fixed, *self.grid} - known)
+        if unknown:
+            raise ArgumentError(
+                "suite",
+                expected=f"fields of a run, among {', '.join(sorted(known))}",
+                got=", ".join(unknown),
+                remedy="Correct the name.",
+            )
+
+    def cells(self, backbone: str, selection: str = "held_out", max_runs: int | None = None) -> list[Cell]:
+        """Every task with every recipe.
+
+        Args:
+            backbone: The backbone of all runs.
+            selection: On what hyper-parameters are chosen; see `RunConfig`.
+            max_runs: The most runs of the whole sweep, the seeds of the chosen points included; each cell gets the
+                same share, and tries a random subset of its grid (drawn by a fixed seed, nested: a larger budget adds
+                points to those of a smaller one).
+
+        Raises:
+            ArgumentError: The budget does not reach for one point with all seeds in every cell.
+        """
+        pairs = [(tasks.get(task).name, spec) for task in self.tasks for spec in self.recipes]
+        share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
+        if share is not None and share < 1:
+            raise ArgumentError(
+                "--max-runs",
+                expected=f"at least {len(pairs) * self.seeds}: {len(pairs)} cells of {self.seeds} seeds each",
+                got=max_runs,
+                remedy="Raise it, or take fewer tasks, recipes or seeds.",
+            )
+        return [self._cell(task, spec, backbone, selection, share) for task, spec in pairs]
+
+    def _cell(self, task: str, spec: RecipeSpec, backbone: str, selection: str, share: int | None) -> Cell:
+        own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
+        grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
+        rest = {"backbone": backbone, "selection": selection, **self.fixed}
+        points = [
+            RunConfig(
+                task, spec.recipe, recipe_options=spec.options, **{**rest, **dict(zip(grid, values, strict=True))}
+            )
+            for values in itertools.product(*grid.values())
+        ]
+        if share is not None:
+            random.Random(0).shuffle(points)
+        return Cell(task, spec, tuple(points[:share]), self.seeds)
+
+
+def names() -> tuple[str, ...]:
+    """Names of the suites that are here."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+
+
+def get(name: str) -> Suite:
+    """A suite by its name, or from a JSON file of one's own.
+
+    Raises:
+        ArgumentError: There is none of this name.
+        DataError: The file does not hold a suite.
+    """
+    if name in names():
+        return read(_FOLDER / f"{name}.json")
+    if name.endswith(".json") and Path(name).is_file():
+        return read(Path(name))
+    raise ArgumentError(
+        "--suite",
+        expected=f"one of {', '.join(names())}, or a JSON file",
+        got=repr(name),
+        remedy="Choose one of them; docs/sweep.md says what a file holds.",
+    )
+
+
+def read(path: Path) -> Suite:
+    """Read the file of a suite."""
+    data = read_json(path)
+    try:
+        made = [RecipeSpec(r) if isinstance(r, str) else RecipeSpec(**r) for r in data["recipes"]]
+        return Suite(path.stem, **{**data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
+    except (KeyError, TypeError, AttributeError, ArgumentError) as error:
+        raise DataError(
+            f"{path}: expected a suite, as the files in benchmarks/glue/suites/ are; got {error}."
+        ) from error

@@ -1,0 +1,157 @@
+"""A sweep: every point of a grid for each task and recipe, then the best of them with several seeds.
+
+All state is in the files of results, so a sweep that was killed and is started again goes on where it was, and two at
+once on one folder share the work: a run is done by whoever holds its lock, and the other takes its result.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.glue.config import RunConfig
+from benchmarks.glue.executors import Executor, Job, Outcome
+from benchmarks.glue.locks import BusyError, hold
+from benchmarks.glue.run import check_writable
+from benchmarks.glue.study import CellStudy
+from benchmarks.glue.suite import Cell
+from ponder.errors import PonderError
+
+__all__ = ["Snapshot", "Summary", "sweep"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A sweep at one moment, for whoever shows it.
+
+    Args:
+        studies: One a cell.
+        running: Keys of the runs that are at work.
+        seconds: How long the runs took that this sweep has done.
+    """
+
+    studies: Sequence[CellStudy]
+    running: frozenset[str]
+    seconds: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a sweep ended.
+
+    Args:
+        done: Number of runs with a result, those from before included.
+        failures: Runs without one.
+        skipped: Runs that were not tried, since no point of their grid has a result.
+    """
+
+    done: int
+    failures: tuple[Outcome, ...]
+    skipped: int
+
+
+def sweep(
+    cells: Sequence[Cell],
+    executor: Executor,
+    *,
+    glue_dir: Path | None,
+    out: Path,
+    work: Path,
+    show: Callable[[Snapshot], object] = lambda snapshot: None,
+) -> Summary:
+    """Do what is left of a sweep.
+
+    A run that fails is recorded in `<out>/failed/`, and the others go on; the next sweep tries it again.
+
+    Args:
+        cells: What to do; see `Suite.cells`.
+        executor: Where runs are done.
+        glue_dir: Folder in GLUE's layout; None for the hub.
+        out: Folder of results, of this and other sweeps.
+        work: Folder of checkpoints.
+        show: Called often.
+
+    Raises:
+        DataError: A result in `out` is half-written, edited, or of another version.
+    """
+    for folder in (out, work):
+        check_writable(folder)
+    return _Sweep([CellStudy(cell, out) for cell in cells], executor, glue_dir, work, show).run()
+
+
+class _Sweep:
+    def __init__(
+        self,
+        studies: list[CellStudy],
+        executor: Executor,
+        glue_dir: Path | None,
+        work: Path,
+        show: Callable[[Snapshot], object],
+    ) -> None:
+        self.studies, self.executor, self.glue_dir, self.work, self.show = studies, executor, glue_dir, work, show
+        self.of_job: dict[str, CellStudy] = {}
+        self.elsewhere: list[Job] = []
+        self.seconds: list[float] = []
+
+    def run(self) -> Summary:
+        for study in self.studies:
+            self._go_on(study)
+        while self.of_job:
+            self.show(Snapshot(self.studies, self._running(), self.seconds))
+            if len(self.elsewhere) == len(self.of_job):  # nothing else is left: wait for the other sweep's runs
+                waiting, self.elsewhere = self.elsewhere, []
+                for job in waiting:
+                    self.executor.submit(replace(job, wait=True))
+            for outcome in self.executor.collect(timeout=0.5):
+                self._take(outcome)
+        self.show(Snapshot(self.studies, frozenset(), self.seconds))
+        failures = tuple(outcome for study in self.studies for outcome in study.failures.values())
+        done = sum(len(study.scores) for study in self.studies)
+        planned = sum(study.planned for study in self.studies)
+        return Summary(done, failures, planned - done - len(failures))
+
+    def _go_on(self, study: CellStudy) -> None:
+        """Submit what the cell needs next; the last cell of a task clears away what its runs shared."""
+        if not study.open_runs():
+            study.choose()
+        for config in study.open_runs():
+            self.of_job[config.key] = study
+            self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self.work / "stages"))
+        task = study.cell.task
+        of_task = [other for other in self.studies if other.cell.task == task]
+        if all(other.finished and not other.failures for other in of_task):
+            _clear(self.work / "stages", task)
+
+    def _take(self, outcome: Outcome) -> None:
+        config: RunConfig = outcome.job.config
+        if outcome.status == "busy":
+            self.elsewhere.append(outcome.job)
+            return
+        study = self.of_job.pop(config.key)
+        if outcome.status == "done":
+            self.seconds.append(outcome.seconds)
+            try:
+                study.succeeded(config)
+            except PonderError as error:  # the file was changed or removed behind the run's back
+                outcome = replace(outcome, status="failed", error=f"{type(error).__name__}: {error}")
+        if outcome.status == "failed":
+            with suppress(PonderError):  # a disk so full that not even this can be written down; the summary says it
+                study.failed(outcome)
+        if not study.open_runs():
+            self._go_on(study)
+
+    def _running(self) -> frozenset[str]:
+        return frozenset(job.config.key for job in self.executor.running)
+
+
+def _clear(stages: Path, task: str) -> None:
+    """Remove the shared stages of a task, but for those at which another sweep is."""
+    for folder in stages.glob(f"{task.lower()}-*/"):
+        try:
+            with hold(folder.with_suffix(".lock"), wait=False):
+                shutil.rmtree(folder, ignore_errors=True)
+        except BusyError:
+            continue

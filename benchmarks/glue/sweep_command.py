@@ -1,0 +1,96 @@
+"""The command `sweep` of `python -m benchmarks.glue`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from benchmarks.glue.suite import Suite
+    from benchmarks.glue.sweep import Summary
+
+__all__ = ["sweep_command"]
+
+
+def sweep_command(
+    suite: Annotated[str, typer.Option(help="paper, ablation, speed, mini, or a JSON file of your own.")],
+    backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
+    tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
+    recipes: Annotated[str | None, typer.Option(help="Instead of the suite's, for example vanilla,palbert.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of the chosen point, instead of the suite's.")] = None,
+    fixed: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of all runs, for example bf16=true; repeatable.")
+    ] = None,
+    max_runs: Annotated[int | None, typer.Option(help="The most runs in all; grids are thinned out at random.")] = None,
+    selection: Annotated[
+        str, typer.Option(help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev.")
+    ] = "held_out",
+    executor: Annotated[str, typer.Option(help="local, ray or inline.")] = "local",
+    workers: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of a run; the cores shared evenly if not given.")] = None,
+    cpus_per_run: Annotated[float, typer.Option(help="Cores that Ray sets aside for a run.")] = 1.0,
+    gpus_per_run: Annotated[float, typer.Option(help="GPUs that Ray sets aside for a run; may be a part.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; started here where not given.")] = None,
+    glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout; the hub where not given.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/results"),
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("runs/work"),
+) -> None:
+    """Try a grid for each task and recipe, then the best point with several seeds; start again to go on."""
+    from benchmarks import backbones
+    from benchmarks.glue import executors
+    from benchmarks.glue import suite as suites
+    from benchmarks.glue.executors.base import Resources
+    from benchmarks.glue.progress import LiveTable
+    from benchmarks.glue.sweep import sweep
+
+    chosen = _narrowed(suites.get(suite), tasks, recipes, seeds, fixed)
+    cells = chosen.cells(backbone, selection, max_runs)
+    backbones.resolve(backbone)
+    resources = Resources(workers, threads, cpus_per_run, gpus_per_run, address)
+    console = Console()
+    with executors.get(executor, resources) as pool, LiveTable(console, workers) as show:
+        summary = sweep(cells, pool, glue_dir=glue_dir, out=out, work=work, show=show)
+    _tell(console, summary, out)
+    if summary.failures:
+        raise typer.Exit(1)
+
+
+def _narrowed(
+    suite: Suite, tasks: str | None, recipes: str | None, seeds: int | None, fixed: list[str] | None
+) -> Suite:
+    """The suite with what the command line says instead."""
+    from benchmarks.glue.config import parse_fields
+    from benchmarks.glue.suite import RecipeSpec
+
+    changes: dict[str, object] = {}
+    if tasks is not None:
+        changes["tasks"] = tuple(_listed(tasks))
+    if recipes is not None:
+        of_suite = [
+            [spec for spec in suite.recipes if spec.recipe == name] or [RecipeSpec(name)] for name in _listed(recipes)
+        ]
+        changes["recipes"] = tuple(spec for specs in of_suite for spec in specs)
+    if seeds is not None:
+        changes["seeds"] = seeds
+    given = parse_fields("--set", fixed or [])
+    changes["fixed"] = {**suite.fixed, **given}
+    changes["grid"] = {name: values for name, values in suite.grid.items() if name not in given}
+    return dataclasses.replace(suite, **changes)  # type: ignore[arg-type]
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _tell(console: Console, summary: Summary, out: Path) -> None:
+    console.print(f"{summary.done} runs have a result in {out}.", soft_wrap=True)
+    for outcome in summary.failures:
+        console.print(f"[red]failed[/] {outcome.job.config.key}: {outcome.error}", soft_wrap=True, highlight=False)
+    if summary.skipped:
+        console.print(f"{summary.skipped} runs were not tried: no point of their grid has a result.")
+    if summary.failures:
+        console.print(f"The errors are in {out / 'failed'}; run the same command to try again.", soft_wrap=True)
