@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.glue.sweep_command import sweep_command
 from ponder.errors import PonderError
 from ponder.files import write_text
 
@@ -76,6 +77,9 @@ def run_command(
     console = Console()
     console.print(run_table([result]))
     console.print(f"Result: {result.path}")
+
+
+app.command("sweep")(sweep_command)
 
 
 @app.command("report")
