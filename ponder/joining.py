@@ -121,6 +121,8 @@ def _join_tensors(
         shape[dim - 1 if dim > 0 else dim] = length
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in present))
     joined = first.new_empty((sum(sizes), *shape), dtype=dtype)
+    if along is not None and any(t.shape[d] < length for t in present for d in along.dims):
+        joined.fill_(along.value(joined))
     at = 0
     for tensor, size, rows in zip(tensors, sizes, keep, strict=True):
         target, at = joined[at : at + size], at + size
@@ -129,8 +131,7 @@ def _join_tensors(
             continue
         if along is not None:
             tensor = along.narrow(tensor, length)
-            if tensor.shape[1:] != target.shape[1:]:
-                target = _fit(target.fill_(along.value(joined)), tensor, along)
+            target = _fit(target, tensor, along)
         if tensor.shape[1:] != target.shape[1:]:
             raise _misfit(path, f"rows of one shape, (…, {tuple(target.shape[1:])})", tuple(tensor.shape))
         if rows is None or tensor.dtype != dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from ponder.errors import PonderError
 from ponder.streaming.ticket import Ticket
@@ -61,16 +61,15 @@ class Inbox:
         with self._changed:
             return {signature: len(waiting) for signature, waiting in self._waiting.items()}
 
-    def peek(self, signature: Hashable) -> Ticket | None:
-        """The oldest waiting row of a signature."""
+    def take(self, signature: Hashable, fits: Callable[[Ticket], bool]) -> list[Ticket]:
+        """Take the oldest waiting rows of a signature, one after the other, as long as they fit."""
+        taken: list[Ticket] = []
         with self._changed:
-            waiting = self._waiting.get(signature)
-            return waiting[0] if waiting else None
-
-    def pop(self, signature: Hashable) -> Ticket:
-        """Take the oldest waiting row of a signature."""
-        with self._changed:
-            return self._removed(signature, self._waiting[signature][0])
+            waiting = self._waiting.get(signature, deque())
+            while waiting and fits(waiting[0]):
+                taken.append(waiting.popleft())
+            self._shrink(signature, len(taken))
+        return taken
 
     def discard(self, ticket: Ticket) -> bool:
         """Take a given row out; False where it does not wait here."""
@@ -78,7 +77,8 @@ class Inbox:
             signature = ticket.signature
             if ticket not in self._waiting.get(signature, ()):
                 return False
-            self._removed(signature, ticket)
+            self._waiting[signature].remove(ticket)
+            self._shrink(signature, 1)
             return True
 
     def close(self) -> None:
@@ -92,11 +92,8 @@ class Inbox:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._size > 0)
 
-    def _removed(self, signature: Hashable, ticket: Ticket) -> Ticket:
-        waiting = self._waiting[signature]
-        waiting.remove(ticket)  # by identity, and at once where it is the first
-        if not waiting:
-            del self._waiting[signature]
-        self._size -= 1
+    def _shrink(self, signature: Hashable, count: int) -> None:
+        if not self._waiting.get(signature):
+            self._waiting.pop(signature, None)
+        self._size -= count
         self._changed.notify_all()
-        return ticket

@@ -34,13 +34,6 @@ class Limits:
     max_tokens: int | None
     max_skips: int
 
-    def room_for(self, rows: int, longest: int, ticket: Ticket) -> bool:
-        """Whether a row fits beside `rows` others; a row alone always does."""
-        if not rows:
-            return True
-        tokens = (rows + 1) * max(longest, ticket.length)
-        return rows < self.max_batch and (self.max_tokens is None or tokens <= self.max_tokens)
-
 
 class Rooms:
     """The rows that are running, by what they need next.
@@ -57,6 +50,7 @@ class Rooms:
         self._schedule, self._inbox, self._limits = schedule, inbox, limits
         self._cohorts: dict[Door, list[Cohort]] = {}
         self._skips: dict[Door, int] = {}
+        self._one_room = len(set(schedule)) == 1
         self.crowd = 2 * limits.max_batch * len(set(schedule))  # running rows at which nobody else is let in
 
     def __len__(self) -> int:
@@ -64,6 +58,9 @@ class Rooms:
 
     def enter(self, cohort: Cohort) -> None:
         """Let rows stand in front of their next steps."""
+        if self._one_room:
+            self._cohorts.setdefault(Door(self._schedule[0], cohort.tickets[0].signature), []).append(cohort)
+            return
         places: dict[int, list[int]] = {}
         for position, step in enumerate(cohort.steps):
             places.setdefault(self._schedule[step], []).append(position)
@@ -90,21 +87,18 @@ class Rooms:
 
     def leave(self, door: Door) -> tuple[list[Cohort], list[Ticket]]:
         """Take the rows of a room that run now, the oldest first, and the waiting ones that fill the free slots."""
-        chosen: list[Cohort] = []
-        rest: list[Cohort] = []
-        rows, longest = 0, 0
+        load, chosen, rest = _Load(self._limits), list[Cohort](), list[Cohort]()
         for cohort in self._cohorts.pop(door, []):
             count = 0
-            while not rest and count < len(cohort) and self._limits.room_for(rows, longest, cohort.tickets[count]):
-                rows, longest = rows + 1, max(longest, cohort.tickets[count].length)
+            while not rest and count < len(cohort.tickets) and load.take(cohort.tickets[count]):
                 count += 1
-            if count:
-                chosen.append(cohort.take(range(count)))
-            if count < len(cohort):
-                rest.append(cohort.take(range(count, len(cohort))))
+            chosen += [cohort.take(range(count))] if count else []
+            rest += [cohort.take(range(count, len(cohort)))] if count < len(cohort) else []
         if rest:
             self._cohorts[door] = rest
-        return chosen, [] if rest or door.weights != self._schedule[0] else self._admit(door, rows, longest)
+        if rest or door.weights != self._schedule[0]:
+            return chosen, []
+        return chosen, self._inbox.take(door.signature, load.take)
 
     def remove(self, gone: Callable[[Ticket], bool]) -> list[Cohort]:
         """Take out the rows of the tickets for which `gone` holds."""
@@ -122,9 +116,18 @@ class Rooms:
                 del self._cohorts[door]
         return removed
 
-    def _admit(self, door: Door, rows: int, longest: int) -> list[Ticket]:
-        admitted: list[Ticket] = []
-        while (ticket := self._inbox.peek(door.signature)) and self._limits.room_for(rows, longest, ticket):
-            admitted.append(self._inbox.pop(door.signature))
-            rows, longest = rows + 1, max(longest, ticket.length)
-        return admitted
+
+class _Load:
+    """What has been taken for a step."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._rows, self._longest = limits, 0, 0
+
+    def take(self, ticket: Ticket) -> bool:
+        """Take a row in where there is room beside the others; a row alone always fits."""
+        rows, longest = self._rows + 1, max(self._longest, ticket.length)
+        tokens = self._limits.max_tokens
+        if self._rows and (rows > self._limits.max_batch or (tokens is not None and rows * longest > tokens)):
+            return False
+        self._rows, self._longest = rows, longest
+        return True

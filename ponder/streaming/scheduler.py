@@ -93,7 +93,7 @@ class Scheduler:
 
     def _all(self) -> list[Ticket]:
         self.rooms.remove(lambda ticket: True)
-        waiting = [self.inbox.pop(sign) for sign, count in self.inbox.counts().items() for _ in range(count)]
+        waiting = [t for signature in self.inbox.counts() for t in self.inbox.take(signature, lambda ticket: True)]
         return [*waiting, *self._running]
 
     def _begin(self, tickets: Sequence[Ticket]) -> list[Cohort]:
