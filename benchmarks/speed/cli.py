@@ -22,7 +22,7 @@ from ponder.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-SECTIONS = {1: "overhead", 2: "exiting", 3: "predictor", 5: "streaming", 7: "scale"}
+SECTIONS = {1: "overhead", 2: "exiting", 3: "predictor", 5: "streaming", 7: "scale", 9: "sweeps"}
 """By number, the module of a section: `measure(Options)` gives its figures."""
 
 

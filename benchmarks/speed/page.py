@@ -18,6 +18,7 @@ TITLES = {
     "predictor": "The predictor on GLUE",
     "streaming": "Streaming",
     "scale": "Scale",
+    "sweeps": "Sweeps",
 }
 
 
