@@ -7,7 +7,7 @@ neither side can leave padding out. "Compiled" compiles the layers of both, with
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.subjects import Subject, albert_base, minilm
-from benchmarks.speed.timing import interleaved, ratio
+from benchmarks.speed.timing import Seconds, interleaved, ratio
 
 __all__ = ["SECTION", "measure"]
 
@@ -96,9 +96,9 @@ def bfloat16_units() -> list[str]:
     return sorted(flags & {"amx_bf16", "avx512_bf16", "avx_ne_convert"})
 
 
-def _timed(calls: dict[str, Callable[[], object]], options: Options) -> Any:
+def _timed(calls: Mapping[str, Callable[[], object]], options: Options) -> Seconds:
     if options.quick:
-        return interleaved(calls, rounds=1, least=0.0, warm_up=0)
+        return interleaved(calls, rounds=1, least=0.0)
     return interleaved(calls, rounds=options.pairs, budget=BUDGET)
 
 

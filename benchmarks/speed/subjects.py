@@ -25,8 +25,13 @@ from ponder.policies import ExitPolicy
 
 __all__ = ["Subject", "albert_base", "minilm"]
 
-_ALBERT_BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
-_NARROW = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 1000}
+_ALBERT_BASE: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+}
+_NARROW: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 1000}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class Subject:
     def to(self, dtype: torch.dtype) -> Subject:
         """A copy in another precision."""
         plain, wrapped = copy.deepcopy((self.plain, self.wrapped))
-        return Subject(self.name, plain.to(dtype), wrapped.to(dtype))
+        module: torch.nn.Module = wrapped
+        module.to(dtype)
+        return Subject(self.name, plain.to(dtype), wrapped)
 
 
 def albert_base(options: Options) -> Subject:
@@ -90,7 +97,7 @@ def minilm(options: Options) -> Subject:
 
 
 def _subject(name: str, plain: Any, options: Options) -> Subject:
-    wrapped = PonderForSequenceClassification.from_encoder(plain.base_model, "vanilla")
+    wrapped: Any = PonderForSequenceClassification.from_encoder(plain.base_model, "vanilla")
     wrapped.ponder.head[-1].load_state_dict(plain.classifier.state_dict())
     return Subject(name, plain.eval().to(options.device), wrapped.eval().to(options.device))
 

@@ -24,29 +24,24 @@ def interleaved(
     rounds: int = 3,
     budget: float = 0.0,
     least: float = 0.05,
-    warm_up: int = 1,
 ) -> Seconds:
     """Seconds of every call in every round.
 
     Args:
-        calls: What is timed, by name. Every other round goes through them backwards.
+        calls: What is timed, by name, after one run each to warm up. Every other round goes through them backwards.
         rounds: How many rounds there are at least.
         budget: Seconds that may be spent: more rounds are run within it, up to 21.
         least: A timing lasts so many seconds at least: quick calls are repeated, all of them as often.
-        warm_up: Untimed runs of each before.
 
     Returns:
         For each name one number a round, for one run of the call.
     """
-    for _ in range(warm_up):
-        for call in calls.values():
-            call()
     first = {name: _seconds(call, 1) for name, call in calls.items()}
     repeats = max(1, math.ceil(least / max(min(first.values()), 1e-9)))
     rounds = max(rounds, min(MOST_ROUNDS, int(budget / (repeats * sum(first.values())))))
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        for name in list(calls)[:: -1 if number % 2 else 1]:
+        for name in list(calls)[:: 1 if number % 2 else -1]:
             found[name].append(_seconds(calls[name], repeats))
     return found
 
