@@ -1,0 +1,92 @@
+"""Encoders in a stream: texts of all lengths share batches, and come out as alone and as in a padded batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ponder import policies
+from ponder.policies import Bernoulli, Patience
+from ponder.streaming import StreamEngine
+from tests.integrations.transformers.encoders import CASES, FAMILIES, make_batch, make_model, segments
+from tests.ponder.test_loop import Appointed
+
+ROWS = 14
+POLICIES = [None, Bernoulli(3), Patience(1), policies.LastStep()]
+
+
+def texts_of(model: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    """A padded batch, and its rows as examples: every other one without its padding and without a mask."""
+    batch = make_batch(model.encoder, rows=ROWS, seed=4)
+    context = {} if model.encoder.config.model_type == "mpnet" else {"token_type_ids": segments(batch)}
+    examples = []
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        named = {"attention_mask": batch["attention_mask"][row], **{k: v[row] for k, v in context.items()}}
+        if row % 2:
+            examples.append((batch["input_ids"][row], named))
+        else:
+            short = {k: v[:length] for k, v in named.items() if k != "attention_mask"}
+            examples.append((batch["input_ids"][row, :length], short))
+    return {**batch, **context}, examples
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "attention"), CASES)
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_texts_of_all_lengths_share_a_stream(name: str, attention: str, policy: Any) -> None:
+    model = make_model(name, attention)
+    batch, examples = texts_of(model)
+    out = model(**batch, policy=policy)
+    with StreamEngine(model.ponder, policy, max_batch=3) as engine:
+        answers = dict(engine.run(examples))
+    assert [answers[row].exit_step for row in range(ROWS)] == out.exit_step.tolist()
+    for row in range(ROWS):
+        torch.testing.assert_close(answers[row].output, out.logits[row], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_in_a_stream_is_the_text_alone(name: str) -> None:
+    model = make_model(name)
+    batch, examples = texts_of(model)
+    with StreamEngine(model.ponder, max_batch=4, max_tokens=16) as engine:
+        answers = dict(engine.run(examples))
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        alone = {k: v[row : row + 1, :length] for k, v in batch.items() if k != "attention_mask"}
+        out = model(**alone, row_ids=torch.tensor([row]))
+        assert answers[row].exit_step == out.exit_step[0]
+        torch.testing.assert_close(answers[row].output, out.logits[0], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_long_texts_that_leave_take_their_padding_with_them(name: str, attention: str) -> None:
+    if name == "mpnet" and attention == "sdpa":
+        pytest.skip("MPNet has its own attention")
+    model = make_model(name, attention)
+    batch = make_batch(model.encoder, rows=ROWS, seed=4)
+    lengths, widths = batch["attention_mask"].sum(1), []
+    for module in set(model.ponder.steps.fns):
+        module.register_forward_pre_hook(
+            lambda _, args, named: widths.append((args[0].shape[:2], named["attention_mask"].shape[-1])),
+            with_kwargs=True,
+        )
+    out = model(**batch, policy=Appointed(), row_ids=8 - lengths)  # the longest leave first
+    for step, ((rows, width), masked_width) in enumerate(widths, start=1):
+        running = out.exit_step >= step
+        assert (rows, width) == (running.sum(), lengths[running].max())
+        assert masked_width == width
+    assert len({width for (_, width), _ in widths}) > 1, "nothing got narrower"
+
+
+@torch.no_grad()
+def test_half_precision_streams() -> None:
+    model = make_model("albert").bfloat16()
+    _, examples = texts_of(model)
+    with StreamEngine(model.ponder, max_batch=4) as engine:
+        answers = dict(engine.run(examples))
+    assert len(answers) == ROWS
+    assert all(answer.output.dtype == torch.bfloat16 for answer in answers.values())
