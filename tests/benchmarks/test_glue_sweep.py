@@ -1,0 +1,368 @@
+"""What a sweep does, in which order, and what it leaves behind; most of it with runs that only pretend to train."""
+
+import dataclasses
+import errno
+import json
+from collections import deque
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from benchmarks.glue import suite as suites
+from benchmarks.glue import tasks, training
+from benchmarks.glue.cli import app
+from benchmarks.glue.config import RunConfig
+from benchmarks.glue.executors.base import Executor, Job, Outcome, execute
+from benchmarks.glue.executors.inline import InlineExecutor
+from benchmarks.glue.knob import choose_knob
+from benchmarks.glue.progress import LiveTable
+from benchmarks.glue.results import FORMAT, Result
+from benchmarks.glue.suite import RecipeSpec, Suite
+from benchmarks.glue.sweep import sweep
+from ponder import Trajectory, policies
+from ponder.errors import ArgumentError, DataError
+
+GRID = Suite("grid", "", ("RTE",), (RecipeSpec("palbert"),), {}, {"lr": [1e-5, 2e-5], "lambda_lr": [1e-5, 3e-5]}, 3)
+COMMITTED = sorted(Path("benchmarks/results").glob("*lue/*.json")) + sorted(
+    Path("benchmarks/results").glob("r*/*.json")
+)
+
+
+def result_of(config, held_out=0.5, dev=0.5):
+    """What a run would write."""
+    splits = {"dev": {"examples": 2, "mean_exit_step": 1.0, "exits": {"score": dev}}}
+    if config.selection == "held_out":
+        splits["held_out"] = {"examples": 2, "exits": {"score": held_out}}
+    names = {"task": config.task, "recipe": config.recipe, "backbone": config.backbone, "num_steps": 1}
+    return Result(
+        {"format": FORMAT, "config": config.to_dict(), **names, "policy": {}, "splits": splits, "speed_up": {}}
+    )
+
+
+class Pretender(Executor):
+    """Writes results without training, and takes down what it was asked for."""
+
+    def __init__(self, held_out=lambda config: 0.5, dev=lambda config: 0.5, failing=(), busy=()):
+        self.queue, self.asked, self.held_out, self.dev = deque(), [], held_out, dev
+        self.failing, self.busy = set(failing), set(busy)
+
+    def submit(self, job):
+        self.queue.append(job)
+        self.asked.append(job)
+
+    def collect(self, timeout):
+        job = self.queue.popleft()
+        if job.config.key in self.busy and not job.wait:
+            return [Outcome(job, "busy")]
+        if job.config.key in self.failing:
+            return [Outcome(job, "failed", 1.0, "MemoryError: too much", "trace")]
+        result_of(job.config, self.held_out(job.config), self.dev(job.config)).save(job.out / f"{job.config.key}.json")
+        return [Outcome(job, "done", 1.0)]
+
+    def close(self):
+        self.queue.clear()
+
+    @property
+    def running(self):
+        return list(self.queue)[:1]
+
+
+def go(cells, executor, folder, **options):
+    with executor:
+        return sweep(cells, executor, glue_dir=None, out=folder / "out", work=folder / "work", **options)
+
+
+def keys(folder):
+    return sorted(path.stem for path in folder.glob("*.json"))
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+
+
+def test_every_suite_is_a_grid_of_runs_and_the_papers_is_table_3():
+    assert suites.names() == ("ablation", "mini", "paper", "speed")
+    for name in suites.names():
+        cells = suites.get(name).cells("minilm")
+        assert len({point.key for cell in cells for point in cell.points}) == sum(len(cell.points) for cell in cells)
+    sizes = {cell.spec.recipe: len(cell.points) for cell in suites.get("paper").cells("minilm")}
+    assert sizes == {"vanilla": 12, "pabee": 12, "pondernet": 12, "palbert": 36}
+    assert {cell.seeds for cell in suites.get("paper").cells("minilm")} == {5}
+
+
+def test_a_budget_is_kept_and_a_larger_one_adds_points_to_a_smaller_one():
+    paper = suites.get("paper")
+    few, more = (paper.cells("minilm", max_runs=runs) for runs in (32 * 5, 32 * 9))
+    assert sum(len(cell.points) + cell.seeds - 1 for cell in few) <= 32 * 5
+    assert sum(len(cell.points) + cell.seeds - 1 for cell in more) == 32 * 9
+    for small, large in zip(few, more, strict=True):
+        assert {point.key for point in small.points} < {point.key for point in large.points}
+        assert small.name == large.name
+    with pytest.raises(ArgumentError, match="at least 160"):
+        paper.cells("minilm", max_runs=159)
+
+
+def test_the_point_is_chosen_on_held_out_scores_and_run_with_every_seed(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    best, best_on_dev = cell.points[2], cell.points[1]
+    executor = Pretender(
+        lambda config: float(config.lr == best.lr and config.lambda_lr == best.lambda_lr), lambda c: 0.9
+    )
+    summary = go([cell], executor, tmp_path)
+    assert (summary.done, summary.failures, summary.skipped) == (6, (), 0)
+    finals = [dataclasses.replace(best, seed=seed) for seed in range(3)]
+    assert keys(tmp_path / "out") == sorted(run.key for run in finals)
+    assert keys(tmp_path / "out" / "grid") == sorted(point.key for point in cell.points)
+    (record,) = (tmp_path / "out" / "chosen").glob("*.json")
+    record = json.loads(record.read_text())
+    assert (record["chosen"], record["runs"]) == (best.key, [run.key for run in finals])
+    assert {(tried["lr"], tried["lambda_lr"]) for tried in record["tried"]} == {
+        (a, b) for a in (1e-5, 2e-5) for b in (1e-5, 3e-5)
+    }
+
+    # The paper's way: by dev, and nothing is held out. Its runs have names of their own.
+    (cell,) = GRID.cells("minilm", "dev")
+    go(
+        [cell],
+        Pretender(dev=lambda config: float(config.lr == best_on_dev.lr and config.lambda_lr == best_on_dev.lambda_lr)),
+        tmp_path,
+    )
+    chosen = dataclasses.replace(best_on_dev, selection="dev")
+    assert chosen.key in keys(tmp_path / "out")
+    assert Result.of_run(tmp_path / "out" / f"{chosen.key}.json")["config"]["selection"] == "dev"
+
+
+def test_a_finished_sweep_asks_for_nothing_more(tmp_path):
+    cells = GRID.cells("minilm")
+    go(cells, Pretender(), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    again = Pretender()
+    assert go(cells, again, tmp_path).done == 6
+    assert again.asked == []
+    assert keys(tmp_path / "out") == sorted(path.stem for path in before)
+
+
+def test_failures_are_recorded_and_tried_again_and_a_better_point_takes_the_place_of_the_first(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    best, second = cell.points[:2]
+    score = {(p.lr, p.lambda_lr): s for p, s in zip(cell.points, (0.9, 0.8, 0.1, 0.1), strict=True)}
+
+    def held_out(config):
+        return score[config.lr, config.lambda_lr]
+
+    summary = go([cell], Pretender(held_out, failing=[best.key]), tmp_path)
+    assert [outcome.error for outcome in summary.failures] == ["MemoryError: too much"]
+    assert keys(tmp_path / "out" / "failed") == [best.key]
+    assert keys(tmp_path / "out") == sorted(run.key for run in cell.finals(second))
+
+    again = Pretender(held_out)
+    assert go([cell], again, tmp_path).failures == ()
+    assert keys(tmp_path / "out" / "failed") == []
+    assert keys(tmp_path / "out") == sorted(run.key for run in cell.finals(best))
+    assert len(again.asked) == 1 + 2  # the one that failed, and the other seeds of the new choice
+    assert {run.key for run in cell.finals(second)} <= set(keys(tmp_path / "out" / "grid"))  # nothing is lost
+
+
+def test_where_no_point_has_a_result_the_seeds_are_not_tried(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    summary = go([cell], Pretender(failing=[point.key for point in cell.points]), tmp_path)
+    assert (summary.done, len(summary.failures), summary.skipped) == (0, 4, 2)
+
+
+def test_runs_of_another_sweep_are_waited_for_only_when_nothing_else_is_left(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    executor = Pretender(busy=[cell.points[0].key])
+    assert go([cell], executor, tmp_path).done == 6
+    assert [job.wait for job in executor.asked] == [False] * 4 + [True] + [False] * 2
+
+
+def test_the_table_shows_every_cell(tmp_path):
+    console = Console(width=120, record=True, force_terminal=False)
+    cells = dataclasses.replace(GRID, tasks=("RTE", "CoLA")).cells("minilm")
+    failing = cells[0].points[0].key
+    with LiveTable(console, workers=2) as show:
+        go(cells, Pretender(failing=[failing]), tmp_path, show=show)
+    shown = console.export_text()
+    assert "5 of 6" in shown
+    assert "6 of 6" in shown
+    assert "nothing left to do" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda good: json.dumps(good)[:80], "no JSON"),
+        (lambda good: json.dumps({**good, "format": "ponder-glue-0"}), "ponder-glue-0"),
+        (lambda good: json.dumps({**good, "config": {**good["config"], "lr": 0.5}}), "edited"),
+        (lambda good: json.dumps({**good, "config": {**good["config"], "from_the_future": 1}}), "from_the_future"),
+    ],
+)
+def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(content, message, tmp_path):
+    (cell,) = GRID.cells("minilm")
+    path = tmp_path / "out" / "grid" / f"{cell.points[3].key}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content(result_of(cell.points[3]).data))
+    executor = Pretender()
+    with pytest.raises(DataError, match=message):
+        go([cell], executor, tmp_path)
+    assert executor.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "nope"], "one of ablation"),
+        (["--suite", "mini", "--tasks", "XYZ"], "one of CoLA"),
+        (["--suite", "mini", "--tasks", "RTE,RTE"], "each once"),
+        (["--suite", "mini", "--recipes", "nope"], "one of"),
+        (["--suite", "mini", "--set", "nope=1"], "fields of a run"),
+        (["--suite", "mini", "--set", "epochs=0"], "epochs"),
+        (["--suite", "mini", "--executor", "nope"], "local, ray"),
+        (["--suite", "mini", "--workers", "0"], "--workers"),
+        (["--suite", "mini", "--selection", "test"], "held_out or dev"),
+        (["--suite", "mini", "--selection", "dev", "--set", "knob=held_out"], "knob"),
+        (["--suite", "mini", "--seeds", "0"], "seeds"),
+        (["--suite", "mini", "--backbone", "./none"], "backbone"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_runs(arguments, message, tmp_path):
+    done = (
+        invoke(*arguments, "--executor", "inline", "--out", tmp_path / "out")
+        if "--executor" not in arguments
+        else invoke(*arguments)
+    )
+    assert isinstance(done.exception, ArgumentError), done.output
+    assert message in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_suite_file_of_ones_own(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(
+        json.dumps({"description": "", "tasks": ["RTE"], "recipes": ["pabee"], "fixed": {}, "grid": {"lr": [1e-4]}})
+    )
+    (cell,) = suites.get(str(path)).cells("minilm")
+    assert cell.points == (RunConfig("RTE", "pabee", lr=1e-4),)
+    path.write_text(json.dumps({"tasks": ["RTE"]}))
+    with pytest.raises(DataError, match=r"own\.json: expected a suite"):
+        suites.get(str(path))
+
+
+def test_later_fields_do_not_change_the_names_of_committed_results():
+    assert len(COMMITTED) >= 16
+    for path in COMMITTED:
+        if "config" in (data := json.loads(path.read_text())) and data["format"] == FORMAT:
+            assert RunConfig.from_dict(data["config"]).key == path.stem
+    one = RunConfig("RTE")
+    for change in ({"selection": "dev"}, {"knob": "held_out"}, {"schedule": "constant"}, {"knob_keeps": 0.9}):
+        assert dataclasses.replace(one, **change).key != one.key
+        assert (
+            RunConfig.from_dict(dataclasses.replace(one, **change).to_dict()).key
+            == dataclasses.replace(one, **change).key
+        )
+
+
+def test_the_knob_is_the_cheapest_that_keeps_the_score():
+    torch.manual_seed(1)
+    labels = torch.randint(2, (200,))
+    sharp = torch.linspace(0.2, 3.0, 6)[None, :, None] * torch.nn.functional.one_hot(labels, 2)[:, None]
+    held_out = Trajectory(sharp + torch.randn(200, 6, 2), torch.randn(200, 6), torch.arange(200), labels=labels)
+    config = RunConfig("RTE", knob="held_out", knob_keeps=0.97)
+    chosen = choose_knob(config, tasks.get("RTE"), policies.Confidence(0.5), {"held_out": held_out})
+    full = (held_out.outputs[:, -1].argmax(-1) == labels).double().mean().item()
+
+    def measured(policy):
+        exits = held_out.replay(policy)
+        return (exits.outputs.argmax(-1) == labels).double().mean().item(), exits.exit_step.double().mean().item()
+
+    score, steps = measured(chosen.policy)
+    assert score >= 0.97 * full
+    for threshold in torch.linspace(0.5, 1.0, 21).tolist():
+        other_score, other_steps = measured(policies.Confidence(threshold))
+        assert other_score < 0.97 * full or other_steps >= steps - 0.05
+    assert chosen.record["chosen_on"] == "held_out"
+    assert "0.97" in chosen.record["statement"]
+    for fixed in (policies.FixedStep(2), policies.LastStep()):  # nothing to turn, or trained for that depth
+        assert choose_knob(config, tasks.get("RTE"), fixed, {"held_out": held_out}).policy == fixed
+
+
+def tiny(recipes, backbone, seeds=1, **fixed):
+    made = Suite(
+        "tiny", "", ("RTE",), tuple(map(RecipeSpec, recipes)), {"epochs": 1, "batch_size": 16, **fixed}, {}, seeds
+    )
+    return made.cells(backbone)
+
+
+def test_two_stage_recipes_share_their_first_stage_and_end_as_without(backbone, glue_dir, tmp_path, monkeypatch):
+    real, trained = training._train_stage, []
+
+    def counted(config, *arguments):
+        trained.append(config.recipe)
+        return real(config, *arguments)
+
+    monkeypatch.setattr(training, "_train_stage", counted)
+    places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
+    with InlineExecutor() as executor:
+        assert sweep(tiny(["deebert", "fastbert"], backbone), executor, **places).failures == ()
+    assert trained == ["deebert", "deebert", "fastbert"]
+    assert list((tmp_path / "work" / "stages").iterdir()) == []  # cleared away once the task is done
+    (cell,) = tiny(["fastbert"], backbone)
+    with InlineExecutor() as executor:
+        sweep([cell], executor, **{**places, "out": tmp_path / "alone"})
+    name = f"{cell.points[0].key}.json"
+    together, alone = (Result.of_run(tmp_path / folder / name) for folder in ("out", "alone"))
+    assert together["splits"] == alone["splits"]
+
+
+def test_a_full_disk_fails_the_run_and_loses_nothing(backbone, glue_dir, tmp_path, monkeypatch):
+    cells = tiny(["vanilla"], backbone, knob="held_out")
+    real, write_text = training._train_stage, Path.write_text
+    trained = []
+    monkeypatch.setattr(training, "_train_stage", lambda *arguments: trained.append(1) or real(*arguments))
+    places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
+
+    def full(path, *arguments, **keywords):
+        if path.parent in (tmp_path / "out", tmp_path / "out" / "failed"):
+            write_text(path, "{")  # some of it still went through
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with InlineExecutor() as executor:
+        summary = sweep(cells, executor, **places)
+    assert "No space left on device" in summary.failures[0].error
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with InlineExecutor() as executor:
+        assert sweep(cells, executor, **places).failures == ()
+    assert trained == [1]  # what was trained lay in the folder of checkpoints
+
+
+def test_nothing_is_held_out_where_dev_selects(backbone, glue_dir, tmp_path):
+    (point,) = tiny(["vanilla"], backbone)[0].points
+    config = dataclasses.replace(point, selection="dev")
+    job_out = tmp_path / "out"
+    assert execute(Job(config, glue_dir, job_out, tmp_path / "work")).status == "done"
+    written = Result.of_run(job_out / f"{config.key}.json")
+    assert (written["selection"], set(written["splits"])) == ("dev", {"dev"})
+    assert written["training"][0]["held_out_scores"] == [round(written["splits"]["dev"]["exits"]["score"], 6)]
+
+
+def test_the_command_goes_on_after_a_missing_file_and_exits_with_1(backbone, glue_dir, tmp_path):
+    arguments = ["--suite", "mini", "--tasks", "RTE,CoLA", "--recipes", "vanilla", "--set", "max_train=20"]
+    places = ["--backbone", backbone, "--out", tmp_path / "out", "--work", tmp_path / "work", "--executor", "inline"]
+    partial = tmp_path / "glue"
+    (partial / "RTE").mkdir(parents=True)
+    for path in (Path(glue_dir) / "RTE").iterdir():
+        (partial / "RTE" / path.name).write_bytes(path.read_bytes())
+    done = invoke(*arguments, *places, "--glue-dir", partial)
+    assert done.exit_code == 1, done.output
+    assert "1 runs have a result" in done.output
+    assert "CoLA" in done.output
+    (failed,) = (tmp_path / "out" / "failed").glob("*.json")
+    assert "expected the train split of CoLA" in json.loads(failed.read_text())["error"]
+    assert [path.name.split("-")[0] for path in (tmp_path / "out").glob("*.json")] == ["rte"]
