@@ -1,0 +1,1 @@
+"""PonderNet's own experiment: the parity task, with ACT beside it."""

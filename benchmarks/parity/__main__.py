@@ -1,0 +1,5 @@
+"""`python -m benchmarks.parity`."""
+
+from benchmarks.parity.cli import main
+
+main()

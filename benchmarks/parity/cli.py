@@ -1,0 +1,92 @@
+"""The command line, `python -m benchmarks.parity`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.parity.experiment import LEARNERS, experiment, read_results
+from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
+from benchmarks.parity.setting import PAPER, SMALL, Setting
+from ponder.errors import ArgumentError, PonderError
+from ponder.files import write_json
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def parity_command(
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of a run; repeat for several. 0 where left out.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's size: 64 and 96 elements.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Updates of each model.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Most minutes for each model (there are four a seed).")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of PonderNet's divergence.")] = None,
+    tau: Annotated[float | None, typer.Option(help="ACT's time penalty.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/parity"),
+    page: Annotated[Path | None, typer.Option(help="Markdown page to write the tables into.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing; tell what the folder holds.")] = False,
+) -> None:
+    """Train PonderNet and ACT on parity, inside and beyond the difficulties that they are tested on."""
+    changes = {"steps": steps, "beta": beta, "tau": tau}
+    setting = replace(PAPER if paper else SMALL, **{key: value for key, value in changes.items() if value is not None})
+    _check(setting, minutes)
+    if not report:
+        _run(setting, seed or [0], minutes, out)
+    _tell(read_results(out, setting.name), out, setting.name, page)
+
+
+def _run(setting: Setting, seeds: Sequence[int], minutes: float | None, out: Path) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("parity", total=setting.steps * len(setting.scenes) * len(LEARNERS) * len(seeds))
+        titles: list[str] = []
+
+        def tell(title: str, done: int, accuracy: float | None) -> None:
+            if title not in titles:
+                titles.append(title)
+                progress.update(bar, description=title)
+            if accuracy is not None:
+                progress.update(bar, description=f"{title}: {accuracy:.1%}")
+            progress.update(bar, completed=setting.steps * (len(titles) - 1) + done)
+
+        for seed in seeds:
+            write_json(out / f"{setting.name}-s{seed}.json", experiment(setting, seed, minutes, tell))
+
+
+def _tell(results: Sequence[dict[str, Any]], out: Path, name: str, page: Path | None) -> None:
+    console, table = Console(), Table(*COLUMNS)
+    for row in rows(results):
+        table.add_row(*row.cells())
+    console.print(table)
+    draw_figure(out / f"{name}.png", results)
+    console.print(f"Results: {out}", soft_wrap=True)
+    if page is not None:
+        write_page(page, results)
+
+
+def _check(setting: Setting, minutes: float | None) -> None:
+    """Refuse what no training could follow; `beta` is checked by the objective."""
+    for argument, value, least in (("steps", setting.steps, 1), ("tau", setting.tau, 0)):
+        if not least <= value < float("inf"):
+            raise ArgumentError(
+                argument, expected=f"a number ≥ {least}", got=value, remedy=f"Leave --{argument} out for the default."
+            )
+    if minutes is not None and not minutes > 0:
+        raise ArgumentError("minutes", expected="a number > 0", got=minutes, remedy="Pass --minutes 2, say.")
+
+
+def main() -> None:
+    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
+    try:
+        app()
+    except PonderError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)

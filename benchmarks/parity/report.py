@@ -1,0 +1,168 @@
+"""What the results say: rows over seeds, a Markdown page, and a figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder.errors import PonderError
+from ponder.files import write_text
+
+__all__ = ["COLUMNS", "Row", "draw_figure", "markdown", "rows", "write_page"]
+
+COLUMNS = ("scene", "model", "halting", "seeds", "validation", "test", "exit step", "steps per element")
+_BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
+_COLORS = {"PonderNet": "#0072B2", "ACT": "#D55E00"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model with one way of halting in one scene, over seeds.
+
+    Args:
+        scene: Name of the scene.
+        learner: Name of the model.
+        way: How it halts.
+        validation: What was measured on the validation set, one a seed.
+        test: The same on the reported set.
+    """
+
+    scene: str
+    learner: str
+    way: str
+    validation: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+
+    def cells(self) -> tuple[str, ...]:
+        """As text, under `COLUMNS`."""
+        return (
+            self.scene,
+            self.learner,
+            self.way,
+            str(len(self.test)),
+            _spread([one["accuracy"] for one in self.validation], "{:.1%}"),
+            _spread([one["accuracy"] for one in self.test], "{:.1%}"),
+            _spread([one["mean_exit_step"] for one in self.test], "{:.2f}"),
+            _spread([one["steps_per_element"] for one in self.test], "{:+.3f}"),
+        )
+
+    def by_difficulty(self, key: str) -> dict[int, float]:
+        """The mean over seeds of `key` on the validation and the reported difficulties, reported where both."""
+        told = [
+            {entry["difficulty"]: entry[key] for part in (validation, test) for entry in part["by_difficulty"]}
+            for validation, test in zip(self.validation, self.test, strict=True)
+        ]
+        return {k: statistics.fmean(one[k] for one in told if k in one) for k in sorted(set().union(*told))}
+
+
+def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
+    """The rows of several seeds of one setting."""
+    groups: dict[tuple[str, str, str], Row] = {}
+    for result in results:
+        for run in result["runs"]:
+            for way in run["test"]:
+                key = (run["scene"], run["learner"], way)
+                row = groups.setdefault(key, Row(*key, [], []))
+                row.validation.append(run["validation"][way])
+                row.test.append(run["test"][way])
+    return list(groups.values())
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """Tables of accuracy and exit steps, and of both by difficulty for the models' own ways of halting."""
+    table = rows(results)
+    setting = results[0]["setting"]
+    lines = [
+        f"Setting `{setting['name']}`, seeds {', '.join(str(result['seed']) for result in results)}; "
+        f"mean ± sample standard deviation over seeds. "
+        f"{setting['examples']:,} vectors in each set.",
+        "",
+        *_table(COLUMNS, (row.cells() for row in table)),
+    ]
+    for scene in setting["scenes"]:
+        trained, asked = scene["train"], scene["test"]
+        lines += [
+            "",
+            f"### {scene['name'].capitalize()}: accuracy and mean exit step by difficulty",
+            "",
+            f"Vectors of {scene['size']} elements; trained on {trained['low']}–{trained['high']} that are not zero, "
+            f"reported on {asked['low']}–{asked['high']}.",
+            "",
+            *_difficulty_table([row for row in _own(table) if row.scene == scene["name"]]),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_page(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write the tables into a page, between its two marks; a page that is not there gets a title and the marks."""
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# Parity\n\n{_BEGIN}\n{_END}\n"
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise PonderError(f"{path}: expected the lines {_BEGIN!r} and {_END!r}, between which the tables are written.")
+    write_text(path, f"{before}{begin}\n\n{markdown(results)}\n{end}{after}")
+
+
+def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Accuracy and mean exit step over difficulty, one column a scene, as a PNG file."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PonderError("the figure needs matplotlib: pip install 'ponder-torch[plots]'.") from error
+    table, setting = _own(rows(results)), results[0]["setting"]
+    figure = Figure(figsize=(9.0, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(setting["scenes"]), squeeze=False, sharex="col", sharey="row")
+    for column, scene in enumerate(setting["scenes"]):
+        for row in (row for row in table if row.scene == scene["name"]):
+            for axes, key in zip(grid[:, column], ("accuracy", "mean_exit_step"), strict=True):
+                points = row.by_difficulty(key)
+                label = f"{row.learner} ({row.way})"
+                axes.plot(list(points), list(points.values()), "o-", ms=4, color=_COLORS[row.learner], label=label)
+        for axes in grid[:, column]:
+            if scene["train"]["high"] < scene["test"]["low"]:
+                axes.axvline(scene["train"]["high"] + 0.5, color="#595959", ls="--", lw=1, label="end of training")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(visible=True, color="#e6e6e6")
+        grid[0, column].set_title(f"{scene['name']}, {scene['size']} elements")
+        grid[0, column].axhline(0.5, color="#595959", ls=":", lw=1, label="chance")
+        grid[1, column].set_xlabel("elements that are not zero")
+    grid[0, 0].set(ylabel="accuracy", ylim=(0, 1.05))
+    grid[1, 0].set(ylabel="mean exit step", ylim=(0, setting["num_steps"] + 0.5))
+    grid[0, -1].legend(fontsize=8, edgecolor="none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _own(table: Sequence[Row]) -> list[Row]:
+    """The first way of halting of each model in each scene, which is its own."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in table:
+        first.setdefault((row.scene, row.learner), row)
+    return list(first.values())
+
+
+def _difficulty_table(table: Sequence[Row]) -> Iterator[str]:
+    heads = ["not zero", *(f"{row.learner}: {what}" for row in table for what in ("accuracy", "exit step"))]
+    columns = [row.by_difficulty(key) for row in table for key in ("accuracy", "mean_exit_step")]
+    shapes = ["{:.1%}", "{:.2f}"] * len(table)
+    cells = (
+        (str(k), *(shape.format(column[k]) for column, shape in zip(columns, shapes, strict=True))) for k in columns[0]
+    )
+    return _table(heads, cells)
+
+
+def _table(heads: Sequence[str], cells: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + " --- |" * len(heads)
+    for line in cells:
+        yield f"| {' | '.join(line)} |"
+
+
+def _spread(values: Sequence[float], shape: str) -> str:
+    mean = shape.format(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {shape.replace('+', '').format(statistics.stdev(values))}"

@@ -1,0 +1,235 @@
+"""The parity experiment: its task, ACT against a plain loop, its training, its command line, its page."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.parity.act import ACT, act_weights
+from benchmarks.parity.cli import app, main
+from benchmarks.parity.experiment import LEARNERS, evaluation_sets, experiment, read_results
+from benchmarks.parity.learners import PonderNet
+from benchmarks.parity.report import markdown, write_page
+from benchmarks.parity.setting import PAPER, SMALL
+from benchmarks.parity.task import Range, Sample, Scene, draw
+from benchmarks.parity.training import measure, train
+from ponder.errors import ArgumentError, DataError, PonderError
+from ponder.loop import Exits
+from ponder.policies import Bernoulli
+
+TINY = replace(SMALL, hidden=8, num_steps=4, steps=3, batch_size=16, examples=60)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_vectors_are_what_the_paper_says():
+    sample = draw(9, Range(2, 5), 3000, generator())
+    for vector, label, difficulty in zip(
+        sample.inputs.tolist(), sample.labels.tolist(), sample.difficulty.tolist(), strict=True
+    ):
+        assert set(vector) <= {-1.0, 0.0, 1.0}
+        assert sum(x != 0 for x in vector) == difficulty
+        assert label == sum(x == 1 for x in vector) % 2
+    counts = [int((sample.difficulty == k).sum()) for k in range(1, 7)]
+    assert counts[0] == counts[5] == 0
+    assert all(abs(count - 750) < 120 for count in counts[1:5])  # uniform: 5 standard deviations
+    places = (sample.inputs != 0).double().mean(0)
+    assert float((places - 3.5 / 9).abs().max()) < 0.05  # every place alike
+    assert abs(float(sample.inputs.mean())) < 0.03  # signs alike
+    again = draw(9, Range(2, 5), 3000, generator())
+    assert torch.equal(sample.inputs, again.inputs)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (4, 3)])
+def test_ranges_that_mean_nothing(low, high):
+    with pytest.raises(ArgumentError, match="range"):
+        Range(low, high)
+
+
+def test_a_scene_holds_its_difficulties():
+    with pytest.raises(ArgumentError, match="at least 7 elements"):
+        Scene("extrapolation", 6, Range(1, 3), Range(4, 7))
+
+
+def act_oracle(halting, epsilon):
+    """Graves 2016, Equations 6 to 9 and 13, for one row."""
+    total, weights = 0.0, []
+    for step, h in enumerate(halting, start=1):
+        if total + h >= 1 - epsilon or step == len(halting):
+            remainder = 1 - total
+            return weights + [remainder] + [0.0] * (len(halting) - step), step, step + remainder
+        total += h
+        weights.append(h)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.2])
+def test_act_against_a_plain_loop(epsilon):
+    draws = random.Random(0)
+    halting = [[draws.random() ** power for _ in range(6)] for power in (0.2, 1, 2, 4, 9) for _ in range(20)]
+    halting += [[0.0] * 6, [1.0] * 6, [0.0, 0.0, 0.995, 0.3, 0.3, 0.3]]
+    mixed = act_weights(torch.tensor(halting, dtype=torch.float64), epsilon)
+    for row, one in enumerate(halting):
+        weights, step, cost = act_oracle(one, epsilon)
+        assert mixed.weights[row].tolist() == pytest.approx(weights)
+        assert int(mixed.exit_step[row]) == step
+        assert float(mixed.ponder_cost[row]) == pytest.approx(cost)
+    assert {int(step) for step in mixed.exit_step} == {1, 2, 3, 4, 5, 6}
+
+
+def test_the_gradient_of_the_ponder_cost_is_that_of_the_remainder():
+    halting = torch.tensor([[0.3, 0.4, 0.5, 0.6]], requires_grad=True)
+    act_weights(halting).ponder_cost.sum().backward()
+    assert halting.grad.tolist() == [[-1.0, -1.0, 0.0, 0.0]]
+
+
+def test_act_stops_early_at_first_and_its_loss_adds_the_cost():
+    torch.manual_seed(0)
+    sample = draw(8, Range(1, 8), 50, generator())
+    free, costly = ACT(8, replace(TINY, tau=0.0)), ACT(8, replace(TINY, tau=2.0))
+    costly.load_state_dict(free.state_dict())
+    with torch.no_grad():
+        _, mixed = free(sample.inputs)
+        difference = costly.loss(sample) - free.loss(sample)
+    assert float(mixed.exit_step.double().mean()) < 3
+    assert float(difference) == pytest.approx(2 * float(mixed.ponder_cost.mean()), rel=1e-4)
+
+
+def test_pondernet_samples_as_running_it_does():
+    torch.manual_seed(0)
+    learner = PonderNet(8, TINY).eval()
+    inputs = draw(8, Range(1, 8), 50, generator()).inputs
+    with torch.no_grad():
+        answers, run = learner.answers(inputs), learner.model(inputs)
+    assert learner.model.policy == Bernoulli(seed=0)
+    assert torch.equal(answers["sampled"].exit_step, run.exit_step)
+    assert torch.allclose(answers["sampled"].outputs, run.outputs, atol=1e-6)
+    assert set(answers["last step"].exit_step.tolist()) == {4}
+    assert len(set(answers["sampled"].exit_step.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_task_of_one_bit_is_learnt(name):
+    """One element out of one: the answer is its sign."""
+    scene = Scene("interpolation", 1, Range(1, 1), Range(1, 1))
+    torch.manual_seed(0)
+    learner = LEARNERS[name](1, TINY)
+    validation, _ = evaluation_sets(scene, 40)
+    training = train(learner, scene, replace(TINY, steps=150, learning_rate=0.03), validation, seed=0)
+    assert training.updates == 150
+    assert len(training.history) >= 20
+    for measured in measure(learner, validation).values():
+        assert measured["accuracy"] == 1.0
+        assert measured["steps_per_element"] == 0.0
+
+
+def test_what_is_measured():
+    class Fixed(PonderNet):
+        def answers(self, inputs):
+            right = (inputs == 1).sum(-1) % 2
+            right[0] = 1 - right[0]  # one wrong answer
+            steps = 1 + 2 * (inputs != 0).sum(-1)
+            return {"fixed": Exits(torch.eye(2)[right], steps)}
+
+    vectors = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0]])
+    sample = Sample(vectors, torch.tensor([1, 0, 0, 1]), torch.tensor([1, 1, 3, 3]))
+    measured = measure(Fixed(3, TINY), sample)["fixed"]
+    assert measured == {
+        "accuracy": 0.75,
+        "mean_exit_step": 5.0,
+        "steps_per_element": pytest.approx(2.0),
+        "by_difficulty": [
+            {"difficulty": 1, "examples": 2, "accuracy": 0.5, "mean_exit_step": 3.0},
+            {"difficulty": 3, "examples": 2, "accuracy": 1.0, "mean_exit_step": 7.0},
+        ],
+    }
+
+
+def test_a_result_is_a_function_of_the_seed():
+    def measured(seed):
+        return [(run["test"], run["training"]["history"]) for run in experiment(TINY, seed)["runs"]]
+
+    first = measured(0)
+    torch.manual_seed(99)
+    assert measured(0) == first
+    assert measured(1) != first
+
+
+def test_evaluation_sets_are_fixed_and_differ():
+    for scene in (*SMALL.scenes, *PAPER.scenes):
+        validation, test = evaluation_sets(scene, 50)
+        assert torch.equal(test.inputs, evaluation_sets(scene, 50)[1].inputs)
+        assert not torch.equal(validation.inputs, test.inputs)
+        assert int(validation.difficulty.max()) <= scene.train.high
+        assert int(test.difficulty.min()) >= scene.test.low
+
+
+def test_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.parity.cli.SMALL", TINY)
+    out, page = tmp_path / "out", tmp_path / "page.md"
+    page.write_text(
+        "# Title\n\nbefore\n\n<!-- results: written by the benchmark -->\nold\n<!-- end of results -->\n\nafter\n"
+    )
+    arguments = ["--seed", "3", "--seed", "4", "--steps", "2", "--out", str(out), "--page", str(page)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in out.iterdir()) == ["small-s3.json", "small-s4.json", "small.png"]
+    result = json.loads((out / "small-s3.json").read_text())
+    assert [(run["scene"], run["learner"]) for run in result["runs"]] == [
+        (scene, learner) for scene in ("interpolation", "extrapolation") for learner in ("PonderNet", "ACT")
+    ]
+    assert {run["training"]["updates"] for run in result["runs"]} == {2}
+    assert result["environment"]["versions"]["torch"]
+    text = page.read_text()
+    assert text.startswith("# Title\n\nbefore")
+    assert text.endswith("<!-- end of results -->\n\nafter\n")
+    assert "old" not in text
+    assert "seeds 3, 4" in text
+    again = CliRunner().invoke(app, ["--report", "--out", str(out), "--page", str(page)])
+    assert again.exit_code == 0, again.output
+    assert page.read_text() == text  # writing again changes nothing
+
+
+def test_the_page_counts_over_seeds():
+    results = [experiment(TINY, seed) for seed in (0, 1)]
+    text = markdown(results)
+    table = [line for line in text.splitlines() if line.startswith("| extrapolation | ACT")]
+    assert len(table) == 1
+    accuracies = [
+        run["test"]["mixed"]["accuracy"]
+        for result in results
+        for run in result["runs"]
+        if (run["scene"], run["learner"]) == ("extrapolation", "ACT")
+    ]
+    assert f"{100 * sum(accuracies) / 2:.1f}% ± {100 * abs(accuracies[0] - accuracies[1]) / 2**0.5:.1f}%" in table[0]
+    for difficulty in range(1, 13):
+        assert f"\n| {difficulty} | " in text
+
+
+def test_wrong_pages_and_folders(tmp_path):
+    (tmp_path / "page.md").write_text("# No marks\n")
+    with pytest.raises(PonderError, match="expected the lines"):
+        write_page(tmp_path / "page.md", [experiment(TINY, 0)])
+    with pytest.raises(DataError, match="no results"):
+        read_results(tmp_path, "small")
+    (tmp_path / "small-s0.json").write_text('{"format": "another"}')
+    with pytest.raises(DataError, match="another"):
+        read_results(tmp_path, "small")
+
+
+@pytest.mark.parametrize("option", [("--steps", "0"), ("--tau", "nan"), ("--minutes", "0"), ("--beta", "-1")])
+def test_wrong_options_are_one_message(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.parity.cli.SMALL", TINY)
+    monkeypatch.setattr("sys.argv", ["parity", *option, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert f"error: {option[0].removeprefix('--')}: expected" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
