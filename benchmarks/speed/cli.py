@@ -22,7 +22,17 @@ from ponder.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-SECTIONS = {1: "overhead", 2: "exiting", 3: "predictor", 5: "streaming", 7: "scale", 9: "sweeps"}
+SECTIONS = {
+    1: "overhead",
+    2: "exiting",
+    3: "predictor",
+    4: "peers",
+    5: "streaming",
+    6: "training",
+    7: "scale",
+    8: "device",
+    9: "sweeps",
+}
 """By number, the module of a section: `measure(Options)` gives its figures."""
 
 
@@ -32,7 +42,7 @@ def speed_command(
     quick: Annotated[bool, typer.Option("--quick", help="Small models, to see that it runs.")] = False,
     pairs: Annotated[int, typer.Option(min=1, help="Rounds of interleaved timings, at least.")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one each core that may be used.")] = 0,
-    glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout, for section 3.")] = None,
+    glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout, for sections 3 and 6.")] = None,
     device: Annotated[str, typer.Option(help="Where models run.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of results, a file for each section.")] = Path("runs/speed"),
     page: Annotated[Path | None, typer.Option(help="Markdown page, whose figures are replaced.")] = None,

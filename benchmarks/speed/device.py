@@ -8,6 +8,7 @@ graph of a step of fixed slots saves. Then the other sections, as long as there 
 from __future__ import annotations
 
 import importlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import ponder
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.forced import Forced
 from benchmarks.speed.streaming import MIXES, Stage, closed, exits, stage, throughput
@@ -35,10 +35,11 @@ OTHERS = ("exiting", "predictor", "peers", "training", "overhead")
 
 def measure(options: Options) -> list[dict[str, Any]]:
     """The section's figures; one row that says so where there is no accelerator."""
-    if not torch.accelerator.is_available():
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None:
         return [not_measured(SECTION, "accelerator", "this machine has none")]
     start = time.perf_counter()
-    options = replace(options, device=torch.accelerator.current_accelerator())
+    options = replace(options, device=device)
     scene = stage(options, SIZES[-1])
     seconds = _step_seconds(scene, options)
     batch = saturating(seconds)
@@ -69,7 +70,7 @@ def saturating(seconds: dict[int, float]) -> int:
         16
     """
     sizes = sorted(seconds)
-    for size, double in zip(sizes, sizes[1:], strict=False):
+    for size, double in itertools.pairwise(sizes):
         if seconds[double] / double > WORTH * seconds[size] / size:
             return size
     return sizes[-1]
@@ -84,8 +85,7 @@ def synchronisation(scene: Stage, case: str, options: Options) -> dict[str, Any]
     def runs(policy: ExitPolicy) -> Callable[[], Tensor]:
         return torch.inference_mode()(lambda: model(ids, policy=policy, attention_mask=mask).outputs)
 
-    stays: ponder.policies.ExitPolicy = Forced((model.num_steps,))
-    calls = {"asked": runs(stays), "not asked": runs(LastStep())}
+    calls = {"asked": runs(Forced((model.num_steps,))), "not asked": runs(LastStep())}
     seconds = interleaved(calls, rounds=2 * options.pairs + 1)
     return figure(SECTION, case, "time with a decision a step ÷ with none", ratio(seconds, "asked", "not asked"))
 

@@ -16,8 +16,11 @@ TITLES = {
     "overhead": "Wrapper at full depth, compiled layers, bfloat16",
     "exiting": "Exits in wall-clock",
     "predictor": "The predictor on GLUE",
+    "peers": "Other packages",
     "streaming": "Streaming",
+    "training": "Training",
     "scale": "Scale",
+    "device": "On an accelerator",
     "sweeps": "Sweeps",
 }
 

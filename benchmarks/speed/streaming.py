@@ -33,7 +33,10 @@ SATURATED = 1.25
 QUANTILES = (0.5, 0.95, 0.99)
 BARE_STEPS = 8
 LENGTH = 32
-MIXES = {"early-heavy": lambda step: 0.6**step, "heavy-tailed": lambda step: 1 / step}
+MIXES: dict[str, Callable[[int], float]] = {
+    "early-heavy": lambda step: 0.6**step,
+    "heavy-tailed": lambda step: 1 / step,
+}
 """Weights of the steps by name: geometric, and Zipf's."""
 
 
@@ -82,12 +85,14 @@ def exits(mix: str, num_steps: int, rows: int) -> tuple[int, ...]:
 def measure(options: Options) -> list[dict[str, Any]]:
     """The section's figures."""
     scene = stage(options)
-    found, reached = [], {}
+    found: list[dict[str, Any]] = []
+    reached: dict[str, float] = {}
     for mix in MIXES:
         table = exits(mix, scene.model.num_steps, len(scene.data))
         for arrival, drive in (("closed", closed), ("open", saturated)):
             figures = throughput(scene, table, f"{mix}, {arrival} arrival", drive, options.pairs)
-            found, reached[mix] = [*found, *figures], min(figures[0]["value"], 1.0)
+            found += figures
+            reached[mix] = min(figures[0]["value"], 1.0)
     seconds = step_seconds(scene, options)
     costs = Costs(seconds)
     for mix in MIXES:
@@ -120,7 +125,7 @@ def throughput(
             drive(engine, scene, seconds * sum(table) / scene.batch)
         occupancy.append(engine.stats.occupancy)
 
-    timed = interleaved({"bare": bare, "streamed": streamed}, rounds=pairs, least=0.0, warm_up=0)
+    timed = interleaved({"bare": bare, "streamed": streamed}, rounds=pairs, least=0.0)
     scale = sum(table) / scene.batch / BARE_STEPS  # bare steps of the stream ÷ bare steps that were timed
     clock = ratio(timed, "bare", "streamed")
     reached = WallClock(clock.median * scale, clock.low * scale, clock.high * scale)

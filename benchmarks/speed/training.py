@@ -52,7 +52,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         seconds = interleaved(runs, rounds=rounds, least=0.0)
         name = f"examples per second ÷ {KINDS[other]}"
         limit = goal if other == "plain" or options.glue_dir is not None else None  # the goal is one for CoLA
-        value, more = ratio(seconds, other, "ponder"), {"steps": len(made) * (rounds + 2)}
+        value, more = ratio(seconds, other, "ponder"), {"steps": len(made) * (rounds + 1)}
         found.append(figure(SECTION, case, name, value, at_least=limit, **more))
     return found + _memory(case, options)
 
@@ -122,7 +122,8 @@ def padded_loss(model: PonderForSequenceClassification, batch: Batch) -> Tensor:
     posterior = torch.stack(log_p, dim=1)
     prior = parts.prior(parts.num_steps, device=posterior.device).log_pmf
     expected = (posterior.exp() * torch.stack(losses, dim=1)).sum(1)
-    return (expected + parts.objective.beta * (posterior.exp() * (posterior - prior)).sum(1)).mean()
+    loss: Tensor = (expected + parts.objective.beta * (posterior.exp() * (posterior - prior)).sum(1)).mean()
+    return loss
 
 
 def peak_bytes(kind: str, options: Options, steps: int = 3) -> int:
