@@ -19,7 +19,7 @@ from ponder.errors import ArgumentError
 from ponder.policies.base import Batch, ExitPolicy, StepView
 from ponder.rows import Tree, check_rows, take_rows
 
-__all__ = ["Exits", "Readings", "Record", "Running", "Source", "ask", "run", "split"]
+__all__ = ["Exits", "Readings", "Record", "Running", "Source", "ask", "run"]
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ def run(source: Source, policy: ExitPolicy, batch: Batch, record: Record | None 
         if step == batch.num_steps:
             break
         mask, running = ask(source, policy, running, batch.num_steps, batch.task)
-        leaving, staying = split(mask, rows.shape[0])
-        if leaving is None:
+        if isinstance(mask, bool):
+            if mask:
+                break
             continue
-        if staying is None:
-            break
+        leaving, staying = mask.nonzero().flatten(), (~mask).nonzero().flatten()
         left.append((rows[leaving], source.output_of(leaving), step))
         rows, running = rows[staying], running.take(staying.to(batch.device))
         source.keep(staying)
@@ -139,8 +139,8 @@ def ask(
         task: Name of the task, or None.
 
     Returns:
-        The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool for all rows; and
-        the rows after the step.
+        The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows leave
+        or none; and the rows after the step.
     """
     index = running.index + 1
     readings, log_survival = _read(source, policy.needs, running.log_survival)
@@ -148,6 +148,8 @@ def ask(
     check_rows("policy state", state, index.shape[0])
     if not isinstance(mask, bool):
         mask = _check_mask(policy, mask, index.shape).cpu()
+        if not mask.any() or mask.all():
+            mask = bool(mask[0])
     return mask, Running(index, state, log_survival)
 
 
@@ -176,16 +178,6 @@ def _check_mask(policy: ExitPolicy, mask: object, shape: torch.Size) -> Tensor:
             remedy="Compare per row, and reduce over every dimension but the first.",
         )
     return mask
-
-
-def split(mask: Tensor | bool, size: int) -> tuple[Tensor | None, Tensor | None]:
-    """Which of `size` rows leave and which stay, on the host; None where there are none."""
-    if not isinstance(mask, bool):
-        leaving = mask.nonzero().flatten()
-        if 0 < leaving.shape[0] < size:
-            return leaving, (~mask).nonzero().flatten()
-        mask = leaving.shape[0] > 0
-    return (torch.arange(size), None) if mask else (None, torch.arange(size))
 
 
 def _in_order(left: list[tuple[Tensor, Tensor, int]], batch: int, device: torch.device) -> Exits:
