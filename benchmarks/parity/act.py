@@ -89,7 +89,8 @@ class ACT(Learner):
     def loss(self, sample: Sample) -> Tensor:
         """See `Learner.loss`."""
         outputs, mixed = self(sample.inputs)
-        return F.cross_entropy(outputs, sample.labels) + self.tau * mixed.ponder_cost.mean()
+        loss: Tensor = F.cross_entropy(outputs, sample.labels) + self.tau * mixed.ponder_cost.mean()
+        return loss
 
     def answers(self, inputs: Tensor) -> Mapping[str, Exits]:
         """The mixed answer at N."""

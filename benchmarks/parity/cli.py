@@ -35,7 +35,7 @@ def parity_command(
     report: Annotated[bool, typer.Option("--report", help="Train nothing; tell what the folder holds.")] = False,
 ) -> None:
     """Train PonderNet and ACT on parity, inside and beyond the difficulties that they are tested on."""
-    changes = {"steps": steps, "beta": beta, "tau": tau}
+    changes: dict[str, Any] = {"steps": steps, "beta": beta, "tau": tau}
     setting = replace(PAPER if paper else SMALL, **{key: value for key, value in changes.items() if value is not None})
     _check(setting, minutes)
     if not report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _runs(setting: Setting, seed: int, minutes: float | None, tell: Tell) -> Ite
                 validation,
                 seed=seed,
                 minutes=minutes,
-                tell=lambda done, accuracy, title=title: tell(title, done, accuracy),
+                tell=partial(tell, title),
             )
             yield {
                 "scene": scene.name,

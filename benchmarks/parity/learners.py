@@ -84,7 +84,7 @@ class PonderNet(Learner):
 
     def loss(self, sample: Sample) -> Tensor:
         """See `Learner.loss`."""
-        loss = self.model(sample.inputs, labels=sample.labels).loss
+        loss: Tensor | None = self.model(sample.inputs, labels=sample.labels).loss
         assert loss is not None  # there are labels
         return loss
 

@@ -67,7 +67,7 @@ def train(
         learner.train()
         loss = learner.loss(draw(scene.size, scene.train, setting.batch_size, generator))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), setting.clip)
         optimizer.step()
         done += 1
