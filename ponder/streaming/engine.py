@@ -74,20 +74,9 @@ class StreamEngine:
         check_type("model", model, PonderWrapper)
         policy = model.policy if policy is None else policy
         _check(model, policy)
-        skips = 4 * len(set(model.steps.schedule)) if max_skips is None else max_skips
-        for name, limit in (("max_batch", max_batch), ("max_waiting", max_waiting), ("max_skips", skips)):
-            _check_limit(name, limit)
-        if max_tokens is not None:
-            _check_limit("max_tokens", max_tokens)
-            if model.padding is None:
-                raise ArgumentError(
-                    "max_tokens",
-                    expected="None for a model without lengths",
-                    got=max_tokens,
-                    remedy="Build the model with padding=ponder.Padding(…), or limit rows with max_batch.",
-                )
+        _check_limit("max_waiting", max_waiting)
+        limits = _limits(model, max_batch, max_tokens, max_skips)
         device = next((parameter.device for parameter in model.parameters()), None)
-        limits = Limits(max_batch, max_tokens, skips)
         self._padding, self._clock, self._max_batch, self._max_waiting = model.padding, clock, max_batch, max_waiting
         self._meter, self._inbox = Meter(), Inbox(max_waiting)
         self._scheduler = Scheduler(Stepper(model, policy, device), self._inbox, limits, self._meter, clock)
@@ -268,6 +257,22 @@ def _check(model: PonderWrapper, policy: ExitPolicy) -> None:
             got="one in training mode",
             remedy="Call model.eval() first.",
         )
+
+
+def _limits(model: PonderWrapper, max_batch: int, max_tokens: int | None, max_skips: int | None) -> Limits:
+    skips = 4 * len(set(model.steps.schedule)) if max_skips is None else max_skips
+    _check_limit("max_batch", max_batch)
+    _check_limit("max_skips", skips)
+    if max_tokens is not None:
+        _check_limit("max_tokens", max_tokens)
+        if model.padding is None:
+            raise ArgumentError(
+                "max_tokens",
+                expected="None for a model without lengths",
+                got=max_tokens,
+                remedy="Build the model with padding=ponder.Padding(…), or limit rows with max_batch.",
+            )
+    return Limits(max_batch, max_tokens, skips)
 
 
 def _check_limit(name: str, limit: Any) -> None:
