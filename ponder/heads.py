@@ -80,7 +80,7 @@ class LambdaHead(nn.Module):
             modules += [nn.Dropout(dropout), nn.Linear(size, width), _ACTIVATIONS[activation]()]
         last = nn.Linear(sizes[-1], 1)
         with torch.no_grad():
-            last.bias += math.log(start) - math.log1p(-start)
+            last.bias.add_(math.log(start) - math.log1p(-start))
         self.layers = nn.Sequential(*modules, nn.Dropout(dropout), last)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
     for name, (family, goal) in FAMILIES.items():
         some = grid[:: max(knobs // REPLAYED, 1)]
         calls = {
-            "sweep": lambda family=family: trajectory.sweep(family, grid),
-            "replays": lambda family=family, some=some: [trajectory.replay(family(value)) for value in some],
+            "sweep": partial(trajectory.sweep, family, grid),
+            "replays": partial(_replays, trajectory, [family(value) for value in some]),
         }
         seconds = interleaved(calls, rounds=options.pairs)
         spent, times = sorted(seconds["sweep"]), ratio(seconds, "replays", "sweep")
@@ -46,6 +47,11 @@ def measure(options: Options) -> list[dict[str, Any]]:
         scaled = WallClock(*(value * knobs / len(some) for value in (times.median, times.low, times.high)))
         found.append(figure(SECTION, case, "replays of all values ÷ sweep", scaled, replayed=len(some)))
     return found
+
+
+def _replays(trajectory: ponder.Trajectory, policies: list[ExitPolicy]) -> None:
+    for policy in policies:
+        trajectory.replay(policy)
 
 
 def recorded(rows: int) -> ponder.Trajectory:
