@@ -35,7 +35,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
     grid = torch.linspace(0.0, 1.0, knobs).tolist()
     for name, (family, goal) in FAMILIES.items():
         some = grid[:: max(knobs // REPLAYED, 1)]
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "sweep": partial(trajectory.sweep, family, grid),
             "replays": partial(_replays, trajectory, [family(value) for value in some]),
         }
