@@ -99,6 +99,9 @@ def test_training_compares_the_same_loss():
     padded = training._to_longest(batch)
     assert padded["input_ids"].shape == padded["attention_mask"].shape == (32, 128)
     assert torch.equal(padded["attention_mask"].sum(1), batch["attention_mask"].sum(1))
+    with torch.no_grad():
+        for weight in [*model.encoder.pooler.parameters(), *model.ponder.lambda_head.parameters()]:
+            weight.copy_(torch.randn_like(weight))  # hazards that differ from step to step
     model.ponder.train()  # every step is unrolled, and dropout is left out on both sides
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
