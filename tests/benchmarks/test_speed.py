@@ -112,7 +112,7 @@ def test_the_command_line(tmp_path, glue_dir):
     assert text.startswith("# Speed\n\nProse.\n\n")
     assert "old figures" not in text
     assert text.count("\n| ") == sum(map(len, figures.values())) + 2 * 3
-    with pytest.raises(ArgumentError, match="sections: expected numbers out of 1, 2"):
+    with pytest.raises(ArgumentError, match="sections: expected numbers out of 1, 2, 3"):
         CliRunner().invoke(cli.app, ["--sections", "1,x", "--out", str(out)], catch_exceptions=False)
 
 
