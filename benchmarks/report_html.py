@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ponder.errors import ArgumentError
 
-__all__ = ["write_report"]
+__all__ = ["escape", "html_page", "write_report"]
 
 _LEFT, _PLOT, _RIGHT, _ROW, _TOP, _AXIS = 96, 420, 124, 46, 34, 46  # pixels of a figure's parts
 _WIDTH = _LEFT + _PLOT + _RIGHT
@@ -80,18 +80,11 @@ def write_report(
         >>> write_report(Path("report.html"), title="Demo", intro="", rows=rows, exits=exits, num_steps=6, notes=[])
     """
     _check(exits, num_steps)
-    body = [f"<h1>{_text(title)}</h1>", f"<p>{_text(intro)}</p>" if intro else "", _table(rows)]
+    body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(intro)}</p>" if intro else "", _table(rows)]
     body += [_figures(exits, num_steps), _notes(notes)]
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(filter(None, body))
-        + "\n</main></body></html>\n"
-    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(html_page(title, body), encoding="utf-8")
     except OSError as error:
         raise ArgumentError(
             "path",
@@ -99,6 +92,17 @@ def write_report(
             got=f"{str(path)!r} ({error.strerror or error})",
             remedy="Pass a file in a folder that you may write to.",
         ) from error
+
+
+def html_page(title: str, body: Iterable[str]) -> str:
+    """A page in the style of the reports; `body` is well-formed HTML, `title` is text."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(filter(None, body))
+        + "\n</main></body></html>\n"
+    )
 
 
 def _check(exits: Mapping[str, Mapping[int, Sequence[int]]], num_steps: int) -> None:
@@ -116,7 +120,7 @@ def _check(exits: Mapping[str, Mapping[int, Sequence[int]]], num_steps: int) -> 
                 )
 
 
-def _text(value: object) -> str:
+def escape(value: object) -> str:
     """Escaped, for content and for quoted attributes; what XML cannot hold becomes a replacement mark."""
     return html.escape(_NOT_XML.sub("\ufffd", str(value)), quote=True)
 
@@ -127,9 +131,9 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
         return ""
     cells = {key: [_cell(row.get(key)) for row in rows] for key in columns}
     kind = {key: ' class="number"' if all(map(_NUMBER.fullmatch, cells[key])) else "" for key in columns}
-    head = "".join(f'<th scope="col"{kind[key]}>{_text(key)}</th>' for key in columns)
+    head = "".join(f'<th scope="col"{kind[key]}>{escape(key)}</th>' for key in columns)
     lines = (
-        "<tr>" + "".join(f"<td{kind[key]}>{_text(cells[key][i])}</td>" for key in columns) + "</tr>"
+        "<tr>" + "".join(f"<td{kind[key]}>{escape(cells[key][i])}</td>" for key in columns) + "</tr>"
         for i in range(len(rows))
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
@@ -143,7 +147,7 @@ def _cell(value: object) -> str:
 
 
 def _notes(notes: Iterable[str]) -> str:
-    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f"<h2>Notes</h2><ul>{items}</ul>" if items else ""
 
 
@@ -151,7 +155,7 @@ def _figures(exits: Mapping[str, Mapping[int, Sequence[int]]], num_steps: int) -
     if not exits:
         return ""
     cards = (
-        f'<figure class="card"><h3>{_text(recipe)}</h3>{_figure(recipe, by_difficulty, num_steps)}</figure>'
+        f'<figure class="card"><h3>{escape(recipe)}</h3>{_figure(recipe, by_difficulty, num_steps)}</figure>'
         for recipe, by_difficulty in exits.items()
     )
     return (
@@ -176,7 +180,7 @@ def _figure(recipe: str, by_difficulty: Mapping[int, Sequence[int]], num_steps: 
     parts.append(_axis(bottom, num_steps))
     parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in means)}"/>')
     parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>' for x, y in means]
-    label = _text(f"Exit steps of {recipe} by difficulty")
+    label = escape(f"Exit steps of {recipe} by difficulty")
     head = f'<svg viewBox="0 0 {_WIDTH} {bottom + _AXIS}" role="img" aria-label="{label}">'
     return head + "\n".join(parts) + "</svg>"
 

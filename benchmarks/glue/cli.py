@@ -11,7 +11,6 @@ from rich.console import Console
 
 from benchmarks.glue.sweep_command import sweep_command
 from ponder.errors import PonderError
-from ponder.files import write_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_OUT = Path("runs/results")
@@ -50,6 +49,7 @@ def run_command(
         Path | None,
         typer.Option(help="Folder for the full-depth trajectory of each split, for sweeps and certificates."),
     ] = None,
+    keep_model: Annotated[Path | None, typer.Option(help="Folder in which the trained model is kept.")] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
@@ -73,7 +73,7 @@ def run_command(
         max_train=max_train,
         bf16=bf16,
     )
-    result = run(config, glue_dir, out, work, trajectories=trajectories, progress=not quiet)
+    result = run(config, glue_dir, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
     console = Console()
     console.print(run_table([result]))
     console.print(f"Result: {result.path}")
@@ -85,18 +85,21 @@ app.command("sweep")(sweep_command)
 @app.command("report")
 def report_command(
     results: Annotated[Path, typer.Option(help="Folder of results.")] = _COMMITTED,
-    out: Annotated[Path | None, typer.Option(help="Markdown file; printed where not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file; printed where nothing is written.")] = None,
+    html: Annotated[Path | None, typer.Option(help="One self-contained HTML file.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder of the figures (SVG) that the Markdown shows.")] = None,
+    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data: labels, for significance.")] = None,
+    replicates: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 2000,
 ) -> None:
-    """Make the tables from the JSON results alone."""
-    from benchmarks.glue.report import markdown
+    """Make tables and figures from the JSON results alone."""
+    from benchmarks.glue.report import report
     from benchmarks.glue.results import read_all
 
-    page = markdown(read_all(results))
-    if out is None:
-        print(page)
-    else:
-        write_text(out, page)
-        Console().print(f"Report: {out}")
+    made = report(read_all(results), glue_dir, draw=bool(html or figures), replicates=replicates)
+    if out is None and html is None and figures is None:
+        print(made.markdown())
+    for path in made.write(out, html, figures):
+        Console().print(f"Report: {path}", soft_wrap=True)
 
 
 @app.command("demo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 from datasets import Dataset
 
 from benchmarks.glue import metrics
+from benchmarks.glue.curves import record_curves
+from benchmarks.glue.significance import pack
 from benchmarks.glue.tasks import GlueTask
 from benchmarks.glue.training import Collator, answers
 from ponder import Trajectory
 from ponder.cost import Cost, measure, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.plots.numbers import overthinking_of
 from ponder.policies import ExitPolicy, LastStep
 
-__all__ = ["measure_speed_ups", "record", "summarise"]
+__all__ = ["mean_cost", "measure_speed_ups", "record", "summarise"]
 
 Batch = dict[str, torch.Tensor]
 
@@ -47,12 +51,20 @@ def record(
     return whole.map(lambda tensor: tensor[order])
 
 
-def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy) -> dict[str, Any]:
+def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy, cost: Cost | None = None) -> dict[str, Any]:
     """Scores of one split from its trajectory.
+
+    Args:
+        task: The task.
+        trajectory: With labels.
+        policy: Decides.
+        cost: Mean cost of an example, for the curves; steps are counted where None.
 
     Returns:
         `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram` over the steps;
-        `halting`, the mean of p(n|x), where there are hazards.
+        `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text (labels are GLUE's,
+        and are not kept); `overthinking`, for classes, the shares of rows `right` at each step, `right_by` then, and
+        `lost`, right at some step and wrong at the last; `curves` over the knobs of policies.
     """
     assert trajectory.labels is not None
     labels, steps = trajectory.labels.numpy(), trajectory.num_steps
@@ -71,7 +83,24 @@ def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy) -> dic
         "mean_exit_step": exits.exit_step.double().mean().item(),
         "exit_histogram": torch.bincount(exits.exit_step, minlength=steps + 1)[1:].tolist(),
         "halting": halting,
+        "predictions": pack(task, answers(task, exits.outputs.float().numpy())),
+        "overthinking": None if task.kind == "regression" else dataclasses.asdict(overthinking_of(trajectory)),
+        "curves": record_curves(trajectory, policy, lambda outputs, _: score(outputs)["score"], cost),
     }
+
+
+def mean_cost(model: PonderForSequenceClassification, data: Dataset, collate: Collator, max_counted: int = 60) -> Cost:
+    """FLOPs of the parts of the model, the mean over at most so many examples, spread over the lengths."""
+    costs = _costs(model, _spread(batches(data, collate, 1, model.device), max_counted))
+    columns = {field.name: [getattr(cost, field.name) for cost in costs] for field in dataclasses.fields(Cost)}
+    return Cost(**{name: _mean_of(values) for name, values in columns.items()})
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of tuples of numbers place by place."""
+    if isinstance(values[0], tuple):
+        return tuple(_mean_of(place) for place in zip(*values, strict=True))
+    return sum(values) / len(values)
 
 
 def measure_speed_ups(

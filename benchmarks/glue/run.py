@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from datasets import Dataset
 from benchmarks.glue import data as glue_data
 from benchmarks.glue import ranks
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.evaluation import measure_speed_ups, record, summarise
+from benchmarks.glue.evaluation import mean_cost, measure_speed_ups, record, summarise
+from benchmarks.glue.keeping import check_kept, keep
 from benchmarks.glue.knob import choose_knob
 from benchmarks.glue.locks import hold
 from benchmarks.glue.results import FORMAT, Result, environment
@@ -34,6 +35,7 @@ def run(
     *,
     stages: Path | None = None,
     trajectories: Path | None = None,
+    models: Path | None = None,
     wait: bool = True,
     progress: bool = True,
 ) -> Result:
@@ -49,6 +51,7 @@ def run(
         work: Folder of checkpoints, emptied of this run's once its result is written.
         stages: Folder of first stages that runs share, which the caller empties; none are shared where None.
         trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
+        models: Folder in which the trained model is kept, `<models>/<key>/`, for `predict`; it is not where None.
         wait: Where another process is at this run, wait for its result, or raise.
         progress: Whether to show progress bars.
 
@@ -60,15 +63,16 @@ def run(
         check_writable(trajectories)
     path = out / f"{config.key}.json"
     if path.exists():
+        check_kept(config, models)
         return Result.of_run(path)
     if not ranks.is_first():
-        _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, progress)
+        _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
         return Result.of_run(path)
     with hold(work / f"{config.key}.lock", wait=wait):
         for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
             part.unlink(missing_ok=True)
         if not path.exists():
-            _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, progress)
+            _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
         shutil.rmtree(work / config.key, ignore_errors=True)
     return Result.of_run(path)
 
@@ -80,6 +84,7 @@ def _train_and_save(
     work: Path,
     stages: Path | None,
     trajectories: Path | None,
+    models: Path | None,
     progress: bool,
 ) -> None:
     task = get(config.task)
@@ -88,7 +93,10 @@ def _train_and_save(
     ready = _prepare(config, labelled)
     trained = train(config, task, ready.pop("train"), _selection_split(ready), work, stages=stages, progress=progress)
     if ranks.is_first():
-        _evaluate(config, task, trained, ready, trajectories).save(path)
+        result = _evaluate(config, task, trained, ready, trajectories)
+        if models is not None:  # before the result, so that no result stands without its model
+            keep(trained.model, config, models)
+        result.save(path)
     ranks.wait()
 
 
@@ -163,8 +171,9 @@ def _measure(
     baseline: PonderForSequenceClassification | None,
 ) -> dict[str, Any]:
     model = trained.model
-    measured = {name: summarise(task, trajectory, model.policy) for name, trajectory in recorded.items()}
     reported = next(name for name in ready if name != "held_out")
+    cost = mean_cost(model, ready[reported], collate)
+    measured = {name: summarise(task, trajectory, model.policy, cost) for name, trajectory in recorded.items()}
     mean_step = measured[reported]["mean_exit_step"]
     return {
         "format": FORMAT,
@@ -186,9 +195,7 @@ def check_writable(folder: Path) -> None:
     """Refuse, before anything is trained, a folder that results cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()  # it has no name, so a kill leaves nothing
     except OSError as error:
         raise ArgumentError(
             "--out",

@@ -13,8 +13,8 @@ from benchmarks.glue import data, tasks
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig, parse_policy
 from benchmarks.glue.evaluation import batches, measure_speed_ups, record, summarise
-from benchmarks.glue.report import markdown
-from benchmarks.glue.results import Result, read_all
+from benchmarks.glue.report import report
+from benchmarks.glue.results import read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.training import Collator, build, load_tokenizer, train
 from ponder import Trajectory, policies, recipes
@@ -162,7 +162,7 @@ def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_p
     (written,) = read_all(tmp_path / "out")
     assert written["policy"] == {"name": "quantile", "q": 0.9}
     assert written["config"]["recipe_options"] == {"hidden_concat": False}
-    assert "palbert (hidden_concat=False)" in markdown([written])
+    assert "palbert (hidden_concat=False)" in report([written], draw=False).markdown()
 
 
 @pytest.mark.parametrize(
@@ -245,26 +245,11 @@ def test_batches_hold_every_example_once_and_pad_to_their_own_longest(backbone, 
     assert all(batch["attention_mask"].all() for batch in made)
 
 
-def test_report_has_scores_runs_and_published_numbers(result):
-    other = Result({**result.data, "config": {**result["config"], "seed": 1}})
-    page = markdown([result, other])
-    assert page.startswith("# Results")
-    assert "2 seeds" in page
-    assert "PALBERT *(published)* | ×1.29 | 78.3" in page
-    assert f"{100 * result.score('exits'):.1f}" in page
-
-
-def test_report_command_writes_the_page(result, tmp_path):
-    done = invoke("report", "--results", result.path.parent, "--out", tmp_path / "results.md")
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "results.md").read_text() == markdown(read_all(result.path.parent))
-
-
 def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
     with pytest.raises(DataError, match="folder of results"):
         read_all(tmp_path / "none")
     with pytest.raises(DataError, match="at least one"):
-        markdown([])
+        report([])
     (tmp_path / "half.json").write_text(result.path.read_text()[:100])
     with pytest.raises(DataError, match=r"half\.json"):
         read_all(tmp_path)

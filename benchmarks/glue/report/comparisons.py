@@ -1,0 +1,114 @@
+"""Significance between recipes: differences on dev, and which of them are more than luck."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.glue import data as glue_data
+from benchmarks.glue import tasks as glue_tasks
+from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
+from benchmarks.glue.report.page import Block, Heading, Table, Text
+from benchmarks.glue.significance import Comparison, Replicates, compare, holm, replicate, unpack
+from ponder.errors import ArgumentError, DataError
+
+__all__ = ["comparisons"]
+
+_LEVEL = 0.05
+
+
+def comparisons(groups: Groups, glue_dir: Path | None, replicates: int) -> list[Block]:
+    """A matrix for each task, and one for the mean over the tasks that all its recipes have.
+
+    Args:
+        groups: What is shown.
+        glue_dir: Where the labels of dev are: results hold none.
+        replicates: Of the bootstrap.
+    """
+    kept = {key: group for key, group in groups.items() if _has_predictions(group)}
+    heading = Heading("Significance", 3)
+    if not kept:
+        return [heading, Text("Not made: these runs were recorded without their predictions.")]
+    if glue_dir is None:
+        missing = "Not made: results hold predictions but no labels. Give the data: `report --glue-dir FOLDER`."
+        return [heading, Text(missing)]
+    drawn = _replicates(kept, glue_dir, replicates)
+    labels = ordered(name for name, _ in drawn)
+    tasks = task_order(task for _, task in drawn)
+    blocks: list[Block] = [heading, Text(_note(replicates))]
+    for task in tasks:
+        of_task = {name: [drawn[name, task]] for name in labels if (name, task) in drawn}
+        blocks += _matrix(task, of_task)
+    common = [task for task in tasks if all((name, task) in drawn for name in labels)]
+    if len(common) > 1:
+        title = f"mean over {', '.join(common)}"
+        blocks += _matrix(title, {name: [drawn[name, task] for task in common] for name in labels})
+    return blocks
+
+
+def _note(replicates: int) -> str:
+    return (
+        f"Row minus column, in points: means over the common seeds. Paired bootstrap over dev examples and seeds, "
+        f"{replicates} replicates; in brackets the 95% interval. **Bold**: p < {_LEVEL} after Holm's adjustment over "
+        "the table. One seed says nothing about other seeds: its interval is over examples alone."
+    )
+
+
+def _has_predictions(group: Group) -> bool:
+    return all("predictions" in split for run in group.runs for split in run.reported)
+
+
+def _replicates(kept: Groups, glue_dir: Path, count: int) -> dict[tuple[str, str], Replicates]:
+    labels: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    drawn = {}
+    for (name, task_name), group in kept.items():
+        task = glue_tasks.get(task_name)
+        if task_name not in labels:
+            labels[task_name] = _labels(task, glue_dir)
+        runs = {
+            run["config"]["seed"]: {
+                split: unpack(task, run["splits"][split]["predictions"]) for split in labels[task_name]
+            }
+            for run in group.runs
+        }
+        try:
+            drawn[name, task_name] = replicate(task, runs, labels[task_name], count)
+        except ArgumentError as error:
+            raise DataError(f"{task_name}, {name}: {error}") from error
+    return drawn
+
+
+def _labels(task: glue_tasks.GlueTask, glue_dir: Path) -> dict[str, np.ndarray[Any, Any]]:
+    dev = tuple(split for split in task.splits if split.name in task.dev_splits)
+    splits = glue_data.load(dataclasses.replace(task, splits=dev), glue_dir)
+    return {name: np.asarray(splits[name]["label"]) for name in task.dev_splits}
+
+
+def _matrix(title: str, recipes: Mapping[str, list[Replicates]]) -> list[Block]:
+    names = list(recipes)
+    if len(names) < 2:
+        return []
+    pairs = list(itertools.combinations(names, 2))
+    found = {(a, b): compare(list(zip(recipes[a], recipes[b], strict=True))) for a, b in pairs}
+    known = {pair: result for pair, result in found.items() if result is not None}
+    adjusted = dict(zip(known, holm([result.p for result in known.values()]), strict=True))
+    rows = []
+    for name in names[1:]:
+        cells = []
+        for other in names[:-1]:
+            result = known.get((other, name)) if names.index(other) < names.index(name) else None
+            cells.append("" if result is None else _cell(result, adjusted[other, name] < _LEVEL))
+        rows.append([name, *cells])
+    return [Text(f"*{title}*"), Table(["row − column", *names[:-1]], rows)]
+
+
+def _cell(result: Comparison, significant: bool) -> str:
+    """Of the column minus the row, turned round."""
+    text = f"{-100 * result.difference:+.1f}"
+    span = f"[{-100 * result.high:+.1f}, {-100 * result.low:+.1f}]"
+    return f"**{text}** {span}" if significant else f"{text} {span}"

@@ -1,0 +1,240 @@
+"""The paper's Figures 2, 3 and 4, and scores against cost: one panel a task, from what the results hold."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from benchmarks.glue.curves import read_curve
+from benchmarks.glue.report.groups import Group, Groups, of_task, ordered, task_order
+from benchmarks.glue.report.page import Figure
+from benchmarks.glue.results import Result
+from ponder import Trajectory, plots, recipes
+from ponder.errors import ArgumentError, PonderError
+from ponder.plots.axes import as_axes, band, legend, next_color, step_ticks
+from ponder.plots.seeds import Band
+from ponder.sweep import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["by_cost", "by_knob", "by_policy", "by_speed_up", "by_wall_clock", "overthinking", "posteriors"]
+
+Draw = Callable[["Axes"], object]
+_HAZARD = 1e-6  # a mean posterior of exactly 0 or 1 has no logit
+
+
+def posteriors(groups: Groups, prefix: str) -> Figure | None:
+    """Figure 2: the mean posterior E[p(n|x)] over dev, a panel for each recipe with hazards, a line for each task."""
+    panels: dict[str, list[Draw]] = {}
+    tasks = task_order(task for _, task in groups)
+    for name in ordered(name for name, _ in groups):
+        shown = [groups[name, task] for task in tasks if (name, task) in groups]
+        shown = [group for group in shown if all(split["halting"] for run in group.runs for split in run.reported)]
+        if shown:
+            panels[name] = [_posterior(group, place == len(shown) - 1) for place, group in enumerate(shown)]
+    caption = (
+        "Mean posterior E[p(n|x)] over dev (as Figure 2 of the PALBERT paper, which takes train); dashed: the prior."
+    )
+    return _figure(f"{prefix}-posterior", caption, panels)
+
+
+def by_knob(groups: Groups, prefix: str) -> Figure | None:
+    """Figure 3: the score against Q-exit's q, for the recipes whose policy it is."""
+    panels: dict[str, list[Draw]] = {}
+    for task, shown in _by_task(groups):
+        for group in shown:
+            curves = _curves(group, "quantile")
+            if curves and group.example["policy"]["name"] == "quantile":
+                panels.setdefault(task, []).append(_knob(group.label, curves))
+    caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
+    return _figure(f"{prefix}-score-by-q", caption, panels)
+
+
+def by_speed_up(groups: Groups, prefix: str) -> Figure | None:
+    """Figure 4: the score against the speed-up in steps, each recipe with its own policy."""
+    caption = (
+        "Score against speed-up in steps, each recipe with its own policy, whose knob is turned (as Figure 4 of the "
+        "PALBERT paper); dashed: vanilla."
+    )
+    return _figure(f"{prefix}-score-by-steps", caption, _own_policies(groups, "steps"))
+
+
+def by_cost(groups: Groups, prefix: str) -> Figure | None:
+    """The score against the speed-up in FLOPs: curves where they were kept, and the runs themselves as crosses."""
+    panels = _own_policies(groups, "cost")
+    for task, shown in _by_task(groups):
+        panels.setdefault(task, []).append(_runs(shown, "flops", task in panels))
+    caption = (
+        "Score against speed-up in FLOPs. Lines: each recipe with its own policy, whose knob is turned. Crosses: the "
+        "runs as they are, medians over seeds; models cut at a fixed step (static) are among them."
+    )
+    return _figure(f"{prefix}-score-by-flops", caption, panels)
+
+
+def by_wall_clock(groups: Groups, prefix: str) -> Figure | None:
+    """The score against the speed-up in wall-clock, with the range of the timings."""
+    panels: dict[str, list[Draw]] = {task: [_runs(shown, "wall_clock", False)] for task, shown in _by_task(groups)}
+    caption = "Score against speed-up in wall-clock, medians over seeds, with the range of the pairs of timings."
+    return _figure(f"{prefix}-score-by-wall-clock", caption, panels)
+
+
+def by_policy(groups: Groups, label: str, prefix: str) -> Figure | None:
+    """The score of one recipe against the speed-up in FLOPs, with every policy that it can be run with."""
+    panels: dict[str, list[Draw]] = {}
+    for task, shown in _by_task(groups):
+        for group in (group for group in shown if group.label == label):
+            names = dict.fromkeys(
+                entry["policy"] for run in group.runs for split in run.reported for entry in split.get("curves") or []
+            )
+            curves = {name: _curves(group, name) for name in names}
+            if sum(map(bool, curves.values())) > 1:
+                panels[task] = [_speed_up({name: each for name, each in curves.items() if each}, "cost", None)]
+    slug = "".join(letter if letter.isalnum() else "-" for letter in label).strip("-")
+    return _figure(
+        f"{prefix}-policies-{slug}", f"{label} with other policies: score against speed-up in FLOPs.", panels
+    )
+
+
+def overthinking(groups: Groups, prefix: str) -> Figure | None:
+    """Share of dev that is right at each step, and (dashed) at that step or before."""
+    panels: dict[str, list[Draw]] = {}
+    for task, shown in _by_task(groups):
+        for group in shown:
+            if all(split.get("overthinking") for run in group.runs for split in run.reported):
+                panels.setdefault(task, []).append(_overthinking(group))
+    caption = (
+        "Share of dev that is right at step n (solid), and at step n or before (dashed): at the last step the gap is "
+        "what overthinking costs."
+    )
+    return _figure(f"{prefix}-overthinking", caption, panels)
+
+
+def _by_task(groups: Groups) -> Iterator[tuple[str, list[Group]]]:
+    labels = ordered(name for name, _ in groups)
+    for task in task_order(task for _, task in groups):
+        yield task, of_task(groups, task, labels)
+
+
+def _figure(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> Figure | None:
+    """One drawing with a titled panel for each entry; None where there are none."""
+    if not panels:
+        return None
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure as Drawing
+    except ImportError as error:
+        raise PonderError("The report's figures need matplotlib: pip install 'ponder-torch[plots]'.") from error
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    # Text stays text (small, searchable); the salt makes two drawings of the same numbers the same file.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        drawing = Drawing(figsize=(5.2 * columns, 4.0 * rows), layout="constrained")
+        axes = drawing.subplots(rows, columns, squeeze=False).flat
+        for (title, draws), ax in zip(panels.items(), axes, strict=False):
+            for draw in draws:
+                draw(ax)
+            ax.set_title(title)
+        for ax in list(axes)[len(panels) :]:
+            ax.set_visible(False)
+        text = io.StringIO()
+        drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return Figure(name, caption, text.getvalue())
+
+
+def _posterior(group: Group, last: bool) -> Draw:
+    run = group.example
+    options = run["config"]["recipe_options"]
+    prior = recipes.get(run["recipe"], **options).for_steps(run["num_steps"]).prior if last else None
+    trajectories = [_of_halting(each) for each in group.runs]
+    return lambda ax: plots.posterior(trajectories, prior, ax=ax, label=group.task)
+
+
+def _of_halting(run: Result) -> Trajectory:
+    """A trajectory of one row whose halting distribution is the mean one of the run."""
+    pmf = torch.tensor([split["halting"] for split in run.reported], dtype=torch.float64).mean(0, keepdim=True)
+    before = 1.0 - pmf.cumsum(1) + pmf
+    hazards = (pmf / before.clamp_min(_HAZARD)).clamp(_HAZARD, 1 - _HAZARD)
+    return Trajectory(torch.zeros(1, pmf.shape[1], 2), hazards.logit(), torch.arange(1))
+
+
+def _knob(name: str, curves: Sequence[Curve]) -> Draw:
+    return lambda ax: plots.score_by_knob(curves, ax=ax, label=name)
+
+
+def _own_policies(groups: Groups, by: Literal["steps", "cost"]) -> dict[str, list[Draw]]:
+    panels: dict[str, list[Draw]] = {}
+    for task, shown in _by_task(groups):
+        curves = {group.label: _curves(group, group.example["policy"]["name"]) for group in shown}
+        curves = {name: each for name, each in curves.items() if each}
+        vanilla = groups.get(("vanilla", task))
+        level = None if vanilla is None else [score / 100 for score in vanilla.scores]
+        if curves:
+            panels[task] = [_speed_up(curves, by, level)]
+    return panels
+
+
+def _curves(group: Group, policy: str) -> list[Curve]:
+    """One a seed; none where a seed lacks it."""
+    found = [read_curve(run, policy) for run in group.runs]
+    return [curve for curve in found if curve is not None] if None not in found else []
+
+
+def _speed_up(
+    curves: Mapping[str, Sequence[Curve]], by: Literal["steps", "cost"], baseline: Sequence[float] | None
+) -> Draw:
+    def draw(ax: Axes) -> object:
+        try:
+            return plots.score_by_speed_up(curves, by=by, baseline=baseline, ax=ax)
+        except ArgumentError:  # seeds that share no cost cannot be averaged
+            apart = {f"{name}, seed {n}": curve for name, seeds in curves.items() for n, curve in enumerate(seeds)}
+            return plots.score_by_speed_up(apart, by=by, baseline=baseline, ax=ax)
+
+    return draw
+
+
+def _runs(shown: Sequence[Group], speed_up: str, over_curves: bool) -> Draw:
+    """A cross for each recipe, named beside it where curves took the legend."""
+
+    def draw(ax: Axes) -> None:
+        as_axes(ax)
+        for place, group in enumerate(shown):
+            x, y = group.speed_up(speed_up), statistics.median(group.scores) / 100
+            style: dict[str, Any] = {"color": "#222222"} if over_curves else {"color": f"C{place % 10}"}
+            low = group.median(lambda run: float(run["speed_up"]["wall_clock_range"][0]))
+            high = group.median(lambda run: float(run["speed_up"]["wall_clock_range"][1]))
+            error = [[max(0.0, x - low)], [max(0.0, high - x)]] if speed_up == "wall_clock" else None
+            ax.errorbar([x], [y], xerr=error, marker="x", linestyle="", **style)
+            ax.annotate(group.label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, **style)
+        words = "wall-clock" if speed_up == "wall_clock" else "FLOPs"
+        ax.set(xlabel=f"speed-up in {words}, full depth / run", ylabel="score")
+        ax.xaxis.set_major_formatter("{x:g}×")
+
+    return draw
+
+
+def _overthinking(group: Group) -> Draw:
+    """Solid and dashed lines of one recipe, from the shares in the results."""
+
+    def shares(name: str) -> Band:
+        return Band.of(
+            [
+                [statistics.fmean(at) for at in zip(*(s["overthinking"][name] for s in run.reported), strict=True)]
+                for run in group.runs
+            ]
+        )
+
+    def draw(ax: Axes) -> None:
+        as_axes(ax)
+        color, steps = next_color(ax), range(1, group.example["num_steps"] + 1)
+        band(ax, steps, shares("right_by"), color, linestyle="--", marker="", gid=None)
+        band(ax, steps, shares("right"), color, shares("right").name(group.label))
+        ax.set(xlabel="step n", ylabel="share of dev that is right")
+        step_ticks(ax, group.example["num_steps"])
+        legend(ax)
+
+    return draw

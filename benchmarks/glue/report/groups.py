@@ -1,0 +1,133 @@
+"""Runs that differ in nothing but the seed, and which of them a table shows."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.glue.config import RunConfig
+from benchmarks.glue.results import Result
+from benchmarks.glue.tasks import names
+
+__all__ = ["Group", "Groups", "choose", "knob_chosen", "label", "of_task", "ordered", "policy_text", "task_order"]
+
+_KNOWN = ("vanilla", "pabee", "deebert", "fastbert", "pondernet", "palbert", "ponder")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one configuration, one a seed.
+
+    Args:
+        label: The recipe, with what was changed in it.
+        task: Name of the task.
+        runs: By seed.
+    """
+
+    label: str
+    task: str
+    runs: tuple[Result, ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """Scores at the exits, in percent, one a seed."""
+        return [100 * run.score("exits") for run in self.runs]
+
+    @property
+    def score(self) -> float:
+        """Their median."""
+        return statistics.median(self.scores)
+
+    def median(self, value: Callable[[Result], float]) -> float:
+        """Of any number of a run."""
+        return statistics.median(map(value, self.runs))
+
+    def speed_up(self, name: str) -> float:
+        """Median of a speed-up: ``"steps"``, ``"flops"`` or ``"wall_clock"``."""
+        return self.median(lambda run: float(run["speed_up"][name]))
+
+    @property
+    def on_dev(self) -> bool:
+        """Whether something was selected on dev."""
+        return any(run["config"].get("selection") == "dev" for run in self.runs)
+
+    @property
+    def example(self) -> Result:
+        """The first run, for what all have in common."""
+        return self.runs[0]
+
+
+Groups = Mapping[tuple[str, str], Group]
+"""The shown group of each (label, task)."""
+
+
+def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
+    """One group for each recipe and task; of several configurations the best on the held-out part of train.
+
+    Returns:
+        The groups, and the places where there was something to choose.
+    """
+    found: dict[tuple[str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        config = RunConfig.from_dict(result["config"]).to_dict()  # with the fields that were added since
+        rest = {key: value for key, value in config.items() if key != "seed"}
+        found[label(result), result["task"]][json.dumps(rest, sort_keys=True)].append(result)
+    groups, choices = {}, []
+    for key, by_config in found.items():
+        best = max(by_config.values(), key=lambda runs: (statistics.median(map(_selection_score, runs)), len(runs)))
+        groups[key] = Group(*key, tuple(sorted(best, key=lambda run: run["config"]["seed"])))
+        if len(by_config) > 1:
+            choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations)")
+    return groups, choices
+
+
+def _selection_score(result: Result) -> float:
+    """What a configuration is chosen by; never dev, unless the run says that it selects there."""
+    if result["config"].get("selection") == "dev" or "held_out" not in result["splits"]:
+        return result.score("exits")
+    return float(result["splits"]["held_out"]["exits"]["score"])
+
+
+def label(result: Result) -> str:
+    """The recipe, with the arguments given to it, and the policy or its knob where they are not the recipe's."""
+    options = ", ".join(f"{key}={value}" for key, value in result["config"]["recipe_options"].items())
+    named = f"{result['recipe']} ({options})" if options else str(result["recipe"])
+    policy = result["config"]["policy"]
+    named = f"{named} with {policy['name']}" if policy else named
+    return f"{named}, knob chosen" if knob_chosen(result) else named
+
+
+def knob_chosen(result: Result) -> bool:
+    """Whether the policy's knob was chosen on the held-out part of train, and is not the recipe's."""
+    return bool(result.data.get("knob", {}).get("chosen_on") == "held_out")
+
+
+def policy_text(policy: Mapping[str, Any]) -> str:
+    """`to_dict()` of a policy as `name(field=value)`."""
+    fields = ", ".join(f"{key}={value}" for key, value in policy.items() if key != "name")
+    return f"{policy['name']}({fields})"
+
+
+def task_order(tasks: Iterable[str]) -> list[str]:
+    """GLUE's order, then others by name."""
+    found = set(tasks)
+    return [task for task in names() if task in found] + sorted(found - set(names()))
+
+
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Recipes in the order of the paper's table, then the others by name."""
+
+    def place(text: str) -> tuple[int, str]:
+        recipe = text.replace(",", " ").split(" ", 1)[0]
+        return (_KNOWN.index(recipe) if recipe in _KNOWN else len(_KNOWN), text)
+
+    return sorted(set(labels), key=place)
+
+
+def of_task(groups: Groups, task: str, labels: Sequence[str]) -> list[Group]:
+    """The groups of one task, in the order of `labels`."""
+    return [groups[label, task] for label in labels if (label, task) in groups]

@@ -1,0 +1,310 @@
+"""The report, from a fixture of results that are made up here, and from one real run on a tiny backbone."""
+
+import itertools
+import statistics
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+from test_glue_run import config, invoke
+
+from benchmarks.glue import tasks
+from benchmarks.glue.config import RunConfig
+from benchmarks.glue.curves import read_curve, record_curves
+from benchmarks.glue.report import report
+from benchmarks.glue.report.groups import choose, label, ordered
+from benchmarks.glue.report.scores import mark
+from benchmarks.glue.results import FORMAT, Result, read_all
+from benchmarks.glue.run import run
+from benchmarks.glue.significance import pack
+from ponder import Trajectory, policies
+from ponder.cost import Cost
+from ponder.errors import ArgumentError, DataError
+
+STEPS = 4
+DEV = 20  # examples of RTE's dev in `glue_dir`
+POLICIES = {
+    "vanilla": {"name": "last-step"},
+    "palbert": {"name": "quantile", "q": 0.5},
+    "pondernet": {"name": "bernoulli", "seed": 0},
+    "pabee": {"name": "patience", "patience": 2, "tolerance": 0.1},
+    "static": {"name": "fixed-step", "step": 2},
+}
+CURVES = {"palbert": ("quantile", "q", [0.2, 0.5, 0.8]), "pabee": ("patience", "patience", [1.0, 2.0, 3.0])}
+
+
+def made(recipe="palbert", task="RTE", seed=0, score=0.7, held_out=0.6, step=2.0, new=True, **changes):
+    """A result as a run would write it; without the fields that were added later where `new` is off."""
+    settings = RunConfig(task=task, recipe=recipe, backbone="tiny", seed=seed, **changes)
+    metric = tasks.get(task).metrics[0]
+
+    def split(value):
+        return {
+            "examples": DEV,
+            "full_depth": {metric: value + 0.01, "score": value + 0.01},
+            "exits": {metric: value, "score": value},
+            "per_step": [value] * STEPS,
+            "mean_exit_step": step,
+            "exit_histogram": [0, DEV, 0, 0],
+            "halting": [0.1, 0.2, 0.3, 0.4] if recipe in ("palbert", "pondernet") else None,
+        }
+
+    whole = split(score)
+    if new:
+        right = round(score * DEV)
+        gold = dev_labels()
+        answers = [gold[n] if n < right else 1 - gold[n] for n in range(DEV)]
+        whole["predictions"] = pack(tasks.get(task), np.array(answers))
+        whole["overthinking"] = {"right": [0.5, 0.6, 0.7, score], "right_by": [0.5, 0.65, 0.75, 0.8], "lost": 0.1}
+        whole["curves"] = [curve(*CURVES[recipe], score)] if recipe in CURVES else []
+    fields = settings.to_dict()
+    if not new:
+        fields = {key: value for key, value in fields.items() if key not in ("schedule", "knob", "knob_keeps")}
+        fields.pop("selection") if fields["selection"] == "held_out" else None
+    return Result(
+        {
+            "format": FORMAT,
+            "task": task,
+            "recipe": recipe,
+            "backbone": "tiny",
+            "num_steps": STEPS,
+            "policy": POLICIES[recipe],
+            "splits": {"dev": whole, "held_out": split(held_out)},
+            "speed_up": {
+                **dict.fromkeys(("steps", "flops", "wall_clock"), STEPS / step),
+                "wall_clock_range": [STEPS / step - 0.1, STEPS / step + 0.1],
+            },
+            "training": [{"epochs": 3}],
+            "config": fields,
+            "environment": {},
+        }
+    )
+
+
+def dev_labels():
+    """As `glue_dir` has them for RTE: 0 is entailment."""
+    return [int(n % 3 == 0) for n in range(DEV)]
+
+
+def curve(policy, knob, values, score):
+    steps = [1.5, 2.0, 3.0]
+    points = {"knob": values, "score": [score - 0.1, score, score], "mean_exit_step": steps}
+    points |= {"cost": [step / STEPS for step in steps], "agreement": [0.8, 0.9, 1.0]}
+    return {"policy": policy, "knob": knob, "cost_unit": "flops", "points": points}
+
+
+def table(page, heading, task=None):
+    """The first table below a heading, as lists of cells, the head first."""
+    lines = page.split(f"# {heading}\n", 1)[1].splitlines()
+    rows = list(
+        itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(lambda x: x[:1] != "|", lines))
+    )
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row]
+
+
+@pytest.fixture
+def results():
+    rows = [("vanilla", 0.70, 4.0), ("pabee", 0.65, 2.5), ("pondernet", 0.5, 2.0), ("palbert", 0.75, 2.0)]
+    return [
+        made(recipe, task, seed, score=score + shift, step=step)
+        for recipe, score, step in rows
+        for task in ("RTE", "QNLI")
+        for seed, shift in ((0, 0.0), (1, 0.05), (2, -0.1))
+    ]
+
+
+def test_scores_are_medians_marked_by_place_with_a_macro_over_common_tasks(results):
+    results = [*results, made("vanilla", "MRPC", score=0.9), made("palbert", "MRPC", score=0.8, step=4.0)]
+    head, *rows = table(report(results, draw=False).markdown(), "Scores")
+    assert head == ["recipe", "×steps", "MRPC", "QNLI", "RTE", "macro", "seeds"]
+    assert rows == [
+        ["vanilla", "×1.00", "**90.0**", "<u>70.0</u>", "<u>70.0</u>", "<u>70.0</u>", "1–3"],
+        ["pabee", "×1.60", "–", "65.0", "65.0", "65.0", "3"],
+        ["pondernet", "×2.00", "–", "50.0", "50.0", "50.0", "3"],
+        ["palbert", "×2.00", "<u>80.0</u>", "**75.0**", "**75.0**", "**75.0**", "1–3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0], ["1.0"]),
+        ([1.0, 1.01], ["1.0", "1.0"]),
+        ([2.0, 1.0, 2.0, 0.5], ["**2.0**", "<u>1.0</u>", "**2.0**", "0.5"]),
+        ([-0.5, 0.0], ["<u>-0.5</u>", "**0.0**"]),
+        ([None, 3.0], ["–", "3.0"]),
+    ],
+)
+def test_marks(values, expected):
+    assert mark(values) == expected
+
+
+def test_the_ablation_is_mean_and_deviation_of_its_rows():
+    scores = [0.5, 0.6, 0.7]
+    off = {"q_exit": True, "own_lambda_lr": True, "deep_lambda": False, "hidden_concat": False}
+    runs = [made("palbert", seed=n, score=score, recipe_options=off) for n, score in enumerate(scores)]
+    page = report([*runs, made("pondernet", score=0.4), made("palbert", score=0.9)], draw=False).markdown()
+    rows = {row[0]: row[1] for row in table(page, "Ablation")}
+    spread = statistics.stdev(100 * score for score in scores)
+    assert rows["+ Q-exit, Lambda LR"] == f"60.0 ± {spread:.1f}"
+    assert rows["PonderNet"] == "40.0"
+    assert rows["+ all four (PALBERT)"] == "90.0"
+    assert rows["vanilla"] == rows["+ Q-exit"] == "–"
+    assert [row[0] for row in table(page, "Scores")[1:]] == ["pondernet", "palbert"]
+
+
+def test_of_several_configurations_the_best_held_out_one_is_shown():
+    better = made(lr=1e-4, score=0.5, held_out=0.9)
+    groups, choices = choose([made(lr=1e-5, score=0.99, held_out=0.1), better])
+    assert groups["palbert", "RTE"].runs == (better,)
+    assert choices == ["palbert on RTE (2 configurations)"]
+    page = report([made(lr=1e-5, score=0.99, held_out=0.1), better], draw=False).markdown()
+    assert "palbert on RTE (2 configurations)" in page
+
+
+def test_old_and_new_results_of_one_configuration_are_seeds_of_one_group():
+    groups, _ = choose([made(seed=0, new=False), made(seed=1)])
+    assert len(groups["palbert", "RTE"].runs) == 2
+
+
+def test_selection_on_dev_is_said():
+    page = report([made(selection="dev", score=0.8), made("vanilla")], draw=False).markdown()
+    assert "except in runs marked †" in page
+    assert [row[0] for row in table(page, "Scores")] == ["recipe", "vanilla", "palbert †"]
+    assert "selected on dev, as the paper does" in report([made(selection="dev")], draw=False).markdown()
+    assert "dev was never used to choose" in report([made()], draw=False).markdown()
+
+
+def test_labels_name_options_policy_and_a_chosen_knob():
+    run = made(recipe_options={"q": 0.3}, policy={"name": "entropy", "threshold": 0.1})
+    assert label(run) == "palbert (q=0.3) with entropy"
+    assert label(Result({**made().data, "knob": {"chosen_on": "held_out"}})) == "palbert, knob chosen"
+    assert ordered({"zoo", "palbert, knob chosen", "vanilla", "palbert"}) == [
+        *("vanilla", "palbert", "palbert, knob chosen", "zoo")
+    ]
+
+
+def test_a_static_model_of_the_same_flops_is_interpolated():
+    static = made("static", score=0.5, step=1.0, recipe_options={"k": 1})
+    page = report([made("vanilla", score=0.8, step=4.0), static, made(score=0.75, step=2.5)], draw=False).markdown()
+    rows = {row[1]: row for row in table(page, "Score and cost")}
+    assert rows["palbert"][-1] == "65.0"  # halfway between a quarter and all of the FLOPs
+    assert rows["vanilla"][-1] == rows["static (k=1)"][-1] == "–"
+
+
+def test_published_numbers_are_marked(results):
+    page = report(results, draw=False).markdown()
+    assert "| PALBERT *(published)* | ×1.29 | 58.1 | 93.1 | 89.3 | 89.9 | 88.9 | 84.7 | 91.0 | 78.3 | 84.2 |" in page
+    assert "| + Q-exit *(published)* | 55.7 ± 0.9 | 92.2 ± 0.3 | 77.3 ± 1.4 |" in page
+
+
+def test_results_without_the_new_fields_are_still_reported():
+    page = report([made(new=False), made("vanilla", new=False)]).markdown("figures")
+    assert "recorded without their predictions" in page
+    assert "Overthinking" not in page
+    assert "tiny-score-by-flops.svg" in page
+    assert "tiny-score-by-q.svg" not in page
+
+
+def test_every_figure_is_drawn_where_its_numbers_are(results, tmp_path):
+    written = report(results).write(tmp_path / "docs" / "results.md", tmp_path / "page.html", tmp_path / "figures")
+    names = {path.stem for path in written if path.suffix == ".svg"}
+    assert names == {
+        f"tiny-{name}"
+        for name in (
+            *("posterior", "score-by-q", "score-by-steps", "score-by-flops", "score-by-wall-clock", "overthinking"),
+        )
+    }
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert all(f"](../figures/{name}.svg)" in page for name in names)
+    html = (tmp_path / "page.html").read_text()
+    ElementTree.fromstring(html.removeprefix("<!DOCTYPE html>\n"))
+    assert html.count("data:image/svg+xml;base64,") == len(names)
+    assert 'src="http' not in html
+    assert "<strong>75.0</strong>" in html
+    assert "<u>70.0</u>" in html
+
+
+def test_the_same_results_give_the_same_files():
+    assert report([made()]).html() == report([made()]).html()
+
+
+def test_significance_is_paired_and_needs_labels(results, glue_dir):
+    clear = [r for r in results if r["task"] == "RTE"]
+    assert "hold predictions but no labels" in report(clear, draw=False).markdown()
+    page = report(clear, glue_dir, draw=False, replicates=400).markdown()
+    rows = {row[0]: row for row in table(page, "Significance")}
+    assert rows["row − column"] == ["row − column", "vanilla", "pabee", "pondernet"]
+    assert rows["palbert"][1].startswith("+5.0 [")
+    # palbert is right wherever pondernet is, and on a quarter of dev besides
+    assert rows["palbert"][3].startswith("+25.0 [")
+    two = [run for run in clear if run["recipe"] in ("palbert", "pondernet")]
+    page = report(two, glue_dir, draw=False, replicates=400).markdown()
+    assert table(page, "Significance")[1][1].startswith("**+25.0**")
+
+
+def test_data_that_are_not_those_of_the_run_are_refused(glue_dir):
+    broken = made()
+    broken.data["splits"]["dev"]["predictions"] = "0 1 1"
+    with pytest.raises(DataError, match=r"RTE, palbert: .*20 examples"):
+        report([broken, made("vanilla")], glue_dir, draw=False, replicates=100)
+
+
+def test_no_results_are_refused():
+    with pytest.raises(DataError, match="at least one"):
+        report([])
+
+
+@pytest.mark.parametrize("recipe", ["palbert", "pabee"])
+def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_path):
+    done = run(config(backbone, recipe=recipe), glue_dir, tmp_path, tmp_path / "work", progress=False)
+    dev = done["splits"]["dev"]
+    right = [int(answer) == gold for answer, gold in zip(dev["predictions"].split(), dev_labels(), strict=True)]
+    assert dev["exits"]["accuracy"] == pytest.approx(statistics.fmean(right))
+    assert dev["overthinking"]["right"] == pytest.approx(dev["per_step"])
+    own = "quantile" if recipe == "palbert" else "patience"
+    assert dev["curves"][0]["policy"] == own
+    assert {entry["cost_unit"] for entry in dev["curves"]} == {"flops"}
+    read = read_curve(done, own)
+    assert len(read) == (21 if own == "quantile" else 3)
+    ran = invoke(
+        "report", "--results", tmp_path, "--glue-dir", glue_dir, "--out", tmp_path / "r.md", "--replicates", 100
+    )
+    assert ran.exit_code == 0, ran.output
+    assert (tmp_path / "r.md").read_text() == report(
+        read_all(tmp_path), glue_dir, draw=False, replicates=100
+    ).markdown()
+
+
+def test_curves_are_what_replaying_each_policy_gives():
+    generator = torch.Generator().manual_seed(0)
+    outputs, hazards = torch.randn(30, STEPS, 2, generator=generator), torch.randn(30, STEPS, generator=generator)
+    labels = torch.randint(2, (30,), generator=generator)
+    trajectory = Trajectory(outputs, hazards, torch.arange(30), labels=labels, task="classification")
+    cost = Cost(stem=5.0, steps=(10.0,) * STEPS, readouts=(0.0,) * STEPS, heads=(1.0,) * STEPS, lambda_head=2.0)
+
+    def accuracy(outputs, labels):
+        return (outputs.argmax(1) == labels).double().mean().item()
+
+    entries = {e["policy"]: e for e in record_curves(trajectory, policies.Quantile(0.5), accuracy, cost)}
+    assert list(entries) == ["quantile", "patience", "entropy", "confidence"]
+    for q, score, step, paid in zip(
+        *(entries["quantile"]["points"][name] for name in ("knob", "score", "mean_exit_step", "cost")), strict=True
+    ):
+        exits = trajectory.replay(policies.Quantile(q))
+        assert score == pytest.approx(accuracy(exits.outputs, labels), abs=1e-6)
+        assert step == pytest.approx(exits.exit_step.double().mean().item(), abs=1e-6)
+        expected = cost.of({"hazard"}, exits.exit_step).mean().item() / cost.plain
+        assert paid == pytest.approx(expected, abs=1e-6)
+    assert record_curves(trajectory, policies.LastStep(), accuracy, cost) == []
+
+
+def test_keeping_a_model_that_is_gone_is_refused(backbone, glue_dir, tmp_path):
+    settings = config(backbone, recipe="vanilla")
+    run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "models", progress=False)
+    assert (tmp_path / "models" / settings.key / "glue.json").exists()
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [settings.key]
+    run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "models", progress=False)
+    with pytest.raises(ArgumentError, match="--keep-model"):
+        run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "other", progress=False)
