@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from ponder.checks import check_masks, check_type
 from ponder.cost.breakdown import Cost
 from ponder.cost.flops import counted
 from ponder.errors import ArgumentError
+from ponder.modes import evaluating
 from ponder.padding import Padding
 from ponder.rows import Tree, check_rows, map_tensors, take_rows, tensors
 from ponder.source import ModelSource, Parts, call_stem
@@ -42,7 +41,7 @@ def measure(model: PonderWrapper, inputs: Tree, **context: Any) -> Cost:
     """
     check_type("model", model, PonderWrapper)
     check_masks(context)
-    with _evaluating(model):
+    with evaluating(model):
         (hidden, context_of_steps, size), stem = _run(lambda: call_stem(model.stem, inputs, context))
         if not size:
             raise ArgumentError("inputs", expected="one row or more", got="none", remedy="Pass an example.")
@@ -120,15 +119,3 @@ def _run(call: Callable[[], _T]) -> tuple[_T, int]:
     with counted() as flops:
         result = call()
     return result, flops.total
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
