@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["KeepWhole", "last_whole"]
+__all__ = ["KeepWhole", "epochs_where_it_ended", "last_whole"]
 
 _MARK = "complete"
 
@@ -45,6 +45,17 @@ def last_whole(folder: Path) -> Path | None:
         if path not in whole:
             _remove(path)
     return whole[-1] if whole else None
+
+
+def epochs_where_it_ended(checkpoint: Path) -> float | None:
+    """The number of epochs after which training had been stopped early when this was written; None where it had not.
+
+    `Trainer` itself forgets that it was about to stop, and would train for one epoch more.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    control = state.stateful_callbacks.get("TrainerControl", {})
+    stopped = isinstance(control, dict) and control.get("args", {}).get("should_training_stop", False)
+    return state.epoch if stopped else None
 
 
 def _checkpoints(folder: Path) -> list[Path]:

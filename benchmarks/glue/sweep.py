@@ -108,6 +108,7 @@ class _Sweep:
             for outcome in self.executor.collect(timeout=0.5):
                 self._take(outcome)
         self.show(Snapshot(self.studies, frozenset(), self.seconds))
+        self._tidy()
         failures = tuple(outcome for study in self.studies for outcome in study.failures.values())
         done = sum(len(study.scores) for study in self.studies)
         planned = sum(study.planned for study in self.studies)
@@ -123,7 +124,8 @@ class _Sweep:
         task = study.cell.task
         of_task = [other for other in self.studies if other.cell.task == task]
         if all(other.finished and not other.failures for other in of_task):
-            _clear(self.work / "stages", task)
+            for shared in (self.work / "stages").glob(f"{task.lower()}-*/"):
+                _remove(shared)
 
     def _take(self, outcome: Outcome) -> None:
         config: RunConfig = outcome.job.config
@@ -143,15 +145,18 @@ class _Sweep:
         if not study.open_runs():
             self._go_on(study)
 
+    def _tidy(self) -> None:
+        """Remove what runs left that were killed between their result and their end."""
+        for study in self.studies:
+            for key in study.scores:
+                if (self.work / key).exists() or (self.work / f"{key}.lock").exists():
+                    _remove(self.work / key)
+
     def _running(self) -> frozenset[str]:
         return frozenset(job.config.key for job in self.executor.running)
 
 
-def _clear(stages: Path, task: str) -> None:
-    """Remove the shared stages of a task, but for those at which another sweep is."""
-    for folder in stages.glob(f"{task.lower()}-*/"):
-        try:
-            with hold(folder.with_suffix(".lock"), wait=False):
-                shutil.rmtree(folder, ignore_errors=True)
-        except BusyError:
-            continue
+def _remove(folder: Path) -> None:
+    """Remove a folder of checkpoints, but for one at which another sweep is."""
+    with suppress(BusyError), hold(folder.with_name(f"{folder.name}.lock"), wait=False):
+        shutil.rmtree(folder, ignore_errors=True)

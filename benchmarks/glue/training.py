@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks import backbones
 from benchmarks.glue import metrics, ranks
-from benchmarks.glue.checkpoints import KeepWhole, last_whole
+from benchmarks.glue.checkpoints import KeepWhole, epochs_where_it_ended, last_whole
 from benchmarks.glue.config import RunConfig, digest
 from benchmarks.glue.locks import hold
 from benchmarks.glue.tasks import GlueTask
@@ -212,6 +212,9 @@ def _train_stage(
         last_whole(folder)  # the others look only once the first has cleared away what is broken
     ranks.wait()
     checkpoint = last_whole(folder)
+    ended = None if checkpoint is None else epochs_where_it_ended(checkpoint)
+    if ended is not None:
+        trainer.args.num_train_epochs = ended  # nothing is left but to load the best epoch
     outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = [entry for entry in trainer.state.log_history if "eval_score" in entry]
     return {

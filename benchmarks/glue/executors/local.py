@@ -12,10 +12,13 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+
+import torch
 
 from benchmarks.glue.executors.base import Executor, Job, Outcome, Resources, execute
 
@@ -28,10 +31,11 @@ class LocalExecutor(Executor):
     Args:
         workers: Their number.
         threads: Threads of each.
+        do: What is done with a job, in the worker.
     """
 
-    def __init__(self, workers: int, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, workers: int, threads: int, do: Callable[[Job], Outcome] = execute) -> None:
+        self._threads, self._do = threads, do
         self._idle: list[_Worker] = []
         self._unborn = workers
         self._queue: deque[Job] = deque()
@@ -82,7 +86,7 @@ class LocalExecutor(Executor):
                 self._unborn -= 1
             job = self._queue.popleft()
             try:
-                future = worker.pool.submit(execute, job)
+                future = worker.pool.submit(self._do, job)
             except BrokenProcessPool:  # it died while it had nothing to do: no run's fault
                 worker.kill()
                 self._unborn += 1
@@ -112,15 +116,15 @@ class _Worker:
 def _prepare(line: Connection, threads: int) -> None:
     """In a new worker, before its first run."""
     threading.Thread(target=_end_with, args=(line,), daemon=True).start()
-    os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
-    import datasets
-    import torch
-    import transformers
-
+    os.environ.update(
+        OMP_NUM_THREADS=str(threads),
+        MKL_NUM_THREADS=str(threads),
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",  # bars and warnings would be written across the table of the sweep
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        TRANSFORMERS_VERBOSITY="error",
+    )
     torch.set_num_threads(threads)
-    datasets.disable_progress_bars()  # they would write across the table of the sweep
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
 
 
 def _end_with(line: Connection) -> None:

@@ -1,0 +1,122 @@
+"""Runs sweeps of tiny runs that are killed again and again; a program of its own, since it forks.
+
+    python killed_sweeps.py BACKBONE GLUE_DIR FOLDER KILLS
+
+It prints, as JSON, the results of an undisturbed sweep, those of every sweep that was killed, and how often each was.
+A child dies either of SIGKILL at one of its file operations, before it, or of SIGALRM at any instruction.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.glue import run
+from benchmarks.glue.executors.inline import InlineExecutor
+from benchmarks.glue.suite import RecipeSpec, Suite
+from benchmarks.glue.sweep import sweep
+
+RECIPES = (RecipeSpec("deebert"), RecipeSpec("fastbert"))
+FIXED = {"epochs": 4, "stop_after": 1, "batch_size": 16, "knob": "held_out"}
+SUITE = Suite("killed", "", ("RTE",), RECIPES, FIXED, {"lr": [1e-3, 3e-3]}, 1)
+FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir"}
+
+run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the clock, which no two sweeps agree on
+
+
+def do(backbone, glue_dir, folder):
+    with InlineExecutor() as executor:
+        places = {"glue_dir": Path(glue_dir), "out": folder / "out", "work": folder / "work"}
+        summary = sweep(SUITE.cells(backbone), executor, **places)
+    assert not summary.failures, [(o.error, o.details) for o in summary.failures]
+    assert summary.done == 4
+
+
+def watch_files(folder, fatal=None):
+    """Count what is done to files in `folder`, and die of the `fatal`-th."""
+    count = [0]
+
+    def hook(event, arguments):
+        if event in FILE_EVENTS and arguments and str(arguments[0]).startswith(str(folder)):
+            count[0] += 1
+            if count[0] == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return count
+
+
+def child(work):
+    """Fork, do `work`, and give back how the child ended."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def results(folder):
+    """Everything that training and selection decide; and whatever else lies around, by name."""
+    kept = ("splits", "policy", "knob", "config", "num_steps")
+    found = {}
+    for path in sorted((folder / "out").rglob("*")):
+        if path.suffix == ".json" and "chosen" not in path.parts:
+            data = json.loads(path.read_text())
+            stages = [{k: v for k, v in stage.items() if k != "seconds"} for stage in data["training"]]
+            found[str(path.relative_to(folder))] = {**{name: data[name] for name in kept}, "training": stages}
+        elif path.suffix == ".json":
+            found[str(path.relative_to(folder))] = json.loads(path.read_text())
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = "left behind"
+    found["work"] = sorted(str(path.relative_to(folder)) for path in (folder / "work").rglob("*") if path.is_file())
+    return found
+
+
+def main(backbone, glue_dir, folder, kills):
+    rng = random.Random(0)
+    whole = folder / "whole"
+
+    def undisturbed():
+        count = watch_files(whole)
+        do(backbone, glue_dir, whole)
+        (folder / "events").write_text(str(count[0]))
+
+    started = time.monotonic()
+    assert child(undisturbed) == 0
+    seconds, events = time.monotonic() - started, int((folder / "events").read_text())
+    killed, deaths = [], 0
+    while deaths < kills:
+        place = folder / f"killed-{len(killed)}"
+        died_here = 0
+        for attempt in range(10 * kills):
+            spread = max(2 * events // 5, 2)  # about five deaths a sweep
+
+            def disturbed(by_clock=attempt % 2, spread=spread, place=place):
+                if by_clock:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.01, 2 * seconds / 5))
+                else:
+                    watch_files(place, rng.randint(1, spread))
+                do(backbone, glue_dir, place)
+
+            rng.random()  # the child draws from a copy, which has to differ from one attempt to the next
+            status = child(disturbed)
+            if status == 0:
+                break
+            assert os.WIFSIGNALED(status), "it ended by itself, with an error"
+            died_here += 1
+        killed.append(results(place))
+        deaths += died_here
+    print(json.dumps({"whole": results(whole), "killed": killed, "deaths": deaths, "events": events}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,121 @@
+"""Executors: processes that die, processes whose parent dies, and Ray where it is installed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.glue import executors
+from benchmarks.glue.config import RunConfig
+from benchmarks.glue.executors.base import Job, Outcome, Resources
+from benchmarks.glue.executors.local import LocalExecutor
+from benchmarks.glue.results import Result
+from benchmarks.glue.suite import RecipeSpec, Suite
+from benchmarks.glue.sweep import sweep
+from ponder.errors import ArgumentError
+
+ROOT = Path(__file__).parents[2]
+
+
+def pretend(job):
+    """In a worker: the recipe's name says what happens."""
+    import torch
+
+    if job.config.recipe == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.config.recipe == "hangs":
+        Path(job.out).write_text(str(os.getpid()))
+        signal.pause()
+    return Outcome(job, "done", error=f"{os.getpid()} {torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']}")
+
+
+def job(recipe, out="."):
+    return Job(RunConfig("RTE", recipe), None, Path(out), Path("."))
+
+
+def collect(executor, number):
+    outcomes = []
+    while len(outcomes) < number:
+        outcomes += executor.collect(timeout=1.0)
+    return outcomes
+
+
+def test_a_worker_that_is_killed_fails_its_own_run_alone_and_is_replaced():
+    with LocalExecutor(workers=1, threads=1, do=pretend) as executor:
+        for recipe in ("vanilla", "dies", "pabee", "palbert"):
+            executor.submit(job(recipe))
+        outcomes = {outcome.job.config.recipe: outcome for outcome in collect(executor, 4)}
+    assert [name for name, outcome in outcomes.items() if outcome.status == "failed"] == ["dies"]
+    assert "killed the worker" in outcomes["dies"].error
+    processes = {name: outcome.error.split()[0] for name, outcome in outcomes.items() if outcome.status == "done"}
+    assert processes["pabee"] == processes["palbert"] != processes["vanilla"]  # a worker serves until it dies
+    assert {outcome.error.split(maxsplit=1)[1] for name, outcome in outcomes.items() if name != "dies"} == {"1 1"}
+
+
+def alive(process):
+    """Whether a process runs (one that has ended and that nobody has asked for does not)."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
+def test_workers_end_with_the_sweep_even_where_it_is_killed(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_glue_sweep_executors import LocalExecutor, job, pretend
+if __name__ == "__main__":
+    executor = LocalExecutor(workers=1, threads=1, do=pretend)
+    executor.submit(job("hangs", {str(tmp_path / "worker")!r}))
+    executor.collect(timeout=600)
+"""
+    (tmp_path / "sweeps.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, tmp_path / "sweeps.py"], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        until(lambda: (tmp_path / "worker").exists() and (tmp_path / "worker").read_text())
+        worker = int((tmp_path / "worker").read_text())
+        assert alive(worker)
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not alive(worker))
+
+
+def until(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def test_names_and_resources_are_checked():
+    assert executors.names() == ("local", "ray", "inline")
+    with pytest.raises(ArgumentError, match="local, ray, inline"):
+        executors.get("slurm", Resources())
+    with pytest.raises(ArgumentError, match="--cpus-per-run"):
+        Resources(cpus_per_run=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_runs_a_sweep_on_a_local_cluster(backbone, glue_dir, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ponder-torch[ray]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    suite = Suite("tiny", "", ("RTE", "CoLA"), (RecipeSpec("vanilla"),), {"epochs": 1, "batch_size": 16}, {}, 2)
+    (glue_dir / "CoLA" / "train.tsv").rename(tmp_path / "hidden")  # two of the four runs fail
+    try:
+        with executors.get("ray", Resources(workers=1, cpus_per_run=1)) as executor:
+            places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
+            summary = sweep(suite.cells(backbone), executor, **places)
+    finally:
+        (tmp_path / "hidden").rename(glue_dir / "CoLA" / "train.tsv")
+    assert (summary.done, len(summary.failures)) == (2, 2)
+    assert all("train split of CoLA" in outcome.error for outcome in summary.failures)
+    results = [Result.of_run(path) for path in (tmp_path / "out").glob("*.json")]
+    assert {result["config"]["seed"] for result in results} == {0, 1}

@@ -1,0 +1,97 @@
+"""Sweeps that are killed end as if they were not.
+
+By default a few kills; `PONDER_KILLS=20` or `PONDER_KILLS=100` in the environment asks for more.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from benchmarks.glue.checkpoints import KeepWhole, last_whole
+from benchmarks.glue.locks import BusyError, hold
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("PONDER_KILLS", "6"))
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(backbone, glue_dir, tmp_path):
+    program = [
+        sys.executable,
+        str(Path(__file__).with_name("killed_sweeps.py")),
+        backbone,
+        str(glue_dir),
+        str(tmp_path),
+    ]
+    done = subprocess.run([*program, str(KILLS)], capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["deaths"] >= KILLS
+    assert len(told["whole"]) == 4 + 2 + 2 + 1  # points tried, runs chosen, choices, and what is left in work
+    assert told["whole"]["work"] == []
+    for killed in told["killed"]:
+        assert killed == told["whole"]
+
+
+def test_a_lock_keeps_others_out_and_dies_with_its_holder(tmp_path):
+    path = tmp_path / "locks" / "run.lock"
+    code = f"""
+import pathlib, sys
+from benchmarks.glue.locks import hold
+with hold(pathlib.Path({str(path)!r}), wait=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match="run"), hold(path, wait=False):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert path.exists()  # what a dead process leaves is no lock
+    with hold(path, wait=False):
+        assert path.exists()
+    assert not path.exists()
+
+
+def checkpoint(folder, step, mark=True):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text("{")
+    if mark:
+        (path / "complete").touch()
+    return path
+
+
+def test_only_checkpoints_that_were_written_to_their_end_are_kept(tmp_path):
+    # TRAP: the last folder by name is the one at which the process was killed.
+    whole, torn = checkpoint(tmp_path, 8), checkpoint(tmp_path, 10, mark=False)
+    checkpoint(tmp_path, 9, mark=False)
+    assert last_whole(tmp_path) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"]
+    assert not torn.exists()
+    assert last_whole(tmp_path / "none") is None
+
+
+def test_a_new_checkpoint_is_marked_before_old_ones_go_and_the_best_stays(tmp_path):
+    for step in (2, 4, 6):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 8, mark=False)
+    state = TrainerState(global_step=8, best_model_checkpoint=str(tmp_path / "checkpoint-4"))
+    state.is_world_process_zero = True
+    KeepWhole().on_save(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, TrainerControl())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-8"
