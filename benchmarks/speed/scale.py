@@ -41,7 +41,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
     streamed(model, policy, sizes[1])  # whatever is allocated once is allocated now
     memory, found = resident(), []
     for size in sizes:
-        repeats = max(1, min(2 * options.pairs, 10 * reference // size)) if size <= reference else 1
+        repeats = options.pairs if size <= reference else 1
         ratios = []
         for _ in range(repeats):
             before, seconds, after = (streamed(model, policy, rows) / rows for rows in (reference, size, reference))
