@@ -102,6 +102,46 @@ def report_command(
         Console().print(f"Report: {path}", soft_wrap=True)
 
 
+@app.command("predict")
+def predict_command(
+    model: Annotated[
+        list[Path] | None, typer.Option(help="Folder that `run --keep-model` wrote; repeatable, one a task.")
+    ] = None,
+    run_key: Annotated[
+        list[str] | None, typer.Option("--run", help="Key of a run whose model lies in --models; repeatable.")
+    ] = None,
+    models: Annotated[Path, typer.Option(help="Folder of kept models.")] = Path("runs/models"),
+    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data; from the hub where not given.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the files and the zip.")] = Path("runs/submission"),
+    fill_missing: Annotated[bool, typer.Option(help="Answer tasks without a model by a constant.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    """Answer GLUE's test sets, and zip the files that its server takes."""
+    from benchmarks.glue.predict import submit
+
+    folders = [*(model or []), *(models / key for key in run_key or [])]
+    console = Console(soft_wrap=True, highlight=False)
+    made = submit(folders, glue_dir, out, fill=fill_missing, batch_size=batch_size, say=console.print)
+    console.print(f"Submission: {made.path}")
+
+
+@app.command("check-submission")
+def check_submission_command(
+    path: Annotated[Path, typer.Argument(help="The zip.")],
+    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data, for the numbers of rows.")] = None,
+) -> None:
+    """Say what is wrong with a submission; exit code 1 where something is."""
+    from benchmarks.glue.submission import check_submission
+
+    console = Console(soft_wrap=True, highlight=False)
+    faults = check_submission(path, glue_dir)
+    for fault in faults:
+        console.print(fault, markup=False)
+    if faults:
+        sys.exit(1)
+    console.print(f"{path}: nothing is wrong with it")
+
+
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo"),

@@ -1,0 +1,185 @@
+"""Submissions: predictions of kept models, their format, and the checker on good and broken zips."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+from glue_files import lines_of, write
+from test_glue_run import config, invoke
+
+from benchmarks.glue.keeping import load_kept
+from benchmarks.glue.predict import predict, submit
+from benchmarks.glue.run import run
+from benchmarks.glue.submission import FILES, check_submission, write_submission
+from ponder import policies
+from ponder.errors import ArgumentError, CheckpointError, DataError
+
+NAMES = ["CoLA", "SST-2", "MRPC", "STS-B", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "RTE", "WNLI", "AX"]
+ROWS = 3  # of each test file of `glue_dir`
+WORDS = {
+    **dict.fromkeys(("MNLI-m", "MNLI-mm", "AX"), ("entailment", "neutral", "contradiction")),
+    **dict.fromkeys(("QNLI", "RTE"), ("entailment", "not_entailment")),
+    **dict.fromkeys(("CoLA", "SST-2", "MRPC", "QQP", "WNLI"), ("0", "1")),
+}
+
+
+@pytest.fixture(scope="module")
+def kept(backbone, glue_dir, tmp_path_factory):
+    """Folders of models of RTE, STS-B and MNLI."""
+    folder, made = tmp_path_factory.mktemp("kept"), {}
+    data = folder / "glue"
+    shutil.copytree(glue_dir, data)
+    labels = ("entailment", "neutral", "contradiction")
+    for split, rows in (("train", 30), ("dev_matched", 6), ("dev_mismatched", 6)):
+        head, row = lines_of("MNLI", "dev_matched")[0], lines_of("MNLI", "dev_matched")[1]
+        cells = row.rsplit("\t", 1)[0]
+        write(
+            data, "MNLI", split, [head, *(f"{cells}\t{labels[n % 3]}".replace("0\t", f"{n}\t", 1) for n in range(rows))]
+        )
+    for task, recipe in (("RTE", "palbert"), ("STS-B", "pabee"), ("MNLI", "vanilla")):
+        settings = config(backbone, task=task, recipe=recipe)
+        run(settings, data, folder / "out", folder / "work", models=folder / "models", progress=False)
+        made[task] = folder / "models" / settings.key
+    return made
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A submission of three rows a file, and what it was made of."""
+    given = {f"{name}.tsv": [float(len(words) - 1), 0.0, 1.0] for name, words in WORDS.items()}
+    given["STS-B.tsv"] = [-1.0, 3.14159, 7.0]
+    return write_submission(tmp_path, given)
+
+
+def contents(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def repacked(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_the_format_is_that_of_glue(good, glue_dir):
+    files = contents(good)
+    assert sorted(files) == sorted(f"{name}.tsv" for name in NAMES)
+    assert files["STS-B.tsv"] == "index\tprediction\n0\t0.000\n1\t3.142\n2\t5.000\n"
+    assert files["RTE.tsv"] == "index\tprediction\n0\tnot_entailment\n1\tentailment\n2\tnot_entailment\n"
+    assert files["AX.tsv"] == "index\tprediction\n0\tcontradiction\n1\tentailment\n2\tneutral\n"
+    assert files["WNLI.tsv"] == files["QQP.tsv"] == "index\tprediction\n0\t1\n1\t0\n2\t1\n"
+    for name, text in files.items():
+        assert (good.parent / name).read_text() == text
+    assert check_submission(good, glue_dir) == []
+
+
+def test_without_data_the_numbers_of_rows_are_the_official_ones(good):
+    faults = check_submission(good)
+    assert len(faults) == 11
+    assert "RTE.tsv: expected 3000 predictions; got 3" in faults
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "fault"),
+    [
+        ("RTE.tsv", "index\tprediction", "id\tlabel", "RTE.tsv, line 1: expected the header"),
+        ("RTE.tsv", "1\tentailment", "1\t0", "RTE.tsv, line 3: expected one of entailment, not_entailment; got '0'"),
+        ("CoLA.tsv", "1\t0\n", "1\tacceptable\n", "CoLA.tsv, line 3: expected one of 0, 1"),
+        ("QNLI.tsv", "2\tnot_entailment\n", "", "QNLI.tsv: expected 3 predictions; got 2"),
+        ("QQP.tsv", "1\t0\n", "2\t0\n", "QQP.tsv, line 3: expected the index 1"),
+        ("SST-2.tsv", "0\t1", "0,1", "SST-2.tsv, line 2: expected the index 0 and a tab"),
+        ("STS-B.tsv", "3.142", "3.14159", "three decimals; got '3.14159'"),
+        ("STS-B.tsv", "5.000", "5.001", "three decimals; got '5.001'"),
+        ("STS-B.tsv", "0.000", "nan", "three decimals; got 'nan'"),
+        ("MRPC.tsv", "prediction\n", "prediction\r\n", "MRPC.tsv, line 1"),
+        ("WNLI.tsv", "2\t1\n", "2\t1\n\n", "WNLI.tsv: expected 3 predictions; got 4"),
+        ("AX.tsv", "contradiction", "contradictión", "AX.tsv: expected plain text"),
+    ],
+)
+def test_a_broken_file_is_named(good, glue_dir, name, old, new, fault):
+    files = contents(good)
+    assert old in files[name]
+    found = check_submission(repacked(good, {**files, name: files[name].replace(old, new)}), glue_dir)
+    assert fault in found[0]
+
+
+def test_missing_and_foreign_files_are_named(good, glue_dir):
+    files = contents(good)
+    del files["AX.tsv"]
+    found = check_submission(repacked(good, {**files, "glue/RTE.tsv": files["RTE.tsv"]}), glue_dir)
+    assert found == ["AX.tsv: missing", "glue/RTE.tsv: no file of a submission"]
+
+
+def test_no_zip_is_an_error(tmp_path):
+    (tmp_path / "x.zip").write_text("no zip")
+    for path in (tmp_path / "x.zip", tmp_path / "none.zip"):
+        with pytest.raises(DataError, match="expected a zip"):
+            check_submission(path)
+
+
+def test_the_check_command(good, glue_dir):
+    fine = invoke("check-submission", good, "--glue-dir", glue_dir)
+    assert (fine.exit_code, "nothing is wrong" in fine.output) == (0, True)
+    bad = invoke("check-submission", good)
+    assert (bad.exit_code, bad.output.count("expected")) == (1, 11)
+
+
+def test_equal_predictions_give_equal_bytes(tmp_path):
+    given = {file.name: [1.0, 0.0] for file in FILES}
+    assert write_submission(tmp_path / "a", given).read_bytes() == write_submission(tmp_path / "b", given).read_bytes()
+    with pytest.raises(DataError, match=r"RTE\.tsv"):
+        write_submission(tmp_path, {name: values for name, values in given.items() if name != "RTE.tsv"})
+
+
+def test_predictions_are_those_of_each_row_alone_in_the_order_of_the_file(kept, glue_dir):
+    model = load_kept(kept["RTE"])
+    assert model.model.policy == policies.Quantile(0.5)
+    file = next(file for file in FILES if file.name == "RTE.tsv")
+    data = file.load(glue_dir)
+    given, steps = predict(model, data, batch_size=2)
+    for row in range(len(data)):
+        one = model.tokenizer(data[row]["sentence1"], data[row]["sentence2"], return_tensors="pt")
+        out = model.model(**one)
+        assert (given[row], steps[row]) == (out.logits.argmax().item(), out.exit_step.item())
+
+
+def test_predict_command_writes_what_the_check_accepts(kept, glue_dir, tmp_path):
+    models = [part for task in ("RTE", "MNLI") for part in ("--model", kept[task])]
+    done = invoke(
+        *("predict", *models, "--run", kept["STS-B"].name, "--models", kept["STS-B"].parent),
+        *("--glue-dir", glue_dir, "--out", tmp_path, "--fill-missing"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "RTE.tsv: 3 predictions by rte-" in done.output
+    assert "CoLA.tsv: 3 predictions by constant" in done.output
+    assert check_submission(tmp_path / "submission.zip", glue_dir) == []
+    files = contents(tmp_path / "submission.zip")
+    for name, words in WORDS.items():
+        assert {line.split("\t")[1] for line in files[f"{name}.tsv"].splitlines()[1:]} <= set(words)
+    sources = json.loads((tmp_path / "submission.json").read_text())
+    assert sources["AX.tsv"]["source"] == sources["MNLI-m.tsv"]["source"] == kept["MNLI"].name
+    assert sources["WNLI.tsv"] == {"source": sources["WNLI.tsv"]["source"], "mean_exit_step": None}
+
+
+def test_a_missing_task_is_refused_without_the_option(kept, glue_dir, tmp_path):
+    with pytest.raises(ArgumentError, match=r"none for CoLA, MNLI, MRPC, .*--fill-missing"):
+        submit([kept["RTE"]], glue_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ArgumentError, match="two of RTE"):
+        submit([kept["RTE"], kept["RTE"]], glue_dir, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"glue\.json"):
+        submit([tmp_path], glue_dir, tmp_path / "out")
+
+
+def test_constants_are_the_most_frequent_label_and_official_in_number_without_data(kept, glue_dir, tmp_path):
+    data = tmp_path / "glue"
+    shutil.copytree(glue_dir, data)
+    shutil.rmtree(data / "WNLI")
+    write(data, "CoLA", "train", ["s\t1\t\tOne.", "s\t1\t\tTwo.", "s\t0\t\tThree."])
+    made = submit([kept["RTE"]], data, tmp_path / "out", fill=True, say=lambda text: None)
+    assert made.files["CoLA.tsv"].predictions == [1.0] * ROWS
+    assert len(made.files["WNLI.tsv"].predictions) == 146
+    assert "no data here" in made.files["WNLI.tsv"].source
