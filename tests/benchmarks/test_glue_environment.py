@@ -9,7 +9,15 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").
 
 
 def test_the_command_names_no_machine():
-    argv = ["/some/where/benchmarks/glue/__main__.py", "run", "--out", "/some/where/a/b/", "--work=/tmp/w", "../glue", "q=0.5"]
+    argv = [
+        "/some/where/benchmarks/glue/__main__.py",
+        "run",
+        "--out",
+        "/some/where/a/b/",
+        "--work=/tmp/w",
+        "../glue",
+        "q=0.5",
+    ]
     assert _command(argv) == "python -m benchmarks.glue run --out b --work=w ../glue q=0.5"
     assert _command(["/some/where/benchmarks/risk/__main__.py"]) == "python -m benchmarks.risk"
     assert _command(["/some/where/.venv/bin/pytest", "tests"]) == "library"
