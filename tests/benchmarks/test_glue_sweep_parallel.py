@@ -1,0 +1,41 @@
+"""Data-parallel training of one run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.glue import ranks
+from ponder.errors import ArgumentError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_the_first_alone_writes(backbone, glue_dir, tmp_path):
+    program = [str(Path(__file__).with_name("data_parallel_run.py")), backbone, str(glue_dir)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    told = {}
+    for name, launch in (("one", [sys.executable]), ("two", torchrun)):
+        (tmp_path / name).mkdir()
+        done = subprocess.run([*launch, *program, tmp_path / name], capture_output=True, text=True, env=env, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        told[name] = [json.loads(path.read_text()) for path in sorted((tmp_path / name).glob("told-*.json"))]
+    (one,), (first, second) = told["one"], told["two"]
+    assert len(one["losses"]) == 2 * 3  # two epochs of three steps
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    assert (len(first["written"]), second["written"]) == (1, [])
+    assert first["splits"] == second["splits"]
+    assert first["splits"]["dev"]["per_step"] == pytest.approx(one["splits"]["dev"]["per_step"], abs=0.051)
+    assert not any((tmp_path / "two" / "work").iterdir())
+
+
+def test_a_batch_is_divided_evenly(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert ranks.share(12) == 4
+    with pytest.raises(ArgumentError, match="multiple of the 3 processes"):
+        ranks.share(16)
