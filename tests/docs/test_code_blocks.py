@@ -189,6 +189,9 @@ def test_commands_exist(where: str, words: list[str]) -> None:
         check_make(words[1:])
     elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
         check_benchmark(words[2], words[3:])
+    elif words[0] == "torchrun":
+        program = words.index("-m") + 1
+        check_benchmark(words[program], words[program + 1 :])
     else:
         assert words[:2] in (["pip", "install"], ["git", "clone"], [".venv/bin/pre-commit", "install"]), (
             f"{where}: {words}"
