@@ -233,7 +233,7 @@ class _Trainer(PonderTrainer):
     """
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _GroupedByLength:
-        data = self.train_dataset if train_dataset is None else train_dataset
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
         global_batch = self.args.train_batch_size * self.args.world_size
         return _GroupedByLength(global_batch, data["length"], self.args.seed)
 

@@ -6,8 +6,8 @@ from ponder.recipes.pabee import pabee
 from ponder.recipes.palbert_deep import palbert_deep
 from ponder.recipes.palbert_distill import palbert_distill
 from ponder.recipes.palbert_prior import palbert_prior
-from ponder.recipes.pondering import palbert, pondernet
 from ponder.recipes.ponder import ponder
+from ponder.recipes.pondering import palbert, pondernet
 from ponder.recipes.static import static
 from ponder.recipes.two_stage import deebert, fastbert
 from ponder.recipes.vanilla import vanilla

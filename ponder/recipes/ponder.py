@@ -24,7 +24,7 @@ def ponder(
     """PALBERT with a head a step, the losses of all steps, and distillation.
 
     Chosen on held-out parts of GLUE's training sets: heads of their own and losses of all steps make the answers of the
-    middle steps good, and those are where rows exit; a prior further to the front (0.4) only makes all rows exit earlier.
+    middle steps good, and those are where rows exit; a prior further to the front (0.4) only makes rows exit earlier.
 
     Args:
         deep: Weight of PABEE's weighted mean of the steps' losses.
