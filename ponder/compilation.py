@@ -20,9 +20,11 @@ def compile_steps(model: PonderWrapper, **options: Any) -> None:
     """Compile the steps of `model` in place, with the batch size and the length left open.
 
     A step that runs at several depths is compiled once, and nothing is compiled again as a batch shrinks and gets
-    narrower. PyTorch compiles a batch of one row (and a length of one) apart from larger ones, and a call with a mask
-    apart from a call without: two graphs for each kind of call, at most. Compilation happens at the first calls.
-    Gradients, `torch.no_grad` and `torch.inference_mode` have graphs of their own; `predict` uses the last.
+    narrower. PyTorch compiles a batch of one row apart from larger ones, a length of one apart from longer ones, and a
+    call with a mask apart from a call without; each at its first call. Gradients, `torch.no_grad` and
+    `torch.inference_mode` have graphs of their own, and so have tensors that were made outside of inference mode;
+    `predict` keeps to one kind. PyTorch keeps eight graphs of a function: where one process compiles several models,
+    call `torch._dynamo.reset()` between them.
 
     Weights, names in the state dict and copies are as before; a copy, or a model read from a file, is not compiled.
 
@@ -33,7 +35,7 @@ def compile_steps(model: PonderWrapper, **options: Any) -> None:
     Example:
         >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3)).eval()
         >>> compile_steps(model, backend="eager")
-        >>> model(torch.randn(5, 8)).exit_step
+        >>> predict(model, torch.randn(5, 8)).exit_step
         tensor([4, 4, 4, 4, 4])
     """
     check_type("model", model, PonderWrapper)

@@ -123,9 +123,7 @@ def _run(
     """The exits of a batch, on the CPU; an error is told with the row that raises it alone, too."""
 
     def call(rows: Sequence[Row]) -> Exits:
-        inputs, context = reader.batch(rows)
-        if device is not None:
-            inputs, context = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), (inputs, context))
+        inputs, context = map_tensors(lambda tensor: _placed(tensor, device), reader.batch(rows))
         row_ids = torch.tensor([row.position for row in rows])
         out = model(inputs, policy=policy, row_ids=row_ids, **context)
         return Exits(out.outputs.cpu(), out.exit_step.cpu())
@@ -144,6 +142,12 @@ def _run(
             f"in a batch of the rows {[row.position for row in rows]} of the data set, none of which fails alone"
         )
         raise
+
+
+def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """`tensor` on the device, and made in inference mode: compiled steps are compiled again for one that is not."""
+    tensor = tensor if device is None else tensor.to(device, non_blocking=True)
+    return tensor if tensor.is_inference() else tensor.clone()
 
 
 def _in_order(done: Sequence[tuple[list[int], Exits]], padding: Padding | None) -> Predictions:
