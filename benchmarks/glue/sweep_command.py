@@ -87,7 +87,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _tell(console: Console, summary: Summary, out: Path) -> None:
-    console.print(f"{summary.done} runs have a result in {out}.", soft_wrap=True)
+    console.print(f"\n{summary.done} runs have a result in {out}.", soft_wrap=True)
     for outcome in summary.failures:
         console.print(f"[red]failed[/] {outcome.job.config.key}: {outcome.error}", soft_wrap=True, highlight=False)
     if summary.skipped:
