@@ -289,10 +289,11 @@ class PonderWrapper(nn.Module):
     ) -> tuple[_Source, Batch]:
         """Everything that is checked once per call, and h_0."""
         check_masks(context)
-        lengths = None if self.padding is None or self.training else self.padding.lengths(context)
-        hidden, context, size = call_stem(self.stem, inputs, context)
+        hidden, layer_context, size = call_stem(self.stem, inputs, context)
+        padding = self.padding if size > 1 and not self.training else None  # one row alone is as narrow as it is
+        lengths = None if padding is None else padding.lengths(context)
         device = next(tensor.device for _, tensor in tensors(hidden))
         steps = CheckpointedSteps(self.steps) if self.checkpoint_steps and kind is UnrolledSource else self.steps
         parts = Parts(steps, self.readout, self.head, self.lambda_head, self.check_finite, self.padding)
         batch = Batch(as_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
-        return kind(parts, hidden, context, use_hazard and size > 0, lengths=lengths), batch
+        return kind(parts, hidden, layer_context, use_hazard and size > 0, lengths=lengths), batch
