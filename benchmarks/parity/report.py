@@ -13,7 +13,16 @@ from ponder.files import write_text
 
 __all__ = ["COLUMNS", "Row", "draw_figure", "markdown", "rows", "write_page"]
 
-COLUMNS = ("scene", "model", "halting", "seeds", "validation", "test", "exit step", "steps per element")
+COLUMNS = (
+    "scene",
+    "model",
+    "halting",
+    "validation",
+    "test",
+    "exit step",
+    "steps per element: validation",
+    "steps per element: test",
+)
 _BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
 _COLORS = {"PonderNet": "#0072B2", "ACT": "#D55E00"}
 
@@ -42,10 +51,10 @@ class Row:
             self.scene,
             self.learner,
             self.way,
-            str(len(self.test)),
             _spread([one["accuracy"] for one in self.validation], "{:.1%}"),
             _spread([one["accuracy"] for one in self.test], "{:.1%}"),
             _spread([one["mean_exit_step"] for one in self.test], "{:.2f}"),
+            _spread([one["steps_per_element"] for one in self.validation], "{:+.3f}"),
             _spread([one["steps_per_element"] for one in self.test], "{:+.3f}"),
         )
 
