@@ -1,6 +1,7 @@
 """The report, from a fixture of results that are made up here, and from one real run on a tiny backbone."""
 
 import itertools
+import re
 import statistics
 import xml.etree.ElementTree as ElementTree
 
@@ -224,6 +225,13 @@ def test_every_figure_is_drawn_where_its_numbers_are(results, tmp_path):
     assert 'src="http' not in html
     assert "<strong>75.0</strong>" in html
     assert "<u>70.0</u>" in html
+
+
+def test_places_without_a_panel_are_empty(tmp_path):
+    four = report([made(task=task) for task in ("RTE", "QNLI", "WNLI", "CoLA")])
+    four.write(None, figures=tmp_path)
+    text = (tmp_path / "tiny-score-by-flops.svg").read_text()  # three columns, two rows: two places too many
+    assert len(set(re.findall(r'id="(axes_\d+)"', text))) == 4
 
 
 def test_the_same_results_give_the_same_files():

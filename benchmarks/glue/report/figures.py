@@ -134,12 +134,12 @@ def _figure(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> Fi
     # Text stays text (small, searchable); the salt makes two drawings of the same numbers the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         drawing = Drawing(figsize=(5.2 * columns, 4.0 * rows), layout="constrained")
-        axes = drawing.subplots(rows, columns, squeeze=False).flat
+        axes = list(drawing.subplots(rows, columns, squeeze=False).flat)
         for (title, draws), ax in zip(panels.items(), axes, strict=False):
             for draw in draws:
                 draw(ax)
             ax.set_title(title)
-        for ax in list(axes)[len(panels) :]:
+        for ax in axes[len(panels) :]:
             ax.set_visible(False)
         text = io.StringIO()
         drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
