@@ -17,7 +17,7 @@ from benchmarks.glue.report import report
 from benchmarks.glue.results import read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.training import Collator, build, load_tokenizer, train
-from ponder import Trajectory, policies, recipes
+from ponder import Trajectory, policies
 from ponder.errors import ArgumentError, CheckpointError, DataError
 
 # One of every build of heads, stages and policies; the others differ in numbers.
