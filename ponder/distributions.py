@@ -24,6 +24,7 @@ from ponder.precision import at_least_float32
 __all__ = ["StepDistribution"]
 
 D = TypeVar("D", bound=Distribution)
+_VALIDATE = __debug__
 
 
 class StepDistribution(Distribution):
@@ -32,7 +33,8 @@ class StepDistribution(Distribution):
     Args:
         log_pmf: Log-probabilities of the steps, `(…, steps)`, normalised over the last dimension. −inf is a
             step that cannot happen. Half precision is promoted to float32.
-        validate_args: Whether to check arguments (PyTorch's default where None).
+        validate_args: Whether to check arguments and values. None does, except under ``python -O``; PyTorch's own
+            default is not asked, since `torch.compile` turns it off for the whole process.
 
     Raises:
         ArgumentError: `log_pmf` has no steps, or (when validating) does not sum to one.
@@ -58,7 +60,7 @@ class StepDistribution(Distribution):
                 remedy="Pass one log-probability a step.",
             )
         self.log_pmf = at_least_float32(log_pmf)
-        super().__init__(log_pmf.shape[:-1], validate_args=validate_args)
+        super().__init__(log_pmf.shape[:-1], validate_args=_VALIDATE if validate_args is None else validate_args)
         if self._validate_args:
             _check_normalised(self.log_pmf.detach())
 
@@ -78,7 +80,7 @@ class StepDistribution(Distribution):
         logits = at_least_float32(logits)[..., :-1]
         log_survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
         log_hazard = F.pad(F.logsigmoid(logits), (0, 1))
-        return _checking_values(cls(log_hazard + log_survival, validate_args=False), Distribution._validate_args)
+        return _checking_values(cls(log_hazard + log_survival, validate_args=False), _VALIDATE)
 
     @property
     def num_steps(self) -> int:

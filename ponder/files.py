@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 
-__all__ = ["make_folder", "read_json", "read_tensors", "write_json", "write_tensors", "write_text"]
+__all__ = ["make_folder", "read_json", "read_tensors", "remove_leftovers", "write_json", "write_tensors", "write_text"]
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -76,11 +76,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of writers in this module that were killed; those of living processes stay."""
+    for path in folder.glob(".*.*-*"):
+        process = path.name.rpartition("-")[0].rpartition(".")[2]
+        if process.isdecimal() and not _lives(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path` and rename, so that a reader never sees half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}-", dir=path.parent)
         os.close(handle)
         try:
             write(Path(name))

@@ -19,6 +19,7 @@ from benchmarks.glue.run import check_writable
 from benchmarks.glue.study import CellStudy
 from benchmarks.glue.suite import Cell
 from ponder.errors import PonderError
+from ponder.files import remove_leftovers
 
 __all__ = ["Snapshot", "Summary", "sweep"]
 
@@ -151,6 +152,9 @@ class _Sweep:
             for key in study.scores:
                 if (self.work / key).exists() or (self.work / f"{key}.lock").exists():
                     _remove(self.work / key)
+        for folder in {study.out for study in self.studies}:
+            for part in (folder, *(folder / name for name in ("grid", "chosen", "failed"))):
+                remove_leftovers(part)
 
     def _running(self) -> frozenset[str]:
         return frozenset(job.config.key for job in self.executor.running)

@@ -64,7 +64,7 @@ def test_command_line_run_of_every_recipe(recipe, backbone, glue_dir, tmp_path):
     assert len(written["splits"]["dev"]["per_step"]) == 4
     assert len(written["training"]) == (2 if recipe in ("deebert", "fastbert") else 1)
     assert {"steps", "flops", "wall_clock"} <= written["speed_up"].keys()
-    assert (written["splits"]["dev"]["halting"] is not None) == (recipe in ("palbert", "pondernet"))
+    assert (written["splits"]["dev"]["halting"] is not None) == (recipe in ("palbert", "ponder", "pondernet"))
     if recipe == "vanilla":
         assert written["speed_up"]["steps"] == written["speed_up"]["flops"] == 1.0
         assert written["splits"]["dev"]["exits"] == written["splits"]["dev"]["full_depth"]

@@ -217,3 +217,16 @@ def test_round_trips() -> None:
 
 def test_errors_are_the_librarys() -> None:
     assert issubclass(ArgumentError, ValueError)
+
+
+def test_values_are_checked_whatever_the_process_default() -> None:
+    # TRAP: torch.compile switches PyTorch's own checks off for the whole process.
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        with refused("log_pmf"):
+            StepDistribution(torch.tensor([0.5, 0.2]).log())
+        with refused("value"):
+            StepDistribution.from_hazard_logits(torch.zeros(3)).icdf(torch.tensor(1.5))
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
