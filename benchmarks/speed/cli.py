@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.glue.results import environment
+from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options
 from benchmarks.speed.page import COLUMNS, cells, write_page
 from ponder.errors import ArgumentError, PonderError
@@ -44,7 +45,9 @@ def speed_command(
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one each core that may be used.")] = 0,
     glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout, for sections 3 and 6.")] = None,
     device: Annotated[str, typer.Option(help="Where models run.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder of results, a file for each section.")] = Path("runs/speed"),
+    out: Annotated[Path, typer.Option(help="Folder of results: numbers and a picture of each section.")] = Path(
+        "runs/speed"
+    ),
     page: Annotated[Path | None, typer.Option(help="Markdown page, whose figures are replaced.")] = None,
 ) -> None:
     """Measure what saved steps are worth in time; every figure is a ratio within one run."""
@@ -62,6 +65,7 @@ def speed_command(
         told = {"section": name, "number": number, "quick": quick, "figures": figures}
         seconds = round(time.perf_counter() - start, 1)
         write_json(out / f"{name}.json", {**told, "seconds": seconds, "environment": environment(options.device)})
+        draw(figures, f"Section {number}, {name}", out / f"{name}.svg")
         console.print(_table(figures, f"{number} {name}: {seconds:.0f} s, {threads} threads"))
     console.print(f"Results: {out}")
     if page is not None:
