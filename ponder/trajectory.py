@@ -87,8 +87,8 @@ class Trajectory:
         Example:
             >>> from ponder.policies import Quantile
             >>> trajectory = Trajectory(torch.randn(8, 4, 3), torch.randn(8, 4), torch.arange(8))
-            >>> trajectory.sweep(Quantile, [0.25, 0.5, 0.75]).to_dict()["knob"]
-            [0.25, 0.5, 0.75]
+            >>> len(trajectory.sweep(Quantile, [0.25, 0.5, 0.75]))
+            3
         """
         return sweep(self, policies, grid, metric=metric, costs=costs)
 
