@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.command_line import run_app
 from benchmarks.glue.sweep_command import sweep_command
-from ponder.errors import PonderError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_OUT = Path("runs/results")
@@ -156,9 +156,5 @@ def demo_command(
 
 
 def main() -> None:
-    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
-    try:
-        app()
-    except PonderError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks.command_line import run_app
 from benchmarks.parity.experiment import LEARNERS, experiment, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.parity.setting import PAPER, SMALL, Setting
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError
 from ponder.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -84,9 +84,5 @@ def _check(setting: Setting, minutes: float | None) -> None:
 
 
 def main() -> None:
-    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
-    try:
-        app()
-    except PonderError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)

@@ -13,9 +13,9 @@ from rich.progress import track
 from rich.table import Table
 
 import ponder
+from benchmarks.command_line import run_app
 from benchmarks.glue.results import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
-from ponder.errors import PonderError
 from ponder.files import write_json, write_text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -94,9 +94,5 @@ def _cells(outcome: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
-    try:
-        app()
-    except PonderError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)

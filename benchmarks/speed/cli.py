@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +13,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import run_app
 from benchmarks.glue.results import environment
 from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options
 from benchmarks.speed.page import COLUMNS, cells, write_page
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError
 from ponder.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -94,9 +94,5 @@ def _table(figures: list[dict[str, Any]], title: str) -> Table:
 
 
 def main() -> None:
-    """Run the command line; errors of `ponder` are one clear message, and exit code 2."""
-    try:
-        app()
-    except PonderError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,16 +26,16 @@ _NUMBER = re.compile(r"[*<>u/×±+\-−–\s\d.%]*")  # a number, perhaps marked
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(ABC):
     """A part of the page."""
 
+    @abstractmethod
     def markdown(self, figures: str | None) -> str:
         """Markdown; `figures` is the address of the folder of figures, None where none were written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def html(self) -> str:
         """HTML that asks for nothing from outside."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,19 @@
+"""What the command lines of the benchmarks have in common."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from ponder.errors import PonderError
+
+__all__ = ["run_app"]
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line; errors of `ponder` are one clear message, and exit code 2."""
+    try:
+        app()
+    except PonderError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
