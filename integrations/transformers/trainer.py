@@ -13,7 +13,7 @@ __all__ = ["PonderTrainer"]
 
 
 class PonderTrainer(Trainer):
-    """`transformers.Trainer` with Adam over `ponder.parameter_groups`.
+    """`transformers.Trainer` with its optimiser (`args.optim`; fused AdamW by default) over `ponder.parameter_groups`.
 
     Args:
         args: As for `Trainer`.
@@ -26,12 +26,10 @@ class PonderTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Adam with weight decay (`args.weight_decay`) on the trainable parameters."""
+        """The optimiser of `args.optim`, with weight decay (`args.weight_decay`), on the trainable parameters."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             groups = parameter_groups(trained, self.args.learning_rate, self.lambda_lr)
-            betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(
-                groups, betas=betas, eps=self.args.adam_epsilon, weight_decay=self.args.weight_decay
-            )
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = optimizer_class(groups, weight_decay=self.args.weight_decay, **options)
         return self.optimizer
