@@ -81,6 +81,7 @@ class Suite:
         fixed: Fields of `RunConfig` that all runs share.
         grid: Fields of `RunConfig`, each with the values to try.
         seeds: Runs of the chosen point.
+        by_task: Fields of `RunConfig` for one task, instead of `fixed`.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Suite:
     fixed: Mapping[str, Any]
     grid: Mapping[str, Sequence[Any]]
     seeds: int = 5
+    by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -106,7 +108,7 @@ class Suite:
             if len(set(values)) < len(values):
                 raise ArgumentError(what, expected="each once", got=", ".join(values), remedy="Leave one out.")
         known = {field.name for field in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
-        unknown = sorted({*self.fixed, *self.grid} - known)
+        unknown = sorted({*self.fixed, *self.grid, *itertools.chain(*self.by_task.values())} - known)
         if unknown:
             raise ArgumentError(
                 "suite",
@@ -114,6 +116,19 @@ class Suite:
                 got=", ".join(unknown),
                 remedy="Correct the name.",
             )
+        object.__setattr__(self, "by_task", {tasks.get(task).name: own for task, own in self.by_task.items()})
+
+    def with_fixed(self, fields: Mapping[str, Any]) -> Suite:
+        """The suite with these fields of `RunConfig` the same for all runs, whatever it says about them itself."""
+        return dataclasses.replace(
+            self,
+            fixed={**self.fixed, **fields},
+            grid={name: values for name, values in self.grid.items() if name not in fields},
+            by_task={
+                task: {name: value for name, value in own.items() if name not in fields}
+                for task, own in self.by_task.items()
+            },
+        )
 
     def cells(self, backbone: str, selection: str = "held_out", max_runs: int | None = None) -> list[Cell]:
         """Every task with every recipe.
@@ -142,7 +157,7 @@ class Suite:
     def _cell(self, task: str, spec: RecipeSpec, backbone: str, selection: str, share: int | None) -> Cell:
         own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
         grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
-        rest = {"backbone": backbone, "selection": selection, **self.fixed}
+        rest = {"backbone": backbone, "selection": selection, **self.fixed, **self.by_task.get(task, {})}
         points = [
             RunConfig(
                 task, spec.recipe, recipe_options=spec.options, **{**rest, **dict(zip(grid, values, strict=True))}

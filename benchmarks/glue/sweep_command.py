@@ -76,10 +76,7 @@ def _narrowed(
         changes["recipes"] = tuple(spec for specs in of_suite for spec in specs)
     if seeds is not None:
         changes["seeds"] = seeds
-    given = parse_fields("--set", fixed or [])
-    changes["fixed"] = {**suite.fixed, **given}
-    changes["grid"] = {name: values for name, values in suite.grid.items() if name not in given}
-    return dataclasses.replace(suite, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(suite, **changes).with_fixed(parse_fields("--set", fixed or []))  # type: ignore[arg-type]
 
 
 def _listed(text: str) -> list[str]:

@@ -115,7 +115,7 @@ def results():
     ]
 
 
-def test_scores_are_medians_marked_by_place_with_a_macro_over_common_tasks(results):
+def test_scores_are_medians_marked_by_place_with_a_macro_over_the_tasks_of_most_recipes(results):
     results = [*results, made("vanilla", "MRPC", score=0.9), made("palbert", "MRPC", score=0.8, step=4.0)]
     head, *rows = table(report(results, draw=False).markdown(), "Scores")
     assert head == ["recipe", "×steps", "MRPC", "QNLI", "RTE", "macro", "seeds"]
@@ -125,6 +125,11 @@ def test_scores_are_medians_marked_by_place_with_a_macro_over_common_tasks(resul
         ["pondernet", "×2.00", "–", "50.0", "50.0", "50.0", "3"],
         ["palbert", "×2.00", "<u>80.0</u>", "**75.0**", "**75.0**", "**75.0**", "1–3"],
     ]
+    results += [made("pabee", "MRPC", score=0.6, step=2.5)]  # now three of four have it
+    results += [made(recipe, "WNLI", score=0.1, step=4.0) for recipe in ("vanilla", "pabee", "pondernet", "palbert")]
+    rows = table(report(results, draw=False).markdown(), "Scores")[1:]
+    assert [row[-2] for row in rows] == ["**76.7**", "<u>63.3</u>", "–", "**76.7**"]
+    assert [row[1] for row in rows] == ["×1.33", "×1.60", "–", "×1.67"]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def invoke(*arguments):
 
 
 def test_every_suite_is_a_grid_of_runs_and_the_papers_is_table_3():
-    assert suites.names() == ("ablation", "mini", "paper", "speed")
+    assert suites.names() == ("ablation", "breadth", "depth", "mini", "paper", "speed")
     for name in suites.names():
         cells = suites.get(name).cells("minilm")
         assert len({point.key for cell in cells for point in cell.points}) == sum(len(cell.points) for cell in cells)
@@ -249,6 +249,28 @@ def test_a_suite_file_of_ones_own(tmp_path):
     path.write_text(json.dumps({"tasks": ["RTE"]}))
     with pytest.raises(DataError, match=r"own\.json: expected a suite"):
         suites.get(str(path))
+
+
+def test_a_task_may_have_fields_of_its_own_and_the_command_line_has_the_last_word():
+    fixed = {"epochs": 3, "lr": 1e-4}
+    suite = Suite(
+        "own", "", ("CoLA", "RTE"), (RecipeSpec("pabee"),), fixed, {}, 1, {"cola": {"epochs": 2}, "MRPC": {"lr": 1e-5}}
+    )
+    cola, rte = (cell.points[0] for cell in suite.cells("minilm"))
+    assert cola == RunConfig("CoLA", "pabee", epochs=2, lr=1e-4)
+    assert rte == RunConfig("RTE", "pabee", epochs=3, lr=1e-4)
+    assert {cell.points[0].epochs for cell in suite.with_fixed({"epochs": 1}).cells("minilm")} == {1}
+    for wrong, message in (({"cola": {"nope": 1}}, "fields of a run"), ({"nope": {"lr": 1e-4}}, "one of CoLA")):
+        with pytest.raises(ArgumentError, match=message):
+            dataclasses.replace(suite, by_task=wrong)
+
+
+def test_the_committed_runs_of_breadth_and_depth_are_points_of_their_suites():
+    """The command that docs/results.md gives finds them done."""
+    committed = {path.stem for path in COMMITTED}
+    for name, backbone in (("breadth", "minilm"), ("depth", "mpnet")):
+        keys = {point.key for cell in suites.get(name).cells(backbone) for point in cell.points}
+        assert keys & committed
 
 
 def test_later_fields_do_not_change_the_names_of_committed_results():
