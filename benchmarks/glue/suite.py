@@ -29,10 +29,12 @@ class RecipeSpec:
     Args:
         recipe: Name of the recipe.
         options: Its arguments.
+        fields: Fields of `RunConfig` for this recipe, instead of those of the task and of `Suite.fixed`.
     """
 
     recipe: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -108,7 +110,8 @@ class Suite:
             if len(set(values)) < len(values):
                 raise ArgumentError(what, expected="each once", got=", ".join(values), remedy="Leave one out.")
         known = {field.name for field in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
-        unknown = sorted({*self.fixed, *self.grid, *itertools.chain(*self.by_task.values())} - known)
+        of_parts = [*self.by_task.values(), *(spec.fields for spec in self.recipes)]
+        unknown = sorted({*self.fixed, *self.grid, *itertools.chain(*of_parts)} - known)
         if unknown:
             raise ArgumentError(
                 "suite",
@@ -120,14 +123,16 @@ class Suite:
 
     def with_fixed(self, fields: Mapping[str, Any]) -> Suite:
         """The suite with these fields of `RunConfig` the same for all runs, whatever it says about them itself."""
+
+        def others(of_part: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in of_part.items() if name not in fields}
+
         return dataclasses.replace(
             self,
             fixed={**self.fixed, **fields},
-            grid={name: values for name, values in self.grid.items() if name not in fields},
-            by_task={
-                task: {name: value for name, value in own.items() if name not in fields}
-                for task, own in self.by_task.items()
-            },
+            grid=others(self.grid),
+            by_task={task: others(own) for task, own in self.by_task.items()},
+            recipes=tuple(dataclasses.replace(spec, fields=others(spec.fields)) for spec in self.recipes),
         )
 
     def cells(self, backbone: str, selection: str = "held_out", max_runs: int | None = None) -> list[Cell]:
@@ -157,7 +162,8 @@ class Suite:
     def _cell(self, task: str, spec: RecipeSpec, backbone: str, selection: str, share: int | None) -> Cell:
         own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
         grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
-        rest = {"backbone": backbone, "selection": selection, **self.fixed, **self.by_task.get(task, {})}
+        of_task = self.by_task.get(task, {})
+        rest = {"backbone": backbone, "selection": selection, **self.fixed, **of_task, **spec.fields}
         points = [
             RunConfig(
                 task, spec.recipe, recipe_options=spec.options, **{**rest, **dict(zip(grid, values, strict=True))}

@@ -26,9 +26,7 @@ from ponder import Trajectory, policies
 from ponder.errors import ArgumentError, DataError
 
 GRID = Suite("grid", "", ("RTE",), (RecipeSpec("palbert"),), {}, {"lr": [1e-5, 2e-5], "lambda_lr": [1e-5, 3e-5]}, 3)
-COMMITTED = sorted(Path("benchmarks/results").glob("*lue/*.json")) + sorted(
-    Path("benchmarks/results").glob("r*/*.json")
-)
+COMMITTED = sorted(Path("benchmarks/results").glob("*/*.json"))
 
 
 def result_of(config, held_out=0.5, dev=0.5):
@@ -84,7 +82,7 @@ def invoke(*arguments):
 
 
 def test_every_suite_is_a_grid_of_runs_and_the_papers_is_table_3():
-    assert suites.names() == ("ablation", "breadth", "depth", "mini", "paper", "speed")
+    assert suites.names() == ("ablation", "breadth", "depth", "mini", "paper", "speed", "switches")
     for name in suites.names():
         cells = suites.get(name).cells("minilm")
         assert len({point.key for cell in cells for point in cell.points}) == sum(len(cell.points) for cell in cells)
@@ -251,24 +249,34 @@ def test_a_suite_file_of_ones_own(tmp_path):
         suites.get(str(path))
 
 
-def test_a_task_may_have_fields_of_its_own_and_the_command_line_has_the_last_word():
-    fixed = {"epochs": 3, "lr": 1e-4}
-    suite = Suite(
-        "own", "", ("CoLA", "RTE"), (RecipeSpec("pabee"),), fixed, {}, 1, {"cola": {"epochs": 2}, "MRPC": {"lr": 1e-5}}
-    )
-    cola, rte = (cell.points[0] for cell in suite.cells("minilm"))
-    assert cola == RunConfig("CoLA", "pabee", epochs=2, lr=1e-4)
-    assert rte == RunConfig("RTE", "pabee", epochs=3, lr=1e-4)
-    assert {cell.points[0].epochs for cell in suite.with_fixed({"epochs": 1}).cells("minilm")} == {1}
-    for wrong, message in (({"cola": {"nope": 1}}, "fields of a run"), ({"nope": {"lr": 1e-4}}, "one of CoLA")):
+def test_task_and_recipe_may_have_fields_of_their_own_and_the_command_line_has_the_last_word():
+    fixed = {"epochs": 3, "lr": 1e-4, "batch_size": 8}
+    specs = (RecipeSpec("pabee"), RecipeSpec("palbert", fields={"batch_size": 4, "lr": 2e-4}))
+    by_task = {"cola": {"epochs": 2, "lr": 3e-4}, "MRPC": {"lr": 1e-5}}
+    suite = Suite("own", "", ("CoLA", "RTE"), specs, fixed, {}, 1, by_task)
+    assert [cell.points[0] for cell in suite.cells("minilm")] == [
+        RunConfig("CoLA", "pabee", epochs=2, lr=3e-4, batch_size=8),
+        RunConfig("CoLA", "palbert", epochs=2, lr=2e-4, batch_size=4),
+        RunConfig("RTE", "pabee", epochs=3, lr=1e-4, batch_size=8),
+        RunConfig("RTE", "palbert", epochs=3, lr=2e-4, batch_size=4),
+    ]
+    same = {
+        (cell.points[0].epochs, cell.points[0].lr) for cell in suite.with_fixed({"epochs": 1, "lr": 5e-5}).cells("x")
+    }
+    assert same == {(1, 5e-5)}
+    for wrong, message in (
+        ({"by_task": {"cola": {"nope": 1}}}, "fields of a run"),
+        ({"by_task": {"nope": {"lr": 1e-4}}}, "one of CoLA"),
+        ({"recipes": (RecipeSpec("pabee", fields={"seed": 1}),)}, "fields of a run"),
+    ):
         with pytest.raises(ArgumentError, match=message):
-            dataclasses.replace(suite, by_task=wrong)
+            dataclasses.replace(suite, **wrong)
 
 
 def test_the_committed_runs_of_breadth_and_depth_are_points_of_their_suites():
     """The command that docs/results.md gives finds them done."""
     committed = {path.stem for path in COMMITTED}
-    for name, backbone in (("breadth", "minilm"), ("depth", "mpnet")):
+    for name, backbone in (("breadth", "minilm"), ("switches", "minilm"), ("depth", "mpnet")):
         keys = {point.key for cell in suites.get(name).cells(backbone) for point in cell.points}
         assert keys & committed
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.glue.report import figures
 from benchmarks.glue.report.comparisons import comparisons
 from benchmarks.glue.report.costs import costs, overthinking_table
+from benchmarks.glue.report.equal_cost import equal_cost
 from benchmarks.glue.report.groups import Groups, choose, ordered
 from benchmarks.glue.report.page import Block, Figure, Heading, Text, to_html, to_markdown
 from benchmarks.glue.report.published import published
@@ -106,7 +107,7 @@ def _section(
     blocks += [*scores(groups), *ablation(groups)]
     if draw:
         blocks += _drawn(figures.posteriors(main, name), figures.by_knob(main, name), figures.by_speed_up(main, name))
-    blocks += costs(main)
+    blocks += [*equal_cost(main), *costs(main)]
     if draw:
         blocks += _drawn(figures.by_cost(main, name), figures.by_wall_clock(main, name))
         blocks += _drawn(*(figures.by_policy(main, label, name) for label in ordered(label for label, _ in main)))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from benchmarks.glue.report.groups import Group, Groups, knob_chosen, ordered, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
 from benchmarks.glue.results import Result
 from ponder import recipes
 
-__all__ = ["ablation", "is_ablation", "mark", "scores"]
+__all__ = ["ablation", "averaged", "is_ablation", "macro", "mark", "scores"]
 
+_Key = TypeVar("_Key")
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
 _NOT_AVERAGED = ("WNLI",)  # as in the papers: its dev holds sentences of train with the other label
 _Row = tuple[bool, bool, bool, bool] | str
@@ -36,20 +37,12 @@ def scores(groups: Groups) -> list[Block]:
     """
     shown = {key: group for key, group in groups.items() if not is_ablation(group.example)}
     labels, tasks = ordered(name for name, _ in shown), task_order(task for _, task in shown)
-    common = [
-        task
-        for task in tasks
-        if task not in _NOT_AVERAGED and 2 * sum((name, task) in shown for name in labels) > len(labels)
-    ]
-    whole = {name for name in labels if common and all((name, task) in shown for task in common)}
-    columns = [[shown[name, task].score if (name, task) in shown else None for name in labels] for task in tasks]
-    speeds = [
-        statistics.fmean(shown[name, task].speed_up("steps") for task in common) if name in whole else None
-        for name in labels
-    ]
-    columns.append(
-        [statistics.fmean(shown[name, task].score for task in common) if name in whole else None for name in labels]
-    )
+    common = averaged(set(shown), labels, tasks)
+    scored = {key: group.score for key, group in shown.items()}
+    columns = [[scored.get((name, task)) for name in labels] for task in tasks]
+    columns.append([macro(scored, name, common) for name in labels])
+    speed_ups = {key: group.speed_up("steps") for key, group in shown.items()}
+    speeds = [macro(speed_ups, name, common) for name in labels]
     rows = [
         [_name(shown, name), "–" if speed is None else f"×{speed:.2f}", *cells, _seeds(shown, name)]
         for name, speed, *cells in zip(labels, speeds, *map(mark, columns), strict=True)
@@ -85,6 +78,21 @@ def is_ablation(result: Result) -> bool:
     """Whether a run is of a row of the ablation that is no recipe of its own: some of the switches are off."""
     row = _switches(result)
     return result["recipe"] == "palbert" and row is not None and not all(row)
+
+
+def averaged(there: Collection[tuple[_Key, str]], rows: Sequence[_Key], tasks: Sequence[str]) -> list[str]:
+    """The tasks of a macro average: those that more than half of the rows have, WNLI left out."""
+    return [
+        task
+        for task in tasks
+        if task not in _NOT_AVERAGED and 2 * sum((row, task) in there for row in rows) > len(rows)
+    ]
+
+
+def macro(values: Mapping[tuple[_Key, str], float], row: _Key, tasks: Sequence[str]) -> float | None:
+    """The mean over tasks, or None where the row lacks one."""
+    found = [values[row, task] for task in tasks if (row, task) in values]
+    return statistics.fmean(found) if found and len(found) == len(tasks) else None
 
 
 def mark(values: Sequence[float | None]) -> list[str]:

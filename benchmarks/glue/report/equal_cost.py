@@ -1,0 +1,87 @@
+"""Scores of all recipes and policies at one and the same mean exit step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.glue.curves import read_curve
+from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
+from benchmarks.glue.report.page import Block, Heading, Table, Text
+from benchmarks.glue.report.scores import averaged, macro, mark
+from ponder.plots.numbers import interpolate
+
+__all__ = ["equal_cost"]
+
+_SPEED_UPS = (1.5, 2.0)
+_Row = tuple[str, str]
+
+
+def equal_cost(groups: Groups) -> list[Block]:
+    """A table for each speed-up: every recipe with every policy that its curves know, and the encoder cut short."""
+    tables: list[Block] = []
+    for speed_up in _SPEED_UPS:
+        scores = {(row, task): score for row, task, score in _scores(groups, speed_up)}
+        rows = list(dict.fromkeys(row for row, _ in scores))
+        tasks = task_order(task for _, task in scores)
+        if rows:
+            common = averaged(set(scores), rows, tasks)
+            columns = [[scores.get((row, task)) for row in rows] for task in tasks]
+            columns.append([macro(scores, row, common) for row in rows])
+            cells = zip(*map(mark, columns), strict=True)
+            table = [[recipe, policy, *each] for (recipe, policy), each in zip(rows, cells, strict=True)]
+            over = f"macro over {', '.join(common)}" if common else "no macro"
+            tables += [Text(f"*×{speed_up:g} in steps; {over}*"), Table(["recipe", "policy", *tasks, "macro"], table)]
+    if not tables:
+        return []
+    note = (
+        "Scores of dev at one mean exit step, read off the curves over each policy's knob on straight lines between "
+        "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *cut* is "
+        "the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were run and "
+        "`vanilla`. A dash is a curve that was not kept or does not reach so far."
+    )
+    return [Heading("At the same cost", 3), Text(note), *tables]
+
+
+def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]]:
+    for label in ordered(name for name, _ in groups):
+        for task in task_order(task for name, task in groups if name == label):
+            group = groups[label, task]
+            for policy in _policies(group):
+                score = _at(group, policy, speed_up)
+                if score is not None:
+                    yield (label, policy), task, score
+    for task in task_order(task for _, task in groups):
+        score = _cut(groups, task, speed_up)
+        if score is not None:
+            yield ("static", "cut"), task, score
+
+
+def _policies(group: Group) -> list[str]:
+    """Policies that have a curve in every run, the recipe's own first."""
+    names = dict.fromkeys(
+        entry["policy"] for run in group.runs for split in run.reported for entry in split.get("curves") or []
+    )
+    return [name for name in names if all(read_curve(run, name) is not None for run in group.runs)]
+
+
+def _at(group: Group, policy: str, speed_up: float) -> float | None:
+    found = []
+    for run in group.runs:
+        curve = read_curve(run, policy)
+        assert curve is not None
+        steps, at = [point.mean_exit_step for point in curve.points], run["num_steps"] / speed_up
+        if not min(steps) <= at <= max(steps):
+            return None
+        found.append(100 * interpolate(steps, [point.score for point in curve.points], [at])[0])
+    return statistics.median(found)
+
+
+def _cut(groups: Groups, task: str, speed_up: float) -> float | None:
+    cut = [group for (_, of), group in groups.items() if of == task and group.example["recipe"] == "static"]
+    whole = groups.get(("vanilla", task))
+    known = [*cut, *([] if whole is None else [whole])]
+    shares = [1 / group.speed_up("steps") for group in known]
+    if not cut or not min(shares) <= 1 / speed_up <= max(shares):
+        return None
+    return interpolate(shares, [group.score for group in known], [1 / speed_up])[0]
