@@ -43,6 +43,12 @@ def run_command(
     batch_size: int = 32,
     max_train: Annotated[int | None, typer.Option(help="Use at most so many training examples.")] = None,
     bf16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = False,
+    selection: Annotated[
+        str, typer.Option(help="Choose the epoch on held_out, or (as the paper) on dev.")
+    ] = "held_out",
+    knob: Annotated[
+        str, typer.Option(help="Take the policy's knob from the recipe, or choose it on held_out.")
+    ] = "recipe",
     out: Annotated[Path, typer.Option(help="Folder of results.")] = _DEFAULT_OUT,
     work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = _DEFAULT_WORK,
     trajectories: Annotated[
@@ -72,6 +78,8 @@ def run_command(
         batch_size=batch_size,
         max_train=max_train,
         bf16=bf16,
+        selection=selection,  # type: ignore[arg-type]
+        knob=knob,  # type: ignore[arg-type]
     )
     result = run(config, glue_dir, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
     console = Console()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.glue.config import RunConfig
+from ponder import recipes
 from ponder.errors import CheckpointError, DataError
 from ponder.files import read_json, write_json
 
@@ -62,7 +63,19 @@ class Result:
         key = RunConfig.from_dict(result["config"]).key
         if key != path.stem:
             raise DataError(f"{path}: expected the run of this name; got {key} (edited?). Remove it, and run it again.")
+        result._check_recipe()
         return result
+
+    def _check_recipe(self) -> None:
+        """Refuse a result of a recipe that has changed since, under the same name and arguments."""
+        stages = recipes.get(self["recipe"], **self["config"]["recipe_options"]).stages
+        now = [stage.objective.to_dict() for stage in stages]
+        then = [stage.get("objective") for stage in self.data.get("training", [])]
+        if then and None not in then and then != now:
+            raise DataError(
+                f"{self.path}: expected a result of the recipe {self['recipe']!r} as it is, with the objectives {now}; "
+                f"got {then}. The recipe has changed since: move the file away, and run it again."
+            )
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]

@@ -26,10 +26,30 @@ class PonderTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimiser of `args.optim`, with weight decay (`args.weight_decay`), on the trainable parameters."""
+        """The optimiser of `args.optim` on the trainable parameters.
+
+        Weight decay (`args.weight_decay`) spares biases and normalisation layers, as in `Trainer`.
+        """
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             groups = parameter_groups(trained, self.args.learning_rate, self.lambda_lr)
+            if self.args.weight_decay:
+                groups = self._split(groups, trained)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer = optimizer_class(groups, weight_decay=self.args.weight_decay, **options)
+            self.optimizer = optimizer_class(groups, **{"weight_decay": 0.0, **options})
         return self.optimizer
+
+    def _split(self, groups: list[dict[str, Any]], model: torch.nn.Module) -> list[dict[str, Any]]:
+        """Each group in two: what decays, and what does not."""
+        decayed = set(self.get_decay_parameter_names(model))
+        decays = {id(parameter) for name, parameter in model.named_parameters() if name in decayed}
+        parts = [
+            {
+                **group,
+                "params": [p for p in group["params"] if (id(p) in decays) == decay],
+                "weight_decay": self.args.weight_decay if decay else 0.0,
+            }
+            for group in groups
+            for decay in (True, False)
+        ]
+        return [part for part in parts if part["params"]]

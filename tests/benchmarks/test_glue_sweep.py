@@ -281,6 +281,18 @@ def test_the_committed_runs_of_breadth_and_depth_are_points_of_their_suites():
         assert keys & committed
 
 
+def test_a_result_of_a_recipe_that_has_changed_since_is_refused(tmp_path):
+    read = [path for path in COMMITTED if json.loads(path.read_text()).get("format") == FORMAT]
+    assert len(read) >= 16
+    for path in read:
+        Result.of_run(path)  # the committed ones are of the recipes as they are
+    old = json.loads(read[0].read_text())
+    old["training"][0]["objective"] = {"name": "last-step", "changed": True}
+    (tmp_path / read[0].name).write_text(json.dumps(old))
+    with pytest.raises(DataError, match="has changed since"):
+        Result.of_run(tmp_path / read[0].name)
+
+
 def test_later_fields_do_not_change_the_names_of_committed_results():
     assert len(COMMITTED) >= 16
     for path in COMMITTED:

@@ -263,13 +263,31 @@ class TestLearningRates:
         assert rates == {"model": pytest.approx(0.6 * 2e-3), "lambda": pytest.approx(0.6 * 1e-3)}
 
     def test_hyper_parameters_of_adam_come_from_the_arguments(self, tmp_path: Path) -> None:
-        asked = {"adam_beta1": 0.8, "adam_beta2": 0.97, "adam_epsilon": 1e-6, "weight_decay": 0.03}
+        asked = {"adam_beta1": 0.8, "adam_beta2": 0.97, "adam_epsilon": 1e-6}
         trainer = make_trainer(make_model("bert"), tmp_path, **asked)
         optimizer = trainer.create_optimizer()
         assert isinstance(optimizer, torch.optim.AdamW)
         for group in optimizer.param_groups:
-            assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.97), 1e-6, 0.03)
+            assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.97), 1e-6, 0.0)
         assert trainer.create_optimizer() is optimizer
+
+    def test_the_optimiser_is_the_one_that_the_arguments_name(self, tmp_path: Path) -> None:
+        optimizer = make_trainer(make_model("bert"), tmp_path, optim="adamw_torch_fused").create_optimizer()
+        assert all(group["fused"] for group in optimizer.param_groups)
+        trainer = make_trainer(make_model("bert"), tmp_path, optim="sgd", lambda_lr=1e-5)
+        optimizer = trainer.create_optimizer()
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"model": 2e-3, "lambda": 1e-5}
+
+    def test_biases_and_norms_do_not_decay(self, tmp_path: Path) -> None:
+        model = make_model("bert")
+        optimizer = make_trainer(model, tmp_path, weight_decay=0.03, lambda_lr=1e-5).create_optimizer()
+        groups = [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+        assert groups == [("model", 0.03), ("model", 0.0), ("lambda", 0.03), ("lambda", 0.0)]
+        rates = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in model.named_parameters():
+            spared = name.endswith(".bias") or "LayerNorm" in name
+            assert rates[id(parameter)] == (0.0 if spared else 0.03), name
 
     def test_without_a_lambda_head_there_is_one_group(self, tmp_path: Path) -> None:
         trainer = make_trainer(make_model("bert", recipe="pabee"), tmp_path, lambda_lr=1e-5)
