@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from benchmarks.glue import metrics
 from benchmarks.glue.curves import record_curves
+from benchmarks.glue.gains import gains
 from benchmarks.glue.significance import pack
 from benchmarks.glue.tasks import GlueTask
 from benchmarks.glue.training import Collator, answers
@@ -64,7 +65,8 @@ def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy, cost: 
         `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram` over the steps;
         `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text (labels are GLUE's,
         and are not kept); `overthinking`, for classes, the shares of rows `right` at each step, `right_by` then, and
-        `lost`, right at some step and wrong at the last; `curves` over the knobs of policies.
+        `lost`, right at some step and wrong at the last; `gains`, where the model was trained to exit (see
+        `benchmarks.glue.gains`); `curves` over the knobs of policies.
     """
     assert trajectory.labels is not None
     labels, steps = trajectory.labels.numpy(), trajectory.num_steps
@@ -85,6 +87,7 @@ def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy, cost: 
         "halting": halting,
         "predictions": pack(task, answers(task, exits.outputs.float().numpy())),
         "overthinking": None if task.kind == "regression" else dataclasses.asdict(overthinking_of(trajectory)),
+        "gains": gains(trajectory) if policy.needs else None,
         "curves": record_curves(trajectory, policy, lambda outputs, _: score(outputs)["score"], cost),
     }
 

@@ -293,6 +293,7 @@ def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_pat
     right = [int(answer) == gold for answer, gold in zip(dev["predictions"].split(), dev_labels(), strict=True)]
     assert dev["exits"]["accuracy"] == pytest.approx(statistics.fmean(right))
     assert dev["overthinking"]["right"] == pytest.approx(dev["per_step"])
+    assert (dev["gains"]["halting"] is not None) == (recipe == "palbert")
     own = "quantile" if recipe == "palbert" else "patience"
     assert dev["curves"][0]["policy"] == own
     assert {entry["cost_unit"] for entry in dev["curves"]} == {"flops"}
@@ -302,6 +303,13 @@ def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_pat
         "report", "--results", tmp_path, "--glue-dir", glue_dir, "--out", tmp_path / "r.md", "--replicates", 100
     )
     assert ran.exit_code == 0, ran.output
+    (_, (task, name, mean, _, halting, unsure)) = table(
+        (tmp_path / "r.md").read_text(), "Is there something to tell apart?"
+    )
+    assert (task, name, mean) == ("RTE", recipe, f"{dev['gains']['mean']:+.3f}")
+    assert (halting == "–") == (recipe == "pabee")
+    known = [step for step in dev["gains"]["unsure"] if step is not None]
+    assert unsure == (f"{statistics.fmean(known):+.2f}" if known else "–")
     assert (tmp_path / "r.md").read_text() == report(
         read_all(tmp_path), glue_dir, draw=False, replicates=100
     ).markdown()
