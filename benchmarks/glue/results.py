@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig
 from ponder import recipes
 from ponder.errors import CheckpointError, DataError
@@ -68,13 +69,17 @@ class Result:
 
     def _check_recipe(self) -> None:
         """Refuse a result of a recipe that has changed since, under the same name and arguments."""
-        stages = recipes.get(self["recipe"], **self["config"]["recipe_options"]).stages
-        now = [stage.objective.to_dict() for stage in stages]
-        then = [stage.get("objective") for stage in self.data.get("training", [])]
-        if then and None not in then and then != now:
+        config = self["config"]
+        recipe = recipes.get(self["recipe"], **config["recipe_options"]).for_steps(self["num_steps"])
+        recipe = recipe.for_task(tasks.get(self["task"]).kind)
+        now: dict[str, Any] = {"objectives": [stage.objective.to_dict() for stage in recipe.stages]}
+        then: dict[str, Any] = {"objectives": [stage.get("objective") for stage in self.data.get("training", [])]}
+        if config["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe":
+            now["policy"], then["policy"] = recipe.policy.to_dict(), self["policy"]
+        if then["objectives"] and None not in then["objectives"] and then != now:
             raise DataError(
-                f"{self.path}: expected a result of the recipe {self['recipe']!r} as it is, with the objectives {now}; "
-                f"got {then}. The recipe has changed since: move the file away, and run it again."
+                f"{self.path}: expected a result of the recipe {self['recipe']!r} as it is, {now}; got {then}. The "
+                "recipe has changed since: move the file away, and run it again."
             )
 
     def __getitem__(self, key: str) -> Any:

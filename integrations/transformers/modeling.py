@@ -113,7 +113,8 @@ class PonderForSequenceClassification(PreTrainedModel):
 
         Args:
             encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied).
-            recipe: A recipe or its name; what its paper tuned is scaled to the encoder's steps.
+            recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
+                encoder's steps.
             num_labels: Classes; 1 is regression.
             readout: ``"pooler"`` or ``"mean"``.
             policy: An exit policy instead of the recipe's.
@@ -128,14 +129,16 @@ class PonderForSequenceClassification(PreTrainedModel):
         if isinstance(encoder, str | PathLike):
             encoder = load_encoder(encoder)
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        problem_type = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
         recipe = recipe.for_steps(adapter_for(encoder).steps().num_steps)
+        recipe = recipe.for_task(_TASKS.get(problem_type, problem_type))
         made = PonderConfig(
             encoder={**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type},
             recipe=recipe.to_dict(),
             readout=readout,
             head_dropout=head_dropout,
             num_labels=num_labels,
-            problem_type=problem_type or ("regression" if num_labels == 1 else "single_label_classification"),
+            problem_type=problem_type,
             **config,
         )
         model = cls(made, encoder=encoder)

@@ -63,6 +63,8 @@ class Recipe:
         paper: Where it comes from.
         stages: Training stages, in order; their epochs are the trainer's business.
         policy: The exit policy at inference.
+        otherwise: The exit policy where the task is not classification, for a `policy` that reads class probabilities;
+            `policy` where None.
         lambda_head: The Lambda head, or None.
         prior: The prior of the halting step, or None.
         per_step_heads: One head a step, or one shared by all.
@@ -75,6 +77,7 @@ class Recipe:
     paper: str
     stages: tuple[Stage, ...]
     policy: ExitPolicy
+    otherwise: ExitPolicy | None = None
     lambda_head: LambdaSpec | None = None
     prior: Prior | None = None
     per_step_heads: bool = False
@@ -84,12 +87,20 @@ class Recipe:
     def for_steps(self, num_steps: int) -> Recipe:
         """The recipe for an encoder of `num_steps` steps: what its paper tuned is scaled."""
         tuned_for = num_steps if self.tuned_for is None else self.tuned_for
+        otherwise = None if self.otherwise is None else self.otherwise.rescaled(tuned_for, num_steps)
         return dataclasses.replace(
             self,
             policy=self.policy.rescaled(tuned_for, num_steps),
+            otherwise=otherwise,
             prior=None if self.prior is None else self.prior.rescaled(tuned_for, num_steps),
             tuned_for=num_steps,
         )
+
+    def for_task(self, task: str) -> Recipe:
+        """The recipe with the policy that it has for a task, such as ``"classification"`` or ``"regression"``."""
+        if task == "classification" or self.otherwise is None:
+            return self
+        return dataclasses.replace(self, policy=self.otherwise)
 
     def make_heads(
         self, width: int, num_outputs: int, num_steps: int, dropout: float = 0.1
@@ -119,6 +130,7 @@ class Recipe:
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
             "stages": [{"objective": s.objective.to_dict(), "train": s.train} for s in self.stages],
             "policy": self.policy.to_dict(),
+            "otherwise": None if self.otherwise is None else self.otherwise.to_dict(),
             "lambda_head": None if self.lambda_head is None else dataclasses.asdict(self.lambda_head),
             "prior": None if self.prior is None else self.prior.to_dict(),
         }
@@ -127,12 +139,13 @@ class Recipe:
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Inverse of `to_dict`."""
         try:
-            spec, prior = data["lambda_head"], data["prior"]
+            spec, prior, otherwise = data["lambda_head"], data["prior"], data.get("otherwise")
             return cls(
                 **{
                     **data,
                     "stages": tuple(Stage(Objective.from_dict(s["objective"]), s["train"]) for s in data["stages"]),
                     "policy": ExitPolicy.from_dict(data["policy"]),
+                    "otherwise": None if otherwise is None else ExitPolicy.from_dict(otherwise),
                     "lambda_head": None if spec is None else LambdaSpec(**spec),
                     "prior": None if prior is None else Prior.from_dict(prior),
                 }

@@ -180,6 +180,16 @@ class TestRecipesAndLabels:
             assert model.ponder.objective == scaled.stages[0].objective
             assert isinstance(model.ponder.head, PerStep) == scaled.per_step_heads
 
+    def test_a_recipe_exits_by_the_policy_that_it_has_for_the_task(self) -> None:
+        for kwargs, expected in (
+            ({"num_labels": 2}, policies.Confidence),
+            ({"num_labels": 1}, policies.Quantile),
+            ({"num_labels": 3, "problem_type": "multi_label_classification"}, policies.Quantile),
+        ):
+            model = build(make_encoder("bert"), "ponder", **kwargs)
+            assert type(model.policy) is expected
+            assert model.recipe.policy == model.policy
+
     def test_what_a_recipe_of_12_steps_becomes_on_6(self) -> None:
         assert build(make_encoder("albert"), "pabee").policy.patience == 3
         rate = build(make_encoder("albert"), "pondernet").ponder.prior.rate

@@ -15,7 +15,7 @@ import ponder
 from ponder import recipes
 from ponder.heads import PerStep
 from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
-from ponder.policies import Bernoulli, Entropy, LastStep, Patience, Quantile
+from ponder.policies import Bernoulli, Confidence, Entropy, LastStep, Patience, Quantile
 from ponder.priors import Geometric
 from ponder.recipes import LambdaSpec, Recipe, Stage, freeze_for
 from tests.ponder.checks import refused
@@ -182,6 +182,21 @@ def test_unknown_names_and_foreign_data_are_refused() -> None:
     ):
         with refused("data", "Recipe.to_dict()"):
             Recipe.from_dict(data)
+
+
+def test_ponder_leaves_by_confidence_and_otherwise_by_its_lambda_head() -> None:
+    recipe = recipes.get("ponder", confidence=0.7, q=0.4).for_steps(6)
+    assert recipe.policy == recipe.for_task("classification").policy == Confidence(0.7)
+    assert recipe.for_task("regression").policy == recipe.for_task("multilabel").policy == Quantile(0.4)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert recipes.get("palbert").for_task("regression") == recipes.get("palbert")
+    before = {name: value for name, value in recipes.get("pabee").to_dict().items() if name != "otherwise"}
+    assert Recipe.from_dict(before) == recipes.get("pabee")  # as it was saved by an older version
+
+
+def test_the_policy_of_other_tasks_is_scaled_too() -> None:
+    recipe = dataclasses.replace(recipes.get("pabee"), otherwise=Patience(8, 0.5))
+    assert recipe.for_steps(6).for_task("regression").policy == Patience(4, 0.5)
 
 
 def test_a_lambda_head_may_start_at_the_priors_hazard() -> None:
