@@ -71,9 +71,12 @@ class PonderForSequenceClassification(PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol)
 
     def __init__(self, config: PonderConfig, encoder: PreTrainedModel | None = None) -> None:
+        attention = config._attn_implementation  # what was asked for; the base class puts its own choice there
         super().__init__(config)
         if encoder is None:
-            self.encoder = AutoModel.from_config(config.encoder_config(), trust_remote_code=False)
+            self.encoder = AutoModel.from_config(
+                config.encoder_config(), trust_remote_code=False, attn_implementation=attention
+            )
         else:
             self.encoder = _as_loaded(encoder)
         task, recipe, adapter = _task(config), config.make_recipe(), adapter_for(self.encoder)

@@ -90,6 +90,15 @@ class TestFiles:
         assert config["recipe"] == recipes.get("palbert").for_steps(5).to_dict()
         assert config["architectures"] == ["PonderForSequenceClassification"]
 
+    @pytest.mark.parametrize("asked", [None, "eager", "sdpa"])
+    def test_the_attention_that_is_asked_for_reaches_the_encoder(self, asked: str | None, tmp_path: Path) -> None:
+        model = make_model("albert").eval()
+        model.save_pretrained(tmp_path)
+        kwargs = {} if asked is None else {"attn_implementation": asked}
+        again = PonderForSequenceClassification.from_pretrained(tmp_path, **kwargs)
+        assert again.encoder.config._attn_implementation == (asked or "sdpa")
+        assert_same(model, again)
+
     def test_no_path_of_this_machine_is_saved(self, tmp_path: Path) -> None:
         make_encoder("bert").save_pretrained(tmp_path / "secret-place")
         PonderForSequenceClassification.from_encoder(tmp_path / "secret-place").save_pretrained(tmp_path / "saved")
