@@ -1,5 +1,6 @@
 """Exit policies: a frozen dataclass of hyper-parameters each, with `init` and one pure method `decide`."""
 
+from ponder.policies.around import Around
 from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, registry
 from ponder.policies.certified import Certified
 from ponder.policies.combinators import After, All, Any_, Before
@@ -17,6 +18,7 @@ __all__ = [
     "After",
     "All",
     "Any_",
+    "Around",
     "Batch",
     "Before",
     "Bernoulli",

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, registry
-from ponder.rows import Tree
+from ponder.policies.around import Around
+from ponder.policies.base import registry
 
 __all__ = ["Certified"]
 
 
 @registry.register("certified")
 @dataclass(frozen=True)
-class Certified(ExitPolicy):
-    """Does what the policy inside does; made by `ponder.control_risk`, saved with the model.
+class Certified(Around):
+    """Does what the policy inside does; made by `ponder.control_risk`, saved with the model it was made for.
 
     Args:
         policy: The policy.
@@ -33,7 +30,6 @@ class Certified(ExitPolicy):
         path: The values that were tested, in order, with the empirical risk and the p-value of each.
     """
 
-    policy: ExitPolicy
     statement: str
     risk: str
     level: float
@@ -44,27 +40,3 @@ class Certified(ExitPolicy):
     knob_value: float | None
     p_value: float | None
     path: tuple[tuple[float, float, float], ...]
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What the policy inside reads."""
-        return self.policy.needs
-
-    def init(self, batch: Batch) -> Tree:
-        return self.policy.init(batch)
-
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        return self.policy.decide(step, state)
-
-    def check(self, setting: Setting) -> None:
-        self.policy.check(setting)
-
-    def parts(self) -> tuple[ExitPolicy, ...]:
-        return (self.policy,)
-
-    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
-        return self.policy.readiness(step, state, free)
-
-    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Refuses nothing, but the certificate is for the model it was made for."""
-        return replace(self, policy=self.policy.rescaled(tuned_for, num_steps))

@@ -10,7 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError
+from ponder.policies.around import Around, check_policy
 from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, check_step, registry
 from ponder.rows import Tree
 
@@ -28,7 +29,7 @@ class _Several(ExitPolicy):
                 "policies", expected="at least one policy", got="none", remedy="Use policies.LastStep() for no exit."
             )
         for policy in self.policies:
-            _check_policy(policy)
+            check_policy(policy)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -86,32 +87,19 @@ class All(_Several):
 
 
 @dataclass(frozen=True)
-class _Bounded(ExitPolicy):
-    policy: ExitPolicy
+class _Bounded(Around):
     step: int
 
     def __post_init__(self) -> None:
-        _check_policy(self.policy)
+        super().__post_init__()
         check_step("step", self.step)
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What the policy inside reads."""
-        return self.policy.needs
-
-    def init(self, batch: Batch) -> Tree:
-        return self.policy.init(batch)
 
     def check(self, setting: Setting) -> None:
         check_step("step", self.step, setting.num_steps)
-        self.policy.check(setting)
-
-    def parts(self) -> tuple[ExitPolicy, ...]:
-        return (self.policy,)
+        super().check(setting)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        step = max(1, round(self.step * num_steps / tuned_for))
-        return replace(self, policy=self.policy.rescaled(tuned_for, num_steps), step=step)
+        return replace(super().rescaled(tuned_for, num_steps), step=max(1, round(self.step * num_steps / tuned_for)))
 
 
 @registry.register("after")
@@ -120,11 +108,11 @@ class After(_Bounded):
     """The policy inside, with no exit before `step`; its state runs from the first step all the same."""
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        mask, state = self.policy.decide(step, state)
+        mask, state = super().decide(step, state)
         return (step.index >= self.step) & mask, state
 
     def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
-        inside, state = self.policy.readiness(step, state, free)
+        inside, state = super().readiness(step, state, free)
         return inside.masked_fill(step.index < self.step, -torch.inf), state
 
 
@@ -134,19 +122,9 @@ class Before(_Bounded):
     """The policy inside, with every row out at `step` at the latest."""
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        mask, state = self.policy.decide(step, state)
+        mask, state = super().decide(step, state)
         return (step.index >= self.step) | mask, state
 
     def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
-        inside, state = self.policy.readiness(step, state, free)
+        inside, state = super().readiness(step, state, free)
         return inside.masked_fill(step.index >= self.step, torch.inf), state
-
-
-def _check_policy(policy: object) -> None:
-    if not isinstance(policy, ExitPolicy):
-        raise ArgumentTypeError(
-            "policy",
-            expected="an ExitPolicy",
-            got=type(policy).__name__,
-            remedy="Combine policies with policies.",
-        )

@@ -6,18 +6,17 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, registry
-from ponder.rows import Tree
+from ponder.policies.around import Around
+from ponder.policies.base import Setting, StepView, registry
 
 __all__ = ["Tempered"]
 
 
 @registry.register("tempered")
 @dataclass(frozen=True)
-class Tempered(ExitPolicy):
+class Tempered(Around):
     """The policy inside, on outputs divided by a temperature that belongs to the step (Guo et al. 2017).
 
     The outputs that the model gives are not changed: the temperatures are for deciding only.
@@ -28,10 +27,10 @@ class Tempered(ExitPolicy):
             all steps.
     """
 
-    policy: ExitPolicy
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
         if not self.temperatures or not all(0.0 < t < math.inf for t in self.temperatures):
             raise ArgumentError(
@@ -41,13 +40,8 @@ class Tempered(ExitPolicy):
                 remedy="Fit them: ponder.calibration.fit_temperatures(trajectory).",
             )
 
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What the policy inside reads."""
-        return self.policy.needs
-
     def check(self, setting: Setting) -> None:
-        self.policy.check(setting)
+        super().check(setting)
         if len(self.temperatures) not in (1, setting.num_steps):
             raise ArgumentError(
                 "temperatures",
@@ -56,19 +50,7 @@ class Tempered(ExitPolicy):
                 remedy="Fit them on a trajectory of this model.",
             )
 
-    def init(self, batch: Batch) -> Tree:
-        return self.policy.init(batch)
-
-    def parts(self) -> tuple[ExitPolicy, ...]:
-        return (self.policy,)
-
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        return self.policy.decide(self._scaled(step), state)
-
-    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
-        return self.policy.readiness(self._scaled(step), state, free)
-
-    def _scaled(self, step: StepView) -> StepView:
+    def seen(self, step: StepView) -> StepView:
         if "output" not in step.readings:
             return step
         output = step.output

@@ -20,7 +20,7 @@ def ponder(
     *,
     beta: float = 0.5,
     confidence: float = 0.8,
-    q: float = 0.5,
+    q: float = 0.25,
 ) -> Recipe:
     """PALBERT with a head a step, the losses of all steps, and distillation; classes leave once the answer is sure.
 
