@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class CellStudy:
         scores: Of finished runs, by key: the score that selects.
         failures: Of failed runs, by key.
         chosen: The chosen point, once there is one.
+        tried: The runs of each rung so far; there is one rung unless the cell halves.
     """
 
     cell: Cell
@@ -48,14 +50,14 @@ class CellStudy:
     scores: dict[str, float] = field(default_factory=dict)
     failures: dict[str, Outcome] = field(default_factory=dict)
     chosen: RunConfig | None = None
+    tried: list[list[RunConfig]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.cell.points) == 1:
             self.chosen = self.cell.points[0]
-        for config in self.open_runs():
-            path = self.folder / f"{config.key}.json"
-            if path.exists():
-                self.scores[config.key] = selection_score(Result.of_run(path))
+        else:
+            self._climb(self.cell.points)
+        self._read()
 
     @property
     def folder(self) -> Path:
@@ -65,7 +67,7 @@ class CellStudy:
     @property
     def planned(self) -> int:
         """Runs in all; the first seed of the chosen point is one of the grid."""
-        return len(self.cell.points) + self.cell.seeds - 1
+        return sum(runs for runs, _ in self.cell.rungs) + self.cell.seeds - 1
 
     @property
     def finished(self) -> bool:
@@ -74,7 +76,7 @@ class CellStudy:
 
     def open_runs(self) -> list[RunConfig]:
         """Runs of the present phase with neither a result nor a failure."""
-        runs = list(self.cell.points) if self.chosen is None else self.cell.finals(self.chosen)
+        runs = self.tried[-1] if self.chosen is None else self.cell.finals(self.chosen)
         return [run for run in runs if run.key not in self.scores and run.key not in self.failures]
 
     def succeeded(self, config: RunConfig) -> None:
@@ -90,23 +92,43 @@ class CellStudy:
         write_json(self.out / "failed" / f"{config.key}.json", record)
 
     def choose(self) -> bool:
-        """Choose the best point, once each has a result or a failure.
+        """Choose the best point, once each has a result or a failure; with halving, climb the rungs that are done.
 
         Returns:
             Whether there is a choice now, and was none before.
         """
-        if self.chosen is not None or self.open_runs() or not self.scores:
-            return False
-        best = max(self.cell.points, key=lambda point: self.scores.get(point.key, float("-inf")))
-        finals = self.cell.finals(best)
-        self._record(best, [run.key for run in finals])
+        while self.chosen is None and not self.open_runs():
+            ranked = sorted(
+                (run for run in self.tried[-1] if run.key in self.scores),
+                key=lambda run: self.scores[run.key],
+                reverse=True,
+            )
+            if not ranked:
+                return False
+            if len(self.tried) == len(self.cell.rungs):
+                self._choose(ranked[0])
+                return True
+            self._climb(ranked)
+            self._read()
+        return False
+
+    def _climb(self, ranked: Sequence[RunConfig]) -> None:
+        """Go on to the next rung with the best of `ranked`."""
+        runs, epochs = self.cell.rungs[len(self.tried)]
+        self.tried.append([dataclasses.replace(run, epochs=epochs) for run in ranked[:runs]])
+
+    def _choose(self, best: RunConfig) -> None:
+        self._record(best, [run.key for run in self.cell.finals(best)])
         Result.of_run(self.out / "grid" / f"{best.key}.json").save(self.out / f"{best.key}.json")
         self.chosen = best
-        for run in finals[1:]:
-            path = self.out / f"{run.key}.json"
+        self._read()
+
+    def _read(self) -> None:
+        """Take note of the results of the present phase that are there."""
+        for run in self.open_runs():
+            path = self.folder / f"{run.key}.json"
             if path.exists():
                 self.scores[run.key] = selection_score(Result.of_run(path))
-        return True
 
     def _record(self, best: RunConfig, finals: list[str]) -> None:
         path = self.out / "chosen" / f"{self.cell.name}.json"
@@ -114,14 +136,15 @@ class CellStudy:
             if key not in finals and (self.out / f"{key}.json").exists():
                 # Another point was chosen before, from fewer results: its runs are no longer what is reported.
                 os.replace(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
+        points = [run for rung in self.tried for run in rung]
         tried = [
             {
                 "key": point.key,
-                **{name: getattr(point, name) for name in self._varied()},
+                **{name: getattr(point, name) for name in _varied(points)},
                 "score": self.scores.get(point.key),
                 "error": self.failures[point.key].error if point.key in self.failures else None,
             }
-            for point in self.cell.points
+            for point in points
         ]
         record = {
             "format": _CHOICE,
@@ -136,9 +159,11 @@ class CellStudy:
         }
         write_json(path, record)
 
-    def _varied(self) -> list[str]:
-        names = [each.name for each in dataclasses.fields(RunConfig)]
-        return [name for name in names if len({repr(getattr(point, name)) for point in self.cell.points}) > 1]
+
+def _varied(points: Sequence[RunConfig]) -> list[str]:
+    """The fields in which runs differ."""
+    names = [each.name for each in dataclasses.fields(RunConfig)]
+    return [name for name in names if len({repr(getattr(point, name)) for point in points}) > 1]
 
 
 def _finals_of(path: Path) -> list[str]:

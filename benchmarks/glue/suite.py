@@ -52,12 +52,15 @@ class Cell:
         spec: The recipe.
         points: Configurations that differ in the grid's fields alone, all with the first seed.
         seeds: How many seeds the chosen point is run with; the first is that of the points.
+        halving: Successive halving: all points are tried with a part of their epochs, and of each rung the best
+            1/`halving` go on with `halving` times as many; None tries each with all of its epochs.
     """
 
     task: str
     spec: RecipeSpec
     points: tuple[RunConfig, ...]
     seeds: int
+    halving: int | None = None
 
     @property
     def name(self) -> str:
@@ -65,6 +68,11 @@ class Cell:
         first = self.points[0]
         decides = {"options": dict(self.spec.options), "backbone": first.backbone, "selection": first.selection}
         return f"{self.task}-{self.spec.recipe}-{digest(decides)}".lower()
+
+    @property
+    def rungs(self) -> tuple[tuple[int, int], ...]:
+        """(runs, epochs) of each rung, the last with one run or few and all epochs (Jamieson and Talwalkar, 2016)."""
+        return _rungs(len(self.points), self.points[0].epochs, self.halving)
 
     def finals(self, point: RunConfig) -> list[RunConfig]:
         """The chosen point with each seed."""
@@ -135,7 +143,9 @@ class Suite:
             recipes=tuple(dataclasses.replace(spec, fields=others(spec.fields)) for spec in self.recipes),
         )
 
-    def cells(self, backbone: str, selection: str = "held_out", max_runs: int | None = None) -> list[Cell]:
+    def cells(
+        self, backbone: str, selection: str = "held_out", max_runs: int | None = None, halving: int | None = None
+    ) -> list[Cell]:
         """Every task with every recipe.
 
         Args:
@@ -144,10 +154,18 @@ class Suite:
             max_runs: The most runs of the whole sweep, the seeds of the chosen points included; each cell gets the
                 same share, and tries a random subset of its grid (drawn by a fixed seed, nested: a larger budget adds
                 points to those of a smaller one).
+            halving: As in `Cell`.
 
         Raises:
-            ArgumentError: The budget does not reach for one point with all seeds in every cell.
+            ArgumentError: The budget does not reach for one point with all seeds in every cell, or halving cannot be.
         """
+        if halving is not None and (halving < 2 or "epochs" in self.grid):
+            raise ArgumentError(
+                "--halving",
+                expected="a whole number ≥ 2, and a grid without epochs, since rungs differ in them",
+                got=f"{halving}, grid {', '.join(self.grid)}",
+                remedy="Pass --halving 3, or fix epochs with --set.",
+            )
         pairs = [(tasks.get(task).name, spec) for task in self.tasks for spec in self.recipes]
         share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
         if share is not None and share < 1:
@@ -157,9 +175,11 @@ class Suite:
                 got=max_runs,
                 remedy="Raise it, or take fewer tasks, recipes or seeds.",
             )
-        return [self._cell(task, spec, backbone, selection, share) for task, spec in pairs]
+        return [self._cell(task, spec, backbone, selection, share, halving) for task, spec in pairs]
 
-    def _cell(self, task: str, spec: RecipeSpec, backbone: str, selection: str, share: int | None) -> Cell:
+    def _cell(
+        self, task: str, spec: RecipeSpec, backbone: str, selection: str, share: int | None, halving: int | None
+    ) -> Cell:
         own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
         grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
         of_task = self.by_task.get(task, {})
@@ -172,7 +192,21 @@ class Suite:
         ]
         if share is not None:
             random.Random(0).shuffle(points)
-        return Cell(task, spec, tuple(points[:share]), self.seeds)
+            points = points[: _affordable(share, len(points), points[0].epochs, halving)]
+        return Cell(task, spec, tuple(points), self.seeds, halving)
+
+
+def _rungs(points: int, epochs: int, halving: int | None) -> tuple[tuple[int, int], ...]:
+    last = 0  # the number of the last rung: as many as both the points and the epochs allow
+    while halving is not None and halving ** (last + 1) <= min(points, epochs):
+        last += 1
+    factor = halving or 1
+    return tuple((points // factor**rung, -(-epochs // factor ** (last - rung))) for rung in range(last + 1))
+
+
+def _affordable(share: int, points: int, epochs: int, halving: int | None) -> int:
+    """The most points whose rungs have at most `share` runs together."""
+    return next(n for n in range(points, 0, -1) if n == 1 or sum(r for r, _ in _rungs(n, epochs, halving)) <= share)
 
 
 def names() -> tuple[str, ...]:

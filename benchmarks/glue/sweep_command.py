@@ -26,6 +26,12 @@ def sweep_command(
         list[str] | None, typer.Option("--set", help="Field of all runs, for example bf16=true; repeatable.")
     ] = None,
     max_runs: Annotated[int | None, typer.Option(help="The most runs in all; grids are thinned out at random.")] = None,
+    halving: Annotated[
+        int | None,
+        typer.Option(
+            help="Try points with a part of the epochs; of each rung the best 1/N go on, with N times as many."
+        ),
+    ] = None,
     selection: Annotated[
         str, typer.Option(help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev.")
     ] = "held_out",
@@ -48,7 +54,7 @@ def sweep_command(
     from benchmarks.glue.sweep import sweep
 
     chosen = _narrowed(suites.get(suite), tasks, recipes, seeds, fixed)
-    cells = chosen.cells(backbone, selection, max_runs)
+    cells = chosen.cells(backbone, selection, max_runs, halving)
     backbones.resolve(backbone)
     resources = Resources(workers, threads, cpus_per_run, gpus_per_run, address)
     console = Console()

@@ -20,7 +20,7 @@ from benchmarks.glue.executors.inline import InlineExecutor
 from benchmarks.glue.knob import choose_knob
 from benchmarks.glue.progress import LiveTable
 from benchmarks.glue.results import FORMAT, Result
-from benchmarks.glue.suite import RecipeSpec, Suite
+from benchmarks.glue.suite import Cell, RecipeSpec, Suite
 from benchmarks.glue.sweep import sweep
 from ponder import Trajectory, policies
 from ponder.errors import ArgumentError, DataError
@@ -101,6 +101,72 @@ def test_a_budget_is_kept_and_a_larger_one_adds_points_to_a_smaller_one():
         assert small.name == large.name
     with pytest.raises(ArgumentError, match="at least 160"):
         paper.cells("minilm", max_runs=159)
+
+
+HALVED = Suite(
+    "halved", "", ("RTE",), (RecipeSpec("palbert"),), {"epochs": 9}, {"lr": [n * 1e-5 for n in range(1, 10)]}, 2
+)
+
+
+def test_halving_tries_all_points_for_a_while_and_the_best_for_longer(tmp_path):
+    (cell,) = HALVED.cells("minilm", halving=3)
+    assert cell.rungs == ((9, 1), (3, 3), (1, 9))
+    # lr 9e-5 is best after one epoch, 8e-5 after three, and what is not in a rung is not asked for.
+    ahead = {1: 9e-5, 3: 8e-5, 9: 8e-5}
+    executor = Pretender(lambda config: 1.0 if config.lr == pytest.approx(ahead[config.epochs]) else 1e3 * config.lr)
+    summary = go([cell], executor, tmp_path)
+    assert (summary.done, summary.failures, summary.skipped) == (9 + 3 + 1 + 1, (), 0)
+    tried = [json.loads(path.read_text())["config"] for path in (tmp_path / "out" / "grid").glob("*.json")]
+    rungs = {epochs: sorted(run["lr"] for run in tried if run["epochs"] == epochs) for epochs in (1, 3, 9)}
+    assert [len(rates) for rates in rungs.values()] == [9, 3, 1]
+    assert rungs[3] == pytest.approx([7e-5, 8e-5, 9e-5])
+    assert rungs[9] == pytest.approx([8e-5])
+    final = dataclasses.replace(cell.points[7], epochs=9)
+    assert keys(tmp_path / "out") == sorted(dataclasses.replace(final, seed=seed).key for seed in (0, 1))
+    (record,) = (tmp_path / "out" / "chosen").glob("*.json")
+    record = json.loads(record.read_text())
+    assert record["chosen"] == final.key
+    assert sorted({run["epochs"] for run in record["tried"]}) == [1, 3, 9]
+
+    again = Pretender()
+    assert go([cell], again, tmp_path).done == 14
+    assert not again.asked
+
+
+def test_halving_goes_on_where_it_was_and_without_the_runs_that_fail(tmp_path):
+    (cell,) = HALVED.cells("minilm", halving=3)
+    best_first = dataclasses.replace(cell.points[8], epochs=3)
+    summary = go([cell], Pretender(lambda config: config.lr, failing=[best_first.key]), tmp_path)
+    assert [outcome.job.config.key for outcome in summary.failures] == [best_first.key]
+    (record,) = (tmp_path / "out" / "chosen").glob("*.json")
+    assert json.loads(record.read_text())["chosen"] == dataclasses.replace(cell.points[7], epochs=9).key
+    go([cell], Pretender(lambda config: config.lr), tmp_path)  # what failed is tried again, and wins
+    assert json.loads(record.read_text())["chosen"] == dataclasses.replace(cell.points[8], epochs=9).key
+
+
+@pytest.mark.parametrize(
+    ("points", "epochs", "halving", "rungs"),
+    [
+        (9, 9, None, ((9, 9),)),
+        (36, 50, 3, ((36, 2), (12, 6), (4, 17), (1, 50))),
+        (36, 3, 3, ((36, 1), (12, 3))),
+        (5, 9, 3, ((5, 3), (1, 9))),
+        (2, 9, 3, ((2, 9),)),
+    ],
+)
+def test_rungs(points, epochs, halving, rungs):
+    run = RunConfig("RTE", epochs=epochs)
+    assert Cell("RTE", RecipeSpec("palbert"), (run,) * points, 1, halving).rungs == rungs
+
+
+def test_a_budget_counts_the_runs_of_all_rungs():
+    (cell,) = HALVED.cells("minilm", max_runs=8, halving=3)
+    assert sum(runs for runs, _ in cell.rungs) + cell.seeds - 1 <= 8
+    assert len(cell.points) == 5
+    with pytest.raises(ArgumentError, match="--halving"):
+        HALVED.cells("minilm", halving=1)
+    with pytest.raises(ArgumentError, match="grid without epochs"):
+        dataclasses.replace(HALVED, fixed={}, grid={"epochs": [1, 2]}).cells("minilm", halving=2)
 
 
 def test_the_point_is_chosen_on_held_out_scores_and_run_with_every_seed(tmp_path):
