@@ -15,6 +15,7 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
 from benchmarks.glue.report import report
 from benchmarks.glue.report.groups import choose, label, ordered
+from benchmarks.glue.report.page import Table
 from benchmarks.glue.report.scores import mark
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
@@ -279,6 +280,12 @@ def test_data_that_are_not_those_of_the_run_are_refused(glue_dir):
     broken.data["splits"]["dev"]["predictions"] = "0 1 1"
     with pytest.raises(DataError, match=r"RTE, palbert: .*20 examples"):
         report([broken, made("vanilla")], glue_dir, draw=False, replicates=100)
+
+
+def test_a_pipe_in_a_cell_does_not_end_it():
+    page = Table(["p(n|x)", "b"], [["a|b", "c"]])
+    assert page.markdown(None).splitlines() == [r"| p(n\|x) | b |", "| --- | --- |", r"| a\|b | c |"]
+    assert "<td>a|b</td>" in page.html()
 
 
 def test_no_results_are_refused():

@@ -76,7 +76,7 @@ def gains_table(groups: Groups) -> list[Block]:
         "columns are rank correlations with it, of the expected step E[n|x] of the Lambda head, and of how unsure the "
         "answer is (the mean over the steps but the last). Means over the seeds."
     )
-    head = ["task", "recipe", "mean gain", "deviation over examples", "E[n|x] and gain", "unsure and gain"]
+    head = ["task", "recipe", "mean gain", "deviation over examples", "expected step and gain", "unsure and gain"]
     return [Heading("Is there something to tell apart?", 3), Text(note), Table(head, rows)]
 
 

@@ -80,9 +80,9 @@ class Table(Block):
     rows: Sequence[Sequence[str]]
 
     def markdown(self, figures: str | None) -> str:
-        """Pipes and dashes."""
+        """Pipes and dashes; a pipe in a cell is escaped."""
         lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
     def html(self) -> str:
         """`<table>`, with numbers to the right."""
