@@ -59,7 +59,7 @@ class Entropy(_Certainty):
 
     threshold: float
     normalize: bool = False
-    knob = Knob("threshold", "below", high=lambda num_steps, width: math.log(width))
+    knob = Knob("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))  # normalised or in nats
 
     def __post_init__(self) -> None:
         if self.normalize:

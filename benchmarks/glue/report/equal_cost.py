@@ -14,6 +14,7 @@ from ponder.plots.numbers import interpolate
 __all__ = ["equal_cost"]
 
 _SPEED_UPS = (1.5, 2.0)
+_OWN, _CUT = "its own", "cut"
 _Row = tuple[str, str]
 
 
@@ -25,7 +26,7 @@ def equal_cost(groups: Groups) -> list[Block]:
         rows = list(dict.fromkeys(row for row, _ in scores))
         tasks = task_order(task for _, task in scores)
         if rows:
-            common = averaged(set(scores), rows, tasks)
+            common = averaged(set(scores), [row for row in rows if row[1] in (_OWN, _CUT)], tasks)
             columns = [[scores.get((row, task)) for row in rows] for task in tasks]
             columns.append([macro(scores, row, common) for row in rows])
             cells = zip(*map(mark, columns), strict=True)
@@ -36,9 +37,10 @@ def equal_cost(groups: Groups) -> list[Block]:
         return []
     note = (
         "Scores of dev at one mean exit step, read off the curves over each policy's knob on straight lines between "
-        "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *cut* is "
-        "the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were run and "
-        "`vanilla`. A dash is a curve that was not kept or does not reach so far."
+        "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *its "
+        "own* is the policy of the recipe for the task, and the other rows are other policies on the same models; "
+        "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
+        "run and `vanilla`. A dash is a curve that was not kept or does not reach so far."
     )
     return [Heading("At the same cost", 3), Text(note), *tables]
 
@@ -50,11 +52,11 @@ def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]
             for policy in _policies(group):
                 score = _at(group, policy, speed_up)
                 if score is not None:
-                    yield (label, policy), task, score
+                    yield (label, _OWN if policy == group.example["policy"]["name"] else policy), task, score
     for task in task_order(task for _, task in groups):
         score = _cut(groups, task, speed_up)
         if score is not None:
-            yield ("static", "cut"), task, score
+            yield ("static", _CUT), task, score
 
 
 def _policies(group: Group) -> list[str]:

@@ -84,3 +84,13 @@ def test_normalised_entropy_counts_in_units_of_log_classes() -> None:
 def test_thresholds_out_of_range_are_refused(make, argument: str) -> None:
     with refused(argument):
         make()
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_default_grid_of_entropy_reaches_from_no_exit_to_the_first_step(classes: int, normalize: bool) -> None:
+    trajectory = ponder.Trajectory(
+        torch.randn(40, 3, classes), None, torch.arange(40), labels=torch.zeros(40, dtype=torch.long)
+    )
+    steps = trajectory.sweep(Entropy(0.1, normalize=normalize)).to_dict()["mean_exit_step"]
+    assert (min(steps), max(steps)) == (1.0, 3.0)
