@@ -13,7 +13,7 @@ from ponder.plots.numbers import interpolate
 
 __all__ = ["equal_cost"]
 
-_SPEED_UPS = (1.5, 2.0)
+_SPEED_UPS = (1.5, 2.0, 3.0)
 _OWN, _CUT = "its own", "cut"
 _Row = tuple[str, str]
 
