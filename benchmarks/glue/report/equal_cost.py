@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from benchmarks.glue.curves import read_curve
 from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
-from benchmarks.glue.report.scores import averaged, macro, mark
+from benchmarks.glue.report.scores import NOT_AVERAGED, macro, mark
 from ponder.plots.numbers import interpolate
 
 __all__ = ["equal_cost"]
@@ -26,7 +26,7 @@ def equal_cost(groups: Groups) -> list[Block]:
         rows = list(dict.fromkeys(row for row, _ in scores))
         tasks = task_order(task for _, task in scores)
         if rows:
-            common = averaged(set(scores), [row for row in rows if row[1] in (_OWN, _CUT)], tasks)
+            common = [task for task in tasks if task not in NOT_AVERAGED]
             columns = [[scores.get((row, task)) for row in rows] for task in tasks]
             columns.append([macro(scores, row, common) for row in rows])
             cells = zip(*map(mark, columns), strict=True)
@@ -40,7 +40,7 @@ def equal_cost(groups: Groups) -> list[Block]:
         "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *its "
         "own* is the policy of the recipe for the task, and the other rows are other policies on the same models; "
         "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
-        "run and `vanilla`. A dash is a curve that was not kept or does not reach so far."
+        "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task."
     )
     return [Heading("At the same cost", 3), Text(note), *tables]
 
