@@ -15,6 +15,7 @@ from benchmarks.glue.config import RunConfig, digest
 from ponder import recipes
 from ponder.errors import ArgumentError, DataError
 from ponder.files import read_json
+from ponder.policies import Setting
 
 __all__ = ["Cell", "RecipeSpec", "Suite", "get", "names", "read"]
 
@@ -146,7 +147,7 @@ class Suite:
     def cells(
         self, backbone: str, selection: str = "held_out", max_runs: int | None = None, halving: int | None = None
     ) -> list[Cell]:
-        """Every task with every recipe.
+        """Every task with every recipe whose policy serves it (the entropy of STS-B's one number is not defined).
 
         Args:
             backbone: The backbone of all runs.
@@ -167,6 +168,7 @@ class Suite:
                 remedy="Pass --halving 3, or fix epochs with --set.",
             )
         pairs = [(tasks.get(task).name, spec) for task in self.tasks for spec in self.recipes]
+        pairs = [(task, spec) for task, spec in pairs if _serves(spec, tasks.get(task).kind)]
         share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
         if share is not None and share < 1:
             raise ArgumentError(
@@ -194,6 +196,16 @@ class Suite:
             random.Random(0).shuffle(points)
             points = points[: _affordable(share, len(points), points[0].epochs, halving)]
         return Cell(task, spec, tuple(points), self.seeds, halving)
+
+
+def _serves(spec: RecipeSpec, kind: str) -> bool:
+    """Whether a recipe's policy is defined for a kind of task; other errors are for the runs to tell."""
+    policy = recipes.get(spec.recipe, **spec.options).for_task(kind).policy
+    try:
+        policy.check(Setting(num_steps=1000, task=kind, has_hazard=True))
+    except ArgumentError:
+        return kind == "classification"
+    return True
 
 
 def _rungs(points: int, epochs: int, halving: int | None) -> tuple[tuple[int, int], ...]:

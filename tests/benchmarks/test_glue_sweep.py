@@ -339,6 +339,13 @@ def test_task_and_recipe_may_have_fields_of_their_own_and_the_command_line_has_t
             dataclasses.replace(suite, **wrong)
 
 
+def test_recipes_whose_policy_is_not_defined_for_a_task_are_left_out():
+    specs = tuple(map(RecipeSpec, ("vanilla", "pabee", "deebert", "fastbert", "ponder")))
+    cells = Suite("own", "", ("STS-B", "RTE"), specs, {}, {}, 1).cells("minilm")
+    assert [cell.spec.recipe for cell in cells if cell.task == "STS-B"] == ["vanilla", "pabee", "ponder"]
+    assert len([cell for cell in cells if cell.task == "RTE"]) == 5
+
+
 def test_the_committed_runs_of_breadth_and_depth_are_points_of_their_suites():
     """The command that docs/results.md gives finds them done."""
     committed = {path.stem for path in COMMITTED}
