@@ -158,7 +158,8 @@ class Suite:
             halving: As in `Cell`.
 
         Raises:
-            ArgumentError: The budget does not reach for one point with all seeds in every cell, or halving cannot be.
+            ArgumentError: The budget does not reach for one point with all seeds in every cell, halving cannot be, or
+                no recipe serves any of the tasks.
         """
         if halving is not None and (halving < 2 or "epochs" in self.grid):
             raise ArgumentError(
@@ -169,6 +170,13 @@ class Suite:
             )
         pairs = [(tasks.get(task).name, spec) for task in self.tasks for spec in self.recipes]
         pairs = [(task, spec) for task, spec in pairs if _serves(spec, tasks.get(task).kind)]
+        if not pairs:
+            raise ArgumentError(
+                "suite",
+                expected="a recipe whose policy is defined for one of the tasks",
+                got=f"{', '.join(spec.label for spec in self.recipes)} on {', '.join(self.tasks)}",
+                remedy="Entropy and confidence need classes: take another recipe or task.",
+            )
         share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
         if share is not None and share < 1:
             raise ArgumentError(

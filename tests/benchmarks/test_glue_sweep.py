@@ -344,6 +344,9 @@ def test_recipes_whose_policy_is_not_defined_for_a_task_are_left_out():
     cells = Suite("own", "", ("STS-B", "RTE"), specs, {}, {}, 1).cells("minilm")
     assert [cell.spec.recipe for cell in cells if cell.task == "STS-B"] == ["vanilla", "pabee", "ponder"]
     assert len([cell for cell in cells if cell.task == "RTE"]) == 5
+    for budget in (None, 5):
+        with pytest.raises(ArgumentError, match="deebert on STS-B"):
+            Suite("own", "", ("STS-B",), specs[2:3], {}, {}, 1).cells("minilm", max_runs=budget)
 
 
 def test_the_committed_runs_of_breadth_and_depth_are_points_of_their_suites():
