@@ -60,20 +60,21 @@ def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]
 
 
 def _policies(group: Group) -> list[str]:
-    """Policies that have a curve in every run, the recipe's own first."""
-    names = dict.fromkeys(
-        entry["policy"] for run in group.runs for split in run.reported for entry in split.get("curves") or []
+    """Policies that have a curve, the recipe's own first."""
+    return list(
+        dict.fromkeys(
+            entry["policy"] for run in group.runs for split in run.reported for entry in split.get("curves") or []
+        )
     )
-    return [name for name in names if all(read_curve(run, name) is not None for run in group.runs)]
 
 
 def _at(group: Group, policy: str, speed_up: float) -> float | None:
+    """The median over the seeds, or None where a run has no curve or its curve does not reach so far."""
     found = []
     for run in group.runs:
-        curve = read_curve(run, policy)
-        assert curve is not None
-        steps, at = [point.mean_exit_step for point in curve.points], run["num_steps"] / speed_up
-        if not min(steps) <= at <= max(steps):
+        curve, at = read_curve(run, policy), run["num_steps"] / speed_up
+        steps = [] if curve is None else [point.mean_exit_step for point in curve.points]
+        if curve is None or not min(steps) <= at <= max(steps):
             return None
         found.append(100 * interpolate(steps, [point.score for point in curve.points], [at])[0])
     return statistics.median(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from benchmarks.glue.report.groups import Group, Groups, knob_chosen, ordered, task_order
@@ -12,7 +12,7 @@ from benchmarks.glue.report.page import Block, Heading, Table, Text
 from benchmarks.glue.results import Result
 from ponder import recipes
 
-__all__ = ["NOT_AVERAGED", "ablation", "averaged", "is_ablation", "macro", "mark", "scores"]
+__all__ = ["NOT_AVERAGED", "ablation", "is_ablation", "macro", "mark", "scores"]
 
 _Key = TypeVar("_Key")
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
@@ -37,7 +37,11 @@ def scores(groups: Groups) -> list[Block]:
     """
     shown = {key: group for key, group in groups.items() if not is_ablation(group.example)}
     labels, tasks = ordered(name for name, _ in shown), task_order(task for _, task in shown)
-    common = averaged(set(shown), labels, tasks)
+    common = [
+        task
+        for task in tasks
+        if task not in NOT_AVERAGED and 2 * sum((name, task) in shown for name in labels) > len(labels)
+    ]
     scored = {key: group.score for key, group in shown.items()}
     columns = [[scored.get((name, task)) for name in labels] for task in tasks]
     columns.append([macro(scored, name, common) for name in labels])
@@ -78,13 +82,6 @@ def is_ablation(result: Result) -> bool:
     """Whether a run is of a row of the ablation that is no recipe of its own: some of the switches are off."""
     row = _switches(result)
     return result["recipe"] == "palbert" and row is not None and not all(row)
-
-
-def averaged(there: Collection[tuple[_Key, str]], rows: Sequence[_Key], tasks: Sequence[str]) -> list[str]:
-    """The tasks of a macro average: those that more than half of the rows have, WNLI left out."""
-    return [
-        task for task in tasks if task not in NOT_AVERAGED and 2 * sum((row, task) in there for row in rows) > len(rows)
-    ]
 
 
 def macro(values: Mapping[tuple[_Key, str], float], row: _Key, tasks: Sequence[str]) -> float | None:
