@@ -13,9 +13,9 @@ from datasets import Dataset
 from benchmarks.glue import metrics
 from benchmarks.glue.curves import record_curves
 from benchmarks.glue.gains import gains
+from benchmarks.glue.model import Collator, answers
 from benchmarks.glue.significance import pack
 from benchmarks.glue.tasks import GlueTask
-from benchmarks.glue.training import Collator, answers
 from ponder import Trajectory
 from ponder.cost import Cost, measure, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification

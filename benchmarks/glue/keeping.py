@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.training import load_tokenizer
+from benchmarks.glue.model import load_tokenizer
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.files import make_folder, read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification

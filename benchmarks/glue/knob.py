@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.glue import metrics
 from benchmarks.glue.config import RunConfig
+from benchmarks.glue.model import answers
 from benchmarks.glue.tasks import GlueTask
-from benchmarks.glue.training import answers
 from ponder import Trajectory
 from ponder.calibration import calibrate
 from ponder.policies import ExitPolicy

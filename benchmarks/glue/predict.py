@@ -13,9 +13,9 @@ from datasets import Dataset
 from benchmarks.glue import data as glue_data
 from benchmarks.glue.evaluation import batches
 from benchmarks.glue.keeping import KeptModel, load_kept
+from benchmarks.glue.model import Collator, answers
 from benchmarks.glue.submission import FILES, SubmissionFile, check_submission, write_submission
 from benchmarks.glue.tasks import get
-from benchmarks.glue.training import Collator, answers
 from ponder.errors import ArgumentError, DataError
 from ponder.files import write_json
 

@@ -17,9 +17,10 @@ from benchmarks.glue.evaluation import mean_cost, measure_speed_ups, record, sum
 from benchmarks.glue.keeping import check_kept, keep
 from benchmarks.glue.knob import choose_knob
 from benchmarks.glue.locks import hold
+from benchmarks.glue.model import Collator, load_tokenizer
 from benchmarks.glue.results import FORMAT, Result, environment
 from benchmarks.glue.tasks import GlueTask, get
-from benchmarks.glue.training import Collator, Trained, load_tokenizer, train
+from benchmarks.glue.training import Trained, train
 from ponder import Trajectory
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification
@@ -49,7 +50,8 @@ def run(
         glue_dir: The folder in GLUE's layout; None for the hub.
         out: Folder of results.
         work: Folder of checkpoints, emptied of this run's once its result is written.
-        stages: Folder of first stages that runs share, which the caller empties; none are shared where None.
+        stages: Folder of first stages that runs share, those of `vanilla`, which the caller empties; none are shared
+            where None.
         trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
         models: Folder in which the trained model is kept, `<models>/<key>/`, for `predict`; it is not where None.
         wait: Where another process is at this run, wait for its result, or raise.

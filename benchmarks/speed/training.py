@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks import graded
 from benchmarks.glue import data, tasks
-from benchmarks.glue.training import load_tokenizer
+from benchmarks.glue.model import load_tokenizer
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.scale import resident
 from benchmarks.speed.subjects import minilm

@@ -13,10 +13,11 @@ from benchmarks.glue import data, tasks
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig, parse_policy
 from benchmarks.glue.evaluation import batches, measure_speed_ups, record, summarise
+from benchmarks.glue.model import Collator, build, load_tokenizer
 from benchmarks.glue.report import report
 from benchmarks.glue.results import read_all
 from benchmarks.glue.run import run
-from benchmarks.glue.training import Collator, build, load_tokenizer, train
+from benchmarks.glue.training import train
 from ponder import Trajectory, policies
 from ponder.errors import ArgumentError, CheckpointError, DataError
 
@@ -111,7 +112,7 @@ def test_a_run_that_was_cut_off_after_its_first_stage_ends_as_if_it_was_not(back
 
     from benchmarks.glue import training
 
-    real, calls = training._train_stage, []
+    real, calls = training.train_stage, []
 
     def cut_off(*arguments):
         calls.append(1)
@@ -119,7 +120,7 @@ def test_a_run_that_was_cut_off_after_its_first_stage_ends_as_if_it_was_not(back
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_train_stage", cut_off)
+    monkeypatch.setattr(training, "train_stage", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run(config(backbone, recipe="deebert"), glue_dir, tmp_path / "b", tmp_path / "w", progress=False)
     assert not list((tmp_path / "b").glob("*.json"))

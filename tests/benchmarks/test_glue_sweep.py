@@ -20,9 +20,10 @@ from benchmarks.glue.executors.inline import InlineExecutor
 from benchmarks.glue.knob import choose_knob
 from benchmarks.glue.progress import LiveTable
 from benchmarks.glue.results import FORMAT, Result
+from benchmarks.glue.run import run
 from benchmarks.glue.suite import Cell, RecipeSpec, Suite
 from benchmarks.glue.sweep import sweep
-from ponder import Trajectory, policies
+from ponder import Trajectory, objectives, policies, recipes
 from ponder.errors import ArgumentError, DataError
 
 GRID = Suite("grid", "", ("RTE",), (RecipeSpec("palbert"),), {}, {"lr": [1e-5, 2e-5], "lambda_lr": [1e-5, 3e-5]}, 3)
@@ -415,32 +416,64 @@ def tiny(recipes, backbone, seeds=1, **fixed):
     return made.cells(backbone)
 
 
-def test_two_stage_recipes_share_their_first_stage_and_end_as_without(backbone, glue_dir, tmp_path, monkeypatch):
-    real, trained = training._train_stage, []
+def test_two_stage_recipes_go_on_from_the_finished_run_of_vanilla(backbone, glue_dir, tmp_path, monkeypatch):
+    real, trained = training.train_stage, []
 
     def counted(config, *arguments):
         trained.append(config.recipe)
         return real(config, *arguments)
 
-    monkeypatch.setattr(training, "_train_stage", counted)
+    monkeypatch.setattr(training, "train_stage", counted)
     places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
+    cells = tiny(["vanilla", "deebert", "fastbert"], backbone, knob="held_out")
     with InlineExecutor() as executor:
-        assert sweep(tiny(["deebert", "fastbert"], backbone), executor, **places).failures == ()
-    assert trained == ["deebert", "deebert", "fastbert"]
+        assert sweep(cells, executor, **places).failures == ()
+    assert trained == ["vanilla", "deebert", "fastbert"]
     assert list((tmp_path / "work" / "stages").iterdir()) == []  # cleared away once the task is done
-    (cell,) = tiny(["fastbert"], backbone)
-    with InlineExecutor() as executor:
-        sweep([cell], executor, **{**places, "out": tmp_path / "alone"})
-    name = f"{cell.points[0].key}.json"
-    together, alone = (Result.of_run(tmp_path / folder / name) for folder in ("out", "alone"))
-    assert together["splits"] == alone["splits"]
+    vanilla, *others = (Result.of_run(tmp_path / "out" / f"{cell.points[0].key}.json") for cell in cells)
+    for split, measured in vanilla["splits"].items():
+        assert [other["splits"][split]["full_depth"] for other in others] == [measured["full_depth"]] * 2
+    assert [other["training"][0] for other in others] == vanilla["training"] * 2
+
+    with InlineExecutor() as executor:  # on its own it trains that stage itself, to the same end
+        sweep(cells[2:], executor, **{**places, "out": tmp_path / "alone"})
+    assert trained[3:] == ["vanilla", "fastbert"]
+    alone = Result.of_run(tmp_path / "alone" / f"{cells[2].points[0].key}.json")
+    assert alone["splits"] == others[1]["splits"]
+
+
+@pytest.mark.parametrize("per_step_heads", [True, False])
+def test_any_recipe_that_begins_as_vanilla_goes_on_from_it(per_step_heads, backbone, glue_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes.registry, "_factories", dict(recipes.registry._factories))
+    stages = (*recipes.get("vanilla").stages, recipes.Stage(objectives.DeepSupervision("uniform")))
+    made = recipes.Recipe("twice", "", stages, policies.Patience(1, 0.1), per_step_heads=per_step_heads)
+    recipes.register("twice")(lambda: made)
+    begun = []
+    real = training.train_stage
+
+    def watched(config, task, model, *arguments):
+        begun.append({name: value.clone() for name, value in model.state_dict().items()})
+        return real(config, task, model, *arguments)
+
+    monkeypatch.setattr(training, "train_stage", watched)
+    config = dataclasses.replace(tiny(["twice"], backbone)[0].points[0], task="STS-B")
+    result = run(config, glue_dir, tmp_path, tmp_path / "work", progress=False)
+    assert [stage["objective"]["name"] for stage in result["training"]] == ["final-step", "deep-supervision"]
+    plain, second = begun
+    last = "ponder.head.heads.3." if per_step_heads else "ponder.head."
+    assert plain["ponder.head.1.bias"].item() == pytest.approx(2.0, abs=1.0)  # where labels are
+    moved = [name for name in plain if name.startswith("encoder") and not torch.equal(plain[name], second[name])]
+    assert len(moved) > 10
+    assert not torch.equal(plain["ponder.head.1.weight"], second[last + "1.weight"])
+    if per_step_heads:
+        torch.testing.assert_close(second["ponder.head.heads.0.1.bias"], plain["ponder.head.1.bias"])
 
 
 def test_a_full_disk_fails_the_run_and_loses_nothing(backbone, glue_dir, tmp_path, monkeypatch):
     cells = tiny(["vanilla"], backbone, knob="held_out")
-    real, write_text = training._train_stage, Path.write_text
+    real, write_text = training.train_stage, Path.write_text
     trained = []
-    monkeypatch.setattr(training, "_train_stage", lambda *arguments: trained.append(1) or real(*arguments))
+    monkeypatch.setattr(training, "train_stage", lambda *arguments: trained.append(1) or real(*arguments))
     places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
 
     def full(path, *arguments, **keywords):
