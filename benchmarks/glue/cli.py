@@ -47,8 +47,10 @@ def run_command(
         str, typer.Option(help="Choose the epoch on held_out, or (as the paper) on dev.")
     ] = "held_out",
     knob: Annotated[
-        str, typer.Option(help="Take the policy's knob from the recipe, or choose it on held_out.")
+        str,
+        typer.Option(help="Take the policy's knob from the recipe, or choose it on held-out data: held_out or budget."),
     ] = "recipe",
+    budget: Annotated[float, typer.Option(help="Least speed-up in steps, for --knob budget.")] = 1.5,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = _DEFAULT_OUT,
     work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = _DEFAULT_WORK,
     trajectories: Annotated[
@@ -80,6 +82,7 @@ def run_command(
         bf16=bf16,
         selection=selection,  # type: ignore[arg-type]
         knob=knob,  # type: ignore[arg-type]
+        budget=budget,
     )
     result = run(config, glue_dir, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
     console = Console()

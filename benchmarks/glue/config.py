@@ -41,8 +41,10 @@ class RunConfig:
         schedule: The learning rate falls linearly to zero, or (as in PALBERT's paper) stays where it is.
         selection: Where epoch and hyper-parameters are chosen: ``"held_out"``, or ``"dev"`` (as in PALBERT's paper,
             with nothing held out, and with a dev score that is too good).
-        knob: Who chooses the policy's knob: the ``"recipe"``, or the ``"held_out"`` part of train, after training.
-        knob_keeps: Share of the held-out score at full depth that a knob chosen there has to keep.
+        knob: Who chooses the policy's knob: the ``"recipe"``, or after training the held-out part of train, where
+            ``"held_out"`` takes the cheapest that keeps the score, and ``"budget"`` the best that is cheap enough.
+        knob_keeps: Share of the held-out score at full depth that a knob chosen by ``"held_out"`` has to keep.
+        budget: Least speed-up in steps, on the held-out part, of a knob chosen by ``"budget"``.
     """
 
     task: str
@@ -64,8 +66,9 @@ class RunConfig:
     bf16: bool = False
     schedule: Literal["linear", "constant"] = "linear"
     selection: Literal["held_out", "dev"] = "held_out"
-    knob: Literal["recipe", "held_out"] = "recipe"
+    knob: Literal["recipe", "held_out", "budget"] = "recipe"
     knob_keeps: float = 0.99
+    budget: float = 1.5
 
     def __post_init__(self) -> None:
         for argument, low in (("epochs", 1), ("batch_size", 1), ("stop_after", 1), ("max_train", 4)):
@@ -113,26 +116,28 @@ class RunConfig:
                 raise ArgumentError(
                     argument, expected=" or ".join(choices), got=repr(getattr(self, argument)), remedy="Choose one."
                 )
-        if self.selection == "dev" and self.knob == "held_out":
+        if self.selection == "dev" and self.knob != "recipe":
             raise ArgumentError(
                 "knob",
                 expected="recipe where selection is dev, since then nothing is held out",
-                got="held_out",
+                got=self.knob,
                 remedy="Select on the held-out part, or leave the knob to the recipe.",
             )
         if not 0.0 < self.knob_keeps <= 1.0:
             raise ArgumentError(
                 "knob_keeps", expected="a share in (0, 1]", got=self.knob_keeps, remedy="Pass 0.99, say."
             )
+        if not self.budget >= 1.0:
+            raise ArgumentError("budget", expected="a speed-up ≥ 1", got=self.budget, remedy="Pass 1.5, say.")
 
 
 _CHOICES = {
     "readout": ("pooler", "mean"),
     "schedule": ("linear", "constant"),
     "selection": ("held_out", "dev"),
-    "knob": ("recipe", "held_out"),
+    "knob": ("recipe", "held_out", "budget"),
 }
-_LATER = {"schedule": "linear", "selection": "held_out", "knob": "recipe", "knob_keeps": 0.99}
+_LATER = {"schedule": "linear", "selection": "held_out", "knob": "recipe", "knob_keeps": 0.99, "budget": 1.5}
 
 
 def digest(fields: Mapping[str, Any]) -> str:

@@ -25,7 +25,8 @@ class ChosenKnob:
 
     Args:
         policy: The recipe's or the run's own, its knob turned.
-        record: Plain JSON: `chosen_on`, and where that is the held-out part, `keeps`, `met` and `statement`.
+        record: Plain JSON: `chosen_on`, and where that is the held-out part, `keeps` or `budget`, `met` and
+            `statement`.
     """
 
     policy: ExitPolicy
@@ -35,7 +36,7 @@ class ChosenKnob:
 def choose_knob(
     config: RunConfig, task: GlueTask, policy: ExitPolicy, recorded: Mapping[str, Trajectory]
 ) -> ChosenKnob:
-    """The cheapest knob that keeps a share of the held-out score at full depth (`RunConfig.knob_keeps`).
+    """The cheapest knob that keeps a share of the held-out score at full depth, or the best within a budget of steps.
 
     Where `RunConfig.knob` is ``"recipe"`` the policy stays as it is, and so does one with no knob, one that does not
     look at the input (its depth was fixed in training), and one whose full depth scores 0 or less.
@@ -54,10 +55,15 @@ def choose_knob(
 
     held_out = recorded["held_out"]
     assert held_out.labels is not None
-    if not score(held_out.outputs[:, -1], held_out.labels) > 0.0:
+    if config.knob == "held_out" and not score(held_out.outputs[:, -1], held_out.labels) > 0.0:
         return ChosenKnob(
             policy, {"chosen_on": "recipe", "statement": "the held-out score at full depth is not above 0"}
         )
-    chosen = calibrate(held_out, policy, metric=score, at_least=config.knob_keeps)
-    record = {"chosen_on": "held_out", "keeps": config.knob_keeps, "met": chosen.met, "statement": chosen.statement}
+    if config.knob == "budget":
+        asked = {"budget": config.budget}
+        chosen = calibrate(held_out, policy, metric=score, at_most_steps=held_out.num_steps / config.budget)
+    else:
+        asked = {"keeps": config.knob_keeps}
+        chosen = calibrate(held_out, policy, metric=score, at_least=config.knob_keeps)
+    record = {"chosen_on": "held_out", **asked, "met": chosen.met, "statement": chosen.statement}
     return ChosenKnob(chosen.policy, record)

@@ -91,7 +91,7 @@ def _begins_plain(recipe: Recipe) -> bool:
 
 def _plain(config: RunConfig) -> RunConfig:
     """The run of `vanilla` with the same training; what decides nothing there is at its default."""
-    nothing = {name: getattr(RunConfig, name) for name in ("policy", "knob", "knob_keeps", "lambda_lr")}
+    nothing = {name: getattr(RunConfig, name) for name in ("policy", "knob", "knob_keeps", "budget", "lambda_lr")}
     return dataclasses.replace(config, recipe="vanilla", recipe_options={}, **nothing)
 
 

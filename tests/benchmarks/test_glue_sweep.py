@@ -377,7 +377,13 @@ def test_later_fields_do_not_change_the_names_of_committed_results():
         if "config" in (data := json.loads(path.read_text())) and data["format"] == FORMAT:
             assert RunConfig.from_dict(data["config"]).key == path.stem
     one = RunConfig("RTE")
-    for change in ({"selection": "dev"}, {"knob": "held_out"}, {"schedule": "constant"}, {"knob_keeps": 0.9}):
+    for change in (
+        {"selection": "dev"},
+        {"knob": "held_out"},
+        {"schedule": "constant"},
+        {"knob_keeps": 0.9},
+        {"budget": 2.0},
+    ):
         assert dataclasses.replace(one, **change).key != one.key
         assert (
             RunConfig.from_dict(dataclasses.replace(one, **change).to_dict()).key
@@ -385,28 +391,53 @@ def test_later_fields_do_not_change_the_names_of_committed_results():
         )
 
 
-def test_the_knob_is_the_cheapest_that_keeps_the_score():
+@pytest.fixture
+def held_out():
+    """Answers that get better from step to step."""
     torch.manual_seed(1)
     labels = torch.randint(2, (200,))
     sharp = torch.linspace(0.2, 3.0, 6)[None, :, None] * torch.nn.functional.one_hot(labels, 2)[:, None]
-    held_out = Trajectory(sharp + torch.randn(200, 6, 2), torch.randn(200, 6), torch.arange(200), labels=labels)
+    return Trajectory(sharp + torch.randn(200, 6, 2), torch.randn(200, 6), torch.arange(200), labels=labels)
+
+
+def measured(held_out, policy):
+    exits = held_out.replay(policy)
+    right = (exits.outputs.argmax(-1) == held_out.labels).double().mean().item()
+    return right, exits.exit_step.double().mean().item()
+
+
+def test_the_knob_is_the_cheapest_that_keeps_the_score(held_out):
     config = RunConfig("RTE", knob="held_out", knob_keeps=0.97)
     chosen = choose_knob(config, tasks.get("RTE"), policies.Confidence(0.5), {"held_out": held_out})
-    full = (held_out.outputs[:, -1].argmax(-1) == labels).double().mean().item()
-
-    def measured(policy):
-        exits = held_out.replay(policy)
-        return (exits.outputs.argmax(-1) == labels).double().mean().item(), exits.exit_step.double().mean().item()
-
-    score, steps = measured(chosen.policy)
+    full = measured(held_out, policies.LastStep())[0]
+    score, steps = measured(held_out, chosen.policy)
     assert score >= 0.97 * full
     for threshold in torch.linspace(0.5, 1.0, 21).tolist():
-        other_score, other_steps = measured(policies.Confidence(threshold))
+        other_score, other_steps = measured(held_out, policies.Confidence(threshold))
         assert other_score < 0.97 * full or other_steps >= steps - 0.05
     assert chosen.record["chosen_on"] == "held_out"
     assert "0.97" in chosen.record["statement"]
-    for fixed in (policies.FixedStep(2), policies.LastStep()):  # nothing to turn, or trained for that depth
-        assert choose_knob(config, tasks.get("RTE"), fixed, {"held_out": held_out}).policy == fixed
+
+
+def test_the_knob_is_the_best_within_a_budget_of_steps(held_out):
+    config = RunConfig("RTE", knob="budget", budget=1.5)
+    chosen = choose_knob(config, tasks.get("RTE"), policies.Confidence(0.5), {"held_out": held_out})
+    score, steps = measured(held_out, chosen.policy)
+    assert 1.0 < steps <= 4.0
+    for threshold in torch.linspace(0.5, 1.0, 21).tolist():
+        other_score, other_steps = measured(held_out, policies.Confidence(threshold))
+        assert other_score <= score or other_steps > 4.0
+    assert (chosen.record["budget"], chosen.record["met"]) == (1.5, True)
+    with pytest.raises(ArgumentError, match="budget"):
+        RunConfig("RTE", knob="budget", budget=0.5)
+    with pytest.raises(ArgumentError, match="nothing is held out"):
+        RunConfig("RTE", knob="budget", selection="dev")
+
+
+def test_what_has_no_knob_or_was_trained_for_its_depth_stays(held_out):
+    for config in (RunConfig("RTE", knob="held_out"), RunConfig("RTE", knob="budget")):
+        for fixed in (policies.FixedStep(2), policies.LastStep()):
+            assert choose_knob(config, tasks.get("RTE"), fixed, {"held_out": held_out}).policy == fixed
 
 
 def tiny(recipes, backbone, seeds=1, **fixed):

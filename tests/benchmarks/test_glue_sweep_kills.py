@@ -1,6 +1,6 @@
 """Sweeps that are killed end as if they were not.
 
-By default a few kills; `PONDER_KILLS=20` or `PONDER_KILLS=100` in the environment asks for more.
+Twenty kills by default; `PONDER_KILLS=100` in the environment asks for more.
 """
 
 import json
@@ -17,7 +17,7 @@ from benchmarks.glue.checkpoints import KeepWhole, last_whole
 from benchmarks.glue.locks import BusyError, hold
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("PONDER_KILLS", "6"))
+KILLS = int(os.environ.get("PONDER_KILLS", "20"))
 
 
 def environment():
