@@ -74,6 +74,12 @@ class CellStudy:
         """Whether nothing is left to do, or to be done with what has failed."""
         return not self.open_runs()
 
+    @property
+    def runs(self) -> list[RunConfig]:
+        """All runs that are known of so far, finished or not."""
+        finals = [] if self.chosen is None else self.cell.finals(self.chosen)
+        return [*(run for rung in self.tried for run in rung), *finals]
+
     def open_runs(self) -> list[RunConfig]:
         """Runs of the present phase with neither a result nor a failure."""
         runs = self.tried[-1] if self.chosen is None else self.cell.finals(self.chosen)

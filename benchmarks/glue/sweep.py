@@ -18,6 +18,7 @@ from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.run import check_writable
 from benchmarks.glue.study import CellStudy
 from benchmarks.glue.suite import Cell
+from benchmarks.glue.training import plain
 from ponder.errors import PonderError
 from ponder.files import remove_leftovers
 
@@ -125,8 +126,8 @@ class _Sweep:
         task = study.cell.task
         of_task = [other for other in self.studies if other.cell.task == task]
         if all(other.finished and not other.failures for other in of_task):
-            for shared in (self.work / "stages").glob(f"{task.lower()}-*/"):
-                _remove(shared)
+            for name in {plain(run).key for other in of_task for run in other.runs}:
+                _remove(self.work / "stages" / name)
 
     def _take(self, outcome: Outcome) -> None:
         config: RunConfig = outcome.job.config
@@ -150,8 +151,7 @@ class _Sweep:
         """Remove what runs left that were killed between their result and their end."""
         for study in self.studies:
             for key in study.scores:
-                if (self.work / key).exists() or (self.work / f"{key}.lock").exists():
-                    _remove(self.work / key)
+                _remove(self.work / key)
         for folder in {study.out for study in self.studies}:
             for part in (folder, *(folder / name for name in ("grid", "chosen", "failed"))):
                 remove_leftovers(part)
@@ -161,6 +161,8 @@ class _Sweep:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of checkpoints, but for one at which another sweep is."""
-    with suppress(BusyError), hold(folder.with_name(f"{folder.name}.lock"), wait=False):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder of checkpoints and its lock, but for one at which another sweep is."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    if folder.exists() or lock.exists():
+        with suppress(BusyError), hold(lock, wait=False):
+            shutil.rmtree(folder, ignore_errors=True)

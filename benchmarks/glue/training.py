@@ -24,7 +24,7 @@ from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["Trained", "train"]
+__all__ = ["Trained", "plain", "train"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,16 @@ def train(
         start_at(model, float(np.mean(data["labels"])))
     log: list[dict[str, Any]] = []
     if _begins_plain(model.recipe):
-        plain = train(_plain(config), task, data, selected_on, work / "vanilla", stages=stages, progress=progress)
-        _begin_with(model, plain.model)
-        log += plain.stages
+        begun = train(plain(config), task, data, selected_on, work / "vanilla", stages=stages, progress=progress)
+        _begin_with(model, begun.model)
+        log += begun.stages
     run_stage = _StageRunner(config, task, data, selected_on, progress)
     for number in range(len(log), len(model.recipe.stages)):
         shared = None if stages is None else _shared(stages, config, model.recipe)
         if shared is None:
             log.append(run_stage(model, number, work))
         else:
-            with hold(shared.with_suffix(".lock"), wait=True) if ranks.is_first() else nullcontext():
+            with hold(shared.with_name(f"{shared.name}.lock"), wait=True) if ranks.is_first() else nullcontext():
                 log.append(run_stage(model, number, shared))
     model.requires_grad_(True)
     model.train(False)
@@ -85,11 +85,11 @@ def train(
 
 def _begins_plain(recipe: Recipe) -> bool:
     """Whether the first of several stages is all that `vanilla` does."""
-    plain = recipes.get("vanilla").stages
-    return len(recipe.stages) > len(plain) and recipe.stages[: len(plain)] == plain
+    first = recipes.get("vanilla").stages
+    return len(recipe.stages) > len(first) and recipe.stages[: len(first)] == first
 
 
-def _plain(config: RunConfig) -> RunConfig:
+def plain(config: RunConfig) -> RunConfig:
     """The run of `vanilla` with the same training; what decides nothing there is at its default."""
     nothing = {name: getattr(RunConfig, name) for name in ("policy", "knob", "knob_keeps", "budget", "lambda_lr")}
     return dataclasses.replace(config, recipe="vanilla", recipe_options={}, **nothing)
@@ -97,15 +97,15 @@ def _plain(config: RunConfig) -> RunConfig:
 
 def _shared(stages: Path, config: RunConfig, recipe: Recipe) -> Path | None:
     """Where a run of `vanilla` trains, so that others may go on from there; None for other runs."""
-    plain = recipe.stages == recipes.get("vanilla").stages and config.policy is None
-    return stages / _plain(config).key if plain else None
+    is_plain = recipe.stages == recipes.get("vanilla").stages and config.policy is None
+    return stages / plain(config).key if is_plain else None
 
 
-def _begin_with(model: PonderForSequenceClassification, plain: PonderForSequenceClassification) -> None:
+def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:
     """Take over the encoder and the head, which becomes that of the last step where there is one a step."""
     head = model.ponder.head
-    model.encoder.load_state_dict(plain.encoder.state_dict())
-    (head.heads[-1] if isinstance(head, PerStep) else head).load_state_dict(plain.ponder.head.state_dict())
+    model.encoder.load_state_dict(begun.encoder.state_dict())
+    (head.heads[-1] if isinstance(head, PerStep) else head).load_state_dict(begun.ponder.head.state_dict())
 
 
 @dataclass(frozen=True)

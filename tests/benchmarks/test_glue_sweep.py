@@ -461,14 +461,18 @@ def test_two_stage_recipes_go_on_from_the_finished_run_of_vanilla(backbone, glue
         assert sweep(cells, executor, **places).failures == ()
     assert trained == ["vanilla", "deebert", "fastbert"]
     assert list((tmp_path / "work" / "stages").iterdir()) == []  # cleared away once the task is done
+    config = cells[0].points[0]
     vanilla, *others = (Result.of_run(tmp_path / "out" / f"{cell.points[0].key}.json") for cell in cells)
     for split, measured in vanilla["splits"].items():
         assert [other["splits"][split]["full_depth"] for other in others] == [measured["full_depth"]] * 2
     assert [other["training"][0] for other in others] == vanilla["training"] * 2
 
+    others_stage = tmp_path / "work" / "stages" / f"{training.plain(dataclasses.replace(config, seed=7)).key}"
+    others_stage.mkdir()  # of another sweep that works in the same folder
     with InlineExecutor() as executor:  # on its own it trains that stage itself, to the same end
         sweep(cells[2:], executor, **{**places, "out": tmp_path / "alone"})
     assert trained[3:] == ["vanilla", "fastbert"]
+    assert list((tmp_path / "work" / "stages").iterdir()) == [others_stage]
     alone = Result.of_run(tmp_path / "alone" / f"{cells[2].points[0].key}.json")
     assert alone["splits"] == others[1]["splits"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from benchmarks.glue.executors.base import Executor, Job, Outcome, Resources, execute
@@ -65,6 +66,11 @@ def make(resources: Resources) -> Executor:
         import ray
     except ImportError as error:
         raise PonderError("--executor ray needs Ray: pip install 'ponder-torch[ray]'.") from error
-    local = {"num_cpus": resources.workers * resources.cpus_per_run} if resources.address is None else {}
-    ray.init(address=resources.address, include_dashboard=False if local else None, log_to_driver=False, **local)
+    here = resources.address is None
+    ray.init(
+        address=resources.address,
+        num_cpus=math.ceil(resources.workers * resources.cpus_per_run) if here else None,
+        include_dashboard=False if here else None,
+        log_to_driver=False,
+    )
     return RayExecutor(ray, resources)
