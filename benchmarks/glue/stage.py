@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def train_stage(
     ended = None if checkpoint is None else epochs_where_it_ended(checkpoint)
     if ended is not None:
         trainer.args.num_train_epochs = ended  # nothing is left but to load the best epoch
-    outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with _attention_for_training(model):
+        outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = [entry for entry in trainer.state.log_history if "eval_score" in entry]
     return {
         "objective": model.ponder.objective.to_dict(),
@@ -73,6 +75,18 @@ def train_stage(
         "held_out_scores": [round(entry["eval_score"], 6) for entry in history],
         "held_out_exit_steps": [round(entry["eval_mean_exit_step"], 4) for entry in history],
     }
+
+
+@contextmanager
+def _attention_for_training(model: PonderForSequenceClassification) -> Iterator[None]:
+    """On a CPU, attention written out: the fused kernel has no dropout there, and what it falls back to is slower."""
+    before = model.encoder.config._attn_implementation
+    if not torch.accelerator.is_available():
+        model.encoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.encoder.set_attn_implementation(before)
 
 
 class _Trainer(PonderTrainer):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from typer.testing import CliRunner
 
 from benchmarks.glue import data, tasks
@@ -105,6 +106,25 @@ def test_an_entropy_policy_is_refused_on_regression_before_training(backbone, gl
 def test_a_finished_run_is_read_and_not_repeated(result, backbone, tmp_path):
     again = run(config(backbone), tmp_path / "no such folder", result.path.parent, tmp_path, progress=False)
     assert again.data == json.loads(result.path.read_text())
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator's fused attention has dropout")
+def test_attention_is_written_out_for_training_on_a_cpu_and_back_afterwards(backbone, tmp_path, monkeypatch):
+    from benchmarks.glue import stage
+
+    model = build(config(backbone), 2)
+    before, during = model.encoder.config._attn_implementation, []
+
+    def cut_off(trainer, **keywords):
+        during.append(trainer.model.encoder.config._attn_implementation)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage.PonderTrainer, "train", cut_off)
+    rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [0], "idx": [0], "length": [2]})
+    with pytest.raises(KeyboardInterrupt):
+        stage.train_stage(config(backbone), tasks.get("RTE"), model, rows, rows, tmp_path, progress=False)
+    assert during == ["eager"]
+    assert model.encoder.config._attn_implementation == before == "sdpa"
 
 
 def test_a_run_that_was_cut_off_after_its_first_stage_ends_as_if_it_was_not(backbone, glue_dir, tmp_path, monkeypatch):
