@@ -13,7 +13,7 @@ from test_glue_run import config, invoke
 from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
-from benchmarks.glue.report import report
+from benchmarks.glue.report import comparisons, report
 from benchmarks.glue.report.groups import choose, label, ordered
 from benchmarks.glue.report.page import Table
 from benchmarks.glue.report.scores import mark
@@ -273,6 +273,20 @@ def test_significance_is_paired_and_needs_labels(results, glue_dir):
     two = [run for run in clear if run["recipe"] in ("palbert", "pondernet")]
     page = report(two, glue_dir, draw=False, replicates=400).markdown()
     assert table(page, "Significance")[1][1].startswith("**+25.0**")
+
+
+def test_significance_of_the_macro_is_over_its_tasks_and_the_recipes_that_have_them(glue_dir, monkeypatch):
+    monkeypatch.setattr(comparisons, "_labels", lambda task, folder: {"dev": np.array(dev_labels())})
+    everywhere = [("vanilla", 0.5), ("palbert", 0.75), ("pabee", 0.7)]
+    runs = [made(recipe, task, score=score) for recipe, score in everywhere for task in ("RTE", "QNLI", "WNLI")]
+    page = report([*runs, made("pondernet", score=0.5)], glue_dir, draw=False, replicates=400).markdown()
+    matrix = page.split("*macro over QNLI, RTE*\n", 1)[1].splitlines()[1:5]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in matrix if "---" not in row]
+    assert rows[0] == ["row − column", "vanilla", "pabee"]
+    assert rows[1][:1] == ["pabee"]
+    assert rows[2][0] == "palbert"
+    assert rows[2][1].startswith("+25.0 [+")
+    assert rows[2][2].startswith("+5.0 [")
 
 
 def test_data_that_are_not_those_of_the_run_are_refused(glue_dir):

@@ -14,6 +14,7 @@ from benchmarks.glue import data as glue_data
 from benchmarks.glue import tasks as glue_tasks
 from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
+from benchmarks.glue.report.scores import averaged
 from benchmarks.glue.significance import Comparison, Replicates, compare, holm, replicate, unpack
 from ponder.errors import ArgumentError, DataError
 
@@ -23,7 +24,7 @@ _LEVEL = 0.05
 
 
 def comparisons(groups: Groups, glue_dir: Path | None, replicates: int) -> list[Block]:
-    """A matrix for each task, and one for the mean over the tasks that all its recipes have.
+    """A matrix for each task, and one for the macro average of the recipes that have all its tasks.
 
     Args:
         groups: What is shown.
@@ -44,10 +45,12 @@ def comparisons(groups: Groups, glue_dir: Path | None, replicates: int) -> list[
     for task in tasks:
         of_task = {name: [drawn[name, task]] for name in labels if (name, task) in drawn}
         blocks += _matrix(task, of_task)
-    common = [task for task in tasks if all((name, task) in drawn for name in labels)]
+    common = averaged(groups)
     if len(common) > 1:
-        title = f"mean over {', '.join(common)}"
-        blocks += _matrix(title, {name: [drawn[name, task] for task in common] for name in labels})
+        whole = [name for name in labels if all((name, task) in drawn for task in common)]
+        blocks += _matrix(
+            f"macro over {', '.join(common)}", {name: [drawn[name, task] for task in common] for name in whole}
+        )
     return blocks
 
 

@@ -12,7 +12,7 @@ from benchmarks.glue.report.page import Block, Heading, Table, Text
 from benchmarks.glue.results import Result
 from ponder import recipes
 
-__all__ = ["NOT_AVERAGED", "ablation", "is_ablation", "macro", "mark", "scores"]
+__all__ = ["NOT_AVERAGED", "ablation", "averaged", "is_ablation", "macro", "mark", "scores"]
 
 _Key = TypeVar("_Key")
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
@@ -37,11 +37,7 @@ def scores(groups: Groups) -> list[Block]:
     """
     shown = {key: group for key, group in groups.items() if not is_ablation(group.example)}
     labels, tasks = ordered(name for name, _ in shown), task_order(task for _, task in shown)
-    common = [
-        task
-        for task in tasks
-        if task not in NOT_AVERAGED and 2 * sum((name, task) in shown for name in labels) > len(labels)
-    ]
+    common = averaged(groups)
     scored = {key: group.score for key, group in shown.items()}
     columns = [[scored.get((name, task)) for name in labels] for task in tasks]
     columns.append([macro(scored, name, common) for name in labels])
@@ -59,6 +55,14 @@ def scores(groups: Groups) -> list[Block]:
     if any(group.on_dev for group in shown.values()):
         note += " Of recipes with † hyper-parameters or epochs were selected on dev, the split that is shown."
     return [Heading("Scores", 3), Text(note), Table(["recipe", "×steps", *tasks, "macro", "seeds"], rows)]
+
+
+def averaged(groups: Groups) -> list[str]:
+    """The tasks of the macro average: those that more than half of the recipes have, WNLI left out."""
+    shown = [key for key, group in groups.items() if not is_ablation(group.example)]
+    labels = {name for name, _ in shown}
+    tasks = task_order(task for _, task in shown if task not in NOT_AVERAGED)
+    return [task for task in tasks if 2 * sum((name, task) in shown for name in labels) > len(labels)]
 
 
 def ablation(groups: Groups) -> list[Block]:
