@@ -14,13 +14,16 @@ from benchmarks.glue import metrics
 from benchmarks.glue.curves import record_curves
 from benchmarks.glue.gains import gains
 from benchmarks.glue.model import Collator, answers
+from benchmarks.glue.optimum import optimum
 from benchmarks.glue.significance import pack
 from benchmarks.glue.tasks import GlueTask
 from ponder import Trajectory
 from ponder.cost import Cost, measure, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.objectives import Objective
 from ponder.plots.numbers import overthinking_of
 from ponder.policies import ExitPolicy, LastStep
+from ponder.priors import Prior
 
 __all__ = ["mean_cost", "measure_speed_ups", "record", "summarise"]
 
@@ -52,7 +55,15 @@ def record(
     return whole.map(lambda tensor: tensor[order])
 
 
-def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy, cost: Cost | None = None) -> dict[str, Any]:
+def summarise(
+    task: GlueTask,
+    trajectory: Trajectory,
+    policy: ExitPolicy,
+    cost: Cost | None = None,
+    *,
+    objective: Objective | None = None,
+    prior: Prior | None = None,
+) -> dict[str, Any]:
     """Scores of one split from its trajectory.
 
     Args:
@@ -60,13 +71,16 @@ def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy, cost: 
         trajectory: With labels.
         policy: Decides.
         cost: Mean cost of an example, for the curves; steps are counted where None.
+        objective: That the model was trained with.
+        prior: Of the model.
 
     Returns:
         `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram` over the steps;
         `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text (labels are GLUE's,
         and are not kept); `overthinking`, for classes, the shares of rows `right` at each step, `right_by` then, and
         `lost`, right at some step and wrong at the last; `gains`, where the model was trained to exit (see
-        `benchmarks.glue.gains`); `curves` over the knobs of policies.
+        `benchmarks.glue.gains`); `optimum`, what its Lambda head could have learnt (see `benchmarks.glue.optimum`);
+        `curves` over the knobs of policies.
     """
     assert trajectory.labels is not None
     labels, steps = trajectory.labels.numpy(), trajectory.num_steps
@@ -88,6 +102,7 @@ def summarise(task: GlueTask, trajectory: Trajectory, policy: ExitPolicy, cost: 
         "predictions": pack(task, answers(task, exits.outputs.float().numpy())),
         "overthinking": None if task.kind == "regression" else dataclasses.asdict(overthinking_of(trajectory)),
         "gains": gains(trajectory) if policy.needs else None,
+        "optimum": None if objective is None else optimum(trajectory, objective, prior),
         "curves": record_curves(trajectory, policy, lambda outputs, _: score(outputs)["score"], cost),
     }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ponder import Trajectory
 from ponder.tasks import as_task
 
-__all__ = ["gains"]
+__all__ = ["gains", "losses"]
 
 
 def gains(trajectory: Trajectory) -> dict[str, Any]:
@@ -46,16 +46,20 @@ def gains(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _gain(trajectory: Trajectory) -> Tensor:
-    """`(examples,)`."""
+def losses(trajectory: Trajectory) -> Tensor:
+    """The task's loss of every example at every step, `(examples, steps)`."""
     task = as_task(trajectory.task)  # type: ignore[arg-type]
     assert task is not None
     assert trajectory.labels is not None
     labels = task.check(trajectory.outputs[:, 0], trajectory.labels)
-    losses = torch.stack([task.losses(outputs, labels) for outputs in trajectory.outputs.unbind(1)], dim=1)
+    return torch.stack([task.losses(outputs, labels) for outputs in trajectory.outputs.unbind(1)], dim=1).float()
+
+
+def _gain(trajectory: Trajectory) -> Tensor:
+    """`(examples,)`."""
     steps = torch.arange(float(trajectory.num_steps))
     steps = steps - steps.mean()
-    return -(losses.float() @ steps) / steps.square().sum()
+    return -(losses(trajectory) @ steps) / steps.square().sum()
 
 
 def _correlation(seen: Tensor, gain: Tensor) -> float | None:

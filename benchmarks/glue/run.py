@@ -175,7 +175,11 @@ def _measure(
     model = trained.model
     reported = next(name for name in ready if name != "held_out")
     cost = mean_cost(model, ready[reported], collate)
-    measured = {name: summarise(task, trajectory, model.policy, cost) for name, trajectory in recorded.items()}
+    objective, prior = model.recipe.stages[-1].objective, model.ponder.prior
+    measured = {
+        name: summarise(task, trajectory, model.policy, cost, objective=objective, prior=prior)
+        for name, trajectory in recorded.items()
+    }
     mean_step = measured[reported]["mean_exit_step"]
     return {
         "format": FORMAT,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Objective, Unrolled, registry
 
@@ -60,3 +61,31 @@ class Ponder(Objective):
         forward = self.kl == "posterior_prior"
         divergence = kl_divergence(posterior, prior) if forward else kl_divergence(prior, posterior)
         return fit + self.beta * divergence
+
+    def optimum(self, losses: Tensor, prior: StepDistribution) -> StepDistribution:
+        """The halting distribution that minimises the objective for given losses: p*(n) ∝ p(n) exp(−ℓ_n / β).
+
+        It is what the best of all Lambda heads gives: for the losses of one example, a head that knows them; for the
+        mean losses over examples, a head that cannot tell these apart. The least value is −β log Σ_n p(n) exp(−ℓ_n / β)
+        (the Gibbs variational principle; Donsker and Varadhan 1975).
+
+        Args:
+            losses: ℓ_n, `(…, steps)`.
+            prior: Over the same steps.
+
+        Raises:
+            ArgumentError: The objective is not the evidence lower bound with β > 0, for which alone this holds.
+
+        Example:
+            >>> prior = StepDistribution(torch.tensor([0.25, 0.75]).log())
+            >>> Ponder(beta=0.5).optimum(torch.tensor([1.0, 1.0]), prior).pmf
+            tensor([0.2500, 0.7500])
+        """
+        if (self.kl, self.likelihood) != (_KL[0], _LIKELIHOOD[0]) or not self.beta > 0.0:
+            raise ArgumentError(
+                "objective",
+                expected=f"kl={_KL[0]!r}, likelihood={_LIKELIHOOD[0]!r} and beta > 0",
+                got=repr(self),
+                remedy="Other objectives of this family have no closed optimum; minimise them.",
+            )
+        return StepDistribution((prior.log_pmf - losses / self.beta).log_softmax(-1), validate_args=False)

@@ -331,6 +331,12 @@ def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_pat
     assert (halting == "–") == (recipe == "pabee")
     known = [step for step in dev["gains"]["unsure"] if step is not None]
     assert unsure == (f"{statistics.fmean(known):+.2f}" if known else "–")
+    assert (dev["optimum"] is None) == (recipe == "pabee")
+    if recipe == "palbert":
+        (_, shown) = table((tmp_path / "r.md").read_text(), "What could the Lambda head learn?")
+        pmfs = [" ".join(f"{mass:.2f}" for mass in pmf) for pmf in (dev["halting"], dev["optimum"]["blind"])]
+        spreads = [f"{dev['optimum'][f'spread_{name}']:.2f}" for name in ("learnt", "oracle")]
+        assert shown == ["RTE", "palbert", *pmfs, *spreads]
     assert (tmp_path / "r.md").read_text() == report(
         read_all(tmp_path), glue_dir, draw=False, replicates=100
     ).markdown()

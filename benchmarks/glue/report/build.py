@@ -9,8 +9,9 @@ from pathlib import Path
 
 from benchmarks.glue.report import figures
 from benchmarks.glue.report.comparisons import comparisons
-from benchmarks.glue.report.costs import costs, gains_table, overthinking_table
+from benchmarks.glue.report.costs import costs, overthinking_table
 from benchmarks.glue.report.equal_cost import equal_cost
+from benchmarks.glue.report.examples import gains_table, optimum_table
 from benchmarks.glue.report.groups import Groups, choose, ordered
 from benchmarks.glue.report.page import Block, Figure, Heading, Text, to_html, to_markdown
 from benchmarks.glue.report.published import published
@@ -111,7 +112,7 @@ def _section(
     if draw:
         blocks += _drawn(figures.by_cost(main, name), figures.by_wall_clock(main, name))
         blocks += _drawn(*(figures.by_policy(main, label, name) for label in ordered(label for label, _ in main)))
-    blocks += [*gains_table(main), *overthinking_table(main)]
+    blocks += [*gains_table(main), *optimum_table(main), *overthinking_table(main)]
     if draw:
         blocks += _drawn(figures.overthinking(main, name))
     blocks += comparisons(main, glue_dir, replicates)

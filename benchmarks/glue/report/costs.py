@@ -9,7 +9,7 @@ from benchmarks.glue.report.groups import Group, Groups, of_task, ordered, polic
 from benchmarks.glue.report.page import Block, Heading, Table, Text
 from ponder.plots.numbers import interpolate
 
-__all__ = ["costs", "gains_table", "overthinking_table"]
+__all__ = ["costs", "overthinking_table"]
 
 
 def costs(groups: Groups) -> list[Block]:
@@ -54,36 +54,6 @@ def overthinking_table(groups: Groups) -> list[Block]:
     )
     head = ["task", "recipe", "right at the last step", "right at some step", "right at some, wrong at the last"]
     return [Heading("Overthinking", 3), Text(note), Table(head, rows)]
-
-
-def gains_table(groups: Groups) -> list[Block]:
-    """How much examples differ in what going on gains them, and whether halting head or answers know it."""
-    labels = ordered(name for name, _ in groups)
-    rows = []
-    for task in task_order(task for _, task in groups):
-        for group in of_task(groups, task, labels):
-            found = [split["gains"] for run in group.runs for split in run.reported if split.get("gains")]
-            if found:
-                mean, deviation = (statistics.fmean(each[name] for each in found) for name in ("mean", "deviation"))
-                seen = [[each["halting"] for each in found], [step for each in found for step in each["unsure"] or []]]
-                shown = ["–" if value is None else f"{value:+.2f}" for value in map(_mean_known, seen)]
-                rows.append([task, group.label, f"{mean:+.3f}", f"{deviation:.3f}", *shown])
-    if not rows:
-        return []
-    note = (
-        "The *gain* of an example is how much its loss falls a step (least squares over the steps, on dev). Exits per "
-        "example can beat one fixed step only as far as what a policy sees goes together with the gain: the last two "
-        "columns are rank correlations with it, of the expected step E[n|x] of the Lambda head, and of how unsure the "
-        "answer is (the mean over the steps but the last). Means over the seeds."
-    )
-    head = ["task", "recipe", "mean gain", "deviation over examples", "expected step and gain", "unsure and gain"]
-    return [Heading("Is there something to tell apart?", 3), Text(note), Table(head, rows)]
-
-
-def _mean_known(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are there, or None."""
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if there else None
 
 
 def _row(group: Group, static: Sequence[Group]) -> list[str]:
