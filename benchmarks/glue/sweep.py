@@ -18,7 +18,8 @@ from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.run import check_writable
 from benchmarks.glue.study import CellStudy
 from benchmarks.glue.suite import Cell
-from benchmarks.glue.training import plain
+from benchmarks.glue.training import begins_plain, plain
+from ponder import recipes
 from ponder.errors import PonderError
 from ponder.files import remove_leftovers
 
@@ -122,12 +123,20 @@ class _Sweep:
             study.choose()
         for config in study.open_runs():
             self.of_job[config.key] = study
-            self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self.work / "stages"))
-        task = study.cell.task
-        of_task = [other for other in self.studies if other.cell.task == task]
+            self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self._stages(study)))
+        of_task = self._of_task(study)
         if all(other.finished and not other.failures for other in of_task):
             for name in {plain(run).key for other in of_task for run in other.runs}:
                 _remove(self.work / "stages" / name)
+
+    def _of_task(self, study: CellStudy) -> list[CellStudy]:
+        return [other for other in self.studies if other.cell.task == study.cell.task]
+
+    def _stages(self, study: CellStudy) -> Path | None:
+        """Where runs of `vanilla` leave their models for other recipes of the task; None where there are none."""
+        specs = [other.cell.spec for other in self._of_task(study)]
+        shared = any(begins_plain(recipes.get(spec.recipe, **spec.options)) for spec in specs)
+        return self.work / "stages" if shared else None
 
     def _take(self, outcome: Outcome) -> None:
         config: RunConfig = outcome.job.config

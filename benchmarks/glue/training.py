@@ -24,7 +24,7 @@ from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["Trained", "plain", "train"]
+__all__ = ["Trained", "begins_plain", "plain", "train"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def train(
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
     log: list[dict[str, Any]] = []
-    if _begins_plain(model.recipe):
+    if begins_plain(model.recipe):
         begun = train(plain(config), task, data, selected_on, work / "vanilla", stages=stages, progress=progress)
         _begin_with(model, begun.model)
         log += begun.stages
@@ -83,7 +83,7 @@ def train(
     return Trained(model, log)
 
 
-def _begins_plain(recipe: Recipe) -> bool:
+def begins_plain(recipe: Recipe) -> bool:
     """Whether the first of several stages is all that `vanilla` does."""
     first = recipes.get("vanilla").stages
     return len(recipe.stages) > len(first) and recipe.stages[: len(first)] == first

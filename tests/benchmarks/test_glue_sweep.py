@@ -527,6 +527,7 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(backbone, glue_dir, tmp_pat
     with InlineExecutor() as executor:
         assert sweep(cells, executor, **places).failures == ()
     assert trained == [1]  # what was trained lay in the folder of checkpoints
+    assert not (tmp_path / "work" / "stages").exists()  # nobody goes on from it
 
 
 def test_nothing_is_held_out_where_dev_selects(backbone, glue_dir, tmp_path):
