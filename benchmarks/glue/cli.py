@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.command_line import run_app
-from benchmarks.glue.sweep_command import sweep_command
+from benchmarks.glue.sweeping.command import sweep_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_OUT = Path("runs/results")

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from benchmarks.glue import run
-from benchmarks.glue.executors.inline import InlineExecutor
-from benchmarks.glue.suite import RecipeSpec, Suite
-from benchmarks.glue.sweep import sweep
+from benchmarks.glue.sweeping.executors.inline import InlineExecutor
+from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
+from benchmarks.glue.sweeping.sweep import sweep
 
 RECIPES = (RecipeSpec("deebert"), RecipeSpec("fastbert"))
 FIXED = {"epochs": 4, "stop_after": 1, "batch_size": 16, "knob": "held_out"}

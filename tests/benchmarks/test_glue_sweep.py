@@ -11,18 +11,18 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks.glue import suite as suites
 from benchmarks.glue import tasks, training
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.executors.base import Executor, Job, Outcome, execute
-from benchmarks.glue.executors.inline import InlineExecutor
 from benchmarks.glue.knob import choose_knob
-from benchmarks.glue.progress import LiveTable
 from benchmarks.glue.results import FORMAT, Result
 from benchmarks.glue.run import run
-from benchmarks.glue.suite import Cell, RecipeSpec, Suite
-from benchmarks.glue.sweep import sweep
+from benchmarks.glue.sweeping import suite as suites
+from benchmarks.glue.sweeping.executors.base import Executor, Job, Outcome, execute
+from benchmarks.glue.sweeping.executors.inline import InlineExecutor
+from benchmarks.glue.sweeping.progress import LiveTable
+from benchmarks.glue.sweeping.suite import Cell, RecipeSpec, Suite
+from benchmarks.glue.sweeping.sweep import sweep
 from ponder import Trajectory, objectives, policies, recipes
 from ponder.errors import ArgumentError, DataError
 

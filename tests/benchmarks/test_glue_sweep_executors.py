@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.glue import executors
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.executors.base import Job, Outcome, Resources
-from benchmarks.glue.executors.local import LocalExecutor
 from benchmarks.glue.results import Result
-from benchmarks.glue.suite import RecipeSpec, Suite
-from benchmarks.glue.sweep import sweep
+from benchmarks.glue.sweeping import executors
+from benchmarks.glue.sweeping.executors.base import Job, Outcome, Resources
+from benchmarks.glue.sweeping.executors.local import LocalExecutor
+from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
+from benchmarks.glue.sweeping.sweep import sweep
 from ponder.errors import ArgumentError
 
 ROOT = Path(__file__).parents[2]

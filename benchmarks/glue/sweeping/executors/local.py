@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from benchmarks.glue.executors.base import Executor, Job, Outcome, Resources, execute
+from benchmarks.glue.sweeping.executors.base import Executor, Job, Outcome, Resources, execute
 
 __all__ = ["LocalExecutor", "make"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.glue.executors.base import Executor, Job, Outcome, Resources, execute
+from benchmarks.glue.sweeping.executors.base import Executor, Job, Outcome, Resources, execute
 from ponder.errors import PonderError
 
 __all__ = ["RayExecutor", "make"]

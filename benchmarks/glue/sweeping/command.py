@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from benchmarks.glue.suite import Suite
-    from benchmarks.glue.sweep import Summary
+    from benchmarks.glue.sweeping.suite import Suite
+    from benchmarks.glue.sweeping.sweep import Summary
 
 __all__ = ["sweep_command"]
 
@@ -47,11 +47,11 @@ def sweep_command(
 ) -> None:
     """Try a grid for each task and recipe, then the best point with several seeds; start again to go on."""
     from benchmarks import backbones
-    from benchmarks.glue import executors
-    from benchmarks.glue import suite as suites
-    from benchmarks.glue.executors.base import Resources
-    from benchmarks.glue.progress import LiveTable
-    from benchmarks.glue.sweep import sweep
+    from benchmarks.glue.sweeping import executors
+    from benchmarks.glue.sweeping import suite as suites
+    from benchmarks.glue.sweeping.executors.base import Resources
+    from benchmarks.glue.sweeping.progress import LiveTable
+    from benchmarks.glue.sweeping.sweep import sweep
 
     chosen = _narrowed(suites.get(suite), tasks, recipes, seeds, fixed)
     cells = chosen.cells(backbone, selection, max_runs, halving)
@@ -70,7 +70,7 @@ def _narrowed(
 ) -> Suite:
     """The suite with what the command line says instead."""
     from benchmarks.glue.config import parse_fields
-    from benchmarks.glue.suite import RecipeSpec
+    from benchmarks.glue.sweeping.suite import RecipeSpec
 
     changes: dict[str, object] = {}
     if tasks is not None:

@@ -261,5 +261,5 @@ def read(path: Path) -> Suite:
         return Suite(path.stem, **{**data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
     except (KeyError, TypeError, AttributeError, ArgumentError) as error:
         raise DataError(
-            f"{path}: expected a suite, as the files in benchmarks/glue/suites/ are; got {error}."
+            f"{path}: expected a suite, as the files in benchmarks/glue/sweeping/suites/ are; got {error}."
         ) from error

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from benchmarks.glue.study import CellStudy
-from benchmarks.glue.sweep import Snapshot
+from benchmarks.glue.sweeping.study import CellStudy
+from benchmarks.glue.sweeping.sweep import Snapshot
 
 __all__ = ["LiveTable", "table", "time_left"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.executors.base import Outcome
 from benchmarks.glue.results import Result
-from benchmarks.glue.suite import Cell
+from benchmarks.glue.sweeping.executors.base import Outcome
+from benchmarks.glue.sweeping.suite import Cell
 from ponder.errors import CheckpointError
 from ponder.files import read_json, write_json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from benchmarks.glue.executors.base import Executor, Job, Outcome, Resources, execute
+from benchmarks.glue.sweeping.executors.base import Executor, Job, Outcome, Resources, execute
 
 __all__ = ["InlineExecutor", "make"]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.executors import Executor, Job, Outcome
 from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.run import check_writable
-from benchmarks.glue.study import CellStudy
-from benchmarks.glue.suite import Cell
+from benchmarks.glue.sweeping.executors import Executor, Job, Outcome
+from benchmarks.glue.sweeping.study import CellStudy
+from benchmarks.glue.sweeping.suite import Cell
 from benchmarks.glue.training import begins_plain, plain
 from ponder import recipes
 from ponder.errors import PonderError

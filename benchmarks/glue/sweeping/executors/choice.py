@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib
 
-from benchmarks.glue.executors.base import Executor, Resources
+from benchmarks.glue.sweeping.executors.base import Executor, Resources
 from ponder.errors import ArgumentError
 
 __all__ = ["get", "names"]
 
 _MODULES = {
-    "local": "benchmarks.glue.executors.local",
-    "ray": "benchmarks.glue.executors.on_ray",
-    "inline": "benchmarks.glue.executors.inline",
+    "local": "benchmarks.glue.sweeping.executors.local",
+    "ray": "benchmarks.glue.sweeping.executors.on_ray",
+    "inline": "benchmarks.glue.sweeping.executors.inline",
 }
 
 

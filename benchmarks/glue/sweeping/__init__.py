@@ -1,0 +1,1 @@
+"""Sweeps: suites, what is left to do, where it is done, and the command."""
