@@ -94,6 +94,14 @@ class Result:
         """What was measured on the splits that are reported: dev (two for MNLI), and never the held-out one."""
         return [split for name, split in self.data["splits"].items() if name != "held_out"]
 
+    @property
+    def held_out(self) -> Result | None:
+        """The result with the held-out part as what is reported, or None where nothing was held out."""
+        splits = self.data["splits"]
+        if "held_out" not in splits:
+            return None
+        return Result({**self.data, "splits": {"selection": splits["held_out"]}}, self.path)
+
     def score(self, where: str) -> float:
         """The GLUE score on what is reported; `where` is ``"full_depth"`` or ``"exits"``."""
         return statistics.fmean(split[where]["score"] for split in self.reported)

@@ -150,6 +150,17 @@ def test_at_the_same_cost_scores_are_read_off_the_curves_between_knobs(results):
     assert "| palbert | its own | **75.0**" in twice  # 2.0 steps are a knob of the curve
 
 
+def test_at_the_same_cost_what_was_held_out_has_tables_of_its_own(results):
+    page = report(results, draw=False).markdown()
+    assert "on the held-out part of train" not in page.split("At the same cost")[1]  # these curves are of dev alone
+    for result in results:
+        if result["recipe"] in CURVES:
+            result["splits"]["held_out"]["curves"] = [curve(*CURVES[result["recipe"]], 0.4)]
+    (head, *rows) = table(report(results, draw=False).markdown(), "At the same cost, on the held-out part of train")
+    assert head == ["recipe", "policy", "QNLI", "RTE", "macro"]
+    assert {(recipe, policy): cells for recipe, policy, *cells in rows}["palbert", "its own"] == ["40.0"] * 3
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

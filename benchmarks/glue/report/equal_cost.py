@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Iterator
 
@@ -16,10 +17,35 @@ __all__ = ["equal_cost"]
 _SPEED_UPS = (1.5, 2.0, 3.0)
 _OWN, _CUT = "its own", "cut"
 _Row = tuple[str, str]
+_NOTE = (
+    "Scores of dev at one mean exit step, read off the curves over each policy's knob on straight lines between "
+    "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *its "
+    "own* is the policy of the recipe for the task, and the other rows are other policies on the same models; "
+    "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
+    "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task."
+)
+_HELD_OUT_NOTE = (
+    "The same on what was held out of train, by which recipes and policies are chosen. The epoch was chosen on it "
+    "too, so its scores are a little too good."
+)
 
 
 def equal_cost(groups: Groups) -> list[Block]:
-    """A table for each speed-up: every recipe with every policy that its curves know, and the encoder cut short."""
+    """Every recipe with every policy that its curves know, and the encoder cut short: on dev, and on what was held out.
+
+    Each has a table for each speed-up. No choice is made on dev; those on the held-out part are there for choices.
+    """
+    on_dev = _tables(groups)
+    if not on_dev:
+        return []
+    blocks: list[Block] = [Heading("At the same cost", 3), Text(_NOTE), *on_dev]
+    on_held_out = _tables(_held_out(groups))
+    if on_held_out:
+        blocks += [Heading("At the same cost, on the held-out part of train", 3), Text(_HELD_OUT_NOTE), *on_held_out]
+    return blocks
+
+
+def _tables(groups: Groups) -> list[Block]:
     tables: list[Block] = []
     for speed_up in _SPEED_UPS:
         scores = {(row, task): score for row, task, score in _scores(groups, speed_up)}
@@ -33,16 +59,16 @@ def equal_cost(groups: Groups) -> list[Block]:
             table = [[recipe, policy, *each] for (recipe, policy), each in zip(rows, cells, strict=True)]
             over = f"macro over {', '.join(common)}" if common else "no macro"
             tables += [Text(f"*×{speed_up:g} in steps; {over}*"), Table(["recipe", "policy", *tasks, "macro"], table)]
-    if not tables:
-        return []
-    note = (
-        "Scores of dev at one mean exit step, read off the curves over each policy's knob on straight lines between "
-        "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *its "
-        "own* is the policy of the recipe for the task, and the other rows are other policies on the same models; "
-        "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
-        "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task."
-    )
-    return [Heading("At the same cost", 3), Text(note), *tables]
+    return tables
+
+
+def _held_out(groups: Groups) -> Groups:
+    """The same runs, reporting what was held out."""
+    views = {
+        key: dataclasses.replace(group, runs=tuple(run.held_out for run in group.runs if run.held_out is not None))
+        for key, group in groups.items()
+    }
+    return {key: group for key, group in views.items() if group.runs}
 
 
 def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]]:
