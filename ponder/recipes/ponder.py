@@ -26,7 +26,8 @@ def ponder(
 
     Chosen on held-out parts of GLUE's training sets. There the posterior of the Lambda head hardly differs between
     examples, so that Q-exit is all but one fixed step, and a confident answer is the better sign at the same cost.
-    Where the task is not classification there is no confidence, and Q-exit stays.
+    Where the task is not classification there is no confidence, and Q-exit stays. The losses of all steps pay there; in
+    classification PALBERT's own training, left by confidence, is as good (docs/benchmark.md).
 
     Args:
         deep: Weight of PABEE's weighted mean of the steps' losses.
