@@ -39,7 +39,7 @@ def choose_knob(
     """The cheapest knob that keeps a share of the held-out score at full depth, or the best within a budget of steps.
 
     Where `RunConfig.knob` is ``"recipe"`` the policy stays as it is, and so does one with no knob, one that does not
-    look at the input (its depth was fixed in training), and one whose full depth scores 0 or less.
+    look at the input (its depth was fixed in training), and, where a share is to be kept, one of a score of 0 or less.
 
     Args:
         config: The run.
