@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping.executors.base import Outcome
+from benchmarks.glue.sweeping.search import FAILED, replay
 from benchmarks.glue.sweeping.suite import Cell
 from ponder.errors import CheckpointError
 from ponder.files import read_json, write_json
@@ -50,14 +51,14 @@ class CellStudy:
     scores: dict[str, float] = field(default_factory=dict)
     failures: dict[str, Outcome] = field(default_factory=dict)
     chosen: RunConfig | None = None
-    tried: list[list[RunConfig]] = field(default_factory=list)
+    tried: tuple[tuple[RunConfig, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.cell.points) == 1:
             self.chosen = self.cell.points[0]
+            self._read()
         else:
-            self._climb(self.cell.points)
-        self._read()
+            self._search()
 
     @property
     def folder(self) -> Path:
@@ -98,30 +99,29 @@ class CellStudy:
         write_json(self.out / "failed" / f"{config.key}.json", record)
 
     def choose(self) -> bool:
-        """Choose the best point, once each has a result or a failure; with halving, climb the rungs that are done.
+        """Choose the best point, once the search is at its end; with halving, go on to the next rung.
 
         Returns:
             Whether there is a choice now, and was none before.
         """
-        while self.chosen is None and not self.open_runs():
-            ranked = sorted(
-                (run for run in self.tried[-1] if run.key in self.scores),
-                key=lambda run: self.scores[run.key],
-                reverse=True,
-            )
-            if not ranked:
-                return False
-            if len(self.tried) == len(self.cell.rungs):
-                self._choose(ranked[0])
-                return True
-            self._climb(ranked)
-            self._read()
-        return False
+        best = None if self.chosen is not None else self._search()
+        if best is not None:
+            self._choose(best)
+        return best is not None
 
-    def _climb(self, ranked: Sequence[RunConfig]) -> None:
-        """Go on to the next rung with the best of `ranked`."""
-        runs, epochs = self.cell.rungs[len(self.tried)]
-        self.tried.append([dataclasses.replace(run, epochs=epochs) for run in ranked[:runs]])
+    def _search(self) -> RunConfig | None:
+        """Follow the search as far as there are results and failures; the best point, where it is at its end."""
+
+        def score(run: RunConfig) -> float | None:
+            if run.key in self.failures:
+                return FAILED
+            if run.key not in self.scores:
+                self._look_for(run)
+            return self.scores.get(run.key)
+
+        found = replay(self.cell.points, self.cell.halving, score)
+        self.tried = found.rungs
+        return found.best
 
     def _choose(self, best: RunConfig) -> None:
         self._record(best, [run.key for run in self.cell.finals(best)])
@@ -130,11 +130,14 @@ class CellStudy:
         self._read()
 
     def _read(self) -> None:
-        """Take note of the results of the present phase that are there."""
+        """Take note of the results of the chosen point that are there."""
         for run in self.open_runs():
-            path = self.folder / f"{run.key}.json"
-            if path.exists():
-                self.scores[run.key] = selection_score(Result.of_run(path))
+            self._look_for(run)
+
+    def _look_for(self, run: RunConfig) -> None:
+        path = self.folder / f"{run.key}.json"
+        if path.exists():
+            self.scores[run.key] = selection_score(Result.of_run(path))
 
     def _record(self, best: RunConfig, finals: list[str]) -> None:
         path = self.out / "chosen" / f"{self.cell.name}.json"

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig, digest
+from benchmarks.glue.sweeping.search import rung_sizes
 from ponder import recipes
 from ponder.errors import ArgumentError, DataError
 from ponder.files import read_json
@@ -53,8 +54,7 @@ class Cell:
         spec: The recipe.
         points: Configurations that differ in the grid's fields alone, all with the first seed.
         seeds: How many seeds the chosen point is run with; the first is that of the points.
-        halving: Successive halving: all points are tried with a part of their epochs, and of each rung the best
-            1/`halving` go on with `halving` times as many; None tries each with all of its epochs.
+        halving: As in `search.replay`: None tries each point with all of its epochs.
     """
 
     task: str
@@ -72,8 +72,8 @@ class Cell:
 
     @property
     def rungs(self) -> tuple[tuple[int, int], ...]:
-        """(runs, epochs) of each rung, the last with one run or few and all epochs (Jamieson and Talwalkar, 2016)."""
-        return _rungs(len(self.points), self.points[0].epochs, self.halving)
+        """(runs, epochs) of each rung, the last with all epochs."""
+        return rung_sizes(len(self.points), self.points[0].epochs, self.halving)
 
     def finals(self, point: RunConfig) -> list[RunConfig]:
         """The chosen point with each seed."""
@@ -216,17 +216,9 @@ def _serves(spec: RecipeSpec, kind: str) -> bool:
     return True
 
 
-def _rungs(points: int, epochs: int, halving: int | None) -> tuple[tuple[int, int], ...]:
-    last = 0  # the number of the last rung: as many as both the points and the epochs allow
-    while halving is not None and halving ** (last + 1) <= min(points, epochs):
-        last += 1
-    factor = halving or 1
-    return tuple((points // factor**rung, -(-epochs // factor ** (last - rung))) for rung in range(last + 1))
-
-
 def _affordable(share: int, points: int, epochs: int, halving: int | None) -> int:
     """The most points whose rungs have at most `share` runs together."""
-    return next(n for n in range(points, 0, -1) if n == 1 or sum(r for r, _ in _rungs(n, epochs, halving)) <= share)
+    return next(n for n in range(points, 0, -1) if n == 1 or sum(r for r, _ in rung_sizes(n, epochs, halving)) <= share)
 
 
 def names() -> tuple[str, ...]:
