@@ -22,7 +22,7 @@ from ponder.files import read_json
 
 __all__ = ["FORMAT", "LEARNERS", "evaluation_sets", "experiment", "read_results"]
 
-FORMAT = "ponder-parity-1"
+FORMAT = "ponder-parity-2"
 LEARNERS: dict[str, Callable[[int, Setting], Learner]] = {"PonderNet": PonderNet, "ACT": ACT}
 _VALIDATION_SEED, _TEST_SEED = 1_000_003, 2_000_003  # far from those of training
 

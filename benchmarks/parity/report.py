@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,18 @@ class Row:
         ]
         return {k: statistics.fmean(one[k] for one in told if k in one) for k in sorted(set().union(*told))}
 
+    def by_ones(self) -> dict[tuple[int, int], float]:
+        """Accuracy by difficulty and number of ones, over the vectors of all seeds."""
+        right: Counter[tuple[int, int]] = Counter()
+        of: Counter[tuple[int, int]] = Counter()
+        for measured in (*self.validation, *self.test):
+            for entry in measured["by_difficulty"]:
+                for one in entry["by_ones"]:
+                    place = (entry["difficulty"], one["ones"])
+                    right[place] += one["accuracy"] * one["examples"]
+                    of[place] += one["examples"]
+        return {place: right[place] / of[place] for place in sorted(of)}
+
 
 def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
     """The rows of several seeds of one setting."""
@@ -102,6 +115,15 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             "",
             *_difficulty_table([row for row in _own(table) if row.scene == scene["name"]]),
         ]
+        if trained["high"] < asked["low"]:
+            lines += [
+                "",
+                "Accuracy of PonderNet in percent, by the number of ones (columns), over the vectors of all seeds:",
+                "",
+                *_ones_table(
+                    next(row for row in _own(table) if (row.scene, row.learner) == (scene["name"], "PonderNet"))
+                ),
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -163,6 +185,16 @@ def _difficulty_table(table: Sequence[Row]) -> Iterator[str]:
         (str(k), *(shape.format(column[k]) for column, shape in zip(columns, shapes, strict=True))) for k in columns[0]
     )
     return _table(heads, cells)
+
+
+def _ones_table(row: Row) -> Iterator[str]:
+    accuracy = row.by_ones()
+    difficulties, counts = (sorted({place[axis] for place in accuracy}) for axis in (0, 1))
+    cells = (
+        (str(k), *(f"{accuracy[k, m]:.0%}".rstrip("%") if (k, m) in accuracy else "–" for m in counts))
+        for k in difficulties
+    )
+    return _table(["not zero", *map(str, counts)], cells)
 
 
 def _table(heads: Sequence[str], cells: Iterator[tuple[str, ...]]) -> Iterator[str]:

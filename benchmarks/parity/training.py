@@ -82,19 +82,25 @@ def train(
 
 @torch.no_grad()
 def measure(learner: Learner, sample: Sample) -> dict[str, dict[str, Any]]:
-    """Accuracy and exit steps by way of halting: overall, and for each difficulty."""
+    """Accuracy and exit steps by way of halting: overall, for each difficulty, and there for each number of ones."""
     learner.eval()
     return {way: _measured(exits, sample) for way, exits in learner.answers(sample.inputs).items()}
 
 
 def _measured(exits: Exits, sample: Sample) -> dict[str, Any]:
     right, steps = (exits.outputs.argmax(-1) == sample.labels).double(), exits.exit_step.double()
+    ones = (sample.inputs == 1).sum(-1)
     by_difficulty = [
         {
             "difficulty": difficulty,
             "examples": int(rows.sum()),
             "accuracy": float(right[rows].mean()),
             "mean_exit_step": float(steps[rows].mean()),
+            "by_ones": [
+                {"ones": count, "examples": int(these.sum()), "accuracy": float(right[these].mean())}
+                for count in ones[rows].unique().tolist()
+                for these in [rows & (ones == count)]
+            ],
         }
         for difficulty in sample.difficulty.unique().tolist()
         for rows in [sample.difficulty == difficulty]

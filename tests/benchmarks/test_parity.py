@@ -1,5 +1,6 @@
 """The parity experiment: its task, ACT against a plain loop, its training, its command line, its page."""
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -144,8 +145,26 @@ def test_what_is_measured():
         "mean_exit_step": 5.0,
         "steps_per_element": pytest.approx(2.0),
         "by_difficulty": [
-            {"difficulty": 1, "examples": 2, "accuracy": 0.5, "mean_exit_step": 3.0},
-            {"difficulty": 3, "examples": 2, "accuracy": 1.0, "mean_exit_step": 7.0},
+            {
+                "difficulty": 1,
+                "examples": 2,
+                "accuracy": 0.5,
+                "mean_exit_step": 3.0,
+                "by_ones": [
+                    {"ones": 0, "examples": 1, "accuracy": 1.0},
+                    {"ones": 1, "examples": 1, "accuracy": 0.0},
+                ],
+            },
+            {
+                "difficulty": 3,
+                "examples": 2,
+                "accuracy": 1.0,
+                "mean_exit_step": 7.0,
+                "by_ones": [
+                    {"ones": 2, "examples": 1, "accuracy": 1.0},
+                    {"ones": 3, "examples": 1, "accuracy": 1.0},
+                ],
+            },
         ],
     }
 
@@ -209,6 +228,24 @@ def test_the_page_counts_over_seeds():
     assert f"{100 * sum(accuracies) / 2:.1f}% ± {100 * abs(accuracies[0] - accuracies[1]) / 2**0.5:.1f}%" in table[0]
     for difficulty in range(1, 13):
         assert f"\n| {difficulty} | " in text
+
+
+def test_the_page_tells_where_in_the_number_of_ones_answers_go_wrong():
+    def part(difficulty, *ones):
+        told = [{"ones": m, "examples": n, "accuracy": accuracy} for m, n, accuracy in ones]
+        return {"difficulty": difficulty, "examples": 4, "accuracy": 0.5, "mean_exit_step": 1.0, "by_ones": told}
+
+    result = experiment(TINY, 0)
+    run = next(run for run in result["runs"] if (run["scene"], run["learner"]) == ("extrapolation", "PonderNet"))
+    run["validation"]["sampled"]["by_difficulty"] = [part(1, (0, 2, 1.0), (1, 2, 0.5))]
+    run["test"]["sampled"]["by_difficulty"] = [part(7, (1, 1, 0.0), (3, 3, 1.0))]
+    other = copy.deepcopy(result)
+    other["runs"][result["runs"].index(run)]["test"]["sampled"]["by_difficulty"] = [part(7, (1, 3, 1.0))]
+    text = markdown([result, other])
+    table = text[text.index("by the number of ones") :].splitlines()
+    assert "| not zero | 0 | 1 | 3 |" in table
+    assert "| 1 | 100 | 50 | – |" in table
+    assert "| 7 | – | 75 | 100 |" in table  # over all vectors: one of four is wrong
 
 
 def test_wrong_pages_and_folders(tmp_path):
