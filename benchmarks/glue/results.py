@@ -107,6 +107,11 @@ class Result:
         return statistics.fmean(split[where]["score"] for split in self.reported)
 
     @property
+    def per_step(self) -> list[float]:
+        """The GLUE score of each step's answers on what is reported."""
+        return [statistics.fmean(scores) for scores in zip(*(s["per_step"] for s in self.reported), strict=True)]
+
+    @property
     def mean_exit_step(self) -> float:
         """Mean exit step over the examples that are reported."""
         sizes = [split["examples"] for split in self.reported]

@@ -144,10 +144,20 @@ def test_at_the_same_cost_scores_are_read_off_the_curves_between_knobs(results):
     shown = {(recipe, policy): cells for recipe, policy, *cells in rows}
     assert shown["palbert", "its own"] == ["**75.0**", "**75.0**", "20.0", "**75.0**"]
     assert shown["pabee", "its own"] == ["<u>65.0</u>", "<u>65.0</u>", "–", "<u>65.0</u>"]
+    assert ("vanilla", "one step") not in shown  # has no policy to compare with
     # static: 1.5 steps with 60, vanilla: 4 steps with 70; 2.67 lies at 7/15 of the way
     assert shown["static", "cut"][1] == f"{60 + 10 * (STEPS / 1.5 - 1.5) / (STEPS - 1.5):.1f}"
     twice = page.split("×2 in steps")[1]
     assert "| palbert | its own | **75.0**" in twice  # 2.0 steps are a knob of the curve
+
+
+def test_at_the_same_cost_the_same_step_for_all_is_a_row(results):
+    for result in results:
+        result["splits"]["dev"]["per_step"] = [0.1, 0.2, 0.5, 0.6]
+    rows = table(report(results, draw=False).markdown(), "At the same cost")[1:]
+    shown = {(recipe, policy): cells for recipe, policy, *cells in rows}
+    # two thirds of the way from step 2 to step 3
+    assert shown["pabee", "one step"] == shown["palbert", "one step"] == ["40.0"] * 3
 
 
 def test_at_the_same_cost_what_was_held_out_has_tables_of_its_own(results):
@@ -158,7 +168,7 @@ def test_at_the_same_cost_what_was_held_out_has_tables_of_its_own(results):
             result["splits"]["held_out"]["curves"] = [curve(*CURVES[result["recipe"]], 0.4)]
     (head, *rows) = table(report(results, draw=False).markdown(), "At the same cost, on the held-out part of train")
     assert head == ["recipe", "policy", "QNLI", "RTE", "macro"]
-    assert {(recipe, policy): cells for recipe, policy, *cells in rows}["palbert", "its own"] == ["40.0"] * 3
+    assert {(recipe, policy): cells for recipe, policy, *cells in rows}["palbert", "its own"] == ["<u>40.0</u>"] * 3
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.glue.curves import read_curve
 from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
 from benchmarks.glue.report.scores import NOT_AVERAGED, macro, mark
+from benchmarks.glue.results import Result
 from ponder.plots.numbers import interpolate
 
 __all__ = ["equal_cost"]
 
 _SPEED_UPS = (1.5, 2.0, 3.0)
-_OWN, _CUT = "its own", "cut"
+_OWN, _ONE_STEP, _CUT = "its own", "one step", "cut"
 _Row = tuple[str, str]
 _NOTE = (
     "Scores of dev at one mean exit step, read off the curves over each policy's knob on straight lines between "
     "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *its "
-    "own* is the policy of the recipe for the task, and the other rows are other policies on the same models; "
+    "own* is the policy of the recipe for the task, and the other rows are other policies on the same models, *one "
+    "step* that of the same step for all: whatever tells examples apart should be ahead of it. "
     "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
     "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task."
 )
@@ -86,24 +88,31 @@ def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]
 
 
 def _policies(group: Group) -> list[str]:
-    """Policies that have a curve, the recipe's own first."""
-    return list(
-        dict.fromkeys(
-            entry["policy"] for run in group.runs for split in run.reported for entry in split.get("curves") or []
-        )
-    )
+    """Policies that have a curve, the recipe's own first, and then the same step for all."""
+    entries = (entry for run in group.runs for split in run.reported for entry in split.get("curves") or [])
+    curves = list(dict.fromkeys(entry["policy"] for entry in entries))
+    return [*curves, _ONE_STEP] if curves else []
 
 
 def _at(group: Group, policy: str, speed_up: float) -> float | None:
     """The median over the seeds, or None where a run has no curve or its curve does not reach so far."""
     found = []
     for run in group.runs:
-        curve, at = read_curve(run, policy), run["num_steps"] / speed_up
-        steps = [] if curve is None else [point.mean_exit_step for point in curve.points]
-        if curve is None or not min(steps) <= at <= max(steps):
+        steps, scores = _line(run, policy)
+        at = run["num_steps"] / speed_up
+        if not steps or not min(steps) <= at <= max(steps):
             return None
-        found.append(100 * interpolate(steps, [point.score for point in curve.points], [at])[0])
+        found.append(100 * interpolate(steps, scores, [at])[0])
     return statistics.median(found)
+
+
+def _line(run: Result, policy: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean exit steps and scores; of the same step for all, a random mixture of two steps lies between them."""
+    if policy == _ONE_STEP:
+        return range(1, run["num_steps"] + 1), run.per_step
+    curve = read_curve(run, policy)
+    points = () if curve is None else curve.points
+    return [point.mean_exit_step for point in points], [point.score for point in points]
 
 
 def _cut(groups: Groups, task: str, speed_up: float) -> float | None:
