@@ -101,12 +101,15 @@ def report_command(
     figures: Annotated[Path | None, typer.Option(help="Folder of the figures (SVG) that the Markdown shows.")] = None,
     glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data: labels, for significance.")] = None,
     replicates: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 2000,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A part, such as table-1 or figure-3; repeatable. All where left out.")
+    ] = None,
 ) -> None:
     """Make tables and figures from the JSON results alone."""
     from benchmarks.glue.report import report
     from benchmarks.glue.results import read_all
 
-    made = report(read_all(results), glue_dir, draw=bool(html or figures), replicates=replicates)
+    made = report(read_all(results), glue_dir, draw=bool(html or figures), replicates=replicates, only=only or ())
     if out is None and html is None and figures is None:
         print(made.markdown())
     for path in made.write(out, html, figures):

@@ -4,6 +4,7 @@ import itertools
 import re
 import statistics
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.glue.curves import read_curve, record_curves
 from benchmarks.glue.report import comparisons, report
 from benchmarks.glue.report.groups import choose, label, ordered
 from benchmarks.glue.report.page import Table
+from benchmarks.glue.report.parts import PARTS
 from benchmarks.glue.report.scores import mark
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
@@ -361,6 +363,34 @@ def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_pat
     assert (tmp_path / "r.md").read_text() == report(
         read_all(tmp_path), glue_dir, draw=False, replicates=100
     ).markdown()
+
+
+def test_one_command_makes_one_table_or_one_figure(results, tmp_path):
+    whole = report(results)
+    for part in (*PARTS, "published"):
+        alone = report(results, only=[part])
+        assert [block for block in whole.blocks if block in alone.blocks] == list(alone.blocks)  # as in the whole page
+    together = [block for part in (*PARTS, "published") for block in report(results, only=[part]).blocks]
+    assert all(block in together for block in whole.blocks)
+    for result in results:
+        result.save(tmp_path / "results" / f"{RunConfig.from_dict(result['config']).key}.json")
+    ran = invoke("report", "--results", tmp_path / "results", "--only", "table-1")
+    assert ran.exit_code == 0, ran.output
+    assert "### Scores" in ran.output
+    assert "At the same cost" not in ran.output
+    folder = tmp_path / "figures"
+    ran = invoke("report", "--results", tmp_path / "results", "--only", "figure-3", "--figures", folder)
+    assert [path.name for path in folder.iterdir()] == ["tiny-score-by-q.svg"]
+    ran = invoke("report", "--results", tmp_path / "results", "--only", "table-9")
+    assert ran.exit_code != 0
+    with pytest.raises(ArgumentError, match="--only: expected parts of the report, table-1, table-2, figure-2"):
+        report(results, only=["table-9"])
+
+
+def test_the_parts_are_documented():
+    page = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
+    for part in (*PARTS, "published"):
+        assert f"| `{part}` |" in page
 
 
 def test_curves_are_what_replaying_each_policy_gives():

@@ -7,21 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.glue.report import figures
-from benchmarks.glue.report.comparisons import comparisons
-from benchmarks.glue.report.costs import costs, overthinking_table
-from benchmarks.glue.report.equal_cost import equal_cost
-from benchmarks.glue.report.examples import gains_table, optimum_table
-from benchmarks.glue.report.groups import Groups, choose, ordered
+from benchmarks.glue.report.groups import Groups, choose
 from benchmarks.glue.report.page import Block, Figure, Heading, Text, to_html, to_markdown
+from benchmarks.glue.report.parts import PARTS, Source
 from benchmarks.glue.report.published import published
-from benchmarks.glue.report.runs import every_run
-from benchmarks.glue.report.scores import ablation, is_ablation, scores
+from benchmarks.glue.report.scores import is_ablation
 from benchmarks.glue.results import Result
-from ponder.errors import DataError
+from ponder.errors import ArgumentError, DataError
 from ponder.files import write_text
 
 __all__ = ["Report", "report"]
+
+_PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,12 @@ class Report:
 
 
 def report(
-    results: Sequence[Result], glue_dir: Path | None = None, *, draw: bool = True, replicates: int = 2000
+    results: Sequence[Result],
+    glue_dir: Path | None = None,
+    *,
+    draw: bool = True,
+    replicates: int = 2000,
+    only: Sequence[str] = (),
 ) -> Report:
     """Make the report.
 
@@ -81,46 +83,45 @@ def report(
         glue_dir: GLUE's data, whose labels significance needs; left out where None.
         draw: Whether to draw figures, which needs matplotlib.
         replicates: Of the bootstrap.
+        only: Names of parts, of `parts.PARTS` or ``"published"``; all where empty.
 
     Raises:
+        ArgumentError: There is no such part.
         DataError: There are no results, or the data are not those of the runs.
     """
+    known = [*PARTS, _PUBLISHED]
+    for name in only:
+        if name not in known:
+            raise ArgumentError(
+                "--only", expected=f"parts of the report, {', '.join(known)}", got=repr(name), remedy="Choose of them."
+            )
     if not results:
         raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
+    wanted = [name for name in PARTS if name in only or not only]
     blocks: list[Block] = [Text(_introduction(results))]
-    for backbone in sorted({str(result["backbone"]) for result in results}):
+    for backbone in sorted({str(result["backbone"]) for result in results}) if wanted else ():
         of_backbone = [result for result in results if result["backbone"] == backbone]
-        blocks += _section(backbone, of_backbone, glue_dir, draw, replicates)
-    return Report("Results", (*blocks, *published()))
+        blocks += _section(backbone, of_backbone, wanted, glue_dir, draw, replicates)
+    if _PUBLISHED in only or not only:
+        blocks += published()
+    return Report("Results", tuple(blocks))
 
 
 def _section(
-    backbone: str, results: Sequence[Result], glue_dir: Path | None, draw: bool, replicates: int
+    backbone: str, results: Sequence[Result], wanted: Sequence[str], glue_dir: Path | None, draw: bool, replicates: int
 ) -> list[Block]:
     name = backbone.rstrip("/").rsplit("/", 1)[-1]
     steps = sorted({result["num_steps"] for result in results})
     groups, choices = choose(results)
     main: Groups = {key: group for key, group in groups.items() if not is_ablation(group.example)}
+    source = Source(name, results, groups, main, glue_dir, draw, replicates)
     blocks: list[Block] = [Heading(f"`{name}`, {' / '.join(map(str, steps))} steps")]
     if choices:
         chosen = "Where several configurations were run, the best on the held-out part of train is shown"
         blocks.append(Text(f"{chosen}: {'; '.join(choices)}."))
-    blocks += [*scores(groups), *ablation(groups)]
-    if draw:
-        blocks += _drawn(figures.posteriors(main, name), figures.by_knob(main, name), figures.by_speed_up(main, name))
-    blocks += [*equal_cost(main), *costs(main)]
-    if draw:
-        blocks += _drawn(figures.by_cost(main, name), figures.by_wall_clock(main, name))
-        blocks += _drawn(*(figures.by_policy(main, label, name) for label in ordered(label for label, _ in main)))
-    blocks += [*gains_table(main), *optimum_table(main), *overthinking_table(main)]
-    if draw:
-        blocks += _drawn(figures.overthinking(main, name))
-    blocks += comparisons(main, glue_dir, replicates)
-    return [*blocks, Heading("Every run", 3), every_run(results)]
-
-
-def _drawn(*found: Figure | None) -> list[Block]:
-    return [figure for figure in found if figure is not None]
+    for part in wanted:
+        blocks += PARTS[part](source)
+    return blocks
 
 
 def _introduction(results: Sequence[Result]) -> str:

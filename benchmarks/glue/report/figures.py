@@ -83,7 +83,7 @@ def by_wall_clock(groups: Groups, prefix: str) -> Figure | None:
     return _figure(f"{prefix}-score-by-wall-clock", caption, panels)
 
 
-def by_policy(groups: Groups, label: str, prefix: str) -> Figure | None:
+def by_policy(groups: Groups, prefix: str, label: str) -> Figure | None:
     """The score of one recipe against the speed-up in FLOPs, with every policy that it can be run with."""
     panels: dict[str, list[Draw]] = {}
     for task, shown in _by_task(groups):
