@@ -146,20 +146,27 @@ def test_at_the_same_cost_scores_are_read_off_the_curves_between_knobs(results):
     shown = {(recipe, policy): cells for recipe, policy, *cells in rows}
     assert shown["palbert", "its own"] == ["**75.0**", "**75.0**", "20.0", "**75.0**"]
     assert shown["pabee", "its own"] == ["<u>65.0</u>", "<u>65.0</u>", "–", "<u>65.0</u>"]
-    assert ("vanilla", "one step") not in shown  # has no policy to compare with
+    assert ("vanilla", "blind") not in shown  # has no policy to compare with
     # static: 1.5 steps with 60, vanilla: 4 steps with 70; 2.67 lies at 7/15 of the way
     assert shown["static", "cut"][1] == f"{60 + 10 * (STEPS / 1.5 - 1.5) / (STEPS - 1.5):.1f}"
     twice = page.split("×2 in steps")[1]
     assert "| palbert | its own | **75.0**" in twice  # 2.0 steps are a knob of the curve
 
 
-def test_at_the_same_cost_the_same_step_for_all_is_a_row(results):
+@pytest.mark.parametrize(
+    ("per_step", "at_267"),
+    [
+        ([0.1, 0.2, 0.5, 0.6], "43.3"),  # five sixths of the way from step 1 to step 3
+        ([0.1, 0.2, 0.3, 0.6], "37.8"),  # five ninths of the way from step 1 to step 4
+        ([0.4, 0.4, 0.1, 0.1], "30.0"),  # a third of the way from step 4 to step 2
+    ],
+)
+def test_at_the_same_cost_the_best_without_a_look_at_the_example_is_a_row(results, per_step, at_267):
     for result in results:
-        result["splits"]["dev"]["per_step"] = [0.1, 0.2, 0.5, 0.6]
+        result["splits"]["dev"]["per_step"] = per_step
     rows = table(report(results, draw=False).markdown(), "At the same cost")[1:]
     shown = {(recipe, policy): cells for recipe, policy, *cells in rows}
-    # two thirds of the way from step 2 to step 3
-    assert shown["pabee", "one step"] == shown["palbert", "one step"] == ["40.0"] * 3
+    assert shown["pabee", "blind"] == shown["palbert", "blind"] == [at_267] * 3
 
 
 def test_at_the_same_cost_what_was_held_out_has_tables_of_its_own(results):

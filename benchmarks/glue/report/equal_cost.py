@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -16,13 +17,14 @@ from ponder.plots.numbers import interpolate
 __all__ = ["equal_cost"]
 
 _SPEED_UPS = (1.5, 2.0, 3.0)
-_OWN, _ONE_STEP, _CUT = "its own", "one step", "cut"
+_OWN, _BLIND, _CUT = "its own", "blind", "cut"
 _Row = tuple[str, str]
 _NOTE = (
     "Scores of dev at one mean exit step, read off the curves over each policy's knob on straight lines between "
     "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *its "
-    "own* is the policy of the recipe for the task, and the other rows are other policies on the same models, *one "
-    "step* that of the same step for all: whatever tells examples apart should be ahead of it. "
+    "own* is the policy of the recipe for the task, and the other rows are other policies on the same models. *blind* "
+    "is the best that can be had there without a look at the example, the same step for all or two by a coin (chosen "
+    "by the score shown, and on straight lines between steps): what tells examples apart should be ahead of it. "
     "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
     "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task."
 )
@@ -88,31 +90,34 @@ def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]
 
 
 def _policies(group: Group) -> list[str]:
-    """Policies that have a curve, the recipe's own first, and then the same step for all."""
+    """Policies that have a curve, the recipe's own first, and then what does without a policy."""
     entries = (entry for run in group.runs for split in run.reported for entry in split.get("curves") or [])
     curves = list(dict.fromkeys(entry["policy"] for entry in entries))
-    return [*curves, _ONE_STEP] if curves else []
+    return [*curves, _BLIND] if curves else []
 
 
 def _at(group: Group, policy: str, speed_up: float) -> float | None:
     """The median over the seeds, or None where a run has no curve or its curve does not reach so far."""
-    found = []
-    for run in group.runs:
-        steps, scores = _line(run, policy)
-        at = run["num_steps"] / speed_up
-        if not steps or not min(steps) <= at <= max(steps):
-            return None
-        found.append(100 * interpolate(steps, scores, [at])[0])
-    return statistics.median(found)
+    found = [_of_run(run, policy, run["num_steps"] / speed_up) for run in group.runs]
+    known = [100 * score for score in found if score is not None]
+    return statistics.median(known) if len(known) == len(found) else None
 
 
-def _line(run: Result, policy: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean exit steps and scores; of the same step for all, a random mixture of two steps lies between them."""
-    if policy == _ONE_STEP:
-        return range(1, run["num_steps"] + 1), run.per_step
+def _of_run(run: Result, policy: str, at: float) -> float | None:
+    if policy == _BLIND:
+        return _blind(run.per_step, at)
     curve = read_curve(run, policy)
-    points = () if curve is None else curve.points
-    return [point.mean_exit_step for point in points], [point.score for point in points]
+    steps = [] if curve is None else [point.mean_exit_step for point in curve.points]
+    if curve is None or not min(steps) <= at <= max(steps):
+        return None
+    return interpolate(steps, [point.score for point in curve.points], [at])[0]
+
+
+def _blind(scores: Sequence[float], at: float) -> float | None:
+    """The best mixture of two steps with the mean `at`, from the score of each step."""
+    pairs = itertools.combinations(enumerate(scores, start=1), 2)
+    mixed = [interpolate([i, j], [first, second], [at])[0] for (i, first), (j, second) in pairs if i <= at <= j]
+    return max(mixed, default=None)
 
 
 def _cut(groups: Groups, task: str, speed_up: float) -> float | None:
