@@ -119,21 +119,27 @@ def report_command(
 @app.command("predict")
 def predict_command(
     model: Annotated[
-        list[Path] | None, typer.Option(help="Folder that `run --keep-model` wrote; repeatable, one a task.")
+        list[Path] | None, typer.Option(help="Folder that `--keep-model` made; repeatable, one a task.")
     ] = None,
     run_key: Annotated[
         list[str] | None, typer.Option("--run", help="Key of a run whose model lies in --models; repeatable.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="The best model of this recipe in --models for each task, by held-out score.")
+    ] = None,
     models: Annotated[Path, typer.Option(help="Folder of kept models.")] = Path("runs/models"),
+    results: Annotated[Path, typer.Option(help="Folder of their results, for --recipe.")] = _DEFAULT_OUT,
     glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data; from the hub where not given.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the files and the zip.")] = Path("runs/submission"),
     fill_missing: Annotated[bool, typer.Option(help="Answer tasks without a model by a constant.")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Answer GLUE's test sets, and zip the files that its server takes."""
+    from benchmarks.glue.keeping import best_kept
     from benchmarks.glue.predict import submit
 
     folders = [*(model or []), *(models / key for key in run_key or [])]
+    folders += [] if recipe is None else best_kept(models, results, recipe)
     console = Console(soft_wrap=True, highlight=False)
     made = submit(folders, glue_dir, out, fill=fill_missing, batch_size=batch_size, say=console.print)
     console.print(f"Submission: {made.path}")

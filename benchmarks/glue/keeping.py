@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.model import load_tokenizer
+from benchmarks.glue.results import read_all
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.files import make_folder, read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification
 
-__all__ = ["KeptModel", "check_kept", "keep", "load_kept"]
+__all__ = ["KeptModel", "best_kept", "check_kept", "keep", "load_kept"]
 
 _FORMAT = "ponder-glue-model-1"
 _FILE = "glue.json"
@@ -39,6 +41,8 @@ class KeptModel:
 def keep(model: PonderForSequenceClassification, config: RunConfig, models: Path) -> Path:
     """Write `<models>/<key>/`, whole or not at all, and return it."""
     folder = models / config.key
+    for left in models.glob(f".{config.key}.part-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     part = make_folder(models / f".{config.key}.part-{os.getpid()}")
     try:
         model.save_pretrained(part)
@@ -60,6 +64,28 @@ def check_kept(config: RunConfig, models: Path | None) -> None:
             got="a result that is there already, whose model was not kept",
             remedy="Write to another folder of results (--out), so that the run is made again.",
         )
+
+
+def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
+    """For each task, the folder of the kept model of a recipe whose run has the best held-out score.
+
+    Raises:
+        ArgumentError: No model of the recipe is kept.
+        DataError: A result is half-written or of another version.
+    """
+    best: dict[str, tuple[float, Path]] = {}
+    for result in read_all(results):
+        folder = models / RunConfig.from_dict(result["config"]).key
+        if result["recipe"] == recipe and (folder / _FILE).exists():
+            best[result["task"]] = max(best.get(result["task"], (-math.inf, folder)), (result.selection_score, folder))
+    if not best:
+        raise ArgumentError(
+            "--recipe",
+            expected=f"a recipe with models in {models} and their results in {results}",
+            got=f"{recipe!r}, which has none there",
+            remedy="Make some with `sweep --keep-model` or `run --keep-model`, or pass --models and --results.",
+        )
+    return [folder for _, folder in best.values()]
 
 
 def load_kept(folder: Path) -> KeptModel:

@@ -107,6 +107,12 @@ class Result:
         return statistics.fmean(split[where]["score"] for split in self.reported)
 
     @property
+    def selection_score(self) -> float:
+        """What runs are chosen by: the held-out score at the exits; that on dev where the run selects there."""
+        selected_on = self if self["config"].get("selection") == "dev" else self.held_out or self
+        return selected_on.score("exits")
+
+    @property
     def per_step(self) -> list[float]:
         """The GLUE score of each step's answers on what is reported."""
         return [statistics.fmean(scores) for scores in zip(*(s["per_step"] for s in self.reported), strict=True)]

@@ -10,10 +10,12 @@ from test_glue_run import config, invoke
 
 from benchmarks.glue.keeping import load_kept
 from benchmarks.glue.predict import predict, submit
+from benchmarks.glue.results import read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.submission import FILES, check_submission, write_submission
 from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError, DataError
+from ponder.files import write_json
 
 NAMES = ["CoLA", "SST-2", "MRPC", "STS-B", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "RTE", "WNLI", "AX"]
 ROWS = 3  # of each test file of `glue_dir`
@@ -174,6 +176,33 @@ def test_a_missing_task_is_refused_without_the_option(kept, glue_dir, tmp_path):
         submit([kept["RTE"], kept["RTE"]], glue_dir, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"glue\.json"):
         submit([tmp_path], glue_dir, tmp_path / "out")
+
+
+def test_of_a_sweep_the_best_model_of_a_recipe_answers_each_task(backbone, glue_dir, tmp_path):
+    suite = {"description": "", "tasks": ["RTE", "STS-B"], "recipes": ["pabee", "palbert"], "seeds": 2, "grid": {}}
+    write_json(tmp_path / "own.json", {**suite, "fixed": {"epochs": 1, "batch_size": 16, "lr": 1e-3}})
+    done = invoke(
+        *("sweep", "--suite", tmp_path / "own.json", "--backbone", backbone, "--glue-dir", glue_dir),
+        *("--executor", "inline", "--out", tmp_path / "out", "--work", tmp_path / "work"),
+        *("--keep-model", tmp_path / "models"),
+    )
+    assert done.exit_code == 0, done.output
+    results = read_all(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(r.path.stem for r in results)
+
+    places = ("--models", tmp_path / "models", "--results", tmp_path / "out", "--out", tmp_path / "zip")
+    asked = ("predict", *places, "--glue-dir", glue_dir, "--fill-missing", "--recipe")
+    done = invoke(*asked, "palbert")
+    assert done.exit_code == 0, done.output
+    sources = json.loads((tmp_path / "zip" / "submission.json").read_text())
+    for task in ("RTE", "STS-B"):
+        of_task = [result for result in results if (result["task"], result["recipe"]) == (task, "palbert")]
+        assert len(of_task) == 2
+        best = max(result["splits"]["held_out"]["exits"]["score"] for result in of_task)
+        (chosen,) = (result for result in of_task if result.path.stem == sources[f"{task}.tsv"]["source"])
+        assert chosen["splits"]["held_out"]["exits"]["score"] == best
+    assert isinstance((done := invoke(*asked, "deebert")).exception, ArgumentError)
+    assert "'deebert', which has none there" in str(done.exception)
 
 
 def test_constants_are_the_most_frequent_label_and_official_in_number_without_data(kept, glue_dir, tmp_path):

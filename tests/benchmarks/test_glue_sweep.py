@@ -25,6 +25,7 @@ from benchmarks.glue.sweeping.suite import Cell, RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 from ponder import Trajectory, objectives, policies, recipes
 from ponder.errors import ArgumentError, DataError
+from ponder.files import write_json
 
 GRID = Suite("grid", "", ("RTE",), (RecipeSpec("palbert"),), {}, {"lr": [1e-5, 2e-5], "lambda_lr": [1e-5, 3e-5]}, 3)
 COMMITTED = sorted(Path("benchmarks/results").glob("*/*.json"))
@@ -58,6 +59,8 @@ class Pretender(Executor):
             return [Outcome(job, "busy")]
         if job.config.key in self.failing:
             return [Outcome(job, "failed", 1.0, "MemoryError: too much", "trace")]
+        if job.models is not None:
+            write_json(job.models / job.config.key / "glue.json", {})
         result_of(job.config, self.held_out(job.config), self.dev(job.config)).save(job.out / f"{job.config.key}.json")
         return [Outcome(job, "done", 1.0)]
 
@@ -229,6 +232,25 @@ def test_failures_are_recorded_and_tried_again_and_a_better_point_takes_the_plac
     assert keys(tmp_path / "out") == sorted(run.key for run in cell.finals(best))
     assert len(again.asked) == 1 + 2  # the one that failed, and the other seeds of the new choice
     assert {run.key for run in cell.finals(second)} <= set(keys(tmp_path / "out" / "grid"))  # nothing is lost
+
+
+def test_models_of_the_chosen_point_are_kept_and_those_of_the_others_go(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    models = tmp_path / "models"
+
+    def held_out(config):
+        return config.lr + config.lambda_lr
+
+    assert go([cell], Pretender(held_out), tmp_path, models=models).done == 6
+    assert sorted(path.name for path in models.iterdir()) == keys(tmp_path / "out")
+    again = Pretender(held_out)
+    assert go([cell], again, tmp_path, models=models).done == 6
+    assert again.asked == []
+
+    best = cell.finals(cell.points[3])[1]
+    (models / best.key / "glue.json").unlink()
+    with pytest.raises(ArgumentError, match=f"its model at .*{best.key}"):
+        go([cell], Pretender(), tmp_path, models=models)
 
 
 def test_where_no_point_has_a_result_the_seeds_are_not_tried(tmp_path):

@@ -78,18 +78,15 @@ def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
         found[label(result), result["task"]][json.dumps(rest, sort_keys=True)].append(result)
     groups, choices = {}, []
     for key, by_config in found.items():
-        best = max(by_config.values(), key=lambda runs: (statistics.median(map(_selection_score, runs)), len(runs)))
+        best = max(by_config.values(), key=_merit)
         groups[key] = Group(*key, tuple(sorted(best, key=lambda run: run["config"]["seed"])))
         if len(by_config) > 1:
             choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations)")
     return groups, choices
 
 
-def _selection_score(result: Result) -> float:
-    """What a configuration is chosen by; never dev, unless the run says that it selects there."""
-    if result["config"].get("selection") == "dev" or "held_out" not in result["splits"]:
-        return result.score("exits")
-    return float(result["splits"]["held_out"]["exits"]["score"])
+def _merit(runs: Sequence[Result]) -> tuple[float, int]:
+    return statistics.median(run.selection_score for run in runs), len(runs)
 
 
 def label(result: Result) -> str:

@@ -44,6 +44,9 @@ def sweep_command(
     glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout; the hub where not given.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/results"),
     work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("runs/work"),
+    keep_model: Annotated[
+        Path | None, typer.Option(help="Folder in which the models of the chosen points are kept, for predict.")
+    ] = None,
 ) -> None:
     """Try a grid for each task and recipe, then the best point with several seeds; start again to go on."""
     from benchmarks import backbones
@@ -59,7 +62,7 @@ def sweep_command(
     resources = Resources(workers, threads, cpus_per_run, gpus_per_run, address)
     console = Console()
     with executors.get(executor, resources) as pool, LiveTable(console, workers) as show:
-        summary = sweep(cells, pool, glue_dir=glue_dir, out=out, work=work, show=show)
+        summary = sweep(cells, pool, glue_dir=glue_dir, out=out, work=work, models=keep_model, show=show)
     _tell(console, summary, out)
     if summary.failures:
         raise typer.Exit(1)

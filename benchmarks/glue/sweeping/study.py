@@ -20,17 +20,10 @@ from benchmarks.glue.sweeping.suite import Cell
 from ponder.errors import CheckpointError
 from ponder.files import read_json, write_json
 
-__all__ = ["CellStudy", "selection_score"]
+__all__ = ["CellStudy"]
 
 _CHOICE = "ponder-glue-choice-1"
 _FAILURE = "ponder-glue-failure-1"
-
-
-def selection_score(result: Result) -> float:
-    """What hyper-parameters are chosen by: the score at the exits on the held-out part, or on dev where asked."""
-    if RunConfig.from_dict(result["config"]).selection == "dev":
-        return result.score("exits")
-    return float(result["splits"]["held_out"]["exits"]["score"])
 
 
 @dataclass
@@ -88,7 +81,7 @@ class CellStudy:
 
     def succeeded(self, config: RunConfig) -> None:
         """Take note of a result that was written."""
-        self.scores[config.key] = selection_score(Result.of_run(self.folder / f"{config.key}.json"))
+        self.scores[config.key] = Result.of_run(self.folder / f"{config.key}.json").selection_score
         (self.out / "failed" / f"{config.key}.json").unlink(missing_ok=True)
 
     def failed(self, outcome: Outcome) -> None:
@@ -137,7 +130,7 @@ class CellStudy:
     def _look_for(self, run: RunConfig) -> None:
         path = self.folder / f"{run.key}.json"
         if path.exists():
-            self.scores[run.key] = selection_score(Result.of_run(path))
+            self.scores[run.key] = Result.of_run(path).selection_score
 
     def _record(self, best: RunConfig, finals: list[str]) -> None:
         path = self.out / "chosen" / f"{self.cell.name}.json"

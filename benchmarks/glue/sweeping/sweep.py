@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.glue.config import RunConfig
+from benchmarks.glue.keeping import check_kept
 from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.run import check_writable
 from benchmarks.glue.sweeping.executors import Executor, Job, Outcome
@@ -63,6 +64,7 @@ def sweep(
     glue_dir: Path | None,
     out: Path,
     work: Path,
+    models: Path | None = None,
     show: Callable[[Snapshot], object] = lambda snapshot: None,
 ) -> Summary:
     """Do what is left of a sweep.
@@ -75,14 +77,17 @@ def sweep(
         glue_dir: Folder in GLUE's layout; None for the hub.
         out: Folder of results, of this and other sweeps.
         work: Folder of checkpoints.
+        models: Folder in which the models of the chosen points are kept, for `predict`; those of other points lie there
+            until the choice.
         show: Called often.
 
     Raises:
+        ArgumentError: A run that is to be reported has a result already, and its model was not kept.
         DataError: A result in `out` is half-written, edited, or of another version.
     """
-    for folder in (out, work):
+    for folder in (out, work, *([] if models is None else [models])):
         check_writable(folder)
-    return _Sweep([CellStudy(cell, out) for cell in cells], executor, glue_dir, work, show).run()
+    return _Sweep([CellStudy(cell, out) for cell in cells], executor, glue_dir, work, models, show).run()
 
 
 class _Sweep:
@@ -92,9 +97,11 @@ class _Sweep:
         executor: Executor,
         glue_dir: Path | None,
         work: Path,
+        models: Path | None,
         show: Callable[[Snapshot], object],
     ) -> None:
-        self.studies, self.executor, self.glue_dir, self.work, self.show = studies, executor, glue_dir, work, show
+        self.studies, self.executor, self.glue_dir, self.show = studies, executor, glue_dir, show
+        self.work, self.models = work, models
         self.of_job: dict[str, CellStudy] = {}
         self.elsewhere: list[Job] = []
         self.seconds: list[float] = []
@@ -121,9 +128,10 @@ class _Sweep:
         """Submit what the cell needs next; the last cell of a task clears away what its runs shared."""
         if not study.open_runs():
             study.choose()
+        self._check_models(study)
         for config in study.open_runs():
             self.of_job[config.key] = study
-            self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self._stages(study)))
+            self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self._stages(study), self.models))
         of_task = self._of_task(study)
         if all(other.finished and not other.failures for other in of_task):
             for name in {plain(run).key for other in of_task for run in other.runs}:
@@ -137,6 +145,18 @@ class _Sweep:
         specs = [other.cell.spec for other in self._of_task(study)]
         shared = any(begins_plain(recipes.get(spec.recipe, **spec.options)) for spec in specs)
         return self.work / "stages" if shared else None
+
+    def _check_models(self, study: CellStudy) -> None:
+        """Once a point is chosen: its models have to be there, and those of other points go."""
+        if self.models is None or study.chosen is None:
+            return
+        finals = study.cell.finals(study.chosen)
+        for config in finals:
+            if config.key in study.scores:
+                check_kept(config, self.models)
+        for config in study.runs:
+            if config not in finals:
+                shutil.rmtree(self.models / config.key, ignore_errors=True)
 
     def _take(self, outcome: Outcome) -> None:
         config: RunConfig = outcome.job.config

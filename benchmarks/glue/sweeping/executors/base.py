@@ -26,6 +26,7 @@ class Job:
         out: Folder of the result.
         work: Folder of checkpoints.
         stages: Folder of first stages that runs share.
+        models: Folder in which the trained model is kept.
         wait: Where another process is at this run, wait for it, or come back as ``"busy"``.
     """
 
@@ -34,6 +35,7 @@ class Job:
     out: Path
     work: Path
     stages: Path | None = None
+    models: Path | None = None
     wait: bool = False
 
 
@@ -116,7 +118,8 @@ def execute(job: Job) -> Outcome:
 
     started = time.perf_counter()
     try:
-        run(job.config, job.glue_dir, job.out, job.work, stages=job.stages, wait=job.wait, progress=False)
+        places = {"stages": job.stages, "models": job.models}
+        run(job.config, job.glue_dir, job.out, job.work, **places, wait=job.wait, progress=False)
     except BusyError:
         return Outcome(job, "busy")
     except Exception as error:  # out of memory, bad data, a full disk: the other runs go on
