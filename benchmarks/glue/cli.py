@@ -100,7 +100,7 @@ def report_command(
     html: Annotated[Path | None, typer.Option(help="One self-contained HTML file.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder of the figures (SVG) that the Markdown shows.")] = None,
     glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data: labels, for significance.")] = None,
-    replicates: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 2000,
+    replicates: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 20_000,
     only: Annotated[
         list[str] | None, typer.Option(help="A part, such as table-1 or figure-3; repeatable. All where left out.")
     ] = None,

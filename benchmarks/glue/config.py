@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,15 +72,18 @@ class RunConfig:
     budget: float = 1.5
 
     def __post_init__(self) -> None:
-        for argument, low in (("epochs", 1), ("batch_size", 1), ("stop_after", 1), ("max_train", 4)):
+        for argument, low in _WHOLE.items():
             value = getattr(self, argument)
-            if value is not None and value < low:
-                raise ArgumentError(argument, expected=f"a whole number ≥ {low}", got=value, remedy="Raise it.")
-        for argument in ("lr", "lambda_lr"):
-            if not 0.0 < getattr(self, argument) < 1.0:
-                raise ArgumentError(
-                    argument, expected="a rate in (0, 1)", got=getattr(self, argument), remedy="Pass 5e-5, say."
-                )
+            if not (value is None and argument == "max_train") and not (type(value) is int and value >= low):
+                remedy = f"Pass {_FIELDS[argument].default or low}, say."
+                raise ArgumentError(argument, expected=f"a whole number ≥ {low}", got=repr(value), remedy=remedy)
+        for argument, (interval, holds) in _REAL.items():
+            value = getattr(self, argument)
+            if type(value) not in (int, float) or not holds(value):
+                remedy = f"Pass {_FIELDS[argument].default}, say."
+                raise ArgumentError(argument, expected=f"a number {interval}", got=repr(value), remedy=remedy)
+        if type(self.bf16) is not bool:
+            raise ArgumentError("bf16", expected="true or false", got=repr(self.bf16), remedy="Pass true, say.")
         self._check_choices()
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,14 +127,18 @@ class RunConfig:
                 got=self.knob,
                 remedy="Select on the held-out part, or leave the knob to the recipe.",
             )
-        if not 0.0 < self.knob_keeps <= 1.0:
-            raise ArgumentError(
-                "knob_keeps", expected="a share in (0, 1]", got=self.knob_keeps, remedy="Pass 0.99, say."
-            )
-        if not self.budget >= 1.0:
-            raise ArgumentError("budget", expected="a speed-up ≥ 1", got=self.budget, remedy="Pass 1.5, say.")
 
 
+_FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+_WHOLE = {"seed": 0, "epochs": 1, "batch_size": 1, "stop_after": 1, "max_train": 4, "max_length": 1}
+_REAL: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "lr": ("in (0, 1)", lambda rate: 0 < rate < 1),
+    "lambda_lr": ("in (0, 1)", lambda rate: 0 < rate < 1),
+    "warmup": ("in [0, 1)", lambda share: 0 <= share < 1),
+    "held_out": ("in (0, 1)", lambda share: 0 < share < 1),
+    "knob_keeps": ("in (0, 1]", lambda share: 0 < share <= 1),
+    "budget": ("≥ 1, a speed-up", lambda speed_up: 1 <= speed_up < math.inf),
+}
 _CHOICES = {
     "readout": ("pooler", "mean"),
     "schedule": ("linear", "constant"),

@@ -18,14 +18,14 @@ from benchmarks.glue.optimum import optimum
 from benchmarks.glue.significance import pack
 from benchmarks.glue.tasks import GlueTask
 from ponder import Trajectory
-from ponder.cost import Cost, measure, wall_clock
+from ponder.cost import Cost, measure, speed_up, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.objectives import Objective
 from ponder.plots.numbers import overthinking_of
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Prior
 
-__all__ = ["mean_cost", "measure_speed_ups", "record", "summarise"]
+__all__ = ["mean_cost", "measure_costs", "measure_speed_ups", "record", "summarise"]
 
 Batch = dict[str, torch.Tensor]
 
@@ -61,6 +61,7 @@ def summarise(
     policy: ExitPolicy,
     cost: Cost | None = None,
     *,
+    own: ExitPolicy | None = None,
     objective: Objective | None = None,
     prior: Prior | None = None,
 ) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def summarise(
         trajectory: With labels.
         policy: Decides.
         cost: Mean cost of an example, for the curves; steps are counted where None.
+        own: The recipe's policy, whose knob the first curve turns; `policy` where None.
         objective: That the model was trained with.
         prior: Of the model.
 
@@ -84,7 +86,7 @@ def summarise(
     """
     assert trajectory.labels is not None
     labels, steps = trajectory.labels.numpy(), trajectory.num_steps
-    exits = trajectory.replay(policy)
+    exits, own = trajectory.replay(policy), own or policy
 
     def score(outputs: torch.Tensor) -> dict[str, float]:
         return metrics.score(task, answers(task, outputs.float().numpy()), labels)
@@ -101,15 +103,25 @@ def summarise(
         "halting": halting,
         "predictions": pack(task, answers(task, exits.outputs.float().numpy())),
         "overthinking": None if task.kind == "regression" else dataclasses.asdict(overthinking_of(trajectory)),
-        "gains": gains(trajectory) if policy.needs else None,
+        "gains": gains(trajectory) if own.needs else None,
         "optimum": None if objective is None else optimum(trajectory, objective, prior),
-        "curves": record_curves(trajectory, policy, lambda outputs, _: score(outputs)["score"], cost),
+        "curves": record_curves(trajectory, own, lambda outputs, _: score(outputs)["score"], cost),
     }
 
 
-def mean_cost(model: PonderForSequenceClassification, data: Dataset, collate: Collator, max_counted: int = 60) -> Cost:
-    """FLOPs of the parts of the model, the mean over at most so many examples, spread over the lengths."""
-    costs = _costs(model, _spread(batches(data, collate, 1, model.device), max_counted))
+def measure_costs(model: PonderForSequenceClassification, data: Dataset, collate: Collator) -> list[Cost]:
+    """FLOPs of the parts of the model for each example alone at its true length; each length is measured once."""
+    lengths = data["length"]
+    of_length: dict[int, Cost] = {}
+    for length, row in {length: row for row, length in enumerate(lengths)}.items():
+        batch = {name: tensor.to(model.device) for name, tensor in collate([data[row]]).items()}
+        context = {name: batch.get(name) for name in ("attention_mask", "token_type_ids")}
+        of_length[length] = measure(model.ponder, batch["input_ids"], **context)
+    return [of_length[length] for length in lengths]
+
+
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """The mean of the costs of examples, part by part."""
     columns = {field.name: [getattr(cost, field.name) for cost in costs] for field in dataclasses.fields(Cost)}
     return Cost(**{name: _mean_of(values) for name, values in columns.items()})
 
@@ -126,39 +138,38 @@ def measure_speed_ups(
     data: Dataset,
     collate: Collator,
     policy: ExitPolicy,
-    mean_exit_step: float,
+    exit_step: torch.Tensor,
+    costs: Sequence[Cost],
     *,
     baseline: PonderForSequenceClassification | None = None,
     batch_size: int = 32,
     pairs: int = 5,
     max_batches: int = 6,
-    max_counted: int = 60,
 ) -> dict[str, Any]:
     """How much cheaper exiting is than running to the last step, as three named ratios.
 
     Args:
         model: In evaluation mode.
-        data: Tokenised examples.
+        data: Tokenised examples, for wall-clock.
         collate: Pads them.
         policy: Decides.
-        mean_exit_step: Over all of `data`.
-        baseline: The model that runs to its last step; `model` itself where None.
+        exit_step: Where each example leaves, `(examples,)`.
+        costs: Of each of these examples, from `measure_costs`.
+        baseline: The model that runs to its last step, for wall-clock; `model` itself where None.
         batch_size: Examples a batch, for wall-clock.
         pairs: Timings of full depth and exits, taken in turn.
         max_batches: Batches that are timed, spread over the lengths.
-        max_counted: Examples whose FLOPs are counted, one at a time at their true length.
 
     Returns:
         `steps`, `flops`, and `wall_clock` (median of the pairs' ratios) with `wall_clock_range`.
     """
     baseline = model if baseline is None else baseline
     timed = _spread(batches(data, collate, batch_size, model.device), max_batches)
-    single = _spread(batches(data, collate, 1, model.device), max_counted)
-    full_flops = sum(cost.plain for cost in _costs(baseline, single))
     clock = wall_clock(lambda: _run(baseline, timed, LastStep()), lambda: _run(model, timed, policy), pairs=pairs)
+    found = speed_up(exit_step, model.ponder.num_steps, costs=costs, needs=policy.needs)
     return {
-        "steps": model.ponder.num_steps / mean_exit_step,
-        "flops": full_flops / _flops_to_the_exits(model, single, policy),
+        "steps": found.steps,
+        "flops": found.flops,
         "wall_clock": clock.median,
         "wall_clock_range": [clock.low, clock.high],
         "wall_clock_batch_size": batch_size,
@@ -170,23 +181,6 @@ def measure_speed_ups(
 def _run(model: PonderForSequenceClassification, data: Sequence[Batch], policy: ExitPolicy) -> list[torch.Tensor]:
     """The exit steps of each batch."""
     return [model(**_unlabelled(batch), policy=policy).exit_step for batch in data]
-
-
-def _costs(model: PonderForSequenceClassification, single: Sequence[Batch]) -> list[Cost]:
-    """The cost of each example of batches of one; it depends on the length alone."""
-    of_length: dict[int, Cost] = {}
-    for batch in single:
-        length = batch["input_ids"].shape[1]
-        if length not in of_length:
-            context = {name: batch.get(name) for name in ("attention_mask", "token_type_ids")}
-            of_length[length] = measure(model.ponder, batch["input_ids"], **context)
-    return [of_length[batch["input_ids"].shape[1]] for batch in single]
-
-
-def _flops_to_the_exits(model: PonderForSequenceClassification, single: Sequence[Batch], policy: ExitPolicy) -> float:
-    exits = _run(model, single, policy)
-    costs = _costs(model, single)
-    return sum(cost.of(policy.needs, step).item() for cost, step in zip(costs, exits, strict=True))
 
 
 def _unlabelled(batch: Batch) -> Batch:

@@ -17,7 +17,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.files import make_folder, read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification
 
-__all__ = ["KeptModel", "best_kept", "check_kept", "keep", "load_kept"]
+__all__ = ["KeptModel", "best_kept", "check_kept", "check_there", "keep", "load_kept"]
 
 _FORMAT = "ponder-glue-model-1"
 _FILE = "glue.json"
@@ -57,11 +57,17 @@ def keep(model: PonderForSequenceClassification, config: RunConfig, models: Path
 
 def check_kept(config: RunConfig, models: Path | None) -> None:
     """Refuse to keep the model of a run whose result is there already and whose model is gone."""
-    if models is not None and not (models / config.key / _FILE).exists():
+    if models is not None:
+        check_there("--keep-model", models / config.key / _FILE)
+
+
+def check_there(option: str, path: Path) -> None:
+    """Refuse what `option` asks for of a run whose result is there already, where it was not kept at `path`."""
+    if not path.exists():
         raise ArgumentError(
-            "--keep-model",
-            expected=f"a run that is still to be made, or its model at {models / config.key}",
-            got="a result that is there already, whose model was not kept",
+            option,
+            expected=f"a run that is still to be made, or {path}",
+            got="a result that is there already, and nothing there",
             remedy="Write to another folder of results (--out), so that the run is made again.",
         )
 

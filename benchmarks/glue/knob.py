@@ -38,6 +38,8 @@ def choose_knob(
 ) -> ChosenKnob:
     """The cheapest knob that keeps a share of the held-out score at full depth, or the best within a budget of steps.
 
+    Where no knob keeps the share, all rows run to the last step; where none is within the budget, it is the cheapest.
+
     Where `RunConfig.knob` is ``"recipe"`` the policy stays as it is, and so does one with no knob, one that does not
     look at the input (its depth was fixed in training), and, where a share is to be kept, one of a score of 0 or less.
 
@@ -65,5 +67,9 @@ def choose_knob(
     else:
         asked = {"keeps": config.knob_keeps}
         chosen = calibrate(held_out, policy, metric=score, at_least=config.knob_keeps)
-    record = {"chosen_on": "held_out", **asked, "met": chosen.met, "statement": chosen.statement}
-    return ChosenKnob(chosen.policy, record)
+    policy, statement = chosen.policy, chosen.statement
+    if config.knob == "budget" and not chosen.met:
+        place, cheapest = min(enumerate(chosen.curve.points), key=lambda point: point[1].mean_exit_step)
+        policy = chosen.curve.policies[place]
+        statement += f"; the cheapest knob instead, {chosen.curve.knob} = {cheapest.knob:.6g}"
+    return ChosenKnob(policy, {"chosen_on": "held_out", **asked, "met": chosen.met, "statement": statement})

@@ -8,7 +8,12 @@ import torch.distributed
 
 from ponder.errors import ArgumentError
 
-__all__ = ["is_first", "share", "wait"]
+__all__ = ["count", "is_first", "share", "wait"]
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
@@ -22,15 +27,14 @@ def share(batch_size: int) -> int:
     Raises:
         ArgumentError: It cannot be divided evenly.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if batch_size % processes:
+    if batch_size % count():
         raise ArgumentError(
             "batch_size",
-            expected=f"a multiple of the {processes} processes",
+            expected=f"a multiple of the {count()} processes",
             got=batch_size,
             remedy="Change one of them: all processes together work on one batch.",
         )
-    return batch_size // processes
+    return batch_size // count()
 
 
 def wait() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.glue import tasks
-from benchmarks.glue.config import RunConfig
+from benchmarks.glue.config import RunConfig, digest
 from ponder import recipes
 from ponder.errors import CheckpointError, DataError
 from ponder.files import read_json, write_json
@@ -49,21 +50,33 @@ class Result:
                 f"{self.path or 'result'}: expected a result of the format {FORMAT!r}; got "
                 f"{self.data.get('format')!r}, without {missing or 'nothing'}. Run it again with this version."
             )
+        if not self.reported or not all("exits" in split for split in self.data["splits"].values()):
+            raise DataError(
+                f"{self.path or 'result'}: expected scores of dev at the exits; got the splits "
+                f"{list(self.data['splits'])}. Run it again."
+            )
 
     @classmethod
     def of_run(cls, path: Path) -> Result:
         """The result that a run wrote at `path`, named by its configuration.
 
         Raises:
-            DataError: The file is half-written, foreign, or holds another configuration than its name says.
+            DataError: The file is half-written, edited, of another version or recipe, or a copy under another name.
         """
         try:
             result = cls(read_json(path), path)
         except CheckpointError as error:
             raise DataError(f"{error} Remove it, and run that configuration again.") from error
-        key = RunConfig.from_dict(result["config"]).key
+        try:
+            key = RunConfig.from_dict(result["config"]).key
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         if key != path.stem:
-            raise DataError(f"{path}: expected the run of this name; got {key} (edited?). Remove it, and run it again.")
+            raise DataError(
+                f"{path}: expected the run of this name; got {key} (edited, or a copy?). Remove it, and run it again."
+            )
+        if result.data.get("digest", _digest(result.data)) != _digest(result.data):
+            raise DataError(f"{path}: expected what the run wrote; it was edited since. Remove it, and run it again.")
         result._check_recipe()
         return result
 
@@ -86,8 +99,8 @@ class Result:
         return self.data[key]
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        write_json(path, self.data)
+        """Write the file, whole or not at all, with a digest by which a later edit is seen."""
+        write_json(path, {**self.data, "digest": _digest(self.data)})
 
     @property
     def reported(self) -> list[dict[str, Any]]:
@@ -108,9 +121,21 @@ class Result:
 
     @property
     def selection_score(self) -> float:
-        """What runs are chosen by: the held-out score at the exits; that on dev where the run selects there."""
-        selected_on = self if self["config"].get("selection") == "dev" else self.held_out or self
-        return selected_on.score("exits")
+        """What runs are chosen by: the held-out score at the exits; that on dev where the run selects there.
+
+        Raises:
+            DataError: The held-out score is missing.
+        """
+        if self.selects_on_dev:
+            return self.score("exits")
+        if self.held_out is None:
+            raise DataError(f"{self.path or 'result'}: expected a held-out score; it holds none. Run it again.")
+        return self.held_out.score("exits")
+
+    @property
+    def selects_on_dev(self) -> bool:
+        """Whether epoch and hyper-parameters were chosen on dev, as in PALBERT's paper."""
+        return bool(self["config"].get("selection") == "dev")
 
     @property
     def per_step(self) -> list[float]:
@@ -125,29 +150,14 @@ class Result:
 
 
 def read_all(folder: Path) -> list[Result]:
-    """Every result in a folder, by file name.
+    """Every result in a folder, by file name; no two are of one configuration, since that is their name.
 
     Raises:
-        DataError: A file is half-written or foreign, or two hold the same configuration.
+        DataError: There is no such folder, or `Result.of_run` refuses a file.
     """
-    results = list(_read(folder))
-    seen: dict[str, Path | None] = {}
-    for result in results:
-        key = repr(sorted(result["config"].items()))
-        if key in seen:
-            raise DataError(f"{result.path} and {seen[key]}: two results of one configuration. Remove one of them.")
-        seen[key] = result.path
-    return results
-
-
-def _read(folder: Path) -> Iterator[Result]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`.")
-    for path in sorted(folder.glob("*.json")):
-        try:
-            yield Result(read_json(path), path)
-        except CheckpointError as error:
-            raise DataError(f"{error} Remove it, and run that configuration again.") from error
+    return [Result.of_run(path) for path in sorted(folder.glob("*.json"))]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -162,6 +172,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
     }
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """Of what a file holds, whatever its spaces and the order of its fields."""
+    return digest(json.loads(json.dumps({name: value for name, value in data.items() if name != "digest"})))
 
 
 def _command(argv: Sequence[str]) -> str:

@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from benchmarks.glue import data as glue_data
 from benchmarks.glue import ranks
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.evaluation import mean_cost, measure_speed_ups, record, summarise
-from benchmarks.glue.keeping import check_kept, keep
+from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
+from benchmarks.glue.keeping import check_kept, check_there, keep
 from benchmarks.glue.knob import choose_knob
-from benchmarks.glue.locks import hold
+from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.model import Collator, load_tokenizer
 from benchmarks.glue.results import FORMAT, Result, environment
 from benchmarks.glue.tasks import GlueTask, get
@@ -24,6 +25,7 @@ from benchmarks.glue.training import Trained, train
 from ponder import Trajectory
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.policies import ExitPolicy
 
 __all__ = ["check_writable", "run", "run_on"]
 
@@ -58,25 +60,48 @@ def run(
         progress: Whether to show progress bars.
 
     Raises:
-        BusyError: Another process is at this run, and `wait` is off.
+        ArgumentError: A folder cannot be written to; or trajectories or the model are asked of a run whose result is
+            there already, and that did not keep them.
+        BusyError: Another process is at this run, and `wait` is off, or several processes would train together.
     """
-    check_writable(out)
-    if trajectories is not None:
-        check_writable(trajectories)
+    for option, folder in _options(out, work, trajectories, models).items():
+        check_writable(folder, option)
     path = out / f"{config.key}.json"
     if path.exists():
-        check_kept(config, models)
-        return Result.of_run(path)
+        return _finished(config, path, trajectories, models)
     if not ranks.is_first():
         _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
         return Result.of_run(path)
-    with hold(work / f"{config.key}.lock", wait=wait):
+    # Of several processes that train together, the others do not wait here: they would wait for this one forever.
+    with hold(work / f"{config.key}.lock", wait=wait and ranks.count() == 1):
         for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
             part.unlink(missing_ok=True)
+        if path.exists() and ranks.count() > 1:
+            raise BusyError(f"{path}: another process has just written it. Start again to read it.")
         if not path.exists():
             _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
         shutil.rmtree(work / config.key, ignore_errors=True)
-    return Result.of_run(path)
+    return _finished(config, path, trajectories, models)
+
+
+def _options(out: Path, work: Path, trajectories: Path | None, models: Path | None) -> dict[str, Path]:
+    """The folders that are asked for, by the options of the command line."""
+    folders = {"--out": out, "--work": work, "--trajectories": trajectories, "--keep-model": models}
+    return {option: folder for option, folder in folders.items() if folder is not None}
+
+
+def _finished(config: RunConfig, path: Path, trajectories: Path | None, models: Path | None) -> Result:
+    """The result that is there, with all that is asked for beside it."""
+    result = Result.of_run(path)
+    check_kept(config, models)
+    if trajectories is not None:
+        for split in result["splits"]:
+            check_there("--trajectories", _trajectory_file(trajectories, config, split))
+    return result
+
+
+def _trajectory_file(folder: Path, config: RunConfig, split: str) -> Path:
+    return folder / f"{config.key}-{split}.safetensors"
 
 
 def _train_and_save(
@@ -157,30 +182,33 @@ def _evaluate(
     recorded = {name: record(trained.model, split, collate) for name, split in ready.items()}
     if trajectories is not None:
         for name, trajectory in recorded.items():
-            trajectory.save(trajectories / f"{config.key}-{name}.safetensors")
-    chosen = choose_knob(config, task, trained.model.policy, recorded)
+            trajectory.save(_trajectory_file(trajectories, config, name))
+    own = trained.model.policy
+    chosen = choose_knob(config, task, own, recorded)
     trained.model.policy = chosen.policy
-    return Result({**_measure(config, task, trained, ready, recorded, collate, baseline), "knob": chosen.record})
+    return Result({**_measure(config, task, trained, own, ready, recorded, collate, baseline), "knob": chosen.record})
 
 
 def _measure(
     config: RunConfig,
     task: GlueTask,
     trained: Trained,
+    own: ExitPolicy,
     ready: Mapping[str, Dataset],
     recorded: Mapping[str, Trajectory],
     collate: Collator,
     baseline: PonderForSequenceClassification | None,
 ) -> dict[str, Any]:
     model = trained.model
-    reported = next(name for name in ready if name != "held_out")
-    cost = mean_cost(model, ready[reported], collate)
-    objective, prior = model.recipe.stages[-1].objective, model.ponder.prior
+    reported = [name for name in ready if name != "held_out"]
+    costs = [cost for name in reported for cost in measure_costs(model, ready[name], collate)]
+    exit_step = torch.cat([recorded[name].replay(model.policy).exit_step for name in reported])
+    objective, prior, cost = model.recipe.stages[-1].objective, model.ponder.prior, mean_cost(costs)
     measured = {
-        name: summarise(task, trajectory, model.policy, cost, objective=objective, prior=prior)
+        name: summarise(task, trajectory, model.policy, cost, own=own, objective=objective, prior=prior)
         for name, trajectory in recorded.items()
     }
-    mean_step = measured[reported]["mean_exit_step"]
+    timed = ready[reported[0]]
     return {
         "format": FORMAT,
         "task": task.name,
@@ -190,21 +218,21 @@ def _measure(
         "num_steps": model.ponder.num_steps,
         "policy": model.policy.to_dict(),
         "splits": measured,
-        "speed_up": measure_speed_ups(model, ready[reported], collate, model.policy, mean_step, baseline=baseline),
+        "speed_up": measure_speed_ups(model, timed, collate, model.policy, exit_step, costs, baseline=baseline),
         "training": trained.stages,
         "config": config.to_dict(),
         "environment": environment(model.device),
     }
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse, before anything is trained, a folder that results cannot be written to."""
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Refuse, before anything is trained, a folder that cannot be written to; `option` gave it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # it has no name, so a kill leaves nothing
     except OSError as error:
         raise ArgumentError(
-            "--out",
+            option,
             expected="a folder that can be written",
             got=f"{folder} ({error.strerror})",
             remedy="Choose another.",

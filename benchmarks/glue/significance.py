@@ -26,6 +26,7 @@ __all__ = ["Comparison", "Replicates", "compare", "holm", "pack", "replicate", "
 
 _Array = NDArray[Any]
 _SEED_STREAM = 7919  # keeps the draw of seeds apart from that of examples
+_DRAWS_AT_ONCE = 2_000_000
 
 
 def pack(task: GlueTask, predictions: _Array) -> str:
@@ -67,7 +68,7 @@ class Comparison:
         difference: Of the mean scores over the common seeds.
         low: Of the 95% interval (percentiles of the replicates).
         high: Its other end.
-        p: Two-sided: twice the share of replicates on the other side of 0, no less than 1 / (replicates + 1).
+        p: Two-sided: twice the share of replicates on the other side of 0, no less than 2 / (replicates + 1).
         seeds: Common seeds.
     """
 
@@ -82,7 +83,7 @@ def replicate(
     task: GlueTask,
     runs: Mapping[int, Mapping[str, _Array]],
     labels: Mapping[str, _Array],
-    count: int = 2000,
+    count: int,
     seed: int = 0,
 ) -> Replicates:
     """Score resampled dev sets.
@@ -160,46 +161,53 @@ def _check(split: str, predictions: _Array, labels: _Array) -> None:
 
 def _resampled(task: GlueTask, predictions: _Array, labels: _Array, count: int, seed: int) -> _Array:
     """GLUE's score of each replicate, `(count,)`."""
-    generator = np.random.default_rng(seed)
-    of_one = _regression if task.kind == "regression" else _classification
-    # One replicate at a time: dev of QQP times the replicates would not fit in memory.
-    draws = (generator.integers(len(labels), size=len(labels)) for _ in range(count))
-    return np.array([of_one(task, predictions[draw], labels[draw]) for draw in draws])
+    generator, size = np.random.default_rng(seed), len(labels)
+    score = _regression if task.kind == "regression" else _classification
+    at_once = max(1, _DRAWS_AT_ONCE // size)  # dev of QQP times all replicates would not fit in memory
+    parts = []
+    for start in range(0, count, at_once):
+        draws = generator.integers(size, size=(min(at_once, count - start), size))
+        parts.append(score(task, predictions[draws], labels[draws]))
+    return np.concatenate(parts)
 
 
-def _classification(task: GlueTask, predictions: _Array, labels: _Array) -> float:
-    """From the confusion matrix, which is many times faster than the metrics' own functions."""
-    classes = task.num_labels
-    table = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes).astype(float)
+def _classification(task: GlueTask, predictions: _Array, labels: _Array) -> _Array:
+    """Of each row, from its confusion matrix, which is many times faster than the metrics' own functions."""
+    rows, cells = len(labels), task.num_labels**2
+    places = np.arange(rows)[:, None] * cells + labels * task.num_labels + predictions
+    tables = np.bincount(places.ravel(), minlength=rows * cells).reshape(rows, task.num_labels, -1).astype(float)
     values = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews}
-    return float(np.mean([values[name](table) for name in task.metrics]))
+    return np.asarray(np.mean([values[name](tables) for name in task.metrics], axis=0))
 
 
-def _accuracy(table: _Array) -> float:
-    return float(np.trace(table) / table.sum())
+def _accuracy(tables: _Array) -> _Array:
+    return np.asarray(np.trace(tables, axis1=1, axis2=2) / tables.sum((1, 2)))
 
 
-def _f1(table: _Array) -> float:
-    wrong = table[0, 1] + table[1, 0]
-    return float(2 * table[1, 1] / (2 * table[1, 1] + wrong)) if table[1, 1] + wrong else 0.0
+def _f1(tables: _Array) -> _Array:
+    right = 2 * tables[:, 1, 1]
+    return _ratio(right, right + tables[:, 0, 1] + tables[:, 1, 0])
 
 
-def _matthews(table: _Array) -> float:
-    (tn, fp), (fn, tp) = table
-    below = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return float((tp * tn - fp * fn) / np.sqrt(below)) if below else 0.0
+def _matthews(tables: _Array) -> _Array:
+    (tn, fp), (fn, tp) = np.moveaxis(tables, 0, -1)
+    return _ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
 
 
-def _regression(task: GlueTask, predictions: _Array, labels: _Array) -> float:
+def _regression(task: GlueTask, predictions: _Array, labels: _Array) -> _Array:
     values = {"pearson": _pearson, "spearman": _spearman}
-    return float(np.mean([values[name](predictions, labels) for name in task.metrics]))
+    return np.asarray(np.mean([values[name](predictions, labels) for name in task.metrics], axis=0))
 
 
-def _spearman(x: _Array, y: _Array) -> float:
-    return _pearson(stats.rankdata(x), stats.rankdata(y))
+def _spearman(x: _Array, y: _Array) -> _Array:
+    return _pearson(stats.rankdata(x, axis=1), stats.rankdata(y, axis=1))
 
 
-def _pearson(x: _Array, y: _Array) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    below = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / below) if below else 0.0
+def _pearson(x: _Array, y: _Array) -> _Array:
+    x, y = (each - each.mean(1, keepdims=True) for each in (x, y))
+    return _ratio((x * y).sum(1), np.sqrt((x**2).sum(1) * (y**2).sum(1)))
+
+
+def _ratio(above: _Array, below: _Array) -> _Array:
+    """0 where it is not defined, as the metrics have it."""
+    return np.divide(above, below, out=np.zeros_like(below), where=below != 0)

@@ -98,7 +98,7 @@ def curve(policy, knob, values, score):
     return {"policy": policy, "knob": knob, "cost_unit": "flops", "points": points}
 
 
-def table(page, heading, task=None):
+def table(page, heading):
     """The first table below a heading, as lists of cells, the head first."""
     lines = page.split(f"# {heading}\n", 1)[1].splitlines()
     rows = list(
@@ -177,7 +177,7 @@ def test_at_the_same_cost_what_was_held_out_has_tables_of_its_own(results):
             result["splits"]["held_out"]["curves"] = [curve(*CURVES[result["recipe"]], 0.4)]
     (head, *rows) = table(report(results, draw=False).markdown(), "At the same cost, on the held-out part of train")
     assert head == ["recipe", "policy", "QNLI", "RTE", "macro"]
-    assert {(recipe, policy): cells for recipe, policy, *cells in rows}["palbert", "its own"] == ["<u>40.0</u>"] * 3
+    assert {(recipe, policy): cells for recipe, policy, *cells in rows}["palbert", "its own"] == ["40.0"] * 3
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,11 @@ def test_at_the_same_cost_what_was_held_out_has_tables_of_its_own(results):
 )
 def test_marks(values, expected):
     assert mark(values) == expected
+
+
+def test_what_is_out_of_competition_has_no_mark_and_takes_none():
+    assert mark([3.0, 2.0, 3.0, 1.0], [False, True, True, True]) == ["3.0", "<u>2.0</u>", "**3.0**", "1.0"]
+    assert mark([3.0, 1.0], [False, True]) == ["3.0", "1.0"]
 
 
 def test_the_ablation_is_mean_and_deviation_of_its_rows():
@@ -227,13 +232,35 @@ def test_selection_on_dev_is_said():
     assert "except in runs marked †" in page
     assert [row[0] for row in table(page, "Scores")] == ["recipe", "vanilla", "palbert †"]
     assert "selected on dev, as the paper does" in report([made(selection="dev")], draw=False).markdown()
-    assert "dev was never used to choose" in report([made()], draw=False).markdown()
+    assert "dev chose nothing that is compared" in report([made()], draw=False).markdown()
+
+
+def test_a_run_that_selected_on_dev_is_shown_where_there_is_no_other():
+    honest, flattered = made(score=0.6, held_out=0.6), made(selection="dev", score=0.8)
+    groups, choices = choose([flattered, honest])
+    assert groups["palbert", "RTE"].runs == (honest,)
+    assert choices == ["palbert on RTE (2 configurations)"]
+    both = [flattered, made(selection="dev", score=0.7, lr=1e-5)]
+    assert choose(both)[0]["palbert", "RTE"].runs == (flattered,)
+    assert "(of those that selected on dev, the best there)" in report(both, draw=False).markdown()
+    del honest.data["splits"]["held_out"]
+    with pytest.raises(DataError, match="expected a held-out score"):
+        choose([honest])
 
 
 def test_labels_name_options_policy_and_a_chosen_knob():
     run = made(recipe_options={"q": 0.3}, policy={"name": "entropy", "threshold": 0.1})
     assert label(run) == "palbert (q=0.3) with entropy"
-    assert label(Result({**made().data, "knob": {"chosen_on": "held_out"}})) == "palbert, knob chosen"
+    assert label(made(recipe_options={"rate": 0.2, "q": 0.3})) == "palbert (q=0.3, rate=0.2)"
+    chosen = {"chosen_on": "held_out"}
+    assert label(Result({**made().data, "knob": chosen})) == "palbert, knob chosen"
+    for changes, how in (
+        ({"knob": "held_out", "knob_keeps": 0.95}, "palbert, knob chosen to keep 95.0%"),
+        ({"knob": "budget", "budget": 2.0}, "palbert, knob chosen for ×2"),
+    ):
+        assert label(Result({**made(**changes).data, "knob": chosen})) == how
+        collapsed = {"chosen_on": "recipe", "statement": "the held-out score at full depth is not above 0"}
+        assert label(Result({**made(**changes).data, "knob": collapsed})) == how  # a seed of the same group
     assert ordered({"zoo", "palbert, knob chosen", "vanilla", "palbert"}) == [
         *("vanilla", "palbert", "palbert, knob chosen", "zoo")
     ]

@@ -75,8 +75,8 @@ def test_seeds_are_part_of_the_spread_and_are_paired():
 
 
 def test_holm_is_the_stepwise_bonferroni():
-    values = [0.01, 0.2, 0.02, 0.9]
-    assert holm(values) == pytest.approx([0.04, 0.4, 0.06, 0.9])
+    assert holm([0.01, 0.2, 0.02, 0.9]) == pytest.approx([0.04, 0.4, 0.06, 0.9])
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # no smaller than that of a smaller p
     assert holm([]) == []
 
 

@@ -1,5 +1,6 @@
 """Runs, results and reports, on a tiny backbone and tiny files."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,13 +14,14 @@ from typer.testing import CliRunner
 from benchmarks.glue import data, tasks
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig, parse_policy
-from benchmarks.glue.evaluation import batches, measure_speed_ups, record, summarise
+from benchmarks.glue.evaluation import batches, mean_cost, measure_costs, measure_speed_ups, record, summarise
 from benchmarks.glue.model import Collator, build, load_tokenizer
 from benchmarks.glue.report import report
 from benchmarks.glue.results import read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.training import train
 from ponder import Trajectory, policies
+from ponder.cost import measure
 from ponder.errors import ArgumentError, CheckpointError, DataError
 
 # One of every build of heads, stages and policies; the others differ in numbers.
@@ -50,6 +52,8 @@ def test_trajectories_are_kept_where_they_are_asked_for(backbone, glue_dir, tmp_
     kept = Trajectory.load(tmp_path / "kept" / f"{settings.key}-dev.safetensors")
     exits = kept.replay(policies.from_dict(done["policy"]))
     assert float(exits.exit_step.double().mean()) == pytest.approx(done["splits"]["dev"]["mean_exit_step"])
+    with pytest.raises(ArgumentError, match=r"--trajectories: .*a result that is there already"):
+        run(settings, glue_dir, tmp_path, tmp_path / "work", trajectories=tmp_path / "other", progress=False)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -170,6 +174,32 @@ def test_a_run_goes_on_from_its_last_checkpoint(backbone, glue_dir, tmp_path, mo
     assert resumed["splits"] == whole["splits"]
 
 
+def test_dev_takes_no_part_in_any_choice(backbone, glue_dir, tmp_path):
+    turned = tmp_path / "glue"
+    (turned / "RTE").mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        text = (glue_dir / "RTE" / f"{split}.tsv").read_text()
+        if split == "dev":  # every label the other way round
+            text = text.replace("\tnot_entailment", "\t?").replace("\tentailment", "\tnot_entailment")
+            text = text.replace("\t?", "\tentailment")
+        (turned / "RTE" / f"{split}.tsv").write_text(text)
+    settings = config(backbone, epochs=3, knob="held_out")
+    one, other = (
+        run(settings, folder, tmp_path / name, tmp_path / "work", progress=False)
+        for name, folder in (("as it is", glue_dir), ("turned", turned))
+    )
+    dev, of_turned = (each["splits"]["dev"] for each in (one, other))
+    assert dev["exits"]["accuracy"] == pytest.approx(1 - of_turned["exits"]["accuracy"])
+    assert dev["predictions"] == of_turned["predictions"]
+    assert one["splits"]["held_out"] == other["splits"]["held_out"]
+    for part in ("policy", "knob"):
+        assert one[part] == other[part]
+    for stage in (*one["training"], *other["training"]):
+        stage.pop("seconds")
+    assert one["training"] == other["training"]
+    assert one.selection_score == other.selection_score
+
+
 def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_path):
     done = invoke(
         *("run", "--task", "RTE", "--backbone", backbone, "--glue-dir", glue_dir, "--epochs", 1, "--quiet"),
@@ -209,8 +239,15 @@ def test_bad_arguments_are_named(arguments, message, glue_dir, tmp_path, backbon
 
 def test_an_unwritable_folder_is_refused_before_training(backbone, glue_dir, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ArgumentError, match="--out"):
-        run(config(backbone), glue_dir, tmp_path / "file" / "out", tmp_path / "work", progress=False)
+    bad, good = tmp_path / "file" / "folder", tmp_path / "good"
+    for option, places in (
+        ("--out", {"out": bad, "work": good}),
+        ("--work", {"out": good, "work": bad}),
+        ("--trajectories", {"out": good, "work": good, "trajectories": bad}),
+        ("--keep-model", {"out": good, "work": good, "models": bad}),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{option}: "):
+            run(config(backbone), glue_dir, **places, progress=False)
 
 
 def test_main_prints_one_line_and_exits_with_2(monkeypatch, capsys):
@@ -221,6 +258,17 @@ def test_main_prints_one_line_and_exits_with_2(monkeypatch, capsys):
         cli.main()
     assert stop.value.code == 2
     assert "task: expected one of CoLA" in capsys.readouterr().err
+
+
+def test_brackets_in_an_error_are_shown(monkeypatch, capsys):
+    from benchmarks import command_line
+
+    def failing():
+        raise DataError("pip install 'ponder-torch[ray]' [/red]")
+
+    with pytest.raises(SystemExit):
+        command_line.run_app(failing)
+    assert "pip install 'ponder-torch[ray]' [/red]" in capsys.readouterr().err
 
 
 def test_record_keeps_the_order_of_the_data_and_summarise_agrees_with_a_plain_loop(backbone, glue_dir):
@@ -249,10 +297,18 @@ def test_speed_ups_in_steps_and_flops_follow_the_exits(backbone, glue_dir):
     tokenizer = load_tokenizer(backbone)
     ready = data.tokenize(data.load(tasks.get("RTE"), glue_dir)["dev"], tokenizer, 64)
     model = build(config(backbone, recipe="vanilla"), 2).eval()
-    half = measure_speed_ups(model, ready, Collator(tokenizer), policies.FixedStep(2), 2.0, pairs=2)
+    collate, exits = Collator(tokenizer), torch.full((len(ready),), 2)
+    costs = measure_costs(model, ready, collate)
+    half = measure_speed_ups(model, ready, collate, policies.FixedStep(2), exits, costs, pairs=2)
     assert half["steps"] == 2.0
     assert half["flops"] == pytest.approx(2.0, rel=0.02)  # the head costs a little, and embeddings nothing
     assert half["wall_clock_range"][0] <= half["wall_clock"] <= half["wall_clock_range"][1]
+
+    for row in range(len(ready)):  # each example at its own length
+        alone = {k: v for k, v in collate([ready[row]]).items() if k not in ("labels", "row_ids")}
+        assert costs[row] == measure(model.ponder, alone.pop("input_ids"), **alone)
+    assert len(set(costs)) > 1
+    assert mean_cost(costs).plain == pytest.approx(np.mean([cost.plain for cost in costs]))
 
 
 def test_batches_hold_every_example_once_and_pad_to_their_own_longest(backbone, glue_dir):
@@ -266,18 +322,33 @@ def test_batches_hold_every_example_once_and_pad_to_their_own_longest(backbone, 
 def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
     with pytest.raises(DataError, match="folder of results"):
         read_all(tmp_path / "none")
-    with pytest.raises(DataError, match="at least one"):
-        report([])
     (tmp_path / "half.json").write_text(result.path.read_text()[:100])
     with pytest.raises(DataError, match=r"half\.json"):
         read_all(tmp_path)
-    (tmp_path / "half.json").write_text(json.dumps({**result.data, "format": "another"}))
-    with pytest.raises(DataError, match="another"):
+    (tmp_path / "half.json").unlink()
+    shutil.copy(result.path, tmp_path / "copy.json")
+    with pytest.raises(DataError, match=rf"copy\.json: expected the run of this name; got {result.path.stem}"):
         read_all(tmp_path)
-    for name in ("half.json", "twice.json"):
-        shutil.copy(result.path, tmp_path / name)
-    with pytest.raises(DataError, match="two results"):
-        read_all(tmp_path)
+    (tmp_path / "copy.json").unlink()
+
+    splits, fields = result["splits"], result["config"]
+    better = {**splits, "dev": {**splits["dev"], "exits": {"accuracy": 0.99, "score": 0.99}}}
+    for changes, message in (
+        ({"format": "another"}, "another"),
+        ({"splits": better}, "it was edited since"),
+        ({"splits": {}}, "expected scores of dev at the exits"),
+        ({"config": {**fields, "lr": 0.5}}, "edited, or a copy"),
+        ({"config": {**fields, "from_the_future": 1}}, rf"{result.path.name}: config: .*from_the_future"),
+        ({"training": [{"objective": {"name": "final-step"}}], "digest": None}, "edited"),
+    ):
+        (tmp_path / result.path.name).write_text(json.dumps({**result.data, **changes}))
+        with pytest.raises(DataError, match=message):
+            read_all(tmp_path)
+    shutil.copy(result.path, tmp_path)
+    assert len(read_all(tmp_path)) == 1
+    old = {name: value for name, value in result.data.items() if name != "digest"}
+    (tmp_path / result.path.name).write_text(json.dumps(old))  # of a version that wrote none
+    assert read_all(tmp_path)[0]["splits"] == splits
 
 
 def test_a_policy_is_read_as_it_is_written():
@@ -286,6 +357,29 @@ def test_a_policy_is_read_as_it_is_written():
 
 
 def test_keys_differ_with_every_field():
+    changed = {
+        **{"task": "CoLA", "recipe": "vanilla", "backbone": "mpnet", "recipe_options": {"q": 0.3}, "readout": "pooler"},
+        **{"policy": {"name": "last-step"}, "seed": 1, "epochs": 4, "lr": 1e-5, "lambda_lr": 1e-5, "batch_size": 8},
+        **{"warmup": 0.0, "stop_after": 2, "held_out": 0.2, "max_train": 9, "max_length": 64, "bf16": True},
+        **{"schedule": "constant", "selection": "dev", "knob": "held_out", "knob_keeps": 0.9, "budget": 2.0},
+    }
+    assert changed.keys() == {field.name for field in dataclasses.fields(RunConfig)}
     one = RunConfig("RTE")
-    assert one.key != RunConfig("RTE", lr=1e-5).key
+    keys = {one.key, *(dataclasses.replace(one, **{name: value}).key for name, value in changed.items())}
+    assert len(keys) == 1 + len(changed)
     assert one.key == RunConfig("RTE").key
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("epochs", value) for value in (0, 1.5, "abc", True)),
+        *(("lr", value) for value in (0, 1.0, "fast")),
+        *(("held_out", value) for value in (0, 1, 2)),
+        *(("warmup", -3), ("seed", -1), ("max_train", 3), ("max_length", 0), ("bf16", 1)),
+        *(("knob_keeps", 0), ("budget", 0.5), ("budget", float("inf"))),
+    ],
+)
+def test_fields_out_of_their_range_are_named(field, value):
+    with pytest.raises(ArgumentError, match=f"^{field}: expected .*{value}"):
+        RunConfig("RTE", **{field: value})

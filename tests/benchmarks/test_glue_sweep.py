@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from transformers import Trainer
 from typer.testing import CliRunner
 
 from benchmarks.glue import tasks, training
@@ -18,6 +19,7 @@ from benchmarks.glue.knob import choose_knob
 from benchmarks.glue.results import FORMAT, Result
 from benchmarks.glue.run import run
 from benchmarks.glue.sweeping import suite as suites
+from benchmarks.glue.sweeping.command import _narrowed, _tell
 from benchmarks.glue.sweeping.executors.base import Executor, Job, Outcome, execute
 from benchmarks.glue.sweeping.executors.inline import InlineExecutor
 from benchmarks.glue.sweeping.progress import LiveTable
@@ -86,13 +88,22 @@ def invoke(*arguments):
 
 
 def test_every_suite_is_a_grid_of_runs_and_the_papers_is_table_3():
-    assert suites.names() == ("ablation", "breadth", "depth", "mini", "paper", "speed", "switches")
+    assert suites.names() == ("ablation", "beyond", "breadth", "depth", "mini", "paper", "speed", "switches")
     for name in suites.names():
         cells = suites.get(name).cells("minilm")
         assert len({point.key for cell in cells for point in cell.points}) == sum(len(cell.points) for cell in cells)
-    sizes = {cell.spec.recipe: len(cell.points) for cell in suites.get("paper").cells("minilm")}
-    assert sizes == {"vanilla": 12, "pabee": 12, "pondernet": 12, "palbert": 36}
-    assert {cell.seeds for cell in suites.get("paper").cells("minilm")} == {5}
+    paper = suites.get("paper").cells("minilm")
+    assert len(paper) == 8 * 4  # all tasks but WNLI
+    rates = {(lr, size) for lr in (1e-5, 2e-5, 3e-5, 5e-5) for size in (16, 32, 128)}
+    for cell in paper:
+        assert cell.seeds == 5
+        assert {(point.lr, point.batch_size) for point in cell.points} == rates
+        assert {(point.schedule, point.stop_after) for point in cell.points} == {("constant", 5)}
+        lambda_rates = {1e-5, 2e-5, 3e-5} if cell.spec.recipe == "palbert" else {RunConfig("RTE").lambda_lr}
+        assert {point.lambda_lr for point in cell.points} == lambda_rates
+        assert len(cell.points) == len(rates) * len(lambda_rates)
+    for name in ("pondernet", "palbert"):
+        assert recipes.get(name) == recipes.get(name, beta=0.5, rate=0.1)
 
 
 def test_a_budget_is_kept_and_a_larger_one_adds_points_to_a_smaller_one():
@@ -141,7 +152,7 @@ def test_halving_goes_on_where_it_was_and_without_the_runs_that_fail(tmp_path):
     (cell,) = HALVED.cells("minilm", halving=3)
     best_first = dataclasses.replace(cell.points[8], epochs=3)
     summary = go([cell], Pretender(lambda config: config.lr, failing=[best_first.key]), tmp_path)
-    assert [outcome.job.config.key for outcome in summary.failures] == [best_first.key]
+    assert [failure.config.key for failure in summary.failures] == [best_first.key]
     (record,) = (tmp_path / "out" / "chosen").glob("*.json")
     assert json.loads(record.read_text())["chosen"] == dataclasses.replace(cell.points[7], epochs=9).key
     go([cell], Pretender(lambda config: config.lr), tmp_path)  # what failed is tried again, and wins
@@ -222,7 +233,7 @@ def test_failures_are_recorded_and_tried_again_and_a_better_point_takes_the_plac
         return score[config.lr, config.lambda_lr]
 
     summary = go([cell], Pretender(held_out, failing=[best.key]), tmp_path)
-    assert [outcome.error for outcome in summary.failures] == ["MemoryError: too much"]
+    assert [failure.error for failure in summary.failures] == ["MemoryError: too much"]
     assert keys(tmp_path / "out" / "failed") == [best.key]
     assert keys(tmp_path / "out") == sorted(run.key for run in cell.finals(second))
 
@@ -249,8 +260,69 @@ def test_models_of_the_chosen_point_are_kept_and_those_of_the_others_go(tmp_path
 
     best = cell.finals(cell.points[3])[1]
     (models / best.key / "glue.json").unlink()
-    with pytest.raises(ArgumentError, match=f"its model at .*{best.key}"):
-        go([cell], Pretender(), tmp_path, models=models)
+    refused = Pretender()
+    with pytest.raises(ArgumentError, match=f"--keep-model: .*{best.key}"):
+        go([cell], refused, tmp_path, models=models)
+    assert refused.asked == []
+
+
+def test_models_that_a_sweep_needs_and_that_were_not_kept_are_named_before_anything_runs(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    first = cell.points[0]
+    result_of(first, 0.9).save(tmp_path / "out" / "grid" / f"{first.key}.json")  # by a sweep that kept none
+    refused = Pretender()
+    with pytest.raises(ArgumentError, match=f"--keep-model: .*{first.key}"):
+        go([cell], refused, tmp_path, models=tmp_path / "models")
+    assert refused.asked == []
+
+    # After a choice models of the grid are gone for good; a point that is chosen now without one has failed.
+    write_json(tmp_path / "out" / "chosen" / f"{cell.name}.json", {"chosen": "another", "runs": []})
+    summary = go([cell], Pretender(lambda config: 0.1), tmp_path, models=tmp_path / "models")
+    assert [failure.config for failure in summary.failures] == [first]
+    assert "--keep-model" in summary.failures[0].error
+    assert summary.done == 3 + 2  # the other points, and the other seeds
+
+
+def test_fewer_seeds_leave_the_results_of_more_where_they_are(tmp_path):
+    three, one = (dataclasses.replace(GRID, seeds=seeds).cells("minilm") for seeds in (3, 1))
+    go(three, Pretender(), tmp_path)
+    before = keys(tmp_path / "out")
+    assert len(before) == 3
+    for cells in (one, three):
+        again = Pretender()
+        go(cells, again, tmp_path)
+        assert again.asked == []
+        assert keys(tmp_path / "out") == before
+
+
+def test_a_point_that_is_chosen_again_takes_its_results_back(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    first, second = cell.points[:2]
+    go([cell], Pretender(lambda config: float(config.lambda_lr == first.lambda_lr and config.lr == first.lr)), tmp_path)
+    for score, chosen in ((2.0, second), (0.0, first)):
+        result_of(second, score).save(tmp_path / "out" / "grid" / f"{second.key}.json")
+        again = Pretender()
+        go([cell], again, tmp_path)
+        assert len(again.asked) == (2 if chosen is second else 0)
+        assert keys(tmp_path / "out") == sorted(run.key for run in cell.finals(chosen))
+
+
+def test_a_choice_that_cannot_be_written_down_fails_its_cell_alone(tmp_path, monkeypatch):
+    cells = dataclasses.replace(GRID, tasks=("RTE", "CoLA")).cells("minilm")
+
+    def full(path, data):
+        if "chosen" in path.parts and "rte" in path.name:
+            raise ArgumentError("folder", expected="room", got="No space left on device", remedy="Make some.")
+        write_json(path, data)
+
+    monkeypatch.setattr("benchmarks.glue.sweeping.study.write_json", full)
+    summary = go(cells, Pretender(), tmp_path)
+    assert [failure.config.task for failure in summary.failures] == ["RTE"]
+    assert (summary.done, summary.skipped) == (3 + 6, 2)
+    monkeypatch.undo()
+    again = Pretender()
+    assert go(cells, again, tmp_path).done == 12
+    assert len(again.asked) == 2  # nothing that was done is done again
 
 
 def test_where_no_point_has_a_result_the_seeds_are_not_tried(tmp_path):
@@ -287,11 +359,13 @@ def test_the_table_shows_every_cell(tmp_path):
         (lambda good: json.dumps({**good, "config": {**good["config"], "from_the_future": 1}}), "from_the_future"),
     ],
 )
-def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(content, message, tmp_path):
+@pytest.mark.parametrize("place", ["grid", "."])
+def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(place, content, message, tmp_path):
     (cell,) = GRID.cells("minilm")
-    path = tmp_path / "out" / "grid" / f"{cell.points[3].key}.json"
+    run = cell.points[3] if place == "grid" else cell.finals(cell.points[3])[2]
+    path = tmp_path / "out" / place / f"{run.key}.json"
     path.parent.mkdir(parents=True)
-    path.write_text(content(result_of(cell.points[3]).data))
+    path.write_text(content(result_of(run).data))
     executor = Pretender()
     with pytest.raises(DataError, match=message):
         go([cell], executor, tmp_path)
@@ -303,7 +377,8 @@ def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(conten
     [
         (["--suite", "nope"], "one of ablation"),
         (["--suite", "mini", "--tasks", "XYZ"], "one of CoLA"),
-        (["--suite", "mini", "--tasks", "RTE,RTE"], "each once"),
+        (["--suite", "mini", "--tasks", "RTE,rte"], "each once"),
+        (["--suite", "mini", "--recipes", "static:k"], "field=value"),
         (["--suite", "mini", "--recipes", "nope"], "one of"),
         (["--suite", "mini", "--set", "nope=1"], "fields of a run"),
         (["--suite", "mini", "--set", "epochs=0"], "epochs"),
@@ -333,6 +408,8 @@ def test_a_suite_file_of_ones_own(tmp_path):
     )
     (cell,) = suites.get(str(path)).cells("minilm")
     assert cell.points == (RunConfig("RTE", "pabee", lr=1e-4),)
+    path.write_text(json.dumps({"tasks": ["rte"], "recipes": ["pabee"]}))
+    assert suites.get(str(path)).cells("minilm")[0].points == (RunConfig("RTE", "pabee"),)
     path.write_text(json.dumps({"tasks": ["RTE"]}))
     with pytest.raises(DataError, match=r"own\.json: expected a suite"):
         suites.get(str(path))
@@ -362,6 +439,18 @@ def test_task_and_recipe_may_have_fields_of_their_own_and_the_command_line_has_t
             dataclasses.replace(suite, **wrong)
 
 
+def test_recipes_on_the_command_line_may_have_arguments():
+    fields = {"lambda_lr": 2e-4}
+    suite = Suite("own", "", ("RTE",), (RecipeSpec("vanilla"), RecipeSpec("palbert", fields=fields)))
+    chosen = _narrowed(suite, None, "static:k=3, palbert:q=0.3:beta=0.1,palbert,pabee", None, None)
+    assert chosen.recipes == (
+        RecipeSpec("static", {"k": 3}),
+        RecipeSpec("palbert", {"q": 0.3, "beta": 0.1}, fields),
+        RecipeSpec("palbert", fields=fields),
+        RecipeSpec("pabee"),
+    )
+
+
 def test_recipes_whose_policy_is_not_defined_for_a_task_are_left_out():
     specs = tuple(map(RecipeSpec, ("vanilla", "pabee", "deebert", "fastbert", "ponder")))
     cells = Suite("own", "", ("STS-B", "RTE"), specs, {}, {}, 1).cells("minilm")
@@ -372,12 +461,15 @@ def test_recipes_whose_policy_is_not_defined_for_a_task_are_left_out():
             Suite("own", "", ("STS-B",), specs[2:3], {}, {}, 1).cells("minilm", max_runs=budget)
 
 
-def test_the_committed_runs_of_breadth_and_depth_are_points_of_their_suites():
-    """The command that docs/results.md gives finds them done."""
-    committed = {path.stem for path in COMMITTED}
-    for name, backbone in (("breadth", "minilm"), ("switches", "minilm"), ("depth", "mpnet")):
-        keys = {point.key for cell in suites.get(name).cells(backbone) for point in cell.points}
-        assert keys & committed
+def test_the_committed_runs_are_those_of_their_suites():
+    """The commands that docs/benchmark.md gives find them done, and every committed run is one of theirs."""
+    found = set()
+    for name, backbone in (("breadth", "minilm"), ("switches", "minilm"), ("beyond", "minilm"), ("depth", "mpnet")):
+        for cell in suites.get(name).cells(backbone):
+            found |= {run.key for point in cell.points for run in cell.finals(point)}
+    committed = {path.stem for path in COMMITTED if path.parent.name == "glue"}
+    assert len(committed) > 100
+    assert committed - found == set()
 
 
 def test_a_result_of_a_recipe_that_has_changed_since_is_refused(tmp_path):
@@ -454,6 +546,14 @@ def test_the_knob_is_the_best_within_a_budget_of_steps(held_out):
         RunConfig("RTE", knob="budget", budget=0.5)
     with pytest.raises(ArgumentError, match="nothing is held out"):
         RunConfig("RTE", knob="budget", selection="dev")
+
+
+def test_where_no_knob_is_within_the_budget_it_is_the_cheapest(held_out):
+    config = RunConfig("RTE", knob="budget", budget=6.0)
+    chosen = choose_knob(config, tasks.get("RTE"), policies.Patience(4), {"held_out": held_out})
+    assert chosen.policy == policies.Patience(1)
+    assert chosen.record["met"] is False
+    assert "the cheapest knob instead, patience = 1" in chosen.record["statement"]
 
 
 def test_what_has_no_knob_or_was_trained_for_its_depth_stays(held_out):
@@ -550,6 +650,28 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(backbone, glue_dir, tmp_pat
         assert sweep(cells, executor, **places).failures == ()
     assert trained == [1]  # what was trained lay in the folder of checkpoints
     assert not (tmp_path / "work" / "stages").exists()  # nobody goes on from it
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_fails_its_run_alone(backbone, glue_dir, tmp_path, monkeypatch):
+    cells = tiny(["vanilla", "pabee"], backbone)
+    real, saved = Trainer._save_checkpoint, []
+
+    def full(self, *arguments, **keywords):
+        saved.append(1)
+        if len(saved) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device [checkpoint]")
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
+    places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
+    console = Console(width=200, record=True)
+    with InlineExecutor() as executor:
+        summary = sweep(cells, executor, **places)
+    assert [(failure.config.recipe, summary.done) for failure in summary.failures] == [("vanilla", 1)]
+    _tell(console, summary, tmp_path / "out")
+    assert "No space left on device [checkpoint]" in console.export_text()
+    with InlineExecutor() as executor:
+        assert sweep(cells, executor, **places).failures == ()
 
 
 def test_nothing_is_held_out_where_dev_selects(backbone, glue_dir, tmp_path):

@@ -73,7 +73,7 @@ def report(
     glue_dir: Path | None = None,
     *,
     draw: bool = True,
-    replicates: int = 2000,
+    replicates: int = 10_000,
     only: Sequence[str] = (),
 ) -> Report:
     """Make the report.
@@ -118,6 +118,8 @@ def _section(
     blocks: list[Block] = [Heading(f"`{name}`, {' / '.join(map(str, steps))} steps")]
     if choices:
         chosen = "Where several configurations were run, the best on the held-out part of train is shown"
+        if any(group.on_dev for group in groups.values()):
+            chosen += " (of those that selected on dev, the best there)"
         blocks.append(Text(f"{chosen}: {'; '.join(choices)}."))
     for part in wanted:
         blocks += PARTS[part](source)
@@ -125,8 +127,8 @@ def _section(
 
 
 def _introduction(results: Sequence[Result]) -> str:
-    on_dev = sum(result["config"].get("selection") == "dev" for result in results)
-    selection = "The epoch was selected on a part of train that was held out; dev was never used to choose anything."
+    on_dev = sum(result.selects_on_dev for result in results)
+    selection = "The epoch was selected on a part of train that was held out; dev chose nothing that is compared here."
     if on_dev == len(results):
         selection = "Epochs and hyper-parameters were selected on dev, as the paper does: its scores are optimistic."
     elif on_dev:
@@ -138,7 +140,8 @@ def _introduction(results: Sequence[Result]) -> str:
 
 
 _INTRODUCTION = """\
-* Made by `python -m benchmarks.glue report` from JSON results alone; nothing here is written by hand.
+* Made by `python -m benchmarks.glue report` from JSON results alone (and, for significance, the labels of dev); nothing
+  here is written by hand.
 * The *score* is GLUE's number on dev, in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC
   and QQP, the mean of Pearson and Spearman correlation for STS-B, accuracy elsewhere.
 * {selection}

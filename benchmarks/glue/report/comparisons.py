@@ -57,8 +57,9 @@ def comparisons(groups: Groups, glue_dir: Path | None, replicates: int) -> list[
 def _note(replicates: int) -> str:
     return (
         f"Row minus column, in points: means over the common seeds. Paired bootstrap over dev examples and seeds, "
-        f"{replicates} replicates; in brackets the 95% interval. **Bold**: p < {_LEVEL} after Holm's adjustment over "
-        "the table. One seed says nothing about other seeds: its interval is over examples alone."
+        f"{replicates:,} replicates; in brackets the 95% interval. **Bold**: p < {_LEVEL} after Holm's adjustment over "
+        "the table. ¹ One seed in common (of a macro: on one of its tasks at least): the interval is over examples "
+        "alone, and says nothing about other seeds. With two or three seeds it is still too narrow in that."
     )
 
 
@@ -112,6 +113,6 @@ def _matrix(title: str, recipes: Mapping[str, list[Replicates]]) -> list[Block]:
 
 def _cell(result: Comparison, significant: bool) -> str:
     """Of the column minus the row, turned round."""
-    text = f"{-100 * result.difference:+.1f}"
-    span = f"[{-100 * result.high:+.1f}, {-100 * result.low:+.1f}]"
-    return f"**{text}** {span}" if significant else f"{text} {span}"
+    text, low, high = (f"{0.0 - 100 * value:+.1f}" for value in (result.difference, result.high, result.low))
+    text = f"**{text}** [{low}, {high}]" if significant else f"{text} [{low}, {high}]"
+    return f"{text} ¹" if result.seeds == 1 else text

@@ -24,9 +24,11 @@ _NOTE = (
     "knobs, so that all pay the same; medians over the seeds. No label takes part in where a knob is put. *its "
     "own* is the policy of the recipe for the task, and the other rows are other policies on the same models. *blind* "
     "is the best that can be had there without a look at the example, the same step for all or two by a coin (chosen "
-    "by the score shown, and on straight lines between steps): what tells examples apart should be ahead of it. "
+    "by the score shown, so a little too good and out of competition; on straight lines between steps): what tells "
+    "examples apart should be ahead of it. "
     "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
-    "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task."
+    "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task; "
+    "a policy that is the recipe's own on some tasks has those in its row too."
 )
 _HELD_OUT_NOTE = (
     "The same on what was held out of train, by which recipes and policies are chosen. The epoch was chosen on it "
@@ -37,7 +39,7 @@ _HELD_OUT_NOTE = (
 def equal_cost(groups: Groups) -> list[Block]:
     """Every recipe with every policy that its curves know, and the encoder cut short: on dev, and on what was held out.
 
-    Each has a table for each speed-up. No choice is made on dev; those on the held-out part are there for choices.
+    Each has a table for each speed-up. No knob is chosen on dev; the tables of the held-out part are there for choices.
     """
     on_dev = _tables(groups)
     if not on_dev:
@@ -59,7 +61,8 @@ def _tables(groups: Groups) -> list[Block]:
             common = [task for task in tasks if task not in NOT_AVERAGED]
             columns = [[scores.get((row, task)) for row in rows] for task in tasks]
             columns.append([macro(scores, row, common) for row in rows])
-            cells = zip(*map(mark, columns), strict=True)
+            competing = [policy != _BLIND for _, policy in rows]
+            cells = zip(*(mark(column, competing) for column in columns), strict=True)
             table = [[recipe, policy, *each] for (recipe, policy), each in zip(rows, cells, strict=True)]
             over = f"macro over {', '.join(common)}" if common else "no macro"
             tables += [Text(f"*×{speed_up:g} in steps; {over}*"), Table(["recipe", "policy", *tasks, "macro"], table)]
@@ -77,12 +80,16 @@ def _held_out(groups: Groups) -> Groups:
 
 def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]]:
     for label in ordered(name for name, _ in groups):
-        for task in task_order(task for name, task in groups if name == label):
-            group = groups[label, task]
+        of_label = {task: groups[label, task] for task in task_order(task for name, task in groups if name == label)}
+        own = {group.example["policy"]["name"] for group in of_label.values()}
+        for task, group in of_label.items():
             for policy in _policies(group):
                 score = _at(group, policy, speed_up)
                 if score is not None:
-                    yield (label, _OWN if policy == group.example["policy"]["name"] else policy), task, score
+                    if policy == group.example["policy"]["name"]:
+                        yield (label, _OWN), task, score
+                    if policy != group.example["policy"]["name"] or len(own) > 1:
+                        yield (label, policy), task, score
     for task in task_order(task for _, task in groups):
         score = _cut(groups, task, speed_up)
         if score is not None:

@@ -68,7 +68,8 @@ def by_cost(groups: Groups, prefix: str) -> Figure | None:
     """The score against the speed-up in FLOPs: curves where they were kept, and the runs themselves as crosses."""
     panels = _own_policies(groups, "cost")
     for task, shown in _by_task(groups):
-        panels.setdefault(task, []).append(_runs(shown, "flops", task in panels))
+        over_curves = task in panels
+        panels.setdefault(task, []).append(_runs(shown, "flops", over_curves))
     caption = (
         "Score against speed-up in FLOPs. Lines: each recipe with its own policy, whose knob is turned. Crosses: the "
         "runs as they are, medians over seeds; models cut at a fixed step (static) are among them."

@@ -53,7 +53,7 @@ class Group:
     @property
     def on_dev(self) -> bool:
         """Whether something was selected on dev."""
-        return any(run["config"].get("selection") == "dev" for run in self.runs)
+        return any(run.selects_on_dev for run in self.runs)
 
     @property
     def example(self) -> Result:
@@ -67,6 +67,8 @@ Groups = Mapping[tuple[str, str], Group]
 
 def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
     """One group for each recipe and task; of several configurations the best on the held-out part of train.
+
+    One that selected on dev is shown where there is no other: its score on dev is no sign of merit.
 
     Returns:
         The groups, and the places where there was something to choose.
@@ -85,22 +87,31 @@ def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
     return groups, choices
 
 
-def _merit(runs: Sequence[Result]) -> tuple[float, int]:
-    return statistics.median(run.selection_score for run in runs), len(runs)
+def _merit(runs: Sequence[Result]) -> tuple[bool, float, int]:
+    on_dev = any(run.selects_on_dev for run in runs)
+    return not on_dev, statistics.median(run.selection_score for run in runs), len(runs)
 
 
 def label(result: Result) -> str:
     """The recipe, with the arguments given to it, and the policy or its knob where they are not the recipe's."""
-    options = ", ".join(f"{key}={value}" for key, value in result["config"]["recipe_options"].items())
+    options = ", ".join(f"{key}={value}" for key, value in sorted(result["config"]["recipe_options"].items()))
     named = f"{result['recipe']} ({options})" if options else str(result["recipe"])
     policy = result["config"]["policy"]
     named = f"{named} with {policy['name']}" if policy else named
-    return f"{named}, knob chosen" if knob_chosen(result) else named
+    return f"{named}, {_how_chosen(result)}" if knob_chosen(result) else named
 
 
 def knob_chosen(result: Result) -> bool:
-    """Whether the policy's knob was chosen on the held-out part of train, and is not the recipe's."""
-    return bool(result.data.get("knob", {}).get("chosen_on") == "held_out")
+    """Whether the policy's knob was to be chosen on the held-out part of train, also where nothing could be chosen."""
+    knob = result.data.get("knob", {})
+    return bool(knob.get("chosen_on") == "held_out" or "statement" in knob)
+
+
+def _how_chosen(result: Result) -> str:
+    config = RunConfig.from_dict(result["config"])
+    if config.knob == "budget":
+        return f"knob chosen for ×{config.budget:g}"
+    return "knob chosen" if config.knob_keeps == 0.99 else f"knob chosen to keep {config.knob_keeps:.1%}"
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:

@@ -94,19 +94,26 @@ def macro(values: Mapping[tuple[_Key, str], float], row: _Key, tasks: Sequence[s
     return statistics.fmean(found) if found and len(found) == len(tasks) else None
 
 
-def mark(values: Sequence[float | None]) -> list[str]:
+def mark(values: Sequence[float | None], competing: Sequence[bool] | None = None) -> list[str]:
     """A column with its best value bold and its second underlined, as they are printed: ties share a mark.
+
+    Args:
+        values: None where there is none.
+        competing: Which of them can be marked; all where None.
 
     Example:
         >>> mark([56.61, 58.1, 56.58, None])
         ['<u>56.6</u>', '**58.1**', '<u>56.6</u>', '–']
     """
     printed = ["–" if value is None else f"{value:.1f}" for value in values]
-    ranks = sorted({float(text) for text in printed if text != "–"}, reverse=True)
+    places = [competing is None or competing[place] for place in range(len(printed))]
+    ranks = sorted(
+        {float(text) for text, can in zip(printed, places, strict=True) if can and text != "–"}, reverse=True
+    )
     if len(ranks) < 2:
         return printed
     form = {f"{ranks[0]:.1f}": "**{}**", f"{ranks[1]:.1f}": "<u>{}</u>"}
-    return [form.get(text, "{}").format(text) for text in printed]
+    return [form.get(text, "{}").format(text) if can else text for text, can in zip(printed, places, strict=True)]
 
 
 def _switches(result: Result) -> tuple[bool, bool, bool, bool] | None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
-    from benchmarks.glue.sweeping.suite import Suite
+    from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
     from benchmarks.glue.sweeping.sweep import Summary
 
 __all__ = ["sweep_command"]
@@ -20,7 +21,9 @@ def sweep_command(
     suite: Annotated[str, typer.Option(help="paper, ablation, speed, mini, or a JSON file of your own.")],
     backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
     tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
-    recipes: Annotated[str | None, typer.Option(help="Instead of the suite's, for example vanilla,palbert.")] = None,
+    recipes: Annotated[
+        str | None, typer.Option(help="Instead of the suite's, for example vanilla,palbert,static:k=3.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of the chosen point, instead of the suite's.")] = None,
     fixed: Annotated[
         list[str] | None, typer.Option("--set", help="Field of all runs, for example bf16=true; repeatable.")
@@ -59,6 +62,9 @@ def sweep_command(
     chosen = _narrowed(suites.get(suite), tasks, recipes, seeds, fixed)
     cells = chosen.cells(backbone, selection, max_runs, halving)
     backbones.resolve(backbone)
+    # Workers, perhaps on other machines, need not stand in this folder.
+    out, work = out.resolve(), work.resolve()
+    glue_dir, keep_model = (None if path is None else path.resolve() for path in (glue_dir, keep_model))
     resources = Resources(workers, threads, cpus_per_run, gpus_per_run, address)
     console = Console()
     with executors.get(executor, resources) as pool, LiveTable(console, workers) as show:
@@ -73,19 +79,27 @@ def _narrowed(
 ) -> Suite:
     """The suite with what the command line says instead."""
     from benchmarks.glue.config import parse_fields
-    from benchmarks.glue.sweeping.suite import RecipeSpec
 
     changes: dict[str, object] = {}
     if tasks is not None:
         changes["tasks"] = tuple(_listed(tasks))
     if recipes is not None:
-        of_suite = [
-            [spec for spec in suite.recipes if spec.recipe == name] or [RecipeSpec(name)] for name in _listed(recipes)
-        ]
-        changes["recipes"] = tuple(spec for specs in of_suite for spec in specs)
+        changes["recipes"] = tuple(spec for text in _listed(recipes) for spec in _specs(suite, text))
     if seeds is not None:
         changes["seeds"] = seeds
     return dataclasses.replace(suite, **changes).with_fixed(parse_fields("--set", fixed or []))  # type: ignore[arg-type]
+
+
+def _specs(suite: Suite, text: str) -> list[RecipeSpec]:
+    """`name`, as the suite has it; or `name:argument=value:…`, with these arguments and the suite's other fields."""
+    from benchmarks.glue.config import parse_fields
+    from benchmarks.glue.sweeping.suite import RecipeSpec
+
+    name, *arguments = text.split(":")
+    of_suite = [spec for spec in suite.recipes if spec.recipe == name]
+    if not arguments:
+        return of_suite or [RecipeSpec(name)]
+    return [RecipeSpec(name, parse_fields("--recipes", arguments), of_suite[0].fields if of_suite else {})]
 
 
 def _listed(text: str) -> list[str]:
@@ -93,10 +107,12 @@ def _listed(text: str) -> list[str]:
 
 
 def _tell(console: Console, summary: Summary, out: Path) -> None:
-    console.print(f"\n{summary.done} runs have a result in {out}.", soft_wrap=True)
-    for outcome in summary.failures:
-        console.print(f"[red]failed[/] {outcome.job.config.key}: {outcome.error}", soft_wrap=True, highlight=False)
+    console.print(f"\n{summary.done} runs have a result in {escape(str(out))}.", soft_wrap=True)
+    for failure in summary.failures:
+        line = f"[red]failed[/] {failure.config.key}: {escape(failure.error)}"
+        console.print(line, soft_wrap=True, highlight=False)
     if summary.skipped:
         console.print(f"{summary.skipped} runs were not tried: no point of their grid has a result.")
     if summary.failures:
-        console.print(f"The errors are in {out / 'failed'}; run the same command to try again.", soft_wrap=True)
+        where = escape(str(out / "failed"))
+        console.print(f"The errors are in {where}; run the same command to try again.", soft_wrap=True)

@@ -9,21 +9,36 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result
-from benchmarks.glue.sweeping.executors.base import Outcome
 from benchmarks.glue.sweeping.search import FAILED, replay
 from benchmarks.glue.sweeping.suite import Cell
-from ponder.errors import CheckpointError
+from ponder.errors import CheckpointError, PonderError
 from ponder.files import read_json, write_json
 
-__all__ = ["CellStudy"]
+__all__ = ["CellStudy", "Failure"]
 
 _CHOICE = "ponder-glue-choice-1"
 _FAILURE = "ponder-glue-failure-1"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that has no result.
+
+    Args:
+        config: The run.
+        error: What went wrong, in one line.
+        details: The traceback.
+    """
+
+    config: RunConfig
+    error: str
+    details: str = ""
 
 
 @dataclass
@@ -42,11 +57,12 @@ class CellStudy:
     cell: Cell
     out: Path
     scores: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, Outcome] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
     chosen: RunConfig | None = None
     tried: tuple[tuple[RunConfig, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_reported()
         if len(self.cell.points) == 1:
             self.chosen = self.cell.points[0]
             self._read()
@@ -71,12 +87,11 @@ class CellStudy:
     @property
     def runs(self) -> list[RunConfig]:
         """All runs that are known of so far, finished or not."""
-        finals = [] if self.chosen is None else self.cell.finals(self.chosen)
-        return [*(run for rung in self.tried for run in rung), *finals]
+        return [*(run for rung in self.tried for run in rung), *self.finals]
 
     def open_runs(self) -> list[RunConfig]:
         """Runs of the present phase with neither a result nor a failure."""
-        runs = self.tried[-1] if self.chosen is None else self.cell.finals(self.chosen)
+        runs = self.tried[-1] if self.chosen is None else self.finals
         return [run for run in runs if run.key not in self.scores and run.key not in self.failures]
 
     def succeeded(self, config: RunConfig) -> None:
@@ -84,23 +99,38 @@ class CellStudy:
         self.scores[config.key] = Result.of_run(self.folder / f"{config.key}.json").selection_score
         (self.out / "failed" / f"{config.key}.json").unlink(missing_ok=True)
 
-    def failed(self, outcome: Outcome) -> None:
+    def failed(self, failure: Failure) -> None:
         """Take note of a failure; the next sweep tries again."""
-        config = outcome.job.config
-        self.failures[config.key] = outcome
-        record = {"format": _FAILURE, "error": outcome.error, "details": outcome.details, "config": config.to_dict()}
-        write_json(self.out / "failed" / f"{config.key}.json", record)
+        config = failure.config
+        self.scores.pop(config.key, None)
+        self.failures[config.key] = failure
+        record = {"format": _FAILURE, "error": failure.error, "details": failure.details, "config": config.to_dict()}
+        with suppress(PonderError):  # a disk so full that not even this can be written down; the summary says it
+            write_json(self.out / "failed" / f"{config.key}.json", record)
 
-    def choose(self) -> bool:
+    def choose(self) -> None:
         """Choose the best point, once the search is at its end; with halving, go on to the next rung.
 
-        Returns:
-            Whether there is a choice now, and was none before.
+        A choice that cannot be written down (a full disk) is a failure of the chosen run.
         """
         best = None if self.chosen is not None else self._search()
         if best is not None:
-            self._choose(best)
-        return best is not None
+            try:
+                self._choose(best)
+            except PonderError as error:
+                self.failed(Failure(best, f"{type(error).__name__}: {error}"))
+
+    @property
+    def finals(self) -> list[RunConfig]:
+        """The runs of the chosen point; none while there is no choice."""
+        return [] if self.chosen is None else self.cell.finals(self.chosen)
+
+    def _check_reported(self) -> None:
+        """Refuse now, and not once a point is chosen, what lies where its results belong and is none."""
+        for run in (run for point in self.cell.points for run in self.cell.finals(point)):
+            path = self.out / f"{run.key}.json"
+            if path.exists():
+                Result.of_run(path)
 
     def _search(self) -> RunConfig | None:
         """Follow the search as far as there are results and failures; the best point, where it is at its end."""
@@ -117,8 +147,11 @@ class CellStudy:
         return found.best
 
     def _choose(self, best: RunConfig) -> None:
-        self._record(best, [run.key for run in self.cell.finals(best)])
-        Result.of_run(self.out / "grid" / f"{best.key}.json").save(self.out / f"{best.key}.json")
+        finals = [run.key for run in self.cell.finals(best)]
+        self._record(best, finals)
+        for key in finals:  # the first from the grid; others where the same point was chosen before
+            if not (self.out / f"{key}.json").exists() and (self.out / "grid" / f"{key}.json").exists():
+                Result.of_run(self.out / "grid" / f"{key}.json").save(self.out / f"{key}.json")
         self.chosen = best
         self._read()
 
@@ -132,9 +165,20 @@ class CellStudy:
         if path.exists():
             self.scores[run.key] = Result.of_run(path).selection_score
 
+    @property
+    def chosen_before(self) -> bool:
+        """Whether an earlier sweep came to a choice, perhaps another."""
+        return self._choice.exists()
+
+    @property
+    def _choice(self) -> Path:
+        return self.out / "chosen" / f"{self.cell.name}.json"
+
     def _record(self, best: RunConfig, finals: list[str]) -> None:
-        path = self.out / "chosen" / f"{self.cell.name}.json"
-        for key in _finals_of(path):
+        chosen, before = _choice_of(self._choice)
+        if chosen == best.key:
+            finals = list(dict.fromkeys([*finals, *before]))  # with more seeds, perhaps; they stay
+        for key in before:
             if key not in finals and (self.out / f"{key}.json").exists():
                 # Another point was chosen before, from fewer results: its runs are no longer what is reported.
                 os.replace(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
@@ -159,7 +203,7 @@ class CellStudy:
             "runs": finals,
             "tried": tried,
         }
-        write_json(path, record)
+        write_json(self._choice, record)
 
 
 def _varied(points: Sequence[RunConfig]) -> list[str]:
@@ -168,10 +212,10 @@ def _varied(points: Sequence[RunConfig]) -> list[str]:
     return [name for name in names if len({repr(getattr(point, name)) for point in points}) > 1]
 
 
-def _finals_of(path: Path) -> list[str]:
-    """The runs of the point that was chosen before; none where the record is missing or broken."""
+def _choice_of(path: Path) -> tuple[str | None, list[str]]:
+    """The run of the point that was chosen before, and all its runs; nothing where the record is missing or broken."""
     try:
-        runs = read_json(path).get("runs", [])
+        record = read_json(path)
     except CheckpointError:
-        return []
-    return [str(key) for key in runs]
+        return None, []
+    return record.get("chosen"), [str(key) for key in record.get("runs", [])]

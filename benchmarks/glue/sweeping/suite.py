@@ -99,8 +99,8 @@ class Suite:
     description: str
     tasks: tuple[str, ...]
     recipes: tuple[RecipeSpec, ...]
-    fixed: Mapping[str, Any]
-    grid: Mapping[str, Sequence[Any]]
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     seeds: int = 5
     by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -114,6 +114,7 @@ class Suite:
                 got=f"{len(self.tasks)} tasks, {len(self.recipes)} recipes, grid {dict(self.grid)}",
                 remedy="Add one.",
             )
+        object.__setattr__(self, "tasks", tuple(tasks.get(task).name for task in self.tasks))
         labels = [spec.label for spec in self.recipes]
         for what, values in (("tasks", self.tasks), ("recipes", labels)):
             if len(set(values)) < len(values):
@@ -168,7 +169,7 @@ class Suite:
                 got=f"{halving}, grid {', '.join(self.grid)}",
                 remedy="Pass --halving 3, or fix epochs with --set.",
             )
-        pairs = [(tasks.get(task).name, spec) for task in self.tasks for spec in self.recipes]
+        pairs = [(task, spec) for task in self.tasks for spec in self.recipes]
         pairs = [(task, spec) for task, spec in pairs if _serves(spec, tasks.get(task).kind)]
         if not pairs:
             raise ArgumentError(
@@ -250,7 +251,7 @@ def read(path: Path) -> Suite:
     data = read_json(path)
     try:
         made = [RecipeSpec(r) if isinstance(r, str) else RecipeSpec(**r) for r in data["recipes"]]
-        return Suite(path.stem, **{**data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
+        return Suite(path.stem, **{"description": "", **data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
     except (KeyError, TypeError, AttributeError, ArgumentError) as error:
         raise DataError(
             f"{path}: expected a suite, as the files in benchmarks/glue/sweeping/suites/ are; got {error}."

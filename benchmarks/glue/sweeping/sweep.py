@@ -17,11 +17,11 @@ from benchmarks.glue.keeping import check_kept
 from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.run import check_writable
 from benchmarks.glue.sweeping.executors import Executor, Job, Outcome
-from benchmarks.glue.sweeping.study import CellStudy
+from benchmarks.glue.sweeping.study import CellStudy, Failure
 from benchmarks.glue.sweeping.suite import Cell
 from benchmarks.glue.training import begins_plain, plain
 from ponder import recipes
-from ponder.errors import PonderError
+from ponder.errors import ArgumentError, PonderError
 from ponder.files import remove_leftovers
 
 __all__ = ["Snapshot", "Summary", "sweep"]
@@ -53,7 +53,7 @@ class Summary:
     """
 
     done: int
-    failures: tuple[Outcome, ...]
+    failures: tuple[Failure, ...]
     skipped: int
 
 
@@ -85,8 +85,9 @@ def sweep(
         ArgumentError: A run that is to be reported has a result already, and its model was not kept.
         DataError: A result in `out` is half-written, edited, or of another version.
     """
-    for folder in (out, work, *([] if models is None else [models])):
-        check_writable(folder)
+    for option, folder in (("--out", out), ("--work", work), ("--keep-model", models)):
+        if folder is not None:
+            check_writable(folder, option)
     return _Sweep([CellStudy(cell, out) for cell in cells], executor, glue_dir, work, models, show).run()
 
 
@@ -107,6 +108,9 @@ class _Sweep:
         self.seconds: list[float] = []
 
     def run(self) -> Summary:
+        for study in self.studies:  # all of them before anything runs
+            study.choose()
+            self._check_models(study)
         for study in self.studies:
             self._go_on(study)
         while self.of_job:
@@ -119,7 +123,7 @@ class _Sweep:
                 self._take(outcome)
         self.show(Snapshot(self.studies, frozenset(), self.seconds))
         self._tidy()
-        failures = tuple(outcome for study in self.studies for outcome in study.failures.values())
+        failures = tuple(failure for study in self.studies for failure in study.failures.values())
         done = sum(len(study.scores) for study in self.studies)
         planned = sum(study.planned for study in self.studies)
         return Summary(done, failures, planned - done - len(failures))
@@ -128,7 +132,7 @@ class _Sweep:
         """Submit what the cell needs next; the last cell of a task clears away what its runs shared."""
         if not study.open_runs():
             study.choose()
-        self._check_models(study)
+            self._check_models(study, raising=False)
         for config in study.open_runs():
             self.of_job[config.key] = study
             self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self._stages(study), self.models))
@@ -146,16 +150,21 @@ class _Sweep:
         shared = any(begins_plain(recipes.get(spec.recipe, **spec.options)) for spec in specs)
         return self.work / "stages" if shared else None
 
-    def _check_models(self, study: CellStudy) -> None:
-        """Once a point is chosen: its models have to be there, and those of other points go."""
-        if self.models is None or study.chosen is None:
+    def _check_models(self, study: CellStudy, raising: bool = True) -> None:
+        """The models of the chosen point have to be there, or raise or note it; once chosen, those of others go."""
+        if self.models is None:
             return
-        finals = study.cell.finals(study.chosen)
-        for config in finals:
-            if config.key in study.scores:
+        # Before there is a choice all are needed, unless there was one before, after which most were removed.
+        needed = study.finals or ([] if study.chosen_before else study.runs)
+        for config in [each for each in needed if each.key in study.scores]:
+            try:
                 check_kept(config, self.models)
-        for config in study.runs:
-            if config not in finals:
+            except ArgumentError as error:
+                if raising:
+                    raise
+                study.failed(Failure(config, f"{type(error).__name__}: {error}"))
+        for config in study.runs if study.finals else ():
+            if config not in study.finals:
                 shutil.rmtree(self.models / config.key, ignore_errors=True)
 
     def _take(self, outcome: Outcome) -> None:
@@ -171,8 +180,7 @@ class _Sweep:
             except PonderError as error:  # the file was changed or removed behind the run's back
                 outcome = replace(outcome, status="failed", error=f"{type(error).__name__}: {error}")
         if outcome.status == "failed":
-            with suppress(PonderError):  # a disk so full that not even this can be written down; the summary says it
-                study.failed(outcome)
+            study.failed(Failure(config, outcome.error, outcome.details))
         if not study.open_runs():
             self._go_on(study)
 
