@@ -11,6 +11,7 @@ QQP: its official dump has a few such lines, which are left out and named in the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,54 +19,46 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from benchmarks.glue.tasks import DIAGNOSTIC, GlueSplit, GlueTask
+from benchmarks.glue.tasks import GlueSplit, GlueTask
 from benchmarks.glue.tsv import read_split
 from ponder.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["hold_out", "load", "load_diagnostic", "tokenize"]
+__all__ = ["MissingDataError", "hold_out", "load", "tokenize"]
 
 _HUB = "nyu-mll/glue"
 
 
-def load(task: GlueTask, glue_dir: Path | None) -> DatasetDict:
-    """Load every split of a task.
+class MissingDataError(DataError):
+    """A split is not there: no file, or no hub."""
+
+
+def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> DatasetDict:
+    """Load a task.
 
     Args:
         task: The task.
         glue_dir: A folder in GLUE's layout, `<glue_dir>/<task>/<split>.tsv`; None to load from the hub.
+        only: Names of the splits to load; all where empty. No other file need be there.
 
     Returns:
-        The splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`).
+        Of the splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`).
         Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is
         the one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a
         class number or a 32-bit score, and -1 where it is hidden.
 
     Raises:
-        DataError: A file is missing or cannot be read as what it should be, or the hub cannot be reached.
+        MissingDataError: A file is missing, or the hub cannot be reached.
+        DataError: A file cannot be read as what it should be.
     """
+    splits = [split for split in task.splits if split.name in only or not only]
     if glue_dir is None:
         source = _from_hub(task)
-        return DatasetDict({split.name: _hub_split(task, split, source) for split in task.splits})
+        return DatasetDict({split.name: _hub_split(task, split, source) for split in splits})
     folder = Path(glue_dir) / task.name
-    return DatasetDict({split.name: _folder_split(task, split, folder) for split in task.splits})
-
-
-def load_diagnostic(glue_dir: Path | None) -> Dataset:
-    """Load the diagnostic set, which a model trained on MNLI answers; its labels are hidden.
-
-    Args:
-        glue_dir: A folder with `diagnostic/diagnostic.tsv`; None to load from the hub.
-
-    Returns:
-        Columns as of a test split of MNLI.
-
-    Raises:
-        DataError: As for `load`.
-    """
-    return load(DIAGNOSTIC, glue_dir)["test"]
+    return DatasetDict({split.name: _folder_split(task, split, folder) for split in splits})
 
 
 def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -155,7 +148,7 @@ def _features(task: GlueTask) -> datasets.Features:
 def _folder_split(task: GlueTask, split: GlueSplit, folder: Path) -> Dataset:
     path = folder / split.file
     if not path.is_file():
-        raise DataError(
+        raise MissingDataError(
             f"{path}: expected the {split.name} split of {task.name}; there is no such "
             f"{'file' if folder.is_dir() else 'folder'}. Pass as GLUE_DIR (--glue-dir) the folder that holds "
             f"{task.name}/{split.file}, or leave it out to load {task.name} from the hub."
@@ -167,7 +160,7 @@ def _from_hub(task: GlueTask) -> DatasetDict:
     try:
         return datasets.load_dataset(_HUB, task.hub_name)
     except Exception as error:  # whatever keeps the hub away, the remedy is the same
-        raise DataError(
+        raise MissingDataError(
             f"{task.name}: no folder was given, and the hub's {_HUB} ({task.hub_name}) could not be loaded "
             f"({type(error).__name__}: {error}). Either pass GLUE_DIR (--glue-dir), a folder that holds "
             f"{task.name}/{task.splits[0].file}, or allow access to the hub (with HF_HUB_OFFLINE unset)."

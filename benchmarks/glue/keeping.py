@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.glue.config import RunConfig
@@ -105,5 +106,7 @@ def load_kept(folder: Path) -> KeptModel:
         raise CheckpointError(
             f"{folder}: expected a model kept by `run --keep-model`; got the format {made.get('format')!r}."
         )
-    model = PonderForSequenceClassification.from_pretrained(folder)
-    return KeptModel(model.eval(), load_tokenizer(str(folder)), RunConfig.from_dict(made["config"]))
+    model = PonderForSequenceClassification.from_pretrained(folder).eval()
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return KeptModel(model, load_tokenizer(str(folder)), RunConfig.from_dict(made["config"]))

@@ -10,7 +10,7 @@ no information, so that an untrained or a collapsed model has a number and raise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from sklearn import metrics as sk
 from benchmarks.glue.tasks import GlueTask
 from ponder.errors import ArgumentError
 
-__all__ = ["score", "score_splits"]
+__all__ = ["score"]
 
 _Array = NDArray[Any]
 
@@ -61,40 +61,6 @@ def score(task: GlueTask, predictions: _Array, labels: _Array) -> dict[str, floa
         predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
     result = {name: float(_METRICS[name](predictions, labels)) for name in task.metrics}
     return result | {"score": sum(result.values()) / len(result)}
-
-
-def score_splits(task: GlueTask, splits: Mapping[str, tuple[_Array, _Array]]) -> dict[str, float]:
-    """Measure several splits, which weigh the same however many examples they have.
-
-    Args:
-        task: The task.
-        splits: Predictions and labels by the name of the split.
-
-    Returns:
-        Under `"score"` the mean of the splits' scores, and under `"<split>/<metric>"` every single one.
-
-    Raises:
-        ArgumentError: There is no split, or `score` refuses one of them.
-
-    Example:
-        >>> from benchmarks.glue import tasks
-        >>> one, two = np.array([0, 1]), np.array([0, 2])
-        >>> splits = {"dev_matched": (one, one), "dev_mismatched": (one, two)}
-        >>> score_splits(tasks.get("MNLI"), splits)["score"]
-        0.75
-    """
-    if not splits:
-        raise ArgumentError(
-            "splits",
-            expected="at least one split",
-            got="none",
-            remedy=f"Pass predictions and labels by split, such as {', '.join(task.dev_splits)}.",
-        )
-    scores = {name: score(task, *pair) for name, pair in splits.items()}
-    result = {"score": sum(each["score"] for each in scores.values()) / len(scores)}
-    for name, each in scores.items():
-        result |= {f"{name}/{metric}": value for metric, value in each.items()}
-    return result
 
 
 def _check_values(task: GlueTask, argument: str, values: _Array) -> None:

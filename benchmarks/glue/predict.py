@@ -144,7 +144,7 @@ def _constant(file: SubmissionFile, glue_dir: Path | None) -> Answered:
     rows = _size(file, glue_dir)
     try:
         labels = _train_labels(file, glue_dir)
-    except DataError:
+    except glue_data.MissingDataError:
         value = 0.0 if file.labels else statistics.fmean(file.task.label_range or (0.0,))
         return Answered([value] * rows, None, f"constant {file.line(value)} (no data here)")
     value = float(statistics.mode(labels) if file.labels else statistics.fmean(labels))
@@ -155,12 +155,12 @@ def _size(file: SubmissionFile, glue_dir: Path | None) -> int:
     """Of the test split where it is here, and else of the official one."""
     try:
         return len(file.load(glue_dir))
-    except DataError:
+    except glue_data.MissingDataError:
         return file.rows
 
 
 def _train_labels(file: SubmissionFile, glue_dir: Path | None) -> Sequence[float]:
-    return [float(label) for label in glue_data.load(get(file.model_of), glue_dir)["train"]["label"]]
+    return [float(label) for label in glue_data.load(get(file.model_of), glue_dir, ["train"])["train"]["label"]]
 
 
 def _line(file: SubmissionFile, answered: Answered) -> str:

@@ -115,9 +115,7 @@ def _train_and_save(
     progress: bool,
 ) -> None:
     task = get(config.task)
-    splits = glue_data.load(task, glue_dir)
-    labelled = {name: splits[name] for name in ("train", *task.dev_splits)}
-    ready = _prepare(config, labelled)
+    ready = _prepare(config, glue_data.load(task, glue_dir, ["train", *task.dev_splits]))
     trained = train(config, task, ready.pop("train"), _selection_split(ready), work, stages=stages, progress=progress)
     if ranks.is_first():
         result = _evaluate(config, task, trained, ready, trajectories)

@@ -7,7 +7,6 @@ decimals for STS-B.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,8 +66,7 @@ class SubmissionFile:
 
     def load(self, glue_dir: Path | None) -> Dataset:
         """The examples, in the order of their numbers."""
-        only = tuple(split for split in self.task.splits if split.name == self.split)
-        data = glue_data.load(dataclasses.replace(self.task, splits=only), glue_dir)[self.split]
+        data = glue_data.load(self.task, glue_dir, [self.split])[self.split]
         indices = list(data["idx"])
         if sorted(indices) != list(range(len(indices))):
             raise DataError(

@@ -114,11 +114,6 @@ class GlueTask:
         """Names of the labelled splits that are not for training."""
         return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
 
-    @property
-    def test_splits(self) -> tuple[str, ...]:
-        """Names of the splits whose labels are hidden."""
-        return tuple(split.name for split in self.splits if not split.labelled)
-
 
 _NLI = ("entailment", "not_entailment")
 _ACCURACY: tuple[Metric, ...] = ("accuracy",)

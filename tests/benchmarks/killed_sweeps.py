@@ -1,9 +1,10 @@
 """Runs sweeps of tiny runs that are killed again and again; a program of its own, since it forks.
 
-    python killed_sweeps.py BACKBONE GLUE_DIR FOLDER KILLS
+    python killed_sweeps.py BACKBONE GLUE_DIR FOLDER KILLS LOCAL_KILLS
 
-It prints, as JSON, the results of an undisturbed sweep, those of every sweep that was killed, and how often each was.
-A child dies either of SIGKILL at one of its file operations, before it, or of SIGALRM at any instruction.
+It prints, as JSON, the results of an undisturbed sweep, those of every sweep that was killed, and how often it was:
+sweeps in one process, until there were KILLS deaths, and one in a pool of processes, after LOCAL_KILLS deaths. A child
+dies either of SIGKILL at one of its file operations, before it, or of SIGALRM at any instruction.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.glue import run
 from benchmarks.glue.sweeping.executors.inline import InlineExecutor
+from benchmarks.glue.sweeping.executors.local import LocalExecutor
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 
@@ -27,8 +29,8 @@ FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.sca
 run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the clock, which no two sweeps agree on
 
 
-def do(backbone, glue_dir, folder):
-    with InlineExecutor() as executor:
+def do(backbone, glue_dir, folder, local=False):
+    with LocalExecutor(workers=2, threads=1) if local else InlineExecutor() as executor:
         places = {"glue_dir": Path(glue_dir), "out": folder / "out", "work": folder / "work"}
         summary = sweep(SUITE.cells(backbone), executor, **places)
     assert not summary.failures, [(o.error, o.details) for o in summary.failures]
@@ -81,7 +83,7 @@ def results(folder):
     return found
 
 
-def main(backbone, glue_dir, folder, kills):
+def main(backbone, glue_dir, folder, kills, local_kills):
     rng = random.Random(0)
     whole = folder / "whole"
 
@@ -93,30 +95,40 @@ def main(backbone, glue_dir, folder, kills):
     started = time.monotonic()
     assert child(undisturbed) == 0
     seconds, events = time.monotonic() - started, int((folder / "events").read_text())
-    killed, deaths = [], 0
-    while deaths < kills:
-        place = folder / f"killed-{len(killed)}"
-        died_here = 0
-        for attempt in range(10 * kills):
-            spread = max(2 * events // 5, 2)  # about five deaths a sweep
 
-            def disturbed(by_clock=attempt % 2, spread=spread, place=place):
-                if by_clock:
-                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.01, 2 * seconds / 5))
-                else:
-                    watch_files(place, rng.randint(1, spread))
-                do(backbone, glue_dir, place)
+    def by_file_or_clock(place, attempt):
+        """Killed so early that progress between two deaths is a fraction of the sweep."""
+        if attempt % 2:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.01, 4 * seconds / kills))
+        else:
+            watch_files(place, rng.randint(1, max(4 * events // kills, 2)))
+
+    def by_clock(place, attempt):
+        """At a time when the workers, which take seconds to start, are at work or have not begun."""
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1.0, 10.0 + 2 * seconds))
+
+    def killed(place, disturb, most, **options):
+        """A sweep that dies until it has died so often, or is done; its results, and the deaths."""
+        for deaths in range(most + 1):
+
+            def disturbed(deaths=deaths):
+                if deaths < most:
+                    disturb(place, deaths)
+                do(backbone, glue_dir, place, **options)
 
             rng.random()  # the child draws from a copy, which has to differ from one attempt to the next
             status = child(disturbed)
             if status == 0:
-                break
+                return {"results": results(place), "deaths": deaths}
             assert os.WIFSIGNALED(status), "it ended by itself, with an error"
-            died_here += 1
-        killed.append(results(place))
-        deaths += died_here
-    print(json.dumps({"whole": results(whole), "killed": killed, "deaths": deaths, "events": events}))
+        raise AssertionError("nothing disturbed it, and it died")
+
+    inline = []
+    while (died := sum(sweep["deaths"] for sweep in inline)) < kills:
+        inline.append(killed(folder / f"killed-{len(inline)}", by_file_or_clock, kills - died))
+    local = [killed(folder / "local", by_clock, local_kills, local=True)] if local_kills else []
+    print(json.dumps({"whole": results(whole), "inline": inline, "local": local, "events": events}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

@@ -120,5 +120,6 @@ def test_a_missing_folder_and_a_missing_file_are_named(tmp_path):
     write(tmp_path, "RTE", "train", lines_of("RTE", "train"))
     with pytest.raises(DataError, match=r"dev\.tsv.*no such file"):
         data.load(tasks.get("RTE"), tmp_path)
-    with pytest.raises(DataError, match=r"diagnostic\.tsv"):
-        data.load_diagnostic(tmp_path)
+    assert list(data.load(tasks.get("RTE"), tmp_path, ["train"])) == ["train"]  # the others need not be there
+    with pytest.raises(data.MissingDataError, match=r"diagnostic\.tsv"):
+        data.load(tasks.DIAGNOSTIC, tmp_path)

@@ -61,7 +61,7 @@ def test_the_hub_gives_what_a_folder_gives(glue, monkeypatch, name):
 
 def test_the_diagnostic_set_from_the_hub(monkeypatch):
     hub = Hub(monkeypatch, hub_answer(tasks.DIAGNOSTIC))
-    assert len(data.load_diagnostic(None)) == 3
+    assert len(data.load(tasks.DIAGNOSTIC, None)["test"]) == 3
     assert hub.asked == [("nyu-mll/glue", "ax")]
 
 

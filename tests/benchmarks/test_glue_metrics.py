@@ -97,20 +97,6 @@ def test_one_example():
     assert metrics.score(tasks.get("CoLA"), np.array([1]), np.array([1]))["score"] == 0.0
 
 
-def test_mnli_is_the_mean_of_its_splits_whatever_their_sizes():
-    one = np.array([0, 1, 2])
-    result = metrics.score_splits(
-        tasks.get("MNLI"), {"dev_matched": (one, one), "dev_mismatched": (np.array([0]), np.array([2]))}
-    )
-    assert result == {
-        "score": 0.5,
-        "dev_matched/accuracy": 1.0,
-        "dev_matched/score": 1.0,
-        "dev_mismatched/accuracy": 0.0,
-        "dev_mismatched/score": 0.0,
-    }
-
-
 @pytest.mark.parametrize(
     ("name", "predictions", "labels", "words"),
     [
@@ -128,8 +114,3 @@ def test_bad_input(name, predictions, labels, words):
     with pytest.raises(ArgumentError) as caught:
         metrics.score(tasks.get(name), np.array(predictions), np.array(labels))
     assert all(word in str(caught.value) for word in words)
-
-
-def test_no_split():
-    with pytest.raises(ArgumentError, match="dev_mismatched"):
-        metrics.score_splits(tasks.get("MNLI"), {})

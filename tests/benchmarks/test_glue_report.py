@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure as Drawing
 from test_glue_run import config, invoke
 
 from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
-from benchmarks.glue.report import comparisons, report
+from benchmarks.glue.report import comparisons, figures, report
 from benchmarks.glue.report.groups import choose, label, ordered
 from benchmarks.glue.report.page import Table
 from benchmarks.glue.report.parts import PARTS
@@ -305,6 +306,32 @@ def test_every_figure_is_drawn_where_its_numbers_are(results, tmp_path):
     assert 'src="http' not in html
     assert "<strong>75.0</strong>" in html
     assert "<u>70.0</u>" in html
+
+
+def test_figures_show_the_numbers_of_the_results(results, monkeypatch):
+    of_one_seed = [result for result in results if result["config"]["seed"] == 0]
+    for result in of_one_seed:
+        if result["recipe"] == "palbert":  # another policy on the same models
+            result["splits"]["dev"]["curves"].append(curve(*CURVES["pabee"], 0.5))
+    groups, _ = choose(of_one_seed)
+    monkeypatch.setattr(figures, "_figure", lambda name, caption, panels: panels)
+
+    def shown(panels):
+        ax = Drawing().subplots()
+        for draw in panels["RTE"]:
+            draw(ax)
+        return {line.get_label(): {tuple(point) for point in line.get_xydata().round(6)} for line in ax.lines}
+
+    by_knob = shown(figures.by_knob(groups, ""))
+    assert by_knob["palbert"] == {(0.2, 0.65), (0.5, 0.75), (0.8, 0.75)}
+    assert "pabee" not in by_knob
+    speed_ups = [round(STEPS / steps, 6) for steps in (1.5, 2.0, 3.0)]
+    by_speed_up = shown(figures.by_speed_up(groups, ""))
+    assert by_speed_up["palbert"] >= set(zip(speed_ups, (0.65, 0.75, 0.75), strict=True))
+    assert by_speed_up["pabee"] >= set(zip(speed_ups, (0.55, 0.65, 0.65), strict=True))
+    by_policy = shown(figures.by_policy(groups, "", "palbert"))
+    assert by_policy["quantile"] >= set(zip(speed_ups, (0.65, 0.75, 0.75), strict=True))
+    assert by_policy["patience"] >= set(zip(speed_ups, (0.4, 0.5, 0.5), strict=True))
 
 
 def test_places_without_a_panel_are_empty(tmp_path):

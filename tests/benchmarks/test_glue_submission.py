@@ -214,3 +214,6 @@ def test_constants_are_the_most_frequent_label_and_official_in_number_without_da
     assert made.files["CoLA.tsv"].predictions == [1.0] * ROWS
     assert len(made.files["WNLI.tsv"].predictions) == 146
     assert "no data here" in made.files["WNLI.tsv"].source
+    write(data, "CoLA", "train", ["s\tmaybe\t\tOne."])  # there, and wrong
+    with pytest.raises(DataError, match=r"train\.tsv"):
+        submit([kept["RTE"]], data, tmp_path / "again", fill=True, say=lambda text: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,8 +87,7 @@ def _replicates(kept: Groups, glue_dir: Path, count: int) -> dict[tuple[str, str
 
 
 def _labels(task: glue_tasks.GlueTask, glue_dir: Path) -> dict[str, np.ndarray[Any, Any]]:
-    dev = tuple(split for split in task.splits if split.name in task.dev_splits)
-    splits = glue_data.load(dataclasses.replace(task, splits=dev), glue_dir)
+    splits = glue_data.load(task, glue_dir, task.dev_splits)
     return {name: np.asarray(splits[name]["label"]) for name in task.dev_splits}
 
 
