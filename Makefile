@@ -8,7 +8,7 @@ TYPES := .cache/types
 
 TASK ?=
 GLUE_DIR ?=
-RECIPE ?= palbert
+RECIPE ?= ponder
 BACKBONE ?= minilm
 ARGS ?=
 
@@ -20,7 +20,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 ifneq ($(filter glue,$(MAKECMDGOALS)),)
 ifeq ($(strip $(TASK)),)
-$(error TASK is missing. Name a GLUE task: make glue TASK=RTE GLUE_DIR=folder-in-GLUE-layout [RECIPE=palbert] [BACKBONE=minilm])
+$(error TASK is missing. Name a GLUE task: make glue TASK=RTE GLUE_DIR=folder-in-GLUE-layout [RECIPE=ponder] [BACKBONE=minilm])
 endif
 endif
 

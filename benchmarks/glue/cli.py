@@ -26,7 +26,7 @@ def _group() -> None:
 @app.command("run")
 def run_command(
     task: Annotated[str, typer.Option(help="A GLUE task, for example RTE.")],
-    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = "palbert",
+    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = "ponder",
     backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
     glue_dir: Annotated[
         Path | None, typer.Option(help="Folder in GLUE's layout; from the hub where not given.")

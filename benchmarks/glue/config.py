@@ -49,7 +49,7 @@ class RunConfig:
     """
 
     task: str
-    recipe: str = "palbert"
+    recipe: str = "ponder"
     backbone: str = "minilm"
     recipe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     policy: Mapping[str, Any] | None = None

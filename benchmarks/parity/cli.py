@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.command_line import run_app
-from benchmarks.parity.experiment import LEARNERS, experiment, read_results
+from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.parity.setting import PAPER, SMALL, Setting
 from ponder.errors import ArgumentError
@@ -34,12 +35,16 @@ def parity_command(
     page: Annotated[Path | None, typer.Option(help="Markdown page to write the tables into.")] = None,
     report: Annotated[bool, typer.Option("--report", help="Train nothing; tell what the folder holds.")] = False,
 ) -> None:
-    """Train PonderNet and ACT on parity, inside and beyond the difficulties that they are tested on."""
+    """Train PonderNet and ACT on parity, inside and beyond the difficulties that they are tested on.
+
+    A seed whose result is there already is not trained again.
+    """
     changes: dict[str, Any] = {"steps": steps, "beta": beta, "tau": tau}
     setting = replace(PAPER if paper else SMALL, **{key: value for key, value in changes.items() if value is not None})
     _check(setting, minutes)
     if not report:
-        _run(setting, seed or [0], minutes, out)
+        _check_finished(setting, minutes, out)
+        _run(setting, [each for each in seed or [0] if not _path(out, setting, each).exists()], minutes, out)
     _tell(read_results(out, setting.name), out, setting.name, page)
 
 
@@ -58,7 +63,25 @@ def _run(setting: Setting, seeds: Sequence[int], minutes: float | None, out: Pat
             progress.update(bar, completed=setting.steps * (len(titles) - 1) + done)
 
         for seed in seeds:
-            write_json(out / f"{setting.name}-s{seed}.json", experiment(setting, seed, minutes, tell))
+            write_json(_path(out, setting, seed), experiment(setting, seed, minutes, tell))
+
+
+def _path(out: Path, setting: Setting, seed: int) -> Path:
+    return out / f"{setting.name}-s{seed}.json"
+
+
+def _check_finished(setting: Setting, minutes: float | None, out: Path) -> None:
+    """Refuse to mix experiments in one folder, before anything is trained."""
+    expected = json.loads(json.dumps(asdict(setting)))
+    for path in sorted(out.glob(f"{setting.name}-s*.json")):
+        differing = differences(read_result(path), expected, minutes)
+        if differing:
+            raise ArgumentError(
+                "--out",
+                expected="a folder without results of another experiment",
+                got=f"{path}, which differs in {', '.join(differing)}",
+                remedy="Choose another folder, or the same options.",
+            )
 
 
 def _tell(results: Sequence[dict[str, Any]], out: Path, name: str, page: Path | None) -> None:
@@ -66,9 +89,10 @@ def _tell(results: Sequence[dict[str, Any]], out: Path, name: str, page: Path | 
     for row in rows(results):
         table.add_row(*row.cells())
     console.print(table)
-    draw_figure(out / f"{name}.png", results)
     console.print(f"Results: {out}", soft_wrap=True)
-    if page is not None:
+    if page is None:
+        draw_figure(out / f"{name}.svg", results)
+    else:
         write_page(page, results)
 
 

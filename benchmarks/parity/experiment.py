@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +19,7 @@ from benchmarks.parity.training import measure, train
 from ponder.errors import DataError
 from ponder.files import read_json
 
-__all__ = ["FORMAT", "LEARNERS", "evaluation_sets", "experiment", "read_results"]
+__all__ = ["FORMAT", "LEARNERS", "differences", "evaluation_sets", "experiment", "read_result", "read_results"]
 
 FORMAT = "ponder-parity-2"
 LEARNERS: dict[str, Callable[[int, Setting], Learner]] = {"PonderNet": PonderNet, "ACT": ACT}
@@ -50,7 +49,7 @@ def experiment(
         "seed": seed,
         "minutes": minutes,
         "runs": runs,
-        "environment": {**environment(torch.device("cpu")), "command": _command()},
+        "environment": environment(torch.device("cpu")),
     }
 
 
@@ -62,18 +61,36 @@ def evaluation_sets(scene: Scene, examples: int) -> tuple[Sample, Sample]:
 
 
 def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The results of the setting `name` in a folder, by file name.
+    """The results of the setting `name` in a folder, by file name: seeds of one experiment.
 
     Raises:
-        DataError: There are none, or a file is foreign.
+        DataError: There are none, or a file is foreign, or they differ in more than the seed.
     """
-    results = [(path, read_json(path)) for path in sorted(folder.glob(f"{name}-s*.json"))]
-    for path, result in results:
-        if result.get("format") != FORMAT:
-            raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
+    results = [read_result(path) for path in sorted(folder.glob(f"{name}-s*.json"))]
     if not results:
         raise DataError(f"{folder}: no results {name}-s*.json. Run `python -m benchmarks.parity` first.")
-    return [result for _, result in results]
+    for result in results[1:]:
+        differing = differences(results[0], result["setting"], result["minutes"])
+        if differing:
+            raise DataError(
+                f"{folder}: expected seeds of one experiment; seeds {results[0]['seed']} and {result['seed']} differ "
+                f"in {', '.join(differing)}. Keep them in folders of their own."
+            )
+    return results
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result."""
+    result = read_json(path)
+    if result.get("format") != FORMAT:
+        raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
+    return result
+
+
+def differences(result: dict[str, Any], setting: dict[str, Any], minutes: float | None) -> list[str]:
+    """In which fields a result is of another experiment."""
+    fields = [name for name, value in setting.items() if result["setting"].get(name) != value]
+    return fields + ["minutes"] * (result["minutes"] != minutes)
 
 
 def _runs(setting: Setting, seed: int, minutes: float | None, tell: Tell) -> Iterator[dict[str, Any]]:
@@ -104,7 +121,3 @@ def _runs(setting: Setting, seed: int, minutes: float | None, tell: Tell) -> Ite
 
 def _fixed(size: int, difficulties: Range, examples: int, seed: int) -> Sample:
     return draw(size, difficulties, examples, torch.Generator().manual_seed(seed))
-
-
-def _command() -> str:
-    return " ".join(["python -m benchmarks.parity", *sys.argv[1:]]) if "parity" in sys.argv[0] else "library"

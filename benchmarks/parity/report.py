@@ -100,7 +100,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"Setting `{setting['name']}`, seeds {', '.join(str(result['seed']) for result in results)}; "
         f"mean ± sample standard deviation over seeds. "
-        f"{setting['examples']:,} vectors in each set.",
+        f"{setting['examples']:,} vectors in each set; {_updates(results)} updates of each model.",
         "",
         *_table(COLUMNS, (row.cells() for row in table)),
     ]
@@ -128,25 +128,30 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_page(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Write the tables into a page, between its two marks; a page that is not there gets a title and the marks."""
+    """Write the tables into a page, between its two marks, and the figure into the folder `figures` beside it.
+
+    A page that is not there gets a title and the marks.
+    """
     text = path.read_text(encoding="utf-8") if path.exists() else f"# Parity\n\n{_BEGIN}\n{_END}\n"
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
         raise PonderError(f"{path}: expected the lines {_BEGIN!r} and {_END!r}, between which the tables are written.")
-    write_text(path, f"{before}{begin}\n\n{markdown(results)}\n{end}{after}")
+    figure = Path("figures") / f"parity-{results[0]['setting']['name']}.svg"
+    draw_figure(path.parent / figure, results)
+    shown = f"![Accuracy and mean exit step over difficulty]({figure.as_posix()})"
+    write_text(path, f"{before}{begin}\n\n{markdown(results)}\n{shown}\n\n{end}{after}")
 
 
 def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Accuracy and mean exit step over difficulty, one column a scene, as a PNG file."""
+    """Accuracy and mean exit step over difficulty, one column a scene, as an SVG file."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PonderError("the figure needs matplotlib: pip install 'ponder-torch[plots]'.") from error
     table, setting = _own(rows(results)), results[0]["setting"]
     figure = Figure(figsize=(9.0, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(setting["scenes"]), squeeze=False, sharex="col", sharey="row")
     for column, scene in enumerate(setting["scenes"]):
         for row in (row for row in table if row.scene == scene["name"]):
@@ -166,7 +171,9 @@ def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
     grid[1, 0].set(ylabel="mean exit step", ylim=(0, setting["num_steps"] + 0.5))
     grid[0, -1].legend(fontsize=8, edgecolor="none")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    # Text stays text, and two drawings of the same numbers are the same file.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _own(table: Sequence[Row]) -> list[Row]:
@@ -202,6 +209,12 @@ def _table(heads: Sequence[str], cells: Iterator[tuple[str, ...]]) -> Iterator[s
     yield "|" + " --- |" * len(heads)
     for line in cells:
         yield f"| {' | '.join(line)} |"
+
+
+def _updates(results: Sequence[dict[str, Any]]) -> str:
+    """How many were made, which is fewer than asked for where the time was limited."""
+    made = sorted({run["training"]["updates"] for result in results for run in result["runs"]})
+    return f"{made[0]:,}" if len(made) == 1 else f"{made[0]:,} to {made[-1]:,}"
 
 
 def _spread(values: Sequence[float], shape: str) -> str:

@@ -1,6 +1,8 @@
-"""Recipes: named combinations, one file a family."""
+"""Recipes: named combinations, one file each (PonderNet is PALBERT with four switches off, and shares its file)."""
 
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry
+from ponder.recipes.deebert import deebert
+from ponder.recipes.fastbert import fastbert
 from ponder.recipes.leebert import leebert
 from ponder.recipes.pabee import pabee
 from ponder.recipes.palbert_deep import palbert_deep
@@ -9,7 +11,6 @@ from ponder.recipes.palbert_prior import palbert_prior
 from ponder.recipes.ponder import ponder
 from ponder.recipes.pondering import palbert, pondernet
 from ponder.recipes.static import static
-from ponder.recipes.two_stage import deebert, fastbert
 from ponder.recipes.vanilla import vanilla
 
 __all__ = [

@@ -29,7 +29,8 @@ RECIPES = ["deebert", "fastbert", "pabee", "palbert", "ponder", "pondernet", "va
 
 
 def config(backbone, **changes):
-    return RunConfig(**{"task": "RTE", "backbone": backbone, "epochs": 1, "batch_size": 16, "lr": 1e-3, **changes})
+    fields = {"task": "RTE", "recipe": "palbert", "backbone": backbone, "epochs": 1, "batch_size": 16, "lr": 1e-3}
+    return RunConfig(**{**fields, **changes})
 
 
 def invoke(*arguments):

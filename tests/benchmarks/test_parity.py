@@ -18,6 +18,7 @@ from benchmarks.parity.setting import PAPER, SMALL
 from benchmarks.parity.task import Range, Sample, Scene, draw
 from benchmarks.parity.training import measure, train
 from ponder.errors import ArgumentError, DataError, PonderError
+from ponder.files import write_json
 from ponder.loop import Exits
 from ponder.policies import Bernoulli
 
@@ -197,7 +198,8 @@ def test_the_command_line(tmp_path, monkeypatch):
     arguments = ["--seed", "3", "--seed", "4", "--steps", "2", "--out", str(out), "--page", str(page)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert sorted(path.name for path in out.iterdir()) == ["small-s3.json", "small-s4.json", "small.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["small-s3.json", "small-s4.json"]
+    assert (tmp_path / "figures" / "parity-small.svg").read_text().count("elements that are not zero") == 2
     result = json.loads((out / "small-s3.json").read_text())
     assert [(run["scene"], run["learner"]) for run in result["runs"]] == [
         (scene, learner) for scene in ("interpolation", "extrapolation") for learner in ("PonderNet", "ACT")
@@ -209,9 +211,30 @@ def test_the_command_line(tmp_path, monkeypatch):
     assert text.endswith("<!-- end of results -->\n\nafter\n")
     assert "old" not in text
     assert "seeds 3, 4" in text
+    assert "2 updates of each model" in text
+    assert "](figures/parity-small.svg)" in text
     again = CliRunner().invoke(app, ["--report", "--out", str(out), "--page", str(page)])
     assert again.exit_code == 0, again.output
     assert page.read_text() == text  # writing again changes nothing
+
+    monkeypatch.setattr("benchmarks.parity.cli.experiment", None)  # what is there is not trained again
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    mixed = CliRunner().invoke(app, [*arguments, "--seed", "5", "--beta", "0.1"])
+    assert isinstance(mixed.exception, ArgumentError)
+    assert "small-s3.json, which differs in beta" in str(mixed.exception)
+
+
+def test_the_papers_size_is_an_option(tmp_path, monkeypatch):
+    small = replace(TINY, name="paper", scenes=PAPER.scenes, num_steps=PAPER.num_steps, examples=200)
+    monkeypatch.setattr("benchmarks.parity.cli.PAPER", small)
+    done = CliRunner().invoke(app, ["--paper", "--steps", "1", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["paper-s0.json", "paper.svg"]
+    setting = json.loads((tmp_path / "paper-s0.json").read_text())["setting"]
+    assert [(scene["size"], scene["train"]["high"], scene["test"]["high"]) for scene in setting["scenes"]] == [
+        (64, 64, 64),
+        (96, 48, 96),
+    ]
 
 
 def test_the_page_counts_over_seeds():
@@ -253,6 +276,10 @@ def test_wrong_pages_and_folders(tmp_path):
     with pytest.raises(PonderError, match="expected the lines"):
         write_page(tmp_path / "page.md", [experiment(TINY, 0)])
     with pytest.raises(DataError, match="no results"):
+        read_results(tmp_path, "small")
+    for seed, setting in ((0, TINY), (1, replace(TINY, beta=0.2))):
+        write_json(tmp_path / f"small-s{seed}.json", experiment(setting, seed))
+    with pytest.raises(DataError, match="seeds 0 and 1 differ in beta"):
         read_results(tmp_path, "small")
     (tmp_path / "small-s0.json").write_text('{"format": "another"}')
     with pytest.raises(DataError, match="another"):
