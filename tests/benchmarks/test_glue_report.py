@@ -214,6 +214,26 @@ def test_the_ablation_is_mean_and_deviation_of_its_rows():
     assert [row[0] for row in table(page, "Scores")[1:]] == ["pondernet", "palbert"]
 
 
+def test_variants_stand_below_their_recipe_and_nowhere_else():
+    def run(score, seed=0, **options):
+        result = made("palbert", seed=seed, score=score, recipe_options=options)
+        result["splits"]["held_out"]["curves"] = [curve(*CURVES["palbert"], score + 0.1)]
+        return result
+
+    results = [run(0.8), run(0.5, q=0.3), run(0.6, seed=1, q=0.3), run(0.7, q_exit=False), made("vanilla", score=0.6)]
+    page = report(results, draw=False).markdown()
+    head, *rows = table(page, "Variants")
+    assert head[4:] == ["dev at ×1.5", "dev at ×2", "held out at ×1.5", "held out at ×2", "seeds"]
+    assert rows == [
+        ["RTE", "palbert", "80.0", "×2.00", "80.0", "80.0", "90.0", "90.0", "1"],
+        ["RTE", "palbert (q=0.3)", "55.0", "×2.00", "55.0", "55.0", "65.0", "65.0", "2"],
+    ]
+    assert [row[0] for row in table(page, "Scores")[1:]] == ["vanilla", "palbert"]
+    alone = report([run(0.5, q=0.3), made("vanilla", score=0.6)], draw=False).markdown()  # of nothing a variant
+    assert [row[0] for row in table(alone, "Scores")[1:]] == ["vanilla", "palbert (q=0.3)"]
+    assert "Variants" not in alone
+
+
 def test_of_several_configurations_the_best_held_out_one_is_shown():
     better = made(lr=1e-4, score=0.5, held_out=0.9)
     groups, choices = choose([made(lr=1e-5, score=0.99, held_out=0.1), better])
@@ -445,7 +465,7 @@ def test_one_command_makes_one_table_or_one_figure(results, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["tiny-score-by-q.svg"]
     ran = invoke("report", "--results", tmp_path / "results", "--only", "table-9")
     assert ran.exit_code != 0
-    with pytest.raises(ArgumentError, match="--only: expected parts of the report, table-1, table-2, figure-2"):
+    with pytest.raises(ArgumentError, match="--only: expected parts of the report, table-1, table-2, variants"):
         report(results, only=["table-9"])
 
 

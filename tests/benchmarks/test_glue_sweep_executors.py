@@ -14,6 +14,7 @@ from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping import executors
 from benchmarks.glue.sweeping.executors.base import Job, Outcome, Resources
 from benchmarks.glue.sweeping.executors.local import LocalExecutor
+from benchmarks.glue.sweeping.executors.on_ray import RayExecutor
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 from ponder.errors import ArgumentError
@@ -100,6 +101,17 @@ def test_names_and_resources_are_checked():
         executors.get("slurm", Resources())
     with pytest.raises(ArgumentError, match="--cpus-per-run"):
         Resources(cpus_per_run=0)
+
+
+def test_ray_is_asked_for_the_resources_of_a_run():
+    class Ray:
+        def remote(self, **options):
+            self.options = options
+            return lambda function: function
+
+    ray = Ray()
+    RayExecutor(ray, Resources(cpus_per_run=4.0, gpus_per_run=0.5))
+    assert ray.options == {"num_cpus": 4.0, "num_gpus": 0.5, "max_retries": 0}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from benchmarks.glue.report.page import Block, Figure, Heading, Text, to_html, t
 from benchmarks.glue.report.parts import PARTS, Source
 from benchmarks.glue.report.published import published
 from benchmarks.glue.report.scores import is_ablation
+from benchmarks.glue.report.variants import is_variant
 from benchmarks.glue.results import Result
 from ponder.errors import ArgumentError, DataError
 from ponder.files import write_text
@@ -113,7 +114,11 @@ def _section(
     name = backbone.rstrip("/").rsplit("/", 1)[-1]
     steps = sorted({result["num_steps"] for result in results})
     groups, choices = choose(results)
-    main: Groups = {key: group for key, group in groups.items() if not is_ablation(group.example)}
+    main: Groups = {
+        key: group
+        for key, group in groups.items()
+        if not is_ablation(group.example) and not is_variant(group.example, groups)
+    }
     source = Source(name, results, groups, main, glue_dir, draw, replicates)
     blocks: list[Block] = [Heading(f"`{name}`, {' / '.join(map(str, steps))} steps")]
     if choices:

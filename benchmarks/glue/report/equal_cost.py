@@ -14,7 +14,7 @@ from benchmarks.glue.report.scores import NOT_AVERAGED, macro, mark
 from benchmarks.glue.results import Result
 from ponder.plots.numbers import interpolate
 
-__all__ = ["equal_cost"]
+__all__ = ["at_speed_up", "equal_cost", "of_held_out"]
 
 _SPEED_UPS = (1.5, 2.0, 3.0)
 _OWN, _BLIND, _CUT = "its own", "blind", "cut"
@@ -45,7 +45,8 @@ def equal_cost(groups: Groups) -> list[Block]:
     if not on_dev:
         return []
     blocks: list[Block] = [Heading("At the same cost", 3), Text(_NOTE), *on_dev]
-    on_held_out = _tables(_held_out(groups))
+    views = {key: of_held_out(group) for key, group in groups.items()}
+    on_held_out = _tables({key: view for key, view in views.items() if view is not None})
     if on_held_out:
         blocks += [Heading("At the same cost, on the held-out part of train", 3), Text(_HELD_OUT_NOTE), *on_held_out]
     return blocks
@@ -69,13 +70,11 @@ def _tables(groups: Groups) -> list[Block]:
     return tables
 
 
-def _held_out(groups: Groups) -> Groups:
-    """The same runs, reporting what was held out."""
-    views = {
-        key: dataclasses.replace(group, runs=tuple(run.held_out for run in group.runs if run.held_out is not None))
-        for key, group in groups.items()
-    }
-    return {key: group for key, group in views.items() if group.runs}
+def of_held_out(group: Group) -> Group | None:
+    """The same runs, reporting what was held out; None where nothing was."""
+    views = [run.held_out for run in group.runs]
+    found = tuple(view for view in views if view is not None)
+    return dataclasses.replace(group, runs=found) if found else None
 
 
 def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]]:
@@ -84,7 +83,7 @@ def _scores(groups: Groups, speed_up: float) -> Iterator[tuple[_Row, str, float]
         own = {group.example["policy"]["name"] for group in of_label.values()}
         for task, group in of_label.items():
             for policy in _policies(group):
-                score = _at(group, policy, speed_up)
+                score = at_speed_up(group, policy, speed_up)
                 if score is not None:
                     if policy == group.example["policy"]["name"]:
                         yield (label, _OWN), task, score
@@ -103,8 +102,8 @@ def _policies(group: Group) -> list[str]:
     return [*curves, _BLIND] if curves else []
 
 
-def _at(group: Group, policy: str, speed_up: float) -> float | None:
-    """The median over the seeds, or None where a run has no curve or its curve does not reach so far."""
+def at_speed_up(group: Group, policy: str, speed_up: float) -> float | None:
+    """A policy's score at a speed-up in steps, the median over the seeds; None where a curve does not reach so far."""
     found = [_of_run(run, policy, run["num_steps"] / speed_up) for run in group.runs]
     known = [100 * score for score in found if score is not None]
     return statistics.median(known) if len(known) == len(found) else None

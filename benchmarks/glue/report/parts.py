@@ -16,6 +16,7 @@ from benchmarks.glue.report.groups import Groups, ordered
 from benchmarks.glue.report.page import Block, Figure, Heading
 from benchmarks.glue.report.runs import every_run
 from benchmarks.glue.report.scores import ablation, scores
+from benchmarks.glue.report.variants import variants
 from benchmarks.glue.results import Result
 
 __all__ = ["PARTS", "Source"]
@@ -29,7 +30,7 @@ class Source:
         name: Of the backbone; begins the names of figures.
         results: All runs.
         groups: The runs of each recipe and task.
-        main: Those that are no ablation.
+        main: Those that are no ablation and no variant of another recipe.
         glue_dir: GLUE's data, whose labels significance needs.
         draw: Whether there are figures.
         replicates: Of the bootstrap.
@@ -57,8 +58,9 @@ class Source:
 
 
 PARTS: dict[str, Callable[[Source], Sequence[Block]]] = {
-    "table-1": lambda of: scores(of.groups),
+    "table-1": lambda of: scores(of.main),
     "table-2": lambda of: ablation(of.groups),
+    "variants": lambda of: variants(of.groups),
     "figure-2": lambda of: of.drawn(figures.posteriors),
     "figure-3": lambda of: of.drawn(figures.by_knob),
     "figure-4": lambda of: of.drawn(figures.by_speed_up),

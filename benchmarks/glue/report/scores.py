@@ -30,21 +30,20 @@ _ROWS: tuple[tuple[str, _Row], ...] = (
 
 
 def scores(groups: Groups) -> list[Block]:
-    """Table 1: the median of the seeds, the macro average, and the speed-up in steps; the ablation's own rows left out.
+    """Table 1: the median of the seeds, the macro average, and the speed-up in steps.
 
     The macro average and the speed-up of a recipe are means over the tasks that more than half of the recipes have,
     WNLI left out; a recipe that lacks one of these has none.
     """
-    shown = {key: group for key, group in groups.items() if not is_ablation(group.example)}
-    labels, tasks = ordered(name for name, _ in shown), task_order(task for _, task in shown)
+    labels, tasks = ordered(name for name, _ in groups), task_order(task for _, task in groups)
     common = averaged(groups)
-    scored = {key: group.score for key, group in shown.items()}
+    scored = {key: group.score for key, group in groups.items()}
     columns = [[scored.get((name, task)) for name in labels] for task in tasks]
     columns.append([macro(scored, name, common) for name in labels])
-    speed_ups = {key: group.speed_up("steps") for key, group in shown.items()}
+    speed_ups = {key: group.speed_up("steps") for key, group in groups.items()}
     speeds = [macro(speed_ups, name, common) for name in labels]
     rows = [
-        [_name(shown, name), "–" if speed is None else f"×{speed:.2f}", *cells, _seeds(shown, name)]
+        [_name(groups, name), "–" if speed is None else f"×{speed:.2f}", *cells, _seeds(groups, name)]
         for name, speed, *cells in zip(labels, speeds, *map(mark, columns), strict=True)
     ]
     over = f"over {', '.join(common)}" if common else "none, since no task is there for more than half of the recipes"
@@ -52,17 +51,16 @@ def scores(groups: Groups) -> list[Block]:
         f"Median over the seeds of the score at the exits; the best is **bold**, the second <u>underlined</u>. "
         f"Macro average and speed-up in steps: {over}; a dash where a recipe lacks one of them."
     )
-    if any(group.on_dev for group in shown.values()):
+    if any(group.on_dev for group in groups.values()):
         note += " Of recipes with † hyper-parameters or epochs were selected on dev, the split that is shown."
     return [Heading("Scores", 3), Text(note), Table(["recipe", "×steps", *tasks, "macro", "seeds"], rows)]
 
 
 def averaged(groups: Groups) -> list[str]:
     """The tasks of the macro average: those that more than half of the recipes have, WNLI left out."""
-    shown = [key for key, group in groups.items() if not is_ablation(group.example)]
-    labels = {name for name, _ in shown}
-    tasks = task_order(task for _, task in shown if task not in NOT_AVERAGED)
-    return [task for task in tasks if 2 * sum((name, task) in shown for name in labels) > len(labels)]
+    labels = {name for name, _ in groups}
+    tasks = task_order(task for _, task in groups if task not in NOT_AVERAGED)
+    return [task for task in tasks if 2 * sum((name, task) in groups for name in labels) > len(labels)]
 
 
 def ablation(groups: Groups) -> list[Block]:
