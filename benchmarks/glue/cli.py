@@ -145,6 +145,26 @@ def predict_command(
     console.print(f"Submission: {made.path}")
 
 
+@app.command("clock")
+def clock_command(
+    model: Annotated[list[Path], typer.Option(help="Folder that `--keep-model` made; repeatable.")],
+    results: Annotated[Path, typer.Option(help="Folder of results, those of the models among them.")] = _DEFAULT_OUT,
+    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data; from the hub where not given.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    pairs: Annotated[int, typer.Option(min=1, help="Timings of full depth and exits, taken in turn.")] = 5,
+) -> None:
+    """Time kept models with every policy, on a machine that does nothing else; the report shows it."""
+    from benchmarks.glue.clock import time_policies
+    from benchmarks.glue.keeping import load_kept
+
+    console = Console(soft_wrap=True, highlight=False)
+    for folder in model:
+        path = time_policies(
+            load_kept(folder), results, glue_dir, batch_size=batch_size, pairs=pairs, say=console.print
+        )
+        console.print(f"Timings: {path}")
+
+
 @app.command("check-submission")
 def check_submission_command(
     path: Annotated[Path, typer.Argument(help="The zip.")],

@@ -21,7 +21,7 @@ from ponder.errors import ArgumentError
 from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
 from ponder.sweep import Curve, Point, sweep
 
-__all__ = ["families", "read_curve", "record_curves"]
+__all__ = ["candidates", "families", "read_curve", "record_curves"]
 
 _VALUES = 21
 
@@ -45,16 +45,27 @@ def record_curves(
 
 def families(trajectory: Trajectory, policy: ExitPolicy) -> Iterator[tuple[ExitPolicy, list[float]]]:
     """A policy of each family that fits, and values of its knob; the first is `policy`, where it has a knob."""
-    if not policy.needs:
-        return
-    others: list[ExitPolicy] = [] if trajectory.hazard_logits is None else [Quantile(0.5)]
-    if trajectory.task != "regression":
-        others += [Patience(1), Entropy(0.2), Confidence(0.9)]
-    own = [policy] if policy.knob is not None else []
-    for family in [*own, *(other for other in others if type(other) is not type(policy))]:
+    for family in candidates(policy, trajectory.hazard_logits is not None, trajectory.task):
         assert family.knob is not None
         values = family.knob.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
         yield family, [value for value in values if _fits(family, value, trajectory)]
+
+
+def candidates(policy: ExitPolicy, has_hazard: bool, task: str | None) -> list[ExitPolicy]:
+    """A policy of each family that a model can be run with, `policy` first, where it has a knob.
+
+    Args:
+        policy: The recipe's; one that reads nothing has been trained for its depth, and there are no others.
+        has_hazard: Whether there is a Lambda head.
+        task: ``"regression"`` has no classes to be sure of.
+    """
+    if not policy.needs:
+        return []
+    others: list[ExitPolicy] = [Quantile(0.5)] if has_hazard else []
+    if task != "regression":
+        others += [Patience(1), Entropy(0.2), Confidence(0.9)]
+    own = [policy] if policy.knob is not None else []
+    return [*own, *(other for other in others if type(other) is not type(policy))]
 
 
 def read_curve(run: Result, policy: str) -> Curve | None:

@@ -25,7 +25,16 @@ from ponder.plots.numbers import overthinking_of
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Prior
 
-__all__ = ["mean_cost", "measure_costs", "measure_speed_ups", "record", "summarise"]
+__all__ = [
+    "batches",
+    "exits_of",
+    "mean_cost",
+    "measure_costs",
+    "measure_speed_ups",
+    "record",
+    "spread",
+    "summarise",
+]
 
 Batch = dict[str, torch.Tensor]
 
@@ -164,8 +173,10 @@ def measure_speed_ups(
         `steps`, `flops`, and `wall_clock` (median of the pairs' ratios) with `wall_clock_range`.
     """
     baseline = model if baseline is None else baseline
-    timed = _spread(batches(data, collate, batch_size, model.device), max_batches)
-    clock = wall_clock(lambda: _run(baseline, timed, LastStep()), lambda: _run(model, timed, policy), pairs=pairs)
+    timed = spread(batches(data, collate, batch_size, model.device), max_batches)
+    clock = wall_clock(
+        lambda: exits_of(baseline, timed, LastStep()), lambda: exits_of(model, timed, policy), pairs=pairs
+    )
     found = speed_up(exit_step, model.ponder.num_steps, costs=costs, needs=policy.needs)
     return {
         "steps": found.steps,
@@ -178,7 +189,7 @@ def measure_speed_ups(
 
 
 @torch.inference_mode()
-def _run(model: PonderForSequenceClassification, data: Sequence[Batch], policy: ExitPolicy) -> list[torch.Tensor]:
+def exits_of(model: PonderForSequenceClassification, data: Sequence[Batch], policy: ExitPolicy) -> list[torch.Tensor]:
     """The exit steps of each batch."""
     return [model(**_unlabelled(batch), policy=policy).exit_step for batch in data]
 
@@ -187,7 +198,7 @@ def _unlabelled(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
-def _spread(items: list[Batch], most: int) -> list[Batch]:
+def spread(items: list[Batch], most: int) -> list[Batch]:
     """At most `most` of `items`, evenly spread."""
     if len(items) <= most:
         return items

@@ -8,9 +8,13 @@ import pytest
 from glue_files import lines_of, write
 from test_glue_run import config, invoke
 
+from benchmarks.glue.clock import SPEED_UPS
+from benchmarks.glue.curves import read_curve
 from benchmarks.glue.keeping import load_kept
 from benchmarks.glue.predict import predict, submit
-from benchmarks.glue.results import read_all
+from benchmarks.glue.report import report
+from benchmarks.glue.report.page import Figure
+from benchmarks.glue.results import Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.submission import FILES, check_submission, write_submission
 from ponder import policies
@@ -203,6 +207,33 @@ def test_of_a_sweep_the_best_model_of_a_recipe_answers_each_task(backbone, glue_
         assert chosen["splits"]["held_out"]["exits"]["score"] == best
     assert isinstance((done := invoke(*asked, "deebert")).exception, ArgumentError)
     assert "'deebert', which has none there" in str(done.exception)
+
+
+def test_kept_models_are_timed_with_every_policy_and_the_report_shows_it(kept, glue_dir, tmp_path):
+    results = kept["RTE"].parents[1] / "out"
+    done = invoke("clock", "--model", kept["RTE"], "--results", results, "--glue-dir", glue_dir, "--pairs", 1)
+    assert done.exit_code == 0, done.output
+    made = json.loads((results / "clock" / f"{kept['RTE'].name}.json").read_text())
+    run = Result.of_run(results / f"{kept['RTE'].name}.json")
+    assert {row["policy"] for row in made["rows"]} <= {"quantile", "patience", "entropy", "confidence"}
+    assert made["rows"]
+    for row in made["rows"]:
+        points = read_curve(run, row["policy"]).points
+        assert (row["knob"], row["score"], row["mean_exit_step"]) in [
+            (p.knob, p.score, p.mean_exit_step) for p in points
+        ]
+        assert min(abs(row["mean_exit_step"] * speed_up / 4 - 1) for speed_up in SPEED_UPS) <= 0.15
+        assert row["wall_clock_range"] == [row["wall_clock"]] * 2
+    page = report([run], draw=False, only=["clock"]).markdown()
+    assert page.count("| RTE | palbert | `") == len(made["rows"])
+    (figure,) = (block for block in report([run], only=["clock"]).blocks if isinstance(block, Figure))
+    assert figure.name == "tiny-policies-by-wall-clock"
+    assert "RTE, palbert" in figure.svg
+    assert "Steps and seconds" not in report([Result(run.data)], draw=False).markdown()
+    (results / "clock" / f"{kept['RTE'].name}.json").write_text(json.dumps({**made, "key": "another"}))
+    with pytest.raises(DataError, match="of another"):
+        report([run], draw=False, only=["clock"])
+    shutil.rmtree(results / "clock")
 
 
 def test_constants_are_the_most_frequent_label_and_official_in_number_without_data(kept, glue_dir, tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from benchmarks.glue.clock import read_clock
 from benchmarks.glue.curves import read_curve
 from benchmarks.glue.report.groups import Group, Groups, of_task, ordered, task_order
 from benchmarks.glue.report.page import Figure
@@ -22,7 +23,7 @@ from ponder.sweep import Curve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["by_cost", "by_knob", "by_policy", "by_speed_up", "by_wall_clock", "overthinking", "posteriors"]
+__all__ = ["by_clock", "by_cost", "by_knob", "by_policy", "by_speed_up", "by_wall_clock", "overthinking", "posteriors"]
 
 Draw = Callable[["Axes"], object]
 _HAZARD = 1e-6  # a mean posterior of exactly 0 or 1 has no logit
@@ -99,6 +100,18 @@ def by_policy(groups: Groups, prefix: str, label: str) -> Figure | None:
     return _figure(
         f"{prefix}-policies-{slug}", f"{label} with other policies: score against speed-up in FLOPs.", panels
     )
+
+
+def by_clock(groups: Groups, prefix: str) -> Figure | None:
+    """The score against the speed-up in wall-clock of every policy that a kept model was timed with."""
+    panels: dict[str, list[Draw]] = {}
+    for task, shown in _by_task(groups):
+        for group in shown:
+            rows = [row for run in group.runs for row in read_clock(run)]
+            if rows:
+                panels[f"{task}, {group.label}"] = [_timed(rows)]
+    caption = "Score against speed-up in wall-clock of each policy on a kept model, with the range of the timings."
+    return _figure(f"{prefix}-policies-by-wall-clock", caption, panels)
 
 
 def overthinking(groups: Groups, prefix: str) -> Figure | None:
@@ -214,6 +227,29 @@ def _runs(shown: Sequence[Group], speed_up: str, over_curves: bool) -> Draw:
         words = "wall-clock" if speed_up == "wall_clock" else "FLOPs"
         ax.set(xlabel=f"speed-up in {words}, full depth / run", ylabel="score")
         ax.xaxis.set_major_formatter("{x:g}×")
+
+    return draw
+
+
+def _timed(rows: Sequence[Mapping[str, Any]]) -> Draw:
+    """A line for each policy over its knobs."""
+
+    def draw(ax: Axes) -> None:
+        as_axes(ax)
+        for policy in dict.fromkeys(row["policy"] for row in rows):
+            of_policy = sorted(
+                (row for row in rows if row["policy"] == policy), key=lambda row: float(row["wall_clock"])
+            )
+            x, y = ([row[name] for row in of_policy] for name in ("wall_clock", "score"))
+            low, high = ([row["wall_clock_range"][end] for row in of_policy] for end in (0, 1))
+            errors = [
+                [value - least for value, least in zip(x, low, strict=True)],
+                [most - value for value, most in zip(x, high, strict=True)],
+            ]
+            ax.errorbar(x, y, xerr=errors, marker="o", color=next_color(ax), label=policy)
+        ax.set(xlabel="speed-up in wall-clock, full depth / exits", ylabel="score")
+        ax.xaxis.set_major_formatter("{x:g}×")
+        legend(ax)
 
     return draw
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.glue.report import figures
+from benchmarks.glue.report.clock import clock_table
 from benchmarks.glue.report.comparisons import comparisons
 from benchmarks.glue.report.costs import costs, overthinking_table
 from benchmarks.glue.report.equal_cost import equal_cost
@@ -69,6 +70,7 @@ PARTS: dict[str, Callable[[Source], Sequence[Block]]] = {
     "flops": lambda of: of.drawn(figures.by_cost),
     "wall-clock": lambda of: of.drawn(figures.by_wall_clock),
     "policies": Source.policies,
+    "clock": lambda of: [*clock_table(of.main), *of.drawn(figures.by_clock)],
     "gains": lambda of: gains_table(of.main),
     "optimum": lambda of: optimum_table(of.main),
     "overthinking": lambda of: [*overthinking_table(of.main), *of.drawn(figures.overthinking)],

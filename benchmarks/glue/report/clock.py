@@ -1,0 +1,34 @@
+"""What saved steps are worth in wall-clock, for every policy that a kept model was timed with."""
+
+from __future__ import annotations
+
+from benchmarks.glue.clock import read_clock
+from benchmarks.glue.report.groups import Groups, of_task, ordered, task_order
+from benchmarks.glue.report.page import Block, Heading, Table, Text
+
+__all__ = ["clock_table"]
+
+_NOTE = (
+    "Kept models with every policy, in turn with full depth on the same batches of dev (`python -m benchmarks.glue "
+    "clock`): the median of the pairs, with their range. Score, steps and FLOPs are those of the run on all of dev, at "
+    "this knob."
+)
+
+
+def clock_table(groups: Groups) -> list[Block]:
+    """A line for each policy and knob that was timed."""
+    labels = ordered(name for name, _ in groups)
+    rows = []
+    for task in task_order(task for _, task in groups):
+        for group in of_task(groups, task, labels):
+            for run in group.runs:
+                for row in read_clock(run):
+                    speeds = (run["num_steps"] / row["mean_exit_step"], 1 / row["cost"], row["wall_clock"])
+                    shown = [f"{100 * row['score']:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
+                    low, high = row["wall_clock_range"]
+                    policy = f"`{row['policy']}`, {row['knob']:.3g}"
+                    rows.append([task, group.label, policy, *shown, f"{low:.2f}–{high:.2f}"])
+    if not rows:
+        return []
+    head = ["task", "recipe", "policy, knob", "score", "×steps", "×FLOPs", "×wall-clock", "range"]
+    return [Heading("Steps and seconds", 3), Text(_NOTE), Table(head, rows)]
