@@ -15,6 +15,7 @@ from benchmarks.glue import data, tasks
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig, parse_policy
 from benchmarks.glue.evaluation import batches, mean_cost, measure_costs, measure_speed_ups, record, summarise
+from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.model import Collator, build, load_tokenizer
 from benchmarks.glue.report import report
 from benchmarks.glue.results import read_all
@@ -236,6 +237,16 @@ def test_bad_arguments_are_named(arguments, message, glue_dir, tmp_path, backbon
     assert isinstance(done.exception, ArgumentError | CheckpointError), done.output
     with pytest.raises(type(done.exception), match=message):
         raise done.exception
+
+
+def test_processes_that_train_together_do_not_wait_for_a_run_elsewhere(backbone, glue_dir, tmp_path, monkeypatch):
+    """The first of them would, and the others would wait for it."""
+    settings = config(backbone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    elsewhere = hold(tmp_path / "work" / f"{settings.key}.lock", wait=False)
+    with elsewhere, pytest.raises(BusyError, match="another process is at work on it"):
+        run(settings, glue_dir, tmp_path / "out", tmp_path / "work", progress=False)
 
 
 def test_an_unwritable_folder_is_refused_before_training(backbone, glue_dir, tmp_path):
