@@ -100,16 +100,17 @@ def report_command(
     html: Annotated[Path | None, typer.Option(help="One self-contained HTML file.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder of the figures (SVG) that the Markdown shows.")] = None,
     glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data: labels, for significance.")] = None,
-    replicates: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 20_000,
+    replicates: Annotated[int | None, typer.Option(min=100, help="Of the bootstrap; 10,000 where left out.")] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="A part, such as table-1 or figure-3; repeatable. All where left out.")
     ] = None,
 ) -> None:
     """Make tables and figures from the JSON results alone."""
-    from benchmarks.glue.report import report
+    from benchmarks.glue.report import REPLICATES, report
     from benchmarks.glue.results import read_all
 
-    made = report(read_all(results), glue_dir, draw=bool(html or figures), replicates=replicates, only=only or ())
+    options = {"draw": bool(html or figures), "only": only or (), "replicates": replicates or REPLICATES}
+    made = report(read_all(results), glue_dir, **options)  # type: ignore[arg-type]
     if out is None and html is None and figures is None:
         print(made.markdown())
     for path in made.write(out, html, figures):
@@ -125,7 +126,8 @@ def predict_command(
         list[str] | None, typer.Option("--run", help="Key of a run whose model lies in --models; repeatable.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="The best model of this recipe in --models for each task, by held-out score.")
+        str | None,
+        typer.Option(help="For each task the best of this recipe (ponder, static:k=3) in --models, by held-out score."),
     ] = None,
     models: Annotated[Path, typer.Option(help="Folder of kept models.")] = Path("runs/models"),
     results: Annotated[Path, typer.Option(help="Folder of their results, for --recipe.")] = _DEFAULT_OUT,

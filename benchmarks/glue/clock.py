@@ -19,7 +19,7 @@ from benchmarks.glue.model import Collator
 from benchmarks.glue.results import Result, environment
 from benchmarks.glue.tasks import get
 from ponder.cost import wall_clock
-from ponder.errors import CheckpointError, DataError
+from ponder.errors import ArgumentError, CheckpointError, DataError
 from ponder.files import read_json, write_json
 from ponder.policies import ExitPolicy, LastStep
 from ponder.sweep import Point
@@ -55,15 +55,34 @@ def time_policies(
     Returns:
         The file, `<results>/clock/<key>.json`: `rows`, each with `policy`, `knob`, `score`, `mean_exit_step`, `cost`
         (of FLOPs, relative to full depth), `wall_clock` and `wall_clock_range`.
+
+    Raises:
+        ArgumentError: The result is not there, or the model was trained for one depth, so that nothing can be timed.
     """
-    run = Result.of_run(results / f"{kept.config.key}.json")
+    path = results / f"{kept.config.key}.json"
+    if not path.exists():
+        raise ArgumentError(
+            "--results",
+            expected=f"the folder with the result of the model, {path.name}",
+            got=results,
+            remedy="Name the folder that its run wrote to.",
+        )
+    run = Result.of_run(path)
     task = get(kept.config.task)
     dev = glue_data.load(task, glue_dir, [task.dev_splits[0]])[task.dev_splits[0]]
     ready = glue_data.tokenize(dev, kept.tokenizer, kept.config.max_length)
     model = kept.model
     timed = spread(batches(ready, Collator(kept.tokenizer), batch_size, model.device), max_batches)
     rows = []
-    for policy, point in _chosen(run, model.policy):
+    chosen = list(_chosen(run, model.policy))
+    if not chosen:
+        raise ArgumentError(
+            "--model",
+            expected=f"a model that a policy takes near one of ×{', ×'.join(map(str, SPEED_UPS))} in steps",
+            got=f"{kept.config.key}, with the policy {model.policy}",
+            remedy="Models that were trained for one depth have no policy to time.",
+        )
+    for policy, point in chosen:
         clock = wall_clock(
             lambda: exits_of(model, timed, LastStep()),
             lambda policy=policy: exits_of(model, timed, policy),  # type: ignore[misc]
@@ -73,10 +92,10 @@ def time_policies(
         row |= {"mean_exit_step": point.mean_exit_step, "cost": point.cost}
         rows.append({**row, "wall_clock": clock.median, "wall_clock_range": [clock.low, clock.high]})
         say(f"{kept.config.key}: {policy} ×{run['num_steps'] / point.mean_exit_step:.2f} in steps, ×{clock.median:.2f}")
-    path = results / _FOLDER / f"{kept.config.key}.json"
+    made = results / _FOLDER / path.name
     places = {"batch_size": batch_size, "threads": torch.get_num_threads(), "environment": environment(model.device)}
-    write_json(path, {"format": _FORMAT, "key": kept.config.key, **places, "rows": rows})
-    return path
+    write_json(made, {"format": _FORMAT, "key": kept.config.key, **places, "rows": rows})
+    return made
 
 
 def read_clock(run: Result) -> list[dict[str, Any]]:

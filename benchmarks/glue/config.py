@@ -14,7 +14,7 @@ from ponder import policies
 from ponder.errors import ArgumentError, DataError
 from ponder.policies import ExitPolicy
 
-__all__ = ["RunConfig", "digest", "parse_fields", "parse_policy"]
+__all__ = ["RunConfig", "digest", "parse_fields", "parse_policy", "parse_recipe"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class RunConfig:
             if type(value) not in (int, float) or not holds(value):
                 remedy = f"Pass {_FIELDS[argument].default}, say."
                 raise ArgumentError(argument, expected=f"a number {interval}", got=repr(value), remedy=remedy)
+            object.__setattr__(self, argument, float(value))  # 2 and 2.0 are one configuration
         if type(self.bf16) is not bool:
             raise ArgumentError("bf16", expected="true or false", got=repr(self.bf16), remedy="Pass true, say.")
         self._check_choices()
@@ -162,6 +163,17 @@ def parse_policy(text: str) -> ExitPolicy:
     """
     name, _, rest = text.partition(":")
     return policies.get(name.strip(), **parse_fields("--policy", filter(None, rest.split(","))))
+
+
+def parse_recipe(option: str, text: str) -> tuple[str, dict[str, Any]]:
+    """A recipe and its arguments as they are written in a list: `name`, or `name:argument=value:argument=value`.
+
+    Example:
+        >>> parse_recipe("--recipes", "static:k=3")
+        ('static', {'k': 3})
+    """
+    name, *arguments = text.split(":")
+    return name.strip(), parse_fields(option, arguments)
 
 
 def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:

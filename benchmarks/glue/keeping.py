@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.glue.config import RunConfig
+from benchmarks.glue.config import RunConfig, parse_recipe
 from benchmarks.glue.model import load_tokenizer
 from benchmarks.glue.results import read_all
 from ponder.errors import ArgumentError, CheckpointError
@@ -76,15 +75,24 @@ def check_there(option: str, path: Path) -> None:
 def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
     """For each task, the folder of the kept model of a recipe whose run has the best held-out score.
 
+    One that selected on dev is taken where there is no other.
+
+    Args:
+        models: Folder of kept models.
+        results: Folder of their results.
+        recipe: As `parse_recipe` reads it; runs with other arguments are of another recipe.
+
     Raises:
         ArgumentError: No model of the recipe is kept.
         DataError: A result is half-written or of another version.
     """
-    best: dict[str, tuple[float, Path]] = {}
+    name, options = parse_recipe("--recipe", recipe)
+    best: dict[str, tuple[bool, float, Path]] = {}
     for result in read_all(results):
         folder = models / RunConfig.from_dict(result["config"]).key
-        if result["recipe"] == recipe and (folder / _FILE).exists():
-            best[result["task"]] = max(best.get(result["task"], (-math.inf, folder)), (result.selection_score, folder))
+        if (result["recipe"], result["config"]["recipe_options"]) == (name, options) and (folder / _FILE).exists():
+            found = (not result.selects_on_dev, result.selection_score, folder)
+            best[result["task"]] = max(best.get(result["task"], found), found)
     if not best:
         raise ArgumentError(
             "--recipe",
@@ -92,7 +100,7 @@ def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
             got=f"{recipe!r}, which has none there",
             remedy="Make some with `sweep --keep-model` or `run --keep-model`, or pass --models and --results.",
         )
-    return [folder for _, folder in best.values()]
+    return [folder for _, _, folder in best.values()]
 
 
 def load_kept(folder: Path) -> KeptModel:

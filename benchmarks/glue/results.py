@@ -20,7 +20,7 @@ import torch
 from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig, digest
 from ponder import recipes
-from ponder.errors import CheckpointError, DataError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError
 from ponder.files import read_json, write_json
 
 __all__ = ["FORMAT", "Result", "environment", "read_all"]
@@ -77,7 +77,12 @@ class Result:
             )
         if result.data.get("digest", _digest(result.data)) != _digest(result.data):
             raise DataError(f"{path}: expected what the run wrote; it was edited since. Remove it, and run it again.")
-        result._check_recipe()
+        try:
+            result._check_recipe()
+        except (ArgumentError, ArgumentTypeError) as error:
+            raise DataError(
+                f"{path}: expected a recipe that is here; {error} Install what it comes from, or move the file away."
+            ) from error
         return result
 
     def _check_recipe(self) -> None:

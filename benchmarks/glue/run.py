@@ -40,6 +40,7 @@ def run(
     trajectories: Path | None = None,
     models: Path | None = None,
     wait: bool = True,
+    strict: bool = True,
     progress: bool = True,
 ) -> Result:
     """Train and evaluate one configuration on a GLUE task, and write `<out>/<key>.json`.
@@ -57,6 +58,7 @@ def run(
         trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
         models: Folder in which the trained model is kept, `<models>/<key>/`, for `predict`; it is not where None.
         wait: Where another process is at this run, wait for its result, or raise.
+        strict: Whether a result that is there already must have the trajectories and the model beside it.
         progress: Whether to show progress bars.
 
     Raises:
@@ -68,7 +70,7 @@ def run(
         check_writable(folder, option)
     path = out / f"{config.key}.json"
     if path.exists():
-        return _finished(config, path, trajectories, models)
+        return _finished(config, path, trajectories, models, strict)
     if not ranks.is_first():
         _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
         return Result.of_run(path)
@@ -81,7 +83,7 @@ def run(
         if not path.exists():
             _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
         shutil.rmtree(work / config.key, ignore_errors=True)
-    return _finished(config, path, trajectories, models)
+    return _finished(config, path, trajectories, models, strict)
 
 
 def _options(out: Path, work: Path, trajectories: Path | None, models: Path | None) -> dict[str, Path]:
@@ -90,11 +92,12 @@ def _options(out: Path, work: Path, trajectories: Path | None, models: Path | No
     return {option: folder for option, folder in folders.items() if folder is not None}
 
 
-def _finished(config: RunConfig, path: Path, trajectories: Path | None, models: Path | None) -> Result:
-    """The result that is there, with all that is asked for beside it."""
+def _finished(config: RunConfig, path: Path, trajectories: Path | None, models: Path | None, strict: bool) -> Result:
+    """The result that is there; where `strict`, with all that is asked for beside it."""
     result = Result.of_run(path)
-    check_kept(config, models)
-    if trajectories is not None:
+    if strict:
+        check_kept(config, models)
+    if strict and trajectories is not None:
         for split in result["splits"]:
             check_there("--trajectories", _trajectory_file(trajectories, config, split))
     return result

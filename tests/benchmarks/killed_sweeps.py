@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def child(work):
     return os.waitpid(pid, 0)[1]
 
 
+def die_at(work, before):
+    """Kill this process once there is a checkpoint that was not there before."""
+    while set(work.rglob("checkpoint-*")) <= before:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def results(folder):
     """Everything that training and selection decide; and whatever else lies around, by name."""
     kept = ("splits", "policy", "knob", "config", "num_steps")
@@ -103,9 +111,10 @@ def main(backbone, glue_dir, folder, kills, local_kills):
         else:
             watch_files(place, rng.randint(1, max(4 * events // kills, 2)))
 
-    def by_clock(place, attempt):
-        """At a time when the workers, which take seconds to start, are at work or have not begun."""
-        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1.0, 10.0 + 2 * seconds))
+    def at_work(place, attempt):
+        """Killed as soon as its workers, which take seconds to start, have trained something more."""
+        before = set((place / "work").rglob("checkpoint-*"))
+        threading.Thread(target=die_at, args=(place / "work", before), daemon=True).start()
 
     def killed(place, disturb, most, **options):
         """A sweep that dies until it has died so often, or is done; its results, and the deaths."""
@@ -126,7 +135,7 @@ def main(backbone, glue_dir, folder, kills, local_kills):
     inline = []
     while (died := sum(sweep["deaths"] for sweep in inline)) < kills:
         inline.append(killed(folder / f"killed-{len(inline)}", by_file_or_clock, kills - died))
-    local = [killed(folder / "local", by_clock, local_kills, local=True)] if local_kills else []
+    local = [killed(folder / "local", at_work, local_kills, local=True)]
     print(json.dumps({"whole": results(whole), "inline": inline, "local": local, "events": events}))
 
 

@@ -265,8 +265,9 @@ def test_a_run_that_selected_on_dev_is_shown_where_there_is_no_other():
     assert choose(both)[0]["palbert", "RTE"].runs == (flattered,)
     assert "(of those that selected on dev, the best there)" in report(both, draw=False).markdown()
     del honest.data["splits"]["held_out"]
+    assert choose([honest])[0]["palbert", "RTE"].runs == (honest,)  # nothing to choose
     with pytest.raises(DataError, match="expected a held-out score"):
-        choose([honest])
+        choose([honest, flattered])
 
 
 def test_labels_name_options_policy_and_a_chosen_knob():

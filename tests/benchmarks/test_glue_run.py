@@ -18,7 +18,7 @@ from benchmarks.glue.evaluation import batches, mean_cost, measure_costs, measur
 from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.model import Collator, build, load_tokenizer
 from benchmarks.glue.report import report
-from benchmarks.glue.results import read_all
+from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.training import train
 from ponder import Trajectory, policies
@@ -204,7 +204,20 @@ def test_dev_takes_no_part_in_any_choice(backbone, glue_dir, tmp_path):
 
 def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_path):
     done = invoke(
-        *("run", "--task", "RTE", "--backbone", backbone, "--glue-dir", glue_dir, "--epochs", 1, "--quiet"),
+        *(
+            "run",
+            "--task",
+            "RTE",
+            "--recipe",
+            "palbert",
+            "--backbone",
+            backbone,
+            "--glue-dir",
+            glue_dir,
+            "--epochs",
+            1,
+            "--quiet",
+        ),
         *("--policy", "quantile:q=0.9", "--option", "hidden_concat=false", "--max-train", 30),
         *("--out", tmp_path / "out", "--work", tmp_path / "work"),
     )
@@ -352,6 +365,7 @@ def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
         ({"config": {**fields, "lr": 0.5}}, "edited, or a copy"),
         ({"config": {**fields, "from_the_future": 1}}, rf"{result.path.name}: config: .*from_the_future"),
         ({"training": [{"objective": {"name": "final-step"}}], "digest": None}, "edited"),
+        ({"recipe": "of-a-plug-in", "digest": None}, "edited"),
     ):
         (tmp_path / result.path.name).write_text(json.dumps({**result.data, **changes}))
         with pytest.raises(DataError, match=message):
@@ -380,6 +394,19 @@ def test_keys_differ_with_every_field():
     keys = {one.key, *(dataclasses.replace(one, **{name: value}).key for name, value in changed.items())}
     assert len(keys) == 1 + len(changed)
     assert one.key == RunConfig("RTE").key
+    assert RunConfig("RTE", budget=2).key == RunConfig("RTE", budget=2.0).key
+
+
+def test_a_result_of_a_recipe_that_is_not_here_is_named(tmp_path):
+    for fields in ({"recipe": "of-a-plug-in"}, {"recipe_options": {"gone": 1}}):
+        config = RunConfig("RTE", **{"recipe": "palbert", **fields})
+        names = {"task": "RTE", "recipe": config.recipe, "backbone": "minilm", "num_steps": 6, "policy": {}}
+        path = tmp_path / f"{config.key}.json"
+        exits = {"dev": {"exits": {"score": 0.5}}}
+        Result({"format": FORMAT, **names, "config": config.to_dict(), "splits": exits, "speed_up": {}}).save(path)
+        with pytest.raises(DataError, match=f"{path.name}: expected a recipe that is here; "):
+            read_all(tmp_path)
+        path.unlink()
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 from glue_files import lines_of, write
 from test_glue_run import config, invoke
 
-from benchmarks.glue.clock import SPEED_UPS
+from benchmarks.glue.clock import SPEED_UPS, time_policies
+from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve
-from benchmarks.glue.keeping import load_kept
+from benchmarks.glue.keeping import best_kept, load_kept
 from benchmarks.glue.predict import predict, submit
 from benchmarks.glue.report import report
 from benchmarks.glue.report.page import Figure
@@ -205,6 +206,22 @@ def test_of_a_sweep_the_best_model_of_a_recipe_answers_each_task(backbone, glue_
         best = max(result["splits"]["held_out"]["exits"]["score"] for result in of_task)
         (chosen,) = (result for result in of_task if result.path.stem == sources[f"{task}.tsv"]["source"])
         assert chosen["splits"]["held_out"]["exits"]["score"] == best
+    folder, palbert = (
+        tmp_path / "models",
+        [run for run in results if (run["task"], run["recipe"]) == ("RTE", "palbert")],
+    )
+    for fields in ({"selection": "dev"}, {"recipe_options": {"q": 0.3}}):  # neither is the best of this recipe
+        config = RunConfig.from_dict({**palbert[0]["config"], **fields})
+        splits = {**palbert[0]["splits"], "dev": {**palbert[0]["splits"]["dev"], "exits": {"score": 1.0}}}
+        splits["held_out"] = splits["dev"]
+        policy = {"name": "quantile", "q": config.recipe_options.get("q", 0.5)}
+        better = {**palbert[0].data, "config": config.to_dict(), "splits": splits, "policy": policy}
+        Result(better).save(tmp_path / "out" / f"{config.key}.json")
+        shutil.copytree(folder / palbert[0].path.stem, folder / config.key)
+        chosen = {path.name for path in best_kept(folder, tmp_path / "out", "palbert")}
+        assert sources["RTE.tsv"]["source"] in chosen
+        assert config.key not in chosen
+    assert [path.name for path in best_kept(folder, tmp_path / "out", "palbert:q=0.3")] == [config.key]
     assert isinstance((done := invoke(*asked, "deebert")).exception, ArgumentError)
     assert "'deebert', which has none there" in str(done.exception)
 
@@ -234,6 +251,12 @@ def test_kept_models_are_timed_with_every_policy_and_the_report_shows_it(kept, g
     with pytest.raises(DataError, match="of another"):
         report([run], draw=False, only=["clock"])
     shutil.rmtree(results / "clock")
+    for model, folder, message in (
+        (kept["RTE"], tmp_path, "--results: expected the folder with the result of the model"),
+        (kept["MNLI"], results, "--model: expected a model that a policy takes near"),  # vanilla
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            time_policies(load_kept(model), folder, glue_dir)
 
 
 def test_constants_are_the_most_frequent_label_and_official_in_number_without_data(kept, glue_dir, tmp_path):

@@ -266,6 +266,26 @@ def test_models_of_the_chosen_point_are_kept_and_those_of_the_others_go(tmp_path
     assert refused.asked == []
 
 
+def test_models_of_early_rungs_are_not_kept_and_those_of_other_runs_stay(tmp_path):
+    (cell,) = HALVED.cells("minilm", halving=3)
+    models, other = tmp_path / "models", cell.points[0]
+    result_of(dataclasses.replace(cell.points[3], epochs=1)).save(tmp_path / "out" / "grid" / "early.json")
+    result_of(other).save(tmp_path / "out" / f"{other.key}.json")  # of `run --keep-model`, into the same folders
+    write_json(models / other.key / "glue.json", {})
+    executor = Pretender(lambda config: config.lr)
+    assert go([cell], executor, tmp_path, models=models).done == 9 + 3 + 1 + 1
+    assert {job.config.epochs for job in executor.asked if job.models is not None} == {9}
+    kept = [run.key for run in cell.finals(cell.points[8])]
+    assert sorted(path.name for path in models.iterdir()) == sorted([*kept, other.key])
+
+
+def test_a_run_that_another_sweep_finished_is_done_though_that_one_removed_its_model(backbone, glue_dir, tmp_path):
+    config = tiny(["vanilla"], backbone)[0].points[0]
+    result_of(config).save(tmp_path / "out" / f"{config.key}.json")
+    job = Job(config, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "models")
+    assert execute(job).status == "done"
+
+
 def test_models_that_a_sweep_needs_and_that_were_not_kept_are_named_before_anything_runs(tmp_path):
     (cell,) = GRID.cells("minilm")
     first = cell.points[0]
@@ -319,8 +339,11 @@ def test_a_choice_that_cannot_be_written_down_fails_its_cell_alone(tmp_path, mon
     summary = go(cells, Pretender(), tmp_path)
     assert [failure.config.task for failure in summary.failures] == ["RTE"]
     assert (summary.done, summary.skipped) == (3 + 6, 2)
-    monkeypatch.undo()
     again = Pretender()
+    summary = go(cells, again, tmp_path)  # all points are there from the start
+    assert [failure.config.task for failure in summary.failures] == ["RTE"]  # and the next best was not chosen
+    assert again.asked == []
+    monkeypatch.undo()
     assert go(cells, again, tmp_path).done == 12
     assert len(again.asked) == 2  # nothing that was done is done again
 
@@ -479,8 +502,8 @@ def test_a_result_of_a_recipe_that_has_changed_since_is_refused(tmp_path):
         Result.of_run(path)  # the committed ones are of the recipes as they are
     (path, *_) = (path for path in read if "-palbert-" in path.name)
     for field, value in (("training", [{"objective": {"name": "final-step"}}]), ("policy", {"name": "last-step"})):
-        changed = {**json.loads(path.read_text()), field: value}
-        (tmp_path / path.name).write_text(json.dumps(changed))
+        changed = Result({**json.loads(path.read_text()), field: value})
+        changed.save(tmp_path / path.name)
         with pytest.raises(DataError, match="has changed since"):
             Result.of_run(tmp_path / path.name)
 
@@ -553,7 +576,9 @@ def test_where_no_knob_is_within_the_budget_it_is_the_cheapest(held_out):
     chosen = choose_knob(config, tasks.get("RTE"), policies.Patience(4), {"held_out": held_out})
     assert chosen.policy == policies.Patience(1)
     assert chosen.record["met"] is False
-    assert "the cheapest knob instead, patience = 1" in chosen.record["statement"]
+    score, steps = measured(held_out, policies.Patience(1))
+    assert f"the cheapest is patience = 1 (score {score:.4f} against" in chosen.record["statement"]
+    assert f"mean exit step {steps:.2f}" in chosen.record["statement"]
 
 
 def test_what_has_no_knob_or_was_trained_for_its_depth_stays(held_out):

@@ -33,11 +33,12 @@ def test_a_sweep_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(bac
         str(glue_dir),
         str(tmp_path),
     ]
-    kills = [str(KILLS), str(KILLS // 10)]
+    kills = [str(KILLS), str(max(1, KILLS // 10))]
     done = subprocess.run([*program, *kills], capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert sum(sweep["deaths"] for sweep in told["inline"]) == KILLS
+    assert [sweep["deaths"] for sweep in told["local"]] == [max(1, KILLS // 10)]
     assert len(told["whole"]) == 4 + 2 + 2 + 1  # points tried, runs chosen, choices, and what is left in work
     assert told["whole"]["work"] == []
     for sweep in (*told["inline"], *told["local"]):

@@ -17,8 +17,9 @@ from benchmarks.glue.results import Result
 from ponder.errors import ArgumentError, DataError
 from ponder.files import write_text
 
-__all__ = ["Report", "report"]
+__all__ = ["REPLICATES", "Report", "report"]
 
+REPLICATES = 10_000
 _PUBLISHED = "published"
 
 
@@ -74,7 +75,7 @@ def report(
     glue_dir: Path | None = None,
     *,
     draw: bool = True,
-    replicates: int = 10_000,
+    replicates: int = REPLICATES,
     only: Sequence[str] = (),
 ) -> Report:
     """Make the report.

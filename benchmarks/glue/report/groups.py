@@ -80,7 +80,7 @@ def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
         found[label(result), result["task"]][json.dumps(rest, sort_keys=True)].append(result)
     groups, choices = {}, []
     for key, by_config in found.items():
-        best = max(by_config.values(), key=_merit)
+        best = next(iter(by_config.values())) if len(by_config) == 1 else max(by_config.values(), key=_merit)
         groups[key] = Group(*key, tuple(sorted(best, key=lambda run: run["config"]["seed"])))
         if len(by_config) > 1:
             choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations)")

@@ -70,7 +70,7 @@ PARTS: dict[str, Callable[[Source], Sequence[Block]]] = {
     "flops": lambda of: of.drawn(figures.by_cost),
     "wall-clock": lambda of: of.drawn(figures.by_wall_clock),
     "policies": Source.policies,
-    "clock": lambda of: [*clock_table(of.main), *of.drawn(figures.by_clock)],
+    "clock": lambda of: [*clock_table(of.groups), *of.drawn(figures.by_clock)],
     "gains": lambda of: gains_table(of.main),
     "optimum": lambda of: optimum_table(of.main),
     "overthinking": lambda of: [*overthinking_table(of.main), *of.drawn(figures.overthinking)],

@@ -92,14 +92,14 @@ def _narrowed(
 
 def _specs(suite: Suite, text: str) -> list[RecipeSpec]:
     """`name`, as the suite has it; or `name:argument=value:…`, with these arguments and the suite's other fields."""
-    from benchmarks.glue.config import parse_fields
+    from benchmarks.glue.config import parse_recipe
     from benchmarks.glue.sweeping.suite import RecipeSpec
 
-    name, *arguments = text.split(":")
+    name, options = parse_recipe("--recipes", text)
     of_suite = [spec for spec in suite.recipes if spec.recipe == name]
-    if not arguments:
+    if not options:
         return of_suite or [RecipeSpec(name)]
-    return [RecipeSpec(name, parse_fields("--recipes", arguments), of_suite[0].fields if of_suite else {})]
+    return [RecipeSpec(name, options, of_suite[0].fields if of_suite else {})]
 
 
 def _listed(text: str) -> list[str]:
@@ -112,7 +112,7 @@ def _tell(console: Console, summary: Summary, out: Path) -> None:
         line = f"[red]failed[/] {failure.config.key}: {escape(failure.error)}"
         console.print(line, soft_wrap=True, highlight=False)
     if summary.skipped:
-        console.print(f"{summary.skipped} runs were not tried: no point of their grid has a result.")
+        console.print(f"{summary.skipped} runs were not tried: no point of their grid was chosen.")
     if summary.failures:
         where = escape(str(out / "failed"))
         console.print(f"The errors are in {where}; run the same command to try again.", soft_wrap=True)

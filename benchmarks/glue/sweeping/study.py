@@ -60,6 +60,7 @@ class CellStudy:
     failures: dict[str, Failure] = field(default_factory=dict)
     chosen: RunConfig | None = None
     tried: tuple[tuple[RunConfig, ...], ...] = ()
+    _given_up: bool = False
 
     def __post_init__(self) -> None:
         self._check_reported()
@@ -111,13 +112,17 @@ class CellStudy:
     def choose(self) -> None:
         """Choose the best point, once the search is at its end; with halving, go on to the next rung.
 
-        A choice that cannot be written down (a full disk) is a failure of the chosen run.
+        A choice that cannot be written down (a full disk) is a failure of the chosen run, and the end of this study:
+        the next best is no choice.
         """
-        best = None if self.chosen is not None else self._search()
+        if self.chosen is not None or self._given_up:
+            return
+        best = self._search()
         if best is not None:
             try:
                 self._choose(best)
             except PonderError as error:
+                self._given_up = True
                 self.failed(Failure(best, f"{type(error).__name__}: {error}"))
 
     @property

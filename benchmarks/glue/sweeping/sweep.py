@@ -49,7 +49,7 @@ class Summary:
     Args:
         done: Number of runs with a result, those from before included.
         failures: Runs without one.
-        skipped: Runs that were not tried, since no point of their grid has a result.
+        skipped: Runs that were not tried, since no point of their grid was chosen.
     """
 
     done: int
@@ -135,7 +135,9 @@ class _Sweep:
             self._check_models(study, raising=False)
         for config in study.open_runs():
             self.of_job[config.key] = study
-            self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self._stages(study), self.models))
+            # A run of an early rung, with a part of the epochs, is never what is reported.
+            models = self.models if study.finals or config in study.cell.points else None
+            self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self._stages(study), models))
         of_task = self._of_task(study)
         if all(other.finished and not other.failures for other in of_task):
             for name in {plain(run).key for other in of_task for run in other.runs}:
@@ -154,8 +156,8 @@ class _Sweep:
         """The models of the chosen point have to be there, or raise or note it; once chosen, those of others go."""
         if self.models is None:
             return
-        # Before there is a choice all are needed, unless there was one before, after which most were removed.
-        needed = study.finals or ([] if study.chosen_before else study.runs)
+        # Before there is a choice all points are needed, unless there was one before: then most were removed.
+        needed = study.finals or ([] if study.chosen_before else study.cell.points)
         for config in [each for each in needed if each.key in study.scores]:
             try:
                 check_kept(config, self.models)
@@ -164,7 +166,7 @@ class _Sweep:
                     raise
                 study.failed(Failure(config, f"{type(error).__name__}: {error}"))
         for config in study.runs if study.finals else ():
-            if config not in study.finals:
+            if not (study.out / f"{config.key}.json").exists():  # reported nowhere, by this sweep or another
                 shutil.rmtree(self.models / config.key, ignore_errors=True)
 
     def _take(self, outcome: Outcome) -> None:

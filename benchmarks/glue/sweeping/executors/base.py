@@ -119,7 +119,7 @@ def execute(job: Job) -> Outcome:
     started = time.perf_counter()
     try:
         places = {"stages": job.stages, "models": job.models}
-        run(job.config, job.glue_dir, job.out, job.work, **places, wait=job.wait, progress=False)
+        run(job.config, job.glue_dir, job.out, job.work, **places, wait=job.wait, strict=False, progress=False)
     except BusyError:
         return Outcome(job, "busy")
     except Exception as error:  # out of memory, bad data, a full disk: the other runs go on
