@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["LAMBDA_HEADS", "LambdaHead", "PerStep", "as_lambda_head"]
+__all__ = ["LAMBDA_HEADS", "HazardLayer", "LambdaHead", "PerStep", "as_lambda_head"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -78,10 +78,7 @@ class LambdaHead(nn.Module):
         modules: list[nn.Module] = []
         for size in sizes[:-1]:
             modules += [nn.Dropout(dropout), nn.Linear(size, width), _ACTIVATIONS[activation]()]
-        last = nn.Linear(sizes[-1], 1)
-        with torch.no_grad():
-            last.bias.add_(math.log(start) - math.log1p(-start))
-        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), last)
+        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), HazardLayer(sizes[-1], start))
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`, from concatenated features, `(batch, history · width)`."""
@@ -94,6 +91,21 @@ class LambdaHead(nn.Module):
             )
         logits: Tensor = self.layers(features)
         return rearrange(logits, "batch 1 -> batch")
+
+
+class HazardLayer(nn.Linear):
+    """The last layer of a Lambda head: its bias starts at the logit of a hazard, `start_logit`.
+
+    Args:
+        width: Size of what it reads.
+        start: The hazard, in (0, 1).
+    """
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__(width, 1)
+        self.start_logit = math.log(start) - math.log1p(-start)
+        with torch.no_grad():
+            self.bias.add_(self.start_logit)
 
 
 class PerStep(nn.Module):

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
 
-from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
 from ponder.errors import ArgumentError
+from ponder.heads import HazardLayer
 from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
 from ponder.integrations.transformers.loading import load_encoder, load_whole
@@ -98,6 +99,12 @@ class PonderForSequenceClassification(PreTrainedModel):
         )
         self.ponder.to(device=self.encoder.device, dtype=self.encoder.dtype)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As Transformers does, which draws all linear layers anew; a Lambda head still starts at its hazard."""
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if isinstance(module, HazardLayer):
+            initialization.constant_(module.bias, module.start_logit)
 
     @classmethod
     def from_encoder(

@@ -16,7 +16,7 @@ def ponder(
     distill: float = 0.5,
     depth: float = 0.55,
     per_step_heads: bool = True,
-    start: bool = True,
+    start: bool = False,
     *,
     beta: float = 0.5,
     confidence: float = 0.8,
@@ -34,7 +34,7 @@ def ponder(
         distill: Weight of the distillation from the last step.
         depth: Share of the depth at which the prior expects exits.
         per_step_heads: One head a step, or one for all.
-        start: Let the Lambda head start at the prior's hazard, or at one half.
+        start: Let the Lambda head start at the prior's hazard, or at one half, as in the committed runs.
         beta: Weight of the divergence.
         confidence: Highest class probability above which a row leaves.
         q: Q-exit's level, where the task is not classification.

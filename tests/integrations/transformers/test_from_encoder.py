@@ -54,6 +54,23 @@ def equal_states(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.parametrize("start", [True, False])
+def test_a_lambda_head_starts_at_the_hazard_of_its_recipe(start: bool, tmp_path: Path) -> None:
+    # TRAP: Transformers draws the weights of all linear layers anew, and sets their biases to 0.
+    recipe = recipes.get("ponder", start=start)
+    model = build(make_encoder("bert"), recipe).eval()
+    assert model.recipe.prior is not None
+    expected = float(model.recipe.prior(model.ponder.num_steps).pmf[0]) if start else 0.5
+    lambda_head = model.ponder.lambda_head
+    assert lambda_head is not None
+    with torch.no_grad():
+        assert lambda_head(torch.zeros(1, 2 * WIDTH)).sigmoid().item() == pytest.approx(expected, abs=1e-3)
+        lambda_head.layers[-1].bias.fill_(3.0)  # as training would
+    model.save_pretrained(tmp_path)
+    loaded = PonderForSequenceClassification.from_pretrained(tmp_path)
+    assert equal_states(model.state_dict(), loaded.state_dict())
+
+
 class TestSources:
     @families
     @torch.no_grad()
