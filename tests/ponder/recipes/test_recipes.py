@@ -200,9 +200,9 @@ def test_the_policy_of_other_tasks_is_scaled_too() -> None:
 
 
 def test_a_lambda_head_may_start_at_the_priors_hazard() -> None:
-    recipe = recipes.get("ponder").for_steps(6)
+    recipe = recipes.get("ponder", start=True).for_steps(6)
     _, started = recipe.make_heads(32, 2, 6)
-    _, plain = recipes.get("ponder", start=False).for_steps(6).make_heads(32, 2, 6)
+    _, plain = recipes.get("ponder").for_steps(6).make_heads(32, 2, 6)
     features, hazard = torch.randn(200, 64), recipe.prior(6).pmf[0].item()
     assert started(features).sigmoid().mean().item() == pytest.approx(hazard, abs=0.05)
     assert plain(features).sigmoid().mean().item() == pytest.approx(0.5, abs=0.1)
