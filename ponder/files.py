@@ -13,7 +13,16 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 
-__all__ = ["make_folder", "read_json", "read_tensors", "remove_leftovers", "write_json", "write_tensors", "write_text"]
+__all__ = [
+    "make_folder",
+    "move",
+    "read_json",
+    "read_tensors",
+    "remove_leftovers",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -74,6 +83,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object; got {type(data).__name__}.")
     return data
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a folder; nothing happens where another process has just done so."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(target, error) from error
 
 
 def remove_leftovers(folder: Path) -> None:

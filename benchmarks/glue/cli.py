@@ -109,8 +109,8 @@ def report_command(
     from benchmarks.glue.report import REPLICATES, report
     from benchmarks.glue.results import read_all
 
-    options = {"draw": bool(html or figures), "only": only or (), "replicates": replicates or REPLICATES}
-    made = report(read_all(results), glue_dir, **options)  # type: ignore[arg-type]
+    draw = bool(html or figures)
+    made = report(read_all(results), glue_dir, draw=draw, only=only or (), replicates=replicates or REPLICATES)
     if out is None and html is None and figures is None:
         print(made.markdown())
     for path in made.write(out, html, figures):

@@ -5,14 +5,15 @@ A run times its own policy alone, and often beside other runs. This is for a mac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.glue import data as glue_data
-from benchmarks.glue.curves import candidates, read_curve
+from benchmarks.glue.curves import SPEED_UPS, candidates, read_curve
 from benchmarks.glue.evaluation import batches, exits_of, spread
 from benchmarks.glue.keeping import KeptModel
 from benchmarks.glue.model import Collator
@@ -24,11 +25,29 @@ from ponder.files import read_json, write_json
 from ponder.policies import ExitPolicy, LastStep
 from ponder.sweep import Point
 
-__all__ = ["SPEED_UPS", "read_clock", "time_policies"]
+__all__ = ["Timing", "read_clock", "time_policies"]
 
-SPEED_UPS = (1.5, 2.0, 3.0)
 _FOLDER, _FORMAT = "clock", "ponder-glue-clock-1"
 _NEAR = 0.15
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A policy of a kept model, timed.
+
+    Args:
+        policy: Name of its family.
+        point: Its knob, and what the run says of it on all of dev.
+        wall_clock: Seconds at full depth ÷ seconds with the policy, the median of the pairs.
+        low: The least of them.
+        high: The greatest.
+    """
+
+    policy: str
+    point: Point
+    wall_clock: float
+    low: float
+    high: float
 
 
 def time_policies(
@@ -53,8 +72,8 @@ def time_policies(
         say: Told of each timing.
 
     Returns:
-        The file, `<results>/clock/<key>.json`: `rows`, each with `policy`, `knob`, `score`, `mean_exit_step`, `cost`
-        (of FLOPs, relative to full depth), `wall_clock` and `wall_clock_range`.
+        The file, `<results>/clock/<key>.json`: `rows`, each with `policy`, `knob`, `wall_clock` and
+        `wall_clock_range`. What a knob gives in score, steps and FLOPs is the result's to say.
 
     Raises:
         ArgumentError: The result is not there, or the model was trained for one depth, so that nothing can be timed.
@@ -88,8 +107,7 @@ def time_policies(
             lambda policy=policy: exits_of(model, timed, policy),  # type: ignore[misc]
             pairs=pairs,
         )
-        row = {"policy": policy.to_dict()["name"], "knob": point.knob, "score": point.score}
-        row |= {"mean_exit_step": point.mean_exit_step, "cost": point.cost}
+        row = {"policy": policy.to_dict()["name"], "knob": point.knob}
         rows.append({**row, "wall_clock": clock.median, "wall_clock_range": [clock.low, clock.high]})
         say(f"{kept.config.key}: {policy} ×{run['num_steps'] / point.mean_exit_step:.2f} in steps, ×{clock.median:.2f}")
     made = results / _FOLDER / path.name
@@ -98,11 +116,11 @@ def time_policies(
     return made
 
 
-def read_clock(run: Result) -> list[dict[str, Any]]:
-    """The rows that were timed of a run's model, or none.
+def read_clock(run: Result) -> list[Timing]:
+    """What was timed of a run's model, or nothing.
 
     Raises:
-        DataError: The file is broken or foreign.
+        DataError: The file is broken or foreign, or times a knob that is not on the curves of the run.
     """
     path = None if run.path is None else run.path.parent / _FOLDER / run.path.name
     if path is None or not path.exists():
@@ -116,8 +134,20 @@ def read_clock(run: Result) -> list[dict[str, Any]]:
             f"{path}: expected timings of the format {_FORMAT!r} of the run of this name; got {made.get('format')!r} "
             f"of {made.get('key')}. Remove it, and time the model again."
         )
-    rows: list[dict[str, Any]] = made["rows"]
-    return rows
+    try:
+        return [_timing(run, row) for row in made["rows"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected timings at knobs that the run has on its curves; got {type(error).__name__}: {error}. "
+            "Remove it, and time the model again."
+        ) from error
+
+
+def _timing(run: Result, row: Mapping[str, Any]) -> Timing:
+    curve = read_curve(run, row["policy"])
+    points = {} if curve is None else {point.knob: point for point in curve.points}
+    low, high = row["wall_clock_range"]
+    return Timing(row["policy"], points[row["knob"]], float(row["wall_clock"]), float(low), float(high))
 
 
 def _chosen(run: Result, own: ExitPolicy) -> Iterator[tuple[ExitPolicy, Point]]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ponder import policies
-from ponder.errors import ArgumentError, DataError
+from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.policies import ExitPolicy
 
-__all__ = ["RunConfig", "digest", "parse_fields", "parse_policy", "parse_recipe"]
+__all__ = ["RunConfig", "digest", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class RunConfig:
         if type(self.bf16) is not bool:
             raise ArgumentError("bf16", expected="true or false", got=repr(self.bf16), remedy="Pass true, say.")
         self._check_choices()
+        self._check_policy()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -114,6 +115,18 @@ class RunConfig:
         hashed = {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
         backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
         return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest(hashed)}".lower()
+
+    def _check_policy(self) -> None:
+        if self.policy is None:
+            return
+        if not isinstance(self.policy, Mapping):
+            raise ArgumentTypeError(
+                "policy",
+                expected="an object with the name and the fields of an exit policy",
+                got=repr(self.policy),
+                remedy='Write {"name": "quantile", "q": 0.3}, say.',
+            )
+        ExitPolicy.from_dict(dict(self.policy))
 
     def _check_choices(self) -> None:
         for argument, choices in _CHOICES.items():
@@ -152,6 +165,17 @@ _LATER = {"schedule": "linear", "selection": "held_out", "knob": "recipe", "knob
 def digest(fields: Mapping[str, Any]) -> str:
     """Ten hexadecimal digits that stand for plain JSON values."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def recipe_label(recipe: str, options: Mapping[str, Any]) -> str:
+    """A recipe with its arguments, as tables show it.
+
+    Example:
+        >>> recipe_label("static", {"k": 3})
+        'static (k=3)'
+    """
+    listed = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    return f"{recipe} ({listed})" if listed else recipe
 
 
 def parse_policy(text: str) -> ExitPolicy:

@@ -21,7 +21,10 @@ from ponder.errors import ArgumentError
 from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
 from ponder.sweep import Curve, Point, sweep
 
-__all__ = ["candidates", "families", "read_curve", "record_curves"]
+__all__ = ["SPEED_UPS", "candidates", "families", "read_curve", "record_curves"]
+
+SPEED_UPS = (1.5, 2.0, 3.0)
+"""In steps, at which policies are compared."""
 
 _VALUES = 21
 

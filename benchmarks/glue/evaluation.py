@@ -202,4 +202,4 @@ def spread(items: list[Batch], most: int) -> list[Batch]:
     """At most `most` of `items`, evenly spread."""
     if len(items) <= most:
         return items
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    return [items[round(i * (len(items) - 1) / max(most - 1, 1))] for i in range(most)]

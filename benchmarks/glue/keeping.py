@@ -80,7 +80,8 @@ def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
     Args:
         models: Folder of kept models.
         results: Folder of their results.
-        recipe: As `parse_recipe` reads it; runs with other arguments are of another recipe.
+        recipe: As `parse_recipe` reads it; runs with other arguments, or with a policy or knob that is not the
+            recipe's, are of another recipe.
 
     Raises:
         ArgumentError: No model of the recipe is kept.
@@ -89,8 +90,10 @@ def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
     name, options = parse_recipe("--recipe", recipe)
     best: dict[str, tuple[bool, float, Path]] = {}
     for result in read_all(results):
-        folder = models / RunConfig.from_dict(result["config"]).key
-        if (result["recipe"], result["config"]["recipe_options"]) == (name, options) and (folder / _FILE).exists():
+        config = RunConfig.from_dict(result["config"])
+        folder = models / config.key
+        as_it_is = config.policy is None and config.knob == "recipe"
+        if as_it_is and (config.recipe, config.recipe_options) == (name, options) and (folder / _FILE).exists():
             found = (not result.selects_on_dev, result.selection_score, folder)
             best[result["task"]] = max(best.get(result["task"], found), found)
     if not best:

@@ -20,10 +20,11 @@ import torch
 from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig, digest
 from ponder import recipes
-from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
 from ponder.files import read_json, write_json
+from ponder.recipes import Recipe
 
-__all__ = ["FORMAT", "Result", "environment", "read_all"]
+__all__ = ["FORMAT", "Result", "environment", "read_all", "recipe_of"]
 
 FORMAT = "ponder-glue-1"
 _PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
@@ -64,14 +65,26 @@ class Result:
             DataError: The file is half-written, edited, of another version or recipe, or a copy under another name.
         """
         try:
-            result = cls(read_json(path), path)
+            return cls._checked(read_json(path), path)
         except CheckpointError as error:
             raise DataError(f"{error} Remove it, and run that configuration again.") from error
+        except PonderError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: expected a result of the format {FORMAT!r}; got other contents ({type(error).__name__}: "
+                f"{error}). Remove it, and run that configuration again."
+            ) from error
+
+    @classmethod
+    def _checked(cls, data: dict[str, Any], path: Path) -> Result:
+        result = cls(data, path)
         try:
             key = RunConfig.from_dict(result["config"]).key
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
-        if key != path.stem:
+        named = {name: result[name] for name in ("task", "recipe", "backbone")}
+        if key != path.stem or named != {name: result["config"][name] for name in named}:
             raise DataError(
                 f"{path}: expected the run of this name; got {key} (edited, or a copy?). Remove it, and run it again."
             )
@@ -87,18 +100,27 @@ class Result:
 
     def _check_recipe(self) -> None:
         """Refuse a result of a recipe that has changed since, under the same name and arguments."""
-        config = self["config"]
-        recipe = recipes.get(self["recipe"], **config["recipe_options"]).for_steps(self["num_steps"])
-        recipe = recipe.for_task(tasks.get(self["task"]).kind)
-        now: dict[str, Any] = {"objectives": [stage.objective.to_dict() for stage in recipe.stages]}
-        then: dict[str, Any] = {"objectives": [stage.get("objective") for stage in self.data.get("training", [])]}
-        if config["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe":
-            now["policy"], then["policy"] = recipe.policy.to_dict(), self["policy"]
-        if then["objectives"] and None not in then["objectives"] and then != now:
+        recipe = recipe_of(RunConfig.from_dict(self["config"]), tasks.get(self["task"]).kind, self["num_steps"])
+        then, now = self._known_of_recipe(), recipe.to_dict()
+        now["objectives"] = [stage["objective"] for stage in now["stages"]]
+        changed = {name: {"then": value, "now": now[name]} for name, value in then.items() if value != now[name]}
+        if changed:
             raise DataError(
-                f"{self.path}: expected a result of the recipe {self['recipe']!r} as it is, {now}; got {then}. The "
-                "recipe has changed since: move the file away, and run it again."
+                f"{self.path}: expected a result of the recipe {self['recipe']!r} as it is; got one of it as it was, "
+                f"{changed}. The recipe has changed since: move the file away, and run it again."
             )
+
+    def _known_of_recipe(self) -> dict[str, Any]:
+        """The fields of the recipe that was run; results of before have its objectives and its policy alone."""
+        if "recipe_fields" in self.data:
+            return Recipe.from_dict(self["recipe_fields"]).to_dict()  # with the fields that were added since
+        objectives = [stage.get("objective") for stage in self.data.get("training", [])]
+        if not objectives or None in objectives:
+            return {}
+        known: dict[str, Any] = {"objectives": objectives}
+        if self["config"]["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe":
+            known["policy"] = self["policy"]
+        return known
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
@@ -152,6 +174,11 @@ class Result:
         """Mean exit step over the examples that are reported."""
         sizes = [split["examples"] for split in self.reported]
         return statistics.fmean((split["mean_exit_step"] for split in self.reported), weights=sizes)
+
+
+def recipe_of(config: RunConfig, task: str, num_steps: int) -> Recipe:
+    """The recipe of a run, for a kind of task and a number of steps."""
+    return recipes.get(config.recipe, **config.recipe_options).for_steps(num_steps).for_task(task)
 
 
 def read_all(folder: Path) -> list[Result]:

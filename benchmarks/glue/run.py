@@ -19,7 +19,7 @@ from benchmarks.glue.keeping import check_kept, check_there, keep
 from benchmarks.glue.knob import choose_knob
 from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.model import Collator, load_tokenizer
-from benchmarks.glue.results import FORMAT, Result, environment
+from benchmarks.glue.results import FORMAT, Result, environment, recipe_of
 from benchmarks.glue.tasks import GlueTask, get
 from benchmarks.glue.training import Trained, train
 from ponder import Trajectory
@@ -217,6 +217,7 @@ def _measure(
         "backbone": config.backbone,
         "selection": config.selection,
         "num_steps": model.ponder.num_steps,
+        "recipe_fields": recipe_of(config, task.kind, model.ponder.num_steps).to_dict(),
         "policy": model.policy.to_dict(),
         "splits": measured,
         "speed_up": measure_speed_ups(model, timed, collate, model.policy, exit_step, costs, baseline=baseline),

@@ -21,7 +21,7 @@ from benchmarks.glue.report import report
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.training import train
-from ponder import Trajectory, policies
+from ponder import Trajectory, objectives, policies, priors, recipes
 from ponder.cost import measure
 from ponder.errors import ArgumentError, CheckpointError, DataError
 
@@ -366,6 +366,10 @@ def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
         ({"config": {**fields, "from_the_future": 1}}, rf"{result.path.name}: config: .*from_the_future"),
         ({"training": [{"objective": {"name": "final-step"}}], "digest": None}, "edited"),
         ({"recipe": "of-a-plug-in", "digest": None}, "edited"),
+        ({"task": "CoLA"}, "edited, or a copy"),
+        ({"backbone": "mpnet"}, "edited, or a copy"),
+        ({"splits": []}, "got other contents"),
+        ({"config": 1}, "no configuration of this version|got other contents"),
     ):
         (tmp_path / result.path.name).write_text(json.dumps({**result.data, **changes}))
         with pytest.raises(DataError, match=message):
@@ -375,6 +379,27 @@ def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
     old = {name: value for name, value in result.data.items() if name != "digest"}
     (tmp_path / result.path.name).write_text(json.dumps(old))  # of a version that wrote none
     assert read_all(tmp_path)[0]["splits"] == splits
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prior": priors.Uniform()},
+        {"per_step_heads": True},
+        {"own_lambda_lr": False},
+        {"policy": policies.Quantile(0.4)},
+        {"lambda_head": recipes.LambdaSpec(layers=1, history=2)},
+        {"lambda_head": recipes.LambdaSpec(layers=3, history=2, start="prior")},
+        {"stages": (recipes.Stage(objectives.FinalStep()),)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_result_of_a_recipe_that_has_changed_since_is_refused(change, result, monkeypatch):
+    changed = dataclasses.replace(recipes.get("palbert"), **change)
+    assert Result.of_run(result.path).data == result.data
+    monkeypatch.setattr("benchmarks.glue.results.recipes.get", lambda name, **options: changed)
+    with pytest.raises(DataError, match=f"'palbert' as it is; got one of it as it was, .*{next(iter(change))}"):
+        Result.of_run(result.path)
 
 
 def test_a_policy_is_read_as_it_is_written():

@@ -8,14 +8,14 @@ import pytest
 from glue_files import lines_of, write
 from test_glue_run import config, invoke
 
-from benchmarks.glue.clock import SPEED_UPS, time_policies
+from benchmarks.glue.clock import time_policies
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.curves import read_curve
+from benchmarks.glue.curves import SPEED_UPS, read_curve
 from benchmarks.glue.keeping import best_kept, load_kept
 from benchmarks.glue.predict import predict, submit
 from benchmarks.glue.report import report
 from benchmarks.glue.report.page import Figure
-from benchmarks.glue.results import Result, read_all
+from benchmarks.glue.results import Result, read_all, recipe_of
 from benchmarks.glue.run import run
 from benchmarks.glue.submission import FILES, check_submission, write_submission
 from ponder import policies
@@ -210,18 +210,20 @@ def test_of_a_sweep_the_best_model_of_a_recipe_answers_each_task(backbone, glue_
         tmp_path / "models",
         [run for run in results if (run["task"], run["recipe"]) == ("RTE", "palbert")],
     )
-    for fields in ({"selection": "dev"}, {"recipe_options": {"q": 0.3}}):  # neither is the best of this recipe
+    of_others = ({"recipe_options": {"q": 0.3}}, {"policy": {"name": "last-step"}}, {"knob": "budget"})
+    for fields in ({"selection": "dev"}, *of_others):  # none is the best of this recipe as it is
         config = RunConfig.from_dict({**palbert[0]["config"], **fields})
         splits = {**palbert[0]["splits"], "dev": {**palbert[0]["splits"]["dev"], "exits": {"score": 1.0}}}
         splits["held_out"] = splits["dev"]
-        policy = {"name": "quantile", "q": config.recipe_options.get("q", 0.5)}
-        better = {**palbert[0].data, "config": config.to_dict(), "splits": splits, "policy": policy}
+        better = {**palbert[0].data, "config": config.to_dict(), "splits": splits}
+        better["recipe_fields"] = recipe_of(config, "classification", better["num_steps"]).to_dict()
         Result(better).save(tmp_path / "out" / f"{config.key}.json")
         shutil.copytree(folder / palbert[0].path.stem, folder / config.key)
         chosen = {path.name for path in best_kept(folder, tmp_path / "out", "palbert")}
         assert sources["RTE.tsv"]["source"] in chosen
         assert config.key not in chosen
-    assert [path.name for path in best_kept(folder, tmp_path / "out", "palbert:q=0.3")] == [config.key]
+    (changed,) = best_kept(folder, tmp_path / "out", "palbert:q=0.3")
+    assert RunConfig.from_dict({**palbert[0]["config"], **of_others[0]}).key == changed.name
     assert isinstance((done := invoke(*asked, "deebert")).exception, ArgumentError)
     assert "'deebert', which has none there" in str(done.exception)
 
@@ -235,11 +237,8 @@ def test_kept_models_are_timed_with_every_policy_and_the_report_shows_it(kept, g
     assert {row["policy"] for row in made["rows"]} <= {"quantile", "patience", "entropy", "confidence"}
     assert made["rows"]
     for row in made["rows"]:
-        points = read_curve(run, row["policy"]).points
-        assert (row["knob"], row["score"], row["mean_exit_step"]) in [
-            (p.knob, p.score, p.mean_exit_step) for p in points
-        ]
-        assert min(abs(row["mean_exit_step"] * speed_up / 4 - 1) for speed_up in SPEED_UPS) <= 0.15
+        (point,) = (p for p in read_curve(run, row["policy"]).points if p.knob == row["knob"])
+        assert min(abs(point.mean_exit_step * speed_up / 4 - 1) for speed_up in SPEED_UPS) <= 0.15
         assert row["wall_clock_range"] == [row["wall_clock"]] * 2
     page = report([run], draw=False, only=["clock"]).markdown()
     assert page.count("| RTE | palbert | `") == len(made["rows"])
@@ -247,9 +246,11 @@ def test_kept_models_are_timed_with_every_policy_and_the_report_shows_it(kept, g
     assert figure.name == "tiny-policies-by-wall-clock"
     assert "RTE, palbert" in figure.svg
     assert "Steps and seconds" not in report([Result(run.data)], draw=False).markdown()
-    (results / "clock" / f"{kept['RTE'].name}.json").write_text(json.dumps({**made, "key": "another"}))
-    with pytest.raises(DataError, match="of another"):
-        report([run], draw=False, only=["clock"])
+    foreign, broken = {**made, "key": "another"}, {**made, "rows": [{**made["rows"][0], "knob": 99.9}]}
+    for changed, message in ((foreign, "of another"), (broken, "knobs that the run has"), ({**made, "rows": 1}, "int")):
+        (results / "clock" / f"{kept['RTE'].name}.json").write_text(json.dumps(changed))
+        with pytest.raises(DataError, match=message):
+            report([run], draw=False, only=["clock"])
     shutil.rmtree(results / "clock")
     for model, folder, message in (
         (kept["RTE"], tmp_path, "--results: expected the folder with the result of the model"),

@@ -26,7 +26,7 @@ from benchmarks.glue.sweeping.progress import LiveTable
 from benchmarks.glue.sweeping.suite import Cell, RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 from ponder import Trajectory, objectives, policies, recipes
-from ponder.errors import ArgumentError, DataError
+from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.files import write_json
 
 GRID = Suite("grid", "", ("RTE",), (RecipeSpec("palbert"),), {}, {"lr": [1e-5, 2e-5], "lambda_lr": [1e-5, 3e-5]}, 3)
@@ -99,6 +99,7 @@ def test_every_suite_is_a_grid_of_runs_and_the_papers_is_table_3():
         assert cell.seeds == 5
         assert {(point.lr, point.batch_size) for point in cell.points} == rates
         assert {(point.schedule, point.stop_after) for point in cell.points} == {("constant", 5)}
+        assert {point.policy for point in cell.points} == {None}
         lambda_rates = {1e-5, 2e-5, 3e-5} if cell.spec.recipe == "palbert" else {RunConfig("RTE").lambda_lr}
         assert {point.lambda_lr for point in cell.points} == lambda_rates
         assert len(cell.points) == len(rates) * len(lambda_rates)
@@ -217,11 +218,17 @@ def test_the_point_is_chosen_on_held_out_scores_and_run_with_every_seed(tmp_path
 def test_a_finished_sweep_asks_for_nothing_more(tmp_path):
     cells = GRID.cells("minilm")
     go(cells, Pretender(), tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
-    again = Pretender()
+
+    def files():
+        return {path: path.stat().st_ino for path in (tmp_path / "out").rglob("*.json")}  # each write is a new file
+
+    before, again = files(), Pretender()
+    assert len(before) == 4 + 3 + 1  # the grid, the seeds, and the choice, which is written down again
     assert go(cells, again, tmp_path).done == 6
     assert again.asked == []
-    assert keys(tmp_path / "out") == sorted(path.stem for path in before)
+    unchanged = {path: number for path, number in before.items() if path.parent.name != "chosen"}
+    assert unchanged.items() <= files().items()
+    assert files().keys() == before.keys()
 
 
 def test_failures_are_recorded_and_tried_again_and_a_better_point_takes_the_place_of_the_first(tmp_path):
@@ -269,14 +276,36 @@ def test_models_of_the_chosen_point_are_kept_and_those_of_the_others_go(tmp_path
 def test_models_of_early_rungs_are_not_kept_and_those_of_other_runs_stay(tmp_path):
     (cell,) = HALVED.cells("minilm", halving=3)
     models, other = tmp_path / "models", cell.points[0]
-    result_of(dataclasses.replace(cell.points[3], epochs=1)).save(tmp_path / "out" / "grid" / "early.json")
+    early = dataclasses.replace(cell.points[3], epochs=1)
+    result_of(early, early.lr).save(tmp_path / "out" / "grid" / f"{early.key}.json")  # a sweep that was cut off
     result_of(other).save(tmp_path / "out" / f"{other.key}.json")  # of `run --keep-model`, into the same folders
     write_json(models / other.key / "glue.json", {})
     executor = Pretender(lambda config: config.lr)
     assert go([cell], executor, tmp_path, models=models).done == 9 + 3 + 1 + 1
+    assert early not in [job.config for job in executor.asked]
     assert {job.config.epochs for job in executor.asked if job.models is not None} == {9}
     kept = [run.key for run in cell.finals(cell.points[8])]
     assert sorted(path.name for path in models.iterdir()) == sorted([*kept, other.key])
+
+
+def test_models_that_other_results_own_stay(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    models, other = tmp_path / "models", cell.points[0]  # of `run --keep-model`, whose result lies elsewhere
+    write_json(models / other.key / "glue.json", {"of": "another"})
+    assert go([cell], Pretender(lambda config: config.lr), tmp_path, models=models).done == 6
+    assert json.loads((models / other.key / "glue.json").read_text()) == {"of": "another"}
+    assert sorted(path.name for path in models.iterdir()) == sorted([*keys(tmp_path / "out"), other.key])
+
+
+def test_a_broken_result_of_any_rung_is_named_before_anything_runs(tmp_path):
+    (cell,) = HALVED.cells("minilm", halving=3)
+    later = dataclasses.replace(cell.points[4], epochs=3)
+    (tmp_path / "out" / "grid").mkdir(parents=True)
+    (tmp_path / "out" / "grid" / f"{later.key}.json").write_text("{")
+    executor = Pretender()
+    with pytest.raises(DataError, match=later.key):
+        go([cell], executor, tmp_path)
+    assert executor.asked == []
 
 
 def test_a_run_that_another_sweep_finished_is_done_though_that_one_removed_its_model(backbone, glue_dir, tmp_path):
@@ -405,6 +434,9 @@ def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(place,
         (["--suite", "mini", "--recipes", "nope"], "one of"),
         (["--suite", "mini", "--set", "nope=1"], "fields of a run"),
         (["--suite", "mini", "--set", "epochs=0"], "epochs"),
+        (["--suite", "mini", "--set", "policy=entropy"], "policy: expected an object"),
+        (["--suite", "mini", "--set", 'policy={"name": "nope"}'], "policy: expected one of"),
+        (["--suite", "mini", "--recipes", "palbert:q=0.3:beta=0.1,palbert:beta=0.1:q=0.3"], "each once"),
         (["--suite", "mini", "--executor", "nope"], "local, ray"),
         (["--suite", "mini", "--workers", "0"], "--workers"),
         (["--suite", "mini", "--selection", "test"], "held_out or dev"),
@@ -414,12 +446,8 @@ def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(place,
     ],
 )
 def test_bad_arguments_are_named_before_anything_runs(arguments, message, tmp_path):
-    done = (
-        invoke(*arguments, "--executor", "inline", "--out", tmp_path / "out")
-        if "--executor" not in arguments
-        else invoke(*arguments)
-    )
-    assert isinstance(done.exception, ArgumentError), done.output
+    done = invoke("--executor", "inline", *arguments, "--out", tmp_path / "out")  # the last of two counts
+    assert isinstance(done.exception, ArgumentError | ArgumentTypeError), done.output
     assert message in str(done.exception)
     assert not (tmp_path / "out").exists()
 
@@ -433,9 +461,22 @@ def test_a_suite_file_of_ones_own(tmp_path):
     assert cell.points == (RunConfig("RTE", "pabee", lr=1e-4),)
     path.write_text(json.dumps({"tasks": ["rte"], "recipes": ["pabee"]}))
     assert suites.get(str(path)).cells("minilm")[0].points == (RunConfig("RTE", "pabee"),)
-    path.write_text(json.dumps({"tasks": ["RTE"]}))
-    with pytest.raises(DataError, match=r"own\.json: expected a suite"):
-        suites.get(str(path))
+    good = {"tasks": ["RTE"], "recipes": ["pabee"]}
+    for wrong, message in (
+        ({"recipes": None}, "recipes: expected a list"),
+        ({"tasks": "RTE"}, "tasks: expected a list"),
+        ({"recipes": [3]}, "recipe: expected the name"),
+        ({"recipes": [{"recipe": "pabee", "options": ["q"]}]}, "options: expected an object"),
+        ({"recipes": [{"name": "pabee"}]}, "name"),
+        ({"seeds": 2.5}, "seeds: expected a whole number"),
+        ({"grid": {"lr": 1e-4}}, "grid.lr: expected a list"),
+        ({"fixed": ["lr"]}, "fixed: expected an object"),
+        ({"by_task": {"RTE": ["lr"]}}, "by_task.RTE: expected an object"),
+        ({"from_the_future": 1}, "from_the_future"),
+    ):
+        path.write_text(json.dumps({**good, **wrong}))
+        with pytest.raises(DataError, match=rf"own\.json: expected a suite, .*{message}"):
+            suites.get(str(path))
 
 
 def test_task_and_recipe_may_have_fields_of_their_own_and_the_command_line_has_the_last_word():
@@ -496,10 +537,11 @@ def test_the_committed_runs_are_those_of_their_suites():
 
 
 def test_a_result_of_a_recipe_that_has_changed_since_is_refused(tmp_path):
-    read = [path for path in COMMITTED if path.parent.name in ("glue", "readout")]
-    assert len(read) >= 16
+    read = [path for path in COMMITTED if path.parent.name in ("glue", "halting", "readout", "repeated")]
+    assert {path.parent.name for path in read} == {"glue", "halting", "readout", "repeated"}
     for path in read:
         Result.of_run(path)  # the committed ones are of the recipes as they are
+        assert "digest" in json.loads(path.read_text())
     (path, *_) = (path for path in read if "-palbert-" in path.name)
     for field, value in (("training", [{"objective": {"name": "final-step"}}]), ("policy", {"name": "last-step"})):
         changed = Result({**json.loads(path.read_text()), field: value})

@@ -22,12 +22,12 @@ def clock_table(groups: Groups) -> list[Block]:
     for task in task_order(task for _, task in groups):
         for group in of_task(groups, task, labels):
             for run in group.runs:
-                for row in read_clock(run):
-                    speeds = (run["num_steps"] / row["mean_exit_step"], 1 / row["cost"], row["wall_clock"])
-                    shown = [f"{100 * row['score']:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
-                    low, high = row["wall_clock_range"]
-                    policy = f"`{row['policy']}`, {row['knob']:.3g}"
-                    rows.append([task, group.label, policy, *shown, f"{low:.2f}–{high:.2f}"])
+                for timed in read_clock(run):
+                    point = timed.point
+                    speeds = (run["num_steps"] / point.mean_exit_step, 1 / point.cost, timed.wall_clock)
+                    shown = [f"{100 * point.score:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
+                    policy = f"`{timed.policy}`, {point.knob:.3g}"
+                    rows.append([task, group.label, policy, *shown, f"{timed.low:.2f}–{timed.high:.2f}"])
     if not rows:
         return []
     head = ["task", "recipe", "policy, knob", "score", "×steps", "×FLOPs", "×wall-clock", "range"]

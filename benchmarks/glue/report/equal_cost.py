@@ -7,7 +7,7 @@ import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 
-from benchmarks.glue.curves import read_curve
+from benchmarks.glue.curves import SPEED_UPS, read_curve
 from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
 from benchmarks.glue.report.scores import NOT_AVERAGED, macro, mark
@@ -16,7 +16,6 @@ from ponder.plots.numbers import interpolate
 
 __all__ = ["at_speed_up", "equal_cost", "of_held_out"]
 
-_SPEED_UPS = (1.5, 2.0, 3.0)
 _OWN, _BLIND, _CUT = "its own", "blind", "cut"
 _Row = tuple[str, str]
 _NOTE = (
@@ -54,7 +53,7 @@ def equal_cost(groups: Groups) -> list[Block]:
 
 def _tables(groups: Groups) -> list[Block]:
     tables: list[Block] = []
-    for speed_up in _SPEED_UPS:
+    for speed_up in SPEED_UPS:
         scores = {(row, task): score for row, task, score in _scores(groups, speed_up)}
         rows = list(dict.fromkeys(row for row, _ in scores))
         tasks = task_order(task for _, task in scores)

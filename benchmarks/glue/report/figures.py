@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from benchmarks.glue.clock import read_clock
+from benchmarks.glue.clock import Timing, read_clock
 from benchmarks.glue.curves import read_curve
 from benchmarks.glue.report.groups import Group, Groups, of_task, ordered, task_order
 from benchmarks.glue.report.page import Figure
@@ -107,9 +107,9 @@ def by_clock(groups: Groups, prefix: str) -> Figure | None:
     panels: dict[str, list[Draw]] = {}
     for task, shown in _by_task(groups):
         for group in shown:
-            rows = [row for run in group.runs for row in read_clock(run)]
-            if rows:
-                panels[f"{task}, {group.label}"] = [_timed(rows)]
+            timings = [timing for run in group.runs for timing in read_clock(run)]
+            if timings:
+                panels[f"{task}, {group.label}"] = [_timed(timings)]
     caption = "Score against speed-up in wall-clock of each policy on a kept model, with the range of the timings."
     return _figure(f"{prefix}-policies-by-wall-clock", caption, panels)
 
@@ -231,21 +231,15 @@ def _runs(shown: Sequence[Group], speed_up: str, over_curves: bool) -> Draw:
     return draw
 
 
-def _timed(rows: Sequence[Mapping[str, Any]]) -> Draw:
+def _timed(timings: Sequence[Timing]) -> Draw:
     """A line for each policy over its knobs."""
 
     def draw(ax: Axes) -> None:
         as_axes(ax)
-        for policy in dict.fromkeys(row["policy"] for row in rows):
-            of_policy = sorted(
-                (row for row in rows if row["policy"] == policy), key=lambda row: float(row["wall_clock"])
-            )
-            x, y = ([row[name] for row in of_policy] for name in ("wall_clock", "score"))
-            low, high = ([row["wall_clock_range"][end] for row in of_policy] for end in (0, 1))
-            errors = [
-                [value - least for value, least in zip(x, low, strict=True)],
-                [most - value for value, most in zip(x, high, strict=True)],
-            ]
+        for policy in dict.fromkeys(timing.policy for timing in timings):
+            row = sorted((each for each in timings if each.policy == policy), key=lambda each: each.wall_clock)
+            x, y = [each.wall_clock for each in row], [each.point.score for each in row]
+            errors = [[each.wall_clock - each.low for each in row], [each.high - each.wall_clock for each in row]]
             ax.errorbar(x, y, xerr=errors, marker="o", color=next_color(ax), label=policy)
         ax.set(xlabel="speed-up in wall-clock, full depth / exits", ylabel="score")
         ax.xaxis.set_major_formatter("{x:g}×")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.glue.config import RunConfig
+from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.results import Result
 from benchmarks.glue.tasks import names
 
@@ -94,8 +94,7 @@ def _merit(runs: Sequence[Result]) -> tuple[bool, float, int]:
 
 def label(result: Result) -> str:
     """The recipe, with the arguments given to it, and the policy or its knob where they are not the recipe's."""
-    options = ", ".join(f"{key}={value}" for key, value in sorted(result["config"]["recipe_options"].items()))
-    named = f"{result['recipe']} ({options})" if options else str(result["recipe"])
+    named = recipe_label(result["recipe"], result["config"]["recipe_options"])
     policy = result["config"]["policy"]
     named = f"{named} with {policy['name']}" if policy else named
     return f"{named}, {_how_chosen(result)}" if knob_chosen(result) else named

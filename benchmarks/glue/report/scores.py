@@ -104,10 +104,8 @@ def mark(values: Sequence[float | None], competing: Sequence[bool] | None = None
         ['<u>56.6</u>', '**58.1**', '<u>56.6</u>', '–']
     """
     printed = ["–" if value is None else f"{value:.1f}" for value in values]
-    places = [competing is None or competing[place] for place in range(len(printed))]
-    ranks = sorted(
-        {float(text) for text, can in zip(printed, places, strict=True) if can and text != "–"}, reverse=True
-    )
+    places = [True] * len(printed) if competing is None else competing
+    ranks = sorted({float(text) for text, can in zip(printed, places, strict=True) if can and text != "–"})[::-1]
     if len(ranks) < 2:
         return printed
     form = {f"{ranks[0]:.1f}": "**{}**", f"{ranks[1]:.1f}": "<u>{}</u>"}

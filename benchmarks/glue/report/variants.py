@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.glue.curves import SPEED_UPS
 from benchmarks.glue.report.equal_cost import at_speed_up, of_held_out
 from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
@@ -12,7 +13,7 @@ from benchmarks.glue.results import Result
 
 __all__ = ["is_variant", "variants"]
 
-_SPEED_UPS = (1.5, 2.0)
+_SPEED_UPS = SPEED_UPS[:2]
 _NOTE = (
     "Recipes with other arguments than their own, below the recipe as it is. Scores at the exits, and at the same mean "
     "exit step with the recipe's policy, on dev and on what was held out of train; medians over the seeds."

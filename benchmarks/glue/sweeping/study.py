@@ -7,7 +7,6 @@ tried; `chosen/<cell>.json`, which was chosen and why; and `failed/<key>.json`, 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping.search import FAILED, replay
 from benchmarks.glue.sweeping.suite import Cell
 from ponder.errors import CheckpointError, PonderError
-from ponder.files import read_json, write_json
+from ponder.files import move, read_json, write_json
 
 __all__ = ["CellStudy", "Failure"]
 
@@ -63,7 +62,7 @@ class CellStudy:
     _given_up: bool = False
 
     def __post_init__(self) -> None:
-        self._check_reported()
+        self._check_results()
         if len(self.cell.points) == 1:
             self.chosen = self.cell.points[0]
             self._read()
@@ -130,10 +129,12 @@ class CellStudy:
         """The runs of the chosen point; none while there is no choice."""
         return [] if self.chosen is None else self.cell.finals(self.chosen)
 
-    def _check_reported(self) -> None:
-        """Refuse now, and not once a point is chosen, what lies where its results belong and is none."""
-        for run in (run for point in self.cell.points for run in self.cell.finals(point)):
-            path = self.out / f"{run.key}.json"
+    def _check_results(self) -> None:
+        """Refuse now, and not once they are needed, what lies where results of this cell belong and is none."""
+        paths = [self.out / f"{run.key}.json" for point in self.cell.points for run in self.cell.finals(point)]
+        if len(self.cell.points) > 1:
+            paths += [self.out / "grid" / f"{run.key}.json" for run in self.cell.tries]
+        for path in paths:
             if path.exists():
                 Result.of_run(path)
 
@@ -186,7 +187,7 @@ class CellStudy:
         for key in before:
             if key not in finals and (self.out / f"{key}.json").exists():
                 # Another point was chosen before, from fewer results: its runs are no longer what is reported.
-                os.replace(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
+                move(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
         points = [run for rung in self.tried for run in rung]
         tried = [
             {

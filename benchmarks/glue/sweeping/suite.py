@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.glue import tasks
-from benchmarks.glue.config import RunConfig, digest
+from benchmarks.glue.config import RunConfig, digest, recipe_label
 from benchmarks.glue.sweeping.search import rung_sizes
 from ponder import recipes
-from ponder.errors import ArgumentError, DataError
+from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.files import read_json
 from ponder.policies import Setting
 
@@ -38,11 +38,15 @@ class RecipeSpec:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_kind("recipe", self.recipe, str, "the name of a recipe")
+        for argument in ("options", "fields"):
+            _check_kind(argument, getattr(self, argument), Mapping, "an object")
+
     @property
     def label(self) -> str:
         """As tables show it."""
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.recipe} ({options})" if options else self.recipe
+        return recipe_label(self.recipe, self.options)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Cell:
         """(runs, epochs) of each rung, the last with all epochs."""
         return rung_sizes(len(self.points), self.points[0].epochs, self.halving)
 
+    @property
+    def tries(self) -> list[RunConfig]:
+        """All runs that the search may come to ask for: every point with the epochs of every rung."""
+        return [dataclasses.replace(point, epochs=epochs) for _, epochs in self.rungs for point in self.points]
+
     def finals(self, point: RunConfig) -> list[RunConfig]:
         """The chosen point with each seed."""
         return [dataclasses.replace(point, seed=point.seed + number) for number in range(self.seeds)]
@@ -105,8 +114,14 @@ class Suite:
     by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
+        if type(self.seeds) is not int or self.seeds < 1:
             raise ArgumentError("seeds", expected="a whole number ≥ 1", got=self.seeds, remedy="Pass 5, as the paper.")
+        for argument in ("fixed", "grid", "by_task"):
+            _check_kind(argument, getattr(self, argument), Mapping, "an object")
+        for name, values in self.grid.items():
+            _check_kind(f"grid.{name}", values, list | tuple, "a list of values")
+        for name, own in self.by_task.items():
+            _check_kind(f"by_task.{name}", own, Mapping, "an object")
         if not self.tasks or not self.recipes or not all(self.grid.values()):
             raise ArgumentError(
                 "suite",
@@ -207,6 +222,13 @@ class Suite:
         return Cell(task, spec, tuple(points), self.seeds, halving)
 
 
+def _check_kind(argument: str, value: object, kind: Any, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ArgumentTypeError(
+            argument, expected=expected, got=repr(value), remedy="See docs/sweep.md for what a suite holds."
+        )
+
+
 def _serves(spec: RecipeSpec, kind: str) -> bool:
     """Whether a recipe's policy is defined for a kind of task; other errors are for the runs to tell."""
     policy = recipes.get(spec.recipe, **spec.options).for_task(kind).policy
@@ -250,9 +272,11 @@ def read(path: Path) -> Suite:
     """Read the file of a suite."""
     data = read_json(path)
     try:
-        made = [RecipeSpec(r) if isinstance(r, str) else RecipeSpec(**r) for r in data["recipes"]]
+        for argument in ("tasks", "recipes"):
+            _check_kind(argument, data.get(argument), list, "a list")
+        made = [RecipeSpec(**each) if isinstance(each, dict) else RecipeSpec(each) for each in data["recipes"]]
         return Suite(path.stem, **{"description": "", **data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
-    except (KeyError, TypeError, AttributeError, ArgumentError) as error:
+    except (TypeError, ArgumentError) as error:
         raise DataError(
             f"{path}: expected a suite, as the files in benchmarks/glue/sweeping/suites/ are; got {error}."
         ) from error

@@ -22,7 +22,7 @@ from benchmarks.glue.sweeping.suite import Cell
 from benchmarks.glue.training import begins_plain, plain
 from ponder import recipes
 from ponder.errors import ArgumentError, PonderError
-from ponder.files import remove_leftovers
+from ponder.files import move, remove_leftovers
 
 __all__ = ["Snapshot", "Summary", "sweep"]
 
@@ -77,8 +77,8 @@ def sweep(
         glue_dir: Folder in GLUE's layout; None for the hub.
         out: Folder of results, of this and other sweeps.
         work: Folder of checkpoints.
-        models: Folder in which the models of the chosen points are kept, for `predict`; those of other points lie there
-            until the choice.
+        models: Folder in which the models of the chosen points are kept, for `predict`; those of all points lie in its
+            folder `grid` until the choice.
         show: Called often.
 
     Raises:
@@ -135,8 +135,7 @@ class _Sweep:
             self._check_models(study, raising=False)
         for config in study.open_runs():
             self.of_job[config.key] = study
-            # A run of an early rung, with a part of the epochs, is never what is reported.
-            models = self.models if study.finals or config in study.cell.points else None
+            models = self._models(study, config)
             self.executor.submit(Job(config, self.glue_dir, study.folder, self.work, self._stages(study), models))
         of_task = self._of_task(study)
         if all(other.finished and not other.failures for other in of_task):
@@ -152,22 +151,34 @@ class _Sweep:
         shared = any(begins_plain(recipes.get(spec.recipe, **spec.options)) for spec in specs)
         return self.work / "stages" if shared else None
 
+    def _models(self, study: CellStudy, config: RunConfig) -> Path | None:
+        """Where the model of a run is kept: as its result, in `grid` until there is a choice."""
+        if self.models is None or study.finals:
+            return self.models
+        # A run of an early rung, with a part of the epochs, is never what is reported.
+        return self.models / "grid" if config in study.cell.points else None
+
     def _check_models(self, study: CellStudy, raising: bool = True) -> None:
         """The models of the chosen point have to be there, or raise or note it; once chosen, those of others go."""
         if self.models is None:
             return
+        tried = self.models / "grid"
         # Before there is a choice all points are needed, unless there was one before: then most were removed.
         needed = study.finals or ([] if study.chosen_before else study.cell.points)
         for config in [each for each in needed if each.key in study.scores]:
             try:
-                check_kept(config, self.models)
+                if study.finals and not (self.models / config.key).exists():
+                    move(tried / config.key, self.models / config.key)
+                check_kept(config, self.models if study.finals else tried)
             except ArgumentError as error:
                 if raising:
                     raise
                 study.failed(Failure(config, f"{type(error).__name__}: {error}"))
-        for config in study.runs if study.finals else ():
-            if not (study.out / f"{config.key}.json").exists():  # reported nowhere, by this sweep or another
-                shutil.rmtree(self.models / config.key, ignore_errors=True)
+        if study.finals:
+            for config in study.runs:
+                shutil.rmtree(tried / config.key, ignore_errors=True)
+            with suppress(OSError):  # others are still to be chosen from
+                tried.rmdir()
 
     def _take(self, outcome: Outcome) -> None:
         config: RunConfig = outcome.job.config
