@@ -381,6 +381,19 @@ def test_significance_is_paired_and_needs_labels(results, glue_dir):
     assert table(page, "Significance")[1][1].startswith("**+25.0**")
 
 
+def test_significance_says_which_cells_rest_on_one_seed_how_many_replicates_there_are_and_who_is_left_out(glue_dir):
+    two_seeds = [made(recipe, seed=seed) for recipe in ("vanilla", "palbert") for seed in (0, 1)]
+    page = report([*two_seeds, made("pabee", score=0.6)], glue_dir, draw=False, only=["significance"]).markdown()
+    assert "10,000 replicates" in page
+    assert "Left out" not in page
+    rows = {row[0]: row[1:] for row in table(page, "Significance")}
+    assert rows["pabee"][0].endswith(" ¹")
+    assert "¹" not in rows["palbert"][0]
+    assert rows["palbert"][1].endswith(" ¹")  # one in common with pabee
+    page = report([*two_seeds, made("pabee", new=False)], glue_dir, draw=False, replicates=100).markdown()
+    assert "Left out, since no predictions were kept: pabee on RTE." in page
+
+
 def test_significance_of_the_macro_is_over_its_tasks_and_the_recipes_that_have_them(glue_dir, monkeypatch):
     monkeypatch.setattr(comparisons, "_labels", lambda task, folder: {"dev": np.array(dev_labels())})
     everywhere = [("vanilla", 0.5), ("palbert", 0.75), ("pabee", 0.7)]
@@ -501,6 +514,7 @@ def test_curves_are_what_replaying_each_policy_gives():
 
 def test_keeping_a_model_that_is_gone_is_refused(backbone, glue_dir, tmp_path):
     settings = config(backbone, recipe="vanilla")
+    (tmp_path / "models" / f".{settings.key}.part-1").mkdir(parents=True)  # of a process that was killed
     run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "models", progress=False)
     assert (tmp_path / "models" / settings.key / "glue.json").exists()
     assert [path.name for path in (tmp_path / "models").iterdir()] == [settings.key]

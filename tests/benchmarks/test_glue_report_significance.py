@@ -27,6 +27,13 @@ def test_replicates_are_the_metrics_of_the_drawn_examples(name):
     assert drawn.scores[0] == metrics.score(task, predictions, labels)["score"]
 
 
+def test_a_part_of_the_draws_at_a_time_gives_the_same(monkeypatch):
+    task, predictions, labels = example("RTE")
+    whole = replicate(task, {0: {"dev": predictions}}, {"dev": labels}, count=50)
+    monkeypatch.setattr(significance, "_DRAWS_AT_ONCE", 7 * len(labels))
+    assert (replicate(task, {0: {"dev": predictions}}, {"dev": labels}, count=50).drawn == whole.drawn).all()
+
+
 @pytest.mark.parametrize("name", ["CoLA", "MRPC", "STS-B"])
 def test_constant_answers_score_as_in_the_metrics(name):
     task, predictions, labels = example(name)

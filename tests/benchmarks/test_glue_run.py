@@ -15,6 +15,7 @@ from benchmarks.glue import data, tasks
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig, parse_policy
 from benchmarks.glue.evaluation import batches, mean_cost, measure_costs, measure_speed_ups, record, summarise
+from benchmarks.glue.keeping import load_kept
 from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.model import Collator, build, load_tokenizer
 from benchmarks.glue.report import report
@@ -262,6 +263,22 @@ def test_processes_that_train_together_do_not_wait_for_a_run_elsewhere(backbone,
         run(settings, glue_dir, tmp_path / "out", tmp_path / "work", progress=False)
 
 
+def test_of_processes_that_train_together_the_first_does_not_train_what_another_has_just_written(
+    result, backbone, glue_dir, tmp_path, monkeypatch
+):
+    """The others have not seen it: they would train alone, and wait for the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+
+    def written_meanwhile(path, wait):
+        shutil.copy(result.path, tmp_path / "out")
+        return hold(path, wait=wait)
+
+    monkeypatch.setattr("benchmarks.glue.run.hold", written_meanwhile)
+    with pytest.raises(BusyError, match="another process has just written it"):
+        run(config(backbone), glue_dir, tmp_path / "out", tmp_path / "work", progress=False)
+
+
 def test_an_unwritable_folder_is_refused_before_training(backbone, glue_dir, tmp_path):
     (tmp_path / "file").touch()
     bad, good = tmp_path / "file" / "folder", tmp_path / "good"
@@ -334,6 +351,24 @@ def test_speed_ups_in_steps_and_flops_follow_the_exits(backbone, glue_dir):
         assert costs[row] == measure(model.ponder, alone.pop("input_ids"), **alone)
     assert len(set(costs)) > 1
     assert mean_cost(costs).plain == pytest.approx(np.mean([cost.plain for cost in costs]))
+
+
+def test_flops_are_those_of_each_example_of_dev_at_its_own_exit(backbone, glue_dir, tmp_path):
+    settings = config(backbone, recipe="pondernet")  # exits are drawn, so they differ
+    places = (tmp_path / "out", tmp_path / "work")
+    done = run(settings, glue_dir, *places, models=tmp_path / "models", progress=False)
+    kept = load_kept(tmp_path / "models" / settings.key)
+    ready = data.tokenize(data.load(tasks.get("RTE"), glue_dir)["dev"], kept.tokenizer, settings.max_length)
+    collate, plain, spent, steps = Collator(kept.tokenizer), 0.0, 0.0, []
+    for row in ready:
+        one = {name: tensor for name, tensor in collate([row]).items() if name != "labels"}
+        steps.append(kept.model(**one).exit_step.item())
+        context = {name: one.get(name) for name in ("attention_mask", "token_type_ids")}
+        cost = measure(kept.model.ponder, one["input_ids"], **context)
+        plain, spent = plain + cost.plain, spent + float(cost.of(kept.model.policy.needs, steps[-1]))
+    assert len(set(steps)) > 1
+    assert done["speed_up"]["flops"] == pytest.approx(plain / spent)
+    assert done["splits"]["dev"]["mean_exit_step"] == pytest.approx(np.mean(steps))
 
 
 def test_batches_hold_every_example_once_and_pad_to_their_own_longest(backbone, glue_dir):

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 
 import pytest
+import torch
 from glue_files import lines_of, write
 from test_glue_run import config, invoke
 
@@ -153,6 +154,12 @@ def test_predictions_are_those_of_each_row_alone_in_the_order_of_the_file(kept, 
         out = model.model(**one)
         assert given[row] == pytest.approx(out.logits.item(), abs=1e-5)
         assert steps[row] == out.exit_step.item()
+
+
+def test_a_kept_model_goes_to_the_accelerator_where_there_is_one(kept, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    assert load_kept(kept["RTE"]).model.device.type == "meta"
 
 
 def test_predict_command_writes_what_the_check_accepts(kept, glue_dir, tmp_path):

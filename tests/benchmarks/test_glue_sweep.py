@@ -452,6 +452,21 @@ def test_bad_arguments_are_named_before_anything_runs(arguments, message, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_workers_are_given_whole_paths(tmp_path, monkeypatch):
+    """They need not stand in the folder of the command."""
+    from benchmarks.glue.sweeping import sweep as module
+
+    given = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "sweep", lambda cells, pool, **places: given.update(places) or module.Summary(0, (), 0))
+    relative = {"--out": "out", "--work": "work", "--glue-dir": "glue", "--keep-model": "models"}
+    options = [part for pair in relative.items() for part in pair]
+    done = invoke("--suite", "mini", "--executor", "inline", *options)
+    assert done.exit_code == 0, done.output
+    for place, folder in (("out", "out"), ("work", "work"), ("glue_dir", "glue"), ("models", "models")):
+        assert given[place] == tmp_path / folder
+
+
 def test_a_suite_file_of_ones_own(tmp_path):
     path = tmp_path / "own.json"
     path.write_text(

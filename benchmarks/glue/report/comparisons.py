@@ -40,7 +40,9 @@ def comparisons(groups: Groups, glue_dir: Path | None, replicates: int) -> list[
     drawn = _replicates(kept, glue_dir, replicates)
     labels = ordered(name for name, _ in drawn)
     tasks = task_order(task for _, task in drawn)
-    blocks: list[Block] = [heading, Text(_note(replicates))]
+    left_out = [f"{name} on {task}" for name, task in groups if (name, task) not in kept]
+    without = f" Left out, since no predictions were kept: {', '.join(left_out)}." if left_out else ""
+    blocks: list[Block] = [heading, Text(_note(replicates) + without)]
     for task in tasks:
         of_task = {name: [drawn[name, task]] for name in labels if (name, task) in drawn}
         blocks += _matrix(task, of_task)
