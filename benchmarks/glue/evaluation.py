@@ -18,7 +18,7 @@ from benchmarks.glue.optimum import optimum
 from benchmarks.glue.significance import pack
 from benchmarks.glue.tasks import GlueTask
 from ponder import Trajectory
-from ponder.cost import Cost, measure, speed_up, wall_clock
+from ponder.cost import Cost, measure_each, speed_up, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.objectives import Objective
 from ponder.plots.numbers import overthinking_of
@@ -119,14 +119,10 @@ def summarise(
 
 
 def measure_costs(model: PonderForSequenceClassification, data: Dataset, collate: Collator) -> list[Cost]:
-    """FLOPs of the parts of the model for each example alone at its true length; each length is measured once."""
-    lengths = data["length"]
-    of_length: dict[int, Cost] = {}
-    for length, row in {length: row for row, length in enumerate(lengths)}.items():
-        batch = {name: tensor.to(model.device) for name, tensor in collate([data[row]]).items()}
-        context = {name: batch.get(name) for name in ("attention_mask", "token_type_ids")}
-        of_length[length] = measure(model.ponder, batch["input_ids"], **context)
-    return [of_length[length] for length in lengths]
+    """FLOPs of the parts of the model for each example alone at its true length."""
+    whole = {name: tensor.to(model.device) for name, tensor in collate(list(data)).items()}
+    mask, types = whole["attention_mask"], whole.get("token_type_ids")
+    return list(measure_each(model.ponder, whole["input_ids"], attention_mask=mask, token_type_ids=types))
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:

@@ -44,7 +44,8 @@ def parity_command(
     _check(setting, minutes)
     if not report:
         _check_finished(setting, minutes, out)
-        _run(setting, [each for each in seed or [0] if not _path(out, setting, each).exists()], minutes, out)
+        asked = dict.fromkeys(seed or [0])
+        _run(setting, [each for each in asked if not _path(out, setting, each).exists()], minutes, out)
     _tell(read_results(out, setting.name), out, setting.name, page)
 
 

@@ -61,12 +61,13 @@ def evaluation_sets(scene: Scene, examples: int) -> tuple[Sample, Sample]:
 
 
 def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The results of the setting `name` in a folder, by file name: seeds of one experiment.
+    """The results of the setting `name` in a folder, by seed: those of one experiment.
 
     Raises:
         DataError: There are none, or a file is foreign, or they differ in more than the seed.
     """
-    results = [read_result(path) for path in sorted(folder.glob(f"{name}-s*.json"))]
+    found = [read_result(path) for path in folder.glob(f"{name}-s*.json")]
+    results = sorted(found, key=lambda result: int(result["seed"]))
     if not results:
         raise DataError(f"{folder}: no results {name}-s*.json. Run `python -m benchmarks.parity` first.")
     for result in results[1:]:

@@ -461,6 +461,19 @@ def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_pat
     ).markdown()
 
 
+def test_the_page_of_results_is_made_from_the_committed_files():
+    """All tables but those of the significance, which need labels; `docs/benchmark.md` says how to make it."""
+    committed = report(read_all(Path("benchmarks/results/glue")), draw=False).markdown()
+    shown, made_now = (_tables(page) for page in (Path("docs/results.md").read_text(encoding="utf-8"), committed))
+    assert len(made_now) > 500
+    assert shown == made_now
+
+
+def _tables(page):
+    page = re.sub(r"### Significance\n.*?(?=\n### |\n## |\Z)", "", page, flags=re.DOTALL)
+    return [line for line in page.splitlines() if line[:1] in ("|", "#")]
+
+
 def test_one_command_makes_one_table_or_one_figure(results, tmp_path):
     whole = report(results)
     for part in (*PARTS, "published"):

@@ -134,6 +134,29 @@ def test_attention_is_written_out_for_training_on_a_cpu_and_back_afterwards(back
     assert model.encoder.config._attn_implementation == before == "sdpa"
 
 
+def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_lambda_heads_own_rate(backbone, tmp_path, monkeypatch):
+    from benchmarks.glue import stage
+
+    settings = config(backbone, lr=1e-3, lambda_lr=1e-5, schedule="constant", warmup=0.0)
+    model, made = build(settings, 2), []
+
+    def cut_off(trainer, **keywords):
+        made.append(trainer.create_optimizer())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage.PonderTrainer, "train", cut_off)
+    rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [0], "idx": [0], "length": [2]})
+    with pytest.raises(KeyboardInterrupt):
+        stage.train_stage(settings, tasks.get("RTE"), model, rows, rows, tmp_path, progress=False)
+    groups = made[0].param_groups
+    assert isinstance(made[0], torch.optim.AdamW)
+    assert {group["weight_decay"] for group in groups} == {0.0}  # which makes it Adam
+    of_lambda = {id(weight) for weight in model.ponder.lambda_head.parameters()}
+    for group in groups:
+        assert group["lr"] == (1e-5 if id(group["params"][0]) in of_lambda else 1e-3)
+    assert [module.p for module in model.ponder.head.modules() if isinstance(module, torch.nn.Dropout)] == [0.1]
+
+
 def test_a_run_that_was_cut_off_after_its_first_stage_ends_as_if_it_was_not(backbone, glue_dir, tmp_path, monkeypatch):
     whole = run(config(backbone, recipe="deebert"), glue_dir, tmp_path / "a", tmp_path / "w", progress=False)
 

@@ -195,10 +195,10 @@ def test_the_command_line(tmp_path, monkeypatch):
     page.write_text(
         "# Title\n\nbefore\n\n<!-- results: written by the benchmark -->\nold\n<!-- end of results -->\n\nafter\n"
     )
-    arguments = ["--seed", "3", "--seed", "4", "--steps", "2", "--out", str(out), "--page", str(page)]
+    arguments = ["--seed", "3", "--seed", "10", "--seed", "3", "--steps", "2", "--out", str(out), "--page", str(page)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert sorted(path.name for path in out.iterdir()) == ["small-s3.json", "small-s4.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["small-s10.json", "small-s3.json"]
     assert (tmp_path / "figures" / "parity-small.svg").read_text().count("elements that are not zero") == 2
     result = json.loads((out / "small-s3.json").read_text())
     assert [(run["scene"], run["learner"]) for run in result["runs"]] == [
@@ -210,7 +210,7 @@ def test_the_command_line(tmp_path, monkeypatch):
     assert text.startswith("# Title\n\nbefore")
     assert text.endswith("<!-- end of results -->\n\nafter\n")
     assert "old" not in text
-    assert "seeds 3, 4" in text
+    assert "seeds 3, 10;" in text
     assert "2 updates of each model" in text
     assert "](figures/parity-small.svg)" in text
     again = CliRunner().invoke(app, ["--report", "--out", str(out), "--page", str(page)])
@@ -221,7 +221,7 @@ def test_the_command_line(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, arguments).exit_code == 0
     mixed = CliRunner().invoke(app, [*arguments, "--seed", "5", "--beta", "0.1"])
     assert isinstance(mixed.exception, ArgumentError)
-    assert "small-s3.json, which differs in beta" in str(mixed.exception)
+    assert "small-s10.json, which differs in beta" in str(mixed.exception)
 
 
 def test_the_papers_size_is_an_option(tmp_path, monkeypatch):
