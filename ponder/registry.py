@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import sys
 import warnings
@@ -231,4 +232,8 @@ def _decode(registry: Registry[Any], value: object) -> object:
 def _signature(factory: Callable[..., Any]) -> str:
     if dataclasses.is_dataclass(factory):
         return "fields " + (", ".join(f.name for f in dataclasses.fields(factory)) or "(none)")
-    return "the parameters of " + getattr(factory, "__name__", repr(factory))
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return "the parameters of " + getattr(factory, "__name__", repr(factory))
+    return "parameters " + (", ".join(parameters) or "(none)")

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.command_line import run_app
+from benchmarks.folders import check_folder
 from benchmarks.glue.sweeping.command import sweep_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -63,7 +64,7 @@ def run_command(
     """Fine-tune one recipe on one task and write one JSON result."""
     from benchmarks.glue import tasks
     from benchmarks.glue.config import RunConfig, parse_fields, parse_policy
-    from benchmarks.glue.report import run_table
+    from benchmarks.glue.report import run_line
     from benchmarks.glue.run import run
 
     config = RunConfig(
@@ -84,10 +85,23 @@ def run_command(
         knob=knob,  # type: ignore[arg-type]
         budget=budget,
     )
+    was_there = (out / f"{config.key}.json").exists()
+    if quiet:
+        _no_bars()
     result = run(config, glue_dir, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
-    console = Console()
-    console.print(run_table([result]))
-    console.print(f"Result: {result.path}")
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(run_line(result), markup=False)
+    said = f"was there already (with other data, pass another --out): {result.path}" if was_there else result.path
+    console.print(f"Result: {said}")
+
+
+def _no_bars() -> None:
+    """None of the libraries' either."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
 
 
 app.command("sweep")(sweep_command)
@@ -176,6 +190,7 @@ def check_submission_command(
     from benchmarks.glue.submission import check_submission
 
     console = Console(soft_wrap=True, highlight=False)
+    check_folder("--glue-dir", glue_dir)
     faults = check_submission(path, glue_dir)
     for fault in faults:
         console.print(fault, markup=False)

@@ -19,6 +19,7 @@ from benchmarks.glue.keeping import KeptModel
 from benchmarks.glue.model import Collator
 from benchmarks.glue.results import Result, environment
 from benchmarks.glue.tasks import get
+from benchmarks.seal import intact, seal
 from ponder.cost import wall_clock
 from ponder.errors import ArgumentError, CheckpointError, DataError
 from ponder.files import read_json, write_json
@@ -112,7 +113,7 @@ def time_policies(
         say(f"{kept.config.key}: {policy} ×{run['num_steps'] / point.mean_exit_step:.2f} in steps, ×{clock.median:.2f}")
     made = results / _FOLDER / path.name
     places = {"batch_size": batch_size, "threads": torch.get_num_threads(), "environment": environment(model.device)}
-    write_json(made, {"format": _FORMAT, "key": kept.config.key, **places, "rows": rows})
+    write_json(made, seal({"format": _FORMAT, "key": kept.config.key, **places, "rows": rows}))
     return made
 
 
@@ -134,6 +135,8 @@ def read_clock(run: Result) -> list[Timing]:
             f"{path}: expected timings of the format {_FORMAT!r} of the run of this name; got {made.get('format')!r} "
             f"of {made.get('key')}. Remove it, and time the model again."
         )
+    if not intact(made):
+        raise DataError(f"{path}: expected what was timed; it was edited since. Remove it, and time the model again.")
     try:
         return [_timing(run, row) for row in made["rows"]]
     except (KeyError, TypeError, ValueError) as error:

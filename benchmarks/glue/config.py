@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmarks.seal import digest
 from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.policies import ExitPolicy
 
-__all__ = ["RunConfig", "digest", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
+__all__ = ["RunConfig", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RunConfig:
         recipe: Name of the recipe.
         backbone: An embedded backbone, a folder, or a hub name.
         recipe_options: Arguments of the recipe, for example `{"hidden_concat": False}`.
-        policy: `to_dict()` of an exit policy instead of the recipe's.
+        policy: An exit policy instead of the recipe's: its `to_dict()`, or text that `parse_policy` reads.
         readout: What the heads read: ``"pooler"`` or ``"mean"``.
         seed: Of initialisation, order, dropout and the held-out split.
         epochs: Epochs of each stage.
@@ -117,16 +117,20 @@ class RunConfig:
         return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest(hashed)}".lower()
 
     def _check_policy(self) -> None:
-        if self.policy is None:
+        given: Any = self.policy
+        if given is None:
             return
-        if not isinstance(self.policy, Mapping):
+        if isinstance(given, str):  # as on a command line
+            given = parse_policy(given).to_dict()
+            object.__setattr__(self, "policy", given)
+        if not isinstance(given, Mapping):
             raise ArgumentTypeError(
                 "policy",
-                expected="an object with the name and the fields of an exit policy",
-                got=repr(self.policy),
-                remedy='Write {"name": "quantile", "q": 0.3}, say.',
+                expected="an exit policy, as text or as an object with its name and fields",
+                got=repr(given),
+                remedy='Write "quantile:q=0.3" or {"name": "quantile", "q": 0.3}, say.',
             )
-        ExitPolicy.from_dict(dict(self.policy))
+        ExitPolicy.from_dict(dict(given))
 
     def _check_choices(self) -> None:
         for argument, choices in _CHOICES.items():
@@ -160,11 +164,6 @@ _CHOICES = {
     "knob": ("recipe", "held_out", "budget"),
 }
 _LATER = {"schedule": "linear", "selection": "held_out", "knob": "recipe", "knob_keeps": 0.99, "budget": 1.5}
-
-
-def digest(fields: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits that stand for plain JSON values."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def recipe_label(recipe: str, options: Mapping[str, Any]) -> str:

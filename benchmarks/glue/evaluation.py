@@ -53,9 +53,10 @@ def batches(data: Dataset, collate: Collator, size: int, device: torch.device) -
 def record(
     model: PonderForSequenceClassification, data: Dataset, collate: Collator, batch_size: int = 64
 ) -> Trajectory:
-    """The full-depth trajectory of `data`, in the order of `data`, on the CPU."""
+    """The full-depth trajectory of `data`, in its order, on the CPU; with features where the policy reads them."""
+    keep = "features" in model.policy.needs
     parts = [
-        model.unroll(**batch).detach().map(torch.Tensor.cpu)
+        model.unroll(**batch, keep_features=keep).detach().map(torch.Tensor.cpu)
         for batch in batches(data, collate, batch_size, model.device)
     ]
     whole = Trajectory.cat(parts)

@@ -112,6 +112,10 @@ def load_kept(folder: Path) -> KeptModel:
     Raises:
         CheckpointError: It is no such folder.
     """
+    if not (folder / _FILE).exists():
+        raise CheckpointError(
+            f"{folder}: expected the folder of a kept model; it has no {_FILE}. Make one with `run --keep-model`."
+        )
     made = read_json(folder / _FILE)
     if made.get("format") != _FORMAT:
         raise CheckpointError(

@@ -70,9 +70,16 @@ def submit(
         say: Told of each file as it is made.
 
     Raises:
-        ArgumentError: Two models of a task, or a task without one where `fill` is off.
+        ArgumentError: No model at all, two of a task, or a task without one where `fill` is off.
     """
     kept = _by_task(models)
+    if not kept:
+        raise ArgumentError(
+            "--model",
+            expected="at least one kept model",
+            got="none",
+            remedy="Name a folder that `run --keep-model` made, or pass --run or --recipe.",
+        )
     missing = sorted({file.model_of for file in FILES} - set(kept))
     if missing and not fill:
         raise ArgumentError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks.glue import tasks
-from benchmarks.glue.config import RunConfig, digest
+from benchmarks.glue.config import RunConfig
+from benchmarks.seal import intact, seal
 from ponder import recipes
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
 from ponder.files import read_json, write_json
@@ -88,7 +88,7 @@ class Result:
             raise DataError(
                 f"{path}: expected the run of this name; got {key} (edited, or a copy?). Remove it, and run it again."
             )
-        if result.data.get("digest", _digest(result.data)) != _digest(result.data):
+        if not intact(result.data):
             raise DataError(f"{path}: expected what the run wrote; it was edited since. Remove it, and run it again.")
         try:
             result._check_recipe()
@@ -127,7 +127,7 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all, with a digest by which a later edit is seen."""
-        write_json(path, {**self.data, "digest": _digest(self.data)})
+        write_json(path, seal(self.data))
 
     @property
     def reported(self) -> list[dict[str, Any]]:
@@ -204,11 +204,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
     }
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    """Of what a file holds, whatever its spaces and the order of its fields."""
-    return digest(json.loads(json.dumps({name: value for name, value in data.items() if name != "digest"})))
 
 
 def _command(argv: Sequence[str]) -> str:

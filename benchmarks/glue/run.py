@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from benchmarks.folders import check_writable
 from benchmarks.glue import data as glue_data
 from benchmarks.glue import ranks
 from benchmarks.glue.config import RunConfig
@@ -22,12 +22,11 @@ from benchmarks.glue.model import Collator, load_tokenizer
 from benchmarks.glue.results import FORMAT, Result, environment, recipe_of
 from benchmarks.glue.tasks import GlueTask, get
 from benchmarks.glue.training import Trained, train
-from ponder import Trajectory
-from ponder.errors import ArgumentError
+from ponder import Trajectory, recipes
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["check_writable", "run", "run_on"]
+__all__ = ["run", "run_on"]
 
 
 def run(
@@ -66,6 +65,7 @@ def run(
             there already, and that did not keep them.
         BusyError: Another process is at this run, and `wait` is off, or several processes would train together.
     """
+    recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
     for option, folder in _options(out, work, trajectories, models).items():
         check_writable(folder, option)
     path = out / f"{config.key}.json"
@@ -225,17 +225,3 @@ def _measure(
         "config": config.to_dict(),
         "environment": environment(model.device),
     }
-
-
-def check_writable(folder: Path, option: str = "--out") -> None:
-    """Refuse, before anything is trained, a folder that cannot be written to; `option` gave it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # it has no name, so a kill leaves nothing
-    except OSError as error:
-        raise ArgumentError(
-            option,
-            expected="a folder that can be written",
-            got=f"{folder} ({error.strerror})",
-            remedy="Choose another.",
-        ) from error

@@ -12,13 +12,14 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from benchmarks import graded
+from benchmarks.folders import check_writable
 from benchmarks.glue import data as glue_data
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import record
 from benchmarks.glue.model import Collator, load_tokenizer
 from benchmarks.glue.report import run_table
 from benchmarks.glue.results import Result
-from benchmarks.glue.run import check_writable, run_on
+from benchmarks.glue.run import run_on
 from benchmarks.glue.tasks import GlueTask
 from benchmarks.report_html import write_report
 from ponder.integrations.transformers import PonderForSequenceClassification

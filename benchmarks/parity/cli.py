@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,18 +15,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.command_line import run_app
+from benchmarks.folders import check_writable
 from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.parity.setting import PAPER, SMALL, Setting
 from ponder.errors import ArgumentError
 from ponder.files import write_json
+from ponder.objectives import Ponder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def parity_command(
-    seed: Annotated[list[int] | None, typer.Option(help="Seed of a run; repeat for several. 0 where left out.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Seed of a run; repeat for several. 0 where left out.")
+    ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's size: 64 and 96 elements.")] = False,
     steps: Annotated[int | None, typer.Option(help="Updates of each model.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Most minutes for each model (there are four a seed).")] = None,
@@ -44,6 +49,7 @@ def parity_command(
     _check(setting, minutes)
     if not report:
         _check_finished(setting, minutes, out)
+        check_writable(out)
         asked = dict.fromkeys(seed or [0])
         _run(setting, [each for each in asked if not _path(out, setting, each).exists()], minutes, out)
     _tell(read_results(out, setting.name), out, setting.name, page)
@@ -64,7 +70,10 @@ def _run(setting: Setting, seeds: Sequence[int], minutes: float | None, out: Pat
             progress.update(bar, completed=setting.steps * (len(titles) - 1) + done)
 
         for seed in seeds:
-            write_json(_path(out, setting, seed), experiment(setting, seed, minutes, tell))
+            path = _path(out, setting, seed)
+            parts = path.with_suffix(".parts")
+            write_json(path, experiment(setting, seed, minutes, tell, parts))
+            shutil.rmtree(parts, ignore_errors=True)
 
 
 def _path(out: Path, setting: Setting, seed: int) -> Path:
@@ -98,7 +107,8 @@ def _tell(results: Sequence[dict[str, Any]], out: Path, name: str, page: Path | 
 
 
 def _check(setting: Setting, minutes: float | None) -> None:
-    """Refuse what no training could follow; `beta` is checked by the objective."""
+    """Refuse what no training could follow."""
+    Ponder(setting.beta)
     for argument, value, least in (("steps", setting.steps, 1), ("tau", setting.tau, 0)):
         if not least <= value < float("inf"):
             raise ArgumentError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from benchmarks.parity.learners import Learner, PonderNet
 from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Range, Sample, Scene, draw
 from benchmarks.parity.training import measure, train
+from benchmarks.seal import intact, seal
 from ponder.errors import DataError
-from ponder.files import read_json
+from ponder.files import read_json, write_json
 
 __all__ = ["FORMAT", "LEARNERS", "differences", "evaluation_sets", "experiment", "read_result", "read_results"]
 
@@ -29,7 +31,11 @@ Tell = Callable[[str, int, float | None], object]
 
 
 def experiment(
-    setting: Setting, seed: int, minutes: float | None = None, tell: Tell = lambda *_: None
+    setting: Setting,
+    seed: int,
+    minutes: float | None = None,
+    tell: Tell = lambda *_: None,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
     """Train and measure everything for one seed.
 
@@ -38,19 +44,23 @@ def experiment(
         seed: Of first weights and of the vectors in training.
         minutes: Most minutes for each model; None makes all updates.
         tell: Told of the model, its updates, and the validation accuracy where it was just measured.
+        parts: Folder in which every model that is done leaves its numbers, so that an experiment that was cut off goes
+            on after them; the caller empties it.
 
     Returns:
         The result, as plain JSON.
     """
-    runs = list(_runs(setting, seed, minutes, tell))
-    return {
-        "format": FORMAT,
-        "setting": asdict(setting),
-        "seed": seed,
-        "minutes": minutes,
-        "runs": runs,
-        "environment": environment(torch.device("cpu")),
-    }
+    experiment_of = {"format": FORMAT, "setting": asdict(setting), "seed": seed, "minutes": minutes}
+    runs = []
+    for scene in setting.scenes:
+        for name in LEARNERS:
+            path = None if parts is None else parts / f"{scene.name}-{name}.json"
+            done = _part(path, experiment_of)
+            run = done or _run(setting, scene, name, seed, minutes, tell)
+            if path is not None and done is None:
+                write_json(path, seal({**experiment_of, "run": run}))
+            runs.append(run)
+    return seal({**experiment_of, "runs": runs, "environment": environment(torch.device("cpu"))})
 
 
 def evaluation_sets(scene: Scene, examples: int) -> tuple[Sample, Sample]:
@@ -85,6 +95,10 @@ def read_result(path: Path) -> dict[str, Any]:
     result = read_json(path)
     if result.get("format") != FORMAT:
         raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
+    if not intact(result):
+        raise DataError(
+            f"{path}: expected what the experiment wrote; it was edited since. Remove it, and run it again."
+        )
     return result
 
 
@@ -94,30 +108,29 @@ def differences(result: dict[str, Any], setting: dict[str, Any], minutes: float 
     return fields + ["minutes"] * (result["minutes"] != minutes)
 
 
-def _runs(setting: Setting, seed: int, minutes: float | None, tell: Tell) -> Iterator[dict[str, Any]]:
-    for scene in setting.scenes:
-        validation, test = evaluation_sets(scene, setting.examples)
-        for name, build in LEARNERS.items():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                learner = build(scene.size, setting)
-            title = f"{scene.name}, {name}, seed {seed}"
-            training = train(
-                learner,
-                scene,
-                setting,
-                validation,
-                seed=seed,
-                minutes=minutes,
-                tell=partial(tell, title),
-            )
-            yield {
-                "scene": scene.name,
-                "learner": name,
-                "training": training.to_dict(),
-                "validation": measure(learner, validation),
-                "test": measure(learner, test),
-            }
+def _part(path: Path | None, experiment_of: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The numbers of a model that is done, or None: where there are none, or others than those of this experiment."""
+    if path is None or not path.exists():
+        return None
+    part = read_json(path)
+    run: dict[str, Any] | None = part.get("run")
+    return run if part == json.loads(json.dumps(seal({**experiment_of, "run": run}))) else None
+
+
+def _run(setting: Setting, scene: Scene, name: str, seed: int, minutes: float | None, tell: Tell) -> dict[str, Any]:
+    validation, test = evaluation_sets(scene, setting.examples)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learner = LEARNERS[name](scene.size, setting)
+    told = partial(tell, f"{scene.name}, {name}, seed {seed}")
+    training = train(learner, scene, setting, validation, seed=seed, minutes=minutes, tell=told)
+    return {
+        "scene": scene.name,
+        "learner": name,
+        "training": training.to_dict(),
+        "validation": measure(learner, validation),
+        "test": measure(learner, test),
+    }
 
 
 def _fixed(size: int, difficulties: Range, examples: int, seed: int) -> Sample:

@@ -17,7 +17,7 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
 from benchmarks.glue.report import comparisons, figures, report
 from benchmarks.glue.report.groups import choose, label, ordered
-from benchmarks.glue.report.page import Table
+from benchmarks.glue.report.page import Table, Text
 from benchmarks.glue.report.parts import PARTS
 from benchmarks.glue.report.scores import mark
 from benchmarks.glue.results import FORMAT, Result, read_all
@@ -238,9 +238,18 @@ def test_of_several_configurations_the_best_held_out_one_is_shown():
     better = made(lr=1e-4, score=0.5, held_out=0.9)
     groups, choices = choose([made(lr=1e-5, score=0.99, held_out=0.1), better])
     assert groups["palbert", "RTE"].runs == (better,)
-    assert choices == ["palbert on RTE (2 configurations)"]
+    assert choices == ["palbert on RTE (2 configurations; shown: lr=0.0001)"]
     page = report([made(lr=1e-5, score=0.99, held_out=0.1), better], draw=False).markdown()
-    assert "palbert on RTE (2 configurations)" in page
+    assert "palbert on RTE (2 configurations; shown: lr=0.0001)" in page
+
+
+def test_a_run_on_a_part_of_the_data_takes_no_place_of_one_on_all():
+    whole = [made(seed=seed, score=0.7, held_out=0.6) for seed in range(3)]
+    tiny = [made(score=0.4, held_out=0.9, max_train=64, lr=1e-3)]
+    groups, choices = choose([*tiny, *whole])
+    assert [run.data for run in groups["palbert", "RTE"].runs] == [run.data for run in whole]
+    assert choices == ["palbert on RTE (2 configurations; shown: lr=5e-05, max_train=None)"]
+    assert choose(tiny)[0]["palbert", "RTE"].score == pytest.approx(40.0)
 
 
 def test_old_and_new_results_of_one_configuration_are_seeds_of_one_group():
@@ -260,7 +269,7 @@ def test_a_run_that_selected_on_dev_is_shown_where_there_is_no_other():
     honest, flattered = made(score=0.6, held_out=0.6), made(selection="dev", score=0.8)
     groups, choices = choose([flattered, honest])
     assert groups["palbert", "RTE"].runs == (honest,)
-    assert choices == ["palbert on RTE (2 configurations)"]
+    assert choices == ["palbert on RTE (2 configurations; shown: selection=held_out)"]
     both = [flattered, made(selection="dev", score=0.7, lr=1e-5)]
     assert choose(both)[0]["palbert", "RTE"].runs == (flattered,)
     assert "(of those that selected on dev, the best there)" in report(both, draw=False).markdown()
@@ -415,6 +424,19 @@ def test_data_that_are_not_those_of_the_run_are_refused(glue_dir):
         report([broken, made("vanilla")], glue_dir, draw=False, replicates=100)
 
 
+def test_labels_that_are_not_those_of_the_run_are_refused(glue_dir, monkeypatch):
+    monkeypatch.setattr(comparisons, "_labels", lambda task, folder: {"dev": np.array(dev_labels()[::-1])})
+    with pytest.raises(DataError, match=r"RTE, palbert: expected the dev split .* said \[0.7"):
+        report([made(), made("vanilla")], glue_dir, draw=False, replicates=100)
+
+
+def test_a_part_that_was_asked_for_and_has_nothing_to_show_says_so():
+    page = report([made("vanilla")], draw=False, only=["figure-3", "table-2"]).markdown()
+    assert "No `figure-3`: these results hold nothing for it, or it is a figure (give --figures or --html)." in page
+    assert "No `table-2`: these results hold nothing for it" in page
+    assert "No `" not in report([made("vanilla")], draw=False).markdown()
+
+
 def test_a_pipe_in_a_cell_does_not_end_it():
     page = Table(["p(n|x)", "b"], [["a|b", "c"]])
     assert page.markdown(None).splitlines() == [r"| p(n\|x) | b |", "| --- | --- |", r"| a\|b | c |"]
@@ -478,7 +500,8 @@ def test_one_command_makes_one_table_or_one_figure(results, tmp_path):
     whole = report(results)
     for part in (*PARTS, "published"):
         alone = report(results, only=[part])
-        assert [block for block in whole.blocks if block in alone.blocks] == list(alone.blocks)  # as in the whole page
+        shown = [block for block in alone.blocks if not isinstance(block, Text) or not block.text.startswith("No `")]
+        assert [block for block in whole.blocks if block in shown] == shown  # as in the whole page
     together = [block for part in (*PARTS, "published") for block in report(results, only=[part]).blocks]
     assert all(block in together for block in whole.blocks)
     for result in results:

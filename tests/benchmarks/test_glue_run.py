@@ -24,7 +24,7 @@ from benchmarks.glue.run import run
 from benchmarks.glue.training import train
 from ponder import Trajectory, objectives, policies, priors, recipes
 from ponder.cost import measure
-from ponder.errors import ArgumentError, CheckpointError, DataError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError
 
 # One of every build of heads, stages and policies; the others differ in numbers.
 RECIPES = ["deebert", "fastbert", "pabee", "palbert", "ponder", "pondernet", "vanilla"]
@@ -108,6 +108,26 @@ def test_regression_heads_start_at_the_mean_label(backbone, glue_dir, tmp_path, 
 def test_an_entropy_policy_is_refused_on_regression_before_training(backbone, glue_dir, tmp_path):
     with pytest.raises(ArgumentError, match="regression"):
         run(config(backbone, task="STS-B", recipe="deebert"), glue_dir, tmp_path, tmp_path / "work", progress=False)
+
+
+def test_a_policy_that_reads_features_is_replayed_with_them(backbone, glue_dir, tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Settled(policies.ExitPolicy):
+        threshold: float
+        needs = frozenset({"features"})
+
+        def decide(self, step, state):
+            if state is None:
+                return False, step.features
+            return (step.features - state).norm(dim=-1) < self.threshold, step.features
+
+    from ponder.policies import base
+
+    monkeypatch.setitem(base.registry._factories, "settled", Settled)
+    settings = config(backbone, policy="settled:threshold=1e6")
+    assert settings.policy == {"name": "settled", "threshold": 1e6}
+    done = run(settings, glue_dir, tmp_path, tmp_path / "work", progress=False)
+    assert done["splits"]["dev"]["mean_exit_step"] == 2.0
 
 
 def test_a_finished_run_is_read_and_not_repeated(result, backbone, tmp_path):
@@ -257,6 +277,7 @@ def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_p
     [
         (["--task", "XYZ"], "one of CoLA"),
         (["--task", "RTE", "--recipe", "nope"], "one of deebert"),
+        (["--task", "RTE", "--recipe", "palbert", "--option", "qq=1"], "parameters q_exit, own_lambda_lr"),
         (["--task", "RTE", "--policy", "nope"], "one of"),
         (["--task", "RTE", "--policy", "quantile:q"], "field=value"),
         (["--task", "RTE", "--policy", "quantile:q=2"], r"number in \[0, 1\]"),
@@ -271,7 +292,7 @@ def test_bad_arguments_are_named(arguments, message, glue_dir, tmp_path, backbon
     done = invoke(
         "run", *arguments, *extra, "--glue-dir", glue_dir, "--out", tmp_path, "--work", tmp_path / "w", "--quiet"
     )
-    assert isinstance(done.exception, ArgumentError | CheckpointError), done.output
+    assert isinstance(done.exception, ArgumentError | ArgumentTypeError | CheckpointError), done.output
     with pytest.raises(type(done.exception), match=message):
         raise done.exception
 
@@ -434,9 +455,10 @@ def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
             read_all(tmp_path)
     shutil.copy(result.path, tmp_path)
     assert len(read_all(tmp_path)) == 1
-    old = {name: value for name, value in result.data.items() if name != "digest"}
-    (tmp_path / result.path.name).write_text(json.dumps(old))  # of a version that wrote none
-    assert read_all(tmp_path)[0]["splits"] == splits
+    without = {name: value for name, value in result.data.items() if name != "digest"}
+    (tmp_path / result.path.name).write_text(json.dumps(without))
+    with pytest.raises(DataError, match="it was edited since"):
+        read_all(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from benchmarks.glue.report.page import Figure
 from benchmarks.glue.results import Result, read_all, recipe_of
 from benchmarks.glue.run import run
 from benchmarks.glue.submission import FILES, check_submission, write_submission
+from benchmarks.seal import seal
 from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError, DataError
 from ponder.files import write_json
@@ -131,6 +132,8 @@ def test_no_zip_is_an_error(tmp_path):
 def test_the_check_command(good, glue_dir):
     fine = invoke("check-submission", good, "--glue-dir", glue_dir)
     assert (fine.exit_code, "nothing is wrong" in fine.output) == (0, True)
+    nowhere = invoke("check-submission", good, "--glue-dir", glue_dir / "none")
+    assert "--glue-dir: expected a folder that is there" in str(nowhere.exception)
     bad = invoke("check-submission", good)
     assert (bad.exit_code, bad.output.count("expected")) == (1, 11)
 
@@ -186,8 +189,11 @@ def test_a_missing_task_is_refused_without_the_option(kept, glue_dir, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ArgumentError, match="two of RTE"):
         submit([kept["RTE"], kept["RTE"]], glue_dir, tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"glue\.json"):
+    with pytest.raises(CheckpointError, match=r"expected the folder of a kept model; it has no glue\.json"):
         submit([tmp_path], glue_dir, tmp_path / "out")
+    with pytest.raises(ArgumentError, match="at least one kept model"):
+        submit([], glue_dir, tmp_path / "out", fill=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_a_sweep_the_best_model_of_a_recipe_answers_each_task(backbone, glue_dir, tmp_path):
@@ -253,8 +259,14 @@ def test_kept_models_are_timed_with_every_policy_and_the_report_shows_it(kept, g
     assert figure.name == "tiny-policies-by-wall-clock"
     assert "RTE, palbert" in figure.svg
     assert "Steps and seconds" not in report([Result(run.data)], draw=False).markdown()
-    foreign, broken = {**made, "key": "another"}, {**made, "rows": [{**made["rows"][0], "knob": 99.9}]}
-    for changed, message in ((foreign, "of another"), (broken, "knobs that the run has"), ({**made, "rows": 1}, "int")):
+    foreign, broken = {**made, "key": "another"}, seal({**made, "rows": [{**made["rows"][0], "knob": 99.9}]})
+    edited = {**made, "rows": [{**made["rows"][0], "wall_clock": 99.0}]}
+    for changed, message in (
+        (foreign, "of another"),
+        (broken, "knobs that the run has"),
+        (seal({**made, "rows": 1}), "int"),
+        (edited, "it was edited since"),
+    ):
         (results / "clock" / f"{kept['RTE'].name}.json").write_text(json.dumps(changed))
         with pytest.raises(DataError, match=message):
             report([run], draw=False, only=["clock"])

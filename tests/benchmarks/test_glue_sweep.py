@@ -434,7 +434,9 @@ def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(place,
         (["--suite", "mini", "--recipes", "nope"], "one of"),
         (["--suite", "mini", "--set", "nope=1"], "fields of a run"),
         (["--suite", "mini", "--set", "epochs=0"], "epochs"),
-        (["--suite", "mini", "--set", "policy=entropy"], "policy: expected an object"),
+        (["--suite", "mini", "--set", "policy=entropy"], "expected fields threshold"),
+        (["--suite", "mini", "--set", "policy=3"], "policy: expected an exit policy, as text or as an object"),
+        (["--suite", "mini", "--glue-dir", "./none"], "--glue-dir: expected a folder that is there"),
         (["--suite", "mini", "--set", 'policy={"name": "nope"}'], "policy: expected one of"),
         (["--suite", "mini", "--recipes", "palbert:q=0.3:beta=0.1,palbert:beta=0.1:q=0.3"], "each once"),
         (["--suite", "mini", "--executor", "nope"], "local, ray"),
@@ -459,6 +461,7 @@ def test_workers_are_given_whole_paths(tmp_path, monkeypatch):
     given = {}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "sweep", lambda cells, pool, **places: given.update(places) or module.Summary(0, (), 0))
+    (tmp_path / "glue").mkdir()
     relative = {"--out": "out", "--work": "work", "--glue-dir": "glue", "--keep-model": "models"}
     options = [part for pair in relative.items() for part in pair]
     done = invoke("--suite", "mini", "--executor", "inline", *options)
@@ -476,18 +479,20 @@ def test_a_suite_file_of_ones_own(tmp_path):
     assert cell.points == (RunConfig("RTE", "pabee", lr=1e-4),)
     path.write_text(json.dumps({"tasks": ["rte"], "recipes": ["pabee"]}))
     assert suites.get(str(path)).cells("minilm")[0].points == (RunConfig("RTE", "pabee"),)
+    path.write_text(json.dumps({"tasks": ["rte"], "recipes": ["palbert"], "fixed": {"policy": "quantile:q=0.3"}}))
+    assert suites.get(str(path)).cells("minilm")[0].points[0].policy == {"name": "quantile", "q": 0.3}
     good = {"tasks": ["RTE"], "recipes": ["pabee"]}
     for wrong, message in (
         ({"recipes": None}, "recipes: expected a list"),
         ({"tasks": "RTE"}, "tasks: expected a list"),
         ({"recipes": [3]}, "recipe: expected the name"),
         ({"recipes": [{"recipe": "pabee", "options": ["q"]}]}, "options: expected an object"),
-        ({"recipes": [{"name": "pabee"}]}, "name"),
+        ({"recipes": [{"name": "pabee"}]}, "some of recipe, options, fields; got name"),
         ({"seeds": 2.5}, "seeds: expected a whole number"),
         ({"grid": {"lr": 1e-4}}, "grid.lr: expected a list"),
         ({"fixed": ["lr"]}, "fixed: expected an object"),
         ({"by_task": {"RTE": ["lr"]}}, "by_task.RTE: expected an object"),
-        ({"from_the_future": 1}, "from_the_future"),
+        ({"from_the_future": 1}, "some of description, tasks, .*; got from_the_future"),
     ):
         path.write_text(json.dumps({**good, **wrong}))
         with pytest.raises(DataError, match=rf"own\.json: expected a suite, .*{message}"):

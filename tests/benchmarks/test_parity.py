@@ -224,6 +224,34 @@ def test_the_command_line(tmp_path, monkeypatch):
     assert "small-s10.json, which differs in beta" in str(mixed.exception)
 
 
+def test_an_experiment_that_was_cut_off_goes_on_after_the_models_that_are_done(tmp_path, monkeypatch):
+    from benchmarks.parity import experiment as module
+
+    real, trained = module.train, []
+
+    def cut_off(learner, scene, *arguments, **keywords):
+        trained.append(scene.name)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return real(learner, scene, *arguments, **keywords)
+
+    monkeypatch.setattr(module, "train", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(TINY, 0, parts=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    resumed = experiment(TINY, 0, parts=tmp_path)
+    assert len(trained) == 3 + 2
+    assert without_seconds(resumed) == without_seconds(experiment(TINY, 0))
+    other = experiment(replace(TINY, beta=0.3), 0, parts=tmp_path)  # nothing of another experiment is taken
+    assert len(trained) == 3 + 2 + 4 + 4
+    assert other["setting"]["beta"] == 0.3
+
+
+def without_seconds(result):
+    runs = [{**run, "training": {**run["training"], "seconds": 0.0}} for run in result["runs"]]
+    return json.loads(json.dumps(runs))
+
+
 def test_the_papers_size_is_an_option(tmp_path, monkeypatch):
     small = replace(TINY, name="paper", scenes=PAPER.scenes, num_steps=PAPER.num_steps, examples=200)
     monkeypatch.setattr("benchmarks.parity.cli.PAPER", small)
@@ -280,6 +308,11 @@ def test_wrong_pages_and_folders(tmp_path):
     for seed, setting in ((0, TINY), (1, replace(TINY, beta=0.2))):
         write_json(tmp_path / f"small-s{seed}.json", experiment(setting, seed))
     with pytest.raises(DataError, match="seeds 0 and 1 differ in beta"):
+        read_results(tmp_path, "small")
+    edited = json.loads((tmp_path / "small-s0.json").read_text())
+    edited["runs"][1]["test"]["mixed"]["accuracy"] = 0.99
+    write_json(tmp_path / "small-s0.json", edited)
+    with pytest.raises(DataError, match="it was edited since"):
         read_results(tmp_path, "small")
     (tmp_path / "small-s0.json").write_text('{"format": "another"}')
     with pytest.raises(DataError, match="another"):

@@ -83,7 +83,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 def test_wrong_arguments_list_the_right_ones() -> None:
     with refused("arguments of shape 'circle'", "fields radius, tags", "size", type_error=True):
         shapes.get("circle", size=1)
-    with refused("arguments of shape 'unit'", "the parameters of unit", type_error=True):
+    with refused("arguments of shape 'unit'", "parameters radius", type_error=True):
         shapes.get("unit", size=1)
 
 

@@ -103,14 +103,20 @@ def report(
     blocks: list[Block] = [Text(_introduction(results))]
     for backbone in sorted({str(result["backbone"]) for result in results}) if wanted else ():
         of_backbone = [result for result in results if result["backbone"] == backbone]
-        blocks += _section(backbone, of_backbone, wanted, glue_dir, draw, replicates)
+        blocks += _section(backbone, of_backbone, wanted, bool(only), glue_dir, draw, replicates)
     if _PUBLISHED in only or not only:
         blocks += published()
     return Report("Results", tuple(blocks))
 
 
 def _section(
-    backbone: str, results: Sequence[Result], wanted: Sequence[str], glue_dir: Path | None, draw: bool, replicates: int
+    backbone: str,
+    results: Sequence[Result],
+    wanted: Sequence[str],
+    asked: bool,
+    glue_dir: Path | None,
+    draw: bool,
+    replicates: int,
 ) -> list[Block]:
     name = backbone.rstrip("/").rsplit("/", 1)[-1]
     steps = sorted({result["num_steps"] for result in results})
@@ -128,7 +134,11 @@ def _section(
             chosen += " (of those that selected on dev, the best there)"
         blocks.append(Text(f"{chosen}: {'; '.join(choices)}."))
     for part in wanted:
-        blocks += PARTS[part](source)
+        made = PARTS[part](source)
+        blocks += made
+        if not made and asked:
+            unless = "" if draw else ", or it is a figure (give --figures or --html)"
+            blocks.append(Text(f"No `{part}`: these results hold nothing for it{unless}."))
     return blocks
 
 

@@ -82,9 +82,17 @@ def _replicates(kept: Groups, glue_dir: Path, count: int) -> dict[tuple[str, str
             for run in group.runs
         }
         try:
-            drawn[name, task_name] = replicate(task, runs, labels[task_name], count)
+            made = replicate(task, runs, labels[task_name], count)
         except ArgumentError as error:
             raise DataError(f"{task_name}, {name}: {error}") from error
+        reported = [run.score("exits") for run in group.runs]
+        if not np.allclose(made.scores, reported, atol=1e-3):
+            raise DataError(
+                f"{task_name}, {name}: expected the dev split that the runs were scored on; with these labels their "
+                f"predictions score {made.scores.round(4).tolist()}, and they said {np.round(reported, 4).tolist()}. "
+                "Pass the folder of data that they were made with."
+            )
+        drawn[name, task_name] = made
     return drawn
 
 

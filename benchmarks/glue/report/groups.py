@@ -68,7 +68,8 @@ Groups = Mapping[tuple[str, str], Group]
 def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
     """One group for each recipe and task; of several configurations the best on the held-out part of train.
 
-    One that selected on dev is shown where there is no other: its score on dev is no sign of merit.
+    One that was trained on a part of the data, or that selected on dev, is shown where there is no other: its score is
+    no sign of merit.
 
     Returns:
         The groups, and the places where there was something to choose.
@@ -83,13 +84,21 @@ def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
         best = next(iter(by_config.values())) if len(by_config) == 1 else max(by_config.values(), key=_merit)
         groups[key] = Group(*key, tuple(sorted(best, key=lambda run: run["config"]["seed"])))
         if len(by_config) > 1:
-            choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations)")
+            choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations; {_what_differs(by_config, best)})")
     return groups, choices
 
 
-def _merit(runs: Sequence[Result]) -> tuple[bool, float, int]:
-    on_dev = any(run.selects_on_dev for run in runs)
-    return not on_dev, statistics.median(run.selection_score for run in runs), len(runs)
+def _merit(runs: Sequence[Result]) -> tuple[bool, bool, float, int]:
+    on_dev, in_part = any(run.selects_on_dev for run in runs), runs[0]["config"].get("max_train") is not None
+    return not in_part, not on_dev, statistics.median(run.selection_score for run in runs), len(runs)
+
+
+def _what_differs(by_config: Iterable[str], shown: Sequence[Result]) -> str:
+    """The fields in which configurations differ, with the values of the one that is shown."""
+    configs = [json.loads(config) for config in by_config]
+    of_shown = RunConfig.from_dict(shown[0]["config"]).to_dict()
+    names = [name for name in configs[0] if len({json.dumps(config[name], sort_keys=True) for config in configs}) > 1]
+    return "shown: " + ", ".join(f"{name}={of_shown[name]}" for name in names)
 
 
 def label(result: Result) -> str:

@@ -10,7 +10,7 @@ from benchmarks.glue.report.groups import label, policy_text, task_order
 from benchmarks.glue.report.page import Table
 from benchmarks.glue.results import Result
 
-__all__ = ["every_run", "run_table"]
+__all__ = ["every_run", "run_line", "run_table"]
 
 
 def run_table(results: Sequence[Result]) -> RichTable:
@@ -21,6 +21,17 @@ def run_table(results: Sequence[Result]) -> RichTable:
     for result in results:
         table.add_row(result["task"], result["recipe"], policy_text(result["policy"]), *_numbers(result))
     return table
+
+
+def run_line(result: Result) -> str:
+    """One run in one line."""
+    full, exits, step, *speeds = _numbers(result)
+    steps, flops, clock = speeds
+    return (
+        f"{result['task']}, {label(result)} on {result['backbone']}, {policy_text(result['policy'])}: "
+        f"{exits} at the exits and {full} at full depth; mean exit step {step}, "
+        f"{steps} in steps, {flops} in FLOPs, {clock} in wall-clock"
+    )
 
 
 def every_run(results: Sequence[Result]) -> Table:

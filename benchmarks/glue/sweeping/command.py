@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from benchmarks.folders import check_folder
+
 if TYPE_CHECKING:
     from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
     from benchmarks.glue.sweeping.sweep import Summary
@@ -18,7 +20,7 @@ __all__ = ["sweep_command"]
 
 
 def sweep_command(
-    suite: Annotated[str, typer.Option(help="paper, ablation, speed, mini, or a JSON file of your own.")],
+    suite: Annotated[str, typer.Option(help="Of docs/sweep.md (paper, breadth, mini, …), or a JSON file of your own.")],
     backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
     tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
     recipes: Annotated[
@@ -59,6 +61,7 @@ def sweep_command(
     from benchmarks.glue.sweeping.progress import LiveTable
     from benchmarks.glue.sweeping.sweep import sweep
 
+    check_folder("--glue-dir", glue_dir)
     chosen = _narrowed(suites.get(suite), tasks, recipes, seeds, fixed)
     cells = chosen.cells(backbone, selection, max_runs, halving)
     backbones.resolve(backbone)

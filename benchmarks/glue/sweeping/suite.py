@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.glue import tasks
-from benchmarks.glue.config import RunConfig, digest, recipe_label
+from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.sweeping.search import rung_sizes
+from benchmarks.seal import digest
 from ponder import recipes
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.files import read_json
@@ -229,6 +230,14 @@ def _check_kind(argument: str, value: object, kind: Any, expected: str) -> None:
         )
 
 
+def _check_fields(data: Mapping[str, Any], kind: Any, *but: str) -> None:
+    known = [field.name for field in dataclasses.fields(kind) if field.name not in but]
+    unknown = [name for name in data if name not in known]
+    if unknown:
+        got, remedy = ", ".join(unknown), "See docs/sweep.md for what a suite holds."
+        raise ArgumentError("fields", expected=f"some of {', '.join(known)}", got=got, remedy=remedy)
+
+
 def _serves(spec: RecipeSpec, kind: str) -> bool:
     """Whether a recipe's policy is defined for a kind of task; other errors are for the runs to tell."""
     policy = recipes.get(spec.recipe, **spec.options).for_task(kind).policy
@@ -274,6 +283,9 @@ def read(path: Path) -> Suite:
     try:
         for argument in ("tasks", "recipes"):
             _check_kind(argument, data.get(argument), list, "a list")
+        _check_fields(data, Suite, "name")
+        for each in filter(lambda each: isinstance(each, dict), data["recipes"]):
+            _check_fields(each, RecipeSpec)
         made = [RecipeSpec(**each) if isinstance(each, dict) else RecipeSpec(each) for each in data["recipes"]]
         return Suite(path.stem, **{"description": "", **data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
     except (TypeError, ArgumentError) as error:

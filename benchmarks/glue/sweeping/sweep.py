@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.folders import check_writable
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.keeping import check_kept
 from benchmarks.glue.locks import BusyError, hold
-from benchmarks.glue.run import check_writable
 from benchmarks.glue.sweeping.executors import Executor, Job, Outcome
 from benchmarks.glue.sweeping.study import CellStudy, Failure
 from benchmarks.glue.sweeping.suite import Cell
