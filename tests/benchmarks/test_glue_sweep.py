@@ -399,7 +399,10 @@ def test_the_table_shows_every_cell(tmp_path):
     shown = console.export_text()
     assert "5 of 6" in shown
     assert "6 of 6" in shown
-    assert "nothing left to do" in shown
+    assert "1 runs failed" in shown
+    with LiveTable(console, workers=2) as show:
+        go(cells, Pretender(), tmp_path, show=show)
+    assert "nothing left to do" in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,9 @@ def table(snapshot: Snapshot, workers: int) -> Table:
 def time_left(snapshot: Snapshot, workers: int) -> str:
     """From the mean time of the runs that were done, as if all workers were kept busy."""
     left = sum(study.planned - len(study.scores) - len(study.failures) for study in snapshot.studies)
+    failed = sum(len(study.failures) for study in snapshot.studies)
     if not left:
-        return "nothing left to do"
+        return f"{failed} runs failed" if failed else "nothing left to do"
     if not snapshot.seconds:
         return f"{left} runs left"
     seconds = round(sum(snapshot.seconds) / len(snapshot.seconds) * left / min(workers, left))
@@ -66,7 +67,9 @@ def time_left(snapshot: Snapshot, workers: int) -> str:
 def _row(study: CellStudy, running: frozenset[str]) -> Sequence[str]:
     open_runs = study.open_runs()
     at_work = sum(run.key in running for run in open_runs)
-    phase = "grid" if study.chosen is None else ("seeds" if open_runs else "done")
+    phase = "grid" if study.chosen is None else "seeds"
+    if not open_runs:
+        phase = "failed" if study.failures else "done"
     best = f"{100 * max(study.scores.values()):.1f}" if study.scores else "–"
     failed = f"[red]{len(study.failures)}[/]" if study.failures else "0"
     done = f"{len(study.scores)} of {study.planned}"
