@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -86,22 +88,27 @@ def run_command(
         budget=budget,
     )
     was_there = (out / f"{config.key}.json").exists()
-    if quiet:
-        _no_bars()
-    result = run(config, glue_dir, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
+    with _without_bars() if quiet else nullcontext():
+        result = run(config, glue_dir, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
     console = Console(soft_wrap=True, highlight=False)
     console.print(run_line(result), markup=False)
     said = f"was there already (with other data, pass another --out): {result.path}" if was_there else result.path
     console.print(f"Result: {said}")
 
 
-def _no_bars() -> None:
-    """None of the libraries' either."""
-    from datasets import disable_progress_bars
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Those of the libraries are off meanwhile."""
+    import datasets
     from transformers.utils import logging
 
-    disable_progress_bars()
+    datasets.disable_progress_bars()
     logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+        logging.enable_progress_bar()
 
 
 app.command("sweep")(sweep_command)

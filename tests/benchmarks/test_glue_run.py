@@ -61,11 +61,19 @@ def test_trajectories_are_kept_where_they_are_asked_for(backbone, glue_dir, tmp_
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_command_line_run_of_every_recipe(recipe, backbone, glue_dir, tmp_path):
-    done = invoke(
+    arguments = (
         *("run", "--task", "rte", "--recipe", recipe, "--backbone", backbone, "--glue-dir", glue_dir, "--epochs", 1),
         *("--batch-size", 16, "--out", tmp_path / "out", "--work", tmp_path / "work", "--quiet"),
     )
-    assert done.exit_code == 0, done.output
+    done, again = invoke(*arguments), invoke(*arguments)
+    assert done.exit_code == again.exit_code == 0, done.output
+    assert "was there already" not in done.output
+    assert "was there already" in again.output
+    assert done.stderr == ""  # no bar of any library
+    line = done.stdout.splitlines()[0]
+    assert line == again.stdout.splitlines()[0]
+    assert line.startswith(f"RTE, {recipe} on {backbone}, ")
+    assert " in steps, ×" in line
     (path,) = (tmp_path / "out").glob("*.json")
     written = json.loads(path.read_text())
     assert (written["task"], written["recipe"], written["num_steps"]) == ("RTE", recipe, 4)
