@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE
 from rich.table import Table as RichTable
 
 from benchmarks.glue.report.groups import label, policy_text, task_order
@@ -14,10 +15,13 @@ __all__ = ["every_run", "run_line", "run_table"]
 
 
 def run_table(results: Sequence[Result]) -> RichTable:
-    """One line a run, for the terminal."""
-    table = RichTable("task", "recipe", "policy", "full depth", "at exits", "mean exit step")
-    for name in ("steps", "FLOPs", "wall-clock"):
-        table.add_column(f"speed-up\n{name}", justify="right")
+    """One line a run, for the terminal: scores, mean exit step, and the speed-up in steps, FLOPs and wall-clock."""
+    table = RichTable(box=SIMPLE, pad_edge=False)
+    for name in ("task", "recipe"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("policy", overflow="fold")  # the one that gives way on a narrow terminal
+    for name in ("full\ndepth", "at\nexits", "exit\nstep", "×\nsteps", "×\nFLOPs", "×\nclock"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         table.add_row(result["task"], result["recipe"], policy_text(result["policy"]), *_numbers(result))
     return table
