@@ -102,13 +102,16 @@ def _without_bars() -> Iterator[None]:
     import datasets
     from transformers.utils import logging
 
+    of_datasets, of_transformers = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     try:
         yield
-    finally:
-        datasets.enable_progress_bars()
-        logging.enable_progress_bar()
+    finally:  # as they were
+        if of_datasets:
+            datasets.enable_progress_bars()
+        if of_transformers:
+            logging.enable_progress_bar()
 
 
 app.command("sweep")(sweep_command)

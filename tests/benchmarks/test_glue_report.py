@@ -1,5 +1,6 @@
 """The report, from a fixture of results that are made up here, and from one real run on a tiny backbone."""
 
+import dataclasses
 import itertools
 import re
 import statistics
@@ -14,8 +15,9 @@ from test_glue_run import config, invoke
 
 from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.curves import read_curve, record_curves
+from benchmarks.glue.curves import SPEED_UPS, read_curve, record_curves
 from benchmarks.glue.report import comparisons, figures, report
+from benchmarks.glue.report.equal_cost import at_speed_up
 from benchmarks.glue.report.groups import choose, label, ordered
 from benchmarks.glue.report.page import Table, Text
 from benchmarks.glue.report.parts import PARTS
@@ -489,6 +491,24 @@ def test_the_page_of_results_is_made_from_the_committed_files():
     shown, made_now = (_tables(page) for page in (Path("docs/results.md").read_text(encoding="utf-8"), committed))
     assert len(made_now) > 500
     assert shown == made_now
+
+
+def test_the_margins_by_seed_that_the_docs_tell_are_those_of_the_committed_files():
+    runs = [run for run in read_all(Path("benchmarks/results/glue")) if run["backbone"] == "minilm"]
+    groups, _ = choose(runs)
+    told = []
+    for speed_up in SPEED_UPS:
+        margins = []
+        for seed in range(3):
+            macros = []
+            for recipe in ("ponder", "palbert"):
+                by_task = [groups[recipe, task] for task in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE")]
+                alone = [dataclasses.replace(g, runs=(g.runs[seed if seed < len(g.runs) else 0],)) for g in by_task]
+                macros.append(np.mean([at_speed_up(one, one.example["policy"]["name"], speed_up) for one in alone]))
+            margins.append(macros[0] - macros[1])
+        told.append(f"{min(margins):.1f} and {max(margins):.1f} at ×{speed_up:g}".replace("-", "−"))
+    words = " ".join(Path("docs/benchmark.md").read_text(encoding="utf-8").split())
+    assert f"the margin is between {told[0]}, {told[1]}, and {told[2]}, so" in words
 
 
 def _tables(page):

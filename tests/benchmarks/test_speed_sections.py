@@ -156,7 +156,7 @@ def test_a_stream_of_any_length_is_answered_and_made_lazily(monkeypatch):
 
 def test_the_device_section_without_one():
     if torch.accelerator.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is an accelerator, and this is what is said where there is none")
     (told,) = device.measure(QUICK)
     assert told["figure"] == "not measured"
     assert told["why"] == "this machine has none"
