@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TYPES := .cache/types
 
 TASK ?=
 GLUE_DIR ?=
@@ -55,13 +54,7 @@ lint: $(STAMP) ## Formatter and linter in check mode, and the type checker.
 	$(BIN)/ruff check
 	@$(MAKE) --no-print-directory types
 
-# mypy reads the packages as they are installed: integrations/ is ponder.integrations.
 types: $(STAMP) ## The type checker alone.
-	@rm -rf $(TYPES)
-	@mkdir -p $(TYPES)/ponder
-	@ln -s $(addprefix $(CURDIR)/,$(filter-out %/__pycache__,$(wildcard ponder/*))) $(TYPES)/ponder/
-	@ln -s $(CURDIR)/integrations $(TYPES)/ponder/integrations
-	@ln -s $(CURDIR)/benchmarks $(TYPES)/benchmarks
 	$(BIN)/mypy
 
 format: $(STAMP) ## Format the code and repair what the linter can.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from setuptools import find_packages
 
 import ponder
 
@@ -21,16 +22,13 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def packages(folder: str, imported_as: str) -> set[str]:
-    roots = (path.parent.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("__init__.py"))
-    return {".".join((imported_as, *root.parts)) for root in roots}
-
-
 def test_every_package_is_shipped(project: dict[str, Any]) -> None:
-    # A subpackage that the list forgets works from a checkout and is missing from the wheel.
-    listed = project["tool"]["setuptools"]["packages"]
-    assert len(listed) == len(set(listed))
-    assert set(listed) == packages("ponder", "ponder") | packages("integrations", "ponder.integrations")
+    # A subpackage that a list forgets works from a checkout and is missing from the wheel, so there is no list.
+    found = find_packages(str(ROOT), include=project["tool"]["setuptools"]["packages"]["find"]["include"])
+    folders = (path.parent.relative_to(ROOT) for path in (ROOT / "ponder").rglob("__init__.py"))
+    links = (path.parent.relative_to(ROOT) for path in (ROOT / "integrations").rglob("__init__.py"))
+    expected = {".".join(folder.parts) for folder in folders} | {".".join(("ponder", *folder.parts)) for folder in links}
+    assert set(found) == expected
 
 
 def test_every_folder_with_modules_is_a_package() -> None:
@@ -39,10 +37,13 @@ def test_every_folder_with_modules_is_a_package() -> None:
             assert (module.parent / "__init__.py").is_file(), module
 
 
-def test_integrations_are_imported_under_ponder(project: dict[str, Any]) -> None:
-    assert project["tool"]["setuptools"]["package-dir"]["ponder.integrations"] == "integrations"
+def test_integrations_come_from_the_same_checkout_as_ponder() -> None:
+    # Two clones that share one environment: the second imported the integrations of the first, without a word.
+    link = ROOT / "ponder" / "integrations"
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / "integrations"
     integrations = importlib.import_module("ponder.integrations")
-    assert Path(str(integrations.__file__)).parent.name == "integrations"
+    assert Path(str(integrations.__file__)).parent.parent == Path(ponder.__file__).parent
 
 
 def test_version(project: dict[str, Any]) -> None:
