@@ -27,7 +27,9 @@ def test_every_package_is_shipped(project: dict[str, Any]) -> None:
     found = find_packages(str(ROOT), include=project["tool"]["setuptools"]["packages"]["find"]["include"])
     folders = (path.parent.relative_to(ROOT) for path in (ROOT / "ponder").rglob("__init__.py"))
     links = (path.parent.relative_to(ROOT) for path in (ROOT / "integrations").rglob("__init__.py"))
-    expected = {".".join(folder.parts) for folder in folders} | {".".join(("ponder", *folder.parts)) for folder in links}
+    expected = {".".join(folder.parts) for folder in folders} | {
+        ".".join(("ponder", *folder.parts)) for folder in links
+    }
     assert set(found) == expected
 
 
