@@ -20,11 +20,11 @@ from benchmarks.glue.model import Collator
 from benchmarks.glue.results import Result, environment
 from benchmarks.glue.tasks import get
 from benchmarks.seal import intact, seal
+from ponder._utils.files import read_json, write_json
+from ponder.analysis.sweeps import Point
 from ponder.cost import wall_clock
 from ponder.errors import ArgumentError, CheckpointError, DataError
-from ponder.files import read_json, write_json
 from ponder.policies import ExitPolicy, LastStep
-from ponder.sweep import Point
 
 __all__ = ["Timing", "read_clock", "time_policies"]
 

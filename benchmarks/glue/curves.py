@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.glue.results import Result
 from ponder import Trajectory
+from ponder.analysis.sweeps import Curve, Point, sweep
 from ponder.cost import Cost
 from ponder.errors import ArgumentError
 from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
-from ponder.sweep import Curve, Point, sweep
 
 __all__ = ["SPEED_UPS", "candidates", "families", "read_curve", "record_curves"]
 

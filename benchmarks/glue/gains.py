@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ponder import Trajectory
-from ponder.tasks import as_task
+from ponder.parts.tasks import as_task
 
 __all__ = ["gains", "losses"]
 

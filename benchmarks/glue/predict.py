@@ -16,8 +16,8 @@ from benchmarks.glue.keeping import KeptModel, load_kept
 from benchmarks.glue.model import Collator, answers
 from benchmarks.glue.submission import FILES, SubmissionFile, check_submission, write_submission
 from benchmarks.glue.tasks import get
+from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, DataError
-from ponder.files import write_json
 
 __all__ = ["Answered", "Submission", "predict", "submit"]
 

@@ -20,8 +20,8 @@ from benchmarks.glue import tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.seal import intact, seal
 from ponder import recipes
+from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
-from ponder.files import read_json, write_json
 from ponder.recipes import Recipe
 
 __all__ = ["FORMAT", "Result", "environment", "read_all", "recipe_of"]

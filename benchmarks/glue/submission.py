@@ -18,8 +18,8 @@ from datasets import Dataset
 
 from benchmarks.glue import data as glue_data
 from benchmarks.glue.tasks import DIAGNOSTIC, GlueTask, get
+from ponder._utils.files import make_folder, write_text
 from ponder.errors import DataError
-from ponder.files import make_folder, write_text
 
 __all__ = ["FILES", "SubmissionFile", "check_submission", "write_submission"]
 

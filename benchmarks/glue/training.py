@@ -19,7 +19,7 @@ from benchmarks.glue.model import build, start_at
 from benchmarks.glue.stage import train_stage
 from benchmarks.glue.tasks import GlueTask
 from ponder import PerStep, recipes
-from ponder.files import read_json, write_json
+from ponder._utils.files import read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import LastStep
 from ponder.recipes import Recipe

@@ -14,8 +14,8 @@ from benchmarks.glue.report.published import published
 from benchmarks.glue.report.scores import is_ablation
 from benchmarks.glue.report.variants import is_variant
 from benchmarks.glue.results import Result
+from ponder._utils.files import write_text
 from ponder.errors import ArgumentError, DataError
-from ponder.files import write_text
 
 __all__ = ["REPLICATES", "Report", "report"]
 

@@ -15,10 +15,10 @@ from benchmarks.glue.report.groups import Group, Groups, of_task, ordered, task_
 from benchmarks.glue.report.page import Figure
 from benchmarks.glue.results import Result
 from ponder import Trajectory, plots, recipes
+from ponder.analysis.sweeps import Curve
 from ponder.errors import ArgumentError, PonderError
 from ponder.plots.axes import as_axes, band, legend, next_color, step_ticks
 from ponder.plots.seeds import Band
-from ponder.sweep import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
