@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks.seal import digest
+from benchmarks.checksum import digest
 from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.policies import ExitPolicy
@@ -32,6 +32,7 @@ class RunConfig:
         epochs: Epochs of each stage.
         lr: Learning rate, decayed linearly to zero after a warm-up.
         lambda_lr: That of the Lambda head, where the recipe gives it one of its own.
+        head_lr: That of the heads that answer; `lr` where None.
         batch_size: Examples a step of the optimiser.
         warmup: Share of the steps over which the rate rises.
         stop_after: Epochs without improvement on the held-out split before training stops.
@@ -42,10 +43,11 @@ class RunConfig:
         schedule: The learning rate falls linearly to zero, or (as in PALBERT's paper) stays where it is.
         selection: Where epoch and hyper-parameters are chosen: ``"held_out"``, or ``"dev"`` (as in PALBERT's paper,
             with nothing held out, and with a dev score that is too good).
-        knob: Who chooses the policy's knob: the ``"recipe"``, or after training the held-out part of train, where
+        knob: Who chooses the policy's threshold: the ``"recipe"``, or after training the held-out part of train, where
             ``"held_out"`` takes the cheapest that keeps the score, and ``"budget"`` the best that is cheap enough.
-        knob_keeps: Share of the held-out score at full depth that a knob chosen by ``"held_out"`` has to keep.
-        budget: Least speed-up in steps, on the held-out part, of a knob chosen by ``"budget"``.
+            (The name, as all others here, is part of the file names of results, and so stays.)
+        knob_keeps: Share of the held-out score at full depth that a threshold chosen by ``"held_out"`` has to keep.
+        budget: Least speed-up in steps, on the held-out part, of a threshold chosen by ``"budget"``.
     """
 
     task: str
@@ -70,22 +72,28 @@ class RunConfig:
     knob: Literal["recipe", "held_out", "budget"] = "recipe"
     knob_keeps: float = 0.99
     budget: float = 1.5
+    head_lr: float | None = None
 
     def __post_init__(self) -> None:
         for argument, low in _WHOLE.items():
             value = getattr(self, argument)
-            if not (value is None and argument == "max_train") and not (type(value) is int and value >= low):
-                remedy = f"Pass {_FIELDS[argument].default or low}, say."
-                raise ArgumentError(argument, expected=f"a whole number ≥ {low}", got=repr(value), remedy=remedy)
+            if not (value is None and argument == "max_train"):
+                self._check(argument, type(value) is int and value >= low, f"a whole number ≥ {low}", low)
         for argument, (interval, holds) in _REAL.items():
             value = getattr(self, argument)
-            if type(value) not in (int, float) or not holds(value):
-                remedy = f"Pass {_FIELDS[argument].default}, say."
-                raise ArgumentError(argument, expected=f"a number {interval}", got=repr(value), remedy=remedy)
-            object.__setattr__(self, argument, float(value))  # 2 and 2.0 are one configuration
-        if type(self.bf16) is not bool:
-            raise ArgumentError("bf16", expected="true or false", got=repr(self.bf16), remedy="Pass true, say.")
-        self._check_choices()
+            if not (value is None and argument == "head_lr"):
+                self._check(argument, type(value) in (int, float) and holds(value), f"a number {interval}", 1e-3)
+                object.__setattr__(self, argument, float(value))  # 2 and 2.0 are one configuration
+        for argument, choices in _CHOICES.items():
+            self._check(argument, getattr(self, argument) in choices, " or ".join(choices), choices[0])
+        self._check("bf16", type(self.bf16) is bool, "true or false", True)
+        if self.selection == "dev" and self.knob != "recipe":
+            raise ArgumentError(
+                "knob",
+                expected="recipe where selection is dev, since then nothing is held out",
+                got=self.knob,
+                remedy="Select on the held-out part, or leave the threshold to the recipe.",
+            )
         self._check_policy()
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,9 +120,16 @@ class RunConfig:
         names.
         """
         fields = self.to_dict()
-        hashed = {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
+        hashed = {
+            name: value for name, value in fields.items() if name not in _LATER or value != getattr(RunConfig, name)
+        }
         backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
         return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest(hashed)}".lower()
+
+    def _check(self, argument: str, holds: bool, expected: str, example: object) -> None:
+        if not holds:
+            remedy = f"Pass {getattr(RunConfig, argument) or example}, say."
+            raise ArgumentError(argument, expected=expected, got=repr(getattr(self, argument)), remedy=remedy)
 
     def _check_policy(self) -> None:
         given: Any = self.policy
@@ -132,26 +147,12 @@ class RunConfig:
             )
         ExitPolicy.from_dict(dict(given))
 
-    def _check_choices(self) -> None:
-        for argument, choices in _CHOICES.items():
-            if getattr(self, argument) not in choices:
-                raise ArgumentError(
-                    argument, expected=" or ".join(choices), got=repr(getattr(self, argument)), remedy="Choose one."
-                )
-        if self.selection == "dev" and self.knob != "recipe":
-            raise ArgumentError(
-                "knob",
-                expected="recipe where selection is dev, since then nothing is held out",
-                got=self.knob,
-                remedy="Select on the held-out part, or leave the knob to the recipe.",
-            )
 
-
-_FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 _WHOLE = {"seed": 0, "epochs": 1, "batch_size": 1, "stop_after": 1, "max_train": 4, "max_length": 1}
 _REAL: dict[str, tuple[str, Callable[[float], bool]]] = {
     "lr": ("in (0, 1)", lambda rate: 0 < rate < 1),
     "lambda_lr": ("in (0, 1)", lambda rate: 0 < rate < 1),
+    "head_lr": ("in (0, 1)", lambda rate: 0 < rate < 1),
     "warmup": ("in [0, 1)", lambda share: 0 <= share < 1),
     "held_out": ("in (0, 1)", lambda share: 0 < share < 1),
     "knob_keeps": ("in (0, 1]", lambda share: 0 < share <= 1),
@@ -163,7 +164,7 @@ _CHOICES = {
     "selection": ("held_out", "dev"),
     "knob": ("recipe", "held_out", "budget"),
 }
-_LATER = {"schedule": "linear", "selection": "held_out", "knob": "recipe", "knob_keeps": 0.99, "budget": 1.5}
+_LATER = ("schedule", "selection", "knob", "knob_keeps", "budget", "head_lr")
 
 
 def recipe_label(recipe: str, options: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.glue import tasks
+from benchmarks import tasks
+from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.glue.config import RunConfig
-from benchmarks.seal import intact, seal
 from ponder import recipes
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
 from ponder.files import read_json, write_json
@@ -88,7 +88,7 @@ class Result:
             raise DataError(
                 f"{path}: expected the run of this name; got {key} (edited, or a copy?). Remove it, and run it again."
             )
-        if not intact(result.data):
+        if not is_intact(result.data):
             raise DataError(f"{path}: expected what the run wrote; it was edited since. Remove it, and run it again.")
         try:
             result._check_recipe()
@@ -127,7 +127,7 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all, with a digest by which a later edit is seen."""
-        write_json(path, seal(self.data))
+        write_json(path, with_checksum(self.data))
 
     @property
     def reported(self) -> list[dict[str, Any]]:

@@ -12,9 +12,7 @@ import pytest
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping import executors
-from benchmarks.glue.sweeping.executors.base import Job, Outcome, Resources
-from benchmarks.glue.sweeping.executors.local import LocalExecutor
-from benchmarks.glue.sweeping.executors.on_ray import RayExecutor
+from benchmarks.glue.sweeping.executors import Job, LocalExecutor, Outcome, RayExecutor, Resources
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 from ponder.errors import ArgumentError

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.glue import tasks
+from benchmarks import tasks
+from benchmarks.checksum import digest
 from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.sweeping.search import rung_sizes
-from benchmarks.seal import digest
 from ponder import recipes
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.files import read_json
@@ -22,6 +22,7 @@ from ponder.policies import Setting
 __all__ = ["Cell", "RecipeSpec", "Suite", "get", "names", "read"]
 
 _FOLDER = Path(__file__).with_name("suites")
+_REMEDY = "See docs/sweep.md for what a suite holds."
 _OF_THE_CELL = ("task", "recipe", "recipe_options", "backbone", "seed", "selection")
 
 
@@ -41,8 +42,8 @@ class RecipeSpec:
 
     def __post_init__(self) -> None:
         _check_kind("recipe", self.recipe, str, "the name of a recipe")
-        for argument in ("options", "fields"):
-            _check_kind(argument, getattr(self, argument), Mapping, "an object")
+        _check_kind("options", self.options, Mapping, "an object")
+        _check_kind("fields", self.fields, Mapping, "an object")
 
     @property
     def label(self) -> str:
@@ -59,7 +60,7 @@ class Cell:
         spec: The recipe.
         points: Configurations that differ in the grid's fields alone, all with the first seed.
         seeds: How many seeds the chosen point is run with; the first is that of the points.
-        halving: As in `search.replay`: None tries each point with all of its epochs.
+        halving: As in `search.rung_sizes`: None tries each point with all of its epochs.
     """
 
     task: str
@@ -124,28 +125,17 @@ class Suite:
         for name, own in self.by_task.items():
             _check_kind(f"by_task.{name}", own, Mapping, "an object")
         if not self.tasks or not self.recipes or not all(self.grid.values()):
-            raise ArgumentError(
-                "suite",
-                expected="at least one task, one recipe, and one value for each field of the grid",
-                got=f"{len(self.tasks)} tasks, {len(self.recipes)} recipes, grid {dict(self.grid)}",
-                remedy="Add one.",
-            )
+            got = f"{len(self.tasks)} tasks, {len(self.recipes)} recipes, grid {dict(self.grid)}"
+            expected = "at least one task, one recipe, and one value for each field of the grid"
+            raise ArgumentError("suite", expected=expected, got=got, remedy="Add one.")
         object.__setattr__(self, "tasks", tuple(tasks.get(task).name for task in self.tasks))
-        labels = [spec.label for spec in self.recipes]
-        for what, values in (("tasks", self.tasks), ("recipes", labels)):
-            if len(set(values)) < len(values):
-                raise ArgumentError(what, expected="each once", got=", ".join(values), remedy="Leave one out.")
-        known = {field.name for field in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
-        of_parts = [*self.by_task.values(), *(spec.fields for spec in self.recipes)]
-        unknown = sorted({*self.fixed, *self.grid, *itertools.chain(*of_parts)} - known)
-        if unknown:
-            raise ArgumentError(
-                "suite",
-                expected=f"fields of a run, among {', '.join(sorted(known))}",
-                got=", ".join(unknown),
-                remedy="Correct the name.",
-            )
         object.__setattr__(self, "by_task", {tasks.get(task).name: own for task, own in self.by_task.items()})
+        for what, given in (("tasks", self.tasks), ("recipes", [spec.label for spec in self.recipes])):
+            if len(set(given)) < len(given):
+                raise ArgumentError(what, expected="each once", got=", ".join(given), remedy="Leave one out.")
+        of_parts = [*self.by_task.values(), *(spec.fields for spec in self.recipes)]
+        known = {field.name for field in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
+        _check_names("suite", {*self.fixed, *self.grid, *itertools.chain(*of_parts)}, sorted(known), "fields of a run")
 
     def with_fixed(self, fields: Mapping[str, Any]) -> Suite:
         """The suite with these fields of `RunConfig` the same for all runs, whatever it says about them itself."""
@@ -185,57 +175,52 @@ class Suite:
                 got=f"{halving}, grid {', '.join(self.grid)}",
                 remedy="Pass --halving 3, or fix epochs with --set.",
             )
-        pairs = [(task, spec) for task in self.tasks for spec in self.recipes]
-        pairs = [(task, spec) for task, spec in pairs if _serves(spec, tasks.get(task).kind)]
-        if not pairs:
+        pairs = itertools.product(self.tasks, self.recipes)
+        pairs_served = [(task, spec) for task, spec in pairs if _serves(spec, tasks.get(task).kind)]
+        if not pairs_served:
             raise ArgumentError(
                 "suite",
                 expected="a recipe whose policy is defined for one of the tasks",
                 got=f"{', '.join(spec.label for spec in self.recipes)} on {', '.join(self.tasks)}",
                 remedy="Entropy and confidence need classes: take another recipe or task.",
             )
-        share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
+        number = len(pairs_served)
+        share = None if max_runs is None else max_runs // number - (self.seeds - 1)
         if share is not None and share < 1:
-            raise ArgumentError(
-                "--max-runs",
-                expected=f"at least {len(pairs) * self.seeds}: {len(pairs)} cells of {self.seeds} seeds each",
-                got=max_runs,
-                remedy="Raise it, or take fewer tasks, recipes or seeds.",
-            )
-        return [self._cell(task, spec, backbone, selection, share, halving) for task, spec in pairs]
+            expected = f"at least {number * self.seeds}: {number} cells of {self.seeds} seeds each"
+            remedy = "Raise it, or take fewer tasks, recipes or seeds."
+            raise ArgumentError("--max-runs", expected=expected, got=max_runs, remedy=remedy)
+        common = {"backbone": backbone, "selection": selection, **self.fixed}
+        return [self._cell(task, spec, common, share, halving) for task, spec in pairs_served]
 
     def _cell(
-        self, task: str, spec: RecipeSpec, backbone: str, selection: str, share: int | None, halving: int | None
+        self, task: str, spec: RecipeSpec, common: Mapping[str, Any], share: int | None, halving: int | None
     ) -> Cell:
         own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
         grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
-        of_task = self.by_task.get(task, {})
-        rest = {"backbone": backbone, "selection": selection, **self.fixed, **of_task, **spec.fields}
-        points = [
-            RunConfig(
-                task, spec.recipe, recipe_options=spec.options, **{**rest, **dict(zip(grid, values, strict=True))}
-            )
-            for values in itertools.product(*grid.values())
-        ]
+        rest = {**common, **self.by_task.get(task, {}), **spec.fields, "recipe_options": spec.options}
+        varied = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+        points = [RunConfig(task, spec.recipe, **{**rest, **fields}) for fields in varied]
         if share is not None:
             random.Random(0).shuffle(points)
-            points = points[: _affordable(share, len(points), points[0].epochs, halving)]
+
+            def runs(most: int) -> int:
+                return sum(size for size, _ in rung_sizes(most, points[0].epochs, halving))
+
+            points = points[: next(most for most in range(len(points), 0, -1) if most == 1 or runs(most) <= share)]
         return Cell(task, spec, tuple(points), self.seeds, halving)
 
 
 def _check_kind(argument: str, value: object, kind: Any, expected: str) -> None:
     if not isinstance(value, kind):
-        raise ArgumentTypeError(
-            argument, expected=expected, got=repr(value), remedy="See docs/sweep.md for what a suite holds."
-        )
+        raise ArgumentTypeError(argument, expected=expected, got=repr(value), remedy=_REMEDY)
 
 
-def _check_fields(data: Mapping[str, Any], kind: Any, *but: str) -> None:
-    known = [field.name for field in dataclasses.fields(kind) if field.name not in but]
-    unknown = [name for name in data if name not in known]
+def _check_names(argument: str, given: Iterable[str], known: Sequence[str], what: str) -> None:
+    unknown = [name for name in given if name not in known]
     if unknown:
-        got, remedy = ", ".join(unknown), "See docs/sweep.md for what a suite holds."
-        raise ArgumentError("fields", expected=f"some of {', '.join(known)}", got=got, remedy=remedy)
+        expected = f"{what}, some of {', '.join(known)}"
+        raise ArgumentError(argument, expected=expected, got=", ".join(sorted(unknown)), remedy=_REMEDY)
 
 
 def _serves(spec: RecipeSpec, kind: str) -> bool:
@@ -246,11 +231,6 @@ def _serves(spec: RecipeSpec, kind: str) -> bool:
     except ArgumentError:
         return kind == "classification"
     return True
-
-
-def _affordable(share: int, points: int, epochs: int, halving: int | None) -> int:
-    """The most points whose rungs have at most `share` runs together."""
-    return next(n for n in range(points, 0, -1) if n == 1 or sum(r for r, _ in rung_sizes(n, epochs, halving)) <= share)
 
 
 def names() -> tuple[str, ...]:
@@ -269,24 +249,23 @@ def get(name: str) -> Suite:
         return read(_FOLDER / f"{name}.json")
     if name.endswith(".json") and Path(name).is_file():
         return read(Path(name))
-    raise ArgumentError(
-        "--suite",
-        expected=f"one of {', '.join(names())}, or a JSON file",
-        got=repr(name),
-        remedy="Choose one of them; docs/sweep.md says what a file holds.",
-    )
+    expected = f"one of {', '.join(names())}, or a JSON file"
+    raise ArgumentError("--suite", expected=expected, got=repr(name), remedy=_REMEDY)
 
 
 def read(path: Path) -> Suite:
     """Read the file of a suite."""
     data = read_json(path)
+    of_suite, of_recipe = ([field.name for field in dataclasses.fields(kind)] for kind in (Suite, RecipeSpec))
     try:
         for argument in ("tasks", "recipes"):
             _check_kind(argument, data.get(argument), list, "a list")
-        _check_fields(data, Suite, "name")
-        for each in filter(lambda each: isinstance(each, dict), data["recipes"]):
-            _check_fields(each, RecipeSpec)
-        made = [RecipeSpec(**each) if isinstance(each, dict) else RecipeSpec(each) for each in data["recipes"]]
+        _check_names("fields", data, of_suite[1:], "fields of a suite")
+        made = []
+        for each in data["recipes"]:
+            spec = each if isinstance(each, dict) else {"recipe": each}
+            _check_names("fields", spec, of_recipe, "fields of a recipe")
+            made.append(RecipeSpec(**spec))
         return Suite(path.stem, **{"description": "", **data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
     except (TypeError, ArgumentError) as error:
         raise DataError(

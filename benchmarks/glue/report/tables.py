@@ -1,0 +1,459 @@
+"""The tables of the report: each is a function of the groups that are shown."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE
+from rich.table import Table as RichTable
+
+from benchmarks.glue.latency import read_timings
+from benchmarks.glue.report.groups import (
+    BLIND,
+    Group,
+    Groups,
+    at_speed_up,
+    by_task,
+    held_out_view,
+    interpolate,
+    label,
+    labels_of,
+    policy_text,
+    task_order,
+    threshold_chosen,
+)
+from benchmarks.glue.results import Result
+from benchmarks.glue.thresholds import SPEED_UPS
+from benchmarks.page import Block, Heading, Table, Text
+from ponder import recipes
+
+__all__ = [
+    "ablation",
+    "averaged",
+    "costs",
+    "equal_cost",
+    "every_run",
+    "gains",
+    "is_ablation",
+    "is_variant",
+    "mark",
+    "optimum",
+    "overthinking",
+    "published",
+    "run_line",
+    "run_table",
+    "scores",
+    "timings",
+    "variants",
+]
+
+NOT_AVERAGED = ("WNLI",)  # as in the papers: its dev holds sentences of train with the other label
+_PUBLISHED = Path(__file__).parents[1] / "published.json"
+_SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
+_Switches = tuple[bool, ...]
+_ABLATION: tuple[tuple[str, _Switches | str], ...] = (
+    ("vanilla", "vanilla"),
+    ("PonderNet", (False, False, False, False)),
+    ("+ Q-exit", (True, False, False, False)),
+    ("+ Q-exit, Lambda LR", (True, True, False, False)),
+    ("+ Q-exit, Lambda LR, 3-layer Lambda", (True, True, True, False)),
+    ("+ Q-exit, Lambda LR, hidden concat.", (True, True, False, True)),
+    ("+ all four (PALBERT)", (True, True, True, True)),
+)
+
+
+def _titled(title: str, note: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Block]:
+    return [Heading(title, 3), Text(note), Table(head, rows)] if rows else []
+
+
+def _shown(value: float | None, form: str = ".1f") -> str:
+    return "–" if value is None or pd.isna(value) else f"{value:{form}}"
+
+
+def _grid(values: Mapping[tuple[Any, str], float | None]) -> pd.DataFrame:
+    """Rows by tasks, both in order, and the `macro` over the tasks that count: NaN where a row lacks one of them."""
+    rows = list(dict.fromkeys(row for row, _ in values))
+    tasks = task_order(task for _, task in values)
+    table = pd.DataFrame([[values.get((row, task)) for task in tasks] for row in rows], columns=tasks, dtype=float)
+    return table.set_axis(pd.Index(rows, tupleize_cols=False))
+
+
+def scores(groups: Groups) -> list[Block]:
+    """Table 1: the median of the seeds, the macro average, and the speed-up in steps.
+
+    The macro average and the speed-up of a recipe are means over the tasks that more than half of the recipes have,
+    WNLI left out; a recipe that lacks one of these has none.
+    """
+    common, names = averaged(groups), labels_of(groups)
+    table, speeds = (
+        _grid({key: value(group) for key, group in groups.items()}).loc[names] for value in (_score, _steps)
+    )
+    table["macro"] = table[common].mean(axis=1, skipna=False) if common else float("nan")
+    speed = speeds[common].mean(axis=1, skipna=False) if common else table["macro"]
+    marked = table.apply(mark)
+    rows = []
+    for name in names:
+        of_name = [group for (other, _), group in groups.items() if other == name]
+        counts = sorted({len(group.runs) for group in of_name})
+        named = f"{name} †" if any(group.on_dev for group in of_name) else name
+        seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+        factor = "–" if pd.isna(speed[name]) else f"×{speed[name]:.2f}"
+        rows.append([named, factor, *marked.loc[name], seeds])
+    over = f"over {', '.join(common)}" if common else "none, since no task is there for more than half of the recipes"
+    note = (
+        f"Median over the seeds of the score at the exits; the best is **bold**, the second <u>underlined</u>. "
+        f"Macro average and speed-up in steps: {over}; a dash where a recipe lacks one of them."
+    )
+    if any(group.on_dev for group in groups.values()):
+        note += " Of recipes with † hyper-parameters or epochs were selected on dev, the split that is shown."
+    return _titled("Scores", note, ["recipe", "×steps", *table.columns, "seeds"], rows)
+
+
+def _score(group: Group) -> float:
+    return group.score
+
+
+def _steps(group: Group) -> float:
+    return group.speed_up("steps")
+
+
+def averaged(groups: Groups) -> list[str]:
+    """The tasks of the macro average: those that more than half of the recipes have, WNLI left out."""
+    names = {name for name, _ in groups}
+    tasks = task_order(task for _, task in groups if task not in NOT_AVERAGED)
+    return [task for task in tasks if 2 * sum((name, task) in groups for name in names) > len(names)]
+
+
+def mark(values: Sequence[float | None] | pd.Series, competing: Sequence[bool] | None = None) -> list[str] | pd.Series:
+    """A column with its best value bold and its second underlined, as they are printed: ties share a mark.
+
+    Args:
+        values: None or NaN where there is none.
+        competing: Which of them can be marked; all where None.
+
+    Example:
+        >>> mark([56.61, 58.1, 56.58, None])
+        ['<u>56.6</u>', '**58.1**', '<u>56.6</u>', '–']
+    """
+    printed = [_shown(value) for value in values]
+    places = [True] * len(printed) if competing is None else competing
+    ranks = sorted({float(text) for text, can in zip(printed, places, strict=True) if can and text != "–"})[::-1]
+    if len(ranks) >= 2:
+        form = {f"{ranks[0]:.1f}": "**{}**", f"{ranks[1]:.1f}": "<u>{}</u>"}
+        printed = [form.get(t, "{}").format(t) if can else t for t, can in zip(printed, places, strict=True)]
+    return pd.Series(printed, index=values.index) if isinstance(values, pd.Series) else printed
+
+
+def ablation(groups: Groups) -> list[Block]:
+    """Table 2: the mean ± the standard deviation (of a sample) over the seeds, as far as its rows were run."""
+    found: dict[tuple[_Switches | str, str], Group] = {}
+    for (name, task), group in groups.items():
+        row: _Switches | str | None = "vanilla" if name == "vanilla" else _switches(group.example)
+        if row is not None and (group.example["recipe"] != "palbert" or (row, task) not in found):
+            found[row, task] = group
+    tasks = task_order(group.task for group in groups.values() if is_ablation(group.example))
+
+    def cell(group: Group | None) -> str:
+        if group is None:
+            return "–"
+        mean = f"{statistics.fmean(group.scores):.1f}"
+        return f"{mean} ± {statistics.stdev(group.scores):.1f}" if len(group.runs) > 1 else mean
+
+    rows = [[title, *(cell(found.get((key, task))) for task in tasks)] for title, key in _ABLATION] if tasks else []
+    note = "Mean ± standard deviation over the seeds (no deviation where there is one seed)."
+    return _titled("Ablation", note, ["configuration", *tasks], rows)
+
+
+def is_ablation(result: Result) -> bool:
+    """Whether a run is of a row of the ablation that is no recipe of its own: some of the switches are off."""
+    row = _switches(result)
+    return result["recipe"] == "palbert" and row is not None and not all(row)
+
+
+def _switches(result: Result) -> _Switches | None:
+    """PALBERT's four switches, where the run is PALBERT or PonderNet with the paper's other arguments."""
+    options: Mapping[str, Any] = result["config"]["recipe_options"]
+    if result["config"]["policy"] or threshold_chosen(result):
+        return None
+    if result["recipe"] == "pondernet":
+        return None if options else (False, False, False, False)
+    if result["recipe"] != "palbert" or set(options) - set(_SWITCHES):
+        return None
+    defaults = inspect.signature(recipes.palbert).parameters
+    return tuple(bool(options.get(name, defaults[name].default)) for name in _SWITCHES)
+
+
+def variants(groups: Groups) -> list[Block]:
+    """Recipes with arguments of their own, each below the recipe as it is: what its parts are worth."""
+    speed_ups, rows = SPEED_UPS[:2], []
+    for _, shown in by_task(groups):
+        for own in shown:
+            others = [
+                other for other in shown if other.example["recipe"] == own.label and is_variant(other.example, groups)
+            ]
+            for group in [own, *others] if others else []:
+                views = (group, held_out_view(group))
+                at = [None if v is None else at_speed_up(v, group.own_policy, s) for v in views for s in speed_ups]
+                numbers = [f"{group.score:.1f}", f"×{group.speed_up('steps'):.2f}", *map(_shown, at)]
+                rows.append([group.task, group.label, *numbers, str(len(group.runs))])
+    note = (
+        "Recipes with other arguments than their own, below the recipe as it is. Scores at the exits, and at the same "
+        "mean exit step with the recipe's policy, on dev and on what was held out of train; medians over the seeds."
+    )
+    head = ["task", "recipe", "score", "×steps"]
+    head += [f"{where} at ×{speed_up:g}" for where in ("dev", "held out") for speed_up in speed_ups]
+    return _titled("Variants", note, [*head, "seeds"], rows)
+
+
+def is_variant(result: Result, groups: Groups) -> bool:
+    """Whether a run has other arguments than its recipe, which is there too; those of the ablation have their table."""
+    # Of `static` none is the recipe as it is: every k is a model of its own.
+    others = result["recipe"] != "static" and result["config"]["recipe_options"] and not is_ablation(result)
+    return bool(others) and (result["recipe"], result["task"]) in groups
+
+
+def equal_cost(groups: Groups) -> list[Block]:
+    """Every recipe with every policy that its curves know, and the encoder cut short: on dev, and on what was held out.
+
+    Each has a table for each speed-up. No threshold is chosen on dev; the tables of the held-out part are for choices.
+    """
+    on_dev = _equal_cost_tables(groups)
+    views = {key: held_out_view(group) for key, group in groups.items()}
+    on_held_out = _equal_cost_tables({key: view for key, view in views.items() if view is not None})
+    blocks: list[Block] = []
+    if on_dev:
+        blocks += [Heading("At the same cost", 3), Text(_EQUAL_COST_NOTE), *on_dev]
+    if on_dev and on_held_out:
+        title = "At the same cost, on the held-out part of train"
+        blocks += [Heading(title, 3), Text(_HELD_OUT_NOTE), *on_held_out]
+    return blocks
+
+
+def _equal_cost_tables(groups: Groups) -> list[Block]:
+    blocks: list[Block] = []
+    for speed_up in SPEED_UPS:
+        found = {(row, task): score for row, task, score in _equal_cost_scores(groups, speed_up)}
+        if found:
+            table = _grid(found)
+            common = [task for task in table.columns if task not in NOT_AVERAGED]
+            table["macro"] = table[common].mean(axis=1, skipna=False) if common else float("nan")
+            competing = [policy != BLIND for _, policy in table.index]
+            marked = table.apply(lambda column, competing=competing: mark(column, competing))
+            rows = [[*row, *marked.iloc[place]] for place, row in enumerate(table.index)]
+            over = f"macro over {', '.join(common)}" if common else "no macro"
+            blocks += [Text(f"*×{speed_up:g} in steps; {over}*"), Table(["recipe", "policy", *table.columns], rows)]
+    return blocks
+
+
+def _equal_cost_scores(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[str, str], str, float]]:
+    for name in labels_of(groups):
+        of_name = {task: groups[name, task] for task in task_order(task for other, task in groups if other == name)}
+        own = {group.own_policy for group in of_name.values()}
+        for task, group in of_name.items():
+            for policy in [*group.policies, BLIND] if group.policies else []:
+                score = at_speed_up(group, policy, speed_up)
+                if score is not None and policy == group.own_policy:
+                    yield (name, "its own"), task, score
+                if score is not None and (policy != group.own_policy or len(own) > 1):
+                    yield (name, policy), task, score
+    for task, shown in by_task(groups):
+        static = [group for group in shown if group.example["recipe"] == "static"]
+        known = [*static, *(group for group in shown if group.label == "vanilla")]
+        shares = [1 / group.speed_up("steps") for group in known]
+        if static and min(shares) <= 1 / speed_up <= max(shares):
+            yield ("static", "cut"), task, interpolate(shares, [group.score for group in known], 1 / speed_up)
+
+
+_EQUAL_COST_NOTE = (
+    "Scores of dev at one mean exit step, read off the curves over each policy's threshold on straight lines between "
+    "thresholds, so that all pay the same; medians over the seeds. No label takes part in where a threshold is put. "
+    "*its own* is the policy of the recipe for the task, and the other rows are other policies on the same models. "
+    "*blind* is the best that can be had there without a look at the example, the same step for all or two by a "
+    "coin (chosen by the score shown, so a little too good and out of competition; on straight lines between steps): what "
+    "tells examples apart should be ahead of it. "
+    "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
+    "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task; "
+    "a policy that is the recipe's own on some tasks has those in its row too."
+)
+_HELD_OUT_NOTE = (
+    "The same on what was held out of train, by which recipes and policies are chosen. The epoch was chosen on it "
+    "too, so its scores are a little too good."
+)
+
+
+def costs(groups: Groups) -> list[Block]:
+    """A line for each recipe and task: the score, three speed-ups, and the static model of the same FLOPs."""
+    head = ["task", "recipe", "policy", "score", "×steps", "×FLOPs", "×wall-clock", "static at the same FLOPs"]
+    rows = []
+    for _, shown in by_task(groups):
+        static = [group for group in shown if group.label == "vanilla" or group.example["recipe"] == "static"]
+        known = [1 / other.speed_up("flops") for other in static]
+        for group in shown:
+            texts = {policy_text(run["policy"]) for run in group.runs}
+            policy = texts.pop() if len(texts) == 1 else f"{group.own_policy}(…)"
+            speeds = [f"×{group.speed_up(name):.2f}" for name in ("steps", "flops", "wall_clock")]
+            cost, beside = 1 / group.speed_up("flops"), None
+            if group not in static and known and min(known) <= cost <= max(known):
+                beside = interpolate(known, [other.score for other in static], cost)
+            rows.append([group.task, group.label, f"`{policy}`", f"{group.score:.1f}", *speeds, _shown(beside)])
+    note = (
+        "Medians over the seeds. The static model is the encoder cut after k steps and fine-tuned so (recipe "
+        "`static`); its score at the FLOPs of a recipe lies on straight lines between the k that were run and "
+        "`vanilla`, and a dash says that none was run that is as cheap."
+    )
+    if not any(group.example["recipe"] == "static" for group in groups.values()):
+        head, rows, note = head[:-1], [row[:-1] for row in rows], "Medians over the seeds."
+    return _titled("Score and cost", note, head, rows)
+
+
+def timings(groups: Groups) -> list[Block]:
+    """What saved steps are worth in wall-clock, for every policy and threshold that a kept model was timed with."""
+    rows = []
+    for task, shown in by_task(groups):
+        for group, run in ((each, run) for each in shown for run in each.runs):
+            for timed in read_timings(run):
+                point = timed.point
+                speeds = (run["num_steps"] / point.mean_exit_step, 1 / point.cost, timed.wall_clock)
+                numbers = [f"{100 * point.score:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
+                policy = f"`{timed.policy}`, {point.knob:.3g}"
+                rows.append([task, group.label, policy, *numbers, f"{timed.low:.2f}–{timed.high:.2f}"])
+    note = (
+        "Kept models with every policy, in turn with full depth on the same batches of dev (`python -m benchmarks.glue "
+        "clock`): the median of the pairs, with their range. Score, steps and FLOPs are those of the run on all of "
+        "dev, at this threshold."
+    )
+    head = ["task", "recipe", "policy, threshold", "score", "×steps", "×FLOPs", "×wall-clock", "range"]
+    return _titled("Steps and seconds", note, head, rows)
+
+
+def gains(groups: Groups) -> list[Block]:
+    """How much examples differ in what going on gains them, and whether halting head or answers know it."""
+    rows = []
+    for group in (group for _, shown in by_task(groups) for group in shown):
+        found = group.reported("gains")
+        if found:
+            mean, deviation = (statistics.fmean(each[name] for each in found) for name in ("mean", "deviation"))
+            seen = [[each["halting"] for each in found], [step for each in found for step in each["unsure"] or []]]
+            known = [[value for value in values if value is not None] for values in seen]
+            correlations = [f"{statistics.fmean(values):+.2f}" if values else "–" for values in known]
+            rows.append([group.task, group.label, f"{mean:+.3f}", f"{deviation:.3f}", *correlations])
+    note = (
+        "The *gain* of an example is how much its loss falls a step (least squares over the steps, on dev). Exits per "
+        "example can beat one fixed step only as far as what a policy sees goes together with the gain: the last two "
+        "columns are rank correlations with it, of the expected step E[n|x] of the Lambda head, and of how unsure the "
+        "answer is (the mean over the steps but the last). Means over the seeds."
+    )
+    head = ["task", "recipe", "mean gain", "deviation over examples", "expected step and gain", "unsure and gain"]
+    return _titled("Is there something to tell apart?", note, head, rows)
+
+
+def optimum(groups: Groups) -> list[Block]:
+    """What Lambda heads learnt, beside what they could have learnt."""
+    rows = []
+    for group in (group for _, shown in by_task(groups) for group in shown):
+        splits = [split for run in group.runs for split in run.reported if split.get("optimum")]
+        if splits:
+            found = [split["optimum"] for split in splits]
+            pmfs = [[split["halting"] for split in splits], [each["blind"] for each in found]]
+            means = [" ".join(f"{statistics.fmean(step):.2f}" for step in zip(*pmf, strict=True)) for pmf in pmfs]
+            spreads = [statistics.fmean(each[f"spread_{name}"] for each in found) for name in ("learnt", "oracle")]
+            rows.append([group.task, group.label, *means, *(f"{spread:.2f}" for spread in spreads)])
+    note = (
+        "The objective of PonderNet and PALBERT is least at p(n) exp(−ℓ_n / β), normalised, with the prior p(n) and "
+        "losses ℓ_n. *Optimum, blind* is that for the mean losses over dev: the best that a head can do which cannot "
+        "tell examples apart. The spreads are standard deviations over the examples of the expected step E[n|x], as "
+        "the head gives it, and as one would that knew the losses of each example (*oracle*). Means over the seeds."
+    )
+    head = ["task", "recipe", "mean posterior, by step", "optimum, blind", "spread, learnt", "spread, oracle"]
+    return _titled("What could the Lambda head learn?", note, head, rows)
+
+
+def overthinking(groups: Groups) -> list[Block]:
+    """Share of dev that is right at the last step, at any step, and at some step but not at the last."""
+    rows = []
+    for group in (group for _, shown in by_task(groups) for group in shown):
+        found = group.reported("overthinking")
+        if found:
+            shares = [[each["right"][-1], each["right_by"][-1], each["lost"]] for each in found]
+            means = [f"{100 * statistics.fmean(column):.1f}" for column in zip(*shares, strict=True)]
+            rows.append([group.task, group.label, *means])
+    note = (
+        "Percent of dev, means over the seeds. An exit that always chose the right step would score what stands under "
+        "*right at some step*; what is lost by going on past it is overthinking (Kaya et al. 2019)."
+    )
+    head = ["task", "recipe", "right at the last step", "right at some step", "right at some, wrong at the last"]
+    return _titled("Overthinking", note, head, rows)
+
+
+def published() -> list[Block]:
+    """What papers report, to stand beside ours: another backbone, and not comparable digit by digit."""
+    blocks: list[Block] = [Heading("Published, on ALBERT-base")]
+    for source in json.loads(_PUBLISHED.read_text(encoding="utf-8")):
+        tasks = task_order(source["rows"][0]["scores"])
+        macro, speed = (any(name in row for row in source["rows"]) for name in ("macro", "speed_up_steps"))
+        rows = [
+            [
+                f"{row['method']} *(published)*",
+                *([f"×{row['speed_up_steps']:.2f}"] if speed else []),
+                *(str(row["scores"][task]) for task in tasks),
+                *([str(row["macro"])] if macro else []),
+            ]
+            for row in source["rows"]
+        ]
+        head = ["method", *(["×steps"] if speed else []), *tasks, *(["macro"] if macro else [])]
+        blocks += [Text(f"[{source['source']}]({source['url']}):"), Table(head, rows)]
+    return blocks
+
+
+def every_run(results: Sequence[Result]) -> list[Block]:
+    """One line a run, by task, recipe and seed."""
+    order = {task: place for place, task in enumerate(task_order(result["task"] for result in results))}
+    rows = []
+    for result in sorted(results, key=lambda r: (order[r["task"]], label(r), r["config"]["seed"])):
+        epochs = " + ".join(str(stage["epochs"]) for stage in result["training"])
+        policy = f"`{policy_text(result['policy'])}`"
+        rows.append([result["task"], label(result), policy, str(result["config"]["seed"]), epochs, *_numbers(result)])
+    head = ["task", "recipe", "policy", "seed", "epochs", "score at full depth", "score at exits", "mean exit step"]
+    return [Heading("Every run", 3), Table([*head, "×steps", "×FLOPs", "×wall-clock"], rows)]
+
+
+def run_table(results: Sequence[Result]) -> RichTable:
+    """One line a run, for the terminal: scores, mean exit step, and the speed-up in steps, FLOPs and wall-clock."""
+    table = RichTable("task", "recipe", box=SIMPLE, pad_edge=False)
+    table.add_column("policy", overflow="fold")  # the one that gives way on a narrow terminal
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    for name in ("full\ndepth", "at\nexits", "exit\nstep", "×\nsteps", "×\nFLOPs", "×\nclock"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(result["task"], result["recipe"], policy_text(result["policy"]), *_numbers(result))
+    return table
+
+
+def run_line(result: Result) -> str:
+    """One run in one line; what a task reports apart (out of scope) is said at its end."""
+    full, exits, step, steps, flops, clock = _numbers(result)
+    apart = [split["exits"].get("out_of_scope_recall") for split in result.reported]
+    known = [100 * share for share in apart if share is not None]
+    return (
+        f"{result['task']}, {label(result)} on {result['backbone']}, {policy_text(result['policy'])}: "
+        f"{exits} at the exits and {full} at full depth; mean exit step {step}, "
+        f"{steps} in steps, {flops} in FLOPs, {clock} in wall-clock"
+        + (f"; of what is out of scope {statistics.fmean(known):.1f} was told" if known else "")
+    )
+
+
+def _numbers(result: Result) -> list[str]:
+    speed = result["speed_up"]
+    return [
+        f"{100 * result.score('full_depth'):.1f}",
+        f"{100 * result.score('exits'):.1f}",
+        f"{result.mean_exit_step:.2f} of {result['num_steps']}",
+        *(f"×{speed[name]:.2f}" for name in ("steps", "flops", "wall_clock")),
+    ]
