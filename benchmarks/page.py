@@ -18,7 +18,7 @@ from typing import ClassVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ponder.files import write_text
+from ponder._utils.files import write_text
 
 __all__ = ["TEMPLATES", "Block", "Drawing", "Figure", "Heading", "Page", "Table", "Text"]
 

@@ -1,20 +1,21 @@
 """Adaptive computation for PyTorch encoders: learn, per example, when to stop."""
 
-from ponder import calibration, cost, objectives, policies, priors, readouts, recipes
+from ponder import calibration, cost, objectives, policies, priors, recipes
+from ponder._utils.trees import Shared
+from ponder.analysis.sweeps import Curve, Point
 from ponder.calibration import Calibration, RiskControl, calibrate, control_risk
-from ponder.compilation import compile_steps
 from ponder.distributions import StepDistribution
+from ponder.engine.loop import Exits
 from ponder.errors import PonderError
-from ponder.heads import LambdaHead, PerStep
-from ponder.loop import Exits
+from ponder.inference.compiling import compile_steps
+from ponder.inference.prediction import Predictions, predict
+from ponder.inference.streaming import StreamEngine, StreamOutput
 from ponder.optim import parameter_groups
-from ponder.padding import Padding
-from ponder.prediction import Predictions, predict
-from ponder.rows import Shared
+from ponder.parts import readouts
+from ponder.parts.heads import LambdaHead, PerStep
+from ponder.parts.padding import Padding
+from ponder.parts.steps import Steps
 from ponder.serialization import load, save
-from ponder.steps import Steps
-from ponder.streaming import StreamEngine, StreamOutput
-from ponder.sweep import Curve, Point
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions.utils import lazy_property
 
+from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError
-from ponder.precision import at_least_float32
 
 __all__ = ["StepDistribution"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ponder.errors import ArgumentError
-from ponder.heads import LAMBDA_HEADS
+from ponder.parts.heads import LAMBDA_HEADS
 from ponder.priors import PriorWeights
 
 __all__ = ["parameter_groups"]

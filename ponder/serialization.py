@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from ponder._utils.files import make_folder, read_json, read_tensors, write_json, write_tensors
 from ponder.errors import CheckpointError
-from ponder.files import make_folder, read_json, read_tensors, write_json, write_tensors
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["load", "save"]

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ponder._utils.files import read_tensors, write_tensors
+from ponder._utils.numerics import at_least_float32
+from ponder.analysis.metrics import MetricLike
+from ponder.analysis.policy_grid import FamilyLike
+from ponder.analysis.sweeps import Curve, sweep
 from ponder.distributions import StepDistribution
+from ponder.engine.loop import Exits, run
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.family import FamilyLike
-from ponder.files import read_tensors, write_tensors
-from ponder.loop import Exits, run
 from ponder.policies.base import Batch, ExitPolicy, Setting
-from ponder.precision import at_least_float32
-from ponder.scores import MetricLike
-from ponder.sweep import Curve, sweep
 
 __all__ = ["Trajectory"]
 
@@ -82,7 +82,7 @@ class Trajectory:
         metric: MetricLike | None = None,
         costs: Sequence[float] | Tensor | None = None,
     ) -> Curve:
-        """Try every value of a knob; see `ponder.sweep.sweep`.
+        """Try every value of a knob; see `ponder.analysis.sweeps.sweep`.
 
         Example:
             >>> from ponder.policies import Quantile

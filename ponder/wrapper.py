@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ponder.checks import as_row_ids, check_head, check_masks, check_type
+from ponder._utils.trees import Tree, tensors
+from ponder._utils.validation import as_row_ids, check_head, check_masks, check_type
+from ponder.engine.loop import run
+from ponder.engine.losses import check_truncation, checked_labels, exit_loss, training_loss
+from ponder.engine.sources import ModelSource, Parts, call_stem
+from ponder.engine.unroll import CheckpointedSteps, UnrolledSource, no_exits, no_steps, unroll
 from ponder.errors import ArgumentError, CheckpointError, PonderError
-from ponder.heads import as_lambda_head
-from ponder.loop import run
 from ponder.objectives import FinalStep, Objective, Ponder
 from ponder.output import PonderOutput
-from ponder.padding import Padding
+from ponder.parts.heads import as_lambda_head
+from ponder.parts.padding import Padding
+from ponder.parts.readouts import Readout, ReadoutCall
+from ponder.parts.steps import Step, Steps
+from ponder.parts.tasks import LossFunction, Task, TaskName, as_task
 from ponder.policies import Batch, ExitPolicy, LastStep, Quantile, Setting
 from ponder.priors import Geometric, Prior
-from ponder.readouts import Readout, ReadoutCall
-from ponder.rows import Tree, tensors
-from ponder.source import ModelSource, Parts, call_stem
-from ponder.steps import Step, Steps
-from ponder.tasks import LossFunction, Task, TaskName, as_task
-from ponder.training import check_truncation, checked_labels, exit_loss, training_loss
 from ponder.trajectory import Trajectory
-from ponder.unroll import CheckpointedSteps, UnrolledSource, no_exits, no_steps, unroll
 
 if TYPE_CHECKING:
-    from ponder.prediction import Predictions
+    from ponder.inference.prediction import Predictions
 
 __all__ = ["PonderOutput", "PonderWrapper"]
 
@@ -211,7 +211,7 @@ class PonderWrapper(nn.Module):
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
-        from ponder.prediction import predict  # it calls models: the arrow points to here
+        from ponder.inference.prediction import predict  # it calls models: the arrow points to here
 
         return predict(self, dataset, **options)
 

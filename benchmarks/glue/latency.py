@@ -20,10 +20,10 @@ from benchmarks.glue.model import Collator
 from benchmarks.glue.model_store import KeptModel
 from benchmarks.glue.results import Result, environment
 from benchmarks.glue.thresholds import SPEED_UPS, candidates, read_curve
+from ponder._utils.files import read_json, write_json
+from ponder.analysis.sweeps import Point
 from ponder.errors import ArgumentError, CheckpointError, DataError
-from ponder.files import read_json, write_json
 from ponder.policies import ExitPolicy
-from ponder.sweep import Point
 
 __all__ = ["Timing", "read_timings", "time_policies"]
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.glue.config import RunConfig, parse_recipe
 from benchmarks.glue.model import load_tokenizer
 from benchmarks.glue.results import read_all
+from ponder._utils.files import make_folder, read_json, write_json
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.files import make_folder, read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["KeptModel", "best_kept", "check_kept", "check_there", "find", "keep", "load_kept"]

@@ -20,8 +20,8 @@ from benchmarks import tasks
 from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.glue.config import RunConfig
 from ponder import recipes
+from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
-from ponder.files import read_json, write_json
 from ponder.recipes import Recipe
 
 __all__ = ["FORMAT", "Result", "environment", "read_all", "recipe_of"]

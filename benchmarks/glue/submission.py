@@ -25,8 +25,8 @@ from benchmarks.glue.metrics import answers
 from benchmarks.glue.model import Collator
 from benchmarks.glue.model_store import KeptModel, load_kept
 from benchmarks.glue.tasks import DIAGNOSTIC, TASKS, GlueTask
+from ponder._utils.files import make_folder, write_json, write_text
 from ponder.errors import ArgumentError, DataError
-from ponder.files import make_folder, write_json, write_text
 
 __all__ = ["FILES", "Answered", "Submission", "SubmissionFile", "check_submission", "predict", "submit"]
 

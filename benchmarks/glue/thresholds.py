@@ -20,11 +20,11 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result
 from benchmarks.tasks import Task
 from ponder import Trajectory
+from ponder.analysis.sweeps import Curve, Point, sweep
 from ponder.calibration import calibrate
 from ponder.cost import Cost
 from ponder.errors import ArgumentError
 from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
-from ponder.sweep import Curve, Point, sweep
 
 __all__ = ["SPEED_UPS", "ChosenThreshold", "candidates", "choose_threshold", "read_curve", "record_curves"]
 

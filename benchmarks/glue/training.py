@@ -35,7 +35,7 @@ from benchmarks.glue.distributed import hold
 from benchmarks.glue.model import Collator, build, load_tokenizer, start_at
 from benchmarks.tasks import Task
 from ponder import PerStep, parameter_groups, recipes
-from ponder.files import read_json, write_json
+from ponder._utils.files import read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.policies import LastStep
 from ponder.recipes import Recipe

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.parity.learners import CLASSES, Cell, Learner
 from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Sample
-from ponder.loop import Exits
+from ponder.engine.loop import Exits
 
 __all__ = ["ACT", "Weights", "act_weights"]
 

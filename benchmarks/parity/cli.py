@@ -18,8 +18,8 @@ from benchmarks.command_line import check_writable, run_app
 from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.parity.setting import PAPER, SMALL, Setting
+from ponder._utils.files import write_json
 from ponder.errors import ArgumentError
-from ponder.files import write_json
 from ponder.objectives import Ponder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

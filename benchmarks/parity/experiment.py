@@ -18,8 +18,8 @@ from benchmarks.parity.learners import Learner, PonderNet
 from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Range, Sample, Scene, draw
 from benchmarks.parity.training import measure, train
+from ponder._utils.files import read_json, write_json
 from ponder.errors import DataError
-from ponder.files import read_json, write_json
 
 __all__ = ["FORMAT", "LEARNERS", "differences", "evaluation_sets", "experiment", "read_result", "read_results"]
 

@@ -12,7 +12,7 @@ import ponder
 from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Sample
 from ponder import objectives, policies, priors
-from ponder.loop import Exits
+from ponder.engine.loop import Exits
 
 __all__ = ["Cell", "Learner", "PonderNet"]
 

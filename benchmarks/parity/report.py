@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder._utils.files import write_text
 from ponder.errors import PonderError
-from ponder.files import write_text
 
 __all__ = ["COLUMNS", "Row", "draw_figure", "markdown", "rows", "write_page"]
 

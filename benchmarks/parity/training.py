@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.parity.learners import Learner
 from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Sample, Scene, draw
-from ponder.loop import Exits
+from ponder.engine.loop import Exits
 
 __all__ = ["Training", "measure", "train"]
 

@@ -16,7 +16,7 @@ import ponder
 from benchmarks.command_line import run_app
 from benchmarks.glue.results import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
-from ponder.files import write_json, write_text
+from ponder._utils.files import write_json, write_text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLUMNS = ("scene", "risk", "bound", "level", "asked", "violations", "mean risk", "mean exit step", "saving kept")

@@ -18,8 +18,8 @@ from benchmarks.glue.results import environment
 from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options
 from benchmarks.speed.page import COLUMNS, cells, write_page
+from ponder._utils.files import write_json
 from ponder.errors import ArgumentError
-from ponder.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

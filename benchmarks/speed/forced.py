@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.policies import Batch, ExitPolicy, StepView
-from ponder.rows import Tree
 
 __all__ = ["Forced"]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ponder.files import write_text
+from ponder._utils.files import write_text
 
 __all__ = ["COLUMNS", "MARK", "cells", "markdown", "write_page"]
 

@@ -22,8 +22,8 @@ from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.forced import Forced
 from benchmarks.speed.subjects import minilm
 from benchmarks.speed.timing import interleaved, ratio
+from ponder._utils.trees import Tree
 from ponder.policies import Confidence, ExitPolicy
-from ponder.rows import Tree
 
 __all__ = ["Logits", "Scheduled", "earlyon_pair", "measure", "transformer_pair"]
 

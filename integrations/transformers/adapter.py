@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from ponder._utils.registry import Registry
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.padding import Along, Padding, masked
-from ponder.registry import Registry
-from ponder.steps import Steps
+from ponder.parts.padding import Along, Padding, masked
+from ponder.parts.steps import Steps
 
 __all__ = ["EncoderAdapter", "LayerStep", "StackAdapter", "adapter_for", "registry"]
 

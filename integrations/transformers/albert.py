@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ponder.integrations.transformers.adapter import EncoderAdapter, LayerStep, registry
-from ponder.steps import Steps
+from ponder.parts.steps import Steps
 
 __all__ = ["AlbertAdapter"]
 

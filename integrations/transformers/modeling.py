@@ -12,16 +12,16 @@ from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
 from ponder.errors import ArgumentError
-from ponder.heads import HazardLayer
+from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.prediction import predict_texts
+from ponder.parts.heads import HazardLayer
+from ponder.parts.readouts import mean
+from ponder.parts.tasks import TaskName
 from ponder.policies import ExitPolicy
-from ponder.prediction import Predictions
-from ponder.readouts import mean
 from ponder.recipes import Recipe, Stage, freeze_for
-from ponder.tasks import TaskName
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 

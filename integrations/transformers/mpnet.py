@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ponder._utils.trees import Shared
 from ponder.integrations.transformers.adapter import StackAdapter, registry
-from ponder.padding import Along
-from ponder.rows import Shared
+from ponder.parts.padding import Along
 
 __all__ = ["MPNetAdapter"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ponder.batching import rows_of
 from ponder.errors import ArgumentTypeError
-from ponder.prediction import Predictions, predict
+from ponder.inference.batching import rows_of
+from ponder.inference.prediction import Predictions, predict
 
 if TYPE_CHECKING:
     from ponder.integrations.transformers.modeling import PonderForSequenceClassification

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ponder.analysis.metrics import MetricLike
+from ponder.analysis.policy_grid import FamilyLike
+from ponder.analysis.sweeps import Curve, Point, measure, sweep
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
-from ponder.family import FamilyLike
 from ponder.policies import ExitPolicy, LastStep
-from ponder.scores import MetricLike
-from ponder.sweep import Curve, Point, measure, sweep
 
 if TYPE_CHECKING:
     from ponder.trajectory import Trajectory

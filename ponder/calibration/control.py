@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ponder.analysis.policy_grid import Family, FamilyLike, as_family
 from ponder.calibration.bounds import Bound, find, rows_needed
 from ponder.calibration.fresh import check_fresh, check_rows_given
 from ponder.calibration.risks import RiskLike, losses_by_step
 from ponder.errors import ArgumentError
-from ponder.family import Family, FamilyLike, as_family
 from ponder.policies import LastStep
 from ponder.policies.certified import Certified
 

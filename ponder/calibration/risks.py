@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ponder.answers import agreement, correct
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.answers import agreement, correct
 
 if TYPE_CHECKING:
     from ponder.trajectory import Trajectory

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from ponder.checks import check_masks, check_type
+from ponder._utils.modes import evaluating
+from ponder._utils.trees import Tree, check_rows, map_tensors, take_rows, tensors
+from ponder._utils.validation import check_masks, check_type
 from ponder.cost.breakdown import Cost
 from ponder.cost.flops import counted
+from ponder.engine.sources import ModelSource, Parts, call_stem
 from ponder.errors import ArgumentError
-from ponder.modes import evaluating
-from ponder.padding import Padding
-from ponder.rows import Tree, check_rows, map_tensors, take_rows, tensors
-from ponder.source import ModelSource, Parts, call_stem
+from ponder.parts.padding import Padding
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["measure", "measure_each"]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ponder._utils.registry import Plugin, Registry
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
-from ponder.registry import Plugin, Registry
-from ponder.tasks import Task
+from ponder.parts.tasks import Task
 
 if TYPE_CHECKING:
     from ponder.objectives.weighted import Weighted

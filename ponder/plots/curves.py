@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from ponder.analysis.sweeps import Curve
 from ponder.errors import ArgumentError
 from ponder.plots.axes import GREY, as_axes, band, explain, legend, next_color, whole_ticks
 from ponder.plots.numbers import interpolate
 from ponder.plots.seeds import Band, as_items, same
-from ponder.sweep import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

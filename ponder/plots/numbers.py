@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.answers import answers, correct
+from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError
-from ponder.precision import at_least_float32
-from ponder.tasks import IGNORED_LABEL
+from ponder.parts.answers import answers, correct
+from ponder.parts.tasks import IGNORED_LABEL
 from ponder.trajectory import Trajectory
 
 __all__ = ["Overthinking", "Reliability", "confidences", "exit_shares", "interpolate", "overthinking_of"]

@@ -7,9 +7,9 @@ from typing import Self
 
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentTypeError
 from ponder.policies.base import Batch, ExitPolicy, Setting, StepView
-from ponder.rows import Tree
 
 __all__ = ["Around", "check_policy"]
 

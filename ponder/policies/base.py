@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ponder._utils.registry import Plugin, Registry
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, PonderError
-from ponder.registry import Plugin, Registry
-from ponder.rows import Tree
 
 if TYPE_CHECKING:
     from ponder.policies.combinators import After, All, Any_, Before

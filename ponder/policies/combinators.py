@@ -10,10 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
 from ponder.policies.around import Around, check_policy
 from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, check_step, registry
-from ponder.rows import Tree
 
 __all__ = ["After", "All", "Any_", "Before"]
 

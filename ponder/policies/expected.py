@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.answers import agreement, correct
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
+from ponder.parts.answers import agreement, correct
 from ponder.policies.base import ExitPolicy, Setting, StepView, check_not_negative, registry
 from ponder.policies.threshold import Knob
-from ponder.rows import Tree
 
 if TYPE_CHECKING:
     from ponder.trajectory import Trajectory

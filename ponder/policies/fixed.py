@@ -7,9 +7,9 @@ from typing import Self
 
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.policies.base import ExitPolicy, Setting, StepView, check_step, registry
 from ponder.policies.threshold import Knob, ThresholdPolicy
-from ponder.rows import Tree
 
 __all__ = ["FixedStep", "LastStep"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentTypeError
 from ponder.policies.base import Batch, ExitPolicy, StepView, check_unit, registry
 from ponder.policies.threshold import Knob, ThresholdPolicy
-from ponder.rows import Tree
 
 __all__ = ["Bernoulli", "Quantile"]
 

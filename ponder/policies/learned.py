@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ponder._utils.registry import Registry
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.policies.base import StepView, check_unit, registry
 from ponder.policies.threshold import Knob, ThresholdPolicy
-from ponder.registry import Registry
-from ponder.rows import Tree
 
 __all__ = ["Learned", "LinearScorer", "scorers"]
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
 from ponder.policies.base import Setting, StepView, check_not_negative, check_unit, registry
 from ponder.policies.threshold import Knob, ThresholdPolicy
-from ponder.rows import Tree
 
 __all__ = ["Confidence", "Entropy", "Margin"]
 

@@ -8,11 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ponder.answers import answers
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
+from ponder.parts.answers import answers
 from ponder.policies.base import Batch, Setting, StepView, check_not_negative, registry
 from ponder.policies.threshold import Knob, ThresholdPolicy
-from ponder.rows import Tree
 
 __all__ = ["Patience"]
 

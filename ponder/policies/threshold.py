@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.policies.base import ExitPolicy, StepView
-from ponder.rows import Tree
 
 __all__ = ["Knob", "ThresholdPolicy"]
 

@@ -8,10 +8,10 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
 from ponder.policies.base import Setting, StepView, check_step, registry
 from ponder.policies.threshold import Knob, ThresholdPolicy
-from ponder.rows import Tree
 
 __all__ = ["Voting"]
 

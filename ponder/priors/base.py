@@ -10,9 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ponder._utils.registry import Plugin, Registry
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
-from ponder.registry import Plugin, Registry
 
 __all__ = ["MeanParameter", "Prior", "PriorWeights", "registry"]
 

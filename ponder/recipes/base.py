@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ponder._utils.registry import Registry
 from ponder.errors import ArgumentError
-from ponder.heads import LambdaHead, PerStep
 from ponder.objectives import Objective
+from ponder.parts.heads import LambdaHead, PerStep
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
-from ponder.registry import Registry
 
 __all__ = ["LambdaSpec", "Recipe", "Stage", "registry"]
 

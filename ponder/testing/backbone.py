@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import Tree, check_rows, take_rows, tensors
+from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.loop import Exits
 from ponder.policies import Batch, ExitPolicy, FixedStep, LastStep, StepView
-from ponder.rows import Tree, check_rows, take_rows, tensors
 from ponder.serialization import load, save
 from ponder.testing.contract import ContractError, require
 from ponder.testing.randomness import private_randomness

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ponder.heads import LambdaHead
+from ponder._utils.numerics import at_least_float32
+from ponder.parts.heads import LambdaHead
 from ponder.policies import ExitPolicy
-from ponder.precision import at_least_float32
 from ponder.testing.randomness import generator
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper

@@ -8,12 +8,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import take_rows
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective, Unrolled
+from ponder.parts.tasks import TaskName, as_task
 from ponder.priors import Geometric
-from ponder.rows import take_rows
-from ponder.tasks import TaskName, as_task
 from ponder.testing.contract import ContractError, require
 from ponder.testing.material import Sizes, labels, random_trajectory
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered

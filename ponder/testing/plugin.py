@@ -8,8 +8,8 @@ import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ponder._utils.registry import Plugin
 from ponder.errors import ArgumentTypeError, PonderError
-from ponder.registry import Plugin
 from ponder.testing.contract import ContractError, require
 
 __all__ = ["Same", "check_copies", "check_frozen", "check_needs", "check_registered"]

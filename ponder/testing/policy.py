@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import Tree, take_rows, tensors
 from ponder.errors import ArgumentError
-from ponder.joining import join_rows
+from ponder.inference.joining import join_rows
 from ponder.policies import ExitPolicy, Setting
 from ponder.policies.base import READINGS
-from ponder.rows import Tree, take_rows, tensors
 from ponder.testing.contract import ContractError, require
 from ponder.testing.material import Sizes, extreme_trajectories, random_trajectory, toy_model
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered

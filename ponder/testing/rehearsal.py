@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import Tree, check_rows
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies import Batch, ExitPolicy, StepView
-from ponder.rows import Tree, check_rows
 from ponder.testing.contract import ContractError, require
 from ponder.testing.material import readings_of
 from ponder.testing.trees import same

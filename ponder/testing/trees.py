@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder.rows import Tree
+from ponder._utils.trees import Tree
 
 __all__ = ["close", "same"]
 

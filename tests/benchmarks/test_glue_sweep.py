@@ -24,8 +24,8 @@ from benchmarks.glue.sweeping.suite import Cell, RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import LiveTable, sweep
 from benchmarks.glue.thresholds import choose_threshold
 from ponder import Trajectory, objectives, policies, recipes
+from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
-from ponder.files import write_json
 
 GRID = Suite("grid", "", ("RTE",), (RecipeSpec("palbert"),), {}, {"lr": [1e-5, 2e-5], "lambda_lr": [1e-5, 3e-5]}, 3)
 COMMITTED = sorted(Path("benchmarks/results").glob("*/*.json"))

@@ -17,9 +17,9 @@ from benchmarks.parity.report import markdown, write_page
 from benchmarks.parity.setting import PAPER, SMALL
 from benchmarks.parity.task import Range, Sample, Scene, draw
 from benchmarks.parity.training import measure, train
+from ponder._utils.files import write_json
+from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, DataError, PonderError
-from ponder.files import write_json
-from ponder.loop import Exits
 from ponder.policies import Bernoulli
 
 TINY = replace(SMALL, hidden=8, num_steps=4, steps=3, batch_size=16, examples=60)

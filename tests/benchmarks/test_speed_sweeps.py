@@ -2,7 +2,7 @@
 
 from benchmarks.speed.figures import Options
 from benchmarks.speed.sweeps import FAMILIES, measure, recorded
-from ponder.family import as_family
+from ponder.analysis.policy_grid import as_family
 
 
 def test_every_family_has_its_two_figures():

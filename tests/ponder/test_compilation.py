@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ponder
-from ponder.compilation import compile_steps, uncompile_steps
+from ponder.inference.compiling import compile_steps, uncompile_steps
 from ponder.policies import Bernoulli
 from tests.ponder.checks import refused
 from tests.toys import TOYS, make_toy, wrap

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import readouts
+from ponder.analysis.sweeps import measure as measure_policy
 from ponder.cost import Cost, SpeedUp, WallClock, break_even, measure, measure_each, speed, speed_up, wall_clock
 from ponder.cost.flops import counted
 from ponder.errors import PonderError
-from ponder.padding import Padding
+from ponder.parts.padding import Padding
 from ponder.policies import Entropy, ExitPolicy, LastStep
-from ponder.sweep import measure as measure_policy
 from ponder.testing.snapshot import differences, snapshot
 from tests.ponder.checks import refused
 from tests.toys import NUM_STEPS, TOYS, make_toy, wrap
@@ -201,7 +201,7 @@ def test_a_stem_reads_the_inputs_at_their_true_length() -> None:
         stem=Stem(),
         head=nn.Linear(8, 2),
         readout=readouts.mean,
-        padding=Padding(context={"types": ponder.padding.Along()}),
+        padding=Padding(context={"types": ponder.parts.padding.Along()}),
     )
     ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
     each = measure_each(model, ids, attention_mask=mask, types=torch.ones_like(ids))

@@ -8,7 +8,7 @@ from torch import nn
 
 import ponder
 from ponder import LambdaHead, PerStep
-from ponder.heads import as_lambda_head
+from ponder.parts.heads import as_lambda_head
 from tests.ponder.checks import refused
 from tests.toys import WIDTH, make_toy, wrap
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ponder import Shared
-from ponder.joining import join_rows, with_lengths
-from ponder.padding import Along, masked
+from ponder.inference.joining import join_rows, with_lengths
+from ponder.parts.padding import Along, masked
 from ponder.policies import Batch
 from tests.ponder.checks import refused
 from tests.ponder.examples import POLICIES, Example, make_policy

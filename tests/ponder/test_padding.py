@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies, readouts
-from ponder.padding import Along, Padding
+from ponder.parts.padding import Along, Padding
 from tests.ponder.test_loop import Appointed
 from tests.toys import LENGTH, NUM_STEPS, WIDTH, make_toy, wrap
 

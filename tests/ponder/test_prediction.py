@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies
-from ponder.padding import Padding
+from ponder.inference.prediction import Predictions
+from ponder.parts.padding import Padding
 from ponder.policies import Bernoulli, FixedStep, LastStep, Quantile
-from ponder.prediction import Predictions
 from tests.ponder.checks import Bomb, Explosion, assert_unchanged, refused, snapshot
 from tests.ponder.examples import POLICIES, Example, make_policy
 from tests.ponder.streaming.driving import examples_of

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ponder import Shared, readouts
-from ponder.readouts import ReadoutCall
+from ponder.parts.readouts import ReadoutCall
 from tests.ponder.checks import refused
 
 HIDDEN = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ponder import objectives, policies, priors, recipes
+from ponder._utils.registry import Plugin, Registry
 from ponder.errors import ArgumentTypeError, PonderError
-from ponder.registry import Plugin, Registry
 from tests.ponder.checks import refused
 
 shapes: Registry[Any] = Registry("shape", "tests.shapes")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ponder import Shared
-from ponder.rows import check_rows, map_tensors, take_rows, tensors, unwrap
+from ponder._utils.trees import check_rows, map_tensors, take_rows, tensors, unwrap
 from tests.ponder.checks import refused
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import ponder
 from ponder import policies
-from ponder.family import as_family
+from ponder.analysis.policy_grid import as_family
+from ponder.analysis.sweeps import measure, sweep
 from ponder.policies import (
     Batch,
     Bernoulli,
@@ -29,7 +30,6 @@ from ponder.policies import (
     Tempered,
     Voting,
 )
-from ponder.sweep import measure, sweep
 from tests.ponder import oracles
 from tests.ponder.checks import records, refused
 from tests.ponder.examples import CERTIFICATE

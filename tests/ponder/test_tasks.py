@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponder.tasks import Task, as_task, infer_task
+from ponder.parts.tasks import Task, as_task, infer_task
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 

@@ -15,7 +15,7 @@ from torch import nn
 import ponder
 from ponder import StepDistribution, objectives, policies, priors
 from ponder.objectives import Ponder, Unrolled
-from ponder.tasks import as_task
+from ponder.parts.tasks import as_task
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 from tests.toys import WIDTH, labels_for, make_toy, wrap

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ponder
 from ponder import objectives, priors
+from ponder.engine.losses import collected, step_losses
+from ponder.engine.unroll import one_call
 from ponder.objectives import Ponder
-from ponder.tasks import as_task
-from ponder.training import collected, step_losses
-from ponder.unroll import one_call
+from ponder.parts.tasks import as_task
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 from tests.toys import NUM_STEPS, OUTPUTS, TOYS, WIDTH, labels_for, make_toy, wrap

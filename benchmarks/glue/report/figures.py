@@ -15,10 +15,10 @@ from benchmarks.glue.results import Result
 from benchmarks.glue.thresholds import read_curve
 from benchmarks.page import Figure
 from ponder import Trajectory, plots, recipes
+from ponder.analysis.sweeps import Curve
 from ponder.errors import ArgumentError, PonderError
 from ponder.plots.axes import as_axes, band, legend, next_color, step_ticks
 from ponder.plots.seeds import Band
-from ponder.sweep import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

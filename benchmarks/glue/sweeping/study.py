@@ -16,8 +16,8 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping.search import FAILED, replay
 from benchmarks.glue.sweeping.suite import Cell
+from ponder._utils.files import move, read_json, write_json
 from ponder.errors import CheckpointError, PonderError
-from ponder.files import move, read_json, write_json
 
 __all__ = ["CellStudy", "Failure"]
 

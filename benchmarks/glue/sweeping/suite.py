@@ -15,8 +15,8 @@ from benchmarks.checksum import digest
 from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.sweeping.search import rung_sizes
 from ponder import recipes
+from ponder._utils.files import read_json
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
-from ponder.files import read_json
 from ponder.policies import Setting
 
 __all__ = ["Cell", "RecipeSpec", "Suite", "get", "names", "read"]

@@ -27,8 +27,8 @@ from benchmarks.glue.sweeping.study import CellStudy, Failure
 from benchmarks.glue.sweeping.suite import Cell
 from benchmarks.glue.training import begins_plain, plain
 from ponder import recipes
+from ponder._utils.files import move, remove_leftovers
 from ponder.errors import ArgumentError, PonderError
-from ponder.files import move, remove_leftovers
 
 __all__ = ["LiveTable", "Snapshot", "Summary", "sweep"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from ponder._utils.trees import Shared, unwrap
 from ponder.integrations.transformers import PonderForSequenceClassification, adapter_for, adapters
 from ponder.integrations.transformers.adapter import LayerStep
 from ponder.policies import Bernoulli, FixedStep, LastStep, Quantile
-from ponder.rows import Shared, unwrap
 from tests.integrations.transformers.encoders import (
     CASES,
     CONFIGS,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ponder import policies
+from ponder.inference.streaming import StreamEngine
 from ponder.policies import Bernoulli, Patience
-from ponder.streaming import StreamEngine
 from tests.integrations.transformers.encoders import CASES, FAMILIES, make_batch, make_model, segments
 from tests.ponder.test_loop import Appointed
 

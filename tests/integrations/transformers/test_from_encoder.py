@@ -26,7 +26,7 @@ from ponder import PerStep, policies, recipes
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.integrations.transformers import EncoderAdapter, PonderForSequenceClassification, adapters
 from ponder.integrations.transformers.adapter import LayerStep
-from ponder.steps import Steps
+from ponder.parts.steps import Steps
 from tests.integrations.transformers.encoders import (
     CONFIGS,
     FAMILIES,

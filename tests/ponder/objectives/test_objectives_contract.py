@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ponder import StepDistribution, objectives, priors
 from ponder.objectives import DeepSupervision, Distillation, FinalStep, Objective, Ponder, Unrolled, Weighted
-from ponder.tasks import as_task
+from ponder.parts.tasks import as_task
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 from tests.ponder.examples import OBJECTIVES, Example, make_objective

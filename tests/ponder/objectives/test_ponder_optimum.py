@@ -8,7 +8,7 @@ import torch
 from ponder import StepDistribution, priors
 from ponder.errors import ArgumentError
 from ponder.objectives import Ponder, Unrolled
-from ponder.tasks import as_task
+from ponder.parts.tasks import as_task
 
 
 def value(objective, losses, halting, prior):

@@ -13,8 +13,8 @@ from torch import nn
 
 import ponder
 from ponder import recipes
-from ponder.heads import PerStep
 from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
+from ponder.parts.heads import PerStep
 from ponder.policies import Bernoulli, Confidence, Entropy, LastStep, Patience, Quantile
 from ponder.priors import Geometric
 from ponder.recipes import LambdaSpec, Recipe, Stage, freeze_for

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import ponder
+from ponder.inference.collating import read_example
+from ponder.inference.streaming.inbox import Inbox
+from ponder.inference.streaming.rooms import Limits
+from ponder.inference.streaming.scheduler import Scheduler
+from ponder.inference.streaming.stats import Meter
+from ponder.inference.streaming.stepper import Stepper
+from ponder.inference.streaming.ticket import Ticket
 from ponder.policies import ExitPolicy
-from ponder.streaming.example import read_example
-from ponder.streaming.inbox import Inbox
-from ponder.streaming.rooms import Limits
-from ponder.streaming.scheduler import Scheduler
-from ponder.streaming.stats import Meter
-from ponder.streaming.stepper import Stepper
-from ponder.streaming.ticket import Ticket
 
 
 @dataclass

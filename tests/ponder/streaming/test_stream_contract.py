@@ -13,9 +13,9 @@ from torch import nn
 
 import ponder
 from ponder import policies
-from ponder.padding import Padding
+from ponder.inference.streaming import StreamEngine
+from ponder.parts.padding import Padding
 from ponder.policies import Bernoulli, LastStep, Quantile
-from ponder.streaming import StreamEngine
 from tests.ponder.examples import POLICIES, Example, make_policy
 from tests.ponder.streaming.driving import Drive, assert_same, examples_of
 from tests.ponder.test_loop import Appointed, Settled

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import ponder
 from ponder import policies
 from ponder.errors import ArgumentError, PonderError
+from ponder.inference.streaming import StreamEngine
 from ponder.policies import Batch, ExitPolicy, LastStep, Patience, StepView
-from ponder.streaming import StreamEngine
 from tests.ponder.checks import Bomb, Explosion, refused
 from tests.ponder.streaming.driving import Drive, assert_same, examples_of
 from tests.ponder.test_loop import Appointed

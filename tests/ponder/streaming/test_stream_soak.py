@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import readouts
-from ponder.padding import Padding
+from ponder.inference.streaming import StreamEngine
+from ponder.inference.streaming.ticket import Ticket
+from ponder.parts.padding import Padding
 from ponder.policies import Batch, ExitPolicy, StepView
-from ponder.streaming import StreamEngine
-from ponder.streaming.ticket import Ticket
 from tests.ponder.checks import Explosion
 
 THREADS, PATIENCE = 8, 60

@@ -1,0 +1,94 @@
+"""Scores: how good a model's answers are, at every step of a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.answers import answers, correct
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["Metric", "MetricLike", "as_metric"]
+
+MetricLike = Literal["accuracy", "negative_squared_error"] | Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A score of answers against labels, the higher the better.
+
+    Args:
+        name: For tables and plots.
+        per_row: Values of every row and step, `(batch, steps)` float64, where the score is their mean; else None.
+        function: (outputs `(batch, …)`, labels) → score, where it is not a mean over rows.
+        labels: Labels, batch first.
+    """
+
+    name: str
+    per_row: Tensor | None
+    function: Callable[[Tensor, Tensor], float] | None = None
+    labels: Tensor | None = None
+
+    def of_exits(self, trajectory: Trajectory, exit_step: Tensor) -> float:
+        """The score of the answers at the exits, `exit_step` `(batch,)`."""
+        rows = torch.arange(len(trajectory), device=exit_step.device)
+        if self.per_row is not None:
+            return float(self.per_row[rows, exit_step - 1].mean())
+        assert self.function is not None
+        assert self.labels is not None
+        value = self.function(trajectory.outputs[rows, exit_step - 1], self.labels)
+        return _number(value)
+
+
+def as_metric(metric: MetricLike | None, trajectory: Trajectory) -> Metric | None:
+    """The metric that a user names or passes; None gives the task's own, or None where there are no labels.
+
+    Raises:
+        ArgumentError: An unknown name, no labels, or a metric that does not fit the task.
+    """
+    regression = trajectory.task == "regression"
+    if metric is None:
+        if trajectory.labels is None or trajectory.task == "custom":
+            return None
+        metric = "negative_squared_error" if regression else "accuracy"
+    if trajectory.labels is None:
+        raise ArgumentError(
+            "metric",
+            expected="a trajectory with labels",
+            got="a trajectory without",
+            remedy="Record them: model.unroll(inputs, labels=labels).",
+        )
+    if callable(metric):
+        return Metric(getattr(metric, "__name__", "score"), None, metric, trajectory.labels)
+    if metric == "accuracy" and not regression:
+        return Metric(metric, correct(trajectory.outputs, trajectory.labels, trajectory.task).double())
+    if metric == "negative_squared_error" and regression:
+        return Metric(metric, -_squared_error(trajectory.outputs, trajectory.labels))
+    raise ArgumentError(
+        "metric",
+        expected="a callable (outputs, labels) -> float, 'accuracy' (classes), or 'negative_squared_error' (numbers)",
+        got=f"{metric!r} with the task {trajectory.task!r}",
+        remedy="Choose the one that fits the task.",
+    )
+
+
+def _squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    given = answers(outputs, "regression").double()
+    error = (given - labels.reshape(labels.shape[0], 1, *given.shape[2:]).double()) ** 2
+    return error.flatten(2).mean(2) if error.dim() > 2 else error
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            "metric", expected="a callable that returns one number", got=repr(value), remedy="Reduce over the rows."
+        ) from error

@@ -1,0 +1,215 @@
+"""Sweeps: what every value of a knob gives, from one full-depth pass."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.files import write_text
+from ponder.analysis.metrics import Metric, MetricLike, as_metric
+from ponder.analysis.policy_grid import Family, FamilyLike, as_family
+from ponder.errors import ArgumentError
+from ponder.parts.answers import agreement
+from ponder.policies.base import ExitPolicy
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["Curve", "Point", "measure", "sweep"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one policy gives.
+
+    Args:
+        knob: Value of the knob; NaN where there is none.
+        score: Of the answers at the exits, the higher the better; NaN without labels.
+        mean_exit_step: From 1 to N.
+        cost: Mean cost relative to full depth.
+        agreement: Share of the rows whose answer is that of full depth; NaN in regression.
+    """
+
+    knob: float
+    score: float
+    mean_exit_step: float
+    cost: float
+    agreement: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A table with a row for every value of the knob, in the order of the grid.
+
+    Args:
+        knob: Name of the knob.
+        metric: Name of the score.
+        points: What each value gives.
+        policies: The policy of each value.
+        full_depth: What no exit at all gives.
+    """
+
+    knob: str
+    metric: str
+    points: tuple[Point, ...]
+    policies: tuple[ExitPolicy, ...]
+    full_depth: Point
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """One list a column: knob, score, mean_exit_step, cost, agreement."""
+        return {name: [getattr(point, name) for point in self.points] for name in Point.__dataclass_fields__}
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write the table, with a header line."""
+        columns, text = self.to_dict(), io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        write_text(Path(path), text.getvalue())
+
+    def plot(self, **options: Any) -> Any:
+        """Score against the knob; see `ponder.plots.score_by_knob`."""
+        from ponder.plots import score_by_knob
+
+        return score_by_knob(self, **options)
+
+
+def sweep(
+    trajectory: Trajectory,
+    policies: FamilyLike,
+    grid: Iterable[float] | None = None,
+    *,
+    metric: MetricLike | None = None,
+    costs: Sequence[float] | Tensor | None = None,
+) -> Curve:
+    """Try every value of a knob on a trajectory.
+
+    Policies that compare one statistic with the knob (`policies.ThresholdPolicy`), alone or combined with others,
+    are read off one pass; others are replayed value by value.
+
+    Args:
+        trajectory: A full-depth run.
+        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy.
+        grid: Values of the knob, strictly rising or falling; the knob's own where None.
+        metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own.
+        costs: Cost of leaving after each step, `(steps,)`, in any unit; n where None.
+
+    Raises:
+        ArgumentError: An empty trajectory, a grid that is not ordered, a policy with no knob, labels that are missing.
+    """
+    if not len(trajectory):
+        raise ArgumentError("trajectory", expected="at least one row", got="none", remedy="Unroll some examples first.")
+    family = as_family(policies, grid, trajectory)
+    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps))
+    return Curve(
+        family.knob,
+        "score" if ruler.metric is None else ruler.metric.name,
+        tuple(ruler.points(family)),
+        family.policies,
+        ruler.full_depth(),
+    )
+
+
+def measure(
+    trajectory: Trajectory,
+    policy: ExitPolicy,
+    *,
+    metric: MetricLike | None = None,
+    costs: Sequence[float] | Tensor | None = None,
+) -> Point:
+    """What one policy gives on a trajectory; arguments as for `sweep`."""
+    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps))
+    return ruler.point(math.nan, trajectory.replay(policy).exit_step)
+
+
+class _Ruler:
+    """Measures exits on one trajectory."""
+
+    def __init__(self, trajectory: Trajectory, metric: Metric | None, costs: Tensor) -> None:
+        self.trajectory = trajectory
+        self.metric = metric
+        numbers = trajectory.task in ("regression", "custom")
+        agrees = None if numbers else agreement(trajectory.outputs, trajectory.task).double()
+        steps = torch.arange(1, trajectory.num_steps + 1, dtype=torch.float64)
+        self._columns: dict[str, Tensor | None] = {
+            "score": None if metric is None else metric.per_row,
+            "mean_exit_step": steps.expand(len(trajectory), -1),
+            "cost": costs.expand(len(trajectory), -1),
+            "agreement": agrees,
+        }
+
+    def full_depth(self) -> Point:
+        return self.point(math.nan, torch.full((len(self.trajectory),), self.trajectory.num_steps))
+
+    def point(self, knob: float, exit_step: Tensor) -> Point:
+        exit_step = exit_step.cpu()
+        rows = torch.arange(len(exit_step))
+        means = {
+            name: math.nan if each is None else float(each.cpu()[rows, exit_step - 1].mean())
+            for name, each in self._columns.items()
+        }
+        if self.metric is not None and self.metric.per_row is None:
+            means["score"] = self.metric.of_exits(self.trajectory, exit_step.to(self.trajectory.outputs.device))
+        return Point(knob, **means)
+
+    def points(self, family: Family) -> list[Point]:
+        places = family.places(self.trajectory)
+        by_function = self.metric is not None and self.metric.per_row is None
+        if places is None or by_function:
+            steps = family.exit_steps(self.trajectory)
+            return [self.point(value, exits) for value, exits in zip(family.values, steps, strict=True)]
+        order, rank = places
+        means = {
+            name: [math.nan] * len(order) if each is None else _means(each.cpu(), rank.cpu(), len(order)).tolist()
+            for name, each in self._columns.items()
+        }
+        made = [
+            Point(family.values[place], **{name: column[i] for name, column in means.items()})
+            for i, place in enumerate(order.tolist())
+        ]
+        return [made[i] for i in order.argsort().tolist()]
+
+
+def _means(each: Tensor, rank: Tensor, knobs: int) -> Tensor:
+    """Means over the rows of their value at the exit, for every knob from early to late, `(knobs,)` float64.
+
+    Row b leaves at step n under the knobs from rank[b, n−1] to rank[b, n]: its value is added at the first and taken
+    away at the second, and a running sum over the knobs gives the totals.
+
+    Args:
+        each: Values, `(batch, steps)` float64.
+        rank: `(batch, steps − 1)`, see `Family.places`.
+        knobs: Their number.
+    """
+    rows = rank.shape[0]
+    edges = torch.cat([rank.new_zeros(rows, 1), rank, rank.new_full((rows, 1), knobs)], dim=1)
+    totals = torch.zeros(knobs + 1, dtype=torch.float64)
+    totals.index_add_(0, edges[:, :-1].reshape(-1), each.reshape(-1))
+    totals.index_add_(0, edges[:, 1:].reshape(-1), -each.reshape(-1))
+    return totals.cumsum(0)[:-1] / rows
+
+
+def _relative(costs: Sequence[float] | Tensor | None, num_steps: int) -> Tensor:
+    """Costs relative to full depth, `(steps,)` float64."""
+    given = torch.arange(1, num_steps + 1) if costs is None else torch.as_tensor(costs)
+    if given.shape != (num_steps,) or not bool((given > 0).all()) or not bool((given.diff() >= 0).all()):
+        raise ArgumentError(
+            "costs",
+            expected=f"{num_steps} positive numbers that do not fall, the cost of leaving after each step",
+            got=given.tolist(),
+            remedy="Pass model costs from ponder.cost, or leave it out to count steps.",
+        )
+    given = given.double().cpu()
+    return given / given[-1]

@@ -1,0 +1,190 @@
+"""The one loop: it advances rows step by step, asks the policy, and lets finished rows leave at once.
+
+Training, inference, replay and streaming are the same loop over different sources. A `Source` holds the rows that are
+still running and answers for the step they stand at: `source.ModelSource` computes (and only what is asked for),
+`trajectory._RecordedSource` looks up what a full-depth run recorded. `run` takes one batch from its first step to its
+last; `ponder.inference.streaming` calls the same `ask` with rows at different depths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponder._utils.trees import Tree, check_rows, take_rows
+from ponder.errors import ArgumentError
+from ponder.policies.base import Batch, ExitPolicy, StepView
+
+__all__ = ["Exits", "Readings", "Record", "Running", "Source", "ask", "run"]
+
+
+@dataclass(frozen=True)
+class Exits:
+    """What left the loop, in the order of the batch.
+
+    Args:
+        outputs: The head's outputs at each row's exit, `(batch, …)`.
+        exit_step: The step at which each row left, `(batch,)` long, 1-based.
+    """
+
+    outputs: Tensor
+    exit_step: Tensor
+
+
+class Readings(Protocol):
+    """What can be asked of rows at the step they stand at."""
+
+    def features(self) -> Tensor:
+        """Features of the running rows, `(rows, …)`."""
+
+    def output(self) -> Tensor:
+        """Outputs of the running rows, `(rows, …)`."""
+
+    def hazard_logit(self) -> Tensor:
+        """Hazard logits of the running rows, `(rows,)`, at least float32."""
+
+
+class Source(Readings, Protocol):
+    """The rows still running. Row numbers are given on the host."""
+
+    def advance(self, step: int) -> None:
+        """Bring all running rows to `step`."""
+
+    def output_of(self, index: Tensor | None) -> Tensor:
+        """Outputs of the rows `index` among the running (None: all), computed for no others."""
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows `index` among the running."""
+
+
+class Record(Protocol):
+    """Told of every step by the loop, before anyone leaves."""
+
+    def add(self, source: Source) -> None:
+        """Take what is wanted of the step at which `source` stands."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is known of the rows still running, besides their hidden states.
+
+    Args:
+        index: The step that each row has finished, `(rows,)` long; 0 before the first.
+        state: What the policy remembers, batch first.
+        log_survival: log P(not stopped so far), `(rows,)`.
+    """
+
+    index: Tensor
+    state: Tree
+    log_survival: Tensor
+
+    @classmethod
+    def start(cls, policy: ExitPolicy, batch: Batch) -> Running:
+        """Rows before their first step."""
+        state = policy.init(batch)
+        return cls(torch.zeros_like(batch.row_ids), state, torch.zeros(batch.size, device=batch.device))
+
+    def take(self, index: Tensor) -> Running:
+        """The rows `index`."""
+        return Running(*take_rows((self.index, self.state, self.log_survival), index))
+
+
+def run(source: Source, policy: ExitPolicy, batch: Batch, record: Record | None = None) -> Exits:
+    """Run all rows of a batch to their exits.
+
+    Args:
+        source: The rows. An empty batch must not come here.
+        policy: Who decides; it has been checked against the model.
+        batch: Who the rows are, and how many steps there are.
+        record: Told of every step, for a policy that lets all rows leave together.
+
+    Returns:
+        Outputs and exit steps, in the order of the batch.
+    """
+    rows, running = torch.arange(batch.size), Running.start(policy, batch)
+    left: list[tuple[Tensor, Tensor, int]] = []
+    for step in range(1, batch.num_steps + 1):
+        source.advance(step)
+        if record is not None:
+            record.add(source)
+        if step == batch.num_steps:
+            break
+        mask, running = ask(source, policy, running, batch.num_steps, batch.task)
+        if isinstance(mask, bool):
+            if mask:
+                break
+            continue
+        leaving, staying = mask.nonzero().flatten(), (~mask).nonzero().flatten()
+        left.append((rows[leaving], source.output_of(leaving), step))
+        rows, running = rows[staying], running.take(staying.to(batch.device))
+        source.keep(staying)
+    left.append((rows, source.output_of(None), step))
+    return _in_order(left, batch.size, batch.device)
+
+
+def ask(
+    source: Readings, policy: ExitPolicy, running: Running, num_steps: int, task: str | None
+) -> tuple[Tensor | bool, Running]:
+    """Ask the policy about rows that have just finished a step before their last.
+
+    Args:
+        source: The rows.
+        policy: Who decides.
+        running: The rows before the step.
+        num_steps: N.
+        task: Name of the task, or None.
+
+    Returns:
+        The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows leave
+        or none; and the rows after the step.
+    """
+    index = running.index + 1
+    readings, log_survival = _read(source, policy.needs, running.log_survival)
+    mask, state = policy.decide(StepView(index, num_steps, readings, task), running.state)
+    check_rows("policy state", state, index.shape[0])
+    if not isinstance(mask, bool):
+        mask = _check_mask(policy, mask, index.shape).cpu()
+        if not mask.any() or mask.all():
+            mask = bool(mask[0])
+    return mask, Running(index, state, log_survival)
+
+
+def _read(source: Readings, needs: frozenset[str], log_survival: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What the policy sees, and log P(not stopped by the end of this step)."""
+    readings: dict[str, Tensor] = {}
+    if "hazard" in needs:
+        logit = source.hazard_logit()
+        readings["hazard"], readings["survival"] = logit.sigmoid(), log_survival.exp()
+        log_survival = log_survival.to(logit.dtype) + F.logsigmoid(-logit)
+        readings["cdf"] = -torch.expm1(log_survival)
+    if "output" in needs:
+        readings["output"] = source.output()
+    if "features" in needs:
+        readings["features"] = source.features()
+    return readings, log_survival
+
+
+def _check_mask(policy: ExitPolicy, mask: object, shape: torch.Size) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ArgumentError(
+            f"exit mask of {policy!r}",
+            expected=f"bool, shape {tuple(shape)}: one answer for each running row",
+            got=got,
+            remedy="Compare per row, and reduce over every dimension but the first.",
+        )
+    return mask
+
+
+def _in_order(left: list[tuple[Tensor, Tensor, int]], batch: int, device: torch.device) -> Exits:
+    """Put what left at different steps back into the order of the batch."""
+    if len(left) == 1:
+        _, outputs, step = left[0]
+        return Exits(outputs, torch.full((batch,), step, device=device))
+    order = torch.argsort(torch.cat([rows for rows, _, _ in left]))
+    steps = torch.cat([torch.full_like(rows, step) for rows, _, step in left])[order]
+    return Exits(torch.cat([outputs for _, outputs, _ in left])[order.to(device)], steps.to(device))

@@ -1,0 +1,118 @@
+"""Losses: from an unrolled batch to the objective's number, and from the outputs at the exits to the task's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ponder._utils.validation import check_type
+from ponder.distributions import StepDistribution
+from ponder.errors import ArgumentError
+from ponder.objectives import Objective, Unrolled
+from ponder.parts.tasks import Task, infer_task
+from ponder.priors import Prior
+from ponder.trajectory import Trajectory
+
+__all__ = ["check_truncation", "checked_labels", "collected", "exit_loss", "step_losses", "training_loss"]
+
+
+def training_loss(
+    trajectory: Trajectory, task: Task | None, objective: Objective, prior: Prior | None, num_steps: int
+) -> Tensor | None:
+    """The objective's mean over the batch; None where there are no labels.
+
+    Args:
+        trajectory: The unrolled batch.
+        task: What outputs and labels mean; inferred where None.
+        objective: The objective.
+        prior: The prior, or None.
+        num_steps: N; the trajectory has fewer where it was truncated.
+    """
+    if trajectory.labels is None:
+        return None
+    outputs = trajectory.outputs
+    if not len(trajectory):
+        return outputs.sum() * 0.0
+    task = task or infer_task(outputs[:, -1], trajectory.labels)
+    losses = step_losses(task, outputs, trajectory.labels)
+    over_steps = None if prior is None else collected(prior(num_steps, device=losses.device), trajectory.num_steps)
+    halting = None if trajectory.hazard_logits is None else trajectory.halting
+    return objective.per_example(Unrolled(outputs, losses, task, halting, over_steps)).mean()
+
+
+def exit_loss(task: Task | None, outputs: Tensor, labels: Tensor | None) -> Tensor | None:
+    """The task's mean loss of the outputs at the exits, `(batch, …)`: 0 for no rows, None without labels."""
+    if labels is None:
+        return None
+    labels = checked_labels(task, outputs, labels)
+    task = task or infer_task(outputs, labels)
+    return task.losses(outputs, labels).mean() if outputs.shape[0] else outputs.sum() * 0.0
+
+
+def checked_labels(task: Task | None, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Labels as the task takes them, or an error; `outputs` are those of one step."""
+    check_type("labels", labels, Tensor)
+    return (task or infer_task(outputs, labels)).check(outputs, labels)
+
+
+def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
+    """The task's losses of every step, `(batch, steps)`, in one call where the task says that it takes each row alone.
+
+    Args:
+        task: The task.
+        outputs: Outputs, `(batch, steps, …)`.
+        labels: Checked labels, batch first.
+    """
+    if not task.each_row_alone:
+        return torch.stack([task.losses(of_step, labels) for of_step in outputs.unbind(1)], dim=1)
+    steps = outputs.shape[1]
+    repeated = labels.unsqueeze(1).expand(-1, steps, *labels.shape[1:]).flatten(0, 1)
+    losses: Tensor = task.losses(outputs.flatten(0, 1), repeated).unflatten(0, (-1, steps))
+    return losses
+
+
+def collected(distribution: StepDistribution, num_steps: int) -> StepDistribution:
+    """The distribution over the first `num_steps` steps, the last with all the mass from there on.
+
+    Example:
+        >>> collected(StepDistribution(torch.tensor([0.5, 0.25, 0.25]).log()), 2).pmf
+        tensor([0.5000, 0.5000])
+    """
+    log_pmf = distribution.log_pmf
+    if num_steps == distribution.num_steps:
+        return distribution
+    tail = log_pmf[..., num_steps - 1 :].logsumexp(-1, keepdim=True)
+    return StepDistribution(torch.cat([log_pmf[..., : num_steps - 1], tail], dim=-1), validate_args=False)
+
+
+def check_truncation(truncate_below: float | None, objective: Objective, has_hazard: bool) -> None:
+    """Refuse a threshold that means nothing, and models for which a truncated unroll is another training.
+
+    Args:
+        truncate_below: ε, or None.
+        objective: The objective.
+        has_hazard: Whether there is a Lambda head.
+    """
+    if truncate_below is None:
+        return
+    if isinstance(truncate_below, bool) or not isinstance(truncate_below, int | float) or not 0 < truncate_below < 1:
+        raise ArgumentError(
+            "truncate_below",
+            expected="a mass in (0, 1), or None",
+            got=repr(truncate_below),
+            remedy="Pass truncate_below=1e-4, say.",
+        )
+    if not has_hazard:
+        raise ArgumentError(
+            "truncate_below",
+            expected="None without a Lambda head: there is no mass that could run out",
+            got=repr(truncate_below),
+            remedy="Pass lambda_head=ponder.LambdaHead(width), or leave it out.",
+        )
+    if not objective.truncatable:
+        raise ArgumentError(
+            "truncate_below",
+            expected="an objective that weighs the steps by the halting distribution, as Ponder does",
+            got=f"{objective!r}, for which the last step is step N",
+            remedy="Use objectives.Ponder, or train with truncate_below=None.",
+        )

@@ -1,0 +1,182 @@
+"""Joining rows: one batch made of rows of several, each row copied once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.trees import Shared, Tree
+from ponder.errors import ArgumentError
+from ponder.parts.padding import Along
+
+__all__ = ["Lengths", "join_rows", "with_lengths"]
+
+Lengths = Callable[[Tensor], Along | None]
+
+
+def with_lengths(along: Along | None) -> Lengths:
+    """The same lengths for every tensor."""
+    return lambda tensor: along
+
+
+_NO_LENGTHS = with_lengths(None)
+
+
+def join_rows(
+    trees: Sequence[Tree],
+    sizes: Sequence[int],
+    keep: Sequence[Tensor | None] | None = None,
+    *,
+    lengths: Lengths = _NO_LENGTHS,
+    length: int = 0,
+    path: str = "rows",
+) -> Tree:
+    """One tree with the rows of `trees`, in their order.
+
+    A leaf that is None stands for a value that is not there yet, and becomes zeros where it meets a tensor. Leaves
+    that belong to the whole batch (numbers, `Shared` values) must be the same in all trees.
+
+    Args:
+        trees: Trees of one structure, batch first.
+        sizes: How many rows each gives.
+        keep: The positions of these rows, long tensors beside the tree's; None takes all.
+        lengths: The dimensions of a tensor that differ from tree to tree, if any: they become `length`.
+        length: The length of the joined sequences; what is longer is cropped, what is shorter padded on the right.
+        path: What the trees are, for messages.
+
+    Raises:
+        ArgumentError: The trees do not fit one another; says where.
+
+    Example:
+        >>> join_rows([{"seen": torch.tensor([7, 8])}, {"seen": None}], sizes=[2, 1])["seen"]
+        tensor([7, 8, 0])
+    """
+    keep = [None] * len(trees) if keep is None else keep
+    first = next((tree for tree in trees if tree is not None), None)
+    if len(trees) == 1 and keep[0] is None and not length:
+        return first
+    if isinstance(first, Tensor):
+        return _join_tensors(_all_of(trees, Tensor, path), sizes, keep, lengths(first), length, path)
+    if isinstance(first, Shared):
+        return _join_shared(_all_of(trees, Shared, path), lengths, length, path)
+    if isinstance(first, Mapping | list | tuple):
+        return _join_nodes(first, _all_of(trees, type(first), path), sizes, keep, lengths, length, path)
+    if any(tree is not None and tree != first for tree in trees):
+        raise _misfit(path, f"the same value in all rows of a batch, {first!r}", next(t for t in trees if t != first))
+    return first
+
+
+def _join_nodes(
+    first: Any,
+    trees: Sequence[Any],
+    sizes: Sequence[int],
+    keep: Sequence[Tensor | None],
+    lengths: Lengths,
+    length: int,
+    path: str,
+) -> Tree:
+    """Join mappings, lists, tuples and named tuples, child by child; a tree that is None has no children yet."""
+    keys = list(first) if isinstance(first, Mapping) else list(range(len(first)))
+    for tree in trees:
+        if tree is not None and (list(tree) if isinstance(tree, Mapping) else list(range(len(tree)))) != keys:
+            raise _misfit(path, f"the same parts in all rows, {keys}", tree)
+    children = [
+        join_rows(
+            [None if tree is None else tree[key] for tree in trees],
+            sizes,
+            keep,
+            lengths=lengths,
+            length=length,
+            path=f"{path}[{key!r}]",
+        )
+        for key in keys
+    ]
+    if isinstance(first, Mapping):
+        return type(first)(zip(keys, children, strict=True))  # type: ignore[call-arg]
+    return type(first)(*children) if hasattr(first, "_fields") else type(first)(children)
+
+
+def _join_tensors(
+    tensors: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    keep: Sequence[Tensor | None],
+    along: Along | None,
+    length: int,
+    path: str,
+) -> Tensor:
+    present = [tensor for tensor in tensors if tensor is not None]
+    first = present[0]
+    if (
+        len(tensors) == 1
+        and keep[0] is None
+        and all(first.shape[dim] >= length for dim in (along.dims if along else ()))
+    ):
+        return first if along is None else along.narrow(first, length)
+    shape = list(first.shape[1:])
+    for dim in along.dims if along else ():
+        shape[dim - 1 if dim > 0 else dim] = length
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in present))
+    joined = first.new_empty((sum(sizes), *shape), dtype=dtype)
+    if along is not None and any(t.shape[d] < length for t in present for d in along.dims):
+        joined.fill_(along.value(joined))
+    at = 0
+    for tensor, size, rows in zip(tensors, sizes, keep, strict=True):
+        target, at = joined[at : at + size], at + size
+        if tensor is None:
+            target.zero_()
+            continue
+        if along is not None:
+            tensor = along.narrow(tensor, length)
+            target = _fit(target, tensor, along)
+        if tensor.shape[1:] != target.shape[1:]:
+            raise _misfit(path, f"rows of one shape, (…, {tuple(target.shape[1:])})", tuple(tensor.shape))
+        if rows is None or tensor.dtype != dtype:
+            target.copy_(tensor if rows is None else tensor.index_select(0, rows))
+        else:
+            torch.index_select(tensor, 0, rows, out=target)
+    return joined
+
+
+def _fit(target: Tensor, tensor: Tensor, along: Along) -> Tensor:
+    """The part of `target` that `tensor` fills."""
+    for dim in along.dims:
+        target = target.narrow(dim, 0, tensor.shape[dim])
+    return target
+
+
+def _join_shared(values: Sequence[Shared], lengths: Lengths, length: int, path: str) -> Shared:
+    first = values[0].value
+    along = lengths(first) if isinstance(first, Tensor) else None
+    if along is not None:
+        longest = max((shared.value for shared in values), key=lambda tensor: tensor.shape[along.dims[-1]])
+        return Shared(along.narrow(longest, length))
+    for shared in values[1:]:
+        if shared.value is not first and not _equal(shared.value, first):
+            raise _misfit(path, "one Shared value for all rows of a batch", "two that differ")
+    return values[0]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.equal(a, b))
+    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
+
+
+def _all_of(trees: Sequence[Tree], kind: type, path: str) -> Sequence[Any]:
+    for tree in trees:
+        if tree is not None and not isinstance(tree, kind):
+            raise _misfit(path, f"{kind.__name__} in all rows", type(tree).__name__)
+    return trees
+
+
+def _misfit(path: str, expected: str, got: object) -> ArgumentError:
+    return ArgumentError(
+        path,
+        expected=expected,
+        got=got,
+        remedy="Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding.",
+    )

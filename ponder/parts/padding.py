@@ -1,0 +1,115 @@
+"""Padding: where the length of a sequence lies in a model's tensors, and what stands beyond the end of a row.
+
+A model that declares it can be given rows of different lengths in one stream (`ponder.StreamEngine`), and its batches
+get narrower as their longest rows exit. Nothing about lengths is guessed from shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.trees import Shared, Tree, map_tensors
+
+__all__ = ["Along", "Padding", "masked"]
+
+Fill = float | bool | Callable[[Tensor], float]
+
+
+def masked(mask: Tensor) -> float:
+    """What hides a position in an attention mask: the lowest number in an additive one, `(batch, 1, …)`, else 0."""
+    return torch.finfo(mask.dtype).min if mask.is_floating_point() and mask.dim() > 2 else 0
+
+
+@dataclass(frozen=True)
+class Along:
+    """The dimensions of a tensor that are as long as its sequences, and what stands at padding.
+
+    Args:
+        dims: Dimensions of the batched tensor; 0 is the batch.
+        fill: The value at padding, or a function of the tensor that gives it.
+    """
+
+    dims: tuple[int, ...] = (1,)
+    fill: Fill = 0
+
+    def value(self, tensor: Tensor) -> float:
+        """The value at padding."""
+        return self.fill(tensor) if callable(self.fill) else self.fill
+
+    def narrow(self, tensor: Tensor, length: int) -> Tensor:
+        """`tensor` up to `length` where it is longer: a view."""
+        for dim in self.dims:
+            if tensor.shape[dim] > length:
+                tensor = tensor.narrow(dim, 0, length)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The lengths in a model's tensors. Sequences are padded on the right.
+
+    Args:
+        mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed example has none.
+        real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`.
+        inputs: The inputs' tensors of two or more dimensions.
+        hidden: The hidden states' tensors of three or more dimensions; others have no length.
+        context: By name, the tensors in the context of a call or of the steps that have a length; others have none. A
+            `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
+        stem: The stem of streamed rows, where the model's own gives a context that rows in another batch could not
+            share (no mask where nothing is padded, say).
+        pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
+
+    Example:
+        >>> padding = Padding(mask="src_key_padding_mask", real=False)
+        >>> padding.lengths({"src_key_padding_mask": torch.tensor([[False, False, True], [False, True, True]])})
+        tensor([2, 1])
+    """
+
+    mask: str = "attention_mask"
+    real: bool | int = 1
+    inputs: Along = Along()
+    hidden: Along = Along()
+    context: Mapping[str, Along] = field(default_factory=dict)
+    stem: Callable[..., Tree] | None = None
+    pooled: bool = True
+
+    def of_inputs(self, tensor: Tensor) -> Along | None:
+        """The lengths of a tensor of the inputs, or None."""
+        return self.inputs if tensor.dim() > 1 else None
+
+    def of_hidden(self, tensor: Tensor) -> Along | None:
+        """The lengths of a tensor of the hidden state, or None."""
+        return self.hidden if tensor.dim() > 2 else None
+
+    def of_context(self, name: str) -> Along | None:
+        """The lengths of a context value, or None."""
+        along = self.context.get(name)
+        if along is None and name == self.mask:
+            return Along((1,), fill=not self.real)
+        return along
+
+    def lengths(self, context: Mapping[str, Any]) -> Tensor | None:
+        """The last real position of every row, 1-based, `(batch,)` on the host; None where there is no mask."""
+        mask = context.get(self.mask)
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            return None
+        real = (mask != 0) == bool(self.real)
+        return (real.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
+
+    def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
+        """Hidden states and the steps' context up to `length`: views, nothing is copied."""
+        hidden = map_tensors(lambda t: t if self.of_hidden(t) is None else self.hidden.narrow(t, length), hidden)
+        return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
+
+
+def _narrow(value: Any, along: Along | None, length: int) -> Any:
+    if along is None:
+        return value
+    if isinstance(value, Shared):
+        return Shared(map_tensors(lambda tensor: along.narrow(tensor, length), value.value))
+    return map_tensors(lambda tensor: along.narrow(tensor, length), value)

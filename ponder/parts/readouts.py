@@ -1,0 +1,106 @@
+"""Readouts: from a hidden state to the features that heads read.
+
+A readout is any callable `readout(hidden, **context) -> features`; it is given those context values that its
+signature names (all of them where it takes `**context`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from ponder._utils.numerics import at_least_float32
+from ponder._utils.trees import Tree, unwrap
+from ponder.errors import ArgumentError
+
+__all__ = ["Readout", "first_token", "identity", "last", "mean"]
+
+Readout = Callable[..., Tensor]
+
+
+def identity(hidden: Tensor) -> Tensor:
+    """The hidden state itself, for 2-D states and for an answer per token."""
+    return hidden
+
+
+def first_token(hidden: Tensor) -> Tensor:
+    """The state of the first position: `(batch, length, width)` → `(batch, width)`."""
+    return hidden[:, 0]
+
+
+def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None) -> Tensor:
+    """The mean over the positions that are not padding: `(batch, length, width)` → `(batch, width)`.
+
+    Args:
+        hidden: States.
+        attention_mask: `(batch, length)`, 1 or True at real positions, where the context has one.
+        src_key_padding_mask: `(batch, length)`, True at padding (PyTorch's own convention).
+    """
+    real = _real_positions(attention_mask, src_key_padding_mask)
+    if real is None:
+        return reduce(hidden, "batch length width -> batch width", "mean")
+    weights = rearrange(real.to(hidden.dtype), "batch length -> batch length 1")
+    total = at_least_float32(hidden * weights).sum(1)  # a sum over a long text overflows in half precision
+    return (total / weights.float().sum(1).clamp(min=1)).to(hidden.dtype)
+
+
+def last(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None) -> Tensor:
+    """The state of the last position that is not padding; arguments as for `mean`."""
+    real = _real_positions(attention_mask, src_key_padding_mask)
+    if real is None:
+        return hidden[:, -1]
+    position = (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), position]
+
+
+class ReadoutCall(nn.Module):
+    """A readout that is given exactly the context it names, and whose features are checked.
+
+    Args:
+        readout: The user's readout; None is the identity for 2-D hidden states.
+    """
+
+    def __init__(self, readout: Readout | None) -> None:
+        super().__init__()
+        self.readout = _two_dimensional if readout is None else readout
+        parameters = _parameters(self.readout.forward if isinstance(self.readout, nn.Module) else self.readout)
+        self._names = {p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD}
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def forward(self, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
+        """Features of `hidden`, batch first."""
+        return self.readout(hidden, **unwrap(self.reads(context)))
+
+    def reads(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of `context` that the readout is given."""
+        return context if self._takes_all else {k: v for k, v in context.items() if k in self._names}
+
+
+def _parameters(readout: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(readout).parameters.values())
+    except ValueError:  # a built-in function without a signature: it takes the hidden state alone
+        return []
+
+
+def _two_dimensional(hidden: Tree) -> Tensor:
+    if isinstance(hidden, Tensor) and hidden.dim() == 2:
+        return hidden
+    shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+    raise ArgumentError(
+        "readout",
+        expected="a readout, since the hidden state is not (batch, width)",
+        got=f"readout=None with a hidden state of {shape}",
+        remedy="Pass readout=ponder.readouts.first_token, mean, last or identity, or a function hidden -> features.",
+    )
+
+
+def _real_positions(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor | None:
+    if attention_mask is not None:
+        return attention_mask != 0
+    return None if padding_mask is None else ~padding_mask.bool()
