@@ -34,6 +34,7 @@ class Task(ABC):
         metrics: What is measured; the score is the mean of these.
         label_names: Names of the classes, in the order of their numbers; empty for regression.
         label_range: Lowest and highest score of a regression task; None for classification.
+        classes: Number of the classes, where their names stand in the data alone.
         outside: A class that is reported apart from the others (out of scope), where there is one.
     """
 
@@ -41,6 +42,7 @@ class Task(ABC):
     metrics: tuple[Metric, ...]
     label_names: tuple[str, ...] = ()
     label_range: tuple[float, float] | None = None
+    classes: int = 0
     outside: int | None = None
 
     @property
@@ -51,7 +53,7 @@ class Task(ABC):
     @property
     def num_labels(self) -> int:
         """Width of the head: the number of classes, or 1 for regression."""
-        return len(self.label_names) or 1
+        return len(self.label_names) or self.classes or 1
 
     @property
     def folder_option(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.command_line import check_folder, run_app
+from benchmarks.glue.config import RunConfig, parse_fields, parse_recipe
+from ponder.errors import ArgumentError
 
 if TYPE_CHECKING:
     from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
     from benchmarks.glue.sweeping.sweep import Summary
 
-# Commands import what they need: `--help` answers at once, and bad arguments do before torch and its friends are there.
+# Commands import what they need, so that `--help` answers before datasets and transformers are there.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_OUT = Path("runs/results")
@@ -41,40 +44,37 @@ def _group() -> None:
     """Fine-tune and evaluate recipes on GLUE and other texts."""
 
 
+_FLAGS = {"stop_after": ["--early-stopping"], "knob": ["--threshold", "--knob"], "knob_keeps": ["--threshold-keeps"]}
+_KINDS: dict[str, Any] = {"int": int, "float": float, "bool": bool}
+
+
+def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of `RunConfig` in the place of its `**fields`."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    for field in dataclasses.fields(RunConfig):
+        if "help" in field.metadata:
+            kind, _, optional = str(field.type).partition(" | ")
+            flags = _FLAGS.get(field.name, ["--" + field.name.replace("_", "-")])
+            option = typer.Option(*flags, help=field.metadata["help"])
+            given = _KINDS.get(kind, str)
+            annotation = Annotated[given | None if optional else given, option]
+            made = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+            parameters.append(made.replace(annotation=annotation))
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
 @app.command("run")
+@_with_fields
 def run_command(
     task: Annotated[str, typer.Option(help="A task, for example RTE or Banking77.")],
-    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = "ponder",
-    backbone: Backbone = "minilm",
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
-    policy: Annotated[str | None, typer.Option(help="For example quantile:q=0.3, instead of the recipe's.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable.")
     ] = None,
-    readout: Annotated[str, typer.Option(help="What the heads read: mean or pooler.")] = "mean",
-    seed: int = 0,
-    epochs: Annotated[int, typer.Option(help="Epochs of each stage, at most.")] = 3,
-    early_stopping: Annotated[int, typer.Option(help="Epochs without gain on the held-out part that end it.")] = 5,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 5e-5,
-    lambda_lr: Annotated[float, typer.Option(help="Of the Lambda head, where the recipe has one of its own.")] = 5e-5,
-    head_lr: Annotated[float | None, typer.Option(help="Of the heads that answer; --lr where not given.")] = None,
-    warmup: Annotated[float, typer.Option(help="Share of the steps over which the rates rise.")] = 0.1,
-    schedule: Annotated[str, typer.Option(help="The rates fall linearly, or stay constant.")] = "linear",
-    batch_size: int = 32,
-    max_train: Annotated[int | None, typer.Option(help="Use at most so many training examples.")] = None,
-    precision: Annotated[str, typer.Option(help="Train in fp32, or under autocast to bf16.")] = "fp32",
-    bf16: Annotated[bool, typer.Option("--bf16", help="The same as --precision bf16.")] = False,
-    selection: Selection = "held_out",
-    threshold: Annotated[
-        str,
-        typer.Option(
-            "--threshold",
-            "--knob",
-            help="Take the policy's threshold from the recipe, or choose it on held-out data: held_out or budget.",
-        ),
-    ] = "recipe",
-    budget: Annotated[float, typer.Option(help="Least speed-up in steps, for --threshold budget.")] = 1.5,
+    precision: Annotated[str | None, typer.Option(help="Train in fp32, or (as --bf16) in bf16.")] = None,
     out: Out = _DEFAULT_OUT,
     work: Work = _DEFAULT_WORK,
     trajectories: Annotated[
@@ -86,37 +86,18 @@ def run_command(
         typer.Option(help="Folder in which the trained model is kept, and from whose `vanilla` two stages go on."),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    **fields: Any,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
     from benchmarks import tasks
-    from benchmarks.glue.config import RunConfig, parse_fields, parse_policy
     from benchmarks.glue.report import run_line
     from benchmarks.glue.run import run
-    from ponder.errors import ArgumentError
 
-    if precision not in ("fp32", "bf16"):
+    if precision not in (None, "fp32", "bf16"):
         raise ArgumentError("--precision", expected="fp32 or bf16", got=repr(precision), remedy="Choose one.")
+    fields["bf16"] = fields["bf16"] if precision is None else precision == "bf16"
     given = tasks.get(task)
-    fields: dict[str, Any] = {"readout": readout, "schedule": schedule, "selection": selection, "knob": threshold}
-    config = RunConfig(
-        task=given.name,
-        recipe=recipe,
-        backbone=backbone,
-        recipe_options=parse_fields("--option", option or []),
-        policy=None if policy is None else parse_policy(policy).to_dict(),
-        seed=seed,
-        epochs=epochs,
-        lr=lr,
-        lambda_lr=lambda_lr,
-        head_lr=head_lr,
-        batch_size=batch_size,
-        warmup=warmup,
-        stop_after=early_stopping,
-        max_train=max_train,
-        bf16=bf16 or precision == "bf16",
-        budget=budget,
-        **fields,
-    )
+    config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), **fields)
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
     was_there = (out / f"{config.key}.json").exists()
     with _without_bars() if quiet else nullcontext():
@@ -206,8 +187,6 @@ def _narrowed(
     suite: Suite, tasks: str | None, recipes: str | None, seeds: int | None, fixed: list[str] | None
 ) -> Suite:
     """The suite with what the command line says instead."""
-    from benchmarks.glue.config import parse_fields
-
     changes: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
     if tasks is not None:
         changes["tasks"] = tuple(_listed(tasks))
@@ -218,7 +197,6 @@ def _narrowed(
 
 def _specs(suite: Suite, text: str) -> list[RecipeSpec]:
     """`name`, as the suite has it; or `name:argument=value:…`, with these arguments and the suite's other fields."""
-    from benchmarks.glue.config import parse_recipe
     from benchmarks.glue.sweeping.suite import RecipeSpec
 
     name, options = parse_recipe("--recipes", text)

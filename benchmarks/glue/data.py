@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from benchmarks.glue.tasks import GlueSplit, GlueTask
 
-__all__ = ["MissingDataError", "features_of", "hold_out", "load", "read_lines", "tokenize"]
+__all__ = ["MissingDataError", "features_of", "hold_out", "load", "read_text", "tokenize"]
 
 _log = logging.getLogger(__name__)
 _HUB = "nyu-mll/glue"
@@ -137,16 +137,14 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     return dataset.map(encode, batched=True, remove_columns=dataset.column_names, **options)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file without their ends; only newlines end a line: other separators stand in sentences."""
-    content = path.read_bytes()
+def read_text(path: Path) -> str:
+    """A UTF-8 file; one that is something else is refused, with its line."""
     try:
-        text = content.decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # The offset counts from behind a byte-order mark, which holds no newline either way.
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
         raise DataError(f"{path}, line {line}: expected UTF-8 text; got the byte {byte:#04x}. {_REMEDY}") from None
-    return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")] if text.strip() else []
 
 
 def _folder_split(task: GlueTask, split: GlueSplit, folder: Path) -> Dataset:
@@ -193,7 +191,9 @@ def _header_and_lines(
     task: GlueTask, split: GlueSplit, path: Path
 ) -> tuple[tuple[str, ...], Iterator[tuple[int, str]]]:
     """The names of the columns, and the numbered lines below them."""
-    lines = read_lines(path)
+    text = read_text(path)
+    # Only newlines end a line: other separators stand in sentences.
+    lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")] if text.strip() else []
     if split.columns is not None:
         return split.columns, iter(enumerate(lines, start=1))
     if not lines:

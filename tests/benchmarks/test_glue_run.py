@@ -163,10 +163,13 @@ def test_attention_is_written_out_for_training_on_a_cpu_and_back_afterwards(back
     assert model.encoder.config._attn_implementation == before == "sdpa"
 
 
-def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_lambda_heads_own_rate(backbone, tmp_path, monkeypatch):
+@pytest.mark.parametrize("head_lr", [None, 1e-2])
+def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_rates_of_the_heads(
+    head_lr, backbone, tmp_path, monkeypatch
+):
     from benchmarks.glue import training
 
-    settings = config(backbone, lr=1e-3, lambda_lr=1e-5, schedule="constant", warmup=0.0)
+    settings = config(backbone, lr=1e-3, lambda_lr=1e-5, head_lr=head_lr, schedule="constant", warmup=0.0)
     model, made = build(settings, 2), []
 
     def cut_off(trainer, **keywords):
@@ -181,8 +184,13 @@ def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_lambda_heads_own_
     assert isinstance(made[0], torch.optim.AdamW)
     assert {group["weight_decay"] for group in groups} == {0.0}  # which makes it Adam
     of_lambda = {id(weight) for weight in model.ponder.lambda_head.parameters()}
+    of_heads = {id(weight) for weight in model.ponder.head.parameters()}
     for group in groups:
-        assert group["lr"] == (1e-5 if id(group["params"][0]) in of_lambda else 1e-3)
+        for weight in group["params"]:
+            own = 1e-5 if id(weight) in of_lambda else head_lr or 1e-3 if id(weight) in of_heads else 1e-3
+            assert group["lr"] == own
+    trained = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(trained) == sorted(id(weight) for weight in model.parameters())
     assert [module.p for module in model.ponder.head.modules() if isinstance(module, torch.nn.Dropout)] == [0.1]
 
 

@@ -687,6 +687,22 @@ def test_two_stage_recipes_go_on_from_the_finished_run_of_vanilla(backbone, glue
     assert alone["splits"] == others[1]["splits"]
 
 
+def test_two_stage_recipes_go_on_from_the_kept_model_of_vanilla(backbone, glue_dir, tmp_path, monkeypatch):
+    real, trained = training.train_stage, []
+    monkeypatch.setattr(
+        training, "train_stage", lambda config, *rest: trained.append(config.recipe) or real(config, *rest)
+    )
+    points = [cell.points[0] for cell in tiny(["vanilla", "deebert"], backbone)]
+    places = (glue_dir, tmp_path / "out", tmp_path / "work")
+    vanilla, deebert = (run(point, *places, models=tmp_path / "models", progress=False) for point in points)
+    assert trained == ["vanilla", "deebert"]
+    assert deebert["training"][0] == vanilla["training"][0]
+    assert deebert["splits"]["dev"]["full_depth"] == vanilla["splits"]["dev"]["full_depth"]
+    elsewhere = run(points[1], glue_dir, tmp_path / "alone", tmp_path / "work", progress=False)  # trains it itself
+    assert trained[2:] == ["vanilla", "deebert"]
+    assert elsewhere["splits"] == deebert["splits"]
+
+
 @pytest.mark.parametrize("per_step_heads", [True, False])
 def test_any_recipe_that_begins_as_vanilla_goes_on_from_it(per_step_heads, backbone, glue_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes.registry, "_factories", dict(recipes.registry._factories))

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.glue.report import figures, tables
 from benchmarks.glue.report.comparisons import comparisons
 from benchmarks.glue.report.groups import Groups, choose, labels_of
+from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
 from benchmarks.page import Block, Figure, Heading, Page, Text
 from ponder.errors import ArgumentError, DataError
@@ -145,18 +146,4 @@ def _introduction(results: Sequence[Result]) -> str:
             "The epoch was selected on a part of train that was held out, except in runs marked †, which selected on "
             "dev, as the paper does, and whose scores are optimistic."
         )
-    return _INTRODUCTION.format(selection=selection)
-
-
-_INTRODUCTION = """\
-* Made by `python -m benchmarks.glue report` from JSON results alone (and, for significance, the labels of dev); nothing
-  here is written by hand.
-* The *score* is GLUE's number on dev, in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC
-  and QQP, the mean of Pearson and Spearman correlation for STS-B, accuracy elsewhere.
-* {selection}
-  Policies are those of the recipes unless a table says otherwise; *threshold chosen* means on the held-out part.
-* *Speed-up* is against running the same model to its last step, and is three numbers: in *steps* (N ÷ mean exit
-  step), in *FLOPs* (counted on real calls, one example at a time at its true length) and in *wall-clock* (batches of
-  similar length, timed in turn with full depth; the median of the pairs).
-* Curves over a policy's threshold are drawn on dev to be looked at; no threshold was chosen from them.
-* A dash is a run that is not there. Entropy policies are not defined for the regression task STS-B."""
+    return NOTES["introduction"].format(selection=selection)

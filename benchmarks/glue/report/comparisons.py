@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import tasks as registry
 from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
+from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.report.tables import averaged
 from benchmarks.glue.significance import Comparison, Replicates, compare, holm, replicate, unpack
 from benchmarks.page import Block, Heading, Table, Text
@@ -48,7 +49,7 @@ def comparisons(groups: Groups, folders: Mapping[str, Path | None], replicates: 
         drawn[name, task_name] = _replicates(task, group, _labels(task, folders[task.folder_option]), replicates)
     labels, tasks = ordered(name for name, _ in drawn), task_order(task for _, task in drawn)
     left_out = [f"{name} on {task}" for name, task in groups if (name, task) not in kept]
-    note = _NOTE.format(replicates=replicates, level=_LEVEL)
+    note = NOTES["significance"].format(replicates=replicates, level=_LEVEL)
     note += f" Left out, since no predictions were kept: {', '.join(left_out)}." if left_out else ""
     blocks: list[Block] = [heading, Text(note)]
     for task_name in tasks:
@@ -60,14 +61,6 @@ def comparisons(groups: Groups, folders: Mapping[str, Path | None], replicates: 
         title = f"macro over {', '.join(common)}"
         blocks += _matrix(title, {name: [drawn[name, task] for task in common] for name in whole})
     return blocks
-
-
-_NOTE = (
-    "Row minus column, in points: means over the common seeds. Paired bootstrap over dev examples and seeds, "
-    "{replicates:,} replicates; in brackets the 95% interval. **Bold**: p < {level} after Holm's adjustment over "
-    "the table. ¹ One seed in common (of a macro: on one of its tasks at least): the interval is over examples "
-    "alone, and says nothing about other seeds. With two or three seeds it is still too narrow in that."
-)
 
 
 def _option(task: str) -> str:

@@ -28,6 +28,7 @@ from benchmarks.glue.report.groups import (
     task_order,
     threshold_chosen,
 )
+from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
 from benchmarks.glue.thresholds import SPEED_UPS
 from benchmarks.page import Block, Heading, Table, Text
@@ -166,8 +167,7 @@ def ablation(groups: Groups) -> list[Block]:
         return f"{mean} ± {statistics.stdev(group.scores):.1f}" if len(group.runs) > 1 else mean
 
     rows = [[title, *(cell(found.get((key, task))) for task in tasks)] for title, key in _ABLATION] if tasks else []
-    note = "Mean ± standard deviation over the seeds (no deviation where there is one seed)."
-    return _titled("Ablation", note, ["configuration", *tasks], rows)
+    return _titled("Ablation", NOTES["ablation"], ["configuration", *tasks], rows)
 
 
 def is_ablation(result: Result) -> bool:
@@ -202,13 +202,9 @@ def variants(groups: Groups) -> list[Block]:
                 at = [None if v is None else at_speed_up(v, group.own_policy, s) for v in views for s in speed_ups]
                 numbers = [f"{group.score:.1f}", f"×{group.speed_up('steps'):.2f}", *map(_shown, at)]
                 rows.append([group.task, group.label, *numbers, str(len(group.runs))])
-    note = (
-        "Recipes with other arguments than their own, below the recipe as it is. Scores at the exits, and at the same "
-        "mean exit step with the recipe's policy, on dev and on what was held out of train; medians over the seeds."
-    )
     head = ["task", "recipe", "score", "×steps"]
     head += [f"{where} at ×{speed_up:g}" for where in ("dev", "held out") for speed_up in speed_ups]
-    return _titled("Variants", note, [*head, "seeds"], rows)
+    return _titled("Variants", NOTES["variants"], [*head, "seeds"], rows)
 
 
 def is_variant(result: Result, groups: Groups) -> bool:
@@ -228,10 +224,10 @@ def equal_cost(groups: Groups) -> list[Block]:
     on_held_out = _equal_cost_tables({key: view for key, view in views.items() if view is not None})
     blocks: list[Block] = []
     if on_dev:
-        blocks += [Heading("At the same cost", 3), Text(_EQUAL_COST_NOTE), *on_dev]
+        blocks += [Heading("At the same cost", 3), Text(NOTES["equal cost"]), *on_dev]
     if on_dev and on_held_out:
         title = "At the same cost, on the held-out part of train"
-        blocks += [Heading(title, 3), Text(_HELD_OUT_NOTE), *on_held_out]
+        blocks += [Heading(title, 3), Text(NOTES["equal cost, held out"]), *on_held_out]
     return blocks
 
 
@@ -270,23 +266,6 @@ def _equal_cost_scores(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[
             yield ("static", "cut"), task, interpolate(shares, [group.score for group in known], 1 / speed_up)
 
 
-_EQUAL_COST_NOTE = (
-    "Scores of dev at one mean exit step, read off the curves over each policy's threshold on straight lines between "
-    "thresholds, so that all pay the same; medians over the seeds. No label takes part in where a threshold is put. "
-    "*its own* is the policy of the recipe for the task, and the other rows are other policies on the same models. "
-    "*blind* is the best that can be had there without a look at the example, the same step for all or two by a "
-    "coin (chosen by the score shown, so a little too good and out of competition; on straight lines between steps): what "
-    "tells examples apart should be ahead of it. "
-    "*cut* is the encoder cut after k steps and fine-tuned so (recipe `static`), on lines between the k that were "
-    "run and `vanilla`. A dash is a curve that was not kept or does not reach so far, or a macro that lacks a task; "
-    "a policy that is the recipe's own on some tasks has those in its row too."
-)
-_HELD_OUT_NOTE = (
-    "The same on what was held out of train, by which recipes and policies are chosen. The epoch was chosen on it "
-    "too, so its scores are a little too good."
-)
-
-
 def costs(groups: Groups) -> list[Block]:
     """A line for each recipe and task: the score, three speed-ups, and the static model of the same FLOPs."""
     head = ["task", "recipe", "policy", "score", "×steps", "×FLOPs", "×wall-clock", "static at the same FLOPs"]
@@ -302,14 +281,9 @@ def costs(groups: Groups) -> list[Block]:
             if group not in static and known and min(known) <= cost <= max(known):
                 beside = interpolate(known, [other.score for other in static], cost)
             rows.append([group.task, group.label, f"`{policy}`", f"{group.score:.1f}", *speeds, _shown(beside)])
-    note = (
-        "Medians over the seeds. The static model is the encoder cut after k steps and fine-tuned so (recipe "
-        "`static`); its score at the FLOPs of a recipe lies on straight lines between the k that were run and "
-        "`vanilla`, and a dash says that none was run that is as cheap."
-    )
-    if not any(group.example["recipe"] == "static" for group in groups.values()):
-        head, rows, note = head[:-1], [row[:-1] for row in rows], "Medians over the seeds."
-    return _titled("Score and cost", note, head, rows)
+    if any(group.example["recipe"] == "static" for group in groups.values()):
+        return _titled("Score and cost", NOTES["costs"], head, rows)
+    return _titled("Score and cost", "Medians over the seeds.", head[:-1], [row[:-1] for row in rows])
 
 
 def timings(groups: Groups) -> list[Block]:
@@ -323,13 +297,8 @@ def timings(groups: Groups) -> list[Block]:
                 numbers = [f"{100 * point.score:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
                 policy = f"`{timed.policy}`, {point.knob:.3g}"
                 rows.append([task, group.label, policy, *numbers, f"{timed.low:.2f}–{timed.high:.2f}"])
-    note = (
-        "Kept models with every policy, in turn with full depth on the same batches of dev (`python -m benchmarks.glue "
-        "clock`): the median of the pairs, with their range. Score, steps and FLOPs are those of the run on all of "
-        "dev, at this threshold."
-    )
     head = ["task", "recipe", "policy, threshold", "score", "×steps", "×FLOPs", "×wall-clock", "range"]
-    return _titled("Steps and seconds", note, head, rows)
+    return _titled("Steps and seconds", NOTES["timings"], head, rows)
 
 
 def gains(groups: Groups) -> list[Block]:
@@ -343,14 +312,8 @@ def gains(groups: Groups) -> list[Block]:
             known = [[value for value in values if value is not None] for values in seen]
             correlations = [f"{statistics.fmean(values):+.2f}" if values else "–" for values in known]
             rows.append([group.task, group.label, f"{mean:+.3f}", f"{deviation:.3f}", *correlations])
-    note = (
-        "The *gain* of an example is how much its loss falls a step (least squares over the steps, on dev). Exits per "
-        "example can beat one fixed step only as far as what a policy sees goes together with the gain: the last two "
-        "columns are rank correlations with it, of the expected step E[n|x] of the Lambda head, and of how unsure the "
-        "answer is (the mean over the steps but the last). Means over the seeds."
-    )
     head = ["task", "recipe", "mean gain", "deviation over examples", "expected step and gain", "unsure and gain"]
-    return _titled("Is there something to tell apart?", note, head, rows)
+    return _titled("Is there something to tell apart?", NOTES["gains"], head, rows)
 
 
 def optimum(groups: Groups) -> list[Block]:
@@ -364,14 +327,8 @@ def optimum(groups: Groups) -> list[Block]:
             means = [" ".join(f"{statistics.fmean(step):.2f}" for step in zip(*pmf, strict=True)) for pmf in pmfs]
             spreads = [statistics.fmean(each[f"spread_{name}"] for each in found) for name in ("learnt", "oracle")]
             rows.append([group.task, group.label, *means, *(f"{spread:.2f}" for spread in spreads)])
-    note = (
-        "The objective of PonderNet and PALBERT is least at p(n) exp(−ℓ_n / β), normalised, with the prior p(n) and "
-        "losses ℓ_n. *Optimum, blind* is that for the mean losses over dev: the best that a head can do which cannot "
-        "tell examples apart. The spreads are standard deviations over the examples of the expected step E[n|x], as "
-        "the head gives it, and as one would that knew the losses of each example (*oracle*). Means over the seeds."
-    )
     head = ["task", "recipe", "mean posterior, by step", "optimum, blind", "spread, learnt", "spread, oracle"]
-    return _titled("What could the Lambda head learn?", note, head, rows)
+    return _titled("What could the Lambda head learn?", NOTES["optimum"], head, rows)
 
 
 def overthinking(groups: Groups) -> list[Block]:
@@ -383,12 +340,8 @@ def overthinking(groups: Groups) -> list[Block]:
             shares = [[each["right"][-1], each["right_by"][-1], each["lost"]] for each in found]
             means = [f"{100 * statistics.fmean(column):.1f}" for column in zip(*shares, strict=True)]
             rows.append([group.task, group.label, *means])
-    note = (
-        "Percent of dev, means over the seeds. An exit that always chose the right step would score what stands under "
-        "*right at some step*; what is lost by going on past it is overthinking (Kaya et al. 2019)."
-    )
     head = ["task", "recipe", "right at the last step", "right at some step", "right at some, wrong at the last"]
-    return _titled("Overthinking", note, head, rows)
+    return _titled("Overthinking", NOTES["overthinking"], head, rows)
 
 
 def published() -> list[Block]:
