@@ -120,11 +120,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
-        """Inverse of `to_dict`; fields that an older version did not have are at their defaults.
-
-        Raises:
-            DataError: A field is unknown (a newer version wrote it), or a value cannot be used.
-        """
+        """Inverse of `to_dict`; fields that an older version did not have are at their defaults."""
         try:
             return cls(**data)
         except (TypeError, ArgumentError) as error:

@@ -50,10 +50,6 @@ def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> Dat
         Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is
         the one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a
         class number or a 32-bit score, and -1 where it is hidden.
-
-    Raises:
-        MissingDataError: A file is missing, or the hub cannot be reached.
-        DataError: A file cannot be read as what it should be.
     """
     splits = [split for split in task.splits if split.name in only or not only]
     if glue_dir is None:
@@ -84,9 +80,6 @@ def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datas
 
     Returns:
         What is left for training, and what is held out; both in the order of `train`.
-
-    Raises:
-        ArgumentError: The fraction is outside (0, 1), or there are fewer than two examples.
     """
     if not 0.0 < fraction < 1.0:
         remedy = "Pass 0.1 to hold out a tenth."
@@ -113,9 +106,6 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     Returns:
         Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`, `idx`, and
         `length` in tokens.
-
-    Raises:
-        ArgumentError: The length leaves no room for text.
     """
     columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
     special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)

@@ -28,9 +28,6 @@ __all__ = ["gains", "optimum"]
 def gains(trajectory: Trajectory) -> dict[str, Any]:
     """The gains of a split, and how they go together with what policies see.
 
-    Args:
-        trajectory: With labels, of at least two steps.
-
     Returns:
         `mean` and `deviation` of the gain over the examples, in nats a step (squared error in regression); `halting`,
         the rank correlation (Spearman) of E[n|x] with the gain, None without hazards; `unsure`, for each step but the
@@ -53,11 +50,6 @@ def gains(trajectory: Trajectory) -> dict[str, Any]:
 
 def optimum(trajectory: Trajectory, objective: Objective, prior: Prior | None) -> dict[str, Any] | None:
     """The optimum of a split beside what was learnt.
-
-    Args:
-        trajectory: With labels.
-        objective: That the model was trained with.
-        prior: Of the model.
 
     Returns:
         `blind`, the optimum for the mean losses over the examples, `(steps,)`; `spread_learnt` and `spread_oracle`, the

@@ -30,11 +30,7 @@ def is_first() -> bool:
 
 
 def share(batch_size: int) -> int:
-    """What one process does of a batch.
-
-    Raises:
-        ArgumentError: It cannot be divided evenly.
-    """
+    """What one process does of a batch."""
     if batch_size % count():
         expected = f"a multiple of the {count()} processes"
         remedy = "Change one of them: all processes together work on one batch."
@@ -50,15 +46,7 @@ def wait() -> None:
 
 @contextmanager
 def hold(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock `path`, which the system frees when its holder dies; the file is there only while somebody does.
-
-    Args:
-        path: The lock file; its folder is made.
-        wait: Wait until the lock is free, or raise.
-
-    Raises:
-        BusyError: Another process holds it, and `wait` is off.
-    """
+    """Hold the lock `path`, which the system frees when its holder dies; the file is there only while somebody does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:

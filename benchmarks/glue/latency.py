@@ -33,15 +33,7 @@ _NEAR = 0.15
 
 @dataclass(frozen=True)
 class Timing:
-    """A policy of a kept model, timed.
-
-    Args:
-        policy: Name of its family.
-        point: Its threshold, and what the run says of it on all of dev.
-        wall_clock: Seconds at full depth ÷ seconds with the policy, the median of the pairs.
-        low: The least of them.
-        high: The greatest.
-    """
+    """A policy of a kept model, timed."""
 
     policy: str
     point: Point
@@ -72,9 +64,6 @@ def time_policies(
     Returns:
         The file, `<results>/clock/<key>.json`: `rows`, each with `policy`, `knob` (its threshold), `wall_clock` and
         `wall_clock_range`. What a threshold gives in score, steps and FLOPs is the result's to say.
-
-    Raises:
-        ArgumentError: The result is not there, or the model was trained for one depth, so that nothing can be timed.
     """
     key, model = kept.config.key, kept.model
     path = results / f"{key}.json"
@@ -107,11 +96,7 @@ def time_policies(
 
 
 def read_timings(run: Result) -> list[Timing]:
-    """What was timed of a run's model, or nothing.
-
-    Raises:
-        DataError: The file is broken or foreign, or times a threshold that is not on the curves of the run.
-    """
+    """What was timed of a run's model, or nothing."""
     path = None if run.path is None else run.path.parent / _FOLDER / run.path.name
     if path is None or not path.exists():
         return []

@@ -35,17 +35,9 @@ def answers(task: Task, outputs: _Array) -> _Array:
 def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
     """Measure predictions against labels.
 
-    Args:
-        task: The task.
-        predictions: Class numbers, or scores for regression; shape `(examples,)`.
-        labels: The true ones, of the same shape.
-
     Returns:
         Every metric of the task by its name, each in [-1, 1], and under `"score"` their mean; where the task has a
         class that is reported apart, the share of its rows that were told, under `"out_of_scope_recall"`.
-
-    Raises:
-        ArgumentError: The arrays are empty, differ in shape, hold NaN, or hold what is no class of the task.
 
     Example:
         >>> from benchmarks import tasks

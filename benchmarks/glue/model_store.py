@@ -27,14 +27,7 @@ _FILE = "glue.json"
 
 @dataclass(frozen=True)
 class KeptModel:
-    """A trained model, and how it was made.
-
-    Args:
-        model: In evaluation mode, with the policy of its run.
-        tokenizer: Its tokenizer.
-        config: Its run.
-        training: What was measured in each stage; None where an older version kept it.
-    """
+    """A trained model, and how it was made."""
 
     model: PonderForSequenceClassification
     tokenizer: PreTrainedTokenizerBase
@@ -88,10 +81,6 @@ def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
         results: Folder of their results.
         recipe: As `parse_recipe` reads it; runs with other arguments, or with a policy or threshold that is not the
             recipe's, are of another recipe.
-
-    Raises:
-        ArgumentError: No model of the recipe is kept.
-        DataError: A result is half-written or of another version.
     """
     asked = parse_recipe("--recipe", recipe)
     best: dict[str, tuple[bool, float, Path]] = {}
@@ -119,11 +108,7 @@ def find(config: RunConfig, models: Path) -> KeptModel | None:
 
 
 def load_kept(folder: Path) -> KeptModel:
-    """Read what `keep` wrote.
-
-    Raises:
-        CheckpointError: It is no such folder.
-    """
+    """Read what `keep` wrote."""
     if not (folder / _FILE).exists():
         raise CheckpointError(
             f"{folder}: expected the folder of a kept model; it has no {_FILE}. Make one with `run --keep-model`."

@@ -60,21 +60,24 @@ def run(
         wait: Where another process is at this run, wait for its result, or raise.
         strict: Whether a result that is there already must have the trajectories and the model beside it.
         progress: Whether to show progress bars.
-
-    Raises:
-        ArgumentError: A folder cannot be written to; or trajectories or the model are asked of a run whose result is
-            there already, and that did not keep them.
-        BusyError: Another process is at this run, and `wait` is off, or several processes would train together.
     """
     recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
     places = {"--out": out, "--work": work, "--trajectories": trajectories, "--keep-model": models}
     for option, place in places.items():
         if place is not None:
             check_writable(place, option)
-    path, own = out / f"{config.key}.json", work / config.key
+    path, own, task = out / f"{config.key}.json", work / config.key, tasks.get(config.task)
 
     def make() -> None:
-        _train_and_save(config, folder, path, own, stages, trajectories, models, progress)
+        ready = _prepare(config, task.load(folder, ["train", *task.dev_splits]))
+        options: dict[str, Any] = {"stages": stages, "models": models, "progress": progress}
+        trained = train(config, task, ready.pop("train"), _selection_split(ready), own, **options)
+        if distributed.is_first():
+            result = _evaluate(config, task, trained, ready, trajectories)
+            if models is not None:  # before the result, so that no result stands without its model
+                keep(trained.model, config, models, trained.stages)
+            result.save(path)
+        distributed.wait()
 
     if not path.exists() and not distributed.is_first():
         make()
@@ -101,28 +104,6 @@ def _trajectory_file(folder: Path, config: RunConfig, split: str) -> Path:
     return folder / f"{config.key}-{split}.safetensors"
 
 
-def _train_and_save(
-    config: RunConfig,
-    folder: Path | None,
-    path: Path,
-    work: Path,
-    stages: Path | None,
-    trajectories: Path | None,
-    models: Path | None,
-    progress: bool,
-) -> None:
-    task = tasks.get(config.task)
-    ready = _prepare(config, task.load(folder, ["train", *task.dev_splits]))
-    places: dict[str, Any] = {"stages": stages, "models": models, "progress": progress}
-    trained = train(config, task, ready.pop("train"), _selection_split(ready), work, **places)
-    if distributed.is_first():
-        result = _evaluate(config, task, trained, ready, trajectories)
-        if models is not None:  # before the result, so that no result stands without its model
-            keep(trained.model, config, models, trained.stages)
-        result.save(path)
-    distributed.wait()
-
-
 def run_on(
     config: RunConfig,
     task: Task,
@@ -133,17 +114,7 @@ def run_on(
     trajectories: Path | None = None,
     progress: bool = True,
 ) -> tuple[Result, Trained]:
-    """Train and evaluate on given data.
-
-    Args:
-        config: The run.
-        task: What the labels mean.
-        splits: `train`, and the splits to report.
-        work: Folder of checkpoints.
-        baseline: The model against which speed is measured; this one run to its last step where None.
-        trajectories: As for `run`.
-        progress: Whether to show progress bars.
-    """
+    """Train and evaluate on given data."""
     ready = _prepare(config, splits)
     trained = train(config, task, ready.pop("train"), _selection_split(ready), work, progress=progress)
     return _evaluate(config, task, trained, ready, trajectories, baseline), trained

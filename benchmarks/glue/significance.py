@@ -47,13 +47,7 @@ def unpack(task: Task, text: str) -> _Array:
 
 @dataclass(frozen=True)
 class Replicates:
-    """Bootstrapped scores of one recipe on one task.
-
-    Args:
-        scores: Of each seed on dev, `(seeds,)`.
-        drawn: Of each seed on each replicate of the examples, `(seeds, replicates)`.
-        seeds: Seeds of the runs.
-    """
+    """Bootstrapped scores of one recipe on one task."""
 
     scores: _Array
     drawn: _Array
@@ -62,15 +56,7 @@ class Replicates:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One recipe against another.
-
-    Args:
-        difference: Of the mean scores over the common seeds.
-        low: Of the 95% interval (percentiles of the replicates).
-        high: Its other end.
-        p: Two-sided: twice the share of replicates on the other side of 0, no less than 2 / (replicates + 1).
-        seeds: Common seeds.
-    """
+    """One recipe against another."""
 
     difference: float
     low: float

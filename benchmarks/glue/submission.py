@@ -28,7 +28,7 @@ from benchmarks.glue.tasks import DIAGNOSTIC, TASKS, GlueTask
 from ponder._utils.files import make_folder, write_json, write_text
 from ponder.errors import ArgumentError, DataError
 
-__all__ = ["FILES", "Answered", "Submission", "SubmissionFile", "check_submission", "predict", "submit"]
+__all__ = ["FILES", "check_submission", "predict", "submit", "write_submission"]
 
 _HEADER = "index\tprediction"
 _SCORE = re.compile(r"[0-5]\.\d{3}")
@@ -36,15 +36,7 @@ _SCORE = re.compile(r"[0-5]\.\d{3}")
 
 @dataclass(frozen=True)
 class SubmissionFile:
-    """One file of a submission.
-
-    Args:
-        name: File name.
-        task: Whose examples it answers.
-        split: Its test split.
-        model_of: The task whose model answers.
-        rows: Examples in GLUE's official test set.
-    """
+    """One file of a submission: whose test split it answers, by a model of which task; `rows` are the official."""
 
     name: str
     task: GlueTask
@@ -104,13 +96,7 @@ FILES = tuple(_file(name, rows) for name, rows in _OFFICIAL.items())
 
 @dataclass(frozen=True)
 class Answered:
-    """Predictions for one file.
-
-    Args:
-        predictions: Class numbers or scores, in the order of the data, `(examples,)`.
-        mean_exit_step: Mean over the examples; None where no model answered.
-        source: Which run answered, or what stands in for it.
-    """
+    """Predictions for one file in the order of the data, and which run answered, or what stands in for it."""
 
     predictions: list[float]
     mean_exit_step: float | None
@@ -143,9 +129,6 @@ def submit(
         fill: Answer tasks without a model by a constant, since GLUE takes all files or none.
         batch_size: Examples a batch.
         say: Told of each file as it is made.
-
-    Raises:
-        ArgumentError: No model at all, two of a task, or a task without one where `fill` is off.
     """
     kept = _by_task(models)
     if not kept:
@@ -177,13 +160,7 @@ def submit(
 
 @torch.inference_mode()
 def predict(kept: KeptModel, data: Dataset, batch_size: int = 64) -> tuple[list[float], list[int]]:
-    """Answers and exit steps of one model, in the order of `data`, by the policy of its run.
-
-    Args:
-        kept: The model.
-        data: Examples, as the `load` of a task gives them.
-        batch_size: Examples a batch.
-    """
+    """Answers and exit steps of one model, in the order of `data`, by the policy of its run."""
     task = tasks.get(kept.config.task)
     ready = tokenize(data, kept.tokenizer, kept.config.max_length)
     found: dict[int, tuple[float, int]] = {}
@@ -197,10 +174,6 @@ def predict(kept: KeptModel, data: Dataset, batch_size: int = 64) -> tuple[list[
 
 def write_submission(out: Path, predictions: Mapping[str, Sequence[float]]) -> Path:
     """Write every file of `FILES`, and `submission.zip` with them.
-
-    Args:
-        out: Folder.
-        predictions: By file name, class numbers or scores in the order of the examples, `(examples,)`.
 
     Returns:
         The zip, whose bytes depend on the predictions alone.
@@ -228,16 +201,8 @@ def write_submission(out: Path, predictions: Mapping[str, Sequence[float]]) -> P
 def check_submission(path: Path, glue_dir: Path | None = None) -> list[str]:
     """What is wrong with a submission: names, headers, numbers of rows, indices, labels.
 
-    Args:
-        path: The zip.
-        glue_dir: GLUE's data; the number of rows of a file is that of its test file there, and where that is not there
-            that of the official test set.
-
     Returns:
         One sentence a fault; none where GLUE's server would take it.
-
-    Raises:
-        DataError: It is no zip.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -249,14 +214,14 @@ def check_submission(path: Path, glue_dir: Path | None = None) -> list[str]:
     faults += [f"{name}: no file of a submission" for name in found if name not in {file.name for file in FILES}]
     faults += [f"{repeated} names are there twice"] if repeated else []
     for file in (file for file in FILES if file.name in found):
-        faults += [f"{file.name}{fault}" for fault in _faults(file, found[file.name], _rows(file, glue_dir))]
+        faults += [f"{file.name}{fault}" for fault in _faults(file, found[file.name], _rows(file, glue_dir, hub=False))]
     return faults
 
 
-def _rows(file: SubmissionFile, glue_dir: Path | None) -> int:
-    """Of the test split where it is in the folder, and else of the official one."""
+def _rows(file: SubmissionFile, glue_dir: Path | None, hub: bool = True) -> int:
+    """Of the test split where it is here, and else of the official one."""
     try:
-        return file.rows if glue_dir is None else len(file.load(glue_dir))
+        return len(file.load(glue_dir)) if hub or glue_dir is not None else file.rows
     except MissingDataError:
         return file.rows
 
@@ -304,13 +269,9 @@ def _answered(file: SubmissionFile, kept: KeptModel, glue_dir: Path | None, batc
 def _constant(file: SubmissionFile, glue_dir: Path | None) -> Answered:
     """The most frequent class of train (regression: its mean score); the first class where there is no train here."""
     try:
-        rows = len(file.load(glue_dir))
-    except MissingDataError:
-        rows = file.rows
-    try:
         labels = [float(label) for label in file.model_of.load(glue_dir, ["train"])["train"]["label"]]
         value = statistics.mode(labels) if file.labels else statistics.fmean(labels)
         why = "most frequent in train, or its mean"
     except MissingDataError:
         value, why = 0.0 if file.labels else statistics.fmean(file.task.label_range or (0.0,)), "no data here"
-    return Answered([value] * rows, None, f"constant {file.line(value)} ({why})")
+    return Answered([value] * _rows(file, glue_dir), None, f"constant {file.line(value)} ({why})")

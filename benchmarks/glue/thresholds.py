@@ -36,13 +36,7 @@ _COLUMNS = tuple(Point.__dataclass_fields__)
 
 
 def candidates(policy: ExitPolicy, has_hazard: bool, task: str | None) -> list[ExitPolicy]:
-    """A policy of each family that a model can be run with, `policy` first, where it has a threshold.
-
-    Args:
-        policy: The recipe's; one that reads nothing has been trained for its depth, and there are no others.
-        has_hazard: Whether there is a Lambda head.
-        task: ``"regression"`` has no classes to be sure of.
-    """
+    """A policy of each family that a model can be run with, `policy` first, where it has a threshold."""
     if not policy.needs:
         return []
     others: list[ExitPolicy] = [Quantile(0.5)] if has_hazard else []
@@ -114,13 +108,7 @@ def read_curve(run: Result, policy: str) -> Curve | None:
 
 @dataclass(frozen=True)
 class ChosenThreshold:
-    """A policy, and how it came about.
-
-    Args:
-        policy: The recipe's or the run's own, with the threshold that was chosen.
-        record: Plain JSON: `chosen_on`, and where that is the held-out part, `keeps` or `budget`, `met` and
-            `statement`.
-    """
+    """A policy, and how it came about."""
 
     policy: ExitPolicy
     record: dict[str, Any]

@@ -47,12 +47,7 @@ _MARK = "complete"
 
 @dataclass(frozen=True)
 class Trained:
-    """A model after training.
-
-    Args:
-        model: The weights of the best epoch.
-        stages: For each stage, what was measured: seconds, epochs, the held-out score of each epoch.
-    """
+    """A model with the weights of its best epochs, and what was measured in each stage."""
 
     model: PonderForSequenceClassification
     stages: list[dict[str, Any]]
@@ -85,19 +80,34 @@ def train(
     model = build(config, task.num_labels)
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
-    log: list[dict[str, Any]] = []
+    policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
     if begins_plain(model.recipe):
         begun = _finished(plain(config), models) or train(
             plain(config), task, data, selected_on, work / "vanilla", stages=stages, progress=progress
         )
         _begin_with(model, begun.model)
         log += begun.stages
-    shared = None if stages is None else _shared(stages, config, model.recipe)
-    for number in range(len(log), len(model.recipe.stages)):
-        arguments = (config, task, model, number, data, selected_on, shared or work, progress)
-        locked = shared is not None and distributed.is_first()
-        with hold(shared.with_name(f"{shared.name}.lock"), wait=True) if shared and locked else nullcontext():
-            log.append(_bring_to_end(*arguments))
+    if stages is not None and recipe_stages == recipes.get("vanilla").stages and config.policy is None:
+        work = stages / plain(config).key  # where other runs may go on from it
+        locked = hold(work.with_name(f"{work.name}.lock"), wait=True) if distributed.is_first() else nullcontext()
+    else:
+        locked = nullcontext()
+    with locked:
+        for number in range(len(log), len(recipe_stages)):
+            folder, done = work / f"stage-{number}", work / f"stage-{number}-done"
+            if (done / "log.json").exists():
+                model.load_state_dict(PonderForSequenceClassification.from_pretrained(done).state_dict())
+            else:
+                model.start_stage(recipe_stages[number])
+                model.policy = policy if number == len(recipe_stages) - 1 else LastStep()
+                entry = train_stage(config, task, model, data, selected_on, folder, progress)
+                model.policy = policy
+                if distributed.is_first():
+                    model.save_pretrained(done)
+                    write_json(done / "log.json", entry)  # last: it says that the others are there
+                    shutil.rmtree(folder, ignore_errors=True)
+                distributed.wait()
+            log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
     model.train(False)
     return Trained(model, log)
@@ -121,46 +131,11 @@ def _finished(config: RunConfig, models: Path | None) -> Trained | None:
     return None if kept is None or kept.training is None else Trained(kept.model, kept.training)
 
 
-def _shared(stages: Path, config: RunConfig, recipe: Recipe) -> Path | None:
-    """Where a run of `vanilla` trains, so that others may go on from there; None for other runs."""
-    is_plain = recipe.stages == recipes.get("vanilla").stages and config.policy is None
-    return stages / plain(config).key if is_plain else None
-
-
 def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:
     """Take over the encoder and the head, which becomes that of the last step where there is one a step."""
     head = model.ponder.head
     model.encoder.load_state_dict(begun.encoder.state_dict())
     (head.heads[-1] if isinstance(head, PerStep) else head).load_state_dict(begun.ponder.head.state_dict())
-
-
-def _bring_to_end(
-    config: RunConfig,
-    task: Task,
-    model: PonderForSequenceClassification,
-    number: int,
-    data: Dataset,
-    selected_on: Dataset,
-    work: Path,
-    progress: bool,
-) -> dict[str, Any]:
-    """Train stage `number` of the recipe, or read what was trained already; returns what was measured."""
-    policy, stages = model.policy, model.recipe.stages
-    folder, done = work / f"stage-{number}", work / f"stage-{number}-done"
-    if (done / "log.json").exists():
-        trained = PonderForSequenceClassification.from_pretrained(done)
-        model.load_state_dict(trained.state_dict())
-    else:
-        model.start_stage(stages[number])
-        model.policy = policy if number == len(stages) - 1 else LastStep()
-        entry = train_stage(config, task, model, data, selected_on, folder, progress)
-        model.policy = policy
-        if distributed.is_first():
-            model.save_pretrained(done)
-            write_json(done / "log.json", entry)  # last: it says that the others are there
-            shutil.rmtree(folder, ignore_errors=True)
-        distributed.wait()
-    return read_json(done / "log.json")
 
 
 def train_stage(

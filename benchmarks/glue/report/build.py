@@ -22,17 +22,7 @@ _PUBLISHED = "published"
 
 @dataclass(frozen=True)
 class _Source:
-    """What the parts on one backbone are made from.
-
-    Args:
-        name: Of the backbone; begins the names of figures.
-        results: All runs.
-        groups: The runs of each recipe and task.
-        main: Those that are no ablation and no variant of another recipe.
-        folders: By option of the command line, the data, whose labels significance needs.
-        draw: Whether there are figures.
-        replicates: Of the bootstrap.
-    """
+    """What the parts on one backbone are made from."""
 
     name: str
     results: Sequence[Result]
@@ -65,7 +55,7 @@ PARTS: dict[str, Callable[[_Source], Sequence[Block]]] = {
     "optimum": lambda of: tables.optimum(of.main),
     "overthinking": lambda of: [*tables.overthinking(of.main), *of.drawn(figures.overthinking)],
     "significance": lambda of: comparisons(of.main, of.folders, of.replicates),
-    "runs": lambda of: tables.every_run(of.results),
+    "runs": lambda of: tables.runs(of.results),
 }
 
 
@@ -87,10 +77,6 @@ def report(
         draw: Whether to draw figures, which needs matplotlib.
         replicates: Of the bootstrap.
         only: Names of parts, of `PARTS` or ``"published"``; all where empty.
-
-    Raises:
-        ArgumentError: There is no such part.
-        DataError: There are no results, or the data are not those of the runs.
     """
     known = [*PARTS, _PUBLISHED]
     for name in only:

@@ -24,13 +24,7 @@ _LEVEL = 0.05
 
 
 def comparisons(groups: Groups, folders: Mapping[str, Path | None], replicates: int) -> list[Block]:
-    """A matrix for each task, and one for the macro average of the recipes that have all its tasks.
-
-    Args:
-        groups: What is shown.
-        folders: By option of the command line, where the labels of dev are: results hold none.
-        replicates: Of the bootstrap.
-    """
+    """A matrix for each task, and one for the macro average of the recipes that have all its tasks."""
     heading = Heading("Significance", 3)
     kept = {
         key: group

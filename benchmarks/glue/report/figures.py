@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from benchmarks.glue.latency import Timing, read_timings
-from benchmarks.glue.report.groups import Group, Groups, by_task, labels_of, task_order
+from benchmarks.glue.report.groups import Group, Groups, by_task, each, labels_of, task_order
+from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
 from benchmarks.glue.thresholds import read_curve
 from benchmarks.page import Figure
@@ -22,17 +23,6 @@ from ponder.plots.seeds import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = [
-    "by_cost",
-    "by_latency",
-    "by_policy",
-    "by_speed_up",
-    "by_threshold",
-    "by_wall_clock",
-    "overthinking",
-    "posteriors",
-]
 
 Draw = Callable[["Axes"], object]
 Panels = dict[str, list[Draw]]
@@ -48,34 +38,26 @@ def posteriors(groups: Groups, prefix: str) -> Figure | None:
         shown = [group for group in shown if all(split["halting"] for run in group.runs for split in run.reported)]
         if shown:
             panels[name] = [_posterior(group, place == len(shown) - 1) for place, group in enumerate(shown)]
-    caption = (
-        "Mean posterior E[p(n|x)] over dev (as Figure 2 of the PALBERT paper, which takes train); dashed: the prior."
-    )
-    return _figure(f"{prefix}-posterior", caption, panels)
+    return _figure(f"{prefix}-posterior", NOTES["figure-2"], panels)
 
 
 def by_threshold(groups: Groups, prefix: str) -> Figure | None:
     """Figure 3: the score against Q-exit's q, for the recipes whose policy it is."""
     panels: Panels = {}
-    for task, group in ((task, group) for task, shown in by_task(groups) for group in shown):
+    for group in each(groups):
         curves = _curves(group, "quantile")
         if curves and group.own_policy == "quantile":
 
             def draw(ax: Axes, curves: list[Curve] = curves, name: str = group.label) -> object:
                 return plots.score_by_knob(curves, ax=ax, label=name)
 
-            panels.setdefault(task, []).append(draw)
-    caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
-    return _figure(f"{prefix}-score-by-q", caption, panels)
+            panels.setdefault(group.task, []).append(draw)
+    return _figure(f"{prefix}-score-by-q", NOTES["figure-3"], panels)
 
 
 def by_speed_up(groups: Groups, prefix: str) -> Figure | None:
     """Figure 4: the score against the speed-up in steps, each recipe with its own policy."""
-    caption = (
-        "Score against speed-up in steps, each recipe with its own policy, whose threshold is varied (as Figure 4 of "
-        "the PALBERT paper); dashed: vanilla."
-    )
-    return _figure(f"{prefix}-score-by-steps", caption, _own_policies(groups, "steps"))
+    return _figure(f"{prefix}-score-by-steps", NOTES["figure-4"], _own_policies(groups, "steps"))
 
 
 def by_cost(groups: Groups, prefix: str) -> Figure | None:
@@ -83,18 +65,13 @@ def by_cost(groups: Groups, prefix: str) -> Figure | None:
     panels = _own_policies(groups, "cost")
     for task, shown in by_task(groups):
         panels.setdefault(task, []).append(_runs(shown, "flops", over_curves=task in panels))
-    caption = (
-        "Score against speed-up in FLOPs. Lines: each recipe with its own policy, whose threshold is varied. Crosses: "
-        "the runs as they are, medians over seeds; models cut at a fixed step (static) are among them."
-    )
-    return _figure(f"{prefix}-score-by-flops", caption, panels)
+    return _figure(f"{prefix}-score-by-flops", NOTES["figure of flops"], panels)
 
 
 def by_wall_clock(groups: Groups, prefix: str) -> Figure | None:
     """The score against the speed-up in wall-clock, with the range of the timings."""
     panels: Panels = {task: [_runs(shown, "wall_clock", over_curves=False)] for task, shown in by_task(groups)}
-    caption = "Score against speed-up in wall-clock, medians over seeds, with the range of the pairs of timings."
-    return _figure(f"{prefix}-score-by-wall-clock", caption, panels)
+    return _figure(f"{prefix}-score-by-wall-clock", NOTES["figure of wall-clock"], panels)
 
 
 def by_policy(label: str) -> Callable[[Groups, str], Figure | None]:
@@ -102,13 +79,12 @@ def by_policy(label: str) -> Callable[[Groups, str], Figure | None]:
 
     def made(groups: Groups, prefix: str) -> Figure | None:
         panels: Panels = {}
-        for group in (group for _, shown in by_task(groups) for group in shown if group.label == label):
+        for group in (group for group in each(groups) if group.label == label):
             curves = {policy: _curves(group, policy) for policy in group.policies}
             if sum(map(bool, curves.values())) > 1:
                 panels[group.task] = [_lines({name: each for name, each in curves.items() if each}, "cost", None)]
         slug = "".join(letter if letter.isalnum() else "-" for letter in label).strip("-")
-        caption = f"{label} with other policies: score against speed-up in FLOPs."
-        return _figure(f"{prefix}-policies-{slug}", caption, panels)
+        return _figure(f"{prefix}-policies-{slug}", NOTES["figure of policies"].format(label=label), panels)
 
     return made
 
@@ -116,25 +92,20 @@ def by_policy(label: str) -> Callable[[Groups, str], Figure | None]:
 def by_latency(groups: Groups, prefix: str) -> Figure | None:
     """The score against the speed-up in wall-clock of every policy that a kept model was timed with."""
     panels: Panels = {}
-    for task, group in ((task, group) for task, shown in by_task(groups) for group in shown):
+    for group in each(groups):
         timings = [timing for run in group.runs for timing in read_timings(run)]
         if timings:
-            panels[f"{task}, {group.label}"] = [_timed(timings)]
-    caption = "Score against speed-up in wall-clock of each policy on a kept model, with the range of the timings."
-    return _figure(f"{prefix}-policies-by-wall-clock", caption, panels)
+            panels[f"{group.task}, {group.label}"] = [_timed(timings)]
+    return _figure(f"{prefix}-policies-by-wall-clock", NOTES["figure of clock"], panels)
 
 
 def overthinking(groups: Groups, prefix: str) -> Figure | None:
     """Share of dev that is right at each step, and (dashed) at that step or before."""
     panels: Panels = {}
-    for task, group in ((task, group) for task, shown in by_task(groups) for group in shown):
+    for group in each(groups):
         if all(split.get("overthinking") for run in group.runs for split in run.reported):
-            panels.setdefault(task, []).append(_right_by_step(group))
-    caption = (
-        "Share of dev that is right at step n (solid), and at step n or before (dashed): at the last step the gap is "
-        "what overthinking costs."
-    )
-    return _figure(f"{prefix}-overthinking", caption, panels)
+            panels.setdefault(group.task, []).append(_right_by_step(group))
+    return _figure(f"{prefix}-overthinking", NOTES["figure of overthinking"], panels)
 
 
 def _figure(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> Figure | None:

@@ -7,7 +7,7 @@ import itertools
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +18,6 @@ from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.results import Result
 from benchmarks.glue.thresholds import read_curve
 from benchmarks.tasks import names
-
-__all__ = [
-    "BLIND",
-    "Group",
-    "Groups",
-    "at_speed_up",
-    "by_task",
-    "choose",
-    "held_out_view",
-    "interpolate",
-    "label",
-    "labels_of",
-    "ordered",
-    "policy_text",
-    "task_order",
-    "threshold_chosen",
-]
 
 BLIND = "blind"
 """The best that can be had without a look at the example, in the place of a policy."""
@@ -66,13 +49,9 @@ class Group:
         """Their median."""
         return statistics.median(self.scores)
 
-    def median(self, value: Callable[[Result], float]) -> float:
-        """Of any number of a run."""
-        return statistics.median(map(value, self.runs))
-
     def speed_up(self, name: str) -> float:
         """Median of a speed-up: ``"steps"``, ``"flops"`` or ``"wall_clock"``."""
-        return self.median(lambda run: float(run["speed_up"][name]))
+        return statistics.median(float(run["speed_up"][name]) for run in self.runs)
 
     def reported(self, field: str) -> list[Any]:
         """What the reported splits of all runs hold under `field`, as far as they hold it."""
@@ -189,6 +168,11 @@ def by_task(groups: Groups) -> Iterator[tuple[str, list[Group]]]:
     """Each task with its groups, both in order."""
     for task in task_order(task for _, task in groups):
         yield task, [groups[label, task] for label in labels_of(groups) if (label, task) in groups]
+
+
+def each(groups: Groups) -> Iterator[Group]:
+    """The groups, by task and recipe in order."""
+    return (group for _, shown in by_task(groups) for group in shown)
 
 
 def held_out_view(group: Group) -> Group | None:

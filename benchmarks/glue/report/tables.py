@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks.glue.report.groups import (
     Groups,
     at_speed_up,
     by_task,
+    each,
     held_out_view,
     interpolate,
     label,
@@ -33,26 +35,6 @@ from benchmarks.glue.results import Result
 from benchmarks.glue.thresholds import SPEED_UPS
 from benchmarks.page import Block, Heading, Table, Text
 from ponder import recipes
-
-__all__ = [
-    "ablation",
-    "averaged",
-    "costs",
-    "equal_cost",
-    "every_run",
-    "gains",
-    "is_ablation",
-    "is_variant",
-    "mark",
-    "optimum",
-    "overthinking",
-    "published",
-    "run_line",
-    "run_table",
-    "scores",
-    "timings",
-    "variants",
-]
 
 NOT_AVERAGED = ("WNLI",)  # as in the papers: its dev holds sentences of train with the other label
 _PUBLISHED = Path(__file__).parents[1] / "published.json"
@@ -69,8 +51,19 @@ _ABLATION: tuple[tuple[str, _Switches | str], ...] = (
 )
 
 
-def _titled(title: str, note: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Block]:
-    return [Heading(title, 3), Text(note), Table(head, rows)] if rows else []
+def _titled(title: str, note: str, head: str, rows: Sequence[Sequence[str]]) -> list[Block]:
+    """A table below its heading and note, where it has rows; the names of its columns are joined by " | "."""
+    return [Heading(title, 3), Text(note), Table(head.split(" | "), rows)] if rows else []
+
+
+def _of_each(groups: Groups, cells: Callable[[Group], Sequence[str] | None]) -> list[list[str]]:
+    """A row for each group that has something to tell, in the order of tasks and recipes."""
+    told = ((group, cells(group)) for group in each(groups))
+    return [[group.task, group.label, *found] for group, found in told if found is not None]
+
+
+def _means(columns: Iterable[Iterable[float]]) -> list[float]:
+    return [statistics.fmean(values) for values in zip(*columns, strict=True)]
 
 
 def _shown(value: float | None, form: str = ".1f") -> str:
@@ -78,7 +71,7 @@ def _shown(value: float | None, form: str = ".1f") -> str:
 
 
 def _grid(values: Mapping[tuple[Any, str], float | None]) -> pd.DataFrame:
-    """Rows by tasks, both in order, and the `macro` over the tasks that count: NaN where a row lacks one of them."""
+    """Rows by tasks, the latter in order."""
     rows = list(dict.fromkeys(row for row, _ in values))
     tasks = task_order(task for _, task in values)
     table = pd.DataFrame([[values.get((row, task)) for task in tasks] for row in rows], columns=tasks, dtype=float)
@@ -92,36 +85,19 @@ def scores(groups: Groups) -> list[Block]:
     WNLI left out; a recipe that lacks one of these has none.
     """
     common, names = averaged(groups), labels_of(groups)
-    table, speeds = (
-        _grid({key: value(group) for key, group in groups.items()}).loc[names] for value in (_score, _steps)
-    )
-    table["macro"] = table[common].mean(axis=1, skipna=False) if common else float("nan")
-    speed = speeds[common].mean(axis=1, skipna=False) if common else table["macro"]
-    marked = table.apply(mark)
-    rows = []
+    table = _with_macro(_grid({key: group.score for key, group in groups.items()}), common).loc[names]
+    speed = _with_macro(_grid({key: group.speed_up("steps") for key, group in groups.items()}), common)["macro"]
+    marked, rows = table.apply(mark), []
     for name in names:
         of_name = [group for (other, _), group in groups.items() if other == name]
         counts = sorted({len(group.runs) for group in of_name})
-        named = f"{name} †" if any(group.on_dev for group in of_name) else name
         seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
         factor = "–" if pd.isna(speed[name]) else f"×{speed[name]:.2f}"
-        rows.append([named, factor, *marked.loc[name], seeds])
+        rows.append([name + " †" * any(group.on_dev for group in of_name), factor, *marked.loc[name], seeds])
     over = f"over {', '.join(common)}" if common else "none, since no task is there for more than half of the recipes"
-    note = (
-        f"Median over the seeds of the score at the exits; the best is **bold**, the second <u>underlined</u>. "
-        f"Macro average and speed-up in steps: {over}; a dash where a recipe lacks one of them."
-    )
-    if any(group.on_dev for group in groups.values()):
-        note += " Of recipes with † hyper-parameters or epochs were selected on dev, the split that is shown."
-    return _titled("Scores", note, ["recipe", "×steps", *table.columns, "seeds"], rows)
-
-
-def _score(group: Group) -> float:
-    return group.score
-
-
-def _steps(group: Group) -> float:
-    return group.speed_up("steps")
+    note = NOTES["scores"].format(over=over)
+    note += f" {NOTES['scores, on dev']}" if any(group.on_dev for group in groups.values()) else ""
+    return _titled("Scores", note, " | ".join(["recipe", "×steps", *table.columns, "seeds"]), rows)
 
 
 def averaged(groups: Groups) -> list[str]:
@@ -131,12 +107,13 @@ def averaged(groups: Groups) -> list[str]:
     return [task for task in tasks if 2 * sum((name, task) in groups for name in names) > len(names)]
 
 
+def _with_macro(table: pd.DataFrame, common: Sequence[str]) -> pd.DataFrame:
+    """The mean over the tasks that count in a column of its own, NaN where a row lacks one of them."""
+    return table.assign(macro=table[list(common)].mean(axis=1, skipna=False) if common else math.nan)
+
+
 def mark(values: Sequence[float | None] | pd.Series, competing: Sequence[bool] | None = None) -> list[str] | pd.Series:
     """A column with its best value bold and its second underlined, as they are printed: ties share a mark.
-
-    Args:
-        values: None or NaN where there is none.
-        competing: Which of them can be marked; all where None.
 
     Example:
         >>> mark([56.61, 58.1, 56.58, None])
@@ -167,7 +144,7 @@ def ablation(groups: Groups) -> list[Block]:
         return f"{mean} ± {statistics.stdev(group.scores):.1f}" if len(group.runs) > 1 else mean
 
     rows = [[title, *(cell(found.get((key, task))) for task in tasks)] for title, key in _ABLATION] if tasks else []
-    return _titled("Ablation", NOTES["ablation"], ["configuration", *tasks], rows)
+    return _titled("Ablation", NOTES["ablation"], " | ".join(["configuration", *tasks]), rows)
 
 
 def is_ablation(result: Result) -> bool:
@@ -194,17 +171,15 @@ def variants(groups: Groups) -> list[Block]:
     speed_ups, rows = SPEED_UPS[:2], []
     for _, shown in by_task(groups):
         for own in shown:
-            others = [
-                other for other in shown if other.example["recipe"] == own.label and is_variant(other.example, groups)
-            ]
+            others = [it for it in shown if is_variant(it.example, groups) and it.example["recipe"] == own.label]
             for group in [own, *others] if others else []:
                 views = (group, held_out_view(group))
                 at = [None if v is None else at_speed_up(v, group.own_policy, s) for v in views for s in speed_ups]
                 numbers = [f"{group.score:.1f}", f"×{group.speed_up('steps'):.2f}", *map(_shown, at)]
                 rows.append([group.task, group.label, *numbers, str(len(group.runs))])
-    head = ["task", "recipe", "score", "×steps"]
-    head += [f"{where} at ×{speed_up:g}" for where in ("dev", "held out") for speed_up in speed_ups]
-    return _titled("Variants", NOTES["variants"], [*head, "seeds"], rows)
+    places = [f"{where} at ×{speed_up:g}" for where in ("dev", "held out") for speed_up in speed_ups]
+    head = " | ".join(["task", "recipe", "score", "×steps", *places, "seeds"])
+    return _titled("Variants", NOTES["variants"], head, rows)
 
 
 def is_variant(result: Result, groups: Groups) -> bool:
@@ -219,15 +194,14 @@ def equal_cost(groups: Groups) -> list[Block]:
 
     Each has a table for each speed-up. No threshold is chosen on dev; the tables of the held-out part are for choices.
     """
-    on_dev = _equal_cost_tables(groups)
-    views = {key: held_out_view(group) for key, group in groups.items()}
-    on_held_out = _equal_cost_tables({key: view for key, view in views.items() if view is not None})
-    blocks: list[Block] = []
-    if on_dev:
-        blocks += [Heading("At the same cost", 3), Text(NOTES["equal cost"]), *on_dev]
-    if on_dev and on_held_out:
-        title = "At the same cost, on the held-out part of train"
-        blocks += [Heading(title, 3), Text(NOTES["equal cost, held out"]), *on_held_out]
+    views = {key: view for key, group in groups.items() if (view := held_out_view(group)) is not None}
+    on_dev, on_held_out = _equal_cost_tables(groups), _equal_cost_tables(views)
+    if not on_dev:
+        return []
+    blocks: list[Block] = [Heading("At the same cost", 3), Text(NOTES["equal cost"]), *on_dev]
+    if on_held_out:
+        blocks.append(Heading("At the same cost, on the held-out part of train", 3))
+        blocks += [Text(NOTES["equal cost, held out"]), *on_held_out]
     return blocks
 
 
@@ -236,9 +210,8 @@ def _equal_cost_tables(groups: Groups) -> list[Block]:
     for speed_up in SPEED_UPS:
         found = {(row, task): score for row, task, score in _equal_cost_scores(groups, speed_up)}
         if found:
-            table = _grid(found)
-            common = [task for task in table.columns if task not in NOT_AVERAGED]
-            table["macro"] = table[common].mean(axis=1, skipna=False) if common else float("nan")
+            common = [task for task in task_order(task for _, task in found) if task not in NOT_AVERAGED]
+            table = _with_macro(_grid(found), common)
             competing = [policy != BLIND for _, policy in table.index]
             marked = table.apply(lambda column, competing=competing: mark(column, competing))
             rows = [[*row, *marked.iloc[place]] for place, row in enumerate(table.index)]
@@ -268,80 +241,81 @@ def _equal_cost_scores(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[
 
 def costs(groups: Groups) -> list[Block]:
     """A line for each recipe and task: the score, three speed-ups, and the static model of the same FLOPs."""
-    head = ["task", "recipe", "policy", "score", "×steps", "×FLOPs", "×wall-clock", "static at the same FLOPs"]
-    rows = []
-    for _, shown in by_task(groups):
-        static = [group for group in shown if group.label == "vanilla" or group.example["recipe"] == "static"]
-        known = [1 / other.speed_up("flops") for other in static]
-        for group in shown:
-            texts = {policy_text(run["policy"]) for run in group.runs}
-            policy = texts.pop() if len(texts) == 1 else f"{group.own_policy}(…)"
-            speeds = [f"×{group.speed_up(name):.2f}" for name in ("steps", "flops", "wall_clock")]
-            cost, beside = 1 / group.speed_up("flops"), None
-            if group not in static and known and min(known) <= cost <= max(known):
-                beside = interpolate(known, [other.score for other in static], cost)
-            rows.append([group.task, group.label, f"`{policy}`", f"{group.score:.1f}", *speeds, _shown(beside)])
+    is_static = {key: key[0] == "vanilla" or group.example["recipe"] == "static" for key, group in groups.items()}
+
+    def cells(group: Group) -> list[str]:
+        texts = {policy_text(run["policy"]) for run in group.runs}
+        policy = texts.pop() if len(texts) == 1 else f"{group.own_policy}(…)"
+        speeds = [f"×{group.speed_up(name):.2f}" for name in ("steps", "flops", "wall_clock")]
+        static = [other for key, other in groups.items() if is_static[key] and other.task == group.task]
+        known, cost = [1 / other.speed_up("flops") for other in static], 1 / group.speed_up("flops")
+        there = group not in static and known and min(known) <= cost <= max(known)
+        beside = interpolate(known, [other.score for other in static], cost) if there else None
+        return [f"`{policy}`", f"{group.score:.1f}", *speeds, _shown(beside)]
+
+    rows, head = _of_each(groups, cells), "task | recipe | policy | score | ×steps | ×FLOPs | ×wall-clock"
     if any(group.example["recipe"] == "static" for group in groups.values()):
-        return _titled("Score and cost", NOTES["costs"], head, rows)
-    return _titled("Score and cost", "Medians over the seeds.", head[:-1], [row[:-1] for row in rows])
+        return _titled("Score and cost", NOTES["costs"], f"{head} | static at the same FLOPs", rows)
+    return _titled("Score and cost", "Medians over the seeds.", head, [row[:-1] for row in rows])
 
 
 def timings(groups: Groups) -> list[Block]:
     """What saved steps are worth in wall-clock, for every policy and threshold that a kept model was timed with."""
     rows = []
-    for task, shown in by_task(groups):
-        for group, run in ((each, run) for each in shown for run in each.runs):
-            for timed in read_timings(run):
-                point = timed.point
-                speeds = (run["num_steps"] / point.mean_exit_step, 1 / point.cost, timed.wall_clock)
-                numbers = [f"{100 * point.score:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
-                policy = f"`{timed.policy}`, {point.knob:.3g}"
-                rows.append([task, group.label, policy, *numbers, f"{timed.low:.2f}–{timed.high:.2f}"])
-    head = ["task", "recipe", "policy, threshold", "score", "×steps", "×FLOPs", "×wall-clock", "range"]
+    for group in each(groups):
+        for run, timed in [(it, timed) for it in group.runs for timed in read_timings(it)]:
+            point = timed.point
+            speeds = (run["num_steps"] / point.mean_exit_step, 1 / point.cost, timed.wall_clock)
+            numbers = [f"{100 * point.score:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
+            policy = f"`{timed.policy}`, {point.knob:.3g}"
+            rows.append([group.task, group.label, policy, *numbers, f"{timed.low:.2f}–{timed.high:.2f}"])
+    head = "task | recipe | policy, threshold | score | ×steps | ×FLOPs | ×wall-clock | range"
     return _titled("Steps and seconds", NOTES["timings"], head, rows)
 
 
 def gains(groups: Groups) -> list[Block]:
     """How much examples differ in what going on gains them, and whether halting head or answers know it."""
-    rows = []
-    for group in (group for _, shown in by_task(groups) for group in shown):
+
+    def cells(group: Group) -> list[str] | None:
         found = group.reported("gains")
-        if found:
-            mean, deviation = (statistics.fmean(each[name] for each in found) for name in ("mean", "deviation"))
-            seen = [[each["halting"] for each in found], [step for each in found for step in each["unsure"] or []]]
-            known = [[value for value in values if value is not None] for values in seen]
-            correlations = [f"{statistics.fmean(values):+.2f}" if values else "–" for values in known]
-            rows.append([group.task, group.label, f"{mean:+.3f}", f"{deviation:.3f}", *correlations])
-    head = ["task", "recipe", "mean gain", "deviation over examples", "expected step and gain", "unsure and gain"]
-    return _titled("Is there something to tell apart?", NOTES["gains"], head, rows)
+        if not found:
+            return None
+        mean, deviation = _means([each["mean"], each["deviation"]] for each in found)
+        seen = [[each["halting"] for each in found], [step for each in found for step in each["unsure"] or []]]
+        known = [[value for value in values if value is not None] for values in seen]
+        correlations = [f"{statistics.fmean(values):+.2f}" if values else "–" for values in known]
+        return [f"{mean:+.3f}", f"{deviation:.3f}", *correlations]
+
+    head = "task | recipe | mean gain | deviation over examples | expected step and gain | unsure and gain"
+    return _titled("Is there something to tell apart?", NOTES["gains"], head, _of_each(groups, cells))
 
 
 def optimum(groups: Groups) -> list[Block]:
     """What Lambda heads learnt, beside what they could have learnt."""
-    rows = []
-    for group in (group for _, shown in by_task(groups) for group in shown):
+
+    def cells(group: Group) -> list[str] | None:
         splits = [split for run in group.runs for split in run.reported if split.get("optimum")]
-        if splits:
-            found = [split["optimum"] for split in splits]
-            pmfs = [[split["halting"] for split in splits], [each["blind"] for each in found]]
-            means = [" ".join(f"{statistics.fmean(step):.2f}" for step in zip(*pmf, strict=True)) for pmf in pmfs]
-            spreads = [statistics.fmean(each[f"spread_{name}"] for each in found) for name in ("learnt", "oracle")]
-            rows.append([group.task, group.label, *means, *(f"{spread:.2f}" for spread in spreads)])
-    head = ["task", "recipe", "mean posterior, by step", "optimum, blind", "spread, learnt", "spread, oracle"]
-    return _titled("What could the Lambda head learn?", NOTES["optimum"], head, rows)
+        if not splits:
+            return None
+        found = [split["optimum"] for split in splits]
+        pmfs = [_means(split["halting"] for split in splits), _means(each["blind"] for each in found)]
+        spreads = _means([each["spread_learnt"], each["spread_oracle"]] for each in found)
+        return [*(" ".join(f"{mass:.2f}" for mass in pmf) for pmf in pmfs), *(f"{spread:.2f}" for spread in spreads)]
+
+    head = "task | recipe | mean posterior, by step | optimum, blind | spread, learnt | spread, oracle"
+    return _titled("What could the Lambda head learn?", NOTES["optimum"], head, _of_each(groups, cells))
 
 
 def overthinking(groups: Groups) -> list[Block]:
     """Share of dev that is right at the last step, at any step, and at some step but not at the last."""
-    rows = []
-    for group in (group for _, shown in by_task(groups) for group in shown):
+
+    def cells(group: Group) -> list[str] | None:
         found = group.reported("overthinking")
-        if found:
-            shares = [[each["right"][-1], each["right_by"][-1], each["lost"]] for each in found]
-            means = [f"{100 * statistics.fmean(column):.1f}" for column in zip(*shares, strict=True)]
-            rows.append([group.task, group.label, *means])
-    head = ["task", "recipe", "right at the last step", "right at some step", "right at some, wrong at the last"]
-    return _titled("Overthinking", NOTES["overthinking"], head, rows)
+        shares = _means([each["right"][-1], each["right_by"][-1], each["lost"]] for each in found)
+        return [f"{100 * share:.1f}" for share in shares] if found else None
+
+    head = "task | recipe | right at the last step | right at some step | right at some, wrong at the last"
+    return _titled("Overthinking", NOTES["overthinking"], head, _of_each(groups, cells))
 
 
 def published() -> list[Block]:
@@ -359,12 +333,12 @@ def published() -> list[Block]:
             ]
             for row in source["rows"]
         ]
-        head = ["method", *(["×steps"] if speed else []), *tasks, *(["macro"] if macro else [])]
+        head = ["method", *["×steps"] * speed, *tasks, *["macro"] * macro]
         blocks += [Text(f"[{source['source']}]({source['url']}):"), Table(head, rows)]
     return blocks
 
 
-def every_run(results: Sequence[Result]) -> list[Block]:
+def runs(results: Sequence[Result]) -> list[Block]:
     """One line a run, by task, recipe and seed."""
     order = {task: place for place, task in enumerate(task_order(result["task"] for result in results))}
     rows = []

@@ -18,7 +18,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -43,17 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Job:
-    """One run and its places, which are those of `benchmarks.glue.run.run`.
-
-    Args:
-        config: The run.
-        folder: Where its data lie; None for the hub.
-        out: Folder of the result.
-        work: Folder of checkpoints.
-        stages: Folder of first stages that runs share.
-        models: Folder in which the trained model is kept.
-        wait: Where another process is at this run, wait for it, or come back as ``"busy"``.
-    """
+    """One run and its places, which are those of `benchmarks.glue.run.run`; `wait` is for one that others are at."""
 
     config: RunConfig
     folder: Path | None
@@ -66,15 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
-
-    Args:
-        job: The job.
-        status: ``"done"``, ``"failed"``, or ``"busy"`` where another process is at it.
-        seconds: How long it took.
-        error: What went wrong, in one line.
-        details: The traceback.
-    """
+    """How a job ended: ``"busy"`` where another process is at it, and what went wrong, in one line and in full."""
 
     job: Job
     status: Literal["done", "failed", "busy"]
@@ -150,7 +131,7 @@ class Executor(ABC):
     def __enter__(self) -> Executor:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -161,20 +142,16 @@ class InlineExecutor(Executor):
         self._queue: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
-        """Take a job."""
         self._queue.append(job)
 
     def collect(self, timeout: float) -> list[Outcome]:
-        """Do the next job."""
         return [execute(self._queue.popleft())] if self._queue else []
 
     def close(self) -> None:
-        """Forget the jobs that were not begun."""
         self._queue.clear()
 
     @property
     def running(self) -> list[Job]:
-        """The job that is next."""
         return list(self._queue)[:1]
 
 
@@ -198,12 +175,10 @@ class LocalExecutor(Executor):
         self._busy: dict[Future[Outcome], tuple[_Worker, Job, float]] = {}
 
     def submit(self, job: Job) -> None:
-        """Take a job; it starts now where a worker is free."""
         self._queue.append(job)
         self._start()
 
     def collect(self, timeout: float) -> list[Outcome]:
-        """Jobs that ended; a worker that died is replaced when it is needed next."""
         done, _ = wait_for(self._busy, timeout=timeout, return_when=FIRST_COMPLETED)
         outcomes = []
         for future in done:
@@ -212,14 +187,13 @@ class LocalExecutor(Executor):
                 outcomes.append(future.result())
                 self._idle.append(worker)
             except BrokenProcessPool:
-                self._bury(worker)
+                self._replace(worker)
                 text = "WorkerDied: the system killed the worker of this run (out of memory?), or it crashed."
                 outcomes.append(Outcome(job, "failed", time.perf_counter() - started, text))
         self._start()
         return outcomes
 
     def close(self) -> None:
-        """Kill the workers."""
         self._queue.clear()
         for worker in [*self._idle, *(worker for worker, _, _ in self._busy.values())]:
             worker.end()
@@ -227,7 +201,6 @@ class LocalExecutor(Executor):
 
     @property
     def running(self) -> list[Job]:
-        """Jobs that a worker has."""
         return [job for _, job, _ in self._busy.values()]
 
     def _start(self) -> None:
@@ -239,11 +212,12 @@ class LocalExecutor(Executor):
             try:
                 future = worker.pool.submit(self._do, self._queue[0])
             except BrokenProcessPool:  # it died while it had nothing to do: no run's fault
-                self._bury(worker)
-                continue
-            self._busy[future] = (worker, self._queue.popleft(), time.perf_counter())
+                self._replace(worker)
+            else:
+                self._busy[future] = (worker, self._queue.popleft(), time.perf_counter())
 
-    def _bury(self, worker: _Worker) -> None:
+    def _replace(self, worker: _Worker) -> None:
+        """End it; another is started when it is needed."""
         worker.end()
         self._unborn += 1
 
@@ -286,10 +260,6 @@ class RayExecutor(Executor):
     """Runs as tasks of a Ray cluster (the extra `ray`), which decides how many at a time from what each asks for.
 
     All machines have to see the folders of results and data.
-
-    Args:
-        ray: The module, connected to a cluster.
-        resources: What each run asks for.
     """
 
     def __init__(self, ray: Any, resources: Resources) -> None:
@@ -300,16 +270,13 @@ class RayExecutor(Executor):
         self._jobs: dict[Any, Job] = {}
 
     def submit(self, job: Job) -> None:
-        """Hand a job to Ray."""
         self._jobs[self._execute.remote(job)] = job
 
     def collect(self, timeout: float) -> list[Outcome]:
-        """Jobs that ended."""
         ready, _ = self._ray.wait(list(self._jobs), num_returns=1, timeout=timeout) if self._jobs else ([], [])
-        return [self._outcome(reference) for reference in ready]
+        return [self._outcome(reference, self._jobs.pop(reference)) for reference in ready]
 
     def close(self) -> None:
-        """Cancel what still runs, and leave the cluster."""
         for reference in self._jobs:
             self._ray.cancel(reference, force=True)
         self._jobs = {}
@@ -317,11 +284,9 @@ class RayExecutor(Executor):
 
     @property
     def running(self) -> list[Job]:
-        """Jobs that Ray has; it does not say which of them wait for a place."""
-        return list(self._jobs.values())
+        return list(self._jobs.values())  # Ray does not say which of them wait for a place
 
-    def _outcome(self, reference: Any) -> Outcome:
-        job = self._jobs.pop(reference)
+    def _outcome(self, reference: Any, job: Job) -> Outcome:
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:  # the worker or its machine died

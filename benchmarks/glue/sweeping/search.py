@@ -22,12 +22,7 @@ FAILED = -2.0
 
 @dataclass(frozen=True)
 class Search:
-    """How far a search is.
-
-    Args:
-        rungs: The runs of each rung so far; in all but the last, each has a score. A grid has one rung.
-        best: The chosen run; None while runs of the last rung have no score, and where all have failed.
-    """
+    """How far a search is."""
 
     rungs: tuple[tuple[RunConfig, ...], ...]
     best: RunConfig | None

@@ -33,16 +33,7 @@ class Failure:
 
 @dataclass
 class CellStudy:
-    """A cell and how far it is.
-
-    Args:
-        cell: The cell.
-        out: Folder of results.
-        scores: Of finished runs, by key: the score that selects.
-        failures: Of failed runs, by key.
-        chosen: The chosen point, once there is one.
-        tried: The runs of each rung so far; there is one rung unless the cell halves.
-    """
+    """A cell and how far it is."""
 
     cell: Cell
     out: Path

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,16 @@ __all__ = ["Cell", "RecipeSpec", "Suite", "get", "names", "read"]
 _FOLDER = Path(__file__).with_name("suites")
 _REMEDY = "See docs/sweep.md for what a suite holds."
 _OF_THE_CELL = ("task", "recipe", "recipe_options", "backbone", "seed", "selection")
+_Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class RecipeSpec:
-    """A recipe with its arguments.
-
-    Args:
-        recipe: Name of the recipe.
-        options: Its arguments.
-        fields: Fields of `RunConfig` for this recipe, instead of those of the task and of `Suite.fixed`.
-    """
+    """A recipe with its arguments, and fields of `RunConfig` for it, instead of those of the task and the suite."""
 
     recipe: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: _Fields = field(default_factory=dict)
+    fields: _Fields = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_kind("recipe", self.recipe, str, "the name of a recipe")
@@ -110,10 +105,10 @@ class Suite:
     description: str
     tasks: tuple[str, ...]
     recipes: tuple[RecipeSpec, ...]
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    fixed: _Fields = field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: int = 5
-    by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    by_task: Mapping[str, _Fields] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if type(self.seeds) is not int or self.seeds < 1:
@@ -134,22 +129,19 @@ class Suite:
             if len(set(given)) < len(given):
                 raise ArgumentError(what, expected="each once", got=", ".join(given), remedy="Leave one out.")
         of_parts = [*self.by_task.values(), *(spec.fields for spec in self.recipes)]
-        known = {field.name for field in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
+        known = {each.name for each in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
         _check_names("suite", {*self.fixed, *self.grid, *itertools.chain(*of_parts)}, sorted(known), "fields of a run")
 
-    def with_fixed(self, fields: Mapping[str, Any]) -> Suite:
+    def with_fixed(self, fields: _Fields) -> Suite:
         """The suite with these fields of `RunConfig` the same for all runs, whatever it says about them itself."""
 
-        def others(of_part: Mapping[str, Any]) -> dict[str, Any]:
+        def others(of_part: _Fields) -> dict[str, Any]:
             return {name: value for name, value in of_part.items() if name not in fields}
 
-        return dataclasses.replace(
-            self,
-            fixed={**self.fixed, **fields},
-            grid=others(self.grid),
-            by_task={task: others(own) for task, own in self.by_task.items()},
-            recipes=tuple(dataclasses.replace(spec, fields=others(spec.fields)) for spec in self.recipes),
-        )
+        specs = tuple(dataclasses.replace(spec, fields=others(spec.fields)) for spec in self.recipes)
+        by_task = {task: others(own) for task, own in self.by_task.items()}
+        parts: dict[str, Any] = {"grid": others(self.grid), "by_task": by_task, "recipes": specs}
+        return dataclasses.replace(self, fixed={**self.fixed, **fields}, **parts)
 
     def cells(
         self, backbone: str, selection: str = "held_out", max_runs: int | None = None, halving: int | None = None
@@ -163,39 +155,26 @@ class Suite:
                 same share, and tries a random subset of its grid (drawn by a fixed seed, nested: a larger budget adds
                 points to those of a smaller one).
             halving: As in `Cell`.
-
-        Raises:
-            ArgumentError: The budget does not reach for one point with all seeds in every cell, halving cannot be, or
-                no recipe serves any of the tasks.
         """
         if halving is not None and (halving < 2 or "epochs" in self.grid):
-            raise ArgumentError(
-                "--halving",
-                expected="a whole number ≥ 2, and a grid without epochs, since rungs differ in them",
-                got=f"{halving}, grid {', '.join(self.grid)}",
-                remedy="Pass --halving 3, or fix epochs with --set.",
-            )
-        pairs = itertools.product(self.tasks, self.recipes)
-        pairs_served = [(task, spec) for task, spec in pairs if _serves(spec, tasks.get(task).kind)]
-        if not pairs_served:
-            raise ArgumentError(
-                "suite",
-                expected="a recipe whose policy is defined for one of the tasks",
-                got=f"{', '.join(spec.label for spec in self.recipes)} on {', '.join(self.tasks)}",
-                remedy="Entropy and confidence need classes: take another recipe or task.",
-            )
-        number = len(pairs_served)
-        share = None if max_runs is None else max_runs // number - (self.seeds - 1)
+            expected = "a whole number ≥ 2, and a grid without epochs, since rungs differ in them"
+            got, remedy = f"{halving}, grid {', '.join(self.grid)}", "Pass --halving 3, or fix epochs with --set."
+            raise ArgumentError("--halving", expected=expected, got=got, remedy=remedy)
+        pairs = [(task, spec) for task in self.tasks for spec in self.recipes if _serves(spec, tasks.get(task).kind)]
+        if not pairs:
+            got = f"{', '.join(spec.label for spec in self.recipes)} on {', '.join(self.tasks)}"
+            expected = "a recipe whose policy is defined for one of the tasks"
+            remedy = "Entropy and confidence need classes: take another recipe or task."
+            raise ArgumentError("suite", expected=expected, got=got, remedy=remedy)
+        share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
         if share is not None and share < 1:
-            expected = f"at least {number * self.seeds}: {number} cells of {self.seeds} seeds each"
+            expected = f"at least {len(pairs) * self.seeds}: {len(pairs)} cells of {self.seeds} seeds each"
             remedy = "Raise it, or take fewer tasks, recipes or seeds."
             raise ArgumentError("--max-runs", expected=expected, got=max_runs, remedy=remedy)
         common = {"backbone": backbone, "selection": selection, **self.fixed}
-        return [self._cell(task, spec, common, share, halving) for task, spec in pairs_served]
+        return [self._cell(task, spec, common, share, halving) for task, spec in pairs]
 
-    def _cell(
-        self, task: str, spec: RecipeSpec, common: Mapping[str, Any], share: int | None, halving: int | None
-    ) -> Cell:
+    def _cell(self, task: str, spec: RecipeSpec, common: _Fields, share: int | None, halving: int | None) -> Cell:
         own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
         grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
         rest = {**common, **self.by_task.get(task, {}), **spec.fields, "recipe_options": spec.options}
@@ -203,11 +182,8 @@ class Suite:
         points = [RunConfig(task, spec.recipe, **{**rest, **fields}) for fields in varied]
         if share is not None:
             random.Random(0).shuffle(points)
-
-            def runs(most: int) -> int:
-                return sum(size for size, _ in rung_sizes(most, points[0].epochs, halving))
-
-            points = points[: next(most for most in range(len(points), 0, -1) if most == 1 or runs(most) <= share)]
+            while len(points) > 1 and sum(n for n, _ in rung_sizes(len(points), points[0].epochs, halving)) > share:
+                points.pop()
         return Cell(task, spec, tuple(points), self.seeds, halving)
 
 
@@ -217,10 +193,10 @@ def _check_kind(argument: str, value: object, kind: Any, expected: str) -> None:
 
 
 def _check_names(argument: str, given: Iterable[str], known: Sequence[str], what: str) -> None:
-    unknown = [name for name in given if name not in known]
+    unknown = sorted(name for name in given if name not in known)
     if unknown:
         expected = f"{what}, some of {', '.join(known)}"
-        raise ArgumentError(argument, expected=expected, got=", ".join(sorted(unknown)), remedy=_REMEDY)
+        raise ArgumentError(argument, expected=expected, got=", ".join(unknown), remedy=_REMEDY)
 
 
 def _serves(spec: RecipeSpec, kind: str) -> bool:
@@ -239,12 +215,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Suite:
-    """A suite by its name, or from a JSON file of one's own.
-
-    Raises:
-        ArgumentError: There is none of this name.
-        DataError: The file does not hold a suite.
-    """
+    """A suite by its name, or from a JSON file of one's own."""
     if name in names():
         return read(_FOLDER / f"{name}.json")
     if name.endswith(".json") and Path(name).is_file():
@@ -256,18 +227,16 @@ def get(name: str) -> Suite:
 def read(path: Path) -> Suite:
     """Read the file of a suite."""
     data = read_json(path)
-    of_suite, of_recipe = ([field.name for field in dataclasses.fields(kind)] for kind in (Suite, RecipeSpec))
+    of_suite, of_recipe = ([each.name for each in dataclasses.fields(kind)] for kind in (Suite, RecipeSpec))
     try:
         for argument in ("tasks", "recipes"):
             _check_kind(argument, data.get(argument), list, "a list")
         _check_names("fields", data, of_suite[1:], "fields of a suite")
-        made = []
-        for each in data["recipes"]:
-            spec = each if isinstance(each, dict) else {"recipe": each}
+        specs = [each if isinstance(each, dict) else {"recipe": each} for each in data["recipes"]]
+        for spec in specs:
             _check_names("fields", spec, of_recipe, "fields of a recipe")
-            made.append(RecipeSpec(**spec))
-        return Suite(path.stem, **{"description": "", **data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
+        parts = {"tasks": tuple(data["tasks"]), "recipes": tuple(RecipeSpec(**spec) for spec in specs)}
+        return Suite(path.stem, **{"description": "", **data, **parts})
     except (TypeError, ArgumentError) as error:
-        raise DataError(
-            f"{path}: expected a suite, as the files in benchmarks/glue/sweeping/suites/ are; got {error}."
-        ) from error
+        files = "the files in benchmarks/glue/sweeping/suites/"
+        raise DataError(f"{path}: expected a suite, as {files} are; got {error}.") from error

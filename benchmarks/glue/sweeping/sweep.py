@@ -44,13 +44,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a sweep ended.
-
-    Args:
-        done: Number of runs with a result, those from before included.
-        failures: Runs without one.
-        skipped: Runs that were not tried, since no point of their grid was chosen.
-    """
+    """How a sweep ended."""
 
     done: int
     failures: tuple[Failure, ...]
@@ -82,10 +76,6 @@ def sweep(
         models: Folder in which the models of the chosen points are kept, for `predict`; those of all points lie in its
             folder `grid` until the choice.
         show: Called often.
-
-    Raises:
-        ArgumentError: A run that is to be reported has a result already, and its model was not kept.
-        DataError: A result in `out` is half-written, edited, or of another version.
     """
     for option, folder in (("--out", out), ("--work", work), ("--keep-model", models)):
         if folder is not None:
@@ -212,12 +202,7 @@ def _remove(folder: Path) -> None:
 
 
 class LiveTable:
-    """Shows every `Snapshot` in the place of the one before; where there is no terminal, the last one alone.
-
-    Args:
-        console: Where.
-        workers: Runs at a time, for the time that is left.
-    """
+    """Shows every `Snapshot` in the place of the one before; where there is no terminal, the last one alone."""
 
     def __init__(self, console: Console, workers: int) -> None:
         self._live, self._workers = Live(console=console, auto_refresh=False), workers
