@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -50,7 +50,7 @@ _KINDS: dict[str, Any] = {"int": int, "float": float, "bool": bool}
 
 def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each field of `RunConfig` in the place of its `**fields`."""
-    signature = inspect.signature(command, eval_str=True)
+    signature, annotated = inspect.signature(command, eval_str=True), cast(Any, Annotated)
     parameters = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     for field in dataclasses.fields(RunConfig):
         if "help" in field.metadata:
@@ -58,7 +58,7 @@ def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
             flags = _FLAGS.get(field.name, ["--" + field.name.replace("_", "-")])
             option = typer.Option(*flags, help=field.metadata["help"])
             given = _KINDS.get(kind, str)
-            annotation = Annotated[given | None if optional else given, option]
+            annotation = annotated[given | None if optional else given, option]
             made = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
             parameters.append(made.replace(annotation=annotation))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

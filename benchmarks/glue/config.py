@@ -46,8 +46,7 @@ def _rate(default: float | None, help: str) -> Any:
     return _real(default, "in (0, 1)", lambda rate: 0 < rate < 1, help)
 
 
-def _choice(default: str, *others: str, help: str) -> Any:
-    choices = (default, *others)
+def _choice(default: str, *choices: str, help: str) -> Any:
     return _field(default, help, " or ".join(choices), lambda value: value in choices)
 
 
@@ -63,7 +62,7 @@ class RunConfig:
     backbone: str = _field("minilm", "minilm, mpnet, a folder, or a hub name.")
     recipe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     policy: Mapping[str, Any] | None = _field(None, "For example quantile:q=0.3, instead of the recipe's.")
-    readout: Literal["pooler", "mean"] = _choice("mean", "pooler", help="What the heads read: mean or pooler.")
+    readout: Literal["pooler", "mean"] = _choice("mean", "pooler", "mean", help="What the heads read: mean or pooler.")
     seed: int = _whole(0, 0, "Of initialisation, order, dropout and the held-out split.")
     epochs: int = _whole(3, 1, "Epochs of each stage, at most.")
     lr: float = _rate(5e-5, "Learning rate.")
@@ -76,12 +75,16 @@ class RunConfig:
     max_length: int = _whole(128, 1, "Tokens; longer inputs are cut.")
     bf16: bool = _field(False, "Train under bfloat16 autocast.", "true or false", lambda value: type(value) is bool)
     schedule: Literal["linear", "constant"] = _choice(
-        "linear", "constant", help="Rates fall linearly to zero, or (as in PALBERT's paper) stay constant."
+        "linear", "linear", "constant", help="Rates fall linearly to zero, or (as in PALBERT's paper) stay constant."
     )
     selection: Literal["held_out", "dev"] = _choice(
-        "held_out", "dev", help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev."
+        "held_out",
+        "held_out",
+        "dev",
+        help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev.",
     )
     knob: Literal["recipe", "held_out", "budget"] = _choice(
+        "recipe",
         "recipe",
         "held_out",
         "budget",

@@ -194,7 +194,7 @@ def _command(argv: Sequence[str]) -> str:
 def _git(*arguments: str) -> str | None:
     options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
     try:
-        return subprocess.run(["git", *arguments], **options).stdout.strip()
+        return str(subprocess.run(["git", *arguments], **options).stdout).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
