@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks import backbones
-from benchmarks.glue import data, tasks
+from benchmarks import backbones, tasks
+from benchmarks.glue import data
 from benchmarks.speed.exiting import recorded, spread
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.forced import Forced
@@ -102,7 +102,7 @@ def _rows(task: str, options: Options) -> list[dict[str, list[int]]]:
     """Rows of the dev set, evenly spread, in its order."""
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(backbones.resolve("minilm"))
-    dev = data.tokenize(data.load(tasks.get(task), options.glue_dir)["dev"], tokenizer, PADDED)
+    dev = data.tokenize(tasks.get(task).load(options.glue_dir)["dev"], tokenizer, PADDED)
     names = tokenizer.model_input_names
     wanted = min(40 if options.quick else ROWS, len(dev))
     vocabulary = 1000 if options.quick else None
