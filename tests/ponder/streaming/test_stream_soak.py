@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import ponder
 from ponder import readouts
 from ponder.inference.streaming import StreamEngine
-from ponder.inference.streaming.ticket import Ticket
+from ponder.inference.streaming.requests import Request
 from ponder.parts.padding import Padding
 from ponder.policies import ExitPolicy, PolicyBatch, StepView
 from tests.ponder.checks import Explosion
@@ -140,6 +140,6 @@ def test_nothing_is_kept_of_rows_that_are_answered() -> None:
 
 
 def alive() -> int:
-    """Tickets, futures and tensors in memory."""
+    """Requests, futures and tensors in memory."""
     gc.collect()
-    return sum(type(thing) in (Ticket, Future, Tensor) for thing in gc.get_objects())
+    return sum(type(thing) in (Request, Future, Tensor) for thing in gc.get_objects())
