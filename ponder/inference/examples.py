@@ -145,7 +145,7 @@ class ExampleReader:
 
 def length_of(inputs: Tree, padding: Padding) -> tuple[int, torch.device | None]:
     """The length of the inputs of a call, by the first tensor that has one, and where it is; 0 where none has."""
-    for _, tensor in tensors(inputs):
+    for tensor in [inputs] if isinstance(inputs, Tensor) else [tensor for _, tensor in tensors(inputs)]:
         if padding.of_inputs(tensor) is not None:
             return tensor.shape[padding.inputs.dims[0]], tensor.device
     return 0, None
@@ -167,7 +167,9 @@ def examples_in(dataset: Any) -> Iterator[Any]:
             got=type(dataset).__name__,
             remedy="Pass one example a row; a batch, a dict of tensors, is for a call of the model.",
         )
-    if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None:
+    if isinstance(dataset, DataLoader):
+        if dataset.batch_sampler is None:  # it does not batch, but makes lists of tuples all the same
+            return (_tuple_if_pair(example) for example in dataset)
         return (row for batch in dataset for row in _rows_of(batch))
     if isinstance(dataset, Iterable):
         return iter(dataset)
@@ -273,12 +275,15 @@ def placed(inputs: Tree, context: Mapping[str, Any], device: torch.device | None
 
 def _rows_of(batch: Any) -> Iterator[Any]:
     """The rows of a batch of a `DataLoader`, each as the examples of its data set were."""
-    batch = as_tensors(batch)
-    if isinstance(batch, list):
-        batch = tuple(batch)  # PyTorch's collator gives a list for tuples
+    batch = as_tensors(_tuple_if_pair(batch))
     size = check_rows("a batch of the DataLoader", batch)
     for row in range(size):
         yield map_tensors(lambda tensor, row=row: tensor[row], batch)  # type: ignore[misc]
+
+
+def _tuple_if_pair(value: Any) -> Any:
+    """A pair (inputs, context) that PyTorch's collator has made a list; everything else as it is."""
+    return tuple(value) if isinstance(value, list) and is_pair(tuple(value)) else value
 
 
 def _batch_of_one(value: Any) -> Any:

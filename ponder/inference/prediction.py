@@ -17,6 +17,7 @@ from ponder._utils.trees import Tree
 from ponder._utils.validation import check_type
 from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel
+from ponder.errors import ArgumentError
 from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import Example
 from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context
@@ -96,6 +97,13 @@ def predict(
     """
     check_type("model", model, EarlyExitModel)
     policy, padding = model.checked(policy), model.padding
+    if "context" in policy.needs and policy_context is None:
+        raise ArgumentError(
+            "policy_context",
+            expected=f"what {policy!r} reads of each row",
+            got="None",
+            remedy="Pass policy_context={'budget': budgets}, say, a tensor with a row for each example.",
+        )
     going = DatasetPass(
         owner=model if owner is None else owner,
         padding=padding,

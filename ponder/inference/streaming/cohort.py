@@ -56,10 +56,7 @@ class Cohort:
     @property
     def use_hazard(self) -> bool:
         """Whether the policy of any row reads hazards."""
-        for group in self.groups:
-            if "hazard" in group.policy.needs:
-                return True
-        return False
+        return any("hazard" in group.policy.needs for group in self.groups)
 
     def take(self, positions: Sequence[int]) -> Cohort:
         """The rows at `positions`, which ascend."""
