@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["predict_texts", "record_texts"]
 
-_CONTEXT = ("attention_mask", "token_type_ids", "labels")
+_CONTEXT = ("attention_mask", "token_type_ids")
 
 
 def predict_texts(
@@ -52,7 +52,7 @@ def record_texts(
 ) -> Trajectory:
     """`ponder.inference.recording.record` on what a tokenizer gives; arguments as for it and for `predict_texts`.
 
-    The labels are those of the call, or those that the examples carry as `labels`.
+    The labels are those of the call, or those that the examples carry as `labels` or `label`.
     """
     if collate is None:
         return record(model.ponder, _Pairs(dataset), owner=model, **options)
@@ -77,4 +77,6 @@ def _pair(example: Any) -> tuple[Any, dict[str, Any]]:
             got=f"a dict with {', '.join(example)}" if isinstance(example, Mapping) else type(example).__name__,
             remedy="Tokenise the texts first, without padding.",
         )
-    return example["input_ids"], {name: example[name] for name in _CONTEXT if example.get(name) is not None}
+    context = {name: example[name] for name in _CONTEXT if example.get(name) is not None}
+    labels = example.get("labels", example.get("label"))  # as the collators of Transformers read them
+    return example["input_ids"], context if labels is None else {**context, "labels": labels}

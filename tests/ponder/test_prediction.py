@@ -360,37 +360,44 @@ def test_several_threads_in_training_mode() -> None:
     model.head.eval()
     data, before = torch.randn(40, WIDTH), snapshot(model)
     expected = model.predict(data).outputs
-    one_is_inside, other_is_done = threading.Event(), threading.Event()
+    found: list[Tensor] = []
 
-    class Slow(torch.utils.data.Dataset[Any]):
-        """Waits at its 20th row for another thread's predictions to begin and end."""
+    class Held(torch.utils.data.Dataset[Any]):
+        """Waits at its 20th row, in the middle of the predictions, until it is let go."""
+
+        def __init__(self) -> None:
+            self.reached, self.released = threading.Event(), threading.Event()
+            self.thread = threading.Thread(target=self.predict)
 
         def __len__(self) -> int:
             return 40
 
         def __getitem__(self, position: int) -> Tensor:
             if position == 20:
-                one_is_inside.set()
-                assert other_is_done.wait(30)
+                self.reached.set()
+                assert self.released.wait(30)
             return data[position]
 
-    found: list[Tensor] = []
-    slow = threading.Thread(
-        target=lambda: found.append(model.predict(Slow(), batch_size=4, sort_by_length=False).outputs)
-    )
-    slow.start()
-    assert one_is_inside.wait(30)
-    assert torch.equal(model.predict(data).outputs, expected)
-    assert not model.training, "another thread is not done"
-    other_is_done.set()
-    slow.join(30)
-    torch.testing.assert_close(found[0], expected)
-    assert_unchanged(before, model)
+        def predict(self) -> None:
+            found.append(model.predict(self, batch_size=4, sort_by_length=False).outputs)
+
+    first, second = Held(), Held()
+    for held in (first, second):
+        held.thread.start()
+        assert held.reached.wait(30)
+    first.released.set()
+    first.thread.join(30)
+    assert not model.training, "the second is not done"
+    second.released.set()
+    second.thread.join(30)
+    for outputs in found:
+        torch.testing.assert_close(outputs, expected)
+    assert_unchanged({**before}, model)
     threads = [threading.Thread(target=lambda: found.append(model.predict(data).outputs)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(found) == 7
+    assert len(found) == 2 + 6
     assert all(torch.allclose(outputs, expected, atol=1e-6) for outputs in found)
-    assert_unchanged(before | {"state": snapshot(model)["state"]}, model)
+    assert_unchanged(before, model)
