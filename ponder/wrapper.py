@@ -18,6 +18,7 @@ from ponder.engine.sources import ModelSource
 from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.inference.prediction import Predictions, predict
+from ponder.inference.recording import record
 from ponder.objectives import FinalStep, Objective, Ponder
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
@@ -229,6 +230,10 @@ class PonderWrapper(EarlyExitModel):
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
         return predict(self, dataset, **options)
+
+    def record(self, dataset: Any, **options: Any) -> Trajectory:
+        """Every step of every example of a data set, in its order; see `ponder.inference.recording.record`."""
+        return record(self, dataset, **options)
 
     def start_stage(self, stage: Stage) -> None:
         """Take the objective of a stage of training, and freeze what it does not train."""
