@@ -10,6 +10,7 @@ from ponder.errors import PonderError
 from ponder.inference.compiling import compile_steps
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.streaming import StreamEngine, StreamOutput
+from ponder.objectives.progress import Progress
 from ponder.optim import parameter_groups
 from ponder.parts import readouts
 from ponder.parts.heads import LambdaHead, PerStep
@@ -33,6 +34,7 @@ __all__ = [
     "PonderOutput",
     "PonderWrapper",
     "Predictions",
+    "Progress",
     "RiskControl",
     "Shared",
     "StepDistribution",

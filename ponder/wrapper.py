@@ -14,9 +14,10 @@ from ponder._utils.validation import as_row_ids, check_head, check_masks, check_
 from ponder.engine.loop import run
 from ponder.engine.losses import check_truncation, checked_labels, exit_loss, training_loss
 from ponder.engine.sources import ModelSource, Parts, call_stem
+from ponder.engine.teaching import FrozenTeacher
 from ponder.engine.unroll import CheckpointedSteps, UnrolledSource, no_exits, no_steps, unroll
-from ponder.errors import ArgumentError, CheckpointError, PonderError
-from ponder.objectives import FinalStep, Objective, Ponder
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
+from ponder.objectives import FinalStep, Objective, Ponder, Progress
 from ponder.output import PonderOutput
 from ponder.parts.heads import as_lambda_head
 from ponder.parts.padding import Padding
@@ -105,6 +106,9 @@ class PonderWrapper(nn.Module):
         self.prior = prior
         self.objective = objective or (Ponder(0.5) if pondering else FinalStep())
         self.policy = policy or (Quantile(0.5) if pondering else LastStep())
+        self.progress: Progress | None = None
+        """How far training has come, for objectives that change while it runs; set by the trainer, never saved."""
+        self._teacher: FrozenTeacher | None = None
 
     @property
     def num_steps(self) -> int:
@@ -180,14 +184,72 @@ class PonderWrapper(nn.Module):
                 remedy="Call model.eval() first.",
             )
         if self.training:
-            trajectory = self._unroll(inputs, context, labels, row_ids, truncate_below=self.truncate_below)
-            loss = training_loss(trajectory, self.task, self.objective, self.prior, self.num_steps)
+            needs = self.objective.needs
+            trajectory = self._unroll(
+                inputs,
+                context,
+                labels,
+                row_ids,
+                keep_features="features" in needs,
+                truncate_below=self.truncate_below,
+            )
+            taught = None
+            if labels is not None and self._teacher is not None and "teacher" in needs:
+                taught = self._teacher.outputs(inputs, context, trajectory.outputs[:, -1])
+            loss = training_loss(
+                trajectory,
+                self.task,
+                self.objective,
+                self.prior,
+                self.num_steps,
+                progress=self.progress,
+                teacher_outputs=taught,
+            )
             last = torch.full_like(trajectory.row_ids, trajectory.num_steps)
             return PonderOutput(trajectory.outputs[:, -1], last, loss, trajectory)
         policy = self.policy if policy is None else self._checked(policy)
         source, batch = self._start(inputs, context, row_ids, "hazard" in policy.needs, ModelSource)
         exits = run(source, policy, batch) if batch.size else no_exits(source, self.num_steps)
         return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
+
+    def attach_teacher(self, teacher: PonderWrapper | Callable[..., Tensor] | None) -> None:
+        """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.
+
+        Args:
+            teacher: A `PonderWrapper`, which answers at full depth, or a module or function called as the model is,
+                (inputs, **context) → outputs `(batch, …)`. A copy of the model as it is now is `copy.deepcopy(model)`.
+                None takes the teacher away.
+
+        Raises:
+            ArgumentError: The teacher is the model itself.
+
+        Example:
+            >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), task="classification")
+            >>> model.attach_teacher(copy.deepcopy(model))
+            >>> model.objective = objectives.Distillation(teacher="frozen")
+            >>> model.train()(torch.randn(5, 8), labels=torch.randint(3, (5,))).loss.shape
+            torch.Size([])
+        """
+        if teacher is self:
+            raise ArgumentError(
+                "teacher",
+                expected="a model that does not change while this one is trained",
+                got="the model itself",
+                remedy="Pass copy.deepcopy(model).",
+            )
+        if teacher is None:
+            self._teacher = None
+        elif isinstance(teacher, PonderWrapper):
+            self._teacher = FrozenTeacher(_FullDepth(teacher), teacher)
+        elif callable(teacher):
+            self._teacher = FrozenTeacher(teacher, teacher if isinstance(teacher, nn.Module) else None)
+        else:
+            raise ArgumentTypeError(
+                "teacher",
+                expected="a PonderWrapper, or a callable (inputs, **context) -> outputs (batch, …)",
+                got=type(teacher).__name__,
+                remedy="Pass copy.deepcopy(model), say.",
+            )
 
     def unroll(
         self,
@@ -297,3 +359,14 @@ class PonderWrapper(nn.Module):
         parts = Parts(steps, self.readout, self.head, self.lambda_head, self.check_finite, self.padding)
         batch = Batch(as_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
         return kind(parts, hidden, layer_context, use_hazard and size > 0, lengths=lengths), batch
+
+
+class _FullDepth:
+    """A wrapped model as a teacher: its outputs at the last step, whatever its policy."""
+
+    def __init__(self, model: PonderWrapper) -> None:
+        self.model = model
+
+    def __call__(self, inputs: Tree, **context: Any) -> Tensor:
+        outputs: Tensor = self.model(inputs, policy=LastStep(), **context).outputs
+        return outputs

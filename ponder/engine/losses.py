@@ -8,7 +8,7 @@ from torch import Tensor
 from ponder._utils.validation import check_type
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
-from ponder.objectives import Objective, Unrolled
+from ponder.objectives import Objective, Progress, Unrolled
 from ponder.parts.tasks import Task, infer_task
 from ponder.priors import Prior
 from ponder.trajectory import Trajectory
@@ -17,7 +17,14 @@ __all__ = ["check_truncation", "checked_labels", "collected", "exit_loss", "step
 
 
 def training_loss(
-    trajectory: Trajectory, task: Task | None, objective: Objective, prior: Prior | None, num_steps: int
+    trajectory: Trajectory,
+    task: Task | None,
+    objective: Objective,
+    prior: Prior | None,
+    num_steps: int,
+    *,
+    progress: Progress | None = None,
+    teacher_outputs: Tensor | None = None,
 ) -> Tensor | None:
     """The objective's mean over the batch; None where there are no labels.
 
@@ -27,6 +34,8 @@ def training_loss(
         objective: The objective.
         prior: The prior, or None.
         num_steps: N; the trajectory has fewer where it was truncated.
+        progress: How far training has come, or None.
+        teacher_outputs: Outputs of a frozen teacher, `(batch, …)`, or None.
     """
     if trajectory.labels is None:
         return None
@@ -37,7 +46,19 @@ def training_loss(
     losses = step_losses(task, outputs, trajectory.labels)
     over_steps = None if prior is None else collected(prior(num_steps, device=losses.device), trajectory.num_steps)
     halting = None if trajectory.hazard_logits is None else trajectory.halting
-    return objective.per_example(Unrolled(outputs, losses, task, halting, over_steps)).mean()
+    unrolled = Unrolled(
+        outputs,
+        losses,
+        task,
+        halting,
+        over_steps,
+        labels=trajectory.labels,
+        features=trajectory.features,
+        progress=progress,
+        teacher_outputs=teacher_outputs,
+    )
+    objective.check_batch(unrolled)
+    return objective.per_example(unrolled).mean()
 
 
 def exit_loss(task: Task | None, outputs: Tensor, labels: Tensor | None) -> Tensor | None:

@@ -11,12 +11,15 @@ from torch import Tensor
 from ponder._utils.registry import Plugin, Registry
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
+from ponder.objectives.progress import Progress
 from ponder.parts.tasks import Task
 
 if TYPE_CHECKING:
     from ponder.objectives.weighted import Weighted
 
-__all__ = ["Objective", "Unrolled", "registry"]
+__all__ = ["NEEDS", "Objective", "Unrolled", "registry"]
+
+NEEDS = ("features", "hazard", "labels", "prior", "progress", "teacher")
 
 registry: Registry[Objective] = Registry("objective", "ponder.objectives")
 
@@ -31,6 +34,10 @@ class Unrolled:
         task: The task, for objectives that compare outputs with outputs.
         halting: The halting distribution, `(batch,)` over the steps, or None without a Lambda head.
         prior: The prior over the same steps, or None where the model has none.
+        labels: Labels as the task takes them, batch first.
+        features: The readout's features, `(batch, steps, …)`; None where the objective does not need them.
+        progress: How far training has come; None where nobody said.
+        teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or needed.
     """
 
     outputs: Tensor
@@ -38,6 +45,10 @@ class Unrolled:
     task: Task
     halting: StepDistribution | None
     prior: StepDistribution | None
+    labels: Tensor | None = None
+    features: Tensor | None = None
+    progress: Progress | None = None
+    teacher_outputs: Tensor | None = None
 
 
 class Objective(Plugin, ABC):
@@ -48,7 +59,10 @@ class Objective(Plugin, ABC):
 
     registry = registry
     needs: frozenset[str] = frozenset()
-    """Which of "hazard" and "prior" the objective reads."""
+    """Which of `NEEDS` the objective reads; "teacher" and "progress" are looked for when a batch is trained on, since
+    they come after the model was built."""
+    reads_whole_batch: bool = False
+    """Whether the loss of a row depends on the other rows of its batch, as statistics of the batch do."""
     truncatable: bool = False
     """Whether a trajectory that ends before step N, its last step with the mass that is left, gives the same loss up
     to that mass (see `PonderWrapper.truncate_below`)."""
@@ -64,6 +78,21 @@ class Objective(Plugin, ABC):
             ("prior", has_prior, "Pass prior=priors.Geometric(0.1), say."),
         ):
             if need in self.needs and not there:
+                raise ArgumentError(
+                    "objective", expected=f"an objective that needs no {need}", got=repr(self), remedy=remedy
+                )
+
+    def check_batch(self, unrolled: Unrolled) -> None:
+        """Raise where a training batch lacks what the objective needs; called once a batch."""
+        for need, there, remedy in (
+            ("teacher", unrolled.teacher_outputs, "Call model.attach_teacher(a_frozen_model) before training."),
+            (
+                "progress",
+                unrolled.progress,
+                "Set model.progress = ponder.Progress(step, total) before each step; PonderTrainer does.",
+            ),
+        ):
+            if need in self.needs and there is None:
                 raise ArgumentError(
                     "objective", expected=f"an objective that needs no {need}", got=repr(self), remedy=remedy
                 )

@@ -62,6 +62,11 @@ class Weighted(Objective):
         """Whether all of the terms are."""
         return all(objective.truncatable for objective in self.objectives)
 
+    @property
+    def reads_whole_batch(self) -> bool:  # type: ignore[override]
+        """Whether any of the terms does."""
+        return any(objective.reads_whole_batch for objective in self.objectives)
+
     def per_example(self, unrolled: Unrolled) -> Tensor:
         terms = zip(self.objectives, self.weights, strict=True)
         return reduce(add, (weight * objective.per_example(unrolled) for objective, weight in terms))

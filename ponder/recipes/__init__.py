@@ -1,6 +1,6 @@
 """Recipes: named combinations, one file each (PonderNet is PALBERT with four switches off, and shares its file)."""
 
-from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry, start_heads
 from ponder.recipes.deebert import deebert
 from ponder.recipes.fastbert import fastbert
 from ponder.recipes.leebert import leebert
@@ -31,6 +31,7 @@ __all__ = [
     "ponder",
     "pondernet",
     "register",
+    "start_heads",
     "static",
     "vanilla",
 ]

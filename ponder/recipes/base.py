@@ -16,7 +16,7 @@ from ponder.parts.heads import LambdaHead, PerStep
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 
-__all__ = ["LambdaSpec", "Recipe", "Stage", "registry"]
+__all__ = ["LambdaSpec", "Recipe", "Stage", "freeze_for", "registry", "start_heads"]
 
 registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
 
@@ -48,10 +48,41 @@ class Stage:
         objective: The training loss.
         train: ``"all"`` parameters, or ``"early_heads"``: the heads of all steps but the last, on an encoder and
             last head that are frozen.
+        teacher: Whose answers an objective with a frozen teacher learns: those of the one that the user has
+            ``"attached"``, or of the ``"previous"`` stage, a frozen copy of the model as this stage finds it.
+        early_heads: What the heads of all steps but the last start from: they ``"go_on"``, or become copies of the
+            ``"last"`` head, where the stage before has trained that one alone.
     """
 
     objective: Objective
     train: Literal["all", "early_heads"] = "all"
+    teacher: Literal["attached", "previous"] = "attached"
+    early_heads: Literal["go_on", "last"] = "go_on"
+
+    def __post_init__(self) -> None:
+        for argument, got, known in (
+            ("train", self.train, ("all", "early_heads")),
+            ("teacher", self.teacher, ("attached", "previous")),
+            ("early_heads", self.early_heads, ("go_on", "last")),
+        ):
+            if got not in known:
+                raise ArgumentError(
+                    argument, expected=" or ".join(map(repr, known)), got=repr(got), remedy="Choose one of the two."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "objective": self.objective.to_dict(),
+            "train": self.train,
+            "teacher": self.teacher,
+            "early_heads": self.early_heads,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stage:
+        """Inverse of `to_dict`, which had fewer fields before 0.2."""
+        return cls(**{**data, "objective": Objective.from_dict(data["objective"])})
 
 
 @dataclass(frozen=True)
@@ -128,7 +159,7 @@ class Recipe:
         """Plain JSON types."""
         return {
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-            "stages": [{"objective": s.objective.to_dict(), "train": s.train} for s in self.stages],
+            "stages": [stage.to_dict() for stage in self.stages],
             "policy": self.policy.to_dict(),
             "otherwise": None if self.otherwise is None else self.otherwise.to_dict(),
             "lambda_head": None if self.lambda_head is None else dataclasses.asdict(self.lambda_head),
@@ -143,7 +174,7 @@ class Recipe:
             return cls(
                 **{
                     **data,
-                    "stages": tuple(Stage(Objective.from_dict(s["objective"]), s["train"]) for s in data["stages"]),
+                    "stages": tuple(Stage.from_dict(stage) for stage in data["stages"]),
                     "policy": ExitPolicy.from_dict(data["policy"]),
                     "otherwise": None if otherwise is None else ExitPolicy.from_dict(otherwise),
                     "lambda_head": None if spec is None else LambdaSpec(**spec),
@@ -154,6 +185,19 @@ class Recipe:
             raise ArgumentError(
                 "data", expected="what Recipe.to_dict() returned", got=repr(data), remedy=f"({error})"
             ) from error
+
+
+def start_heads(stage: Stage, head: nn.Module) -> None:
+    """Let the early heads start where `stage` says; a shared head is left as it is.
+
+    Args:
+        stage: The stage that begins.
+        head: The head.
+    """
+    if stage.early_heads == "last" and isinstance(head, PerStep):
+        *early, last = head.heads
+        for each in early:
+            each.load_state_dict(last.state_dict())
 
 
 def freeze_for(stage: Stage, encoder: nn.Module, head: nn.Module) -> None:

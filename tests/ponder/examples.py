@@ -75,16 +75,32 @@ OBJECTIVES = [
         for likelihood in ("expected_log", "log_expected")
     ),
     Example("ponder", {"beta": 0.1}, task="regression"),
+    Example("alignment", {"weight": 0.7}),
+    Example("alignment", {}, task="regression"),
+    Example("alternating", {"even": objectives.FinalStep(), "odd": objectives.DeepSupervision("uniform")}),
+    Example("alternating", {"even": objectives.SimulatedExits(), "odd": objectives.FinalStep()}),
     Example("deep-supervision"),
     Example("deep-supervision", {"weights": "uniform"}, task="multilabel"),
     Example("final-step"),
     Example("distillation", {"temperature": 2.0, "weight": 0.7}),
     Example("distillation", {"temperature": 3.0}, task="multilabel"),
     Example("distillation", {}, task="regression"),
+    Example("distillation", {"temperature": 2.0, "teacher": "frozen"}),
+    Example("distillation", {"weight": 0.5, "teacher": "frozen"}, task="multilabel"),
+    Example("distillation", {"teacher": "frozen"}, task="regression"),
     Example("mutual-distillation", {"temperature": 2.0}),
     Example("mutual-distillation", {}, task="regression"),
     Example("mutual-distillation", {"temperature": 0.5}, task="multilabel"),
     Example("one-step", {"step": 1}),
+    *(
+        Example("signal-calibration", {"margin": 0.3, "signal": signal})
+        for signal in ("confidence", "energy", "margin", "negative_entropy")
+    ),
+    *(
+        Example("simulated-exits", {"thresholds": 4, "sharpness": 5.0, "signal": signal})
+        for signal in ("confidence", "energy", "margin", "negative_entropy", "halting")
+    ),
+    Example("simulated-exits", {"signal": "halting"}, task="regression"),
     Example(
         "weighted",
         {"objectives": (objectives.Ponder(0.2), objectives.FinalStep()), "weights": (0.5, 2.0)},

@@ -220,12 +220,72 @@ def _final_step(row: Spec) -> float:
     return float(row["losses"][-1])
 
 
-def _distillation(row: Spec, temperature: float, weight: float) -> float:
-    *students, teacher = row["outputs"]
+def _distillation(row: Spec, temperature: float, weight: float, teacher: str = "last_step") -> float:
+    frozen = teacher == "frozen"
+    students, taught = (row["outputs"], row["teacher"]) if frozen else (row["outputs"][:-1], row["outputs"][-1])
     if not students:
         return 0.0
-    losses = [distillation_loss(row["task"], student, teacher, temperature) for student in students]
+    losses = [distillation_loss(row["task"], student, taught, temperature) for student in students]
     return weight * math.fsum(losses) / len(losses)
+
+
+def signal(name: str, logits: Row) -> float:
+    """How sure one step is, growing with certainty."""
+    log_p = log_softmax(logits)
+    p = sorted((math.exp(z) for z in log_p), reverse=True)
+    if name == "energy":
+        top = max(logits)
+        return sigmoid(top + math.log(math.fsum(math.exp(z - top) for z in logits)))
+    return {"confidence": p[0], "margin": p[0] - p[1], "negative_entropy": -entropy(p)}[name]
+
+
+def _signals(name: str, row: Spec) -> list[float]:
+    if name == "halting":
+        return cdf(pmf(row["hazard_logits"]))
+    return [signal(name, output) for output in row["outputs"]]
+
+
+def _simulated_exits(row: Spec, thresholds: int, sharpness: float, signal: str) -> float:
+    losses = row["losses"]
+    early = [value for other in row["batch"] for value in _signals(signal, other)[:-1]]
+    if not early:
+        return float(losses[0])
+    low, high, share = min(early), max(early), row["progress"][0] / row["progress"][1]
+    total = 0.0
+    for k in range(thresholds):
+        threshold = low + (high - low) * (k + 0.5) / thresholds
+        left = next((n for n, sure in enumerate(_signals(signal, row)[:-1]) if sure > threshold), len(losses) - 1)
+        weights = _normalised([math.exp(-sharpness * share * abs(n - left)) for n in range(len(losses))])
+        total += math.fsum(w * loss for w, loss in zip(weights, losses, strict=True))
+    return total / thresholds
+
+
+def _signal_calibration(row: Spec, margin: float, signal: str) -> float:
+    gaps = []
+    for n in range(len(row["losses"]) - 1):
+        of: dict[bool, list[float]] = {True: [], False: []}
+        for other in row["batch"]:
+            output = other["outputs"][n]
+            of[output.index(max(output)) == other["label"]].append(_signals(signal, other)[n])
+        if of[True] and of[False]:
+            gaps.append(max(0.0, math.fsum(of[False]) / len(of[False]) - math.fsum(of[True]) / len(of[True]) + margin))
+    return math.fsum(gaps) / max(len(gaps), 1)
+
+
+def _alignment(row: Spec, weight: float) -> float:
+    *early, last = row["features"]
+    if not early:
+        return 0.0
+
+    def cosine(a: Row, b: Row) -> float:
+        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+
+    return weight * math.fsum(1 - cosine(features, last) for features in early) / len(early)
+
+
+def _alternating(row: Spec, even: Spec, odd: Spec) -> float:
+    return objective(odd if row["progress"][0] % 2 else even, row)
 
 
 def _mutual(row: Spec, temperature: float) -> float:
@@ -244,6 +304,10 @@ def _weighted(row: Spec, objectives: Sequence[Spec], weights: Sequence[float]) -
 
 
 OBJECTIVES: dict[str, Callable[..., float]] = {
+    "alignment": _alignment,
+    "alternating": _alternating,
+    "signal-calibration": _signal_calibration,
+    "simulated-exits": _simulated_exits,
     "ponder": _ponder,
     "deep-supervision": _deep_supervision,
     "final-step": _final_step,
@@ -255,7 +319,10 @@ OBJECTIVES: dict[str, Callable[..., float]] = {
 
 
 def objective(spec: Spec, row: Spec) -> float:
-    """The loss of one example; `row` has task, outputs, losses, hazard_logits and prior."""
+    """The loss of one example; `row` has task, outputs, losses, hazard_logits and prior.
+
+    Some objectives read its label, features, teacher (outputs), progress (step, total), and batch (all rows).
+    """
     return OBJECTIVES[spec["name"]](row, **{k: v for k, v in spec.items() if k != "name"})
 
 
