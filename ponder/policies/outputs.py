@@ -1,4 +1,4 @@
-"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin."""
+"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin, energy (COSEE)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
+from ponder.parts.signals import energy
 from ponder.policies.base import Setting, StepView, check_not_negative, check_unit, registry
 from ponder.policies.threshold import Knob, ThresholdPolicy
 
-__all__ = ["Confidence", "Entropy", "Margin"]
+__all__ = ["Confidence", "Energy", "Entropy", "Margin"]
 
 
 class _Certainty(ThresholdPolicy):
@@ -30,21 +31,13 @@ class _Certainty(ThresholdPolicy):
     def check(self, setting: Setting) -> None:
         super().check(setting)
         if setting.task not in (None, "classification", "custom"):
-            raise self._refusal(f"the task {setting.task!r}")
+            raise _refusal(self, f"the task {setting.task!r}")
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         output = step.output
         if output.dim() != 2 or output.shape[-1] < 2:
-            raise self._refusal(f"outputs of shape {tuple(output.shape)}")
+            raise _refusal(self, f"outputs of shape {tuple(output.shape)}")
         return self.measure(F.log_softmax(output.float(), dim=-1)), state
-
-    def _refusal(self, got: str) -> ArgumentError:
-        return ArgumentError(
-            "policy",
-            expected=f"class logits (batch, classes ≥ 2) under {type(self).__name__}",
-            got=got,
-            remedy="One number has no entropy; use policies.Patience with a tolerance, or a policy on the hazard.",
-        )
 
 
 @registry.register("entropy")
@@ -110,3 +103,42 @@ class Margin(_Certainty):
     def measure(self, log_probabilities: Tensor) -> Tensor:
         best, second = log_probabilities.topk(2, dim=-1).values.exp().unbind(-1)
         return best - second
+
+
+@registry.register("energy")
+@dataclass(frozen=True)
+class Energy(ThresholdPolicy):
+    """Stop once the normalised energy score is above a threshold.
+
+    The score is σ(log Σ_c exp z_c), one minus that of He et al. 2025 (COSEE, arXiv 2412.13236), so that a surer answer
+    has more of it, as with `Confidence`. It looks at the size of the logits, which a softmax forgets.
+
+    Args:
+        threshold: In [0, 1].
+    """
+
+    threshold: float
+    needs = frozenset({"output"})
+    knob = Knob("threshold", "above")
+
+    def __post_init__(self) -> None:
+        check_unit("threshold", self.threshold)
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if setting.task not in (None, "classification", "custom"):
+            raise _refusal(self, f"the task {setting.task!r}")
+
+    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
+        if step.output.dim() != 2 or step.output.shape[-1] < 2:
+            raise _refusal(self, f"outputs of shape {tuple(step.output.shape)}")
+        return energy(step.output), state
+
+
+def _refusal(policy: ThresholdPolicy, got: str) -> ArgumentError:
+    return ArgumentError(
+        "policy",
+        expected=f"class logits (batch, classes ≥ 2) under {type(policy).__name__}",
+        got=got,
+        remedy="One number has no entropy; use policies.Patience with a tolerance, or a policy on the hazard.",
+    )

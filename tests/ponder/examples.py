@@ -47,6 +47,7 @@ POLICIES = [
     Example("bernoulli", {"seed": -(2**70) - 1}),
     Example("certified", {"policy": Confidence(0.7), "path": ((0.9, 0.0, 0.01), (0.7, 0.01, 0.04)), **CERTIFICATE}),
     Example("confidence", {"threshold": 0.8}),
+    Example("energy", {"threshold": 0.8}),
     Example("entropy", {"threshold": 0.5}),
     Example("entropy", {"threshold": 0.5, "normalize": True}),
     Example("fixed-step", {"step": 2}),
@@ -66,7 +67,7 @@ POLICIES = [
 ]
 
 # Fitted to one number of steps, or to the features of one model: each has contracts of its own.
-FITTED_POLICIES = {"expected", "learned"}
+FITTED_POLICIES = {"expected", "gate", "learned"}
 
 OBJECTIVES = [
     *(

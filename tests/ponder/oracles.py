@@ -396,6 +396,10 @@ def _confidence(row: _Row, threshold: float) -> list[Answer]:
     return [above(max(row.probabilities(n)), threshold) for n in range(1, row.num_steps + 1)]
 
 
+def _energy(row: _Row, threshold: float) -> list[Answer]:
+    return [above(signal("energy", output), threshold) for output in row.record["outputs"]]
+
+
 def _margin(row: _Row, threshold: float) -> list[Answer]:
     answers = []
     for n in range(1, row.num_steps + 1):
@@ -462,6 +466,56 @@ def _voting(row: _Row, votes: int) -> list[Answer]:
     return [given[:n].count(given[n - 1]) >= votes for n in range(1, len(given) + 1)]
 
 
+def gate_signals(row: _Row, names: Sequence[str]) -> list[list[float]]:
+    """What a gate reads of each step."""
+    outputs, hazards, table = row.record["outputs"], row.record.get("hazard_logits"), []
+    streak, expected = 0, 0.0
+    for n, output in enumerate(outputs):
+        p = row.probabilities(n + 1)
+        before = outputs[n - 1] if n else output
+        same = n > 0 and output.index(max(output)) == before.index(max(before))
+        streak = streak + 1 if same else 0
+        values = {name: signal(name, output) for name in ("confidence", "energy", "negative_entropy")}
+        values["margin"] = signal("margin", output) if len(output) > 1 else 0.0
+        values["streak"] = float(streak)
+        values["shift"] = math.fsum(abs(a - b) for a, b in zip(p, row.probabilities(n), strict=True)) / 2 if n else 1.0
+        values["movement"] = math.fsum(abs(a - b) for a, b in zip(output, before, strict=True)) / len(output)
+        if hazards:
+            expected += survival_before(hazards)[n]
+            # the CDF of the hazards so far: at the last step the policy is not asked
+            alive = survival_before([*hazards, 0.0])[n + 1]
+            values |= {"hazard": sigmoid(hazards[n]), "cdf": 1.0 - alive, "expected": expected}
+        table.append([values[name] for name in names])
+    return table
+
+
+def walk(tree: Sequence[Row], values: Row) -> float:
+    """The leaf of one tree."""
+    node = tree[0]
+    while node[0] >= 0:
+        node = tree[int(node[2] if values[int(node[0])] <= node[1] else node[3])]
+    return node[4]
+
+
+def gate_probabilities(row: _Row, signals: Sequence[str], kind: str, tables: Sequence[Any]) -> list[float]:
+    """P(staying pays) at every step but the last."""
+    found = []
+    for table, values in zip(tables, gate_signals(row, signals), strict=False):
+        if kind == "logistic":
+            score = math.fsum(w * v for w, v in zip(table, values, strict=False)) + table[-1]
+        else:
+            score = table[0] + math.fsum(walk(tree, values) for tree in table[1])
+        found.append(sigmoid(score))
+    return found
+
+
+def _gate(
+    row: _Row, num_steps: int, signals: Any, kind: str, tables: Any, threshold: float, floor: int, **_: Any
+) -> list[Answer]:
+    found = [above(threshold, p) for p in gate_probabilities(row, signals, kind, tables)]
+    return [False if n < floor else answer for n, answer in enumerate(found, start=1)] + [True]
+
+
 POLICIES: dict[str, Callable[..., list[Answer]]] = {
     "after": _after,
     "all": _both,
@@ -470,8 +524,10 @@ POLICIES: dict[str, Callable[..., list[Answer]]] = {
     "bernoulli": _bernoulli,
     "certified": _certified,
     "confidence": _confidence,
+    "energy": _energy,
     "entropy": _entropy,
     "fixed-step": _fixed_step,
+    "gate": _gate,
     "last-step": _last_step,
     "margin": _margin,
     "patience": _patience,
