@@ -2,6 +2,7 @@
 
 from ponder import calibration, cost, objectives, policies, priors, recipes
 from ponder._utils.trees import Shared
+from ponder.analysis.diagnosis import Diagnosis, diagnose
 from ponder.analysis.sweeps import Curve, Point
 from ponder.calibration import Calibration, RiskControl, calibrate, control_risk
 from ponder.distributions import StepDistribution
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "Curve",
+    "Diagnosis",
     "Exits",
     "LambdaHead",
     "Padding",
@@ -47,6 +49,7 @@ __all__ = [
     "compile_steps",
     "control_risk",
     "cost",
+    "diagnose",
     "load",
     "objectives",
     "parameter_groups",

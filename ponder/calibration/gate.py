@@ -34,6 +34,7 @@ def fit_gate(
     floor: int = 1,
     *,
     model: Literal["logistic", "boosted"] = "logistic",
+    trees: int = 50,
     signals: Sequence[str] | None = None,
     threshold: float = 0.5,
 ) -> Gate:
@@ -56,7 +57,8 @@ def fit_gate(
         target: The event.
         delta: δ ≥ 0, for ``"gain"``.
         floor: No row leaves before this step.
-        model: ``"logistic"``, a logistic regression; ``"boosted"``, fifty trees of three levels.
+        model: ``"logistic"``, a logistic regression; ``"boosted"``, gradient boosting of trees of three levels.
+        trees: Their number, for ``"boosted"``.
         signals: Names from `policies.gate.GATE_SIGNALS`; what the trajectory has where None.
         threshold: Probability below which a row leaves.
 
@@ -70,6 +72,8 @@ def fit_gate(
     check_rows_given(trajectory)
     check_not_negative("delta", delta)
     check_step("floor", floor, trajectory.num_steps)
+    if isinstance(trees, bool) or not isinstance(trees, int) or trees < 1:
+        raise ArgumentError("trees", expected="a whole number ≥ 1", got=repr(trees), remedy="Pass trees=50, say.")
     if trajectory.num_steps == 1:
         raise ArgumentError(
             "trajectory", expected="at least two steps", got="one", remedy="There is no early exit to decide on."
@@ -87,7 +91,7 @@ def fit_gate(
     chosen = tuple(signals) if signals is not None else _default_signals(trajectory)
     tables: list[LinearTable | TreeTable] = []
     for values, stays in zip(_signals(trajectory, chosen), pays[:, :-1].unbind(1), strict=True):
-        tables.append(_boosted(values, stays) if model == "boosted" else _logistic(values, stays))
+        tables.append(_boosted(values, stays, trees) if model == "boosted" else _logistic(values, stays))
     return Gate(trajectory.num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta))
 
 
@@ -197,16 +201,16 @@ def _logistic(values: Tensor, stays: Tensor) -> LinearTable:
     return (*weights.tolist(), bias)
 
 
-def _boosted(values: Tensor, stays: Tensor) -> TreeTable:
+def _boosted(values: Tensor, stays: Tensor, trees: int) -> TreeTable:
     """The bias and the trees of gradient boosting, each leaf times the learning rate."""
     stays = stays.cpu()
     constant = _constant(stays)
     if constant is not None:
         return (constant, ())
-    boosting = _sklearn("ensemble").GradientBoostingClassifier(n_estimators=50, max_depth=3, random_state=0)
+    boosting = _sklearn("ensemble").GradientBoostingClassifier(n_estimators=trees, max_depth=3, random_state=0)
     boosting.fit(values.numpy(), stays.numpy())
     share = float(stays.double().mean())
-    trees = []
+    made = []
     for (estimator,) in boosting.estimators_:
         tree = estimator.tree_
         leaf = tree.children_left < 0
@@ -217,8 +221,8 @@ def _boosted(values: Tensor, stays: Tensor) -> TreeTable:
             [max(float(child), 0.0) for child in tree.children_right],
             (boosting.learning_rate * tree.value[:, 0, 0]).tolist(),
         ]
-        trees.append(tuple(zip(*columns, strict=True)))
-    return (float(torch.logit(torch.tensor(share, dtype=torch.float64))), tuple(trees))
+        made.append(tuple(zip(*columns, strict=True)))
+    return (float(torch.logit(torch.tensor(share, dtype=torch.float64))), tuple(made))
 
 
 def _constant(stays: Tensor) -> float | None:

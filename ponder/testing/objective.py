@@ -168,8 +168,8 @@ def _check_rows_alone(objective: Objective, batch: Unrolled) -> None:
             objective,
             "a row's loss does not depend on the other rows, their number or their order",
             f"rows {rows.tolist()} have losses {part.tolist()} alone, and among {len(whole)} {whole[rows].tolist()}",
-            "Reduce over every dimension but the first, and do not divide by the batch size; or, where the loss is meant "
-            "to depend on statistics of the batch, write reads_whole_batch = True on the class.",
+            "Reduce over every dimension but the first, and do not divide by the batch size; or, where the loss is "
+            "meant to depend on statistics of the batch, write reads_whole_batch = True on the class.",
         )
 
 

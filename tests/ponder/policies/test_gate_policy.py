@@ -1,4 +1,4 @@
-"""Gates: fitted on a frozen model's trajectory, exported to plain numbers, and equal in run, replay and scikit-learn."""
+"""Gates: fitted on a frozen model's trajectory, plain numbers, and equal in run, replay and scikit-learn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ sklearn = pytest.importorskip("sklearn", reason="gates are fitted with scikit-le
 KINDS = ("logistic", "boosted")
 
 
-def record(rows: int = 400, num_steps: int = 6, task: str | None = "classification", hazards: bool = True, seed: int = 0):
+def record(
+    rows: int = 400, num_steps: int = 6, task: str | None = "classification", hazards: bool = True, seed: int = 0
+):
     """A trajectory whose later steps are better, with labels."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 3, (rows,), generator=g)
@@ -50,9 +52,12 @@ def record(rows: int = 400, num_steps: int = 6, task: str | None = "classificati
 @pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("floor", [1, 3])
 def test_a_gate_keeps_the_contract_of_policies(kind: str, task: str, floor: int) -> None:
-    gate = fit_gate(record(task=task), floor=floor, model=kind)
+    gate = fit_gate(record(task=task), floor=floor, model=kind, trees=3)
     check_policy(gate, task=task, num_steps=6)
-    check_policy(fit_gate(record(task=task), signals=("movement", "hidden"), model=kind), task=task, num_steps=6)
+
+
+def test_a_gate_on_the_hidden_state_keeps_it_too() -> None:
+    check_policy(fit_gate(record(), signals=("movement", "hidden")), num_steps=6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,6 +196,7 @@ def test_a_gate_of_another_number_of_steps_is_refused() -> None:
         ({"floor": 0}, "floor"),
         ({"floor": 7}, "floor"),
         ({"model": "forest"}, "model"),
+        ({"trees": 0}, "trees"),
         ({"signals": ("entropy",)}, "signals"),
         ({"signals": ()}, "signals"),
         ({"threshold": 1.5}, "threshold"),
