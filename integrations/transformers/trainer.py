@@ -26,9 +26,7 @@ class PonderTrainer(Trainer):
         kwargs: As for `Trainer`.
     """
 
-    def __init__(
-        self, *args: Any, lambda_lr: float | None = None, head_lr: float | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, lambda_lr: float | None = None, head_lr: float | None = None, **kwargs: Any) -> None:
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
         super().__init__(*args, **kwargs)

@@ -158,8 +158,8 @@ class Diagnosis:
             told = self.collapse
             lines += [
                 "",
-                f"The halting distribution: {100 * told.share:.0f}% of the rows would leave at step {told.step} (q = 0.5);"
-                f" it carries {100 * told.information:.1f}% of the information that it could.",
+                f"The halting distribution: {100 * told.share:.0f}% of the rows would leave at step {told.step} "
+                f"(q = 0.5); it carries {100 * told.information:.1f}% of the information that it could.",
             ]
         if self.difficulty:
             lines += ["", "Rows by the step from which they are right, and where the policy of the middle row lets go:"]
@@ -411,8 +411,8 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
     if pays:
         best = max(pays, key=lambda gain: gain.gain)
         sentence = (
-            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} has a {metric} of {best.score:.4f} where "
-            f"the best blind choice at the same cost has {best.blind:.4f} (gain {best.gain:+.4f}, 95% interval "
+            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} has a {metric} of {best.score:.4f} "
+            f"where the best blind choice at the same cost has {best.blind:.4f} (gain {best.gain:+.4f}, 95% interval "
             f"{best.low:+.4f} to {best.high:+.4f})"
         )
         beaten = [gain for gain in pays if gain.static > gain.score]
