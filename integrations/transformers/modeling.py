@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
@@ -218,7 +219,7 @@ class PonderForSequenceClassification(PreTrainedModel):
                 got="the model itself",
                 remedy="Pass copy.deepcopy(model).",
             )
-        own, theirs = self.config.id2label, teacher.config.id2label
+        own, theirs = (dict(model.config.id2label or {}) for model in (self, teacher))
         if own != theirs:
             raise ArgumentError(
                 "teacher",
@@ -300,7 +301,7 @@ class _Logits(nn.Module):
         return logits
 
 
-def _first_difference(own: dict[int, str], theirs: dict[int, str]) -> str:
+def _first_difference(own: Mapping[Any, str], theirs: Mapping[Any, str]) -> str:
     place = next(i for i in sorted({*own, *theirs}) if own.get(i) != theirs.get(i))
     return f"the first that differs {theirs.get(place)!r} in place of {own.get(place)!r}"
 

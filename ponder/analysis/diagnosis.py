@@ -283,7 +283,7 @@ def _families(trajectory: Trajectory, compare: FamilyLike | Sequence[FamilyLike]
         raise ArgumentError(
             "compare", expected="at least one family of policies", got="none", remedy="Pass policies.Confidence, say."
         )
-    made = {}
+    made: dict[str, Family] = {}
     for each in listed:
         name = getattr(each, "__name__", type(each).__name__)
         made[name if name not in made else f"{name} ({len(made) + 1})"] = as_family(each, None, trajectory)
@@ -350,8 +350,9 @@ class _Bootstrap:
         chosen = affordable.argmax(1, keepdim=True)
         at = self._step_outside.gather(1, chosen).squeeze(1)
         blind = blind_mix(self._blind, self._blind_outside, at)
-        gains = self._score_outside.gather(1, chosen).squeeze(1) - blind
-        return gains[affordable.gather(1, chosen).squeeze(1) > -torch.inf]
+        gains: Tensor = self._score_outside.gather(1, chosen).squeeze(1) - blind
+        usable = affordable.gather(1, chosen).squeeze(1) > -torch.inf
+        return gains[usable]
 
 
 _AT_ONCE = 50  # samples whose counts are held at a time

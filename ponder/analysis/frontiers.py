@@ -91,11 +91,13 @@ def blind_mix(chosen_by: Tensor, scores: Tensor, mean_step: Tensor) -> Tensor:
     share = (mean_step.unsqueeze(1) - 1.0 - low) / (high - low)
 
     def mixed(of: Tensor) -> Tensor:
-        return of[:, low] * (1.0 - share) + of[:, high] * share
+        made: Tensor = of[:, low] * (1.0 - share) + of[:, high] * share
+        return made
 
     possible = (share >= 0.0) & (share <= 1.0)
     best = torch.where(possible, mixed(chosen_by), -torch.inf).argmax(1, keepdim=True)
-    return mixed(scores).gather(1, best).squeeze(1)
+    judged: Tensor = mixed(scores).gather(1, best).squeeze(1)
+    return judged
 
 
 def oracle_frontier(values: Tensor) -> Frontier:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Objective, Unrolled, registry
-from ponder.objectives.signals import certainty, check_signal
+from ponder.objectives.signals import certainty
+from ponder.parts.signals import SIGNALS
 
 __all__ = ["SignalCalibration"]
 
@@ -38,10 +39,12 @@ class SignalCalibration(Objective):
     def __post_init__(self) -> None:
         if not 0.0 <= self.margin < float("inf"):
             raise ArgumentError("margin", expected="a finite number ≥ 0", got=self.margin, remedy="Pass 0.3, say.")
-        check_signal(self.signal)
-        if self.signal == "halting":
+        if self.signal not in SIGNALS:
             raise ArgumentError(
-                "signal", expected="the certainty of a class", got="'halting'", remedy="Pass 'confidence', say."
+                "signal",
+                expected=f"the certainty of a class: {' or '.join(map(repr, SIGNALS))}",
+                got=repr(self.signal),
+                remedy="Choose one of them.",
             )
 
     def per_example(self, unrolled: Unrolled) -> Tensor:

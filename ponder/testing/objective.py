@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def _losses(objective: Objective, batch: Unrolled, what: str = "a random batch")
 
 def _check_declared(objective: Objective, batch: Unrolled) -> None:
     needs = objective.needs
-    missing = {field: None for need, field in _FIELDS.items() if need not in needs}
+    missing: dict[str, Any] = {field: None for need, field in _FIELDS.items() if need not in needs}
     declared = dataclasses.replace(batch, **missing)
     try:
         objective.per_example(declared)
