@@ -15,7 +15,6 @@ from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, front
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import Family, FamilyLike, as_family
 from ponder.errors import ArgumentError
-from ponder.parts.answers import correct
 from ponder.policies import Confidence, Entropy, FixedStep, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
 
@@ -447,10 +446,10 @@ def _collapse(trajectory: Trajectory) -> Collapse:
 
 def _difficulty(trajectory: Trajectory, exit_step: Tensor) -> tuple[Difficulty, ...]:
     """Rows by the step from which all answers are right."""
-    if trajectory.task in ("regression", "custom"):
+    if not trajectory.meaning.comparable:
         return ()
     assert trajectory.labels is not None
-    right = correct(trajectory.outputs, trajectory.labels, trajectory.task).cpu()
+    right = trajectory.meaning.correct(trajectory.outputs, trajectory.labels).cpu()
     stays = right.flip(1).long().cummin(1).values.sum(1)  # how many of the last answers are right
     groups = []
     for count in range(right.shape[1], -1, -1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,9 +14,7 @@ from ponder.calibration.among import best_among
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
 from ponder.policies import ExitPolicy, LastStep
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.trajectory import Trajectory
 
 __all__ = ["Calibration", "calibrate"]
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.calibration.fresh import check_rows_given
 from ponder.engine.losses import step_losses
+from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
-from ponder.parts.answers import agreement, correct
-from ponder.parts.tasks import TaskName, as_task, infer_task
-from ponder.policies.base import Batch, ExitPolicy, StepView, check_not_negative, check_step
+from ponder.parts.tasks import infer_task
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 from ponder.policies.gate import Gate, GateReader, LinearTable, TreeTable, default_signals
 
 if TYPE_CHECKING:
@@ -70,16 +71,14 @@ def fit_gate(
         PonderError: scikit-learn is not installed.
     """
     check_rows_given(trajectory)
-    check_not_negative("delta", delta)
-    check_step("floor", floor, trajectory.num_steps)
-    if isinstance(trees, bool) or not isinstance(trees, int) or trees < 1:
-        raise ArgumentError("trees", expected="a whole number ≥ 1", got=repr(trees), remedy="Pass trees=50, say.")
+    check_real("delta", delta)
+    check_int("floor", floor, 1, trajectory.num_steps)
+    check_int("trees", trees, remedy="Pass trees=50, say.")
     if trajectory.num_steps == 1:
         raise ArgumentError(
             "trajectory", expected="at least two steps", got="one", remedy="There is no early exit to decide on."
         )
-    if model not in ("logistic", "boosted"):
-        raise ArgumentError("model", expected="'logistic' or 'boosted'", got=repr(model), remedy="Choose one.")
+    check_choice("model", model, ("logistic", "boosted"))
     if target == "gain" and trajectory.labels is None:
         warnings.warn(
             "fit_gate: the trajectory has no labels, so the gate is fitted to agreement with full depth instead of "
@@ -103,10 +102,12 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
         target: The event, as for `fit_gate`.
         delta: As for `fit_gate`.
     """
+    check_choice("target", target, ("gain", "error", "agreement"))
+    task = trajectory.meaning
     if target == "agreement":
-        if trajectory.task in ("regression", "custom"):
+        if not task.comparable:
             raise _no_target(target, trajectory, "Record labels, and pass target='gain' with a delta.")
-        return ~agreement(trajectory.outputs, trajectory.task)
+        return ~task.agreement(trajectory.outputs, trajectory.mask)
     if trajectory.labels is None:
         raise ArgumentError(
             "trajectory",
@@ -115,16 +116,12 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
             remedy="Record them: model.unroll(inputs, labels=labels); or pass target='agreement'.",
         )
     if target == "error":
-        if trajectory.task in ("regression", "custom"):
+        if not task.comparable:
             raise _no_target(target, trajectory, "Pass target='gain' with a delta in the unit of the loss.")
-        losses = (~correct(trajectory.outputs, trajectory.labels, trajectory.task)).double()
+        losses = (~task.correct(trajectory.outputs, trajectory.labels)).double()
         delta = 0.0
-    elif target == "gain":
-        losses = _losses(trajectory)
     else:
-        raise ArgumentError(
-            "target", expected="'gain', 'error' or 'agreement'", got=repr(target), remedy="Choose one of them."
-        )
+        losses = _losses(trajectory)
     later = losses.flip(1).cummin(1).values.flip(1)  # the least from each step on
     pays = torch.zeros_like(losses, dtype=torch.bool)
     pays[:, :-1] = later[:, 1:] < losses[:, :-1] - delta
@@ -132,13 +129,9 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
 
 
 def _losses(trajectory: Trajectory) -> Tensor:
-    labels = trajectory.labels
+    labels, last = trajectory.labels, trajectory.outputs[:, -1]
     assert labels is not None
-    if trajectory.task == "custom":
-        raise _no_target("gain", trajectory, "Pass target='agreement', which needs no loss.")
-    named: TaskName | None = trajectory.task  # type: ignore[assignment]
-    last = trajectory.outputs[:, -1]
-    task = as_task(named) or infer_task(last, labels)
+    task = infer_task(last, labels) if trajectory.task is None else trajectory.meaning
     return step_losses(task, trajectory.outputs, task.check(last, labels)).double()
 
 
@@ -152,8 +145,9 @@ def _no_target(target: str, trajectory: Trajectory, remedy: str) -> ArgumentErro
 
 
 def _default_signals(trajectory: Trajectory) -> tuple[str, ...]:
-    classes = trajectory.task in (None, "classification", "custom") and trajectory.outputs.dim() == 3
-    return default_signals(classes and trajectory.outputs.shape[-1] > 1, trajectory.hazard_logits is not None)
+    task = trajectory.meaning
+    classes = task.classes and task.fits(trajectory.outputs[:, -1])
+    return default_signals(classes, trajectory.hazard_logits is not None)
 
 
 @dataclass(frozen=True)
@@ -167,7 +161,7 @@ class _Reading(ExitPolicy):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return self.reader.needs
 
-    def init(self, batch: Batch) -> Tree:
+    def init(self, batch: PolicyBatch) -> Tree:
         return self.reader.init(batch)
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
@@ -179,9 +173,9 @@ class _Reading(ExitPolicy):
 def _signals(trajectory: Trajectory, signals: tuple[str, ...]) -> list[Tensor]:
     """The signals at each step but the last, `(batch, signals)` each; refused as the gate itself would be."""
     blank = (0.0,) * (trajectory.num_steps - 1)
-    trajectory.check(Gate(trajectory.num_steps, signals, "logistic", blank))
+    check_replay(trajectory, Gate(trajectory.num_steps, signals, "logistic", blank))
     probe = _Reading(GateReader(signals), [])
-    trajectory.run(probe)
+    replay(trajectory, probe)
     return probe.seen
 
 

@@ -2,17 +2,16 @@
 
 from ponder.objectives.alignment import Alignment
 from ponder.objectives.alternating import Alternating
-from ponder.objectives.base import NEEDS, Objective, Unrolled, registry
+from ponder.objectives.base import NEEDS, Objective, Unrolled, Weighted, registry
 from ponder.objectives.deep_supervision import DeepSupervision
 from ponder.objectives.distillation import Distillation
 from ponder.objectives.final_step import FinalStep
 from ponder.objectives.mutual import MutualDistillation
 from ponder.objectives.one_step import OneStep
-from ponder.objectives.ponder import Ponder
+from ponder.objectives.ponder_loss import Ponder
 from ponder.objectives.progress import Progress
 from ponder.objectives.signal_calibration import SignalCalibration
 from ponder.objectives.simulated_exits import SimulatedExits
-from ponder.objectives.weighted import Weighted
 
 __all__ = [
     "NEEDS",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["Alignment"]
@@ -31,8 +31,7 @@ class Alignment(Objective):
     needs = frozenset({"features"})
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.weight < float("inf"):
-            raise ArgumentError("weight", expected="a number ≥ 0", got=self.weight, remedy="Pass 1.0, say.")
+        check_real("weight", self.weight)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         assert unrolled.features is not None  # `check_batch` saw to it

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ponder.errors import ArgumentTypeError
+from ponder._utils.validation import check_type
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["Alternating"]
@@ -30,14 +30,8 @@ class Alternating(Objective):
     odd: Objective
 
     def __post_init__(self) -> None:
-        for argument, objective in (("even", self.even), ("odd", self.odd)):
-            if not isinstance(objective, Objective):
-                raise ArgumentTypeError(
-                    argument,
-                    expected="an Objective",
-                    got=type(objective).__name__,
-                    remedy="Pass objectives.FinalStep(), say.",
-                )
+        check_type("even", self.even, Objective)
+        check_type("odd", self.odd, Objective)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

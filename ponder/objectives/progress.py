@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_int
 
 __all__ = ["Progress"]
 
@@ -29,18 +29,8 @@ class Progress:
     total: int
 
     def __post_init__(self) -> None:
-        for argument, number, least in (("total", self.total, 1), ("step", self.step, 0)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ArgumentError(
-                    argument,
-                    expected=f"a whole number ≥ {least}",
-                    got=repr(number),
-                    remedy="Count the steps of the optimiser: Progress(step, total).",
-                )
-        if self.step > self.total:
-            raise ArgumentError(
-                "step", expected=f"at most total={self.total}", got=self.step, remedy="Count from 0 in every stage."
-            )
+        check_int("total", self.total, remedy="Count the steps of the optimiser: Progress(step, total).")
+        check_int("step", self.step, 0, self.total, remedy="Count from 0 in every stage: Progress(step, total).")
 
     @property
     def share(self) -> float:

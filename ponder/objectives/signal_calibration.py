@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_choice, check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.objectives.signals import certainty
 from ponder.parts.signals import SIGNALS
@@ -37,15 +37,8 @@ class SignalCalibration(Objective):
     reads_whole_batch = True
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.margin < float("inf"):
-            raise ArgumentError("margin", expected="a finite number ≥ 0", got=self.margin, remedy="Pass 0.3, say.")
-        if self.signal not in SIGNALS:
-            raise ArgumentError(
-                "signal",
-                expected=f"the certainty of a class: {' or '.join(map(repr, SIGNALS))}",
-                got=repr(self.signal),
-                remedy="Choose one of them.",
-            )
+        check_real("margin", self.margin)
+        check_choice("signal", self.signal, SIGNALS)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         labels = unrolled.labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Unrolled
 from ponder.parts.signals import SIGNALS
@@ -15,13 +16,7 @@ _HALTING = "halting"
 
 def check_signal(signal: str) -> None:
     """Refuse unknown names."""
-    if signal not in (*SIGNALS, _HALTING):
-        raise ArgumentError(
-            "signal",
-            expected=" or ".join(map(repr, (*SIGNALS, _HALTING))),
-            got=repr(signal),
-            remedy="Choose one of them.",
-        )
+    check_choice("signal", signal, (*SIGNALS, _HALTING))
 
 
 def certainty(signal: str, unrolled: Unrolled, *, gradient: bool = False) -> Tensor:
@@ -40,11 +35,12 @@ def certainty(signal: str, unrolled: Unrolled, *, gradient: bool = False) -> Ten
         sure = unrolled.halting.pmf.cumsum(-1)
         return sure if gradient else sure.detach()
     outputs = unrolled.outputs
-    if unrolled.task.name not in ("classification", "custom") or outputs.dim() != 3 or outputs.shape[-1] < 2:
+    task = unrolled.task
+    if task.per_token or not task.classes or not task.fits(outputs[:, -1]):
         raise ArgumentError(
             "signal",
             expected=f"a task with one class an example, outputs (batch, steps, classes ≥ 2), for signal={signal!r}",
-            got=f"the task {unrolled.task.name!r} with outputs of shape {tuple(outputs.shape)}",
+            got=f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}",
             remedy="Give the model a Lambda head and pass signal='halting', or use DeepSupervision.",
         )
     return SIGNALS[signal](outputs if gradient else outputs.detach())

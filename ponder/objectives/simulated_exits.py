@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_int, check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.objectives.signals import certainty, check_signal
 
@@ -46,14 +46,8 @@ class SimulatedExits(Objective):
     reads_whole_batch = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.thresholds, bool) or not isinstance(self.thresholds, int) or self.thresholds < 1:
-            raise ArgumentError(
-                "thresholds", expected="a whole number ≥ 1", got=repr(self.thresholds), remedy="Pass thresholds=5, say."
-            )
-        if not 0.0 <= self.sharpness < float("inf"):
-            raise ArgumentError(
-                "sharpness", expected="a finite number ≥ 0", got=self.sharpness, remedy="Pass sharpness=10.0, say."
-            )
+        check_int("thresholds", self.thresholds, remedy="Pass thresholds=5, say.")
+        check_real("sharpness", self.sharpness, remedy="Pass sharpness=10.0, say.")
         check_signal(self.signal)
 
     @property

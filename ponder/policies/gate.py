@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.signals import confidence, energy, margin, negative_entropy
-from ponder.policies.base import Batch, Setting, StepView, check_step, check_unit, registry
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.policies.base import ModelSpec, PolicyBatch, StepView, ThresholdPolicy, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["GATE_SIGNALS", "Gate", "GateReader", "LinearTable", "TreeTable", "default_signals"]
 
@@ -68,7 +69,7 @@ class GateReader:
         """Whether a signal is one of classes."""
         return bool(set(self.signals) & {*_OF_CLASSES, "streak", "shift"})
 
-    def init(self, batch: Batch) -> Tree:
+    def init(self, batch: PolicyBatch) -> Tree:
         """State before the first step."""
         zeros = torch.zeros(batch.size, device=batch.device)
         return {"output": None, "streak": zeros, "expected": zeros}
@@ -126,19 +127,18 @@ class Gate(ThresholdPolicy):
     floor: int = 1
     target: str = "gain"
     delta: float = 0.0
-    knob = Knob("threshold", "below")
+    tunable = Threshold("threshold", "below")
 
     def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
-        check_step("floor", self.floor, self.num_steps)
+        check_real("threshold", self.threshold, 0.0, 1.0)
+        check_int("floor", self.floor, 1, self.num_steps)
         object.__setattr__(self, "signals", tuple(self.signals))
         unknown = sorted(set(self.signals) - set(GATE_SIGNALS))
         if unknown or not self.signals:
             raise ArgumentError(
                 "signals", expected=f"some of {', '.join(GATE_SIGNALS)}", got=repr(self.signals), remedy="Correct them."
             )
-        if self.kind not in ("logistic", "boosted"):
-            raise ArgumentError("kind", expected="'logistic' or 'boosted'", got=repr(self.kind), remedy="Choose one.")
+        check_choice("kind", self.kind, ("logistic", "boosted"))
         if len(self.tables) != self.num_steps - 1:
             raise ArgumentError(
                 "tables",
@@ -157,26 +157,24 @@ class Gate(ThresholdPolicy):
         """Reads its signals."""
         return GateReader(self.signals)
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        if setting.num_steps != self.num_steps:
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if spec.num_steps != self.num_steps:
             raise ArgumentError(
                 "policy",
-                expected=f"a gate fitted on a model of {setting.num_steps} steps, as this one has",
+                expected=f"a gate fitted on a model of {spec.num_steps} steps, as this one has",
                 got=f"one fitted on {self.num_steps}",
                 remedy="Fit one on this model's own trajectory with ponder.calibration.fit_gate.",
             )
-        if setting.task == "token_classification" or (
-            self.reader.reads_classes and setting.task not in (None, "classification", "custom")
-        ):
+        if spec.task.per_token or (self.reader.reads_classes and not spec.task.classes):
             raise ArgumentError(
                 "policy",
                 expected="one class an example, of which a gate can read how sure it is",
-                got=f"the task {setting.task!r}",
+                got=f"the task {spec.task.name!r}",
                 remedy="Fit the gate on a trajectory of this task: it then reads what the task has.",
             )
 
-    def init(self, batch: Batch) -> Tree:
+    def init(self, batch: PolicyBatch) -> Tree:
         return self.reader.init(batch)
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:

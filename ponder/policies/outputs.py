@@ -1,4 +1,8 @@
-"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin, energy (COSEE)."""
+"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin, energy.
+
+Where an example has an answer at each of its positions (token classification), it leaves once its least sure position
+is sure enough; padding does not count.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
-from ponder.parts.signals import energy
-from ponder.policies.base import Setting, StepView, check_not_negative, check_unit, registry
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.parts.signals import confidence, energy, margin, negative_entropy
+from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["Confidence", "Energy", "Entropy", "Margin"]
 
@@ -25,19 +29,33 @@ class _Certainty(ThresholdPolicy):
     needs = frozenset({"output"})
 
     @abstractmethod
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        """The statistic, `(batch,)`, of log-probabilities `(batch, classes)`, float32."""
+    def measure(self, logits: Tensor) -> Tensor:
+        """The statistic, `(…,)`, of class logits `(…, classes)`, in at least float32."""
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        if setting.task not in (None, "classification", "custom"):
-            raise _refusal(self, f"the task {setting.task!r}")
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if not spec.task.classes:
+            raise self._refusal(f"the task {spec.task.name!r}")
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         output = step.output
-        if output.dim() != 2 or output.shape[-1] < 2:
-            raise _refusal(self, f"outputs of shape {tuple(output.shape)}")
-        return self.measure(F.log_softmax(output.float(), dim=-1)), state
+        if not step.task.fits(output):
+            raise self._refusal(f"outputs of shape {tuple(output.shape)}")
+        value = self.measure(output)
+        if value.dim() == 1:
+            return value, state
+        unsure = -torch.inf if self.tunable.higher_exits_later else torch.inf
+        if step.mask is not None:
+            value = torch.where(step.mask, value, -unsure)
+        return (value.amin(1) if self.tunable.higher_exits_later else value.amax(1)), state
+
+    def _refusal(self, got: str) -> ArgumentError:
+        return ArgumentError(
+            "policy",
+            expected=f"class logits (batch, classes ≥ 2) under {type(self).__name__}",
+            got=got,
+            remedy="One number has no entropy; use policies.Patience with a tolerance, or a policy on the hazard.",
+        )
 
 
 @registry.register("entropy")
@@ -52,18 +70,14 @@ class Entropy(_Certainty):
 
     threshold: float
     normalize: bool = False
-    knob = Knob("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))  # normalised or in nats
+    tunable = Threshold("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))
 
     def __post_init__(self) -> None:
-        if self.normalize:
-            check_unit("threshold", self.threshold)
-        else:
-            check_not_negative("threshold", self.threshold)  # in nats
+        check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)
 
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        p = log_probabilities.exp()
-        entropy = -torch.where(p == 0, 0.0, p * log_probabilities).sum(-1)  # 0 log 0 = 0, also for a logit of −inf
-        return entropy / math.log(log_probabilities.shape[-1]) if self.normalize else entropy
+    def measure(self, logits: Tensor) -> Tensor:
+        entropy = -negative_entropy(logits)
+        return entropy / math.log(logits.shape[-1]) if self.normalize else entropy
 
 
 @registry.register("confidence")
@@ -76,13 +90,13 @@ class Confidence(_Certainty):
     """
 
     threshold: float
-    knob = Knob("threshold", "above")
+    tunable = Threshold("threshold", "above")
 
     def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
+        check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        return log_probabilities.amax(-1).exp()
+    def measure(self, logits: Tensor) -> Tensor:
+        return confidence(logits)
 
 
 @registry.register("margin")
@@ -95,19 +109,18 @@ class Margin(_Certainty):
     """
 
     threshold: float
-    knob = Knob("threshold", "above")
+    tunable = Threshold("threshold", "above")
 
     def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
+        check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        best, second = log_probabilities.topk(2, dim=-1).values.exp().unbind(-1)
-        return best - second
+    def measure(self, logits: Tensor) -> Tensor:
+        return margin(logits)
 
 
 @registry.register("energy")
 @dataclass(frozen=True)
-class Energy(ThresholdPolicy):
+class Energy(_Certainty):
     """Stop once the normalised energy score is above a threshold.
 
     The score is σ(log Σ_c exp z_c), one minus that of He et al. 2025 (COSEE, arXiv 2412.13236), so that a surer answer
@@ -118,27 +131,10 @@ class Energy(ThresholdPolicy):
     """
 
     threshold: float
-    needs = frozenset({"output"})
-    knob = Knob("threshold", "above")
+    tunable = Threshold("threshold", "above")
 
     def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
+        check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        if setting.task not in (None, "classification", "custom"):
-            raise _refusal(self, f"the task {setting.task!r}")
-
-    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
-        if step.output.dim() != 2 or step.output.shape[-1] < 2:
-            raise _refusal(self, f"outputs of shape {tuple(step.output.shape)}")
-        return energy(step.output), state
-
-
-def _refusal(policy: ThresholdPolicy, got: str) -> ArgumentError:
-    return ArgumentError(
-        "policy",
-        expected=f"class logits (batch, classes ≥ 2) under {type(policy).__name__}",
-        got=got,
-        remedy="One number has no entropy; use policies.Patience with a tolerance, or a policy on the hazard.",
-    )
+    def measure(self, logits: Tensor) -> Tensor:
+        return energy(logits)

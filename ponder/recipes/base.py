@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from ponder._utils.registry import Registry
+from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.heads import LambdaHead, PerStep
@@ -60,15 +61,9 @@ class Stage:
     early_heads: Literal["go_on", "last"] = "go_on"
 
     def __post_init__(self) -> None:
-        for argument, got, known in (
-            ("train", self.train, ("all", "early_heads")),
-            ("teacher", self.teacher, ("attached", "previous")),
-            ("early_heads", self.early_heads, ("go_on", "last")),
-        ):
-            if got not in known:
-                raise ArgumentError(
-                    argument, expected=" or ".join(map(repr, known)), got=repr(got), remedy="Choose one of the two."
-                )
+        check_choice("train", self.train, ("all", "early_heads"))
+        check_choice("teacher", self.teacher, ("attached", "previous"))
+        check_choice("early_heads", self.early_heads, ("go_on", "last"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -200,12 +195,14 @@ def start_heads(stage: Stage, head: nn.Module) -> None:
             each.load_state_dict(last.state_dict())
 
 
-def freeze_for(stage: Stage, encoder: nn.Module, head: nn.Module) -> None:
+def freeze_for(stage: Stage, encoder: nn.Module | Sequence[nn.Module], head: nn.Module) -> None:
     """Set `requires_grad` so that training moves what `stage` trains and nothing else.
+
+    What is frozen goes into evaluation mode too: its dropout is off, and its BatchNorm statistics do not move.
 
     Args:
         stage: The stage.
-        encoder: Everything but the heads.
+        encoder: Everything but the heads, as one module or several.
         head: The head; `PerStep` where the stage trains early heads.
 
     Raises:
@@ -219,8 +216,12 @@ def freeze_for(stage: Stage, encoder: nn.Module, head: nn.Module) -> None:
             got="a shared head",
             remedy="Use PerStep.",
         )
-    encoder.requires_grad_(everything)
     head.requires_grad_(True)
+    frozen = [encoder] if isinstance(encoder, nn.Module) else list(encoder)
+    for module in frozen:
+        module.requires_grad_(everything)
     if not everything:
         assert isinstance(head, PerStep)
         head.heads[-1].requires_grad_(False)
+        for module in (*frozen, head.heads[-1]):
+            module.eval()

@@ -126,7 +126,7 @@ def test_the_models_loss_is_the_mean_of_the_oracles(case: Example, toy_name: str
     model.progress = Progress(3, 4)
     out = model(inputs, labels=labels, **context)
     trajectory = out.trajectory
-    features = model.unroll(inputs, keep_features=True, **context).features
+    features = model.eval().unroll(inputs, keep_features=True, **context).features
     rows = [
         {
             "task": case.task,
