@@ -281,7 +281,8 @@ class PonderWrapper(EarlyExitModel):
             self.attach_teacher(copy.deepcopy(self))
         start_heads(stage, self.head)
         self.objective = stage.objective
-        freeze_for(stage, [part for part in (self.stem, self.steps, self.readout) if part is not None], self.head)
+        encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]
+        freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
 
     def settings(self) -> dict[str, Any]:
         """Everything but weights, as plain JSON."""

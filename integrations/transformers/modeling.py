@@ -236,7 +236,7 @@ class PonderForSequenceClassification(PreTrainedModel):
             self.attach_teacher(copy.deepcopy(self))
         start_heads(stage, self.ponder.head)
         self.ponder.objective = stage.objective
-        freeze_for(stage, self.encoder, self.ponder.head)
+        freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""

@@ -9,6 +9,7 @@ from ponder.recipes.pabee import pabee
 from ponder.recipes.palbert import palbert, pondernet
 from ponder.recipes.palbert_deep import palbert_deep
 from ponder.recipes.palbert_distill import palbert_distill
+from ponder.recipes.palbert_joint import palbert_joint
 from ponder.recipes.palbert_prior import palbert_prior
 from ponder.recipes.static import static
 from ponder.recipes.vanilla import vanilla
@@ -27,6 +28,7 @@ __all__ = [
     "palbert",
     "palbert_deep",
     "palbert_distill",
+    "palbert_joint",
     "palbert_prior",
     "ponder",
     "pondernet",

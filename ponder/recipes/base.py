@@ -47,8 +47,8 @@ class Stage:
 
     Args:
         objective: The training loss.
-        train: ``"all"`` parameters, or ``"early_heads"``: the heads of all steps but the last, on an encoder and
-            last head that are frozen.
+        train: ``"all"`` parameters; ``"early_heads"``: the heads of all steps but the last, on an encoder and last
+            head that are frozen; or ``"lambda_head"``: the Lambda head and a learned prior, on everything else frozen.
         teacher: Whose answers an objective with a frozen teacher learns: those of the one that the user has
             ``"attached"``, or of the ``"previous"`` stage, a frozen copy of the model as this stage finds it.
         early_heads: What the heads of all steps but the last start from: they ``"go_on"``, or become copies of the
@@ -56,12 +56,12 @@ class Stage:
     """
 
     objective: Objective
-    train: Literal["all", "early_heads"] = "all"
+    train: Literal["all", "early_heads", "lambda_head"] = "all"
     teacher: Literal["attached", "previous"] = "attached"
     early_heads: Literal["go_on", "last"] = "go_on"
 
     def __post_init__(self) -> None:
-        check_choice("train", self.train, ("all", "early_heads"))
+        check_choice("train", self.train, ("all", "early_heads", "lambda_head"))
         check_choice("teacher", self.teacher, ("attached", "previous"))
         check_choice("early_heads", self.early_heads, ("go_on", "last"))
 
@@ -123,10 +123,20 @@ class Recipe:
         )
 
     def for_task(self, task: str) -> Recipe:
-        """The recipe with the policy that it has for a task, such as ``"classification"`` or ``"regression"``."""
-        if task == "classification" or self.otherwise is None:
-            return self
-        return dataclasses.replace(self, policy=self.otherwise)
+        """The recipe with the policy that it has for a task, such as ``"classification"`` or ``"regression"``.
+
+        A Lambda head that this policy does not read is left out, and so are the stages that train it alone, unless
+        another stage needs its hazards.
+        """
+        chosen = self
+        if task != "classification" and self.otherwise is not None:
+            chosen = dataclasses.replace(self, policy=self.otherwise)
+        stages = tuple(stage for stage in self.stages if stage.train != "lambda_head")
+        if "hazard" in chosen.policy.needs.union(*(stage.objective.needs for stage in stages)):
+            return chosen
+        if len(stages) == len(self.stages):
+            return chosen
+        return dataclasses.replace(chosen, stages=stages, lambda_head=None, prior=None)
 
     def make_heads(
         self, width: int, num_outputs: int, num_steps: int, dropout: float = 0.1
@@ -195,7 +205,12 @@ def start_heads(stage: Stage, head: nn.Module) -> None:
             each.load_state_dict(last.state_dict())
 
 
-def freeze_for(stage: Stage, encoder: nn.Module | Sequence[nn.Module], head: nn.Module) -> None:
+def freeze_for(
+    stage: Stage,
+    encoder: nn.Module | Sequence[nn.Module],
+    head: nn.Module,
+    halting: Sequence[nn.Module | None] = (),
+) -> None:
     """Set `requires_grad` so that training moves what `stage` trains and nothing else.
 
     What is frozen goes into evaluation mode too: its dropout is off, and its BatchNorm statistics do not move.
@@ -204,24 +219,36 @@ def freeze_for(stage: Stage, encoder: nn.Module | Sequence[nn.Module], head: nn.
         stage: The stage.
         encoder: Everything but the heads, as one module or several.
         head: The head; `PerStep` where the stage trains early heads.
+        halting: The Lambda head, and the weights of a learned prior, where there are such.
 
     Raises:
-        ArgumentError: The stage trains early heads and there is one shared head.
+        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
     """
-    everything = stage.train == "all"
-    if not everything and not isinstance(head, PerStep):
+    hazards = [module for module in halting if module is not None]
+    if stage.train == "early_heads" and not isinstance(head, PerStep):
         raise ArgumentError(
             "stage",
             expected="one head a step for train='early_heads'",
             got="a shared head",
             remedy="Use PerStep.",
         )
-    head.requires_grad_(True)
-    frozen = [encoder] if isinstance(encoder, nn.Module) else list(encoder)
-    for module in frozen:
-        module.requires_grad_(everything)
-    if not everything:
-        assert isinstance(head, PerStep)
-        head.heads[-1].requires_grad_(False)
-        for module in (*frozen, head.heads[-1]):
-            module.eval()
+    if stage.train == "lambda_head" and not hazards:
+        raise ArgumentError(
+            "stage",
+            expected="a model with a Lambda head for train='lambda_head'",
+            got="one without",
+            remedy="Pass lambda_head=ponder.LambdaHead(width) to the model.",
+        )
+    heads = list(head.heads) if isinstance(head, PerStep) else [head]
+    parts = {
+        "encoder": [encoder] if isinstance(encoder, nn.Module) else list(encoder),
+        "early_heads": heads[:-1],
+        "last_head": heads[-1:],
+        "lambda_head": hazards,
+    }
+    for name, modules in parts.items():
+        trained = stage.train in ("all", name)
+        for module in modules:
+            module.requires_grad_(trained)
+            if not trained:
+                module.eval()
