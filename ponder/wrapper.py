@@ -247,8 +247,9 @@ class PonderWrapper(EarlyExitModel):
             ArgumentError: The teacher is the model itself.
 
         Example:
+            >>> from copy import deepcopy
             >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), task="classification")
-            >>> model.attach_teacher(copy.deepcopy(model))
+            >>> model.attach_teacher(deepcopy(model))
             >>> model.objective = objectives.Distillation(teacher="frozen")
             >>> model.train()(torch.randn(5, 8), labels=torch.randint(3, (5,))).loss.shape
             torch.Size([])

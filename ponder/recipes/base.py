@@ -13,6 +13,7 @@ from ponder._utils.registry import Registry
 from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
+from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import LambdaHead, PerStep
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
@@ -95,6 +96,8 @@ class Recipe:
         prior: The prior of the halting step, or None.
         per_step_heads: One head a step, or one shared by all.
         own_lambda_lr: Whether the Lambda head has a learning rate of its own.
+        early_gradient: How much the heads of early steps teach the steps before them: ``"full"``, or scaled down so
+            that no step hears more for having more heads behind it (`ponder.parts.gradients.equilibrium`).
         tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they
             mean any encoder's own steps.
     """
@@ -108,7 +111,18 @@ class Recipe:
     prior: Prior | None = None
     per_step_heads: bool = False
     own_lambda_lr: bool = False
+    early_gradient: Literal["full", "equilibrium"] = "full"
     tuned_for: int | None = 12
+
+    def __post_init__(self) -> None:
+        check_choice("early_gradient", self.early_gradient, ("full", "equilibrium"))
+        if self.early_gradient != "full" and not self.per_step_heads:
+            raise ArgumentError(
+                "early_gradient",
+                expected="'full' where one head is shared by all steps",
+                got=repr(self.early_gradient),
+                remedy="Set per_step_heads=True.",
+            )
 
     def for_steps(self, num_steps: int) -> Recipe:
         """The recipe for an encoder of `num_steps` steps: what its paper tuned is scaled."""
@@ -153,7 +167,8 @@ class Recipe:
         def head() -> nn.Module:
             return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))
 
-        made = PerStep(head() for _ in range(num_steps)) if self.per_step_heads else head()
+        scales = equilibrium(num_steps) if self.early_gradient == "equilibrium" else None
+        made = PerStep((head() for _ in range(num_steps)), scales) if self.per_step_heads else head()
         spec = self.lambda_head
         if spec is None:
             return made, None

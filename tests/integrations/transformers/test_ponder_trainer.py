@@ -312,7 +312,11 @@ class TestRuns:
         assert len(losses) == 2
         assert all(math.isfinite(loss) for loss in losses)
         still = {key for key in set(before) - moved(before, model) if not is_idle(key)}
-        late = {key for key in before if key.startswith("ponder.head.heads.")} if recipe in (*ON_FROZEN, "ponder") else set()
+        late = (
+            {key for key in before if key.startswith("ponder.head.heads.")}
+            if recipe in (*ON_FROZEN, "ponder")
+            else set()
+        )
         types = {"encoder.embeddings.token_type_embeddings.weight"}
         assert still <= late | types
         assert len(set(trainer.data_collator.lengths)) > 1, "batches of different lengths"
