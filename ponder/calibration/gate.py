@@ -44,7 +44,8 @@ def fit_gate(
     For each step n < N, a small model of scikit-learn learns the probability of an event that hindsight tells, and the
     gate lets a row go where it is below `threshold`, which `ponder.calibrate` then chooses on *other* rows:
 
-    * ``"gain"``: min_{m>n} ℓ_m < ℓ_n − δ, some later step has a loss that is lower by more than δ;
+    * ``"gain"``: min_{m>n} ℓ_m < ℓ_n − δ, some later step has a loss that is lower by more than δ. Losses of classes
+      mostly fall a little from step to step, so that δ = 0 says yes nearly everywhere: ask for 0.1 or more;
     * ``"error"``: this step is wrong and some later step right;
     * ``"agreement"``: the answer is not that of full depth, which needs no labels. A trajectory without labels takes
       this in place of ``"gain"``, with a warning.
