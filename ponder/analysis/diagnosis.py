@@ -411,14 +411,16 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
     if pays:
         best = max(pays, key=lambda gain: gain.gain)
         sentence = (
-            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} has a {metric} of {best.score:.4f} "
-            f"where the best blind choice at the same cost has {best.blind:.4f} (gain {best.gain:+.4f}, 95% interval "
+            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
+            f"({metric.replace('_', ' ')}) where the best blind choice at the same cost scores {best.blind:.4f} (gain {best.gain:+.4f}, 95% interval "
             f"{best.low:+.4f} to {best.high:+.4f})"
         )
         beaten = [gain for gain in pays if gain.static > gain.score]
         if beaten:
             cut = max(beaten, key=lambda gain: gain.static - gain.score)
-            sentence += f", but at ×{cut.speedup:g} the encoder cut and trained so has {cut.static:.4f}: use that there"
+            sentence += (
+                f", but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}: use that there"
+            )
         return sentence + "."
     if not told:
         return f"No policy that was tried is cheap enough for any of the speed-ups: use FixedStep({cheapest})."

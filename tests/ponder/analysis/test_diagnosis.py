@@ -70,7 +70,7 @@ def test_scores_frontiers_and_difficulty_by_hand() -> None:
     assert set(found.frontiers) == {"Confidence", "Margin", "blind", "oracle", "static"}
     assert found.frontiers["static"].steps == (2.0, 3.0)
     assert found.gains[1].static == 0.99
-    assert "cut and trained so has 0.9900" in found.verdict
+    assert "cut and trained so scores 0.9900" in found.verdict
     shares = {each.step: each.share for each in found.difficulty}
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares[None] == pytest.approx(1 - right[:, -1].double().mean().item())
