@@ -412,8 +412,8 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
         best = max(pays, key=lambda gain: gain.gain)
         sentence = (
             f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-            f"({metric.replace('_', ' ')}) where the best blind choice at the same cost scores {best.blind:.4f} (gain {best.gain:+.4f}, 95% interval "
-            f"{best.low:+.4f} to {best.high:+.4f})"
+            f"({metric.replace('_', ' ')}) where the best blind choice at the same cost scores {best.blind:.4f} "
+            f"(gain {best.gain:+.4f}, 95% interval {best.low:+.4f} to {best.high:+.4f})"
         )
         beaten = [gain for gain in pays if gain.static > gain.score]
         if beaten:
