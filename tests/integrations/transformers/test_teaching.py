@@ -15,7 +15,7 @@ from transformers import BertForSequenceClassification, TrainingArguments
 from ponder import Progress
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.objectives import Distillation, FinalStep, Objective, Unrolled
-from ponder.policies import Confidence, LastStep
+from ponder.policies import Confidence, LastStep, Quantile
 from ponder.recipes import Recipe, Stage
 from tests.integrations.transformers.encoders import (
     CONFIGS,
@@ -116,6 +116,33 @@ class TestTeaching:
         taught = teacher(**batch).logits.log_softmax(-1).unsqueeze(1)
         students = out.step_logits.log_softmax(-1)
         torch.testing.assert_close(out.loss, (taught.exp() * (taught - students)).sum(-1).mean())
+
+
+class TestThePonderRecipe:
+    def test_numbers_have_a_lambda_head_that_is_fitted_to_frozen_steps(self, tmp_path: Path) -> None:
+        model = make_model("bert", recipe="ponder", num_labels=1)
+        assert isinstance(model.policy, Quantile)
+        assert [stage.train for stage in model.recipe.stages] == ["all", "all", "lambda_head"]
+        for number, stage in enumerate(model.recipe.stages):
+            model.start_stage(stage)
+            before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+            trainer = make_trainer(model, tmp_path / str(number), lambda_lr=1e-2)
+            trainer.train_dataset = [{**row, "labels": row["labels"].float()} for row in trainer.train_dataset]
+            trainer.train()
+            moved = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
+            halting = {name for name in before if name.startswith("ponder.lambda_head.")}
+            assert moved == halting if stage.train == "lambda_head" else not moved & halting
+        model.save_pretrained(tmp_path / "saved")
+        again = PonderForSequenceClassification.from_pretrained(tmp_path / "saved")
+        batch = make_batch(model.encoder)
+        with torch.no_grad():
+            torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
+
+    def test_classes_have_none(self) -> None:
+        model = make_model("bert", recipe="ponder", num_labels=3)
+        assert model.ponder.lambda_head is None
+        assert isinstance(model.policy, Confidence)
+        assert [stage.train for stage in model.recipe.stages] == ["all", "all"]
 
 
 class TestProgress:
