@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from ponder._utils.validation import check_type
 from ponder.engine.losses import check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource
-from ponder.engine.teaching import FrozenTeacher
+from ponder.engine.teaching import FrozenTeacher, frozen_copy
 from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.inference.prediction import Predictions, predict
@@ -279,7 +278,7 @@ class PonderWrapper(EarlyExitModel):
         """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
         if stage.teacher == "previous":
             self.attach_teacher(None)
-            self.attach_teacher(copy.deepcopy(self))
+            self.attach_teacher(frozen_copy(self))
         start_heads(stage, self.head)
         self.objective = stage.objective
         encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]

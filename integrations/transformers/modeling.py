@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -13,6 +12,7 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
+from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
@@ -233,7 +233,7 @@ class PonderForSequenceClassification(PreTrainedModel):
         """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
         if stage.teacher == "previous":
             self.attach_teacher(None)
-            self.attach_teacher(copy.deepcopy(self))
+            self.attach_teacher(frozen_copy(self))
         start_heads(stage, self.ponder.head)
         self.ponder.objective = stage.objective
         freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))

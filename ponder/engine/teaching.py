@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,18 @@ from torch import Tensor, nn
 from ponder._utils.trees import Tree, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FrozenTeacher"]
+__all__ = ["FrozenTeacher", "frozen_copy"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def frozen_copy(model: Model) -> Model:
+    """A copy of a model as it is now, in evaluation mode, without gradients."""
+    copied = copy.deepcopy(model)
+    copied.requires_grad_(False)
+    copied.zero_grad(set_to_none=True)
+    copied.eval()
+    return copied
 
 
 class FrozenTeacher:

@@ -237,3 +237,21 @@ def test_stages_come_back_from_json_and_so_do_those_of_the_version_before() -> N
     assert Stage.from_dict(stage.to_dict()) == stage
     old = {"objective": {"name": "final-step"}, "train": "early_heads"}
     assert Stage.from_dict(old) == Stage(FinalStep(), train="early_heads")
+
+
+def test_the_previous_stage_teaches_as_a_frozen_copy_that_holds_no_gradients() -> None:
+    model, inputs, labels = model_and_batch(FinalStep())
+    model(inputs, labels=labels).loss.backward()
+    model.start_stage(Stage(TAUGHT, teacher="previous", early_heads="last"))
+    teacher = model._teacher.module
+    assert teacher is not model
+    assert not teacher.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+    before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(inputs, labels=labels).loss.backward()
+    optimiser.step()
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+    model.start_stage(Stage(TAUGHT, teacher="previous"))
+    assert model._teacher.module._teacher is None  # teachers do not pile up
