@@ -12,6 +12,7 @@ from ponder.inference.prediction import Predictions, predict
 from ponder.inference.streaming import StreamEngine, StreamOutput
 from ponder.optim import parameter_groups
 from ponder.parts import readouts
+from ponder.parts.capture import Captured, capture
 from ponder.parts.heads import LambdaHead, PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.steps import Steps
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "Captured",
     "Curve",
     "Exits",
     "LambdaHead",
@@ -42,6 +44,7 @@ __all__ = [
     "Trajectory",
     "calibrate",
     "calibration",
+    "capture",
     "compile_steps",
     "control_risk",
     "cost",

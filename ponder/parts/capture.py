@@ -13,25 +13,26 @@ leave, and refuses with the reason what does not hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, map_tensors, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.growth import grown_lengths, grown_rows, one_more_column, one_more_row
-from ponder.parts.layered import CodeBetweenError, LayerCall, LayeredModule, LayeredReadout, first_floating
-from ponder.parts.padding import Along, Padding
+from ponder.parts.growth import grown_rows, one_more_row
+from ponder.parts.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
+from ponder.parts.padding import Padding
+from ponder.parts.proof import learned_padding, prove, refusal
 from ponder.parts.steps import Steps
 from ponder.parts.twin import evaluating
-from ponder.parts.watching import Layers, Mark, Watched, find_layers, find_tail, leaves, map_leaves, watch
+from ponder.parts.watching import Layers, Mark, Watched, find_layers, find_tail, leaves, map_leaves, watch, widened
 
 __all__ = ["Captured", "capture", "learn"]
 
-_MASKS: Mapping[str, int | bool] = {"attention_mask": 1, "mask": 1, "src_key_padding_mask": False}
-"""Names of masks `(batch, length)`, and what stands in them at real positions."""
+_MASKS = ("attention_mask", "mask", "src_key_padding_mask")
+"""Names of masks `(batch, length)` among the arguments of a module."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Captured:
             weights, under ``module``.
         steps: One step a layer.
         readout: Hidden state to features: what the module itself would answer if its layers had ended there.
-        padding: Where lengths lie, if the example had a mask and batches may get narrower; else None.
+        padding: Where lengths lie, if the example had a mask that hides the ends of rows, and batches were seen to be
+            able to get narrower; else None. With a readout of your own that gives features without positions, pass
+            `dataclasses.replace(padding, pooled=True)`.
     """
 
     stem: nn.Module
@@ -83,9 +86,9 @@ def capture(
         >>> model.eval()(torch.randn(4, 5, 8)).outputs.shape
         torch.Size([4, 2])
     """
-    layered = learn(module, example, layers=layers)
-    readout = LayeredReadout(layered, _first_tensor if features is None else features)
-    return Captured(CapturedStem(layered), layered.steps(), readout, layered.padding)
+    features = features or first_tensor
+    layered = learn(module, example, layers=layers, reads=features)
+    return Captured(CapturedStem(layered), layered.steps(), layered.readout(features), layered.padding)
 
 
 class CapturedStem(nn.Module):
@@ -105,113 +108,135 @@ class CapturedStem(nn.Module):
         return self.layered.stem(inputs, **context)
 
 
-def learn(module: nn.Module, example: Any, *, layers: str | None = None, count: int | None = None) -> LayeredModule:
-    """What `capture` learns of a module, proved; arguments as there.
+def learn(
+    module: nn.Module,
+    example: Any,
+    *,
+    layers: str | None = None,
+    count: int | None = None,
+    reads: Callable[[Any], Any] | None = None,
+) -> LayeredModule:
+    """What `capture` learns of a module, proved.
 
     Args:
         module: The module.
         example: What it is called with.
-        layers: The name of the list of layers.
-        count: How many layers there must be, where the caller knows.
+        layers: The name of the list of layers; found where None.
+        count: How many layers there should be, where the caller knows.
+        reads: From the module's output to all that readouts will read of it; its first tensor where None.
+
+    Raises:
+        ArgumentError: See `capture`.
     """
-    given, first, constants = _read_example(module, example)
-    rows = _check_rows(given)
-    shadow = evaluating(module)
-    with torch.random.fork_rng(_devices(given)), torch.no_grad():
-        watched = _watch(shadow, given)
-        found = find_layers(shadow, watched, layers, count)
-        layered = _read(shadow, found, watched, given, rows, first, constants)
-        _prove_in_some_way(layered, found, given, rows, watched.output)
-        layered.padding = _learned_padding(layered, given, rows)
+    shadow = evaluating(_checked(module))
+    seen = _see(shadow, _read_example(example), reads or first_tensor)
+    with torch.random.fork_rng(_devices(seen.given)), torch.no_grad():
+        layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
+        layered.padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
+    output = seen.watched.output
+    if isinstance(output, Mapping):
+        layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
     layered.module = module
     return layered
 
 
-def _read_example(module: nn.Module, example: Any) -> tuple[dict[str | int, Any], str | None, dict[str, Any]]:
-    if not isinstance(module, nn.Module):
-        raise ArgumentTypeError(
-            "module", expected="an nn.Module", got=type(module).__name__, remedy="Pass the encoder itself."
-        )
-    if isinstance(example, Mapping):
-        given: dict[str | int, Any] = {key: value for key, value in example.items() if value is not None}
-        constants = {str(key): value for key, value in given.items() if not isinstance(value, Tensor)}
-        return given, next((str(key) for key, value in given.items() if isinstance(value, Tensor)), None), constants
-    return dict(enumerate(example)) if isinstance(example, tuple) else {0: example}, None, {}
+def first_tensor(output: Any) -> Any:
+    """The first tensor of a module's output."""
+    return next(leaf for leaf in leaves(output) if isinstance(leaf, Tensor | Mark))
 
 
-def _check_rows(given: Mapping[str | int, Any]) -> int:
-    first = next((tensor for _, tensor in tensors(dict(given)) if tensor.dim()), None)
-    if first is None or first.shape[0] < 2:
-        raise ArgumentError(
-            "example",
-            expected="tensors of two rows or more, batch first, since rows must be seen to leave",
-            got="no tensor" if first is None else f"a tensor of shape {tuple(first.shape)}",
-            remedy="Pass a small batch of what the module is called with.",
-        )
-    return first.shape[0]
+@dataclass(frozen=True)
+class _Seen:
+    """A module in evaluation mode, what it was called with, and what was seen of the call."""
+
+    module: nn.Module
+    given: Mapping[str | int, Any]
+    rows: int
+    watched: Watched
+    reads: Callable[[Any], Any]
+
+    def again(self, given: Mapping[str | int, Any]) -> Watched:
+        return _watch(self.module, given)
 
 
-def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
-    return watch(module, *_split(given))
+def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
+    """The first reading of the call that is proved: of the likeliest list first, of layers called directly first."""
+    refused: ArgumentError | None = None
+    for layers in found:
+        for between in (False, True):
+            try:
+                layered = _read(seen, widened(seen.watched, layers) if between else layers, between=between)
+                prove(layered, seen.given, seen.rows, seen.watched.output, seen.reads)
+            except CodeBetweenError as error:
+                refusal_of_it = refusal("layers that are called with what the one before gave", str(error))
+            except ArgumentError as error:
+                refusal_of_it = error
+            else:
+                return layered
+        refused = refused or refusal_of_it
+    again = seen.again(seen.given)
+    pairs = zip(_tensors(seen.reads(seen.watched.output)), _tensors(seen.reads(again.output)), strict=True)
+    if not all(torch.equal(once, twice) for once, twice in pairs):
+        raise refusal("the same output when it is called again, in evaluation mode", "another: it draws random numbers")
+    assert refused is not None  # `found` is not empty
+    raise refused
 
 
-def _split(given: Mapping[str | int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args = tuple(value for key, value in given.items() if isinstance(key, int))
-    return args, {key: value for key, value in given.items() if isinstance(key, str)}
-
-
-def _read(
-    module: nn.Module,
-    found: Layers,
-    watched: Watched,
-    given: Mapping[str | int, Any],
-    rows: int,
-    first: str | None,
-    constants: Mapping[str, Any],
-) -> LayeredModule:
+def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
     """What the watched call shows; not proved yet."""
-    opening = found.calls[0][0]
-    entering = _entering(found)
-    calls = [
+    if not between and any(len(layer) > 1 for layer in layers.calls):
+        raise CodeBetweenError(f"{layers.name!r} holds lists of modules, not layers that are called")
+    opening, entering = layers.calls[0][0], _entering(layers)
+    calls = tuple(
         LayerCall(number, call.path, _answer(call.output, entering, call is layer[-1]), call is layer[-1])
-        for number, layer in enumerate(found.calls)
+        for number, layer in enumerate(layers.calls)
         for call in layer
-    ]
-    early = [call for call in watched.calls if call.path and 0 <= call.end < opening.start]
-    before = dict.fromkeys(call.path for call in watched.outermost(early))
+    )
     closing = next(call for call in calls if call.last)
-    tail = find_tail(watched, found, lambda output: _hidden_of(closing.answer, output))
-    more = find_layers(module, _watch(module, one_more_row(given, rows)), found.name, len(found.calls))
-    one, two = (list(leaves(calls_[0][-1].output)) for calls_ in (found.calls, more.calls))
+    early = [call for call in seen.watched.calls if call.path and 0 <= call.end < opening.start]
+    before = dict.fromkeys(call.path for call in seen.watched.outermost(early))
+    tail = find_tail(seen.watched, layers, lambda output: hidden_in(closing.answer, output), seen.reads)
+    more = find_layers(seen.module, seen.again(one_more_row(seen.given, seen.rows)), layers.name, None)[0]
+    pairs = zip(
+        leaves(layers.calls[0][-1].output), leaves(more.calls[0][-1].output), leaves(closing.answer), strict=True
+    )
     axes = {
-        mark.key: grown_rows(small, large, rows, "what a layer gives")
-        for mark, small, large in zip(leaves(closing.answer), one, two, strict=True)
+        mark.key: grown_rows(small, large, seen.rows, "what a layer gives")
+        for small, large, mark in pairs
         if isinstance(mark, Mark)
     }
     if axes["hidden"] is None:
         raise ArgumentError(
             "module",
             expected="layers that give a hidden state with a dimension for the rows",
-            got=f"one of shape {tuple(entering.shape)} for {rows} rows and for {rows + 1}",
+            got=f"one of shape {tuple(entering.shape)} for {seen.rows} rows and for one more",
             remedy="Pass an example with the batch first, of rows that the module treats one by one.",
         )
-    mask = next((name for name in _MASKS if name in given), None)
-    layered = LayeredModule(module, tuple(calls), before, tail, axes, first, constants, mask)
-    layered.between = any(len(layer) > 1 for layer in found.calls)
-    return layered
+    first = next((key for key, value in seen.given.items() if isinstance(value, Tensor)), None)
+    return LayeredModule(
+        seen.module,
+        calls,
+        before=before,
+        tail=tail,
+        axes=axes,
+        between=between,
+        first=first if isinstance(first, str) else None,
+        constants={key: value for key, value in seen.given.items() if not isinstance(value, Tensor)},
+        mask=next((name for name in _MASKS if name in seen.given), None),
+    )
 
 
-def _entering(found: Layers) -> Tensor:
+def _entering(layers: Layers) -> Tensor:
     """The hidden state that enters the layers; what they give must be of its shape."""
-    opening = found.calls[0][0]
+    opening = layers.calls[0][0]
     entering = first_floating((opening.args, opening.kwargs))
-    for number, layer in enumerate(found.calls, start=1):
-        left = [leaf for leaf in leaves(layer[-1].output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    for number, layer in enumerate(layers.calls, start=1):
+        left = [leaf for leaf in _tensors(layer[-1].output) if leaf.is_floating_point()]
         if not any(leaf.shape == entering.shape for leaf in left):
             raise ArgumentError(
                 "module",
                 expected="layers that keep the shape of the hidden state",
-                got=f"{tuple(left[0].shape) if left else 'no tensor'} after layer {number} of {found.name!r}, where "
+                got=f"{tuple(left[0].shape) if left else 'no tensor'} after layer {number} of {layers.name!r}, where "
                 f"{tuple(entering.shape)} entered",
                 remedy="Name a list of layers between two changes of shape by layers=…, or give PonderWrapper the stem "
                 "and the steps yourself.",
@@ -220,194 +245,63 @@ def _entering(found: Layers) -> Tensor:
 
 
 def _answer(output: Any, entering: Tensor, last: bool) -> Any:
-    """`output` with marks in the place of its tensors: one is the hidden state, the others are known by their place."""
-    place, hidden_seen = iter(range(1 << 30)), False
+    """`output` with marks in the place of its tensors: the hidden state, and others by their place.
+
+    What a part of a layer gives in the shape of the hidden state is taken for one where the part is left out; where the
+    layer ends, only the first is.
+    """
+    places, seen = iter(range(1 << 30)), False
 
     def mark(leaf: Any) -> Any:
-        nonlocal hidden_seen
-        key = str(next(place))
+        nonlocal seen
+        place = str(next(places))
         if not isinstance(leaf, Tensor):
             return leaf
-        if leaf.shape == entering.shape and leaf.is_floating_point() and not (last and hidden_seen):
-            hidden_seen = True
+        if leaf.shape == entering.shape and leaf.is_floating_point() and not (last and seen):
+            seen = True
             return Mark("state", "hidden")
-        return Mark("state", key)
+        return Mark("state", place)
 
     return map_leaves(mark, output)
 
 
-def _hidden_of(answer: Any, output: Any) -> Tensor:
-    pairs = zip(leaves(answer), leaves(output), strict=True)
-    return next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
-
-
-def _prove_in_some_way(
-    layered: LayeredModule, found: Layers, given: Mapping[str | int, Any], rows: int, expected: Any
-) -> None:
-    """Prove it with layers called directly, or else with the module's own code between them."""
-    if not layered.between:
-        try:
-            return _prove(layered, found, given, rows, expected)
-        except (CodeBetweenError, ArgumentError):
-            layered.between = True
-    try:
-        _prove(layered, found, given, rows, expected)
-    except CodeBetweenError as error:
-        raise _refusal("layers whose order does not depend on what they give", str(error)) from error
-
-
-def _prove(layered: LayeredModule, found: Layers, given: Mapping[str | int, Any], rows: int, expected: Any) -> None:
-    """Full depth is the module's own output bit for bit; rows may leave; every state can be read."""
-    states, context = _run(layered, given)
-    kept = torch.arange(1, rows, device=next(tensor.device for _, tensor in tensors(states[0])))
-    few, there = take_rows((states[1], context), kept)
-    for number in range(1, layered.num_steps):
-        few = layered.step(number, few, unwrap(there))
-    got = layered.read(_everything, states[-1], unwrap(context))
-    for mine, own in zip(_tensors_of(got), _tensors_of(expected), strict=True):
-        if mine.shape != own.shape or not torch.equal(mine, own):
-            raise _refusal(
-                "layers between which nothing but the hidden state is handed on",
-                f"other outputs than the module's: {_distance(mine, own)} ({found.name!r} as steps)",
-            )
-    for part, whole in zip(tensors(few), tensors(take_rows(states[-1], kept)), strict=True):
-        if not _close(part[1], whole[1]):
-            raise _refusal(
-                "rows that do not affect one another",
-                f"other states of the rows that stay when the first row leaves: {_distance(part[1], whole[1])}",
-            )
-    for state in (states[0], states[1]):
-        try:
-            layered.read(_everything, state, unwrap(context))
-            layered.read(_everything, few, unwrap(there))
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise _refusal("a tail that can read the state of every step", str(error)) from error
-
-
-def _run(layered: LayeredModule, given: Mapping[str | int, Any]) -> tuple[list[Tree], dict[str, Any]]:
-    """h_0 … h_N of the example, and the context."""
-    state, context = layered.stem(given)
-    states = [state]
-    for number in range(layered.num_steps):
-        states.append(layered.step(number, states[-1], unwrap(context)))
-    return states, context
-
-
-def _learned_padding(layered: LayeredModule, given: Mapping[str | int, Any], rows: int) -> Padding | None:
-    """Where lengths lie, if the example has a mask that hides the ends of rows and narrower batches are proved."""
-    mask = given.get(layered.mask) if layered.mask is not None else None
-    if layered.mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
-        return None
-    length = mask.shape[1]
-    try:
-        longer_call = one_more_column(given, rows, length)
-        hidden, longer = (layered.stem(call) for call in (given, longer_call))
-    except (RuntimeError, IndexError, ValueError, CodeBetweenError):  # no call with one column more
-        return None
-    along: dict[int, Along] = {}
-    for (_, small), (_, large) in zip(tensors(hidden[0]), tensors(longer[0]), strict=True):
-        if dims := grown_lengths(small, large, length):
-            along[small.dim()] = Along(dims)
-    layered.lengths.update(
-        {f"given_{key}": Along() for key, value in given.items() if _is_long(value, rows, length)}
-        | {layered.mask: Along(fill=not _MASKS[layered.mask])}
-    )
-    padding = LearnedPadding(
-        mask=layered.mask, real=_MASKS[layered.mask], context=layered.lengths, pooled=False, state=along
-    )
-    return padding if along and _narrows(layered, padding, given) else None
-
-
-def _narrows(layered: LayeredModule, padding: Padding, given: Mapping[str | int, Any]) -> bool:
-    """Whether the states of shorter rows stay what they are when the longest rows leave and take their columns along."""
-    lengths = padding.lengths(dict(given))  # type: ignore[arg-type]
-    if lengths is None or not bool((lengths < lengths.max()).any()):
-        return False
-    states, context = _run(layered, given)
-    kept = (lengths < lengths.max()).nonzero().flatten()
-    longest = int(lengths[kept].max())
-    kept = kept.to(next(tensor.device for _, tensor in tensors(states[0])))
-    state, there = padding.trim(states[1], context, longest)
-    state, there = take_rows((state, there), kept)
-    try:
-        for number in range(1, layered.num_steps):
-            state = layered.step(number, state, unwrap(there))
-        layered.read(_everything, state, unwrap(there))
-    except (RuntimeError, IndexError, ValueError):
-        return False
-    whole, _ = padding.trim(take_rows(states[-1], kept), {}, longest)
-    real = torch.arange(longest) < lengths[lengths < lengths.max()][:, None]
-    return all(
-        _close(mine[real.to(mine.device)], own[real.to(own.device)])
-        for (_, mine), (_, own) in zip(tensors(state), tensors(whole), strict=True)
-        if mine.shape[:2] == real.shape
+def _checked(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Module):
+        return module
+    raise ArgumentTypeError(
+        "module", expected="an nn.Module", got=type(module).__name__, remedy="Pass the encoder itself."
     )
 
 
-@dataclass(frozen=True)
-class LearnedPadding(Padding):
-    """`Padding` of a captured module, in whose state tensors of different dimensions have their lengths in other places.
-
-    Args:
-        state: By the number of dimensions of a tensor of the state, where its length is.
-    """
-
-    state: Mapping[int, Along] = field(default_factory=dict)
-
-    def of_hidden(self, tensor: Tensor) -> Along | None:
-        """See `Padding.of_hidden`."""
-        return self.state.get(tensor.dim())
-
-    def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
-        """See `Padding.trim`."""
-        _, context = super().trim((), context, length)
-
-        def narrow(tensor: Tensor) -> Tensor:
-            along = self.of_hidden(tensor)
-            return tensor if along is None else along.narrow(tensor, length)
-
-        return map_tensors(narrow, hidden), context
+def _read_example(example: Any) -> dict[str | int, Any]:
+    """The example as arguments by name or place."""
+    if isinstance(example, Mapping):
+        return {key: value for key, value in example.items() if value is not None}
+    return dict(enumerate(example)) if isinstance(example, tuple) else {0: example}
 
 
-def _is_long(value: Any, rows: int, length: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == (rows, length)
+def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any], Any]) -> _Seen:
+    first = next((tensor for _, tensor in tensors(dict(given)) if tensor.dim()), None)
+    if first is None or first.shape[0] < 2:
+        raise ArgumentError(
+            "example",
+            expected="tensors of two rows or more, batch first, since rows must be seen to leave",
+            got="no tensor" if first is None else f"a tensor of shape {tuple(first.shape)}",
+            remedy="Pass a small batch of what the module is called with.",
+        )
+    with torch.random.fork_rng(_devices(given)):
+        return _Seen(module, given, first.shape[0], _watch(module, given), reads)
 
 
-def _everything(output: Any) -> Any:
-    return output
+def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
+    args = tuple(value for key, value in given.items() if isinstance(key, int))
+    return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
 
 
-def _first_tensor(output: Any) -> Any:
-    return next(leaf for leaf in leaves(output) if isinstance(leaf, Tensor | Mark))
-
-
-def _tensors_of(output: Any) -> list[Tensor]:
+def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _close(mine: Tensor, own: Tensor) -> bool:
-    if mine.shape != own.shape:
-        return False
-    fine = mine.dtype in (torch.float32, torch.float64)
-    scale = float(own.abs().max()) if own.is_floating_point() and own.numel() else 1.0
-    return torch.allclose(mine, own, rtol=0, atol=(1e-4 if fine else 0.05) * max(scale, 1.0))
-
-
-def _distance(mine: Tensor, own: Tensor) -> str:
-    if mine.shape != own.shape:
-        return f"shape {tuple(mine.shape)} where {tuple(own.shape)} was expected"
-    return f"they differ by {float((mine.double() - own.double()).abs().max()):.2g}"
-
-
-def _refusal(expected: str, got: str) -> ArgumentError:
-    return ArgumentError(
-        "module",
-        expected=expected,
-        got=got,
-        remedy="It cannot be captured; give PonderWrapper its stem, steps and readout yourself.",
-    )
-
-
 def _devices(given: Mapping[str | int, Any]) -> list[int]:
-    first = next(tensor for _, tensor in tensors(dict(given)))
-    return [first.device.index or 0] if first.device.type == "cuda" else []
+    first = next((tensor for _, tensor in tensors(dict(given))), None)
+    return [first.device.index or 0] if first is not None and first.device.type == "cuda" else []

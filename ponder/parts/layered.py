@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Shared, Tree, take_rows, tensors
+from ponder._utils.trees import Shared, Tree, map_tensors, take_rows, tensors
 from ponder.errors import ArgumentError
 from ponder.parts.growth import (
     Arguments,
@@ -27,7 +28,15 @@ from ponder.parts.steps import Steps
 from ponder.parts.twin import branches_to, twin_of
 from ponder.parts.watching import Mark, Tail, leaves, map_leaves
 
-__all__ = ["CodeBetweenError", "LayerCall", "LayeredModule", "LayeredReadout", "LayeredStep", "first_floating"]
+__all__ = [
+    "CodeBetweenError",
+    "LayerCall",
+    "LayeredModule",
+    "LayeredReadout",
+    "LayeredStep",
+    "first_floating",
+    "hidden_in",
+]
 
 HIDDEN = Mark("state", "hidden")
 _PLAN = "plan"
@@ -84,8 +93,10 @@ class LayeredModule:
         before: The paths of the modules that end before the first layer begins.
         tail: What follows the layers, where it is a chain of modules.
         axes: Where the rows are in what a layer hands on.
+        between: Whether code of the module's own stands between the layers: a step then runs the module's forward
+            again, from the end of one layer to the end of the next, with stubs for what is not needed.
         first: The name of the argument that a wrapper's `inputs` are; None where it is passed by its place.
-        constants: Keyword arguments of every call.
+        constants: Arguments of every call.
         mask: The name of the mask `(batch, length)` among the arguments, or None.
     """
 
@@ -93,18 +104,20 @@ class LayeredModule:
         self,
         module: nn.Module,
         calls: tuple[LayerCall, ...],
+        *,
         before: Iterable[str],
         tail: Tail | None,
         axes: Mapping[str, Axis | None],
+        between: bool,
         first: str | None,
-        constants: Mapping[str, Any],
+        constants: Mapping[str | int, Any],
         mask: str | None,
     ) -> None:
-        self.module, self.calls, self.tail = module, calls, tail
-        self.before = tuple(before)
-        self.axes, self.first, self.constants, self.mask = dict(axes), first, dict(constants), mask
-        self.between = False  # code between the layers: a step runs the module's forward again, from layer to layer
+        self.module, self.calls, self.before, self.tail = module, calls, tuple(before), tail
+        self.axes, self.between = dict(axes), between
+        self.first, self.constants, self.mask = first, dict(constants), mask
         self.padding: Padding | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
         self.lengths: dict[str, Along] = {}
         self._known: dict[Any, tuple[tuple[str, ...], tuple[Axis | None, ...]]] = {}
         paths = dict.fromkeys(call.path for call in calls)
@@ -119,6 +132,10 @@ class LayeredModule:
     def steps(self) -> Steps:
         """One step a layer."""
         return Steps([LayeredStep(self, number) for number in range(self.num_steps)])
+
+    def readout(self, select: Callable[[Any], Any]) -> LayeredReadout:
+        """`select` of the module's output as a readout."""
+        return LayeredReadout(self, select)
 
     @property
     def replays(self) -> bool:
@@ -155,6 +172,9 @@ class LayeredModule:
 
     def read(self, select: Callable[[Any], Any], state: Tree, context: Mapping[str, Any]) -> Any:
         """`select` of the module's output, as if its layers had ended with `state`; nothing else is computed."""
+        if not _hidden(state).shape[0]:  # the answer for one row, without that row
+            one = map_tensors(lambda tensor: tensor.new_ones(1, *tensor.shape[1:]), (state, dict(context)))
+            return map_leaves(lambda leaf: leaf[:0] if isinstance(leaf, Tensor) else leaf, self.read(select, *one))
         if self.tail is None:
             return select(self._replay(self.num_steps, state, context))
         made: dict[int, list[Any]] = {}
@@ -236,9 +256,7 @@ class LayeredModule:
         hidden = split_rows(notes.hidden, self._axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, _PLAN: Shared(plan)}
 
-    def _learned(
-        self, notes: _Notes, given: Arguments, rows: int
-    ) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
+    def _learned(self, notes: _Notes, given: Arguments, rows: int) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
         """Names of the noted tensors, and where their rows are: learned once for calls that note tensors of one kind."""
         key = (tuple(given), tuple(_kind(tensor, rows) for tensor in notes.tensors))
         if key not in self._known:
@@ -307,20 +325,23 @@ class LayeredModule:
         expected, left = iter(self.calls), {path: list(answers) for path, answers in plan.before.items()}
         found: list[Any] = []
 
-        def fake(leaf: Any) -> Any:
+        spare = hidden.clone()  # some forwards write into what layers give
+
+        def fake(leaf: Any, standing: Tensor) -> Any:
             if not _is_state(leaf):
                 return leaf
-            return hidden if leaf.key == "hidden" else hidden.new_zeros(())
+            return standing if leaf.key == "hidden" else hidden.new_zeros(())
 
         def layer(path: str, *args: Any, **kwargs: Any) -> Any:
             call = next((call for call in expected if call.path == path), None)
             if call is None:
                 raise CodeBetweenError(f"{path} was called once more")
             if call.layer < upto:
-                return map_leaves(fake, call.answer)
+                standing = hidden.clone() if call.layer == upto - 1 and call.last else spare
+                return map_leaves(lambda leaf: fake(leaf, standing), call.answer)
             answer = self.module.get_submodule(path)(*args, **kwargs)
             if call.last:
-                found.append(_hidden_in(call.answer, answer))
+                found.append(hidden_in(call.answer, answer))
                 raise _EnoughError
             return answer
 
@@ -424,6 +445,8 @@ class LayeredStep:
 class LayeredReadout:
     """A part of the module's own output as features.
 
+    Its signature says whether it reads the context: only where the module's code must run again, with its arguments.
+
     Args:
         layered: The module.
         select: From the module's output to the part.
@@ -431,11 +454,16 @@ class LayeredReadout:
 
     def __init__(self, layered: LayeredModule, select: Callable[[Any], Any]) -> None:
         self.layered, self.select = layered, select
+        self.__signature__ = Signature([_HIDDEN] if layered.tail is not None else [_HIDDEN, _CONTEXT])
 
     def __call__(self, hidden: Tree, **context: Any) -> Tensor:
         """The features of `hidden`."""
         features: Tensor = self.layered.read(self.select, hidden, context)
         return features
+
+
+_HIDDEN = Parameter("hidden", Parameter.POSITIONAL_OR_KEYWORD)
+_CONTEXT = Parameter("context", Parameter.VAR_KEYWORD)
 
 
 class _EnoughError(Exception):
@@ -450,14 +478,16 @@ def first_floating(tree: Any) -> Tensor:
     raise CodeBetweenError("the first layer takes no floating-point tensor")
 
 
-def _hidden(state: Tree) -> Tensor:
-    hidden: Tensor = state["hidden"] if isinstance(state, dict) else state
+def hidden_in(answer: Any, output: Any) -> Tensor:
+    """The hidden state in a layer's output, whose `answer` marks where it is."""
+    pairs = zip(leaves(answer), leaves(output), strict=True)
+    hidden: Tensor = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
     return hidden
 
 
-def _hidden_in(answer: Any, output: Any) -> Tensor:
-    pairs = zip(leaves(answer), leaves(output), strict=True)
-    return next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
+def _hidden(state: Tree) -> Tensor:
+    hidden: Tensor = state["hidden"] if isinstance(state, dict) else state
+    return hidden
 
 
 def _is_state(leaf: Any) -> bool:

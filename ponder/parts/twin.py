@@ -88,8 +88,6 @@ def watched_copy(root: nn.Module, watch: Callable[..., Any]) -> nn.Module:
     """A twin of `root` whose modules, each known by its path, run as `watch(path, forward, *args, **kwargs)`."""
 
     def watched(path: str, module: nn.Module) -> None:
-        for name in _HOOKS:
-            module.__dict__[name] = {}
         module.__dict__["forward"] = partial(watch, path, module.forward)
 
     return _copy_all(root, watched)
@@ -98,7 +96,7 @@ def watched_copy(root: nn.Module, watch: Callable[..., Any]) -> nn.Module:
 def _answering(module: nn.Module, answer: Callable[..., Any]) -> nn.Module:
     """A copy of `module`, with its attributes, that answers by `answer`: no hooks, no gradient checkpointing."""
     stub = shallow_copy(module)
-    stub.__dict__.update(dict.fromkeys(_HOOKS, {}), forward=answer)
+    stub.__dict__.update({name: {} for name in _HOOKS}, forward=answer)
     if "gradient_checkpointing" in stub.__dict__:
         stub.__dict__["gradient_checkpointing"] = False
     return stub

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -14,7 +14,19 @@ from torch.utils._pytree import tree_map
 from ponder.errors import ArgumentError
 from ponder.parts.twin import watched_copy
 
-__all__ = ["Call", "Layers", "Mark", "Tail", "Watched", "find_layers", "find_tail", "leaves", "map_leaves", "watch"]
+__all__ = [
+    "Call",
+    "Layers",
+    "Mark",
+    "Tail",
+    "Watched",
+    "find_layers",
+    "find_tail",
+    "leaves",
+    "map_leaves",
+    "watch",
+    "widened",
+]
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,10 @@ class Mark:
     key: Any
 
 
-@dataclass
+_LOST = Mark("lost", None)  # a tensor of which no call of a module tells where it came from
+
+
+@dataclass(eq=False)
 class Call:
     """One call of a module: where it stands among the others, its arguments and its answer."""
 
@@ -41,6 +56,18 @@ class Call:
     kwargs: Mapping[str, Any]
     output: Any = None
     end: int = -1
+    versions: tuple[int, ...] = ()
+
+    def close(self, output: Any, end: int) -> None:
+        """Note the answer, and the versions of its tensors, which tell whether they are written into later."""
+        self.output, self.end = output, end
+        self.versions = tuple(leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves(output))
+
+    def untouched(self) -> Iterator[tuple[int, Tensor]]:
+        """The tensors of the answer, with their places, that nobody wrote into since."""
+        for place, (leaf, version) in enumerate(zip(leaves(self.output), self.versions, strict=True)):
+            if isinstance(leaf, Tensor) and leaf._version == version:
+                yield place, leaf
 
 
 @dataclass
@@ -92,8 +119,7 @@ def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     def note(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = Call(path, next(clock), args, kwargs)
         watched.calls.append(call)
-        call.output = forward(*args, **kwargs)
-        call.end = next(clock)
+        call.close(forward(*args, **kwargs), next(clock))
         return call.output
 
     with torch.no_grad():
@@ -101,14 +127,17 @@ def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     return watched
 
 
-def find_layers(module: nn.Module, watched: Watched, name: str | None, count: int | None) -> Layers:
-    """The list of layers that the watched call ran one after the other: of several, the one with most weights.
+def find_layers(module: nn.Module, watched: Watched, name: str | None, count: int | None) -> list[Layers]:
+    """The lists of layers that the watched call ran one after the other, the likeliest first.
+
+    That is the one with most weights, among those of the expected length if there are such. Other lists of the same
+    length follow, the last to end first: where a forward goes through several lists side by side, a layer ends there.
 
     Args:
         module: The module.
         watched: A call of it.
         name: Where the list is, `"encoder.layer"`; found where None.
-        count: How many layers there must be, where the caller knows.
+        count: How many layers there should be, where the caller knows.
 
     Raises:
         ArgumentError: There is none.
@@ -116,53 +145,67 @@ def find_layers(module: nn.Module, watched: Watched, name: str | None, count: in
     boxes = [(path, box) for path, box in module.named_modules() if isinstance(box, nn.ModuleList | nn.Sequential)]
     found = [(path, box, _runs(path, watched)) for path, box in boxes if name is None or path == name]
     found = [(path, box, runs) for path, box, runs in found if _all_called(path, box, runs)]
-    right = [item for item in found if count is None or len(item[2]) == count]
-    if not right:
-        lists = ", ".join(f"{path or 'the module itself'} ({len(runs)})" for path, _, runs in found) or "none"
-        wanted = "a list of layers" if count is None else f"a list of {count} layers"
+    if not found:
+        lists = ", ".join(repr(path) for path, _ in boxes if path) or "none"
         raise ArgumentError(
             "module",
-            expected=f"{wanted}{'' if name is None else f' at {name!r}'} that are called one after the other",
-            got=f"lists called so: {lists}",
+            expected=f"a list of layers{'' if name is None else f' at {name!r}'} that are called one after the other",
+            got=f"lists in the module: {lists}",
             remedy="Name the list of layers by capture(…, layers='encoder.layer'), say, or give PonderWrapper the stem "
             "and the steps yourself.",
         )
-    path, _, runs = max(right, key=lambda item: (_alike(item[1]), sum(p.numel() for p in item[1].parameters())))
-    return Layers(path, tuple(runs))
+
+    def weight(item: tuple[str, nn.Module, list[tuple[Call, ...]]]) -> tuple[bool, bool, int]:
+        return len(item[2]) == count, _alike(item[1]), sum(p.numel() for p in item[1].parameters())
+
+    best = max(found, key=weight)
+    beside = [item for item in found if item is not best and len(item[2]) == len(best[2])]
+    beside.sort(key=lambda item: -item[2][-1][-1].end)
+    return [Layers(path, tuple(runs)) for path, _, runs in [best, *beside]]
 
 
-def find_tail(watched: Watched, layers: Layers, hidden: Callable[[Any], Tensor]) -> Tail | None:
+def widened(watched: Watched, layers: Layers) -> Layers:
+    """`layers`, each with the calls of other modules since the layer before: what lies between belongs to a layer too."""
+    cuts = [layer[-1] for layer in layers.calls]
+    around = [call for call in watched.calls if any(call.start < cut.start and call.end > cut.end for cut in cuts)]
+    calls = watched.outermost([call for call in watched.calls if call not in around])
+    wide = []
+    for before, cut in pairwise(cuts):
+        wide.append(tuple(call for call in calls if before.end < call.start <= cut.start))
+    sizes = {len(layer) for layer in wide}
+    opening = [call for call in calls if call.start <= cuts[0].start]
+    first = tuple(opening[-sizes.pop() :]) if len(sizes) == 1 else layers.calls[0]
+    return Layers(layers.name, (first, *wide))
+
+
+def find_tail(
+    watched: Watched, layers: Layers, hidden: Callable[[Any], Tensor], reads: Callable[[Any], Any]
+) -> Tail | None:
     """What follows the layers as a chain of calls; None where code of the module's own stands between them.
 
     Args:
         watched: The call.
         layers: Its layers.
         hidden: From a layer's output to the hidden state in it.
+        reads: From the module's output to what must be in reach.
     """
     last = layers.calls[-1][-1]
-    marks: dict[int, Mark] = {id(hidden(last.output)): Mark("state", "hidden")}
+    state = hidden(last.output)
+    marks = {id(leaf): Mark("state", "hidden") for _, leaf in last.untouched() if leaf is state}
 
     def mark(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if id(leaf) not in marks:
-            raise _NoChainError
-        return marks[id(leaf)]
+        return marks.get(id(leaf), _LOST) if isinstance(leaf, Tensor) else leaf
 
     calls = []
-    try:
-        for call in watched.outermost([c for c in watched.calls if c.start > last.end]):
-            try:
-                made = (call.path, map_leaves(mark, call.args), map_leaves(mark, dict(call.kwargs)))
-            except _NoChainError:
-                continue  # it counts only where the output needs it, which then has no mark
-            for number, leaf in enumerate(leaves(call.output)):
-                if isinstance(leaf, Tensor):
-                    marks.setdefault(id(leaf), Mark("made", (len(calls), number)))
-            calls.append(made)
-        return Tail(tuple(calls), tree_map(mark, watched.output))
-    except _NoChainError:
-        return None
+    for call in watched.outermost([c for c in watched.calls if c.start > last.end]):
+        made = (call.path, map_leaves(mark, call.args), map_leaves(mark, dict(call.kwargs)))
+        if _LOST in leaves(made):
+            continue  # what it gives has no mark either
+        for place, leaf in call.untouched():
+            marks.setdefault(id(leaf), Mark("made", (len(calls), place)))
+        calls.append(made)
+    output = tree_map(mark, watched.output)
+    return None if _LOST in leaves(reads(output)) else Tail(tuple(calls), output)
 
 
 def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
@@ -190,10 +233,6 @@ def leaves(tree: Any) -> Iterator[Any]:
         return
     for value in tree:
         yield from leaves(value)
-
-
-class _NoChainError(Exception):
-    """A tensor came from somewhere else."""
 
 
 def _runs(path: str, watched: Watched) -> list[tuple[Call, ...]]:
