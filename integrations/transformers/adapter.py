@@ -42,7 +42,7 @@ class Adapter(ABC):
         return "input_ids"
 
     @abstractmethod
-    def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
+    def stem(self, *args: Any, **kwargs: Any) -> tuple[Tree, dict[str, Any]]:
         """The encoder's arguments to h_0 and the context of the steps.
 
         The context has ``token_mask``, `(batch, length)` and 1 at real positions, or None: readouts take it.

@@ -1,4 +1,4 @@
-"""The adapter of every family that has none of its own: the encoder is captured, from an example of its configuration."""
+"""The adapter of every family that has none of its own: the encoder is captured, from what its configuration says."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Source = str | PathLike[str]
 
 
 def load_encoder(source: Source) -> PreTrainedModel:
-    """A bare encoder in float32, from a folder or the hub; of an encoder-decoder its encoder. Remote code is never trusted."""
+    """A bare encoder in float32, from a folder or the hub (of an encoder-decoder, its encoder); never remote code."""
     model: PreTrainedModel = load_whole(
         AutoModel.from_pretrained,
         str(source),

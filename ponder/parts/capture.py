@@ -1,10 +1,10 @@
 """`capture`: any module that runs a list of layers, read as stem, steps and readout by watching it run.
 
-The module is not changed, not even for a moment. A call makes a *twin* (`ponder.parts.twin`) whose layers are stubs: the
-twin's forward is the stem, the stubs note what each layer would have been called with, and a step calls the real layer
-with that, for the rows that still run. Which dimension of a tensor holds the rows, and which the length of a sequence, is
-learned by growth: from a call with one row more and one with one column more. What follows the layers is read off the
-same forward.
+The module is not changed, not even for a moment. A call makes a *twin* (`ponder.parts.twin`) whose layers are stubs:
+the twin's forward is the stem, the stubs note what each layer would have been called with, and a step calls the real
+layer with that, for the rows that still run. Which dimension of a tensor holds the rows, and which the length of a
+sequence, is learned by growth: from a call with one row more and one with one column more. What follows the layers is
+read off the same forward.
 
 Nothing of this is believed before it is proved: `capture` compares full depth with the module bit for bit, lets rows
 leave, and refuses with the reason what does not hold.

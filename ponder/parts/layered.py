@@ -1,4 +1,4 @@
-"""A module with a list of layers, called layer by layer: what `capture` learns, and how stem, steps and tail run from it."""
+"""A module called layer by layer: what `capture` learns of it, and how stem, steps and tail run from that."""
 
 from __future__ import annotations
 
@@ -149,7 +149,8 @@ class LayeredModule:
         if rows:
             return self._stem(given, rows)
         some = {key: value.new_ones(1, *value.shape[1:]) if _has(value, 0) else value for key, value in given.items()}
-        return take_rows(self._stem(some, 1), torch.arange(0, device=self._device(given)))
+        hidden, context = take_rows(self._stem(some, 1), torch.arange(0, device=self._device(given)))
+        return hidden, context
 
     def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
         """Layer `number`, counted from 0, on what the layers before gave."""
@@ -214,7 +215,8 @@ class LayeredModule:
         return axis
 
     def _arguments(self, inputs: Tree, named: Mapping[str, Any]) -> dict[str | int, Any]:
-        given: dict[str | int, Any] = {**self.constants, **named}
+        given: dict[str | int, Any] = dict(self.constants)
+        given.update(named)
         if isinstance(inputs, Mapping):
             given |= inputs
         elif isinstance(inputs, tuple):
@@ -243,7 +245,7 @@ class LayeredModule:
             name: Shared(tensor) if axis is None else split_rows(tensor, axis, rows)
             for name, axis, tensor in zip(names, axes, notes.tensors, strict=True)
         }
-        if self.mask in given:
+        if self.mask is not None and self.mask in given:
             context[self.mask] = given[self.mask]
         kept = {}
         if self.replays:
@@ -257,7 +259,7 @@ class LayeredModule:
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, _PLAN: Shared(plan)}
 
     def _learned(self, notes: _Notes, given: Arguments, rows: int) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
-        """Names of the noted tensors, and where their rows are: learned once for calls that note tensors of one kind."""
+        """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
         key = (tuple(given), tuple(_kind(tensor, rows) for tensor in notes.tensors))
         if key not in self._known:
             with torch.no_grad(), torch.random.fork_rng(_cuda(notes.hidden)):
@@ -316,7 +318,7 @@ class LayeredModule:
         return split_rows(tensor, axis, rows)
 
     def _replay(self, upto: int, state: Tree, context: Mapping[str, Any]) -> Any:
-        """The module's forward again: layers before `upto` answer `state`, layer `upto` runs, and its answer is returned.
+        """The module's forward again: layers before `upto` answer `state`, and what layer `upto` gives is returned.
 
         Beyond the last layer, it is the module's own output.
         """

@@ -1,4 +1,4 @@
-"""The proof of a captured module: that its steps compute what it computes, whoever leaves, and how narrow batches may get."""
+"""The proof of a captured module: its steps compute what it computes, whoever leaves, and how narrow batches may get."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def learned_padding(layered: LayeredModule, given: Arguments, rows: int, reads: 
 
 
 def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: Callable[[Any], Any]) -> bool:
-    """Whether the states of shorter rows stay what they are when the longest rows leave and take their columns along."""
+    """Whether the states of shorter rows stay as they are when the longest rows leave and their columns with them."""
     lengths = padding.lengths(dict(given))  # type: ignore[arg-type]
     if lengths is None or not bool((lengths < lengths.max()).any()):
         return False
@@ -128,7 +128,7 @@ def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: 
 
 @dataclass(frozen=True)
 class LearnedPadding(Padding):
-    """`Padding` of a captured module, in whose state tensors of different dimensions have their lengths in other places.
+    """`Padding` of a captured module, in whose state the length need not be in one place.
 
     Args:
         state: By the number of dimensions of a tensor of the state, where its length is.

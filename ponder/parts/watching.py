@@ -159,13 +159,14 @@ def find_layers(module: nn.Module, watched: Watched, name: str | None, count: in
         return len(item[2]) == count, _alike(item[1]), sum(p.numel() for p in item[1].parameters())
 
     best = max(found, key=weight)
-    beside = [item for item in found if item is not best and len(item[2]) == len(best[2])]
+    parent = best[0].rpartition(".")[0]
+    beside = [i for i in found if i is not best and len(i[2]) == len(best[2]) and i[0].rpartition(".")[0] == parent]
     beside.sort(key=lambda item: -item[2][-1][-1].end)
     return [Layers(path, tuple(runs)) for path, _, runs in [best, *beside]]
 
 
 def widened(watched: Watched, layers: Layers) -> Layers:
-    """`layers`, each with the calls of other modules since the layer before: what lies between belongs to a layer too."""
+    """`layers`, each with the calls of other modules since the layer before."""
     cuts = [layer[-1] for layer in layers.calls]
     around = [call for call in watched.calls if any(call.start < cut.start and call.end > cut.end for cut in cuts)]
     calls = watched.outermost([call for call in watched.calls if call not in around])
@@ -196,7 +197,7 @@ def find_tail(
     def mark(leaf: Any) -> Any:
         return marks.get(id(leaf), _LOST) if isinstance(leaf, Tensor) else leaf
 
-    calls = []
+    calls: list[tuple[str, Any, Any]] = []
     for call in watched.outermost([c for c in watched.calls if c.start > last.end]):
         made = (call.path, map_leaves(mark, call.args), map_leaves(mark, dict(call.kwargs)))
         if _LOST in leaves(made):

@@ -396,7 +396,7 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(module: nn.Module, e
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(ArgumentTypeError, match="module: expected an nn.Module; got function"):
+    with pytest.raises(ArgumentTypeError, match=r"module: expected an nn\.Module; got function"):
         ponder.capture(states, states())
 
 
