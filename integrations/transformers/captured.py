@@ -78,11 +78,12 @@ class CapturedAdapter(Adapter):
         """See `Adapter.has_readout`; taken on trust where the weights are not there yet."""
         if self._layered is None:
             return name in _FIELDS
-        return len(self.learned().shapes.get(_FIELDS[name], ())) == (2 if name == "pooler" else 3)
+        return len(self.learned().shapes.get(_FIELDS[name], ())) in _DIMENSIONS[name]
 
     def width(self, name: str) -> int:
         """See `Adapter.width`."""
-        return self.learned().shapes[_FIELDS[name]][-1]
+        shape = self.learned().shapes[_FIELDS[name]]
+        return shape[1 if len(shape) == 4 else -1]
 
     def readout(self, name: str) -> Callable[..., Tensor]:
         """See `Adapter.readout`."""
@@ -109,10 +110,11 @@ class CapturedAdapter(Adapter):
         """The mask of the positions that layers see: audio encoders are given one of samples, which are more."""
         given = named.get("attention_mask") if mask is None else mask
         states = hidden["hidden"] if isinstance(hidden, dict) else hidden
-        if given is None or given.dim() != 2 or states.dim() != 3 or given.shape[1] == states.shape[1]:
-            return given
         shorten = getattr(self.encoder, "_get_feature_vector_attention_mask", None)
-        return None if shorten is None else shorten(states.shape[1], given)
+        if shorten is None or given is None or states.dim() != 3 or given.shape[1] == states.shape[1]:
+            return given
+        shortened: Tensor = shorten(states.shape[1], given)
+        return shortened
 
 
 class _Step:
@@ -145,7 +147,10 @@ class _MeanOfTokens:
         self.__signature__ = Signature([hidden, Parameter("token_mask", Parameter.KEYWORD_ONLY), *context])
 
     def __call__(self, hidden: Tree, token_mask: Tensor | None = None, **context: Any) -> Tensor:
-        return readouts.mean(self.tokens(hidden, **context), attention_mask=token_mask)
+        tokens = self.tokens(hidden, **context)
+        if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
+            return tokens.mean((2, 3))
+        return readouts.mean(tokens, attention_mask=token_mask)
 
 
 def _pooler_output(output: Any) -> Any:
@@ -163,6 +168,7 @@ def _what_is_read(output: Any) -> list[Any]:
 
 
 _FIELDS = {"pooler": "pooler_output", "mean": "last_hidden_state", "tokens": "last_hidden_state"}
+_DIMENSIONS = {"pooler": (2,), "mean": (3, 4), "tokens": (3,)}
 _SELECTED = {"pooler": _pooler_output, "mean": _last_hidden_state, "tokens": _last_hidden_state}
 
 

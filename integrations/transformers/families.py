@@ -57,6 +57,7 @@ _TINY: Mapping[str, Any] = {
 }
 """What makes a configuration small, under the names that most families share."""
 
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table.

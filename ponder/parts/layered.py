@@ -260,7 +260,7 @@ class LayeredModule:
 
     def _learned(self, notes: _Notes, given: Arguments, rows: int) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
         """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
-        key = (tuple(given), tuple(_kind(tensor, rows) for tensor in notes.tensors))
+        key = (frozenset(given), tuple(_kind(tensor, rows) for tensor in notes.tensors))
         if key not in self._known:
             with torch.no_grad(), torch.random.fork_rng(_cuda(notes.hidden)):
                 more = self.dry(one_more_row(given, rows))

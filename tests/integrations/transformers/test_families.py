@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,16 @@ def test_a_wrapped_encoder_computes_what_it_computes(family: Family) -> None:
         padding=adapter.padding(),
         head=nn.Identity(),
     ).eval()
+    takes = inspect.signature(encoder.forward).parameters
+    constants = {"use_cache": False} if "use_cache" in takes else {}  # a cache changes the last bits
     for batch in other_batches(encoder):
         first, *others = batch
         named = {key: batch[key] for key in others}
-        plain = encoder(**batch)
+        plain = encoder(**batch, **constants)
         if name == "pooler":
             expected = plain.pooler_output
+        elif plain.last_hidden_state.dim() == 4:
+            expected = plain.last_hidden_state.mean((2, 3))
         else:
             expected = ponder.readouts.mean(plain.last_hidden_state, attention_mask=batch.get("attention_mask"))
         whole = model(batch[first], policy=LastStep(), **named)
