@@ -33,6 +33,8 @@ class Adapter(ABC):
         encoder: The bare encoder (`BertModel`, `ViTModel`, …).
     """
 
+    borrows_modules = True
+
     def __init__(self, encoder: PreTrainedModel) -> None:
         self.encoder: Any = encoder
 
@@ -81,7 +83,6 @@ class EncoderAdapter(Adapter):
         encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
     """
 
-    borrows_modules = True
     extra_lengths: Mapping[str, Along] = MappingProxyType({})
     """Which dimensions of what `extra_context` gives are as long as the text; none by default."""
 

@@ -120,6 +120,8 @@ class CapturedAdapter(Adapter):
 class _Step:
     """Layer `number` of the adapter's encoder, counted from 0."""
 
+    borrows_modules = True
+
     def __init__(self, adapter: CapturedAdapter, number: int) -> None:
         self.adapter, self.number = adapter, number
 
@@ -129,6 +131,8 @@ class _Step:
 
 class _LateReadout:
     """A readout of an encoder whose weights are not there yet."""
+
+    borrows_modules = True
 
     def __init__(self, adapter: CapturedAdapter, name: str) -> None:
         self.adapter, self.name = adapter, name
@@ -140,6 +144,8 @@ class _LateReadout:
 
 class _MeanOfTokens:
     """The mean of `last_hidden_state` over the tokens that are no padding."""
+
+    borrows_modules = True
 
     def __init__(self, tokens: LayeredReadout) -> None:
         self.tokens = tokens

@@ -436,6 +436,8 @@ class LayeredStep:
         number: Which layer, counted from 0.
     """
 
+    borrows_modules = True
+
     def __init__(self, layered: LayeredModule, number: int) -> None:
         self.layered, self.number = layered, number
 
@@ -453,6 +455,8 @@ class LayeredReadout:
         layered: The module.
         select: From the module's output to the part.
     """
+
+    borrows_modules = True
 
     def __init__(self, layered: LayeredModule, select: Callable[[Any], Any]) -> None:
         self.layered, self.select = layered, select

@@ -1,4 +1,4 @@
-"""The proof of a captured module: its steps compute what it computes, whoever leaves, and how narrow batches may get."""
+"""The proof of a captured module: its steps compute what it computes, whoever leaves, however narrow batches get."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.policies import Batch, ExitPolicy, FixedStep, LastStep, StepView
+from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.testing import check_backbone
 from tests.ponder.capturable import LAYERS, LENGTHS, MODULES, NARROWING, REAL, WIDTH, Block, make, other_example, states
 
@@ -89,7 +89,7 @@ def test_an_earlier_exit_reads_what_a_shorter_module_would_give(name: str) -> No
 class LongestFirst(ExitPolicy):
     """Rows leave by their length, which is their id: the longest after the first step, the shortest after the last."""
 
-    def init(self, batch: Batch) -> Any:
+    def init(self, batch: PolicyBatch) -> Any:
         order = batch.row_ids.argsort(descending=True).argsort()
         return {"exit": 1 + order.clamp(max=batch.num_steps - 1)}
 

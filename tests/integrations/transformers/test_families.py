@@ -1,4 +1,4 @@
-"""Every family of encoders, from a tiny random one: wrapped, it computes what it computes, or it is refused as documented."""
+"""Every family of encoders, from a tiny random one: wrapped, it computes what it did, or it is refused as documented."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import ponder
 from ponder.integrations.transformers import adapter_for
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.families import FAMILIES, Family, _page, supported, tiny_encoder, what_holds
-from ponder.policies import Batch, ExitPolicy, LastStep, StepView
+from ponder.policies import ExitPolicy, LastStep, PolicyBatch, StepView
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 HELD = {row.name: row for row in supported()}
@@ -33,7 +33,7 @@ def _private_randomness() -> Iterator[None]:
 class FirstRowsFirst(ExitPolicy):
     """Row r leaves at step r + 1: the longest rows come first."""
 
-    def init(self, batch: Batch) -> Any:
+    def init(self, batch: PolicyBatch) -> Any:
         return {"exit": batch.row_ids + 1}
 
     def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
@@ -43,7 +43,7 @@ class FirstRowsFirst(ExitPolicy):
 def other_batches(encoder: Any) -> list[dict[str, Any]]:
     """Other rows than those that were learned from; of texts, also without a mask and with one that hides nothing."""
     example = example_for(encoder)
-    first, *others = example
+    first = next(iter(example))
     rows = torch.tensor([0, 2, 1])
     values = example[first]
     if values.is_floating_point():
