@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 HIDDEN = Mark("state", "hidden")
-_PLAN = "plan"
+_PLAN, _FIRST = "plan", Axis()
 
 
 class CodeBetweenError(Exception):
@@ -160,15 +161,14 @@ class LayeredModule:
         if plan.calls[number] is None:
             return state
         call = self.calls[number]
-        args, kwargs = map_leaves(lambda leaf: self._fill(leaf, state, context), plan.calls[number])
-        out = self.module.get_submodule(call.path)(*args, **kwargs)
-        if isinstance(call.answer, Mark):
-            hidden = self._split(out, state)
-            return {"hidden": hidden} if isinstance(state, dict) else hidden
-        given = {mark.key: leaf for mark, leaf in zip(leaves(call.answer), leaves(out), strict=True) if _is_state(mark)}
-        hidden = self._split(given["hidden"], state)
+        fill = partial(self._fill, state, context)
+        args, kwargs = map_leaves(lambda leaf: fill(leaf) if type(leaf) is Mark else leaf, plan.calls[number])
+        out = _part(self.module, call.path)(*args, **kwargs)
+        hidden = self._split(out if isinstance(out, Tensor) else hidden_in(call.answer, out), state)
         if not isinstance(state, dict):
             return hidden
+        pairs = zip(leaves(call.answer), leaves(out), strict=True)
+        given = {mark.key: leaf for mark, leaf in pairs if isinstance(mark, Mark)}
         return {"hidden": hidden} | {key: self._hand_on(key, given[key], state) for key in plan.handed[number]}
 
     def read(self, select: Callable[[Any], Any], state: Tree, context: Mapping[str, Any]) -> Any:
@@ -254,7 +254,7 @@ class LayeredModule:
                 if isinstance(value, Tensor):
                     context[f"given_{key}"] = value if _has(value, rows) else Shared(value)
         calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
-        plan = _Plan(calls, _handed(calls), names, axes, notes.before, kept)
+        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept)
         hidden = split_rows(notes.hidden, self._axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, _PLAN: Shared(plan)}
 
@@ -292,7 +292,14 @@ class LayeredModule:
             if dims := grown_lengths(small, large, length):
                 self.lengths[name] = Along(dims)
 
-    def _fill(self, leaf: Any, state: Tree, context: Mapping[str, Any]) -> Any:
+    def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
+        """By layer, what later ones read of what is handed on, besides the hidden state."""
+        if not any(notes.reads):
+            return (frozenset(),) * self.num_steps
+        reads = [*notes.reads, *[frozenset()] * (self.num_steps - len(notes.reads))]
+        return tuple(frozenset[str]().union(*reads[number + 1 :]) for number in range(self.num_steps))
+
+    def _fill(self, state: Tree, context: Mapping[str, Any], leaf: Any) -> Any:
         """The tensor that a mark stands for, with the rows that still run."""
         if not isinstance(leaf, Mark):
             return leaf
@@ -309,7 +316,7 @@ class LayeredModule:
         return handed.value if isinstance(handed, Shared) or axis is None else merge_rows(handed, axis)
 
     def _split(self, hidden: Tensor, state: Tree) -> Tensor:
-        return split_rows(hidden, self._axis, _hidden(state).shape[0])
+        return hidden if self._axis == _FIRST else split_rows(hidden, self._axis, _hidden(state).shape[0])
 
     def _hand_on(self, key: str, tensor: Tensor, state: Tree) -> Tensor | Shared:
         axis, rows = self.axes[key], _hidden(state).shape[0]
@@ -341,7 +348,7 @@ class LayeredModule:
             if call.layer < upto:
                 standing = hidden.clone() if call.layer == upto - 1 and call.last else spare
                 return map_leaves(lambda leaf: fake(leaf, standing), call.answer)
-            answer = self.module.get_submodule(path)(*args, **kwargs)
+            answer = _part(self.module, path)(*args, **kwargs)
             if call.last:
                 found.append(hidden_in(call.answer, answer))
                 raise _EnoughError
@@ -351,11 +358,11 @@ class LayeredModule:
             if not left.get(path):
                 return self.module.get_submodule(path)(*args, **kwargs)
             answer = left[path].pop(0)  # copies, since some forwards write into them
-            return map_leaves(lambda leaf: _copied(self._fill(leaf, state, context)), answer)
+            return map_leaves(lambda leaf: _copied(self._fill(state, context, leaf)), answer)
 
         answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), layer)
         twin = twin_of(self.module, self._to_all, answers | dict.fromkeys(self.before, earlier))
-        given = map_leaves(lambda leaf: self._fill(leaf, state, context), dict(plan.given))
+        given = map_leaves(partial(self._fill, state, context), dict(plan.given))
         try:
             return twin(*_positional(given), **_named(given))
         except _EnoughError:
@@ -369,6 +376,7 @@ class _Notes:
     layered: LayeredModule
     tensors: list[Tensor] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
+    reads: list[frozenset[str]] = field(default_factory=list)
     before: dict[str, list[Any]] = field(default_factory=dict)
     hidden: Any = None
     _slots: dict[int, Mark] = field(default_factory=dict)
@@ -379,7 +387,9 @@ class _Notes:
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) in self._state:
-            return self._state[id(leaf)]
+            mark = self._state[id(leaf)]
+            self._read.add(mark.key)
+            return mark
         if id(leaf) not in self._slots:
             self._slots[id(leaf)] = Mark("noted", len(self.tensors))
             self.tensors.append(leaf)
@@ -396,13 +406,15 @@ class _Notes:
         number = len(self.calls)
         while number < layered.num_steps and layered.calls[number].path != path:  # layers that this call leaves out
             self.calls.append(None)
+            self.reads.append(frozenset())
             number += 1
         if number == layered.num_steps:
             raise CodeBetweenError(f"{path} was called once more")
-        noted = (map_leaves(self.mark, args), map_leaves(self.mark, kwargs))
-        if not any(_is_state(leaf) and leaf.key == "hidden" for leaf in leaves(noted)):
+        self._read.clear()
+        self.calls.append((map_leaves(self.mark, args), map_leaves(self.mark, kwargs)))
+        if "hidden" not in self._read:
             raise CodeBetweenError(f"{path} is not called with what the layer before gave")
-        self.calls.append(noted)
+        self.reads.append(frozenset(self._read - {"hidden"}))
         if number + 1 == layered.num_steps:
             raise _EnoughError
         self._state = {}
@@ -426,6 +438,7 @@ class _Notes:
 
     def __post_init__(self) -> None:
         self._keep: list[Tensor] = []  # alive, so that no other tensor gets their identity
+        self._read: set[str] = set()  # what the layer that is noted reads of what was handed on
 
 
 class LayeredStep:
@@ -486,9 +499,20 @@ def first_floating(tree: Any) -> Tensor:
 
 def hidden_in(answer: Any, output: Any) -> Tensor:
     """The hidden state in a layer's output, whose `answer` marks where it is."""
+    first = answer[0] if isinstance(answer, tuple) else None
+    if isinstance(first, Mark) and first.key == "hidden":  # nearly always
+        hidden: Tensor = output[0]
+        return hidden
     pairs = zip(leaves(answer), leaves(output), strict=True)
-    hidden: Tensor = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
+    hidden = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
     return hidden
+
+
+def _part(module: Any, path: str) -> Any:
+    """`module.get_submodule(path)`, without its checks."""
+    for name in path.split("."):
+        module = module._modules[name]
+    return module
 
 
 def _hidden(state: Tree) -> Tensor:
@@ -498,16 +522,6 @@ def _hidden(state: Tree) -> Tensor:
 
 def _is_state(leaf: Any) -> bool:
     return isinstance(leaf, Mark) and leaf.kind == "state"
-
-
-def _handed(calls: tuple[Any, ...]) -> tuple[frozenset[str], ...]:
-    """By layer, what later ones read of what is handed on, besides the hidden state."""
-    handed: list[frozenset[str]] = []
-    later: frozenset[str] = frozenset()
-    for call in reversed(calls):
-        handed.append(later)
-        later |= {leaf.key for leaf in leaves(call) if _is_state(leaf) and leaf.key != "hidden"}
-    return tuple(reversed(handed))
 
 
 def _kind(tensor: Tensor, rows: int) -> Any:
