@@ -152,6 +152,7 @@ class PonderForSequenceClassification(PreTrainedModel):
             encoder = load_encoder(encoder)
         encoder = encoder_of(encoder)
         adapter = adapter_for(encoder)
+        _check_input(adapter, cls)
         if readout is None:
             readout = "pooler" if adapter.has_readout("pooler") else "mean"
         _check_readout(readout, adapter)
@@ -291,6 +292,16 @@ def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
     for module in encoder.modules():
         module._is_hf_initialized = True  # type: ignore[assignment]
     return encoder
+
+
+def _check_input(adapter: Adapter, model: type[PreTrainedModel]) -> None:
+    if adapter.main_input != model.main_input_name:
+        raise ArgumentError(
+            "encoder",
+            expected=f"an encoder of {model.main_input_name}, for a {model.__name__}",
+            got=f"{type(adapter.encoder).__name__}, which reads {adapter.main_input}",
+            remedy="Wrap it with ponder.PonderWrapper, with the parts that adapter_for gives.",
+        )
 
 
 def _check_readout(name: str, adapter: Adapter) -> None:
