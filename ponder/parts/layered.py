@@ -290,7 +290,7 @@ class LayeredModule:
             if axis is not None:
                 small, large = split_rows(small, axis, rows), split_rows(large, axis, rows)
             if dims := grown_lengths(small, large, length):
-                self.lengths[name] = Along(dims)
+                self.lengths[name] = Along(dims, fill=_no_fill)
 
     def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
         """By layer, what later ones read of what is handed on, besides the hidden state."""
@@ -522,6 +522,16 @@ def _hidden(state: Tree) -> Tensor:
 
 def _is_state(leaf: Any) -> bool:
     return isinstance(leaf, Mark) and leaf.kind == "state"
+
+
+def _no_fill(_: Tensor) -> float:
+    """What stands at padding in a noted tensor is not known: it may be a mask, a table or a state."""
+    raise ArgumentError(
+        "stream",
+        expected="rows of one length, for a captured module",
+        got="rows of different lengths in one batch",
+        remedy="Pad the examples of a stream to one length, or write an adapter that declares ponder.Padding.",
+    )
 
 
 def _kind(tensor: Tensor, rows: int) -> Any:

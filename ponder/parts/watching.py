@@ -61,12 +61,12 @@ class Call:
     def close(self, output: Any, end: int) -> None:
         """Note the answer, and the versions of its tensors, which tell whether they are written into later."""
         self.output, self.end = output, end
-        self.versions = tuple(leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves(output))
+        self.versions = tuple(_version(leaf) for leaf in leaves(output))
 
     def untouched(self) -> Iterator[tuple[int, Tensor]]:
         """The tensors of the answer, with their places, that nobody wrote into since."""
         for place, (leaf, version) in enumerate(zip(leaves(self.output), self.versions, strict=True)):
-            if isinstance(leaf, Tensor) and leaf._version == version:
+            if isinstance(leaf, Tensor) and _version(leaf) == version:
                 yield place, leaf
 
 
@@ -234,6 +234,11 @@ def leaves(tree: Any) -> Iterator[Any]:
         return
     for value in tree:
         yield from leaves(value)
+
+
+def _version(leaf: Any) -> int:
+    """How often a tensor was written into; not counted in inference mode."""
+    return leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0
 
 
 def _runs(path: str, watched: Watched) -> list[tuple[Call, ...]]:

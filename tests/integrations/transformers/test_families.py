@@ -1,4 +1,4 @@
-"""Every family of encoders, from a tiny random one: wrapped, it computes what it did, or it is refused as documented."""
+"""Every family of encoders, from a tiny random one: wrapped, it computes what it did, or is refused as documented."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def other_batches(encoder: Any) -> list[dict[str, Any]]:
     whole = {name: value for name, value in shuffled.items() if name != "attention_mask"}
     if "attention_mask" not in example:
         return [shuffled]
-    return [shuffled, whole, {**whole, "attention_mask": torch.ones_like(example["attention_mask"])}]
+    long = {name: value.repeat_interleave(5, 1)[:, :44] for name, value in shuffled.items()}
+    return [shuffled, whole, {**whole, "attention_mask": torch.ones_like(example["attention_mask"])}, long]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
