@@ -501,11 +501,10 @@ def hidden_in(answer: Any, output: Any) -> Tensor:
     """The hidden state in a layer's output, whose `answer` marks where it is."""
     first = answer[0] if isinstance(answer, tuple) else None
     if isinstance(first, Mark) and first.key == "hidden":  # nearly always
-        hidden: Tensor = output[0]
-        return hidden
+        leaf: Tensor = output[0]
+        return leaf
     pairs = zip(leaves(answer), leaves(output), strict=True)
-    hidden = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
-    return hidden
+    return next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
 
 
 def _part(module: Any, path: str) -> Any:

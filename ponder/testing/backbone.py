@@ -36,9 +36,10 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     """Check that an encoder works in a wrapper; return None, or raise what says which rule broke.
 
     The rules: with no early exit the outputs are those of `unroll`; a row's outputs do not depend on the other rows or
-    their order; rows that leave at any steps get what the full-depth run had there (replay = run), the longest first and
-    the last first too, and no step is computed for a row that has left; a batch may be of one row or of none; an exception leaves nothing behind; saving
-    and loading keep the outputs (where safetensors is there and the policy, prior and objective have names).
+    their order; rows that leave at any steps, the longest or the last first, get what the full-depth run had there
+    (replay = run), and no step is computed for a row that has left; a batch may be of one row or of none; an exception
+    leaves nothing behind; saving and loading keep the outputs (where safetensors is there and the policy, prior and
+    objective have names).
 
     The model comes back in the modes and with the weights that it had, and so do the caller's random generators.
 

@@ -1,4 +1,4 @@
-"""Models on encoders that have no adapter of their own: built, trained, saved, reloaded, copied and moved as any other."""
+"""Models on encoders without an adapter of their own: built, trained, saved, reloaded, copied and moved as any."""
 
 from __future__ import annotations
 
@@ -26,7 +26,17 @@ TEXT = [
     for row in supported()
     if row.reads == "input_ids" and row.how in ("layers", "between") and row.name != "bros"  # which reads boxes too
 ]
-SOME = ["roberta", "distilbert", "modernbert", "deberta-v2 (with a convolution)", "xlm", "t5", "bart", "gpt2", "squeezebert"]
+SOME = [
+    "roberta",
+    "distilbert",
+    "modernbert",
+    "deberta-v2 (with a convolution)",
+    "xlm",
+    "t5",
+    "bart",
+    "gpt2",
+    "squeezebert",
+]
 some = pytest.mark.parametrize("name", SOME)
 
 
