@@ -16,7 +16,7 @@ from ponder.engine.losses import check_truncation, checked_labels, exit_loss, no
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource
 from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
 from ponder.objectives import FinalStep, Objective, Ponder
 from ponder.parts.padding import Padding
@@ -260,8 +260,10 @@ class PonderWrapper(EarlyExitModel):
             policy = self.checked(ExitPolicy.from_dict(settings["policy"]))
             self._check_prior(prior)
             self._check_objective(objective, prior)
-        except (KeyError, PonderError) as error:
-            raise CheckpointError(f"the saved prior, objective or policy cannot be used: {error}") from error
+        except Exception as error:  # what a constructor does with values that it was not written for is its own affair
+            raise CheckpointError(
+                f"the saved prior, objective or policy cannot be used: {type(error).__name__}: {error}"
+            ) from error
         self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
         self._objective, self._policy = objective, policy
 

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from ponder.errors import CheckpointError
+from ponder.integrations.transformers.loading import check_attention
+from ponder.integrations.transformers.saving import DIGESTS
 from ponder.recipes import Recipe
 
 __all__ = ["READOUTS", "PonderConfig"]
@@ -35,6 +37,8 @@ class PonderConfig(PretrainedConfig):
         head_dropout: float = 0.1,
         **kwargs: Any,
     ) -> None:
+        kwargs.pop(DIGESTS, None)  # of the files that were read, and not of what this object will be saved with
+        check_attention({"encoder": encoder, **kwargs})
         self.encoder = encoder or {}
         self.recipe = recipe or {}
         self.readout = readout
