@@ -135,7 +135,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
         name, digest = settings.get("weights"), settings.get("digest")
         if settings.get("format") != _FORMAT or not isinstance(name, str) or not _WEIGHTS.fullmatch(name):
             raise CheckpointError(
-                f"{folder / _SETTINGS}: not written by ponder.save (no format {_FORMAT!r} with the name of its weights)."
+                f"{folder / _SETTINGS}: not written by ponder.save (no format {_FORMAT!r} that names its weights)."
             )
         fault = "truncated, or not those that were saved with it"
         try:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from ponder._utils.files import locked
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers.saving import read_config
 
@@ -25,7 +26,6 @@ Source = str | PathLike[str]
 _ATTENTION = (None, "eager", "sdpa", "flex_attention")  # what PyTorch computes itself
 _MOST_LAYERS = 1000
 _ROOM = 10**8  # weights that a file may lack before anything is allocated for them
-_ATTEMPTS = 5
 
 
 def load_encoder(source: Source) -> PreTrainedModel:
@@ -79,14 +79,17 @@ def load_whole(
     always = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     folder = None if source is None or not Path(source).is_dir() else Path(source) / arguments.get("subfolder", "")
     try:
-        for _ in range(_ATTEMPTS):
-            before = _stamps(folder)
-            own = {} if folder is None else _examined(folder, arguments, make_config, build, compare=not allowed)
-            if folder is None and source is not None:
+        if folder is None:
+            if source is not None:
                 check_attention(PretrainedConfig.get_config_dict(source, **_of_the_hub(arguments))[0])
-            model, info = load(source, **{**arguments, **own, **always})
-            if _stamps(folder) == before:
-                break  # or else another process has saved meanwhile
+            model, info = load(source, **{**arguments, **always})
+        else:
+            with locked(folder, shared=True):
+                before = _stamps(folder)
+                own = _examined(folder, arguments, make_config, build, compare=not allowed)
+                model, info = load(source, **{**arguments, **own, **always})
+                if _stamps(folder) != before:  # only where there are no locks
+                    raise CheckpointError(f"{folder}: another process saves there at the moment. Load it again.")
     except (ImportError, torch.OutOfMemoryError):  # of the machine, and not of the files
         raise
     except CheckpointError as error:
@@ -201,10 +204,8 @@ def _of_the_hub(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in names if name in arguments}
 
 
-def _stamps(folder: Path | None) -> list[tuple[str, int, int]]:
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
     """What changes when another process saves into a folder."""
-    if folder is None:
-        return []
     names = ("config.json", ".config.json", "model.safetensors", "model.safetensors.index.json")
     stats = [(name, (folder / name).stat()) for name in names if (folder / name).exists()]
     return [(name, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]

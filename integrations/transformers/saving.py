@@ -1,9 +1,9 @@
 """Saves of Transformers' two files, `config.json` and `model.safetensors`, as one: old or new, and never mixed.
 
-Transformers fixes both names, so neither file can name the other as `ponder.save` does. Instead, the configuration holds
-the digests of the weights it was saved with. A save first lays the new configuration beside the old one, under a hidden
-name, then swaps the weights, then gives the configuration its own name. Whoever is killed in between leaves a folder in
-which exactly one of the two configurations belongs to the weights, and that one is read.
+Transformers fixes both names, so neither file can name the other as `ponder.save` does. Instead, the configuration
+holds the digests of the weights it was saved with. A save first lays the new configuration beside the old one, under a
+hidden name, then swaps the weights, then gives the configuration its own name. Whoever is killed in between leaves a
+folder in which exactly one of the two configurations belongs to the weights, and that one is read.
 """
 
 from __future__ import annotations

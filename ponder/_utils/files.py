@@ -133,17 +133,21 @@ def digest_of(path: Path) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
     """Keep other writers of this module out of `folder`; tells whether that was possible.
 
+    Args:
+        folder: The folder.
+        shared: For readers, who may be many at a time.
+
     The lock is on the folder itself, so that no file stays behind, and the system opens it when its holder is killed.
-    Some systems and network drives have no such locks: writers must be safe without, and may clean up less.
+    Some systems and network drives have no such locks: callers must be safe without, and may clean up less.
     """
     handle, held = None, False
     if fcntl is not None:
         try:
             handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             held = True
         except OSError:
             held = False
