@@ -37,9 +37,10 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """h_0, the context of the steps, and the number of rows; the stem is the identity where None.
 
+    Without a stem, h_0 is a copy of the inputs: a step may change its state in place, and the inputs are the caller's.
     A pair whose second item is a dict is read as (hidden, context).
     """
-    hidden = inputs if stem is None else stem(inputs, **unwrap(context))
+    hidden = map_tensors(Tensor.clone, inputs) if stem is None else stem(inputs, **unwrap(context))
     if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
         hidden, context = hidden
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)

@@ -6,10 +6,12 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ponder._utils.trees import map_tensors, tensors
 from ponder.inference.streaming.cohort import Cohort, join
 from ponder.inference.streaming.inbox import Inbox
 from ponder.inference.streaming.rooms import Limits, Rooms
@@ -117,6 +119,8 @@ class Scheduler:
         try:
             with torch.inference_mode():
                 cohort = join(cohorts, self._stepper.padding)
+                if rows > 1 and _same_state(cohort, cohorts[0]):  # it may be tried again, and steps may work in place
+                    cohort = replace(cohort, hidden=map_tensors(Tensor.clone, cohort.hidden))
                 after = self._stepper.step(cohort)
         except Exception as error:
             if rows == 1:
@@ -206,6 +210,12 @@ class Scheduler:
             ticket.future.set_exception(answer)
         elif answer is not None:
             ticket.future.set_result(answer)
+
+
+def _same_state(joined: Cohort, cohort: Cohort) -> bool:
+    """Whether the hidden states of a cohort were joined without a copy."""
+    own, other = (next(tensors(part.hidden))[1].untyped_storage().data_ptr() for part in (joined, cohort))
+    return own == other
 
 
 def _halves(cohorts: Sequence[Cohort], count: int) -> list[list[Cohort]]:
