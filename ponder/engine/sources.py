@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import NonFiniteError
 from ponder.parts.heads import PerStep, checked_output
 from ponder.parts.padding import Padding

@@ -52,7 +52,7 @@ class Settled(policies.ExitPolicy):
 class SameAnswer(policies.ExitPolicy):
     """Exits where the outputs moved little: keeps them as its state."""
 
-    distance: float = 1.0
+    distance: float = 1.5
     needs = frozenset({"output"})
 
     def init(self, batch: policies.PolicyBatch) -> Tensor:
