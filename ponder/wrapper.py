@@ -193,8 +193,18 @@ class PonderWrapper(EarlyExitModel):
         return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
 
     if TYPE_CHECKING:
-        # What nn.Module types as Any: a call gives what `forward` gives, and takes what it takes.
-        __call__ = forward
+        # What nn.Module types as Any: a call gives what `forward` gives, and takes what it takes. Spelled out, since
+        # to pyright an assignment, `__call__ = forward`, has the type that nn.Module declares.
+        def __call__(
+            self,
+            inputs: Tree,
+            *,
+            labels: Tensor | None = None,
+            policy: ExitPolicy | None = None,
+            row_ids: Tensor | None = None,
+            policy_context: Mapping[str, Tensor] | None = None,
+            **context: Any,
+        ) -> PonderOutput: ...
 
     def unroll(
         self,

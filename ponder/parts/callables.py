@@ -56,10 +56,9 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
     """
     if isinstance(fn, nn.Module):
         return fn
-    if isinstance(fn, types.MethodType) and isinstance(fn.__self__, nn.Module):
-        if fn.__func__ in (type(fn.__self__).forward, type(fn.__self__).__call__):
-            return fn.__self__
-        raise _refusal(argument, f"the method {fn.__qualname__}", fn.__self__)
+    owner = getattr(fn, "__self__", None)
+    if isinstance(owner, nn.Module) and fn in (owner.forward, owner.__call__):
+        return owner  # other methods of a module are callables that hold it
     if not _borrows(fn):
         for found in _reached_from(fn):
             if found.function is not None or isinstance(found.value, nn.Parameter):

@@ -142,7 +142,6 @@ REFUSED: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
     "global in an inner function": inner_function,
     "global by another function": lambda layer: uses_a_function_of_the_file,
     "global parameter": lambda layer: uses_a_global_parameter,
-    "another bound method": lambda layer: layer.other,
     "partial of a closure": partial_of_a_closure,
     "object with a closure": object_with_a_closure,
 }
@@ -150,6 +149,8 @@ ACCEPTED: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
     "module": lambda layer: layer,
     "forward": lambda layer: layer.forward,
     "__call__": lambda layer: layer.__call__,
+    "another bound method": lambda layer: layer.other,
+    "partial of another bound method": lambda layer: functools.partial(layer.other),
     "partial": lambda layer: functools.partial(layer, gain=1.0),
     "partial of forward": lambda layer: functools.partial(layer.forward, gain=1.0),
     "partial of a function": lambda layer: functools.partial(scaled, layer=layer, gain=1.0),
@@ -219,3 +220,28 @@ def test_plain_functions_stay_as_they_are() -> None:
     assert not list(model.parameters())
     x = torch.randn(2, 3)
     assert torch.equal(model.eval()(x).outputs, x.sin().sin().sin())
+
+
+class Cell(nn.Module):
+    """A cell that also makes its first state, as recurrent cells do: one module behind two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.update = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def start(self, inputs: Tensor) -> Tensor:
+        return torch.tanh(self.first(inputs))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.update(hidden))
+
+
+def test_a_method_of_the_step_may_be_the_stem(tmp_path: Path) -> None:
+    cell, x = Cell(), torch.randn(3, WIDTH)
+    model = ponder.PonderWrapper(cell, 3, head=nn.Linear(WIDTH, 2), stem=cell.start).eval()
+    assert len(list(model.parameters())) == 6
+    ponder.save(model, tmp_path)
+    other = Cell()
+    twin = ponder.load(ponder.PonderWrapper(other, 3, head=nn.Linear(WIDTH, 2), stem=other.start).eval(), tmp_path)
+    assert torch.equal(twin(x).outputs, model(x).outputs)
+    assert torch.equal(copy.deepcopy(model)(x).outputs, model(x).outputs)

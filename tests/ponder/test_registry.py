@@ -86,7 +86,7 @@ def test_a_class_that_a_notebook_cell_defines_again_replaces_itself(monkeypatch:
         exec(CELL.format(threshold=0.2), notebook)
         second = notebook["FromACell"]
         assert second is not first
-        assert policies.find("from-a-cell") is second
+        assert policies.registry.find("from-a-cell") is second
         assert policies.get("from-a-cell") == second(0.2)
         assert before.to_dict() == {"name": "from-a-cell", "threshold": 0.1}  # an instance of before is still saved
         assert type(policies.from_dict(before.to_dict())) is second
@@ -94,7 +94,7 @@ def test_a_class_that_a_notebook_cell_defines_again_replaces_itself(monkeypatch:
             exec(CELL.replace("class FromACell", "class Another").format(threshold=0.3), notebook)
         with refused("name", "still free", "from-a-cell"):
             exec(CELL.format(threshold=0.3), other_notebook)
-        assert policies.find("from-a-cell") is second
+        assert policies.registry.find("from-a-cell") is second
     finally:
         policies.registry._factories.pop("from-a-cell", None)
 
