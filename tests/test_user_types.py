@@ -78,7 +78,9 @@ def mypy(folder: Path, place: Path, name: str) -> str:
     options = ["--strict", "--ignore-missing-imports", "--follow-imports", "silent", "--config-file", ""]
     cache = ["--cache-dir", str(ROOT / ".mypy_cache" / "of-users")]
     command = [sys.executable, "-m", "mypy", *options, *cache, name]
-    ran = subprocess.run(command, cwd=folder, env={**os.environ, "MYPYPATH": str(place)}, capture_output=True, text=True)
+    ran = subprocess.run(
+        command, cwd=folder, env={**os.environ, "MYPYPATH": str(place)}, capture_output=True, text=True
+    )
     return ran.stdout + ran.stderr
 
 

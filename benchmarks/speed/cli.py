@@ -13,8 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command_line import run_app
-from benchmarks.folders import check_writable
+from benchmarks.command_line import check_writable, run_app
 from benchmarks.glue.results import environment
 from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options

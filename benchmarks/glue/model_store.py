@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +19,7 @@ from ponder._utils.files import make_folder, read_json, write_json
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
 
-__all__ = ["KeptModel", "best_kept", "check_kept", "check_there", "keep", "load_kept"]
+__all__ = ["KeptModel", "best_kept", "check_kept", "check_there", "find", "keep", "load_kept"]
 
 _FORMAT = "ponder-glue-model-1"
 _FILE = "glue.json"
@@ -25,20 +27,17 @@ _FILE = "glue.json"
 
 @dataclass(frozen=True)
 class KeptModel:
-    """A trained model, and how it was made.
-
-    Args:
-        model: In evaluation mode, with the policy of its run.
-        tokenizer: Its tokenizer.
-        config: Its run.
-    """
+    """A trained model, and how it was made."""
 
     model: PonderForSequenceClassification
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
+    training: list[dict[str, Any]] | None = None
 
 
-def keep(model: PonderForSequenceClassification, config: RunConfig, models: Path) -> Path:
+def keep(
+    model: PonderForSequenceClassification, config: RunConfig, models: Path, training: Sequence[dict[str, Any]] = ()
+) -> Path:
     """Write `<models>/<key>/`, whole or not at all, and return it."""
     folder = models / config.key
     for left in models.glob(f".{config.key}.part-*"):  # by a process that was killed
@@ -47,7 +46,7 @@ def keep(model: PonderForSequenceClassification, config: RunConfig, models: Path
     try:
         model.save_pretrained(part)
         load_tokenizer(config.backbone).save_pretrained(part)
-        write_json(part / _FILE, {"format": _FORMAT, "config": config.to_dict()})
+        write_json(part / _FILE, {"format": _FORMAT, "config": config.to_dict(), "training": list(training)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     finally:
@@ -80,20 +79,16 @@ def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
     Args:
         models: Folder of kept models.
         results: Folder of their results.
-        recipe: As `parse_recipe` reads it; runs with other arguments, or with a policy or knob that is not the
+        recipe: As `parse_recipe` reads it; runs with other arguments, or with a policy or threshold that is not the
             recipe's, are of another recipe.
-
-    Raises:
-        ArgumentError: No model of the recipe is kept.
-        DataError: A result is half-written or of another version.
     """
-    name, options = parse_recipe("--recipe", recipe)
+    asked = parse_recipe("--recipe", recipe)
     best: dict[str, tuple[bool, float, Path]] = {}
     for result in read_all(results):
         config = RunConfig.from_dict(result["config"])
         folder = models / config.key
         as_it_is = config.policy is None and config.knob == "recipe"
-        if as_it_is and (config.recipe, config.recipe_options) == (name, options) and (folder / _FILE).exists():
+        if as_it_is and (config.recipe, config.recipe_options) == asked and (folder / _FILE).exists():
             found = (not result.selects_on_dev, result.selection_score, folder)
             best[result["task"]] = max(best.get(result["task"], found), found)
     if not best:
@@ -106,12 +101,14 @@ def best_kept(models: Path, results: Path, recipe: str) -> list[Path]:
     return [folder for _, _, folder in best.values()]
 
 
-def load_kept(folder: Path) -> KeptModel:
-    """Read what `keep` wrote.
+def find(config: RunConfig, models: Path) -> KeptModel | None:
+    """The kept model of a run, or None."""
+    folder = models / config.key
+    return load_kept(folder) if (folder / _FILE).exists() else None
 
-    Raises:
-        CheckpointError: It is no such folder.
-    """
+
+def load_kept(folder: Path) -> KeptModel:
+    """Read what `keep` wrote."""
     if not (folder / _FILE).exists():
         raise CheckpointError(
             f"{folder}: expected the folder of a kept model; it has no {_FILE}. Make one with `run --keep-model`."
@@ -124,4 +121,5 @@ def load_kept(folder: Path) -> KeptModel:
     model = PonderForSequenceClassification.from_pretrained(folder).eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return KeptModel(model, load_tokenizer(str(folder)), RunConfig.from_dict(made["config"]))
+    config = RunConfig.from_dict(made["config"])
+    return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training") or None)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["digest", "intact", "seal"]
+__all__ = ["digest", "is_intact", "with_checksum"]
 
 
 def digest(fields: Mapping[str, Any]) -> str:
@@ -15,18 +15,19 @@ def digest(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def seal(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with its digest.
+def with_checksum(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same data with its digest.
 
     Example:
-        >>> intact(seal({"score": 0.5})), intact({**seal({"score": 0.5}), "score": 0.9}), intact({"score": 0.5})
+        >>> data = with_checksum({"score": 0.5})
+        >>> is_intact(data), is_intact({**data, "score": 0.9}), is_intact({"score": 0.5})
         (True, False, False)
     """
     return {**data, "digest": _of_the_rest(data)}
 
 
-def intact(data: Mapping[str, Any]) -> bool:
-    """Whether these are what `seal` gave."""
+def is_intact(data: Mapping[str, Any]) -> bool:
+    """Whether these data are what `with_checksum` gave."""
     return data.get("digest") == _of_the_rest(data)
 
 
