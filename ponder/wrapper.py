@@ -204,7 +204,8 @@ class PonderWrapper(EarlyExitModel):
             row_ids: Tensor | None = None,
             policy_context: Mapping[str, Tensor] | None = None,
             **context: Any,
-        ) -> PonderOutput: ...
+        ) -> PonderOutput:
+            """See `forward`."""
 
     def unroll(
         self,
