@@ -21,6 +21,7 @@ from ponder.integrations.transformers.configuration import READOUTS, PonderConfi
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.prediction import predict_texts, record_texts
+from ponder.integrations.transformers.saving import save_whole
 from ponder.parts.heads import HazardLayer
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import TaskName
@@ -192,6 +193,8 @@ class PonderForSequenceClassification(PreTrainedModel):
             pretrained_model_name_or_path,
             "model",
             "Pass a folder that save_pretrained wrote; a plain encoder is for from_encoder.",
+            PonderConfig,
+            cls,
             **kwargs,
         )
         model.learn_encoder()
@@ -203,6 +206,20 @@ class PonderForSequenceClassification(PreTrainedModel):
             self._adapter.learned()
             self.ponder.readout = ReadoutCall(self._adapter.readout(self.config.readout))
             self.ponder.padding = self._adapter.padding()
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """As in Transformers; a save is whole or has not happened, also where the process is killed in the middle.
+
+        Raises:
+            ArgumentError: The folder cannot be written.
+        """
+        save = super().save_pretrained
+        if not is_main_process:
+            save(save_directory, is_main_process=False, **kwargs)
+            return
+        save_whole(lambda part: save(part, **kwargs), save_directory)
 
     @property
     def policy(self) -> ExitPolicy:
@@ -266,6 +283,17 @@ class PonderForSequenceClassification(PreTrainedModel):
         start_heads(stage, self.ponder.head)
         self.ponder.objective = stage.objective
         freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
+
+    def train(self, mode: bool = True) -> Self:
+        """As in PyTorch, but that an encoder whose every parameter is frozen stays in evaluation mode.
+
+        `PonderWrapper.train` does so for its own parts; the encoder is a part of this model, which it only borrows.
+        """
+        super().train(mode)
+        encoder = getattr(self, "encoder", None)  # the base class trains and evaluates while it is being built
+        if mode and encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
+        return self
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
