@@ -108,7 +108,7 @@ def time_policies(
             lambda policy=policy: exits_of(model, timed, policy),  # type: ignore[misc]
             pairs=pairs,
         )
-        row = {"policy": policy.to_dict()["name"], "knob": point.knob}
+        row = {"policy": policy.to_dict()["name"], "knob": point.threshold}
         rows.append({**row, "wall_clock": clock.median, "wall_clock_range": [clock.low, clock.high]})
         say(f"{kept.config.key}: {policy} ×{run['num_steps'] / point.mean_exit_step:.2f} in steps, ×{clock.median:.2f}")
     made = results / _FOLDER / path.name
@@ -148,7 +148,7 @@ def read_clock(run: Result) -> list[Timing]:
 
 def _timing(run: Result, row: Mapping[str, Any]) -> Timing:
     curve = read_curve(run, row["policy"])
-    points = {} if curve is None else {point.knob: point for point in curve.points}
+    points = {} if curve is None else {point.threshold: point for point in curve.points}
     low, high = row["wall_clock_range"]
     return Timing(row["policy"], points[row["knob"]], float(row["wall_clock"]), float(low), float(high))
 
@@ -161,7 +161,7 @@ def _chosen(run: Result, own: ExitPolicy) -> Iterator[tuple[ExitPolicy, Point]]:
         points: Sequence[Point] = () if curve is None else curve.points
         nearest = [_nearest(points, run["num_steps"] / speed_up) for speed_up in SPEED_UPS]
         for point in dict.fromkeys(point for point in nearest if point is not None):
-            yield family.with_threshold(point.knob), point
+            yield family.with_threshold(point.threshold), point
 
 
 def _nearest(points: Sequence[Point], steps: float) -> Point | None:

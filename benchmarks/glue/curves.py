@@ -27,6 +27,7 @@ SPEED_UPS = (1.5, 2.0, 3.0)
 """In steps, at which policies are compared."""
 
 _VALUES = 21
+_COLUMNS = {"threshold": "knob"}  # where the files have another name for a column of a sweep
 
 
 def record_curves(
@@ -77,10 +78,10 @@ def read_curve(run: Result, policy: str) -> Curve | None:
     if not entries or len(entries) != len(run.reported):
         return None
     columns = {name: _mean([entry["points"][name] for entry in entries]) for name in entries[0]["points"]}
-    nothing = [math.nan] * len(columns["knob"])
+    nothing, fields = [math.nan] * len(columns["knob"]), Point.__dataclass_fields__
     points = [
         Point(*values)
-        for values in zip(*(columns.get(name, nothing) for name in Point.__dataclass_fields__), strict=True)
+        for values in zip(*(columns.get(_COLUMNS.get(name, name), nothing) for name in fields), strict=True)
     ]
     full = Point(math.nan, run.score("full_depth"), float(run["num_steps"]), 1.0, 1.0)
     return Curve(entries[0]["knob"], "score", tuple(points), (), full)
@@ -99,12 +100,12 @@ def _entry(
     if costs is not None:  # a sweep is relative to its own last step, which pays for what the policy reads
         columns["cost"] = [value * float(costs[-1]) for value in columns["cost"]]
     kept = {
-        name: [round(value, 6) for value in values]
+        _COLUMNS.get(name, name): [round(value, 6) for value in values]
         for name, values in columns.items()
         if all(map(math.isfinite, values))
     }
     unit = "steps" if cost is None else "flops"
-    return {"policy": family.to_dict()["name"], "knob": curve.knob, "cost_unit": unit, "points": kept}
+    return {"policy": family.to_dict()["name"], "knob": curve.threshold, "cost_unit": unit, "points": kept}
 
 
 def _fits(family: ExitPolicy, value: float, trajectory: Trajectory) -> bool:

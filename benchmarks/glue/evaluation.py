@@ -18,10 +18,10 @@ from benchmarks.glue.optimum import optimum
 from benchmarks.glue.significance import pack
 from benchmarks.glue.tasks import GlueTask
 from ponder import Trajectory
+from ponder.analysis.overthinking import overthinking_of
 from ponder.cost import Cost, measure_each, speed_up, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.objectives import Objective
-from ponder.plots.numbers import overthinking_of
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Prior
 

@@ -1,14 +1,16 @@
-"""Calibration: the knob that meets a target on given data."""
+"""Calibration: the threshold that meets a target on given data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ponder._utils.validation import check_real
 from ponder.analysis.metrics import MetricLike
-from ponder.analysis.policy_grid import FamilyLike
+from ponder.analysis.policy_grid import PolicyGridLike
 from ponder.analysis.sweeps import Curve, Point, measure, sweep
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
@@ -23,9 +25,9 @@ class Calibration:
     """A policy that was chosen to meet a target.
 
     Args:
-        policy: The policy; `LastStep()` where no knob meets the target.
+        policy: The policy; `LastStep()` where no threshold meets the target.
         point: What it gives on the calibration data.
-        curve: What every knob gives.
+        curve: What every threshold gives.
         met: Whether the target is met on the calibration data.
         statement: What was asked and what came out, in words.
     """
@@ -39,6 +41,9 @@ class Calibration:
     _metric: MetricLike | None
     _costs: Sequence[float] | Tensor | None
 
+    def __repr__(self) -> str:
+        return f"Calibration({self.policy!r}, met={self.met}: {self.statement})"
+
     def evaluate(self, test: Trajectory) -> Point:
         """What the policy gives on fresh data, measured as the calibration was.
 
@@ -51,7 +56,7 @@ class Calibration:
 
 def calibrate(
     trajectory: Trajectory,
-    policies: FamilyLike,
+    policies: PolicyGridLike,
     *,
     metric: MetricLike | None = None,
     at_least: float | None = None,
@@ -60,20 +65,20 @@ def calibrate(
     grid: Iterable[float] | None = None,
     costs: Sequence[float] | Tensor | None = None,
 ) -> Calibration:
-    """Choose a policy's knob on a trajectory.
+    """Choose a policy's threshold on a trajectory.
 
     The choice is the best on these data and carries no promise for others (see `control_risk` for one); judge it on
     data that it has not seen, with `Calibration.evaluate`.
 
     Args:
         trajectory: A full-depth run on calibration data, with labels.
-        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         metric: ``"accuracy"``, ``"negative_squared_error"``, a callable (outputs, labels) → number, the higher the
             better, or None for the task's own.
-        at_least: Take the cheapest knob whose score is at least this share of the score at full depth.
+        at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
         at_most_cost: Take the best score at a mean cost of at most this, relative to full depth.
-        grid: Values of the knob to try, strictly rising or falling; the knob's own where None.
+        grid: Values of the threshold to try, strictly rising or falling; those that the policy declares where None.
         costs: Cost of leaving after each step, `(steps,)`; n where None.
 
     Raises:
@@ -90,7 +95,7 @@ def calibrate(
     if metric is None and trajectory.labels is None:
         raise ArgumentError(
             "trajectory",
-            expected="labels, by which a knob is chosen",
+            expected="labels, by which a threshold is chosen",
             got="none",
             remedy="Record them: model.unroll(inputs, labels=labels).",
         )
@@ -99,9 +104,9 @@ def calibrate(
     policy = LastStep() if chosen is None else curve.policies[chosen]
     point = curve.full_depth if chosen is None else curve.points[chosen]
     outcome = (
-        f"none of {len(curve)} knobs qualifies, so every row runs to the last step"
+        f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
         if chosen is None
-        else f"{curve.knob} = {point.knob:.6g}"
+        else f"{curve.threshold} = {point.threshold:.6g}"
     )
     statement = (
         f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
@@ -121,14 +126,13 @@ def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: f
             remedy="Say what is to be met: at_least=0.99, say.",
         )
     name, value = asked.popitem()
-    if not 0.0 < value < float("inf"):
-        raise ArgumentError(name, expected="a positive number", got=value, remedy="Pass 0.99, say.")
+    check_real(name, value, open_low=True, remedy="Pass 0.99, say.")
     return name, value
 
 
 def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
     """Place of the point that meets the target best, or None; and what was asked, in words."""
-    places = range(len(curve))
+    places = [place for place, point in enumerate(curve.points) if not math.isnan(point.score)]
     if name == "at_least":
         full = curve.full_depth.score
         if not full > 0.0:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ponder
 from ponder import policies
-from ponder.analysis.policy_grid import as_family
+from ponder.analysis.policy_grid import as_policy_grid
 from ponder.analysis.sweeps import measure, sweep
 from ponder.policies import (
     Bernoulli,
@@ -48,7 +48,7 @@ def recorded(rows: int = 40, steps: int = 6, task: str = "classification", seed:
     return ponder.Trajectory(outputs, hazards, torch.arange(rows), features=outputs, labels=labels, task=task)
 
 
-FAMILIES: dict[str, tuple[Any, list[float] | None]] = {
+GRIDS: dict[str, tuple[Any, list[float] | None]] = {
     "quantile": (Quantile, None),
     "quantile, falling": (Quantile, [0.9, 0.5, 0.1]),
     "entropy": (Entropy, None),
@@ -68,22 +68,22 @@ FAMILIES: dict[str, tuple[Any, list[float] | None]] = {
     "unrelated": (lambda s: FixedStep(3) if s < 0.5 else Quantile(0.1), [0.1, 0.8]),
     "single": (Quantile, [0.5]),
 }
-ONE_PASS = set(FAMILIES) - {"two free", "unrelated"}
-every_family = pytest.mark.parametrize("name", FAMILIES)
+ONE_PASS = set(GRIDS) - {"two free", "unrelated"}
+every_grid = pytest.mark.parametrize("name", GRIDS)
 
 
-@every_family
+@every_grid
 def test_a_sweep_equals_replaying_value_by_value(name: str) -> None:
-    trajectory, (like, grid) = recorded(), FAMILIES[name]
+    trajectory, (like, grid) = recorded(), GRIDS[name]
     curve = trajectory.sweep(like, grid)
-    family = as_family(like, grid, trajectory)
-    assert (family.places(trajectory) is not None) == (name in ONE_PASS)
-    steps = family.exit_steps(trajectory)
-    assert len(curve) == len(family.values) == len(steps)
-    for value, policy, point, taken in zip(family.values, curve.policies, curve.points, steps, strict=True):
+    made = as_policy_grid(like, grid, trajectory)
+    assert (made.places(trajectory) is not None) == (name in ONE_PASS)
+    steps = made.exit_steps(trajectory)
+    assert len(curve) == len(made.values) == len(steps)
+    for value, policy, point, taken in zip(made.values, curve.policies, curve.points, steps, strict=True):
         exits = trajectory.replay(policy)
         assert torch.equal(exits.exit_step, taken)
-        assert point.knob == value
+        assert point.threshold == value
         assert point.mean_exit_step == pytest.approx(exits.exit_step.double().mean().item(), abs=1e-12)
         right = exits.outputs.argmax(-1) == trajectory.labels
         assert point.score == pytest.approx(right.double().mean().item(), abs=1e-12)
@@ -97,7 +97,7 @@ def test_exits_equal_the_oracles(seed: int, steps: int, value: float) -> None:
     trajectory = recorded(5, steps, seed=seed)
     for like in (Quantile, Confidence, Margin, Entropy):
         policy = like(value)
-        (taken,) = as_family(like, [value], trajectory).exit_steps(trajectory).tolist()
+        (taken,) = as_policy_grid(like, [value], trajectory).exit_steps(trajectory).tolist()
         for row, step in zip(records(trajectory), taken, strict=True):
             assert step in oracles.exits(policy.to_dict(), row)
 
@@ -137,7 +137,7 @@ def test_full_depth_and_one_policy() -> None:
     curve = trajectory.sweep(Quantile, [0.5])
     assert curve.full_depth.mean_exit_step == 6
     assert curve.full_depth.cost == curve.full_depth.agreement == 1
-    assert math.isnan(curve.full_depth.knob)
+    assert math.isnan(curve.full_depth.threshold)
     one = measure(trajectory, Quantile(0.5))
     assert (one.score, one.cost) == pytest.approx((curve.points[0].score, curve.points[0].cost))
 
@@ -162,8 +162,8 @@ def test_without_labels_there_is_no_score() -> None:
 def test_export(tmp_path: Any) -> None:
     curve = recorded().sweep(Patience)
     columns = curve.to_dict()
-    assert set(columns) == {"knob", "score", "mean_exit_step", "cost", "agreement"}
-    assert columns["knob"] == [1, 2, 3, 4, 5]
+    assert set(columns) == {"threshold", "score", "mean_exit_step", "cost", "agreement"}
+    assert columns["threshold"] == [1, 2, 3, 4, 5]
     curve.to_csv(tmp_path / "curve.csv")
     with (tmp_path / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -198,7 +198,7 @@ def test_a_policy_of_a_strangers_is_swept() -> None:
 
     trajectory = recorded()
     swept = trajectory.sweep(Norm)
-    slow = trajectory.sweep(lambda threshold: Wrapped(Norm(threshold)), swept.to_dict()["knob"])
+    slow = trajectory.sweep(lambda threshold: Wrapped(Norm(threshold)), swept.to_dict()["threshold"])
     assert swept.to_dict() == {key: pytest.approx(column) for key, column in slow.to_dict().items()}
     assert len({point.mean_exit_step for point in swept.points}) > 10
 
@@ -208,8 +208,8 @@ BAD: dict[str, tuple[Callable[[ponder.Trajectory], Any], str, str]] = {
     "twice the same": (lambda t: t.sweep(Quantile, [0.1, 0.1]), "grid", "strictly rising"),
     "nothing": (lambda t: t.sweep(Quantile, []), "grid", "at least one value"),
     "a callable without a grid": (lambda t: t.sweep(lambda q: Quantile(q)), "grid", "callable"),
-    "no knob": (lambda t: t.sweep(policies.LastStep), "policies", "LastStep"),
-    "no knob, a policy": (lambda t: t.sweep(Bernoulli(1)), "policies", "Bernoulli"),
+    "no threshold": (lambda t: t.sweep(policies.LastStep), "policies", "LastStep"),
+    "no threshold, a policy": (lambda t: t.sweep(Bernoulli(1)), "policies", "Bernoulli"),
     "a combination": (lambda t: t.sweep(Quantile(0.5) | Patience(2), [0.1]), "policies", "lambda q"),
     "a value out of range": (lambda t: t.sweep(Quantile, [0.5, 1.5]), "q", "1.5"),
     "another metric": (lambda t: t.sweep(Quantile, metric="f1"), "metric", "'f1'"),

@@ -26,7 +26,7 @@ def clock_table(groups: Groups) -> list[Block]:
                     point = timed.point
                     speeds = (run["num_steps"] / point.mean_exit_step, 1 / point.cost, timed.wall_clock)
                     shown = [f"{100 * point.score:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
-                    policy = f"`{timed.policy}`, {point.knob:.3g}"
+                    policy = f"`{timed.policy}`, {point.threshold:.3g}"
                     rows.append([task, group.label, policy, *shown, f"{timed.low:.2f}–{timed.high:.2f}"])
     if not rows:
         return []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.glue.report.groups import Group, Groups, of_task, ordered, policy_text, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
-from ponder.plots.numbers import interpolate
+from ponder._utils.numerics import interpolate
 
 __all__ = ["costs", "overthinking_table"]
 

@@ -12,7 +12,7 @@ from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
 from benchmarks.glue.report.page import Block, Heading, Table, Text
 from benchmarks.glue.report.scores import NOT_AVERAGED, macro, mark
 from benchmarks.glue.results import Result
-from ponder.plots.numbers import interpolate
+from ponder._utils.numerics import interpolate
 
 __all__ = ["at_speed_up", "equal_cost", "of_held_out"]
 

@@ -177,7 +177,7 @@ def _of_halting(run: Result) -> Trajectory:
 
 
 def _knob(name: str, curves: Sequence[Curve]) -> Draw:
-    return lambda ax: plots.score_by_knob(curves, ax=ax, label=name)
+    return lambda ax: plots.score_by_threshold(curves, ax=ax, label=name)
 
 
 def _own_policies(groups: Groups, by: Literal["steps", "cost"]) -> dict[str, list[Draw]]:

@@ -51,7 +51,7 @@ def test_the_walk_in_plain_python(risk: Any, bound: str, like: Any, late_first: 
         if not passes:
             break
         best = value
-    assert done.policy.knob_value == best
+    assert done.policy.threshold_value == best
     assert done.met == (best is not None)
     assert risk == "error" or bound == "betting" or 0.0 < best < 1.0  # or the walk would not have been seen to end
     if best is not None:
@@ -73,7 +73,7 @@ def test_the_promise_is_kept_on_known_risks(risk: Any, bound: str) -> None:
         done = ponder.control_risk(
             trajectory, Quantile, risk=risk, level=level, confidence=confidence, bound=bound, grid=GRID
         )
-        q = done.policy.knob_value
+        q = done.policy.threshold_value
         broken += synthetic.true_risk(risk, q, signed=bound == "betting") > level
         steps.append(synthetic.true_mean_exit_step(q))
     assert broken / trials <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / trials)
@@ -88,7 +88,7 @@ def test_conformal_keeps_the_mean_risk(risk: Any) -> None:
     for _ in range(trials):
         trajectory = synthetic.draw(200, generator)
         done = ponder.control_risk(trajectory, Quantile, risk=risk, level=level, bound="conformal", grid=GRID)
-        risks.append(synthetic.true_risk(risk, done.policy.knob_value, signed=False))
+        risks.append(synthetic.true_risk(risk, done.policy.threshold_value, signed=False))
     mean = sum(risks) / trials
     spread = math.sqrt(sum((r - mean) ** 2 for r in risks) / trials)
     assert mean <= level + 3 * spread / math.sqrt(trials)
@@ -119,7 +119,7 @@ def test_too_few_rows_are_said_to_be_too_few() -> None:
     assert not done.met
     assert done.policy.policy == LastStep()
     assert done.mean_exit_step == 2
-    assert done.policy.knob_value is done.policy.p_value is None
+    assert done.policy.threshold_value is done.policy.p_value is None
     assert "100 rows are too few" in done.statement
     assert "at least 149 are needed" in done.statement
     few = ponder.control_risk(synthetic.draw(15, torch.Generator()), Quantile, level=0.05, bound="conformal")
@@ -155,7 +155,7 @@ def test_a_risk_of_the_users_and_of_numbers() -> None:
         ponder.control_risk(trajectory, Quantile, level=0.3)
 
 
-def test_combinations_and_whole_knobs() -> None:
+def test_combinations_and_whole_thresholds() -> None:
     trajectory = recorded(300)
     done = ponder.control_risk(trajectory, Patience, level=0.6)
     assert [value for value, _, _ in done.policy.path][:2] == [5, 4]
@@ -192,7 +192,7 @@ def test_evaluation_is_on_fresh_rows_only() -> None:
     done = ponder.control_risk(calibration, Quantile, risk="error_gap", level=0.02, bound="betting")
     value, mean_step = done.evaluate(test)
     assert value < 0.03
-    assert mean_step == pytest.approx(synthetic.true_mean_exit_step(done.policy.knob_value), abs=0.05)
+    assert mean_step == pytest.approx(synthetic.true_mean_exit_step(done.policy.threshold_value), abs=0.05)
     with refused("test", "2000 rows"):
         done.evaluate(calibration)
 
