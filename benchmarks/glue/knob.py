@@ -73,7 +73,8 @@ def choose_knob(
         policy = chosen.curve.policies[place]
         statement = (
             f"no knob leaves at ×{config.budget:g} in steps; the cheapest is "
-            f"{chosen.curve.threshold} = {cheapest.threshold:.6g} (score {cheapest.score:.4f} against {chosen.curve.full_depth.score:.4f} at full depth, mean exit step "
+            f"{chosen.curve.threshold} = {cheapest.threshold:.6g} (score {cheapest.score:.4f} against "
+            f"{chosen.curve.full_depth.score:.4f} at full depth, mean exit step "
             f"{cheapest.mean_exit_step:.2f}, on {len(held_out)} rows)"
         )
     return ChosenKnob(policy, {"chosen_on": "held_out", **asked, "met": chosen.met, "statement": statement})

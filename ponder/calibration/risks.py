@@ -21,8 +21,8 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
 
     Args:
         risk: ``"disagreement"``: 1 where the prediction is not that of full depth. ``"error"``: 1 where it is wrong
-            (NaN always is). ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way round. Or
-            a callable (outputs `(batch, …)`, labels) → losses in [0, 1], `(batch,)`.
+            (NaN always is). ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way
+            round. Or a callable (outputs `(batch, …)`, labels) → losses in [0, 1], `(batch,)`.
         trajectory: A full-depth run.
         low: Where this is 0, negative losses are cut at 0, which can only raise the risk.
 

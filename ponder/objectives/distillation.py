@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["Distillation"]
@@ -30,10 +30,8 @@ class Distillation(Objective):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.temperature < float("inf"):
-            raise ArgumentError("temperature", expected="> 0", got=self.temperature, remedy="Pass 1.0, say.")
-        if not 0.0 <= self.weight < float("inf"):
-            raise ArgumentError("weight", expected="a number ≥ 0", got=self.weight, remedy="Pass 1.0, say.")
+        check_real("temperature", self.temperature, open_low=True)
+        check_real("weight", self.weight)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         *students, teacher = unrolled.outputs.unbind(1)
