@@ -1,7 +1,7 @@
 """Rows that are not finite: sweeps, calibrations and certificates see them where running the model leaves them.
 
-The trap: NaN > t is False, so such a row stays in a run; a running maximum over NaN, and a binary search for it, let it go
-at once, and a certificate said 0.0000 where the risk was 0.3.
+The trap: NaN > t is False, so such a row stays in a run; a running maximum over NaN, and a binary search for it, let it
+go at once, and a certificate said 0.0000 where the risk was 0.3.
 """
 
 from __future__ import annotations

@@ -234,6 +234,100 @@ def test_what_is_no_policy_is_refused() -> None:
         sweep(recorded(), policies.Learned)
 
 
+@pytest.mark.parametrize("bounded", ["after 1", "after 3", "before 2", "before 5", "after 2, before 4", "both in or"])
+@pytest.mark.parametrize("leaf", [Patience, Voting, FixedStep])
+@pytest.mark.parametrize("outer", [None, Confidence(0.7), Patience(1)], ids=str)
+def test_whole_numbers_are_swept_under_bounds(leaf: Any, bounded: str, outer: ExitPolicy | None) -> None:
+    """The trap: −∞ among whole numbers is an overflow."""
+    wrap: dict[str, Callable[[ExitPolicy], ExitPolicy]] = {
+        "after 1": lambda policy: policy.after(1),
+        "after 3": lambda policy: policy.after(3),
+        "before 2": lambda policy: policy.before(2),
+        "before 5": lambda policy: policy.before(5),
+        "after 2, before 4": lambda policy: policy.after(2).before(4),
+        "both in or": lambda policy: policy.after(3) | policy.before(5),
+    }
+
+    def build(value: float) -> ExitPolicy:
+        inside = wrap[bounded](leaf(int(value)))
+        return inside if outer is None else inside & outer
+
+    trajectory, grid = recorded(), [1, 2, 3, 4]
+    swept = trajectory.sweep(build, grid).to_dict()["mean_exit_step"]
+    replayed = [trajectory.replay(build(value)).exit_step.double().mean().item() for value in grid]
+    assert swept == pytest.approx(replayed, abs=1e-12)
+    assert ponder.calibrate(trajectory, build, at_most_steps=6.0, grid=grid).met
+
+
+@pytest.mark.parametrize("high", [3.0, 3, lambda num_steps, width: 3.0], ids=["float", "int", "callable"])
+def test_a_threshold_ends_at_a_number_or_at_what_a_function_says(high: Any) -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Norm(policies.ThresholdPolicy):
+        threshold: float
+        needs = frozenset({"features"})
+        tunable = policies.Threshold("threshold", "above", high=high)
+
+        def statistic(self, step: Any, state: Any) -> Any:
+            return step.features.norm(dim=-1), state
+
+    trajectory = recorded()
+    values = trajectory.sweep(Norm).to_dict()["threshold"]
+    assert (values[0], values[-1]) == (0.0, 3.0)
+    assert ponder.calibrate(trajectory, Norm, at_most_steps=6.0).met
+
+
+@pytest.mark.parametrize("wrong", ["10", None, float("nan"), float("inf"), True, -1.0])
+def test_a_threshold_that_ends_nowhere_is_refused_when_it_is_made(wrong: Any) -> None:
+    with refused("high"):
+        policies.Threshold("threshold", "above", high=wrong)
+
+
+LATER: dict[str, tuple[Any, list[float], bool | None]] = {
+    "q": (Quantile, [0.1, 0.9], True),
+    "q, falling": (Quantile, [0.9, 0.1], False),
+    "entropy": (Entropy, [0.1, 0.9], False),
+    "steps": (FixedStep, [1, 2, 3], True),
+    "one of several": (lambda q: (Quantile(q) | Patience(2)).after(2), [0.1, 0.9], True),
+    "turned round": (lambda t: Quantile(1 - t) & Confidence(0.5), [0.1, 0.9], False),
+    "two, one way": (lambda t: Quantile(t) | Entropy(1 - t), [0.1, 0.5, 0.9], True),
+    "two, both ways": (lambda t: Quantile(t) | Entropy(t), [0.1, 0.9], None),
+    "two kinds": (lambda t: Quantile(0.5) if t < 0.5 else Confidence(0.5), [0.1, 0.9], None),
+    "to and fro": (lambda t: Quantile(abs(t - 0.5)), [0.1, 0.5, 0.8], None),
+    "another field": (lambda t: Entropy(0.5, normalize=t > 0.5), [0.1, 0.9], None),
+    "no threshold": (lambda t: Bernoulli(int(t)), [1, 2], None),
+    "one alone": (Quantile, [0.5], None),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_which_way_a_grid_goes_is_told_by_the_policies(name: str) -> None:
+    like, grid, later = LATER[name]
+    for seed in (0, 1):
+        made = as_policy_grid(like, grid, recorded(seed=seed))
+        assert made.exits_get_later is later
+        if later is not None:
+            steps = made.exit_steps(recorded(seed=seed))
+            assert bool((steps[1:] >= steps[:-1]).all() if later else (steps[1:] <= steps[:-1]).all())
+
+
+def test_old_names_warn_and_work() -> None:
+    curve = recorded().sweep(Quantile, [0.2, 0.8])
+    with pytest.warns(DeprecationWarning, match=r"Curve.knob is called threshold"):
+        assert curve.knob == curve.threshold == "q"
+    with pytest.warns(DeprecationWarning, match=r"Point.knob is called threshold"):
+        assert curve.points[0].knob == 0.2
+
+
+def test_a_curve_is_shown_in_a_line() -> None:
+    curve = recorded().sweep(Quantile)
+    assert repr(curve) == (
+        f"Curve(201 values of q from 0 to 1, accuracy {min(curve.to_dict()['score']):.4g} to "
+        f"{max(curve.to_dict()['score']):.4g})"
+    )
+
+
 def test_one_step_leaves_nothing_to_choose() -> None:
     curve = recorded(steps=1).sweep(Quantile, [0.1, 0.9])
     assert curve.to_dict()["mean_exit_step"] == [1, 1]
