@@ -382,6 +382,12 @@ class PolicyWrapper(ExitPolicy):
 
     policy: ExitPolicy
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "seen" in vars(cls):
+            warnings.warn(f"{cls.__name__}.seen is called transform now.", DeprecationWarning, stacklevel=2)
+            cls.transform = vars(cls)["seen"]  # type: ignore[method-assign]
+
     def __post_init__(self) -> None:
         _check_policy(self.policy)
 

@@ -429,6 +429,13 @@ def test_without_matplotlib(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         DRAW[name]()
 
 
+def test_the_old_name_warns_and_draws(ax: Axes) -> None:
+    with pytest.warns(DeprecationWarning, match="score_by_knob is called ponder.plots.score_by_threshold"):
+        draw = plots.score_by_knob
+    draw(curves(), ax=ax)
+    assert series(ax)
+
+
 def test_importing_does_not_load_matplotlib() -> None:
     code = "import sys, ponder.plots; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -320,6 +320,35 @@ def test_old_names_warn_and_work() -> None:
         assert curve.points[0].knob == 0.2
 
 
+def test_old_names_on_policies_warn_and_work() -> None:
+    from dataclasses import dataclass, replace
+
+    with pytest.warns(DeprecationWarning, match=r"Rounded.seen is called transform"):
+
+        @dataclass(frozen=True)
+        class Rounded(policies.PolicyWrapper):
+            def seen(self, step: Any) -> Any:
+                return replace(step, readings={"output": step.output.round()})
+
+    with pytest.warns(DeprecationWarning, match=r"Norm.knob is called tunable"):
+
+        @dataclass(frozen=True)
+        class Norm(policies.ThresholdPolicy):
+            threshold: float
+            needs = frozenset({"features"})
+            knob = policies.Threshold("threshold", "above", high=10.0)
+
+            def statistic(self, step: Any, state: Any) -> Any:
+                return step.features.norm(dim=-1), state
+
+    trajectory = recorded()
+    rounded = ponder.Trajectory(trajectory.outputs.round(), None, trajectory.row_ids)
+    exits = trajectory.replay(Rounded(Confidence(0.8))).exit_step
+    assert torch.equal(exits, rounded.replay(Confidence(0.8)).exit_step)
+    assert not torch.equal(exits, trajectory.replay(Confidence(0.8)).exit_step)
+    assert len(trajectory.sweep(Norm)) == 201
+
+
 def test_a_curve_is_shown_in_a_line() -> None:
     curve = recorded().sweep(Quantile)
     assert repr(curve) == (
