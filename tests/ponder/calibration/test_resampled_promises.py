@@ -70,7 +70,7 @@ def true_risks(like: Any, grid: Any, risk: Any, bound: str, whole: ponder.Trajec
 def levels(risks: dict[float, float], first: float) -> list[float]:
     """Just under the risk of the first value, where a level can lie there, and in the middle of the risks."""
     spread = sorted(set(risks.values()))
-    chosen = [risks[first] - 1e-6, max(0.01, (spread[0] + spread[len(spread) // 2]) / 2)]
+    chosen = [risks[first] - 1e-6, max(0.03, (spread[0] + spread[len(spread) // 2]) / 2)]
     return [level for level in chosen if 0.0 < level < 1.0]
 
 
