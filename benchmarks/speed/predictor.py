@@ -22,6 +22,7 @@ from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.forced import Forced
 from benchmarks.speed.subjects import minilm
 from benchmarks.speed.timing import interleaved, ratio
+from ponder._utils.trees import unwrap
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["SECTION", "measure"]
@@ -93,7 +94,7 @@ def bare(model: PonderForSequenceClassification, batch: dict[str, Tensor], steps
     hidden, context = parts.stem(**batch)
     for step in range(1, steps + 1):
         hidden = parts.steps(step, hidden, **context)
-    answers: Tensor = parts.head(parts.readout(hidden, context))
+    answers: Tensor = parts.head(parts.readout(hidden, parts.readout.reads(unwrap(context))))
     return answers
 
 

@@ -1,4 +1,4 @@
-"""Rows of a batch: nested states whose tensors are batch-first, and taking some of their rows.
+"""Nested states whose tensors are batch-first: reading them, checking them, and taking some of their rows.
 
 A *tree* is a tensor, or a tuple, list, named tuple or dict of trees; leaves that are not tensors (numbers,
 None, `Shared` values) belong to the whole batch and pass unchanged.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Shared", "Tree", "check_rows", "map_tensors", "take_rows", "tensors", "unwrap"]
+__all__ = ["Shared", "Tree", "check_rows", "first_tensor", "map_tensors", "take_rows", "tensors", "unwrap"]
 
 Tree = Any
 
@@ -34,13 +34,7 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Apply `fn` to every per-example tensor of `tree` and keep the structure."""
     if isinstance(tree, Tensor):
         return fn(tree)
-    if isinstance(tree, Mapping):
-        return type(tree)({key: map_tensors(fn, value) for key, value in tree.items()})  # type: ignore[call-arg]
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(fn, value) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(map_tensors(fn, value) for value in tree)
-    return tree
+    return _map_leaves(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -55,6 +49,11 @@ def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors(value, f"{path}[{position}]")
 
 
+def first_tensor(tree: Tree) -> Tensor:
+    """The first per-example tensor of `tree`, which has one."""
+    return tree if isinstance(tree, Tensor) else next(tensor for _, tensor in tensors(tree))
+
+
 def take_rows(tree: Tree, index: Tensor) -> Tree:
     """The rows `index` (a long tensor, `(rows,)`) of every per-example tensor of `tree`."""
     return map_tensors(lambda tensor: tensor.index_select(0, index), tree)
@@ -62,7 +61,10 @@ def take_rows(tree: Tree, index: Tensor) -> Tree:
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
     """`context` as a step sees it: `Shared` values, wherever they stand, without their mark."""
-    return {key: _without_mark(value) for key, value in context.items()}
+    return {
+        name: value if isinstance(value, Tensor) else _map_leaves(_without_mark, value)
+        for name, value in context.items()
+    }
 
 
 def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
@@ -77,6 +79,8 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
         ArgumentTypeError: `tree` holds no tensor although `batch` is None.
         ArgumentError: A tensor has another first dimension.
     """
+    if isinstance(tree, Tensor) and tree.dim() and batch in (None, tree.shape[0]):  # nearly always
+        return tree.shape[0]
     for path, tensor in tensors(tree, name):
         size = tensor.shape[0] if tensor.dim() else None
         if batch is None:
@@ -98,13 +102,15 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
     return batch
 
 
-def _without_mark(tree: Tree) -> Tree:
-    if isinstance(tree, Shared):
-        return tree.value
+def _without_mark(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, Shared) else leaf
+
+
+def _map_leaves(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     if isinstance(tree, Mapping):
-        return type(tree)({key: _without_mark(value) for key, value in tree.items()})  # type: ignore[call-arg]
+        return type(tree)({key: _map_leaves(fn, value) for key, value in tree.items()})  # type: ignore[call-arg]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_without_mark(value) for value in tree))
+        return type(tree)(*(_map_leaves(fn, value) for value in tree))
     if isinstance(tree, list | tuple):
-        return type(tree)(_without_mark(value) for value in tree)
-    return tree
+        return type(tree)(_map_leaves(fn, value) for value in tree)
+    return fn(tree)

@@ -19,11 +19,11 @@ from ponder._utils.progress import progress_bar
 from ponder._utils.trees import map_tensors
 from ponder._utils.validation import check_type
 from ponder.engine.loop import Exits
+from ponder.engine.model import EarlyExitModel
 from ponder.inference.batching import Collate, Reader, Row, batches, by_length, make_limits, read, refuse, rows_of
-from ponder.inference.joining import join_rows, with_lengths
+from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along, Padding
-from ponder.policies import ExitPolicy, Setting
-from ponder.wrapper import PonderWrapper
+from ponder.policies import ExitPolicy
 
 __all__ = ["Predictions", "predict"]
 
@@ -45,7 +45,7 @@ class Predictions:
 
 
 def predict(
-    model: PonderWrapper,
+    model: EarlyExitModel,
     dataset: Iterable[Any] | Sequence[Any],
     *,
     batch_size: int | None = None,
@@ -88,12 +88,8 @@ def predict(
         >>> predict(model, torch.randn(100, 8)).outputs.shape
         torch.Size([100, 3])
     """
-    check_type("model", model, PonderWrapper)
-    policy = model.policy if policy is None else policy
-    check_type("policy", policy, ExitPolicy)
-    policy.check(
-        Setting(model.num_steps, None if model.task is None else model.task.name, model.lambda_head is not None)
-    )
+    check_type("model", model, EarlyExitModel)
+    policy = model.checked(policy)
     limits = make_limits(batch_size, max_tokens, model.padding)
     owner = model if owner is None else owner
     device = next((parameter.device for parameter in owner.parameters()), None)
@@ -118,15 +114,15 @@ def predict(
 
 
 def _run(
-    model: PonderWrapper, policy: ExitPolicy, rows: Sequence[Row], reader: Reader, device: torch.device | None
+    model: EarlyExitModel, policy: ExitPolicy, rows: Sequence[Row], reader: Reader, device: torch.device | None
 ) -> Exits:
     """The exits of a batch, on the CPU; an error is told with the row that raises it alone, too."""
 
     def call(rows: Sequence[Row]) -> Exits:
         inputs, context = map_tensors(lambda tensor: _placed(tensor, device), reader.batch(rows))
         row_ids = torch.tensor([row.position for row in rows])
-        out = model(inputs, policy=policy, row_ids=row_ids, **context)
-        return Exits(out.outputs.cpu(), out.exit_step.cpu())
+        found = model.exits(inputs, context, policy, row_ids=row_ids)
+        return Exits(found.outputs.cpu(), found.exit_step.cpu())
 
     try:
         return call(rows)

@@ -1,10 +1,15 @@
-"""What an objective is: from an unrolled trajectory and the losses of its steps to one loss per example."""
+"""What an objective is: from an unrolled trajectory and the losses of its steps to one loss per example.
+
+Beside the base stands the weighted sum of objectives, `a + 0.5 * b`.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -13,10 +18,7 @@ from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.parts.tasks import Task
 
-if TYPE_CHECKING:
-    from ponder.objectives.weighted import Weighted
-
-__all__ = ["Objective", "Unrolled", "registry"]
+__all__ = ["Objective", "Unrolled", "Weighted", "registry"]
 
 registry: Registry[Objective] = Registry("objective", "ponder.objectives")
 
@@ -70,12 +72,64 @@ class Objective(Plugin, ABC):
 
     def __add__(self, other: Objective) -> Weighted:
         """The sum of two objectives."""
-        from ponder.objectives.weighted import Weighted
-
         return Weighted.sum(self, other)
 
     def __rmul__(self, weight: float) -> Weighted:
         """The objective, weighted."""
-        from ponder.objectives.weighted import Weighted
-
         return Weighted((self,), (float(weight),))
+
+
+@registry.register("weighted")
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """Σ_k w_k L_k.
+
+    Args:
+        objectives: The terms.
+        weights: One finite number for each.
+    """
+
+    objectives: tuple[Objective, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        if len(self.weights) != len(self.objectives) or not self.objectives:
+            raise ArgumentError(
+                "weights",
+                expected=f"one for each of {len(self.objectives)} objectives (at least one)",
+                got=self.weights,
+                remedy="Write sums as a + 0.5 * b.",
+            )
+        if not all(math.isfinite(weight) for weight in self.weights):
+            raise ArgumentError("weights", expected="finite numbers", got=self.weights, remedy="Check them.")
+
+    @classmethod
+    def sum(cls, *objectives: Objective) -> Weighted:
+        """Add objectives up, flattening sums."""
+        terms: list[tuple[Objective, float]] = []
+        for objective in objectives:
+            if isinstance(objective, cls):
+                terms += zip(objective.objectives, objective.weights, strict=True)
+            else:
+                terms.append((objective, 1.0))
+        return cls(tuple(term for term, _ in terms), tuple(weight for _, weight in terms))
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What any of the terms reads."""
+        return frozenset[str]().union(*(objective.needs for objective in self.objectives))
+
+    @property
+    def truncatable(self) -> bool:  # type: ignore[override]
+        """Whether all of the terms are."""
+        return all(objective.truncatable for objective in self.objectives)
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        terms = zip(self.objectives, self.weights, strict=True)
+        return reduce(add, (weight * objective.per_example(unrolled) for objective, weight in terms))
+
+    def __rmul__(self, weight: float) -> Weighted:
+        """Every term, weighted."""
+        return Weighted(self.objectives, tuple(weight * own for own in self.weights))

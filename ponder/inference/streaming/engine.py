@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ponder._utils.validation import check_type
+from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError
 from ponder.inference.collating import read_example
 from ponder.inference.streaming.inbox import Inbox
@@ -22,8 +23,7 @@ from ponder.inference.streaming.scheduler import Scheduler
 from ponder.inference.streaming.stats import Meter, StreamStats
 from ponder.inference.streaming.stepper import Stepper
 from ponder.inference.streaming.ticket import StreamOutput, Ticket
-from ponder.policies import ExitPolicy, Setting
-from ponder.wrapper import PonderWrapper
+from ponder.policies import ExitPolicy
 
 __all__ = ["StreamEngine"]
 
@@ -62,7 +62,7 @@ class StreamEngine:
 
     def __init__(
         self,
-        model: PonderWrapper,
+        model: EarlyExitModel,
         policy: ExitPolicy | None = None,
         *,
         max_batch: int = 64,
@@ -71,7 +71,7 @@ class StreamEngine:
         max_skips: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check_type("model", model, PonderWrapper)
+        check_type("model", model, EarlyExitModel)
         policy = model.policy if policy is None else policy
         _check(model, policy)
         _check_limit("max_waiting", max_waiting)
@@ -246,10 +246,8 @@ def _result(future: Future[StreamOutput], errors: str) -> Any:
     return future.result() if error is None else error
 
 
-def _check(model: PonderWrapper, policy: ExitPolicy) -> None:
-    check_type("policy", policy, ExitPolicy)
-    task = None if model.task is None else model.task.name
-    policy.check(Setting(model.num_steps, task, model.lambda_head is not None))
+def _check(model: EarlyExitModel, policy: ExitPolicy) -> None:
+    model.checked(policy)
     if model.training:
         raise ArgumentError(
             "model",
@@ -259,7 +257,7 @@ def _check(model: PonderWrapper, policy: ExitPolicy) -> None:
         )
 
 
-def _limits(model: PonderWrapper, max_batch: int, max_tokens: int | None, max_skips: int | None) -> Limits:
+def _limits(model: EarlyExitModel, max_batch: int, max_tokens: int | None, max_skips: int | None) -> Limits:
     skips = 4 * len(set(model.steps.schedule)) if max_skips is None else max_skips
     _check_limit("max_batch", max_batch)
     _check_limit("max_skips", skips)
