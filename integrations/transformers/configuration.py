@@ -22,6 +22,8 @@ class PonderConfig(PretrainedConfig):
         recipe: `Recipe.to_dict()`, scaled to the encoder's steps.
         readout: ``"pooler"``, the first token through the encoder's pooler, or ``"mean"`` over the tokens.
         head_dropout: Dropout in front of the head.
+        num_steps: The encoder's layers, for an encoder that is captured; else None.
+        feature_size: The size of what the readout gives; the encoder's `hidden_size` where None.
         kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
     """
 
@@ -33,12 +35,16 @@ class PonderConfig(PretrainedConfig):
         recipe: dict[str, Any] | None = None,
         readout: str = "pooler",
         head_dropout: float = 0.1,
+        num_steps: int | None = None,
+        feature_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder or {}
         self.recipe = recipe or {}
         self.readout = readout
         self.head_dropout = head_dropout
+        self.num_steps = num_steps
+        self.feature_size = feature_size
         super().__init__(**kwargs)
 
     def encoder_config(self) -> PretrainedConfig:

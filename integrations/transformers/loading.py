@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedModel
 
 from ponder.errors import CheckpointError, PonderError
+from ponder.integrations.transformers.encoders import encoder_of
 
 __all__ = ["load_encoder", "load_whole"]
 
@@ -19,8 +20,8 @@ Source = str | PathLike[str]
 
 
 def load_encoder(source: Source) -> PreTrainedModel:
-    """A bare encoder in float32, from a folder or the hub; remote code is never trusted."""
-    encoder: PreTrainedModel = load_whole(
+    """A bare encoder in float32, from a folder or the hub (of an encoder-decoder, its encoder); never remote code."""
+    model: PreTrainedModel = load_whole(
         AutoModel.from_pretrained,
         str(source),
         "encoder",
@@ -29,7 +30,7 @@ def load_encoder(source: Source) -> PreTrainedModel:
         trust_remote_code=False,
         dtype=torch.float32,
     )[0]
-    return encoder
+    return encoder_of(model)
 
 
 def load_whole(

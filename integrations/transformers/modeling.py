@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
@@ -11,17 +12,20 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
-from ponder.errors import ArgumentError
+from ponder.engine.teaching import frozen_copy
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference.prediction import Predictions
-from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
+from ponder.integrations.transformers.adapter import Adapter
+from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
+from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.loading import load_encoder, load_whole
-from ponder.integrations.transformers.prediction import predict_texts
+from ponder.integrations.transformers.prediction import predict_texts, record_texts
 from ponder.parts.heads import HazardLayer
-from ponder.parts.readouts import mean
+from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import TaskName
-from ponder.policies import ExitPolicy
-from ponder.recipes import Recipe, Stage, freeze_for
+from ponder.policies import ExitPolicy, LastStep
+from ponder.recipes import Recipe, Stage, freeze_for, start_heads
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
@@ -61,6 +65,7 @@ class PonderForSequenceClassification(PreTrainedModel):
     Args:
         config: The configuration; weights are random until they are loaded.
         encoder: The encoder to use instead of a new one made from the configuration.
+        adapter: Its adapter, where it is known.
     """
 
     config_class = PonderConfig
@@ -71,19 +76,27 @@ class PonderForSequenceClassification(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol)
 
-    def __init__(self, config: PonderConfig, encoder: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self, config: PonderConfig, encoder: PreTrainedModel | None = None, adapter: Adapter | None = None
+    ) -> None:
         attention = config._attn_implementation  # what was asked for; the base class puts its own choice there
         super().__init__(config)
         if encoder is None:
-            self.encoder = AutoModel.from_config(
+            made = AutoModel.from_config(
                 config.encoder_config(), trust_remote_code=False, attn_implementation=attention
             )
+            self.encoder = encoder_of(made)
         else:
             self.encoder = _as_loaded(encoder)
-        task, recipe, adapter = _task(config), config.make_recipe(), adapter_for(self.encoder)
+        task, recipe = _task(config), config.make_recipe()
+        adapter = self._adapter = adapter or adapter_for(self.encoder, config.num_steps)
+        _check_readout(config.readout, adapter)
         steps = adapter.steps()
         head, lambda_head = recipe.make_heads(
-            self.encoder.config.hidden_size, int(config.num_labels or 1), steps.num_steps, config.head_dropout
+            config.feature_size or self.encoder.config.hidden_size,
+            int(config.num_labels or 1),
+            steps.num_steps,
+            config.head_dropout,
         )
         self.ponder = PonderWrapper(
             steps,
@@ -93,7 +106,7 @@ class PonderForSequenceClassification(PreTrainedModel):
             objective=recipe.stages[0].objective,
             policy=recipe.policy,
             stem=adapter.stem,
-            readout=_readout(config.readout, adapter),
+            readout=adapter.readout(config.readout),
             task=task,
             padding=adapter.padding(),
         )
@@ -113,7 +126,7 @@ class PonderForSequenceClassification(PreTrainedModel):
         recipe: str | Recipe = "palbert",
         num_labels: int = 2,
         *,
-        readout: Literal["pooler", "mean"] = "pooler",
+        readout: Literal["pooler", "mean"] | None = None,
         policy: ExitPolicy | None = None,
         problem_type: str | None = None,
         head_dropout: float = 0.1,
@@ -122,11 +135,12 @@ class PonderForSequenceClassification(PreTrainedModel):
         """Put a recipe's heads on a pretrained encoder.
 
         Args:
-            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied).
+            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied); of an
+                encoder-decoder, the encoder is used.
             recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
                 encoder's steps.
             num_labels: Classes; 1 is regression.
-            readout: ``"pooler"`` or ``"mean"``.
+            readout: ``"pooler"`` or ``"mean"``; where None, the pooler where the encoder has one.
             policy: An exit policy instead of the recipe's.
             problem_type: As in Transformers; taken from `num_labels` where None.
             head_dropout: Dropout in front of the head.
@@ -138,20 +152,29 @@ class PonderForSequenceClassification(PreTrainedModel):
         """
         if isinstance(encoder, str | PathLike):
             encoder = load_encoder(encoder)
+        encoder = encoder_of(encoder)
+        adapter = adapter_for(encoder)
+        _check_input(adapter, cls)
+        if readout is None:
+            readout = "pooler" if adapter.has_readout("pooler") else "mean"
+        _check_readout(readout, adapter)
+        num_steps = adapter.steps().num_steps
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
         problem_type = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
-        recipe = recipe.for_steps(adapter_for(encoder).steps().num_steps)
+        recipe = recipe.for_steps(num_steps)
         recipe = recipe.for_task(_TASKS.get(problem_type, problem_type))
         made = PonderConfig(
             encoder={**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type},
             recipe=recipe.to_dict(),
             readout=readout,
             head_dropout=head_dropout,
+            num_steps=num_steps,
+            feature_size=adapter.width(readout),
             num_labels=num_labels,
             problem_type=problem_type,
             **config,
         )
-        model = cls(made, encoder=encoder)
+        model = cls(made, encoder, adapter)
         model.policy = model.policy if policy is None else policy
         return model
 
@@ -171,7 +194,15 @@ class PonderForSequenceClassification(PreTrainedModel):
             "Pass a folder that save_pretrained wrote; a plain encoder is for from_encoder.",
             **kwargs,
         )
+        model.learn_encoder()
         return (model, info) if with_info else model
+
+    def learn_encoder(self) -> None:
+        """Learn and prove what had to wait for the encoder's weights; nothing to do where they were there."""
+        if isinstance(self._adapter, CapturedAdapter):
+            self._adapter.learned()
+            self.ponder.readout = ReadoutCall(self._adapter.readout(self.config.readout))
+            self.ponder.padding = self._adapter.padding()
 
     @property
     def policy(self) -> ExitPolicy:
@@ -189,10 +220,52 @@ class PonderForSequenceClassification(PreTrainedModel):
         recipe: Recipe = self.config.make_recipe()
         return recipe
 
+    def attach_teacher(self, teacher: PreTrainedModel | None) -> None:
+        """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.
+
+        Args:
+            teacher: A classifier of the same labels whose call gives `logits`, such as a copy of this model or any
+                fine-tuned model of Transformers with the same tokenizer; one that exits early answers at full depth.
+                None takes the teacher away.
+
+        Raises:
+            ArgumentError: The teacher is this model, or has other labels.
+        """
+        if teacher is None:
+            self.ponder.attach_teacher(None)
+            return
+        if not isinstance(teacher, PreTrainedModel):
+            raise ArgumentTypeError(
+                "teacher",
+                expected="a classifier of Transformers",
+                got=type(teacher).__name__,
+                remedy="Attach any other callable to the wrapper: model.ponder.attach_teacher(…).",
+            )
+        if teacher is self:
+            raise ArgumentError(
+                "teacher",
+                expected="a model that does not change while this one is trained",
+                got="the model itself",
+                remedy="Pass copy.deepcopy(model).",
+            )
+        own, theirs = (dict(model.config.id2label or {}) for model in (self, teacher))
+        if own != theirs:
+            raise ArgumentError(
+                "teacher",
+                expected=f"the student's {len(own)} labels, in the same order",
+                got=f"{len(theirs)} labels, {_first_difference(own, theirs)}",
+                remedy="Fine-tune the teacher on the student's labels, or give both the same id2label.",
+            )
+        self.ponder.attach_teacher(_Logits(teacher))
+
     def start_stage(self, stage: Stage) -> None:
-        """Take the objective of a stage of training, and freeze what it does not train."""
+        """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
+        if stage.teacher == "previous":
+            self.attach_teacher(None)
+            self.attach_teacher(frozen_copy(self))
+        start_heads(stage, self.ponder.head)
         self.ponder.objective = stage.objective
-        freeze_for(stage, self.encoder, self.ponder.head)
+        freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
@@ -242,6 +315,29 @@ class PonderForSequenceClassification(PreTrainedModel):
         """Every example of a tokenised data set to its exit, in its order; see `predict_texts` and `ponder.predict`."""
         return predict_texts(self, dataset, **options)
 
+    def record(self, dataset: Any, **options: Any) -> Trajectory:
+        """Every step of every example of a tokenised data set, in its order; see `record_texts`."""
+        return record_texts(self, dataset, **options)
+
+
+class _Logits(nn.Module):
+    """A classifier of Transformers as a teacher: its logits, at full depth."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
+        if isinstance(self.model, PonderForSequenceClassification):
+            context["policy"] = LastStep()
+        logits: Tensor = self.model(input_ids, **{k: v for k, v in context.items() if v is not None}).logits
+        return logits
+
+
+def _first_difference(own: Mapping[Any, str], theirs: Mapping[Any, str]) -> str:
+    place = next(i for i in sorted({*own, *theirs}) if own.get(i) != theirs.get(i))
+    return f"the first that differs {theirs.get(place)!r} in place of {own.get(place)!r}"
+
 
 def _task(config: PonderConfig) -> TaskName:
     if config.problem_type not in _TASKS:
@@ -265,15 +361,24 @@ def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def _readout(name: str, adapter: EncoderAdapter) -> Any:
+def _check_input(adapter: Adapter, model: type[PreTrainedModel]) -> None:
+    if adapter.main_input != model.main_input_name:
+        raise ArgumentError(
+            "encoder",
+            expected=f"an encoder of {model.main_input_name}, for a {model.__name__}",
+            got=f"{type(adapter.encoder).__name__}, which reads {adapter.main_input}",
+            remedy="Wrap it with ponder.PonderWrapper, with the parts that adapter_for gives.",
+        )
+
+
+def _check_readout(name: str, adapter: Adapter) -> None:
     if name not in READOUTS:
         raise ArgumentError("readout", expected=" or ".join(READOUTS), got=repr(name), remedy="Choose one of them.")
-    if name == "pooler" and not adapter.has_pooler:
+    if not adapter.has_readout(name):
+        has = next((repr(other) for other in READOUTS if adapter.has_readout(other)), "another encoder")
         raise ArgumentError(
-            "readout", expected="'mean'", got="'pooler', without a pooler", remedy="Use readout='mean'."
+            "readout",
+            expected=has,
+            got=f"{name!r}, of an encoder without {'a pooler' if name == 'pooler' else 'states of tokens'}",
+            remedy=f"Use readout={has}.",
         )
-    return adapter.pool if name == "pooler" else _token_mean
-
-
-def _token_mean(hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
-    return mean(hidden, attention_mask=token_mask)
