@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,11 @@ from torch import Tensor
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import Family, FamilyLike, as_family
+from ponder.engine.replay import replay
 from ponder.errors import ArgumentError
+from ponder.parts.recording import Recording
 from ponder.policies import Confidence, Entropy, FixedStep, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
 
 __all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain", "diagnose"]
 
@@ -169,7 +168,7 @@ class Diagnosis:
 
 
 def diagnose(
-    trajectory: Trajectory,
+    trajectory: Recording,
     compare: FamilyLike | Sequence[FamilyLike] | None = None,
     *,
     static: Mapping[int, float] | None = None,
@@ -235,12 +234,12 @@ def diagnose(
         frontiers=frontiers,
         gains=gains,
         collapse=None if trajectory.hazard_logits is None else _collapse(trajectory),
-        difficulty=() if chosen is None else _difficulty(trajectory, trajectory.replay(chosen).exit_step.cpu()),
+        difficulty=() if chosen is None else _difficulty(trajectory, replay(trajectory, chosen).exit_step.cpu()),
         rows=rows,
     )
 
 
-def _values(trajectory: Trajectory, metric: MetricLike | None) -> tuple[Tensor, str]:
+def _values(trajectory: Recording, metric: MetricLike | None) -> tuple[Tensor, str]:
     """What each row's answer at each step is worth, `(rows, steps)` float64, and the name of the score."""
     if len(trajectory) < 20 or trajectory.num_steps < 2:
         raise ArgumentError(
@@ -267,7 +266,7 @@ def _values(trajectory: Trajectory, metric: MetricLike | None) -> tuple[Tensor, 
     return made.per_row.cpu(), made.name
 
 
-def _families(trajectory: Trajectory, compare: FamilyLike | Sequence[FamilyLike] | None) -> dict[str, Family]:
+def _families(trajectory: Recording, compare: FamilyLike | Sequence[FamilyLike] | None) -> dict[str, Family]:
     """The policies to try, by name."""
     if compare is None:
         found = {}
@@ -432,9 +431,9 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
     )
 
 
-def _collapse(trajectory: Trajectory) -> Collapse:
+def _collapse(trajectory: Recording) -> Collapse:
     halting = trajectory.halting
-    exit_step = trajectory.replay(Quantile(0.5)).exit_step
+    exit_step = replay(trajectory, Quantile(0.5)).exit_step
     counts = torch.bincount(exit_step, minlength=trajectory.num_steps + 1)
     p = halting.pmf.double()
     mean = p.mean(0)
@@ -446,7 +445,7 @@ def _collapse(trajectory: Trajectory) -> Collapse:
     return Collapse(int(counts.argmax()), float(counts.max()) / len(trajectory), max(information, 0.0))
 
 
-def _difficulty(trajectory: Trajectory, exit_step: Tensor) -> tuple[Difficulty, ...]:
+def _difficulty(trajectory: Recording, exit_step: Tensor) -> tuple[Difficulty, ...]:
     """Rows by the step from which all answers are right."""
     if not trajectory.meaning.comparable:
         return ()
