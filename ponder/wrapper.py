@@ -19,6 +19,7 @@ from ponder.engine.teaching import FrozenTeacher, frozen_copy
 from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.inference.prediction import Predictions, predict
+from ponder.inference.recording import record
 from ponder.objectives import FinalStep, Objective, Ponder, Progress
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
@@ -233,6 +234,10 @@ class PonderWrapper(EarlyExitModel):
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
         return predict(self, dataset, **options)
+
+    def record(self, dataset: Any, **options: Any) -> Trajectory:
+        """Every step of every example of a data set, in its order; see `ponder.inference.recording.record`."""
+        return record(self, dataset, **options)
 
     def attach_teacher(self, teacher: PonderWrapper | Callable[..., Tensor] | None) -> None:
         """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.

@@ -18,7 +18,7 @@ from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
 from ponder.integrations.transformers.loading import load_encoder, load_whole
-from ponder.integrations.transformers.prediction import predict_texts
+from ponder.integrations.transformers.prediction import predict_texts, record_texts
 from ponder.parts.heads import HazardLayer
 from ponder.parts.readouts import mean
 from ponder.parts.tasks import TaskName
@@ -285,6 +285,10 @@ class PonderForSequenceClassification(PreTrainedModel):
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a tokenised data set to its exit, in its order; see `predict_texts` and `ponder.predict`."""
         return predict_texts(self, dataset, **options)
+
+    def record(self, dataset: Any, **options: Any) -> Trajectory:
+        """Every step of every example of a tokenised data set, in its order; see `record_texts`."""
+        return record_texts(self, dataset, **options)
 
 
 class _Logits(nn.Module):

@@ -161,20 +161,20 @@ class EarlyExitModel(nn.Module):
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
-        narrows = self.padding is not None and size > 1 and not self.training  # one row alone is as narrow as it is
         task = self.task or task_named(None)
+        narrows = self.padding is not None and size > 1 and not self.training and not task.per_token
         source = kind(
             self,
             hidden,
             step_context,
             use_hazard and size > 0,
             lengths=self.padding.lengths(context) if narrows and self.padding is not None else None,
-            mask=self._positions(context) if task.per_token else None,
+            mask=self.positions(context) if task.per_token else None,
             policy_context=policy_context or {},
         )
         return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), self.num_steps, task)
 
-    def _positions(self, context: Mapping[str, Any]) -> Tensor | None:
+    def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
         if self.padding is None:
             return real_positions(context)
