@@ -504,7 +504,8 @@ def hidden_in(answer: Any, output: Any) -> Tensor:
         leaf: Tensor = output[0]
         return leaf
     pairs = zip(leaves(answer), leaves(output), strict=True)
-    return next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
+    found: Tensor = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
+    return found
 
 
 def _part(module: Any, path: str) -> Any:
