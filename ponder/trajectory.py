@@ -15,7 +15,7 @@ from ponder.analysis.policy_grid import FamilyLike
 from ponder.analysis.sweeps import Curve, sweep
 from ponder.engine.loop import Exits
 from ponder.engine.replay import check_replay, replay
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
 from ponder.parts.recording import Recording
@@ -127,6 +127,7 @@ class Trajectory(Recording):
             CheckpointError: The file is truncated, or is no trajectory.
         """
         tensors, metadata = read_tensors(path, _FORMAT, required=("outputs", "row_ids"))
+        _check_saved(path, tensors)
         empty = cls(
             outputs=tensors["outputs"],
             hazard_logits=None,
@@ -141,3 +142,20 @@ class Trajectory(Recording):
         given = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
         own = {name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)}
         return dataclasses.replace(self, **own, policy_context=given or None)  # type: ignore[arg-type]
+
+
+def _check_saved(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose tensors are not those of one trajectory."""
+    outputs, known = tensors["outputs"], {field.name for field in dataclasses.fields(Trajectory)}
+    steps = tuple(outputs.shape[:2])
+    faults = [name for name in tensors if not name.startswith(_CONTEXT) and name not in known]
+    faults += [name for name, tensor in tensors.items() if tensor.dim() == 0 or len(tensor) != outputs.shape[0]]
+    faults += [
+        name
+        for name, tensor in tensors.items()
+        if (name in ("outputs", "features") and (tensor.dim() < 2 or tuple(tensor.shape[:2]) != steps))
+        or (name == "hazard_logits" and tuple(tensor.shape) != steps)
+        or (name == "row_ids" and (tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex()))
+    ]
+    if faults:
+        raise CheckpointError(f"{path}: no trajectory: {', '.join(dict.fromkeys(faults))} do not fit the outputs.")

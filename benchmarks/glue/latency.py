@@ -136,4 +136,4 @@ def _chosen(run: Result, own: ExitPolicy) -> Iterator[tuple[ExitPolicy, Point]]:
             near = [p for p in (curve.points if curve else ()) if abs(p.mean_exit_step / steps - 1) <= _NEAR]
             nearest += sorted(near, key=lambda point: abs(point.mean_exit_step - steps))[:1]
         for point in dict.fromkeys(nearest):
-            yield family.turned(point.knob), point
+            yield family.with_threshold(point.knob), point

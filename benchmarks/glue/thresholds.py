@@ -42,7 +42,7 @@ def candidates(policy: ExitPolicy, has_hazard: bool, task: str | None) -> list[E
     others: list[ExitPolicy] = [Quantile(0.5)] if has_hazard else []
     if task != "regression":
         others += [Patience(1), Entropy(0.2), Confidence(0.9)]
-    own = [policy] if policy.knob is not None else []
+    own = [policy] if policy.tunable is not None else []
     return [*own, *(other for other in others if type(other) is not type(policy))]
 
 
@@ -67,8 +67,8 @@ def record_curves(
 def _entry(
     trajectory: Trajectory, family: ExitPolicy, score: Callable[[Tensor, Tensor], float], cost: Cost | None
 ) -> dict[str, Any]:
-    assert family.knob is not None
-    values = family.knob.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
+    assert family.tunable is not None
+    values = family.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
     costs = None if cost is None else cost.cumulative(family.needs)
     curve = sweep(trajectory, family, [v for v in values if _fits(family, v, trajectory)], metric=score, costs=costs)
     columns = curve.to_dict()
@@ -85,7 +85,7 @@ def _entry(
 
 def _fits(family: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
     try:
-        trajectory.check(family.turned(value))
+        trajectory.check(family.with_threshold(value))
     except ArgumentError:
         return False
     return True
@@ -131,7 +131,7 @@ def choose_threshold(
         policy: The policy whose threshold is chosen.
         recorded: Full-depth trajectories, `held_out` among them.
     """
-    if config.knob == "recipe" or policy.knob is None or not policy.needs:
+    if config.knob == "recipe" or policy.tunable is None or not policy.needs:
         return ChosenThreshold(policy, {"chosen_on": "recipe"})
 
     def score(outputs: Tensor, labels: Tensor) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from ponder.errors import CheckpointError
+from ponder.integrations.transformers.loading import check_attention
+from ponder.integrations.transformers.saving import DIGESTS
 from ponder.recipes import Recipe
 
 __all__ = ["READOUTS", "PonderConfig"]
@@ -39,6 +41,8 @@ class PonderConfig(PretrainedConfig):
         feature_size: int | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.pop(DIGESTS, None)  # of the files that were read, and not of what this object will be saved with
+        check_attention({"encoder": encoder, **kwargs})
         self.encoder = encoder or {}
         self.recipe = recipe or {}
         self.readout = readout

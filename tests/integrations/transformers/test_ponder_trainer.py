@@ -17,6 +17,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from ponder import recipes
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
+from ponder.objectives import FinalStep
 from ponder.policies import Bernoulli, LastStep
 from tests.integrations.transformers.encoders import (
     CONFIGS,
@@ -32,10 +33,10 @@ from tests.integrations.transformers.encoders import (
 
 EXAMPLES, BATCH = 24, 8
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
-TWO_STAGES = [name for name in recipes.names() if len(recipes.get(name).stages) > 1]
+ON_FROZEN = [name for name in recipes.names() if recipes.get(name).stages[-1].train == "early_heads"]
 families = pytest.mark.parametrize("name", FAMILIES)
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
-two_stages = pytest.mark.parametrize("recipe", TWO_STAGES)
+two_stages = pytest.mark.parametrize("recipe", ON_FROZEN)
 
 
 def examples(problem: str = "classes") -> list[dict[str, Any]]:
@@ -118,11 +119,11 @@ def is_idle(name: str) -> bool:
 def trained_by(model: Any, stage: Any, readout: str = "pooler") -> set[str]:
     """Names of the parameters that a stage trains, written apart from the library's own freezing."""
     names = {name for name, _ in model.named_parameters() if readout == "pooler" or ".pooler." not in name}
-    if len(model.recipe.stages) == 1:
-        return names
     heads = {name for name in names if name.startswith("ponder.head.heads.")}
     last = {name for name in heads if name.startswith(f"ponder.head.heads.{model.ponder.num_steps - 1}.")}
-    return heads - last if stage == model.recipe.stages[1] else names - heads | last
+    if stage.train == "early_heads":
+        return heads - last
+    return names - heads | last if stage.objective == FinalStep() else names
 
 
 class TestGradients:
@@ -311,7 +312,11 @@ class TestRuns:
         assert len(losses) == 2
         assert all(math.isfinite(loss) for loss in losses)
         still = {key for key in set(before) - moved(before, model) if not is_idle(key)}
-        late = {key for key in before if key.startswith("ponder.head.heads.")} if recipe in TWO_STAGES else set()
+        late = (
+            {key for key in before if key.startswith("ponder.head.heads.")}
+            if recipe in (*ON_FROZEN, "ponder")
+            else set()
+        )
         types = {"encoder.embeddings.token_type_embeddings.weight"}
         assert still <= late | types
         assert len(set(trainer.data_collator.lengths)) > 1, "batches of different lengths"
@@ -441,3 +446,44 @@ class TestRuns:
         trainer.train()
         best = PonderForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{EXAMPLES // BATCH}")
         assert all(torch.equal(tensor, best.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+class TestFrozenStages:
+    """What a stage freezes does not move, dropout included: the encoder is a part of the outer model."""
+
+    @two_stages
+    @families
+    def test_full_depth_does_not_move_by_a_forward_pass_of_training(self, name: str, recipe: str) -> None:
+        model = make_model(name, recipe=recipe)
+        batch = make_batch(model.encoder)
+        model.start_stage(model.recipe.stages[1])
+        for start in (model.train, lambda: model.start_stage(model.recipe.stages[1])):
+            start()
+            assert not any(module.training for module in model.encoder.modules())
+            first, second = (model(**batch, labels=LABELS) for _ in range(2))
+            assert torch.equal(first.step_logits[:, -1], second.step_logits[:, -1]), "dropout of the encoder is on"
+            assert not torch.equal(first.step_logits[:, 0], second.step_logits[:, 0]), "that of the heads is off"
+        model.start_stage(model.recipe.stages[0])
+        model.train()
+        assert model.encoder.training
+        assert not torch.equal(model(**batch).logits, model(**batch).logits)
+
+    def test_a_trainer_leaves_a_frozen_encoder_in_evaluation_mode(self, tmp_path: Path) -> None:
+        model = make_model("bert", recipe=ON_FROZEN[0])
+        model.start_stage(model.recipe.stages[1])
+        batch = make_batch(model.encoder)
+        full = model.eval()(**batch, policy=LastStep()).logits
+        seen: list[bool] = []
+        model.encoder.register_forward_pre_hook(lambda *_: None)
+        layer = next(module for module in model.encoder.modules() if isinstance(module, nn.Dropout))
+        layer.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=BATCH, report_to=[], use_cpu=True
+        )
+        trainer = PonderTrainer(
+            model=model, args=arguments, train_dataset=examples(), data_collator=Collator(), lambda_lr=1e-3
+        )
+        trainer.train()
+        assert seen
+        assert not any(seen)
+        assert torch.equal(model.eval()(**batch, policy=LastStep()).logits, full)
