@@ -7,6 +7,7 @@ from ponder.objectives.final_step import FinalStep
 from ponder.objectives.mutual import MutualDistillation
 from ponder.objectives.one_step import OneStep
 from ponder.objectives.ponder import Ponder
+from ponder.objectives.random_depth import RandomDepth
 from ponder.objectives.weighted import Weighted
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Objective",
     "OneStep",
     "Ponder",
+    "RandomDepth",
     "Unrolled",
     "Weighted",
     "from_dict",

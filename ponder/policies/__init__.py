@@ -4,6 +4,7 @@ from ponder.policies.around import Around
 from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, registry
 from ponder.policies.certified import Certified
 from ponder.policies.combinators import After, All, Any_, Before
+from ponder.policies.converged import Converged
 from ponder.policies.expected import Expected
 from ponder.policies.fixed import FixedStep, LastStep
 from ponder.policies.halting import Bernoulli, Quantile
@@ -25,6 +26,7 @@ __all__ = [
     "Certified",
     "Confidence",
     "Entropy",
+    "Converged",
     "ExitPolicy",
     "Expected",
     "FixedStep",

@@ -1,0 +1,175 @@
+"""What is trained: the looped solver and the baselines, all of the same step, each with its own loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+import ponder
+from benchmarks.parity.act import Weights, act_weights
+from benchmarks.puzzles.puzzle import Problems
+from benchmarks.puzzles.setting import Setting
+from benchmarks.puzzles.solvers import (
+    ConvHead,
+    ConvStem,
+    ConvStep,
+    PooledLambda,
+    RecursiveStem,
+    RecursiveStep,
+    answer_state,
+)
+from ponder import objectives, policies, priors
+from ponder.errors import ArgumentError
+
+__all__ = ["ACT", "FeedForward", "Learner", "Looped", "PonderNet", "learner_of"]
+
+_CHANNELS = {"prefix-sums": (1, 1), "mazes": (6, 2)}  # channels of the inputs, spatial dimensions
+_LEARNERS = ("looped", "pondernet", "act", "feed-forward")
+
+
+class Learner(nn.Module, ABC):
+    """A model of the benchmark."""
+
+    model: ponder.PonderWrapper
+
+    @abstractmethod
+    def loss(self, problems: Problems) -> Tensor:
+        """What training minimises, a scalar."""
+
+
+class Looped(Learner):
+    """The solver, trained to go on from any depth (progressive loss, Bansal et al. 2022).
+
+    Args:
+        setting: Sizes and constants.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
+        self.model = _wrapped(setting, objective=objectives.FinalStep())
+
+    def loss(self, problems: Problems) -> Tensor:
+        """The loss after a drawn number of steps, of which the first went without gradient."""
+        model, depth = self.model, self.objective.draw(self.model.num_steps)
+        hidden, context = model.stem(problems.inputs)
+        with torch.no_grad():
+            for step in range(1, depth.warm_up + 1):
+                hidden = model.steps(step, hidden, **context)
+        if depth.warm_up == 0:
+            hidden, context = model.stem(problems.inputs)
+        for step in range(depth.warm_up + 1, depth.total + 1):
+            hidden = model.steps(step, hidden, **context)
+        outputs = model.head(model.readout(hidden, context))
+        return model.task.losses(outputs, problems.labels).mean()
+
+
+class PonderNet(Learner):
+    """The solver with a Lambda head and PonderNet's objective (Banino et al. 2021).
+
+    Args:
+        setting: Sizes and constants.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.model = _wrapped(
+            setting,
+            objective=objectives.Ponder(beta=setting.beta),
+            lambda_head=_lambda_head(setting),
+            prior=priors.Geometric(setting.rate),
+            policy=policies.Bernoulli(seed=0),
+        )
+
+    def loss(self, problems: Problems) -> Tensor:
+        """See `Learner.loss`."""
+        loss: Tensor | None = self.model(problems.inputs, labels=problems.labels).loss
+        assert loss is not None  # there are labels
+        return loss
+
+
+class ACT(Learner):
+    """The solver under Adaptive Computation Time (Graves 2016): answers are mixed, and steps cost.
+
+    Args:
+        setting: Sizes and constants; `tau` weighs the ponder cost.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.tau = setting.tau
+        self.model = _wrapped(
+            setting, objective=objectives.FinalStep(), lambda_head=_lambda_head(setting, start=0.1)
+        )
+
+    def mixed(self, inputs: Tensor) -> tuple[Tensor, Weights]:
+        """Mixed outputs, and how they were mixed."""
+        trajectory = self.model.unroll(inputs)
+        weights = act_weights(trajectory.hazard_logits.sigmoid())
+        return torch.einsum("bs,bspc->bpc", weights.weights, trajectory.outputs), weights
+
+    def loss(self, problems: Problems) -> Tensor:
+        """The loss of the mixed answer, and the ponder cost."""
+        outputs, mixed = self.mixed(problems.inputs)
+        loss: Tensor = self.model.task.losses(outputs, problems.labels).mean() + self.tau * mixed.ponder_cost.mean()
+        return loss
+
+
+class FeedForward(Learner):
+    """As many steps of the same form, each with weights of its own.
+
+    Args:
+        setting: Sizes and constants.
+        depth: How many.
+    """
+
+    def __init__(self, setting: Setting, depth: int) -> None:
+        super().__init__()
+        self.model = _wrapped(setting, objective=objectives.FinalStep(), depth=depth)
+
+    def loss(self, problems: Problems) -> Tensor:
+        """See `Learner.loss`."""
+        loss: Tensor | None = self.model(problems.inputs, labels=problems.labels).loss
+        assert loss is not None  # there are labels
+        return loss
+
+
+def learner_of(name: str, setting: Setting, depth: int | None = None) -> Learner:
+    """A new learner by its name; `depth` is that of the feed-forward network."""
+    if name == "feed-forward" and depth is not None:
+        return FeedForward(setting, depth)
+    made = {"looped": Looped, "pondernet": PonderNet, "act": ACT}.get(name)
+    if made is None:
+        raise ArgumentError("learner", expected=f"one of {', '.join(_LEARNERS)}", got=repr(name), remedy="Choose one.")
+    return made(setting)
+
+
+def _wrapped(setting: Setting, depth: int | None = None, **options: object) -> ponder.PonderWrapper:
+    """The stem, the step (shared, or `depth` of their own) and the head of a setting's puzzle."""
+    if setting.puzzle in _CHANNELS:
+        channels, dims = _CHANNELS[setting.puzzle]
+        stem: nn.Module = ConvStem(channels, setting.width, dims)
+        steps = [ConvStep(channels, setting.width, dims) for _ in range(depth or 1)]
+        head: nn.Module = ConvHead(setting.width, classes=2)
+        readout = ponder.readouts.identity
+    else:
+        side = round(setting.task.draw(setting.task.least_level, 1, seed=0).labels.shape[1] ** 0.5)
+        stem = RecursiveStem(side, setting.width)
+        steps = [RecursiveStep(setting.width) for _ in range(depth or 1)]
+        head = nn.Linear(setting.width, side)
+        readout = answer_state
+    return ponder.PonderWrapper(
+        steps[0] if depth is None else steps,
+        num_steps=setting.num_steps if depth is None else None,
+        stem=stem,
+        readout=readout,
+        head=head,
+        task="token_classification",
+        **options,
+    )
+
+
+def _lambda_head(setting: Setting, start: float = 0.05) -> PooledLambda:
+    return PooledLambda(setting.width, channels_first=setting.puzzle in _CHANNELS, start=start)
