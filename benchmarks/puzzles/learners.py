@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,21 @@ from benchmarks.puzzles.solvers import (
 from ponder import objectives, policies, priors
 from ponder.errors import ArgumentError
 
-__all__ = ["ACT", "FeedForward", "Learner", "Looped", "PonderNet", "learner_of"]
+__all__ = [
+    "ACT",
+    "LEARNERS",
+    "FeedForward",
+    "Learner",
+    "Looped",
+    "PonderNet",
+    "check_learner",
+    "lambda_head",
+    "learner_of",
+]
 
 _CHANNELS = {"prefix-sums": (1, 1), "mazes": (6, 2)}  # channels of the inputs, spatial dimensions
-_LEARNERS = ("looped", "pondernet", "act", "feed-forward")
+_SIDES = {"sudoku-4x4": 4, "sudoku-9x9": 9}
+LEARNERS = ("looped", "pondernet", "act", "feed-forward")
 
 
 class Learner(nn.Module, ABC):
@@ -48,6 +60,7 @@ class Looped(Learner):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
+        self.setting = setting
         self.objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
         self.model = _wrapped(setting, objective=objectives.FinalStep())
 
@@ -65,6 +78,18 @@ class Looped(Learner):
         outputs = model.head(model.readout(hidden, context))
         return model.task.losses(outputs, problems.labels).mean()
 
+    def gated(self, gate: nn.Module) -> ponder.PonderWrapper:
+        """The same solver, weights and all, with a Lambda head."""
+        model = self.model
+        return ponder.PonderWrapper(
+            model.steps,
+            stem=model.stem,
+            readout=_readout(self.setting),
+            head=model.head,
+            lambda_head=gate,
+            task="token_classification",
+        ).eval()
+
 
 class PonderNet(Learner):
     """The solver with a Lambda head and PonderNet's objective (Banino et al. 2021).
@@ -78,7 +103,7 @@ class PonderNet(Learner):
         self.model = _wrapped(
             setting,
             objective=objectives.Ponder(beta=setting.beta),
-            lambda_head=_lambda_head(setting),
+            lambda_head=lambda_head(setting),
             prior=priors.Geometric(setting.rate),
             policy=policies.Bernoulli(seed=0),
         )
@@ -100,13 +125,11 @@ class ACT(Learner):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.tau = setting.tau
-        self.model = _wrapped(
-            setting, objective=objectives.FinalStep(), lambda_head=_lambda_head(setting, start=0.1)
-        )
+        self.model = _wrapped(setting, objective=objectives.FinalStep(), lambda_head=lambda_head(setting, start=0.1))
 
-    def mixed(self, inputs: Tensor) -> tuple[Tensor, Weights]:
-        """Mixed outputs, and how they were mixed."""
-        trajectory = self.model.unroll(inputs)
+    def mixed(self, inputs: Tensor, num_steps: int | None = None) -> tuple[Tensor, Weights]:
+        """Mixed outputs, and how they were mixed, in runs of `num_steps` at most (as in training, where None)."""
+        trajectory = unroll(self.model, inputs, num_steps)
         weights = act_weights(trajectory.hazard_logits.sigmoid())
         return torch.einsum("bs,bspc->bpc", weights.weights, trajectory.outputs), weights
 
@@ -136,14 +159,30 @@ class FeedForward(Learner):
         return loss
 
 
+def unroll(model: ponder.PonderWrapper, inputs: Tensor, num_steps: int | None) -> ponder.Trajectory:
+    """TEMPORARY until model.unroll takes num_steps."""
+    if num_steps is None or num_steps == model.num_steps:
+        return model.unroll(inputs)
+    step = model.steps
+    model.steps = ponder.Steps([step.fns[0]], schedule=[0] * num_steps)
+    try:
+        return model.unroll(inputs)
+    finally:
+        model.steps = step
+
+
 def learner_of(name: str, setting: Setting, depth: int | None = None) -> Learner:
-    """A new learner by its name; `depth` is that of the feed-forward network."""
-    if name == "feed-forward" and depth is not None:
-        return FeedForward(setting, depth)
-    made = {"looped": Looped, "pondernet": PonderNet, "act": ACT}.get(name)
-    if made is None:
-        raise ArgumentError("learner", expected=f"one of {', '.join(_LEARNERS)}", got=repr(name), remedy="Choose one.")
-    return made(setting)
+    """A new learner by its name; `depth` is that of the feed-forward network, N where None."""
+    if check_learner(name) == "feed-forward":
+        return FeedForward(setting, setting.num_steps if depth is None else depth)
+    return {"looped": Looped, "pondernet": PonderNet, "act": ACT}[name](setting)
+
+
+def check_learner(name: str) -> str:
+    """Refuse names of no learner."""
+    if name not in LEARNERS:
+        raise ArgumentError("learner", expected=f"one of {', '.join(LEARNERS)}", got=repr(name), remedy="Choose one.")
+    return name
 
 
 def _wrapped(setting: Setting, depth: int | None = None, **options: object) -> ponder.PonderWrapper:
@@ -153,23 +192,26 @@ def _wrapped(setting: Setting, depth: int | None = None, **options: object) -> p
         stem: nn.Module = ConvStem(channels, setting.width, dims)
         steps = [ConvStep(channels, setting.width, dims) for _ in range(depth or 1)]
         head: nn.Module = ConvHead(setting.width, classes=2)
-        readout = ponder.readouts.identity
     else:
-        side = round(setting.task.draw(setting.task.least_level, 1, seed=0).labels.shape[1] ** 0.5)
+        side = _SIDES[setting.puzzle]
         stem = RecursiveStem(side, setting.width)
         steps = [RecursiveStep(setting.width) for _ in range(depth or 1)]
         head = nn.Linear(setting.width, side)
-        readout = answer_state
     return ponder.PonderWrapper(
         steps[0] if depth is None else steps,
         num_steps=setting.num_steps if depth is None else None,
         stem=stem,
-        readout=readout,
+        readout=_readout(setting),
         head=head,
         task="token_classification",
         **options,
     )
 
 
-def _lambda_head(setting: Setting, start: float = 0.05) -> PooledLambda:
+def _readout(setting: Setting) -> Callable[..., Tensor]:
+    return ponder.readouts.identity if setting.puzzle in _CHANNELS else answer_state
+
+
+def lambda_head(setting: Setting, start: float = 0.05) -> PooledLambda:
+    """A Lambda head for the features of a setting's solver; halting starts late."""
     return PooledLambda(setting.width, channels_first=setting.puzzle in _CHANNELS, start=start)

@@ -71,6 +71,10 @@ class Puzzle(ABC):
                 remedy=f"Choose one of {', '.join(map(str, self.levels))}, say.",
             )
 
+    def check_ready(self) -> None:
+        """Make one problem: what is missing for that is told before anything is trained."""
+        self.draw(self.least_level, 1, seed=0)
+
     @abstractmethod
     def _draw(self, level: int, count: int, generator: torch.Generator) -> Problems:
         """See `draw`; the level has been checked."""

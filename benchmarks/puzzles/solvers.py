@@ -2,8 +2,8 @@
 
 `recurrent` is a convolutional network with recall (Bansal et al. 2022, arXiv 2202.05826): h_n = F([h_{n−1}, x]).
 `recursive` is a small transformer whose state is a pair, an answer y and a latent z (TRM: Jolicoeur-Martineau 2025,
-arXiv 2510.04871): z_n = G(x + y_{n−1} + z_{n−1}), y_n = G(y_{n−1} + z_n). Both are `ponder.PonderWrapper`s: what is read again
-travels in the context, row by row, so that it goes along when rows leave.
+arXiv 2510.04871): z_n = G(x + y_{n−1} + z_{n−1}), y_n = G(y_{n−1} + z_n). Both are parts of a `ponder.PonderWrapper`:
+what is read again travels in the context, row by row, so that it goes along when rows leave.
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ class _Layer(nn.Module):
         pattern = "batch cells (three heads width) -> three batch heads cells width"
         query, key, value = rearrange(self.qkv(states), pattern, three=3, heads=self.heads)
         seen = F.scaled_dot_product_attention(query, key, value)
-        states = self.norms[0](states + self.out(rearrange(seen, "batch heads cells width -> batch cells (heads width)")))
+        states = self.norms[0](
+            states + self.out(rearrange(seen, "batch heads cells width -> batch cells (heads width)"))
+        )
         after: Tensor = self.norms[1](states + self.down(F.silu(self.up(states))))
         return after
 
@@ -184,10 +186,13 @@ class PooledLambda(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`."""
-        positions = features.flatten(2) if self.channels_first else features.transpose(1, 2)
-        pooled = torch.cat([positions.mean(-1), positions.amax(-1)], dim=-1)
-        logits: Tensor = self.layer(pooled).squeeze(-1)
+        logits: Tensor = self.layer(self.pooled(features)).squeeze(-1)
         return logits
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """What the layer reads, `(batch, 2 · width)`."""
+        positions = features.flatten(2) if self.channels_first else features.transpose(1, 2)
+        return torch.cat([positions.mean(-1), positions.amax(-1)], dim=-1)
 
 
 def answer_state(hidden: tuple[Tensor, Tensor]) -> Tensor:

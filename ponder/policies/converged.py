@@ -23,8 +23,8 @@ __all__ = ["Converged"]
 class Converged(ThresholdPolicy):
     r"""Stop once `patience` steps in a row have changed the answer, or the features, by `tolerance` at most.
 
-    What a step changes is, for answers, the share of them that is another one: 0 where every position of a puzzle, every
-    label of a set, is what it was (for numbers, the greatest difference). For features it is
+    What a step changes is, for answers, the share of them that is another one: 0 where every position of a puzzle, or
+    every label of a set, is what it was (for numbers, the greatest difference). For features it is
     ‖f_n − f_{n−1}‖ / ‖f_n‖, the residual by which deep equilibrium models stop (Bai et al. 2019, arXiv 1909.01377).
     The first step has nothing to be compared with, so that the earliest exit is at step `patience` + 1.
 
