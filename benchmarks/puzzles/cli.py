@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks.command_line import run_app
@@ -45,14 +45,11 @@ def run_command(
         for one_seed in dict.fromkeys(seed or [0]):
             for name in names:
                 bar = progress.add_task(f"{puzzle}, {name}, seed {one_seed}", total=setting.updates)
-                run(
-                    setting,
-                    name,
-                    one_seed,
-                    out=out,
-                    states=states,
-                    tell=lambda update, loss, bar=bar: progress.update(bar, completed=update),
-                )
+
+                def tell(update: int, loss: float, bar: TaskID = bar) -> None:
+                    progress.update(bar, completed=update)
+
+                run(setting, name, one_seed, out=out, states=states, tell=tell)
                 progress.update(bar, completed=setting.updates)
     _show(puzzle, out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,14 +131,15 @@ class ACT(Learner):
     def mixed(self, inputs: Tensor, num_steps: int | None = None) -> tuple[Tensor, Weights]:
         """Mixed outputs, and how they were mixed, in runs of `num_steps` at most (as in training, where None)."""
         trajectory = unroll(self.model, inputs, num_steps)
+        assert trajectory.hazard_logits is not None  # there is a Lambda head
         weights = act_weights(trajectory.hazard_logits.sigmoid())
         return torch.einsum("bs,bspc->bpc", weights.weights, trajectory.outputs), weights
 
     def loss(self, problems: Problems) -> Tensor:
         """The loss of the mixed answer, and the ponder cost."""
         outputs, mixed = self.mixed(problems.inputs)
-        loss: Tensor = self.model.task.losses(outputs, problems.labels).mean() + self.tau * mixed.ponder_cost.mean()
-        return loss
+        assert self.model.task is not None  # it was named
+        return self.model.task.losses(outputs, problems.labels).mean() + self.tau * mixed.ponder_cost.mean()
 
 
 class FeedForward(Learner):
@@ -175,7 +177,8 @@ def learner_of(name: str, setting: Setting, depth: int | None = None) -> Learner
     """A new learner by its name; `depth` is that of the feed-forward network, N where None."""
     if check_learner(name) == "feed-forward":
         return FeedForward(setting, setting.num_steps if depth is None else depth)
-    return {"looped": Looped, "pondernet": PonderNet, "act": ACT}[name](setting)
+    made: dict[str, Callable[[Setting], Learner]] = {"looped": Looped, "pondernet": PonderNet, "act": ACT}
+    return made[name](setting)
 
 
 def check_learner(name: str) -> str:
@@ -185,12 +188,12 @@ def check_learner(name: str) -> str:
     return name
 
 
-def _wrapped(setting: Setting, depth: int | None = None, **options: object) -> ponder.PonderWrapper:
+def _wrapped(setting: Setting, depth: int | None = None, **options: Any) -> ponder.PonderWrapper:
     """The stem, the step (shared, or `depth` of their own) and the head of a setting's puzzle."""
     if setting.puzzle in _CHANNELS:
         channels, dims = _CHANNELS[setting.puzzle]
         stem: nn.Module = ConvStem(channels, setting.width, dims)
-        steps = [ConvStep(channels, setting.width, dims) for _ in range(depth or 1)]
+        steps: list[nn.Module] = [ConvStep(channels, setting.width, dims) for _ in range(depth or 1)]
         head: nn.Module = ConvHead(setting.width, classes=2)
     else:
         side = _SIDES[setting.puzzle]

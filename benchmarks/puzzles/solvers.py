@@ -76,6 +76,8 @@ class ConvStep(nn.Module):
 class ConvHead(nn.Module):
     """The class of every position: `(batch, width, …)` → `(batch, positions, classes)`.
 
+    One linear layer, since a rule that looks at the answers calls it after every step.
+
     Args:
         width: Of the state.
         classes: Of the answers.
@@ -83,11 +85,11 @@ class ConvHead(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
+        self.layer = nn.Linear(width, classes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits; each position alone."""
-        logits: Tensor = self.layers(features.flatten(2).transpose(1, 2))
+        logits: Tensor = self.layer(features.flatten(2).transpose(1, 2))
         return logits
 
 
@@ -135,7 +137,7 @@ class RecursiveStep(nn.Module):
         latent_updates: How often z is updated in a step.
     """
 
-    def __init__(self, width: int, heads: int = 4, layers: int = 2, latent_updates: int = 2) -> None:
+    def __init__(self, width: int, heads: int = 4, layers: int = 1, latent_updates: int = 2) -> None:
         super().__init__()
         self.latent_updates = latent_updates
         self.block = nn.Sequential(*(_Layer(width, heads) for _ in range(layers)))
