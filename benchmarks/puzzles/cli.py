@@ -1,4 +1,4 @@
-"""The command line, `python -m benchmarks.puzzles run|report|demo`."""
+"""The command line, `python -m benchmarks.puzzles run|stream|report|demo`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.command_line import run_app
 from benchmarks.folders import check_writable
 from benchmarks.puzzles import demo as demonstration
-from benchmarks.puzzles.experiment import read_results, run
+from benchmarks.puzzles.experiment import read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner
 from benchmarks.puzzles.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.puzzles.setting import PUZZLES, setting_of
@@ -22,6 +22,7 @@ from ponder._utils.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
+States = Annotated[Path, typer.Option(help="Folder of the states of trainings.")]
 
 
 @app.command("run")
@@ -33,7 +34,7 @@ def run_command(
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where left out.")] = None,
     large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
     out: Out = Path("runs/puzzles/results"),
-    states: Annotated[Path, typer.Option(help="Folder of the states of trainings.")] = Path("runs/puzzles"),
+    states: States = Path("runs/puzzles"),
 ) -> None:
     """Train and measure the networks of one puzzle, and print its table. What is done already is not done again."""
     setting, names = setting_of(puzzle, large=large), [check_learner(name) for name in learner or LEARNERS]
@@ -52,6 +53,27 @@ def run_command(
                 run(setting, name, one_seed, out=out, states=states, tell=tell)
                 progress.update(bar, completed=setting.updates)
     _show(puzzle, out)
+
+
+@app.command("stream")
+def stream_command(
+    puzzle: Annotated[str, typer.Argument(help=f"One of {', '.join(PUZZLES)}.")],
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where left out.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 3,
+    large: Annotated[bool, typer.Option("--large", help="As for run.")] = False,
+    out: Out = Path("runs/puzzles/results"),
+    states: States = Path("runs/puzzles"),
+) -> None:
+    """Time a stream of mixed difficulty against a fixed depth in full batches, with the solver that `run` trained."""
+    table = Table(
+        "seed", "depth", "mean steps", "steps saved", "time saved", "processor", "answers equal", title=puzzle
+    )
+    for one_seed in dict.fromkeys(seed or [0]):
+        told = run_stream(setting_of(puzzle, large=large), one_seed, out=out, states=states, repeats=repeats)
+        saved = (f"{told[key]:.1%}" for key in ("steps_saved", "time_saved", "cpu_time_saved"))
+        equal = f"{told['answers_equal']} of {told['problems']}"
+        table.add_row(str(one_seed), str(told["depth"]), f"{told['mean_steps']:.1f}", *saved, equal)
+    Console().print(table)
 
 
 @app.command("report")

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from benchmarks.glue.results import environment
-from benchmarks.puzzles.learners import LEARNERS, learner_of
-from benchmarks.puzzles.measuring import measure
+from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
+from benchmarks.puzzles.measuring import gated_solver, measure
 from benchmarks.puzzles.setting import Setting
+from benchmarks.puzzles.streaming import stream
 from benchmarks.puzzles.training import train
 from benchmarks.seal import intact, seal
 from ponder._utils.files import read_json, write_json
 from ponder.errors import DataError
+from ponder.policies import ExitPolicy
 
-__all__ = ["FORMAT", "read_result", "read_results", "result_path", "run"]
+__all__ = ["FORMAT", "read_result", "read_results", "result_path", "run", "run_stream"]
 
 FORMAT = "ponder-puzzles-1"
 
@@ -60,6 +62,33 @@ def run(
     return read_result(path)
 
 
+def run_stream(setting: Setting, seed: int, *, out: Path, states: Path, repeats: int = 3) -> dict[str, Any]:
+    """Time the trained solver on a stream of mixed difficulty; measured anew every time.
+
+    Args:
+        setting: Sizes and constants.
+        seed: Of the training.
+        out: Folder of the results; that of the looped solver says which rule and which fixed depth are compared.
+        states: Folder of the states of trainings.
+        repeats: How often each way is timed.
+    """
+    looped_path = result_path(out, setting, "looped", seed)
+    if not looped_path.exists():
+        raise DataError(f"{looped_path}: expected the looped solver's result, which names the rule. Run it first.")
+    looped = read_result(looped_path)
+    learner = Looped(setting)
+    train(learner, setting, seed=seed, path=states / f"{looped_path.stem}.pt")
+    learner.eval()
+    policy = ExitPolicy.from_dict(looped["ways"][looped["best_rule"]]["policy"])
+    model = gated_solver(learner, setting)[0] if "hazard" in policy.needs else learner.model
+    depth = looped["ways"]["best fixed depth"]["policy"]["step"]
+    measured = stream(model, setting, policy, depth, repeats)
+    path = result_path(out, setting, "stream", seed)
+    made_by = {"format": FORMAT, "setting": asdict(setting), "learner": "stream", "seed": seed}
+    write_json(path, seal({**made_by, **measured, "environment": environment(torch.device("cpu"))}))
+    return read_result(path)
+
+
 def equal_depth(setting: Setting, seed: int, out: Path) -> int:
     """The layers of a feed-forward network that costs what the looped solver's best rule does, rounded up."""
     path = result_path(out, setting, "looped", seed)
@@ -97,7 +126,7 @@ def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
     """
     found = {
         learner: sorted((read_result(path) for path in out.glob(f"{puzzle}-{learner}-s*.json")), key=_seed)
-        for learner in LEARNERS
+        for learner in (*LEARNERS, "stream")
     }
     if not found["looped"]:
         raise DataError(f"{out}: no results {puzzle}-looped-s*.json. Run `python -m benchmarks.puzzles run {puzzle}`.")

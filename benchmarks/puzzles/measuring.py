@@ -20,7 +20,7 @@ from ponder import policies
 from ponder.parts.answers import correct
 from ponder.policies import ExitPolicy
 
-__all__ = ["SPLITS", "measure", "oracle", "problems_of", "replayed", "told"]
+__all__ = ["SPLITS", "gated_solver", "measure", "oracle", "problems_of", "replayed", "told"]
 
 SPLITS = {"fitting": 1_000_003, "validation": 2_000_003, "test": 3_000_017}
 """Seeds of the sets, the same for every training: one fits the gate, one chooses the rules, one is reported."""
@@ -69,11 +69,7 @@ def measure(learner: Learner, setting: Setting) -> dict[str, Any]:
 
 def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
     """Rules are chosen on validation, and told on both sets."""
-    fitting = problems_of(setting, "fitting", setting.task.trained_levels)
-    gate = lambda_head(setting)
-    with torch.enable_grad():
-        gate_loss = fit_gate(learner.model, gate, list(fitting.values()), seed=0)
-    gated = learner.gated(gate)
+    gated, gate_loss = gated_solver(learner, setting)
     rules = [policy for family in FAMILIES.values() for policy in family]
     on = {
         split: replayed(gated, problems_of(setting, split), setting.run_steps, rules)
@@ -103,6 +99,14 @@ def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
         "ways": ways,
         "by_step": {split: _by_step(of) for split, of in on.items()},
     }
+
+
+def gated_solver(learner: Looped, setting: Setting) -> tuple[ponder.PonderWrapper, float]:
+    """The frozen solver with a gate fitted on problems of the trained levels, and the gate's loss."""
+    fitting, gate = problems_of(setting, "fitting", setting.task.trained_levels), lambda_head(setting)
+    with torch.enable_grad():
+        loss = fit_gate(learner.model, gate, list(fitting.values()), seed=0)
+    return learner.gated(gate), loss
 
 
 def replayed(

@@ -12,7 +12,7 @@ from benchmarks.puzzles.setting import PUZZLES
 
 __all__ = ["Results", "best_way", "summarise", "summarise_all"]
 
-_SOLVED, _SHARE, _ORACLE, _CORRELATION = 0.95, 0.60, 1.35, 0.8
+_SOLVED, _SHARE, _ORACLE, _CORRELATION, _CLOCK = 0.95, 0.60, 1.35, 0.8, 0.95
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -46,7 +46,7 @@ def summarise(puzzle: str, results: Results) -> dict[str, Any]:
         "larger_accuracy": None if larger is None else mean(lambda result: _at_level(best_way(result), larger)),
         "feed_forward_accuracy": _feed_forward(results),
     }
-    return {**told, "goals": _goals(told)}
+    return {**told, **_streams(results.get("stream", ())), "goals": {**_goals(told), **_stream_goal(results)}}
 
 
 def best_way(result: Mapping[str, Any], split: str = "test") -> Mapping[str, Any]:
@@ -66,6 +66,20 @@ def _goals(told: Mapping[str, Any]) -> dict[str, bool | None]:
         "steps_rise_with_difficulty": told["rank_correlation"] >= _CORRELATION,
         "larger_ones_solved": None if larger is None else larger >= _SOLVED,
     }
+
+
+def _streams(streams: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What streams save, the mean over seeds; None where none was timed."""
+    keys = ("steps_saved", "time_saved", "cpu_time_saved")
+    told = {key: round(statistics.fmean(one[key] for one in streams), 6) if streams else None for key in keys}
+    return {f"stream_{key}": value for key, value in told.items()}
+
+
+def _stream_goal(results: Results) -> dict[str, bool | None]:
+    streams = results.get("stream", ())
+    kept = [one["time_saved"] >= _CLOCK * one["steps_saved"] for one in streams]
+    equal = [one["answers_equal"] == one["problems"] for one in streams]
+    return {"stream_saves_what_steps_do": all(kept + equal) if streams else None}
 
 
 def _feed_forward(results: Results) -> float | None:
