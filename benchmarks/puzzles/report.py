@@ -153,9 +153,9 @@ def _of_streams(streams: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in streams:
         yield (
             f"Stream of {one['problems']:,} problems of all levels, seed {one['seed']}: against {one['depth']} steps "
-            f"in full batches, `StreamEngine` saves {one['steps_saved']:.1%} of the steps, {one['time_saved']:.1%} of the "
-            f"time by the clock and {one['cpu_time_saved']:.1%} of the processor's; {one['answers_equal']:,} answers "
-            f"are those of the same rule in batches."
+            f"in full batches, `StreamEngine` saves {one['steps_saved']:.1%} of the steps, {one['time_saved']:.1%} of "
+            f"the time by the clock and {one['cpu_time_saved']:.1%} of the processor's; {one['answers_equal']:,} "
+            f"answers are those of the same rule in batches."
         )
         yield ""
 

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,6 +358,36 @@ def test_the_page_and_the_figure(results, tmp_path):
     (tmp_path / "bare.md").write_text("nothing")
     with pytest.raises(ponder.errors.PonderError, match="marks"):
         report.write_page(tmp_path / "bare.md", everything)
+
+
+COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "puzzles"
+
+
+def test_the_committed_summary_and_page_say_what_the_committed_results_do():
+    told = json.loads((COMMITTED / "summary.json").read_text())
+    assert told == json.loads(json.dumps(summary.summarise_all(COMMITTED)))
+    fields = {"accuracy", "mean_steps", "best_fixed_accuracy", "best_fixed_steps", "rank_correlation"}
+    for puzzle, one in told.items():
+        assert fields | {"larger_accuracy", "feed_forward_accuracy"} <= one.keys()
+        assert (one["larger_accuracy"] is None) == puzzle.startswith("sudoku")
+    page = (COMMITTED.parents[2] / "docs" / "puzzles.md").read_text()
+    assert report.markdown({name: experiment.read_results(COMMITTED, name) for name in told}) in page
+
+
+def test_a_stream_is_told_as_it_is(results, monkeypatch):
+    """Answers and exits are those of batches; problems of all sizes share one canvas."""
+    tiny = TINY["mazes"]
+    told = experiment.run_stream(tiny, 0, out=results, states=results / "states", repeats=1)
+    looped = experiment.read_results(results, "mazes")["looped"][0]
+    assert told["problems"] == told["exit_steps_equal"] == told["answers_equal"] == 4 * len(tiny.task.levels)
+    assert told["depth"] == looped["ways"]["best fixed depth"]["policy"]["step"]
+    assert told["policy"] == looped["ways"][looped["best_rule"]]["policy"]
+    assert told["mean_steps"] == pytest.approx(looped["ways"][looped["best_rule"]]["test"]["mean_steps"], abs=0.1)
+    assert told["steps_saved"] == pytest.approx(1 - told["mean_steps"] / told["depth"])
+    summed = summary.summarise("mazes", experiment.read_results(results, "mazes"))
+    assert summed["stream_steps_saved"] == pytest.approx(told["steps_saved"], abs=1e-6)
+    with pytest.raises(DataError, match="names the rule"):
+        experiment.run_stream(tiny, 7, out=results, states=results / "states")
 
 
 # -- command line
