@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, tensors
-from ponder._utils.validation import as_row_ids, check_head, check_masks, check_type
-from ponder.engine.loop import run
-from ponder.engine.losses import check_truncation, checked_labels, exit_loss, training_loss
-from ponder.engine.sources import ModelSource, Parts, call_stem
-from ponder.engine.unroll import CheckpointedSteps, UnrolledSource, no_exits, no_steps, unroll
+from ponder._utils.trees import Tree
+from ponder._utils.validation import check_type
+from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
+from ponder.engine.model import EarlyExitModel
+from ponder.engine.sources import ModelSource
+from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
 from ponder.errors import ArgumentError, CheckpointError, PonderError
-from ponder.objectives import FinalStep, Objective, Ponder
-from ponder.output import PonderOutput
-from ponder.parts.heads import as_lambda_head
+from ponder.inference.prediction import Predictions, predict
+from ponder.objectives import Depth, FinalStep, Objective, Ponder
+from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
-from ponder.parts.readouts import Readout, ReadoutCall
+from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import LossFunction, Task, TaskName, as_task
-from ponder.policies import Batch, ExitPolicy, LastStep, Quantile, Setting
+from ponder.parts.tasks import LossFunction, Task, TaskName
+from ponder.policies import ExitPolicy
 from ponder.priors import Geometric, Prior
+from ponder.recipes import Stage, freeze_for
 from ponder.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from ponder.inference.prediction import Predictions
 
 __all__ = ["PonderOutput", "PonderWrapper"]
 
-_Source = TypeVar("_Source", bound=ModelSource)
+
+@dataclass(frozen=True, eq=False)
+class PonderOutput:
+    """What a call of the model gives.
+
+    Args:
+        outputs: In training the outputs of the last step, else of each row's exit, `(batch, …)`.
+        exit_step: The step of `outputs`, `(batch,)` long, 1-based.
+        loss: Scalar, where labels were given: in training the objective's, else the task's at the exits.
+        trajectory: Every step, in training; None otherwise.
+    """
+
+    outputs: Tensor
+    exit_step: Tensor
+    loss: Tensor | None = None
+    trajectory: Trajectory | None = None
 
 
-class PonderWrapper(nn.Module):
+class PonderWrapper(EarlyExitModel):
     """An encoder that stops per example.
 
     Args:
@@ -51,6 +65,8 @@ class PonderWrapper(nn.Module):
         stem: Inputs to hidden state, or to (hidden, context): called with the inputs and the context of the
             call. A pair whose second item is a dict is read as the latter. The identity where None.
         readout: Hidden state to features; the identity for 2-D states where None.
+        halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`, where that is not what the head
+            reads: with an answer a token, the mean over the tokens, say. The readout's features where None.
         task: What outputs and labels mean: ``"classification"``, ``"regression"``, ``"multilabel"``,
             ``"token_classification"``, or a callable (outputs, labels) → losses `(batch,)`. Where None, integer
             labels are classes and others numbers.
@@ -82,21 +98,26 @@ class PonderWrapper(nn.Module):
         policy: ExitPolicy | None = None,
         stem: Callable[..., Tree] | None = None,
         readout: Readout | None = None,
+        halting_readout: Readout | None = None,
         task: TaskName | LossFunction | Task | None = None,
         check_finite: bool = False,
         padding: Padding | None = None,
         checkpoint_steps: bool = False,
         truncate_below: float | None = None,
     ) -> None:
-        super().__init__()
-        self.steps = Steps.of(steps, num_steps)
-        self.head = check_head(head, self.num_steps)
-        self.lambda_head = None if lambda_head is None else as_lambda_head(lambda_head)
-        self.stem = stem
-        self.readout = ReadoutCall(readout)
-        self.task = as_task(task)
-        self.check_finite = check_finite
-        self.padding = padding
+        super().__init__(
+            steps,
+            num_steps,
+            head=head,
+            lambda_head=lambda_head,
+            policy=policy,
+            stem=stem,
+            readout=readout,
+            halting_readout=halting_readout,
+            task=task,
+            check_finite=check_finite,
+            padding=padding,
+        )
         self.checkpoint_steps = checkpoint_steps
         self._truncate_below = truncate_below
         pondering = self.lambda_head is not None
@@ -104,21 +125,6 @@ class PonderWrapper(nn.Module):
             prior = Geometric(0.1).rescaled(12, self.num_steps)
         self.prior = prior
         self.objective = objective or (Ponder(0.5) if pondering else FinalStep())
-        self.policy = policy or (Quantile(0.5) if pondering else LastStep())
-
-    @property
-    def num_steps(self) -> int:
-        """N, the number of steps at full depth."""
-        return self.steps.num_steps
-
-    @property
-    def policy(self) -> ExitPolicy:
-        """The policy of calls that name none; assigning one checks it against the model."""
-        return self._policy
-
-    @policy.setter
-    def policy(self, policy: ExitPolicy) -> None:
-        self._policy = self._checked(policy)
 
     @property
     def objective(self) -> Objective:
@@ -160,6 +166,8 @@ class PonderWrapper(nn.Module):
         labels: Tensor | None = None,
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
         **context: Any,
     ) -> PonderOutput:
         """Train mode: every step, and the objective's loss. Eval mode: each row to its exit.
@@ -169,25 +177,29 @@ class PonderWrapper(nn.Module):
             labels: Labels, batch first, for the loss.
             policy: Decides instead of the model's own policy, for this call (eval mode).
             row_ids: Who each row is, `(batch,)` integers, for seeded sampling; the position where None.
+            policy_context: What policies may read of each row (a budget, say), by name, `(batch, …)` each; neither
+                stem nor steps see it.
+            num_steps: How many steps there are in this call, where one shared step can run for longer (or shorter)
+                than it was trained; N where None. Policies and priors are asked about as many.
             context: Passed to the stem and to every step. Tensors are per example, batch first, unless wrapped
                 in `ponder.Shared`.
         """
-        if self.training and policy is not None:
-            raise ArgumentError(
-                "policy",
-                expected="None in training mode, where every step runs",
-                got=repr(policy),
-                remedy="Call model.eval() first.",
-            )
         if self.training:
-            trajectory = self._unroll(inputs, context, labels, row_ids, truncate_below=self.truncate_below)
-            loss = training_loss(trajectory, self.task, self.objective, self.prior, self.num_steps)
-            last = torch.full_like(trajectory.row_ids, trajectory.num_steps)
-            return PonderOutput(trajectory.outputs[:, -1], last, loss, trajectory)
-        policy = self.policy if policy is None else self._checked(policy)
-        source, batch = self._start(inputs, context, row_ids, "hazard" in policy.needs, ModelSource)
-        exits = run(source, policy, batch) if batch.size else no_exits(source, self.num_steps)
+            if policy is not None:
+                raise ArgumentError(
+                    "policy",
+                    expected="None in training mode, where every step runs",
+                    got=repr(policy),
+                    remedy="Call model.eval() first.",
+                )
+            return self._train_on(inputs, context, labels, row_ids, num_steps)
+        policy = self.checked(policy, self.depth(num_steps))
+        exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
         return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
+
+    if TYPE_CHECKING:
+        # What nn.Module types as Any: a call gives what `forward` gives, and takes what it takes.
+        __call__ = forward
 
     def unroll(
         self,
@@ -195,25 +207,41 @@ class PonderWrapper(nn.Module):
         *,
         labels: Tensor | None = None,
         row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
         keep_features: bool = False,
         **context: Any,
     ) -> Trajectory:
         """Run all steps for all rows and record them; arguments as for a call.
 
+        In training mode dropout is on, which a trajectory remembers: a warning says so, since hardly anyone wants it.
+
         Args:
             inputs: What the stem takes.
             labels: Kept with the trajectory.
             row_ids: Who each row is.
+            policy_context: Kept with the trajectory, for policies that read it.
+            num_steps: How many steps, as for a call.
             keep_features: Record features too, for policies that read them.
             context: As for a call.
         """
-        return self._unroll(inputs, context, labels, row_ids, keep_features=keep_features)
+        if self.training:
+            warnings.warn(
+                "unroll in training mode: dropout is on, and what is recorded is not what the model answers. "
+                "Call model.eval() first.",
+                stacklevel=2,
+            )
+        depth = Depth(0, self.depth(num_steps))
+        return self._unroll(inputs, context, labels, row_ids, policy_context, depth, keep_features=keep_features)
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
-        from ponder.inference.prediction import predict  # it calls models: the arrow points to here
-
         return predict(self, dataset, **options)
+
+    def start_stage(self, stage: Stage) -> None:
+        """Take the objective of a stage of training, and freeze what it does not train."""
+        self.objective = stage.objective
+        freeze_for(stage, [part for part in (self.stem, self.steps, self.readout) if part is not None], self.head)
 
     def settings(self) -> dict[str, Any]:
         """Everything but weights, as plain JSON."""
@@ -237,13 +265,17 @@ class PonderWrapper(nn.Module):
         try:
             prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
             objective = Objective.from_dict(settings["objective"])
-            policy = self._checked(ExitPolicy.from_dict(settings["policy"]))
+            policy = self.checked(ExitPolicy.from_dict(settings["policy"]))
             self._check_prior(prior)
             self._check_objective(objective, prior)
         except (KeyError, PonderError) as error:
             raise CheckpointError(f"the saved prior, objective or policy cannot be used: {error}") from error
         self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
         self._objective, self._policy = objective, policy
+
+    def extra_repr(self) -> str:
+        """Policy, prior and objective, which no submodule shows."""
+        return f"policy={self.policy!r},\nprior={self.prior!r},\nobjective={self.objective!r}"
 
     def _hold_prior(self, prior: Prior | None) -> None:
         self._prior = prior
@@ -257,13 +289,27 @@ class PonderWrapper(nn.Module):
     def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
         check_type("objective", objective, Objective)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
+        if objective.draws_depth:
+            check_drawn(objective, self.steps.shared and not isinstance(self.head, PerStep), self.num_steps)
         check_truncation(self.truncate_below, objective, self.lambda_head is not None)
 
-    def _checked(self, policy: ExitPolicy) -> ExitPolicy:
-        check_type("policy", policy, ExitPolicy)
-        task = None if self.task is None else self.task.name
-        policy.check(Setting(self.num_steps, task, self.lambda_head is not None))
-        return policy
+    def _train_on(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        labels: Tensor | None,
+        row_ids: Tensor | None,
+        num_steps: int | None,
+    ) -> PonderOutput:
+        depth = self.objective.depth(self.depth(num_steps))
+        trajectory = self._unroll(inputs, context, labels, row_ids, None, depth, truncate_below=self.truncate_below)
+        outputs = trajectory.outputs[:, -1]
+        last = torch.full_like(trajectory.row_ids, depth.warm_up + trajectory.num_steps)
+        if not len(trajectory):
+            return PonderOutput(outputs, last, None if labels is None else no_loss(outputs, self), trajectory)
+        prior = None if self.prior is None else self.prior(depth.steps, device=outputs.device)
+        loss = training_loss(trajectory, self.task, self.objective, prior)
+        return PonderOutput(outputs, last, loss, trajectory)
 
     def _unroll(
         self,
@@ -271,29 +317,36 @@ class PonderWrapper(nn.Module):
         context: Mapping[str, Any],
         labels: Tensor | None,
         row_ids: Tensor | None,
+        policy_context: Mapping[str, Tensor] | None,
+        depth: Depth,
         *,
         keep_features: bool = False,
         truncate_below: float | None = None,
     ) -> Trajectory:
-        source, batch = self._start(inputs, context, row_ids, self.lambda_head is not None, UnrolledSource)
+        kind = CheckpointedSource if self.checkpoint_steps else ModelSource
+        use_hazard = self.lambda_head is not None
+        source, batch = self.start(inputs, context, row_ids, policy_context, use_hazard, kind, depth.total)
         if batch.size:
-            trajectory = unroll(source, batch, keep_features=keep_features, truncate_below=truncate_below)
+            record = unroll(
+                source,
+                depth.steps,
+                warm_up=depth.warm_up,
+                keep_features=keep_features,
+                truncate_below=truncate_below,
+            )
         else:
-            trajectory = no_steps(source, batch, keep_features=keep_features)
+            record = no_steps(source, depth.steps, keep_features=keep_features)
+        trajectory = Trajectory(
+            outputs=record.outputs,
+            hazard_logits=record.hazard_logits,
+            row_ids=batch.row_ids,
+            features=record.features,
+            task=None if self.task is None else self.task.name,
+            mask=source.mask,
+            policy_context=policy_context,
+            training=self.training,
+            task_object=self.task,
+        )
         if labels is None:
             return trajectory
         return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
-
-    def _start(
-        self, inputs: Tree, context: Mapping[str, Any], row_ids: Tensor | None, use_hazard: bool, kind: type[_Source]
-    ) -> tuple[_Source, Batch]:
-        """Everything that is checked once per call, and h_0."""
-        check_masks(context)
-        hidden, layer_context, size = call_stem(self.stem, inputs, context)
-        padding = self.padding if size > 1 and not self.training else None  # one row alone is as narrow as it is
-        lengths = None if padding is None else padding.lengths(context)
-        device = next(tensor.device for _, tensor in tensors(hidden))
-        steps = CheckpointedSteps(self.steps) if self.checkpoint_steps and kind is UnrolledSource else self.steps
-        parts = Parts(steps, self.readout, self.head, self.lambda_head, self.check_finite, self.padding)
-        batch = Batch(as_row_ids(row_ids, size, device), self.num_steps, None if self.task is None else self.task.name)
-        return kind(parts, hidden, layer_context, use_hazard and size > 0, lengths=lengths), batch

@@ -161,7 +161,7 @@ def _chosen(run: Result, own: ExitPolicy) -> Iterator[tuple[ExitPolicy, Point]]:
         points: Sequence[Point] = () if curve is None else curve.points
         nearest = [_nearest(points, run["num_steps"] / speed_up) for speed_up in SPEED_UPS]
         for point in dict.fromkeys(point for point in nearest if point is not None):
-            yield family.turned(point.knob), point
+            yield family.with_threshold(point.knob), point
 
 
 def _nearest(points: Sequence[Point], steps: float) -> Point | None:

@@ -49,8 +49,8 @@ def record_curves(
 def families(trajectory: Trajectory, policy: ExitPolicy) -> Iterator[tuple[ExitPolicy, list[float]]]:
     """A policy of each family that fits, and values of its knob; the first is `policy`, where it has a knob."""
     for family in candidates(policy, trajectory.hazard_logits is not None, trajectory.task):
-        assert family.knob is not None
-        values = family.knob.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
+        assert family.tunable is not None
+        values = family.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
         yield family, [value for value in values if _fits(family, value, trajectory)]
 
 
@@ -67,7 +67,7 @@ def candidates(policy: ExitPolicy, has_hazard: bool, task: str | None) -> list[E
     others: list[ExitPolicy] = [Quantile(0.5)] if has_hazard else []
     if task != "regression":
         others += [Patience(1), Entropy(0.2), Confidence(0.9)]
-    own = [policy] if policy.knob is not None else []
+    own = [policy] if policy.tunable is not None else []
     return [*own, *(other for other in others if type(other) is not type(policy))]
 
 
@@ -109,7 +109,7 @@ def _entry(
 
 def _fits(family: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
     try:
-        trajectory.check(family.turned(value))
+        trajectory.check(family.with_threshold(value))
     except ArgumentError:
         return False
     return True

@@ -49,7 +49,7 @@ def choose_knob(
         policy: The policy whose knob is turned.
         recorded: Full-depth trajectories, `held_out` among them.
     """
-    if config.knob == "recipe" or policy.knob is None or not policy.needs:
+    if config.knob == "recipe" or policy.tunable is None or not policy.needs:
         return ChosenKnob(policy, {"chosen_on": "recipe"})
 
     def score(outputs: Tensor, labels: Tensor) -> float:

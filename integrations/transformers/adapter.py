@@ -33,6 +33,7 @@ class EncoderAdapter(ABC):
         encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
     """
 
+    borrows_modules = True
     extra_lengths: Mapping[str, Along] = MappingProxyType({})
     """Which dimensions of what `extra_context` gives are as long as the text; none by default."""
 
@@ -120,6 +121,8 @@ class LayerStep:
     Args:
         layer: The layer, called as `layer(hidden, attention_mask, **context)`.
     """
+
+    borrows_modules = True
 
     def __init__(self, layer: torch.nn.Module) -> None:
         self.layer = layer

@@ -1,4 +1,4 @@
-"""Rows of a batch: nested states whose tensors are batch-first, and taking some of their rows.
+"""Nested states whose tensors are batch-first: reading them, checking them, and taking some of their rows.
 
 A *tree* is a tensor, or a tuple, list, named tuple or dict of trees; leaves that are not tensors (numbers,
 None, `Shared` values) belong to the whole batch and pass unchanged.
@@ -34,13 +34,7 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Apply `fn` to every per-example tensor of `tree` and keep the structure."""
     if isinstance(tree, Tensor):
         return fn(tree)
-    if isinstance(tree, Mapping):
-        return type(tree)({key: map_tensors(fn, value) for key, value in tree.items()})  # type: ignore[call-arg]
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(fn, value) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(map_tensors(fn, value) for value in tree)
-    return tree
+    return _map_leaves(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -62,7 +56,8 @@ def take_rows(tree: Tree, index: Tensor) -> Tree:
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
     """`context` as a step sees it: `Shared` values, wherever they stand, without their mark."""
-    return {key: _without_mark(value) for key, value in context.items()}
+    bare: dict[str, Any] = _map_leaves(lambda leaf: leaf.value if isinstance(leaf, Shared) else leaf, dict(context))
+    return bare
 
 
 def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
@@ -77,6 +72,8 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
         ArgumentTypeError: `tree` holds no tensor although `batch` is None.
         ArgumentError: A tensor has another first dimension.
     """
+    if isinstance(tree, Tensor) and tree.dim() and batch in (None, tree.shape[0]):  # nearly always
+        return tree.shape[0]
     for path, tensor in tensors(tree, name):
         size = tensor.shape[0] if tensor.dim() else None
         if batch is None:
@@ -98,13 +95,11 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
     return batch
 
 
-def _without_mark(tree: Tree) -> Tree:
-    if isinstance(tree, Shared):
-        return tree.value
+def _map_leaves(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     if isinstance(tree, Mapping):
-        return type(tree)({key: _without_mark(value) for key, value in tree.items()})  # type: ignore[call-arg]
+        return type(tree)({key: _map_leaves(fn, value) for key, value in tree.items()})  # type: ignore[call-arg]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_without_mark(value) for value in tree))
+        return type(tree)(*(_map_leaves(fn, value) for value in tree))
     if isinstance(tree, list | tuple):
-        return type(tree)(_without_mark(value) for value in tree)
-    return tree
+        return type(tree)(_map_leaves(fn, value) for value in tree)
+    return fn(tree)

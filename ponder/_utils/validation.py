@@ -1,59 +1,77 @@
-"""Checks of what a user hands to the wrapper, when it is built and once a call."""
+"""Checks of arguments: each refuses a bad value with what was expected, what came and what to do.
+
+The order of the parameters is always the argument's name, its value, and what is accepted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.heads import PerStep
 
-__all__ = ["as_row_ids", "check_head", "check_masks", "check_type"]
+__all__ = ["as_row_ids", "check_choice", "check_int", "check_real", "check_type"]
 
 
-def check_head(head: nn.Module, num_steps: int) -> nn.Module:
-    """A head that can be called, and has one part for each step where it is `PerStep`."""
-    if not callable(head) or isinstance(head, nn.ModuleList | nn.ModuleDict):
-        raise ArgumentTypeError(
-            "head",
-            expected="a module features -> outputs",
-            got=type(head).__name__,
-            remedy="Pass nn.Linear(…), say, or ponder.PerStep([…]) for one head a step.",
-        )
-    if isinstance(head, PerStep) and len(head) != num_steps:
+def check_int(argument: str, value: Any, low: int = 1, high: int | None = None, *, remedy: str | None = None) -> None:
+    """Refuse what is not a whole number from `low` to `high` (None: without end)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        bounds = f"≥ {low}" if high is None else f"from {low} to {high}"
         raise ArgumentError(
-            "head",
-            expected=f"one head for each of {num_steps} steps",
-            got=f"{len(head)} heads",
-            remedy="Match them.",
+            argument,
+            expected=f"a whole number {bounds}",
+            got=repr(value),
+            remedy=remedy or f"Pass {argument}={low}, say.",
         )
-    return head
+
+
+def check_real(
+    argument: str,
+    value: Any,
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    remedy: str | None = None,
+) -> None:
+    """Refuse what is not a finite number between `low` and `high`; an end that is `open` does not count itself."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    above = number and (value > low if open_low else value >= low)
+    if not above or not (value < high if open_high else value <= high):
+        if high == math.inf:
+            expected = f"a finite number {'>' if open_low else '≥'} {low:g}"
+        else:
+            expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        example = low + 0.1 if high == math.inf else (low + high) / 2
+        raise ArgumentError(
+            argument, expected=expected, got=repr(value), remedy=remedy or f"Pass {argument}={example:g}, say."
+        )
+
+
+def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuse what is none of the names `choices`."""
+    known = list(choices)
+    if value not in known:
+        raise ArgumentError(
+            argument, expected=f"one of {', '.join(known)}", got=repr(value), remedy="Choose one of them."
+        )
 
 
 def check_type(argument: str, value: object, kind: type) -> None:
     """Refuse what is not of a kind."""
     if not isinstance(value, kind):
+        home = kind.__module__.split("._")[0]
         raise ArgumentTypeError(
-            argument, expected=kind.__name__, got=type(value).__name__, remedy=f"Pass one of {kind.__module__}."
+            argument,
+            expected=f"a {kind.__name__} (of {home})",
+            got=type(value).__name__,
+            remedy=f"Pass an instance of {home}.{kind.__name__}.",
         )
-
-
-def check_masks(context: Mapping[str, Any]) -> None:
-    """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
-    for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
-        mask = context.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
-            empty = ~((mask != 0) == real).any(1)
-            if bool(empty.any()):
-                raise ArgumentError(
-                    name,
-                    expected="at least one real position in every row",
-                    got=f"none in rows {empty.nonzero().flatten().tolist()}",
-                    remedy="Drop empty examples before the model, or answer them yourself.",
-                )
 
 
 def as_row_ids(row_ids: Tensor | None, size: int, device: torch.device) -> Tensor:

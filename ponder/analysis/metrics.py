@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.answers import answers, correct
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
 
 __all__ = ["Metric", "MetricLike", "as_metric"]
 
@@ -36,7 +33,7 @@ class Metric:
     function: Callable[[Tensor, Tensor], float] | None = None
     labels: Tensor | None = None
 
-    def of_exits(self, trajectory: Trajectory, exit_step: Tensor) -> float:
+    def of_exits(self, trajectory: Recording, exit_step: Tensor) -> float:
         """The score of the answers at the exits, `exit_step` `(batch,)`."""
         rows = torch.arange(len(trajectory), device=exit_step.device)
         if self.per_row is not None:
@@ -47,17 +44,15 @@ class Metric:
         return _number(value)
 
 
-def as_metric(metric: MetricLike | None, trajectory: Trajectory) -> Metric | None:
+def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None:
     """The metric that a user names or passes; None gives the task's own, or None where there are no labels.
 
     Raises:
         ArgumentError: An unknown name, no labels, or a metric that does not fit the task.
     """
-    regression = trajectory.task == "regression"
-    if metric is None:
-        if trajectory.labels is None or trajectory.task == "custom":
-            return None
-        metric = "negative_squared_error" if regression else "accuracy"
+    task = trajectory.meaning
+    if metric is None and (trajectory.labels is None or task.metric is None):
+        return None
     if trajectory.labels is None:
         raise ArgumentError(
             "metric",
@@ -67,22 +62,14 @@ def as_metric(metric: MetricLike | None, trajectory: Trajectory) -> Metric | Non
         )
     if callable(metric):
         return Metric(getattr(metric, "__name__", "score"), None, metric, trajectory.labels)
-    if metric == "accuracy" and not regression:
-        return Metric(metric, correct(trajectory.outputs, trajectory.labels, trajectory.task).double())
-    if metric == "negative_squared_error" and regression:
-        return Metric(metric, -_squared_error(trajectory.outputs, trajectory.labels))
+    if task.metric is not None and metric in (None, task.metric):
+        return Metric(task.metric, task.scores(trajectory.outputs, trajectory.labels))
     raise ArgumentError(
         "metric",
         expected="a callable (outputs, labels) -> float, 'accuracy' (classes), or 'negative_squared_error' (numbers)",
         got=f"{metric!r} with the task {trajectory.task!r}",
         remedy="Choose the one that fits the task.",
     )
-
-
-def _squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
-    given = answers(outputs, "regression").double()
-    error = (given - labels.reshape(labels.shape[0], 1, *given.shape[2:]).double()) ** 2
-    return error.flatten(2).mean(2) if error.dim() > 2 else error
 
 
 def _number(value: object) -> float:

@@ -6,18 +6,17 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
+from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.policies.base import Batch, ExitPolicy, StepView
-from ponder.policies.threshold import Knob, ThresholdPolicy
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy
+from ponder.policies.threshold import Threshold
 
 __all__ = ["Family", "FamilyLike", "as_family"]
 
@@ -38,25 +37,25 @@ class Family:
     knob: str
     values: tuple[float, ...]
     policies: tuple[ExitPolicy, ...]
-    declared: Knob | None = None
+    declared: Threshold | None = None
 
     @property
-    def raised_is_later(self) -> bool | None:
+    def higher_exits_later(self) -> bool | None:
         """Whether a greater value lets rows leave later; None where that is not known."""
         free = self._free()
-        knob = self.declared if free is None else free.knob
-        return None if knob is None else knob.raised_is_later
+        knob = self.declared if free is None else free.tunable
+        return None if knob is None else knob.higher_exits_later
 
-    def exit_steps(self, trajectory: Trajectory) -> Tensor:
+    def exit_steps(self, trajectory: Recording) -> Tensor:
         """The step at which each row leaves under each policy, `(knobs, batch)` long."""
         places = self.places(trajectory)
         if places is None:
-            return torch.stack([trajectory.replay(policy).exit_step for policy in self.policies])
+            return torch.stack([replay(trajectory, policy).exit_step for policy in self.policies])
         order, rank = places
         knobs = torch.arange(len(self.values), device=rank.device).expand(rank.shape[0], -1).contiguous()
         return (torch.searchsorted(rank, knobs, right=True) + 1).T[order.argsort()]
 
-    def places(self, trajectory: Trajectory) -> tuple[Tensor, Tensor] | None:
+    def places(self, trajectory: Recording) -> tuple[Tensor, Tensor] | None:
         """Where each row leaves, from one pass, without an exit step for every knob.
 
         Returns:
@@ -67,12 +66,12 @@ class Family:
         free = self._free()
         if free is None or not len(trajectory):
             return None
-        knob = free.knob
+        knob = free.tunable
         readiness = _readiness(trajectory, self.policies[0], free).cummax(1).values
         values = torch.tensor(self.values, dtype=torch.float64, device=readiness.device)
-        order = (values if knob.raised_is_later else -values).argsort()
+        order = (values if knob.higher_exits_later else -values).argsort()
         turned = values[order].to(readiness.dtype)
-        turned = turned if knob.raised_is_later else -turned
+        turned = turned if knob.higher_exits_later else -turned
         return order, torch.searchsorted(turned.contiguous(), readiness.contiguous(), right=knob.inclusive)
 
     def _free(self) -> ThresholdPolicy | None:
@@ -84,12 +83,14 @@ class Family:
         """Whether turning the knob of `leaf`, a part of the first policy, gives all of them."""
         pairs = zip(self.policies, self.values, strict=True)
         try:
-            return all(policy == _exchanged(self.policies[0], leaf, leaf.turned(value)) for policy, value in pairs)
+            return all(
+                policy == _exchanged(self.policies[0], leaf, leaf.with_threshold(value)) for policy, value in pairs
+            )
         except ArgumentError:  # the values mean nothing to this leaf
             return False
 
 
-def as_family(like: FamilyLike, grid: Iterable[float] | None, trajectory: Trajectory) -> Family:
+def as_family(like: FamilyLike, grid: Iterable[float] | None, trajectory: Recording) -> Family:
     """What a user passes, as a family that has been checked against a trajectory.
 
     Args:
@@ -109,13 +110,13 @@ def as_family(like: FamilyLike, grid: Iterable[float] | None, trajectory: Trajec
     made = [_policy_of(build, value) for value in values]
     family = Family("knob" if declared is None else declared.field, tuple(values), tuple(made), declared)
     for policy in made:
-        trajectory.check(policy)
+        check_replay(trajectory, policy)
     return family
 
 
-def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float], Any], Knob | None, list[float]]:
+def _builder(like: FamilyLike, trajectory: Recording) -> tuple[Callable[[float], Any], Threshold | None, list[float]]:
     if isinstance(like, ExitPolicy) or (isinstance(like, type) and issubclass(like, ExitPolicy)):
-        knob = like.knob
+        knob = like.tunable
         if knob is None:
             raise ArgumentError(
                 "policies",
@@ -126,7 +127,7 @@ def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float]
 
         def build(value: float) -> ExitPolicy:
             if isinstance(like, ExitPolicy):
-                return like.turned(value)
+                return like.with_threshold(value)
             try:
                 return like(**knob.argument(value))
             except TypeError as error:
@@ -140,7 +141,7 @@ def _builder(like: FamilyLike, trajectory: Trajectory) -> tuple[Callable[[float]
         values = knob.values(trajectory.num_steps, trajectory.outputs.shape[-1])
         accepted = [value for value in values if _accepts(build, value, trajectory)]
         if not accepted:
-            trajectory.check(build(values[len(values) // 2]))  # raises what is wrong with all of them
+            check_replay(trajectory, build(values[len(values) // 2]))  # raises what is wrong with all of them
         return build, knob, accepted
     if not callable(like):
         raise ArgumentTypeError(
@@ -177,10 +178,10 @@ def _policy_of(build: Callable[[float], Any], value: float) -> ExitPolicy:
     return policy
 
 
-def _accepts(build: Callable[[float], ExitPolicy], value: float, trajectory: Trajectory) -> bool:
+def _accepts(build: Callable[[float], ExitPolicy], value: float, trajectory: Recording) -> bool:
     """Whether a value of the default grid makes sense for this policy (a normalised entropy ends at 1, say)."""
     try:
-        trajectory.check(build(value))
+        check_replay(trajectory, build(value))
     except ArgumentError:
         return False
     return True
@@ -219,7 +220,7 @@ class _Probe(ExitPolicy):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return self.policy.needs
 
-    def init(self, batch: Batch) -> Tree:
+    def init(self, batch: PolicyBatch) -> Tree:
         return self.policy.init(batch)
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
@@ -228,10 +229,10 @@ class _Probe(ExitPolicy):
         return False, state
 
 
-def _readiness(trajectory: Trajectory, policy: ExitPolicy, free: ExitPolicy) -> Tensor:
+def _readiness(trajectory: Recording, policy: ExitPolicy, free: ExitPolicy) -> Tensor:
     """Readiness, `(batch, steps − 1)`."""
     probe = _Probe(policy, free, [])
-    trajectory.run(probe)
+    replay(trajectory, probe)
     if not probe.seen:
         return torch.empty(len(trajectory), 0, device=trajectory.outputs.device)
     return torch.stack(probe.seen, dim=1)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,10 @@ from torch import Tensor
 from ponder._utils.files import write_text
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import Family, FamilyLike, as_family
+from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError
-from ponder.parts.answers import agreement
+from ponder.parts.recording import Recording
 from ponder.policies.base import ExitPolicy
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
 
 __all__ = ["Curve", "Point", "measure", "sweep"]
 
@@ -87,7 +85,7 @@ class Curve:
 
 
 def sweep(
-    trajectory: Trajectory,
+    trajectory: Recording,
     policies: FamilyLike,
     grid: Iterable[float] | None = None,
     *,
@@ -123,7 +121,7 @@ def sweep(
 
 
 def measure(
-    trajectory: Trajectory,
+    trajectory: Recording,
     policy: ExitPolicy,
     *,
     metric: MetricLike | None = None,
@@ -131,17 +129,18 @@ def measure(
 ) -> Point:
     """What one policy gives on a trajectory; arguments as for `sweep`."""
     ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps))
-    return ruler.point(math.nan, trajectory.replay(policy).exit_step)
+    check_replay(trajectory, policy)
+    return ruler.point(math.nan, replay(trajectory, policy).exit_step)
 
 
 class _Ruler:
     """Measures exits on one trajectory."""
 
-    def __init__(self, trajectory: Trajectory, metric: Metric | None, costs: Tensor) -> None:
+    def __init__(self, trajectory: Recording, metric: Metric | None, costs: Tensor) -> None:
         self.trajectory = trajectory
         self.metric = metric
-        numbers = trajectory.task in ("regression", "custom")
-        agrees = None if numbers else agreement(trajectory.outputs, trajectory.task).double()
+        task = trajectory.meaning
+        agrees = task.agreement(trajectory.outputs, trajectory.mask).double() if task.comparable else None
         steps = torch.arange(1, trajectory.num_steps + 1, dtype=torch.float64)
         self._columns: dict[str, Tensor | None] = {
             "score": None if metric is None else metric.per_row,

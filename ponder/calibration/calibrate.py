@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,9 +13,7 @@ from ponder.analysis.sweeps import Curve, Point, measure, sweep
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
 from ponder.policies import ExitPolicy, LastStep
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.trajectory import Trajectory
 
 __all__ = ["Calibration", "calibrate"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from ponder.calibration.risks import RiskLike, losses_by_step
 from ponder.errors import ArgumentError
 from ponder.policies import LastStep
 from ponder.policies.certified import Certified
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.trajectory import Trajectory
 
 __all__ = ["RiskControl", "control_risk"]
 
@@ -149,11 +146,11 @@ def _from_late_to_early(family: Family, steps: Tensor) -> Tensor:
     direction and picks no value.
     """
     order = torch.arange(len(family.values))
-    if family.raised_is_later is None:
+    if family.higher_exits_later is None:
         first, last = steps[[0, -1]].double().mean(1).tolist()
         return order if first >= last else order.flip(0)
     rising = family.values[-1] > family.values[0]
-    return order.flip(0) if rising == family.raised_is_later else order
+    return order.flip(0) if rising == family.higher_exits_later else order
 
 
 def _fixed_sequence(losses: Tensor, level: float, delta: float, bound: Bound) -> tuple[int, list[float]]:

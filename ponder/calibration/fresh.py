@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
 
 __all__ = ["check_fresh", "check_rows_given"]
 
 
-def check_fresh(test: Trajectory, calibration: Trajectory) -> None:
+def check_fresh(test: Recording, calibration: Recording) -> None:
     """Refuse a test set that holds rows of the calibration set.
 
     Ids alone prove nothing, since by default they are positions, which start anew in every call. A row is the same
@@ -43,11 +40,13 @@ def check_fresh(test: Trajectory, calibration: Trajectory) -> None:
         )
 
 
-def check_rows_given(trajectory: Trajectory) -> None:
+def check_rows_given(trajectory: Recording) -> None:
     """Refuse an empty trajectory."""
     if not len(trajectory):
         raise ArgumentError("trajectory", expected="at least one row", got="none", remedy="Unroll some examples first.")
 
 
 def _equal_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.isclose(a.float(), b.float(), rtol=1e-4, atol=1e-5, equal_nan=True).flatten(1).all(1)
+    return (
+        torch.isclose(at_least_float32(a), at_least_float32(b), rtol=1e-4, atol=1e-5, equal_nan=True).flatten(1).all(1)
+    )

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.answers import agreement, correct
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
 
 __all__ = ["RiskLike", "losses_by_step"]
 
 RiskLike = Literal["disagreement", "error_gap", "error"] | Callable[[Tensor, Tensor], Tensor]
 
 
-def losses_by_step(risk: RiskLike, trajectory: Trajectory, low: float = 0.0) -> Tensor:
+def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> Tensor:
     """The loss of each row, should it leave at each step, `(batch, steps)` float64.
 
     Args:
@@ -36,10 +33,10 @@ def losses_by_step(risk: RiskLike, trajectory: Trajectory, low: float = 0.0) -> 
         losses = _by_callable(risk, trajectory)
     elif risk == "disagreement":
         _check_answers(risk, trajectory)
-        losses = (~agreement(trajectory.outputs, trajectory.task)).double()
+        losses = (~trajectory.meaning.agreement(trajectory.outputs, trajectory.mask)).double()
     elif risk in ("error", "error_gap"):
         _check_answers(risk, trajectory)
-        wrong = (~correct(trajectory.outputs, _labels(risk, trajectory), trajectory.task)).double()
+        wrong = (~trajectory.meaning.correct(trajectory.outputs, _labels(risk, trajectory))).double()
         losses = wrong if risk == "error" else wrong - wrong[:, -1:]
     else:
         raise ArgumentError(
@@ -51,7 +48,7 @@ def losses_by_step(risk: RiskLike, trajectory: Trajectory, low: float = 0.0) -> 
     return losses.clamp(min=low).cpu()
 
 
-def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Trajectory) -> Tensor:
+def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording) -> Tensor:
     labels = _labels("a callable", trajectory)
     each = [risk(outputs, labels) for outputs in trajectory.outputs.unbind(1)]
     for losses in each:
@@ -74,7 +71,7 @@ def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Trajector
     return losses
 
 
-def _labels(risk: str, trajectory: Trajectory) -> Tensor:
+def _labels(risk: str, trajectory: Recording) -> Tensor:
     if trajectory.labels is None:
         raise ArgumentError(
             "trajectory",
@@ -85,8 +82,8 @@ def _labels(risk: str, trajectory: Trajectory) -> Tensor:
     return trajectory.labels
 
 
-def _check_answers(risk: str, trajectory: Trajectory) -> None:
-    if trajectory.task in ("regression", "custom"):
+def _check_answers(risk: str, trajectory: Recording) -> None:
+    if not trajectory.meaning.comparable:
         raise ArgumentError(
             "risk",
             expected="a callable (outputs, labels) -> losses in [0, 1]: here no answer is simply right or wrong",

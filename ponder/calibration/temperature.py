@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.calibration.fresh import check_rows_given
 from ponder.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
 
 __all__ = ["fit_temperatures"]
 
 
-def fit_temperatures(trajectory: Trajectory) -> tuple[float, ...]:
+def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
     r"""The temperature T_n of each step that gives softmax(outputs_n / T_n) the least negative log-likelihood.
 
     Guo et al. 2017, Section 4.2, once for each step. In β = 1/T the likelihood is concave, and its slope
@@ -37,7 +33,8 @@ def fit_temperatures(trajectory: Trajectory) -> tuple[float, ...]:
     """
     check_rows_given(trajectory)
     outputs, labels = trajectory.outputs.double(), trajectory.labels
-    if labels is None or outputs.dim() != 3 or trajectory.task not in (None, "classification"):
+    one_class = trajectory.meaning.comparable and trajectory.meaning.classes
+    if labels is None or outputs.dim() != 3 or not one_class:
         raise ArgumentError(
             "trajectory",
             expected="classes (batch, steps, classes), with labels",

@@ -9,13 +9,13 @@ import torch
 
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, check_rows, map_tensors, take_rows, tensors
-from ponder._utils.validation import check_masks, check_type
+from ponder._utils.validation import check_type
 from ponder.cost.breakdown import Cost
 from ponder.cost.flops import counted
-from ponder.engine.sources import ModelSource, Parts, call_stem
+from ponder.engine.model import EarlyExitModel
+from ponder.engine.sources import ModelSource, call_stem
 from ponder.errors import ArgumentError
-from ponder.parts.padding import Padding
-from ponder.wrapper import PonderWrapper
+from ponder.parts.padding import Padding, check_masks
 
 __all__ = ["measure", "measure_each"]
 
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 @torch.inference_mode()
-def measure(model: PonderWrapper, inputs: Tree, **context: Any) -> Cost:
+def measure(model: EarlyExitModel, inputs: Tree, **context: Any) -> Cost:
     """FLOPs per example of every part of `model` on a batch, in evaluation mode; the model is left as it was.
 
     Padding is computed, and so it is counted: pass one example, or examples of one length, or see `measure_each`.
@@ -39,20 +39,19 @@ def measure(model: PonderWrapper, inputs: Tree, **context: Any) -> Cost:
         >>> cost.steps, cost.head
         ((128.0, 128.0, 128.0, 128.0), 48.0)
     """
-    check_type("model", model, PonderWrapper)
+    check_type("model", model, EarlyExitModel)
     check_masks(context)
     with evaluating(model):
         (hidden, context_of_steps, size), stem = _run(lambda: call_stem(model.stem, inputs, context))
         if not size:
             raise ArgumentError("inputs", expected="one row or more", got="none", remedy="Pass an example.")
-        parts = Parts(model.steps, model.readout, model.head, model.lambda_head, padding=model.padding)
         source, first = _run(
-            lambda: ModelSource(parts, hidden, context_of_steps, use_hazard=model.lambda_head is not None)
+            lambda: ModelSource(model, hidden, context_of_steps, use_hazard=model.lambda_head is not None)
         )
         steps, readouts, heads, hazards = [], [], [], [0]
         for step in range(1, model.num_steps + 1):
             steps.append(_run(lambda step=step: source.advance(step))[1])  # type: ignore[misc]
-            readouts.append(_run(source.features)[1])
+            readouts.append(_run(source.read_out)[1])
             heads.append(_run(source.output)[1])
             if model.lambda_head is not None:
                 hazards.append(_run(source.hazard_logit)[1])
@@ -64,7 +63,7 @@ def measure(model: PonderWrapper, inputs: Tree, **context: Any) -> Cost:
 
 
 def measure_each(
-    model: PonderWrapper, inputs: Tree, *, padding: Padding | None = None, **context: Any
+    model: EarlyExitModel, inputs: Tree, *, padding: Padding | None = None, **context: Any
 ) -> tuple[Cost, ...]:
     """The cost of every example at its true length, as if it came alone and without padding.
 
@@ -79,7 +78,7 @@ def measure_each(
     Returns:
         One cost a row; rows of one length share it.
     """
-    check_type("model", model, PonderWrapper)
+    check_type("model", model, EarlyExitModel)
     padding = model.padding if padding is None else padding
     if padding is None:
         raise ArgumentError(
@@ -103,7 +102,7 @@ def measure_each(
 
 
 def _alone(
-    model: PonderWrapper, inputs: Tree, context: dict[str, Any], padding: Padding, row: int, length: int
+    model: EarlyExitModel, inputs: Tree, context: dict[str, Any], padding: Padding, row: int, length: int
 ) -> tuple[Tree, dict[str, Any]]:
     """One row, and its context, up to its length."""
     device = next(tensor.device for _, tensor in tensors(inputs))

@@ -1,13 +1,14 @@
 """The one loop: it advances rows step by step, asks the policy, and lets finished rows leave at once.
 
-Training, inference, replay and streaming are the same loop over different sources. A `Source` holds the rows that are
-still running and answers for the step they stand at: `source.ModelSource` computes (and only what is asked for),
-`trajectory._RecordedSource` looks up what a full-depth run recorded. `run` takes one batch from its first step to its
-last; `ponder.inference.streaming` calls the same `ask` with rows at different depths.
+Inference, replay and streaming are the same loop over different sources. A `Source` holds the rows that are still
+running and answers for the step they stand at: `sources.ModelSource` computes (and only what is asked for),
+`replay.RecordedSource` looks up what a full-depth run recorded. `run` takes one batch from its first step to its last;
+`ponder.inference.streaming` calls the same `ask` with rows at different depths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, check_rows, take_rows
 from ponder.errors import ArgumentError
-from ponder.policies.base import Batch, ExitPolicy, StepView
+from ponder.parts.tasks import Task
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 
-__all__ = ["Exits", "Readings", "Record", "Running", "Source", "ask", "run"]
+__all__ = ["Exits", "Readings", "Running", "Source", "ask", "run"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Exits:
 
 class Readings(Protocol):
     """What can be asked of rows at the step they stand at."""
+
+    mask: Tensor | None
+    policy_context: Mapping[str, Tensor]
 
     def features(self) -> Tensor:
         """Features of the running rows, `(rows, …)`."""
@@ -61,13 +66,6 @@ class Source(Readings, Protocol):
         """Go on with the rows `index` among the running."""
 
 
-class Record(Protocol):
-    """Told of every step by the loop, before anyone leaves."""
-
-    def add(self, source: Source) -> None:
-        """Take what is wanted of the step at which `source` stands."""
-
-
 @dataclass(frozen=True)
 class Running:
     """What is known of the rows still running, besides their hidden states.
@@ -83,24 +81,23 @@ class Running:
     log_survival: Tensor
 
     @classmethod
-    def start(cls, policy: ExitPolicy, batch: Batch) -> Running:
+    def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
         """Rows before their first step."""
-        state = policy.init(batch)
-        return cls(torch.zeros_like(batch.row_ids), state, torch.zeros(batch.size, device=batch.device))
+        nothing = torch.zeros(batch.size, dtype=torch.float32, device=batch.device)
+        return cls(torch.zeros_like(batch.row_ids), policy.init(batch), nothing)
 
     def take(self, index: Tensor) -> Running:
         """The rows `index`."""
         return Running(*take_rows((self.index, self.state, self.log_survival), index))
 
 
-def run(source: Source, policy: ExitPolicy, batch: Batch, record: Record | None = None) -> Exits:
+def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     """Run all rows of a batch to their exits.
 
     Args:
         source: The rows. An empty batch must not come here.
         policy: Who decides; it has been checked against the model.
         batch: Who the rows are, and how many steps there are.
-        record: Told of every step, for a policy that lets all rows leave together.
 
     Returns:
         Outputs and exit steps, in the order of the batch.
@@ -109,8 +106,6 @@ def run(source: Source, policy: ExitPolicy, batch: Batch, record: Record | None 
     left: list[tuple[Tensor, Tensor, int]] = []
     for step in range(1, batch.num_steps + 1):
         source.advance(step)
-        if record is not None:
-            record.add(source)
         if step == batch.num_steps:
             break
         mask, running = ask(source, policy, running, batch.num_steps, batch.task)
@@ -127,7 +122,7 @@ def run(source: Source, policy: ExitPolicy, batch: Batch, record: Record | None 
 
 
 def ask(
-    source: Readings, policy: ExitPolicy, running: Running, num_steps: int, task: str | None
+    source: Readings, policy: ExitPolicy, running: Running, num_steps: int, task: Task
 ) -> tuple[Tensor | bool, Running]:
     """Ask the policy about rows that have just finished a step before their last.
 
@@ -136,25 +131,13 @@ def ask(
         policy: Who decides.
         running: The rows before the step.
         num_steps: N.
-        task: Name of the task, or None.
+        task: What the outputs mean.
 
     Returns:
         The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows leave
         or none; and the rows after the step.
     """
-    index = running.index + 1
-    readings, log_survival = _read(source, policy.needs, running.log_survival)
-    mask, state = policy.decide(StepView(index, num_steps, readings, task), running.state)
-    check_rows("policy state", state, index.shape[0])
-    if not isinstance(mask, bool):
-        mask = _check_mask(policy, mask, index.shape).cpu()
-        if not mask.any() or mask.all():
-            mask = bool(mask[0])
-    return mask, Running(index, state, log_survival)
-
-
-def _read(source: Readings, needs: frozenset[str], log_survival: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """What the policy sees, and log P(not stopped by the end of this step)."""
+    index, needs, log_survival = running.index + 1, policy.needs, running.log_survival
     readings: dict[str, Tensor] = {}
     if "hazard" in needs:
         logit = source.hazard_logit()
@@ -165,7 +148,14 @@ def _read(source: Readings, needs: frozenset[str], log_survival: Tensor) -> tupl
         readings["output"] = source.output()
     if "features" in needs:
         readings["features"] = source.features()
-    return readings, log_survival
+    context = source.policy_context if "context" in needs else None
+    mask, state = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
+    check_rows("policy state", state, index.shape[0])
+    if not isinstance(mask, bool):
+        mask = _check_mask(policy, mask, index.shape).cpu()
+        if not mask.any() or mask.all():
+            mask = bool(mask[0])
+    return mask, Running(index, state, log_survival)
 
 
 def _check_mask(policy: ExitPolicy, mask: object, shape: torch.Size) -> Tensor:

@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ponder._utils.validation import check_type
+from ponder._utils.validation import check_real, check_type
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective, Unrolled
+from ponder.parts.recording import Recording
 from ponder.parts.tasks import Task, infer_task
-from ponder.priors import Prior
-from ponder.trajectory import Trajectory
 
-__all__ = ["check_truncation", "checked_labels", "collected", "exit_loss", "step_losses", "training_loss"]
+__all__ = [
+    "check_drawn",
+    "check_truncation",
+    "checked_labels",
+    "collected",
+    "exit_loss",
+    "no_loss",
+    "step_losses",
+    "training_loss",
+]
 
 
 def training_loss(
-    trajectory: Trajectory, task: Task | None, objective: Objective, prior: Prior | None, num_steps: int
+    recording: Recording, task: Task | None, objective: Objective, prior: StepDistribution | None
 ) -> Tensor | None:
     """The objective's mean over the batch; None where there are no labels.
 
     Args:
-        trajectory: The unrolled batch.
+        recording: The unrolled batch, at least one row.
         task: What outputs and labels mean; inferred where None.
         objective: The objective.
-        prior: The prior, or None.
-        num_steps: N; the trajectory has fewer where it was truncated.
+        prior: The prior over all N steps, or None; the recording has fewer where it was truncated.
     """
-    if trajectory.labels is None:
+    outputs, labels = recording.outputs, recording.labels
+    if labels is None:
         return None
-    outputs = trajectory.outputs
-    if not len(trajectory):
-        return outputs.sum() * 0.0
-    task = task or infer_task(outputs[:, -1], trajectory.labels)
-    losses = step_losses(task, outputs, trajectory.labels)
-    over_steps = None if prior is None else collected(prior(num_steps, device=losses.device), trajectory.num_steps)
-    halting = None if trajectory.hazard_logits is None else trajectory.halting
+    task = task or infer_task(outputs[:, -1], labels)
+    losses = step_losses(task, outputs, labels)
+    over_steps = None if prior is None else collected(prior, recording.num_steps)
+    halting = None if recording.hazard_logits is None else recording.halting
     return objective.per_example(Unrolled(outputs, losses, task, halting, over_steps)).mean()
+
+
+def no_loss(outputs: Tensor, model: nn.Module) -> Tensor:
+    """The loss of no rows: 0, with a gradient of 0 for every parameter that is trained.
+
+    In data-parallel training every rank waits for the gradients of all others, also of one whose batch is empty.
+    """
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return outputs.sum() * 0.0 + sum(parameter.sum() * 0.0 for parameter in trained)
 
 
 def exit_loss(task: Task | None, outputs: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -85,6 +99,24 @@ def collected(distribution: StepDistribution, num_steps: int) -> StepDistributio
     return StepDistribution(torch.cat([log_pmf[..., : num_steps - 1], tail], dim=-1), validate_args=False)
 
 
+def check_drawn(objective: Objective, shared: bool, num_steps: int) -> None:
+    """Refuse an objective that draws its depth where steps or heads are not shared, or where N leaves no room.
+
+    Args:
+        objective: The objective.
+        shared: Whether one step and one head serve all depths.
+        num_steps: N.
+    """
+    if not shared:
+        raise ArgumentError(
+            "objective",
+            expected="an objective that runs all steps: these, or their heads, are not shared",
+            got=repr(objective),
+            remedy="Wrap one shared step with one head, or use objectives.OneStep to train a stack that is cut short.",
+        )
+    objective.check_depth(num_steps)
+
+
 def check_truncation(truncate_below: float | None, objective: Objective, has_hazard: bool) -> None:
     """Refuse a threshold that means nothing, and models for which a truncated unroll is another training.
 
@@ -95,13 +127,7 @@ def check_truncation(truncate_below: float | None, objective: Objective, has_haz
     """
     if truncate_below is None:
         return
-    if isinstance(truncate_below, bool) or not isinstance(truncate_below, int | float) or not 0 < truncate_below < 1:
-        raise ArgumentError(
-            "truncate_below",
-            expected="a mass in (0, 1), or None",
-            got=repr(truncate_below),
-            remedy="Pass truncate_below=1e-4, say.",
-        )
+    check_real("truncate_below", truncate_below, 0.0, 1.0, open_low=True, open_high=True)
     if not has_hazard:
         raise ArgumentError(
             "truncate_below",

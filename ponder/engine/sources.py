@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +12,24 @@ from torch import Tensor, nn
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, check_rows, take_rows, tensors, unwrap
 from ponder.errors import NonFiniteError
-from ponder.parts.heads import LambdaHead, PerStep
+from ponder.parts.heads import PerStep, checked_output
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
+from ponder.parts.steps import Steps
 
-__all__ = ["ModelSource", "Parts", "call_stem"]
+__all__ = ["ModelParts", "ModelSource", "call_stem"]
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a wrapped model that the loop calls.
+class ModelParts(Protocol):
+    """The parts of a model that the loop calls; `engine.model.EarlyExitModel` has them."""
 
-    Args:
-        steps: The steps, called as `steps(step, hidden, **context)`.
-        readout: Hidden state to features.
-        head: Features to outputs, shared or `PerStep`.
-        lambda_head: Concatenated features to hazard logits, or None.
-        check_finite: Whether to look for NaN and infinity after every step.
-        padding: Where lengths lie in hidden state and context, or None.
-    """
-
-    steps: Callable[..., Tree]
+    steps: Steps
     readout: ReadoutCall
+    halting_readout: ReadoutCall | None
     head: nn.Module
     lambda_head: Any
-    check_finite: bool = False
-    padding: Padding | None = None
+    check_finite: bool
+    padding: Padding | None
 
 
 def call_stem(
@@ -67,15 +59,19 @@ class ModelSource:
         step: The step at which the rows stand.
         lengths: The length of each row, `(rows,)` on the host, where it is known: the batch then gets narrower.
         past: Features of the steps before, newest first, as many as the Lambda head reads; None before the first step.
+        mask: Which positions are no padding, `(rows, length)` bool, where there is an answer at each of them.
+        policy_context: What the caller gave for the policy, by name.
     """
 
-    parts: Parts
+    parts: ModelParts
     hidden: Tree
     context: Mapping[str, Any]
     use_hazard: bool
     step: int = 0
     lengths: Tensor | None = None
     past: list[Tensor] | None = None
+    mask: Tensor | None = None
+    policy_context: Mapping[str, Tensor] = field(default_factory=dict)
     _cache: dict[str, Tensor] = field(default_factory=dict)
     _rows: Tensor | None = None
 
@@ -88,36 +84,53 @@ class ModelSource:
 
     def advance(self, step: int) -> None:
         """See `Source.advance`."""
-        if self.step > 0:
+        if self.step > 0 and self.past:
             self.past = self.next_past()
         self._cache.clear()
         self.step = step
-        rows = check_rows("hidden", self.hidden)
-        self.hidden = self.parts.steps(step, self.hidden, **self._call)
+        rows = check_rows("hidden state", self.hidden)
+        self.hidden = self.run_step(step)
         check_rows(f"hidden state returned by step {step}", self.hidden, rows)
         if self._rows is not None:
             _check_finite(self.hidden, step, self._rows)
 
+    def run_step(self, step: int) -> Tree:
+        """The hidden state after a step."""
+        return self.parts.steps(step, self.hidden, **self._call)
+
     def next_past(self) -> list[Tensor]:
-        """The past of the next step."""
-        return [self.features(), *self.past[:-1]] if self.past else []
+        """The past of the next step: copies, since a step may change its hidden state in place."""
+        return [self.lasting(self.halting_features()), *self.past[:-1]] if self.past else []
 
     def features(self) -> Tensor:
-        """See `Source.features`."""
+        """See `Readings.features`; a policy may keep them, so they are no view of a hidden state that may change."""
+        return self.lasting(self.read_out())
+
+    def read_out(self) -> Tensor:
+        """The features of this step, perhaps a view of the hidden state."""
         if "features" not in self._cache:
             self._cache["features"] = self.parts.readout(self.hidden, self.context)
         return self._cache["features"]
 
+    def halting_features(self) -> Tensor:
+        """What the Lambda head reads of this step: the features, unless the model reads them out on their own."""
+        if self.parts.halting_readout is None:
+            return self.read_out()
+        if "halting_features" not in self._cache:
+            self._cache["halting_features"] = self.parts.halting_readout(self.hidden, self.context)
+        return self._cache["halting_features"]
+
     def output(self) -> Tensor:
-        """See `Source.output`."""
+        """See `Readings.output`."""
         if "output" not in self._cache:
-            self._cache["output"] = self._head(self.features(), None)
+            self._cache["output"] = self.lasting(self.answer(self.read_out(), None))
         return self._cache["output"]
 
     def hazard_logit(self) -> Tensor:
-        """See `Source.hazard_logit`."""
+        """See `Readings.hazard_logit`."""
         if "hazard" not in self._cache:
-            logit: Tensor = self.parts.lambda_head(torch.cat([self.features(), *(self.past or ())], dim=-1))
+            now = self.halting_features()
+            logit: Tensor = self.parts.lambda_head(torch.cat([now, *self.past], dim=-1) if self.past else now)
             self._cache["hazard"] = at_least_float32(logit)
         return self._cache["hazard"]
 
@@ -129,9 +142,9 @@ class ModelSource:
         if "output" in self._cache:
             return self._cache["output"][rows]
         if "features" in self._cache:
-            return self._head(self._cache["features"][rows], index)
+            return self.answer(self._cache["features"][rows], index)
         read = self.parts.readout.reads(self.context)
-        return self._head(self.parts.readout(take_rows(self.hidden, rows), take_rows(read, rows)), index)
+        return self.answer(self.parts.readout(take_rows(self.hidden, rows), take_rows(read, rows)), index)
 
     def keep(self, index: Tensor) -> None:
         """See `Source.keep`."""
@@ -140,9 +153,13 @@ class ModelSource:
             self.lengths = self.lengths[index]
             length = int(self.lengths.max())
             self.hidden, self.context = self.parts.padding.trim(self.hidden, self.context, length)
-        self.hidden, self.context, self.past = take_rows((self.hidden, self.context, self.past), rows)
+        self._cache = {
+            name: value[rows] for name, value in self._cache.items() if self.past and name.endswith("features")
+        }
+        self.hidden, self.context, self.past, self.mask, self.policy_context = take_rows(
+            (self.hidden, self.context, self.past, self.mask, self.policy_context), rows
+        )
         self._call = unwrap(self.context)
-        self._cache = {"features": self._cache["features"][rows]} if self.past else {}
         if self._rows is not None:
             self._rows = self._rows[index]
 
@@ -156,15 +173,25 @@ class ModelSource:
         return index.to(self.device)
 
     def _before_the_first_step(self) -> list[Tensor]:
-        head: LambdaHead | None = self.parts.lambda_head
+        head = self.parts.lambda_head
         if head is None or head.history == 1:
             return []
-        features = self.features()
+        features = self.lasting(self.halting_features())
         self._cache.clear()
         return [features if head.initial == "stem" else torch.zeros_like(features)] * (head.history - 1)
 
-    def _head(self, features: Tensor, index: Tensor | None) -> Tensor:
+    def lasting(self, tensor: Tensor) -> Tensor:
+        """`tensor`, copied where it is a view of the hidden state, which the next step may change in place."""
+        storage = tensor.untyped_storage().data_ptr()
+        alias = any(own.untyped_storage().data_ptr() == storage for _, own in tensors(self.hidden))
+        return tensor.clone() if alias else tensor
+
+    def answer(self, features: Tensor, index: Tensor | None) -> Tensor:
         """The outputs of the rows `index` (None: all) from their features."""
+        return checked_output(self.call_head(features, index), features.shape[0])
+
+    def call_head(self, features: Tensor, index: Tensor | None) -> Tensor:
+        """What the head gives for the rows `index` (None: all)."""
         head = self.parts.head
         outputs: Tensor = head(features, self.step) if isinstance(head, PerStep) else head(features)
         return outputs

@@ -1,6 +1,6 @@
 """The unroll: all steps for all rows, recorded, with the heads called once for all steps where nothing forbids it.
 
-It is the loop with nobody leaving early. A head that reads pooled features, `(batch, width)`, is given
+Nobody leaves, so that it is a plain loop over the steps. A head that reads pooled features, `(batch, width)`, is given
 the features of all steps as `(batch · steps, width)` rows after the last step: one call instead of N. A head that must
 see each step on its own says so (see `one_call`), and is called after each.
 """
@@ -9,55 +9,77 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
-from ponder.engine.loop import Exits, Source, run
+from ponder.engine.loop import Exits
 from ponder.engine.sources import ModelSource
-from ponder.parts.steps import Steps
-from ponder.policies import Batch, ExitPolicy, LastStep, StepView
-from ponder.trajectory import Trajectory
 
-__all__ = ["CheckpointedSteps", "UnrolledSource", "no_exits", "no_steps", "one_call", "unroll"]
+__all__ = ["CheckpointedSource", "StepRecord", "no_exits", "no_steps", "one_call", "unroll"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What all steps gave.
+
+    Args:
+        outputs: `(batch, steps, …)`.
+        hazard_logits: `(batch, steps)`, at least float32; None where they were not asked for.
+        features: `(batch, steps, …)`; None where they were not asked for.
+    """
+
+    outputs: Tensor
+    hazard_logits: Tensor | None
+    features: Tensor | None
 
 
 def unroll(
-    source: UnrolledSource, batch: Batch, *, keep_features: bool = False, truncate_below: float | None = None
-) -> Trajectory:
+    source: ModelSource,
+    num_steps: int,
+    *,
+    warm_up: int = 0,
+    keep_features: bool = False,
+    truncate_below: float | None = None,
+) -> StepRecord:
     """Run all steps for all rows and record them.
 
     Args:
         source: The rows before their first step, at least one. Its `use_hazard` says whether to record hazards.
-        batch: Who the rows are.
+        num_steps: How many steps are recorded.
+        warm_up: How many run before them, without a gradient and unrecorded.
         keep_features: Record features too.
-        truncate_below: Stop after the first step at which no row has this much mass left (see `MassLeft`).
+        truncate_below: Stop after the first step n at which Π_{j≤n} (1 − λ_j) is below this in every row. Rows do not
+            stop one by one: a step would see another batch than without truncation. Costs a synchronisation a step.
     """
-    record = _Recorder(source, keep_features, hazard_each_step=truncate_below is not None)
-    run(source, LastStep() if truncate_below is None else MassLeft(truncate_below), batch, record)
-    return Trajectory(
-        outputs=record.all_outputs(),
-        hazard_logits=record.all_hazard_logits() if source.use_hazard else None,
-        row_ids=batch.row_ids,
-        features=torch.stack(record.features, dim=1) if keep_features else None,
-        task=batch.task,
-    )
+    with torch.no_grad():
+        for step in range(1, warm_up + 1):
+            source.advance(step)
+    recorder = _Recorder(source, keep_features, hazard_each_step=truncate_below is not None)
+    log_survival: Tensor | float = 0.0
+    for step in range(warm_up + 1, warm_up + num_steps + 1):
+        source.advance(step)
+        recorder.add()
+        if truncate_below is not None and step < num_steps:
+            log_survival = log_survival + F.logsigmoid(-source.hazard_logit().detach())
+            if bool((log_survival.exp() < truncate_below).all()):
+                break
+    return recorder.record()
 
 
-def no_steps(source: UnrolledSource, batch: Batch, *, keep_features: bool) -> Trajectory:
-    """The trajectory of no rows, with all steps, though none runs; arguments as for `unroll`."""
-    outputs, steps = no_exits(source, batch.num_steps).outputs, batch.num_steps
-    return Trajectory(
-        outputs=torch.stack([outputs] * steps, dim=1),
-        hazard_logits=None if source.parts.lambda_head is None else torch.zeros(0, steps, device=batch.device),
-        row_ids=batch.row_ids,
-        features=torch.stack([source.features()] * steps, dim=1) if keep_features else None,
-        task=batch.task,
+def no_steps(source: ModelSource, num_steps: int, *, keep_features: bool) -> StepRecord:
+    """The record of no rows, with all steps, though none runs; arguments as for `unroll`."""
+    outputs = no_exits(source, num_steps).outputs
+    hazard_logits = outputs.new_zeros(0, num_steps, dtype=torch.float32)
+    return StepRecord(
+        outputs=torch.stack([outputs] * num_steps, dim=1),
+        hazard_logits=None if source.parts.lambda_head is None else hazard_logits,
+        features=torch.stack([source.read_out()] * num_steps, dim=1) if keep_features else None,
     )
 
 
@@ -85,56 +107,25 @@ def _mixes_rows(part: nn.Module) -> bool:
     return isinstance(part, _NormBase) and (part.training or not part.track_running_stats)
 
 
-class UnrolledSource(ModelSource):
-    """The rows of an unroll. Nobody reads the outputs at their exits: the record has those of all steps."""
-
-    def output_of(self, index: Tensor | None) -> Tensor:
-        """Stands for outputs, which would cost a call of the head."""
-        return self.features()
-
-
-@dataclass(frozen=True)
-class CheckpointedSteps:
-    """Steps whose inner activations are computed again in the backward pass instead of being kept.
+@dataclass
+class CheckpointedSource(ModelSource):
+    """Rows whose steps keep no inner activations for the backward pass, which computes them again.
 
     What stays is the hidden state between steps, so that memory does not grow with the depth but by those. Random
     numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice.
-
-    Args:
-        steps: The steps.
     """
 
-    steps: Steps
-
-    def __call__(self, step: int, hidden: Tree, **context: Any) -> Tree:
-        """See `Steps.forward`; outside a graph it is that."""
+    def run_step(self, step: int) -> Tree:
+        """See `ModelSource.run_step`; outside a graph it is that."""
         if not torch.is_grad_enabled():
-            return self.steps(step, hidden, **context)
-        return checkpoint(lambda state: self.steps(step, state, **context), hidden, use_reentrant=False)
-
-
-@dataclass(frozen=True)
-class MassLeft(ExitPolicy):
-    """All rows leave together, after the first step n at which Π_{j≤n} (1 − λ_j) < `below` in every row.
-
-    Rows do not leave one by one: the step would see another batch than without truncation.
-
-    Args:
-        below: ε in (0, 1).
-    """
-
-    below: float
-    needs = frozenset({"hazard"})
-
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        """One synchronisation."""
-        left = step.survival.detach() * (1.0 - step.hazard.detach())
-        return bool((left < self.below).all()), state
+            return super().run_step(step)
+        call = self._call
+        return checkpoint(lambda state: self.parts.steps(step, state, **call), self.hidden, use_reentrant=False)
 
 
 @dataclass
 class _Recorder:
-    """Collects the steps of an unroll (a `loop.Record`).
+    """Collects the steps of an unroll.
 
     Args:
         source: The rows, before their first step.
@@ -146,40 +137,56 @@ class _Recorder:
     keep_features: bool
     hazard_each_step: bool
     features: list[Tensor] = field(default_factory=list)
+    halting: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     hazard_logits: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        parts, self._past = self.source.parts, list(self.source.past or ())
+        parts, use_hazard = self.source.parts, self.source.use_hazard
+        past = self.source.next_past() if self.source.step else self.source.past  # of the first step that is recorded
+        self._past, self._own_halting = list(past or ()), parts.halting_readout is not None
         self._late_outputs = one_call(parts.head)
-        self._late_hazards = self.source.use_hazard and not self.hazard_each_step and one_call(parts.lambda_head)
+        self._late_hazards = use_hazard and not self.hazard_each_step and one_call(parts.lambda_head)
 
-    def add(self, source: Source) -> None:
-        """See `loop.Record`."""
-        features = source.features()
+    def add(self) -> None:
+        """Take what is wanted of the step at which the rows stand."""
+        source, features = self.source, self.source.read_out()
         if features.dim() != 2:  # an answer per token: many rows in one call already, and too large to copy
-            self._late_outputs = self._late_hazards = False
-        if self._late_outputs or self._late_hazards or self.keep_features:
+            self._late_outputs = False
+            self._late_hazards &= self._own_halting
+        if self._late_outputs or self.keep_features or (self._late_hazards and not self._own_halting):
             # A copy of its own, not a view of a hidden state that would stay alive, or be changed in place.
-            self.features.append(features.clone() if features.dim() == 2 else features)
+            self.features.append(features.clone() if features.dim() == 2 else source.lasting(features))
+        if self._late_hazards and self._own_halting:
+            self.halting.append(source.halting_features().clone())
         if not self._late_outputs:
             self.outputs.append(source.output())
-        if self.source.use_hazard and not self._late_hazards:
+        if source.use_hazard and not self._late_hazards:
             self.hazard_logits.append(source.hazard_logit())
 
-    def all_outputs(self) -> Tensor:
+    def record(self) -> StepRecord:
+        """What was collected, and what the heads give for all steps at once."""
+        return StepRecord(
+            outputs=self._all_outputs(),
+            hazard_logits=self._all_hazard_logits() if self.source.use_hazard else None,
+            features=torch.stack(self.features, dim=1) if self.keep_features else None,
+        )
+
+    def _all_outputs(self) -> Tensor:
         """Outputs of all steps, `(batch, steps, …)`."""
         if not self._late_outputs:
             return torch.stack(self.outputs, dim=1)
-        return _of_all_steps(self.source.parts.head, torch.stack(self.features, dim=1))
+        features = torch.stack(self.features, dim=1)
+        return _of_all_steps(lambda rows: self.source.answer(rows, None), features)
 
-    def all_hazard_logits(self) -> Tensor:
+    def _all_hazard_logits(self) -> Tensor:
         """Hazard logits of all steps, `(batch, steps)`."""
         if not self._late_hazards:
             return torch.stack(self.hazard_logits, dim=1)
-        seen = torch.stack([*reversed(self._past), *self.features], dim=1)
-        history, steps = len(self._past) + 1, len(self.features)
-        newest_first = [seen[:, history - 1 - age : history - 1 - age + steps] for age in range(history)]
+        read = self.halting if self._own_halting else self.features
+        newest_last = torch.stack([*reversed(self._past), *read], dim=1)
+        history, steps = len(self._past) + 1, len(read)
+        newest_first = [newest_last[:, history - 1 - age : history - 1 - age + steps] for age in range(history)]
         return at_least_float32(_of_all_steps(self.source.parts.lambda_head, torch.cat(newest_first, dim=-1)))
 
 

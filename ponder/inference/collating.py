@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Shared, Tree, map_tensors, tensors
-from ponder._utils.validation import check_masks
 from ponder.errors import ArgumentError
-from ponder.inference.joining import Lengths, join_rows, with_lengths
-from ponder.parts.padding import Padding
+from ponder.parts.joining import Lengths, join_rows, with_lengths
+from ponder.parts.padding import Padding, check_masks
 
 __all__ = ["Example", "collate", "read_example"]
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree, map_tensors
 from ponder._utils.validation import check_type
+from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError
-from ponder.wrapper import PonderWrapper
 
 __all__ = ["compile_steps", "uncompile_steps"]
 
 
-def compile_steps(model: PonderWrapper, **options: Any) -> None:
+def compile_steps(model: EarlyExitModel, **options: Any) -> None:
     """Compile the steps of `model` in place, with the batch size and the length left open.
 
     A step that runs at several depths is compiled once, and nothing is compiled again as a batch shrinks and gets
@@ -38,7 +38,7 @@ def compile_steps(model: PonderWrapper, **options: Any) -> None:
         >>> predict(model, torch.randn(5, 8)).exit_step
         tensor([4, 4, 4, 4, 4])
     """
-    check_type("model", model, PonderWrapper)
+    check_type("model", model, EarlyExitModel)
     if "dynamic" in options:
         raise ArgumentError(
             "dynamic",
@@ -52,9 +52,9 @@ def compile_steps(model: PonderWrapper, **options: Any) -> None:
         step._compiled_call_impl = _Regular(torch.compile(call, dynamic=True, **options))
 
 
-def uncompile_steps(model: PonderWrapper) -> None:
+def uncompile_steps(model: EarlyExitModel) -> None:
     """Run the steps of `model` as they were before `compile_steps`."""
-    check_type("model", model, PonderWrapper)
+    check_type("model", model, EarlyExitModel)
     for step in model.steps.fns:
         step._compiled_call_impl = None
 

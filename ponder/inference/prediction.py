@@ -19,11 +19,11 @@ from ponder._utils.progress import progress_bar
 from ponder._utils.trees import map_tensors
 from ponder._utils.validation import check_type
 from ponder.engine.loop import Exits
+from ponder.engine.model import EarlyExitModel
 from ponder.inference.batching import Collate, Reader, Row, batches, by_length, make_limits, read, refuse, rows_of
-from ponder.inference.joining import join_rows, with_lengths
+from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along, Padding
-from ponder.policies import ExitPolicy, Setting
-from ponder.wrapper import PonderWrapper
+from ponder.policies import ExitPolicy
 
 __all__ = ["Predictions", "predict"]
 
@@ -45,12 +45,13 @@ class Predictions:
 
 
 def predict(
-    model: PonderWrapper,
+    model: EarlyExitModel,
     dataset: Iterable[Any] | Sequence[Any],
     *,
     batch_size: int | None = None,
     max_tokens: int | None = None,
     policy: ExitPolicy | None = None,
+    num_steps: int | None = None,
     progress: bool = False,
     collate: Collate | None = None,
     sort_by_length: bool = True,
@@ -71,6 +72,7 @@ def predict(
         max_tokens: Positions of a batch at most, padding included (a row that is longer runs alone); needs a model
             with padding.
         policy: Decides instead of the model's own policy.
+        num_steps: How many steps, as for a call of the model.
         progress: Show a progress bar.
         collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind; where
             lengths are asked for, each example is collated alone first.
@@ -88,12 +90,9 @@ def predict(
         >>> predict(model, torch.randn(100, 8)).outputs.shape
         torch.Size([100, 3])
     """
-    check_type("model", model, PonderWrapper)
-    policy = model.policy if policy is None else policy
-    check_type("policy", policy, ExitPolicy)
-    policy.check(
-        Setting(model.num_steps, None if model.task is None else model.task.name, model.lambda_head is not None)
-    )
+    check_type("model", model, EarlyExitModel)
+    num_steps = model.depth(num_steps)
+    policy = model.checked(policy, num_steps)
     limits = make_limits(batch_size, max_tokens, model.padding)
     owner = model if owner is None else owner
     device = next((parameter.device for parameter in owner.parameters()), None)
@@ -112,21 +111,27 @@ def predict(
         progress_bar("predict", total, shown=progress) as advance,
     ):
         for batch in batches(rows, limits):
-            done.append(([row.position for row in batch], _run(model, policy, batch, reader, device)))
+            found = _run(model, policy, num_steps, batch, reader, device)
+            done.append(([row.position for row in batch], found))
             advance(len(batch))
     return _in_order(done, model.padding)
 
 
 def _run(
-    model: PonderWrapper, policy: ExitPolicy, rows: Sequence[Row], reader: Reader, device: torch.device | None
+    model: EarlyExitModel,
+    policy: ExitPolicy,
+    num_steps: int,
+    rows: Sequence[Row],
+    reader: Reader,
+    device: torch.device | None,
 ) -> Exits:
     """The exits of a batch, on the CPU; an error is told with the row that raises it alone, too."""
 
     def call(rows: Sequence[Row]) -> Exits:
         inputs, context = map_tensors(lambda tensor: _placed(tensor, device), reader.batch(rows))
         row_ids = torch.tensor([row.position for row in rows])
-        out = model(inputs, policy=policy, row_ids=row_ids, **context)
-        return Exits(out.outputs.cpu(), out.exit_step.cpu())
+        found = model.exits(inputs, context, policy, row_ids=row_ids, num_steps=num_steps)
+        return Exits(found.outputs.cpu(), found.exit_step.cpu())
 
     try:
         return call(rows)

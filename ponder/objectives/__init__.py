@@ -1,17 +1,17 @@
 """Objectives: a frozen dataclass each, one file a family."""
 
-from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled, Weighted, registry
 from ponder.objectives.deep_supervision import DeepSupervision
 from ponder.objectives.distillation import Distillation
 from ponder.objectives.final_step import FinalStep
 from ponder.objectives.mutual import MutualDistillation
 from ponder.objectives.one_step import OneStep
-from ponder.objectives.ponder import Ponder
+from ponder.objectives.ponder_loss import Ponder
 from ponder.objectives.random_depth import RandomDepth
-from ponder.objectives.weighted import Weighted
 
 __all__ = [
     "DeepSupervision",
+    "Depth",
     "Distillation",
     "FinalStep",
     "MutualDistillation",

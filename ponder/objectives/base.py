@@ -1,10 +1,15 @@
-"""What an objective is: from an unrolled trajectory and the losses of its steps to one loss per example."""
+"""What an objective is: from an unrolled trajectory and the losses of its steps to one loss per example.
+
+Beside the base stands the weighted sum of objectives, `a + 0.5 * b`.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -13,12 +18,27 @@ from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.parts.tasks import Task
 
-if TYPE_CHECKING:
-    from ponder.objectives.weighted import Weighted
-
-__all__ = ["Objective", "Unrolled", "registry"]
+__all__ = ["Depth", "Objective", "Unrolled", "Weighted", "registry"]
 
 registry: Registry[Objective] = Registry("objective", "ponder.objectives")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How deep one training batch goes.
+
+    Args:
+        warm_up: Steps that run first, without a gradient; their outputs are not looked at.
+        steps: Steps that follow, with a gradient, ≥ 1: what an objective sees.
+    """
+
+    warm_up: int
+    steps: int
+
+    @property
+    def total(self) -> int:
+        """All steps."""
+        return self.warm_up + self.steps
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,16 @@ class Objective(Plugin, ABC):
     """Whether a trajectory that ends before step N, its last step with the mass that is left, gives the same loss up
     to that mass (see `PonderWrapper.truncate_below`)."""
 
+    draws_depth: bool = False
+    """Whether `depth` draws how many steps a batch runs, which shared steps alone can do."""
+
+    def depth(self, num_steps: int) -> Depth:
+        """How deep a batch goes in training: all N steps by default."""
+        return Depth(0, num_steps)
+
+    def check_depth(self, num_steps: int) -> None:
+        """Raise where a model of that many steps leaves no room for what `depth` draws; called when it is built."""
+
     @abstractmethod
     def per_example(self, unrolled: Unrolled) -> Tensor:
         """Losses, `(batch,)`; the model averages them over the batch."""
@@ -70,12 +100,85 @@ class Objective(Plugin, ABC):
 
     def __add__(self, other: Objective) -> Weighted:
         """The sum of two objectives."""
-        from ponder.objectives.weighted import Weighted
-
         return Weighted.sum(self, other)
 
     def __rmul__(self, weight: float) -> Weighted:
         """The objective, weighted."""
-        from ponder.objectives.weighted import Weighted
-
         return Weighted((self,), (float(weight),))
+
+
+@registry.register("weighted")
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """Σ_k w_k L_k.
+
+    Args:
+        objectives: The terms.
+        weights: One finite number for each.
+    """
+
+    objectives: tuple[Objective, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        if len(self.weights) != len(self.objectives) or not self.objectives:
+            raise ArgumentError(
+                "weights",
+                expected=f"one for each of {len(self.objectives)} objectives (at least one)",
+                got=self.weights,
+                remedy="Write sums as a + 0.5 * b.",
+            )
+        if not all(math.isfinite(weight) for weight in self.weights):
+            raise ArgumentError("weights", expected="finite numbers", got=self.weights, remedy="Check them.")
+        drawing = [objective for objective in self.objectives if objective.draws_depth]
+        if drawing and len(self.objectives) > 1:
+            raise ArgumentError(
+                "objectives",
+                expected="terms that see the same steps",
+                got=f"{drawing[0]!r}, which draws how many there are, in a sum with others",
+                remedy="Train with it alone, or with the others alone, in turns.",
+            )
+
+    @classmethod
+    def sum(cls, *objectives: Objective) -> Weighted:
+        """Add objectives up, flattening sums."""
+        terms: list[tuple[Objective, float]] = []
+        for objective in objectives:
+            if isinstance(objective, cls):
+                terms += zip(objective.objectives, objective.weights, strict=True)
+            else:
+                terms.append((objective, 1.0))
+        return cls(tuple(term for term, _ in terms), tuple(weight for _, weight in terms))
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What any of the terms reads."""
+        return frozenset[str]().union(*(objective.needs for objective in self.objectives))
+
+    @property
+    def draws_depth(self) -> bool:  # type: ignore[override]
+        """Whether the one term does."""
+        return any(objective.draws_depth for objective in self.objectives)
+
+    def depth(self, num_steps: int) -> Depth:
+        """As the one term says, where it draws."""
+        return self.objectives[0].depth(num_steps)
+
+    def check_depth(self, num_steps: int) -> None:
+        for objective in self.objectives:
+            objective.check_depth(num_steps)
+
+    @property
+    def truncatable(self) -> bool:  # type: ignore[override]
+        """Whether all of the terms are."""
+        return all(objective.truncatable for objective in self.objectives)
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        terms = zip(self.objectives, self.weights, strict=True)
+        return reduce(add, (weight * objective.per_example(unrolled) for objective, weight in terms))
+
+    def __rmul__(self, weight: float) -> Weighted:
+        """Every term, weighted."""
+        return Weighted(self.objectives, tuple(weight * own for own in self.weights))

@@ -10,9 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.callables import as_module
 
-__all__ = ["LAMBDA_HEADS", "HazardLayer", "LambdaHead", "PerStep", "as_lambda_head"]
+__all__ = ["LAMBDA_HEADS", "HazardLayer", "LambdaHead", "PerStep", "as_head", "as_lambda_head", "checked_output"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -51,28 +53,11 @@ class LambdaHead(nn.Module):
     ) -> None:
         super().__init__()
         for argument, count in (("width", width), ("layers", layers), ("history", history)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ArgumentError(
-                    argument,
-                    expected="a whole number ≥ 1",
-                    got=repr(count),
-                    remedy=f"Pass {argument}=1 or more.",
-                )
-        if initial not in ("stem", "zeros"):
-            raise ArgumentError(
-                "initial", expected="'stem' or 'zeros'", got=repr(initial), remedy="Choose one of the two."
-            )
-        if activation not in _ACTIVATIONS:
-            raise ArgumentError(
-                "activation",
-                expected=f"one of {', '.join(_ACTIVATIONS)}",
-                got=repr(activation),
-                remedy="Choose one.",
-            )
-        if not 0.0 <= dropout < 1.0:
-            raise ArgumentError("dropout", expected="a number in [0, 1)", got=dropout, remedy="Pass dropout=0.1, say.")
-        if not 0.0 < start < 1.0:
-            raise ArgumentError("start", expected="a hazard in (0, 1)", got=start, remedy="Pass start=0.1, say.")
+            check_int(argument, count)
+        check_choice("initial", initial, ("stem", "zeros"))
+        check_choice("activation", activation, _ACTIVATIONS)
+        check_real("dropout", dropout, 0.0, 1.0, open_high=True)
+        check_real("start", start, 0.0, 1.0, open_low=True, open_high=True)
         self.width, self.history, self.initial = width, history, initial
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []
@@ -139,6 +124,38 @@ class PerStep(nn.Module):
         """The outputs of step `step` (1-based)."""
         outputs: Tensor = self.heads[step - 1](features)
         return outputs
+
+
+def as_head(head: Callable[..., Tensor], num_steps: int) -> nn.Module:
+    """A head that can be called, and has one part for each step where it is `PerStep`."""
+    if not callable(head) or isinstance(head, nn.ModuleList | nn.ModuleDict):
+        raise ArgumentTypeError(
+            "head",
+            expected="a module features -> outputs",
+            got=type(head).__name__,
+            remedy="Pass nn.Linear(…), say, or ponder.PerStep([…]) for one head a step.",
+        )
+    if isinstance(head, PerStep) and len(head) != num_steps:
+        raise ArgumentError(
+            "head",
+            expected=f"one head for each of {num_steps} steps",
+            got=f"{len(head)} heads",
+            remedy="Match them.",
+        )
+    return as_module("head", head)
+
+
+def checked_output(output: object, rows: int) -> Tensor:
+    """Outputs as a head must give them, one tensor with a row for each row of features, or an error."""
+    if isinstance(output, Tensor) and output.dim() and output.shape[0] == rows:
+        return output
+    got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ArgumentError(
+        "outputs of the head",
+        expected=f"one tensor with the batch first, ({rows}, …)",
+        got=got,
+        remedy="Return one tensor; where there are several answers, concatenate them, and take them apart in the task.",
+    )
 
 
 def as_lambda_head(head: nn.Module) -> LambdaHead | _PlainLambda:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Shared, Tree, map_tensors
+from ponder.errors import ArgumentError
 
-__all__ = ["Along", "Padding", "masked"]
+__all__ = ["Along", "Padding", "check_masks", "masked", "real_positions"]
 
 Fill = float | bool | Callable[[Tensor], float]
 
@@ -105,6 +106,30 @@ class Padding:
         """Hidden states and the steps' context up to `length`: views, nothing is copied."""
         hidden = map_tensors(lambda t: t if self.of_hidden(t) is None else self.hidden.narrow(t, length), hidden)
         return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
+
+
+def check_masks(context: Mapping[str, Any]) -> None:
+    """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
+    for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
+        mask = context.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+            empty = ~((mask != 0) == real).any(1)
+            if bool(empty.any()):
+                raise ArgumentError(
+                    name,
+                    expected="at least one real position in every row",
+                    got=f"none in rows {empty.nonzero().flatten().tolist()}",
+                    remedy="Drop empty examples before the model, or answer them yourself.",
+                )
+
+
+def real_positions(context: Mapping[str, Any]) -> Tensor | None:
+    """Which positions are not padding, `(batch, length)` bool, by the mask of a call's context; None without one."""
+    for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
+        mask = context.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+            return (mask != 0) == real
+    return None
 
 
 def _narrow(value: Any, along: Along | None, length: int) -> Any:

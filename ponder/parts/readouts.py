@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, unwrap
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.callables import FunctionModule, as_module
 
 __all__ = ["Readout", "first_token", "identity", "last", "mean"]
 
@@ -67,14 +68,22 @@ class ReadoutCall(nn.Module):
 
     def __init__(self, readout: Readout | None) -> None:
         super().__init__()
-        self.readout = _two_dimensional if readout is None else readout
-        parameters = _parameters(self.readout.forward if isinstance(self.readout, nn.Module) else self.readout)
+        self.readout = as_module("readout", _two_dimensional if readout is None else readout)
+        parameters = _parameters(self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout.forward)
         self._names = {p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD}
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def forward(self, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
         """Features of `hidden`, batch first."""
-        return self.readout(hidden, **unwrap(self.reads(context)))
+        features = self.readout(hidden, **unwrap(self.reads(context)))
+        if not isinstance(features, Tensor):
+            raise ArgumentTypeError(
+                "readout",
+                expected="one tensor of features, batch first",
+                got=type(features).__name__,
+                remedy="Return one tensor; concatenate where there are several.",
+            )
+        return features
 
     def reads(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of `context` that the readout is given."""

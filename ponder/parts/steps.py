@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ponder._utils.trees import Tree
+from ponder._utils.trees import Tree, tensors
+from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.callables import as_module
 
-__all__ = ["Steps"]
+__all__ = ["Step", "Steps"]
 
 Step = Callable[..., Tree]
 
@@ -25,9 +28,14 @@ class Steps(nn.Module):
         fns: The callables. The same object given twice is one callable with shared weights.
         schedule: Which callable runs at which step: `schedule[n − 1]` is the index into `fns` of step n. None
             runs each once, in order.
+        index: Whether every step is also called with ``index=``, the 1-based number of the step, `(batch,)` long:
+            in a stream, rows at different depths share a batch. A Universal Transformer's step embedding reads it.
+        state: Where the hidden state lies in what a step returns, an index or a key, for steps that return more
+            (attention weights, an auxiliary loss); None where they return the hidden state alone.
 
     Raises:
-        ArgumentError: No callables, or a schedule that names one that does not exist or leaves one out.
+        ArgumentError: No callables, a schedule that names one that does not exist or leaves one out, a whole encoder in
+            place of its layers, a layer that does not take the batch first, or a function that closes over modules.
 
     Example:
         >>> steps = Steps([torch.sin, torch.cos], schedule=[0, 0, 1, 1])
@@ -35,17 +43,18 @@ class Steps(nn.Module):
         4
     """
 
-    def __init__(self, fns: Iterable[Step], schedule: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        fns: Iterable[Step],
+        schedule: Sequence[int] | None = None,
+        *,
+        index: bool = False,
+        state: int | str | None = None,
+    ) -> None:
         super().__init__()
         fns = list(fns)
         for fn in fns:
-            if not callable(fn):
-                raise ArgumentTypeError(
-                    "fns",
-                    expected="callables step(hidden, **context) -> hidden",
-                    got=type(fn).__name__,
-                    remedy="Pass modules or functions.",
-                )
+            _check_step(fn)
         schedule = list(range(len(fns))) if schedule is None else list(schedule)
         if not fns or set(schedule) != set(range(len(fns))):
             raise ArgumentError(
@@ -56,8 +65,9 @@ class Steps(nn.Module):
             )
         unique = list({id(fn): fn for fn in fns}.values())
         place = {id(fn): position for position, fn in enumerate(unique)}
-        self.schedule = tuple(place[id(fns[index])] for index in schedule)
-        self.fns = nn.ModuleList(fn if isinstance(fn, nn.Module) else _Function(fn) for fn in unique)
+        self.schedule = tuple(place[id(fns[position])] for position in schedule)
+        self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique)
+        self.index, self.state = index, state
 
     @classmethod
     def of(cls, steps: Steps | Step | Sequence[Step], num_steps: int | None) -> Steps:
@@ -66,15 +76,10 @@ class Steps(nn.Module):
             made = steps
         elif isinstance(steps, nn.ModuleList | Sequence):
             made = cls(steps)
-        elif num_steps is None:
-            raise ArgumentError(
-                "num_steps",
-                expected="the number of times that one shared step is applied",
-                got=None,
-                remedy="Pass num_steps=12, say, or a sequence with one callable for each step.",
-            )
         else:
-            _check_count(num_steps)
+            if num_steps is None:
+                raise _no_number(steps)
+            check_int("num_steps", num_steps, remedy="Pass num_steps=12, say.")
             made = cls([steps], schedule=[0] * num_steps)
         if num_steps is not None and num_steps != made.num_steps:
             raise ArgumentError(
@@ -90,24 +95,115 @@ class Steps(nn.Module):
         """N, the number of steps at full depth."""
         return len(self.schedule)
 
-    def forward(self, step: int, hidden: Tree, **context: Any) -> Tree:
-        """Run step `step` (1-based) on `hidden`."""
-        return self.fns[self.schedule[step - 1]](hidden, **context)
+    @property
+    def shared(self) -> bool:
+        """Whether one callable runs at every step: then it can run for any number of them."""
+        return len(self.fns) == 1
+
+    def schedule_of(self, num_steps: int) -> tuple[int, ...]:
+        """The schedule of a run of `num_steps` steps, N or, of a shared step, any other number.
+
+        Raises:
+            ArgumentError: The steps are not shared, and N is another number.
+        """
+        if num_steps == self.num_steps:
+            return self.schedule
+        if not self.shared:
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{self.num_steps}, or None: each of {len(self.fns)} callables has its place in the stack",
+                got=num_steps,
+                remedy="One shared step can run for longer: PonderWrapper(step, num_steps=12). A stack can end earlier "
+                "by a policy: policies.FixedStep(3), say.",
+            )
+        return self.schedule[:1] * num_steps
+
+    def forward(self, step: int, hidden: Tree, *, at: Tensor | None = None, **context: Any) -> Tree:
+        """Run step `step` (1-based) on `hidden`.
+
+        Args:
+            step: The step; where rows are at different depths, the step of any of them.
+            hidden: The hidden state, batch first.
+            at: The step of each row, `(batch,)` long, where they differ.
+            context: What the step is called with besides.
+        """
+        if self.index:
+            context["index"] = _index(step, hidden) if at is None else at
+        after = self.fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
+        if self.state is not None:
+            after = after[self.state]
+        if isinstance(hidden, Tensor) and not isinstance(after, Tensor):
+            raise _other_state(step, after)
+        if self.shared and self.num_steps > 1:
+            _check_shapes(step, hidden, after)
+        return after
 
 
-class _Function(nn.Module):
-    """A plain callable as a module, so that the list of callables can be one."""
-
-    def __init__(self, fn: Step) -> None:
-        super().__init__()
-        self.fn = fn
-
-    def forward(self, hidden: Tree, **context: Any) -> Tree:
-        return self.fn(hidden, **context)
+def _index(step: int, hidden: Tree) -> Tensor:
+    tensor = next(tensor for _, tensor in tensors(hidden))
+    return torch.full((tensor.shape[0],), step, device=tensor.device)
 
 
-def _check_count(num_steps: object) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ArgumentError(
-            "num_steps", expected="a whole number ≥ 1", got=repr(num_steps), remedy="Pass num_steps=12, say."
+def _check_shapes(step: int, before: Tree, after: Tree) -> None:
+    """Refuse a shared step whose state does not keep its shapes: rows at different depths could not share a batch."""
+    shapes = dict(_shapes(before))
+    for path, shape in _shapes(after):
+        if shape != shapes.get(path):
+            raise ArgumentError(
+                f"hidden state returned by step {step}{path}",
+                expected=f"the shape that it had before, {shapes.get(path, 'no tensor')}, since the step is shared",
+                got=shape,
+                remedy="Keep what grows (a memory of past states, say) in a tensor of a fixed size.",
+            )
+
+
+def _shapes(state: Tree) -> Iterator[tuple[str, tuple[int, ...]]]:
+    return ((path, tuple(tensor.shape)) for path, tensor in tensors(state))
+
+
+def _check_step(fn: Step) -> None:
+    if not callable(fn):
+        raise ArgumentTypeError(
+            "fns",
+            expected="callables step(hidden, **context) -> hidden",
+            got=type(fn).__name__,
+            remedy="Pass modules or functions.",
         )
+    if isinstance(fn, nn.TransformerEncoder):
+        raise ArgumentError(
+            "steps",
+            expected="the layers of an encoder, one a step",
+            got=f"a whole TransformerEncoder of {len(fn.layers)} layers",
+            remedy="Pass encoder.layers, and its final norm, where it has one, as part of the readout.",
+        )
+    layer = getattr(fn, "self_attn", None)
+    if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
+        raise ArgumentError(
+            "steps",
+            expected="layers that take the batch first, (batch, length, width)",
+            got=f"a {type(fn).__name__} with batch_first=False, which would take rows for positions",
+            remedy="Build it with batch_first=True; the weights are the same.",
+        )
+
+
+def _no_number(steps: Step) -> ArgumentError:
+    children = list(steps.children()) if isinstance(steps, nn.Sequential) else []
+    remedy = "Pass num_steps=12, say, or a sequence with one callable for each step."
+    if len(children) > 1:
+        remedy = (
+            f"This Sequential can be read in two ways: list(blocks) makes each of its {len(children)} modules one "
+            f"step; num_steps=12 applies all {len(children)} of them, as one shared step, 12 times."
+        )
+    return ArgumentError(
+        "num_steps", expected="the number of times that one shared step is applied", got=None, remedy=remedy
+    )
+
+
+def _other_state(step: int, after: object) -> ArgumentError:
+    parts = f" of {len(after)}" if isinstance(after, tuple | list | dict) else ""
+    return ArgumentError(
+        f"step {step}",
+        expected="the hidden state alone, a tensor as it was before the step",
+        got=f"a {type(after).__name__}{parts}",
+        remedy="Say where the hidden state lies: ponder.Steps([…], state=0), or state='hidden' in a dict.",
+    )

@@ -1,4 +1,8 @@
-"""Tasks: how outputs and labels give one loss per example, and when two answers agree."""
+"""Tasks: what outputs and labels mean. Every question about an answer is asked here.
+
+A task tells the loss of an answer, what is predicted, when two predictions are the same, whether one is right, and how
+sure the head is of it. Policies, scores, risks and plots ask the task object; none of them knows a task by its name.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Task", "TaskName", "as_task", "infer_task"]
+__all__ = ["Task", "TaskName", "as_task", "infer_task", "task_named"]
 
 TaskName = Literal["classification", "regression", "multilabel", "token_classification"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -21,11 +25,24 @@ IGNORED_LABEL = -100
 
 
 class Task(ABC):
-    """What the outputs mean. A task checks labels once per call and gives losses per example."""
+    """What the outputs of a head mean.
+
+    Outputs of one step are `(batch, …)`; where a method takes those of all steps, `(batch, steps, …)`, it says so.
+    """
 
     name: ClassVar[str]
     each_row_alone: ClassVar[bool] = False
     """Whether `losses` may be called once with the rows of all steps: it looks at each row alone."""
+    classes: ClassVar[bool] = False
+    """Whether the last dimension of the outputs holds the logits of classes, of which one is predicted."""
+    numbers: ClassVar[bool] = False
+    """Whether predictions are numbers, which are the same only within a tolerance."""
+    comparable: ClassVar[bool] = True
+    """Whether predictions are the same or not, and right or wrong, with nothing in between."""
+    per_token: ClassVar[bool] = False
+    """Whether an example has an answer at each of its positions."""
+    metric: ClassVar[str | None] = "accuracy"
+    """Name of the task's own score, the mean over rows of `scores`; None where there is none."""
 
     @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -34,6 +51,70 @@ class Task(ABC):
     @abstractmethod
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Labels in the shape and type that `losses` takes, or an error; `outputs` are those of one step."""
+
+    def fits(self, outputs: Tensor) -> bool:
+        """Whether the outputs of one step have the shape of class logits, where the task has classes."""
+        return not self.classes or (outputs.dim() == (3 if self.per_token else 2) and outputs.shape[-1] > 1)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What the outputs `(…, outputs)` predict: the most probable class, `(…)` long, where nothing else is said."""
+        return outputs.argmax(-1)
+
+    def same(self, one: Tensor, other: Tensor, *, tolerance: float = 0.0, mask: Tensor | None = None) -> Tensor:
+        """Whether predictions `(batch, …)` are the same in every part, `(batch,)` bool.
+
+        Args:
+            one: Predictions.
+            other: Predictions of the same rows.
+            tolerance: How far apart equal numbers may be, for tasks of numbers.
+            mask: Which positions count, `(batch, length)` bool; None for all.
+        """
+        equal = (one - other).abs() < tolerance if self.numbers else one == other
+        return _all_parts(equal if mask is None else equal | ~mask, 1)
+
+    def distance(self, one: Tensor, other: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """How far predictions `(batch, …)` are apart, `(batch,)`: the share of parts that are others, from 0 to 1.
+
+        For tasks of numbers, the greatest difference. Arguments as for `same`.
+        """
+        apart = (one - other).abs() if self.numbers else (one != other).float()
+        if mask is not None:
+            apart = torch.where(mask, apart, 0.0)
+        parts = apart.flatten(1) if apart.dim() > 1 else apart.unsqueeze(1)
+        if self.numbers:
+            return parts.amax(1)
+        return parts.sum(1) / (parts.shape[1] if mask is None else mask.sum(1))
+
+    def agreement(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Whether the prediction of each step is that of the last, `(batch, steps)` bool.
+
+        Args:
+            outputs: Of all steps, `(batch, steps, …)`.
+            mask: Which positions count, `(batch, length)` bool; None for all.
+        """
+        given = self.predictions(outputs)
+        equal = given == given[:, -1:]
+        return _all_parts(equal if mask is None else equal | ~mask.unsqueeze(1), 2)
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Whether the prediction of each step is right in every part, `(batch, steps)` bool."""
+        return _all_parts(self.predictions(outputs) == labels.unsqueeze(1), 2)
+
+    def scores(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The values, `(batch, steps)` float64, whose mean over rows is the score `metric`, the higher the better."""
+        return self.correct(outputs, labels).double()
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """How probable the head holds each of its predictions, and whether it is right: both `(predictions, steps)`.
+
+        A prediction is a row, or one label or one labelled token of a row.
+
+        Args:
+            outputs: Of all steps, `(batch, steps, …)`.
+            labels: Labels, batch first.
+        """
+        probability = at_least_float32(outputs).softmax(-1).amax(-1)
+        return probability, self.predictions(outputs) == labels.unsqueeze(1)
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """Losses, `(batch,)`, of one step's outputs against the teacher's."""
@@ -50,6 +131,7 @@ class Classification(Task):
 
     name = "classification"
     each_row_alone = True
+    classes = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(at_least_float32(outputs), labels, reduction="none")
@@ -69,11 +151,30 @@ class Classification(Task):
         return temperature**2 * divergence.sum(-1)
 
 
+class Unnamed(Classification):
+    """The task of a model that names none: classes, as far as nothing says otherwise (see `infer_task` for losses)."""
+
+    name = "unnamed"
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        if not outputs.dim() or outputs.shape[-1] < 2:
+            raise ArgumentError(
+                "outputs",
+                expected="class logits, the last dimension at least 2",
+                got=f"shape {tuple(outputs.shape)} of a model that names no task",
+                remedy="Build the model with task='regression' if it answers with one number.",
+            )
+        return super().predictions(outputs)
+
+
 class Regression(Task):
     """Real numbers: squared error, averaged over the numbers of an example; outputs and labels alike."""
 
     name = "regression"
     each_row_alone = True
+    numbers = True
+    comparable = False
+    metric = "negative_squared_error"
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         error = (at_least_float32(outputs).reshape(labels.shape) - labels) ** 2
@@ -86,6 +187,14 @@ class Regression(Task):
         if labels.shape != outputs.shape and not (single and labels.shape == outputs.shape[:1]):
             _check_shape(labels, outputs.shape[:1] if single else outputs.shape)
         return labels.to(at_least_float32(outputs).dtype)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return at_least_float32(outputs)
+
+    def scores(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        given = self.predictions(outputs).double()
+        error = (given - labels.reshape(labels.shape[0], 1, *given.shape[2:]).double()) ** 2
+        return -(error.flatten(2).mean(2) if error.dim() > 2 else error)
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         return self.losses(student, at_least_float32(teacher))
@@ -109,6 +218,17 @@ class Multilabel(Task):
             raise ArgumentError("labels", expected="0 or 1 (or in between)", got=labels, remedy="Encode them so.")
         return labels
 
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return outputs > 0
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return _all_parts(self.predictions(outputs) == (labels.unsqueeze(1) > 0.5), 2)
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        right = self.predictions(outputs) == (labels.unsqueeze(1) > 0.5)
+        probability = at_least_float32(outputs).abs().sigmoid()
+        return probability.movedim(1, -1).flatten(0, -2), right.movedim(1, -1).flatten(0, -2)
+
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         target = torch.sigmoid(at_least_float32(teacher) / temperature)
         return temperature**2 * self.losses(student / temperature, target)
@@ -122,6 +242,8 @@ class TokenClassification(Task):
 
     name = "token_classification"
     each_row_alone = True
+    classes = True
+    per_token = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         per_token = F.cross_entropy(
@@ -137,16 +259,39 @@ class TokenClassification(Task):
         _check_range(labels[labels != IGNORED_LABEL], outputs.shape[-1])
         return labels.long()
 
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        right = self.predictions(outputs) == labels.unsqueeze(1)
+        return _all_parts(right | (labels.unsqueeze(1) == IGNORED_LABEL), 2)
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        probability, right = super().confidences(outputs, labels)
+        labelled = labels != IGNORED_LABEL
+        return probability.movedim(1, -1)[labelled], right.movedim(1, -1)[labelled]
+
 
 class Custom(Task):
-    """A user's own loss, `function(outputs, labels) -> (batch,)`, called once a step."""
+    """A user's own loss, `function(outputs, labels) -> (batch,)`, called once a step.
+
+    Args:
+        function: The loss; None where it is not known any more, as in a trajectory that was read from a file.
+    """
 
     name = "custom"
+    classes = True
+    comparable = False
+    metric = None
 
-    def __init__(self, function: LossFunction) -> None:
+    def __init__(self, function: LossFunction | None = None) -> None:
         self.function = function
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if self.function is None:
+            raise ArgumentError(
+                "task",
+                expected="the callable (outputs, labels) -> losses (batch,) of the model",
+                got="a custom task whose callable is not known here",
+                remedy="Ask the model that was trained with it.",
+            )
         losses = self.function(outputs, labels)
         if not isinstance(losses, Tensor) or losses.shape != outputs.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -167,10 +312,11 @@ class Custom(Task):
 _TASKS: dict[str, Task] = {
     task.name: task for task in (Classification(), Regression(), Multilabel(), TokenClassification())
 }
+_UNNAMED = Unnamed()
 
 
 def as_task(task: TaskName | LossFunction | Task | None) -> Task | None:
-    """The task that a user names, or wraps in a callable; None stays None (see `infer_task`)."""
+    """The task that a user names, or wraps in a callable; None stays None (see `infer_task` and `task_named`)."""
     if task is None or isinstance(task, Task):
         return task
     if callable(task):
@@ -185,11 +331,23 @@ def as_task(task: TaskName | LossFunction | Task | None) -> Task | None:
     return _TASKS[task]
 
 
+def task_named(name: str | None) -> Task:
+    """The task of a name that was recorded, `Task.name`; None stands for a model that names none."""
+    if name is None:
+        return _UNNAMED
+    return _TASKS.get(name) or Custom()
+
+
 def infer_task(outputs: Tensor, labels: Tensor) -> Task:
     """The task of a model that names none: integer labels are classes, all others are numbers."""
     if labels.is_floating_point() or outputs.shape[-1] == 1:
         return _TASKS["regression"]
     return _TASKS["token_classification" if outputs.dim() == 3 else "classification"]
+
+
+def _all_parts(each: Tensor, kept: int) -> Tensor:
+    """Whether all parts of an example hold, over the dimensions behind the first `kept`."""
+    return each.flatten(kept).all(kept) if each.dim() > kept else torch.as_tensor(each)
 
 
 def _check_shape(labels: Tensor, shape: torch.Size) -> None:

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError
-from ponder.parts.answers import answers, correct
-from ponder.parts.tasks import IGNORED_LABEL
-from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
 
 __all__ = ["Overthinking", "Reliability", "confidences", "exit_shares", "interpolate", "overthinking_of"]
 
@@ -53,7 +51,7 @@ class Reliability:
         return math.fsum(n * abs(right - sure) for n, right, sure in bins if n) / sum(self.count)
 
 
-def confidences(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+def confidences(trajectory: Recording) -> tuple[Tensor, Tensor]:
     """Probability that the head gives to its answer, and whether the answer is right, both `(answers, steps)`.
 
     An answer is a row; with several labels, a label of a row; with tokens, a token that has a label.
@@ -67,15 +65,7 @@ def confidences(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         raise ArgumentError(
             "trajectories", expected="outputs that are numbers", got="NaN", remedy="Look for its source."
         )
-    if trajectory.task == "multilabel":
-        right = (outputs > 0) == (labels.unsqueeze(1) > 0.5)
-        return outputs.abs().sigmoid().movedim(1, -1).flatten(0, -2), right.movedim(1, -1).flatten(0, -2)
-    right = answers(outputs, trajectory.task) == labels.unsqueeze(1)
-    sure = outputs.softmax(-1).amax(-1)
-    if trajectory.task == "token_classification":
-        there = labels != IGNORED_LABEL
-        return sure.movedim(1, -1)[there], right.movedim(1, -1)[there]
-    return sure, right
+    return trajectory.meaning.confidences(outputs, labels)
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,7 @@ class Overthinking:
     lost: float
 
 
-def overthinking_of(trajectory: Trajectory) -> Overthinking:
+def overthinking_of(trajectory: Recording) -> Overthinking:
     """What overthinking costs on a trajectory (Kaya et al. 2019, Section 3, the "destructive" effect).
 
     Example:
@@ -101,7 +91,7 @@ def overthinking_of(trajectory: Trajectory) -> Overthinking:
         >>> overthinking_of(Trajectory(outputs, None, torch.arange(2), labels=torch.tensor([0, 1])))
         Overthinking(right=[1.0, 0.5], right_by=[1.0, 1.0], lost=0.5)
     """
-    right = correct(trajectory.outputs, _labels(trajectory), trajectory.task)
+    right = trajectory.meaning.correct(trajectory.outputs, _labels(trajectory))
     right_by = right.cummax(1).values
     lost = (right_by[:, -1] & ~right[:, -1]).double().mean().item()
     return Overthinking(right.double().mean(0).tolist(), right_by.double().mean(0).tolist(), lost)
@@ -136,8 +126,8 @@ def interpolate(costs: Sequence[float], scores: Sequence[float], at: Sequence[fl
     return found
 
 
-def _labels(trajectory: Trajectory) -> Tensor:
-    if trajectory.labels is None or trajectory.task in ("regression", "custom"):
+def _labels(trajectory: Recording) -> Tensor:
+    if trajectory.labels is None or not trajectory.meaning.comparable:
         raise ArgumentError(
             "trajectories",
             expected="answers that are right or wrong (classes), with labels",

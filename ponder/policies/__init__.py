@@ -1,9 +1,20 @@
 """Exit policies: a frozen dataclass of hyper-parameters each, with `init` and one pure method `decide`."""
 
-from ponder.policies.around import Around
-from ponder.policies.base import Batch, ExitPolicy, Setting, StepView, registry
+from ponder._utils.renaming import renamed
+from ponder.policies.base import (
+    After,
+    All,
+    Any_,
+    Before,
+    ExitPolicy,
+    ModelSpec,
+    PolicyBatch,
+    PolicyWrapper,
+    StepView,
+    ThresholdPolicy,
+    registry,
+)
 from ponder.policies.certified import Certified
-from ponder.policies.combinators import After, All, Any_, Before
 from ponder.policies.converged import Converged
 from ponder.policies.expected import Expected
 from ponder.policies.fixed import FixedStep, LastStep
@@ -12,15 +23,13 @@ from ponder.policies.learned import Learned, LinearScorer, scorers
 from ponder.policies.outputs import Confidence, Entropy, Margin
 from ponder.policies.patience import Patience
 from ponder.policies.tempered import Tempered
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.policies.threshold import Threshold
 from ponder.policies.voting import Voting
 
 __all__ = [
     "After",
     "All",
     "Any_",
-    "Around",
-    "Batch",
     "Before",
     "Bernoulli",
     "Certified",
@@ -30,16 +39,18 @@ __all__ = [
     "ExitPolicy",
     "Expected",
     "FixedStep",
-    "Knob",
     "LastStep",
     "Learned",
     "LinearScorer",
     "Margin",
+    "ModelSpec",
     "Patience",
+    "PolicyBatch",
+    "PolicyWrapper",
     "Quantile",
-    "Setting",
     "StepView",
     "Tempered",
+    "Threshold",
     "ThresholdPolicy",
     "Voting",
     "from_dict",
@@ -53,3 +64,8 @@ register = registry.register
 get = registry.get
 names = registry.names
 from_dict = ExitPolicy.from_dict
+
+__getattr__ = renamed(
+    __name__,
+    {"Knob": Threshold, "Setting": ModelSpec, "Batch": PolicyBatch, "Around": PolicyWrapper},
+)

@@ -1,51 +1,68 @@
-"""What an exit policy is: hyper-parameters, an `init` that gives state, and one pure method that decides."""
+"""What an exit policy is: hyper-parameters, an `init` that gives state, and one pure method that decides.
+
+Beside the base stand the policies that are made of other policies: `a | b`, `a & b`, `p.after(k)`, `p.before(k)`, and
+the base of those around another one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import and_, or_
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.trees import Tree
-from ponder.errors import ArgumentError, PonderError
+from ponder._utils.validation import check_int
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.parts.tasks import Task, task_named
+from ponder.policies.threshold import Threshold
 
-if TYPE_CHECKING:
-    from ponder.policies.combinators import After, All, Any_, Before
-    from ponder.policies.threshold import Knob
+__all__ = [
+    "After",
+    "All",
+    "Any_",
+    "Before",
+    "ExitPolicy",
+    "ModelSpec",
+    "PolicyBatch",
+    "PolicyWrapper",
+    "StepView",
+    "ThresholdPolicy",
+    "registry",
+]
 
-__all__ = ["Batch", "ExitPolicy", "Setting", "StepView", "registry"]
-
-READINGS = frozenset({"hazard", "output", "features"})
-_PROVIDED_BY = {
-    "hazard": "hazard",
-    "cdf": "hazard",
-    "survival": "hazard",
-    "output": "output",
-    "features": "features",
-}
+READINGS = frozenset({"hazard", "output", "features", "context"})
+_PROVIDED_BY = {"cdf": "hazard", "survival": "hazard"}
 
 registry: Registry[ExitPolicy] = Registry("policy", "ponder.policies")
 
 
 @dataclass(frozen=True)
-class Batch:
+class PolicyBatch:
     """The rows that a policy is about to decide on.
 
     Args:
         row_ids: Who each row is, `(batch,)` long: its position, or the caller's `row_ids`.
         num_steps: N, the number of steps at full depth.
-        task: Name of the task, or None where the model names none.
+        task: What the outputs mean; a name is looked up.
     """
 
     row_ids: Tensor
     num_steps: int
-    task: str | None = None
+    task: Task = field(default_factory=lambda: task_named(None))
+
+    def __post_init__(self) -> None:
+        named: Any = self.task
+        if not isinstance(named, Task):
+            object.__setattr__(self, "task", task_named(named))
 
     @property
     def size(self) -> int:
@@ -59,20 +76,27 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is known of a model before a batch comes, for `ExitPolicy.check`.
+class ModelSpec:
+    """What is known of a model, or of a trajectory, before a batch comes; `ExitPolicy.check` looks at it.
 
     Args:
         num_steps: N.
-        task: Name of the task, or None.
+        task: What the outputs mean; a name is looked up.
         has_hazard: Whether there is a Lambda head.
         has_features: Whether features can be read (a trajectory may not have kept them).
+        has_context: Whether the context of a call can be read (a trajectory may not have kept it).
     """
 
     num_steps: int
-    task: str | None
+    task: Task
     has_hazard: bool
     has_features: bool = True
+    has_context: bool = True
+
+    def __post_init__(self) -> None:
+        named: Any = self.task
+        if not isinstance(named, Task):
+            object.__setattr__(self, "task", task_named(named))
 
 
 @dataclass(frozen=True)
@@ -85,13 +109,18 @@ class StepView:
         index: The step just finished by each row, `(batch,)` long, 1-based. Rows may be at different steps.
         num_steps: N.
         readings: The values behind the properties.
-        task: Name of the task, or None where the model names none.
+        task: What the outputs mean.
+        mask: Which positions of a row are no padding, `(batch, length)` bool, where a row has an answer at each of
+            its positions and its padding is known; None elsewhere.
+        policy_context: What the caller gave for the policy, by name, `(batch, …)` each.
     """
 
     index: Tensor
     num_steps: int
     readings: Mapping[str, Tensor]
-    task: str | None = None
+    task: Task = field(default_factory=lambda: task_named(None))
+    mask: Tensor | None = None
+    policy_context: Mapping[str, Tensor] | None = None
 
     @property
     def hazard(self) -> Tensor:
@@ -118,12 +147,16 @@ class StepView:
         """The readout's features at this step, `(batch, …)`."""
         return self._read("features")
 
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        """The tensors of the call's `policy_context`, by name, `(batch, …)` each: a budget a row, say."""
+        if self.policy_context is None:
+            raise _undeclared("context")
+        return self.policy_context
+
     def _read(self, name: str) -> Tensor:
         if name not in self.readings:
-            raise PonderError(
-                f"the policy reads step.{name}, which it does not declare. "
-                f"Set needs = frozenset({{{_PROVIDED_BY[name]!r}}}) on the policy's class."
-            )
+            raise _undeclared(name)
         return self.readings[name]
 
 
@@ -136,11 +169,17 @@ class ExitPolicy(Plugin, ABC):
 
     registry = registry
     needs: frozenset[str] = frozenset()
-    """Which of "hazard", "output", "features" the policy reads; only these are computed."""
-    knob: ClassVar[Knob | None] = None
+    """Which of "hazard", "output", "features", "context" the policy reads; only these are computed."""
+    tunable: ClassVar[Threshold | None] = None
     """The field that moves the exits between early and late, where there is one."""
 
-    def init(self, batch: Batch) -> Tree:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "knob" in vars(cls):
+            warnings.warn(f"{cls.__name__}.knob is called tunable now.", DeprecationWarning, stacklevel=2)
+            cls.tunable = vars(cls)["knob"]
+
+    def init(self, batch: PolicyBatch) -> Tree:
         """State before the first step: (nested) tensors with the batch first, or None.
 
         A None leaf stands for "no value yet": where rows at different depths share a batch, it is filled with zeros
@@ -157,10 +196,10 @@ class ExitPolicy(Plugin, ABC):
             the state for the next step, for all rows.
         """
 
-    def check(self, setting: Setting) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Raise where the policy cannot serve a model; called once when it meets one, before any batch.
 
-        A leaf that overrides this calls `super().check(setting)`.
+        A leaf that overrides this calls `super().check(spec)`.
         """
         unknown = self.needs - READINGS
         if unknown:
@@ -170,29 +209,37 @@ class ExitPolicy(Plugin, ABC):
                 got=sorted(unknown),
                 remedy="cdf and survival come with 'hazard'.",
             )
-        if "hazard" in self.needs and not setting.has_hazard:
-            raise ArgumentError(
-                "policy",
-                expected="a policy that needs no hazard, since there is no Lambda head",
-                got=repr(self),
-                remedy="Pass lambda_head=ponder.LambdaHead(width) to the model, or use a policy on outputs.",
-            )
-        if "features" in self.needs and not setting.has_features:
-            raise ArgumentError(
-                "policy",
-                expected="a policy that reads no features, since the trajectory kept none",
-                got=repr(self),
-                remedy="Record them with model.unroll(…, keep_features=True).",
-            )
+        for need, there, what, remedy in (
+            (
+                "hazard",
+                spec.has_hazard,
+                "needs no hazard, since there is no Lambda head",
+                "Pass lambda_head=ponder.LambdaHead(width) to the model, or use a policy on outputs.",
+            ),
+            (
+                "features",
+                spec.has_features,
+                "reads no features, since the trajectory kept none",
+                "Record them with model.unroll(…, keep_features=True).",
+            ),
+            (
+                "context",
+                spec.has_context,
+                "reads no context, since the trajectory kept none",
+                "Record it: model.unroll(…, policy_context={…}).",
+            ),
+        ):
+            if need in self.needs and not there:
+                raise ArgumentError("policy", expected=f"a policy that {what}", got=repr(self), remedy=remedy)
 
     def parts(self) -> tuple[ExitPolicy, ...]:
         """The policies that this one is made of; none by default."""
         return ()
 
     def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
-        """How near each row is to its exit, as the knob of `free`, one of the policies inside, is turned.
+        """How near each row is to its exit, as the threshold of `free`, one of the policies inside, is moved.
 
-        A row leaves where this is above (or at) the knob; for a knob that is turned down to leave later, above its
+        A row leaves where this is above (or at) the threshold; for one that is lowered to leave later, above its
         negative. By default the policy has nothing to do with `free`: +∞ where it lets a row go, −∞ elsewhere. A
         policy that overrides `parts` overrides this too.
 
@@ -200,13 +247,13 @@ class ExitPolicy(Plugin, ABC):
             Readiness `(batch,)`, and the new state.
         """
         mask, state = self.decide(step, state)
-        leaving = torch.as_tensor(mask, device=step.index.device).expand(step.index.shape)
-        return torch.where(leaving, torch.inf, -torch.inf), state
+        stays = torch.full(step.index.shape, -torch.inf, dtype=torch.float32, device=step.index.device)
+        return stays.masked_fill(torch.as_tensor(mask, device=stays.device), torch.inf), state
 
-    def turned(self, value: float) -> Self:
-        """This policy with its knob at `value`."""
-        assert self.knob is not None
-        return dataclasses.replace(self, **self.knob.argument(value))  # type: ignore[type-var]
+    def with_threshold(self, value: float) -> Self:
+        """This policy with its threshold at `value`."""
+        assert self.tunable is not None
+        return dataclasses.replace(self, **self.tunable.argument(value))  # type: ignore[type-var]
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """The policy for `num_steps` that means what this one means for `tuned_for`; itself by default."""
@@ -214,48 +261,215 @@ class ExitPolicy(Plugin, ABC):
 
     def __or__(self, other: ExitPolicy) -> Any_:
         """Exit where either does."""
-        from ponder.policies.combinators import Any_
-
         return Any_((self, other))
 
     def __and__(self, other: ExitPolicy) -> All:
         """Exit where both do, at the same step."""
-        from ponder.policies.combinators import All
-
         return All((self, other))
 
     def after(self, step: int) -> After:
         """This policy, with no exit before `step`."""
-        from ponder.policies.combinators import After
-
         return After(self, step)
 
     def before(self, step: int) -> Before:
         """This policy, with every row out at `step` at the latest."""
-        from ponder.policies.combinators import Before
-
         return Before(self, step)
 
 
-def check_unit(argument: str, value: Any) -> None:
-    """Refuse numbers outside [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ArgumentError(
-            argument, expected="a number in [0, 1]", got=repr(value), remedy=f"Pass {argument}=0.5, say."
+class ThresholdPolicy(ExitPolicy):
+    """Base of the policies with one statistic and one threshold; a leaf defines `statistic` and names its `tunable`.
+
+    The statistic and the state must not depend on the threshold.
+    """
+
+    tunable: ClassVar[Threshold]
+
+    @abstractmethod
+    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
+        """What is compared with the threshold, `(batch,)`, and the new state. Pure, as `decide`."""
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        value, state = self.statistic(step, state)
+        return self.tunable.crossed(value, getattr(self, self.tunable.field)), state
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        if self is not free:
+            return super().readiness(step, state, free)
+        value, state = self.statistic(step, state)
+        return (value if self.tunable.higher_exits_later else -value), state
+
+
+@dataclass(frozen=True)
+class _Several(ExitPolicy):
+    policies: tuple[ExitPolicy, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policies", tuple(self.policies))
+        if not self.policies:
+            raise ArgumentError(
+                "policies", expected="at least one policy", got="none", remedy="Use policies.LastStep() for no exit."
+            )
+        for policy in self.policies:
+            _check_policy(policy)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What any of the parts reads."""
+        return frozenset[str]().union(*(policy.needs for policy in self.policies))
+
+    @staticmethod
+    @abstractmethod
+    def merge(one: Any, other: Any) -> Any:
+        """What two parts come to: of two masks, and of two values of readiness."""
+
+    def init(self, batch: PolicyBatch) -> Tree:
+        return tuple(policy.init(batch) for policy in self.policies)
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        return self._merged([policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)])
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        pairs = zip(self.policies, state, strict=True)
+        return self._merged([policy.readiness(step, part, free) for policy, part in pairs])
+
+    def check(self, spec: ModelSpec) -> None:
+        for policy in self.policies:
+            policy.check(spec)
+
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        return self.policies
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, policies=tuple(p.rescaled(tuned_for, num_steps) for p in self.policies))
+
+    def _merged(self, answers: Sequence[tuple[Any, Tree]]) -> tuple[Any, Tree]:
+        return reduce(self.merge, (answer for answer, _ in answers)), tuple(state for _, state in answers)
+
+
+@registry.register("any")
+@dataclass(frozen=True)
+class Any_(_Several):  # noqa: N801 (the name Any is Python's)
+    """Exit where any of the policies does."""
+
+    @staticmethod
+    def merge(one: Any, other: Any) -> Any:
+        return torch.maximum(one, other) if _are_readiness(one, other) else or_(one, other)
+
+
+@registry.register("all")
+@dataclass(frozen=True)
+class All(_Several):
+    """Exit where all of the policies do, at the same step."""
+
+    @staticmethod
+    def merge(one: Any, other: Any) -> Any:
+        return torch.minimum(one, other) if _are_readiness(one, other) else and_(one, other)
+
+
+@dataclass(frozen=True)
+class PolicyWrapper(ExitPolicy):
+    """Base of the policies around one other; by itself it decides as the policy inside does.
+
+    A leaf changes what the policy inside sees (`transform`), or what comes out (`decide` and `readiness`, both alike).
+
+    Args:
+        policy: The policy inside.
+    """
+
+    policy: ExitPolicy
+
+    def __post_init__(self) -> None:
+        _check_policy(self.policy)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What the policy inside reads."""
+        return self.policy.needs
+
+    def transform(self, step: StepView) -> StepView:
+        """What the policy inside sees of a step."""
+        return step
+
+    def init(self, batch: PolicyBatch) -> Tree:
+        return self.policy.init(batch)
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        return self.policy.decide(self.transform(step), state)
+
+    def check(self, spec: ModelSpec) -> None:
+        self.policy.check(spec)
+
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        return (self.policy,)
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        return self.policy.readiness(self.transform(step), state, free)
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, policy=self.policy.rescaled(tuned_for, num_steps))
+
+
+@dataclass(frozen=True)
+class _Bounded(PolicyWrapper):
+    step: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("step", self.step, remedy="Steps count from 1.")
+
+    def check(self, spec: ModelSpec) -> None:
+        check_int("step", self.step, 1, spec.num_steps, remedy="Steps count from 1.")
+        super().check(spec)
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(super().rescaled(tuned_for, num_steps), step=max(1, round(self.step * num_steps / tuned_for)))
+
+
+@registry.register("after")
+@dataclass(frozen=True)
+class After(_Bounded):
+    """The policy inside, with no exit before `step`; its state runs from the first step all the same."""
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        mask, state = super().decide(step, state)
+        return (step.index >= self.step) & mask, state
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        inside, state = super().readiness(step, state, free)
+        return torch.where(step.index < self.step, -torch.inf, inside), state
+
+
+@registry.register("before")
+@dataclass(frozen=True)
+class Before(_Bounded):
+    """The policy inside, with every row out at `step` at the latest."""
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        mask, state = super().decide(step, state)
+        return (step.index >= self.step) | mask, state
+
+    def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
+        inside, state = super().readiness(step, state, free)
+        return torch.where(step.index >= self.step, torch.inf, inside), state
+
+
+def _undeclared(name: str) -> PonderError:
+    return PonderError(
+        f"the policy reads step.{name}, which it does not declare. "
+        f"Set needs = frozenset({{{_PROVIDED_BY.get(name, name)!r}}}) on the policy's class."
+    )
+
+
+def _are_readiness(one: Any, other: Any) -> bool:
+    """Whether two answers are numbers, not masks."""
+    return isinstance(one, Tensor) and one.dtype != torch.bool and isinstance(other, Tensor)
+
+
+def _check_policy(policy: object) -> None:
+    if not isinstance(policy, ExitPolicy):
+        raise ArgumentTypeError(
+            "policy",
+            expected="an ExitPolicy",
+            got=type(policy).__name__,
+            remedy="Combine policies with policies.",
         )
-
-
-def check_not_negative(argument: str, value: Any) -> None:
-    """Refuse what is not a finite number ≥ 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
-        raise ArgumentError(
-            argument, expected="a finite number ≥ 0", got=repr(value), remedy=f"Pass {argument}=0.1, say."
-        )
-
-
-def check_step(argument: str, value: Any, num_steps: int | None = None) -> None:
-    """Refuse what is not a step: a whole number from 1, up to `num_steps` where it is known."""
-    top = float("inf") if num_steps is None else num_steps
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= top:
-        expected = "a step, a whole number ≥ 1" if num_steps is None else f"a step from 1 to {num_steps}"
-        raise ArgumentError(argument, expected=expected, got=repr(value), remedy="Steps count from 1.")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ponder.policies.around import Around
-from ponder.policies.base import registry
+from ponder.policies.base import PolicyWrapper, registry
 
 __all__ = ["Certified"]
 
 
 @registry.register("certified")
 @dataclass(frozen=True)
-class Certified(Around):
+class Certified(PolicyWrapper):
     """Does what the policy inside does; made by `ponder.control_risk`, saved with the model it was made for.
 
     Args:

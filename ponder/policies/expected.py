@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
-from ponder.parts.answers import agreement, correct
-from ponder.policies.base import ExitPolicy, Setting, StepView, check_not_negative, registry
-from ponder.policies.threshold import Knob
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
+from ponder.policies.base import ExitPolicy, ModelSpec, StepView, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["Expected"]
 
@@ -47,10 +46,10 @@ class Expected(ExitPolicy):
     rewards: tuple[tuple[float, ...], ...]
     transitions: tuple[tuple[tuple[float, ...], ...], ...]
     needs = frozenset({"output"})
-    knob = Knob("price", "at_most")
+    tunable = Threshold("price", "at_most")
 
     def __post_init__(self) -> None:
-        check_not_negative("price", self.price)
+        check_real("price", self.price)
         bins = {len(row) for row in self.rewards}
         steps = len(self.rewards)
         fits = (
@@ -76,7 +75,7 @@ class Expected(ExitPolicy):
         object.__setattr__(self, "_stops", tuple(map(tuple, stops[::-1])))
 
     @classmethod
-    def fit(cls, trajectory: Trajectory, price: float = 0.0, bins: int = 10) -> Self:
+    def fit(cls, trajectory: Recording, price: float = 0.0, bins: int = 10) -> Self:
         """Count the tables on a trajectory.
 
         Args:
@@ -86,17 +85,16 @@ class Expected(ExitPolicy):
             bins: Bins of the confidence at each step, with about as many rows in each; sparse ones lean on all rows.
         """
         outputs = trajectory.outputs
-        if not len(trajectory) or outputs.dim() != 3 or trajectory.task not in (None, "classification"):
+        task, labels = trajectory.meaning, trajectory.labels
+        if not len(trajectory) or outputs.dim() != 3 or not (task.classes and task.comparable and not task.per_token):
             raise ArgumentError(
                 "trajectory",
                 expected="classes (batch, steps, classes) of at least one row",
                 got=f"outputs of shape {tuple(outputs.shape)}, task {trajectory.task!r}",
                 remedy="Unroll a classifier on calibration data.",
             )
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-            raise ArgumentError("bins", expected="a whole number ≥ 1", got=repr(bins), remedy="Pass bins=10, say.")
-        labels, task = trajectory.labels, trajectory.task
-        right = agreement(outputs, task) if labels is None else correct(outputs, labels, task)
+        check_int("bins", bins, remedy="Pass bins=10, say.")
+        right = task.agreement(outputs) if labels is None else task.correct(outputs, labels)
         confidence = _confidence(outputs).double()
         shares = torch.arange(1, bins, dtype=torch.float64, device=outputs.device) / bins
         edges = torch.quantile(confidence, shares, dim=0).T.contiguous()
@@ -111,13 +109,13 @@ class Expected(ExitPolicy):
         table: tuple[tuple[bool, ...], ...] = self.__dict__["_stops"]
         return table
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        if len(self.rewards) != setting.num_steps or setting.task not in (None, "classification", "custom"):
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if len(self.rewards) != spec.num_steps or not spec.task.classes:
             raise ArgumentError(
                 "policy",
-                expected=f"a policy fitted to classes over {setting.num_steps} steps, and such a task",
-                got=f"Expected over {len(self.rewards)} steps, task {setting.task!r}",
+                expected=f"a policy fitted to classes over {spec.num_steps} steps, and such a task",
+                got=f"Expected over {len(self.rewards)} steps, task {spec.task.name!r}",
                 remedy="Fit it on a trajectory of this model.",
             )
 
@@ -130,7 +128,7 @@ class Expected(ExitPolicy):
 
 
 def _confidence(outputs: Tensor) -> Tensor:
-    return F.log_softmax(outputs.float(), dim=-1).amax(-1).exp()
+    return F.log_softmax(at_least_float32(outputs), dim=-1).amax(-1).exp()
 
 
 def _mean_by_bin(places: Tensor, values: Tensor) -> Tensor:

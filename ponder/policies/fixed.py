@@ -8,8 +8,9 @@ from typing import Self
 from torch import Tensor
 
 from ponder._utils.trees import Tree
-from ponder.policies.base import ExitPolicy, Setting, StepView, check_step, registry
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder._utils.validation import check_int
+from ponder.policies.base import ExitPolicy, ModelSpec, StepView, ThresholdPolicy, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["FixedStep", "LastStep"]
 
@@ -24,14 +25,14 @@ class FixedStep(ThresholdPolicy):
     """
 
     step: int
-    knob = Knob("step", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
+    tunable = Threshold("step", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
 
     def __post_init__(self) -> None:
-        check_step("step", self.step)
+        check_int("step", self.step, remedy="Steps count from 1.")
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        check_step("step", self.step, setting.num_steps)
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        check_int("step", self.step, 1, spec.num_steps, remedy="Steps count from 1.")
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         return step.index, state

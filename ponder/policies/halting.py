@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentTypeError
-from ponder.policies.base import Batch, ExitPolicy, StepView, check_unit, registry
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["Bernoulli", "Quantile"]
 
@@ -28,10 +29,10 @@ class Quantile(ThresholdPolicy):
 
     q: float
     needs = frozenset({"hazard"})
-    knob = Knob("q", "above")
+    tunable = Threshold("q", "above")
 
     def __post_init__(self) -> None:
-        check_unit("q", self.q)
+        check_real("q", self.q, 0.0, 1.0)
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         return step.cdf, state
@@ -59,7 +60,7 @@ class Bernoulli(ExitPolicy):
                 "seed", expected="a whole number or None", got=repr(self.seed), remedy="Pass seed=0, say."
             )
 
-    def init(self, batch: Batch) -> Tree:
+    def init(self, batch: PolicyBatch) -> Tree:
         if self.seed is None:
             return torch.rand(batch.size, device=batch.device)
         return _uniform(self.seed, batch.row_ids)

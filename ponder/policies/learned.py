@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ponder._utils.numerics import at_least_float32
 from ponder._utils.registry import Registry
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.policies.base import StepView, check_unit, registry
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.policies.base import StepView, ThresholdPolicy, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["Learned", "LinearScorer", "scorers"]
 
@@ -53,10 +55,10 @@ class Learned(ThresholdPolicy):
     scorer: nn.Module
     threshold: float
     needs = frozenset({"features"})
-    knob = Knob("threshold", "above")
+    tunable = Threshold("threshold", "above")
 
     def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
+        check_real("threshold", self.threshold, 0.0, 1.0)
         if not isinstance(self.scorer, nn.Module):
             raise ArgumentTypeError(
                 "scorer",
@@ -91,7 +93,7 @@ class Learned(ThresholdPolicy):
                 got=f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__,
                 remedy="Return (batch,) or (batch, 1).",
             )
-        return logits.detach().reshape(-1).float().sigmoid(), state
+        return at_least_float32(logits.detach().reshape(-1)).sigmoid(), state
 
     def to_dict(self) -> dict[str, Any]:
         name = scorers.name_of(type(self.scorer))

@@ -1,4 +1,8 @@
-"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin."""
+"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin.
+
+Where an example has an answer at each of its positions (token classification), it leaves once its least sure position
+is sure enough; padding does not count.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
-from ponder.policies.base import Setting, StepView, check_not_negative, check_unit, registry
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["Confidence", "Entropy", "Margin"]
 
@@ -25,18 +31,24 @@ class _Certainty(ThresholdPolicy):
 
     @abstractmethod
     def measure(self, log_probabilities: Tensor) -> Tensor:
-        """The statistic, `(batch,)`, of log-probabilities `(batch, classes)`, float32."""
+        """The statistic, `(…,)`, of log-probabilities `(…, classes)`, at least float32."""
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        if setting.task not in (None, "classification", "custom"):
-            raise self._refusal(f"the task {setting.task!r}")
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if not spec.task.classes:
+            raise self._refusal(f"the task {spec.task.name!r}")
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         output = step.output
-        if output.dim() != 2 or output.shape[-1] < 2:
+        if not step.task.fits(output):
             raise self._refusal(f"outputs of shape {tuple(output.shape)}")
-        return self.measure(F.log_softmax(output.float(), dim=-1)), state
+        value = self.measure(F.log_softmax(at_least_float32(output), dim=-1))
+        if value.dim() == 1:
+            return value, state
+        unsure = -torch.inf if self.tunable.higher_exits_later else torch.inf
+        if step.mask is not None:
+            value = torch.where(step.mask, value, -unsure)
+        return (value.amin(1) if self.tunable.higher_exits_later else value.amax(1)), state
 
     def _refusal(self, got: str) -> ArgumentError:
         return ArgumentError(
@@ -59,13 +71,10 @@ class Entropy(_Certainty):
 
     threshold: float
     normalize: bool = False
-    knob = Knob("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))  # normalised or in nats
+    tunable = Threshold("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))
 
     def __post_init__(self) -> None:
-        if self.normalize:
-            check_unit("threshold", self.threshold)
-        else:
-            check_not_negative("threshold", self.threshold)  # in nats
+        check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)
 
     def measure(self, log_probabilities: Tensor) -> Tensor:
         p = log_probabilities.exp()
@@ -83,10 +92,10 @@ class Confidence(_Certainty):
     """
 
     threshold: float
-    knob = Knob("threshold", "above")
+    tunable = Threshold("threshold", "above")
 
     def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
+        check_real("threshold", self.threshold, 0.0, 1.0)
 
     def measure(self, log_probabilities: Tensor) -> Tensor:
         return log_probabilities.amax(-1).exp()
@@ -102,10 +111,10 @@ class Margin(_Certainty):
     """
 
     threshold: float
-    knob = Knob("threshold", "above")
+    tunable = Threshold("threshold", "above")
 
     def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
+        check_real("threshold", self.threshold, 0.0, 1.0)
 
     def measure(self, log_probabilities: Tensor) -> Tensor:
         best, second = log_probabilities.topk(2, dim=-1).values.exp().unbind(-1)

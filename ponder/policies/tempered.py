@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError
-from ponder.policies.around import Around
-from ponder.policies.base import Setting, StepView, registry
+from ponder.policies.base import ModelSpec, PolicyWrapper, StepView, registry
 
 __all__ = ["Tempered"]
 
 
 @registry.register("tempered")
 @dataclass(frozen=True)
-class Tempered(Around):
+class Tempered(PolicyWrapper):
     """The policy inside, on outputs divided by a temperature that belongs to the step (Guo et al. 2017).
 
     The outputs that the model gives are not changed: the temperatures are for deciding only.
@@ -40,21 +40,21 @@ class Tempered(Around):
                 remedy="Fit them: ponder.calibration.fit_temperatures(trajectory).",
             )
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        if len(self.temperatures) not in (1, setting.num_steps):
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if len(self.temperatures) not in (1, spec.num_steps):
             raise ArgumentError(
                 "temperatures",
-                expected=f"one, or one for each of the model's {setting.num_steps} steps",
+                expected=f"one, or one for each of the model's {spec.num_steps} steps",
                 got=len(self.temperatures),
                 remedy="Fit them on a trajectory of this model.",
             )
 
-    def seen(self, step: StepView) -> StepView:
+    def transform(self, step: StepView) -> StepView:
         if "output" not in step.readings:
             return step
-        output = step.output
-        by_step = torch.tensor(self.temperatures, dtype=torch.float32, device=output.device)
+        output = at_least_float32(step.output)
+        by_step = torch.tensor(self.temperatures, dtype=output.dtype, device=output.device)
         own = by_step if len(by_step) == 1 else by_step[step.index - 1]
-        scaled = output.float() / own.reshape(-1, *[1] * (output.dim() - 1))
+        scaled = output / own.reshape(-1, *[1] * (output.dim() - 1))
         return replace(step, readings={**step.readings, "output": scaled})

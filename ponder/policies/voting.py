@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ponder._utils.trees import Tree
+from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
-from ponder.policies.base import Setting, StepView, check_step, registry
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, registry
+from ponder.policies.threshold import Threshold
 
 __all__ = ["Voting"]
 
@@ -24,31 +26,38 @@ class Voting(ThresholdPolicy):
     Unlike patience, a dissenting step in between costs nothing but itself (after the voting of Sun et al. 2021, "Early
     Exiting with Ensemble Internal Classifiers", Section 3.2, with a fixed number of votes).
 
+    In token classification every position votes, and the row leaves once each of them that is no padding has enough.
+
     Args:
         votes: From 1 (leave at the first step) to the number of steps.
     """
 
     votes: int
     needs = frozenset({"output"})
-    knob = Knob("votes", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
+    tunable = Threshold("votes", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
 
     def __post_init__(self) -> None:
-        check_step("votes", self.votes)
+        check_int("votes", self.votes)
 
-    def check(self, setting: Setting) -> None:
-        super().check(setting)
-        check_step("votes", self.votes, setting.num_steps)
-        if setting.task not in (None, "classification", "custom"):
-            raise self._refusal(f"the task {setting.task!r}")
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        check_int("votes", self.votes, 1, spec.num_steps)
+        if not spec.task.classes:
+            raise self._refusal(f"the task {spec.task.name!r}")
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         output = step.output
-        if output.dim() != 2 or output.shape[-1] < 2:
+        if not step.task.fits(output):
             raise self._refusal(f"outputs of shape {tuple(output.shape)}")
-        answer = output.argmax(-1)
+        answer = step.task.predictions(output)
         votes = F.one_hot(answer, output.shape[-1])
         votes = votes if state is None else votes + state
-        return votes.gather(1, answer.unsqueeze(1)).squeeze(1), votes
+        for_answer = votes.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
+        if for_answer.dim() == 1:
+            return for_answer, votes
+        if step.mask is not None:
+            for_answer = torch.where(step.mask, for_answer, step.num_steps)
+        return for_answer.amin(1), votes
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, votes=max(1, round(self.votes * num_steps / tuned_for)))

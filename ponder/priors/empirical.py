@@ -8,17 +8,16 @@ with c_n the examples settled at step n and s the smoothing (additive smoothing)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
+from ponder.parts.recording import Recording
 from ponder.priors.base import check_positive, registry
 from ponder.priors.tabulated import Tabulated
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
 
 __all__ = ["Empirical"]
 
@@ -43,7 +42,7 @@ class Empirical(Tabulated):
     @classmethod
     def fit(
         cls,
-        trajectory: Trajectory,
+        trajectory: Recording,
         rule: Literal["stays_right", "stays_same"] = "stays_right",
         smoothing: float = 1.0,
     ) -> Self:
@@ -61,49 +60,39 @@ class Empirical(Tabulated):
         Raises:
             ArgumentError: No rows, no labels where the rule needs them, an unknown rule, or another task.
         """
-        if rule not in _RULES:
-            raise ArgumentError(
-                "rule", expected=f"one of {', '.join(_RULES)}", got=repr(rule), remedy="Correct the name."
-            )
+        check_choice("rule", rule, _RULES)
         check_positive("smoothing", smoothing)
         if not len(trajectory):
             raise ArgumentError(
                 "trajectory", expected="at least one row", got="none", remedy="Unroll the model on examples first."
             )
-        answers = _answers(trajectory)
-        target = answers[:, -1:] if rule == "stays_same" else _right_answers(trajectory, answers)
-        settled = _settled(answers == target if answers.dim() == 2 else (answers == target).all(-1))
+        settled = _settled(_holds(trajectory, rule))
         counts = torch.bincount(settled - 1, minlength=trajectory.num_steps).to("cpu", torch.float64) + smoothing
         return cls(tuple((counts / counts.sum()).tolist()))
 
 
-def _answers(trajectory: Trajectory) -> Tensor:
-    """The answer at every step: classes `(batch, steps)` long, or label sets `(batch, steps, labels)` bool."""
-    outputs, labels, task = trajectory.outputs, trajectory.labels, trajectory.task
-    if task is None and outputs.shape[-1] > 1 and (labels is None or not labels.is_floating_point()):
-        task = "classification"  # as in a model that names no task
-    if outputs.dim() != 3 or task not in ("classification", "multilabel"):
+def _holds(trajectory: Recording, rule: str) -> Tensor:
+    """Whether the answer of each step is what the rule asks for, `(batch, steps)` bool."""
+    outputs, labels, task = trajectory.outputs, trajectory.labels, trajectory.meaning
+    numbers = trajectory.task is None and (outputs.shape[-1] < 2 or (labels is not None and labels.is_floating_point()))
+    if outputs.dim() != 3 or not task.comparable or task.per_token or numbers:
         raise ArgumentError(
             "trajectory",
             expected="one answer an example: the task 'classification' or 'multilabel'",
             got=f"outputs of shape {tuple(outputs.shape)} and the task {trajectory.task!r}",
             remedy="Name the task when you build the model, or count the steps yourself and pass them to Categorical.",
         )
-    return outputs.argmax(-1) if task == "classification" else outputs > 0
-
-
-def _right_answers(trajectory: Trajectory, answers: Tensor) -> Tensor:
-    """The labels in the form of `answers`, with one step."""
-    labels = trajectory.labels
-    if labels is None or labels.shape != answers[:, 0].shape:
+    if rule == "stays_same":
+        return task.agreement(outputs)
+    shape = task.predictions(outputs[:, 0]).shape
+    if labels is None or labels.shape != shape:
         raise ArgumentError(
             "trajectory",
-            expected=f"labels {tuple(answers[:, 0].shape)} for the rule 'stays_right'",
+            expected=f"labels {tuple(shape)} for the rule 'stays_right'",
             got="none" if labels is None else f"shape {tuple(labels.shape)}",
             remedy="Pass labels=… to unroll, or fit with rule='stays_same'.",
         )
-    labels = labels if answers.dim() == 2 else labels > 0.5
-    return labels.to(answers.device).unsqueeze(1)
+    return task.correct(outputs, labels.to(outputs.device))
 
 
 def _settled(holds: Tensor) -> Tensor:

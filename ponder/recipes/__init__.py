@@ -2,14 +2,14 @@
 
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry
 from ponder.recipes.deebert import deebert
+from ponder.recipes.default import ponder
 from ponder.recipes.fastbert import fastbert
 from ponder.recipes.leebert import leebert
 from ponder.recipes.pabee import pabee
+from ponder.recipes.palbert import palbert, pondernet
 from ponder.recipes.palbert_deep import palbert_deep
 from ponder.recipes.palbert_distill import palbert_distill
 from ponder.recipes.palbert_prior import palbert_prior
-from ponder.recipes.ponder import ponder
-from ponder.recipes.pondering import palbert, pondernet
 from ponder.recipes.static import static
 from ponder.recipes.vanilla import vanilla
 

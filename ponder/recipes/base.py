@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -156,12 +156,14 @@ class Recipe:
             ) from error
 
 
-def freeze_for(stage: Stage, encoder: nn.Module, head: nn.Module) -> None:
+def freeze_for(stage: Stage, encoder: nn.Module | Sequence[nn.Module], head: nn.Module) -> None:
     """Set `requires_grad` so that training moves what `stage` trains and nothing else.
+
+    What is frozen goes into evaluation mode too: its dropout is off, and its BatchNorm statistics do not move.
 
     Args:
         stage: The stage.
-        encoder: Everything but the heads.
+        encoder: Everything but the heads, as one module or several.
         head: The head; `PerStep` where the stage trains early heads.
 
     Raises:
@@ -175,8 +177,12 @@ def freeze_for(stage: Stage, encoder: nn.Module, head: nn.Module) -> None:
             got="a shared head",
             remedy="Use PerStep.",
         )
-    encoder.requires_grad_(everything)
     head.requires_grad_(True)
+    frozen = [encoder] if isinstance(encoder, nn.Module) else list(encoder)
+    for module in frozen:
+        module.requires_grad_(everything)
     if not everything:
         assert isinstance(head, PerStep)
         head.heads[-1].requires_grad_(False)
+        for module in (*frozen, head.heads[-1]):
+            module.eval()

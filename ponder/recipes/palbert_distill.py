@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ponder.objectives import Distillation, Ponder
 from ponder.recipes.base import Recipe, Stage, registry
-from ponder.recipes.pondering import palbert
+from ponder.recipes.palbert import palbert
 
 __all__ = ["palbert_distill"]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ponder.priors import AtDepth
 from ponder.recipes.base import Recipe, registry
-from ponder.recipes.pondering import palbert
+from ponder.recipes.palbert import palbert
 
 __all__ = ["palbert_prior"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ponder._utils.trees import Tree, check_rows, take_rows, tensors
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.policies import Batch, ExitPolicy, FixedStep, LastStep, StepView
+from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.serialization import load, save
 from ponder.testing.contract import ContractError, require
 from ponder.testing.randomness import private_randomness
@@ -79,7 +79,7 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
 class _Staggered(ExitPolicy):
     """Row r leaves at step 1 + r mod N: all depths in one batch, without a threshold that rounding could cross."""
 
-    def init(self, batch: Batch) -> Tree:
+    def init(self, batch: PolicyBatch) -> Tree:
         return {"exit": 1 + batch.row_ids % batch.num_steps}
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:

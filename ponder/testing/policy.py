@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, take_rows, tensors
 from ponder.errors import ArgumentError
-from ponder.inference.joining import join_rows
-from ponder.policies import ExitPolicy, Setting
+from ponder.parts.joining import join_rows
+from ponder.parts.tasks import task_named
+from ponder.policies import ExitPolicy, ModelSpec
 from ponder.policies.base import READINGS
 from ponder.testing.contract import ContractError, require
 from ponder.testing.material import Sizes, extreme_trajectories, random_trajectory, toy_model
@@ -63,7 +64,7 @@ def check_policy(
     with private_randomness(0), torch.no_grad():
         check_frozen("policy", policy, ExitPolicy)
         check_needs(policy, READINGS)
-        policy.check(Setting(num_steps, task, has_hazard=True))
+        policy.check(ModelSpec(num_steps, task_named(task), has_hazard=True))
         sizes = Sizes(task, num_steps, num_outputs, width)
         for seed, scale in enumerate(_SCALES):
             rehearsal = Rehearsal(policy, random_trajectory(sizes, _ROWS, scale, seed))
@@ -203,11 +204,11 @@ def _check_leaving(rehearsal: Rehearsal) -> None:
 
 def _check_knob(rehearsal: Rehearsal) -> None:
     """A policy that declares a knob says how far each row is from it as it decides."""
-    policy, rows, knob = rehearsal.policy, rehearsal.all_rows(), rehearsal.policy.knob
+    policy, rows, knob = rehearsal.policy, rehearsal.all_rows(), rehearsal.policy.tunable
     if knob is None:
         return
     value = getattr(policy, knob.field)
-    bound = value if knob.raised_is_later else -value
+    bound = value if knob.higher_exits_later else -value
     state = rehearsal.init(rows)
     for step in range(1, rehearsal.num_steps):
         view = rehearsal.view(rows, torch.full_like(rows, step))

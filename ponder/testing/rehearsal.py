@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, check_rows
 from ponder.errors import ArgumentError, PonderError
-from ponder.policies import Batch, ExitPolicy, StepView
+from ponder.policies import ExitPolicy, PolicyBatch, StepView
 from ponder.testing.contract import ContractError, require
 from ponder.testing.material import readings_of
 from ponder.testing.trees import same
@@ -21,7 +21,7 @@ from ponder.trajectory import Trajectory
 __all__ = ["Rehearsal"]
 
 T = TypeVar("T")
-_PROVIDED = {"hazard": ("hazard", "cdf", "survival"), "output": ("output",), "features": ("features",)}
+_PROVIDED = {"hazard": ("hazard", "cdf", "survival"), "output": ("output",), "features": ("features",), "context": ()}
 
 
 class Rehearsal:
@@ -51,9 +51,9 @@ class Rehearsal:
         """The row numbers, `(rows,)`."""
         return torch.arange(len(self.trajectory))
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> PolicyBatch:
         """Those rows, as `init` sees them."""
-        return Batch(self.trajectory.row_ids[rows], self.num_steps, self.trajectory.task)
+        return PolicyBatch(self.trajectory.row_ids[rows], self.num_steps, self.trajectory.meaning)
 
     def init(self, rows: Tensor) -> Tree:
         """The state before the first step."""
@@ -73,7 +73,7 @@ class Rehearsal:
     def view(self, rows: Tensor, at: Tensor) -> StepView:
         """What the policy sees of `rows` at the steps `at`."""
         readings = _Readings({name: value[rows, at - 1] for name, value in self._readings.items()})
-        return StepView(at, self.num_steps, readings, self.trajectory.task)
+        return StepView(at, self.num_steps, readings, self.trajectory.meaning)
 
     def decide(self, state: Tree, rows: Tensor, at: Tensor) -> tuple[Tensor, Tree]:
         """Mask `(rows,)` and new state; mask and state are checked for their form."""

@@ -61,7 +61,7 @@ def test_history_reads_the_newest_first_and_the_initial_state_before(history: in
         inputs = toy.steps(inputs)
         features = [inputs, *features][:history]
         expected.append(by_hand(hazards, torch.cat(features, dim=1), torch.tanh))
-    torch.testing.assert_close(model.unroll(toy.batch(4)[0]).hazard_logits, torch.stack(expected, dim=1))
+    torch.testing.assert_close(model.eval().unroll(toy.batch(4)[0]).hazard_logits, torch.stack(expected, dim=1))
 
 
 @pytest.mark.parametrize("history", [1, 2, 3, 4])
@@ -74,7 +74,7 @@ def test_history_leaves_with_its_rows(history: int, initial: str) -> None:
     seen: set[int] = set()
     for q in (0.3, 0.5, 0.8, 0.95):
         exits = model(inputs, policy=ponder.policies.Quantile(q))
-        replayed = model.unroll(inputs).replay(ponder.policies.Quantile(q))
+        replayed = model.eval().unroll(inputs).replay(ponder.policies.Quantile(q))
         assert torch.equal(exits.exit_step, replayed.exit_step)
         torch.testing.assert_close(exits.outputs, replayed.outputs)
         seen |= set(exits.exit_step.tolist())
@@ -113,10 +113,10 @@ def test_a_users_own_module_gives_hazards() -> None:
     for _ in range(model.num_steps):
         hidden = toy.steps(hidden)
         expected.append(plain(hidden)[:, 0])
-    torch.testing.assert_close(model.unroll(inputs).hazard_logits, torch.stack(expected, dim=1))
+    torch.testing.assert_close(model.eval().unroll(inputs).hazard_logits, torch.stack(expected, dim=1))
     assert as_lambda_head(model.lambda_head) is model.lambda_head
     with refused("lambda_head", "one hazard logit for each of 20 rows", "(20, 3)"):  # 4 rows at 5 steps
-        wrap(toy, lambda_head=nn.Linear(WIDTH, 3)).unroll(inputs)
+        wrap(toy, lambda_head=nn.Linear(WIDTH, 3)).eval().unroll(inputs)
 
 
 @pytest.mark.parametrize("head", [PerStep([nn.Linear(4, 1)]), torch.sin, "linear"], ids=["per-step", "function", "str"])
@@ -131,7 +131,7 @@ def test_each_step_has_its_own_head() -> None:
     model = wrap(toy, head=PerStep(heads))
     assert len(model.head) == 5
     inputs, _ = toy.batch(4)
-    trajectory = model.unroll(inputs)
+    trajectory = model.eval().unroll(inputs)
     exits = model.eval()(inputs, policy=ponder.policies.Quantile(0.5))
     hidden = inputs
     for step, head in enumerate(heads, start=1):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ponder import Shared
-from ponder.inference.joining import join_rows, with_lengths
+from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along, masked
-from ponder.policies import Batch
+from ponder.policies import PolicyBatch
 from tests.ponder.checks import refused
 from tests.ponder.examples import POLICIES, Example, make_policy
 
@@ -117,6 +117,6 @@ def test_what_does_not_fit_is_named(trees: list[object], path: str) -> None:
 @pytest.mark.parametrize("case", POLICIES, ids=str)
 def test_the_states_of_every_policy_join(case: Example) -> None:
     policy = make_policy(case)
-    states = [policy.init(Batch(torch.arange(rows), 5, case.task)) for rows in (3, 2)]
+    states = [policy.init(PolicyBatch(torch.arange(rows), 5, case.task)) for rows in (3, 2)]
     joined = join_rows(states, [3, 2])
     assert type(joined) is type(states[0])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ponder
 from ponder import policies
 from ponder.errors import NonFiniteError, PonderError
-from ponder.policies import Batch, ExitPolicy, Quantile, StepView
+from ponder.policies import ExitPolicy, PolicyBatch, Quantile, StepView
 from tests.ponder.checks import refused
 from tests.toys import NUM_STEPS, TOYS, WIDTH, make_toy, wrap
 
@@ -27,7 +27,7 @@ class Settled(ExitPolicy):
     distance: float
     needs = frozenset({"features"})
 
-    def init(self, batch: Batch) -> Any:
+    def init(self, batch: PolicyBatch) -> Any:
         return {"before": torch.full((batch.size, WIDTH), torch.inf)}
 
     def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
@@ -67,7 +67,7 @@ def test_a_users_policy_on_features(name: str) -> None:
 class Appointed(ExitPolicy):
     """Reads nothing: each row leaves at the step that is its id."""
 
-    def init(self, batch: Batch) -> Any:
+    def init(self, batch: PolicyBatch) -> Any:
         return batch.row_ids
 
     def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:

@@ -17,7 +17,6 @@ from ponder import policies
 from ponder.analysis.policy_grid import as_family
 from ponder.analysis.sweeps import measure, sweep
 from ponder.policies import (
-    Batch,
     Bernoulli,
     Certified,
     Confidence,
@@ -26,6 +25,7 @@ from ponder.policies import (
     FixedStep,
     Margin,
     Patience,
+    PolicyBatch,
     Quantile,
     Tempered,
     Voting,
@@ -180,7 +180,7 @@ def test_a_policy_of_a_strangers_is_swept() -> None:
     class Norm(policies.ThresholdPolicy):
         threshold: float
         needs = frozenset({"features"})
-        knob = policies.Knob("threshold", "above", high=lambda num_steps, width: 10.0)
+        tunable = policies.Threshold("threshold", "above", high=lambda num_steps, width: 10.0)
 
         def statistic(self, step: Any, state: Any) -> Any:
             return step.features.norm(dim=-1), state
@@ -190,7 +190,7 @@ def test_a_policy_of_a_strangers_is_swept() -> None:
         inside: ExitPolicy
         needs = frozenset({"features"})
 
-        def init(self, batch: Batch) -> Any:
+        def init(self, batch: PolicyBatch) -> Any:
             return self.inside.init(batch)
 
         def decide(self, step: Any, state: Any) -> Any:

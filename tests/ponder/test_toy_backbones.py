@@ -65,7 +65,7 @@ def test_training_runs_all_steps_and_its_gradients_are_the_plain_encoders(name: 
 def test_the_trajectory_holds_every_step(name: str) -> None:
     toy, inputs, context = batch_of(name)
     model = wrap(toy).eval()
-    trajectory = model.unroll(inputs, keep_features=True, labels=labels_for("classification", 7), **context)
+    trajectory = model.eval().unroll(inputs, keep_features=True, labels=labels_for("classification", 7), **context)
     assert trajectory.outputs.shape == (7, NUM_STEPS, 3)
     assert trajectory.hazard_logits.shape == (7, NUM_STEPS)
     assert trajectory.features.shape == (7, NUM_STEPS, WIDTH)
@@ -75,10 +75,11 @@ def test_the_trajectory_holds_every_step(name: str) -> None:
     assert trajectory.task == "classification"
     torch.testing.assert_close(trajectory.outputs, model.head(trajectory.features))
     assert model.unroll(inputs, **context).features is None
-    assert wrap(toy, lambda_head=None).unroll(inputs, **context).hazard_logits is None
+    assert wrap(toy, lambda_head=None).eval().unroll(inputs, **context).hazard_logits is None
 
 
 @every_toy
+@pytest.mark.filterwarnings("ignore:unroll in training mode")
 @pytest.mark.parametrize("training", [True, False])
 def test_batches_of_one_and_of_none(name: str, training: bool) -> None:
     toy, inputs, context = batch_of(name, 1)
@@ -124,6 +125,7 @@ def test_an_empty_batch_with_a_head_per_step() -> None:
 
 
 @every_toy
+@pytest.mark.filterwarnings("ignore:unroll in training mode")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("where", ["step", "head", "lambda_head", "readout", "stem"])
 @pytest.mark.parametrize("call", [1, 2])

@@ -23,7 +23,7 @@ def unrolled(size: int = 6, seed: int = 0, **options: Any) -> Trajectory:
     inputs, _ = toy.batch(size, seed)
     options = {"labels": labels_for("classification", size), "keep_features": True, **options}
     with torch.no_grad():
-        return wrap(toy).unroll(inputs, row_ids=torch.arange(size) + 10 * seed, **options)
+        return wrap(toy).eval().unroll(inputs, row_ids=torch.arange(size) + 10 * seed, **options)
 
 
 def assert_same(a: Trajectory, b: Trajectory) -> None:
@@ -84,7 +84,7 @@ def test_what_does_not_join() -> None:
 
 def test_detached_from_the_graph() -> None:
     toy = make_toy("shared")
-    trajectory = wrap(toy).unroll(toy.batch(3)[0])
+    trajectory = wrap(toy).eval().unroll(toy.batch(3)[0])
     assert trajectory.outputs.requires_grad
     detached = trajectory.detach()
     assert not detached.outputs.requires_grad

@@ -67,9 +67,10 @@ def test_the_lambda_head_reads_the_newest_step_first(history: int, initial: Any)
         hidden = toy.steps(hidden)
         states.append(hidden)
         expected.append(model.lambda_head(torch.cat([states[-1 - age] for age in range(history)], dim=-1)))
-    torch.testing.assert_close(model.unroll(inputs).hazard_logits, torch.stack(expected, dim=1))
+    torch.testing.assert_close(model.eval().unroll(inputs).hazard_logits, torch.stack(expected, dim=1))
 
 
+@pytest.mark.filterwarnings("ignore:unroll in training mode")
 def test_heads_that_look_across_rows_see_one_step_a_call() -> None:
     toy = make_toy("shared")
     inputs, _ = toy.batch(6)
@@ -113,7 +114,7 @@ def test_steps_may_change_their_state_in_place() -> None:
 
     model = ponder.PonderWrapper(double, 3, head=nn.Identity(), lambda_head=nn.Linear(1, 1, bias=False))
     with torch.no_grad():
-        trajectory = model.unroll(torch.ones(2, 1), keep_features=True)
+        trajectory = model.eval().unroll(torch.ones(2, 1), keep_features=True)
     assert trajectory.outputs[0, :, 0].tolist() == [2.0, 4.0, 8.0]
     assert trajectory.features is not None
     assert trajectory.features[0, :, 0].tolist() == [2.0, 4.0, 8.0]
@@ -217,6 +218,7 @@ def test_memory_grows_by_the_states_between_steps_only() -> None:
     assert kept(16, False) - kept(4, False) > 10 * states
 
 
+@pytest.mark.filterwarnings("ignore:unroll in training mode")
 def test_steps_run_twice_in_training_and_once_without_a_graph() -> None:
     toy = make_toy("shared")
     inputs, _ = toy.batch(6)
@@ -312,7 +314,7 @@ def test_only_training_calls_are_truncated() -> None:
     assert model(inputs).trajectory.num_steps == 6
     model.truncate_below = 0.3
     assert model(inputs).trajectory.num_steps < 6
-    assert model.unroll(inputs).num_steps == 6
+    assert model.eval().unroll(inputs).num_steps == 6
     assert model.eval()(inputs, policy=ponder.policies.LastStep()).exit_step.tolist() == [6] * 3
 
 

@@ -124,7 +124,7 @@ def test_row_ids_travel_with_rows(policy: policies.ExitPolicy) -> None:
     model(inputs, policy=Spy())
     model(inputs, policy=Spy(), row_ids=torch.tensor([7, 9, -3], dtype=torch.int32))
     assert seen == [[0, 1, 2], [7, 9, -3]]
-    trajectory = model.unroll(inputs, row_ids=torch.tensor([7, 9, -3]))
+    trajectory = model.eval().unroll(inputs, row_ids=torch.tensor([7, 9, -3]))
     assert trajectory.row_ids.tolist() == [7, 9, -3]
     run = model(inputs, policy=policy, row_ids=torch.tensor([7, 9, -3]))
     assert torch.equal(run.exit_step, trajectory.replay(policy).exit_step)
@@ -157,7 +157,7 @@ def test_a_policy_on_hazards_needs_a_lambda_head(policy) -> None:
     with refused("policy"):
         model.policy = policy
     with refused("policy"):
-        model.unroll(inputs).replay(policy)
+        model.eval().unroll(inputs).replay(policy)
     assert model.policy == LastStep()
 
 
@@ -223,7 +223,7 @@ def test_a_call_names_a_policy_by_instance_too() -> None:
     with refused("policy", "str", type_error=True):
         model(inputs, policy="last-step")
     with refused("policy", "str", type_error=True):
-        model.unroll(inputs).replay("last-step")
+        model.eval().unroll(inputs).replay("last-step")
 
 
 def test_unknown_tasks_are_refused() -> None:
@@ -297,7 +297,7 @@ def test_labels_that_do_not_fit_are_refused(training: bool, labels, words, type_
 
 @pytest.mark.parametrize("row_ids", [torch.arange(2), torch.arange(3.0), [0, 1, 2], torch.zeros(3, 1).long()], ids=str)
 def test_row_ids_are_integers_one_a_row(row_ids: Any) -> None:
-    for call in (plain().eval(), plain().unroll):
+    for call in (plain().eval(), plain().eval().unroll):
         with refused("row_ids", "integers, shape (3,)"):
             call(torch.zeros(3, WIDTH), row_ids=row_ids)
 

@@ -17,7 +17,8 @@ from benchmarks.seal import digest
 from ponder import recipes
 from ponder._utils.files import read_json
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
-from ponder.policies import Setting
+from ponder.parts.tasks import task_named
+from ponder.policies import ModelSpec
 
 __all__ = ["Cell", "RecipeSpec", "Suite", "get", "names", "read"]
 
@@ -242,7 +243,7 @@ def _serves(spec: RecipeSpec, kind: str) -> bool:
     """Whether a recipe's policy is defined for a kind of task; other errors are for the runs to tell."""
     policy = recipes.get(spec.recipe, **spec.options).for_task(kind).policy
     try:
-        policy.check(Setting(num_steps=1000, task=kind, has_hazard=True))
+        policy.check(ModelSpec(num_steps=1000, task=task_named(kind), has_hazard=True))
     except ArgumentError:
         return kind == "classification"
     return True

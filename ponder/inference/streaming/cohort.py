@@ -12,8 +12,8 @@ from torch import Tensor
 from ponder._utils.trees import Tree, take_rows
 from ponder.engine.loop import Running
 from ponder.inference.collating import join_context
-from ponder.inference.joining import join_rows, with_lengths
 from ponder.inference.streaming.ticket import Ticket
+from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Padding
 
 __all__ = ["Cohort", "join"]

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ponder._utils.validation import check_type
+from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError
 from ponder.inference.collating import read_example
 from ponder.inference.streaming.inbox import Inbox
@@ -22,8 +23,7 @@ from ponder.inference.streaming.scheduler import Scheduler
 from ponder.inference.streaming.stats import Meter, StreamStats
 from ponder.inference.streaming.stepper import Stepper
 from ponder.inference.streaming.ticket import StreamOutput, Ticket
-from ponder.policies import ExitPolicy, Setting
-from ponder.wrapper import PonderWrapper
+from ponder.policies import ExitPolicy
 
 __all__ = ["StreamEngine"]
 
@@ -41,6 +41,7 @@ class StreamEngine:
     Args:
         model: The model, in evaluation mode. It must stay so, and keep its weights, while the engine is open.
         policy: Who decides; the model's own policy where None.
+        num_steps: How many steps there are, where one shared step can run for longer than the model's own number.
         max_batch: Rows of a step.
         max_tokens: Positions of a step, padding included; needs a model with padding. None for any number.
         max_waiting: Rows that may wait for a slot before `submit` blocks.
@@ -62,24 +63,26 @@ class StreamEngine:
 
     def __init__(
         self,
-        model: PonderWrapper,
+        model: EarlyExitModel,
         policy: ExitPolicy | None = None,
         *,
+        num_steps: int | None = None,
         max_batch: int = 64,
         max_tokens: int | None = None,
         max_waiting: int = 1024,
         max_skips: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check_type("model", model, PonderWrapper)
-        policy = model.policy if policy is None else policy
-        _check(model, policy)
+        check_type("model", model, EarlyExitModel)
+        num_steps = model.depth(num_steps)
+        policy = model.checked(policy, num_steps)
+        _check_mode(model)
         _check_limit("max_waiting", max_waiting)
         limits = _limits(model, max_batch, max_tokens, max_skips)
         device = next((parameter.device for parameter in model.parameters()), None)
         self._padding, self._clock, self._max_batch, self._max_waiting = model.padding, clock, max_batch, max_waiting
         self._meter, self._inbox = Meter(), Inbox(max_waiting)
-        self._scheduler = Scheduler(Stepper(model, policy, device), self._inbox, limits, self._meter, clock)
+        self._scheduler = Scheduler(Stepper(model, policy, device, num_steps), self._inbox, limits, self._meter, clock)
         self._numbers = itertools.count()
         self._abort = threading.Event()
         self._worker = threading.Thread(
@@ -246,10 +249,7 @@ def _result(future: Future[StreamOutput], errors: str) -> Any:
     return future.result() if error is None else error
 
 
-def _check(model: PonderWrapper, policy: ExitPolicy) -> None:
-    check_type("policy", policy, ExitPolicy)
-    task = None if model.task is None else model.task.name
-    policy.check(Setting(model.num_steps, task, model.lambda_head is not None))
+def _check_mode(model: EarlyExitModel) -> None:
     if model.training:
         raise ArgumentError(
             "model",
@@ -259,7 +259,7 @@ def _check(model: PonderWrapper, policy: ExitPolicy) -> None:
         )
 
 
-def _limits(model: PonderWrapper, max_batch: int, max_tokens: int | None, max_skips: int | None) -> Limits:
+def _limits(model: EarlyExitModel, max_batch: int, max_tokens: int | None, max_skips: int | None) -> Limits:
     skips = 4 * len(set(model.steps.schedule)) if max_skips is None else max_skips
     _check_limit("max_batch", max_batch)
     _check_limit("max_skips", skips)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import map_tensors, take_rows
+from ponder._utils.trees import Tree, map_tensors, take_rows
 from ponder.engine.loop import Readings, Running, ask
-from ponder.engine.sources import ModelSource, Parts, call_stem
+from ponder.engine.model import EarlyExitModel
+from ponder.engine.sources import ModelSource, call_stem
 from ponder.inference.collating import collate
 from ponder.inference.streaming.cohort import Cohort
 from ponder.inference.streaming.ticket import Ticket
 from ponder.parts.heads import PerStep
-from ponder.policies import Batch, ExitPolicy
-from ponder.wrapper import PonderWrapper
+from ponder.policies import ExitPolicy, PolicyBatch
 
 __all__ = ["Stepped", "Stepper"]
 
@@ -46,7 +46,12 @@ class MixedSource(ModelSource):
 
     steps: Sequence[int] = field(default=())
 
-    def _head(self, features: Tensor, index: Tensor | None) -> Tensor:
+    def run_step(self, step: int) -> Tree:
+        """See `ModelSource.run_step`."""
+        at = torch.tensor(self.steps, device=self.device) if self.parts.steps.index else None
+        return self.parts.steps(step, self.hidden, at=at, **self._call)
+
+    def call_head(self, features: Tensor, index: Tensor | None) -> Tensor:
         head: nn.Module = self.parts.head
         if not isinstance(head, PerStep):
             outputs: Tensor = head(features)
@@ -62,13 +67,17 @@ class Stepper:
         model: The model, in evaluation mode.
         policy: Who decides; it has been checked against the model.
         device: Where rows are computed; None leaves them where they come from.
+        num_steps: How many steps; the model's own number where None.
     """
 
-    def __init__(self, model: PonderWrapper, policy: ExitPolicy, device: torch.device | None) -> None:
+    def __init__(
+        self, model: EarlyExitModel, policy: ExitPolicy, device: torch.device | None, num_steps: int | None = None
+    ) -> None:
         self.model, self.policy, self.padding = model, policy, model.padding
-        self.num_steps, self.schedule = model.num_steps, model.steps.schedule
+        self.num_steps = model.depth(num_steps)
+        self.schedule = model.steps.schedule_of(self.num_steps)
         self._device = device
-        self._task = None if model.task is None else model.task.name
+        self._task = model.spec.task
         self._use_hazard = "hazard" in policy.needs
 
     def begin(self, tickets: Sequence[Ticket]) -> Cohort:
@@ -79,9 +88,9 @@ class Stepper:
         own_stem = self.padding is None or self.padding.stem is None
         stem = self.model.stem if own_stem or self.padding is None else self.padding.stem
         hidden, layer_context, _ = call_stem(stem, inputs, context)
-        source = ModelSource(self._parts(), hidden, layer_context, self._use_hazard)
+        source = ModelSource(self.model, hidden, layer_context, self._use_hazard)
         row_ids = torch.tensor([ticket.row_id for ticket in tickets], device=source.device)
-        running = Running.start(self.policy, Batch(row_ids, self.num_steps, self._task))
+        running = Running.start(self.policy, PolicyBatch(row_ids, self.num_steps, self._task))
         return Cohort(tuple(tickets), (0,) * len(tickets), running, source.past or [], hidden, layer_context)
 
     def step(self, cohort: Cohort) -> Stepped:
@@ -136,12 +145,8 @@ class Stepper:
 
     def _source(self, cohort: Cohort, steps: Sequence[int]) -> MixedSource:
         return MixedSource(
-            self._parts(), cohort.hidden, cohort.context, self._use_hazard, past=list(cohort.past), steps=steps
+            self.model, cohort.hidden, cohort.context, self._use_hazard, past=list(cohort.past), steps=steps
         )
-
-    def _parts(self) -> Parts:
-        model = self.model
-        return Parts(model.steps, model.readout, model.head, model.lambda_head, model.check_finite, model.padding)
 
 
 class _Some:
@@ -149,6 +154,8 @@ class _Some:
 
     def __init__(self, source: ModelSource, rows: Tensor) -> None:
         self.source, self.rows = source, rows
+        self.mask: Tensor | None = take_rows(source.mask, rows)
+        self.policy_context: Mapping[str, Tensor] = take_rows(source.policy_context, rows)
 
     def features(self) -> Tensor:
         return self.source.features()[self.rows]

@@ -18,7 +18,7 @@ class SteadyHazard(policies.ExitPolicy):
     times: int = 2
     needs = frozenset({"hazard"})
 
-    def init(self, batch: policies.Batch) -> Tensor:
+    def init(self, batch: policies.PolicyBatch) -> Tensor:
         return torch.zeros(batch.size, dtype=torch.long, device=batch.device)
 
     def decide(self, step: policies.StepView, state: Tensor) -> tuple[Tensor, Tensor]:

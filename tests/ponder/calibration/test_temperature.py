@@ -10,7 +10,7 @@ import torch
 
 import ponder
 from ponder.calibration import fit_temperatures
-from ponder.policies import Confidence, Quantile, Setting, Tempered
+from ponder.policies import Confidence, ModelSpec, Quantile, Tempered
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 from tests.ponder.test_sweep import recorded
@@ -63,7 +63,7 @@ def test_bad_temperatures() -> None:
         with refused("temperatures"):
             Tempered(Confidence(0.5), wrong)
     with refused("temperatures", "6 steps", "got 2"):
-        Tempered(Confidence(0.5), (1.0, 2.0)).check(Setting(6, "classification", has_hazard=False))
+        Tempered(Confidence(0.5), (1.0, 2.0)).check(ModelSpec(6, "classification", has_hazard=False))
     for trajectory in (recorded(task="regression"), ponder.Trajectory(torch.randn(4, 3, 2), None, torch.arange(4))):
         with refused("trajectory", "labels"):
             fit_temperatures(trajectory)

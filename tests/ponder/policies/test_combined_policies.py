@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ponder
-from ponder.policies import After, All, Any_, Before, Bernoulli, FixedStep, LastStep, Patience, Quantile, Setting
+from ponder.policies import After, All, Any_, Before, Bernoulli, FixedStep, LastStep, ModelSpec, Patience, Quantile
 from tests.ponder.checks import refused
 
 
@@ -59,7 +59,7 @@ def test_state_runs_from_the_first_step_although_no_exit_is_allowed() -> None:
 
 
 def test_parts_are_checked_against_the_model() -> None:
-    setting = Setting(6, "classification", has_hazard=False)
+    setting = ModelSpec(6, "classification", has_hazard=False)
     for policy in (Quantile(0.5) | LastStep(), LastStep() & Bernoulli(), Quantile(0.5).after(2)):
         with refused("policy", "needs no hazard"):
             policy.check(setting)
@@ -99,5 +99,5 @@ def test_steps_count_from_one(make, step: object) -> None:
 @pytest.mark.parametrize("policy", [FixedStep(7), LastStep().after(7), LastStep().before(7)], ids=str)
 def test_steps_beyond_the_model_are_refused(policy) -> None:
     with refused("step", "from 1 to 6", "7"):
-        policy.check(Setting(6, None, has_hazard=True))
-    type(policy).check(policy, Setting(7, None, has_hazard=True))
+        policy.check(ModelSpec(6, None, has_hazard=True))
+    type(policy).check(policy, ModelSpec(7, None, has_hazard=True))

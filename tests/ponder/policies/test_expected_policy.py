@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ponder import policies
-from ponder.policies import Expected, Setting
+from ponder.policies import Expected, ModelSpec
 from tests.ponder import oracles
 from tests.ponder.checks import refused, take
 from tests.ponder.test_sweep import recorded
@@ -137,9 +137,9 @@ def test_bad_input() -> None:
         Expected.fit(trajectory, price=-1)
     policy = Expected.fit(trajectory)
     with refused("policy", "over 12 steps", "over 6 steps"):
-        policy.check(Setting(12, "classification", has_hazard=False))
+        policy.check(ModelSpec(12, "classification", has_hazard=False))
     with refused("policy", "regression"):
-        policy.check(Setting(6, "regression", has_hazard=False))
+        policy.check(ModelSpec(6, "regression", has_hazard=False))
     with refused("rewards, edges, transitions", "Expected.fit"):
         Expected(0.1, ((0.5,),), ((0.1, 0.2), (0.3, 0.4)), (((0.5, 0.5), (0.5, 0.5)),))
     with refused("rewards, edges, transitions"):

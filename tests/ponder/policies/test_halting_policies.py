@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ponder
-from ponder.policies import Batch, Bernoulli, Quantile
+from ponder.policies import Bernoulli, PolicyBatch, Quantile
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 
@@ -29,14 +29,14 @@ def test_the_oracles_generator_is_splitmix64() -> None:
 @example(-1, -1)
 @example(2**64, 2**63 - 1)
 def test_seeded_numbers_are_a_function_of_seed_and_row(seed: int, row: int) -> None:
-    u = Bernoulli(seed).init(Batch(torch.tensor([row, 7]), 5))
+    u = Bernoulli(seed).init(PolicyBatch(torch.tensor([row, 7]), 5))
     assert u.dtype == torch.float32
     assert u.tolist() == [oracles.uniform(seed, row), oracles.uniform(seed, 7)]
 
 
 def test_seeded_numbers_are_uniform_over_rows_and_over_seeds() -> None:
-    over_rows = Bernoulli(0).init(Batch(torch.arange(20_000), 5))
-    over_seeds = torch.stack([Bernoulli(seed).init(Batch(torch.zeros(1).long(), 5))[0] for seed in range(2_000)])
+    over_rows = Bernoulli(0).init(PolicyBatch(torch.arange(20_000), 5))
+    over_seeds = torch.stack([Bernoulli(seed).init(PolicyBatch(torch.zeros(1).long(), 5))[0] for seed in range(2_000)])
     for u, rows in ((over_rows, 20_000), (over_seeds, 2_000)):
         assert bool(((u >= 0) & (u < 1)).all())
         assert u.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / rows))
@@ -46,11 +46,11 @@ def test_seeded_numbers_are_uniform_over_rows_and_over_seeds() -> None:
 
 def test_no_row_of_the_default_seed_is_degenerate() -> None:
     """With u = 0 a row would leave at step 1 whatever its hazards; row 0 of seed 0 used to."""
-    assert Bernoulli(0).init(Batch(torch.arange(3), 5)).min() > 0.001
+    assert Bernoulli(0).init(PolicyBatch(torch.arange(3), 5)).min() > 0.001
 
 
 def test_without_a_seed_every_call_draws_anew_from_the_global_generator() -> None:
-    batch = Batch(torch.arange(100), 5)
+    batch = PolicyBatch(torch.arange(100), 5)
     first, second = Bernoulli().init(batch), Bernoulli().init(batch)
     assert not torch.equal(first, second)
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ponder
-from ponder.policies import Patience, Setting
+from ponder.policies import ModelSpec, Patience
 from tests.ponder.checks import refused
 
 
@@ -84,12 +84,10 @@ def test_tolerances_are_not_negative(tolerance: float) -> None:
 @pytest.mark.parametrize("patience", [6, 7])
 def test_patience_of_the_depth_or_more_is_refused(patience: int) -> None:
     with refused("patience", "less than the model's 6 steps", str(patience), "LastStep"):
-        Patience(patience).check(Setting(6, "classification", has_hazard=False))
+        Patience(patience).check(ModelSpec(6, "classification", has_hazard=False))
 
 
-def test_tasks_that_patience_cannot_serve_are_refused() -> None:
-    with refused("policy", "token_classification"):
-        Patience(2).check(Setting(6, "token_classification", has_hazard=False))
+def test_outputs_that_patience_cannot_read_are_refused() -> None:
     for shape in ((1, 4, 1), (1, 4), (1, 4, 3, 2)):
         with refused("policy", "task='regression'"):
             exit_of(torch.zeros(shape), Patience(2), task=None)

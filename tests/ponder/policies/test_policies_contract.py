@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ponder
 from ponder import policies
-from ponder.policies import Setting
+from ponder.policies import ModelSpec
 from tests.ponder import oracles
 from tests.ponder.checks import assert_exits, records, refused, take, to_dtype
 from tests.ponder.examples import FITTED_POLICIES, POLICIES, Example, make_policy
@@ -206,7 +206,7 @@ def rows_of(tree: Any) -> int:
 def test_needs_what_it_declares_and_says_so(case: Example) -> None:
     policy = make_policy(case)
     assert policy.needs <= {"hazard", "output", "features"}
-    setting = Setting(6, case.task, has_hazard=False)
+    setting = ModelSpec(6, case.task, has_hazard=False)
     if "hazard" in policy.needs:
         with refused("policy", "needs no hazard", "lambda_head=ponder.LambdaHead(width)"):
             policy.check(setting)
@@ -220,7 +220,7 @@ def test_rescaling_to_the_same_number_changes_nothing(case: Example) -> None:
     assert policy.rescaled(12, 12) == policy
     half = policy.rescaled(12, 6)
     assert type(half) is type(policy)
-    half.check(Setting(6, case.task, has_hazard=True))
+    half.check(ModelSpec(6, case.task, has_hazard=True))
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -16,7 +16,7 @@ import ponder
 from ponder import policies
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.streaming import StreamEngine
-from ponder.policies import Batch, ExitPolicy, LastStep, Patience, StepView
+from ponder.policies import ExitPolicy, LastStep, Patience, PolicyBatch, StepView
 from tests.ponder.checks import Bomb, Explosion, refused
 from tests.ponder.streaming.driving import Drive, assert_same, examples_of
 from tests.ponder.test_loop import Appointed
@@ -74,7 +74,7 @@ class Fragile(ExitPolicy):
     def __init__(self, where: str, *bad: int) -> None:
         self.where, self.bad = where, torch.tensor(bad)
 
-    def init(self, batch: Batch) -> Any:
+    def init(self, batch: PolicyBatch) -> Any:
         self._look(batch.row_ids, "init")
         return batch.row_ids
 

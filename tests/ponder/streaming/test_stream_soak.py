@@ -18,7 +18,7 @@ from ponder import readouts
 from ponder.inference.streaming import StreamEngine
 from ponder.inference.streaming.ticket import Ticket
 from ponder.parts.padding import Padding
-from ponder.policies import Batch, ExitPolicy, StepView
+from ponder.policies import ExitPolicy, PolicyBatch, StepView
 from tests.ponder.checks import Explosion
 
 THREADS, PATIENCE = 8, 60
@@ -36,7 +36,7 @@ class Walk(nn.Module):
 class ById(ExitPolicy):
     """A row leaves at the step that its id says."""
 
-    def init(self, batch: Batch) -> Any:
+    def init(self, batch: PolicyBatch) -> Any:
         return batch.row_ids % 6 + 1
 
     def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:

@@ -12,8 +12,7 @@ import torch
 
 from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.policies import Bernoulli, ExitPolicy, Quantile
-from ponder.policies.threshold import Knob, ThresholdPolicy
+from ponder.policies import Bernoulli, ExitPolicy, Quantile, Threshold, ThresholdPolicy
 from ponder.testing import ContractError, check_policy
 from ponder.testing.material import Sizes, random_trajectory
 from tests.ponder.examples import POLICIES, Example, make_policy
@@ -399,7 +398,7 @@ class WrongKnob(ThresholdPolicy):
 
     level: float = 0.5
     needs = frozenset({"hazard"})
-    knob = Knob("level", "above")
+    tunable = Threshold("level", "above")
 
     def statistic(self, step, state):
         return step.cdf, state
@@ -542,7 +541,7 @@ def test_a_class_that_pickle_cannot_find() -> None:
 
 
 def test_what_the_policy_refuses_is_refused_in_its_own_words() -> None:
-    with pytest.raises(ArgumentError, match="a step from 1 to 6"):
+    with pytest.raises(ArgumentError, match="from 1 to 6"):
         check_policy(policies.FixedStep(9))
     with pytest.raises(ArgumentError, match="One number has no entropy"):
         check_policy(policies.Entropy(0.5), task="regression")

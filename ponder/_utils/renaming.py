@@ -1,0 +1,27 @@
+"""Names of the version before, which go on working for one version, with a warning that names the new one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["renamed"]
+
+
+def renamed(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module (PEP 562) in which things had other names.
+
+    Args:
+        module: Name of the module.
+        names: What each old name stands for.
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new = names[name].__name__
+        warnings.warn(f"{module}.{name} is called {module}.{new} now.", DeprecationWarning, stacklevel=2)
+        return names[name]
+
+    return get

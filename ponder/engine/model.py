@@ -1,0 +1,232 @@
+"""`EarlyExitModel`: the one description of a model. Its parts, what it offers to policies, and how its rows run.
+
+The loop, streams, costs and exports all read this class; `ponder.PonderWrapper` adds what training needs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, Self, TypeVar
+
+from torch import Tensor, nn
+
+from ponder._utils.trees import Tree, check_rows, tensors
+from ponder._utils.validation import as_row_ids, check_int, check_type
+from ponder.engine.loop import Exits, run
+from ponder.engine.sources import ModelSource, call_stem
+from ponder.engine.unroll import no_exits
+from ponder.errors import ArgumentError
+from ponder.parts.callables import FunctionModule, as_module
+from ponder.parts.heads import PerStep, as_head, as_lambda_head
+from ponder.parts.padding import Padding, check_masks, real_positions
+from ponder.parts.readouts import Readout, ReadoutCall
+from ponder.parts.steps import Step, Steps
+from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
+from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
+
+__all__ = ["EarlyExitModel"]
+
+_Source = TypeVar("_Source", bound=ModelSource)
+_ARGUMENTS = ("inputs", "labels", "policy", "row_ids", "policy_context", "keep_features", "num_steps")
+
+
+class EarlyExitModel(nn.Module):
+    """An encoder as stem, steps, readout and heads, whose rows leave where a policy lets them.
+
+    Args:
+        steps: One callable applied `num_steps` times, a sequence of callables, or `ponder.Steps`.
+        num_steps: N; required for one shared step.
+        head: Features to outputs; `ponder.PerStep` for one head a step.
+        lambda_head: Features to hazard logits; None where nothing needs a hazard.
+        policy: Who decides to exit; `Quantile(0.5)` with a Lambda head, `LastStep()` without, where None.
+        stem: Inputs to hidden state, or to (hidden, context); the identity where None.
+        readout: Hidden state to features; the identity for 2-D states where None.
+        halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`; the features where None.
+        task: What outputs and labels mean.
+        check_finite: Look for NaN and infinity after every step.
+        padding: Where lengths lie in the model's tensors.
+    """
+
+    def __init__(
+        self,
+        steps: Steps | Step | Sequence[Step],
+        num_steps: int | None = None,
+        *,
+        head: nn.Module,
+        lambda_head: nn.Module | None = None,
+        policy: ExitPolicy | None = None,
+        stem: Callable[..., Tree] | None = None,
+        readout: Readout | None = None,
+        halting_readout: Readout | None = None,
+        task: TaskName | LossFunction | Task | None = None,
+        check_finite: bool = False,
+        padding: Padding | None = None,
+    ) -> None:
+        super().__init__()
+        self.steps = Steps.of(steps, num_steps)
+        self.head = as_head(head, self.num_steps)
+        self.lambda_head = None if lambda_head is None else as_lambda_head(lambda_head)
+        self.stem = None if stem is None else as_module("stem", stem)
+        self.readout = ReadoutCall(readout)
+        self.halting_readout = None if halting_readout is None else ReadoutCall(halting_readout)
+        self.task = as_task(task)
+        self.check_finite = check_finite
+        self.padding = padding
+        self._context_names = _parameters([self.stem, *self.steps.fns])
+        self.policy = policy or (LastStep() if self.lambda_head is None else Quantile(0.5))
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of steps at full depth."""
+        return self.steps.num_steps
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model offers to policies."""
+        return ModelSpec(self.num_steps, self.task or task_named(None), self.lambda_head is not None)
+
+    def depth(self, num_steps: int | None) -> int:
+        """The number of steps of a call: N, or what the call asks of a shared step.
+
+        Raises:
+            ArgumentError: It is no number of steps, or another than N where steps or heads are not shared.
+        """
+        if num_steps is None:
+            return self.num_steps
+        check_int("num_steps", num_steps, remedy="Pass num_steps=60, say, or None for the model's own number.")
+        self.steps.schedule_of(num_steps)
+        if isinstance(self.head, PerStep) and num_steps != self.num_steps:
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{self.num_steps}, or None: there is one head for each of these steps",
+                got=num_steps,
+                remedy="Share the head, as the step is shared: head=nn.Linear(…).",
+            )
+        return num_steps
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy of calls that name none; assigning one checks it against the model."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: ExitPolicy) -> None:
+        self._policy = self.checked(policy)
+
+    def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
+        """`policy`, or the model's own where None; an error where it cannot serve the model, or that many steps."""
+        if policy is None:
+            if num_steps is None or num_steps == self.num_steps:
+                return self._policy
+            policy = self._policy
+        check_type("policy", policy, ExitPolicy)
+        policy.check(self.spec if num_steps is None else replace(self.spec, num_steps=num_steps))
+        return policy
+
+    def train(self, mode: bool = True) -> Self:
+        """As in PyTorch, but that parts whose every parameter is frozen stay in evaluation mode.
+
+        The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move.
+        """
+        super().train(mode)
+        heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
+        for part in (self.stem, *self.steps.fns, self.readout, *heads) if mode else ():
+            parameters = [] if part is None else list(part.parameters())
+            if part is not None and parameters and not any(parameter.requires_grad for parameter in parameters):
+                part.eval()
+        return self
+
+    def exits(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        policy: ExitPolicy,
+        *,
+        row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
+    ) -> Exits:
+        """Run every row to its exit. The policy has been checked.
+
+        Args:
+            inputs: What the stem takes.
+            context: What the stem and the steps are called with besides.
+            policy: Who decides.
+            row_ids: Who each row is, `(batch,)` integers; the position where None.
+            policy_context: What policies may read of each row, by name, `(batch, …)` each.
+            num_steps: How many steps there are, see `depth`; N where None.
+        """
+        depth = self.depth(num_steps)
+        use_hazard = "hazard" in policy.needs
+        source, batch = self.start(inputs, context, row_ids, policy_context, use_hazard, ModelSource, depth)
+        if "context" in policy.needs and policy_context is None:
+            raise ArgumentError(
+                "policy_context",
+                expected=f"what {policy!r} reads of each row",
+                got="None",
+                remedy="Pass model(inputs, policy_context={'budget': budgets}), say, a tensor with a row for each.",
+            )
+        return run(source, policy, batch) if batch.size else no_exits(source, depth)
+
+    def start(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        row_ids: Tensor | None,
+        policy_context: Mapping[str, Tensor] | None,
+        use_hazard: bool,
+        kind: type[_Source],
+        num_steps: int,
+    ) -> tuple[_Source, PolicyBatch]:
+        """Everything that is checked once a call, and the rows before their first step."""
+        self._check_names(context)
+        check_masks(context)
+        hidden, step_context, size = call_stem(self.stem, inputs, context)
+        check_rows("policy_context", dict(policy_context or {}), size)
+        device = next(tensor.device for _, tensor in tensors(hidden))
+        narrows = self.padding is not None and size > 1 and not self.training  # one row alone is as narrow as it is
+        task = self.task or task_named(None)
+        source = kind(
+            self,
+            hidden,
+            step_context,
+            use_hazard and size > 0,
+            lengths=self.padding.lengths(context) if narrows and self.padding is not None else None,
+            mask=self._positions(context) if task.per_token else None,
+            policy_context=policy_context or {},
+        )
+        return source, PolicyBatch(as_row_ids(row_ids, size, device), num_steps, task)
+
+    def _positions(self, context: Mapping[str, Any]) -> Tensor | None:
+        """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
+        if self.padding is None:
+            return real_positions(context)
+        mask = context.get(self.padding.mask)
+        return (mask != 0) == bool(self.padding.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def _check_names(self, context: Mapping[str, Any]) -> None:
+        """Refuse a misspelt argument, which a stem or a step that takes any keyword would swallow."""
+        for name in context.keys() - self._context_names:
+            if close := get_close_matches(name, _ARGUMENTS, n=1, cutoff=0.75):
+                raise ArgumentError(
+                    name,
+                    expected="an argument of the call, or a name that the stem or a step takes",
+                    got=f"{name!r}, which none of them names",
+                    remedy=f"Did you mean {close[0]!r}?",
+                )
+
+
+def _parameters(parts: Sequence[nn.Module | None]) -> frozenset[str]:
+    """The names of the parameters that the parts of a model spell out."""
+    names: set[str] = set()
+    for part in parts:
+        if part is not None:
+            call = part.fn if isinstance(part, FunctionModule) else part.forward
+            try:
+                names.update(inspect.signature(call).parameters)
+            except (TypeError, ValueError):  # a built-in function tells no signature
+                continue
+    return frozenset(names)
