@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import ponder
 from benchmarks.puzzles.puzzle import Problems
 from benchmarks.puzzles.solvers import PooledLambda
-from ponder.parts.answers import correct
+from ponder.parts.tasks import task_named
 
 __all__ = ["fit_gate", "settled"]
 
@@ -46,7 +46,7 @@ def fit_gate(model: ponder.PonderWrapper, gate: PooledLambda, problems: list[Pro
         for of_level in problems:
             trajectory = model.unroll(of_level.inputs, keep_features=True)
             assert trajectory.features is not None
-            right = correct(trajectory.outputs, of_level.labels, "token_classification")
+            right = task_named("token_classification").correct(trajectory.outputs, of_level.labels)
             pooled.append(gate.pooled(trajectory.features.flatten(0, 1)))
             targets.append(settled(right).flatten().float())
     inputs, target = torch.cat(pooled), torch.cat(targets)

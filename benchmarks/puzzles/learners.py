@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -42,14 +41,16 @@ _SIDES = {"sudoku-4x4": 4, "sudoku-9x9": 9}
 LEARNERS = ("looped", "pondernet", "act", "feed-forward")
 
 
-class Learner(nn.Module, ABC):
+class Learner(nn.Module):
     """A model of the benchmark."""
 
     model: ponder.PonderWrapper
 
-    @abstractmethod
     def loss(self, problems: Problems) -> Tensor:
         """What training minimises, a scalar."""
+        loss: Tensor | None = self.model(problems.inputs, labels=problems.labels).loss
+        assert loss is not None  # there are labels
+        return loss
 
 
 class Looped(Learner):
@@ -62,22 +63,8 @@ class Looped(Learner):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.setting = setting
-        self.objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
-        self.model = _wrapped(setting, objective=objectives.FinalStep())
-
-    def loss(self, problems: Problems) -> Tensor:
-        """The loss after a drawn number of steps, of which the first went without gradient."""
-        model, depth = self.model, self.objective.draw(self.model.num_steps)
-        hidden, context = model.stem(problems.inputs)
-        with torch.no_grad():
-            for step in range(1, depth.warm_up + 1):
-                hidden = model.steps(step, hidden, **context)
-        if depth.warm_up == 0:
-            hidden, context = model.stem(problems.inputs)
-        for step in range(depth.warm_up + 1, depth.total + 1):
-            hidden = model.steps(step, hidden, **context)
-        outputs = model.head(model.readout(hidden, context))
-        return model.task.losses(outputs, problems.labels).mean()
+        objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
+        self.model = _wrapped(setting, objective=objective)
 
     def gated(self, gate: nn.Module) -> ponder.PonderWrapper:
         """The same solver, weights and all, with a Lambda head."""
@@ -109,12 +96,6 @@ class PonderNet(Learner):
             policy=policies.Bernoulli(seed=0),
         )
 
-    def loss(self, problems: Problems) -> Tensor:
-        """See `Learner.loss`."""
-        loss: Tensor | None = self.model(problems.inputs, labels=problems.labels).loss
-        assert loss is not None  # there are labels
-        return loss
-
 
 class ACT(Learner):
     """The solver under Adaptive Computation Time (Graves 2016): answers are mixed, and steps cost.
@@ -130,7 +111,8 @@ class ACT(Learner):
 
     def mixed(self, inputs: Tensor, num_steps: int | None = None) -> tuple[Tensor, Weights]:
         """Mixed outputs, and how they were mixed, in runs of `num_steps` at most (as in training, where None)."""
-        trajectory = unroll(self.model, inputs, num_steps)
+        in_training = self.model(inputs).trajectory if self.training else None
+        trajectory = self.model.unroll(inputs, num_steps=num_steps) if in_training is None else in_training
         assert trajectory.hazard_logits is not None  # there is a Lambda head
         weights = act_weights(trajectory.hazard_logits.sigmoid())
         return torch.einsum("bs,bspc->bpc", weights.weights, trajectory.outputs), weights
@@ -153,24 +135,6 @@ class FeedForward(Learner):
     def __init__(self, setting: Setting, depth: int) -> None:
         super().__init__()
         self.model = _wrapped(setting, objective=objectives.FinalStep(), depth=depth)
-
-    def loss(self, problems: Problems) -> Tensor:
-        """See `Learner.loss`."""
-        loss: Tensor | None = self.model(problems.inputs, labels=problems.labels).loss
-        assert loss is not None  # there are labels
-        return loss
-
-
-def unroll(model: ponder.PonderWrapper, inputs: Tensor, num_steps: int | None) -> ponder.Trajectory:
-    """TEMPORARY until model.unroll takes num_steps."""
-    if num_steps is None or num_steps == model.num_steps:
-        return model.unroll(inputs)
-    step = model.steps
-    model.steps = ponder.Steps([step.fns[0]], schedule=[0] * num_steps)
-    try:
-        return model.unroll(inputs)
-    finally:
-        model.steps = step
 
 
 def learner_of(name: str, setting: Setting, depth: int | None = None) -> Learner:

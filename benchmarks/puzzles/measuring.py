@@ -12,18 +12,19 @@ from torch import Tensor
 
 import ponder
 from benchmarks.puzzles.gate import fit_gate
-from benchmarks.puzzles.learners import ACT, FeedForward, Learner, Looped, PonderNet, lambda_head, unroll
+from benchmarks.puzzles.learners import ACT, FeedForward, Learner, Looped, PonderNet, lambda_head
 from benchmarks.puzzles.puzzle import Problems
 from benchmarks.puzzles.rules import FAMILIES, SLACK, Score, cheapest
 from benchmarks.puzzles.setting import Setting
 from ponder import policies
-from ponder.parts.answers import correct
+from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 
 __all__ = ["SPLITS", "gated_solver", "measure", "oracle", "problems_of", "replayed", "told"]
 
 SPLITS = {"fitting": 1_000_003, "validation": 2_000_003, "test": 3_000_017}
 """Seeds of the sets, the same for every training: one fits the gate, one chooses the rules, one is reported."""
+_TASK = task_named("token_classification")
 _ROWS = 125  # of a chunk: a trajectory holds every step's output
 
 
@@ -123,8 +124,8 @@ def replayed(
     parts: list[list[Score]] = []
     by_step, levels = [], []
     for level, chunk in chunks(problems):
-        trajectory = unroll(model, chunk.inputs, num_steps)
-        right = correct(trajectory.outputs, chunk.labels, "token_classification")
+        trajectory = model.unroll(chunk.inputs, num_steps=num_steps)
+        right = _TASK.correct(trajectory.outputs, chunk.labels)
         of_level = torch.full((len(chunk),), level)
         parts.append([_score(right, trajectory.replay(rule).exit_step, of_level) for rule in rules])
         by_step.append(right)
@@ -187,7 +188,7 @@ def _score(right: Tensor, exit_step: Tensor, levels: Tensor) -> Score:
 
 def _mixed(learner: ACT, setting: Setting, level: int, problems: Problems) -> Score:
     outputs, mixed = learner.mixed(problems.inputs, setting.run_steps)
-    right = correct(outputs.unsqueeze(1), problems.labels, "token_classification").squeeze(1)
+    right = _TASK.correct(outputs.unsqueeze(1), problems.labels).squeeze(1)
     return Score(right, mixed.exit_step, torch.full_like(mixed.exit_step, level))
 
 

@@ -6,44 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ponder import policies
-from ponder._utils.trees import Tree
-from ponder.policies import ExitPolicy, StepView
-from ponder.policies.base import check_unit
+from ponder.policies import ExitPolicy
 
-__all__ = ["FAMILIES", "SLACK", "AllConfident", "Score", "cheapest"]
+__all__ = ["FAMILIES", "SLACK", "Score", "cheapest"]
 
 SLACK = 0.002
 """How much less accurate than the best a rule, or a fixed depth, may be on validation and still count as its equal."""
 
 
-@policies.register("all-confident")
-@dataclass(frozen=True)
-class AllConfident(ExitPolicy):
-    """Stop once the most probable class of every position has more than a threshold of the probability.
-
-    Args:
-        threshold: In [0, 1].
-    """
-
-    threshold: float
-    needs = frozenset({"output"})
-
-    def __post_init__(self) -> None:
-        check_unit("threshold", self.threshold)
-
-    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-        """See `ExitPolicy.decide`."""
-        sure = F.softmax(step.output.float(), dim=-1).amax(-1)
-        return sure.flatten(1).amin(1) > self.threshold, state
-
-
 FAMILIES: Mapping[str, Sequence[ExitPolicy]] = {
     "converged": [policies.Converged(patience=patience) for patience in range(1, 9)],
-    "confidence": [AllConfident(threshold) for threshold in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)],
+    "confidence": [
+        policies.Confidence(threshold) for threshold in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
+    ],
     "fitted gate": [policies.Quantile(q) for q in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)],
 }
 

@@ -105,7 +105,7 @@ def _in_batches(
     outputs, steps = [], []
     for start in range(0, len(canvas.labels), MAX_BATCH):
         rows = slice(start, start + MAX_BATCH)
-        out = model(canvas.inputs[rows], policy=policy, num_steps=num_steps, **canvas.context(rows))
+        out = model.exits(canvas.inputs[rows], canvas.context(rows), policy, num_steps=num_steps)
         outputs.append(out.outputs)
         steps.append(out.exit_step)
     return torch.cat(outputs), torch.cat(steps)
@@ -119,4 +119,4 @@ def _streamed(model: ponder.PonderWrapper, canvas: Canvas, policy: ExitPolicy, n
 
     with ponder.StreamEngine(model, policy, max_batch=MAX_BATCH, num_steps=num_steps) as engine:
         answers = [answer for _, answer in engine.run(examples(), ordered=True)]
-    return torch.stack([a.outputs for a in answers]), torch.tensor([a.exit_step for a in answers])
+    return torch.stack([a.output for a in answers]), torch.tensor([a.exit_step for a in answers])
