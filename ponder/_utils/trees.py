@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Shared", "Tree", "check_rows", "map_tensors", "take_rows", "tensors", "unwrap"]
+__all__ = ["Shared", "Tree", "check_rows", "first_tensor", "map_tensors", "take_rows", "tensors", "unwrap"]
 
 Tree = Any
 
@@ -49,6 +49,11 @@ def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors(value, f"{path}[{position}]")
 
 
+def first_tensor(tree: Tree) -> Tensor:
+    """The first per-example tensor of `tree`, which has one."""
+    return tree if isinstance(tree, Tensor) else next(tensor for _, tensor in tensors(tree))
+
+
 def take_rows(tree: Tree, index: Tensor) -> Tree:
     """The rows `index` (a long tensor, `(rows,)`) of every per-example tensor of `tree`."""
     return map_tensors(lambda tensor: tensor.index_select(0, index), tree)
@@ -56,8 +61,10 @@ def take_rows(tree: Tree, index: Tensor) -> Tree:
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
     """`context` as a step sees it: `Shared` values, wherever they stand, without their mark."""
-    bare: dict[str, Any] = _map_leaves(lambda leaf: leaf.value if isinstance(leaf, Shared) else leaf, dict(context))
-    return bare
+    return {
+        name: value if isinstance(value, Tensor) else _map_leaves(_without_mark, value)
+        for name, value in context.items()
+    }
 
 
 def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
@@ -93,6 +100,10 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
             remedy="Pass tensors.",
         )
     return batch
+
+
+def _without_mark(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, Shared) else leaf
 
 
 def _map_leaves(fn: Callable[[Any], Any], tree: Tree) -> Tree:

@@ -102,23 +102,24 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     Returns:
         Outputs and exit steps, in the order of the batch.
     """
-    rows, running = torch.arange(batch.size), Running.start(policy, batch)
+    size, device, num_steps = batch.size, batch.device, batch.num_steps
+    rows, running = torch.arange(size), Running.start(policy, batch)
     left: list[tuple[Tensor, Tensor, int]] = []
-    for step in range(1, batch.num_steps + 1):
+    for step in range(1, num_steps + 1):
         source.advance(step)
-        if step == batch.num_steps:
+        if step == num_steps:
             break
-        mask, running = ask(source, policy, running, batch.num_steps, batch.task)
+        mask, running = ask(source, policy, running, num_steps, batch.task)
         if isinstance(mask, bool):
             if mask:
                 break
             continue
         leaving, staying = mask.nonzero().flatten(), (~mask).nonzero().flatten()
         left.append((rows[leaving], source.output_of(leaving), step))
-        rows, running = rows[staying], running.take(staying.to(batch.device))
+        rows, running = rows[staying], running.take(staying.to(device))
         source.keep(staying)
     left.append((rows, source.output_of(None), step))
-    return _in_order(left, batch.size, batch.device)
+    return _in_order(left, size, device)
 
 
 def ask(

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, check_rows, tensors
+from ponder._utils.trees import Tree, check_rows, first_tensor
 from ponder._utils.validation import as_row_ids, check_int, check_type
 from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
@@ -185,8 +185,8 @@ class EarlyExitModel(nn.Module):
         self._check_names(context)
         check_masks(context)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
-        check_rows("policy_context", dict(policy_context or {}), size)
-        device = next(tensor.device for _, tensor in tensors(hidden))
+        if policy_context is not None:
+            check_rows("policy_context", policy_context, size)
         narrows = self.padding is not None and size > 1 and not self.training  # one row alone is as narrow as it is
         task = self.task or task_named(None)
         source = kind(
@@ -198,7 +198,7 @@ class EarlyExitModel(nn.Module):
             mask=self._positions(context) if task.per_token else None,
             policy_context=policy_context or {},
         )
-        return source, PolicyBatch(as_row_ids(row_ids, size, device), num_steps, task)
+        return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
 
     def _positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree, check_rows, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, tensors, unwrap
 from ponder.errors import NonFiniteError
 from ponder.parts.heads import PerStep, checked_output
 from ponder.parts.padding import Padding
@@ -76,9 +76,10 @@ class ModelSource:
     _rows: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self._size = first_tensor(self.hidden).shape[0]
         if self.parts.check_finite:
-            self._rows = torch.arange(check_rows("hidden", self.hidden))
-        self._call = unwrap(self.context)
+            self._rows = torch.arange(self._size)
+        self._take_context()
         if self.past is None:
             self.past = self._before_the_first_step() if self.use_hazard else []
 
@@ -88,9 +89,8 @@ class ModelSource:
             self.past = self.next_past()
         self._cache.clear()
         self.step = step
-        rows = check_rows("hidden state", self.hidden)
         self.hidden = self.run_step(step)
-        check_rows(f"hidden state returned by step {step}", self.hidden, rows)
+        check_rows(f"hidden state returned by step {step}", self.hidden, self._size)
         if self._rows is not None:
             _check_finite(self.hidden, step, self._rows)
 
@@ -109,7 +109,7 @@ class ModelSource:
     def read_out(self) -> Tensor:
         """The features of this step, perhaps a view of the hidden state."""
         if "features" not in self._cache:
-            self._cache["features"] = self.parts.readout(self.hidden, self.context)
+            self._cache["features"] = self.parts.readout(self.hidden, self._read)
         return self._cache["features"]
 
     def halting_features(self) -> Tensor:
@@ -117,7 +117,7 @@ class ModelSource:
         if self.parts.halting_readout is None:
             return self.read_out()
         if "halting_features" not in self._cache:
-            self._cache["halting_features"] = self.parts.halting_readout(self.hidden, self.context)
+            self._cache["halting_features"] = self.parts.halting_readout(self.hidden, self._halting_read)
         return self._cache["halting_features"]
 
     def output(self) -> Tensor:
@@ -143,8 +143,8 @@ class ModelSource:
             return self._cache["output"][rows]
         if "features" in self._cache:
             return self.answer(self._cache["features"][rows], index)
-        read = self.parts.readout.reads(self.context)
-        return self.answer(self.parts.readout(take_rows(self.hidden, rows), take_rows(read, rows)), index)
+        given = unwrap(take_rows(self.parts.readout.reads(self.context), rows))
+        return self.answer(self.parts.readout(take_rows(self.hidden, rows), given), index)
 
     def keep(self, index: Tensor) -> None:
         """See `Source.keep`."""
@@ -159,14 +159,15 @@ class ModelSource:
         self.hidden, self.context, self.past, self.mask, self.policy_context = take_rows(
             (self.hidden, self.context, self.past, self.mask, self.policy_context), rows
         )
-        self._call = unwrap(self.context)
+        self._size = len(index)
+        self._take_context()
         if self._rows is not None:
             self._rows = self._rows[index]
 
     @property
     def device(self) -> torch.device:
         """Where the rows are."""
-        return next(tensor.device for _, tensor in tensors(self.hidden))
+        return first_tensor(self.hidden).device
 
     def on_device(self, index: Tensor) -> Tensor:
         """Row numbers, from the host to where the rows are."""
@@ -182,9 +183,19 @@ class ModelSource:
 
     def lasting(self, tensor: Tensor) -> Tensor:
         """`tensor`, copied where it is a view of the hidden state, which the next step may change in place."""
-        storage = tensor.untyped_storage().data_ptr()
-        alias = any(own.untyped_storage().data_ptr() == storage for _, own in tensors(self.hidden))
-        return tensor.clone() if alias else tensor
+        storage, hidden = tensor.untyped_storage().data_ptr(), self.hidden
+        owners = [hidden] if isinstance(hidden, Tensor) else [own for _, own in tensors(hidden)]
+        for owner in owners:
+            if owner.untyped_storage().data_ptr() == storage:
+                return tensor.clone()
+        return tensor
+
+    def _take_context(self) -> None:
+        """What steps and readouts are called with, made once as long as the rows stay."""
+        self._call = unwrap(self.context)
+        halting = self.parts.halting_readout
+        self._read = self.parts.readout.reads(self._call)
+        self._halting_read = {} if halting is None else halting.reads(self._call)
 
     def answer(self, features: Tensor, index: Tensor | None) -> Tensor:
         """The outputs of the rows `index` (None: all) from their features."""

@@ -100,11 +100,11 @@ def one_call(head: nn.Module) -> bool:
         >>> one_call(nn.Linear(8, 2)), one_call(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)))
         (True, False)
     """
-    return all(getattr(part, "steps_in_one_call", True) and not _mixes_rows(part) for part in head.modules())
-
-
-def _mixes_rows(part: nn.Module) -> bool:
-    return isinstance(part, _NormBase) and (part.training or not part.track_running_stats)
+    for part in head.modules():
+        mixes_rows = isinstance(part, _NormBase) and (part.training or not part.track_running_stats)
+        if mixes_rows or not getattr(part, "steps_in_one_call", True):
+            return False
+    return True
 
 
 @dataclass
@@ -147,13 +147,14 @@ class _Recorder:
         self._past, self._own_halting = list(past or ()), parts.halting_readout is not None
         self._late_outputs = one_call(parts.head)
         self._late_hazards = use_hazard and not self.hazard_each_step and one_call(parts.lambda_head)
+        if self._late_hazards:
+            self.source.past = []  # the features of all steps are here
 
     def add(self) -> None:
         """Take what is wanted of the step at which the rows stand."""
         source, features = self.source, self.source.read_out()
         if features.dim() != 2:  # an answer per token: many rows in one call already, and too large to copy
             self._late_outputs = False
-            self._late_hazards &= self._own_halting
         if self._late_outputs or self.keep_features or (self._late_hazards and not self._own_halting):
             # A copy of its own, not a view of a hidden state that would stay alive, or be changed in place.
             self.features.append(features.clone() if features.dim() == 2 else source.lasting(features))

@@ -73,7 +73,8 @@ class LambdaHead(nn.Module):
                 "width of the Lambda head",
                 expected=f"features (batch, {self.width}) from the readout at each of {self.history} steps",
                 got=f"concatenated features of shape {tuple(features.shape)}",
-                remedy="Give LambdaHead the readout's width, and use a readout that pools to (batch, width).",
+                remedy="Give LambdaHead the width of what it reads, and a readout that pools to (batch, width); where "
+                "the answers are not pooled, pass halting_readout=ponder.readouts.mean, say.",
             )
         logits: Tensor = self.layers(features)
         return rearrange(logits, "batch 1 -> batch")

@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree, unwrap
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import FunctionModule, as_module
 
@@ -73,9 +73,15 @@ class ReadoutCall(nn.Module):
         self._names = {p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD}
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
-    def forward(self, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
-        """Features of `hidden`, batch first."""
-        features = self.readout(hidden, **unwrap(self.reads(context)))
+    def forward(self, hidden: Tree, given: Mapping[str, Any]) -> Tensor:
+        """Features of `hidden`, batch first.
+
+        Args:
+            hidden: The hidden state.
+            given: What `reads` gave of the context, without the mark of shared values.
+        """
+        readout = self.readout
+        features = readout.fn(hidden, **given) if isinstance(readout, FunctionModule) else readout(hidden, **given)
         if not isinstance(features, Tensor):
             raise ArgumentTypeError(
                 "readout",

@@ -146,6 +146,8 @@ def _index(step: int, hidden: Tree) -> Tensor:
 
 def _check_shapes(step: int, before: Tree, after: Tree) -> None:
     """Refuse a shared step whose state does not keep its shapes: rows at different depths could not share a batch."""
+    if isinstance(before, Tensor) and before.shape == after.shape:
+        return
     shapes = dict(_shapes(before))
     for path, shape in _shapes(after):
         if shape != shapes.get(path):

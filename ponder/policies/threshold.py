@@ -7,6 +7,7 @@ Almost every exit policy of the field compares one statistic with one number: CD
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,13 @@ from ponder._utils.validation import check_choice, check_real
 from ponder.errors import ArgumentError
 
 __all__ = ["Threshold"]
+
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "above": operator.gt,
+    "at_least": operator.ge,
+    "below": operator.lt,
+    "at_most": operator.le,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Threshold:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("leaves", self.leaves, ("above", "at_least", "below", "at_most"))
+        check_choice("leaves", self.leaves, _COMPARISONS)
         check_real("low", self.low, -math.inf)
         if not callable(self.high):
             check_real("high", self.high, -math.inf)
@@ -68,9 +76,8 @@ class Threshold:
 
     def crossed(self, statistic: Tensor, value: float) -> Tensor:
         """Which rows leave, `(batch,)` bool."""
-        if self.higher_exits_later:
-            return statistic >= value if self.inclusive else statistic > value
-        return statistic <= value if self.inclusive else statistic < value
+        leaving: Tensor = _COMPARISONS[self.leaves](statistic, value)
+        return leaving
 
     def values(self, num_steps: int, width: int, count: int = 201) -> list[float]:
         """Values from low to high, known before any data is seen, as a test with a certificate wants them.

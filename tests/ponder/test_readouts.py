@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ponder import Shared, readouts
+from ponder._utils.trees import unwrap
 from ponder.parts.readouts import ReadoutCall
 from tests.ponder.checks import refused
 
@@ -44,6 +45,10 @@ def test_first_token_and_identity() -> None:
     assert readouts.identity(HIDDEN) is HIDDEN
 
 
+def read(call: ReadoutCall, context: dict[str, object]) -> torch.Tensor:
+    return call(HIDDEN, unwrap(call.reads(context)))
+
+
 def test_a_readout_is_given_the_context_that_it_names() -> None:
     context = {"a": torch.ones(3), "b": Shared(5.0), "c": 7}
     seen: dict[str, object] = {}
@@ -61,15 +66,15 @@ def test_a_readout_is_given_the_context_that_it_names() -> None:
             seen.update(a=a)
             return hidden
 
-    ReadoutCall(named)(HIDDEN, context)
+    read(ReadoutCall(named), context)
     assert seen == {"b": 5.0}
     seen.clear()
-    ReadoutCall(everything)(HIDDEN, context)
+    read(ReadoutCall(everything), context)
     assert seen == {"a": context["a"], "b": 5.0, "c": 7}
     seen.clear()
-    ReadoutCall(Module())(HIDDEN, context)
+    read(ReadoutCall(Module()), context)
     assert seen == {"a": context["a"]}
-    assert torch.equal(ReadoutCall(torch.sin)(HIDDEN, context), HIDDEN.sin())  # a built-in has no signature
+    assert torch.equal(read(ReadoutCall(torch.sin), context), HIDDEN.sin())  # a built-in has no signature
 
 
 def test_without_a_readout_the_state_has_to_be_features() -> None:
