@@ -36,7 +36,7 @@ class RandomDepth(Objective):
     Example:
         >>> _ = torch.manual_seed(0)
         >>> RandomDepth(minimum=2, maximum=4, warm_up=8).depth(12)
-        Depth(warm_up=8, steps=3)
+        Depth(warm_up=8, steps=2)
     """
 
     minimum: int = 1
