@@ -76,8 +76,9 @@ def _streams(streams: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _stream_goal(results: Results) -> dict[str, bool | None]:
+    """By the clock and by the processor's time, since a clock alone can be lucky on a machine that is shared."""
     streams = results.get("stream", ())
-    kept = [one["time_saved"] >= _CLOCK * one["steps_saved"] for one in streams]
+    kept = [min(one["time_saved"], one["cpu_time_saved"]) >= _CLOCK * one["steps_saved"] for one in streams]
     equal = [one["answers_equal"] == one["problems"] for one in streams]
     return {"stream_saves_what_steps_do": all(kept + equal) if streams else None}
 

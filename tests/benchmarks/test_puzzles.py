@@ -391,6 +391,8 @@ def test_run_report_and_demo(monkeypatch, tmp_path):
     ran = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert ran.exit_code == 0
     assert "converged" in ran.output
+    streamed = ["stream", "prefix-sums", "--repeats", "1", "--out", str(out), "--states", str(states)]
+    assert "32 of 32" in CliRunner().invoke(cli.app, streamed, catch_exceptions=False).output
     told = CliRunner().invoke(
         cli.app, ["report", "--out", str(out), "--figure", str(tmp_path / "f.svg")], catch_exceptions=False
     )
