@@ -2,6 +2,7 @@
 
 from ponder import calibration, cost, objectives, policies, priors, recipes
 from ponder._utils.trees import Shared
+from ponder.analysis.diagnosis import Diagnosis, diagnose
 from ponder.analysis.sweeps import Curve, Point
 from ponder.calibration import Calibration, RiskControl, calibrate, control_risk
 from ponder.distributions import StepDistribution
@@ -10,6 +11,7 @@ from ponder.errors import PonderError
 from ponder.inference.compiling import compile_steps
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.streaming import StreamEngine, StreamOutput
+from ponder.objectives.progress import Progress
 from ponder.optim import parameter_groups
 from ponder.parts import readouts
 from ponder.parts.heads import LambdaHead, PerStep
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "Curve",
+    "Diagnosis",
     "Exits",
     "LambdaHead",
     "Padding",
@@ -33,6 +36,7 @@ __all__ = [
     "PonderOutput",
     "PonderWrapper",
     "Predictions",
+    "Progress",
     "RiskControl",
     "Shared",
     "StepDistribution",
@@ -45,6 +49,7 @@ __all__ = [
     "compile_steps",
     "control_risk",
     "cost",
+    "diagnose",
     "load",
     "objectives",
     "parameter_groups",

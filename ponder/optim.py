@@ -1,7 +1,8 @@
-"""Parameter groups: the Lambda head may learn at its own rate (PALBERT paper, Section 3.2)."""
+"""Parameter groups: the heads may learn at rates of their own (PALBERT paper, Section 3.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -9,33 +10,44 @@ from torch import nn
 from ponder.errors import ArgumentError
 from ponder.parts.heads import LAMBDA_HEADS
 from ponder.priors import PriorWeights
+from ponder.wrapper import PonderWrapper
 
 __all__ = ["parameter_groups"]
 
 
-def parameter_groups(model: nn.Module, lr: float, lambda_lr: float | None = None) -> list[dict[str, Any]]:
-    """Groups for a `torch.optim` optimiser: the trainable parameters, and those of Lambda heads and learned priors.
+def parameter_groups(
+    model: nn.Module, lr: float, lambda_lr: float | None = None, head_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups for a `torch.optim` optimiser: the encoder's parameters, the heads', and those of Lambda heads and priors.
+
+    New heads on a pretrained encoder learn best at a rate some twenty times that of the encoder (docs/benchmark.md).
 
     Args:
         model: A `PonderWrapper`, or any module that holds one.
-        lr: Learning rate of all but the Lambda head.
+        lr: Learning rate of all that has none of its own.
         lambda_lr: Learning rate of the Lambda head and of a learned prior; `lr` where None.
+        head_lr: Learning rate of the heads; `lr` where None.
 
     Returns:
-        Groups with `params`, `lr` and `name` (``"model"``, ``"lambda"``); a group without parameters is left out.
+        Groups with `params`, `lr` and `name` (``"model"``, ``"lambda"``, and ``"head"`` where `head_lr` is given); a
+        group without parameters is left out.
     """
-    for argument, rate in (("lr", lr), ("lambda_lr", lr if lambda_lr is None else lambda_lr)):
-        if not 0.0 <= rate < float("inf"):
+    rates = {"model": lr, "head": head_lr, "lambda": lr if lambda_lr is None else lambda_lr}
+    for argument, rate in (("lr", lr), ("lambda_lr", lambda_lr), ("head_lr", head_lr)):
+        if rate is not None and not 0.0 <= rate < float("inf"):
             raise ArgumentError(argument, expected="a number ≥ 0", got=rate, remedy=f"Pass {argument}=2e-5, say.")
-    heads = [module for module in model.modules() if isinstance(module, (*LAMBDA_HEADS, PriorWeights))]
-    in_heads = {id(parameter) for head in heads for parameter in head.parameters()}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"name": "model", "params": [p for p in trainable if id(p) not in in_heads], "lr": lr},
-        {
-            "name": "lambda",
-            "params": [p for p in trainable if id(p) in in_heads],
-            "lr": lr if lambda_lr is None else lambda_lr,
-        },
-    ]
-    return [group for group in groups if group["params"]]
+    owners = dict.fromkeys(
+        _ids(module for module in model.modules() if isinstance(module, (*LAMBDA_HEADS, PriorWeights))), "lambda"
+    )
+    if head_lr is not None:
+        heads = _ids(module.head for module in model.modules() if isinstance(module, PonderWrapper))
+        owners = {**dict.fromkeys(heads, "head"), **owners}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[owners.get(id(parameter), "model")].append(parameter)
+    return [{"name": name, "params": held, "lr": rates[name]} for name, held in groups.items() if held]
+
+
+def _ids(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(parameter) for module in modules for parameter in module.parameters()}

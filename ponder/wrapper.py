@@ -15,18 +15,20 @@ from ponder._utils.validation import check_type
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource
+from ponder.engine.teaching import FrozenTeacher, frozen_copy
 from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.inference.prediction import Predictions, predict
-from ponder.objectives import Depth, FinalStep, Objective, Ponder
+from ponder.inference.recording import record
+from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import LossFunction, Task, TaskName
-from ponder.policies import ExitPolicy
+from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Geometric, Prior
-from ponder.recipes import Stage, freeze_for
+from ponder.recipes import Stage, freeze_for, start_heads
 from ponder.trajectory import Trajectory
 
 __all__ = ["PonderOutput", "PonderWrapper"]
@@ -125,6 +127,9 @@ class PonderWrapper(EarlyExitModel):
             prior = Geometric(0.1).rescaled(12, self.num_steps)
         self.prior = prior
         self.objective = objective or (Ponder(0.5) if pondering else FinalStep())
+        self.progress: Progress | None = None
+        """How far training has come, for objectives that change while it runs; set by the trainer, never saved."""
+        self._teacher: FrozenTeacher | None = None
 
     @property
     def objective(self) -> Objective:
@@ -238,10 +243,59 @@ class PonderWrapper(EarlyExitModel):
         """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
         return predict(self, dataset, **options)
 
+    def record(self, dataset: Any, **options: Any) -> Trajectory:
+        """Every step of every example of a data set, in its order; see `ponder.inference.recording.record`."""
+        return record(self, dataset, **options)
+
+    def attach_teacher(self, teacher: PonderWrapper | Callable[..., Tensor] | None) -> None:
+        """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.
+
+        Args:
+            teacher: A `PonderWrapper`, which answers at full depth, or a module or function called as the model is,
+                (inputs, **context) → outputs `(batch, …)`. A copy of the model as it is now is `copy.deepcopy(model)`.
+                None takes the teacher away.
+
+        Raises:
+            ArgumentError: The teacher is the model itself.
+
+        Example:
+            >>> from copy import deepcopy
+            >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), task="classification")
+            >>> model.attach_teacher(deepcopy(model))
+            >>> model.objective = objectives.Distillation(teacher="frozen")
+            >>> model.train()(torch.randn(5, 8), labels=torch.randint(3, (5,))).loss.shape
+            torch.Size([])
+        """
+        if teacher is self:
+            raise ArgumentError(
+                "teacher",
+                expected="a model that does not change while this one is trained",
+                got="the model itself",
+                remedy="Pass copy.deepcopy(model).",
+            )
+        if teacher is None:
+            self._teacher = None
+        elif isinstance(teacher, PonderWrapper):
+            self._teacher = FrozenTeacher(_FullDepth(teacher), teacher)
+        elif callable(teacher):
+            self._teacher = FrozenTeacher(teacher, teacher if isinstance(teacher, nn.Module) else None)
+        else:
+            raise ArgumentTypeError(
+                "teacher",
+                expected="a PonderWrapper, or a callable (inputs, **context) -> outputs (batch, …)",
+                got=type(teacher).__name__,
+                remedy="Pass copy.deepcopy(model), say.",
+            )
+
     def start_stage(self, stage: Stage) -> None:
-        """Take the objective of a stage of training, and freeze what it does not train."""
+        """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
+        if stage.teacher == "previous":
+            self.attach_teacher(None)
+            self.attach_teacher(frozen_copy(self))
+        start_heads(stage, self.head)
         self.objective = stage.objective
-        freeze_for(stage, [part for part in (self.stem, self.steps, self.readout) if part is not None], self.head)
+        encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]
+        freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
 
     def settings(self) -> dict[str, Any]:
         """Everything but weights, as plain JSON."""
@@ -301,14 +355,28 @@ class PonderWrapper(EarlyExitModel):
         row_ids: Tensor | None,
         num_steps: int | None,
     ) -> PonderOutput:
-        depth = self.objective.depth(self.depth(num_steps))
-        trajectory = self._unroll(inputs, context, labels, row_ids, None, depth, truncate_below=self.truncate_below)
+        needs, depth = self.objective.needs, self.objective.depth(self.depth(num_steps))
+        trajectory = self._unroll(
+            inputs,
+            context,
+            labels,
+            row_ids,
+            None,
+            depth,
+            keep_features="features" in needs,
+            truncate_below=self.truncate_below,
+        )
         outputs = trajectory.outputs[:, -1]
         last = torch.full_like(trajectory.row_ids, depth.warm_up + trajectory.num_steps)
         if not len(trajectory):
             return PonderOutput(outputs, last, None if labels is None else no_loss(outputs, self), trajectory)
         prior = None if self.prior is None else self.prior(depth.steps, device=outputs.device)
-        loss = training_loss(trajectory, self.task, self.objective, prior)
+        taught = None
+        if labels is not None and self._teacher is not None and "teacher" in needs:
+            taught = self._teacher.outputs(inputs, context, outputs)
+        loss = training_loss(
+            trajectory, self.task, self.objective, prior, progress=self.progress, teacher_outputs=taught
+        )
         return PonderOutput(outputs, last, loss, trajectory)
 
     def _unroll(
@@ -350,3 +418,13 @@ class PonderWrapper(EarlyExitModel):
         if labels is None:
             return trajectory
         return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
+
+
+class _FullDepth:
+    """A wrapped model as a teacher: its outputs at the last step, whatever its policy."""
+
+    def __init__(self, model: PonderWrapper) -> None:
+        self.model = model
+
+    def __call__(self, inputs: Tree, **context: Any) -> Tensor:
+        return self.model(inputs, policy=LastStep(), **context).outputs

@@ -1,95 +1,107 @@
-"""The command line, `python -m benchmarks.glue`."""
+"""The command line, `python -m benchmarks.glue`: tasks of GLUE, and of the other folders that register some."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from benchmarks.command_line import run_app
-from benchmarks.folders import check_folder
-from benchmarks.glue.sweeping.command import sweep_command
+from benchmarks.command_line import check_folder, run_app
+from benchmarks.glue.config import RunConfig, parse_fields, parse_recipe
+from ponder.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
+    from benchmarks.glue.sweeping.sweep import Summary
+
+# Commands import what they need, so that `--help` answers before datasets and transformers are there.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_OUT = Path("runs/results")
 _DEFAULT_WORK = Path("runs/work")
 _COMMITTED = Path("benchmarks/results/glue")
 
+GlueDir = Annotated[Path | None, typer.Option(help="GLUE's data, in its own layout; from the hub where not given.")]
+TextDir = Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="The data of Banking77 and CLINC150.")]
+Out = Annotated[Path, typer.Option(help="Folder of results.")]
+Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]
+Backbone = Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")]
+Selection = Annotated[
+    str, typer.Option(help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev.")
+]
+
 
 @app.callback()
 def _group() -> None:
-    """Fine-tune and evaluate recipes on GLUE."""
+    """Fine-tune and evaluate recipes on GLUE and other texts."""
+
+
+_FLAGS = {"stop_after": ["--early-stopping"], "knob": ["--threshold", "--knob"], "knob_keeps": ["--threshold-keeps"]}
+_KINDS: dict[str, Any] = {"int": int, "float": float, "bool": bool}
+
+
+def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of `RunConfig` in the place of its `**fields`."""
+    signature, annotated = inspect.signature(command, eval_str=True), cast(Any, Annotated)
+    parameters = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    for field in dataclasses.fields(RunConfig):
+        if "help" in field.metadata:
+            kind, _, optional = str(field.type).partition(" | ")
+            flags = _FLAGS.get(field.name, ["--" + field.name.replace("_", "-")])
+            option = typer.Option(*flags, help=field.metadata["help"])
+            given = _KINDS.get(kind, str)
+            annotation = annotated[given | None if optional else given, option]
+            made = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+            parameters.append(made.replace(annotation=annotation))
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
 
 
 @app.command("run")
+@_with_fields
 def run_command(
-    task: Annotated[str, typer.Option(help="A GLUE task, for example RTE.")],
-    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = "ponder",
-    backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
-    glue_dir: Annotated[
-        Path | None, typer.Option(help="Folder in GLUE's layout; from the hub where not given.")
-    ] = None,
-    policy: Annotated[str | None, typer.Option(help="For example quantile:q=0.3, instead of the recipe's.")] = None,
+    task: Annotated[str, typer.Option(help="A task, for example RTE or Banking77.")],
+    glue_dir: GlueDir = None,
+    text_dir: TextDir = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable.")
     ] = None,
-    readout: Annotated[str, typer.Option(help="What the heads read: mean or pooler.")] = "mean",
-    seed: int = 0,
-    epochs: Annotated[int, typer.Option(help="Epochs of each stage.")] = 3,
-    lr: float = 5e-5,
-    lambda_lr: Annotated[float, typer.Option(help="Of the Lambda head, where the recipe has one of its own.")] = 5e-5,
-    batch_size: int = 32,
-    max_train: Annotated[int | None, typer.Option(help="Use at most so many training examples.")] = None,
-    bf16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = False,
-    selection: Annotated[
-        str, typer.Option(help="Choose the epoch on held_out, or (as the paper) on dev.")
-    ] = "held_out",
-    knob: Annotated[
-        str,
-        typer.Option(help="Take the policy's knob from the recipe, or choose it on held-out data: held_out or budget."),
-    ] = "recipe",
-    budget: Annotated[float, typer.Option(help="Least speed-up in steps, for --knob budget.")] = 1.5,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = _DEFAULT_OUT,
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = _DEFAULT_WORK,
+    precision: Annotated[str | None, typer.Option(help="Train in fp32, or (as --bf16) in bf16.")] = None,
+    out: Out = _DEFAULT_OUT,
+    work: Work = _DEFAULT_WORK,
     trajectories: Annotated[
         Path | None,
         typer.Option(help="Folder for the full-depth trajectory of each split, for sweeps and certificates."),
     ] = None,
-    keep_model: Annotated[Path | None, typer.Option(help="Folder in which the trained model is kept.")] = None,
+    keep_model: Annotated[
+        Path | None,
+        typer.Option(help="Folder in which the trained model is kept, and from whose `vanilla` two stages go on."),
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    **fields: Any,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
-    from benchmarks.glue import tasks
-    from benchmarks.glue.config import RunConfig, parse_fields, parse_policy
+    from benchmarks import tasks
     from benchmarks.glue.report import run_line
     from benchmarks.glue.run import run
 
-    config = RunConfig(
-        task=tasks.get(task).name,
-        recipe=recipe,
-        backbone=backbone,
-        recipe_options=parse_fields("--option", option or []),
-        policy=None if policy is None else parse_policy(policy).to_dict(),
-        readout=readout,  # type: ignore[arg-type]
-        seed=seed,
-        epochs=epochs,
-        lr=lr,
-        lambda_lr=lambda_lr,
-        batch_size=batch_size,
-        max_train=max_train,
-        bf16=bf16,
-        selection=selection,  # type: ignore[arg-type]
-        knob=knob,  # type: ignore[arg-type]
-        budget=budget,
-    )
+    if precision not in (None, "fp32", "bf16"):
+        raise ArgumentError("--precision", expected="fp32 or bf16", got=repr(precision), remedy="Choose one.")
+    fields["bf16"] = fields["bf16"] if precision is None else precision == "bf16"
+    given = tasks.get(task)
+    config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), **fields)
+    folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
     was_there = (out / f"{config.key}.json").exists()
     with _without_bars() if quiet else nullcontext():
-        result = run(config, glue_dir, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
+        result = run(config, folder, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
     console = Console(soft_wrap=True, highlight=False)
     console.print(run_line(result), markup=False)
     said = f"was there already (with other data, pass another --out): {result.path}" if was_there else result.path
@@ -114,16 +126,110 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-app.command("sweep")(sweep_command)
+@app.command("sweep")
+def sweep_command(
+    suite: Annotated[str, typer.Option(help="Of docs/sweep.md (paper, breadth, mini, …), or a JSON file of your own.")],
+    backbone: Backbone = "minilm",
+    tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
+    recipes: Annotated[
+        str | None, typer.Option(help="Instead of the suite's, for example vanilla,palbert,static:k=3.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of the chosen point, instead of the suite's.")] = None,
+    fixed: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of all runs, for example bf16=true; repeatable.")
+    ] = None,
+    max_runs: Annotated[int | None, typer.Option(help="The most runs in all; grids are thinned out at random.")] = None,
+    halving: Annotated[
+        int | None,
+        typer.Option(
+            help="Try points with a part of the epochs; of each rung the best 1/N go on, with N times as many."
+        ),
+    ] = None,
+    selection: Selection = "held_out",
+    executor: Annotated[str, typer.Option(help="local, ray or inline.")] = "local",
+    workers: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of a run; the cores shared evenly if not given.")] = None,
+    cpus_per_run: Annotated[float, typer.Option(help="Cores that Ray sets aside for a run.")] = 1.0,
+    gpus_per_run: Annotated[float, typer.Option(help="GPUs that Ray sets aside for a run; may be a part.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; started here where not given.")] = None,
+    glue_dir: GlueDir = None,
+    text_dir: TextDir = None,
+    out: Out = _DEFAULT_OUT,
+    work: Work = _DEFAULT_WORK,
+    keep_model: Annotated[
+        Path | None, typer.Option(help="Folder in which the models of the chosen points are kept, for predict.")
+    ] = None,
+) -> None:
+    """Try a grid for each task and recipe, then the best point with several seeds; start again to go on."""
+    from benchmarks import backbones
+    from benchmarks.glue.sweeping import executors
+    from benchmarks.glue.sweeping import suite as suites
+    from benchmarks.glue.sweeping import sweep as sweeps
+
+    check_folder("--glue-dir", glue_dir)
+    check_folder("--text-dir", text_dir)
+    chosen = _narrowed(suites.get(suite), tasks, recipes, seeds, fixed)
+    cells = chosen.cells(backbone, selection, max_runs, halving)
+    backbones.resolve(backbone)
+    # Workers, perhaps on other machines, need not stand in this folder.
+    given = {"glue_dir": glue_dir, "text_dir": text_dir, "out": out, "work": work, "models": keep_model}
+    places: dict[str, Any] = {name: None if path is None else path.resolve() for name, path in given.items()}
+    resources = executors.Resources(workers, threads, cpus_per_run, gpus_per_run, address)
+    console = Console()
+    with executors.get(executor, resources) as pool, sweeps.LiveTable(console, workers) as show:
+        summary = sweeps.sweep(cells, pool, **places, show=show)
+    _tell(console, summary, places["out"])
+    if summary.failures:
+        raise typer.Exit(1)
+
+
+def _narrowed(
+    suite: Suite, tasks: str | None, recipes: str | None, seeds: int | None, fixed: list[str] | None
+) -> Suite:
+    """The suite with what the command line says instead."""
+    changes: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
+    if tasks is not None:
+        changes["tasks"] = tuple(_listed(tasks))
+    if recipes is not None:
+        changes["recipes"] = tuple(spec for text in _listed(recipes) for spec in _specs(suite, text))
+    return dataclasses.replace(suite, **changes).with_fixed(parse_fields("--set", fixed or []))
+
+
+def _specs(suite: Suite, text: str) -> list[RecipeSpec]:
+    """`name`, as the suite has it; or `name:argument=value:…`, with these arguments and the suite's other fields."""
+    from benchmarks.glue.sweeping.suite import RecipeSpec
+
+    name, options = parse_recipe("--recipes", text)
+    of_suite = [spec for spec in suite.recipes if spec.recipe == name]
+    if not options:
+        return of_suite or [RecipeSpec(name)]
+    return [RecipeSpec(name, options, of_suite[0].fields if of_suite else {})]
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _tell(console: Console, summary: Summary, out: Path) -> None:
+    console.print(f"\n{summary.done} runs have a result in {escape(str(out))}.", soft_wrap=True)
+    for failure in summary.failures:
+        line = f"[red]failed[/] {failure.config.key}: {escape(failure.error)}"
+        console.print(line, soft_wrap=True, highlight=False)
+    if summary.skipped:
+        console.print(f"{summary.skipped} runs were not tried: no point of their grid was chosen.")
+    if summary.failures:
+        where = escape(str(out / "failed"))
+        console.print(f"The errors are in {where}; run the same command to try again.", soft_wrap=True)
 
 
 @app.command("report")
 def report_command(
-    results: Annotated[Path, typer.Option(help="Folder of results.")] = _COMMITTED,
+    results: Out = _COMMITTED,
     out: Annotated[Path | None, typer.Option(help="Markdown file; printed where nothing is written.")] = None,
     html: Annotated[Path | None, typer.Option(help="One self-contained HTML file.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder of the figures (SVG) that the Markdown shows.")] = None,
     glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data: labels, for significance.")] = None,
+    text_dir: TextDir = None,
     replicates: Annotated[int | None, typer.Option(min=100, help="Of the bootstrap; 10,000 where left out.")] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="A part, such as table-1 or figure-3; repeatable. All where left out.")
@@ -133,8 +239,8 @@ def report_command(
     from benchmarks.glue.report import REPLICATES, report
     from benchmarks.glue.results import read_all
 
-    draw = bool(html or figures)
-    made = report(read_all(results), glue_dir, draw=draw, only=only or (), replicates=replicates or REPLICATES)
+    options: dict[str, Any] = {"draw": bool(html or figures), "only": only or (), "text_dir": text_dir}
+    made = report(read_all(results), glue_dir, replicates=replicates or REPLICATES, **options)
     if out is None and html is None and figures is None:
         print(made.markdown())
     for path in made.write(out, html, figures):
@@ -155,14 +261,14 @@ def predict_command(
     ] = None,
     models: Annotated[Path, typer.Option(help="Folder of kept models.")] = Path("runs/models"),
     results: Annotated[Path, typer.Option(help="Folder of their results, for --recipe.")] = _DEFAULT_OUT,
-    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data; from the hub where not given.")] = None,
+    glue_dir: GlueDir = None,
     out: Annotated[Path, typer.Option(help="Folder of the files and the zip.")] = Path("runs/submission"),
     fill_missing: Annotated[bool, typer.Option(help="Answer tasks without a model by a constant.")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Answer GLUE's test sets, and zip the files that its server takes."""
-    from benchmarks.glue.keeping import best_kept
-    from benchmarks.glue.predict import submit
+    from benchmarks.glue.model_store import best_kept
+    from benchmarks.glue.submission import submit
 
     folders = [*(model or []), *(models / key for key in run_key or [])]
     folders += [] if recipe is None else best_kept(models, results, recipe)
@@ -175,20 +281,21 @@ def predict_command(
 def clock_command(
     model: Annotated[list[Path], typer.Option(help="Folder that `--keep-model` made; repeatable.")],
     results: Annotated[Path, typer.Option(help="Folder of results, those of the models among them.")] = _DEFAULT_OUT,
-    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data; from the hub where not given.")] = None,
+    glue_dir: GlueDir = None,
+    text_dir: TextDir = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     pairs: Annotated[int, typer.Option(min=1, help="Timings of full depth and exits, taken in turn.")] = 5,
 ) -> None:
     """Time kept models with every policy, on a machine that does nothing else; the report shows it."""
-    from benchmarks.glue.clock import time_policies
-    from benchmarks.glue.keeping import load_kept
+    from benchmarks import tasks
+    from benchmarks.glue.latency import time_policies
+    from benchmarks.glue.model_store import load_kept
 
     console = Console(soft_wrap=True, highlight=False)
-    for folder in model:
-        path = time_policies(
-            load_kept(folder), results, glue_dir, batch_size=batch_size, pairs=pairs, say=console.print
-        )
-        console.print(f"Timings: {path}")
+    options: dict[str, Any] = {"batch_size": batch_size, "pairs": pairs, "say": console.print}
+    for kept in map(load_kept, model):
+        folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[tasks.get(kept.config.task).folder_option]
+        console.print(f"Timings: {time_policies(kept, results, folder, **options)}")
 
 
 @app.command("check-submission")
@@ -212,14 +319,13 @@ def check_submission_command(
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo"),
-    backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
+    backbone: Backbone = "minilm",
     scale: Annotated[float, typer.Option(help="Share of the training data, for a quick look.")] = 1.0,
 ) -> None:
     """Vanilla, PALBERT and PABEE on the built-in graded tasks: a table and a report page."""
     from benchmarks.graded.demo import demo
 
-    console = Console()
-    demo(out, backbone=backbone, scale=scale, console=console)
+    demo(out, backbone=backbone, scale=scale, console=Console())
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks.seal import digest
+from benchmarks.checksum import digest
 from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.policies import ExitPolicy
@@ -17,75 +17,104 @@ from ponder.policies import ExitPolicy
 __all__ = ["RunConfig", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
 
 
+def _field(default: Any, help: str, expected: str = "", holds: Callable[[Any], bool] | None = None) -> Any:
+    """A field with its help, and what its values have to be."""
+    return dataclasses.field(default=default, metadata={"help": help, "expected": expected, "holds": holds})
+
+
+def _whole(default: int | None, low: int, help: str) -> Any:
+    optional = default is None
+    return _field(
+        default,
+        help,
+        f"a whole number ≥ {low}",
+        lambda value: (optional and value is None) or (type(value) is int and value >= low),
+    )
+
+
+def _real(default: float | None, interval: str, holds: Callable[[float], bool], help: str) -> Any:
+    optional = default is None
+    return _field(
+        default,
+        help,
+        f"a number {interval}",
+        lambda value: (optional and value is None) or (type(value) in (int, float) and holds(value)),
+    )
+
+
+def _rate(default: float | None, help: str) -> Any:
+    return _real(default, "in (0, 1)", lambda rate: 0 < rate < 1, help)
+
+
+def _choice(default: str, *choices: str, help: str) -> Any:
+    return _field(default, help, " or ".join(choices), lambda value: value in choices)
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """Every hyper-parameter of a run.
+    """Every hyper-parameter of a run: each field says what it is, here and on the command line, and what it may be.
 
-    Args:
-        task: Name of the task.
-        recipe: Name of the recipe.
-        backbone: An embedded backbone, a folder, or a hub name.
-        recipe_options: Arguments of the recipe, for example `{"hidden_concat": False}`.
-        policy: An exit policy instead of the recipe's: its `to_dict()`, or text that `parse_policy` reads.
-        readout: What the heads read: ``"pooler"`` or ``"mean"``.
-        seed: Of initialisation, order, dropout and the held-out split.
-        epochs: Epochs of each stage.
-        lr: Learning rate, decayed linearly to zero after a warm-up.
-        lambda_lr: That of the Lambda head, where the recipe gives it one of its own.
-        batch_size: Examples a step of the optimiser.
-        warmup: Share of the steps over which the rate rises.
-        stop_after: Epochs without improvement on the held-out split before training stops.
-        held_out: Share of train on which the epoch is selected.
-        max_train: Use at most so many training examples (drawn by seed).
-        max_length: Tokens; longer inputs are cut.
-        bf16: Train under bfloat16 autocast.
-        schedule: The learning rate falls linearly to zero, or (as in PALBERT's paper) stays where it is.
-        selection: Where epoch and hyper-parameters are chosen: ``"held_out"``, or ``"dev"`` (as in PALBERT's paper,
-            with nothing held out, and with a dev score that is too good).
-        knob: Who chooses the policy's knob: the ``"recipe"``, or after training the held-out part of train, where
-            ``"held_out"`` takes the cheapest that keeps the score, and ``"budget"`` the best that is cheap enough.
-        knob_keeps: Share of the held-out score at full depth that a knob chosen by ``"held_out"`` has to keep.
-        budget: Least speed-up in steps, on the held-out part, of a knob chosen by ``"budget"``.
+    The names of the fields are part of the file names of results, and so stay as they are.
     """
 
     task: str
-    recipe: str = "ponder"
-    backbone: str = "minilm"
+    recipe: str = _field("ponder", "A recipe, for example palbert.")
+    backbone: str = _field("minilm", "minilm, mpnet, a folder, or a hub name.")
     recipe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    policy: Mapping[str, Any] | None = None
-    readout: Literal["pooler", "mean"] = "mean"
-    seed: int = 0
-    epochs: int = 3
-    lr: float = 5e-5
-    lambda_lr: float = 5e-5
-    batch_size: int = 32
-    warmup: float = 0.1
-    stop_after: int = 5
-    held_out: float = 0.1
-    max_train: int | None = None
-    max_length: int = 128
-    bf16: bool = False
-    schedule: Literal["linear", "constant"] = "linear"
-    selection: Literal["held_out", "dev"] = "held_out"
-    knob: Literal["recipe", "held_out", "budget"] = "recipe"
-    knob_keeps: float = 0.99
-    budget: float = 1.5
+    policy: Mapping[str, Any] | None = _field(None, "For example quantile:q=0.3, instead of the recipe's.")
+    readout: Literal["pooler", "mean"] = _choice("mean", "pooler", "mean", help="What the heads read: mean or pooler.")
+    seed: int = _whole(0, 0, "Of initialisation, order, dropout and the held-out split.")
+    epochs: int = _whole(3, 1, "Epochs of each stage, at most.")
+    lr: float = _rate(5e-5, "Learning rate.")
+    lambda_lr: float = _rate(5e-5, "Of the Lambda head, where the recipe gives it one of its own.")
+    batch_size: int = _whole(32, 1, "Examples a step of the optimiser.")
+    warmup: float = _real(0.1, "in [0, 1)", lambda share: 0 <= share < 1, "Share of the steps over which rates rise.")
+    stop_after: int = _whole(5, 1, "Epochs without gain on the held-out part that end a stage.")
+    held_out: float = _real(0.1, "in (0, 1)", lambda share: 0 < share < 1, "Share of train that selects the epoch.")
+    max_train: int | None = _whole(None, 4, "Use at most so many training examples, drawn by seed.")
+    max_length: int = _whole(128, 1, "Tokens; longer inputs are cut.")
+    bf16: bool = _field(False, "Train under bfloat16 autocast.", "true or false", lambda value: type(value) is bool)
+    schedule: Literal["linear", "constant"] = _choice(
+        "linear", "linear", "constant", help="Rates fall linearly to zero, or (as in PALBERT's paper) stay constant."
+    )
+    selection: Literal["held_out", "dev"] = _choice(
+        "held_out",
+        "held_out",
+        "dev",
+        help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev.",
+    )
+    knob: Literal["recipe", "held_out", "budget"] = _choice(
+        "recipe",
+        "recipe",
+        "held_out",
+        "budget",
+        help="Take the policy's threshold from the recipe, or choose it on held-out data: held_out takes the cheapest "
+        "that keeps the score, budget the best that is cheap enough.",
+    )
+    knob_keeps: float = _real(
+        0.99, "in (0, 1]", lambda share: 0 < share <= 1, "Share of the score that a held_out threshold has to keep."
+    )
+    budget: float = _real(
+        1.5, "≥ 1, a speed-up", lambda it: 1 <= it < math.inf, "Least speed-up in steps, for the threshold by budget."
+    )
+    head_lr: float | None = _rate(None, "Of the heads that answer; --lr where not given.")
 
     def __post_init__(self) -> None:
-        for argument, low in _WHOLE.items():
-            value = getattr(self, argument)
-            if not (value is None and argument == "max_train") and not (type(value) is int and value >= low):
-                remedy = f"Pass {_FIELDS[argument].default or low}, say."
-                raise ArgumentError(argument, expected=f"a whole number ≥ {low}", got=repr(value), remedy=remedy)
-        for argument, (interval, holds) in _REAL.items():
-            value = getattr(self, argument)
-            if type(value) not in (int, float) or not holds(value):
-                remedy = f"Pass {_FIELDS[argument].default}, say."
-                raise ArgumentError(argument, expected=f"a number {interval}", got=repr(value), remedy=remedy)
-            object.__setattr__(self, argument, float(value))  # 2 and 2.0 are one configuration
-        if type(self.bf16) is not bool:
-            raise ArgumentError("bf16", expected="true or false", got=repr(self.bf16), remedy="Pass true, say.")
-        self._check_choices()
+        for field in dataclasses.fields(self):
+            value, holds = getattr(self, field.name), field.metadata.get("holds")
+            if holds is not None and not holds(value):
+                expected = field.metadata["expected"]
+                remedy = f"Pass {field.default}, say." if field.default is not None else "Leave it out, say."
+                raise ArgumentError(field.name, expected=expected, got=repr(value), remedy=remedy)
+            if "float" in str(field.type) and value is not None:
+                object.__setattr__(self, field.name, float(value))  # 2 and 2.0 are one configuration
+        if self.selection == "dev" and self.knob != "recipe":
+            raise ArgumentError(
+                "knob",
+                expected="recipe where selection is dev, since then nothing is held out",
+                got=self.knob,
+                remedy="Select on the held-out part, or leave the threshold to the recipe.",
+            )
         self._check_policy()
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,11 +123,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
-        """Inverse of `to_dict`; fields that an older version did not have are at their defaults.
-
-        Raises:
-            DataError: A field is unknown (a newer version wrote it), or a value cannot be used.
-        """
+        """Inverse of `to_dict`; fields that an older version did not have are at their defaults."""
         try:
             return cls(**data)
         except (TypeError, ArgumentError) as error:
@@ -112,7 +137,9 @@ class RunConfig:
         names.
         """
         fields = self.to_dict()
-        hashed = {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
+        hashed = {
+            name: value for name, value in fields.items() if name not in _LATER or value != getattr(RunConfig, name)
+        }
         backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
         return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest(hashed)}".lower()
 
@@ -132,38 +159,8 @@ class RunConfig:
             )
         ExitPolicy.from_dict(dict(given))
 
-    def _check_choices(self) -> None:
-        for argument, choices in _CHOICES.items():
-            if getattr(self, argument) not in choices:
-                raise ArgumentError(
-                    argument, expected=" or ".join(choices), got=repr(getattr(self, argument)), remedy="Choose one."
-                )
-        if self.selection == "dev" and self.knob != "recipe":
-            raise ArgumentError(
-                "knob",
-                expected="recipe where selection is dev, since then nothing is held out",
-                got=self.knob,
-                remedy="Select on the held-out part, or leave the knob to the recipe.",
-            )
 
-
-_FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
-_WHOLE = {"seed": 0, "epochs": 1, "batch_size": 1, "stop_after": 1, "max_train": 4, "max_length": 1}
-_REAL: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "lr": ("in (0, 1)", lambda rate: 0 < rate < 1),
-    "lambda_lr": ("in (0, 1)", lambda rate: 0 < rate < 1),
-    "warmup": ("in [0, 1)", lambda share: 0 <= share < 1),
-    "held_out": ("in (0, 1)", lambda share: 0 < share < 1),
-    "knob_keeps": ("in (0, 1]", lambda share: 0 < share <= 1),
-    "budget": ("≥ 1, a speed-up", lambda speed_up: 1 <= speed_up < math.inf),
-}
-_CHOICES = {
-    "readout": ("pooler", "mean"),
-    "schedule": ("linear", "constant"),
-    "selection": ("held_out", "dev"),
-    "knob": ("recipe", "held_out", "budget"),
-}
-_LATER = {"schedule": "linear", "selection": "held_out", "knob": "recipe", "knob_keeps": 0.99, "budget": 1.5}
+_LATER = ("schedule", "selection", "knob", "knob_keeps", "budget", "head_lr")
 
 
 def recipe_label(recipe: str, options: Mapping[str, Any]) -> str:

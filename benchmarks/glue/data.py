@@ -1,17 +1,17 @@
-"""GLUE's data behind one interface, whether they come from a folder or from the hub.
+"""GLUE's data behind one interface, from a folder or from the hub; and what any task's data go through before training.
 
-Both sources give the same splits, columns and labels. In a folder, GLUE's own files have quirks that are read
-here as they are meant: a byte-order mark, quotes that are part of the text, files without a header, lines
-without a final newline, blanks at the ends of a sentence. Labels that GLUE keeps to itself are -1.
-
-A line with too few or too many columns is an error that names file and line, except in the labelled splits of
-QQP: its official dump has a few such lines, which are left out and named in the log, up to
-`GlueTask.malformed_lines` a split. The hub's copy leaves them out as well.
+Both sources give the same splits, columns and labels. GLUE's own files have quirks that are read as they are meant: a
+byte-order mark, quotes that are part of the text, files without a header, lines without a final newline, blanks at the
+ends of a sentence. Labels that GLUE keeps to itself are -1. A line with too few or too many columns is an error that
+names file and line, except in the labelled splits of QQP, whose official dump has a few: they are left out, and named
+in the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,18 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from benchmarks.glue.tasks import GlueSplit, GlueTask
-from benchmarks.glue.tsv import read_split
 from ponder.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MissingDataError", "hold_out", "load", "tokenize"]
+    from benchmarks.glue.tasks import GlueSplit, GlueTask
 
+__all__ = ["MissingDataError", "features_of", "hold_out", "load", "read_text", "tokenize"]
+
+_log = logging.getLogger(__name__)
 _HUB = "nyu-mll/glue"
+_REMEDY = "Correct or remove the line, or fetch the file anew."
 
 
 class MissingDataError(DataError):
@@ -36,7 +38,7 @@ class MissingDataError(DataError):
 
 
 def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-    """Load a task.
+    """Load a task of GLUE.
 
     Args:
         task: The task.
@@ -48,10 +50,6 @@ def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> Dat
         Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is
         the one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a
         class number or a 32-bit score, and -1 where it is hidden.
-
-    Raises:
-        MissingDataError: A file is missing, or the hub cannot be reached.
-        DataError: A file cannot be read as what it should be.
     """
     splits = [split for split in task.splits if split.name in only or not only]
     if glue_dir is None:
@@ -59,6 +57,13 @@ def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> Dat
         return DatasetDict({split.name: _hub_split(task, split, source) for split in splits})
     folder = Path(glue_dir) / task.name
     return DatasetDict({split.name: _folder_split(task, split, folder) for split in splits})
+
+
+def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Features:
+    """The columns of examples: `idx`, one sentence or a pair, and a class, or a score where there are no names."""
+    label = datasets.ClassLabel(names=list(label_names)) if label_names else datasets.Value("float32")
+    sentences = {name: datasets.Value("string") for name in ("sentence1", "sentence2")[: 1 + pair]}
+    return datasets.Features({"idx": datasets.Value("int64"), **sentences, "label": label})
 
 
 def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -75,21 +80,13 @@ def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datas
 
     Returns:
         What is left for training, and what is held out; both in the order of `train`.
-
-    Raises:
-        ArgumentError: The fraction is outside (0, 1), or there are fewer than two examples.
     """
     if not 0.0 < fraction < 1.0:
-        raise ArgumentError(
-            "fraction", expected="a number in (0, 1)", got=fraction, remedy="Pass 0.1 to hold out a tenth."
-        )
+        remedy = "Pass 0.1 to hold out a tenth."
+        raise ArgumentError("fraction", expected="a number in (0, 1)", got=fraction, remedy=remedy)
     if len(train) < 2:
-        raise ArgumentError(
-            "train",
-            expected="at least two examples",
-            got=len(train),
-            remedy="Raise the limit on training examples: one part would be empty.",
-        )
+        remedy = "Raise the limit on training examples: one part would be empty."
+        raise ArgumentError("train", expected="at least two examples", got=len(train), remedy=remedy)
     labels = np.asarray(train["label"])
     strata = np.zeros(len(labels), dtype=np.int64) if labels.dtype.kind == "f" else labels
     total = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
@@ -99,21 +96,16 @@ def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datas
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Turn sentences into token numbers, truncated to a length but not padded to one.
-
-    Padding is left to the collator, which pads a batch to its own longest example.
+    """Turn sentences into token numbers, truncated to a length but not padded to one (the collator pads a batch).
 
     Args:
-        dataset: What `load` gives.
+        dataset: What the `load` of a task gives.
         tokenizer: The tokenizer of the backbone.
         max_length: Most tokens of an example; of a pair the longer sentence loses tokens first.
 
     Returns:
         Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`, `idx`, and
         `length` in tokens.
-
-    Raises:
-        ArgumentError: The length leaves no room for text.
     """
     columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
     special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
@@ -135,14 +127,14 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     return dataset.map(encode, batched=True, remove_columns=dataset.column_names, **options)
 
 
-def _features(task: GlueTask) -> datasets.Features:
-    label = (
-        datasets.Value("float32") if task.kind == "regression" else datasets.ClassLabel(names=list(task.label_names))
-    )
-    sentences = {"sentence1": datasets.Value("string")}
-    if task.is_pair:
-        sentences["sentence2"] = datasets.Value("string")
-    return datasets.Features({"idx": datasets.Value("int64"), **sentences, "label": label})
+def read_text(path: Path) -> str:
+    """A UTF-8 file; one that is something else is refused, with its line."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The offset counts from behind a byte-order mark, which holds no newline either way.
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise DataError(f"{path}, line {line}: expected UTF-8 text; got the byte {byte:#04x}. {_REMEDY}") from None
 
 
 def _folder_split(task: GlueTask, split: GlueSplit, folder: Path) -> Dataset:
@@ -153,7 +145,84 @@ def _folder_split(task: GlueTask, split: GlueSplit, folder: Path) -> Dataset:
             f"{'file' if folder.is_dir() else 'folder'}. Pass as GLUE_DIR (--glue-dir) the folder that holds "
             f"{task.name}/{split.file}, or leave it out to load {task.name} from the hub."
         )
-    return Dataset.from_dict(read_split(task, split, path), features=_features(task))
+    return Dataset.from_dict(_read(task, split, path), features=features_of(task.label_names, len(task.columns) == 2))
+
+
+def _read(task: GlueTask, split: GlueSplit, path: Path) -> dict[str, list[Any]]:
+    """The columns of one file of GLUE's tab-separated format."""
+    header, lines = _header_and_lines(task, split, path)
+    columns: dict[str, list[Any]] = {"idx": [], **{f"sentence{n}": [] for n, _ in enumerate(task.columns, 1)}}
+    columns["label"] = []
+    seen: set[int] = set()
+    skipped = 0
+    for number, line in lines:
+        where, fields = f"{path}, line {number}", line.split("\t")
+        if len(fields) != len(header):
+            fault = f"{where}: expected {len(header)} columns; got {len(fields)}: {_shown(fields)}."
+            skipped += 1
+            if skipped > (task.malformed_lines if split.labelled else 0):
+                raise DataError(f"{fault} {_REMEDY}")
+            _log.warning("%s It is left out.", fault)
+            continue
+        row = dict(zip(header, map(str.strip, fields), strict=True))
+        index = len(seen) if split.labelled else _index(row[task.index_column], where)
+        if index in seen:
+            raise DataError(f"{where}: expected an index of its own; got {index} again. {_REMEDY}")
+        seen.add(index)
+        label = _label(task, row[task.label_column], where) if split.labelled else -1
+        for name, value in zip(columns, (index, *(row[name] for name in task.columns), label), strict=True):
+            columns[name].append(value)
+    if not seen:
+        raise DataError(f"{path}: expected examples; got none. Fetch the file anew.")
+    return columns
+
+
+def _header_and_lines(
+    task: GlueTask, split: GlueSplit, path: Path
+) -> tuple[tuple[str, ...], Iterator[tuple[int, str]]]:
+    """The names of the columns, and the numbered lines below them."""
+    text = read_text(path)
+    # Only newlines end a line: other separators stand in sentences.
+    lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")] if text.strip() else []
+    if split.columns is not None:
+        return split.columns, iter(enumerate(lines, start=1))
+    if not lines:
+        raise DataError(f"{path}: expected a header line; got an empty file. Fetch the file anew.")
+    header = tuple(name.strip() for name in lines[0].split("\t"))
+    wanted = (*task.columns, task.label_column if split.labelled else task.index_column)
+    if not set(wanted) <= set(header):
+        raise DataError(
+            f"{path}, line 1: expected a header with {', '.join(map(repr, wanted))}; got {_shown(header)}. "
+            f"Fetch the {split.name} file of {task.name} in GLUE's own format."
+        )
+    return header, iter(enumerate(lines[1:], start=2))
+
+
+def _index(text: str, where: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise DataError(f"{where}: expected an index, a whole number; got {text!r}. {_REMEDY}")
+    return int(text)
+
+
+def _label(task: GlueTask, text: str, where: str) -> int | float:
+    if task.label_range is None:
+        texts = task.label_texts or task.label_names
+        if text not in texts:
+            raise DataError(f"{where}: expected a label, one of {', '.join(texts)}; got {text!r}. {_REMEDY}")
+        return texts.index(text)
+    low, high = task.label_range
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise DataError(f"{where}: expected a score from {low:g} to {high:g}; got {text!r}. {_REMEDY}")
+    return value
+
+
+def _shown(fields: Sequence[str]) -> str:
+    text = " | ".join(fields)
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
 
 
 def _from_hub(task: GlueTask) -> DatasetDict:
@@ -168,25 +237,22 @@ def _from_hub(task: GlueTask) -> DatasetDict:
 
 
 def _hub_split(task: GlueTask, split: GlueSplit, source: DatasetDict) -> Dataset:
-    features = _features(task)
+    where = f"{_HUB} ({task.hub_name})"
     if split.hub not in source:
-        raise DataError(f"{_HUB} ({task.hub_name}): expected a split {split.hub}; got {', '.join(source)}.")
-    rows = source[split.hub]
-    sentences = task.hub_columns or task.columns
+        raise DataError(f"{where}: expected a split {split.hub}; got {', '.join(source)}.")
+    rows, sentences = source[split.hub], task.hub_columns or task.columns
     missing = [name for name in (*sentences, "label") if name not in rows.column_names]
     if missing:
-        raise DataError(
-            f"{_HUB} ({task.hub_name}, {split.hub}): expected the columns {', '.join(missing)}; "
-            f"got {', '.join(rows.column_names)}."
-        )
+        got = ", ".join(rows.column_names)
+        raise DataError(f"{where}, {split.hub}: expected the columns {', '.join(missing)}; got {got}.")
     classes = getattr(rows.features["label"], "names", None)
     if task.label_names and classes != list(task.label_names):
-        raise DataError(f"{_HUB} ({task.hub_name}): expected the classes {', '.join(task.label_names)}; got {classes}.")
+        raise DataError(f"{where}: expected the classes {', '.join(task.label_names)}; got {classes}.")
     columns: dict[str, Any] = {"idx": range(len(rows))}
     for number, name in enumerate(sentences, start=1):
         columns[f"sentence{number}"] = [text.strip() for text in rows[name]]
     columns["label"] = rows["label"][:]
-    return Dataset.from_dict(columns, features=features)
+    return Dataset.from_dict(columns, features=features_of(task.label_names, len(sentences) == 2))
 
 
 def _draw(strata: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,30 +11,21 @@ import torch
 from datasets import Dataset
 
 from benchmarks.glue import metrics
-from benchmarks.glue.curves import record_curves
-from benchmarks.glue.gains import gains
-from benchmarks.glue.model import Collator, answers
-from benchmarks.glue.optimum import optimum
+from benchmarks.glue.diagnostics import gains, optimum
+from benchmarks.glue.metrics import answers
+from benchmarks.glue.model import Collator
 from benchmarks.glue.significance import pack
-from benchmarks.glue.tasks import GlueTask
+from benchmarks.glue.thresholds import record_curves
+from benchmarks.tasks import Task
 from ponder import Trajectory
-from ponder.cost import Cost, measure_each, speed_up, wall_clock
+from ponder.cost import Cost, WallClock, measure_each, speed_up, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.objectives import Objective
 from ponder.plots.numbers import overthinking_of
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Prior
 
-__all__ = [
-    "batches",
-    "exits_of",
-    "mean_cost",
-    "measure_costs",
-    "measure_speed_ups",
-    "record",
-    "spread",
-    "summarise",
-]
+__all__ = ["batches", "mean_cost", "measure_costs", "measure_speed_ups", "record", "summarise", "time_exits"]
 
 Batch = dict[str, torch.Tensor]
 
@@ -66,7 +57,7 @@ def record(
 
 
 def summarise(
-    task: GlueTask,
+    task: Task,
     trajectory: Trajectory,
     policy: ExitPolicy,
     cost: Cost | None = None,
@@ -82,7 +73,7 @@ def summarise(
         trajectory: With labels.
         policy: Decides.
         cost: Mean cost of an example, for the curves; steps are counted where None.
-        own: The recipe's policy, whose knob the first curve turns; `policy` where None.
+        own: The recipe's policy, whose threshold the first curve varies; `policy` where None.
         objective: That the model was trained with.
         prior: Of the model.
 
@@ -91,8 +82,8 @@ def summarise(
         `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text (labels are GLUE's,
         and are not kept); `overthinking`, for classes, the shares of rows `right` at each step, `right_by` then, and
         `lost`, right at some step and wrong at the last; `gains`, where the model was trained to exit (see
-        `benchmarks.glue.gains`); `optimum`, what its Lambda head could have learnt (see `benchmarks.glue.optimum`);
-        `curves` over the knobs of policies.
+        `benchmarks.glue.diagnostics`); `optimum`, what its Lambda head could have learnt (see there);
+        `curves` over the thresholds of policies.
     """
     assert trajectory.labels is not None
     labels, steps = trajectory.labels.numpy(), trajectory.num_steps
@@ -150,7 +141,6 @@ def measure_speed_ups(
     baseline: PonderForSequenceClassification | None = None,
     batch_size: int = 32,
     pairs: int = 5,
-    max_batches: int = 6,
 ) -> dict[str, Any]:
     """How much cheaper exiting is than running to the last step, as three named ratios.
 
@@ -164,16 +154,12 @@ def measure_speed_ups(
         baseline: The model that runs to its last step, for wall-clock; `model` itself where None.
         batch_size: Examples a batch, for wall-clock.
         pairs: Timings of full depth and exits, taken in turn.
-        max_batches: Batches that are timed, spread over the lengths.
 
     Returns:
         `steps`, `flops`, and `wall_clock` (median of the pairs' ratios) with `wall_clock_range`.
     """
-    baseline = model if baseline is None else baseline
-    timed = spread(batches(data, collate, batch_size, model.device), max_batches)
-    clock = wall_clock(
-        lambda: exits_of(baseline, timed, LastStep()), lambda: exits_of(model, timed, policy), pairs=pairs
-    )
+    timed = batches(data, collate, batch_size, model.device)
+    clock = time_exits(model, timed, policy, baseline=baseline, pairs=pairs)
     found = speed_up(exit_step, model.ponder.num_steps, costs=costs, needs=policy.needs)
     return {
         "steps": found.steps,
@@ -185,18 +171,24 @@ def measure_speed_ups(
     }
 
 
+def time_exits(
+    model: PonderForSequenceClassification,
+    data: Sequence[Batch],
+    policy: ExitPolicy,
+    *,
+    baseline: PonderForSequenceClassification | None = None,
+    pairs: int = 5,
+    most: int = 6,
+) -> WallClock:
+    """Time full depth and a policy in turn, on at most `most` batches, evenly spread over the lengths."""
+    places = {round(i * (len(data) - 1) / max(most - 1, 1)) for i in range(most)}
+    timed = [data[place] for place in sorted(places)] if len(data) > most else data
+    full = baseline or model
+    return wall_clock(lambda: _run(full, timed, LastStep()), lambda: _run(model, timed, policy), pairs=pairs)
+
+
 @torch.inference_mode()
-def exits_of(model: PonderForSequenceClassification, data: Sequence[Batch], policy: ExitPolicy) -> list[torch.Tensor]:
+def _run(model: PonderForSequenceClassification, data: Sequence[Batch], policy: ExitPolicy) -> list[torch.Tensor]:
     """The exit steps of each batch."""
-    return [model(**_unlabelled(batch), policy=policy).exit_step for batch in data]
-
-
-def _unlabelled(batch: Batch) -> Batch:
-    return {key: value for key, value in batch.items() if key != "labels"}
-
-
-def spread(items: list[Batch], most: int) -> list[Batch]:
-    """At most `most` of `items`, evenly spread."""
-    if len(items) <= most:
-        return items
-    return [items[round(i * (len(items) - 1) / max(most - 1, 1))] for i in range(most)]
+    unlabelled = [{name: tensor for name, tensor in batch.items() if name != "labels"} for batch in data]
+    return [model(**batch, policy=policy).exit_step for batch in unlabelled]

@@ -1,11 +1,11 @@
 """The metrics of GLUE, and the one number that GLUE makes of them.
 
-The score of a task is the mean of its metrics: Matthews correlation for CoLA; accuracy and F1 of the
-positive class for MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. The score of
-MNLI is the mean over its matched and mismatched split.
+The score of a task is the mean of its metrics: Matthews correlation for CoLA; accuracy and F1 of the positive class for
+MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. The score of MNLI is the mean over its
+matched and mismatched split. A class that a task reports apart (out of scope) takes no part in the score.
 
-A correlation with something constant is undefined (0/0). It is reported as 0.0, since constant answers carry
-no information, so that an untrained or a collapsed model has a number and raises no warning.
+A correlation with something constant is undefined (0/0). It is reported as 0.0, since constant answers carry no
+information, so that an untrained or a collapsed model has a number and raises no warning.
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
-from benchmarks.glue.tasks import GlueTask
+from benchmarks.tasks import Task
 from ponder.errors import ArgumentError
 
-__all__ = ["score"]
+__all__ = ["answers", "score"]
 
 _Array = NDArray[Any]
 
 
-def score(task: GlueTask, predictions: _Array, labels: _Array) -> dict[str, float]:
+def answers(task: Task, outputs: _Array) -> _Array:
+    """Predictions, `(examples,)`, from outputs `(examples, labels)`."""
+    predicted: _Array = outputs[:, 0] if task.kind == "regression" else outputs.argmax(-1)
+    return predicted
+
+
+def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
     """Measure predictions against labels.
 
-    Args:
-        task: The task.
-        predictions: Class numbers, or scores for regression; shape `(examples,)`.
-        labels: The true ones, of the same shape.
-
     Returns:
-        Every metric of the task by its name, each in [-1, 1], and under `"score"` their mean.
-
-    Raises:
-        ArgumentError: The arrays are empty, differ in shape, hold NaN, or hold what is no class of the task.
+        Every metric of the task by its name, each in [-1, 1], and under `"score"` their mean; where the task has a
+        class that is reported apart, the share of its rows that were told, under `"out_of_scope_recall"`.
 
     Example:
-        >>> from benchmarks.glue import tasks
+        >>> from benchmarks import tasks
         >>> score(tasks.get("RTE"), np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
         {'accuracy': 0.75, 'score': 0.75}
     """
@@ -53,33 +52,31 @@ def score(task: GlueTask, predictions: _Array, labels: _Array) -> dict[str, floa
             got=f"predictions of shape {predictions.shape} and labels of shape {labels.shape}",
             remedy="Pass class numbers (the argmax of the logits) or scores, not logits.",
         )
-    for argument, values in (("predictions", predictions), ("labels", labels)):
-        _check_values(task, argument, values)
-    if task.kind == "classification":
-        predictions, labels = predictions.astype(np.int64), labels.astype(np.int64)
-    else:
-        predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
-    result = {name: float(_METRICS[name](predictions, labels)) for name in task.metrics}
-    return result | {"score": sum(result.values()) / len(result)}
+    hidden = "The labels of test splits are hidden (-1): score a labelled split."
+    _check_values(task, "predictions", predictions, "Pass what the model answers, one value for each example.")
+    _check_values(task, "labels", labels, hidden)
+    dtype = np.float64 if task.kind == "regression" else np.int64
+    predictions, labels = predictions.astype(dtype), labels.astype(dtype)
+    inside = np.ones(len(labels), dtype=bool) if task.outside is None else labels != task.outside
+    measured = predictions[inside], labels[inside]
+    result: dict[str, float] = {
+        name: float(_METRICS[name](*measured)) if inside.any() else 0.0 for name in task.metrics
+    }
+    result["score"] = sum(result.values()) / len(result)
+    if not inside.all():
+        result["out_of_scope_recall"] = float(np.mean(predictions[~inside] == task.outside))
+    return result
 
 
-def _check_values(task: GlueTask, argument: str, values: _Array) -> None:
+def _check_values(task: Task, argument: str, values: _Array, remedy: str) -> None:
     if task.kind == "regression":
-        valid = np.isfinite(values)
-        expected = "finite numbers"
+        valid, expected = np.isfinite(values), "finite numbers"
     else:
-        valid = np.isin(values, np.arange(task.num_labels))
-        expected = f"class numbers 0 to {task.num_labels - 1}"
+        valid, expected = np.isin(values, np.arange(task.num_labels)), f"class numbers 0 to {task.num_labels - 1}"
     if not valid.all():
         row = int(np.argmin(valid))
-        raise ArgumentError(
-            argument,
-            expected=f"{expected} ({task.name})",
-            got=f"{values[row]} at row {row}",
-            remedy="The labels of test splits are hidden (-1): score a labelled split."
-            if argument == "labels"
-            else "Pass what the model answers, one value for each example.",
-        )
+        got = f"{values[row]} at row {row}"
+        raise ArgumentError(argument, expected=f"{expected} ({task.name})", got=got, remedy=remedy)
 
 
 def _pearson(predictions: _Array, labels: _Array) -> float:
@@ -91,15 +88,13 @@ def _pearson(predictions: _Array, labels: _Array) -> float:
 
 
 def _spearman(predictions: _Array, labels: _Array) -> float:
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0
-    return float(stats.spearmanr(predictions, labels).statistic)
+    constant = np.ptp(predictions) == 0 or np.ptp(labels) == 0
+    return 0.0 if constant else float(stats.spearmanr(predictions, labels).statistic)
 
 
 def _matthews(predictions: _Array, labels: _Array) -> float:
-    if len(np.unique(predictions)) == 1 or len(np.unique(labels)) == 1:
-        return 0.0
-    return float(sk.matthews_corrcoef(labels, predictions))
+    constant = len(np.unique(predictions)) == 1 or len(np.unique(labels)) == 1
+    return 0.0 if constant else float(sk.matthews_corrcoef(labels, predictions))
 
 
 _METRICS: dict[str, Callable[[_Array, _Array], float]] = {

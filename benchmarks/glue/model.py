@@ -1,22 +1,20 @@
-"""The model of a run before training, what it reads, and what its outputs answer."""
+"""The model of a run before training, and what it reads."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
 from benchmarks import backbones
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.tasks import GlueTask
 from ponder import recipes
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["Collator", "answers", "build", "load_tokenizer", "start_at"]
+__all__ = ["Collator", "build", "load_tokenizer", "start_at"]
 
 
 class Collator:
@@ -47,10 +45,9 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
 def build(config: RunConfig, num_labels: int) -> PonderForSequenceClassification:
     """The untrained model of a run."""
     set_seed(config.seed)
-    recipe = recipes.get(config.recipe, **config.recipe_options)
     return PonderForSequenceClassification.from_encoder(
         backbones.resolve(config.backbone),
-        recipe,
+        recipes.get(config.recipe, **config.recipe_options),
         num_labels,
         readout=config.readout,
         policy=None if config.policy is None else ExitPolicy.from_dict(config.policy),
@@ -67,9 +64,3 @@ def start_at(model: PonderForSequenceClassification, value: float) -> None:
     for module in model.ponder.head.modules():
         if isinstance(module, torch.nn.Linear):
             module.bias.fill_(value)
-
-
-def answers(task: GlueTask, outputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Predictions, `(examples,)`, from outputs `(examples, labels)`."""
-    predicted: np.ndarray[Any, Any] = outputs[:, 0] if task.kind == "regression" else outputs.argmax(-1)
-    return predicted

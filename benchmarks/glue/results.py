@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.glue import tasks
+from benchmarks import tasks
+from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.glue.config import RunConfig
-from benchmarks.seal import intact, seal
 from ponder import recipes
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
@@ -29,6 +29,7 @@ __all__ = ["FORMAT", "Result", "environment", "read_all", "recipe_of"]
 FORMAT = "ponder-glue-1"
 _PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
 _REQUIRED = ("format", "config", "task", "recipe", "backbone", "num_steps", "policy", "splits", "speed_up")
+_AGAIN = "Remove it, and run that configuration again."
 
 
 @dataclass(frozen=True)
@@ -45,64 +46,51 @@ class Result:
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        missing = [key for key in _REQUIRED if key not in self.data]
+        where, missing = self.path or "result", [key for key in _REQUIRED if key not in self.data]
         if missing or self.data["format"] != FORMAT:
-            raise DataError(
-                f"{self.path or 'result'}: expected a result of the format {FORMAT!r}; got "
-                f"{self.data.get('format')!r}, without {missing or 'nothing'}. Run it again with this version."
-            )
+            got = f"{self.data.get('format')!r}, without {missing or 'nothing'}"
+            raise DataError(f"{where}: expected a result of the format {FORMAT!r}; got {got}. {_AGAIN}")
         if not self.reported or not all("exits" in split for split in self.data["splits"].values()):
-            raise DataError(
-                f"{self.path or 'result'}: expected scores of dev at the exits; got the splits "
-                f"{list(self.data['splits'])}. Run it again."
-            )
+            got = f"the splits {list(self.data['splits'])}"
+            raise DataError(f"{where}: expected scores of dev at the exits; got {got}. {_AGAIN}")
 
     @classmethod
     def of_run(cls, path: Path) -> Result:
         """The result that a run wrote at `path`, named by its configuration.
 
-        Raises:
-            DataError: The file is half-written, edited, of another version or recipe, or a copy under another name.
+        One that is half-written, edited, of another version or recipe, or a copy under another name is refused.
         """
         try:
-            return cls._checked(read_json(path), path)
+            result = cls(read_json(path), path)
+            result._check()
         except CheckpointError as error:
-            raise DataError(f"{error} Remove it, and run that configuration again.") from error
+            raise DataError(f"{error} {_AGAIN}") from error
         except PonderError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: expected a result of the format {FORMAT!r}; got other contents ({type(error).__name__}: "
-                f"{error}). Remove it, and run that configuration again."
-            ) from error
-
-    @classmethod
-    def _checked(cls, data: dict[str, Any], path: Path) -> Result:
-        result = cls(data, path)
-        try:
-            key = RunConfig.from_dict(result["config"]).key
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-        named = {name: result[name] for name in ("task", "recipe", "backbone")}
-        if key != path.stem or named != {name: result["config"][name] for name in named}:
-            raise DataError(
-                f"{path}: expected the run of this name; got {key} (edited, or a copy?). Remove it, and run it again."
-            )
-        if not intact(result.data):
-            raise DataError(f"{path}: expected what the run wrote; it was edited since. Remove it, and run it again.")
-        try:
-            result._check_recipe()
-        except (ArgumentError, ArgumentTypeError) as error:
-            raise DataError(
-                f"{path}: expected a recipe that is here; {error} Install what it comes from, or move the file away."
-            ) from error
+            got = f"other contents ({type(error).__name__}: {error})"
+            raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {got}. {_AGAIN}") from error
         return result
 
-    def _check_recipe(self) -> None:
-        """Refuse a result of a recipe that has changed since, under the same name and arguments."""
-        recipe = recipe_of(RunConfig.from_dict(self["config"]), tasks.get(self["task"]).kind, self["num_steps"])
-        then, now = self._known_of_recipe(), recipe.to_dict()
+    def _check(self) -> None:
+        assert self.path is not None
+        try:
+            config = RunConfig.from_dict(self["config"])
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        named = all(self[name] == self["config"][name] for name in ("task", "recipe", "backbone"))
+        if config.key != self.path.stem or not named:
+            got = f"{config.key} (edited, or a copy?)"
+            raise DataError(f"{self.path}: expected the run of this name; got {got}. {_AGAIN}")
+        if not is_intact(self.data):
+            raise DataError(f"{self.path}: expected what the run wrote; it was edited since. {_AGAIN}")
+        try:
+            now = recipe_of(config, tasks.get(self["task"]).kind, self["num_steps"]).to_dict()
+        except (ArgumentError, ArgumentTypeError) as error:
+            remedy = "Install what it comes from, or move the file away."
+            raise DataError(f"{self.path}: expected a recipe that is here; {error} {remedy}") from error
         now["objectives"] = [stage["objective"] for stage in now["stages"]]
+        then = self._recipe_then()
         changed = {name: {"then": value, "now": now[name]} for name, value in then.items() if value != now[name]}
         if changed:
             raise DataError(
@@ -110,24 +98,22 @@ class Result:
                 f"{changed}. The recipe has changed since: move the file away, and run it again."
             )
 
-    def _known_of_recipe(self) -> dict[str, Any]:
+    def _recipe_then(self) -> dict[str, Any]:
         """The fields of the recipe that was run; results of before have its objectives and its policy alone."""
         if "recipe_fields" in self.data:
             return Recipe.from_dict(self["recipe_fields"]).to_dict()  # with the fields that were added since
         objectives = [stage.get("objective") for stage in self.data.get("training", [])]
         if not objectives or None in objectives:
             return {}
-        known: dict[str, Any] = {"objectives": objectives}
-        if self["config"]["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe":
-            known["policy"] = self["policy"]
-        return known
+        own = self["config"]["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe"
+        return {"objectives": objectives, **({"policy": self["policy"]} if own else {})}
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all, with a digest by which a later edit is seen."""
-        write_json(path, seal(self.data))
+        write_json(path, with_checksum(self.data))
 
     @property
     def reported(self) -> list[dict[str, Any]]:
@@ -137,22 +123,16 @@ class Result:
     @property
     def held_out(self) -> Result | None:
         """The result with the held-out part as what is reported, or None where nothing was held out."""
-        splits = self.data["splits"]
-        if "held_out" not in splits:
-            return None
-        return Result({**self.data, "splits": {"selection": splits["held_out"]}}, self.path)
+        held_out = self.data["splits"].get("held_out")
+        return None if held_out is None else Result({**self.data, "splits": {"selection": held_out}}, self.path)
 
     def score(self, where: str) -> float:
-        """The GLUE score on what is reported; `where` is ``"full_depth"`` or ``"exits"``."""
+        """The score on what is reported; `where` is ``"full_depth"`` or ``"exits"``."""
         return statistics.fmean(split[where]["score"] for split in self.reported)
 
     @property
     def selection_score(self) -> float:
-        """What runs are chosen by: the held-out score at the exits; that on dev where the run selects there.
-
-        Raises:
-            DataError: The held-out score is missing.
-        """
+        """What runs are chosen by: the held-out score at the exits; that on dev where the run selects there."""
         if self.selects_on_dev:
             return self.score("exits")
         if self.held_out is None:
@@ -166,7 +146,7 @@ class Result:
 
     @property
     def per_step(self) -> list[float]:
-        """The GLUE score of each step's answers on what is reported."""
+        """The score of each step's answers on what is reported."""
         return [statistics.fmean(scores) for scores in zip(*(s["per_step"] for s in self.reported), strict=True)]
 
     @property
@@ -182,11 +162,7 @@ def recipe_of(config: RunConfig, task: str, num_steps: int) -> Recipe:
 
 
 def read_all(folder: Path) -> list[Result]:
-    """Every result in a folder, by file name; no two are of one configuration, since that is their name.
-
-    Raises:
-        DataError: There is no such folder, or `Result.of_run` refuses a file.
-    """
+    """Every result in a folder, by file name; no two are of one configuration, since that is their name."""
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`.")
     return [Result.of_run(path) for path in sorted(folder.glob("*.json"))]
@@ -216,13 +192,11 @@ def _command(argv: Sequence[str]) -> str:
 
 
 def _git(*arguments: str) -> str | None:
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
     try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
+        return str(subprocess.run(["git", *arguments], **options).stdout).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def _version(name: str) -> str | None:

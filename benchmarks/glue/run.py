@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from benchmarks.folders import check_writable
-from benchmarks.glue import data as glue_data
-from benchmarks.glue import ranks
+from benchmarks import tasks
+from benchmarks.command_line import check_writable
+from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
+from benchmarks.glue.data import hold_out, tokenize
+from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.keeping import check_kept, check_there, keep
-from benchmarks.glue.knob import choose_knob
-from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.model import Collator, load_tokenizer
+from benchmarks.glue.model_store import check_kept, check_there, keep
 from benchmarks.glue.results import FORMAT, Result, environment, recipe_of
-from benchmarks.glue.tasks import GlueTask, get
+from benchmarks.glue.thresholds import choose_threshold
 from benchmarks.glue.training import Trained, train
-from ponder import Trajectory, recipes
+from benchmarks.tasks import Task
+from ponder import recipes
 from ponder.integrations.transformers import PonderForSequenceClassification
-from ponder.policies import ExitPolicy
 
 __all__ = ["run", "run_on"]
 
 
 def run(
     config: RunConfig,
-    glue_dir: Path | None,
+    folder: Path | None,
     out: Path,
     work: Path,
     *,
@@ -42,64 +42,61 @@ def run(
     strict: bool = True,
     progress: bool = True,
 ) -> Result:
-    """Train and evaluate one configuration on a GLUE task, and write `<out>/<key>.json`.
+    """Train and evaluate one configuration, and write `<out>/<key>.json`.
 
     A run whose result is there already is read, not repeated; one that was cut off goes on from its checkpoint. Under
     `torchrun` all processes train on each batch, and the first writes.
 
     Args:
         config: The run.
-        glue_dir: The folder in GLUE's layout; None for the hub.
+        folder: Where the data of its task lie; None for the hub, where the task has one.
         out: Folder of results.
         work: Folder of checkpoints, emptied of this run's once its result is written.
         stages: Folder of first stages that runs share, those of `vanilla`, which the caller empties; none are shared
             where None.
         trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
-        models: Folder in which the trained model is kept, `<models>/<key>/`, for `predict`; it is not where None.
+        models: Folder in which the trained model is kept, `<models>/<key>/`, for `predict`, and from whose model of
+            `vanilla` a recipe of two stages goes on; none where None.
         wait: Where another process is at this run, wait for its result, or raise.
         strict: Whether a result that is there already must have the trajectories and the model beside it.
         progress: Whether to show progress bars.
-
-    Raises:
-        ArgumentError: A folder cannot be written to; or trajectories or the model are asked of a run whose result is
-            there already, and that did not keep them.
-        BusyError: Another process is at this run, and `wait` is off, or several processes would train together.
     """
     recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
-    for option, folder in _options(out, work, trajectories, models).items():
-        check_writable(folder, option)
-    path = out / f"{config.key}.json"
-    if path.exists():
-        return _finished(config, path, trajectories, models, strict)
-    if not ranks.is_first():
-        _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
+    places = {"--out": out, "--work": work, "--trajectories": trajectories, "--keep-model": models}
+    for option, place in places.items():
+        if place is not None:
+            check_writable(place, option)
+    path, own, task = out / f"{config.key}.json", work / config.key, tasks.get(config.task)
+
+    def make() -> None:
+        ready = _prepare(config, task.load(folder, ["train", *task.dev_splits]))
+        options: dict[str, Any] = {"stages": stages, "models": models, "progress": progress}
+        trained = train(config, task, ready.pop("train"), _selection_split(ready), own, **options)
+        if distributed.is_first():
+            result = _evaluate(config, task, trained, ready, trajectories)
+            if models is not None:  # before the result, so that no result stands without its model
+                keep(trained.model, config, models, trained.stages)
+            result.save(path)
+        distributed.wait()
+
+    if not path.exists() and not distributed.is_first():
+        make()
         return Result.of_run(path)
-    # Of several processes that train together, the others do not wait here: they would wait for this one forever.
-    with hold(work / f"{config.key}.lock", wait=wait and ranks.count() == 1):
-        for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
-            part.unlink(missing_ok=True)
-        if path.exists() and ranks.count() > 1:
-            raise BusyError(f"{path}: another process has just written it. Start again to read it.")
-        if not path.exists():
-            _train_and_save(config, glue_dir, path, work / config.key, stages, trajectories, models, progress)
-        shutil.rmtree(work / config.key, ignore_errors=True)
-    return _finished(config, path, trajectories, models, strict)
-
-
-def _options(out: Path, work: Path, trajectories: Path | None, models: Path | None) -> dict[str, Path]:
-    """The folders that are asked for, by the options of the command line."""
-    folders = {"--out": out, "--work": work, "--trajectories": trajectories, "--keep-model": models}
-    return {option: folder for option, folder in folders.items() if folder is not None}
-
-
-def _finished(config: RunConfig, path: Path, trajectories: Path | None, models: Path | None, strict: bool) -> Result:
-    """The result that is there; where `strict`, with all that is asked for beside it."""
+    if not path.exists():
+        # Of several processes that train together, the others do not wait here: they would wait for this one forever.
+        with hold(work / f"{config.key}.lock", wait=wait and distributed.count() == 1):
+            for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
+                part.unlink(missing_ok=True)
+            if path.exists() and distributed.count() > 1:
+                raise BusyError(f"{path}: another process has just written it. Start again to read it.")
+            if not path.exists():
+                make()
+            shutil.rmtree(own, ignore_errors=True)
     result = Result.of_run(path)
     if strict:
         check_kept(config, models)
-    if strict and trajectories is not None:
-        for split in result["splits"]:
-            check_there("--trajectories", _trajectory_file(trajectories, config, split))
+        for split in () if trajectories is None else result["splits"]:
+            check_there("--trajectories", _trajectory_file(trajectories, config, split))  # type: ignore[arg-type]
     return result
 
 
@@ -107,30 +104,9 @@ def _trajectory_file(folder: Path, config: RunConfig, split: str) -> Path:
     return folder / f"{config.key}-{split}.safetensors"
 
 
-def _train_and_save(
-    config: RunConfig,
-    glue_dir: Path | None,
-    path: Path,
-    work: Path,
-    stages: Path | None,
-    trajectories: Path | None,
-    models: Path | None,
-    progress: bool,
-) -> None:
-    task = get(config.task)
-    ready = _prepare(config, glue_data.load(task, glue_dir, ["train", *task.dev_splits]))
-    trained = train(config, task, ready.pop("train"), _selection_split(ready), work, stages=stages, progress=progress)
-    if ranks.is_first():
-        result = _evaluate(config, task, trained, ready, trajectories)
-        if models is not None:  # before the result, so that no result stands without its model
-            keep(trained.model, config, models)
-        result.save(path)
-    ranks.wait()
-
-
 def run_on(
     config: RunConfig,
-    task: GlueTask,
+    task: Task,
     splits: Mapping[str, Dataset],
     work: Path,
     *,
@@ -138,17 +114,7 @@ def run_on(
     trajectories: Path | None = None,
     progress: bool = True,
 ) -> tuple[Result, Trained]:
-    """Train and evaluate on given data.
-
-    Args:
-        config: The run.
-        task: What the labels mean.
-        splits: `train`, and the splits to report.
-        work: Folder of checkpoints.
-        baseline: The model against which speed is measured; this one run to its last step where None.
-        trajectories: As for `run`.
-        progress: Whether to show progress bars.
-    """
+    """Train and evaluate on given data."""
     ready = _prepare(config, splits)
     trained = train(config, task, ready.pop("train"), _selection_split(ready), work, progress=progress)
     return _evaluate(config, task, trained, ready, trajectories, baseline), trained
@@ -162,8 +128,8 @@ def _prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Data
         examples = examples.shuffle(seed=config.seed).select(range(config.max_train))
     parts = {**splits, "train": examples}
     if config.selection == "held_out":
-        parts["train"], parts["held_out"] = glue_data.hold_out(examples, config.held_out, config.seed)
-    return {name: glue_data.tokenize(split, tokenizer, config.max_length) for name, split in parts.items()}
+        parts["train"], parts["held_out"] = hold_out(examples, config.held_out, config.seed)
+    return {name: tokenize(split, tokenizer, config.max_length) for name, split in parts.items()}
 
 
 def _selection_split(ready: Mapping[str, Dataset]) -> Dataset:
@@ -173,7 +139,7 @@ def _selection_split(ready: Mapping[str, Dataset]) -> Dataset:
 
 def _evaluate(
     config: RunConfig,
-    task: GlueTask,
+    task: Task,
     trained: Trained,
     ready: Mapping[str, Dataset],
     trajectories: Path | None = None,
@@ -184,23 +150,9 @@ def _evaluate(
     if trajectories is not None:
         for name, trajectory in recorded.items():
             trajectory.save(_trajectory_file(trajectories, config, name))
-    own = trained.model.policy
-    chosen = choose_knob(config, task, own, recorded)
-    trained.model.policy = chosen.policy
-    return Result({**_measure(config, task, trained, own, ready, recorded, collate, baseline), "knob": chosen.record})
-
-
-def _measure(
-    config: RunConfig,
-    task: GlueTask,
-    trained: Trained,
-    own: ExitPolicy,
-    ready: Mapping[str, Dataset],
-    recorded: Mapping[str, Trajectory],
-    collate: Collator,
-    baseline: PonderForSequenceClassification | None,
-) -> dict[str, Any]:
-    model = trained.model
+    model, own = trained.model, trained.model.policy
+    chosen = choose_threshold(config, task, own, recorded)
+    model.policy = chosen.policy
     reported = [name for name in ready if name != "held_out"]
     costs = [cost for name in reported for cost in measure_costs(model, ready[name], collate)]
     exit_step = torch.cat([recorded[name].replay(model.policy).exit_step for name in reported])
@@ -210,7 +162,7 @@ def _measure(
         for name, trajectory in recorded.items()
     }
     timed = ready[reported[0]]
-    return {
+    data = {
         "format": FORMAT,
         "task": task.name,
         "recipe": config.recipe,
@@ -224,4 +176,6 @@ def _measure(
         "training": trained.stages,
         "config": config.to_dict(),
         "environment": environment(model.device),
+        "knob": chosen.record,
     }
+    return Result(data)

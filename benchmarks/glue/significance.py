@@ -2,7 +2,7 @@
 
 Every replicate draws the examples of dev with replacement, the same ones for all runs of a task, and the seeds with
 replacement, the same ones for both recipes. The difference of the recipes' mean scores over the drawn seeds is the
-replicate's value; its spread is that of examples and seeds together.
+replicate's value; its spread is that of examples and seeds together. (`scipy.stats.bootstrap` resamples on one level.)
 
 Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993; Berg-Kirkpatrick et al., "An Empirical
 Investigation of Statistical Significance in NLP", EMNLP 2012.
@@ -10,7 +10,7 @@ Investigation of Statistical Significance in NLP", EMNLP 2012.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.glue import metrics
-from benchmarks.glue.tasks import GlueTask
+from benchmarks.tasks import Task
 from ponder.errors import ArgumentError
 
 __all__ = ["Comparison", "Replicates", "compare", "holm", "pack", "replicate", "unpack"]
@@ -29,31 +29,25 @@ _SEED_STREAM = 7919  # keeps the draw of seeds apart from that of examples
 _DRAWS_AT_ONCE = 2_000_000
 
 
-def pack(task: GlueTask, predictions: _Array) -> str:
+def pack(task: Task, predictions: _Array) -> str:
     """Predictions as one line of text, which is how a result keeps them: class numbers, or scores to four digits.
 
     Example:
-        >>> from benchmarks.glue import tasks
+        >>> from benchmarks import tasks
         >>> pack(tasks.get("RTE"), np.array([0, 1, 1]))
         '0 1 1'
     """
     return " ".join(f"{value:.5g}" if task.kind == "regression" else str(int(value)) for value in predictions)
 
 
-def unpack(task: GlueTask, text: str) -> _Array:
+def unpack(task: Task, text: str) -> _Array:
     """Inverse of `pack`."""
     return np.array(text.split(), dtype=np.float64 if task.kind == "regression" else np.int64)
 
 
 @dataclass(frozen=True)
 class Replicates:
-    """Bootstrapped scores of one recipe on one task.
-
-    Args:
-        scores: Of each seed on dev, `(seeds,)`.
-        drawn: Of each seed on each replicate of the examples, `(seeds, replicates)`.
-        seeds: Seeds of the runs.
-    """
+    """Bootstrapped scores of one recipe on one task."""
 
     scores: _Array
     drawn: _Array
@@ -62,15 +56,7 @@ class Replicates:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One recipe against another.
-
-    Args:
-        difference: Of the mean scores over the common seeds.
-        low: Of the 95% interval (percentiles of the replicates).
-        high: Its other end.
-        p: Two-sided: twice the share of replicates on the other side of 0, no less than 2 / (replicates + 1).
-        seeds: Common seeds.
-    """
+    """One recipe against another."""
 
     difference: float
     low: float
@@ -80,11 +66,7 @@ class Comparison:
 
 
 def replicate(
-    task: GlueTask,
-    runs: Mapping[int, Mapping[str, _Array]],
-    labels: Mapping[str, _Array],
-    count: int,
-    seed: int = 0,
+    task: Task, runs: Mapping[int, Mapping[str, _Array]], labels: Mapping[str, _Array], count: int, seed: int = 0
 ) -> Replicates:
     """Score resampled dev sets.
 
@@ -95,14 +77,18 @@ def replicate(
         count: Replicates.
         seed: Of the draw; the same for two recipes makes them paired.
     """
-    for predictions in runs.values():
-        for split, answers in predictions.items():
-            _check(split, answers, labels[split])
-    points, drawn = [], []
-    for predictions in runs.values():
-        by_split = [_resampled(task, answers, labels[split], count, seed) for split, answers in predictions.items()]
-        drawn.append(np.mean(by_split, axis=0))
-        points.append(np.mean([metrics.score(task, each, labels[name])["score"] for name, each in predictions.items()]))
+    for split, answers in ((split, answers) for run in runs.values() for split, answers in run.items()):
+        if answers.shape != labels[split].shape:
+            expected = f"one for each of the {len(labels[split])} examples of {split}"
+            remedy = "The data in --glue-dir are not those of the run."
+            raise ArgumentError("predictions", expected=expected, got=len(answers), remedy=remedy)
+    points = [
+        np.mean([metrics.score(task, given, labels[s])["score"] for s, given in r.items()]) for r in runs.values()
+    ]
+    drawn = [
+        np.mean([_resampled(task, given, labels[split], count, seed) for split, given in run.items()], axis=0)
+        for run in runs.values()
+    ]
     return Replicates(np.array(points), np.array(drawn), tuple(runs))
 
 
@@ -121,8 +107,7 @@ def compare(pairs: Sequence[tuple[Replicates, Replicates]], seed: int = 0) -> Co
         seeds = sorted(set(one.seeds) & set(other.seeds))
         if not seeds:
             return None
-        rows = [(one.seeds.index(each), other.seeds.index(each)) for each in seeds]
-        ours, theirs = ([row[side] for row in rows] for side in (0, 1))
+        ours, theirs = ([each.seeds.index(seed) for seed in seeds] for each in (one, other))
         gaps = one.drawn[ours] - other.drawn[theirs]
         draws = np.random.default_rng((seed, _SEED_STREAM, place)).integers(len(seeds), size=gaps.shape)
         samples.append(np.take_along_axis(gaps, draws, axis=0).mean(0))
@@ -136,78 +121,69 @@ def compare(pairs: Sequence[tuple[Replicates, Replicates]], seed: int = 0) -> Co
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment for several comparisons at once (Holm 1979).
+    """Holm's adjustment for several comparisons at once (Holm 1979); SciPy has none.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    adjusted, greatest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        greatest = max(greatest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = greatest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    raised = np.minimum(1.0, np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
+    return [float(p) for p in np.maximum.accumulate(raised)[np.argsort(order)]]
 
 
-def _check(split: str, predictions: _Array, labels: _Array) -> None:
-    if predictions.shape != labels.shape:
-        raise ArgumentError(
-            "predictions",
-            expected=f"one for each of the {len(labels)} examples of {split}",
-            got=len(predictions),
-            remedy="The data in --glue-dir are not those of the run.",
-        )
-
-
-def _resampled(task: GlueTask, predictions: _Array, labels: _Array, count: int, seed: int) -> _Array:
-    """GLUE's score of each replicate, `(count,)`."""
+def _resampled(task: Task, predictions: _Array, labels: _Array, count: int, seed: int) -> _Array:
+    """The score of each replicate, `(count,)`."""
     generator, size = np.random.default_rng(seed), len(labels)
-    score = _regression if task.kind == "regression" else _classification
     at_once = max(1, _DRAWS_AT_ONCE // size)  # dev of QQP times all replicates would not fit in memory
     parts = []
     for start in range(0, count, at_once):
         draws = generator.integers(size, size=(min(at_once, count - start), size))
-        parts.append(score(task, predictions[draws], labels[draws]))
+        p, y = predictions[draws], labels[draws]
+        inside = np.ones_like(y, dtype=bool) if task.outside is None else y != task.outside
+        parts.append(np.mean([_OF_ROWS[name](p, y, inside) for name in task.metrics], axis=0))
     return np.concatenate(parts)
 
 
-def _classification(task: GlueTask, predictions: _Array, labels: _Array) -> _Array:
-    """Of each row, from its confusion matrix, which is many times faster than the metrics' own functions."""
-    rows, cells = len(labels), task.num_labels**2
-    places = np.arange(rows)[:, None] * cells + labels * task.num_labels + predictions
-    tables = np.bincount(places.ravel(), minlength=rows * cells).reshape(rows, task.num_labels, -1).astype(float)
-    values = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews}
-    return np.asarray(np.mean([values[name](tables) for name in task.metrics], axis=0))
+def _accuracy(p: _Array, y: _Array, inside: _Array) -> _Array:
+    return _ratio(((p == y) & inside).sum(1).astype(float), inside.sum(1).astype(float))
 
 
-def _accuracy(tables: _Array) -> _Array:
-    return np.asarray(np.trace(tables, axis1=1, axis2=2) / tables.sum((1, 2)))
+def _counts(p: _Array, y: _Array) -> list[_Array]:
+    """True and false positives, false and true negatives of each row, class 1 being the positive one."""
+    pairs = ((1, 1), (1, 0), (0, 1), (0, 0))
+    return [((p == answer) & (y == label)).sum(1).astype(float) for answer, label in pairs]
 
 
-def _f1(tables: _Array) -> _Array:
-    right = 2 * tables[:, 1, 1]
-    return _ratio(right, right + tables[:, 0, 1] + tables[:, 1, 0])
+def _f1(p: _Array, y: _Array, _: _Array) -> _Array:
+    tp, fp, fn, _tn = _counts(p, y)
+    return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
-def _matthews(tables: _Array) -> _Array:
-    (tn, fp), (fn, tp) = np.moveaxis(tables, 0, -1)
+def _matthews(p: _Array, y: _Array, _: _Array) -> _Array:
+    tp, fp, fn, tn = _counts(p, y)
     return _ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
 
 
-def _regression(task: GlueTask, predictions: _Array, labels: _Array) -> _Array:
-    values = {"pearson": _pearson, "spearman": _spearman}
-    return np.asarray(np.mean([values[name](predictions, labels) for name in task.metrics], axis=0))
+def _pearson(p: _Array, y: _Array, _: _Array) -> _Array:
+    p, y = (each - each.mean(1, keepdims=True) for each in (p, y))
+    return _ratio((p * y).sum(1), np.sqrt((p**2).sum(1) * (y**2).sum(1)))
 
 
-def _spearman(x: _Array, y: _Array) -> _Array:
-    return _pearson(stats.rankdata(x, axis=1), stats.rankdata(y, axis=1))
-
-
-def _pearson(x: _Array, y: _Array) -> _Array:
-    x, y = (each - each.mean(1, keepdims=True) for each in (x, y))
-    return _ratio((x * y).sum(1), np.sqrt((x**2).sum(1) * (y**2).sum(1)))
+def _spearman(p: _Array, y: _Array, inside: _Array) -> _Array:
+    return _pearson(stats.rankdata(p, axis=1), stats.rankdata(y, axis=1), inside)
 
 
 def _ratio(above: _Array, below: _Array) -> _Array:
     """0 where it is not defined, as the metrics have it."""
     return np.divide(above, below, out=np.zeros_like(below), where=below != 0)
+
+
+# Of every row at once, which is many times faster than the metrics' own functions.
+_OF_ROWS: dict[str, Callable[[_Array, _Array, _Array], _Array]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}

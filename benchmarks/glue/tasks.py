@@ -1,23 +1,24 @@
 """The nine GLUE tasks in one table: where the data lie, how a line reads, and what is measured.
 
-A new task is one more row of `_TABLE`; nothing else needs to change. The column names follow GLUE's own
-files, the label order follows the hub's `nyu-mll/glue`, so that integer labels agree between the two.
+Column names follow GLUE's own files, the order of labels follows the hub's `nyu-mll/glue`, so that integer labels agree
+between the two.
 
-Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
-Understanding", ICLR 2019.
+Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", ICLR
+2019.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-from ponder.errors import ArgumentError
+from datasets import DatasetDict
 
-__all__ = ["DIAGNOSTIC", "GlueSplit", "GlueTask", "get", "names"]
+from benchmarks.glue import data
+from benchmarks.tasks import Metric, Task, register
 
-Kind = Literal["classification", "regression"]
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+__all__ = ["DIAGNOSTIC", "TASKS", "GlueSplit", "GlueTask"]
 
 
 @dataclass(frozen=True)
@@ -39,41 +40,32 @@ class GlueSplit:
     columns: tuple[str, ...] | None = None
 
 
-_SPLITS = (
-    GlueSplit("train", "train.tsv", "train"),
-    GlueSplit("dev", "dev.tsv", "validation"),
-    GlueSplit("test", "test.tsv", "test", labelled=False),
-)
-_COLA_COLUMNS = ("source", "acceptable", "mark", "sentence")
+_COLA = ("source", "acceptable", "mark", "sentence")
+_TRAIN, _DEV = GlueSplit("train", "train.tsv", "train"), GlueSplit("dev", "dev.tsv", "validation")
+_TEST = GlueSplit("test", "test.tsv", "test", labelled=False)
 _COLA_SPLITS = (
-    GlueSplit("train", "train.tsv", "train", columns=_COLA_COLUMNS),
-    GlueSplit("dev", "dev.tsv", "validation", columns=_COLA_COLUMNS),
-    GlueSplit("test", "test.tsv", "test", labelled=False),
+    GlueSplit("train", "train.tsv", "train", columns=_COLA),
+    GlueSplit("dev", "dev.tsv", "validation", columns=_COLA),
+    _TEST,
 )
 _MNLI_SPLITS = (
-    GlueSplit("train", "train.tsv", "train"),
+    _TRAIN,
     GlueSplit("dev_matched", "dev_matched.tsv", "validation_matched"),
     GlueSplit("dev_mismatched", "dev_mismatched.tsv", "validation_mismatched"),
     GlueSplit("test_matched", "test_matched.tsv", "test_matched", labelled=False),
     GlueSplit("test_mismatched", "test_mismatched.tsv", "test_mismatched", labelled=False),
 )
-_PAIR = ("sentence1", "sentence2")
-_BINARY = ("0", "1")
 
 
-@dataclass(frozen=True)
-class GlueTask:
-    """One task: its files, its labels and its metrics.
+@dataclass(frozen=True, kw_only=True)
+class GlueTask(Task):
+    """One task of GLUE: beside its labels and metrics, its files.
 
     Args:
-        name: GLUE's name, which is also the name of the folder.
         hub_name: Name of the configuration on the hub.
         columns: The one or two columns of a file that hold the sentences.
         label_column: The column of a file that holds the label.
-        metrics: What is measured; the GLUE number is the mean of these.
-        label_names: Names of the classes in the hub's order; empty for regression.
-        label_texts: How a file writes each class, in the same order; the names themselves if empty.
-        label_range: Lowest and highest score of a regression task; None for classification.
+        label_texts: How a file writes each class, in the order of `label_names`; the names themselves if empty.
         hub_columns: The columns that hold the sentences on the hub; as in the files if empty.
         splits: The splits.
         index_column: The column that numbers the examples of a test file.
@@ -81,112 +73,73 @@ class GlueTask:
             left out; one more is an error.
     """
 
-    name: str
     hub_name: str
     columns: tuple[str, ...]
-    label_column: str
-    metrics: tuple[Metric, ...]
-    label_names: tuple[str, ...] = ()
+    label_column: str = "label"
     label_texts: tuple[str, ...] = ()
-    label_range: tuple[float, float] | None = None
     hub_columns: tuple[str, ...] = ()
-    splits: tuple[GlueSplit, ...] = _SPLITS
+    splits: tuple[GlueSplit, ...] = (_TRAIN, _DEV, _TEST)
     index_column: str = "index"
     malformed_lines: int = 0
-
-    @property
-    def kind(self) -> Kind:
-        """What the task asks for: a class or a number."""
-        return "regression" if self.label_range is not None else "classification"
-
-    @property
-    def num_labels(self) -> int:
-        """Width of the head: the number of classes, or 1 for regression."""
-        return len(self.label_names) or 1
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether an example is a pair of sentences."""
-        return len(self.columns) == 2
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
         """Names of the labelled splits that are not for training."""
         return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
 
+    def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
+        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `benchmarks.glue.data`."""
+        return data.load(self, folder, only)
 
-_NLI = ("entailment", "not_entailment")
+
+_PAIR, _NLI, _BINARY = ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("0", "1")
+_NLI_OF_THREE = ("entailment", "neutral", "contradiction")
 _ACCURACY: tuple[Metric, ...] = ("accuracy",)
+_AND_F1: tuple[Metric, ...] = ("accuracy", "f1")
 
-_TABLE = (
-    GlueTask(
-        "CoLA", "cola", ("sentence",), "acceptable", ("matthews",),
-        ("unacceptable", "acceptable"), _BINARY, splits=_COLA_SPLITS,
-    ),
-    GlueTask("SST-2", "sst2", ("sentence",), "label", _ACCURACY, ("negative", "positive"), _BINARY),
-    GlueTask(
-        "MRPC", "mrpc", ("#1 String", "#2 String"), "Quality", ("accuracy", "f1"),
-        ("not_equivalent", "equivalent"), _BINARY, hub_columns=_PAIR,
-    ),
-    GlueTask("STS-B", "stsb", _PAIR, "score", ("pearson", "spearman"), label_range=(0.0, 5.0)),
-    # A few lines of the official dump lack columns; they are left out, as the hub does.
-    GlueTask(
-        "QQP", "qqp", ("question1", "question2"), "is_duplicate", ("accuracy", "f1"),
-        ("not_duplicate", "duplicate"), _BINARY, index_column="id", malformed_lines=16,
-    ),
-    GlueTask(
-        "MNLI", "mnli", _PAIR, "gold_label", _ACCURACY, ("entailment", "neutral", "contradiction"),
-        hub_columns=("premise", "hypothesis"), splits=_MNLI_SPLITS,
-    ),
-    GlueTask("QNLI", "qnli", ("question", "sentence"), "label", _ACCURACY, _NLI),
-    GlueTask("RTE", "rte", _PAIR, "label", _ACCURACY, _NLI),
-    GlueTask("WNLI", "wnli", _PAIR, "label", _ACCURACY, ("not_entailment", "entailment"), _BINARY),
+TASKS = tuple(
+    register(task)
+    for task in (
+        GlueTask(
+            "CoLA", ("matthews",), ("unacceptable", "acceptable"), hub_name="cola", columns=("sentence",),
+            label_column="acceptable", label_texts=_BINARY, splits=_COLA_SPLITS,
+        ),
+        GlueTask(
+            "SST-2", _ACCURACY, ("negative", "positive"), hub_name="sst2", columns=("sentence",), label_texts=_BINARY,
+        ),
+        GlueTask(
+            "MRPC", _AND_F1, ("not_equivalent", "equivalent"), hub_name="mrpc", columns=("#1 String", "#2 String"),
+            label_column="Quality", label_texts=_BINARY, hub_columns=_PAIR,
+        ),
+        GlueTask(
+            "STS-B", ("pearson", "spearman"), label_range=(0.0, 5.0), hub_name="stsb", columns=_PAIR,
+            label_column="score",
+        ),
+        # A few lines of the official dump lack columns; they are left out, as the hub does.
+        GlueTask(
+            "QQP", _AND_F1, ("not_duplicate", "duplicate"), hub_name="qqp", columns=("question1", "question2"),
+            label_column="is_duplicate", label_texts=_BINARY, index_column="id", malformed_lines=16,
+        ),
+        GlueTask(
+            "MNLI", _ACCURACY, _NLI_OF_THREE, hub_name="mnli", columns=_PAIR, label_column="gold_label",
+            hub_columns=("premise", "hypothesis"), splits=_MNLI_SPLITS,
+        ),
+        GlueTask("QNLI", _ACCURACY, _NLI, hub_name="qnli", columns=("question", "sentence")),
+        GlueTask("RTE", _ACCURACY, _NLI, hub_name="rte", columns=_PAIR),
+        GlueTask(
+            "WNLI", _ACCURACY, ("not_entailment", "entailment"), hub_name="wnli", columns=_PAIR, label_texts=_BINARY
+        ),
+    )
 )  # fmt: skip
+"""The tasks, in GLUE's order."""
 
 DIAGNOSTIC = GlueTask(
     "diagnostic",
-    "ax",
-    _PAIR,
-    "label",
     ("matthews",),
-    ("entailment", "neutral", "contradiction"),
+    _NLI_OF_THREE,
+    hub_name="ax",
+    columns=_PAIR,
     hub_columns=("premise", "hypothesis"),
     splits=(GlueSplit("test", "diagnostic.tsv", "test", labelled=False),),
 )
 """The diagnostic set, answered by a model of MNLI: one split whose labels are hidden. Not one of the nine."""
-
-
-def _key(name: str) -> str:
-    return name.casefold().replace("-", "").replace("_", "").strip()
-
-
-_BY_KEY = {_key(task.name): task for task in _TABLE}
-
-
-def names() -> tuple[str, ...]:
-    """Names of the nine tasks, in GLUE's order."""
-    return tuple(task.name for task in _TABLE)
-
-
-def get(name: str) -> GlueTask:
-    """Find a task by its name; case and hyphens do not matter.
-
-    Args:
-        name: Such as `"RTE"`, `"SST-2"` or `"sst2"`.
-
-    Returns:
-        The row of the table.
-
-    Raises:
-        ArgumentError: No task has this name.
-
-    Example:
-        >>> get("sts-b").metrics
-        ('pearson', 'spearman')
-    """
-    try:
-        return _BY_KEY[_key(name)]
-    except KeyError:
-        raise ArgumentError(
-            "task", expected=f"one of {', '.join(names())}", got=repr(name), remedy="Pass one of these names."
-        ) from None

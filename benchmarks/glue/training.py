@@ -1,40 +1,53 @@
-"""Fine-tuning a backbone with a recipe, stage after stage."""
+"""Fine-tuning with a recipe, stage after stage; the epoch is selected on held-out data, and what was cut off goes on.
+
+`Trainer` writes a checkpoint file by file, and removes older ones file by file, so after a kill a folder may be there
+in part. Here a folder counts only while it holds a mark, which is written last and removed first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.glue import ranks
+from benchmarks.glue import distributed, metrics, model_store
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.locks import hold
-from benchmarks.glue.model import build, start_at
-from benchmarks.glue.stage import train_stage
-from benchmarks.glue.tasks import GlueTask
-from ponder import PerStep, recipes
+from benchmarks.glue.distributed import hold
+from benchmarks.glue.model import Collator, build, load_tokenizer, start_at
+from benchmarks.tasks import Task
+from ponder import PerStep, parameter_groups, recipes
 from ponder._utils.files import read_json, write_json
-from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.policies import LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["Trained", "begins_plain", "plain", "train"]
+__all__ = ["KeepWhole", "Trained", "begins_plain", "last_whole", "plain", "train", "train_stage"]
+
+_MARK = "complete"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model after training.
-
-    Args:
-        model: The weights of the best epoch.
-        stages: For each stage, what was measured: seconds, epochs, the held-out score of each epoch.
-    """
+    """A model with the weights of its best epochs, and what was measured in each stage."""
 
     model: PonderForSequenceClassification
     stages: list[dict[str, Any]]
@@ -42,12 +55,13 @@ class Trained:
 
 def train(
     config: RunConfig,
-    task: GlueTask,
+    task: Task,
     data: Dataset,
     selected_on: Dataset,
     work: Path,
     *,
     stages: Path | None = None,
+    models: Path | None = None,
     progress: bool = True,
 ) -> Trained:
     """Run all stages of the recipe.
@@ -60,24 +74,40 @@ def train(
         work: Checkpoints lie here; a run that was cut off goes on from them.
         stages: Folder in which runs of `vanilla` train; recipes whose first stage that is (DeeBERT, FastBERT) go on
             from there. Each trains its own first stage where None.
+        models: Folder of kept models: where that of `vanilla` is among them, such a recipe goes on from it.
         progress: Whether to show progress bars.
     """
     model = build(config, task.num_labels)
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
-    log: list[dict[str, Any]] = []
+    policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
     if begins_plain(model.recipe):
-        begun = train(plain(config), task, data, selected_on, work / "vanilla", stages=stages, progress=progress)
+        begun = _finished(plain(config), models) or train(
+            plain(config), task, data, selected_on, work / "vanilla", stages=stages, progress=progress
+        )
         _begin_with(model, begun.model)
         log += begun.stages
-    run_stage = _StageRunner(config, task, data, selected_on, progress)
-    for number in range(len(log), len(model.recipe.stages)):
-        shared = None if stages is None else _shared(stages, config, model.recipe)
-        if shared is None:
-            log.append(run_stage(model, number, work))
-        else:
-            with hold(shared.with_name(f"{shared.name}.lock"), wait=True) if ranks.is_first() else nullcontext():
-                log.append(run_stage(model, number, shared))
+    if stages is not None and recipe_stages == recipes.get("vanilla").stages and config.policy is None:
+        work = stages / plain(config).key  # where other runs may go on from it
+        locked = hold(work.with_name(f"{work.name}.lock"), wait=True) if distributed.is_first() else nullcontext()
+    else:
+        locked = nullcontext()
+    with locked:
+        for number in range(len(log), len(recipe_stages)):
+            folder, done = work / f"stage-{number}", work / f"stage-{number}-done"
+            if (done / "log.json").exists():
+                model.load_state_dict(PonderForSequenceClassification.from_pretrained(done).state_dict())
+            else:
+                model.start_stage(recipe_stages[number])
+                model.policy = policy if number == len(recipe_stages) - 1 else LastStep()
+                entry = train_stage(config, task, model, data, selected_on, folder, progress)
+                model.policy = policy
+                if distributed.is_first():
+                    model.save_pretrained(done)
+                    write_json(done / "log.json", entry)  # last: it says that the others are there
+                    shutil.rmtree(folder, ignore_errors=True)
+                distributed.wait()
+            log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
     model.train(False)
     return Trained(model, log)
@@ -95,10 +125,10 @@ def plain(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, recipe="vanilla", recipe_options={}, **nothing)
 
 
-def _shared(stages: Path, config: RunConfig, recipe: Recipe) -> Path | None:
-    """Where a run of `vanilla` trains, so that others may go on from there; None for other runs."""
-    is_plain = recipe.stages == recipes.get("vanilla").stages and config.policy is None
-    return stages / plain(config).key if is_plain else None
+def _finished(config: RunConfig, models: Path | None) -> Trained | None:
+    """The kept model of a run, with what was measured; None where it was not kept."""
+    kept = None if models is None else model_store.find(config, models)
+    return None if kept is None or kept.training is None else Trained(kept.model, kept.training)
 
 
 def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:
@@ -108,31 +138,191 @@ def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequence
     (head.heads[-1] if isinstance(head, PerStep) else head).load_state_dict(begun.ponder.head.state_dict())
 
 
-@dataclass(frozen=True)
-class _StageRunner:
-    """Trains one stage, or reads what was trained already; arguments as for `train`."""
+def train_stage(
+    config: RunConfig,
+    task: Task,
+    model: PonderForSequenceClassification,
+    data: Dataset,
+    selected_on: Dataset,
+    folder: Path,
+    progress: bool,
+) -> dict[str, Any]:
+    """Train what `model` leaves unfrozen with the objective that it has, and load the best epoch.
 
-    config: RunConfig
-    task: GlueTask
-    data: Dataset
-    selected_on: Dataset
-    progress: bool
+    Arguments are those of `train`; `folder` holds the checkpoints, and the policy of `model` decides in the score.
 
-    def __call__(self, model: PonderForSequenceClassification, number: int, work: Path) -> dict[str, Any]:
-        """Bring `model` to the end of stage `number`; returns what was measured."""
-        policy, stages = model.policy, model.recipe.stages
-        folder, done = work / f"stage-{number}", work / f"stage-{number}-done"
-        if (done / "log.json").exists():
-            trained = PonderForSequenceClassification.from_pretrained(done)
-            model.load_state_dict(trained.state_dict())
+    Returns:
+        What was measured: seconds, epochs, and the held-out score and mean exit step of each epoch.
+    """
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, folder, len(data), progress),
+        train_dataset=data,
+        eval_dataset=selected_on,
+        data_collator=Collator(load_tokenizer(config.backbone)),
+        compute_metrics=_score(task),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.stop_after), KeepWhole()],
+        lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
+        head_lr=config.head_lr,
+    )
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
+    if distributed.is_first():
+        last_whole(folder)  # the others look only once the first has cleared away what is broken
+    distributed.wait()
+    checkpoint = last_whole(folder)
+    ended = None if checkpoint is None else _epochs_where_it_ended(checkpoint)
+    if ended is not None:
+        trainer.args.num_train_epochs = ended  # nothing is left but to load the best epoch
+    with _attention_for_training(model):
+        outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    history = [entry for entry in trainer.state.log_history if "eval_score" in entry]
+    return {
+        "objective": model.ponder.objective.to_dict(),
+        "seconds": round(outcome.metrics["train_runtime"], 1),
+        "epochs": len(history),
+        "held_out_scores": [round(entry["eval_score"], 6) for entry in history],
+        "held_out_exit_steps": [round(entry["eval_mean_exit_step"], 4) for entry in history],
+    }
+
+
+@contextmanager
+def _attention_for_training(model: PonderForSequenceClassification) -> Iterator[None]:
+    """On a CPU, attention written out: the fused kernel has no dropout there, and what it falls back to is slower."""
+    before = model.encoder.config._attn_implementation
+    if not torch.accelerator.is_available():
+        model.encoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.encoder.set_attn_implementation(before)
+
+
+class _Trainer(PonderTrainer):
+    """Heads learn at a rate of their own, and the order of the examples is a function of seed and epoch alone.
+
+    So it is the same on one process and on several, and in a run that was cut off and goes on.
+    """
+
+    def __init__(self, *args: Any, head_lr: float | None, **kwargs: Any) -> None:
+        self._head_lr = head_lr
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW without weight decay; the heads that answer are a group of their own where they have a rate."""
+        if self.optimizer is None and self._head_lr is not None:
+            trained: Any = self.model if model is None else model
+            rest, *others = parameter_groups(trained, self.args.learning_rate, self.lambda_lr)
+            of_heads = {id(parameter) for parameter in trained.ponder.head.parameters()}
+            heads = [parameter for parameter in rest["params"] if id(parameter) in of_heads]
+            body = [parameter for parameter in rest["params"] if id(parameter) not in of_heads]
+            groups = [{**rest, "params": body}, {"name": "head", "params": heads, "lr": self._head_lr}, *others]
+            made, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = made([group for group in groups if group["params"]], **{"weight_decay": 0.0, **options})
+        return super().create_optimizer(model)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _GroupedByLength:
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        global_batch = self.args.train_batch_size * self.args.world_size
+        return _GroupedByLength(global_batch, data["length"], self.args.seed)
+
+
+class _GroupedByLength(LengthGroupedSampler):
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(1_000_003 * self._seed + epoch)
+
+
+def _arguments(config: RunConfig, folder: Path, examples: int, progress: bool) -> TrainingArguments:
+    steps = -(-examples // config.batch_size) * config.epochs
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        learning_rate=config.lr,
+        lr_scheduler_type="linear" if config.schedule == "linear" else "constant_with_warmup",
+        warmup_steps=round(config.warmup * steps),
+        weight_decay=0.0,
+        per_device_train_batch_size=distributed.share(config.batch_size),
+        per_device_eval_batch_size=64,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # the count of epochs without improvement
+        ddp_timeout=6 * 3600,  # the others wait while the first evaluates
+        seed=config.seed,
+        bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+        disable_tqdm=not progress,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _score(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits, exit_step, *_ = (np.asarray(each) for each in prediction.predictions)
+        scores = metrics.score(task, metrics.answers(task, logits), np.asarray(prediction.label_ids))
+        return {"score": scores["score"], "mean_exit_step": float(np.mean(exit_step))}
+
+    return compute
+
+
+class KeepWhole(TrainerCallback):
+    """Marks each checkpoint that has been written, and removes those that are neither the last nor the best.
+
+    Use with `save_total_limit=None`: `Trainer` itself would remove old checkpoints before the new one is marked.
+    """
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called once the files of a checkpoint are there."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir or ".")
+        last = folder / f"checkpoint-{state.global_step}"
+        (last / _MARK).touch()
+        best = None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint).name
+        for other in _checkpoints(folder):
+            if other.name not in (last.name, best):
+                _remove(other)
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end, or None; what is there in part is removed."""
+    whole = None
+    for path in _checkpoints(folder):
+        if (path / _MARK).exists():
+            whole = path
         else:
-            model.start_stage(stages[number])
-            model.policy = policy if number == len(stages) - 1 else LastStep()
-            entry = train_stage(self.config, self.task, model, self.data, self.selected_on, folder, self.progress)
-            model.policy = policy
-            if ranks.is_first():
-                model.save_pretrained(done)
-                write_json(done / "log.json", entry)  # last: it says that the others are there
-                shutil.rmtree(folder, ignore_errors=True)
-            ranks.wait()
-        return read_json(done / "log.json")
+            _remove(path)
+    return whole
+
+
+def _epochs_where_it_ended(checkpoint: Path) -> float | None:
+    """The number of epochs after which training had been stopped early when this was written; None where it had not.
+
+    `Trainer` itself forgets that it was about to stop, and would train for one epoch more.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    control = state.stateful_callbacks.get("TrainerControl", {})
+    stopped = isinstance(control, dict) and control.get("args", {}).get("should_training_stop", False)
+    return state.epoch if stopped else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """By step."""
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, step in steps.items() if step), key=lambda path: int(path.name[11:]))
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / _MARK).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)

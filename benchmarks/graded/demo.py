@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from benchmarks import graded
-from benchmarks.folders import check_writable
-from benchmarks.glue import data as glue_data
+from benchmarks.command_line import check_writable
 from benchmarks.glue.config import RunConfig
+from benchmarks.glue.data import tokenize
 from benchmarks.glue.evaluation import record
 from benchmarks.glue.model import Collator, load_tokenizer
 from benchmarks.glue.report import run_table
 from benchmarks.glue.results import Result
 from benchmarks.glue.run import run_on
-from benchmarks.glue.tasks import GlueTask
-from benchmarks.report_html import write_report
+from benchmarks.graded.report import write_report
+from benchmarks.tasks import Task
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["RECIPES", "demo"]
@@ -31,6 +32,19 @@ _INTRODUCTION = (
     "Each recipe fine-tuned the same encoder on texts whose difficulty is known by construction. "
     "The epoch was selected on held-out training texts; everything shown was measured on test texts."
 )
+
+
+class _GradedTask(Task):
+    """A graded task in the form that the benchmark takes."""
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        """What is reported."""
+        return ("test",)
+
+    def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
+        """Generated on the spot, in its usual size."""
+        return graded.load(self.name)
 
 
 def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Console | None = None) -> list[Result]:
@@ -50,7 +64,8 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Co
     results: list[Result] = []
     exits: dict[str, dict[int, list[int]]] = {}
     for name in graded.names():
-        task, splits = _task(name), _data(name, scale)
+        task = _GradedTask(name, ("accuracy",), tuple(graded.get(name).labels))
+        splits = _data(name, scale)
         baseline: PonderForSequenceClassification | None = None
         for recipe in RECIPES:
             console.rule(f"{name}: {recipe}")
@@ -90,12 +105,6 @@ def _config(name: str, recipe: str, backbone: str) -> RunConfig:
     )
 
 
-def _task(name: str) -> GlueTask:
-    """A graded task in the form that the benchmark takes."""
-    task = graded.get(name)
-    return GlueTask(name, "", ("sentence1",), "label", ("accuracy",), tuple(task.labels))
-
-
 def _data(name: str, scale: float) -> DatasetDict:
     train = max(16, round(graded.get(name).demo_examples * scale))
     test = max(16, round(graded.TEST * scale))
@@ -105,7 +114,7 @@ def _data(name: str, scale: float) -> DatasetDict:
 
 def _exits_by_difficulty(model: PonderForSequenceClassification, backbone: str, test: Dataset) -> dict[int, list[int]]:
     tokenizer = load_tokenizer(backbone)
-    ready = glue_data.tokenize(test, tokenizer, 128)
+    ready = tokenize(test, tokenizer, 128)
     steps = record(model, ready, Collator(tokenizer)).replay(model.policy).exit_step.tolist()
     exits: dict[int, list[int]] = defaultdict(list)
     for difficulty, step in zip(test["difficulty"], steps, strict=True):

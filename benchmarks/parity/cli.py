@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.command_line import run_app
-from benchmarks.folders import check_writable
+from benchmarks.command_line import check_writable, run_app
 from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.parity.setting import PAPER, SMALL, Setting

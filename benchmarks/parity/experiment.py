@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.glue.results import environment
 from benchmarks.parity.act import ACT
 from benchmarks.parity.learners import Learner, PonderNet
 from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Range, Sample, Scene, draw
 from benchmarks.parity.training import measure, train
-from benchmarks.seal import intact, seal
 from ponder._utils.files import read_json, write_json
 from ponder.errors import DataError
 
@@ -58,9 +58,9 @@ def experiment(
             done = _part(path, experiment_of)
             run = done or _run(setting, scene, name, seed, minutes, tell)
             if path is not None and done is None:
-                write_json(path, seal({**experiment_of, "run": run}))
+                write_json(path, with_checksum({**experiment_of, "run": run}))
             runs.append(run)
-    return seal({**experiment_of, "runs": runs, "environment": environment(torch.device("cpu"))})
+    return with_checksum({**experiment_of, "runs": runs, "environment": environment(torch.device("cpu"))})
 
 
 def evaluation_sets(scene: Scene, examples: int) -> tuple[Sample, Sample]:
@@ -95,7 +95,7 @@ def read_result(path: Path) -> dict[str, Any]:
     result = read_json(path)
     if result.get("format") != FORMAT:
         raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
-    if not intact(result):
+    if not is_intact(result):
         raise DataError(
             f"{path}: expected what the experiment wrote; it was edited since. Remove it, and run it again."
         )
@@ -114,7 +114,7 @@ def _part(path: Path | None, experiment_of: Mapping[str, Any]) -> dict[str, Any]
         return None
     part = read_json(path)
     run: dict[str, Any] | None = part.get("run")
-    return run if part == json.loads(json.dumps(seal({**experiment_of, "run": run}))) else None
+    return run if part == json.loads(json.dumps(with_checksum({**experiment_of, "run": run}))) else None
 
 
 def _run(setting: Setting, scene: Scene, name: str, seed: int, minutes: float | None, tell: Tell) -> dict[str, Any]:

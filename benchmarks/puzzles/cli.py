@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.command_line import run_app
-from benchmarks.folders import check_writable
+from benchmarks.command_line import check_writable, run_app
 from benchmarks.puzzles import demo as demonstration
 from benchmarks.puzzles.experiment import read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.glue.results import environment
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.measuring import gated_solver, measure
 from benchmarks.puzzles.setting import Setting
 from benchmarks.puzzles.streaming import stream
 from benchmarks.puzzles.training import train
-from benchmarks.seal import intact, seal
 from ponder._utils.files import read_json, write_json
 from ponder.errors import DataError
 from ponder.policies import ExitPolicy
@@ -58,7 +58,7 @@ def run(
     model = learner_of(learner, setting, depth)
     training = train(model, setting, seed=seed, path=states / f"{path.stem}.pt", tell=tell)
     result = {**made_by, "depth": depth, "training": training.to_dict(), **measure(model, setting)}
-    write_json(path, seal({**result, "environment": environment(torch.device("cpu"))}))
+    write_json(path, with_checksum({**result, "environment": environment(torch.device("cpu"))}))
     return read_result(path)
 
 
@@ -85,7 +85,7 @@ def run_stream(setting: Setting, seed: int, *, out: Path, states: Path, repeats:
     measured = stream(model, setting, policy, depth, repeats)
     path = result_path(out, setting, "stream", seed)
     made_by = {"format": FORMAT, "setting": asdict(setting), "learner": "stream", "seed": seed}
-    write_json(path, seal({**made_by, **measured, "environment": environment(torch.device("cpu"))}))
+    write_json(path, with_checksum({**made_by, **measured, "environment": environment(torch.device("cpu"))}))
     return read_result(path)
 
 
@@ -113,7 +113,7 @@ def read_result(path: Path) -> dict[str, Any]:
     result = read_json(path)
     if result.get("format") != FORMAT:
         raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
-    if not intact(result):
+    if not is_intact(result):
         raise DataError(f"{path}: expected what the benchmark wrote; it was edited since. Remove it, and run it again.")
     return result
 

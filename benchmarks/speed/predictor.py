@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks import backbones
-from benchmarks.glue import data, tasks
+from benchmarks import backbones, tasks
+from benchmarks.glue import data
 from benchmarks.speed.exiting import recorded, spread
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.forced import Forced
 from benchmarks.speed.subjects import minilm
 from benchmarks.speed.timing import interleaved, ratio
+from ponder._utils.trees import unwrap
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["SECTION", "measure"]
@@ -93,7 +94,7 @@ def bare(model: PonderForSequenceClassification, batch: dict[str, Tensor], steps
     hidden, context = parts.stem(**batch)
     for step in range(1, steps + 1):
         hidden = parts.steps(step, hidden, **context)
-    answers: Tensor = parts.head(parts.readout(hidden, context))
+    answers: Tensor = parts.head(parts.readout(hidden, parts.readout.reads(unwrap(context))))
     return answers
 
 
@@ -101,7 +102,7 @@ def _rows(task: str, options: Options) -> list[dict[str, list[int]]]:
     """Rows of the dev set, evenly spread, in its order."""
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(backbones.resolve("minilm"))
-    dev = data.tokenize(data.load(tasks.get(task), options.glue_dir)["dev"], tokenizer, PADDED)
+    dev = data.tokenize(tasks.get(task).load(options.glue_dir)["dev"], tokenizer, PADDED)
     names = tokenizer.model_input_names
     wanted = min(40 if options.quick else ROWS, len(dev))
     vocabulary = 1000 if options.quick else None

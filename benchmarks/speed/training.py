@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import graded
-from benchmarks.glue import data, tasks
+from benchmarks import graded, tasks
+from benchmarks.glue import data
 from benchmarks.glue.model import load_tokenizer
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.scale import resident
@@ -64,7 +64,7 @@ def batches(options: Options, count: int) -> list[Batch]:
     if options.glue_dir is None:
         source = graded.load("negation", train=rows, dev=1, test=1)["train"]
     else:
-        source = data.load(tasks.get("CoLA"), options.glue_dir)["train"].select(range(rows))
+        source = tasks.get("CoLA").load(options.glue_dir)["train"].select(range(rows))
     table = data.tokenize(source, tokenizer, LONGEST)
     made = []
     for start in range(0, rows, BATCH):

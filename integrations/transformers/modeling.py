@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
@@ -11,17 +12,18 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
-from ponder.errors import ArgumentError
+from ponder.engine.teaching import frozen_copy
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
 from ponder.integrations.transformers.loading import load_encoder, load_whole
-from ponder.integrations.transformers.prediction import predict_texts
+from ponder.integrations.transformers.prediction import predict_texts, record_texts
 from ponder.parts.heads import HazardLayer
 from ponder.parts.readouts import mean
 from ponder.parts.tasks import TaskName
-from ponder.policies import ExitPolicy
-from ponder.recipes import Recipe, Stage, freeze_for
+from ponder.policies import ExitPolicy, LastStep
+from ponder.recipes import Recipe, Stage, freeze_for, start_heads
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
@@ -189,10 +191,52 @@ class PonderForSequenceClassification(PreTrainedModel):
         recipe: Recipe = self.config.make_recipe()
         return recipe
 
+    def attach_teacher(self, teacher: PreTrainedModel | None) -> None:
+        """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.
+
+        Args:
+            teacher: A classifier of the same labels whose call gives `logits`, such as a copy of this model or any
+                fine-tuned model of Transformers with the same tokenizer; one that exits early answers at full depth.
+                None takes the teacher away.
+
+        Raises:
+            ArgumentError: The teacher is this model, or has other labels.
+        """
+        if teacher is None:
+            self.ponder.attach_teacher(None)
+            return
+        if not isinstance(teacher, PreTrainedModel):
+            raise ArgumentTypeError(
+                "teacher",
+                expected="a classifier of Transformers",
+                got=type(teacher).__name__,
+                remedy="Attach any other callable to the wrapper: model.ponder.attach_teacher(…).",
+            )
+        if teacher is self:
+            raise ArgumentError(
+                "teacher",
+                expected="a model that does not change while this one is trained",
+                got="the model itself",
+                remedy="Pass copy.deepcopy(model).",
+            )
+        own, theirs = (dict(model.config.id2label or {}) for model in (self, teacher))
+        if own != theirs:
+            raise ArgumentError(
+                "teacher",
+                expected=f"the student's {len(own)} labels, in the same order",
+                got=f"{len(theirs)} labels, {_first_difference(own, theirs)}",
+                remedy="Fine-tune the teacher on the student's labels, or give both the same id2label.",
+            )
+        self.ponder.attach_teacher(_Logits(teacher))
+
     def start_stage(self, stage: Stage) -> None:
-        """Take the objective of a stage of training, and freeze what it does not train."""
+        """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
+        if stage.teacher == "previous":
+            self.attach_teacher(None)
+            self.attach_teacher(frozen_copy(self))
+        start_heads(stage, self.ponder.head)
         self.ponder.objective = stage.objective
-        freeze_for(stage, self.encoder, self.ponder.head)
+        freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
@@ -241,6 +285,29 @@ class PonderForSequenceClassification(PreTrainedModel):
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a tokenised data set to its exit, in its order; see `predict_texts` and `ponder.predict`."""
         return predict_texts(self, dataset, **options)
+
+    def record(self, dataset: Any, **options: Any) -> Trajectory:
+        """Every step of every example of a tokenised data set, in its order; see `record_texts`."""
+        return record_texts(self, dataset, **options)
+
+
+class _Logits(nn.Module):
+    """A classifier of Transformers as a teacher: its logits, at full depth."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
+        if isinstance(self.model, PonderForSequenceClassification):
+            context["policy"] = LastStep()
+        logits: Tensor = self.model(input_ids, **{k: v for k, v in context.items() if v is not None}).logits
+        return logits
+
+
+def _first_difference(own: Mapping[Any, str], theirs: Mapping[Any, str]) -> str:
+    place = next(i for i in sorted({*own, *theirs}) if own.get(i) != theirs.get(i))
+    return f"the first that differs {theirs.get(place)!r} in place of {own.get(place)!r}"
 
 
 def _task(config: PonderConfig) -> TaskName:

@@ -1,4 +1,4 @@
-"""A whole data set through the sequence-classification model."""
+"""A whole data set through the sequence-classification model: to its exits, or through all steps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ponder.errors import ArgumentTypeError
-from ponder.inference.batching import rows_of
+from ponder.inference.examples import examples_in
 from ponder.inference.prediction import Predictions, predict
+from ponder.inference.recording import record
+from ponder.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from ponder.integrations.transformers.modeling import PonderForSequenceClassification
 
-__all__ = ["predict_texts"]
+__all__ = ["predict_texts", "record_texts"]
 
 _CONTEXT = ("attention_mask", "token_type_ids")
 
@@ -29,7 +31,8 @@ def predict_texts(
 
     Args:
         model: The model.
-        dataset: Examples; `attention_mask` and `token_type_ids` are used where they are there, and nothing else.
+        dataset: Examples, or a DataLoader of batches; `attention_mask` and `token_type_ids` are used where they are
+            there, and nothing else.
         collate: Makes a batch from a list of examples of any kind: a collator of Transformers, say.
         options: As for `ponder.predict`.
     """
@@ -40,6 +43,22 @@ def predict_texts(
     return found if len(found) else replace(found, outputs=found.outputs.reshape(0, int(model.config.num_labels or 1)))
 
 
+def record_texts(
+    model: PonderForSequenceClassification,
+    dataset: Iterable[Any],
+    *,
+    collate: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Trajectory:
+    """`ponder.inference.recording.record` on what a tokenizer gives; arguments as for it and for `predict_texts`.
+
+    The labels are those of the call, or those that the examples carry as `labels` or `label`.
+    """
+    if collate is None:
+        return record(model.ponder, _Pairs(dataset), owner=model, **options)
+    return record(model.ponder, dataset, collate=lambda rows: _pair(collate(rows)), owner=model, **options)
+
+
 class _Pairs:
     """A data set as pairs (inputs, context)."""
 
@@ -47,7 +66,7 @@ class _Pairs:
         self.dataset = dataset
 
     def __iter__(self) -> Any:
-        return (_pair(example) for example in rows_of(self.dataset))
+        return (_pair(example) for example in examples_in(self.dataset))
 
 
 def _pair(example: Any) -> tuple[Any, dict[str, Any]]:
@@ -58,4 +77,6 @@ def _pair(example: Any) -> tuple[Any, dict[str, Any]]:
             got=f"a dict with {', '.join(example)}" if isinstance(example, Mapping) else type(example).__name__,
             remedy="Tokenise the texts first, without padding.",
         )
-    return example["input_ids"], {name: example[name] for name in _CONTEXT if example.get(name) is not None}
+    context = {name: example[name] for name in _CONTEXT if example.get(name) is not None}
+    labels = example.get("labels", example.get("label"))  # as the collators of Transformers read them
+    return example["input_ids"], context if labels is None else {**context, "labels": labels}

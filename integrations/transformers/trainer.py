@@ -1,4 +1,4 @@
-"""A `Trainer` whose Lambda head learns at its own rate."""
+"""A `Trainer` whose heads learn at their own rates, and that tells the model how far training has come."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from ponder.objectives import Progress
 from ponder.optim import parameter_groups
+from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]
 
@@ -15,15 +17,27 @@ __all__ = ["PonderTrainer"]
 class PonderTrainer(Trainer):
     """`transformers.Trainer` with its optimiser (`args.optim`; fused AdamW by default) over `ponder.parameter_groups`.
 
+    It tells the model how far training has come (`PonderWrapper.progress`), for objectives that change on the way.
+
     Args:
         args: As for `Trainer`.
         lambda_lr: Learning rate of the Lambda head; that of the model where None.
+        head_lr: Learning rate of the heads; that of the model where None.
         kwargs: As for `Trainer`.
     """
 
-    def __init__(self, *args: Any, lambda_lr: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, lambda_lr: float | None = None, head_lr: float | None = None, **kwargs: Any) -> None:
         self.lambda_lr = lambda_lr
+        self.head_lr = head_lr
         super().__init__(*args, **kwargs)
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One step of training, after the model was told which."""
+        progress = Progress(min(self.state.global_step, self.state.max_steps), max(self.state.max_steps, 1))
+        for module in model.modules():
+            if isinstance(module, PonderWrapper):
+                module.progress = progress
+        return super().training_step(model, *args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of `args.optim` on the trainable parameters.
@@ -32,7 +46,7 @@ class PonderTrainer(Trainer):
         """
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
-            groups = parameter_groups(trained, self.args.learning_rate, self.lambda_lr)
+            groups = parameter_groups(trained, self.args.learning_rate, self.lambda_lr, self.head_lr)
             if self.args.weight_decay:
                 groups = self._split(groups, trained)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)

@@ -4,6 +4,7 @@ from ponder.calibration.bounds import BOUNDS, p_values, rows_needed
 from ponder.calibration.calibrate import Calibration, calibrate
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.fresh import check_fresh
+from ponder.calibration.gate import fit_gate
 from ponder.calibration.temperature import fit_temperatures
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "calibrate",
     "check_fresh",
     "control_risk",
+    "fit_gate",
     "fit_temperatures",
     "p_values",
     "rows_needed",

@@ -10,6 +10,7 @@ from torch import Tensor
 from ponder.analysis.metrics import MetricLike
 from ponder.analysis.policy_grid import FamilyLike
 from ponder.analysis.sweeps import Curve, Point, measure, sweep
+from ponder.calibration.among import best_among
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
 from ponder.policies import ExitPolicy, LastStep
@@ -51,7 +52,7 @@ class Calibration:
 
 def calibrate(
     trajectory: Trajectory,
-    policies: FamilyLike,
+    policies: FamilyLike | Sequence[FamilyLike],
     *,
     metric: MetricLike | None = None,
     at_least: float | None = None,
@@ -67,7 +68,8 @@ def calibrate(
 
     Args:
         trajectory: A full-depth run on calibration data, with labels.
-        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy.
+        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy. Several
+            of the first two in a list are tried one by one, `FixedStep` among them, and the best is taken.
         metric: ``"accuracy"``, ``"negative_squared_error"``, a callable (outputs, labels) → number, the higher the
             better, or None for the task's own.
         at_least: Take the cheapest knob whose score is at least this share of the score at full depth.
@@ -94,6 +96,27 @@ def calibrate(
             got="none",
             remedy="Record them: model.unroll(inputs, labels=labels).",
         )
+    if isinstance(policies, Sequence):
+
+        def calibrated(family: FamilyLike) -> Calibration:
+            return calibrate(
+                trajectory,
+                family,
+                metric=metric,
+                at_least=at_least,
+                at_most_steps=at_most_steps,
+                at_most_cost=at_most_cost,
+                costs=costs,
+            )
+
+        if grid is not None:
+            raise ArgumentError(
+                "grid",
+                expected="None where several families are tried, each on its own values",
+                got="values",
+                remedy="Leave it out, or calibrate one family.",
+            )
+        return best_among(policies, calibrated, cheapest=at_least is not None)
     curve = sweep(trajectory, policies, grid, metric=metric, costs=costs)
     chosen, asked = _choose(curve, *target)
     policy = LastStep() if chosen is None else curve.policies[chosen]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ponder._utils.validation import check_real, check_type
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
-from ponder.objectives import Objective, Unrolled
+from ponder.objectives import Objective, Progress, Unrolled
 from ponder.parts.recording import Recording
 from ponder.parts.tasks import Task, infer_task
 
@@ -25,7 +25,13 @@ __all__ = [
 
 
 def training_loss(
-    recording: Recording, task: Task | None, objective: Objective, prior: StepDistribution | None
+    recording: Recording,
+    task: Task | None,
+    objective: Objective,
+    prior: StepDistribution | None,
+    *,
+    progress: Progress | None = None,
+    teacher_outputs: Tensor | None = None,
 ) -> Tensor | None:
     """The objective's mean over the batch; None where there are no labels.
 
@@ -34,6 +40,8 @@ def training_loss(
         task: What outputs and labels mean; inferred where None.
         objective: The objective.
         prior: The prior over all N steps, or None; the recording has fewer where it was truncated.
+        progress: How far training has come, or None.
+        teacher_outputs: Outputs of a frozen teacher, `(batch, …)`, or None.
     """
     outputs, labels = recording.outputs, recording.labels
     if labels is None:
@@ -42,7 +50,19 @@ def training_loss(
     losses = step_losses(task, outputs, labels)
     over_steps = None if prior is None else collected(prior, recording.num_steps)
     halting = None if recording.hazard_logits is None else recording.halting
-    return objective.per_example(Unrolled(outputs, losses, task, halting, over_steps)).mean()
+    unrolled = Unrolled(
+        outputs,
+        losses,
+        task,
+        halting,
+        over_steps,
+        labels=labels,
+        features=recording.features,
+        progress=progress,
+        teacher_outputs=teacher_outputs,
+    )
+    objective.check_batch(unrolled)
+    return objective.per_example(unrolled).mean()
 
 
 def no_loss(outputs: Tensor, model: nn.Module) -> Tensor:

@@ -19,7 +19,7 @@ from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
 from ponder.errors import ArgumentError
-from ponder.parts.callables import FunctionModule, as_module
+from ponder.parts.callables import FunctionModule, as_module, check_owned
 from ponder.parts.heads import PerStep, as_head, as_lambda_head
 from ponder.parts.padding import Padding, check_masks, real_positions
 from ponder.parts.readouts import Readout, ReadoutCall
@@ -75,6 +75,7 @@ class EarlyExitModel(nn.Module):
         self.task = as_task(task)
         self.check_finite = check_finite
         self.padding = padding
+        check_owned(self)
         self._context_names = _parameters([self.stem, *self.steps.fns])
         self.policy = policy or (LastStep() if self.lambda_head is None else Quantile(0.5))
 
@@ -187,20 +188,20 @@ class EarlyExitModel(nn.Module):
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
-        narrows = self.padding is not None and size > 1 and not self.training  # one row alone is as narrow as it is
         task = self.task or task_named(None)
+        narrows = self.padding is not None and size > 1 and not self.training and not task.per_token
         source = kind(
             self,
             hidden,
             step_context,
             use_hazard and size > 0,
             lengths=self.padding.lengths(context) if narrows and self.padding is not None else None,
-            mask=self._positions(context) if task.per_token else None,
+            mask=self.positions(context) if task.per_token else None,
             policy_context=policy_context or {},
         )
         return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
 
-    def _positions(self, context: Mapping[str, Any]) -> Tensor | None:
+    def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
         if self.padding is None:
             return real_positions(context)

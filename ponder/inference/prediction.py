@@ -6,23 +6,23 @@ exits, and the batch gets narrower as its longest rows do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.modes import evaluating
-from ponder._utils.progress import progress_bar
-from ponder._utils.trees import map_tensors
+from ponder._utils.trees import Tree
 from ponder._utils.validation import check_type
 from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel
-from ponder.inference.batching import Collate, Reader, Row, batches, by_length, make_limits, read, refuse, rows_of
+from ponder.errors import ArgumentError
+from ponder.inference.batching import BatchLimits
+from ponder.inference.examples import Example
+from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context
 from ponder.parts.joining import join_rows, with_lengths
-from ponder.parts.padding import Along, Padding
+from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy
 
 __all__ = ["Predictions", "predict"]
@@ -33,7 +33,8 @@ class Predictions:
     """The answers to a data set, in its order, on the CPU.
 
     Args:
-        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have a length, padded with zeros.
+        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have a length, zeros stand beyond the
+            end of a row.
         exit_step: The step at which each row left, `(rows,)` long, 1-based.
     """
 
@@ -51,6 +52,7 @@ def predict(
     batch_size: int | None = None,
     max_tokens: int | None = None,
     policy: ExitPolicy | None = None,
+    policy_context: Mapping[str, Tensor] | None = None,
     num_steps: int | None = None,
     progress: bool = False,
     collate: Collate | None = None,
@@ -65,13 +67,18 @@ def predict(
     are left out. Rows of different lengths share a batch where the model declares its `ponder.Padding`; otherwise rows
     of one shape do. The position of a row in the data set is its row id, for seeded sampling.
 
+    Several threads may call this on one model, in training mode too: it is in evaluation mode until the last of them
+    is done, and then in the mode that it had.
+
     Args:
         model: The model; modules have their modes again afterwards.
-        dataset: Any sequence or iterable of examples. It is read to its end first where `sort_by_length`.
+        dataset: Any sequence or iterable of examples, or a `torch.utils.data.DataLoader`, whose batches are taken apart
+            into rows. It is read to its end first where `sort_by_length`.
         batch_size: Rows of a batch at most; 32 where neither limit is given.
         max_tokens: Positions of a batch at most, padding included (a row that is longer runs alone); needs a model
             with padding.
         policy: Decides instead of the model's own policy.
+        policy_context: What policies may read of each row, by name: tensors with a row for each example.
         num_steps: How many steps, as for a call of the model.
         progress: Show a progress bar.
         collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind; where
@@ -92,79 +99,47 @@ def predict(
     """
     check_type("model", model, EarlyExitModel)
     num_steps = model.depth(num_steps)
-    policy = model.checked(policy, num_steps)
-    limits = make_limits(batch_size, max_tokens, model.padding)
-    owner = model if owner is None else owner
-    device = next((parameter.device for parameter in owner.parameters()), None)
-    reader = Reader(model.padding, collate, sort_by_length or max_tokens is not None)
-    total = len(dataset) if isinstance(dataset, Sized) else None
-    rows = read(rows_of(dataset), reader)
-    if sort_by_length:
-        rows = iter(by_length(rows))
-    kind = "cpu" if device is None else device.type
-    precision = nullcontext() if dtype is None else torch.autocast(kind, dtype=dtype)
-    done: list[tuple[list[int], Exits]] = []
-    with (
-        evaluating(owner),
-        torch.inference_mode(),
-        precision,
-        progress_bar("predict", total, shown=progress) as advance,
-    ):
-        for batch in batches(rows, limits):
-            found = _run(model, policy, num_steps, batch, reader, device)
-            done.append(([row.position for row in batch], found))
-            advance(len(batch))
-    return _in_order(done, model.padding)
-
-
-def _run(
-    model: EarlyExitModel,
-    policy: ExitPolicy,
-    num_steps: int,
-    rows: Sequence[Row],
-    reader: Reader,
-    device: torch.device | None,
-) -> Exits:
-    """The exits of a batch, on the CPU; an error is told with the row that raises it alone, too."""
-
-    def call(rows: Sequence[Row]) -> Exits:
-        inputs, context = map_tensors(lambda tensor: _placed(tensor, device), reader.batch(rows))
-        row_ids = torch.tensor([row.position for row in rows])
-        found = model.exits(inputs, context, policy, row_ids=row_ids, num_steps=num_steps)
-        return Exits(found.outputs.cpu(), found.exit_step.cpu())
-
-    try:
-        return call(rows)
-    except Exception as error:
-        for row in rows if len(rows) > 1 else ():
-            try:
-                call([row])
-            except Exception as own:
-                refuse(row.position, own)
-        if len(rows) == 1:
-            refuse(rows[0].position, error)
-        error.add_note(
-            f"in a batch of the rows {[row.position for row in rows]} of the data set, none of which fails alone"
+    policy, padding = model.checked(policy, num_steps), model.padding
+    if "context" in policy.needs and policy_context is None:
+        raise ArgumentError(
+            "policy_context",
+            expected=f"what {policy!r} reads of each row",
+            got="None",
+            remedy="Pass policy_context={'budget': budgets}, say, a tensor with a row for each example.",
         )
-        raise
+    going = DatasetPass(
+        owner=model if owner is None else owner,
+        padding=padding,
+        limits=BatchLimits.checked("batch_size", batch_size, max_tokens, padding),
+        label="predict",
+        progress=progress,
+        collate=collate,
+        sort_by_length=sort_by_length,
+        dtype=dtype,
+        sizes=check_row_count("policy_context", policy_context),
+    )
+    has_length = model.spec.task.per_token or (padding is not None and not padding.pooled)
 
+    def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Exits:
+        context.pop("labels", None)
+        row_ids = torch.tensor([example.position for example in examples])
+        given = row_context(policy_context, examples, None)
+        found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
+        outputs = blank_padding(found.outputs, context, padding) if has_length else found.outputs
+        return Exits(outputs.cpu(), found.exit_step.cpu())
 
-def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
-    """`tensor` on the device, and made in inference mode: compiled steps are compiled again for one that is not."""
-    tensor = tensor if device is None else tensor.to(device, non_blocking=True)
-    return tensor if tensor.is_inference() else tensor.clone()
-
-
-def _in_order(done: Sequence[tuple[list[int], Exits]], padding: Padding | None) -> Predictions:
-    """What the batches gave, in the order of the data set: ordinary tensors, out of inference mode."""
-    if not done:
+    found, order = going.run(dataset, call)
+    if not found:
         return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    order = torch.argsort(torch.tensor([position for positions, _ in done for position in positions]))
-    outputs = [exits.outputs for _, exits in done]
-    if padding is not None and not padding.pooled:
-        length = max(part.shape[1] for part in outputs)
-        sizes = [part.shape[0] for part in outputs]
-        joined = join_rows(outputs, sizes, lengths=with_lengths(Along()), length=length, path="outputs")
-    else:
-        joined = torch.cat(outputs)
-    return Predictions(joined[order], torch.cat([exits.exit_step for _, exits in done])[order])
+    outputs = _joined([exits.outputs for exits in found], has_length)
+    return Predictions(outputs[order], torch.cat([exits.exit_step for exits in found])[order])
+
+
+def _joined(outputs: Sequence[Tensor], has_length: bool) -> Tensor:
+    """The outputs of all batches: ordinary tensors, out of inference mode."""
+    if not has_length or outputs[0].dim() < 2:
+        return torch.cat(list(outputs))
+    length = max([part.shape[1] for part in outputs])
+    sizes = [len(part) for part in outputs]
+    joined: Tensor = join_rows(outputs, sizes, lengths=with_lengths(Along()), length=length, path="outputs")
+    return joined

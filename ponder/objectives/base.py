@@ -16,9 +16,12 @@ from torch import Tensor
 from ponder._utils.registry import Plugin, Registry
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
+from ponder.objectives.progress import Progress
 from ponder.parts.tasks import Task
 
-__all__ = ["Depth", "Objective", "Unrolled", "Weighted", "registry"]
+__all__ = ["NEEDS", "Depth", "Objective", "Unrolled", "Weighted", "check_same_steps", "registry"]
+
+NEEDS = ("features", "hazard", "labels", "prior", "progress", "teacher")
 
 registry: Registry[Objective] = Registry("objective", "ponder.objectives")
 
@@ -51,6 +54,10 @@ class Unrolled:
         task: The task, for objectives that compare outputs with outputs.
         halting: The halting distribution, `(batch,)` over the steps, or None without a Lambda head.
         prior: The prior over the same steps, or None where the model has none.
+        labels: Labels as the task takes them, batch first.
+        features: The readout's features, `(batch, steps, …)`; None where the objective does not need them.
+        progress: How far training has come; None where nobody said.
+        teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or needed.
     """
 
     outputs: Tensor
@@ -58,6 +65,10 @@ class Unrolled:
     task: Task
     halting: StepDistribution | None
     prior: StepDistribution | None
+    labels: Tensor | None = None
+    features: Tensor | None = None
+    progress: Progress | None = None
+    teacher_outputs: Tensor | None = None
 
 
 class Objective(Plugin, ABC):
@@ -68,7 +79,10 @@ class Objective(Plugin, ABC):
 
     registry = registry
     needs: frozenset[str] = frozenset()
-    """Which of "hazard" and "prior" the objective reads."""
+    """Which of `NEEDS` the objective reads; "teacher" and "progress" are looked for when a batch is trained on, since
+    they come after the model was built."""
+    reads_whole_batch: bool = False
+    """Whether the loss of a row depends on the other rows of its batch, as statistics of the batch do."""
     truncatable: bool = False
     """Whether a trajectory that ends before step N, its last step with the mass that is left, gives the same loss up
     to that mass (see `PonderWrapper.truncate_below`)."""
@@ -98,6 +112,21 @@ class Objective(Plugin, ABC):
                     "objective", expected=f"an objective that needs no {need}", got=repr(self), remedy=remedy
                 )
 
+    def check_batch(self, unrolled: Unrolled) -> None:
+        """Raise where a training batch lacks what the objective needs; called once a batch."""
+        for need, there, remedy in (
+            ("teacher", unrolled.teacher_outputs, "Call model.attach_teacher(a_frozen_model) before training."),
+            (
+                "progress",
+                unrolled.progress,
+                "Set model.progress = ponder.Progress(step, total) before each step; PonderTrainer does.",
+            ),
+        ):
+            if need in self.needs and there is None:
+                raise ArgumentError(
+                    "objective", expected=f"an objective that needs no {need}", got=repr(self), remedy=remedy
+                )
+
     def __add__(self, other: Objective) -> Weighted:
         """The sum of two objectives."""
         return Weighted.sum(self, other)
@@ -105,6 +134,18 @@ class Objective(Plugin, ABC):
     def __rmul__(self, weight: float) -> Weighted:
         """The objective, weighted."""
         return Weighted((self,), (float(weight),))
+
+
+def check_same_steps(*objectives: Objective) -> None:
+    """Refuse objectives that go together where one draws how many steps there are, since the others see all."""
+    drawing = [objective for objective in objectives if objective.draws_depth]
+    if drawing and len(objectives) > 1:
+        raise ArgumentError(
+            "objectives",
+            expected="objectives that see the same steps",
+            got=f"{drawing[0]!r}, which draws how many there are, together with others",
+            remedy="Train with it alone; assigning model.objective changes it in between.",
+        )
 
 
 @registry.register("weighted")
@@ -132,14 +173,7 @@ class Weighted(Objective):
             )
         if not all(math.isfinite(weight) for weight in self.weights):
             raise ArgumentError("weights", expected="finite numbers", got=self.weights, remedy="Check them.")
-        drawing = [objective for objective in self.objectives if objective.draws_depth]
-        if drawing and len(self.objectives) > 1:
-            raise ArgumentError(
-                "objectives",
-                expected="terms that see the same steps",
-                got=f"{drawing[0]!r}, which draws how many there are, in a sum with others",
-                remedy="Train with it alone, or with the others alone, in turns.",
-            )
+        check_same_steps(*self.objectives)
 
     @classmethod
     def sum(cls, *objectives: Objective) -> Weighted:
@@ -174,6 +208,11 @@ class Weighted(Objective):
     def truncatable(self) -> bool:  # type: ignore[override]
         """Whether all of the terms are."""
         return all(objective.truncatable for objective in self.objectives)
+
+    @property
+    def reads_whole_batch(self) -> bool:  # type: ignore[override]
+        """Whether any of the terms does."""
+        return any(objective.reads_whole_batch for objective in self.objectives)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         terms = zip(self.objectives, self.weights, strict=True)

@@ -1,8 +1,9 @@
-"""Self-distillation: earlier steps learn from the last one (FastBERT)."""
+"""Distillation: the steps learn from the last one (FastBERT), or all of them from a frozen model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,29 +17,45 @@ __all__ = ["Distillation"]
 @registry.register("distillation")
 @dataclass(frozen=True)
 class Distillation(Objective):
-    r"""w · mean over n < N of T² KL(softmax(z_N / T) ‖ softmax(z_n / T)), with the teacher z_N detached.
+    r"""w · mean over the steps n of T² KL(softmax(t / T) ‖ softmax(z_n / T)), with the teacher t detached.
 
-    FastBERT (Liu et al. 2020, Eq. 8) with Hinton's T² so that the temperature does not scale the gradient. In
-    regression the squared distance to the teacher, in multilabel tasks the binary cross-entropy to it.
+    The teacher is the last step, t = z_N, and the steps before it learn (FastBERT, Liu et al. 2020, Eq. 8); or it is a
+    frozen model, such as a copy of the same encoder fine-tuned for its last step, and all N steps learn to agree with
+    it (`PonderWrapper.attach_teacher`). Hinton's T² keeps the temperature from scaling the gradient. In regression it
+    is the squared distance to the teacher, in multilabel tasks the binary cross-entropy to it.
 
     Args:
         temperature: T > 0.
         weight: w ≥ 0.
+        teacher: ``"last_step"`` or ``"frozen"``.
     """
 
     temperature: float = 1.0
     weight: float = 1.0
+    teacher: Literal["last_step", "frozen"] = "last_step"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < float("inf"):
             raise ArgumentError("temperature", expected="> 0", got=self.temperature, remedy="Pass 1.0, say.")
         if not 0.0 <= self.weight < float("inf"):
             raise ArgumentError("weight", expected="a number ≥ 0", got=self.weight, remedy="Pass 1.0, say.")
+        if self.teacher not in ("last_step", "frozen"):
+            raise ArgumentError(
+                "teacher", expected="'last_step' or 'frozen'", got=repr(self.teacher), remedy="Choose one of the two."
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The frozen teacher, where it is the one."""
+        return frozenset({"teacher"} if self.teacher == "frozen" else ())
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        *students, teacher = unrolled.outputs.unbind(1)
+        if self.teacher == "frozen":
+            students, teacher = unrolled.outputs.unbind(1), unrolled.teacher_outputs
+            assert teacher is not None  # `check_batch` saw to it
+        else:
+            students, teacher = unrolled.outputs[:, :-1].unbind(1), unrolled.outputs[:, -1]
         if not students:
             return 0.0 * unrolled.losses[:, -1]
-        teacher = teacher.detach()
-        losses = [unrolled.task.distillation_losses(s, teacher, self.temperature) for s in students]
+        losses = [unrolled.task.distillation_losses(s, teacher.detach(), self.temperature) for s in students]
         return self.weight * torch.stack(losses, dim=1).mean(1)

@@ -15,22 +15,24 @@ from torch import nn
 
 from ponder.errors import ArgumentError
 
-__all__ = ["FunctionModule", "as_module"]
+__all__ = ["FunctionModule", "as_module", "check_owned"]
 
 
 class FunctionModule(nn.Module):
     """A callable as a module, which owns the modules that the callable holds.
 
     Args:
-        fn: A function, a `functools.partial`, or an object with `__call__`. An object with a true attribute
-            ``borrows_modules`` says that another part of the same model owns what it holds.
+        fn: A function, a `functools.partial`, an object with `__call__`, or a method of a module, which another part
+            of the same model must own (see `check_owned`). An object with a true attribute ``borrows_modules`` says
+            the same of what it holds.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()
         self.fn = fn
-        if not getattr(getattr(fn, "__self__", fn), "borrows_modules", False):
-            self.held = nn.ModuleList(dict.fromkeys(_held_by(fn)))
+        owner = getattr(fn, "__self__", fn)
+        if not isinstance(owner, nn.Module) and not getattr(owner, "borrows_modules", False):
+            self.held = nn.ModuleList(dict.fromkeys(_held_by(fn if owner is fn else vars(owner))))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the callable gives."""
@@ -49,18 +51,26 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
         fn: The callable.
 
     Raises:
-        ArgumentError: A function or a method that uses modules which the model could not own.
+        ArgumentError: A function that uses modules: a copy of the model would go on calling those of the original.
     """
     if isinstance(fn, nn.Module):
         return fn
-    if isinstance(fn, types.MethodType) and isinstance(fn.__self__, nn.Module):
-        if fn.__name__ in ("forward", "__call__"):
-            return fn.__self__
-        raise _refusal(argument, f"the method {fn.__qualname__}", fn.__self__)
+    if isinstance(fn, types.MethodType) and isinstance(fn.__self__, nn.Module) and fn.__name__ == "forward":
+        return fn.__self__
     if isinstance(fn, types.FunctionType):
         for module in _used_by(fn):
             raise _refusal(argument, f"the function {fn.__qualname__}", module)
     return FunctionModule(fn)
+
+
+def check_owned(model: nn.Module) -> None:
+    """Refuse callables of `model` that are methods of a module which no part of `model` owns."""
+    owned = {id(module) for module in model.modules()}
+    for name, part in model.named_modules():
+        method = part.fn if isinstance(part, FunctionModule) else None
+        owner = getattr(method, "__self__", None)
+        if method is not None and isinstance(owner, nn.Module) and id(owner) not in owned:
+            raise _refusal(name.split(".")[0], f"the method {method.__qualname__}", owner)
 
 
 def _held_by(value: Any) -> Iterator[nn.Module]:
@@ -69,8 +79,6 @@ def _held_by(value: Any) -> Iterator[nn.Module]:
         yield value
     elif isinstance(value, functools.partial):
         yield from _held_by((value.func, value.args, value.keywords))
-    elif isinstance(value, types.MethodType):
-        yield from _held_by(value.__self__)
     elif isinstance(value, Mapping):
         yield from _held_by(tuple(value.values()))
     elif isinstance(value, list | tuple | set | frozenset):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import as_module
+from ponder.parts.gradients import rescaled_gradient
 
 __all__ = ["LAMBDA_HEADS", "HazardLayer", "LambdaHead", "PerStep", "as_head", "as_lambda_head", "checked_output"]
 
@@ -100,6 +101,8 @@ class PerStep(nn.Module):
 
     Args:
         heads: As many modules as the model has steps, all distinct.
+        gradient_scales: By how much the gradient of each head is multiplied where it leaves the head for the steps, as
+            `ponder.parts.gradients.equilibrium(num_steps)` has it; the heads themselves learn as always. 1 where None.
 
     Raises:
         ArgumentError: The same module stands in two places, which would be a shared head after all.
@@ -107,7 +110,7 @@ class PerStep(nn.Module):
 
     steps_in_one_call = False  # each step has its own
 
-    def __init__(self, heads: Iterable[nn.Module]) -> None:
+    def __init__(self, heads: Iterable[nn.Module], gradient_scales: Iterable[float] | None = None) -> None:
         super().__init__()
         heads = list(heads)
         if len({id(head) for head in heads}) != len(heads) or not heads:
@@ -117,13 +120,26 @@ class PerStep(nn.Module):
                 got="the same module more than once" if heads else "no module",
                 remedy="Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head needs no PerStep.",
             )
+        scales = (1.0,) * len(heads) if gradient_scales is None else tuple(gradient_scales)
+        if len(scales) != len(heads):
+            raise ArgumentError(
+                "gradient_scales",
+                expected=f"one for each of {len(heads)} heads",
+                got=len(scales),
+                remedy="Pass ponder.parts.gradients.equilibrium(num_steps), say.",
+            )
+        for scale in scales:
+            check_real("gradient_scales", scale)
         self.heads = nn.ModuleList(heads)
+        self.gradient_scales = scales
 
     def __len__(self) -> int:
         return len(self.heads)
 
     def forward(self, features: Tensor, step: int) -> Tensor:
         """The outputs of step `step` (1-based)."""
+        if self.training:
+            features = rescaled_gradient(features, self.gradient_scales[step - 1])
         outputs: Tensor = self.heads[step - 1](features)
         return outputs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -56,7 +55,11 @@ def join_rows(
         tensor([7, 8, 0])
     """
     keep = [None] * len(trees) if keep is None else keep
-    first = next((tree for tree in trees if tree is not None), None)
+    first = None
+    for tree in trees:
+        if tree is not None:
+            first = tree
+            break
     if len(trees) == 1 and keep[0] is None and not length:
         return first
     if isinstance(first, Tensor):
@@ -65,8 +68,9 @@ def join_rows(
         return _join_shared(_all_of(trees, Shared, path), lengths, length, path)
     if isinstance(first, Mapping | list | tuple):
         return _join_nodes(first, _all_of(trees, type(first), path), sizes, keep, lengths, length, path)
-    if any(tree is not None and tree != first for tree in trees):
-        raise _misfit(path, f"the same value in all rows of a batch, {first!r}", next(t for t in trees if t != first))
+    for tree in trees:
+        if tree is not None and tree != first:
+            raise _misfit(path, f"the same value in all rows of a batch, {first!r}", tree)
     return first
 
 
@@ -109,29 +113,32 @@ def _join_tensors(
     path: str,
 ) -> Tensor:
     present = [tensor for tensor in tensors if tensor is not None]
-    first = present[0]
-    if (
-        len(tensors) == 1
-        and keep[0] is None
-        and all(first.shape[dim] >= length for dim in (along.dims if along else ()))
-    ):
+    first, dims = present[0], along.dims if along is not None else ()
+    own = [first.shape[dim] for dim in dims]
+    if len(tensors) == 1 and keep[0] is None and (not own or min(own) >= length):
         return first if along is None else along.narrow(first, length)
-    shape = list(first.shape[1:])
-    for dim in along.dims if along else ():
+    shape, dtype, short = list(first.shape[1:]), first.dtype, False
+    for dim in dims:
         shape[dim - 1 if dim > 0 else dim] = length
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in present))
+    for tensor in present:
+        dtype = dtype if tensor.dtype == dtype else torch.promote_types(dtype, tensor.dtype)
+        for dim in dims:
+            short = short or tensor.shape[dim] < length
     joined = first.new_empty((sum(sizes), *shape), dtype=dtype)
-    if along is not None and any(t.shape[d] < length for t in present for d in along.dims):
+    if short and along is not None:
         joined.fill_(along.value(joined))
     at = 0
-    for tensor, size, rows in zip(tensors, sizes, keep, strict=True):
+    for own_rows, size, rows in zip(tensors, sizes, keep, strict=True):
         target, at = joined[at : at + size], at + size
-        if tensor is None:
+        if own_rows is None:
             target.zero_()
             continue
-        if along is not None:
-            tensor = along.narrow(tensor, length)
-            target = _fit(target, tensor, along)
+        tensor = own_rows
+        for dim in dims:
+            if tensor.shape[dim] > length:
+                tensor = tensor.narrow(dim, 0, length)
+            elif tensor.shape[dim] < length:
+                target = target.narrow(dim, 0, tensor.shape[dim])
         if tensor.shape[1:] != target.shape[1:]:
             raise _misfit(path, f"rows of one shape, (…, {tuple(target.shape[1:])})", tuple(tensor.shape))
         if rows is None or tensor.dtype != dtype:
@@ -139,13 +146,6 @@ def _join_tensors(
         else:
             torch.index_select(tensor, 0, rows, out=target)
     return joined
-
-
-def _fit(target: Tensor, tensor: Tensor, along: Along) -> Tensor:
-    """The part of `target` that `tensor` fills."""
-    for dim in along.dims:
-        target = target.narrow(dim, 0, tensor.shape[dim])
-    return target
 
 
 def _join_shared(values: Sequence[Shared], lengths: Lengths, length: int, path: str) -> Shared:

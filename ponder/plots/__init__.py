@@ -2,6 +2,15 @@
 
 from ponder.plots.correctness import overthinking, reliability
 from ponder.plots.curves import score_by_knob, score_by_speed_up
+from ponder.plots.frontiers import frontiers
 from ponder.plots.halting import exit_histogram, posterior
 
-__all__ = ["exit_histogram", "overthinking", "posterior", "reliability", "score_by_knob", "score_by_speed_up"]
+__all__ = [
+    "exit_histogram",
+    "frontiers",
+    "overthinking",
+    "posterior",
+    "reliability",
+    "score_by_knob",
+    "score_by_speed_up",
+]

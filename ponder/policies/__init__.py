@@ -18,9 +18,10 @@ from ponder.policies.certified import Certified
 from ponder.policies.converged import Converged
 from ponder.policies.expected import Expected
 from ponder.policies.fixed import FixedStep, LastStep
+from ponder.policies.gate import Gate
 from ponder.policies.halting import Bernoulli, Quantile
 from ponder.policies.learned import Learned, LinearScorer, scorers
-from ponder.policies.outputs import Confidence, Entropy, Margin
+from ponder.policies.outputs import Confidence, Energy, Entropy, Margin
 from ponder.policies.patience import Patience
 from ponder.policies.tempered import Tempered
 from ponder.policies.threshold import Threshold
@@ -35,10 +36,12 @@ __all__ = [
     "Certified",
     "Confidence",
     "Converged",
+    "Energy",
     "Entropy",
     "ExitPolicy",
     "Expected",
     "FixedStep",
+    "Gate",
     "LastStep",
     "Learned",
     "LinearScorer",

@@ -1,4 +1,4 @@
-"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin.
+"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin, energy.
 
 Where an example has an answer at each of its positions (token classification), it leaves once its least sure position
 is sure enough; padding does not count.
@@ -11,17 +11,16 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
+from ponder.parts.signals import confidence, energy, margin, negative_entropy
 from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, registry
 from ponder.policies.threshold import Threshold
 
-__all__ = ["Confidence", "Entropy", "Margin"]
+__all__ = ["Confidence", "Energy", "Entropy", "Margin"]
 
 
 class _Certainty(ThresholdPolicy):
@@ -30,8 +29,8 @@ class _Certainty(ThresholdPolicy):
     needs = frozenset({"output"})
 
     @abstractmethod
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        """The statistic, `(…,)`, of log-probabilities `(…, classes)`, at least float32."""
+    def measure(self, logits: Tensor) -> Tensor:
+        """The statistic, `(…,)`, of class logits `(…, classes)`, in at least float32."""
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
@@ -42,7 +41,7 @@ class _Certainty(ThresholdPolicy):
         output = step.output
         if not step.task.fits(output):
             raise self._refusal(f"outputs of shape {tuple(output.shape)}")
-        value = self.measure(F.log_softmax(at_least_float32(output), dim=-1))
+        value = self.measure(output)
         if value.dim() == 1:
             return value, state
         unsure = -torch.inf if self.tunable.higher_exits_later else torch.inf
@@ -76,10 +75,9 @@ class Entropy(_Certainty):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)
 
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        p = log_probabilities.exp()
-        entropy = -torch.where(p == 0, 0.0, p * log_probabilities).sum(-1)  # 0 log 0 = 0, also for a logit of −inf
-        return entropy / math.log(log_probabilities.shape[-1]) if self.normalize else entropy
+    def measure(self, logits: Tensor) -> Tensor:
+        entropy = -negative_entropy(logits)
+        return entropy / math.log(logits.shape[-1]) if self.normalize else entropy
 
 
 @registry.register("confidence")
@@ -97,8 +95,8 @@ class Confidence(_Certainty):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        return log_probabilities.amax(-1).exp()
+    def measure(self, logits: Tensor) -> Tensor:
+        return confidence(logits)
 
 
 @registry.register("margin")
@@ -116,6 +114,27 @@ class Margin(_Certainty):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def measure(self, log_probabilities: Tensor) -> Tensor:
-        best, second = log_probabilities.topk(2, dim=-1).values.exp().unbind(-1)
-        return best - second
+    def measure(self, logits: Tensor) -> Tensor:
+        return margin(logits)
+
+
+@registry.register("energy")
+@dataclass(frozen=True)
+class Energy(_Certainty):
+    """Stop once the normalised energy score is above a threshold.
+
+    The score is σ(log Σ_c exp z_c), one minus that of He et al. 2025 (COSEE, arXiv 2412.13236), so that a surer answer
+    has more of it, as with `Confidence`. It looks at the size of the logits, which a softmax forgets.
+
+    Args:
+        threshold: In [0, 1].
+    """
+
+    threshold: float
+    tunable = Threshold("threshold", "above")
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
+
+    def measure(self, logits: Tensor) -> Tensor:
+        return energy(logits)

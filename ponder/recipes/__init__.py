@@ -1,6 +1,6 @@
 """Recipes: named combinations, one file each (PonderNet is PALBERT with four switches off, and shares its file)."""
 
-from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry, start_heads
 from ponder.recipes.deebert import deebert
 from ponder.recipes.default import ponder
 from ponder.recipes.fastbert import fastbert
@@ -9,6 +9,7 @@ from ponder.recipes.pabee import pabee
 from ponder.recipes.palbert import palbert, pondernet
 from ponder.recipes.palbert_deep import palbert_deep
 from ponder.recipes.palbert_distill import palbert_distill
+from ponder.recipes.palbert_joint import palbert_joint
 from ponder.recipes.palbert_prior import palbert_prior
 from ponder.recipes.static import static
 from ponder.recipes.vanilla import vanilla
@@ -27,10 +28,12 @@ __all__ = [
     "palbert",
     "palbert_deep",
     "palbert_distill",
+    "palbert_joint",
     "palbert_prior",
     "ponder",
     "pondernet",
     "register",
+    "start_heads",
     "static",
     "vanilla",
 ]

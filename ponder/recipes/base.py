@@ -10,13 +10,15 @@ from typing import Any, Literal
 from torch import nn
 
 from ponder._utils.registry import Registry
+from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
+from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import LambdaHead, PerStep
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 
-__all__ = ["LambdaSpec", "Recipe", "Stage", "registry"]
+__all__ = ["LambdaSpec", "Recipe", "Stage", "freeze_for", "registry", "start_heads"]
 
 registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
 
@@ -55,12 +57,37 @@ class Stage:
 
     Args:
         objective: The training loss.
-        train: ``"all"`` parameters, or ``"early_heads"``: the heads of all steps but the last, on an encoder and
-            last head that are frozen.
+        train: ``"all"`` parameters; ``"early_heads"``: the heads of all steps but the last, on an encoder and last
+            head that are frozen; or ``"lambda_head"``: the Lambda head and a learned prior, on everything else frozen.
+        teacher: Whose answers an objective with a frozen teacher learns: those of the one that the user has
+            ``"attached"``, or of the ``"previous"`` stage, a frozen copy of the model as this stage finds it.
+        early_heads: What the heads of all steps but the last start from: they ``"go_on"``, or become copies of the
+            ``"last"`` head, where the stage before has trained that one alone.
     """
 
     objective: Objective
-    train: Literal["all", "early_heads"] = "all"
+    train: Literal["all", "early_heads", "lambda_head"] = "all"
+    teacher: Literal["attached", "previous"] = "attached"
+    early_heads: Literal["go_on", "last"] = "go_on"
+
+    def __post_init__(self) -> None:
+        check_choice("train", self.train, ("all", "early_heads", "lambda_head"))
+        check_choice("teacher", self.teacher, ("attached", "previous"))
+        check_choice("early_heads", self.early_heads, ("go_on", "last"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "objective": self.objective.to_dict(),
+            "train": self.train,
+            "teacher": self.teacher,
+            "early_heads": self.early_heads,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stage:
+        """Inverse of `to_dict`, which had fewer fields before 0.2."""
+        return cls(**{**data, "objective": Objective.from_dict(data["objective"])})
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,8 @@ class Recipe:
         prior: The prior of the halting step, or None.
         per_step_heads: One head a step, or one shared by all.
         own_lambda_lr: Whether the Lambda head has a learning rate of its own.
+        early_gradient: How much the heads of early steps teach the steps before them: ``"full"``, or scaled down so
+            that no step hears more for having more heads behind it (`ponder.parts.gradients.equilibrium`).
         tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they
             mean any encoder's own steps.
     """
@@ -91,7 +120,18 @@ class Recipe:
     prior: Prior | None = None
     per_step_heads: bool = False
     own_lambda_lr: bool = False
+    early_gradient: Literal["full", "equilibrium"] = "full"
     tuned_for: int | None = 12
+
+    def __post_init__(self) -> None:
+        check_choice("early_gradient", self.early_gradient, ("full", "equilibrium"))
+        if self.early_gradient != "full" and not self.per_step_heads:
+            raise ArgumentError(
+                "early_gradient",
+                expected="'full' where one head is shared by all steps",
+                got=repr(self.early_gradient),
+                remedy="Set per_step_heads=True.",
+            )
 
     def for_steps(self, num_steps: int) -> Recipe:
         """The recipe for an encoder of `num_steps` steps: what its paper tuned is scaled."""
@@ -106,10 +146,20 @@ class Recipe:
         )
 
     def for_task(self, task: str) -> Recipe:
-        """The recipe with the policy that it has for a task, such as ``"classification"`` or ``"regression"``."""
-        if task == "classification" or self.otherwise is None:
-            return self
-        return dataclasses.replace(self, policy=self.otherwise)
+        """The recipe with the policy that it has for a task, such as ``"classification"`` or ``"regression"``.
+
+        A Lambda head that this policy does not read is left out, and so are the stages that train it alone, unless
+        another stage needs its hazards.
+        """
+        chosen = self
+        if task != "classification" and self.otherwise is not None:
+            chosen = dataclasses.replace(self, policy=self.otherwise)
+        stages = tuple(stage for stage in self.stages if stage.train != "lambda_head")
+        if "hazard" in chosen.policy.needs.union(*(stage.objective.needs for stage in stages)):
+            return chosen
+        if len(stages) == len(self.stages):
+            return chosen
+        return dataclasses.replace(chosen, stages=stages, lambda_head=None, prior=None)
 
     def make_heads(
         self, width: int, num_outputs: int, num_steps: int, dropout: float = 0.1
@@ -126,7 +176,8 @@ class Recipe:
         def head() -> nn.Module:
             return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))
 
-        made = PerStep(head() for _ in range(num_steps)) if self.per_step_heads else head()
+        scales = equilibrium(num_steps) if self.early_gradient == "equilibrium" else None
+        made = PerStep((head() for _ in range(num_steps)), scales) if self.per_step_heads else head()
         spec = self.lambda_head
         if spec is None:
             return made, None
@@ -137,7 +188,7 @@ class Recipe:
         """Plain JSON types."""
         return {
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-            "stages": [{"objective": s.objective.to_dict(), "train": s.train} for s in self.stages],
+            "stages": [stage.to_dict() for stage in self.stages],
             "policy": self.policy.to_dict(),
             "otherwise": None if self.otherwise is None else self.otherwise.to_dict(),
             "lambda_head": None if self.lambda_head is None else dataclasses.asdict(self.lambda_head),
@@ -152,7 +203,7 @@ class Recipe:
             return cls(
                 **{
                     **data,
-                    "stages": tuple(Stage(Objective.from_dict(s["objective"]), s["train"]) for s in data["stages"]),
+                    "stages": tuple(Stage.from_dict(stage) for stage in data["stages"]),
                     "policy": ExitPolicy.from_dict(data["policy"]),
                     "otherwise": None if otherwise is None else ExitPolicy.from_dict(otherwise),
                     "lambda_head": None if spec is None else LambdaSpec(**spec),
@@ -165,7 +216,25 @@ class Recipe:
             ) from error
 
 
-def freeze_for(stage: Stage, encoder: nn.Module | Sequence[nn.Module], head: nn.Module) -> None:
+def start_heads(stage: Stage, head: nn.Module) -> None:
+    """Let the early heads start where `stage` says; a shared head is left as it is.
+
+    Args:
+        stage: The stage that begins.
+        head: The head.
+    """
+    if stage.early_heads == "last" and isinstance(head, PerStep):
+        *early, last = head.heads
+        for each in early:
+            each.load_state_dict(last.state_dict())
+
+
+def freeze_for(
+    stage: Stage,
+    encoder: nn.Module | Sequence[nn.Module],
+    head: nn.Module,
+    halting: Sequence[nn.Module | None] = (),
+) -> None:
     """Set `requires_grad` so that training moves what `stage` trains and nothing else.
 
     What is frozen goes into evaluation mode too: its dropout is off, and its BatchNorm statistics do not move.
@@ -174,24 +243,36 @@ def freeze_for(stage: Stage, encoder: nn.Module | Sequence[nn.Module], head: nn.
         stage: The stage.
         encoder: Everything but the heads, as one module or several.
         head: The head; `PerStep` where the stage trains early heads.
+        halting: The Lambda head, and the weights of a learned prior, where there are such.
 
     Raises:
-        ArgumentError: The stage trains early heads and there is one shared head.
+        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
     """
-    everything = stage.train == "all"
-    if not everything and not isinstance(head, PerStep):
+    hazards = [module for module in halting if module is not None]
+    if stage.train == "early_heads" and not isinstance(head, PerStep):
         raise ArgumentError(
             "stage",
             expected="one head a step for train='early_heads'",
             got="a shared head",
             remedy="Use PerStep.",
         )
-    head.requires_grad_(True)
-    frozen = [encoder] if isinstance(encoder, nn.Module) else list(encoder)
-    for module in frozen:
-        module.requires_grad_(everything)
-    if not everything:
-        assert isinstance(head, PerStep)
-        head.heads[-1].requires_grad_(False)
-        for module in (*frozen, head.heads[-1]):
-            module.eval()
+    if stage.train == "lambda_head" and not hazards:
+        raise ArgumentError(
+            "stage",
+            expected="a model with a Lambda head for train='lambda_head'",
+            got="one without",
+            remedy="Pass lambda_head=ponder.LambdaHead(width) to the model.",
+        )
+    heads = list(head.heads) if isinstance(head, PerStep) else [head]
+    parts = {
+        "encoder": [encoder] if isinstance(encoder, nn.Module) else list(encoder),
+        "early_heads": heads[:-1],
+        "last_head": heads[-1:],
+        "lambda_head": hazards,
+    }
+    for name, modules in parts.items():
+        trained = stage.train in ("all", name)
+        for module in modules:
+            module.requires_grad_(trained)
+            if not trained:
+                module.eval()

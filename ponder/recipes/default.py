@@ -1,8 +1,8 @@
-"""This library's own combination."""
+"""This library's own combination: fine-tune first, then teach every step to agree with what was fine-tuned."""
 
 from __future__ import annotations
 
-from ponder.objectives import DeepSupervision, Distillation, Ponder
+from ponder.objectives import DeepSupervision, Distillation, FinalStep, Objective, Ponder
 from ponder.policies import Confidence, Quantile
 from ponder.priors import AtDepth
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
@@ -12,42 +12,52 @@ __all__ = ["ponder"]
 
 @registry.register("ponder")
 def ponder(
-    deep: float = 1.0,
-    distill: float = 0.5,
+    joint: bool = False,
+    labels: float = 0.0,
+    temperature: float = 1.0,
     depth: float = 0.55,
-    per_step_heads: bool = True,
-    start: bool = False,
     *,
     beta: float = 0.5,
     confidence: float = 0.8,
     q: float = 0.25,
 ) -> Recipe:
-    """PALBERT with a head a step, the losses of all steps, and distillation; classes leave once the answer is sure.
+    """A fine-tuned model whose steps learn to agree with a frozen copy of it, and leave once their answer is sure.
 
-    Chosen on held-out parts of GLUE's training sets. There the posterior of the Lambda head hardly differs between
-    examples, so that Q-exit is all but one fixed step, and a confident answer is the better sign at the same cost.
-    Where the task is not classification there is no confidence, and Q-exit stays. The losses of all steps pay there; in
-    classification PALBERT's own training, left by confidence, is as good (docs/benchmark.md).
+    1. Plain fine-tuning: the last step learns from the labels.
+    2. A frozen copy of that model teaches all steps, the last included, from heads that start as copies of the last:
+       each step's loss is the KL divergence to the teacher's answer.
+    3. Where the task has no classes, and so no confidence: a Lambda head is fitted to the frozen steps, for Q-exit.
+
+    Fine-tuning first keeps the last step as good as without exits; a teacher's soft answers ask less of the early steps
+    than the labels do. Chosen on held-out parts of training sets; `joint` is what it was chosen over.
 
     Args:
-        deep: Weight of PABEE's weighted mean of the steps' losses.
-        distill: Weight of the distillation from the last step.
-        depth: Share of the depth at which the prior expects exits.
-        per_step_heads: One head a step, or one for all.
-        start: Let the Lambda head start at the prior's hazard, or at one half, as in the committed runs.
-        beta: Weight of the divergence.
+        joint: One stage instead of the first two: the mean loss of all steps, distillation from the last step, and the
+            last step's loss once more.
+        labels: Weight of the mean loss of all steps against the labels, beside the teacher's.
+        temperature: Of the distillation.
+        depth: Share of the depth at which the prior of the Lambda head expects exits.
+        beta: Weight of the divergence from that prior.
         confidence: Highest class probability above which a row leaves.
-        q: Q-exit's level, where the task is not classification.
+        q: Q-exit's level, where the task has no classes.
     """
-    objective = Ponder(beta) + deep * DeepSupervision("linear") + Distillation(2.0, distill)
+    deep = DeepSupervision("uniform")
+    taught: Objective = Distillation(temperature, teacher="frozen")
+    if labels:
+        taught = taught + labels * deep
+    first = (
+        (Stage(deep + Distillation(temperature) + FinalStep()),)
+        if joint
+        else (Stage(FinalStep()), Stage(taught, teacher="previous", early_heads="last"))
+    )
     return Recipe(
         name="ponder",
-        paper="PALBERT, arXiv 2204.03276, with Zhou et al. 2020 and Liu et al. 2020",
-        stages=(Stage(objective),),
+        paper="this library, after Hinton et al. 2015 and PALBERT, arXiv 2204.03276",
+        stages=(*first, Stage(Ponder(beta), train="lambda_head")),
         policy=Confidence(confidence),
         otherwise=Quantile(q),
-        lambda_head=LambdaSpec(layers=3, history=2, start="prior" if start else "half"),
+        lambda_head=LambdaSpec(layers=3, history=2, start="prior"),
         prior=AtDepth(depth),
-        per_step_heads=per_step_heads,
+        per_step_heads=True,
         own_lambda_lr=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ponder._utils.trees import take_rows
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
-from ponder.objectives import Objective, Unrolled
+from ponder.objectives import NEEDS, Objective, Progress, Unrolled
 from ponder.parts.tasks import TaskName, as_task
 from ponder.priors import Geometric
 from ponder.testing.contract import ContractError, require
@@ -23,6 +24,14 @@ from ponder.testing.trees import close, same
 __all__ = ["check_objective"]
 
 _ROWS = 5
+_FIELDS = {
+    "features": "features",
+    "hazard": "halting",
+    "labels": "labels",
+    "prior": "prior",
+    "progress": "progress",
+    "teacher": "teacher_outputs",
+}
 _TOLERANCE = 1e-6
 
 
@@ -31,7 +40,8 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
 
     The rules: a frozen dataclass that is registered and comes back from JSON, pickle and deepcopy; it reads what
     `needs` declares; one finite loss per example, with finite gradients, for hazard logits of ±10⁴, outputs of any
-    floating-point type, and a single step; a row's loss depends on the row alone; `per_example` is pure.
+    floating-point type, and a single step; a row's loss depends on the row alone, or, where the objective says that it
+    `reads_whole_batch`, not on the order of the rows; `per_example` is pure.
 
     Args:
         objective: The objective.
@@ -49,7 +59,7 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
     """
     with private_randomness(0):
         check_frozen("objective", objective, Objective)
-        check_needs(objective, ("hazard", "prior"))
+        check_needs(objective, NEEDS)
         sizes = Sizes(task, num_steps)
         _check_declared(objective, _batch(sizes))
         _check_pure(objective, _batch(sizes))
@@ -81,7 +91,18 @@ def _batch_of_logits(sizes: Sizes, dtype: torch.dtype, level: float | None) -> t
     losses = torch.stack([task.losses(of_step, of_rows) for of_step in outputs.unbind(1)], dim=1)
     logits = logits.to(losses.dtype).requires_grad_()
     halting = StepDistribution.from_hazard_logits(logits)
-    return Unrolled(outputs, losses, task, halting, Geometric(0.2)(sizes.num_steps, dtype=losses.dtype)), logits
+    batch = Unrolled(
+        outputs,
+        losses,
+        task,
+        halting,
+        Geometric(0.2)(sizes.num_steps, dtype=losses.dtype),
+        labels=of_rows,
+        features=None if trajectory.features is None else trajectory.features.to(dtype),
+        progress=Progress(3, 5),
+        teacher_outputs=random_trajectory(sizes, _ROWS, 1.0, 4).outputs[:, 0].to(dtype),
+    )
+    return batch, logits
 
 
 def _losses(objective: Objective, batch: Unrolled, what: str = "a random batch") -> Tensor:
@@ -109,11 +130,8 @@ def _losses(objective: Objective, batch: Unrolled, what: str = "a random batch")
 
 def _check_declared(objective: Objective, batch: Unrolled) -> None:
     needs = objective.needs
-    declared = dataclasses.replace(
-        batch,
-        halting=batch.halting if "hazard" in needs else None,
-        prior=batch.prior if "prior" in needs else None,
-    )
+    missing: dict[str, Any] = {field: None for need, field in _FIELDS.items() if need not in needs}
+    declared = dataclasses.replace(batch, **missing)
     try:
         objective.per_example(declared)
     except Exception as error:
@@ -122,7 +140,7 @@ def _check_declared(objective: Objective, batch: Unrolled) -> None:
             objective,
             "what per_example reads is declared in needs",
             f"without what is not declared: {type(error).__name__}: {error}",
-            f'Add "hazard" where it reads unrolled.halting and "prior" for unrolled.prior; now it has {sorted(needs)}.',
+            f"Add the one of {_FIELDS} that it reads; now it has {sorted(needs)}.",
         ) from error
 
 
@@ -143,14 +161,16 @@ def _check_pure(objective: Objective, batch: Unrolled) -> None:
 
 def _check_rows_alone(objective: Objective, batch: Unrolled) -> None:
     whole = _losses(objective, batch)
-    for rows in (torch.tensor([3]), torch.tensor([4, 2, 0, 1, 3]), torch.tensor([1, 1, 4])):
+    trials = (torch.tensor([3]), torch.tensor([4, 2, 0, 1, 3]), torch.tensor([1, 1, 4]))
+    for rows in trials[1:2] if objective.reads_whole_batch else trials:
         part = _losses(objective, _take(batch, rows))
         require(
             close(part.detach(), whole[rows].detach(), _TOLERANCE),
             objective,
             "a row's loss does not depend on the other rows, their number or their order",
             f"rows {rows.tolist()} have losses {part.tolist()} alone, and among {len(whole)} {whole[rows].tolist()}",
-            "Reduce over every dimension but the first, and do not divide by the batch size.",
+            "Reduce over every dimension but the first, and do not divide by the batch size; or, where the loss is "
+            "meant to depend on statistics of the batch, write reads_whole_batch = True on the class.",
         )
 
 
@@ -176,10 +196,14 @@ def _take(batch: Unrolled, rows: Tensor) -> Unrolled:
         outputs=take_rows(batch.outputs, rows),
         losses=take_rows(batch.losses, rows),
         halting=StepDistribution(batch.halting.log_pmf[rows], validate_args=False),
+        labels=take_rows(batch.labels, rows),
+        features=take_rows(batch.features, rows),
+        teacher_outputs=take_rows(batch.teacher_outputs, rows),
     )
 
 
 def _tensors(batch: Unrolled) -> list[Tensor]:
     assert batch.halting is not None
     assert batch.prior is not None
-    return [batch.outputs, batch.losses, batch.halting.log_pmf, batch.prior.log_pmf]
+    given = (batch.outputs, batch.losses, batch.halting.log_pmf, batch.prior.log_pmf)
+    return [*given, *(t for t in (batch.labels, batch.features, batch.teacher_outputs) if t is not None)]

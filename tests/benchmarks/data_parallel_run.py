@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.glue import run, stage, training
+from benchmarks.glue import run, training
 from benchmarks.glue.config import RunConfig
 
 torch.set_num_threads(1)
-real_build, real_arguments = training.build, stage._arguments
+real_build, real_arguments = training.build, training._arguments
 
 
 def build(*arguments):
@@ -36,14 +36,14 @@ def arguments(*given):
 losses = []
 
 
-class Recorder(stage._Trainer):
+class Recorder(training._Trainer):
     def log(self, logs, *arguments, **keywords):
         if "loss" in logs:
             losses.append(logs["loss"])
         super().log(logs, *arguments, **keywords)
 
 
-training.build, stage._arguments, stage._Trainer = build, arguments, Recorder
+training.build, training._arguments, training._Trainer = build, arguments, Recorder
 run.measure_speed_ups = lambda *arguments, **options: {}
 written = []
 real_save = run.Result.save

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.glue import run
-from benchmarks.glue.sweeping.executors.inline import InlineExecutor
-from benchmarks.glue.sweeping.executors.local import LocalExecutor
+from benchmarks.glue.sweeping.executors import InlineExecutor, LocalExecutor
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 

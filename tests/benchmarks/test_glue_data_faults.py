@@ -5,7 +5,9 @@ import logging
 import pytest
 from glue_files import LAYOUTS, lines_of, make, rte_train, splits, write
 
-from benchmarks.glue import data, tasks
+from benchmarks import tasks
+from benchmarks.glue import data
+from benchmarks.glue.tasks import DIAGNOSTIC
 from ponder.errors import DataError
 
 
@@ -18,7 +20,7 @@ def broken(glue, name, split, lines):
     """The error that loading gives when one file holds these lines."""
     path = write(glue, name, split, lines)
     with pytest.raises(DataError) as caught:
-        data.load(tasks.get(name), glue)
+        tasks.get(name).load(glue)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -98,7 +100,7 @@ def test_malformed_lines_of_qqp_are_left_out_and_logged(glue, caplog):
     bad = ["90\t1\t2\tA question that", "goes on\tAnother\t1"] * (allowed // 2)
     path = write(glue, "QQP", "train", [lines[0], *bad, *lines[1:]])
     with caplog.at_level(logging.WARNING):
-        rows = data.load(tasks.get("QQP"), glue)["train"]
+        rows = tasks.get("QQP").load(glue)["train"]
     assert rows["sentence1"][:] == ["One 0.", "One 1."]
     assert len(caplog.records) == allowed
     assert f"{path}, line 2: expected 6 columns; got 4" in caplog.text
@@ -112,14 +114,14 @@ def test_no_line_of_a_test_split_is_left_out(glue):
 
 def test_a_missing_folder_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(DataError) as caught:
-        data.load(tasks.get("RTE"), tmp_path)
+        tasks.get("RTE").load(tmp_path)
     assert str(tmp_path / "RTE" / "train.tsv") in str(caught.value)
     assert "no such folder" in str(caught.value)
     assert "GLUE_DIR" in str(caught.value)
     assert "hub" in str(caught.value)
     write(tmp_path, "RTE", "train", lines_of("RTE", "train"))
     with pytest.raises(DataError, match=r"dev\.tsv.*no such file"):
-        data.load(tasks.get("RTE"), tmp_path)
-    assert list(data.load(tasks.get("RTE"), tmp_path, ["train"])) == ["train"]  # the others need not be there
+        tasks.get("RTE").load(tmp_path)
+    assert list(tasks.get("RTE").load(tmp_path, ["train"])) == ["train"]  # the others need not be there
     with pytest.raises(data.MissingDataError, match=r"diagnostic\.tsv"):
-        data.load(tasks.DIAGNOSTIC, tmp_path)
+        DIAGNOSTIC.load(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.glue.gains import gains
+from benchmarks.glue.diagnostics import gains
 from ponder import Trajectory
 
 STEPS = 4

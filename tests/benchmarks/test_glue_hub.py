@@ -4,7 +4,8 @@ import datasets
 import pytest
 from glue_files import LAYOUTS, make
 
-from benchmarks.glue import data, tasks
+from benchmarks import tasks
+from benchmarks.glue.tasks import DIAGNOSTIC
 from ponder.errors import DataError
 
 
@@ -48,7 +49,7 @@ def hub_answer(task, classes=None):
 def test_the_hub_gives_what_a_folder_gives(glue, monkeypatch, name):
     task = tasks.get(name)
     hub = Hub(monkeypatch, hub_answer(task))
-    from_hub, from_folder = data.load(task, None), data.load(task, glue)
+    from_hub, from_folder = task.load(None), task.load(glue)
     assert hub.asked == [("nyu-mll/glue", task.hub_name)]
     assert list(from_hub) == list(from_folder)
     for split, rows in from_hub.items():
@@ -60,15 +61,15 @@ def test_the_hub_gives_what_a_folder_gives(glue, monkeypatch, name):
 
 
 def test_the_diagnostic_set_from_the_hub(monkeypatch):
-    hub = Hub(monkeypatch, hub_answer(tasks.DIAGNOSTIC))
-    assert len(data.load(tasks.DIAGNOSTIC, None)["test"]) == 3
+    hub = Hub(monkeypatch, hub_answer(DIAGNOSTIC))
+    assert len(DIAGNOSTIC.load(None)["test"]) == 3
     assert hub.asked == [("nyu-mll/glue", "ax")]
 
 
 def test_neither_folder_nor_hub(monkeypatch):
     Hub(monkeypatch, ConnectionError("unreachable"))
     with pytest.raises(DataError) as caught:
-        data.load(tasks.get("RTE"), None)
+        tasks.get("RTE").load(None)
     for word in ("GLUE_DIR", "--glue-dir", "RTE/train.tsv", "allow access to the hub", "unreachable"):
         assert word in str(caught.value)
 
@@ -77,12 +78,12 @@ def test_a_hub_with_other_classes_splits_or_columns(monkeypatch):
     task = tasks.get("RTE")
     Hub(monkeypatch, hub_answer(task, classes=("not_entailment", "entailment")))
     with pytest.raises(DataError, match="expected the classes entailment, not_entailment"):
-        data.load(task, None)
+        task.load(None)
     answer = hub_answer(task)
     del answer["validation"]
     Hub(monkeypatch, answer)
     with pytest.raises(DataError, match="expected a split validation; got train, test"):
-        data.load(task, None)
+        task.load(None)
     Hub(monkeypatch, hub_answer(task).rename_column("sentence2", "other"))
     with pytest.raises(DataError, match="expected the columns sentence2; got sentence1, other"):
-        data.load(task, None)
+        task.load(None)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.glue import metrics, tasks
+from benchmarks import tasks
+from benchmarks.glue import metrics
 from ponder.errors import ArgumentError
 
 CLASSES = st.integers(1, 40).flatmap(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.glue.optimum import optimum
+from benchmarks.glue.diagnostics import optimum
 from ponder import Trajectory, priors
 from ponder.objectives import DeepSupervision, Ponder
 

@@ -4,7 +4,8 @@ import datasets
 import pytest
 from glue_files import make
 
-from benchmarks.glue import data, tasks
+from benchmarks import tasks
+from benchmarks.glue import data
 from ponder.errors import ArgumentError
 
 
@@ -70,7 +71,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["CoLA", "STS-B", "RTE"])
 def test_tokenize(glue, tokenizer, name):
-    rows = data.load(tasks.get(name), glue)["train"]
+    rows = tasks.get(name).load(glue)["train"]
     encoded = data.tokenize(rows, tokenizer, max_length=16)
     kept = {"input_ids", "attention_mask", "token_type_ids", "labels", "idx", "length"}
     assert set(encoded.column_names) == kept
@@ -91,11 +92,11 @@ def test_tokenize_truncates_and_does_not_pad(tokenizer):
 
 def test_tokenize_gives_only_what_the_model_takes(glue, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "attention_mask"])
-    encoded = data.tokenize(data.load(tasks.get("RTE"), glue)["train"], tokenizer, max_length=16)
+    encoded = data.tokenize(tasks.get("RTE").load(glue)["train"], tokenizer, max_length=16)
     assert "token_type_ids" not in encoded.column_names
 
 
 def test_tokenize_without_room(glue, tokenizer):
-    rows = data.load(tasks.get("RTE"), glue)["train"]
+    rows = tasks.get("RTE").load(glue)["train"]
     with pytest.raises(ArgumentError, match="more than the 3 special tokens"):
         data.tokenize(rows, tokenizer, max_length=3)

@@ -13,18 +13,16 @@ import torch
 from matplotlib.figure import Figure as Drawing
 from test_glue_run import config, invoke
 
-from benchmarks.glue import tasks
+from benchmarks import tasks
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.curves import SPEED_UPS, read_curve, record_curves
-from benchmarks.glue.report import comparisons, figures, report
-from benchmarks.glue.report.equal_cost import at_speed_up
-from benchmarks.glue.report.groups import choose, label, ordered
-from benchmarks.glue.report.page import Table, Text
-from benchmarks.glue.report.parts import PARTS
-from benchmarks.glue.report.scores import mark
+from benchmarks.glue.report import PARTS, comparisons, figures, report
+from benchmarks.glue.report.groups import at_speed_up, choose, label, ordered
+from benchmarks.glue.report.tables import mark
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.significance import pack
+from benchmarks.glue.thresholds import SPEED_UPS, read_curve, record_curves
+from benchmarks.page import Page, Table, Text
 from ponder import Trajectory, policies
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
@@ -286,16 +284,16 @@ def test_labels_name_options_policy_and_a_chosen_knob():
     assert label(run) == "palbert (q=0.3) with entropy"
     assert label(made(recipe_options={"rate": 0.2, "q": 0.3})) == "palbert (q=0.3, rate=0.2)"
     chosen = {"chosen_on": "held_out"}
-    assert label(Result({**made().data, "knob": chosen})) == "palbert, knob chosen"
+    assert label(Result({**made().data, "knob": chosen})) == "palbert, threshold chosen"
     for changes, how in (
-        ({"knob": "held_out", "knob_keeps": 0.95}, "palbert, knob chosen to keep 95.0%"),
-        ({"knob": "budget", "budget": 2.0}, "palbert, knob chosen for ×2"),
+        ({"knob": "held_out", "knob_keeps": 0.95}, "palbert, threshold chosen to keep 95.0%"),
+        ({"knob": "budget", "budget": 2.0}, "palbert, threshold chosen for ×2"),
     ):
         assert label(Result({**made(**changes).data, "knob": chosen})) == how
         collapsed = {"chosen_on": "recipe", "statement": "the held-out score at full depth is not above 0"}
         assert label(Result({**made(**changes).data, "knob": collapsed})) == how  # a seed of the same group
-    assert ordered({"zoo", "palbert, knob chosen", "vanilla", "palbert"}) == [
-        *("vanilla", "palbert", "palbert, knob chosen", "zoo")
+    assert ordered({"zoo", "palbert, threshold chosen", "vanilla", "palbert"}) == [
+        *("vanilla", "palbert", "palbert, threshold chosen", "zoo")
     ]
 
 
@@ -355,14 +353,14 @@ def test_figures_show_the_numbers_of_the_results(results, monkeypatch):
             draw(ax)
         return {line.get_label(): {tuple(point) for point in line.get_xydata().round(6)} for line in ax.lines}
 
-    by_knob = shown(figures.by_knob(groups, ""))
+    by_knob = shown(figures.by_threshold(groups, ""))
     assert by_knob["palbert"] == {(0.2, 0.65), (0.5, 0.75), (0.8, 0.75)}
     assert "pabee" not in by_knob
     speed_ups = [round(STEPS / steps, 6) for steps in (1.5, 2.0, 3.0)]
     by_speed_up = shown(figures.by_speed_up(groups, ""))
     assert by_speed_up["palbert"] >= set(zip(speed_ups, (0.65, 0.75, 0.75), strict=True))
     assert by_speed_up["pabee"] >= set(zip(speed_ups, (0.55, 0.65, 0.65), strict=True))
-    by_policy = shown(figures.by_policy(groups, "", "palbert"))
+    by_policy = shown(figures.by_policy("palbert")(groups, ""))
     assert by_policy["quantile"] >= set(zip(speed_ups, (0.65, 0.75, 0.75), strict=True))
     assert by_policy["patience"] >= set(zip(speed_ups, (0.4, 0.5, 0.5), strict=True))
 
@@ -442,7 +440,7 @@ def test_a_part_that_was_asked_for_and_has_nothing_to_show_says_so():
 def test_a_pipe_in_a_cell_does_not_end_it():
     page = Table(["p(n|x)", "b"], [["a|b", "c"]])
     assert page.markdown(None).splitlines() == [r"| p(n\|x) | b |", "| --- | --- |", r"| a\|b | c |"]
-    assert "<td>a|b</td>" in page.html()
+    assert "<td>a|b</td>" in Page("", (page,)).html()
 
 
 def test_no_results_are_refused():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.glue import metrics, significance, tasks
+from benchmarks import tasks
+from benchmarks.glue import metrics, significance
 from benchmarks.glue.significance import Replicates, compare, holm, pack, replicate, unpack
 
 

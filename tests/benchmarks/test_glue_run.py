@@ -11,13 +11,14 @@ import torch
 from datasets import Dataset
 from typer.testing import CliRunner
 
-from benchmarks.glue import data, tasks
+from benchmarks import tasks
+from benchmarks.glue import data
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig, parse_policy
+from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import batches, mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.keeping import load_kept
-from benchmarks.glue.locks import BusyError, hold
 from benchmarks.glue.model import Collator, build, load_tokenizer
+from benchmarks.glue.model_store import load_kept
 from benchmarks.glue.report import report
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
@@ -106,7 +107,7 @@ def test_regression_selects_and_scores(backbone, glue_dir, tmp_path):
 def test_regression_heads_start_at_the_mean_label(backbone, glue_dir, tmp_path, recipe):
     # TRAP: heads that start far from the labels wrecked the encoder wherever all steps are trained at once.
     settings, task = config(backbone, task="STS-B", recipe=recipe, lr=1e-9), tasks.get("STS-B")
-    ready = data.tokenize(data.load(task, glue_dir)["train"], load_tokenizer(backbone), 32)
+    ready = data.tokenize(task.load(glue_dir)["train"], load_tokenizer(backbone), 32)
     trained = train(settings, task, ready, ready, tmp_path, progress=False).model
     biases = [module.bias for module in trained.ponder.head.modules() if isinstance(module, torch.nn.Linear)]
     assert len(biases) == (trained.ponder.num_steps if recipe == "pabee" else 1)
@@ -145,7 +146,7 @@ def test_a_finished_run_is_read_and_not_repeated(result, backbone, tmp_path):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator's fused attention has dropout")
 def test_attention_is_written_out_for_training_on_a_cpu_and_back_afterwards(backbone, tmp_path, monkeypatch):
-    from benchmarks.glue import stage
+    from benchmarks.glue import training
 
     model = build(config(backbone), 2)
     before, during = model.encoder.config._attn_implementation, []
@@ -154,34 +155,42 @@ def test_attention_is_written_out_for_training_on_a_cpu_and_back_afterwards(back
         during.append(trainer.model.encoder.config._attn_implementation)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage.PonderTrainer, "train", cut_off)
+    monkeypatch.setattr(training.PonderTrainer, "train", cut_off)
     rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [0], "idx": [0], "length": [2]})
     with pytest.raises(KeyboardInterrupt):
-        stage.train_stage(config(backbone), tasks.get("RTE"), model, rows, rows, tmp_path, progress=False)
+        training.train_stage(config(backbone), tasks.get("RTE"), model, rows, rows, tmp_path, progress=False)
     assert during == ["eager"]
     assert model.encoder.config._attn_implementation == before == "sdpa"
 
 
-def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_lambda_heads_own_rate(backbone, tmp_path, monkeypatch):
-    from benchmarks.glue import stage
+@pytest.mark.parametrize("head_lr", [None, 1e-2])
+def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_rates_of_the_heads(
+    head_lr, backbone, tmp_path, monkeypatch
+):
+    from benchmarks.glue import training
 
-    settings = config(backbone, lr=1e-3, lambda_lr=1e-5, schedule="constant", warmup=0.0)
+    settings = config(backbone, lr=1e-3, lambda_lr=1e-5, head_lr=head_lr, schedule="constant", warmup=0.0)
     model, made = build(settings, 2), []
 
     def cut_off(trainer, **keywords):
         made.append(trainer.create_optimizer())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage.PonderTrainer, "train", cut_off)
+    monkeypatch.setattr(training.PonderTrainer, "train", cut_off)
     rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [0], "idx": [0], "length": [2]})
     with pytest.raises(KeyboardInterrupt):
-        stage.train_stage(settings, tasks.get("RTE"), model, rows, rows, tmp_path, progress=False)
+        training.train_stage(settings, tasks.get("RTE"), model, rows, rows, tmp_path, progress=False)
     groups = made[0].param_groups
     assert isinstance(made[0], torch.optim.AdamW)
     assert {group["weight_decay"] for group in groups} == {0.0}  # which makes it Adam
     of_lambda = {id(weight) for weight in model.ponder.lambda_head.parameters()}
+    of_heads = {id(weight) for weight in model.ponder.head.parameters()}
     for group in groups:
-        assert group["lr"] == (1e-5 if id(group["params"][0]) in of_lambda else 1e-3)
+        for weight in group["params"]:
+            own = 1e-5 if id(weight) in of_lambda else head_lr or 1e-3 if id(weight) in of_heads else 1e-3
+            assert group["lr"] == own
+    trained = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(trained) == sorted(id(weight) for weight in model.parameters())
     assert [module.p for module in model.ponder.head.modules() if isinstance(module, torch.nn.Dropout)] == [0.1]
 
 
@@ -295,7 +304,8 @@ def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_p
         (["--task", "RTE", "--backbone", "no/such"], "backbone"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message, glue_dir, tmp_path, backbone):
+def test_bad_arguments_are_named(arguments, message, glue_dir, tmp_path, backbone, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no hub is asked, again and again
     extra = [] if "--backbone" in arguments else ["--backbone", backbone]
     done = invoke(
         "run", *arguments, *extra, "--glue-dir", glue_dir, "--out", tmp_path, "--work", tmp_path / "w", "--quiet"
@@ -368,7 +378,7 @@ def test_brackets_in_an_error_are_shown(monkeypatch, capsys):
 def test_record_keeps_the_order_of_the_data_and_summarise_agrees_with_a_plain_loop(backbone, glue_dir):
     task = tasks.get("RTE")
     tokenizer = load_tokenizer(backbone)
-    ready = data.tokenize(data.load(task, glue_dir)["dev"], tokenizer, 64)
+    ready = data.tokenize(task.load(glue_dir)["dev"], tokenizer, 64)
     model, collate = build(config(backbone), 2).eval(), Collator(tokenizer)
     trajectory = record(model, ready, collate, batch_size=7)
     assert trajectory.row_ids.tolist() == list(ready["idx"])
@@ -389,7 +399,7 @@ def test_record_keeps_the_order_of_the_data_and_summarise_agrees_with_a_plain_lo
 
 def test_speed_ups_in_steps_and_flops_follow_the_exits(backbone, glue_dir):
     tokenizer = load_tokenizer(backbone)
-    ready = data.tokenize(data.load(tasks.get("RTE"), glue_dir)["dev"], tokenizer, 64)
+    ready = data.tokenize(tasks.get("RTE").load(glue_dir)["dev"], tokenizer, 64)
     model = build(config(backbone, recipe="vanilla"), 2).eval()
     collate, exits = Collator(tokenizer), torch.full((len(ready),), 2)
     costs = measure_costs(model, ready, collate)
@@ -410,7 +420,7 @@ def test_flops_are_those_of_each_example_of_dev_at_its_own_exit(backbone, glue_d
     places = (tmp_path / "out", tmp_path / "work")
     done = run(settings, glue_dir, *places, models=tmp_path / "models", progress=False)
     kept = load_kept(tmp_path / "models" / settings.key)
-    ready = data.tokenize(data.load(tasks.get("RTE"), glue_dir)["dev"], kept.tokenizer, settings.max_length)
+    ready = data.tokenize(tasks.get("RTE").load(glue_dir)["dev"], kept.tokenizer, settings.max_length)
     collate, plain, spent, steps = Collator(kept.tokenizer), 0.0, 0.0, []
     for row in ready:
         one = {name: tensor for name, tensor in collate([row]).items() if name != "labels"}
@@ -425,7 +435,7 @@ def test_flops_are_those_of_each_example_of_dev_at_its_own_exit(backbone, glue_d
 
 def test_batches_hold_every_example_once_and_pad_to_their_own_longest(backbone, glue_dir):
     tokenizer = load_tokenizer(backbone)
-    ready = data.tokenize(data.load(tasks.get("CoLA"), glue_dir)["train"], tokenizer, 64)
+    ready = data.tokenize(tasks.get("CoLA").load(glue_dir)["train"], tokenizer, 64)
     made = batches(ready, Collator(tokenizer), 1, torch.device("cpu"))
     assert sorted(i for batch in made for i in batch["row_ids"].tolist()) == list(ready["idx"])
     assert all(batch["attention_mask"].all() for batch in made)
@@ -500,7 +510,14 @@ def test_keys_differ_with_every_field():
         **{"task": "CoLA", "recipe": "vanilla", "backbone": "mpnet", "recipe_options": {"q": 0.3}, "readout": "pooler"},
         **{"policy": {"name": "last-step"}, "seed": 1, "epochs": 4, "lr": 1e-5, "lambda_lr": 1e-5, "batch_size": 8},
         **{"warmup": 0.0, "stop_after": 2, "held_out": 0.2, "max_train": 9, "max_length": 64, "bf16": True},
-        **{"schedule": "constant", "selection": "dev", "knob": "held_out", "knob_keeps": 0.9, "budget": 2.0},
+        **{
+            "schedule": "constant",
+            "selection": "dev",
+            "knob": "held_out",
+            "knob_keeps": 0.9,
+            "budget": 2.0,
+            "head_lr": 1e-3,
+        },
     }
     assert changed.keys() == {field.name for field in dataclasses.fields(RunConfig)}
     one = RunConfig("RTE")

@@ -9,17 +9,16 @@ import torch
 from glue_files import lines_of, write
 from test_glue_run import config, invoke
 
-from benchmarks.glue.clock import time_policies
+from benchmarks.checksum import with_checksum
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.curves import SPEED_UPS, read_curve
-from benchmarks.glue.keeping import best_kept, load_kept
-from benchmarks.glue.predict import predict, submit
+from benchmarks.glue.latency import time_policies
+from benchmarks.glue.model_store import best_kept, load_kept
 from benchmarks.glue.report import report
-from benchmarks.glue.report.page import Figure
 from benchmarks.glue.results import Result, read_all, recipe_of
 from benchmarks.glue.run import run
-from benchmarks.glue.submission import FILES, check_submission, write_submission
-from benchmarks.seal import seal
+from benchmarks.glue.submission import FILES, check_submission, predict, submit, write_submission
+from benchmarks.glue.thresholds import SPEED_UPS, read_curve
+from benchmarks.page import Figure
 from ponder import policies
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, CheckpointError, DataError
@@ -259,12 +258,12 @@ def test_kept_models_are_timed_with_every_policy_and_the_report_shows_it(kept, g
     assert figure.name == "tiny-policies-by-wall-clock"
     assert "RTE, palbert" in figure.svg
     assert "Steps and seconds" not in report([Result(run.data)], draw=False).markdown()
-    foreign, broken = {**made, "key": "another"}, seal({**made, "rows": [{**made["rows"][0], "knob": 99.9}]})
+    foreign, broken = {**made, "key": "another"}, with_checksum({**made, "rows": [{**made["rows"][0], "knob": 99.9}]})
     edited = {**made, "rows": [{**made["rows"][0], "wall_clock": 99.0}]}
     for changed, message in (
         (foreign, "of another"),
-        (broken, "knobs that the run has"),
-        (seal({**made, "rows": 1}), "int"),
+        (broken, "thresholds that the run has"),
+        (with_checksum({**made, "rows": 1}), "int"),
         (edited, "it was edited since"),
     ):
         (results / "clock" / f"{kept['RTE'].name}.json").write_text(json.dumps(changed))

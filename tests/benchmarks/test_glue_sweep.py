@@ -12,19 +12,17 @@ from rich.console import Console
 from transformers import Trainer
 from typer.testing import CliRunner
 
-from benchmarks.glue import tasks, training
-from benchmarks.glue.cli import app
+from benchmarks import tasks
+from benchmarks.glue import training
+from benchmarks.glue.cli import _narrowed, _tell, app
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.knob import choose_knob
 from benchmarks.glue.results import FORMAT, Result
 from benchmarks.glue.run import run
 from benchmarks.glue.sweeping import suite as suites
-from benchmarks.glue.sweeping.command import _narrowed, _tell
-from benchmarks.glue.sweeping.executors.base import Executor, Job, Outcome, execute
-from benchmarks.glue.sweeping.executors.inline import InlineExecutor
-from benchmarks.glue.sweeping.progress import LiveTable
+from benchmarks.glue.sweeping.executors import Executor, InlineExecutor, Job, Outcome, execute
 from benchmarks.glue.sweeping.suite import Cell, RecipeSpec, Suite
-from benchmarks.glue.sweeping.sweep import sweep
+from benchmarks.glue.sweeping.sweep import LiveTable, sweep
+from benchmarks.glue.thresholds import choose_threshold
 from ponder import Trajectory, objectives, policies, recipes
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
@@ -610,7 +608,7 @@ def measured(held_out, policy):
 
 def test_the_knob_is_the_cheapest_that_keeps_the_score(held_out):
     config = RunConfig("RTE", knob="held_out", knob_keeps=0.97)
-    chosen = choose_knob(config, tasks.get("RTE"), policies.Confidence(0.5), {"held_out": held_out})
+    chosen = choose_threshold(config, tasks.get("RTE"), policies.Confidence(0.5), {"held_out": held_out})
     full = measured(held_out, policies.LastStep())[0]
     score, steps = measured(held_out, chosen.policy)
     assert score >= 0.97 * full
@@ -623,7 +621,7 @@ def test_the_knob_is_the_cheapest_that_keeps_the_score(held_out):
 
 def test_the_knob_is_the_best_within_a_budget_of_steps(held_out):
     config = RunConfig("RTE", knob="budget", budget=1.5)
-    chosen = choose_knob(config, tasks.get("RTE"), policies.Confidence(0.5), {"held_out": held_out})
+    chosen = choose_threshold(config, tasks.get("RTE"), policies.Confidence(0.5), {"held_out": held_out})
     score, steps = measured(held_out, chosen.policy)
     assert 1.0 < steps <= 4.0
     for threshold in torch.linspace(0.5, 1.0, 21).tolist():
@@ -638,7 +636,7 @@ def test_the_knob_is_the_best_within_a_budget_of_steps(held_out):
 
 def test_where_no_knob_is_within_the_budget_it_is_the_cheapest(held_out):
     config = RunConfig("RTE", knob="budget", budget=6.0)
-    chosen = choose_knob(config, tasks.get("RTE"), policies.Patience(4), {"held_out": held_out})
+    chosen = choose_threshold(config, tasks.get("RTE"), policies.Patience(4), {"held_out": held_out})
     assert chosen.policy == policies.Patience(1)
     assert chosen.record["met"] is False
     score, steps = measured(held_out, policies.Patience(1))
@@ -649,7 +647,7 @@ def test_where_no_knob_is_within_the_budget_it_is_the_cheapest(held_out):
 def test_what_has_no_knob_or_was_trained_for_its_depth_stays(held_out):
     for config in (RunConfig("RTE", knob="held_out"), RunConfig("RTE", knob="budget")):
         for fixed in (policies.FixedStep(2), policies.LastStep()):
-            assert choose_knob(config, tasks.get("RTE"), fixed, {"held_out": held_out}).policy == fixed
+            assert choose_threshold(config, tasks.get("RTE"), fixed, {"held_out": held_out}).policy == fixed
 
 
 def tiny(recipes, backbone, seeds=1, **fixed):
@@ -687,6 +685,22 @@ def test_two_stage_recipes_go_on_from_the_finished_run_of_vanilla(backbone, glue
     assert list((tmp_path / "work" / "stages").iterdir()) == [others_stage]
     alone = Result.of_run(tmp_path / "alone" / f"{cells[2].points[0].key}.json")
     assert alone["splits"] == others[1]["splits"]
+
+
+def test_two_stage_recipes_go_on_from_the_kept_model_of_vanilla(backbone, glue_dir, tmp_path, monkeypatch):
+    real, trained = training.train_stage, []
+    monkeypatch.setattr(
+        training, "train_stage", lambda config, *rest: trained.append(config.recipe) or real(config, *rest)
+    )
+    points = [cell.points[0] for cell in tiny(["vanilla", "deebert"], backbone)]
+    places = (glue_dir, tmp_path / "out", tmp_path / "work")
+    vanilla, deebert = (run(point, *places, models=tmp_path / "models", progress=False) for point in points)
+    assert trained == ["vanilla", "deebert"]
+    assert deebert["training"][0] == vanilla["training"][0]
+    assert deebert["splits"]["dev"]["full_depth"] == vanilla["splits"]["dev"]["full_depth"]
+    elsewhere = run(points[1], glue_dir, tmp_path / "alone", tmp_path / "work", progress=False)  # trains it itself
+    assert trained[2:] == ["vanilla", "deebert"]
+    assert elsewhere["splits"] == deebert["splits"]
 
 
 @pytest.mark.parametrize("per_step_heads", [True, False])

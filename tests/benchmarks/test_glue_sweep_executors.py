@@ -1,41 +1,22 @@
 """Executors: processes that die, processes whose parent dies, and Ray where it is installed."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from pretending import job, pretend
 
-from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping import executors
-from benchmarks.glue.sweeping.executors.base import Job, Outcome, Resources
-from benchmarks.glue.sweeping.executors.local import LocalExecutor
-from benchmarks.glue.sweeping.executors.on_ray import RayExecutor
+from benchmarks.glue.sweeping.executors import LocalExecutor, RayExecutor, Resources
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 from ponder.errors import ArgumentError
 
 ROOT = Path(__file__).parents[2]
-
-
-def pretend(job):
-    """In a worker: the recipe's name says what happens."""
-    import torch
-
-    if job.config.recipe == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if job.config.recipe == "hangs":
-        Path(job.out).write_text(str(os.getpid()))
-        signal.pause()
-    return Outcome(job, "done", error=f"{os.getpid()} {torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']}")
-
-
-def job(recipe, out="."):
-    return Job(RunConfig("RTE", recipe), None, Path(out), Path("."))
 
 
 def collect(executor, number):
@@ -70,7 +51,8 @@ def test_workers_end_with_the_sweep_even_where_it_is_killed(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_glue_sweep_executors import LocalExecutor, job, pretend
+from benchmarks.glue.sweeping.executors import LocalExecutor
+from pretending import job, pretend
 if __name__ == "__main__":
     executor = LocalExecutor(workers=1, threads=1, do=pretend)
     executor.submit(job("hangs", {str(tmp_path / "worker")!r}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.glue import ranks
+from benchmarks.glue import distributed
 from ponder.errors import ArgumentError
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,6 @@ def test_two_processes_train_as_one_does_and_the_first_alone_writes(backbone, gl
 
 def test_a_batch_is_divided_evenly(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert ranks.share(12) == 4
+    assert distributed.share(12) == 4
     with pytest.raises(ArgumentError, match="multiple of the 3 processes"):
-        ranks.share(16)
+        distributed.share(16)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.report_html import write_report
+from benchmarks.graded.report import write_report
 from ponder.errors import ArgumentError
 
 ROWS = [

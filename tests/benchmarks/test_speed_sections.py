@@ -92,6 +92,7 @@ def test_the_maximum_is_of_bare_full_steps(monkeypatch):
     assert steps == [4, 4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:unroll in training mode")
 def test_training_compares_the_same_loss():
     (batch,) = training.batches(QUICK, 1)
     torch.manual_seed(0)

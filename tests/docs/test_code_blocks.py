@@ -229,7 +229,7 @@ def check_benchmark(module: str, words: list[str]) -> None:
 
 
 def test_recipes_and_tasks_in_commands_exist() -> None:
-    from benchmarks.glue import tasks
+    from benchmarks import tasks
 
     for _, words in COMMANDS:
         for word, following in zip(words, [*words[1:], ""], strict=True):

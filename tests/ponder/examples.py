@@ -50,6 +50,7 @@ POLICIES = [
     Example("converged", {"patience": 2}),
     Example("converged", {"tolerance": 0.5, "patience": 1}, task="regression"),
     Example("converged", {"tolerance": 0.4, "patience": 1}, task="multilabel"),
+    Example("energy", {"threshold": 0.8}),
     Example("entropy", {"threshold": 0.5}),
     Example("entropy", {"threshold": 0.5, "normalize": True}),
     Example("fixed-step", {"step": 2}),
@@ -69,7 +70,7 @@ POLICIES = [
 ]
 
 # Fitted to one number of steps, or to the features of one model: each has contracts of its own.
-FITTED_POLICIES = {"expected", "learned"}
+FITTED_POLICIES = {"expected", "gate", "learned"}
 
 OBJECTIVES = [
     *(
@@ -78,6 +79,10 @@ OBJECTIVES = [
         for likelihood in ("expected_log", "log_expected")
     ),
     Example("ponder", {"beta": 0.1}, task="regression"),
+    Example("alignment", {"weight": 0.7}),
+    Example("alignment", {}, task="regression"),
+    Example("alternating", {"even": objectives.FinalStep(), "odd": objectives.DeepSupervision("uniform")}),
+    Example("alternating", {"even": objectives.SimulatedExits(), "odd": objectives.FinalStep()}),
     Example("deep-supervision"),
     Example("deep-supervision", {"weights": "uniform"}, task="multilabel"),
     Example("final-step"),
@@ -85,10 +90,22 @@ OBJECTIVES = [
     Example("distillation", {"temperature": 2.0, "weight": 0.7}),
     Example("distillation", {"temperature": 3.0}, task="multilabel"),
     Example("distillation", {}, task="regression"),
+    Example("distillation", {"temperature": 2.0, "teacher": "frozen"}),
+    Example("distillation", {"weight": 0.5, "teacher": "frozen"}, task="multilabel"),
+    Example("distillation", {"teacher": "frozen"}, task="regression"),
     Example("mutual-distillation", {"temperature": 2.0}),
     Example("mutual-distillation", {}, task="regression"),
     Example("mutual-distillation", {"temperature": 0.5}, task="multilabel"),
     Example("one-step", {"step": 1}),
+    *(
+        Example("signal-calibration", {"margin": 0.3, "signal": signal})
+        for signal in ("confidence", "energy", "margin", "negative_entropy")
+    ),
+    *(
+        Example("simulated-exits", {"thresholds": 4, "sharpness": 5.0, "signal": signal})
+        for signal in ("confidence", "energy", "margin", "negative_entropy", "halting")
+    ),
+    Example("simulated-exits", {"signal": "halting"}, task="regression"),
     Example(
         "weighted",
         {"objectives": (objectives.Ponder(0.2), objectives.FinalStep()), "weights": (0.5, 2.0)},
@@ -117,8 +134,11 @@ RECIPES = [
     Example("palbert-deep", {"per_step_heads": True}),
     Example("palbert-distill"),
     Example("palbert-prior", {"depth": 0.3}),
+    Example("palbert-joint"),
+    Example("palbert-joint", {"per_step_heads": False, "start": False}),
     Example("ponder"),
-    Example("ponder", {"per_step_heads": False, "start": False}),
+    Example("ponder", {"joint": True}),
+    Example("ponder", {"labels": 0.5, "temperature": 2.0}),
     Example("static", {"k": 2}),
     Example("palbert"),
     Example("palbert", {"q_exit": False}),

@@ -220,12 +220,72 @@ def _final_step(row: Spec) -> float:
     return float(row["losses"][-1])
 
 
-def _distillation(row: Spec, temperature: float, weight: float) -> float:
-    *students, teacher = row["outputs"]
+def _distillation(row: Spec, temperature: float, weight: float, teacher: str = "last_step") -> float:
+    frozen = teacher == "frozen"
+    students, taught = (row["outputs"], row["teacher"]) if frozen else (row["outputs"][:-1], row["outputs"][-1])
     if not students:
         return 0.0
-    losses = [distillation_loss(row["task"], student, teacher, temperature) for student in students]
+    losses = [distillation_loss(row["task"], student, taught, temperature) for student in students]
     return weight * math.fsum(losses) / len(losses)
+
+
+def signal(name: str, logits: Row) -> float:
+    """How sure one step is, growing with certainty."""
+    log_p = log_softmax(logits)
+    p = sorted((math.exp(z) for z in log_p), reverse=True)
+    if name == "energy":
+        top = max(logits)
+        return sigmoid(top + math.log(math.fsum(math.exp(z - top) for z in logits)))
+    return {"confidence": p[0], "margin": p[0] - p[1], "negative_entropy": -entropy(p)}[name]
+
+
+def _signals(name: str, row: Spec) -> list[float]:
+    if name == "halting":
+        return cdf(pmf(row["hazard_logits"]))
+    return [signal(name, output) for output in row["outputs"]]
+
+
+def _simulated_exits(row: Spec, thresholds: int, sharpness: float, signal: str) -> float:
+    losses = row["losses"]
+    early = [value for other in row["batch"] for value in _signals(signal, other)[:-1]]
+    if not early:
+        return float(losses[0])
+    low, high, share = min(early), max(early), row["progress"][0] / row["progress"][1]
+    total = 0.0
+    for k in range(thresholds):
+        threshold = low + (high - low) * (k + 0.5) / thresholds
+        left = next((n for n, sure in enumerate(_signals(signal, row)[:-1]) if sure > threshold), len(losses) - 1)
+        weights = _normalised([math.exp(-sharpness * share * abs(n - left)) for n in range(len(losses))])
+        total += math.fsum(w * loss for w, loss in zip(weights, losses, strict=True))
+    return total / thresholds
+
+
+def _signal_calibration(row: Spec, margin: float, signal: str) -> float:
+    gaps = []
+    for n in range(len(row["losses"]) - 1):
+        of: dict[bool, list[float]] = {True: [], False: []}
+        for other in row["batch"]:
+            output = other["outputs"][n]
+            of[output.index(max(output)) == other["label"]].append(_signals(signal, other)[n])
+        if of[True] and of[False]:
+            gaps.append(max(0.0, math.fsum(of[False]) / len(of[False]) - math.fsum(of[True]) / len(of[True]) + margin))
+    return math.fsum(gaps) / max(len(gaps), 1)
+
+
+def _alignment(row: Spec, weight: float) -> float:
+    *early, last = row["features"]
+    if not early:
+        return 0.0
+
+    def cosine(a: Row, b: Row) -> float:
+        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+
+    return weight * math.fsum(1 - cosine(features, last) for features in early) / len(early)
+
+
+def _alternating(row: Spec, even: Spec, odd: Spec) -> float:
+    return objective(odd if row["progress"][0] % 2 else even, row)
 
 
 def _mutual(row: Spec, temperature: float) -> float:
@@ -249,6 +309,10 @@ def _weighted(row: Spec, objectives: Sequence[Spec], weights: Sequence[float]) -
 
 
 OBJECTIVES: dict[str, Callable[..., float]] = {
+    "alignment": _alignment,
+    "alternating": _alternating,
+    "signal-calibration": _signal_calibration,
+    "simulated-exits": _simulated_exits,
     "ponder": _ponder,
     "deep-supervision": _deep_supervision,
     "final-step": _final_step,
@@ -261,7 +325,10 @@ OBJECTIVES: dict[str, Callable[..., float]] = {
 
 
 def objective(spec: Spec, row: Spec) -> float:
-    """The loss of one example; `row` has task, outputs, losses, hazard_logits and prior."""
+    """The loss of one example; `row` has task, outputs, losses, hazard_logits and prior.
+
+    Some objectives read its label, features, teacher (outputs), progress (step, total), and batch (all rows).
+    """
     return OBJECTIVES[spec["name"]](row, **{k: v for k, v in spec.items() if k != "name"})
 
 
@@ -333,6 +400,10 @@ def _entropy(row: _Row, threshold: float, normalize: bool = False) -> list[Answe
 
 def _confidence(row: _Row, threshold: float) -> list[Answer]:
     return [above(max(row.probabilities(n)), threshold) for n in range(1, row.num_steps + 1)]
+
+
+def _energy(row: _Row, threshold: float) -> list[Answer]:
+    return [above(signal("energy", output), threshold) for output in row.record["outputs"]]
 
 
 def _margin(row: _Row, threshold: float) -> list[Answer]:
@@ -419,6 +490,56 @@ def _voting(row: _Row, votes: int) -> list[Answer]:
     return [given[:n].count(given[n - 1]) >= votes for n in range(1, len(given) + 1)]
 
 
+def gate_signals(row: _Row, names: Sequence[str]) -> list[list[float]]:
+    """What a gate reads of each step."""
+    outputs, hazards, table = row.record["outputs"], row.record.get("hazard_logits"), []
+    streak, expected = 0, 0.0
+    for n, output in enumerate(outputs):
+        p = row.probabilities(n + 1)
+        before = outputs[n - 1] if n else output
+        same = n > 0 and output.index(max(output)) == before.index(max(before))
+        streak = streak + 1 if same else 0
+        values = {name: signal(name, output) for name in ("confidence", "energy", "negative_entropy")}
+        values["margin"] = signal("margin", output) if len(output) > 1 else 0.0
+        values["streak"] = float(streak)
+        values["shift"] = math.fsum(abs(a - b) for a, b in zip(p, row.probabilities(n), strict=True)) / 2 if n else 1.0
+        values["movement"] = math.fsum(abs(a - b) for a, b in zip(output, before, strict=True)) / len(output)
+        if hazards:
+            expected += survival_before(hazards)[n]
+            # the CDF of the hazards so far: at the last step the policy is not asked
+            alive = survival_before([*hazards, 0.0])[n + 1]
+            values |= {"hazard": sigmoid(hazards[n]), "cdf": 1.0 - alive, "expected": expected}
+        table.append([values[name] for name in names])
+    return table
+
+
+def walk(tree: Sequence[Row], values: Row) -> float:
+    """The leaf of one tree."""
+    node = tree[0]
+    while node[0] >= 0:
+        node = tree[int(node[2] if values[int(node[0])] <= node[1] else node[3])]
+    return node[4]
+
+
+def gate_probabilities(row: _Row, signals: Sequence[str], kind: str, tables: Sequence[Any]) -> list[float]:
+    """P(staying pays) at every step but the last."""
+    found = []
+    for table, values in zip(tables, gate_signals(row, signals), strict=False):
+        if kind == "logistic":
+            score = math.fsum(w * v for w, v in zip(table, values, strict=False)) + table[-1]
+        else:
+            score = table[0] + math.fsum(walk(tree, values) for tree in table[1])
+        found.append(sigmoid(score))
+    return found
+
+
+def _gate(
+    row: _Row, num_steps: int, signals: Any, kind: str, tables: Any, threshold: float, floor: int, **_: Any
+) -> list[Answer]:
+    found = [above(threshold, p) for p in gate_probabilities(row, signals, kind, tables)]
+    return [False if n < floor else answer for n, answer in enumerate(found, start=1)] + [True]
+
+
 POLICIES: dict[str, Callable[..., list[Answer]]] = {
     "after": _after,
     "all": _both,
@@ -428,8 +549,10 @@ POLICIES: dict[str, Callable[..., list[Answer]]] = {
     "certified": _certified,
     "confidence": _confidence,
     "converged": _converged,
+    "energy": _energy,
     "entropy": _entropy,
     "fixed-step": _fixed_step,
+    "gate": _gate,
     "last-step": _last_step,
     "margin": _margin,
     "patience": _patience,

@@ -69,6 +69,8 @@ def test_a_call_of_n_steps_is_a_model_of_n_steps(toy_name: str, policy: policies
     rows = rows_of(inputs, context)
     predicted = model.predict(rows, policy=policy, num_steps=num_steps)
     assert predicted.exit_step.tolist() == expected.exit_step.tolist()
+    recorded = model.record(rows, num_steps=num_steps, keep_features=True).replay(policy)
+    assert recorded.exit_step.tolist() == expected.exit_step.tolist()
     with ponder.StreamEngine(model, policy, num_steps=num_steps, max_batch=5) as engine:
         streamed = [answer for _, answer in engine.run(rows, ordered=True)]
     assert [answer.exit_step for answer in streamed] == expected.exit_step.tolist()
@@ -116,6 +118,7 @@ def test_stacks_refuse(toy_name: str) -> None:
         lambda: model(inputs, num_steps=MORE, **context),
         lambda: model.unroll(inputs, num_steps=2, **context),
         lambda: model.predict(inputs, num_steps=MORE),
+        lambda: model.record(inputs, num_steps=MORE),
         lambda: ponder.StreamEngine(model, num_steps=MORE),
         lambda: model.train()(inputs, num_steps=MORE, **context),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ponder
 from ponder import policies
@@ -274,3 +276,128 @@ def test_bfloat16() -> None:
     assert found.exit_step.tolist() == out.exit_step.tolist()
     torch.testing.assert_close(found.outputs.float(), out.outputs.detach().float(), atol=0.05, rtol=0.05)
     assert not torch.is_autocast_enabled("cpu")
+
+
+# What a data set may be, and how it may fail
+
+
+def rows_of(name: str, size: int = 10) -> tuple[Any, Any, Any]:
+    """A model, the inputs of some rows, and their context."""
+    toy = make_toy(name)
+    return wrap(toy).eval(), *toy.batch(size)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["shared", "tuple-state", "shared-context"])
+def test_a_data_loader_is_answered_row_by_row(name: str, workers: int) -> None:
+    model, inputs, context = rows_of(name)
+    expected = model(inputs, **context)
+    examples = examples_of(inputs, context) if context else [example for example, _ in examples_of(inputs, context)]
+    for batch_size in (3, 1, None):
+        loader = DataLoader(examples, batch_size=batch_size, num_workers=workers)  # type: ignore[arg-type]
+        assert_same(model.predict(loader), expected)
+        assert_same(model.predict(loader, batch_size=4, sort_by_length=False), expected)
+
+
+def test_a_data_loader_of_padded_batches() -> None:
+    model, inputs, mask = lengthy()
+    expected = model(inputs, src_key_padding_mask=mask)
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+
+    def collate(batch: list[Tensor]) -> Any:
+        padded = nn.utils.rnn.pad_sequence(batch, batch_first=True)
+        lengths = torch.tensor([len(row) for row in batch])
+        return padded, {
+            "src_key_padding_mask": torch.arange(padded.shape[1]) >= lengths[:, None],
+            "labels": torch.zeros(len(batch), dtype=torch.long),
+        }
+
+    seen: list[tuple[int, int]] = []
+    model.steps.fns[0].register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
+    assert_same(model.predict(DataLoader(rows, batch_size=4, collate_fn=collate), batch_size=1), expected)
+    assert sum(length for _, length in seen) == int((expected.exit_step * (~mask).sum(1)).sum()), "no padding is left"
+
+
+def test_pairs_with_a_label_are_refused_with_what_to_do() -> None:
+    model, inputs, _ = rows_of("shared")
+    pairs = TensorDataset(inputs, torch.zeros(10, dtype=torch.long))
+    for data in (pairs, DataLoader(pairs, batch_size=4)):
+        with refused("dataset[0]", "{'labels': label}"):
+            model.predict(data)
+    labelled = [(x, {"labels": y}) for x, y in pairs]
+    assert_same(model.predict(DataLoader(labelled, batch_size=4)), model(inputs))
+    pair_state, (position, velocity), _ = rows_of("tuple-state")
+    assert_same(pair_state.predict(TensorDataset(position, velocity)), pair_state((position, velocity)))
+    with refused("collate", "both"):
+        model.predict(DataLoader(inputs), collate=torch.stack)
+
+
+@pytest.mark.parametrize("sort", [True, False])
+def test_a_stop_iteration_in_a_collator_does_not_end_the_data_set(sort: bool) -> None:
+    model, inputs = wrap(make_toy("shared")).eval(), torch.randn(51, WIDTH)
+
+    def collate(batch: list[int]) -> Tensor:
+        if 40 in batch:
+            next(iter(()))
+        return inputs[batch]
+
+    with refused("dataset[40]", "StopIteration"):
+        model.predict(range(51), collate=collate, batch_size=8, sort_by_length=sort)
+
+    def only_together(batch: list[int]) -> Tensor:
+        return inputs[batch] if len(batch) < 3 else next(iter(()))
+
+    with pytest.raises(ponder.PonderError, match="StopIteration"):
+        model.predict(range(51), collate=only_together, batch_size=8, sort_by_length=sort)
+    lengthier, rows, _ = lengthy()
+    with refused("dataset[0]", "StopIteration"):
+        lengthier.predict(rows, collate=lambda batch: next(iter(())))
+
+
+def test_several_threads_in_training_mode() -> None:
+    layer = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5))
+    model = ponder.PonderWrapper(layer, num_steps=3, head=nn.Linear(WIDTH, 3)).train()
+    model.head.eval()
+    data, before = torch.randn(40, WIDTH), snapshot(model)
+    expected = model.predict(data).outputs
+    found: list[Tensor] = []
+
+    class Held(torch.utils.data.Dataset[Any]):
+        """Waits at its 20th row, in the middle of the predictions, until it is let go."""
+
+        def __init__(self) -> None:
+            self.reached, self.released = threading.Event(), threading.Event()
+            self.thread = threading.Thread(target=self.predict)
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, position: int) -> Tensor:
+            if position == 20:
+                self.reached.set()
+                assert self.released.wait(30)
+            return data[position]
+
+        def predict(self) -> None:
+            found.append(model.predict(self, batch_size=4, sort_by_length=False).outputs)
+
+    first, second = Held(), Held()
+    for held in (first, second):
+        held.thread.start()
+        assert held.reached.wait(30)
+    first.released.set()
+    first.thread.join(30)
+    assert not model.training, "the second is not done"
+    second.released.set()
+    second.thread.join(30)
+    for outputs in found:
+        torch.testing.assert_close(outputs, expected)
+    assert_unchanged({**before}, model)
+    threads = [threading.Thread(target=lambda: found.append(model.predict(data).outputs)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 2 + 6
+    assert all(torch.allclose(outputs, expected, atol=1e-6) for outputs in found)
+    assert_unchanged(before, model)

@@ -1,143 +1,123 @@
-"""The whole report, from the results alone."""
+"""The whole report, from the results alone: its parts by name, in the order in which they are shown."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.glue.report.groups import Groups, choose
-from benchmarks.glue.report.page import Block, Figure, Heading, Text, to_html, to_markdown
-from benchmarks.glue.report.parts import PARTS, Source
-from benchmarks.glue.report.published import published
-from benchmarks.glue.report.scores import is_ablation
-from benchmarks.glue.report.variants import is_variant
+from benchmarks.glue.report import figures, tables
+from benchmarks.glue.report.comparisons import comparisons
+from benchmarks.glue.report.groups import Groups, choose, labels_of
+from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
-from ponder._utils.files import write_text
+from benchmarks.page import Block, Figure, Heading, Page, Text
 from ponder.errors import ArgumentError, DataError
 
-__all__ = ["REPLICATES", "Report", "report"]
+__all__ = ["PARTS", "REPLICATES", "report"]
 
 REPLICATES = 10_000
 _PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
-class Report:
-    """A page that can be written as Markdown and as HTML.
+class _Source:
+    """What the parts on one backbone are made from."""
 
-    Args:
-        title: Its heading.
-        blocks: Its parts.
-    """
+    name: str
+    results: Sequence[Result]
+    groups: Groups
+    main: Groups
+    folders: Mapping[str, Path | None]
+    draw: bool
+    replicates: int
 
-    title: str
-    blocks: tuple[Block, ...]
+    def drawn(self, *made: Callable[[Groups, str], Figure | None]) -> list[Block]:
+        """The figures, where there are figures and they have something to show."""
+        found = [figure(self.main, self.name) for figure in made] if self.draw else []
+        return [figure for figure in found if figure is not None]
 
-    def markdown(self, figures: str | None = None) -> str:
-        """The page for the documentation; `figures` is the folder of figures, as the page links to it."""
-        return to_markdown(self.title, self.blocks, figures)
 
-    def html(self) -> str:
-        """One file that asks for nothing from outside."""
-        return to_html(self.title, self.blocks)
-
-    def write(self, out: Path | None, html: Path | None = None, figures: Path | None = None) -> list[Path]:
-        """Write what is asked for.
-
-        Args:
-            out: Markdown file.
-            html: HTML file.
-            figures: Folder of SVG files, to which the Markdown links.
-
-        Returns:
-            The files.
-        """
-        written: list[Path] = []
-        if figures is not None:
-            for block in self.blocks:
-                if isinstance(block, Figure):
-                    write_text(figures / f"{block.name}.svg", block.svg)
-                    written.append(figures / f"{block.name}.svg")
-        if out is not None:
-            link = None if figures is None else Path(os.path.relpath(figures, out.parent)).as_posix()
-            write_text(out, self.markdown(link))
-            written.append(out)
-        if html is not None:
-            write_text(html, self.html())
-            written.append(html)
-        return written
+PARTS: dict[str, Callable[[_Source], Sequence[Block]]] = {
+    "table-1": lambda of: tables.scores(of.main),
+    "table-2": lambda of: tables.ablation(of.groups),
+    "variants": lambda of: tables.variants(of.groups),
+    "figure-2": lambda of: of.drawn(figures.posteriors),
+    "figure-3": lambda of: of.drawn(figures.by_threshold),
+    "figure-4": lambda of: of.drawn(figures.by_speed_up),
+    "equal-cost": lambda of: tables.equal_cost(of.main),
+    "costs": lambda of: tables.costs(of.main),
+    "flops": lambda of: of.drawn(figures.by_cost),
+    "wall-clock": lambda of: of.drawn(figures.by_wall_clock),
+    "policies": lambda of: of.drawn(*(figures.by_policy(name) for name in labels_of(of.main))),
+    "clock": lambda of: [*tables.timings(of.groups), *of.drawn(figures.by_latency)],
+    "gains": lambda of: tables.gains(of.main),
+    "optimum": lambda of: tables.optimum(of.main),
+    "overthinking": lambda of: [*tables.overthinking(of.main), *of.drawn(figures.overthinking)],
+    "significance": lambda of: comparisons(of.main, of.folders, of.replicates),
+    "runs": lambda of: tables.runs(of.results),
+}
 
 
 def report(
     results: Sequence[Result],
     glue_dir: Path | None = None,
     *,
+    text_dir: Path | None = None,
     draw: bool = True,
     replicates: int = REPLICATES,
     only: Sequence[str] = (),
-) -> Report:
+) -> Page:
     """Make the report.
 
     Args:
         results: As `results.read_all` gives them.
         glue_dir: GLUE's data, whose labels significance needs; left out where None.
+        text_dir: The data of `benchmarks.text`, likewise.
         draw: Whether to draw figures, which needs matplotlib.
         replicates: Of the bootstrap.
-        only: Names of parts, of `parts.PARTS` or ``"published"``; all where empty.
-
-    Raises:
-        ArgumentError: There is no such part.
-        DataError: There are no results, or the data are not those of the runs.
+        only: Names of parts, of `PARTS` or ``"published"``; all where empty.
     """
     known = [*PARTS, _PUBLISHED]
     for name in only:
         if name not in known:
-            raise ArgumentError(
-                "--only", expected=f"parts of the report, {', '.join(known)}", got=repr(name), remedy="Choose of them."
-            )
+            expected = f"parts of the report, {', '.join(known)}"
+            raise ArgumentError("--only", expected=expected, got=repr(name), remedy="Choose of them.")
     if not results:
         raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
     wanted = [name for name in PARTS if name in only or not only]
+    folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
     blocks: list[Block] = [Text(_introduction(results))]
     for backbone in sorted({str(result["backbone"]) for result in results}) if wanted else ():
         of_backbone = [result for result in results if result["backbone"] == backbone]
-        blocks += _section(backbone, of_backbone, wanted, bool(only), glue_dir, draw, replicates)
+        groups, choices = choose(of_backbone)
+        main = {
+            key: group
+            for key, group in groups.items()
+            if not tables.is_ablation(group.example) and not tables.is_variant(group.example, groups)
+        }
+        name = backbone.rstrip("/").rsplit("/", 1)[-1]
+        source = _Source(name, of_backbone, groups, main, folders, draw, replicates)
+        blocks += _section(source, choices, wanted, bool(only))
     if _PUBLISHED in only or not only:
-        blocks += published()
-    return Report("Results", tuple(blocks))
+        blocks += tables.published()
+    return Page("Results", tuple(blocks))
 
 
-def _section(
-    backbone: str,
-    results: Sequence[Result],
-    wanted: Sequence[str],
-    asked: bool,
-    glue_dir: Path | None,
-    draw: bool,
-    replicates: int,
-) -> list[Block]:
-    name = backbone.rstrip("/").rsplit("/", 1)[-1]
-    steps = sorted({result["num_steps"] for result in results})
-    groups, choices = choose(results)
-    main: Groups = {
-        key: group
-        for key, group in groups.items()
-        if not is_ablation(group.example) and not is_variant(group.example, groups)
-    }
-    source = Source(name, results, groups, main, glue_dir, draw, replicates)
-    blocks: list[Block] = [Heading(f"`{name}`, {' / '.join(map(str, steps))} steps")]
+def _section(source: _Source, choices: Sequence[str], wanted: Sequence[str], asked: bool) -> list[Block]:
+    """What is told of one backbone."""
+    steps = sorted({result["num_steps"] for result in source.results})
+    blocks: list[Block] = [Heading(f"`{source.name}`, {' / '.join(map(str, steps))} steps")]
     if choices:
         chosen = "Where several configurations were run, the best on the held-out part of train is shown"
-        if any(group.on_dev for group in groups.values()):
+        if any(group.on_dev for group in source.groups.values()):
             chosen += " (of those that selected on dev, the best there)"
         blocks.append(Text(f"{chosen}: {'; '.join(choices)}."))
     for part in wanted:
         made = PARTS[part](source)
         blocks += made
         if not made and asked:
-            unless = "" if draw else ", or it is a figure (give --figures or --html)"
+            unless = "" if source.draw else ", or it is a figure (give --figures or --html)"
             blocks.append(Text(f"No `{part}`: these results hold nothing for it{unless}."))
     return blocks
 
@@ -152,18 +132,4 @@ def _introduction(results: Sequence[Result]) -> str:
             "The epoch was selected on a part of train that was held out, except in runs marked †, which selected on "
             "dev, as the paper does, and whose scores are optimistic."
         )
-    return _INTRODUCTION.format(selection=selection)
-
-
-_INTRODUCTION = """\
-* Made by `python -m benchmarks.glue report` from JSON results alone (and, for significance, the labels of dev); nothing
-  here is written by hand.
-* The *score* is GLUE's number on dev, in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC
-  and QQP, the mean of Pearson and Spearman correlation for STS-B, accuracy elsewhere.
-* {selection}
-  Policies are those of the recipes unless a table says otherwise; *knob chosen* means on the held-out part.
-* *Speed-up* is against running the same model to its last step, and is three numbers: in *steps* (N ÷ mean exit
-  step), in *FLOPs* (counted on real calls, one example at a time at its true length) and in *wall-clock* (batches of
-  similar length, timed in turn with full depth; the median of the pairs).
-* Curves over a policy's knob are drawn on dev to be looked at; no knob was chosen from them.
-* A dash is a run that is not there. Entropy policies are not defined for the regression task STS-B."""
+    return NOTES["introduction"].format(selection=selection)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from benchmarks.glue.clock import Timing, read_clock
-from benchmarks.glue.curves import read_curve
-from benchmarks.glue.report.groups import Group, Groups, of_task, ordered, task_order
-from benchmarks.glue.report.page import Figure
+from benchmarks.glue.latency import Timing, read_timings
+from benchmarks.glue.report.groups import Group, Groups, by_task, each, labels_of, task_order
+from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
+from benchmarks.glue.thresholds import read_curve
+from benchmarks.page import Figure
 from ponder import Trajectory, plots, recipes
 from ponder.analysis.sweeps import Curve
 from ponder.errors import ArgumentError, PonderError
@@ -23,115 +24,88 @@ from ponder.plots.seeds import Band
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["by_clock", "by_cost", "by_knob", "by_policy", "by_speed_up", "by_wall_clock", "overthinking", "posteriors"]
-
 Draw = Callable[["Axes"], object]
+Panels = dict[str, list[Draw]]
 _HAZARD = 1e-6  # a mean posterior of exactly 0 or 1 has no logit
 
 
 def posteriors(groups: Groups, prefix: str) -> Figure | None:
     """Figure 2: the mean posterior E[p(n|x)] over dev, a panel for each recipe with hazards, a line for each task."""
-    panels: dict[str, list[Draw]] = {}
+    panels: Panels = {}
     tasks = task_order(task for _, task in groups)
-    for name in ordered(name for name, _ in groups):
+    for name in labels_of(groups):
         shown = [groups[name, task] for task in tasks if (name, task) in groups]
         shown = [group for group in shown if all(split["halting"] for run in group.runs for split in run.reported)]
         if shown:
             panels[name] = [_posterior(group, place == len(shown) - 1) for place, group in enumerate(shown)]
-    caption = (
-        "Mean posterior E[p(n|x)] over dev (as Figure 2 of the PALBERT paper, which takes train); dashed: the prior."
-    )
-    return _figure(f"{prefix}-posterior", caption, panels)
+    return _figure(f"{prefix}-posterior", NOTES["figure-2"], panels)
 
 
-def by_knob(groups: Groups, prefix: str) -> Figure | None:
+def by_threshold(groups: Groups, prefix: str) -> Figure | None:
     """Figure 3: the score against Q-exit's q, for the recipes whose policy it is."""
-    panels: dict[str, list[Draw]] = {}
-    for task, shown in _by_task(groups):
-        for group in shown:
-            curves = _curves(group, "quantile")
-            if curves and group.example["policy"]["name"] == "quantile":
-                panels.setdefault(task, []).append(_knob(group.label, curves))
-    caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
-    return _figure(f"{prefix}-score-by-q", caption, panels)
+    panels: Panels = {}
+    for group in each(groups):
+        curves = _curves(group, "quantile")
+        if curves and group.own_policy == "quantile":
+
+            def draw(ax: Axes, curves: list[Curve] = curves, name: str = group.label) -> object:
+                return plots.score_by_knob(curves, ax=ax, label=name)
+
+            panels.setdefault(group.task, []).append(draw)
+    return _figure(f"{prefix}-score-by-q", NOTES["figure-3"], panels)
 
 
 def by_speed_up(groups: Groups, prefix: str) -> Figure | None:
     """Figure 4: the score against the speed-up in steps, each recipe with its own policy."""
-    caption = (
-        "Score against speed-up in steps, each recipe with its own policy, whose knob is turned (as Figure 4 of the "
-        "PALBERT paper); dashed: vanilla."
-    )
-    return _figure(f"{prefix}-score-by-steps", caption, _own_policies(groups, "steps"))
+    return _figure(f"{prefix}-score-by-steps", NOTES["figure-4"], _own_policies(groups, "steps"))
 
 
 def by_cost(groups: Groups, prefix: str) -> Figure | None:
     """The score against the speed-up in FLOPs: curves where they were kept, and the runs themselves as crosses."""
     panels = _own_policies(groups, "cost")
-    for task, shown in _by_task(groups):
-        over_curves = task in panels
-        panels.setdefault(task, []).append(_runs(shown, "flops", over_curves))
-    caption = (
-        "Score against speed-up in FLOPs. Lines: each recipe with its own policy, whose knob is turned. Crosses: the "
-        "runs as they are, medians over seeds; models cut at a fixed step (static) are among them."
-    )
-    return _figure(f"{prefix}-score-by-flops", caption, panels)
+    for task, shown in by_task(groups):
+        panels.setdefault(task, []).append(_runs(shown, "flops", over_curves=task in panels))
+    return _figure(f"{prefix}-score-by-flops", NOTES["figure of flops"], panels)
 
 
 def by_wall_clock(groups: Groups, prefix: str) -> Figure | None:
     """The score against the speed-up in wall-clock, with the range of the timings."""
-    panels: dict[str, list[Draw]] = {task: [_runs(shown, "wall_clock", False)] for task, shown in _by_task(groups)}
-    caption = "Score against speed-up in wall-clock, medians over seeds, with the range of the pairs of timings."
-    return _figure(f"{prefix}-score-by-wall-clock", caption, panels)
+    panels: Panels = {task: [_runs(shown, "wall_clock", over_curves=False)] for task, shown in by_task(groups)}
+    return _figure(f"{prefix}-score-by-wall-clock", NOTES["figure of wall-clock"], panels)
 
 
-def by_policy(groups: Groups, prefix: str, label: str) -> Figure | None:
+def by_policy(label: str) -> Callable[[Groups, str], Figure | None]:
     """The score of one recipe against the speed-up in FLOPs, with every policy that it can be run with."""
-    panels: dict[str, list[Draw]] = {}
-    for task, shown in _by_task(groups):
-        for group in (group for group in shown if group.label == label):
-            names = dict.fromkeys(
-                entry["policy"] for run in group.runs for split in run.reported for entry in split.get("curves") or []
-            )
-            curves = {name: _curves(group, name) for name in names}
+
+    def made(groups: Groups, prefix: str) -> Figure | None:
+        panels: Panels = {}
+        for group in (group for group in each(groups) if group.label == label):
+            curves = {policy: _curves(group, policy) for policy in group.policies}
             if sum(map(bool, curves.values())) > 1:
-                panels[task] = [_speed_up({name: each for name, each in curves.items() if each}, "cost", None)]
-    slug = "".join(letter if letter.isalnum() else "-" for letter in label).strip("-")
-    return _figure(
-        f"{prefix}-policies-{slug}", f"{label} with other policies: score against speed-up in FLOPs.", panels
-    )
+                panels[group.task] = [_lines({name: each for name, each in curves.items() if each}, "cost", None)]
+        slug = "".join(letter if letter.isalnum() else "-" for letter in label).strip("-")
+        return _figure(f"{prefix}-policies-{slug}", NOTES["figure of policies"].format(label=label), panels)
+
+    return made
 
 
-def by_clock(groups: Groups, prefix: str) -> Figure | None:
+def by_latency(groups: Groups, prefix: str) -> Figure | None:
     """The score against the speed-up in wall-clock of every policy that a kept model was timed with."""
-    panels: dict[str, list[Draw]] = {}
-    for task, shown in _by_task(groups):
-        for group in shown:
-            timings = [timing for run in group.runs for timing in read_clock(run)]
-            if timings:
-                panels[f"{task}, {group.label}"] = [_timed(timings)]
-    caption = "Score against speed-up in wall-clock of each policy on a kept model, with the range of the timings."
-    return _figure(f"{prefix}-policies-by-wall-clock", caption, panels)
+    panels: Panels = {}
+    for group in each(groups):
+        timings = [timing for run in group.runs for timing in read_timings(run)]
+        if timings:
+            panels[f"{group.task}, {group.label}"] = [_timed(timings)]
+    return _figure(f"{prefix}-policies-by-wall-clock", NOTES["figure of clock"], panels)
 
 
 def overthinking(groups: Groups, prefix: str) -> Figure | None:
     """Share of dev that is right at each step, and (dashed) at that step or before."""
-    panels: dict[str, list[Draw]] = {}
-    for task, shown in _by_task(groups):
-        for group in shown:
-            if all(split.get("overthinking") for run in group.runs for split in run.reported):
-                panels.setdefault(task, []).append(_overthinking(group))
-    caption = (
-        "Share of dev that is right at step n (solid), and at step n or before (dashed): at the last step the gap is "
-        "what overthinking costs."
-    )
-    return _figure(f"{prefix}-overthinking", caption, panels)
-
-
-def _by_task(groups: Groups) -> Iterator[tuple[str, list[Group]]]:
-    labels = ordered(name for name, _ in groups)
-    for task in task_order(task for _, task in groups):
-        yield task, of_task(groups, task, labels)
+    panels: Panels = {}
+    for group in each(groups):
+        if all(split.get("overthinking") for run in group.runs for split in run.reported):
+            panels.setdefault(group.task, []).append(_right_by_step(group))
+    return _figure(f"{prefix}-overthinking", NOTES["figure of overthinking"], panels)
 
 
 def _figure(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> Figure | None:
@@ -176,19 +150,14 @@ def _of_halting(run: Result) -> Trajectory:
     return Trajectory(torch.zeros(1, pmf.shape[1], 2), hazards.logit(), torch.arange(1))
 
 
-def _knob(name: str, curves: Sequence[Curve]) -> Draw:
-    return lambda ax: plots.score_by_knob(curves, ax=ax, label=name)
-
-
-def _own_policies(groups: Groups, by: Literal["steps", "cost"]) -> dict[str, list[Draw]]:
-    panels: dict[str, list[Draw]] = {}
-    for task, shown in _by_task(groups):
-        curves = {group.label: _curves(group, group.example["policy"]["name"]) for group in shown}
-        curves = {name: each for name, each in curves.items() if each}
+def _own_policies(groups: Groups, by: Literal["steps", "cost"]) -> Panels:
+    panels: Panels = {}
+    for task, shown in by_task(groups):
+        curves = {group.label: _curves(group, group.own_policy) for group in shown}
         vanilla = groups.get(("vanilla", task))
         level = None if vanilla is None else [score / 100 for score in vanilla.scores]
-        if curves:
-            panels[task] = [_speed_up(curves, by, level)]
+        if any(curves.values()):
+            panels[task] = [_lines({name: each for name, each in curves.items() if each}, by, level)]
     return panels
 
 
@@ -198,7 +167,7 @@ def _curves(group: Group, policy: str) -> list[Curve]:
     return [curve for curve in found if curve is not None] if None not in found else []
 
 
-def _speed_up(
+def _lines(
     curves: Mapping[str, Sequence[Curve]], by: Literal["steps", "cost"], baseline: Sequence[float] | None
 ) -> Draw:
     def draw(ax: Axes) -> object:
@@ -218,10 +187,10 @@ def _runs(shown: Sequence[Group], speed_up: str, over_curves: bool) -> Draw:
         as_axes(ax)
         for place, group in enumerate(shown):
             x, y = group.speed_up(speed_up), statistics.median(group.scores) / 100
-            style: dict[str, Any] = {"color": "#222222"} if over_curves else {"color": f"C{place % 10}"}
-            low = group.median(lambda run: float(run["speed_up"]["wall_clock_range"][0]))
-            high = group.median(lambda run: float(run["speed_up"]["wall_clock_range"][1]))
-            error = [[max(0.0, x - low)], [max(0.0, high - x)]] if speed_up == "wall_clock" else None
+            style: dict[str, Any] = {"color": "#222222" if over_curves else f"C{place % 10}"}
+            ranges = [run["speed_up"]["wall_clock_range"] for run in group.runs]
+            ends = [statistics.median(each) for each in zip(*ranges, strict=True)]
+            error = [[max(0.0, x - ends[0])], [max(0.0, ends[1] - x)]] if speed_up == "wall_clock" else None
             ax.errorbar([x], [y], xerr=error, marker="x", linestyle="", **style)
             ax.annotate(group.label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, **style)
         words = "wall-clock" if speed_up == "wall_clock" else "FLOPs"
@@ -232,7 +201,7 @@ def _runs(shown: Sequence[Group], speed_up: str, over_curves: bool) -> Draw:
 
 
 def _timed(timings: Sequence[Timing]) -> Draw:
-    """A line for each policy over its knobs."""
+    """A line for each policy over its thresholds."""
 
     def draw(ax: Axes) -> None:
         as_axes(ax)
@@ -248,16 +217,12 @@ def _timed(timings: Sequence[Timing]) -> Draw:
     return draw
 
 
-def _overthinking(group: Group) -> Draw:
+def _right_by_step(group: Group) -> Draw:
     """Solid and dashed lines of one recipe, from the shares in the results."""
 
     def shares(name: str) -> Band:
-        return Band.of(
-            [
-                [statistics.fmean(at) for at in zip(*(s["overthinking"][name] for s in run.reported), strict=True)]
-                for run in group.runs
-            ]
-        )
+        of_runs = ([split["overthinking"][name] for split in run.reported] for run in group.runs)
+        return Band.of([[statistics.fmean(at) for at in zip(*of_run, strict=True)] for of_run in of_runs])
 
     def draw(ax: Axes) -> None:
         as_axes(ax)

@@ -1,19 +1,26 @@
-"""Runs that differ in nothing but the seed, and which of them a table shows."""
+"""Runs that differ in nothing but the seed, which of them a table shows, and what is read off their curves."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.results import Result
-from benchmarks.glue.tasks import names
+from benchmarks.glue.thresholds import read_curve
+from benchmarks.tasks import names
 
-__all__ = ["Group", "Groups", "choose", "knob_chosen", "label", "of_task", "ordered", "policy_text", "task_order"]
+BLIND = "blind"
+"""The best that can be had without a look at the example, in the place of a policy."""
 
 _KNOWN = ("vanilla", "pabee", "deebert", "fastbert", "pondernet", "palbert", "ponder")
 
@@ -42,13 +49,23 @@ class Group:
         """Their median."""
         return statistics.median(self.scores)
 
-    def median(self, value: Callable[[Result], float]) -> float:
-        """Of any number of a run."""
-        return statistics.median(map(value, self.runs))
-
     def speed_up(self, name: str) -> float:
         """Median of a speed-up: ``"steps"``, ``"flops"`` or ``"wall_clock"``."""
-        return self.median(lambda run: float(run["speed_up"][name]))
+        return statistics.median(float(run["speed_up"][name]) for run in self.runs)
+
+    def reported(self, field: str) -> list[Any]:
+        """What the reported splits of all runs hold under `field`, as far as they hold it."""
+        return [split[field] for run in self.runs for split in run.reported if split.get(field)]
+
+    @property
+    def own_policy(self) -> str:
+        """Name of the policy that the runs were made with."""
+        return str(self.example["policy"]["name"])
+
+    @property
+    def policies(self) -> list[str]:
+        """Policies that have a curve, the recipe's own first."""
+        return list(dict.fromkeys(entry["policy"] for curves in self.reported("curves") for entry in curves))
 
     @property
     def on_dev(self) -> bool:
@@ -97,29 +114,27 @@ def _what_differs(by_config: Iterable[str], shown: Sequence[Result]) -> str:
     """The fields in which configurations differ, with the values of the one that is shown."""
     configs = [json.loads(config) for config in by_config]
     of_shown = RunConfig.from_dict(shown[0]["config"]).to_dict()
-    names = [name for name in configs[0] if len({json.dumps(config[name], sort_keys=True) for config in configs}) > 1]
-    return "shown: " + ", ".join(f"{name}={of_shown[name]}" for name in names)
+    varied = [name for name in configs[0] if len({json.dumps(config[name], sort_keys=True) for config in configs}) > 1]
+    return "shown: " + ", ".join(f"{name}={of_shown[name]}" for name in varied)
 
 
 def label(result: Result) -> str:
-    """The recipe, with the arguments given to it, and the policy or its knob where they are not the recipe's."""
-    named = recipe_label(result["recipe"], result["config"]["recipe_options"])
-    policy = result["config"]["policy"]
-    named = f"{named} with {policy['name']}" if policy else named
-    return f"{named}, {_how_chosen(result)}" if knob_chosen(result) else named
-
-
-def knob_chosen(result: Result) -> bool:
-    """Whether the policy's knob was to be chosen on the held-out part of train, also where nothing could be chosen."""
-    knob = result.data.get("knob", {})
-    return bool(knob.get("chosen_on") == "held_out" or "statement" in knob)
-
-
-def _how_chosen(result: Result) -> str:
+    """The recipe, with the arguments given to it, and the policy or its threshold where they are not the recipe's."""
     config = RunConfig.from_dict(result["config"])
+    named = recipe_label(result["recipe"], config.recipe_options)
+    named = f"{named} with {config.policy['name']}" if config.policy else named
+    if not threshold_chosen(result):
+        return named
     if config.knob == "budget":
-        return f"knob chosen for ×{config.budget:g}"
-    return "knob chosen" if config.knob_keeps == 0.99 else f"knob chosen to keep {config.knob_keeps:.1%}"
+        return f"{named}, threshold chosen for ×{config.budget:g}"
+    keeps = "" if config.knob_keeps == 0.99 else f" to keep {config.knob_keeps:.1%}"
+    return f"{named}, threshold chosen{keeps}"
+
+
+def threshold_chosen(result: Result) -> bool:
+    """Whether the threshold was to be chosen on the held-out part of train, also where nothing could be chosen."""
+    chosen = result.data.get("knob", {})
+    return bool(chosen.get("chosen_on") == "held_out" or "statement" in chosen)
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:
@@ -129,7 +144,7 @@ def policy_text(policy: Mapping[str, Any]) -> str:
 
 
 def task_order(tasks: Iterable[str]) -> list[str]:
-    """GLUE's order, then others by name."""
+    """The order of the registry, GLUE's first, then others by name."""
     found = set(tasks)
     return [task for task in names() if task in found] + sorted(found - set(names()))
 
@@ -144,6 +159,56 @@ def ordered(labels: Iterable[str]) -> list[str]:
     return sorted(set(labels), key=place)
 
 
-def of_task(groups: Groups, task: str, labels: Sequence[str]) -> list[Group]:
-    """The groups of one task, in the order of `labels`."""
-    return [groups[label, task] for label in labels if (label, task) in groups]
+def labels_of(groups: Groups) -> list[str]:
+    """The recipes of groups, in order."""
+    return ordered(label for label, _ in groups)
+
+
+def by_task(groups: Groups) -> Iterator[tuple[str, list[Group]]]:
+    """Each task with its groups, both in order."""
+    for task in task_order(task for _, task in groups):
+        yield task, [groups[label, task] for label in labels_of(groups) if (label, task) in groups]
+
+
+def each(groups: Groups) -> Iterator[Group]:
+    """The groups, by task and recipe in order."""
+    return (group for _, shown in by_task(groups) for group in shown)
+
+
+def held_out_view(group: Group) -> Group | None:
+    """The same runs, reporting what was held out; None where nothing was."""
+    views = [run.held_out for run in group.runs]
+    found = tuple(view for view in views if view is not None)
+    return dataclasses.replace(group, runs=found) if found else None
+
+
+def at_speed_up(group: Group, policy: str, speed_up: float) -> float | None:
+    """A policy's score at a speed-up in steps, the median over the seeds; None where a curve does not reach so far.
+
+    It is read on straight lines between the thresholds of the curve. `BLIND` is the best of all mixtures of two steps.
+    """
+    found = [_of_run(run, policy, run["num_steps"] / speed_up) for run in group.runs]
+    known = [100 * score for score in found if score is not None]
+    return statistics.median(known) if len(known) == len(found) else None
+
+
+def _of_run(run: Result, policy: str, at: float) -> float | None:
+    if policy == BLIND:
+        pairs = itertools.combinations(enumerate(run.per_step, start=1), 2)
+        mixed = [interpolate([i, j], [one, two], at) for (i, one), (j, two) in pairs if i <= at <= j]
+        return max(mixed, default=None)
+    curve = read_curve(run, policy)
+    steps = [] if curve is None else [point.mean_exit_step for point in curve.points]
+    if curve is None or not min(steps) <= at <= max(steps):
+        return None
+    return interpolate(steps, [point.score for point in curve.points], at)
+
+
+def interpolate(costs: Sequence[float], scores: Sequence[float], at: float) -> float:
+    """The score at a cost, on straight lines between neighbours; equal costs count as one, with their mean score.
+
+    For a score that is a mean over rows, a straight line is no guess: it is what one expects where a coin decides which
+    of the two policies a row meets.
+    """
+    known = pd.Series(scores, dtype=float).groupby(list(costs)).mean()  # by cost, in order
+    return float(np.interp(at, known.index, known))

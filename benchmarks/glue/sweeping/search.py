@@ -1,7 +1,9 @@
-"""Which runs a search needs, and which point it chooses: scikit-learn's, replayed over the scores that are there.
+"""Which runs a search needs, and which point it chooses: a grid, or successive halving over its epochs.
 
-What scikit-learn takes for fitting is a look at the score of a run. So a search has no state beside the results, and
-one that was cut off is replayed to where it was.
+A search has no state beside the scores that are there, so one that was cut off is replayed to where it was.
+
+Reference: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS
+2016.
 """
 
 from __future__ import annotations
@@ -9,96 +11,66 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-
-from sklearn.base import BaseEstimator
-from sklearn.experimental import enable_halving_search_cv  # noqa: F401 (makes the next import possible)
-from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 
 from benchmarks.glue.config import RunConfig
 
 __all__ = ["FAILED", "Search", "replay", "rung_sizes"]
 
 FAILED = -2.0
-"""The score of a run that failed: below every score of GLUE."""
+"""The score of a run that failed: below every score of a task."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """How far a search is.
-
-    Args:
-        rungs: The runs of each rung so far; in all but the last, each has a score. A grid has one rung.
-        best: The chosen run; None while runs of the last rung have no score, and where all have failed.
-    """
+    """How far a search is."""
 
     rungs: tuple[tuple[RunConfig, ...], ...]
     best: RunConfig | None
 
 
+def rung_sizes(points: int, epochs: int, halving: int | None) -> tuple[tuple[int, int], ...]:
+    """(runs, epochs) of each rung: the first with all points, the last with all epochs.
+
+    Args:
+        points: Configurations to choose from.
+        epochs: That the last rung is run for.
+        halving: Of each rung the best 1/`halving` (rounded up) go on with `halving` times as many epochs; None runs
+            each for all of them.
+
+    Example:
+        >>> rung_sizes(36, 50, 3)
+        ((36, 2), (12, 6), (4, 17), (2, 50))
+    """
+    if halving is None:
+        return ((points, epochs),)
+    whole = _power_up_to(epochs, halving)  # the parts that all epochs are divided into
+    part, sizes = max(1, whole // _power_up_to(points, halving)), []
+    while part <= whole:
+        sizes.append((points, -(-epochs * part // whole)))
+        points, part = -(-points // halving), part * halving
+    return tuple(sizes)
+
+
 def replay(points: Sequence[RunConfig], halving: int | None, score: Callable[[RunConfig], float | None]) -> Search:
-    """Try every point or, with successive halving (Jamieson and Talwalkar, 2016), go on with the best of each rung.
+    """Follow a search as far as there are scores.
 
     Args:
         points: Configurations to choose from, with all their epochs.
-        halving: All points are run for a part of their epochs, and of each rung the best 1/`halving` (rounded up) go on
-            with `halving` times as many; None runs each for all of them.
+        halving: As for `rung_sizes`.
         score: Of a run; `FAILED` where it has failed, and None where it is still to be done.
     """
-    epochs = points[0].epochs
-    whole = 1 if halving is None else _power_up_to(epochs, halving)  # the parts that all epochs are divided into
-    rungs: dict[int, list[RunConfig]] = {}
-    missing = False
-
-    def look_up(point: int, part: int) -> float:
-        nonlocal missing
-        if part not in rungs and missing:
-            raise _NotYetError
-        run = dataclasses.replace(points[point], epochs=-(-epochs * part // whole))
-        rungs.setdefault(part, []).append(run)
-        found = score(run)
-        missing |= found is None
-        return FAILED if found is None else found
-
-    grid = {"point": range(len(points))}
-    common = {"cv": [([0], [0])], "refit": False, "return_train_score": False, "error_score": "raise"}
-    if halving is None:
-        searcher = GridSearchCV(_Point(look_up), grid, **common)
-    else:
-        sizes = {"factor": halving, "resource": "part", "max_resources": whole}
-        searcher = HalvingGridSearchCV(_Point(look_up), grid, **sizes, **common)
-    try:
-        searcher.fit([[0.0]], [0.0])
-    except _NotYetError:
-        missing = True
-    runs = tuple(tuple(rung) for rung in rungs.values())
-    if missing or searcher.best_score_ == FAILED:
-        return Search(runs, None)
-    return Search(runs, dataclasses.replace(points[searcher.best_params_["point"]], epochs=epochs))
-
-
-@cache
-def rung_sizes(points: int, epochs: int, halving: int | None) -> tuple[tuple[int, int], ...]:
-    """(runs, epochs) of each rung, the last with all epochs."""
-    runs = [RunConfig("RTE", epochs=epochs)] * points
-    return tuple((len(rung), rung[0].epochs) for rung in replay(runs, halving, lambda run: 0.0).rungs)
-
-
-class _Point(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """A point of the search as an estimator: `part` is the resource, and the score is looked up."""
-
-    def __init__(self, look_up: Callable[[int, int], float], point: int = 0, part: int = 1) -> None:
-        self.look_up, self.point, self.part = look_up, point, part
-
-    def fit(self, inputs: object, targets: object = None) -> _Point:
-        return self
-
-    def score(self, inputs: object, targets: object = None) -> float:
-        return self.look_up(self.point, self.part)
-
-
-class _NotYetError(Exception):
-    """The next rung depends on runs that have no score yet."""
+    rungs: list[tuple[RunConfig, ...]] = []
+    going = list(points)
+    for size, epochs in rung_sizes(len(points), points[0].epochs, halving):
+        rung = tuple(dataclasses.replace(point, epochs=epochs) for point in going[:size])
+        rungs.append(rung)
+        scores = [score(run) for run in rung]
+        known = [value for value in scores if value is not None]
+        if len(known) < len(rung) or max(known) == FAILED:
+            return Search(tuple(rungs), None)
+        order = sorted(range(len(rung)), key=lambda place: -known[place])  # of equals the first
+        going = [rung[place] for place in order]
+    return Search(tuple(rungs), going[0])
 
 
 def _power_up_to(limit: int, base: int) -> int:

@@ -21,19 +21,10 @@ from ponder.errors import CheckpointError, PonderError
 
 __all__ = ["CellStudy", "Failure"]
 
-_CHOICE = "ponder-glue-choice-1"
-_FAILURE = "ponder-glue-failure-1"
-
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that has no result.
-
-    Args:
-        config: The run.
-        error: What went wrong, in one line.
-        details: The traceback.
-    """
+    """A run that has no result: what went wrong in one line, and the traceback."""
 
     config: RunConfig
     error: str
@@ -42,16 +33,7 @@ class Failure:
 
 @dataclass
 class CellStudy:
-    """A cell and how far it is.
-
-    Args:
-        cell: The cell.
-        out: Folder of results.
-        scores: Of finished runs, by key: the score that selects.
-        failures: Of failed runs, by key.
-        chosen: The chosen point, once there is one.
-        tried: The runs of each rung so far; there is one rung unless the cell halves.
-    """
+    """A cell and how far it is."""
 
     cell: Cell
     out: Path
@@ -62,10 +44,15 @@ class CellStudy:
     _given_up: bool = False
 
     def __post_init__(self) -> None:
-        self._check_results()
-        if len(self.cell.points) == 1:
+        alone = len(self.cell.points) == 1
+        finals = [run for point in self.cell.points for run in self.cell.finals(point)]
+        for folder, runs in ((self.out, finals), (self.out / "grid", [] if alone else self.cell.tries)):
+            for path in (folder / f"{run.key}.json" for run in runs):
+                if path.exists():
+                    Result.of_run(path)  # refuses now, and not once it is needed, what is none
+        if alone:
             self.chosen = self.cell.points[0]
-            self._read()
+            self._read_finals()
         else:
             self._search()
 
@@ -80,14 +67,19 @@ class CellStudy:
         return sum(runs for runs, _ in self.cell.rungs) + self.cell.seeds - 1
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do, or to be done with what has failed."""
-        return not self.open_runs()
+    def finals(self) -> list[RunConfig]:
+        """The runs of the chosen point; none while there is no choice."""
+        return [] if self.chosen is None else self.cell.finals(self.chosen)
 
     @property
     def runs(self) -> list[RunConfig]:
         """All runs that are known of so far, finished or not."""
         return [*(run for rung in self.tried for run in rung), *self.finals]
+
+    @property
+    def chosen_before(self) -> bool:
+        """Whether an earlier sweep came to a choice, perhaps another."""
+        return self._choice.exists()
 
     def open_runs(self) -> list[RunConfig]:
         """Runs of the present phase with neither a result nor a failure."""
@@ -104,9 +96,9 @@ class CellStudy:
         config = failure.config
         self.scores.pop(config.key, None)
         self.failures[config.key] = failure
-        record = {"format": _FAILURE, "error": failure.error, "details": failure.details, "config": config.to_dict()}
+        told = {"error": failure.error, "details": failure.details, "config": config.to_dict()}
         with suppress(PonderError):  # a disk so full that not even this can be written down; the summary says it
-            write_json(self.out / "failed" / f"{config.key}.json", record)
+            write_json(self.out / "failed" / f"{config.key}.json", {"format": "ponder-glue-failure-1", **told})
 
     def choose(self) -> None:
         """Choose the best point, once the search is at its end; with halving, go on to the next rung.
@@ -119,24 +111,12 @@ class CellStudy:
         best = self._search()
         if best is not None:
             try:
-                self._choose(best)
+                self._record(best)
+                self.chosen = best
+                self._read_finals()
             except PonderError as error:
-                self._given_up = True
+                self._given_up, self.chosen = True, None
                 self.failed(Failure(best, f"{type(error).__name__}: {error}"))
-
-    @property
-    def finals(self) -> list[RunConfig]:
-        """The runs of the chosen point; none while there is no choice."""
-        return [] if self.chosen is None else self.cell.finals(self.chosen)
-
-    def _check_results(self) -> None:
-        """Refuse now, and not once they are needed, what lies where results of this cell belong and is none."""
-        paths = [self.out / f"{run.key}.json" for point in self.cell.points for run in self.cell.finals(point)]
-        if len(self.cell.points) > 1:
-            paths += [self.out / "grid" / f"{run.key}.json" for run in self.cell.tries]
-        for path in paths:
-            if path.exists():
-                Result.of_run(path)
 
     def _search(self) -> RunConfig | None:
         """Follow the search as far as there are results and failures; the best point, where it is at its end."""
@@ -144,46 +124,33 @@ class CellStudy:
         def score(run: RunConfig) -> float | None:
             if run.key in self.failures:
                 return FAILED
-            if run.key not in self.scores:
-                self._look_for(run)
+            self._look_for(run)
             return self.scores.get(run.key)
 
         found = replay(self.cell.points, self.cell.halving, score)
         self.tried = found.rungs
         return found.best
 
-    def _choose(self, best: RunConfig) -> None:
-        finals = [run.key for run in self.cell.finals(best)]
-        self._record(best, finals)
-        for key in finals:  # the first from the grid; others where the same point was chosen before
-            if not (self.out / f"{key}.json").exists() and (self.out / "grid" / f"{key}.json").exists():
-                Result.of_run(self.out / "grid" / f"{key}.json").save(self.out / f"{key}.json")
-        self.chosen = best
-        self._read()
-
-    def _read(self) -> None:
-        """Take note of the results of the chosen point that are there."""
+    def _read_finals(self) -> None:
         for run in self.open_runs():
             self._look_for(run)
 
     def _look_for(self, run: RunConfig) -> None:
         path = self.folder / f"{run.key}.json"
-        if path.exists():
+        if run.key not in self.scores and path.exists():
             self.scores[run.key] = Result.of_run(path).selection_score
-
-    @property
-    def chosen_before(self) -> bool:
-        """Whether an earlier sweep came to a choice, perhaps another."""
-        return self._choice.exists()
 
     @property
     def _choice(self) -> Path:
         return self.out / "chosen" / f"{self.cell.name}.json"
 
-    def _record(self, best: RunConfig, finals: list[str]) -> None:
+    def _record(self, best: RunConfig) -> None:
+        """Write the choice down, and put the results where they belong after it."""
         chosen, before = _choice_of(self._choice)
-        if chosen == best.key:
-            finals = list(dict.fromkeys([*finals, *before]))  # with more seeds, perhaps; they stay
+        own = [run.key for run in self.cell.finals(best)]
+        finals = (
+            list(dict.fromkeys([*own, *before])) if chosen == best.key else own
+        )  # with more seeds before, they stay
         for key in before:
             if key not in finals and (self.out / f"{key}.json").exists():
                 # Another point was chosen before, from fewer results: its runs are no longer what is reported.
@@ -199,7 +166,7 @@ class CellStudy:
             for point in points
         ]
         record = {
-            "format": _CHOICE,
+            "format": "ponder-glue-choice-1",
             "task": self.cell.task,
             "recipe": self.cell.spec.recipe,
             "recipe_options": dict(self.cell.spec.options),
@@ -210,6 +177,9 @@ class CellStudy:
             "tried": tried,
         }
         write_json(self._choice, record)
+        for key in own:  # the first from the grid; others where the same point was chosen before
+            if not (self.out / f"{key}.json").exists() and (self.out / "grid" / f"{key}.json").exists():
+                Result.of_run(self.out / "grid" / f"{key}.json").save(self.out / f"{key}.json")
 
 
 def _varied(points: Sequence[RunConfig]) -> list[str]:

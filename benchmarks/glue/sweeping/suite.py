@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.glue import tasks
+from benchmarks import tasks
+from benchmarks.checksum import digest
 from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.sweeping.search import rung_sizes
-from benchmarks.seal import digest
 from ponder import recipes
 from ponder._utils.files import read_json
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
@@ -23,27 +23,23 @@ from ponder.policies import ModelSpec
 __all__ = ["Cell", "RecipeSpec", "Suite", "get", "names", "read"]
 
 _FOLDER = Path(__file__).with_name("suites")
+_REMEDY = "See docs/sweep.md for what a suite holds."
 _OF_THE_CELL = ("task", "recipe", "recipe_options", "backbone", "seed", "selection")
+_Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class RecipeSpec:
-    """A recipe with its arguments.
-
-    Args:
-        recipe: Name of the recipe.
-        options: Its arguments.
-        fields: Fields of `RunConfig` for this recipe, instead of those of the task and of `Suite.fixed`.
-    """
+    """A recipe with its arguments, and fields of `RunConfig` for it, instead of those of the task and the suite."""
 
     recipe: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: _Fields = field(default_factory=dict)
+    fields: _Fields = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_kind("recipe", self.recipe, str, "the name of a recipe")
-        for argument in ("options", "fields"):
-            _check_kind(argument, getattr(self, argument), Mapping, "an object")
+        _check_kind("options", self.options, Mapping, "an object")
+        _check_kind("fields", self.fields, Mapping, "an object")
 
     @property
     def label(self) -> str:
@@ -60,7 +56,7 @@ class Cell:
         spec: The recipe.
         points: Configurations that differ in the grid's fields alone, all with the first seed.
         seeds: How many seeds the chosen point is run with; the first is that of the points.
-        halving: As in `search.replay`: None tries each point with all of its epochs.
+        halving: As in `search.rung_sizes`: None tries each point with all of its epochs.
     """
 
     task: str
@@ -110,10 +106,10 @@ class Suite:
     description: str
     tasks: tuple[str, ...]
     recipes: tuple[RecipeSpec, ...]
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    fixed: _Fields = field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: int = 5
-    by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    by_task: Mapping[str, _Fields] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if type(self.seeds) is not int or self.seeds < 1:
@@ -125,42 +121,28 @@ class Suite:
         for name, own in self.by_task.items():
             _check_kind(f"by_task.{name}", own, Mapping, "an object")
         if not self.tasks or not self.recipes or not all(self.grid.values()):
-            raise ArgumentError(
-                "suite",
-                expected="at least one task, one recipe, and one value for each field of the grid",
-                got=f"{len(self.tasks)} tasks, {len(self.recipes)} recipes, grid {dict(self.grid)}",
-                remedy="Add one.",
-            )
+            got = f"{len(self.tasks)} tasks, {len(self.recipes)} recipes, grid {dict(self.grid)}"
+            expected = "at least one task, one recipe, and one value for each field of the grid"
+            raise ArgumentError("suite", expected=expected, got=got, remedy="Add one.")
         object.__setattr__(self, "tasks", tuple(tasks.get(task).name for task in self.tasks))
-        labels = [spec.label for spec in self.recipes]
-        for what, values in (("tasks", self.tasks), ("recipes", labels)):
-            if len(set(values)) < len(values):
-                raise ArgumentError(what, expected="each once", got=", ".join(values), remedy="Leave one out.")
-        known = {field.name for field in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
-        of_parts = [*self.by_task.values(), *(spec.fields for spec in self.recipes)]
-        unknown = sorted({*self.fixed, *self.grid, *itertools.chain(*of_parts)} - known)
-        if unknown:
-            raise ArgumentError(
-                "suite",
-                expected=f"fields of a run, among {', '.join(sorted(known))}",
-                got=", ".join(unknown),
-                remedy="Correct the name.",
-            )
         object.__setattr__(self, "by_task", {tasks.get(task).name: own for task, own in self.by_task.items()})
+        for what, given in (("tasks", self.tasks), ("recipes", [spec.label for spec in self.recipes])):
+            if len(set(given)) < len(given):
+                raise ArgumentError(what, expected="each once", got=", ".join(given), remedy="Leave one out.")
+        of_parts = [*self.by_task.values(), *(spec.fields for spec in self.recipes)]
+        known = {each.name for each in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
+        _check_names("suite", {*self.fixed, *self.grid, *itertools.chain(*of_parts)}, sorted(known), "fields of a run")
 
-    def with_fixed(self, fields: Mapping[str, Any]) -> Suite:
+    def with_fixed(self, fields: _Fields) -> Suite:
         """The suite with these fields of `RunConfig` the same for all runs, whatever it says about them itself."""
 
-        def others(of_part: Mapping[str, Any]) -> dict[str, Any]:
+        def others(of_part: _Fields) -> dict[str, Any]:
             return {name: value for name, value in of_part.items() if name not in fields}
 
-        return dataclasses.replace(
-            self,
-            fixed={**self.fixed, **fields},
-            grid=others(self.grid),
-            by_task={task: others(own) for task, own in self.by_task.items()},
-            recipes=tuple(dataclasses.replace(spec, fields=others(spec.fields)) for spec in self.recipes),
-        )
+        specs = tuple(dataclasses.replace(spec, fields=others(spec.fields)) for spec in self.recipes)
+        by_task = {task: others(own) for task, own in self.by_task.items()}
+        parts: dict[str, Any] = {"grid": others(self.grid), "by_task": by_task, "recipes": specs}
+        return dataclasses.replace(self, fixed={**self.fixed, **fields}, **parts)
 
     def cells(
         self, backbone: str, selection: str = "held_out", max_runs: int | None = None, halving: int | None = None
@@ -174,69 +156,48 @@ class Suite:
                 same share, and tries a random subset of its grid (drawn by a fixed seed, nested: a larger budget adds
                 points to those of a smaller one).
             halving: As in `Cell`.
-
-        Raises:
-            ArgumentError: The budget does not reach for one point with all seeds in every cell, halving cannot be, or
-                no recipe serves any of the tasks.
         """
         if halving is not None and (halving < 2 or "epochs" in self.grid):
-            raise ArgumentError(
-                "--halving",
-                expected="a whole number ≥ 2, and a grid without epochs, since rungs differ in them",
-                got=f"{halving}, grid {', '.join(self.grid)}",
-                remedy="Pass --halving 3, or fix epochs with --set.",
-            )
-        pairs = [(task, spec) for task in self.tasks for spec in self.recipes]
-        pairs = [(task, spec) for task, spec in pairs if _serves(spec, tasks.get(task).kind)]
+            expected = "a whole number ≥ 2, and a grid without epochs, since rungs differ in them"
+            got, remedy = f"{halving}, grid {', '.join(self.grid)}", "Pass --halving 3, or fix epochs with --set."
+            raise ArgumentError("--halving", expected=expected, got=got, remedy=remedy)
+        pairs = [(task, spec) for task in self.tasks for spec in self.recipes if _serves(spec, tasks.get(task).kind)]
         if not pairs:
-            raise ArgumentError(
-                "suite",
-                expected="a recipe whose policy is defined for one of the tasks",
-                got=f"{', '.join(spec.label for spec in self.recipes)} on {', '.join(self.tasks)}",
-                remedy="Entropy and confidence need classes: take another recipe or task.",
-            )
+            got = f"{', '.join(spec.label for spec in self.recipes)} on {', '.join(self.tasks)}"
+            expected = "a recipe whose policy is defined for one of the tasks"
+            remedy = "Entropy and confidence need classes: take another recipe or task."
+            raise ArgumentError("suite", expected=expected, got=got, remedy=remedy)
         share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
         if share is not None and share < 1:
-            raise ArgumentError(
-                "--max-runs",
-                expected=f"at least {len(pairs) * self.seeds}: {len(pairs)} cells of {self.seeds} seeds each",
-                got=max_runs,
-                remedy="Raise it, or take fewer tasks, recipes or seeds.",
-            )
-        return [self._cell(task, spec, backbone, selection, share, halving) for task, spec in pairs]
+            expected = f"at least {len(pairs) * self.seeds}: {len(pairs)} cells of {self.seeds} seeds each"
+            remedy = "Raise it, or take fewer tasks, recipes or seeds."
+            raise ArgumentError("--max-runs", expected=expected, got=max_runs, remedy=remedy)
+        common = {"backbone": backbone, "selection": selection, **self.fixed}
+        return [self._cell(task, spec, common, share, halving) for task, spec in pairs]
 
-    def _cell(
-        self, task: str, spec: RecipeSpec, backbone: str, selection: str, share: int | None, halving: int | None
-    ) -> Cell:
+    def _cell(self, task: str, spec: RecipeSpec, common: _Fields, share: int | None, halving: int | None) -> Cell:
         own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
         grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
-        of_task = self.by_task.get(task, {})
-        rest = {"backbone": backbone, "selection": selection, **self.fixed, **of_task, **spec.fields}
-        points = [
-            RunConfig(
-                task, spec.recipe, recipe_options=spec.options, **{**rest, **dict(zip(grid, values, strict=True))}
-            )
-            for values in itertools.product(*grid.values())
-        ]
+        rest = {**common, **self.by_task.get(task, {}), **spec.fields, "recipe_options": spec.options}
+        varied = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+        points = [RunConfig(task, spec.recipe, **{**rest, **fields}) for fields in varied]
         if share is not None:
             random.Random(0).shuffle(points)
-            points = points[: _affordable(share, len(points), points[0].epochs, halving)]
+            while len(points) > 1 and sum(n for n, _ in rung_sizes(len(points), points[0].epochs, halving)) > share:
+                points.pop()
         return Cell(task, spec, tuple(points), self.seeds, halving)
 
 
 def _check_kind(argument: str, value: object, kind: Any, expected: str) -> None:
     if not isinstance(value, kind):
-        raise ArgumentTypeError(
-            argument, expected=expected, got=repr(value), remedy="See docs/sweep.md for what a suite holds."
-        )
+        raise ArgumentTypeError(argument, expected=expected, got=repr(value), remedy=_REMEDY)
 
 
-def _check_fields(data: Mapping[str, Any], kind: Any, *but: str) -> None:
-    known = [field.name for field in dataclasses.fields(kind) if field.name not in but]
-    unknown = [name for name in data if name not in known]
+def _check_names(argument: str, given: Iterable[str], known: Sequence[str], what: str) -> None:
+    unknown = sorted(name for name in given if name not in known)
     if unknown:
-        got, remedy = ", ".join(unknown), "See docs/sweep.md for what a suite holds."
-        raise ArgumentError("fields", expected=f"some of {', '.join(known)}", got=got, remedy=remedy)
+        expected = f"{what}, some of {', '.join(known)}"
+        raise ArgumentError(argument, expected=expected, got=", ".join(unknown), remedy=_REMEDY)
 
 
 def _serves(spec: RecipeSpec, kind: str) -> bool:
@@ -249,47 +210,34 @@ def _serves(spec: RecipeSpec, kind: str) -> bool:
     return True
 
 
-def _affordable(share: int, points: int, epochs: int, halving: int | None) -> int:
-    """The most points whose rungs have at most `share` runs together."""
-    return next(n for n in range(points, 0, -1) if n == 1 or sum(r for r, _ in rung_sizes(n, epochs, halving)) <= share)
-
-
 def names() -> tuple[str, ...]:
     """Names of the suites that are here."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 
 def get(name: str) -> Suite:
-    """A suite by its name, or from a JSON file of one's own.
-
-    Raises:
-        ArgumentError: There is none of this name.
-        DataError: The file does not hold a suite.
-    """
+    """A suite by its name, or from a JSON file of one's own."""
     if name in names():
         return read(_FOLDER / f"{name}.json")
     if name.endswith(".json") and Path(name).is_file():
         return read(Path(name))
-    raise ArgumentError(
-        "--suite",
-        expected=f"one of {', '.join(names())}, or a JSON file",
-        got=repr(name),
-        remedy="Choose one of them; docs/sweep.md says what a file holds.",
-    )
+    expected = f"one of {', '.join(names())}, or a JSON file"
+    raise ArgumentError("--suite", expected=expected, got=repr(name), remedy=_REMEDY)
 
 
 def read(path: Path) -> Suite:
     """Read the file of a suite."""
     data = read_json(path)
+    of_suite, of_recipe = ([each.name for each in dataclasses.fields(kind)] for kind in (Suite, RecipeSpec))
     try:
         for argument in ("tasks", "recipes"):
             _check_kind(argument, data.get(argument), list, "a list")
-        _check_fields(data, Suite, "name")
-        for each in filter(lambda each: isinstance(each, dict), data["recipes"]):
-            _check_fields(each, RecipeSpec)
-        made = [RecipeSpec(**each) if isinstance(each, dict) else RecipeSpec(each) for each in data["recipes"]]
-        return Suite(path.stem, **{"description": "", **data, "tasks": tuple(data["tasks"]), "recipes": tuple(made)})
+        _check_names("fields", data, of_suite[1:], "fields of a suite")
+        specs = [each if isinstance(each, dict) else {"recipe": each} for each in data["recipes"]]
+        for spec in specs:
+            _check_names("fields", spec, of_recipe, "fields of a recipe")
+        parts = {"tasks": tuple(data["tasks"]), "recipes": tuple(RecipeSpec(**spec) for spec in specs)}
+        return Suite(path.stem, **{"description": "", **data, **parts})
     except (TypeError, ArgumentError) as error:
-        raise DataError(
-            f"{path}: expected a suite, as the files in benchmarks/glue/sweeping/suites/ are; got {error}."
-        ) from error
+        files = "the files in benchmarks/glue/sweeping/suites/"
+        raise DataError(f"{path}: expected a suite, as {files} are; got {error}.") from error

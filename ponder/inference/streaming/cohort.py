@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree, take_rows
-from ponder.engine.loop import Running
-from ponder.inference.collating import join_context
-from ponder.inference.streaming.ticket import Ticket
+from ponder.inference.examples import join_context
+from ponder.inference.streaming.policy_groups import PolicyGroup, join_groups, take_groups
+from ponder.inference.streaming.requests import Request
 from ponder.parts.joining import join_rows, with_lengths
-from ponder.parts.padding import Padding
+from ponder.parts.padding import Along, Padding
 
 __all__ = ["Cohort", "join"]
+
+_MASK = with_lengths(Along((1,), fill=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,43 +26,51 @@ class Cohort:
     """Some rows and all that is known of them. Taking rows copies small tensors only; `join` copies the states.
 
     Args:
-        tickets: Whose rows these are.
+        requests: Whose rows these are.
         steps: The step that each has finished, on the host.
-        running: The policy's state and the survival, in the order of the tickets.
-        past: Features that the Lambda head will read, in the order of the tickets.
+        groups: The rows by their policies.
+        past: Features that the Lambda head will read, in the order of the requests; empty where no policy reads it.
         hidden: Hidden states, of these rows and perhaps of others.
         context: The steps' context, likewise.
-        keep: Where the rows lie in `hidden` and `context`, on the host; None: all of them, in order.
+        mask: Which positions are no padding, likewise, where there is an answer at each of them; None elsewhere.
+        keep: Where the rows lie in `hidden`, `context` and `mask`, on the host; None: all of them, in order.
     """
 
-    tickets: tuple[Ticket, ...]
+    requests: tuple[Request, ...]
     steps: tuple[int, ...]
-    running: Running
+    groups: tuple[PolicyGroup, ...]
     past: list[Tensor]
     hidden: Tree
     context: Mapping[str, Any]
+    mask: Tensor | None = None
     keep: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.tickets)
+        return len(self.requests)
 
     @property
     def device(self) -> torch.device:
         """Where the rows are computed."""
-        return self.running.index.device
+        return self.groups[0].running.index.device
+
+    @property
+    def use_hazard(self) -> bool:
+        """Whether the policy of any row reads hazards."""
+        return any("hazard" in group.policy.needs for group in self.groups)
 
     def take(self, positions: Sequence[int]) -> Cohort:
-        """The rows at `positions`."""
+        """The rows at `positions`, which ascend."""
         if len(positions) == len(self):
             return self
         index = torch.tensor(positions, dtype=torch.long)
-        rows = index.to(self.device)
-        return replace(
-            self,
-            tickets=tuple(self.tickets[position] for position in positions),
-            steps=tuple(self.steps[position] for position in positions),
-            running=self.running.take(rows),
-            past=take_rows(self.past, rows),
+        return Cohort(
+            requests=tuple([self.requests[position] for position in positions]),
+            steps=tuple([self.steps[position] for position in positions]),
+            groups=take_groups(self.groups, positions),
+            past=take_rows(self.past, index.to(self.device)) if self.past else [],
+            hidden=self.hidden,
+            context=self.context,
+            mask=self.mask,
             keep=index if self.keep is None else self.keep[index],
         )
 
@@ -70,27 +80,29 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
 
     Nothing is copied where a single cohort has lost no row and not its longest.
     """
+    alone = cohorts[0] if len(cohorts) == 1 else None
     sizes = [len(cohort) for cohort in cohorts]
     keep = [None if c.keep is None else c.keep.to(c.device) for c in cohorts]
-    length = max(ticket.length for cohort in cohorts for ticket in cohort.tickets)
-    index, state, log_survival, past = join_rows(
-        [(c.running.index, c.running.state, c.running.log_survival, c.past) for c in cohorts],
-        sizes,
-        path="policy state",
-    )
-    hidden = join_rows(
-        [cohort.hidden for cohort in cohorts],
-        sizes,
-        keep,
-        lengths=with_lengths(None) if padding is None else padding.of_hidden,
-        length=length,
-        path="hidden state",
-    )
+    requests = tuple([request for cohort in cohorts for request in cohort.requests])
+    length = 0 if padding is None else max([request.length for request in requests])
+    masks, lengths = [cohort.mask for cohort in cohorts], with_lengths(None) if padding is None else padding.of_hidden
     return Cohort(
-        tickets=tuple(ticket for cohort in cohorts for ticket in cohort.tickets),
-        steps=tuple(step for cohort in cohorts for step in cohort.steps),
-        running=Running(index, state, log_survival),
-        past=past,
-        hidden=hidden,
+        requests=requests,
+        steps=tuple([step for cohort in cohorts for step in cohort.steps]),
+        groups=join_groups([cohort.groups for cohort in cohorts], sizes) if alone is None else alone.groups,
+        past=_past(cohorts, sizes) if alone is None else alone.past,
+        hidden=join_rows([c.hidden for c in cohorts], sizes, keep, lengths=lengths, length=length, path="hidden state"),
         context=join_context([cohort.context for cohort in cohorts], sizes, keep, padding, length),
+        mask=join_rows(
+            masks, sizes, keep, lengths=with_lengths(None) if padding is None else _MASK, length=length, path="mask"
+        ),
     )
+
+
+def _past(cohorts: Sequence[Cohort], sizes: Sequence[int]) -> list[Tensor]:
+    """The past of several cohorts: zeros for rows whose policies do not read it, beside rows whose policies do."""
+    steps = max([len(cohort.past) for cohort in cohorts])
+    if not steps:
+        return []
+    past: list[Tensor] = join_rows([cohort.past or [None] * steps for cohort in cohorts], sizes, path="past features")
+    return past

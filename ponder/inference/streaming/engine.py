@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ponder._utils.validation import check_type
+from torch import Tensor
+
+from ponder._utils.validation import check_int, check_type
 from ponder.engine.model import EarlyExitModel
-from ponder.errors import ArgumentError
-from ponder.inference.collating import read_example
-from ponder.inference.streaming.inbox import Inbox
-from ponder.inference.streaming.rooms import Limits
+from ponder.errors import ArgumentError, PonderError
+from ponder.inference.batching import BatchLimits
+from ponder.inference.examples import as_batch_of_one
+from ponder.inference.streaming.request_queue import RequestQueue
+from ponder.inference.streaming.requests import Request, StreamOutput
 from ponder.inference.streaming.scheduler import Scheduler
-from ponder.inference.streaming.stats import Meter, StreamStats
+from ponder.inference.streaming.stats import StreamMetrics, StreamStats
 from ponder.inference.streaming.stepper import Stepper
-from ponder.inference.streaming.ticket import StreamOutput, Ticket
 from ponder.policies import ExitPolicy
 
 __all__ = ["StreamEngine"]
+
+_Report = tuple[int, Any, Future[StreamOutput]]
 
 
 class StreamEngine:
@@ -45,8 +51,8 @@ class StreamEngine:
         max_batch: Rows of a step.
         max_tokens: Positions of a step, padding included; needs a model with padding. None for any number.
         max_waiting: Rows that may wait for a slot before `submit` blocks.
-        max_skips: How often a room (the rows that need the same weights next) may be passed over for fuller ones
-            before it goes first; 4 for each room of the model where None.
+        max_skips: How often a batch queue (the rows that need the same weights next) may be passed over for fuller
+            ones before it goes first; 4 for each queue of the model where None.
         clock: Seconds, for deadlines and latencies.
 
     Raises:
@@ -74,65 +80,88 @@ class StreamEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_type("model", model, EarlyExitModel)
-        num_steps = model.depth(num_steps)
-        policy = model.checked(policy, num_steps)
-        _check_mode(model)
-        _check_limit("max_waiting", max_waiting)
-        limits = _limits(model, max_batch, max_tokens, max_skips)
+        if model.training:
+            raise ArgumentError(
+                "model",
+                expected="a model in evaluation mode",
+                got="one in training mode",
+                remedy="Call model.eval() first.",
+            )
+        check_int("max_waiting", max_waiting, remedy="Pass max_waiting=64, say.")
+        check_int("max_batch", max_batch, remedy="Pass max_batch=64, say.")
+        skips = 4 * len(set(model.steps.schedule)) if max_skips is None else max_skips
+        check_int("max_skips", skips, remedy="Pass max_skips=64, say.")
+        limits = BatchLimits.checked("max_batch", max_batch, max_tokens, model.padding)
         device = next((parameter.device for parameter in model.parameters()), None)
-        self._padding, self._clock, self._max_batch, self._max_waiting = model.padding, clock, max_batch, max_waiting
-        self._meter, self._inbox = Meter(), Inbox(max_waiting)
-        self._scheduler = Scheduler(Stepper(model, policy, device, num_steps), self._inbox, limits, self._meter, clock)
+        self._num_steps = model.depth(num_steps)
+        self._model, self._policy, self._clock = model, model.checked(policy, self._num_steps), clock
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._metrics, self._queue, stepper = (
+            StreamMetrics(),
+            RequestQueue(max_waiting),
+            Stepper(model, device, num_steps),
+        )
+        self._reader = stepper.reader
+        self._scheduler = Scheduler(stepper, self._queue, limits, skips, self._metrics, clock)
         self._numbers = itertools.count()
         self._abort = threading.Event()
         self._worker = threading.Thread(
             target=_work, args=(self._scheduler, self._abort), name="ponder-stream", daemon=True
         )
         self._worker.start()
-        self._end = weakref.finalize(self, _end, self._inbox, self._abort, self._worker)
+        self._end = weakref.finalize(self, _end, self._queue, self._abort, self._worker)
 
     def submit(
         self,
         example: Any,
         *,
+        policy: ExitPolicy | None = None,
+        policy_context: Mapping[str, Any] | None = None,
         deadline: float | None = None,
         row_id: int | None = None,
         block: bool = True,
         timeout: float | None = None,
     ) -> Future[StreamOutput]:
-        """Hand in one example. Any thread may call this.
+        """Hand in one example. Any thread may call this, and so may a done-callback of a future.
 
         Args:
-            example: Inputs, or (inputs, context), of one row.
+            example: Inputs, or (inputs, context), of one row; not to be changed until it is answered.
+            policy: Decides on this row instead of the engine's policy. Rows of different policies share steps.
+            policy_context: What the policy may read of the row (a budget, say), by name: a number or a tensor without a
+                batch dimension each.
             deadline: Seconds from now after which the row is answered from the step that it has finished, marked
                 `timed_out`; with `TimeoutError` where it has finished none. None for no limit.
             row_id: Who the row is, for seeded sampling; the number of the submission where None.
-            block: Wait where `max_waiting` rows are waiting already.
+            block: Wait where `max_waiting` rows are waiting already. In a done-callback, which runs on the engine's
+                own thread, nothing could free a place: there the row is accepted beyond the limit.
             timeout: Seconds to wait for a place; None for any time.
 
         Returns:
             The future of a `StreamOutput`, or of the row's own error. `cancel` takes effect until it is answered.
 
         Raises:
+            ArgumentError: A policy that cannot serve the model, nothing for it to read, or a deadline that is no
+                number.
             queue.Full: There was no place.
-            PonderError: The engine is closed.
+            PonderError: The engine is closed, or runs in the process from which this one was forked.
         """
-        now = self._clock()
-        row_id = next(self._numbers) if row_id is None else row_id
-        future: Future[StreamOutput] = Future()
+        now, policy = self._clock(), self._policy if policy is None else self._model.checked(policy, self._num_steps)
+        given = _for_policy(policy, policy_context)
+        due = None if deadline is None else now + _seconds(deadline)
+        row_id = next(self._numbers) if row_id is None else operator.index(row_id)
+        self._queue.check_open()
         try:
-            read = read_example(example, self._padding)
+            read = self._reader.read(example)
         except Exception as error:
-            self._inbox.check_open()
-            self._meter.end("failed", 0.0)
+            future: Future[StreamOutput] = Future()
+            self._metrics.end("failed", 0.0)
             future.set_exception(error)
             return future
-        due = None if deadline is None else now + deadline
-        ticket = Ticket(read, read.signature, read.length, row_id, now, due, future)
-        self._inbox.put(ticket, block, timeout)
-        self._scheduler.expect(ticket)
-        future.add_done_callback(partial(_hear_of_cancelling, self._scheduler, ticket))
-        return future
+        request = Request(read, policy, row_id, now, due, given)
+        self._queue.put(request, block, timeout, beyond=threading.current_thread() is self._worker)
+        self._scheduler.expect(request)
+        request.future.add_done_callback(partial(_hear_of_cancelling, self._scheduler, request))
+        return request.future
 
     def run(
         self,
@@ -141,6 +170,8 @@ class StreamEngine:
         keyed: bool = False,
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
+        policy: ExitPolicy | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
     ) -> Iterator[tuple[Any, Any]]:
         """Answer all examples of an iterable, which is read only as far ahead as rows may wait and run.
 
@@ -150,14 +181,16 @@ class StreamEngine:
                 are keys that are whole numbers, and positions else.
             ordered: In the order of the examples instead of the order of completion.
             errors: ``"raise"`` the error of a row that failed, or ``"return"`` it in the place of its output.
+            policy: Decides instead of the engine's policy.
+            policy_context: What policies may read of each row, by name: tensors with a row for each example.
 
         Yields:
             Pairs (key, `StreamOutput`).
         """
-        done: queue.SimpleQueue[tuple[int, Any, Future[StreamOutput]]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[_Report] = queue.SimpleQueue()
         futures: dict[int, Future[StreamOutput]] = {}
         finished: dict[int, tuple[Any, Future[StreamOutput]]] = {}
-        turn, ahead = 0, self._max_waiting + self._scheduler.crowd
+        turn, ahead = 0, self._max_waiting + self._scheduler.max_active
         pairs = iter(examples) if keyed else enumerate(examples)
         try:
             for position in itertools.count():
@@ -165,10 +198,11 @@ class StreamEngine:
                 if pair is not None:
                     key, example = pair
                     row_id = key if isinstance(key, int) and not isinstance(key, bool) else position
-                    futures[position] = self.submit(example, row_id=row_id)
+                    given = None if policy_context is None else _row(policy_context, position)
+                    futures[position] = self.submit(example, row_id=row_id, policy=policy, policy_context=given)
                     futures[position].add_done_callback(partial(_report, done, position, key))
                 while futures and (pair is None or len(futures) >= ahead or not done.empty()):
-                    ready, key, future = done.get()
+                    ready, key, future = self._wait_for(done)
                     finished[ready] = key, future
                     while finished and (not ordered or turn in finished):
                         number = turn if ordered else next(iter(finished))
@@ -185,16 +219,33 @@ class StreamEngine:
     @property
     def stats(self) -> StreamStats:
         """Counts, occupancy and latencies so far."""
-        return self._meter.snapshot(
-            waiting=len(self._inbox), running=self._scheduler.running, max_batch=self._max_batch
+        return self._metrics.snapshot(
+            waiting=len(self._queue), running=self._scheduler.running, max_batch=self._max_batch
         )
 
     def close(self, *, cancel: bool = False) -> None:
-        """Take no more rows, and return when the others are answered; or cancel those, at once."""
+        """Take no more rows, and return when the others are answered; or cancel those, at once.
+
+        In a done-callback, which runs on the engine's own thread, it returns at once, and the others are answered (or
+        cancelled) after it.
+        """
+        if self._queue.elsewhere:
+            return
         if cancel:
             self._abort.set()
-        self._inbox.close()
-        self._worker.join()
+        self._queue.close()
+        if threading.current_thread() is not self._worker:
+            self._worker.join()
+
+    def _wait_for(self, done: queue.SimpleQueue[_Report]) -> _Report:
+        """The next answer; an error where none could ever come."""
+        self._queue.check_process()
+        if threading.current_thread() is self._worker:
+            raise PonderError(
+                "run waits for answers, and here, in a done-callback, it would keep the engine from giving any. "
+                "Call submit in callbacks, or run in another thread."
+            )
+        return done.get()
 
     def __enter__(self) -> Self:
         return self
@@ -208,37 +259,34 @@ class StreamEngine:
 
 def _work(scheduler: Scheduler, abort: threading.Event) -> None:
     """The worker thread. It holds no reference to the engine, so that an engine that is forgotten ends."""
-    inbox = scheduler.inbox
+    waiting = scheduler.waiting
     try:
-        while not abort.is_set() and not (inbox.closed and scheduler.idle):
+        while not abort.is_set() and not (waiting.closed and scheduler.idle):
             if not scheduler.turn():
-                inbox.wait()
+                waiting.wait()
         scheduler.cancel_all()
     except BaseException as error:
-        inbox.close()
+        waiting.close()
         scheduler.fail_all(error)
         raise
 
 
-def _end(inbox: Inbox, abort: threading.Event, worker: threading.Thread) -> None:
+def _end(waiting: RequestQueue, abort: threading.Event, worker: threading.Thread) -> None:
     """Stop an engine that nobody closed."""
+    if waiting.elsewhere:
+        return
     abort.set()
-    inbox.close()
+    waiting.close()
     if worker is not threading.current_thread():
         worker.join()
 
 
-def _hear_of_cancelling(scheduler: Scheduler, ticket: Ticket, future: Future[StreamOutput]) -> None:
+def _hear_of_cancelling(scheduler: Scheduler, request: Request, future: Future[StreamOutput]) -> None:
     if future.cancelled():
-        scheduler.cancel(ticket)
+        scheduler.cancel(request)
 
 
-def _report(
-    done: queue.SimpleQueue[tuple[int, Any, Future[StreamOutput]]],
-    position: int,
-    key: Any,
-    future: Future[StreamOutput],
-) -> None:
+def _report(done: queue.SimpleQueue[_Report], position: int, key: Any, future: Future[StreamOutput]) -> None:
     done.put((position, key, future))
 
 
@@ -249,32 +297,48 @@ def _result(future: Future[StreamOutput], errors: str) -> Any:
     return future.result() if error is None else error
 
 
-def _check_mode(model: EarlyExitModel) -> None:
-    if model.training:
+def _seconds(deadline: float) -> float:
+    """A deadline; one that is no number would never come, and keep all later ones from coming."""
+    if isinstance(deadline, bool) or not isinstance(deadline, int | float) or math.isnan(deadline):
         raise ArgumentError(
-            "model",
-            expected="a model in evaluation mode",
-            got="one in training mode",
-            remedy="Call model.eval() first.",
+            "deadline", expected="seconds from now, or None", got=repr(deadline), remedy="Pass deadline=0.5, say."
         )
+    return deadline
 
 
-def _limits(model: EarlyExitModel, max_batch: int, max_tokens: int | None, max_skips: int | None) -> Limits:
-    skips = 4 * len(set(model.steps.schedule)) if max_skips is None else max_skips
-    _check_limit("max_batch", max_batch)
-    _check_limit("max_skips", skips)
-    if max_tokens is not None:
-        _check_limit("max_tokens", max_tokens)
-        if model.padding is None:
+def _for_policy(policy: ExitPolicy, context: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """What a policy will read of a row, as a batch of one; nothing where it reads none."""
+    if "context" not in policy.needs:
+        return {}
+    if not isinstance(context, Mapping):
+        raise ArgumentError(
+            "policy_context",
+            expected=f"a dict of what {policy!r} reads of the row",
+            got=type(context).__name__,
+            remedy="Pass submit(example, policy_context={'budget': 3.0}), say.",
+        )
+    given: dict[str, Tensor] = {}
+    for name, value in context.items():
+        read = as_batch_of_one(value)
+        if read is None:
             raise ArgumentError(
-                "max_tokens",
-                expected="None for a model without lengths",
-                got=max_tokens,
-                remedy="Build the model with padding=ponder.Padding(…), or limit rows with max_batch.",
+                f"policy_context[{name!r}]",
+                expected="a number, or a tensor without a batch dimension",
+                got=type(value).__name__,
+                remedy="Convert it.",
             )
-    return Limits(max_batch, max_tokens, skips)
+        given[name] = read
+    return given
 
 
-def _check_limit(name: str, limit: Any) -> None:
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ArgumentError(name, expected="a whole number ≥ 1", got=repr(limit), remedy=f"Pass {name}=64, say.")
+def _row(context: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
+    """What belongs to one row of a stream."""
+    for name, value in context.items():
+        if position >= len(value):
+            raise ArgumentError(
+                f"policy_context[{name!r}]",
+                expected="a row for each example",
+                got=f"{len(value)} rows",
+                remedy="Give one row an example, in the order of the stream.",
+            )
+    return {name: value[position] for name, value in context.items()}

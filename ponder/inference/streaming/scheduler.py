@@ -1,4 +1,4 @@
-"""One thread's work: take a room, run its step, answer who leaves; a row that fails fails alone."""
+"""One thread's work: take a batch queue, run its step, answer who leaves; a row that fails fails alone."""
 
 from __future__ import annotations
 
@@ -6,74 +6,85 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from ponder.inference.batching import BatchLimits
+from ponder.inference.streaming.batch_queues import BatchQueues
 from ponder.inference.streaming.cohort import Cohort, join
-from ponder.inference.streaming.inbox import Inbox
-from ponder.inference.streaming.rooms import Limits, Rooms
-from ponder.inference.streaming.stats import Meter
+from ponder.inference.streaming.request_queue import RequestQueue
+from ponder.inference.streaming.requests import Request, StreamOutput
+from ponder.inference.streaming.stats import StreamMetrics
 from ponder.inference.streaming.stepper import Stepper
-from ponder.inference.streaming.ticket import StreamOutput, Ticket
 
 __all__ = ["Scheduler"]
 
 
 class Scheduler:
-    """Runs rows from the inbox to their answers. Not thread-safe, but for `cancel`.
+    """Runs rows from the waiting queue to their answers. Not thread-safe, but for `expect` and `cancel`.
 
     Args:
-        stepper: The model and the policy.
-        inbox: The rows that wait.
-        limits: How much runs at once.
-        meter: What counts.
+        stepper: The model.
+        waiting: The rows that wait.
+        limits: How large a step's batch may be.
+        max_skips: How often a batch queue may be passed over.
+        metrics: What counts.
         clock: Seconds.
     """
 
     def __init__(
-        self, stepper: Stepper, inbox: Inbox, limits: Limits, meter: Meter, clock: Callable[[], float]
+        self,
+        stepper: Stepper,
+        waiting: RequestQueue,
+        limits: BatchLimits,
+        max_skips: int,
+        metrics: StreamMetrics,
+        clock: Callable[[], float],
     ) -> None:
-        self.inbox, self.rooms = inbox, Rooms(stepper.schedule, inbox, limits)
-        self._stepper, self._meter, self._clock = stepper, meter, clock
-        self._running: set[Ticket] = set()
-        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self.waiting, self.queues = waiting, BatchQueues(stepper.schedule, waiting, limits, max_skips)
+        self._stepper, self._metrics, self._clock = stepper, metrics, clock
+        self._running: set[Request] = set()
+        self._deadlines: list[tuple[float, int, Request]] = []
         self._numbers = itertools.count()
-        self._cancelled: deque[Ticket] = deque()
-        self._announced: deque[Ticket] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._announced: deque[Request] = deque()
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._running and not len(self.inbox)
+        return not self._running and not len(self.waiting)
 
     @property
     def running(self) -> int:
-        """Rows that have left the inbox and are not answered."""
+        """Rows that have begun and are not answered."""
         return len(self._running)
 
     @property
-    def crowd(self) -> int:
+    def max_active(self) -> int:
         """Running rows at which no others are let in."""
-        return self.rooms.crowd
+        return self.queues.max_active
 
-    def expect(self, ticket: Ticket) -> None:
-        """Watch the deadline of a ticket; any thread may call this."""
-        if ticket.deadline is not None:
-            self._announced.append(ticket)
+    def expect(self, request: Request) -> None:
+        """Watch the deadline of a request; any thread may call this."""
+        if request.deadline is not None:
+            self._announced.append(request)
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Drop a ticket whose future was cancelled; any thread may call this."""
-        self._cancelled.append(ticket)
+    def cancel(self, request: Request) -> None:
+        """Drop a request whose future was cancelled; any thread may call this."""
+        self._cancelled.append(request)
 
     def turn(self) -> bool:
-        """One step of one room; False where there was nothing to run."""
-        self._drop_cancelled()
-        self._answer_overdue()
-        door = self.rooms.next()
-        if door is None:
+        """One step of one batch queue; False where there was nothing to run."""
+        if self._cancelled:
+            self._drop_cancelled()
+        if self._announced or self._deadlines:
+            self._answer_overdue()
+        key = self.queues.next()
+        if key is None:
             return False
-        running, admitted = self.rooms.leave(door)
+        running, admitted = self.queues.leave(key)
         if admitted:
             self._running.update(admitted)
             running += self._begin(admitted)
@@ -82,78 +93,99 @@ class Scheduler:
         return True
 
     def fail_all(self, error: BaseException) -> None:
-        """Answer everything that is still here with an error."""
-        self._fail(self._all(), error)
+        """Answer everything that is still here with an error, whatever callbacks make of it."""
+        for request in self._all():
+            with suppress(BaseException):
+                self._end(request, "failed", error)
 
     def cancel_all(self) -> None:
         """Cancel everything that is still here."""
-        for ticket in self._all():
-            ticket.future.cancel()
-            self._end(ticket, "cancelled", None)
+        for request in self._all():
+            request.future.cancel()
+            self._end(request, "cancelled", None)
 
-    def _all(self) -> list[Ticket]:
-        self.rooms.remove(lambda ticket: True)
-        waiting = [t for signature in self.inbox.counts() for t in self.inbox.take(signature, lambda ticket: True)]
-        return [*waiting, *self._running]
+    def _all(self) -> list[Request]:
+        self.queues.remove(lambda request: True)
+        self._running.update(self.waiting.take_all())
+        return list(self._running)
 
-    def _begin(self, tickets: Sequence[Ticket]) -> list[Cohort]:
+    def _begin(self, requests: Sequence[Request]) -> list[Cohort]:
         """The stem; where it raises, for halves of the rows, down to the one that fails."""
         try:
             with torch.inference_mode():
-                cohort = self._stepper.begin(tickets)
-            for ticket in tickets:
-                ticket.example = None
-            return [cohort]
+                return [self._stepper.begin(requests)]
         except Exception as error:
-            if len(tickets) == 1:
-                self._fail(tickets, error)
+            if len(requests) == 1:
+                self._fail(requests, error)
                 return []
-        half = len(tickets) // 2
-        return self._begin(tickets[:half]) + self._begin(tickets[half:])
+        half = len(requests) // 2
+        return self._begin(requests[:half]) + self._begin(requests[half:])
 
     def _step(self, cohorts: Sequence[Cohort]) -> None:
         """One step; where it raises, for halves of the rows, down to the one that fails."""
-        rows = sum(len(cohort) for cohort in cohorts)
         try:
             with torch.inference_mode():
                 cohort = join(cohorts, self._stepper.padding)
                 after = self._stepper.step(cohort)
         except Exception as error:
-            if rows == 1:
-                self._fail([ticket for cohort in cohorts for ticket in cohort.tickets], error)
-                return
-            after = None
-        if after is None:
-            for half in _halves(cohorts, rows // 2):
-                self._step(half)
+            failed: Exception | None = error
+        else:
+            failed = None
+        if failed is not None:
+            self._step_halves(cohorts, failed)
             return
-        self._meter.step(rows)
+        self._metrics.step(len(cohort))
         if after.staying is not None:
-            self.rooms.enter(after.staying)
+            self.queues.enter(after.staying)
         if after.outputs is not None:
-            tickets = [cohort.tickets[position] for position in after.leaving]
+            requests = [cohort.requests[position] for position in after.leaving]
             steps = [cohort.steps[position] + 1 for position in after.leaving]
-            self._answer(tickets, after.outputs, steps, timed_out=False)
+            self._answer(requests, after.outputs, steps, timed_out=False)
+
+    def _step_halves(self, cohorts: Sequence[Cohort], error: Exception) -> None:
+        rows = sum([len(cohort) for cohort in cohorts])
+        if rows == 1:
+            self._fail(cohorts[0].requests, error)
+            return
+        if len(cohorts) == 1 and cohorts[0].keep is None:
+            # The step was given these states themselves, and may have changed them in place before it failed.
+            cohorts = self._again(cohorts[0])
+            rows = sum([len(cohort) for cohort in cohorts])
+        for half in _halves(cohorts, max(rows // 2, 1)):
+            if half:
+                self._step(half)
+
+    def _again(self, cohort: Cohort) -> list[Cohort]:
+        """A cohort with its states computed anew; rows for which that fails, fail."""
+        try:
+            with torch.inference_mode():
+                return self._stepper.again(cohort)
+        except Exception as error:
+            if len(cohort) == 1:
+                self._fail(cohort.requests, error)
+                return []
+        first, second = _halves([cohort], len(cohort) // 2)
+        return self._again(first[0]) + self._again(second[0])
 
     def _answer_overdue(self) -> None:
         """Answer rows whose time is up from the step that they have finished."""
         while self._announced:
-            ticket = self._announced.popleft()
-            assert ticket.deadline is not None
-            heapq.heappush(self._deadlines, (ticket.deadline, next(self._numbers), ticket))
-        if len(self._deadlines) > 2 * (len(self._running) + len(self.inbox)) + 64:  # most are answered: forget them
+            request = self._announced.popleft()
+            assert request.deadline is not None
+            heapq.heappush(self._deadlines, (request.deadline, next(self._numbers), request))
+        if len(self._deadlines) > 2 * (len(self._running) + len(self.waiting)) + 64:  # most are answered: forget them
             self._deadlines = [entry for entry in self._deadlines if not entry[2].resolved]
             heapq.heapify(self._deadlines)
-        now, overdue = self._clock(), set[Ticket]()
+        now, overdue = self._clock(), set[Request]()
         while self._deadlines and self._deadlines[0][0] <= now:
-            ticket = heapq.heappop(self._deadlines)[2]
-            if not ticket.resolved:
-                overdue.add(ticket)
-        for ticket in overdue:
-            if self.inbox.discard(ticket):
-                self._time_out(ticket)
+            request = heapq.heappop(self._deadlines)[2]
+            if not request.resolved:
+                overdue.add(request)
+        for request in overdue:
+            if self.waiting.discard(request):
+                self._time_out(request)
         if overdue:
-            for cohort in self.rooms.remove(overdue.__contains__):
+            for cohort in self.queues.remove(overdue.__contains__):
                 self._answer_early(cohort)
 
     def _answer_early(self, cohort: Cohort) -> None:
@@ -162,50 +194,51 @@ class Scheduler:
                 outputs = self._stepper.answer(join([cohort], self._stepper.padding))
         except Exception as error:
             if len(cohort) == 1:
-                self._fail(cohort.tickets, error)
+                self._fail(cohort.requests, error)
                 return
             outputs = None
         if outputs is not None:
-            self._answer(cohort.tickets, outputs, cohort.steps, timed_out=True)
+            self._answer(cohort.requests, outputs, cohort.steps, timed_out=True)
             return
-        for (half,) in _halves([cohort], len(cohort) // 2):
-            self._answer_early(half)
+        for half in _halves([cohort], len(cohort) // 2):
+            self._answer_early(half[0])
 
-    def _answer(self, tickets: Sequence[Ticket], outputs: Tensor, steps: Sequence[int], *, timed_out: bool) -> None:
+    def _answer(self, requests: Sequence[Request], outputs: Tensor, steps: Sequence[int], *, timed_out: bool) -> None:
         outputs = outputs.clone()  # out of inference mode: an ordinary tensor, for whatever the caller does with it
-        for ticket, output, step in zip(tickets, outputs.unbind(0), steps, strict=True):
-            self._end(ticket, "timed_out" if timed_out else "done", StreamOutput(output, step, timed_out))
+        for request, output, step in zip(requests, outputs.unbind(0), steps, strict=True):
+            self._end(request, "timed_out" if timed_out else "done", StreamOutput(output, step, timed_out))
 
-    def _time_out(self, ticket: Ticket) -> None:
-        self._end(ticket, "timed_out", TimeoutError("the deadline passed before the first step of the row"))
+    def _time_out(self, request: Request) -> None:
+        self._end(request, "timed_out", TimeoutError("the deadline passed before the first step of the row"))
 
-    def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
-        for ticket in tickets:
-            self._end(ticket, "failed", error)
+    def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
+        for request in requests:
+            self._end(request, "failed", error)
 
     def _drop_cancelled(self) -> None:
-        gone = set[Ticket]()
+        gone = set[Request]()
         while self._cancelled:
-            ticket = self._cancelled.popleft()
-            if not ticket.resolved and not self.inbox.discard(ticket):
-                gone.add(ticket)
-            self._end(ticket, "cancelled", None)
+            request = self._cancelled.popleft()
+            if not request.resolved and not self.waiting.discard(request):
+                gone.add(request)
+            self._end(request, "cancelled", None)
         if gone:
-            self.rooms.remove(gone.__contains__)
+            self.queues.remove(gone.__contains__)
 
-    def _end(self, ticket: Ticket, how: str, answer: StreamOutput | BaseException | None) -> None:
-        """Answer a ticket, once. A future that its owner cancelled in the meantime is told so."""
-        if ticket.resolved:
+    def _end(self, request: Request, how: str, answer: StreamOutput | BaseException | None) -> None:
+        """Answer a request, once. A future that its owner cancelled in the meantime is told so."""
+        if request.resolved:
             return
-        ticket.resolved = True
-        self._running.discard(ticket)
-        if not ticket.future.set_running_or_notify_cancel():
+        request.resolved = True
+        request.example.inputs, request.example.context = None, {}
+        self._running.discard(request)
+        if not request.future.set_running_or_notify_cancel():
             how, answer = "cancelled", None
-        self._meter.end(how, self._clock() - ticket.submitted)
+        self._metrics.end(how, self._clock() - request.submitted)
         if isinstance(answer, BaseException):
-            ticket.future.set_exception(answer)
+            request.future.set_exception(answer)
         elif answer is not None:
-            ticket.future.set_result(answer)
+            request.future.set_result(answer)
 
 
 def _halves(cohorts: Sequence[Cohort], count: int) -> list[list[Cohort]]:

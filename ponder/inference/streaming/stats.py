@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Meter", "StreamStats"]
+__all__ = ["StreamMetrics", "StreamStats"]
 
 _LATENCIES_KEPT = 4096
 
@@ -43,14 +44,15 @@ class StreamStats:
     latency: dict[float, float]
 
 
-class Meter:
-    """Counts."""
+class StreamMetrics:
+    """What is counted while an engine runs. Any thread may tell of an end; only the engine's own tells of steps."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.row_steps = 0
         self.ends: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._lock = threading.Lock()
 
     def step(self, rows: int) -> None:
         """A step ran."""
@@ -59,9 +61,10 @@ class Meter:
 
     def end(self, how: str, latency: float) -> None:
         """A row ended: "done", "timed_out", "failed" or "cancelled"."""
-        self.ends[how] += 1
-        if how in ("done", "timed_out"):
-            self._latencies.append(latency)
+        with self._lock:
+            self.ends[how] += 1
+            if how in ("done", "timed_out"):
+                self._latencies.append(latency)
 
     def snapshot(self, *, waiting: int, running: int, max_batch: int) -> StreamStats:
         """The counts so far."""

@@ -1,22 +1,27 @@
-"""What a model does for a cohort: begin, one step, an answer. Pure: a cohort that was passed in is not changed."""
+"""What a model does for a cohort: begin, one step, an answer. A cohort that was passed in is not changed.
+
+Only a step that works in place may change the states of a cohort that it was given uncopied; `Stepper.again` computes
+those anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, map_tensors, take_rows
-from ponder.engine.loop import Readings, Running, ask
+from ponder._utils.trees import Tree, take_rows
+from ponder.engine.loop import ask
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource, call_stem
-from ponder.inference.collating import collate
+from ponder.errors import ArgumentError
+from ponder.inference.examples import ExampleReader, placed
 from ponder.inference.streaming.cohort import Cohort
-from ponder.inference.streaming.ticket import Ticket
+from ponder.inference.streaming.policy_groups import GroupView, PolicyGroup, start_groups, take_groups
+from ponder.inference.streaming.requests import Request
 from ponder.parts.heads import PerStep
-from ponder.policies import ExitPolicy, PolicyBatch
 
 __all__ = ["Stepped", "Stepper"]
 
@@ -52,6 +57,7 @@ class MixedSource(ModelSource):
         return self.parts.steps(step, self.hidden, at=at, **self._call)
 
     def call_head(self, features: Tensor, index: Tensor | None) -> Tensor:
+        """See `ModelSource.call_head`: every row has the head of its own step."""
         head: nn.Module = self.parts.head
         if not isinstance(head, PerStep):
             outputs: Tensor = head(features)
@@ -61,110 +67,126 @@ class MixedSource(ModelSource):
 
 
 class Stepper:
-    """A model and a policy.
+    """A model, as a stream runs it.
 
     Args:
         model: The model, in evaluation mode.
-        policy: Who decides; it has been checked against the model.
         device: Where rows are computed; None leaves them where they come from.
         num_steps: How many steps; the model's own number where None.
     """
 
-    def __init__(
-        self, model: EarlyExitModel, policy: ExitPolicy, device: torch.device | None, num_steps: int | None = None
-    ) -> None:
-        self.model, self.policy, self.padding = model, policy, model.padding
+    def __init__(self, model: EarlyExitModel, device: torch.device | None, num_steps: int | None = None) -> None:
+        self.model, self.padding = model, model.padding
         self.num_steps = model.depth(num_steps)
         self.schedule = model.steps.schedule_of(self.num_steps)
-        self._device = device
-        self._task = model.spec.task
-        self._use_hazard = "hazard" in policy.needs
+        self._device, self._task = device, model.spec.task
+        per_token = self._task.per_token or (self.padding is not None and not self.padding.pooled)
+        self.reader = ExampleReader(self.padding, one_length=per_token, check=True)
+        padded = None if self.padding is None else self.padding.stem
+        self._stem = model.stem if padded is None else padded
 
-    def begin(self, tickets: Sequence[Ticket]) -> Cohort:
+    def begin(self, requests: Sequence[Request]) -> Cohort:
         """Rows after the stem, before their first step."""
-        inputs, context = collate([ticket.example for ticket in tickets if ticket.example is not None], self.padding)
-        if self._device is not None:
-            inputs, context = map_tensors(lambda tensor: tensor.to(self._device), (inputs, context))
-        own_stem = self.padding is None or self.padding.stem is None
-        stem = self.model.stem if own_stem or self.padding is None else self.padding.stem
-        hidden, layer_context, _ = call_stem(stem, inputs, context)
-        source = ModelSource(self.model, hidden, layer_context, self._use_hazard)
-        row_ids = torch.tensor([ticket.row_id for ticket in tickets], device=source.device)
-        running = Running.start(self.policy, PolicyBatch(row_ids, self.num_steps, self._task))
-        return Cohort(tuple(tickets), (0,) * len(tickets), running, source.past or [], hidden, layer_context)
+        inputs, context = self.reader.batch([request.example for request in requests])
+        inputs, context = placed(inputs, context, self._device)
+        mask = self.model.positions(context) if self._task.per_token else None
+        hidden, layer_context, _ = call_stem(self._stem, inputs, context)
+        use_hazard = any("hazard" in request.policy.needs for request in requests)
+        source = ModelSource(self.model, hidden, layer_context, use_hazard)
+        groups = start_groups(requests, self.num_steps, self._task, source.device)
+        return Cohort(tuple(requests), (0,) * len(requests), groups, source.past or [], hidden, layer_context, mask)
 
     def step(self, cohort: Cohort) -> Stepped:
-        """One step of all rows of a cohort, all of which have their next step in common."""
-        steps = tuple(step + 1 for step in cohort.steps)
+        """One step of all rows of a cohort (joined), all of which have their next step in common."""
+        steps = tuple([step + 1 for step in cohort.steps])
         source = self._source(cohort, steps)
         source.advance(steps[0])
-        asked = [position for position, step in enumerate(steps) if step < self.num_steps]
-        running, leaving = cohort.running, set(range(len(steps))) - set(asked)
-        if asked:
-            view: Readings = source
-            if leaving:
-                view, running = _Some(source, rows := source.on_device(torch.tensor(asked))), running.take(rows)
-            mask, running = ask(view, self.policy, running, self.num_steps, self._task)
-            exits = [mask] * len(asked) if isinstance(mask, bool) else mask.tolist()
-            leaving |= {position for position, exit in zip(asked, exits, strict=True) if exit}
+        groups, leaving = self._asked(cohort, source, steps)
         left = sorted(leaving)
         outputs = None if not left else source.output_of(None if len(left) == len(steps) else torch.tensor(left))
-        return Stepped(left, outputs, self._staying(cohort, source, steps, asked, running, leaving))
+        if outputs is not None and len(outputs) != len(left):
+            raise ArgumentError(
+                "features of the readout",
+                expected=f"a row for each of {len(left)} rows",
+                got=f"{len(outputs)} rows",
+                remedy="Keep the batch dimension of the hidden state.",
+            )
+        return Stepped(left, outputs, self._staying(cohort, source, steps, groups, leaving))
 
     def answer(self, cohort: Cohort) -> Tensor:
         """The outputs of a cohort (joined) at the step that each row has finished, `(rows, …)`."""
         return self._source(cohort, cohort.steps).output()
+
+    def again(self, cohort: Cohort) -> list[Cohort]:
+        """A cohort with its states computed anew from its examples, in parts whose rows are at one depth each.
+
+        What policies remember stays, since they are pure.
+        """
+        parts: list[Cohort] = []
+        for depth in sorted(set(cohort.steps)):
+            part = cohort.take([position for position, step in enumerate(cohort.steps) if step == depth])
+            fresh = self.begin(part.requests)
+            source = ModelSource(self.model, fresh.hidden, fresh.context, use_hazard=False, past=[])
+            for step in range(1, depth + 1):
+                source.advance(step)
+            parts.append(replace(part, hidden=source.hidden, context=source.context, mask=fresh.mask, keep=None))
+        return parts
+
+    def _asked(self, cohort: Cohort, source: MixedSource, steps: tuple[int, ...]) -> tuple[list[PolicyGroup], set[int]]:
+        """The groups after their policies were asked about the rows before their last step, and which rows leave."""
+        leaving = {position for position, step in enumerate(steps) if step == self.num_steps}
+        asked: list[PolicyGroup] = []
+        for group in cohort.groups:
+            places = [place for place, row in enumerate(group.rows) if row not in leaving]
+            if not places:
+                continue
+            part = group.take(places, [group.rows[place] for place in places])
+            rows = None if len(places) == len(steps) else torch.tensor(part.rows, device=cohort.device)
+            view = GroupView(source, rows, part.policy_context)
+            mask, running = ask(view, part.policy, part.running, self.num_steps, self._task)
+            exits = [mask] * len(places) if isinstance(mask, bool) else mask.tolist()
+            leaving.update([row for row, exit in zip(part.rows, exits, strict=True) if exit])
+            asked.append(replace(part, running=running))
+        return asked, leaving
 
     def _staying(
         self,
         cohort: Cohort,
         source: MixedSource,
         steps: tuple[int, ...],
-        asked: list[int],
-        running: Running,
+        groups: Sequence[PolicyGroup],
         leaving: set[int],
     ) -> Cohort | None:
-        """The rows that go on; `running` knows of the rows `asked` only."""
+        """The rows that go on."""
         if len(leaving) == len(steps):
             return None
         past = source.next_past()
         if not leaving:
-            return replace(cohort, hidden=source.hidden, past=past, steps=steps, running=running)
-        staying = [position for position in asked if position not in leaving]
-        of_asked = [place for place, position in enumerate(asked) if position not in leaving]
+            return replace(cohort, hidden=source.hidden, past=past, steps=steps, groups=tuple(groups))
+        staying = [position for position in range(len(steps)) if position not in leaving]
         keep = torch.tensor(staying)
         return Cohort(
-            tickets=tuple(cohort.tickets[position] for position in staying),
-            steps=tuple(steps[position] for position in staying),
-            running=running.take(source.on_device(torch.tensor(of_asked))),
-            past=take_rows(past, source.on_device(keep)),
+            requests=tuple([cohort.requests[position] for position in staying]),
+            steps=tuple([steps[position] for position in staying]),
+            groups=take_groups(groups, staying),
+            past=take_rows(past, source.on_device(keep)) if past else [],
             hidden=source.hidden,
             context=cohort.context,
+            mask=cohort.mask,
             keep=keep,
         )
 
     def _source(self, cohort: Cohort, steps: Sequence[int]) -> MixedSource:
+        use_hazard = cohort.use_hazard
         return MixedSource(
-            self.model, cohort.hidden, cohort.context, self._use_hazard, past=list(cohort.past), steps=steps
+            self.model,
+            cohort.hidden,
+            cohort.context,
+            use_hazard,
+            past=list(cohort.past) if use_hazard else [],
+            mask=cohort.mask,
+            steps=steps,
         )
-
-
-class _Some:
-    """Some rows of a source, as the policy is to see them."""
-
-    def __init__(self, source: ModelSource, rows: Tensor) -> None:
-        self.source, self.rows = source, rows
-        self.mask: Tensor | None = take_rows(source.mask, rows)
-        self.policy_context: Mapping[str, Tensor] = take_rows(source.policy_context, rows)
-
-    def features(self) -> Tensor:
-        return self.source.features()[self.rows]
-
-    def output(self) -> Tensor:
-        return self.source.output()[self.rows]
-
-    def hazard_logit(self) -> Tensor:
-        return self.source.hazard_logit()[self.rows]
 
 
 def _each_at_its_step(head: PerStep, features: Tensor, steps: Sequence[int]) -> Tensor:

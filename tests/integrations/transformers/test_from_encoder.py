@@ -57,7 +57,7 @@ def equal_states(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
 @pytest.mark.parametrize("start", [True, False])
 def test_a_lambda_head_starts_at_the_hazard_of_its_recipe(start: bool, tmp_path: Path) -> None:
     # TRAP: Transformers draws the weights of all linear layers anew, and sets their biases to 0.
-    recipe = recipes.get("ponder", start=start)
+    recipe = recipes.get("palbert-joint", start=start)
     model = build(make_encoder("bert"), recipe).eval()
     assert model.recipe.prior is not None
     expected = float(model.recipe.prior(model.ponder.num_steps).pmf[0]) if start else 0.5
@@ -190,7 +190,7 @@ class TestRecipesAndLabels:
     def test_a_recipe_is_scaled_to_the_encoder(self, recipe: str) -> None:
         for name, num_steps in (("bert", 5), ("albert", 6), ("albert-3-uneven-groups-inner-2", 7)):
             model = build(make_encoder(name), recipe)
-            scaled = recipes.get(recipe).for_steps(num_steps)
+            scaled = recipes.get(recipe).for_steps(num_steps).for_task("classification")
             assert model.recipe == scaled
             assert model.policy == scaled.policy
             assert model.ponder.prior == scaled.prior

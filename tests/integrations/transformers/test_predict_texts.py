@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from encoders import FAMILIES, VOCABULARY, make_batch, make_model, segments
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 import ponder
@@ -64,6 +65,30 @@ def test_a_collator_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
         out = model.eval()(**batch)
     assert found.exit_step.tolist() == out.exit_step.tolist()
     torch.testing.assert_close(found.outputs, out.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_data_loader_and_a_recording() -> None:
+    from tokenizers import Tokenizer, models
+
+    model = make_model("albert").train()
+    batch = make_batch(model.encoder, rows=11)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})), pad_token="a")
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+    rows = [{k: v for k, v in row.items() if k not in ("s", "idx", "labels")} for row in rows_of(batch, lists=True)]
+    rows = [{**row, "label": place % 2} for place, row in enumerate(rows)]
+    loader = DataLoader(rows, batch_size=4, collate_fn=DataCollatorWithPadding(tokenizer))  # type: ignore[arg-type]
+    found = model.predict(rows, policy=Bernoulli(1))
+    loaded = model.predict(loader, policy=Bernoulli(1), batch_size=3)
+    assert loaded.exit_step.tolist() == found.exit_step.tolist()
+    torch.testing.assert_close(loaded.outputs, found.outputs, atol=1e-4, rtol=1e-4)
+    collated: dict[str, Any] = {"collate": DataCollatorWithPadding(tokenizer), "batch_size": 4}
+    for data, options in ((rows, {}), (loader, {}), (rows, collated), (rows, {"labels": torch.arange(11) % 2})):
+        trajectory = model.record(data, **options)
+        assert model.training
+        assert trajectory.labels.tolist() == [place % 2 for place in range(11)]
+        exits = trajectory.replay(Bernoulli(1))
+        assert exits.exit_step.tolist() == found.exit_step.tolist()
+        torch.testing.assert_close(exits.outputs, found.outputs, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_and_bad_examples() -> None:

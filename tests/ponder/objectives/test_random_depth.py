@@ -12,7 +12,7 @@ from torch import nn
 
 import ponder
 from ponder import objectives
-from ponder.objectives import DeepSupervision, Depth, FinalStep, RandomDepth
+from ponder.objectives import Alternating, DeepSupervision, Depth, FinalStep, RandomDepth
 from tests.ponder.checks import refused
 from tests.toys import NUM_STEPS, WIDTH, labels_for, make_toy, wrap
 
@@ -63,7 +63,7 @@ def test_loss_and_gradient_against_a_plain_loop(
         if number == depth.warm_up:  # nothing flows through what came before
             hidden = tuple(h.detach() for h in hidden) if isinstance(hidden, tuple) else hidden.detach()
         hidden = model.steps.fns[0](hidden, **step_context)
-    loss = F.cross_entropy(model.head(model.readout(hidden, step_context)), labels)
+    loss = F.cross_entropy(model.head(model.readout(hidden, model.readout.reads(step_context))), labels)
     loss.backward()
     torch.testing.assert_close(out.loss, loss)
     assert out.exit_step.tolist() == [depth.total] * 6
@@ -161,6 +161,8 @@ def test_sums_with_others_are_refused_and_weights_are_not() -> None:
     for other in (FinalStep(), DeepSupervision()):
         with refused("objectives", "draws how many"):
             _ = other + 0.5 * RandomDepth()
+        with refused("objectives", "draws how many"):
+            Alternating(other, RandomDepth())
     model = wrap(make_toy("shared"), objective=0.5 * RandomDepth(2, 2)).train()
     out = model(torch.randn(3, WIDTH), labels=torch.tensor([0, 1, 2]))
     assert out.trajectory.num_steps == 2

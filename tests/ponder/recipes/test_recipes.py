@@ -50,8 +50,7 @@ def test_builds_a_model_that_trains_in_every_stage_and_exits(case: Example, num_
     inputs, _ = make_toy("shared").batch(6)
     labels = labels_for("classification", 6)
     for stage in recipe.stages:
-        freeze_for(stage, model.steps, model.head)
-        model.objective = stage.objective
+        model.start_stage(stage)
         before = copy.deepcopy(model.state_dict())
         model.zero_grad(set_to_none=True)
         optimiser = torch.optim.SGD(ponder.parameter_groups(model, lr=0.1))
@@ -64,6 +63,8 @@ def test_builds_a_model_that_trains_in_every_stage_and_exits(case: Example, num_
         if stage.train == "early_heads":
             assert all(n.startswith("head.heads.") for n in moved)
             assert not any(n.startswith(f"head.heads.{num_steps - 1}.") for n in moved)
+        if stage.train == "lambda_head":
+            assert all(n.startswith("lambda_head.") for n in moved)
     out = model.eval()(inputs, labels=labels)
     assert out.outputs.shape == (6, 3)
     assert bool(((out.exit_step >= 1) & (out.exit_step <= num_steps)).all())
@@ -194,6 +195,58 @@ def test_ponder_leaves_by_confidence_and_otherwise_by_its_lambda_head() -> None:
     assert Recipe.from_dict(before) == recipes.get("pabee")  # as it was saved by an older version
 
 
+def test_ponder_is_fine_tuning_and_then_agreement_with_it() -> None:
+    plain, taught, halting = recipes.get("ponder").stages
+    assert (plain,) == recipes.get("vanilla").stages
+    assert taught == Stage(Distillation(teacher="frozen"), teacher="previous", early_heads="last")
+    assert halting == Stage(Ponder(0.5), train="lambda_head")
+    with_labels = recipes.get("ponder", labels=0.5, temperature=2.0).stages[1].objective
+    assert with_labels == Distillation(2.0, teacher="frozen") + 0.5 * DeepSupervision("uniform")
+    joint = recipes.get("ponder", joint=True).stages[0]
+    assert joint == Stage(DeepSupervision("uniform") + Distillation() + FinalStep())
+
+
+def test_a_lambda_head_that_the_policy_does_not_read_is_left_out() -> None:
+    recipe = recipes.get("ponder").for_steps(6)
+    classes, numbers = recipe.for_task("classification"), recipe.for_task("regression")
+    assert (classes.lambda_head, classes.prior, classes.stages) == (None, None, recipe.stages[:2])
+    assert (numbers.lambda_head, numbers.prior, numbers.stages) == (recipe.lambda_head, recipe.prior, recipe.stages)
+    old = recipes.get("palbert-joint")
+    assert old.for_task("classification") == old  # its loss needs the hazards
+
+
+def test_recipes_saved_by_the_version_before_come_back() -> None:
+    saved = recipes.get("deebert").to_dict()
+    saved["stages"] = [{"objective": s["objective"], "train": s["train"]} for s in saved["stages"]]
+    assert Recipe.from_dict(saved) == recipes.get("deebert")
+
+
+@pytest.mark.parametrize("train", ["all", "early_heads", "lambda_head"])
+def test_a_stage_moves_what_it_trains_and_freezes_the_rest(train: str) -> None:
+    head = PerStep(nn.Linear(WIDTH, 3) for _ in range(4))
+    model = ponder.PonderWrapper(
+        nn.Linear(WIDTH, WIDTH),
+        4,
+        head=head,
+        lambda_head=ponder.LambdaHead(WIDTH),
+        objective=FinalStep(),
+        task="classification",
+    )
+    objective = Ponder(0.5) if train == "lambda_head" else DeepSupervision()
+    for stage in (Stage(objective, train="early_heads"), Stage(objective, train=train)):  # and thaws what was frozen
+        model.start_stage(stage)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    everything = {name for name, _ in model.named_parameters()}
+    early = {name for name in everything if name.startswith("head.") and not name.startswith("head.heads.3.")}
+    halting = {name for name in everything if name.startswith("lambda_head.")}
+    assert trained == {"all": everything, "early_heads": early, "lambda_head": halting}[train]
+
+
+def test_a_stage_that_trains_a_lambda_head_needs_one() -> None:
+    with refused("stage", "one without"):
+        freeze_for(Stage(FinalStep(), train="lambda_head"), nn.Linear(2, 2), nn.Linear(2, 2), (None, None))
+
+
 def test_the_policy_of_other_tasks_is_scaled_too() -> None:
     recipe = dataclasses.replace(recipes.get("pabee"), otherwise=Patience(8, 0.5))
     assert recipe.for_steps(6).for_task("regression").policy == Patience(4, 0.5)
@@ -214,9 +267,9 @@ def test_a_lambda_head_may_start_deep(start: float) -> None:
 
 
 def test_a_lambda_head_may_start_at_the_priors_hazard() -> None:
-    recipe = recipes.get("ponder", start=True).for_steps(6)
+    recipe = recipes.get("palbert-joint", start=True).for_steps(6)
     _, started = recipe.make_heads(32, 2, 6)
-    _, plain = recipes.get("ponder").for_steps(6).make_heads(32, 2, 6)
+    _, plain = recipes.get("palbert-joint").for_steps(6).make_heads(32, 2, 6)
     features, hazard = torch.randn(200, 64), recipe.prior(6).pmf[0].item()
     assert started(features).sigmoid().mean().item() == pytest.approx(hazard, abs=0.05)
     assert plain(features).sigmoid().mean().item() == pytest.approx(0.5, abs=0.1)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 import ponder
-from ponder.inference.collating import read_example
-from ponder.inference.streaming.inbox import Inbox
-from ponder.inference.streaming.rooms import Limits
+from ponder.inference.batching import BatchLimits
+from ponder.inference.streaming.request_queue import RequestQueue
+from ponder.inference.streaming.requests import Request
 from ponder.inference.streaming.scheduler import Scheduler
-from ponder.inference.streaming.stats import Meter
+from ponder.inference.streaming.stats import StreamMetrics
 from ponder.inference.streaming.stepper import Stepper
-from ponder.inference.streaming.ticket import Ticket
 from ponder.policies import ExitPolicy
 
 
@@ -36,32 +35,39 @@ class Drive:
     max_tokens: int | None = None
     max_skips: int = 20
     now: float = 0.0
-    tickets: list[Ticket] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.inbox, self.meter = Inbox(10_000), Meter()
-        limits = Limits(self.max_batch, self.max_tokens, self.max_skips)
-        policy = self.model.policy if self.policy is None else self.policy
-        stepper = Stepper(self.model, policy, None)
-        self.scheduler = Scheduler(stepper, self.inbox, limits, self.meter, lambda: self.now)
+        self.waiting, self.metrics = RequestQueue(10_000), StreamMetrics()
+        limits = BatchLimits(self.max_batch, self.max_tokens)
+        self.stepper = Stepper(self.model, None)
+        self.scheduler = Scheduler(self.stepper, self.waiting, limits, self.max_skips, self.metrics, lambda: self.now)
 
-    def add(self, example: Any, row_id: int | None = None, deadline: float | None = None) -> Ticket:
-        read = read_example(example, self.model.padding)
-        row_id = len(self.tickets) if row_id is None else row_id
-        ticket = Ticket(read, read.signature, read.length, row_id, self.now, deadline)
-        ticket.future.add_done_callback(lambda done: self.scheduler.cancel(ticket) if done.cancelled() else None)
-        self.inbox.put(ticket, False, None)
-        self.scheduler.expect(ticket)
-        self.tickets.append(ticket)
-        return ticket
+    def add(
+        self,
+        example: Any,
+        row_id: int | None = None,
+        deadline: float | None = None,
+        policy: ExitPolicy | None = None,
+        policy_context: dict[str, Tensor] | None = None,
+    ) -> Request:
+        row_id = len(self.requests) if row_id is None else row_id
+        policy = policy or self.policy or self.model.policy
+        given = {name: value[None] for name, value in (policy_context or {}).items()}
+        request = Request(self.stepper.reader.read(example), policy, row_id, self.now, deadline, given)
+        request.future.add_done_callback(lambda done: self.scheduler.cancel(request) if done.cancelled() else None)
+        self.waiting.put(request, False, None)
+        self.scheduler.expect(request)
+        self.requests.append(request)
+        return request
 
     def turns(self, count: int = 10_000) -> None:
         for _ in range(count):
             if not self.scheduler.turn():
                 return
 
-    def step_of(self, ticket: Ticket) -> int:
-        return ticket.future.result(0).exit_step
+    def step_of(self, request: Request) -> int:
+        return request.future.result(0).exit_step
 
 
 def examples_of(inputs: Any, context: dict[str, Any]) -> list[Any]:

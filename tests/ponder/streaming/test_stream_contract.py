@@ -26,7 +26,7 @@ every_toy = pytest.mark.parametrize("name", TOYS)
 
 
 def answers_of(drive: Drive) -> list[Any]:
-    return [ticket.future.result(0) for ticket in drive.tickets]
+    return [request.future.result(0) for request in drive.requests]
 
 
 @every_toy
@@ -110,7 +110,7 @@ def test_neither_order_nor_batch_nor_arrival_changes_anything(
         drive.add(examples[row], row_id=row)
         drive.turns(rng.randrange(3))
     drive.turns()
-    answers = {ticket.row_id: ticket.future.result(0) for ticket in drive.tickets}
+    answers = {request.row_id: request.future.result(0) for request in drive.requests}
     assert_same([answers[row] for row in range(ROWS)], model(inputs, policy=policy, **context))
 
 
@@ -180,10 +180,10 @@ def test_shared_steps_run_full_while_rows_wait() -> None:
     for row, step in zip(torch.randn(len(exits), WIDTH), exits, strict=True):
         drive.add(row, row_id=step)
     drive.turns()
-    assert [drive.step_of(ticket) for ticket in drive.tickets] == exits
+    assert [drive.step_of(request) for request in drive.requests] == exits
     assert sum(calls) == sum(exits)
     assert calls[:6] == [4] * 6
-    stats = drive.meter.snapshot(waiting=0, running=0, max_batch=4)
+    stats = drive.metrics.snapshot(waiting=0, running=0, max_batch=4)
     assert (stats.steps, stats.row_steps) == (len(calls), sum(exits))
     assert stats.occupancy == sum(exits) / (4 * len(calls))
 
@@ -198,7 +198,7 @@ def test_stacked_steps_run_full_while_rows_wait() -> None:
     for row, step in zip(torch.randn(len(exits), WIDTH), exits, strict=True):
         drive.add(row, row_id=step)
     drive.turns()
-    assert [drive.step_of(ticket) for ticket in drive.tickets] == exits
+    assert [drive.step_of(request) for request in drive.requests] == exits
     assert sum(calls) == sum(exits)
     assert calls.count(4) >= len(calls) - 2
 
@@ -228,7 +228,7 @@ def test_states_are_not_copied_where_nobody_comes_or_goes() -> None:
     assert answers_of(drive)[0].output.tolist() == [4.0] * WIDTH
 
 
-def test_a_room_that_is_passed_over_too_often_goes_first() -> None:
+def test_a_queue_that_is_passed_over_too_often_goes_first() -> None:
     model = wrap(make_toy("transformer")).eval()
     drive = Drive(model, LastStep(), max_batch=2, max_skips=3)
     for _ in range(12):
@@ -239,7 +239,7 @@ def test_a_room_that_is_passed_over_too_often_goes_first() -> None:
     drive.turns(5 * 4)
     assert rare.future.done()
     drive.turns()
-    assert all(ticket.future.done() for ticket in drive.tickets)
+    assert all(request.future.done() for request in drive.requests)
 
 
 # What comes out

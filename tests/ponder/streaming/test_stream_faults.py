@@ -64,8 +64,8 @@ def test_a_step_that_raises_once_costs_no_answer(name: str, call: int) -> None:
         for row, example in enumerate(examples):
             drive.add(example, row_id=row)
         drive.turns()
-    assert_same([ticket.future.result(0) for ticket in drive.tickets[:40]], expected)
-    assert all(ticket.future.result(0).exit_step == NUM_STEPS for ticket in drive.tickets)
+    assert_same([request.future.result(0) for request in drive.requests[:40]], expected)
+    assert all(request.future.result(0).exit_step == NUM_STEPS for request in drive.requests)
 
 
 class Fragile(ExitPolicy):
@@ -99,13 +99,13 @@ def test_a_row_that_the_policy_cannot_bear_fails_alone(name: str, where: str, ki
     for example in examples_of(inputs, context):
         drive.add(example)
     drive.turns()
-    for row, ticket in enumerate(drive.tickets):
+    for row, request in enumerate(drive.requests):
         if row in (3, 14):
             with pytest.raises(kind):
-                ticket.future.result(0)
+                request.future.result(0)
         else:
-            assert drive.step_of(ticket) == max(row % 5, 1)
-    stats = drive.meter.snapshot(waiting=0, running=drive.scheduler.running, max_batch=8)
+            assert drive.step_of(request) == max(row % 5, 1)
+    stats = drive.metrics.snapshot(waiting=0, running=drive.scheduler.running, max_batch=8)
     assert (stats.done, stats.failed, stats.running) == (21, 2, 0)
 
 
@@ -267,17 +267,17 @@ def test_closing_frees_who_waits_for_a_place() -> None:
 @pytest.mark.parametrize("name", ["shared", "stacked"])
 def test_cancelled_rows_free_their_slots(name: str) -> None:
     drive = Drive(wrap(make_toy(name)).eval(), LastStep(), max_batch=3)
-    tickets = [drive.add(row) for row in torch.rand(7, WIDTH)]
+    requests = [drive.add(row) for row in torch.rand(7, WIDTH)]
     drive.turns(2)
-    assert tickets[1].future.cancel(), "it runs"
-    assert tickets[5].future.cancel(), "it waits"
+    assert requests[1].future.cancel(), "it runs"
+    assert requests[5].future.cancel(), "it waits"
     drive.turns()
-    assert [ticket.future.cancelled() for ticket in tickets] == [row in (1, 5) for row in range(7)]
-    assert all(drive.step_of(ticket) == NUM_STEPS for row, ticket in enumerate(tickets) if row not in (1, 5))
-    assert not tickets[0].future.cancel(), "it is answered"
+    assert [request.future.cancelled() for request in requests] == [row in (1, 5) for row in range(7)]
+    assert all(drive.step_of(request) == NUM_STEPS for row, request in enumerate(requests) if row not in (1, 5))
+    assert not requests[0].future.cancel(), "it is answered"
     if name == "shared":
-        assert drive.meter.row_steps == 5 * NUM_STEPS + 2
-    assert dict(drive.meter.ends) == {"done": 5, "cancelled": 2}
+        assert drive.metrics.row_steps == 5 * NUM_STEPS + 2
+    assert dict(drive.metrics.ends) == {"done": 5, "cancelled": 2}
 
 
 @pytest.mark.parametrize("name", ["shared", "stacked", "scheduled", "tuple-state"])
@@ -294,7 +294,7 @@ def test_at_its_deadline_a_row_is_answered_from_the_step_it_has_reached(name: st
     for now in range(1, 10):
         drive.now = float(now)
         drive.scheduler.turn()
-    answers = [ticket.future.result(0) for ticket in drive.tickets]
+    answers = [request.future.result(0) for request in drive.requests]
     assert [(answer.exit_step, answer.timed_out) for answer in answers] == [
         (NUM_STEPS, False),
         (1, True),
@@ -315,7 +315,7 @@ def test_a_deadline_before_the_first_step_is_an_error() -> None:
     assert drive.step_of(first) == 1
     with pytest.raises(TimeoutError, match="before the first step"):
         second.future.result(0)
-    assert dict(drive.meter.ends) == {"timed_out": 2}
+    assert dict(drive.metrics.ends) == {"timed_out": 2}
 
 
 def test_deadlines_of_answered_rows_are_forgotten() -> None:

@@ -51,6 +51,43 @@ class CentredByTheBatch(Objective):
 
 
 @dataclass(frozen=True)
+class SaysThatItIsCentred(CentredByTheBatch):
+    reads_whole_batch = True
+
+
+@dataclass(frozen=True)
+class SaysSoButDependsOnOrder(Objective):
+    reads_whole_batch = True
+
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) * torch.arange(len(unrolled.losses))
+
+
+@dataclass(frozen=True)
+class UndeclaredFeatures(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) + 0 * unrolled.features.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class UndeclaredTeacher(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) + 0 * unrolled.teacher_outputs.mean(1)
+
+
+@dataclass(frozen=True)
+class UndeclaredProgress(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) * unrolled.progress.share
+
+
+@dataclass(frozen=True)
+class UndeclaredLabels(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.mean(1) + 0 * unrolled.labels.double()
+
+
+@dataclass(frozen=True)
 class DependsOnOrder(Objective):
     def per_example(self, unrolled):
         return unrolled.losses.mean(1) * torch.arange(len(unrolled.losses))
@@ -143,6 +180,11 @@ ONE_LOSS, ROWS_ALONE, FINITE = "one loss per example", "does not depend on the o
         (DependsOnOrder(), ROWS_ALONE, "rows [3]"),
         (UndeclaredHazard(), "declared in needs", "'pmf'"),
         (UndeclaredPrior(), "declared in needs", "'pmf'"),
+        (SaysSoButDependsOnOrder(), ROWS_ALONE, "rows [4, 2, 0, 1, 3]"),
+        (UndeclaredFeatures(), "declared in needs", "'flatten'"),
+        (UndeclaredTeacher(), "declared in needs", "'mean'"),
+        (UndeclaredProgress(), "declared in needs", "'share'"),
+        (UndeclaredLabels(), "declared in needs", "'double'"),
         (UnknownNeeds(), "needs is a frozenset", "halting"),
         (LogOfThePmf(), FINITE, "hazard logits -1e+04"),
         (InfiniteGradient(), "gradients are finite", "hazard logits"),
@@ -176,6 +218,11 @@ def test_a_field_that_does_not_come_back() -> None:
     objectives.register("halved")(Halved)
     with pytest.raises(ContractError, match=r"by way of JSON.*came back as Halved\(weight=0.5\)"):
         check_objective(Halved())
+
+
+def test_statistics_of_the_batch_are_allowed_to_an_objective_that_says_so() -> None:
+    objectives.register("centred")(SaysThatItIsCentred)
+    assert check_objective(SaysThatItIsCentred()) is None
 
 
 def test_what_the_objective_refuses_is_refused_in_its_own_words() -> None:

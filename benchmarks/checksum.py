@@ -1,0 +1,36 @@
+"""A digest of plain JSON, and files that carry their own, by which a later edit is seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["digest", "is_intact", "with_checksum"]
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that stand for plain JSON values, whatever the order of their fields."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def with_checksum(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same data with its digest.
+
+    Example:
+        >>> data = with_checksum({"score": 0.5})
+        >>> is_intact(data), is_intact({**data, "score": 0.9}), is_intact({"score": 0.5})
+        (True, False, False)
+    """
+    return {**data, "digest": _of_the_rest(data)}
+
+
+def is_intact(data: Mapping[str, Any]) -> bool:
+    """Whether these data are what `with_checksum` gave."""
+    return data.get("digest") == _of_the_rest(data)
+
+
+def _of_the_rest(data: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in data.items() if name != "digest"}
+    return digest(json.loads(json.dumps(rest)))  # as a file gives it back

@@ -1,0 +1,470 @@
+"""Diagnosis: do early exits pay on this model? Policies against blind choices, with the uncertainty of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
+from ponder.analysis.metrics import Metric, MetricLike, as_metric
+from ponder.analysis.policy_grid import Family, FamilyLike, as_family
+from ponder.errors import ArgumentError
+from ponder.policies import Confidence, Entropy, FixedStep, Margin, Patience, Quantile
+from ponder.policies.base import ExitPolicy
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain", "diagnose"]
+
+_TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the best policy has over the best blind choice, at one speed-up in steps.
+
+    Policy, threshold and blind choice are chosen on one bootstrap sample of the rows and compared on the rows that it
+    left out, at the same mean exit step there; so the choice does not flatter the policy.
+
+    Args:
+        speedup: N / mean exit step that was asked for.
+        policy: The one that is best on all rows, as text.
+        score: Its score on all rows.
+        blind: The score of the best blind choice, on all rows, at the mean exit step of that policy.
+        blind_step: The best single step that is no later.
+        oracle: The score of one who knows the labels, at the same mean exit step; NaN where there is none.
+        static: The score of the encoder cut there, where it was given and costs no more; else NaN.
+        gain: Policy minus blind, mean over the bootstrap samples.
+        low: 2.5% quantile of that.
+        high: 97.5% quantile.
+    """
+
+    speedup: float
+    policy: str
+    score: float
+    blind: float
+    blind_step: int
+    oracle: float
+    static: float
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Whether the halting distribution tells rows apart.
+
+    Args:
+        step: The commonest exit step of Q-exit with q = 0.5.
+        share: The share of rows that leave there.
+        information: Mutual information between row and halting step, as a share of log N: 0 where all rows have the
+            same distribution.
+    """
+
+    step: int
+    share: float
+    information: float
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether it is one step for all: nine rows in ten leave there, or it carries next to no information."""
+        return self.share >= 0.9 or self.information < 0.01
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Rows that are right from the same step on to the end.
+
+    Args:
+        step: That step; None for rows that are wrong at the last step.
+        share: Of all rows.
+        mean_exit_step: Where the best policy at the middle speed-up lets them go.
+    """
+
+    step: int | None
+    share: float
+    mean_exit_step: float
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """One page that answers "should I let examples exit early?".
+
+    Args:
+        verdict: The answer, in one sentence, with its uncertainty.
+        metric: Name of the score, the higher the better.
+        scores: Of every step.
+        frontiers: By name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was given.
+        gains: Policy against blind at each speed-up.
+        collapse: Of the halting distribution; None without a Lambda head.
+        difficulty: Rows by the step from which they are right; empty where labels do not tell.
+        rows: Their number.
+    """
+
+    verdict: str
+    metric: str
+    scores: tuple[float, ...]
+    frontiers: Mapping[str, Frontier]
+    gains: tuple[Gain, ...]
+    collapse: Collapse | None
+    difficulty: tuple[Difficulty, ...]
+    rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; NaN becomes None."""
+        made = {
+            **{name: getattr(self, name) for name in ("verdict", "metric", "scores", "rows")},
+            "frontiers": {name: dataclasses.asdict(frontier) for name, frontier in self.frontiers.items()},
+            "gains": [dataclasses.asdict(gain) for gain in self.gains],
+            "collapse": None
+            if self.collapse is None
+            else {**dataclasses.asdict(self.collapse), "collapsed": self.collapse.collapsed},
+            "difficulty": [dataclasses.asdict(each) for each in self.difficulty],
+        }
+        plain: dict[str, Any] = _plain(made)
+        return plain
+
+    def plot(self, **options: Any) -> Any:
+        """Score against mean exit step, a line a frontier; see `ponder.plots.frontiers`."""
+        from ponder.plots.frontiers import frontiers
+
+        return frontiers(self, **options)
+
+    def __str__(self) -> str:
+        """The page, as text."""
+        last = len(self.scores)
+        lines = [self.verdict, "", f"{self.metric} of each of {last} steps, on {self.rows} rows:"]
+        lines += ["  " + "  ".join(f"{n}: {score:.4g}" for n, score in enumerate(self.scores, start=1)), ""]
+        lines.append(
+            "speed-up  best policy                          score    blind    gain [95% interval]       oracle"
+        )
+        for gain in self.gains:
+            interval = f"{gain.gain:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+            oracle = "" if math.isnan(gain.oracle) else f"{gain.oracle:.4f}"
+            lines.append(
+                f"×{gain.speedup:<8g} {gain.policy:<36} {gain.score:<8.4f} {gain.blind:<8.4f} {interval:<25} {oracle}"
+                + ("" if math.isnan(gain.static) else f"  cut and trained so: {gain.static:.4f}")
+            )
+        if self.collapse is not None:
+            told = self.collapse
+            lines += [
+                "",
+                f"The halting distribution: {100 * told.share:.0f}% of the rows would leave at step {told.step} "
+                f"(q = 0.5); it carries {100 * told.information:.1f}% of the information that it could.",
+            ]
+        if self.difficulty:
+            lines += ["", "Rows by the step from which they are right, and where the policy of the middle row lets go:"]
+            for each in self.difficulty:
+                what = "wrong at the last step" if each.step is None else f"right from step {each.step} on"
+                lines.append(f"  {what:<24} {100 * each.share:5.1f}%  mean exit step {each.mean_exit_step:.2f}")
+        return "\n".join(lines)
+
+
+def diagnose(
+    trajectory: Trajectory,
+    compare: FamilyLike | Sequence[FamilyLike] | None = None,
+    *,
+    static: Mapping[int, float] | None = None,
+    metric: MetricLike | None = None,
+    speedups: Sequence[float] = (1.5, 2.0, 3.0),
+    samples: int = 500,
+    seed: int = 0,
+) -> Diagnosis:
+    """Say whether early exits pay on a model: whether any policy is better than leaving blindly at the same cost.
+
+    Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at nothing. Only what
+    lies above it is the work of a policy; and only what lies above an encoder that was cut and trained so (`static`)
+    pays over training a smaller one.
+
+    Args:
+        trajectory: A full-depth run, with labels, on rows that chose nothing.
+        compare: Classes of policies with a knob, or policies whose knob is turned, to try; those that the trajectory
+            can be replayed with, of the ones that the papers use, where None.
+        static: Scores of the encoder cut after a step and trained so, by step.
+        metric: A mean over rows: ``"accuracy"``, ``"negative_squared_error"``, or the task's own where None.
+        speedups: N / mean exit step at which policy and blind are compared.
+        samples: Bootstrap samples.
+        seed: Of the bootstrap.
+
+    Raises:
+        ArgumentError: No labels, fewer than two steps or 20 rows, or a metric that is no mean over rows.
+
+    Example:
+        >>> labels = torch.randint(3, (200,))
+        >>> outputs = torch.nn.functional.one_hot(labels, 3).float().unsqueeze(1) * torch.arange(4).view(1, 4, 1)
+        >>> trajectory = Trajectory(outputs + torch.randn(200, 4, 3), None, torch.arange(200), labels=labels)
+        >>> print(diagnose(trajectory).metric)
+        accuracy
+    """
+    values, metric_name = _values(trajectory, metric)
+    rows, num_steps = values.shape
+    families = _families(trajectory, compare)
+    exits = {name: family.exit_steps(trajectory).cpu() for name, family in families.items()}
+    policies = {
+        _name(name, family, place): p for name, family in families.items() for place, p in enumerate(family.policies)
+    }
+    tried = {
+        name: [
+            (float(left.double().mean()), _score(values, left), _name(name, family, place))
+            for place, left in enumerate(exits[name])
+        ]
+        for name, family in families.items()
+    }
+    scores = values.mean(0).tolist()
+    frontiers = {name: frontier_of(points) for name, points in tried.items()}
+    frontiers |= {"blind": blind_frontier(scores), "oracle": oracle_frontier(values)}
+    if static is not None:
+        points = [(float(step), float(score), f"cut after step {step}") for step, score in _steps(static, num_steps)]
+        frontiers["static"] = frontier_of(points)
+    bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
+    gains = tuple(_gain(speedup, num_steps, frontiers, list(families), bootstrap) for speedup in speedups)
+    middle = gains[len(gains) // 2]
+    chosen = policies.get(middle.policy)
+    return Diagnosis(
+        verdict=_verdict(gains, _cheapest_step(values), metric_name),
+        metric=metric_name,
+        scores=tuple(scores),
+        frontiers=frontiers,
+        gains=gains,
+        collapse=None if trajectory.hazard_logits is None else _collapse(trajectory),
+        difficulty=() if chosen is None else _difficulty(trajectory, trajectory.replay(chosen).exit_step.cpu()),
+        rows=rows,
+    )
+
+
+def _values(trajectory: Trajectory, metric: MetricLike | None) -> tuple[Tensor, str]:
+    """What each row's answer at each step is worth, `(rows, steps)` float64, and the name of the score."""
+    if len(trajectory) < 20 or trajectory.num_steps < 2:
+        raise ArgumentError(
+            "trajectory",
+            expected="at least 20 rows and 2 steps",
+            got=f"{len(trajectory)} rows and {trajectory.num_steps} steps",
+            remedy="Record more of the data: there is nothing to compare.",
+        )
+    if trajectory.labels is None:
+        raise ArgumentError(
+            "trajectory",
+            expected="labels, by which answers are judged",
+            got="none",
+            remedy="Record them: model.unroll(inputs, labels=labels).",
+        )
+    made: Metric | None = as_metric(metric, trajectory)
+    if made is None or made.per_row is None:
+        raise ArgumentError(
+            "metric",
+            expected="a score that is a mean over rows, such as 'accuracy' or 'negative_squared_error'",
+            got=repr(metric) if made is None else made.name,
+            remedy="Name one of them; a correlation cannot be compared row by row.",
+        )
+    return made.per_row.cpu(), made.name
+
+
+def _families(trajectory: Trajectory, compare: FamilyLike | Sequence[FamilyLike] | None) -> dict[str, Family]:
+    """The policies to try, by name."""
+    if compare is None:
+        found = {}
+        for kind in _TRIED:
+            try:
+                found[kind.__name__] = as_family(kind, None, trajectory)
+            except ArgumentError:  # not for this task, or not without a Lambda head
+                continue
+        return found or {"FixedStep": as_family(FixedStep, None, trajectory)}
+    listed = list(compare) if isinstance(compare, Sequence) else [compare]
+    if not listed:
+        raise ArgumentError(
+            "compare", expected="at least one family of policies", got="none", remedy="Pass policies.Confidence, say."
+        )
+    made: dict[str, Family] = {}
+    for each in listed:
+        name = getattr(each, "__name__", type(each).__name__)
+        made[name if name not in made else f"{name} ({len(made) + 1})"] = as_family(each, None, trajectory)
+    return made
+
+
+def _name(family_name: str, family: Family, place: int) -> str:
+    return f"{family_name}({family.knob}={family.values[place]:.6g})"
+
+
+def _cheapest_step(values: Tensor) -> int:
+    """The first step that is not clearly worse than the best one: by less than 1.96 standard errors, row by row."""
+    best = values.mean(0).argmax()
+    worse = values[:, best].unsqueeze(1) - values
+    bar = 1.96 * worse.std(0) / math.sqrt(len(values))
+    return int((worse.mean(0) <= bar).long().argmax()) + 1
+
+
+def _score(values: Tensor, exit_step: Tensor) -> float:
+    return float(values.gather(1, (exit_step - 1).unsqueeze(1)).mean())
+
+
+def _steps(static: Mapping[int, float], num_steps: int) -> list[tuple[int, float]]:
+    for step in static:
+        if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= num_steps:
+            raise ArgumentError(
+                "static",
+                expected=f"scores by step, from 1 to {num_steps}",
+                got=repr(step),
+                remedy="Pass {3: 0.85}, say, for the encoder cut after 3 steps.",
+            )
+    return sorted(static.items())
+
+
+class _Bootstrap:
+    """Policy against blind on the rows that a sample left out, with all choices made on the sample.
+
+    Args:
+        values: What each row's answer is worth at each step, `(rows, steps)`.
+        exits: Exit steps under every policy tried, `(policies, rows)`.
+        samples: Their number.
+        seed: Of the draw.
+    """
+
+    def __init__(self, values: Tensor, exits: Tensor, samples: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        columns = torch.cat([values.gather(1, (exits - 1).T), exits.T.double(), values], dim=1)
+        inside, outside = [], []
+        for start in range(0, samples, _AT_ONCE):
+            counts = _draw(len(values), min(_AT_ONCE, samples - start), generator)
+            left_out = (counts == 0).double()
+            inside.append(counts @ columns / len(values))
+            outside.append(left_out @ columns / left_out.sum(1, keepdim=True))
+        sizes = [len(exits), len(exits), values.shape[1]]
+        self._score, self._step, self._blind = torch.cat(inside).split(sizes, dim=1)
+        self._score_outside, self._step_outside, self._blind_outside = torch.cat(outside).split(sizes, dim=1)
+
+    def gains(self, mean_step: float) -> Tensor:
+        """Policy minus blind, at the mean exit step that the chosen policy has on the rows left out.
+
+        Samples for which no policy is cheap enough are left out.
+        """
+        affordable = torch.where(self._step <= mean_step + 1e-9, self._score, -torch.inf)
+        chosen = affordable.argmax(1, keepdim=True)
+        at = self._step_outside.gather(1, chosen).squeeze(1)
+        blind = blind_mix(self._blind, self._blind_outside, at)
+        gains: Tensor = self._score_outside.gather(1, chosen).squeeze(1) - blind
+        usable = affordable.gather(1, chosen).squeeze(1) > -torch.inf
+        return gains[usable]
+
+
+_AT_ONCE = 50  # samples whose counts are held at a time
+
+
+def _draw(rows: int, samples: int, generator: torch.Generator) -> Tensor:
+    """How often each row is in each sample, `(samples, rows)` float64."""
+    drawn = torch.randint(rows, (samples, rows), generator=generator)
+    return torch.zeros(samples, rows, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(1).double().expand_as(drawn)
+    )
+
+
+def _gain(
+    speedup: float, num_steps: int, frontiers: Mapping[str, Frontier], tried: list[str], bootstrap: _Bootstrap
+) -> Gain:
+    if not speedup >= 1.0:
+        raise ArgumentError("speedups", expected="numbers ≥ 1", got=speedup, remedy="Pass (1.5, 2.0), say.")
+    mean_step = max(num_steps / speedup, 1.0)
+    places = {name: frontiers[name].best_within(mean_step) for name in tried}
+    found = {name: place for name, place in places.items() if place is not None}
+    blind = frontiers["blind"]
+    blind_step = max(range(1, int(mean_step + 1e-9) + 1), key=lambda n: _at_step(blind, n))
+    if not found:
+        nothing = (f"none within {mean_step:.2f} steps", math.nan, blind.mixed(mean_step), blind_step)
+        return Gain(speedup, *nothing, math.nan, math.nan, math.nan, math.nan, math.nan)
+    best = max(found, key=lambda name: frontiers[name].scores[found[name]])
+    frontier, place = frontiers[best], found[best]
+    step = frontier.steps[place]
+    static = frontiers.get("static")
+    cut = None if static is None else static.best_within(mean_step)
+    gains = bootstrap.gains(mean_step)
+    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(gains, quantiles).tolist() if len(gains) else (math.nan, math.nan)
+    return Gain(
+        speedup,
+        frontier.names[place],
+        frontier.scores[place],
+        blind.mixed(step),
+        blind_step,
+        frontiers["oracle"].mixed(step),
+        math.nan if static is None or cut is None else static.scores[cut],
+        float(gains.mean()) if len(gains) else math.nan,
+        low,
+        high,
+    )
+
+
+def _at_step(blind: Frontier, step: int) -> float:
+    """The score of a single step on the blind frontier; minus infinity for one that another beats."""
+    return dict(zip(blind.steps, blind.scores, strict=True)).get(float(step), -math.inf)
+
+
+def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
+    pays = [gain for gain in gains if gain.low > 0.0]
+    told = [gain for gain in gains if not math.isnan(gain.gain)]
+    if pays:
+        best = max(pays, key=lambda gain: gain.gain)
+        sentence = (
+            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
+            f"({metric.replace('_', ' ')}) where the best blind choice at the same cost scores {best.blind:.4f} "
+            f"(gain {best.gain:+.4f}, 95% interval {best.low:+.4f} to {best.high:+.4f})"
+        )
+        beaten = [gain for gain in pays if gain.static > gain.score]
+        if beaten:
+            cut = max(beaten, key=lambda gain: gain.static - gain.score)
+            sentence += (
+                f", but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}: use that there"
+            )
+        return sentence + "."
+    if not told:
+        return f"No policy that was tried is cheap enough for any of the speed-ups: use FixedStep({cheapest})."
+    best = max(told, key=lambda gain: gain.gain)
+    return (
+        f"On this model one fixed step is as good as any policy tried: use FixedStep({cheapest}), the first step that "
+        f"is not clearly worse than the best (the largest gain of a policy over blind is {best.gain:+.4f} at "
+        f"×{best.speedup:g}, 95% interval {best.low:+.4f} to {best.high:+.4f})."
+    )
+
+
+def _collapse(trajectory: Trajectory) -> Collapse:
+    halting = trajectory.halting
+    exit_step = trajectory.replay(Quantile(0.5)).exit_step
+    counts = torch.bincount(exit_step, minlength=trajectory.num_steps + 1)
+    p = halting.pmf.double()
+    mean = p.mean(0)
+
+    def entropy(q: Tensor) -> Tensor:
+        return -torch.where(q > 0, q * q.clamp(min=1e-300).log(), 0.0).sum(-1)
+
+    information = float(entropy(mean) - entropy(p).mean()) / math.log(trajectory.num_steps)
+    return Collapse(int(counts.argmax()), float(counts.max()) / len(trajectory), max(information, 0.0))
+
+
+def _difficulty(trajectory: Trajectory, exit_step: Tensor) -> tuple[Difficulty, ...]:
+    """Rows by the step from which all answers are right."""
+    if not trajectory.meaning.comparable:
+        return ()
+    assert trajectory.labels is not None
+    right = trajectory.meaning.correct(trajectory.outputs, trajectory.labels).cpu()
+    stays = right.flip(1).long().cummin(1).values.sum(1)  # how many of the last answers are right
+    groups = []
+    for count in range(right.shape[1], -1, -1):
+        members = stays == count
+        if bool(members.any()):
+            step = None if count == 0 else right.shape[1] - count + 1
+            groups.append(Difficulty(step, float(members.double().mean()), float(exit_step[members].double().mean())))
+    return tuple(groups)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

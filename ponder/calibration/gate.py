@@ -1,0 +1,240 @@
+"""Gates: an exit head that is fitted on a frozen model's trajectory, with what hindsight tells as labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ponder._utils.trees import Tree
+from ponder._utils.validation import check_choice, check_int, check_real
+from ponder.calibration.fresh import check_rows_given
+from ponder.engine.losses import step_losses
+from ponder.engine.replay import check_replay, replay
+from ponder.errors import ArgumentError, PonderError
+from ponder.parts.tasks import infer_task
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+from ponder.policies.gate import Gate, GateReader, LinearTable, TreeTable, default_signals
+
+if TYPE_CHECKING:
+    from ponder.trajectory import Trajectory
+
+__all__ = ["fit_gate", "staying_pays"]
+
+Target = Literal["gain", "error", "agreement"]
+
+
+def fit_gate(
+    trajectory: Trajectory,
+    target: Target = "gain",
+    delta: float = 0.0,
+    floor: int = 1,
+    *,
+    model: Literal["logistic", "boosted"] = "logistic",
+    trees: int = 50,
+    signals: Sequence[str] | None = None,
+    threshold: float = 0.5,
+) -> Gate:
+    r"""Fit an exit policy to a frozen model: at each step, will any later step do better?
+
+    For each step n < N, a small model of scikit-learn learns the probability of an event that hindsight tells, and the
+    gate lets a row go where it is below `threshold`, which `ponder.calibrate` then chooses on *other* rows:
+
+    * ``"gain"``: min_{m>n} ℓ_m < ℓ_n − δ, some later step has a loss that is lower by more than δ. Losses of classes
+      mostly fall a little from step to step, so that δ = 0 says yes nearly everywhere: ask for 0.1 or more;
+    * ``"error"``: this step is wrong and some later step right;
+    * ``"agreement"``: the answer is not that of full depth, which needs no labels. A trajectory without labels takes
+      this in place of ``"gain"``, with a warning.
+
+    The features are what every step gives: how sure it is, how long its answer has stayed, how far it moved, and the
+    Lambda head's hazards where there is one; ``"hidden"`` adds the features themselves. The idea is that of Ouro's
+    second stage (Zhu et al. 2025, arXiv 2510.25741), where the gate learns from the loss that a further step saves.
+
+    Args:
+        trajectory: A full-depth run on held-out rows.
+        target: The event.
+        delta: δ ≥ 0, for ``"gain"``.
+        floor: No row leaves before this step.
+        model: ``"logistic"``, a logistic regression; ``"boosted"``, gradient boosting of trees of three levels.
+        trees: Their number, for ``"boosted"``.
+        signals: Names from `policies.gate.GATE_SIGNALS`; what the trajectory has where None.
+        threshold: Probability below which a row leaves.
+
+    Returns:
+        A policy of plain numbers, for models of the same number of steps.
+
+    Raises:
+        ArgumentError: No rows, one step only, an unknown name, or a task without answers to compare.
+        PonderError: scikit-learn is not installed.
+    """
+    check_rows_given(trajectory)
+    check_real("delta", delta)
+    check_int("floor", floor, 1, trajectory.num_steps)
+    check_int("trees", trees, remedy="Pass trees=50, say.")
+    if trajectory.num_steps == 1:
+        raise ArgumentError(
+            "trajectory", expected="at least two steps", got="one", remedy="There is no early exit to decide on."
+        )
+    check_choice("model", model, ("logistic", "boosted"))
+    if target == "gain" and trajectory.labels is None:
+        warnings.warn(
+            "fit_gate: the trajectory has no labels, so the gate is fitted to agreement with full depth instead of "
+            "gain. Record labels, or pass target='agreement'.",
+            stacklevel=2,
+        )
+        target = "agreement"
+    pays = staying_pays(trajectory, target, delta)
+    chosen = tuple(signals) if signals is not None else _default_signals(trajectory)
+    tables: list[LinearTable | TreeTable] = []
+    for values, stays in zip(_signals(trajectory, chosen), pays[:, :-1].unbind(1), strict=True):
+        tables.append(_boosted(values, stays, trees) if model == "boosted" else _logistic(values, stays))
+    return Gate(trajectory.num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta))
+
+
+def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> Tensor:
+    """What hindsight says of each row and step, `(batch, steps)` bool; False at the last step.
+
+    Args:
+        trajectory: A full-depth run.
+        target: The event, as for `fit_gate`.
+        delta: As for `fit_gate`.
+    """
+    check_choice("target", target, ("gain", "error", "agreement"))
+    task = trajectory.meaning
+    if target == "agreement":
+        if not task.comparable:
+            raise _no_target(target, trajectory, "Record labels, and pass target='gain' with a delta.")
+        return ~task.agreement(trajectory.outputs, trajectory.mask)
+    if trajectory.labels is None:
+        raise ArgumentError(
+            "trajectory",
+            expected=f"labels, from which target={target!r} is read",
+            got="none",
+            remedy="Record them: model.unroll(inputs, labels=labels); or pass target='agreement'.",
+        )
+    if target == "error":
+        if not task.comparable:
+            raise _no_target(target, trajectory, "Pass target='gain' with a delta in the unit of the loss.")
+        losses = (~task.correct(trajectory.outputs, trajectory.labels)).double()
+        delta = 0.0
+    else:
+        losses = _losses(trajectory)
+    later = losses.flip(1).cummin(1).values.flip(1)  # the least from each step on
+    pays = torch.zeros_like(losses, dtype=torch.bool)
+    pays[:, :-1] = later[:, 1:] < losses[:, :-1] - delta
+    return pays
+
+
+def _losses(trajectory: Trajectory) -> Tensor:
+    labels, last = trajectory.labels, trajectory.outputs[:, -1]
+    assert labels is not None
+    task = infer_task(last, labels) if trajectory.task is None else trajectory.meaning
+    return step_losses(task, trajectory.outputs, task.check(last, labels)).double()
+
+
+def _no_target(target: str, trajectory: Trajectory, remedy: str) -> ArgumentError:
+    return ArgumentError(
+        "target",
+        expected="an event that this task's answers and losses tell",
+        got=f"{target!r} with the task {trajectory.task!r}",
+        remedy=remedy,
+    )
+
+
+def _default_signals(trajectory: Trajectory) -> tuple[str, ...]:
+    task = trajectory.meaning
+    classes = task.classes and task.fits(trajectory.outputs[:, -1])
+    return default_signals(classes, trajectory.hazard_logits is not None)
+
+
+@dataclass(frozen=True)
+class _Reading(ExitPolicy):
+    """Lets nobody go, and writes down the signals of every step but the last."""
+
+    reader: GateReader
+    seen: list[Tensor]
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return self.reader.needs
+
+    def init(self, batch: PolicyBatch) -> Tree:
+        return self.reader.init(batch)
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        values, state = self.reader.read(step, state)
+        self.seen.append(values.detach().cpu())
+        return False, state
+
+
+def _signals(trajectory: Trajectory, signals: tuple[str, ...]) -> list[Tensor]:
+    """The signals at each step but the last, `(batch, signals)` each; refused as the gate itself would be."""
+    blank = (0.0,) * (trajectory.num_steps - 1)
+    check_replay(trajectory, Gate(trajectory.num_steps, signals, "logistic", blank))
+    probe = _Reading(GateReader(signals), [])
+    replay(trajectory, probe)
+    return probe.seen
+
+
+def _logistic(values: Tensor, stays: Tensor) -> LinearTable:
+    """Weights and bias on the raw signals: the scaling to unit variance is folded into them."""
+    stays = stays.cpu()
+    constant = _constant(stays)
+    if constant is not None:
+        return (*(0.0,) * values.shape[1], constant)
+    fitted = _sklearn("linear_model").LogisticRegression(max_iter=1000)
+    x = values.double()
+    centre, scale = x.mean(0), x.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, 1.0)
+    fitted.fit(((x - centre) / scale).numpy(), stays.numpy())
+    weights = torch.as_tensor(fitted.coef_[0]) / scale
+    bias = float(fitted.intercept_[0]) - float((weights * centre).sum())
+    return (*weights.tolist(), bias)
+
+
+def _boosted(values: Tensor, stays: Tensor, trees: int) -> TreeTable:
+    """The bias and the trees of gradient boosting, each leaf times the learning rate."""
+    stays = stays.cpu()
+    constant = _constant(stays)
+    if constant is not None:
+        return (constant, ())
+    boosting = _sklearn("ensemble").GradientBoostingClassifier(n_estimators=trees, max_depth=3, random_state=0)
+    boosting.fit(values.numpy(), stays.numpy())
+    share = float(stays.double().mean())
+    made = []
+    for (estimator,) in boosting.estimators_:
+        tree = estimator.tree_
+        leaf = tree.children_left < 0
+        columns: list[Any] = [
+            [-1.0 if end else float(signal) for end, signal in zip(leaf, tree.feature, strict=True)],
+            tree.threshold.tolist(),
+            [max(float(child), 0.0) for child in tree.children_left],
+            [max(float(child), 0.0) for child in tree.children_right],
+            (boosting.learning_rate * tree.value[:, 0, 0]).tolist(),
+        ]
+        made.append(tuple(zip(*columns, strict=True)))
+    return (float(torch.logit(torch.tensor(share, dtype=torch.float64))), tuple(made))
+
+
+def _constant(stays: Tensor) -> float | None:
+    """The log-odds where all rows agree and there is nothing to fit, with half a row on either side; else None."""
+    many, total = int(stays.sum()), len(stays)
+    if 0 < many < total:
+        return None
+    return float(torch.log(torch.tensor((many + 0.5) / (total - many + 0.5), dtype=torch.float64)))
+
+
+def _sklearn(part: str) -> Any:
+    try:
+        import sklearn.ensemble
+        import sklearn.linear_model
+    except ImportError as error:
+        raise PonderError(
+            "fit_gate needs scikit-learn, which is not installed. Run: pip install 'ponder-torch[gate]'. "
+            "A fitted gate needs nothing of it."
+        ) from error
+    return {"ensemble": sklearn.ensemble, "linear_model": sklearn.linear_model}[part]

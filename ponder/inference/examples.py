@@ -1,0 +1,318 @@
+"""One example: how `predict`, `record` and streams read it, and how several of them become one call of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ponder._utils.trees import Shared, Tree, check_rows, map_tensors, tensors
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.joining import join_rows, with_lengths
+from ponder.parts.padding import Along, Padding, check_masks
+from ponder.parts.tasks import IGNORED_LABEL
+
+__all__ = [
+    "Example",
+    "ExampleReader",
+    "as_batch_of_one",
+    "as_tensors",
+    "examples_in",
+    "is_pair",
+    "join_context",
+    "join_labels",
+    "length_of",
+    "placed",
+]
+
+
+@dataclass(eq=False)
+class Example:
+    """One row, read.
+
+    Args:
+        inputs: Inputs of a call, as a batch of one; what the caller gave, where he collates himself.
+        context: Context of the call, as a batch of one.
+        length: Length of the row; 0 where the model declares none.
+        signature: Rows with the same signature may share a batch.
+        labels: What the context held under ``"labels"``, as a batch of one, or None; the model does not see it.
+        position: Where the example stands in its data set.
+    """
+
+    inputs: Any
+    context: Mapping[str, Any]
+    length: int = 0
+    signature: Hashable = None
+    labels: Tensor | None = None
+    position: int = 0
+
+
+class ExampleReader:
+    """Reads examples for one model, and makes the inputs and the context of a call from several.
+
+    An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict; tensors as in a data
+    set, without a batch dimension. Lists of numbers and arrays are read as tensors, and ``"labels"`` in the context
+    are kept apart.
+
+    Args:
+        padding: Where the model's lengths lie, or None.
+        one_length: Whether only rows of one length may share a batch, although the model declares its padding.
+        check: Whether to look at the masks of every example; not where the call that follows does.
+
+    Example:
+        >>> reader = ExampleReader(Padding())
+        >>> rows = [reader.read(torch.tensor([5, 6, 7])), reader.read([8, 9])]
+        >>> reader.batch(rows)[1]["attention_mask"]
+        tensor([[1, 1, 1],
+                [1, 1, 0]])
+    """
+
+    def __init__(self, padding: Padding | None, *, one_length: bool = False, check: bool = False) -> None:
+        self.padding, self._one_length, self._check = padding, one_length and padding is not None, check
+        self._along: dict[str, Along | None] = {}
+
+    def read(self, example: Any, position: int = 0) -> Example:
+        """An example as a batch of one.
+
+        Raises:
+            ArgumentError: There is nothing to compute on.
+        """
+        inputs, given = example if is_pair(example) else (example, {})
+        inputs, context, labels = _batch_of_one(inputs), {}, None
+        for name, value in given.items():
+            if name == "labels":
+                labels = as_batch_of_one(value)
+            else:
+                context[name] = _batch_of_one(value)
+        if not isinstance(inputs, Tensor) and next(tensors(inputs), None) is None:
+            raise ArgumentError(
+                "example",
+                expected="inputs with a tensor in them, or a pair (inputs, context)",
+                got=type(example).__name__,
+                remedy="Give one row, without a batch dimension.",
+            )
+        length = 0 if self.padding is None else self._measure(inputs, context, self.padding)
+        if self._check and context:
+            check_masks(context)
+        return Example(inputs, context, length, self._signature(inputs, context, length), labels, position)
+
+    def batch(self, examples: Sequence[Example]) -> tuple[Tree, dict[str, Any]]:
+        """Inputs and context of a call with one row for each example, padded on the right to the longest.
+
+        The tensors are new ones: a step that works in place does not change what the caller gave.
+        """
+        if len(examples) == 1:
+            inputs, context = map_tensors(Tensor.clone, (examples[0].inputs, dict(examples[0].context)))
+            return (inputs, context) if self.padding is None else self._trimmed(inputs, context, examples[0].length)
+        sizes, length = [1] * len(examples), max([example.length for example in examples])
+        of_inputs = with_lengths(None) if self.padding is None else self.padding.of_inputs
+        inputs = join_rows([e.inputs for e in examples], sizes, lengths=of_inputs, length=length, path="inputs")
+        return inputs, join_context([e.context for e in examples], sizes, None, self.padding, length)
+
+    def _trimmed(self, inputs: Tree, context: dict[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
+        assert self.padding is not None
+        inputs = join_rows([inputs], [1], lengths=self.padding.of_inputs, length=length, path="inputs")
+        return inputs, join_context([context], [1], None, self.padding, length)
+
+    def _measure(self, inputs: Tree, context: dict[str, Any], padding: Padding) -> int:
+        """The length of a row, whose context is given a mask where it has none."""
+        lengths = padding.lengths(context) if padding.mask in context else None
+        if lengths is not None:
+            return max(int(lengths), 1)
+        length, device = length_of(inputs, padding)
+        if not length:
+            raise ArgumentError(
+                "example",
+                expected="inputs with a length, since the model declares ponder.Padding",
+                got="none with two dimensions or more in a batch, or nothing in it",
+                remedy="Give sequences, or a model without padding.",
+            )
+        context[padding.mask] = torch.full((1, length), padding.real, device=device)
+        return length
+
+    def _signature(self, inputs: Tree, context: Mapping[str, Any], length: int) -> Hashable:
+        parts: list[Hashable] = [length if self._one_length else 0, _kind(inputs, self.padding)]
+        for name in sorted(context):
+            if name not in self._along:
+                self._along[name] = None if self.padding is None else self.padding.of_context(name)
+            parts.append((name, _kind(context[name], self._along[name])))
+        return tuple(parts)
+
+
+def length_of(inputs: Tree, padding: Padding) -> tuple[int, torch.device | None]:
+    """The length of the inputs of a call, by the first tensor that has one, and where it is; 0 where none has."""
+    for tensor in [inputs] if isinstance(inputs, Tensor) else [tensor for _, tensor in tensors(inputs)]:
+        if padding.of_inputs(tensor) is not None:
+            return tensor.shape[padding.inputs.dims[0]], tensor.device
+    return 0, None
+
+
+def examples_in(dataset: Any) -> Iterator[Any]:
+    """The examples of a data set that can be iterated, or indexed from 0 to its length.
+
+    The batches of a `torch.utils.data.DataLoader` are taken apart into their rows.
+
+    Raises:
+        ArgumentTypeError: It is a batch, or no data set.
+    """
+    indexed = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, Mapping) or not (isinstance(dataset, Iterable) or indexed):
+        raise ArgumentTypeError(
+            "dataset",
+            expected="a sequence or iterable of examples",
+            got=type(dataset).__name__,
+            remedy="Pass one example a row; a batch, a dict of tensors, is for a call of the model.",
+        )
+    if isinstance(dataset, DataLoader):
+        if dataset.batch_sampler is None:  # it does not batch, but makes lists of tuples all the same
+            return (_tuple_if_pair(example) for example in dataset)
+        return (row for batch in dataset for row in _rows_of(batch))
+    if isinstance(dataset, Iterable):
+        return iter(dataset)
+    return (dataset[position] for position in range(len(dataset)))
+
+
+def as_tensors(tree: Tree) -> Tree:
+    """Lists of numbers, and arrays, as tensors; everything else stays.
+
+    Example:
+        >>> as_tensors({"input_ids": [5, 6, 7], "scale": 2.0})
+        {'input_ids': tensor([5, 6, 7]), 'scale': 2.0}
+    """
+    if isinstance(tree, Tensor):
+        return tree
+    if isinstance(tree, Mapping):
+        return {key: as_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, list) and tree and _is_number(tree):
+        return torch.tensor(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(as_tensors(value) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(as_tensors(value) for value in tree)
+    return torch.as_tensor(tree) if hasattr(tree, "__array__") else tree
+
+
+def as_batch_of_one(value: Any) -> Tensor | None:
+    """The label of one example, or its labels, as a batch of one; None where there are none."""
+    if isinstance(value, bool | int | float):
+        return torch.tensor([value])
+    value = as_tensors(value)
+    return value[None] if isinstance(value, Tensor) else None
+
+
+def is_pair(example: Any) -> bool:
+    """Whether something is a pair (inputs, context)."""
+    return isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], dict)
+
+
+def join_context(
+    contexts: Sequence[Mapping[str, Any]],
+    sizes: Sequence[int],
+    keep: Sequence[Tensor | None] | None,
+    padding: Padding | None,
+    length: int,
+) -> dict[str, Any]:
+    """`join_rows` for contexts, whose lengths are declared by name."""
+    names = contexts[0].keys() if len(contexts) == 1 else {name: None for context in contexts for name in context}
+    joined: dict[str, Any] = {}
+    for name in names:
+        lengths = with_lengths(None if padding is None else padding.of_context(name))
+        values = [context.get(name) for context in contexts]
+        joined[name] = join_rows(values, sizes, keep, lengths=lengths, length=length, path=f"context[{name!r}]")
+    return joined
+
+
+def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int | None) -> Tensor | None:
+    """The labels of rows, as those of a batch; None where no row has any.
+
+    Args:
+        labels: Of each row, as a batch of one; None where it has none.
+        per_token: Whether a row has a label at each of its positions: those at padding are then ignored.
+        length: The length of the batch; that of the longest labels where None.
+    """
+    present = [label for label in labels if label is not None]
+    if not present:
+        return None
+    if len(present) < len(labels):
+        raise ArgumentError(
+            "labels",
+            expected="labels for every example, or for none",
+            got=f"none for {len(labels) - len(present)} of {len(labels)} rows of a batch",
+            remedy="Label all examples, or pass labels= to the call.",
+        )
+    if per_token:
+        length = length or max([label.shape[1] for label in present])
+        along = with_lengths(Along((1,), fill=IGNORED_LABEL))
+        joined: Tensor = join_rows(present, [1] * len(present), lengths=along, length=length, path="labels")
+        return joined
+    if len({label.shape[1:] for label in present}) > 1:
+        raise ArgumentError(
+            "labels",
+            expected="labels of one shape",
+            got=[tuple(label.shape[1:]) for label in present],
+            remedy="Where there is one at each position, name the task: task='token_classification'.",
+        )
+    return torch.cat(present)
+
+
+def placed(inputs: Tree, context: Mapping[str, Any], device: torch.device | None) -> tuple[Tree, dict[str, Any]]:
+    """A call's tensors on the device, and made in inference mode: compiled steps are compiled again for others."""
+
+    def place(tensor: Tensor) -> Tensor:
+        if device is not None and tensor.device != device:
+            tensor = tensor.to(device, non_blocking=True)
+        return tensor if tensor.is_inference() else tensor.clone()
+
+    moved = {}
+    for name, value in context.items():
+        moved[name] = place(value) if isinstance(value, Tensor) else map_tensors(place, value)
+    return place(inputs) if isinstance(inputs, Tensor) else map_tensors(place, inputs), moved
+
+
+def _rows_of(batch: Any) -> Iterator[Any]:
+    """The rows of a batch of a `DataLoader`, each as the examples of its data set were."""
+    batch = as_tensors(_tuple_if_pair(batch))
+    size = check_rows("a batch of the DataLoader", batch)
+    for row in range(size):
+        yield map_tensors(lambda tensor, row=row: tensor[row], batch)  # type: ignore[misc]
+
+
+def _tuple_if_pair(value: Any) -> Any:
+    """A pair (inputs, context) that PyTorch's collator has made a list; everything else as it is."""
+    return tuple(value) if isinstance(value, list) and is_pair(tuple(value)) else value
+
+
+def _batch_of_one(value: Any) -> Any:
+    """What stands in an example, read as `as_tensors` does, with a batch dimension."""
+    return value[None] if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor[None], as_tensors(value))
+
+
+def _kind(tree: Tree, along: Along | Padding | None) -> Hashable:
+    """What two values must have in common to stand in one batch."""
+    if isinstance(tree, Tensor):
+        if isinstance(along, Padding):
+            along = along.of_inputs(tree)
+        if along is None:
+            return (tree.dtype, tree.shape[1:])
+        shape: list[int | None] = list(tree.shape[1:])
+        for dim in along.dims:
+            shape[dim - 1 if dim > 0 else dim] = None
+        return (tree.dtype, *shape)
+    if isinstance(tree, Shared):
+        return ("shared", id(tree.value))
+    if isinstance(tree, Mapping):
+        return tuple((key, _kind(value, along)) for key, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return (type(tree), *(_kind(value, along) for value in tree))
+    return tree if isinstance(tree, Hashable) else id(tree)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number, or nested lists of numbers."""
+    if isinstance(value, list):
+        return all(_is_number(item) for item in value)
+    return isinstance(value, bool | int | float)

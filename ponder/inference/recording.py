@@ -1,0 +1,134 @@
+"""`record`: a whole data set through all steps of a model, as one trajectory in the order of the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ponder._utils.trees import Tree
+from ponder._utils.validation import check_type
+from ponder.engine.model import EarlyExitModel
+from ponder.errors import ArgumentError
+from ponder.inference.batching import BatchLimits
+from ponder.inference.examples import Example, join_labels
+from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context, rows_at
+from ponder.trajectory import Trajectory
+
+__all__ = ["record"]
+
+
+class _Unrolls(Protocol):
+    """A model whose full depth can be recorded, as `ponder.PonderWrapper`."""
+
+    def unroll(self, inputs: Tree, **arguments: Any) -> Trajectory:
+        """Every step of a batch."""
+
+
+def record(
+    model: Any,
+    dataset: Iterable[Any] | Sequence[Any],
+    *,
+    labels: Tensor | Sequence[Any] | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    policy_context: Mapping[str, Tensor] | None = None,
+    num_steps: int | None = None,
+    keep_features: bool = False,
+    progress: bool = False,
+    collate: Collate | None = None,
+    sort_by_length: bool = True,
+    dtype: torch.dtype | None = None,
+    owner: nn.Module | None = None,
+) -> Trajectory:
+    """Run every example of a data set through all steps, in evaluation mode, and record them.
+
+    The trajectory is on the CPU, in the order of the data set, and a row's id is its position there: so `replay` gives
+    what `ponder.predict` gives with the same policy, seeded sampling included. Outputs that have a length are padded
+    with zeros, and labels with −100.
+
+    Args:
+        model: A `ponder.PonderWrapper`.
+        dataset: As for `ponder.predict`.
+        labels: Labels of the examples: a tensor with a row for each, or a sequence of them. Where None, those that the
+            examples carry in their context as ``"labels"``, if any.
+        batch_size: Rows of a batch at most; 32 where neither limit is given.
+        max_tokens: Positions of a batch at most, padding included.
+        policy_context: Kept with the trajectory for policies that read it: tensors with a row for each example.
+        num_steps: How many steps, as for a call of the model.
+        keep_features: Record features too, for policies that read them.
+        progress: Show a progress bar.
+        collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind.
+        sort_by_length: Put rows of similar length together.
+        dtype: Run under `torch.autocast` in this precision.
+        owner: The module that owns what the model only calls, if that is another.
+
+    Raises:
+        ArgumentError: An empty data set, an example that cannot be read or run, or labels that do not fit.
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
+        >>> trajectory = record(model, torch.randn(100, 8), labels=torch.zeros(100, dtype=torch.long))
+        >>> trajectory.outputs.shape
+        torch.Size([100, 4, 3])
+    """
+    check_type("model", model, EarlyExitModel)
+    num_steps = model.depth(num_steps)
+    sizes = check_row_count("policy_context", policy_context)
+    going = DatasetPass(
+        owner=model if owner is None else owner,
+        padding=model.padding,
+        limits=BatchLimits.checked("batch_size", batch_size, max_tokens, model.padding),
+        label="record",
+        progress=progress,
+        collate=collate,
+        sort_by_length=sort_by_length,
+        dtype=dtype,
+        sizes=sizes if labels is None else {**sizes, "labels": len(labels)},
+    )
+    per_token = model.spec.task.per_token
+
+    def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Trajectory:
+        of_batch = context.pop("labels", None)
+        if of_batch is None or labels is not None:
+            own = [example.labels for example in examples] if labels is None else rows_at(labels, examples)
+            length = None if model.padding is None else max([example.length for example in examples]) or None
+            of_batch = join_labels(own, per_token, length)
+        given = row_context(policy_context, examples, None)
+        return _unrolled(model, inputs, context, of_batch, examples, given, num_steps, keep_features)
+
+    parts, order = going.run(dataset, call)
+    if not parts:
+        raise ArgumentError("dataset", expected="at least one example", got="none", remedy="Record some data.")
+    joined = Trajectory.cat(parts)
+    return joined.map(lambda tensor: tensor[order])
+
+
+def _unrolled(
+    model: _Unrolls,
+    inputs: Tree,
+    context: Mapping[str, Any],
+    labels: Tensor | None,
+    examples: Sequence[Example],
+    policy_context: Mapping[str, Tensor] | None,
+    num_steps: int,
+    keep_features: bool,
+) -> Trajectory:
+    """The trajectory of a batch, on the CPU, with zeros beyond the end of every row."""
+    row_ids = torch.tensor([example.position for example in examples])
+    found = model.unroll(
+        inputs,
+        labels=labels,
+        row_ids=row_ids,
+        policy_context=policy_context,
+        num_steps=num_steps,
+        keep_features=keep_features,
+        **context,
+    )
+    if found.meaning.per_token:
+        padding = model.padding  # type: ignore[attr-defined]
+        found = replace(found, outputs=blank_padding(found.outputs, context, padding, dim=2))
+    return found.map(Tensor.cpu)

@@ -1,0 +1,55 @@
+"""Alternating training: the last step's loss and that of all steps take turns (BERxiT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ponder._utils.validation import check_type
+from ponder.objectives.base import Objective, Unrolled, check_same_steps, registry
+
+__all__ = ["Alternating"]
+
+
+@registry.register("alternating")
+@dataclass(frozen=True)
+class Alternating(Objective):
+    """`even` at the even steps of the optimiser, `odd` at the odd ones, counted from 0.
+
+    BERxiT (Xin et al. 2021, "BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension to Regression",
+    Section 3.1) alternates the loss of the last classifier with the sum of all, so that the last one is trained as
+    well as without early exits: ``Alternating(FinalStep(), DeepSupervision("uniform"))``.
+
+    Args:
+        even: The objective of steps 0, 2, 4, ….
+        odd: The objective of steps 1, 3, 5, ….
+    """
+
+    even: Objective
+    odd: Objective
+
+    def __post_init__(self) -> None:
+        check_type("even", self.even, Objective)
+        check_type("odd", self.odd, Objective)
+        check_same_steps(self.even, self.odd)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What either reads, and how far training has come."""
+        return self.even.needs | self.odd.needs | {"progress"}
+
+    @property
+    def truncatable(self) -> bool:  # type: ignore[override]
+        """Whether both are."""
+        return self.even.truncatable and self.odd.truncatable
+
+    @property
+    def reads_whole_batch(self) -> bool:  # type: ignore[override]
+        """Whether either does."""
+        return self.even.reads_whole_batch or self.odd.reads_whole_batch
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        assert unrolled.progress is not None  # `check_batch` saw to it
+        turn = self.odd if unrolled.progress.step % 2 else self.even
+        return turn.per_example(unrolled)

@@ -1,0 +1,157 @@
+"""Diagnoses of trajectories whose truth is known, because they were made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import ponder
+from ponder import policies
+from tests.ponder.checks import refused
+
+
+def make(rows: int = 2000, num_steps: int = 6, *, knows: float = 1.0, seed: int = 0, hazards: bool = False):
+    """Rows are right from a step on that differs; `knows` is how much surer a right answer is than a wrong one."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (rows,), generator=g)
+    hard = torch.randint(1, num_steps + 2, (rows, 1), generator=g)
+    right = torch.arange(1, num_steps + 1) >= hard
+    given = torch.where(right, labels[:, None], (labels[:, None] + 1) % 3)
+    sure = 1.0 + knows * right + 0.3 * torch.rand(rows, num_steps, generator=g)
+    outputs = torch.nn.functional.one_hot(given, 3) * sure.unsqueeze(-1)
+    logits = torch.randn(rows, num_steps, generator=g) if hazards else None
+    return ponder.Trajectory(outputs.float(), logits, torch.arange(rows), labels=labels, task="classification")
+
+
+def test_where_the_signal_knows_exits_pay() -> None:
+    found = ponder.diagnose(make(), speedups=(1.5,), samples=200)
+    assert found.verdict.startswith("Early exits pay on this model: at ×1.5 ")
+    (gain,) = found.gains
+    assert gain.low > 0.05
+    assert gain.low <= gain.gain <= gain.high
+    assert gain.oracle >= gain.score > gain.blind
+
+
+def test_where_the_signal_knows_nothing_one_step_is_as_good() -> None:
+    found = ponder.diagnose(make(knows=0.0), [policies.Confidence], samples=200)
+    assert found.verdict.startswith("On this model one fixed step is as good as any policy tried: use FixedStep(6)")
+    assert all(gain.low <= 0.0 for gain in found.gains)
+    assert all(abs(gain.gain) < 0.05 for gain in found.gains)
+
+
+def test_the_interval_covers_no_gain_about_as_often_as_it_says() -> None:
+    """Confidence that knows nothing has no gain: 95% intervals miss 0 from above rarely."""
+    false_alarms = sum(
+        ponder.diagnose(make(rows=300, knows=0.0, seed=seed), [policies.Confidence], speedups=(2.0,), samples=100)
+        .gains[0]
+        .low
+        > 0.0
+        for seed in range(60)
+    )
+    assert false_alarms <= 5
+
+
+def test_a_step_that_is_as_good_as_the_last_is_named() -> None:
+    trajectory = make(knows=0.0)
+    outputs = trajectory.outputs.clone()
+    outputs[:, 3:] = outputs[:, 3:4]
+    found = ponder.diagnose(dataclasses.replace(trajectory, outputs=outputs), [policies.Confidence], samples=100)
+    assert "use FixedStep(4)" in found.verdict
+
+
+def test_scores_frontiers_and_difficulty_by_hand() -> None:
+    trajectory = make(rows=700)
+    found = ponder.diagnose(trajectory, [policies.Confidence, policies.Margin], static={3: 0.99, 2: 0.1}, samples=50)
+    right = trajectory.outputs.argmax(-1) == trajectory.labels[:, None]
+    assert found.scores == pytest.approx(right.double().mean(0).tolist())
+    assert set(found.frontiers) == {"Confidence", "Margin", "blind", "oracle", "static"}
+    assert found.frontiers["static"].steps == (2.0, 3.0)
+    assert found.gains[1].static == 0.99
+    assert "cut and trained so scores 0.9900" in found.verdict
+    shares = {each.step: each.share for each in found.difficulty}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares[None] == pytest.approx(1 - right[:, -1].double().mean().item())
+    assert shares[1] == pytest.approx(right[:, 0].double().mean().item())
+    exits = [each.mean_exit_step for each in found.difficulty if each.step is not None]
+    assert exits[0] < exits[-1]
+
+
+def test_a_posterior_that_is_the_same_for_all_rows_has_collapsed() -> None:
+    trajectory = make(hazards=True)
+    same = dataclasses.replace(
+        trajectory, hazard_logits=torch.tensor([-9.0, -9.0, 9.0, 0, 0, 0]).expand(2000, 6).clone()
+    )
+    told = ponder.diagnose(same, samples=20).collapse
+    assert told.collapsed
+    assert (told.step, told.share) == (3, 1.0)
+    assert told.information == pytest.approx(0.0, abs=1e-6)
+    rows = torch.full((2000, 6), -9.0)
+    rows[torch.arange(2000), torch.arange(2000) % 6] = 9.0
+    apart = ponder.diagnose(dataclasses.replace(trajectory, hazard_logits=rows), samples=20).collapse
+    assert not apart.collapsed
+    assert apart.information == pytest.approx(1.0, abs=0.01)
+    assert ponder.diagnose(make(), samples=20).collapse is None
+
+
+def test_it_is_a_page_of_text_json_and_a_plot() -> None:
+    found = ponder.diagnose(make(hazards=True), static={3: 0.5}, samples=20)
+    page = str(found)
+    assert page.startswith(found.verdict)
+    for words in ("accuracy of each of 6 steps", "speed-up", "halting distribution", "right from step 1 on"):
+        assert words in page
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["verdict"] == found.verdict
+    assert data["gains"][0]["low"] == found.gains[0].low
+    assert len(data["frontiers"]["blind"]["steps"]) == len(found.frontiers["blind"].steps)
+    pytest.importorskip("matplotlib")
+    axes = found.plot()
+    assert {line.get_label() for line in axes.lines} >= {"blind", "oracle", "Confidence", "cut and trained so"}
+
+
+def test_numbers_are_judged_by_their_squared_error() -> None:
+    trajectory = make(hazards=True)
+    numbers = dataclasses.replace(
+        trajectory, outputs=trajectory.outputs[..., :1], labels=trajectory.labels.float(), task="regression"
+    )
+    found = ponder.diagnose(numbers, samples=20)
+    assert found.metric == "negative_squared_error"
+    assert "Quantile" in found.frontiers
+    assert found.difficulty == ()
+
+
+def test_the_same_seed_gives_the_same_page() -> None:
+    assert str(ponder.diagnose(make(rows=200), samples=20)) == str(ponder.diagnose(make(rows=200), samples=20))
+
+
+def test_speed_ups_that_no_policy_reaches() -> None:
+    found = ponder.diagnose(make(), [policies.Patience], speedups=(3.0,), samples=20)
+    assert "cheap enough" in found.verdict
+    assert found.to_dict()["gains"][0]["score"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"metric": "f1"}, "metric"),
+        ({"metric": lambda outputs, labels: 0.0}, "metric"),
+        ({"compare": []}, "compare"),
+        ({"compare": policies.LastStep}, "policies"),
+        ({"static": {7: 0.5}}, "static"),
+        ({"speedups": (0.5,)}, "speedups"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, argument: str) -> None:
+    with refused(argument):
+        ponder.diagnose(make(rows=50), **changes)
+
+
+def test_trajectories_that_tell_nothing_are_refused() -> None:
+    with refused("trajectory", "none"):
+        ponder.diagnose(dataclasses.replace(make(rows=50), labels=None))
+    with refused("trajectory", "5 rows"):
+        ponder.diagnose(make(rows=5))
+    with refused("trajectory", "1 steps"):
+        ponder.diagnose(make(rows=50, num_steps=1))

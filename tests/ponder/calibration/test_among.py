@@ -1,0 +1,60 @@
+"""Calibration among families: never worse than one fixed step on the data it saw."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ponder
+from ponder import policies
+from tests.ponder.checks import refused
+
+
+def record(seed: int, *, knows: bool = True) -> ponder.Trajectory:
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (300,), generator=g)
+    hard = torch.randint(1, 7, (300, 1), generator=g)
+    right = torch.arange(1, 6) >= hard
+    given = torch.where(right, labels[:, None], (labels[:, None] + 1) % 3)
+    sure = 1.0 + (right if knows else 0.0) + 0.5 * torch.rand(300, 5, generator=g)
+    outputs = torch.nn.functional.one_hot(given, 3) * sure.unsqueeze(-1)
+    return ponder.Trajectory(outputs.float(), None, torch.arange(300), labels=labels, task="classification")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("knows", [True, False])
+def test_it_is_never_worse_than_any_single_step_within_the_budget(seed: int, knows: bool) -> None:
+    trajectory = record(seed, knows=knows)
+    scores = (trajectory.outputs.argmax(-1) == trajectory.labels[:, None]).double().mean(0).tolist()
+    for budget in (1.0, 2.0, 3.5, 5.0):
+        found = ponder.calibrate(trajectory, [policies.Confidence, policies.Patience], at_most_steps=budget)
+        assert found.met
+        assert found.point.mean_exit_step <= budget
+        assert found.point.score >= max(scores[: int(budget)]) - 1e-12
+
+
+def test_the_best_family_is_taken_and_named() -> None:
+    trajectory = record(0)
+    found = ponder.calibrate(trajectory, [policies.Confidence, policies.Patience], at_most_steps=3.5)
+    alone = ponder.calibrate(trajectory, policies.Confidence, at_most_steps=3.5)
+    assert found.policy == alone.policy
+    assert found.point == alone.point
+    assert found.statement.startswith("Confidence, the best of 3 families, best with a mean exit step of at most 3.5")
+    cheap = ponder.calibrate(trajectory, [policies.FixedStep, policies.Confidence], at_least=0.9)
+    assert cheap.point.cost <= ponder.calibrate(trajectory, policies.FixedStep, at_least=0.9).point.cost
+    assert "the best of 2 families" in cheap.statement
+
+
+def test_where_nothing_is_gained_the_choice_that_looks_at_nothing_is_kept() -> None:
+    trajectory = record(1)
+    same = trajectory.outputs[:, -1:].expand(-1, 5, -1).contiguous()
+    trajectory = ponder.Trajectory(same, None, trajectory.row_ids, labels=trajectory.labels, task="classification")
+    found = ponder.calibrate(trajectory, [policies.Confidence], at_least=1.0)
+    assert found.policy == policies.FixedStep(1)
+
+
+def test_no_families_and_a_common_grid_are_refused() -> None:
+    with refused("policies", "none"):
+        ponder.calibrate(record(0), [], at_least=0.9)
+    with refused("grid"):
+        ponder.calibrate(record(0), [policies.Confidence], at_least=0.9, grid=[0.1, 0.2])

@@ -1,0 +1,256 @@
+"""Gates: fitted on a frozen model's trajectory, plain numbers, and equal in run, replay and scikit-learn."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import json
+import warnings
+
+import pytest
+import torch
+
+import ponder
+from ponder import policies
+from ponder.calibration import fit_gate
+from ponder.calibration.gate import staying_pays
+from ponder.errors import PonderError
+from ponder.policies import Gate
+from ponder.policies.gate import GATE_SIGNALS
+from ponder.testing import check_policy
+from tests.ponder import oracles
+from tests.ponder.checks import assert_exits, records, refused
+from tests.toys import labels_for, make_toy, wrap
+
+sklearn = pytest.importorskip("sklearn", reason="gates are fitted with scikit-learn, which is not installed")
+KINDS = ("logistic", "boosted")
+
+
+def record(
+    rows: int = 400, num_steps: int = 6, task: str | None = "classification", hazards: bool = True, seed: int = 0
+):
+    """A trajectory whose later steps are better, with labels."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (rows,), generator=g)
+    difficulty = torch.rand(rows, 1, 1, generator=g) * num_steps
+    steps = torch.arange(1, num_steps + 1).view(1, -1, 1)
+    signal = torch.nn.functional.one_hot(labels, 3).unsqueeze(1) * torch.sigmoid(steps - difficulty) * 4
+    outputs = signal + torch.randn(rows, num_steps, 3, generator=g)
+    if task == "regression":
+        outputs, labels = outputs[..., :1], labels.float()
+    return ponder.Trajectory(
+        outputs=outputs,
+        hazard_logits=torch.randn(rows, num_steps, generator=g) if hazards else None,
+        row_ids=torch.arange(rows),
+        features=torch.randn(rows, num_steps, 8, generator=g),
+        labels=labels,
+        task=task,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("floor", [1, 3])
+def test_a_gate_keeps_the_contract_of_policies(kind: str, task: str, floor: int) -> None:
+    gate = fit_gate(record(task=task), floor=floor, model=kind, trees=3)
+    check_policy(gate, task=task, num_steps=6)
+
+
+def test_a_gate_on_the_hidden_state_keeps_it_too() -> None:
+    check_policy(fit_gate(record(), signals=("movement", "hidden")), num_steps=6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hazards", [True, False])
+def test_its_exits_are_those_of_a_plain_loop(kind: str, hazards: bool) -> None:
+    fitted_on, other = record(hazards=hazards), record(rows=80, hazards=hazards, seed=1)
+    gate = fit_gate(fitted_on, model=kind, target="error", floor=2, threshold=0.4)
+    exits = other.replay(gate)
+    assert len(set(exits.exit_step.tolist())) > 2, "a gate that decides nothing proves nothing"
+    assert_exits(exits, gate, records(other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_probabilities_are_those_of_scikit_learn(kind: str) -> None:
+    trajectory, signals = record(), ("confidence", "margin", "streak", "shift", "cdf")
+    gate = fit_gate(trajectory, "error", model=kind, signals=signals)
+    pays = staying_pays(trajectory, "error")
+    rows = [oracles._Row(row) for row in records(trajectory)]
+    values = torch.tensor([oracles.gate_signals(row, signals) for row in rows])
+    mine = torch.tensor([oracles.gate_probabilities(row, signals, kind, gate.tables) for row in rows])
+    for n in range(5):
+        x, y = values[:, n].double(), pays[:, n].numpy()
+        if kind == "logistic":
+            x = (x - x.mean(0)) / torch.where(x.std(0, correction=0) > 0, x.std(0, correction=0), 1.0)
+            theirs = sklearn.linear_model.LogisticRegression(max_iter=1000).fit(x.numpy(), y)
+        else:
+            x = x.float()
+            theirs = sklearn.ensemble.GradientBoostingClassifier(n_estimators=50, max_depth=3, random_state=0)
+            theirs.fit(x.numpy(), y)
+        expected = torch.as_tensor(theirs.predict_proba(x.numpy())[:, 1])
+        off = (mine[:, n].double() - expected).abs()
+        assert off.quantile(0.99) < 1e-3  # a row may stand within rounding of a split of a tree
+        assert off.max() < (1e-3 if kind == "logistic" else 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("toy", ["stacked", "transformer", "gru-cell"])
+def test_running_a_model_with_it_is_replaying_it(kind: str, toy: str) -> None:
+    torch.manual_seed(0)
+    made = make_toy(toy)
+    model = wrap(made, task="classification").eval()
+    inputs, context = made.batch(60, seed=3)
+    labels = labels_for("classification", 60)
+    trajectory = model.unroll(inputs, labels=labels, keep_features=True, **context)
+    gate = fit_gate(trajectory, "error", model=kind, threshold=0.3)
+    replayed, ran = trajectory.replay(gate), model(inputs, policy=gate, **context)
+    assert torch.equal(replayed.exit_step, ran.exit_step)
+    torch.testing.assert_close(replayed.outputs, ran.outputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_plain_numbers(kind: str, tmp_path) -> None:
+    trajectory = record()
+    gate = fit_gate(trajectory, model=kind)
+    again = policies.from_dict(json.loads(json.dumps(gate.to_dict())))
+    assert again == gate
+    assert torch.equal(trajectory.replay(again).exit_step, trajectory.replay(gate).exit_step)
+    toy = make_toy("stacked")
+    model = wrap(toy, task="classification").eval()
+    inputs, context = toy.batch(40)
+    model.policy = fit_gate(model.unroll(inputs, labels=labels_for("classification", 40), **context), model=kind)
+    ponder.save(model, tmp_path)
+    other = ponder.load(wrap(make_toy("stacked"), task="classification"), tmp_path)
+    assert other.policy == model.policy
+    assert torch.equal(other.eval()(inputs, **context).exit_step, model(inputs, **context).exit_step)
+
+
+def test_a_gate_that_knows_saves_steps_that_the_same_answers_need_not() -> None:
+    """On fresh rows: the gate's mean exit step is far below full depth, at about its accuracy."""
+    fitted_on, test = record(rows=3000), record(rows=3000, seed=5)
+    gate = fit_gate(fitted_on, "error")
+    chosen = ponder.calibrate(record(rows=3000, seed=9), gate, at_least=0.99)
+    point, full = chosen.evaluate(dataclasses.replace(test, row_ids=test.row_ids + 10_000)), chosen.curve.full_depth
+    assert point.mean_exit_step < 4.5
+    assert point.score > full.score - 0.03
+
+
+# What hindsight tells
+
+
+def test_hindsight_by_a_plain_loop() -> None:
+    trajectory = record(rows=50)
+    rows = records(trajectory)
+    for target, delta in (("gain", 0.0), ("gain", 0.3), ("error", 0.0), ("agreement", 0.0)):
+        told = staying_pays(trajectory, target, delta).tolist()
+        for row, label, mine in zip(rows, trajectory.labels.tolist(), told, strict=True):
+            losses = [oracles.task_loss("classification", output, label) for output in row["outputs"]]
+            given = [output.index(max(output)) for output in row["outputs"]]
+            for n in range(6):
+                later = range(n + 1, 6)
+                expected = {
+                    "gain": any(losses[m] < losses[n] - delta for m in later),
+                    "error": given[n] != label and any(given[m] == label for m in later),
+                    "agreement": given[n] != given[-1],
+                }[target]
+                assert mine[n] == expected
+
+
+def test_without_labels_agreement_with_full_depth_is_fitted_and_said() -> None:
+    trajectory = dataclasses.replace(record(), labels=None)
+    with pytest.warns(UserWarning, match=r"no labels.*agreement with full depth.*target='agreement'"):
+        gate = fit_gate(trajectory)
+    assert gate.target == "agreement"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit_gate(trajectory, "agreement") == gate
+    with refused("trajectory", "target='error'"):
+        fit_gate(trajectory, "error")
+
+
+def test_steps_where_all_rows_agree_are_constants() -> None:
+    trajectory = record(rows=20)
+    trajectory = dataclasses.replace(trajectory, outputs=trajectory.outputs[:, -1:].expand(-1, 6, -1).contiguous())
+    gate = fit_gate(trajectory, "agreement")
+    assert all(weights == 0 for table in gate.tables for weights in table[:-1])
+    assert trajectory.replay(gate).exit_step.tolist() == [1] * 20  # P(another answer) = 0.5 / 21
+
+
+# Refusals
+
+
+def test_a_gate_of_another_number_of_steps_is_refused() -> None:
+    gate = fit_gate(record(num_steps=4))
+    with refused("policy", "4", "6"):
+        record(num_steps=6).replay(gate)
+    toy = make_toy("stacked")
+    with refused("policy", "fit_gate"):
+        wrap(toy, task="classification").policy = gate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument"),
+    [
+        ({"target": "loss"}, "target"),
+        ({"delta": -1.0}, "delta"),
+        ({"floor": 0}, "floor"),
+        ({"floor": 7}, "floor"),
+        ({"model": "forest"}, "model"),
+        ({"trees": 0}, "trees"),
+        ({"signals": ("entropy",)}, "signals"),
+        ({"signals": ()}, "signals"),
+        ({"threshold": 1.5}, "threshold"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, argument: str) -> None:
+    with refused(argument):
+        fit_gate(record(), **arguments)
+
+
+def test_trajectories_that_tell_nothing_are_refused() -> None:
+    with refused("trajectory"):
+        fit_gate(record(rows=0))
+    with refused("trajectory"):
+        fit_gate(record(num_steps=1))
+    with refused("target", "regression"):
+        fit_gate(record(task="regression"), "agreement")
+    with refused("task", "custom"):
+        fit_gate(record(task="custom"))
+    with refused("policy", "no hazard"):
+        fit_gate(record(hazards=False), signals=("cdf",))
+    with refused("policy", "features"):
+        fit_gate(dataclasses.replace(record(), features=None), signals=("hidden",))
+    with refused("policy", "regression"):
+        fit_gate(record(task="regression"), signals=("confidence",))
+
+
+def test_a_gate_on_features_of_another_width_is_refused() -> None:
+    trajectory = record()
+    for kind in KINDS:
+        gate = fit_gate(trajectory, "error", signals=("hidden",), model=kind)
+        narrow = dataclasses.replace(trajectory, features=trajectory.features[..., :1])
+        with refused("policy", "width"):
+            narrow.replay(gate)
+
+
+def test_without_scikit_learn_the_extra_is_named_and_fitted_gates_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = fit_gate(record())
+    real = builtins.__import__
+
+    def no_sklearn(name: str, *arguments: object, **named: object) -> object:
+        if name.split(".")[0] == "sklearn":
+            raise ImportError(name)
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", no_sklearn)
+    with pytest.raises(PonderError, match=r"ponder-torch\[gate\]"):
+        fit_gate(record())
+    assert policies.from_dict(gate.to_dict()) == gate
+    record(rows=5).replay(gate)
+
+
+def test_every_signal_can_be_read() -> None:
+    gate = fit_gate(record(), signals=GATE_SIGNALS)
+    assert gate.needs == {"output", "hazard", "features"}
+    assert len(gate.tables[0]) == len(GATE_SIGNALS) - 1 + 8 + 1
+    assert isinstance(gate, Gate)

@@ -1,0 +1,159 @@
+"""`model.record`: a data set at full depth, in its order, so that replaying gives what predicting gives."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ponder
+from ponder import policies
+from ponder.inference.recording import record
+from ponder.parts.padding import Padding
+from ponder.policies import Bernoulli, ExitPolicy, StepView
+from tests.ponder.checks import assert_unchanged, refused, snapshot
+from tests.ponder.streaming.driving import examples_of
+from tests.toys import LENGTH, NUM_STEPS, TOYS, WIDTH, make_toy, wrap
+
+ROWS = 11
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_it_is_what_unroll_gives_for_the_whole_batch(name: str) -> None:
+    toy = make_toy(name)
+    model = wrap(toy).eval()
+    inputs, context = toy.batch(ROWS, seed=3)
+    labels = torch.arange(ROWS) % 3
+    found = model.record(examples_of(inputs, context), labels=labels, batch_size=4, keep_features=True)
+    whole = model.unroll(inputs, labels=labels, keep_features=True, **context)
+    assert found.row_ids.tolist() == list(range(ROWS))
+    assert torch.equal(found.labels, labels)
+    for tensor, expected in ((found.outputs, whole.outputs), (found.hazard_logits, whole.hazard_logits)):
+        torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.features, whole.features, atol=1e-5, rtol=1e-5)
+    assert not found.outputs.is_inference()
+    assert not found.training
+
+
+def lengthy(**parts: Any) -> tuple[ponder.PonderWrapper, list[Tensor], Tensor]:
+    """A model that declares lengths, rows of several lengths, and these."""
+    padding = Padding(mask="src_key_padding_mask", real=False, pooled="readout" not in parts)
+    inputs, context = make_toy("transformer").batch(ROWS, seed=1)
+    model = wrap(make_toy("transformer"), padding=padding, **parts)
+    lengths = (~context["src_key_padding_mask"]).sum(1)
+    return model, [row[:length] for row, length in zip(inputs, lengths, strict=True)], lengths
+
+
+@given(
+    st.randoms(use_true_random=False),
+    st.integers(1, 12),
+    st.booleans(),
+    st.sampled_from([Bernoulli(0), policies.Patience(1), policies.Quantile(0.5), policies.Entropy(0.9)]),
+)
+def test_replay_is_predict(rng: random.Random, batch_size: int, sort: bool, policy: ExitPolicy) -> None:
+    model, rows, _ = lengthy()
+    rng.shuffle(rows)
+    options: Any = {"batch_size": batch_size, "sort_by_length": sort}
+    exits = model.record(rows, **options).replay(policy)
+    found = model.predict(rows, policy=policy)
+    assert exits.exit_step.tolist() == found.exit_step.tolist()
+    torch.testing.assert_close(exits.outputs, found.outputs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["argument", "list", "examples", "collator"])
+@pytest.mark.parametrize("policy", [Bernoulli(0), policies.Patience(1), policies.Voting(2)], ids=repr)
+def test_answers_for_every_token(how: str, policy: ExitPolicy) -> None:
+    model, rows, lengths = lengthy(
+        task="token_classification", readout=ponder.readouts.identity, halting_readout=ponder.readouts.mean
+    )
+    of_rows = [torch.arange(len(row)) % 3 for row in rows]
+    whole = torch.full((ROWS, LENGTH), -100)
+    for row, own in enumerate(of_rows):
+        whole[row, : len(own)] = own
+    if how == "argument":
+        found = model.record(rows, labels=whole, batch_size=3)
+    elif how == "list":
+        found = model.record(rows, labels=[own.tolist() for own in of_rows], batch_size=3)
+    elif how == "examples":
+        found = model.record([(row, {"labels": own}) for row, own in zip(rows, of_rows, strict=True)], batch_size=3)
+    else:
+
+        def collate(batch: list[int]) -> Any:
+            longest = max(len(rows[row]) for row in batch)
+            padded = torch.zeros(len(batch), longest, WIDTH)
+            mask = torch.ones(len(batch), longest, dtype=torch.bool)
+            for place, row in enumerate(batch):
+                padded[place, : len(rows[row])], mask[place, : len(rows[row])] = rows[row], False
+            return padded, {"src_key_padding_mask": mask, "labels": whole[batch, :longest]}
+
+        found = model.record(list(range(ROWS)), collate=collate, batch_size=3)
+    assert torch.equal(found.labels, whole[:, : int(lengths.max())])
+    assert found.mask.sum(1).tolist() == lengths.tolist()
+    exits, predicted = found.replay(policy), model.predict(rows, policy=policy, batch_size=4)
+    assert exits.exit_step.tolist() == predicted.exit_step.tolist()
+    torch.testing.assert_close(exits.outputs, predicted.outputs, atol=1e-5, rtol=1e-5)
+
+
+@dataclass(frozen=True)
+class Budget(ExitPolicy):
+    """Each row leaves at the step that its own budget allows."""
+
+    needs = frozenset({"context"})
+
+    def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return step.index >= step.context["budget"], state
+
+
+@pytest.mark.parametrize("sort", [True, False])
+def test_what_policies_read_of_each_row(sort: bool) -> None:
+    model, rows, _ = lengthy()
+    budgets = {"budget": torch.arange(ROWS) % NUM_STEPS + 1}
+    options: Any = {"batch_size": 3, "policy_context": budgets, "sort_by_length": sort}
+    found = model.record(rows, **options)
+    assert found.replay(Budget()).exit_step.tolist() == budgets["budget"].tolist()
+    assert model.predict(rows, policy=Budget(), **options).exit_step.tolist() == budgets["budget"].tolist()
+    with refused("policy_context", "None"):
+        model.predict(rows[:1], policy=Budget())
+    for size in (ROWS - 1, ROWS + 1):
+        with pytest.raises(ponder.PonderError, match="policy_context"):
+            model.predict(rows, policy=Budget(), policy_context={"budget": torch.ones(size)}, sort_by_length=sort)
+    with refused("policy_context", "list", type_error=True):
+        model.record(rows, policy_context=[1, 2])
+
+
+def test_in_training_mode_dropout_is_off_and_modes_come_back() -> None:
+    model = ponder.PonderWrapper(
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5)), num_steps=4, head=nn.Linear(WIDTH, 3)
+    ).train()
+    model.head.eval()
+    before, data = snapshot(model), torch.randn(9, WIDTH)
+    one, other = model.record(data), model.record(data, batch_size=2)
+    assert_unchanged(before, model)
+    torch.testing.assert_close(one.outputs, other.outputs)
+    assert not one.training
+    assert not one.outputs.requires_grad
+    assert one.labels is None
+
+
+def test_what_is_refused() -> None:
+    model, rows, _ = lengthy()
+    with refused("dataset", "none"):
+        model.record([])
+    with refused("model", type_error=True):
+        record(nn.Linear(2, 2), rows)
+    for labels in (torch.zeros(ROWS - 1), torch.zeros(ROWS + 2)):
+        with refused("labels", f"{len(labels)} rows"):
+            model.record(rows, labels=labels)
+    with refused("dataset[2]", "classes 0"):
+        model.record(rows, labels=[9 if row == 2 else 0 for row in range(ROWS)])
+    some = [(row, {"labels": 1}) if place % 2 else row for place, row in enumerate(rows)]
+    with pytest.raises(ponder.PonderError, match="labels for every example"):
+        model.record(some, batch_size=ROWS, sort_by_length=False)
+    with refused("batch_size", "0"):
+        model.record(rows, batch_size=0)
