@@ -12,14 +12,17 @@ from rich.markup import escape
 
 from ponder.errors import ArgumentError, PonderError
 
-__all__ = ["check_folder", "check_writable", "run_app"]
+__all__ = ["MAX_SEED", "check_folder", "check_writable", "run_app"]
+
+MAX_SEED = 2**63 - 1
+"""The largest seed that every generator of random numbers takes."""
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command line; errors of `ponder` are one clear message, and exit code 2."""
+    """Run a command line; errors of `ponder`, and of files and disks, are one clear message, and exit code 2."""
     try:
         app()
-    except PonderError as error:
+    except (PonderError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
 

@@ -14,6 +14,7 @@ from ponder.inference.streaming import StreamEngine, StreamOutput
 from ponder.objectives.progress import Progress
 from ponder.optim import parameter_groups
 from ponder.parts import readouts
+from ponder.parts.capture import Captured, capture
 from ponder.parts.heads import LambdaHead, PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.steps import Steps
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "Captured",
     "Curve",
     "Diagnosis",
     "Exits",
@@ -46,6 +48,7 @@ __all__ = [
     "Trajectory",
     "calibrate",
     "calibration",
+    "capture",
     "compile_steps",
     "control_risk",
     "cost",

@@ -1,27 +1,50 @@
-"""Saving and loading a wrapped model: weights as safetensors, hyper-parameters as JSON."""
+"""Saving and loading a wrapped model: weights as safetensors, hyper-parameters as JSON, and both as one save.
+
+The two files of a save cannot be replaced in one act, so only one of them is replaced: the weights get a name of their
+own, made of their digest, and `ponder.json` names them. Whoever is killed between the two has changed nothing yet.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ponder._utils.files import make_folder, read_json, read_tensors, write_json, write_tensors
+from ponder._utils.files import (
+    digest_of,
+    locked,
+    make_folder,
+    part_folder,
+    put_in_place,
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    unwritable,
+    write_json,
+    write_tensors,
+)
 from ponder.errors import CheckpointError
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["load", "save"]
 
-_FORMAT = "ponder-model-1"
-_WEIGHTS = "model.safetensors"
+_FORMAT = "ponder-model-2"
+_FORMAT_1 = "ponder-model-1"  # version 0.1: the weights are always in model.safetensors
+_WEIGHTS_1 = "model.safetensors"
+_WEIGHTS = re.compile(r"model-[0-9a-f]{16}\.safetensors")
 _SETTINGS = "ponder.json"
+_ATTEMPTS = 20
 M = TypeVar("M", bound=PonderWrapper)
 
 
 def save(model: PonderWrapper, folder: str | Path) -> None:
-    """Write a wrapped model: `model.safetensors` and `ponder.json` (policy, prior, objective, schedule).
+    """Write a wrapped model: `ponder.json` (policy, prior, objective, schedule), and the weights that it names.
+
+    A save is whole or has not happened, also where the process is killed, the disk is full, or several processes save
+    into one folder: `ponder.json` is replaced last, in one act, and the weights of the save before go after that.
 
     Args:
         model: The model.
@@ -30,10 +53,23 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
     Raises:
         ArgumentError: The folder cannot be written.
     """
-    folder = make_folder(folder)
-    write_json(folder / _SETTINGS, {"format": _FORMAT, **model.settings()})
+    settings = {"format": _FORMAT, **model.settings()}
     weights = {name: tensor.contiguous() for name, tensor in _unshared(model.state_dict()).items()}
-    write_tensors(folder / _WEIGHTS, weights, {"format": _FORMAT})
+    folder = make_folder(folder)
+    with locked(folder) as alone:
+        remove_leftovers(folder)
+        before = _named_by(folder)
+        name, digest = _write_weights(folder, weights)
+        try:
+            write_json(folder / _SETTINGS, {**settings, "weights": name, "digest": digest})
+        except BaseException:
+            if name != before:
+                (folder / name).unlink(missing_ok=True)
+            raise
+        # Without the lock, other weights may be those of a save that is going on.
+        others = [path.name for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name)] if alone else []
+        for old in {before, *others} - {name, None}:
+            (folder / str(old)).unlink(missing_ok=True)
 
 
 def load(model: M, folder: str | Path) -> M:
@@ -42,26 +78,75 @@ def load(model: M, folder: str | Path) -> M:
     The policy, prior and objective become those that were saved.
 
     Raises:
-        CheckpointError: A file is missing, truncated, foreign, or of a model of another shape; the model is then
-            as it was before.
+        CheckpointError: A file is missing, truncated, foreign, of another save, or of a model of another shape; the
+            model is then as it was before.
     """
-    folder = Path(folder)
-    settings = read_json(folder / _SETTINGS)
-    if settings.get("format") != _FORMAT:
-        raise CheckpointError(f"{folder / _SETTINGS}: not written by ponder.save (no format {_FORMAT!r}).")
-    weights, _ = read_tensors(folder / _WEIGHTS, _FORMAT)
+    settings, weights, place = _read(Path(folder))
     own = model.state_dict()
     shared = own.keys() - _unshared(own).keys()
     missing, foreign = sorted(own.keys() - weights.keys() - shared), sorted(weights.keys() - own.keys())
-    other = sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
+    other = sorted(k for k in own.keys() & weights.keys() if _form(own[k]) != _form(weights[k]))
     if missing or foreign or other:
         raise CheckpointError(
-            f"{folder / _WEIGHTS}: of another model: missing {missing}, unknown {foreign}, other shape {other}. "
+            f"{place}: of another model: missing {missing}, unknown {foreign}, other shape {other}. "
             "Build the model as it was when it was saved."
         )
     model.apply_settings(settings)
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    """What the saved tensor must share with the model's own: its shape and its kind of numbers, not their precision."""
+    return tuple(tensor.shape), tensor.is_floating_point(), tensor.is_complex()
+
+
+def _write_weights(folder: Path, weights: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Write the weights under a name of their own, and tell that name and their digest."""
+    try:
+        with part_folder(folder / "model") as made:
+            write_tensors(made / _WEIGHTS_1, weights, {"format": _FORMAT})
+            digest = digest_of(made / _WEIGHTS_1)
+            name = f"model-{digest[:16]}.safetensors"
+            put_in_place(made / _WEIGHTS_1, folder / name)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return name, digest
+
+
+def _named_by(folder: Path) -> str | None:
+    """The weights of the save that lies in a folder, if any."""
+    try:
+        settings = read_json(folder / _SETTINGS)
+    except CheckpointError:
+        return None
+    if settings.get("format") == _FORMAT_1:
+        return _WEIGHTS_1
+    name = settings.get("weights")
+    return name if isinstance(name, str) and _WEIGHTS.fullmatch(name) else None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
+    """The settings, the weights that belong to them, and where these lie."""
+    for _ in range(_ATTEMPTS):
+        settings = read_json(folder / _SETTINGS)
+        if settings.get("format") == _FORMAT_1:
+            return settings, read_tensors(folder / _WEIGHTS_1, _FORMAT_1)[0], folder / _WEIGHTS_1
+        name, digest = settings.get("weights"), settings.get("digest")
+        if settings.get("format") != _FORMAT or not isinstance(name, str) or not _WEIGHTS.fullmatch(name):
+            raise CheckpointError(
+                f"{folder / _SETTINGS}: not written by ponder.save (no format {_FORMAT!r} that names its weights)."
+            )
+        fault = "truncated, or not those that were saved with it"
+        try:
+            if digest_of(folder / name) == digest:
+                return settings, read_tensors(folder / name, _FORMAT)[0], folder / name
+        except CheckpointError as error:
+            fault = f"not to be read ({error})"
+        if read_json(folder / _SETTINGS) == settings:
+            raise CheckpointError(f"{folder / name}: the weights that {_SETTINGS} names are {fault}. Save again.")
+        # Another process has saved meanwhile, and removed what it replaced.
+    raise CheckpointError(f"{folder}: other processes save there all the time. Load it when they are done.")
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

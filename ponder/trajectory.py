@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ponder._utils.files import read_tensors, write_tensors
 from ponder.analysis.metrics import MetricLike
-from ponder.analysis.policy_grid import FamilyLike
+from ponder.analysis.overthinking import Overthinking, overthinking_of
+from ponder.analysis.policy_grid import PolicyGridLike
+from ponder.analysis.reliability import Reliability, reliability_of
 from ponder.analysis.sweeps import Curve, sweep
 from ponder.engine.loop import Exits
 from ponder.engine.replay import check_replay, replay
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
 from ponder.parts.recording import Recording
@@ -55,13 +57,13 @@ class Trajectory(Recording):
 
     def sweep(
         self,
-        policies: FamilyLike,
+        policies: PolicyGridLike,
         grid: Iterable[float] | None = None,
         *,
         metric: MetricLike | None = None,
         costs: Sequence[float] | Tensor | None = None,
     ) -> Curve:
-        """Try every value of a knob; see `ponder.analysis.sweeps.sweep`.
+        """Try every value of a threshold; see `ponder.analysis.sweeps.sweep`.
 
         Example:
             >>> from ponder.policies import Quantile
@@ -70,6 +72,14 @@ class Trajectory(Recording):
             3
         """
         return sweep(self, policies, grid, metric=metric, costs=costs)
+
+    def reliability(self, bins: int = 10) -> list[Reliability]:
+        """Confidence against accuracy at each step; `ponder.plots.reliability` draws it."""
+        return reliability_of(self, bins)
+
+    def overthinking(self) -> Overthinking:
+        """What the right step of each row would be worth; `ponder.plots.overthinking` draws it."""
+        return overthinking_of(self)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectory:
         """Apply `fn` to every tensor, for example ``trajectory.map(Tensor.cpu)``."""
@@ -127,6 +137,7 @@ class Trajectory(Recording):
             CheckpointError: The file is truncated, or is no trajectory.
         """
         tensors, metadata = read_tensors(path, _FORMAT, required=("outputs", "row_ids"))
+        _check_saved(path, tensors)
         empty = cls(
             outputs=tensors["outputs"],
             hazard_logits=None,
@@ -141,3 +152,20 @@ class Trajectory(Recording):
         given = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
         own = {name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)}
         return dataclasses.replace(self, **own, policy_context=given or None)  # type: ignore[arg-type]
+
+
+def _check_saved(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose tensors are not those of one trajectory."""
+    outputs, known = tensors["outputs"], {field.name for field in dataclasses.fields(Trajectory)}
+    steps = tuple(outputs.shape[:2])
+    faults = [name for name in tensors if not name.startswith(_CONTEXT) and name not in known]
+    faults += [name for name, tensor in tensors.items() if tensor.dim() == 0 or len(tensor) != outputs.shape[0]]
+    faults += [
+        name
+        for name, tensor in tensors.items()
+        if (name in ("outputs", "features") and (tensor.dim() < 2 or tuple(tensor.shape[:2]) != steps))
+        or (name == "hazard_logits" and tuple(tensor.shape) != steps)
+        or (name == "row_ids" and (tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex()))
+    ]
+    if faults:
+        raise CheckpointError(f"{path}: no trajectory: {', '.join(dict.fromkeys(faults))} do not fit the outputs.")

@@ -17,7 +17,7 @@ from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource
 from ponder.engine.teaching import FrozenTeacher, frozen_copy
 from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
-from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
@@ -203,8 +203,19 @@ class PonderWrapper(EarlyExitModel):
         return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
 
     if TYPE_CHECKING:
-        # What nn.Module types as Any: a call gives what `forward` gives, and takes what it takes.
-        __call__ = forward
+        # What nn.Module types as Any: a call gives what `forward` gives, and takes what it takes. Spelled out, since
+        # to pyright an assignment, `__call__ = forward`, has the type that nn.Module declares.
+        def __call__(
+            self,
+            inputs: Tree,
+            *,
+            labels: Tensor | None = None,
+            policy: ExitPolicy | None = None,
+            row_ids: Tensor | None = None,
+            policy_context: Mapping[str, Tensor] | None = None,
+            **context: Any,
+        ) -> PonderOutput:
+            """See `forward`."""
 
     def unroll(
         self,
@@ -322,8 +333,10 @@ class PonderWrapper(EarlyExitModel):
             policy = self.checked(ExitPolicy.from_dict(settings["policy"]))
             self._check_prior(prior)
             self._check_objective(objective, prior)
-        except (KeyError, PonderError) as error:
-            raise CheckpointError(f"the saved prior, objective or policy cannot be used: {error}") from error
+        except Exception as error:  # what a constructor does with values that it was not written for is its own affair
+            raise CheckpointError(
+                f"the saved prior, objective or policy cannot be used: {type(error).__name__}: {error}"
+            ) from error
         self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
         self._objective, self._policy = objective, policy
 

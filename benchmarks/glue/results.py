@@ -22,6 +22,7 @@ from benchmarks.glue.config import RunConfig
 from ponder import recipes
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
+from ponder.objectives import Objective
 from ponder.recipes import Recipe
 
 __all__ = ["FORMAT", "Result", "environment", "read_all", "recipe_of"]
@@ -105,6 +106,7 @@ class Result:
         objectives = [stage.get("objective") for stage in self.data.get("training", [])]
         if not objectives or None in objectives:
             return {}
+        objectives = [Objective.from_dict(each).to_dict() for each in objectives]  # with fields that were added since
         own = self["config"]["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe"
         return {"objectives": objectives, **({"policy": self["policy"]} if own else {})}
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.command_line import check_writable, run_app
+from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.parity.setting import PAPER, SMALL, Setting
@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def parity_command(
     seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Seed of a run; repeat for several. 0 where left out.")
+        list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Seed of a run; repeat for several. 0 where left out.")
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's size: 64 and 96 elements.")] = False,
     steps: Annotated[int | None, typer.Option(help="Updates of each model.")] = None,
@@ -113,8 +113,8 @@ def _check(setting: Setting, minutes: float | None) -> None:
             raise ArgumentError(
                 argument, expected=f"a number ≥ {least}", got=value, remedy=f"Leave --{argument} out for the default."
             )
-    if minutes is not None and not minutes > 0:
-        raise ArgumentError("minutes", expected="a number > 0", got=minutes, remedy="Pass --minutes 2, say.")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise ArgumentError("minutes", expected="a finite number > 0", got=minutes, remedy="Pass --minutes 2, say.")
 
 
 def main() -> None:

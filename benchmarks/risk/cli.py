@@ -13,10 +13,11 @@ from rich.progress import track
 from rich.table import Table
 
 import ponder
-from benchmarks.command_line import run_app
+from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.glue.results import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
 from ponder._utils.files import write_json, write_text
+from ponder._utils.validation import check_real
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLUMNS = ("scene", "risk", "bound", "level", "asked", "violations", "mean risk", "mean exit step", "saving kept")
@@ -28,14 +29,16 @@ def risk_command(
         list[Path] | None, typer.Option(help="Trajectory of a run (glue run --trajectories); repeat to join splits.")
     ] = None,
     name: Annotated[str, typer.Option(help="What the trajectories are called in the table.")] = "GLUE",
-    trials: Annotated[int, typer.Option(help="Calibration sets.")] = TRIALS,
-    rows: Annotated[int, typer.Option(help="Rows of a resampled calibration set.")] = 1000,
+    trials: Annotated[int, typer.Option(min=2, max=10**6, help="Calibration sets.")] = TRIALS,
+    rows: Annotated[int, typer.Option(min=1, max=10**7, help="Rows of a resampled calibration set.")] = 1000,
     confidence: Annotated[float, typer.Option(help="What the bounds promise.")] = 0.95,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the calibration sets.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/risk"),
     page: Annotated[Path | None, typer.Option(help="Markdown page of the table.")] = None,
 ) -> None:
     """Count broken promises of risk control over many calibration sets, and what each bound leaves of the saving."""
+    check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass --confidence 0.95, say.")
+    check_writable(out)
     scenes = [synthetic_scene(rows)]
     if trajectory:
         whole = ponder.Trajectory.cat([ponder.Trajectory.load(path) for path in trajectory])
@@ -44,7 +47,6 @@ def risk_command(
         )
         scenes += [real_scene(name, whole, rows), split_scene(name, whole)]
     outcomes = [outcome.to_dict() for scene in scenes for outcome in _shown(scene, trials, confidence, seed)]
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "risk.json", {"outcomes": outcomes, "environment": environment(torch.device("cpu"))})
     console, table = Console(), Table(*COLUMNS)
     for outcome in outcomes:

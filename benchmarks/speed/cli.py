@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command_line import run_app
+from benchmarks.command_line import check_writable, run_app
 from benchmarks.glue.results import environment
 from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options
@@ -41,8 +41,8 @@ SECTIONS = {
 def speed_command(
     sections: Annotated[str, typer.Option(help="Numbers of sections, with commas; all where empty.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small models, to see that it runs.")] = False,
-    pairs: Annotated[int, typer.Option(min=1, help="Rounds of interleaved timings, at least.")] = 3,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one each core that may be used.")] = 0,
+    pairs: Annotated[int, typer.Option(min=1, max=10**6, help="Rounds of interleaved timings, at least.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, max=4096, help="Threads; 0 for one each core that may be used.")] = 0,
     glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout, for sections 3 and 6.")] = None,
     device: Annotated[str, typer.Option(help="Where models run.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of results: numbers and a picture of each section.")] = Path(
@@ -51,13 +51,14 @@ def speed_command(
     page: Annotated[Path | None, typer.Option(help="Markdown page, whose figures are replaced.")] = None,
 ) -> None:
     """Measure what saved steps are worth in time; every figure is a ratio within one run."""
+    chosen, place = _numbers(sections), _device(device)
+    check_writable(out)
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    options = Options(quick=quick, pairs=pairs, glue_dir=glue_dir, device=torch.device(device))
+    options = Options(quick=quick, pairs=pairs, glue_dir=glue_dir, device=place)
     console = Console()
     console.print(f"threads: {threads}, device: {device}" + (", quick: the figures mean little" if quick else ""))
-    out.mkdir(parents=True, exist_ok=True)
-    for number in _numbers(sections):
+    for number in chosen:
         name = SECTIONS[number]
         start = time.perf_counter()
         console.print(f"section {number}, {name} …")
@@ -71,6 +72,17 @@ def speed_command(
     if page is not None:
         write_page(page, out)
         console.print(f"Page: {page}")
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises, by device
+        raise ArgumentError(
+            "device", expected="a device that PyTorch finds here", got=name, remedy="Pass --device cpu, say."
+        ) from error
 
 
 def _numbers(sections: str) -> list[int]:

@@ -2,18 +2,22 @@
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ponder.integrations.transformers.adapter import EncoderAdapter, LayerStep, StackAdapter, adapter_for
+from ponder.integrations.transformers.adapter import Adapter, EncoderAdapter, LayerStep, StackAdapter
 from ponder.integrations.transformers.adapter import registry as adapters
 from ponder.integrations.transformers.albert import AlbertAdapter
 from ponder.integrations.transformers.bert import BertAdapter
+from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import PonderConfig
+from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.modeling import PonderForSequenceClassification, PonderSequenceClassifierOutput
 from ponder.integrations.transformers.mpnet import MPNetAdapter
 from ponder.integrations.transformers.trainer import PonderTrainer
 
 __all__ = [
+    "Adapter",
     "AlbertAdapter",
     "BertAdapter",
+    "CapturedAdapter",
     "EncoderAdapter",
     "LayerStep",
     "MPNetAdapter",
@@ -24,6 +28,7 @@ __all__ = [
     "StackAdapter",
     "adapter_for",
     "adapters",
+    "encoder_of",
 ]
 
 AutoConfig.register(PonderConfig.model_type, PonderConfig, exist_ok=True)

@@ -1,13 +1,14 @@
-"""What an adapter is: one family of Hugging Face encoders, read as stem, steps and pooler.
+"""What an adapter is: a Hugging Face encoder read as stem, steps and readouts.
 
-To add a family, write one module with a subclass of `EncoderAdapter`, register it under the family's `model_type`,
+Most families need none of their own: they are captured (`captured.py`). To write one, for a family that capture refuses
+or to make it faster, write one module with a subclass of `EncoderAdapter`, register it under the family's `model_type`,
 and import it before you build a model (or name it in the entry-point group ``ponder.adapters``).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -17,28 +18,73 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from ponder._utils.registry import Registry
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder._utils.trees import Tree
+from ponder.parts import readouts
 from ponder.parts.padding import Along, Padding, masked
 from ponder.parts.steps import Steps
 
-__all__ = ["EncoderAdapter", "LayerStep", "StackAdapter", "adapter_for", "registry"]
-
-registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
+__all__ = ["Adapter", "EncoderAdapter", "LayerStep", "StackAdapter", "registry"]
 
 
-class EncoderAdapter(ABC):
-    """One family of encoders. The encoder keeps its modules and weights; an adapter only calls them.
+class Adapter(ABC):
+    """An encoder as the parts of a `PonderWrapper`. It keeps its modules and weights; an adapter only calls them.
+
+    Args:
+        encoder: The bare encoder (`BertModel`, `ViTModel`, …).
+    """
+
+    borrows_modules = True
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        self.encoder: Any = encoder
+
+    @property
+    def main_input(self) -> str:
+        """The name of what the stem takes first: ``"input_ids"``, ``"pixel_values"``, …."""
+        return "input_ids"
+
+    @abstractmethod
+    def stem(self, *args: Any, **kwargs: Any) -> tuple[Tree, dict[str, Any]]:
+        """The encoder's arguments to h_0 and the context of the steps.
+
+        The context has ``token_mask``, `(batch, length)` and 1 at real positions, or None: readouts take it.
+        """
+
+    @abstractmethod
+    def steps(self) -> Steps:
+        """The layers as steps."""
+
+    @abstractmethod
+    def has_readout(self, name: str) -> bool:
+        """Whether the encoder can be read so; see `readout`."""
+
+    @abstractmethod
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """Hidden state to features, as if the encoder ended there.
+
+        Args:
+            name: ``"pooler"``, what the encoder's pooler gives; ``"mean"``, the mean of `last_hidden_state` over the
+                real positions, final norm included; ``"tokens"``, `last_hidden_state` itself.
+        """
+
+    @abstractmethod
+    def padding(self) -> Padding | None:
+        """Where lengths lie in what the stem takes and gives; None where batches do not get narrower."""
+
+    def width(self, name: str) -> int:
+        """The size of the features of a readout."""
+        return int(self.encoder.config.hidden_size)
+
+
+class EncoderAdapter(Adapter):
+    """One family of text encoders of BERT's kind, whose last layer's output is `last_hidden_state`.
 
     Args:
         encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
     """
 
-    borrows_modules = True
     extra_lengths: Mapping[str, Along] = MappingProxyType({})
     """Which dimensions of what `extra_context` gives are as long as the text; none by default."""
-
-    def __init__(self, encoder: PreTrainedModel) -> None:
-        self.encoder: Any = encoder
 
     @abstractmethod
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
@@ -56,6 +102,19 @@ class EncoderAdapter(ABC):
     def has_pooler(self) -> bool:
         """Whether `pool` can be called; False for an encoder that was built without its pooler."""
         return True
+
+    def has_readout(self, name: str) -> bool:
+        """See `Adapter.has_readout`."""
+        return name != "pooler" or self.has_pooler
+
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """See `Adapter.readout`."""
+        named: dict[str, Callable[..., Tensor]] = {
+            "pooler": self.pool,
+            "mean": _mean_of_tokens,
+            "tokens": readouts.identity,
+        }
+        return named[name]
 
     def extra_context(self, hidden: Tensor) -> dict[str, Any]:
         """Further context of the layers, computed once a call; nothing by default."""
@@ -93,7 +152,7 @@ class EncoderAdapter(ABC):
     def padding(self) -> Padding:
         """Where lengths lie in what the stem takes and gives."""
         return Padding(
-            inputs=Along(fill=self.encoder.config.pad_token_id or 0),
+            inputs=Along(fill=getattr(self.encoder.config, "pad_token_id", None) or 0),
             context={
                 "attention_mask": Along((-1,), fill=masked),
                 "token_mask": Along((-1,)),
@@ -154,34 +213,8 @@ class StackAdapter(EncoderAdapter):
         return pooled
 
 
-def adapter_for(encoder: PreTrainedModel) -> EncoderAdapter:
-    """The adapter of an encoder's family, found by its `model_type`.
+registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
 
-    Raises:
-        ArgumentTypeError: It is no model of Transformers.
-        ArgumentError: There is none (the message says how to write one), or the model has heads already.
-    """
-    if not isinstance(encoder, PreTrainedModel):
-        raise ArgumentTypeError(
-            "encoder",
-            expected="a bare encoder of Transformers, a folder or a hub name",
-            got=type(encoder).__name__,
-            remedy="Wrap any other module with ponder.PonderWrapper.",
-        )
-    if encoder.base_model is not encoder and isinstance(encoder.base_model, PreTrainedModel):
-        raise ArgumentError(
-            "encoder",
-            expected="a bare encoder",
-            got=f"{type(encoder).__name__}, which has heads",
-            remedy="Pass its base_model.",
-        )
-    family = encoder.config.model_type
-    if family not in registry.names():
-        raise ArgumentError(
-            "encoder",
-            expected=f"an encoder of one of the families {', '.join(registry.names())}",
-            got=f"model_type {family!r}",
-            remedy="Write a subclass of ponder.integrations.transformers.EncoderAdapter with embed, steps and pool "
-            f"(albert.py is one, of 40 lines), and decorate it with adapters.register({family!r}).",
-        )
-    return registry.get(family, encoder=encoder)
+
+def _mean_of_tokens(hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    return readouts.mean(hidden, attention_mask=token_mask)

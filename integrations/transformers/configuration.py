@@ -7,6 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from ponder.errors import CheckpointError
+from ponder.integrations.transformers.loading import check_attention
+from ponder.integrations.transformers.saving import DIGESTS
 from ponder.recipes import Recipe
 
 __all__ = ["READOUTS", "PonderConfig"]
@@ -22,6 +24,8 @@ class PonderConfig(PretrainedConfig):
         recipe: `Recipe.to_dict()`, scaled to the encoder's steps.
         readout: ``"pooler"``, the first token through the encoder's pooler, or ``"mean"`` over the tokens.
         head_dropout: Dropout in front of the head.
+        num_steps: The encoder's layers, for an encoder that is captured; else None.
+        feature_size: The size of what the readout gives; the encoder's `hidden_size` where None.
         kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
     """
 
@@ -33,12 +37,18 @@ class PonderConfig(PretrainedConfig):
         recipe: dict[str, Any] | None = None,
         readout: str = "pooler",
         head_dropout: float = 0.1,
+        num_steps: int | None = None,
+        feature_size: int | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.pop(DIGESTS, None)  # of the files that were read, and not of what this object will be saved with
+        check_attention({"encoder": encoder, **kwargs})
         self.encoder = encoder or {}
         self.recipe = recipe or {}
         self.readout = readout
         self.head_dropout = head_dropout
+        self.num_steps = num_steps
+        self.feature_size = feature_size
         super().__init__(**kwargs)
 
     def encoder_config(self) -> PretrainedConfig:

@@ -15,12 +15,15 @@ from ponder import recipes
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference.prediction import Predictions
-from ponder.integrations.transformers.adapter import EncoderAdapter, adapter_for
+from ponder.integrations.transformers.adapter import Adapter
+from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
+from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.prediction import predict_texts, record_texts
+from ponder.integrations.transformers.saving import save_whole
 from ponder.parts.heads import HazardLayer
-from ponder.parts.readouts import mean
+from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import TaskName
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage, freeze_for, start_heads
@@ -63,6 +66,7 @@ class PonderForSequenceClassification(PreTrainedModel):
     Args:
         config: The configuration; weights are random until they are loaded.
         encoder: The encoder to use instead of a new one made from the configuration.
+        adapter: Its adapter, where it is known.
     """
 
     config_class = PonderConfig
@@ -73,19 +77,27 @@ class PonderForSequenceClassification(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol)
 
-    def __init__(self, config: PonderConfig, encoder: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self, config: PonderConfig, encoder: PreTrainedModel | None = None, adapter: Adapter | None = None
+    ) -> None:
         attention = config._attn_implementation  # what was asked for; the base class puts its own choice there
         super().__init__(config)
         if encoder is None:
-            self.encoder = AutoModel.from_config(
+            made = AutoModel.from_config(
                 config.encoder_config(), trust_remote_code=False, attn_implementation=attention
             )
+            self.encoder = encoder_of(made)
         else:
             self.encoder = _as_loaded(encoder)
-        task, recipe, adapter = _task(config), config.make_recipe(), adapter_for(self.encoder)
+        task, recipe = _task(config), config.make_recipe()
+        adapter = self._adapter = adapter or adapter_for(self.encoder, config.num_steps)
+        _check_readout(config.readout, adapter)
         steps = adapter.steps()
         head, lambda_head = recipe.make_heads(
-            self.encoder.config.hidden_size, int(config.num_labels or 1), steps.num_steps, config.head_dropout
+            config.feature_size or self.encoder.config.hidden_size,
+            int(config.num_labels or 1),
+            steps.num_steps,
+            config.head_dropout,
         )
         self.ponder = PonderWrapper(
             steps,
@@ -95,7 +107,7 @@ class PonderForSequenceClassification(PreTrainedModel):
             objective=recipe.stages[0].objective,
             policy=recipe.policy,
             stem=adapter.stem,
-            readout=_readout(config.readout, adapter),
+            readout=adapter.readout(config.readout),
             task=task,
             padding=adapter.padding(),
         )
@@ -115,7 +127,7 @@ class PonderForSequenceClassification(PreTrainedModel):
         recipe: str | Recipe = "palbert",
         num_labels: int = 2,
         *,
-        readout: Literal["pooler", "mean"] = "pooler",
+        readout: Literal["pooler", "mean"] | None = None,
         policy: ExitPolicy | None = None,
         problem_type: str | None = None,
         head_dropout: float = 0.1,
@@ -124,11 +136,12 @@ class PonderForSequenceClassification(PreTrainedModel):
         """Put a recipe's heads on a pretrained encoder.
 
         Args:
-            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied).
+            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied); of an
+                encoder-decoder, the encoder is used.
             recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
                 encoder's steps.
             num_labels: Classes; 1 is regression.
-            readout: ``"pooler"`` or ``"mean"``.
+            readout: ``"pooler"`` or ``"mean"``; where None, the pooler where the encoder has one.
             policy: An exit policy instead of the recipe's.
             problem_type: As in Transformers; taken from `num_labels` where None.
             head_dropout: Dropout in front of the head.
@@ -140,20 +153,29 @@ class PonderForSequenceClassification(PreTrainedModel):
         """
         if isinstance(encoder, str | PathLike):
             encoder = load_encoder(encoder)
+        encoder = encoder_of(encoder)
+        adapter = adapter_for(encoder)
+        _check_input(adapter, cls)
+        if readout is None:
+            readout = "pooler" if adapter.has_readout("pooler") else "mean"
+        _check_readout(readout, adapter)
+        num_steps = adapter.steps().num_steps
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
         problem_type = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
-        recipe = recipe.for_steps(adapter_for(encoder).steps().num_steps)
+        recipe = recipe.for_steps(num_steps)
         recipe = recipe.for_task(_TASKS.get(problem_type, problem_type))
         made = PonderConfig(
             encoder={**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type},
             recipe=recipe.to_dict(),
             readout=readout,
             head_dropout=head_dropout,
+            num_steps=num_steps,
+            feature_size=adapter.width(readout),
             num_labels=num_labels,
             problem_type=problem_type,
             **config,
         )
-        model = cls(made, encoder=encoder)
+        model = cls(made, encoder, adapter)
         model.policy = model.policy if policy is None else policy
         return model
 
@@ -171,9 +193,33 @@ class PonderForSequenceClassification(PreTrainedModel):
             pretrained_model_name_or_path,
             "model",
             "Pass a folder that save_pretrained wrote; a plain encoder is for from_encoder.",
+            PonderConfig,
+            cls,
             **kwargs,
         )
+        model.learn_encoder()
         return (model, info) if with_info else model
+
+    def learn_encoder(self) -> None:
+        """Learn and prove what had to wait for the encoder's weights; nothing to do where they were there."""
+        if isinstance(self._adapter, CapturedAdapter):
+            self._adapter.learned()
+            self.ponder.readout = ReadoutCall(self._adapter.readout(self.config.readout))
+            self.ponder.padding = self._adapter.padding()
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """As in Transformers; a save is whole or has not happened, also where the process is killed in the middle.
+
+        Raises:
+            ArgumentError: The folder cannot be written.
+        """
+        save = super().save_pretrained
+        if not is_main_process:
+            save(save_directory, is_main_process=False, **kwargs)
+            return
+        save_whole(lambda part: save(part, **kwargs), save_directory)
 
     @property
     def policy(self) -> ExitPolicy:
@@ -237,6 +283,17 @@ class PonderForSequenceClassification(PreTrainedModel):
         start_heads(stage, self.ponder.head)
         self.ponder.objective = stage.objective
         freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
+
+    def train(self, mode: bool = True) -> Self:
+        """As in PyTorch, but that an encoder whose every parameter is frozen stays in evaluation mode.
+
+        `PonderWrapper.train` does so for its own parts; the encoder is a part of this model, which it only borrows.
+        """
+        super().train(mode)
+        encoder = getattr(self, "encoder", None)  # the base class trains and evaluates while it is being built
+        if mode and encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
+        return self
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
@@ -332,15 +389,24 @@ def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def _readout(name: str, adapter: EncoderAdapter) -> Any:
+def _check_input(adapter: Adapter, model: type[PreTrainedModel]) -> None:
+    if adapter.main_input != model.main_input_name:
+        raise ArgumentError(
+            "encoder",
+            expected=f"an encoder of {model.main_input_name}, for a {model.__name__}",
+            got=f"{type(adapter.encoder).__name__}, which reads {adapter.main_input}",
+            remedy="Wrap it with ponder.PonderWrapper, with the parts that adapter_for gives.",
+        )
+
+
+def _check_readout(name: str, adapter: Adapter) -> None:
     if name not in READOUTS:
         raise ArgumentError("readout", expected=" or ".join(READOUTS), got=repr(name), remedy="Choose one of them.")
-    if name == "pooler" and not adapter.has_pooler:
+    if not adapter.has_readout(name):
+        has = next((repr(other) for other in READOUTS if adapter.has_readout(other)), "another encoder")
         raise ArgumentError(
-            "readout", expected="'mean'", got="'pooler', without a pooler", remedy="Use readout='mean'."
+            "readout",
+            expected=has,
+            got=f"{name!r}, of an encoder without {'a pooler' if name == 'pooler' else 'states of tokens'}",
+            remedy=f"Use readout={has}.",
         )
-    return adapter.pool if name == "pooler" else _token_mean
-
-
-def _token_mean(hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
-    return mean(hidden, attention_mask=token_mask)

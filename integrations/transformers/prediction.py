@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from ponder.errors import ArgumentTypeError
 from ponder.inference.examples import examples_in
@@ -12,16 +14,13 @@ from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
 from ponder.trajectory import Trajectory
 
-if TYPE_CHECKING:
-    from ponder.integrations.transformers.modeling import PonderForSequenceClassification
-
 __all__ = ["predict_texts", "record_texts"]
 
 _CONTEXT = ("attention_mask", "token_type_ids")
 
 
 def predict_texts(
-    model: PonderForSequenceClassification,
+    model: PreTrainedModel,
     dataset: Iterable[Any],
     *,
     collate: Callable[[list[Any]], Mapping[str, Any]] | None = None,
@@ -30,21 +29,22 @@ def predict_texts(
     """`ponder.predict` on what a tokenizer gives: a dict for each example, with `input_ids`, and lists or tensors.
 
     Args:
-        model: The model.
+        model: A model of this package, whose `ponder` is a `PonderWrapper`.
         dataset: Examples, or a DataLoader of batches; `attention_mask` and `token_type_ids` are used where they are
             there, and nothing else.
         collate: Makes a batch from a list of examples of any kind: a collator of Transformers, say.
         options: As for `ponder.predict`.
     """
+    wrapper: Any = model.ponder
     if collate is None:
-        found = predict(model.ponder, _Pairs(dataset), owner=model, **options)
+        found = predict(wrapper, _Pairs(dataset), owner=model, **options)
     else:
-        found = predict(model.ponder, dataset, collate=lambda rows: _pair(collate(rows)), owner=model, **options)
+        found = predict(wrapper, dataset, collate=lambda rows: _pair(collate(rows)), owner=model, **options)
     return found if len(found) else replace(found, outputs=found.outputs.reshape(0, int(model.config.num_labels or 1)))
 
 
 def record_texts(
-    model: PonderForSequenceClassification,
+    model: PreTrainedModel,
     dataset: Iterable[Any],
     *,
     collate: Callable[[list[Any]], Mapping[str, Any]] | None = None,

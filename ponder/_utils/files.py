@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 
+try:
+    import fcntl
+except ImportError:  # no POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
+    "digest_of",
+    "locked",
     "make_folder",
     "move",
+    "part_folder",
+    "put_in_place",
     "read_json",
     "read_tensors",
     "remove_leftovers",
+    "unwritable",
     "write_json",
     "write_tensors",
     "write_text",
@@ -30,15 +44,20 @@ def make_folder(folder: str | Path) -> Path:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(Path(folder), error) from error
+        raise unwritable(Path(folder), error) from error
     return Path(folder)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, whole or not at all."""
     safetensors = _safetensors()
+    from safetensors import SafetensorError
+
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(Path(path), lambda part: safetensors.save_file(content, part, metadata=dict(metadata)))
+    try:
+        _replace(Path(path), lambda part: safetensors.save_file(content, part, metadata=dict(metadata)))
+    except SafetensorError as error:  # a full disk, in the words of that library
+        raise unwritable(Path(path), OSError(str(error))) from error
 
 
 def read_tensors(
@@ -52,7 +71,13 @@ def read_tensors(
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+    ) as error:  # unknown types of numbers too
         raise CheckpointError(f"{path}: missing, truncated or no safetensors file ({error}).") from error
     lacking = [name for name in required if name not in tensors]
     if metadata.get("format") != file_format or lacking:
@@ -75,14 +100,62 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
+    """Read a JSON object; NaN and infinity are no JSON, and numbers that overflow to infinity are none either."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: missing or no JSON ({error}).") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object; got {type(data).__name__}.")
     return data
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: missing or unreadable ({error}).") from error
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Keep other writers of this module out of `folder`; tells whether that was possible.
+
+    Args:
+        folder: The folder.
+        shared: For readers, who may be many at a time.
+
+    The lock is on the folder itself, so that no file stays behind, and the system opens it when its holder is killed.
+    Some systems and network drives have no such locks: callers must be safe without, and may clean up less.
+    """
+    handle, held = None, False
+    if fcntl is not None:
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            held = True
+        except OSError:
+            held = False
+    try:
+        yield held
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def move(source: Path, target: Path) -> None:
@@ -93,14 +166,18 @@ def move(source: Path, target: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of writers in this module that were killed; those of living processes stay."""
+    """Remove the unfinished files and folders of writers that were killed; those of living processes stay."""
     for path in folder.glob(".*.*-*"):
         process = path.name.rpartition("-")[0].rpartition(".")[2]
-        if process.isdecimal() and not _lives(int(process)):
+        if not process.isdecimal() or _lives(int(process)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -114,23 +191,44 @@ def _lives(process: int) -> bool:
     return True
 
 
+@contextmanager
+def part_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` in which what will become it is made; its name tells the process that writes.
+
+    A folder and not a file, since the libraries that write may make temporary files of their own.
+    """
+    folder = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Give a finished file in a `part_folder` its name: on the disk first, with the rights that the umask leaves."""
+    os.chmod(part, part.parent.stat().st_mode & 0o666)
+    handle = os.open(part, os.O_RDWR)
+    try:
+        os.fsync(handle)  # or else a power failure could leave an empty file under the name
+    finally:
+        os.close(handle)
+    os.replace(part, path)
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path` and rename, so that a reader never sees half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}-", dir=path.parent)
-        os.close(handle)
-        try:
-            write(Path(name))
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with part_folder(path) as folder:
+            write(folder / path.name)
+            put_in_place(folder / path.name, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> ArgumentError:
+def unwritable(path: Path, error: OSError) -> ArgumentError:
+    """The error of a place that cannot be written."""
     return ArgumentError(
         "folder",
         expected="a place that can be written",

@@ -39,7 +39,10 @@ class Registry(Generic[T]):
         self._factories: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Return a decorator that gives `name` to a class or function; a name can be given once."""
+        """Return a decorator that gives `name` to a class or function; a name can be given once.
+
+        The same class, defined again (a notebook cell that is run twice), takes the place of its first definition.
+        """
         if not _NAME.fullmatch(name):
             raise ArgumentError(
                 "name",
@@ -50,7 +53,9 @@ class Registry(Generic[T]):
 
         def give_name(factory: F) -> F:
             holder = self._factories.setdefault(name, factory)
-            if holder is not factory:
+            if holder is not factory and _place(factory) is not None and _place(holder) == _place(factory):
+                self._factories[name] = factory
+            elif holder is not factory:
                 raise ArgumentError(
                     "name",
                     expected=f"a {self.kind} name that is still free",
@@ -95,8 +100,8 @@ class Registry(Generic[T]):
     def name_of(self, factory: object) -> str:
         """The name under which a class was registered, or that an entry point gives it."""
         for name, registered in self._factories.items():
-            if registered is factory:
-                return name
+            if registered is factory or (_place(factory) is not None and _place(registered) == _place(factory)):
+                return name  # an instance of an earlier definition keeps its name, too
         for name, points in self._entry_points().items():
             if any(_imported(point) is factory for point in points):
                 self._load(name, points)
@@ -148,6 +153,14 @@ class Registry(Generic[T]):
             ) from error
         if name not in self._factories:
             self.register(name)(factory)
+
+
+def _place(factory: object) -> tuple[str, str] | None:
+    """Where a class or function is defined; None where that does not tell it from others, as inside a function."""
+    module, name = getattr(factory, "__module__", None), getattr(factory, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or "<" in name:
+        return None
+    return module, name
 
 
 def _owner(point: metadata.EntryPoint) -> str:

@@ -19,7 +19,7 @@ from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
 from ponder.errors import ArgumentError
-from ponder.parts.callables import FunctionModule, as_module, check_owned
+from ponder.parts.callables import FunctionModule, as_module
 from ponder.parts.heads import PerStep, as_head, as_lambda_head
 from ponder.parts.padding import Padding, check_masks, real_positions
 from ponder.parts.readouts import Readout, ReadoutCall
@@ -75,7 +75,6 @@ class EarlyExitModel(nn.Module):
         self.task = as_task(task)
         self.check_finite = check_finite
         self.padding = padding
-        check_owned(self)
         self._context_names = _parameters([self.stem, *self.steps.fns])
         self.policy = policy or (LastStep() if self.lambda_head is None else Quantile(0.5))
 

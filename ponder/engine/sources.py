@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import NonFiniteError
 from ponder.parts.heads import PerStep, checked_output
 from ponder.parts.padding import Padding
@@ -37,9 +37,10 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """h_0, the context of the steps, and the number of rows; the stem is the identity where None.
 
+    Without a stem, h_0 is a copy of the inputs: a step may change its state in place, and the inputs are the caller's.
     A pair whose second item is a dict is read as (hidden, context).
     """
-    hidden = inputs if stem is None else stem(inputs, **unwrap(context))
+    hidden = map_tensors(Tensor.clone, inputs) if stem is None else stem(inputs, **unwrap(context))
     if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
         hidden, context = hidden
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)

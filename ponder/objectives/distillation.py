@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_choice, check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["Distillation"]
@@ -35,14 +35,9 @@ class Distillation(Objective):
     teacher: Literal["last_step", "frozen"] = "last_step"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.temperature < float("inf"):
-            raise ArgumentError("temperature", expected="> 0", got=self.temperature, remedy="Pass 1.0, say.")
-        if not 0.0 <= self.weight < float("inf"):
-            raise ArgumentError("weight", expected="a number ≥ 0", got=self.weight, remedy="Pass 1.0, say.")
-        if self.teacher not in ("last_step", "frozen"):
-            raise ArgumentError(
-                "teacher", expected="'last_step' or 'frozen'", got=repr(self.teacher), remedy="Choose one of the two."
-            )
+        check_real("temperature", self.temperature, open_low=True)
+        check_real("weight", self.weight)
+        check_choice("teacher", self.teacher, ("last_step", "frozen"))
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

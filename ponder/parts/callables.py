@@ -6,33 +6,33 @@ weights out of `parameters()`, its mode out of `eval()` and its values out of fi
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ponder.errors import ArgumentError
 
-__all__ = ["FunctionModule", "as_module", "check_owned"]
+__all__ = ["FunctionModule", "as_module"]
 
 
 class FunctionModule(nn.Module):
     """A callable as a module, which owns the modules that the callable holds.
 
     Args:
-        fn: A function, a `functools.partial`, an object with `__call__`, or a method of a module, which another part
-            of the same model must own (see `check_owned`). An object with a true attribute ``borrows_modules`` says
-            the same of what it holds.
+        fn: A function, a `functools.partial`, or an object with `__call__`. An object with a true attribute
+            ``borrows_modules`` says that another part of the same model owns what it holds.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()
         self.fn = fn
-        owner = getattr(fn, "__self__", fn)
-        if not isinstance(owner, nn.Module) and not getattr(owner, "borrows_modules", False):
-            self.held = nn.ModuleList(dict.fromkeys(_held_by(fn if owner is fn else vars(owner))))
+        if not _borrows(fn):
+            self.held = nn.ModuleList(dict.fromkeys(_held_by(fn)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the callable gives."""
@@ -51,69 +51,109 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
         fn: The callable.
 
     Raises:
-        ArgumentError: A function that uses modules: a copy of the model would go on calling those of the original.
+        ArgumentError: It uses modules or parameters which the model could not own: a function's closure, defaults and
+            globals are not copied, moved or saved with a model.
     """
     if isinstance(fn, nn.Module):
         return fn
-    if isinstance(fn, types.MethodType) and isinstance(fn.__self__, nn.Module) and fn.__name__ == "forward":
-        return fn.__self__
-    if isinstance(fn, types.FunctionType):
-        for module in _used_by(fn):
-            raise _refusal(argument, f"the function {fn.__qualname__}", module)
+    owner = getattr(fn, "__self__", None)
+    if isinstance(owner, nn.Module) and fn in (owner.forward, owner.__call__):
+        return owner  # other methods of a module are callables that hold it
+    if not _borrows(fn):
+        for found in _reached_from(fn):
+            if found.function is not None or isinstance(found.value, nn.Parameter):
+                what = getattr(found.function or fn, "__qualname__", type(fn).__qualname__)
+                kind = "the function" if found.function is not None else "the callable"
+                raise _refusal(argument, f"{kind} {what}", found.value)
     return FunctionModule(fn)
 
 
-def check_owned(model: nn.Module) -> None:
-    """Refuse callables of `model` that are methods of a module which no part of `model` owns."""
-    owned = {id(module) for module in model.modules()}
-    for name, part in model.named_modules():
-        method = part.fn if isinstance(part, FunctionModule) else None
-        owner = getattr(method, "__self__", None)
-        if method is not None and isinstance(owner, nn.Module) and id(owner) not in owned:
-            raise _refusal(name.split(".")[0], f"the method {method.__qualname__}", owner)
+@dataclass(frozen=True)
+class _Found:
+    """A module or a parameter that a callable reaches, and the function by which it does, if any."""
+
+    value: nn.Module | nn.Parameter
+    function: types.FunctionType | None
 
 
-def _held_by(value: Any) -> Iterator[nn.Module]:
-    """The modules in a partial, in a container, or in the attributes of an object."""
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, functools.partial):
-        yield from _held_by((value.func, value.args, value.keywords))
-    elif isinstance(value, Mapping):
-        yield from _held_by(tuple(value.values()))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _held_by(item)
-    elif not isinstance(value, type | types.FunctionType | types.ModuleType) and callable(value):
-        yield from _held_by(tuple(getattr(value, "__dict__", {}).values()))
+def _borrows(fn: Callable[..., Any]) -> bool:
+    return bool(getattr(getattr(fn, "__self__", fn), "borrows_modules", False))
 
 
-def _used_by(fn: types.FunctionType) -> Iterator[nn.Module]:
-    """The modules that a function closes over, takes as defaults, or names among the globals of its file."""
+def _held_by(fn: Callable[..., Any]) -> Iterator[nn.Module]:
+    """The modules that a callable holds: in a partial, in the attributes of an object, or in containers there."""
+    return (found.value for found in _reached_from(fn) if isinstance(found.value, nn.Module))
+
+
+def _reached_from(fn: Callable[..., Any]) -> Iterator[_Found]:
+    """Every module and parameter that a callable can reach, in the order in which a reader would find them."""
+    waiting: list[tuple[Any, types.FunctionType | None]] = [(fn, None)]
+    seen: set[int] = set()
+    kept: list[Any] = []  # what is looked at stays alive, or another object could get its identity
+    while waiting:
+        value, function = waiting.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        kept.append(value)
+        if isinstance(value, nn.Module | nn.Parameter):
+            yield _Found(value, function)
+        elif isinstance(value, types.FunctionType):
+            waiting[:0] = [(item, value) for item in _used_by(value)]
+        else:
+            waiting[:0] = [(item, function) for item in _inside(value)]
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """What a partial, a method, a container or an object is made of."""
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, types.MethodType):
+        return (value.__func__, value.__self__)
+    if isinstance(value, Mapping):
+        return tuple(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(value)
+    if isinstance(value, type | types.ModuleType | Tensor) or type(value).__module__.partition(".")[0] == "torch":
+        return ()
+    return tuple(getattr(value, "__dict__", {}).values())
+
+
+def _used_by(fn: types.FunctionType) -> Iterator[Any]:
+    """What a function closes over, takes as defaults, and names among the globals of its file.
+
+    Of those globals, functions of the same file are followed, since they may use modules in turn.
+    """
     for cell in fn.__closure__ or ():
         try:
-            yield from _held_by(cell.cell_contents)
+            yield cell.cell_contents
         except ValueError:  # a name that is not bound yet
             continue
-    yield from _held_by((fn.__defaults__ or (), fn.__kwdefaults__ or {}))
-    for name in _names(fn.__code__):
+    yield from fn.__defaults__ or ()
+    yield from (fn.__kwdefaults__ or {}).values()
+    for name in _global_names(fn.__code__):
         value = fn.__globals__.get(name)
-        if isinstance(value, nn.Module):
+        known = isinstance(value, nn.Module | nn.Parameter | functools.partial | list | tuple | Mapping)
+        if known or (isinstance(value, types.FunctionType) and value.__module__ == fn.__module__):
             yield value
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """The global names that code uses, and that functions inside it use."""
+def _global_names(code: types.CodeType) -> set[str]:
+    """The global names that code reads, and that functions inside it read; names of attributes are none."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     inside = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*(_names(constant) for constant in inside))
+    return own.union(*(_global_names(constant) for constant in inside))
 
 
-def _refusal(argument: str, what: str, module: nn.Module) -> ArgumentError:
-    kind = type(module).__name__
+def _refusal(argument: str, what: str, value: nn.Module | nn.Parameter) -> ArgumentError:
+    kind = type(value).__name__
+    instead = "Pass an nn.Module that has it, and whose forward does this."
+    if isinstance(value, nn.Module):
+        instead = f"Pass the {kind} itself, functools.partial(module, …), or an nn.Module whose forward does this."
     return ArgumentError(
         argument,
         expected="a module, or a callable that uses no module: only modules that the model owns are trained, switched "
         "to evaluation mode, moved and saved with it",
         got=f"{what}, which uses a {kind}",
-        remedy=f"Pass the {kind} itself, functools.partial(module, …), or an nn.Module whose forward does this.",
+        remedy=instead,
     )

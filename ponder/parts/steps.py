@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,12 +131,26 @@ class Steps(nn.Module):
             context["index"] = _index(step, hidden) if at is None else at
         after = self.fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
         if self.state is not None:
-            after = after[self.state]
+            after = _part_of(after, self.state, step)
         if isinstance(hidden, Tensor) and not isinstance(after, Tensor):
             raise _other_state(step, after)
         if self.shared and self.num_steps > 1:
             _check_shapes(step, hidden, after)
         return after
+
+
+def _part_of(after: Any, state: int | str, step: int) -> Tree:
+    """The hidden state in what a step returned."""
+    try:
+        return after[state]
+    except (TypeError, KeyError, IndexError) as error:
+        kind = f"the keys {sorted(map(str, after))}" if isinstance(after, Mapping) else f"a {type(after).__name__}"
+        raise ArgumentError(
+            "state",
+            expected="an index or a key of what every step returns",
+            got=f"state={state!r}, where step {step} returned {kind}",
+            remedy="Name where the hidden state lies; leave it out where a step returns the hidden state alone.",
+        ) from error
 
 
 def _index(step: int, hidden: Tree) -> Tensor:
@@ -171,21 +185,22 @@ def _check_step(fn: Step) -> None:
             got=type(fn).__name__,
             remedy="Pass modules or functions.",
         )
-    if isinstance(fn, nn.TransformerEncoder):
+    if isinstance(fn, nn.TransformerEncoder | nn.TransformerDecoder):
         raise ArgumentError(
             "steps",
             expected="the layers of an encoder, one a step",
-            got=f"a whole TransformerEncoder of {len(fn.layers)} layers",
+            got=f"a whole {type(fn).__name__} of {len(fn.layers)} layers",
             remedy="Pass encoder.layers, and its final norm, where it has one, as part of the readout.",
         )
-    layer = getattr(fn, "self_attn", None)
-    if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
-        raise ArgumentError(
-            "steps",
-            expected="layers that take the batch first, (batch, length, width)",
-            got=f"a {type(fn).__name__} with batch_first=False, which would take rows for positions",
-            remedy="Build it with batch_first=True; the weights are the same.",
-        )
+    for layer in fn.modules() if isinstance(fn, nn.Sequential) else [fn]:
+        attention = getattr(layer, "self_attn", None)
+        if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
+            raise ArgumentError(
+                "steps",
+                expected="layers that take the batch first, (batch, length, width)",
+                got=f"a {type(layer).__name__} with batch_first=False, which would take rows for positions",
+                remedy="Build it with batch_first=True; the weights are the same.",
+            )
 
 
 def _no_number(steps: Step) -> ArgumentError:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, check_rows, take_rows, tensors
+from ponder._utils.trees import Tree, alike, check_rows, take_rows, tensors
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.parts.padding import real_positions
 from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.serialization import load, save
 from ponder.testing.contract import ContractError, require
 from ponder.testing.randomness import private_randomness
 from ponder.testing.snapshot import differences, snapshot
-from ponder.testing.trees import close
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
@@ -35,9 +35,10 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     """Check that an encoder works in a wrapper; return None, or raise what says which rule broke.
 
     The rules: with no early exit the outputs are those of `unroll`; a row's outputs do not depend on the other rows or
-    their order; rows that leave at any steps get what the full-depth run had there (replay = run), and no step is
-    computed for a row that has left; a batch may be of one row or of none; an exception leaves nothing behind; saving
-    and loading keep the outputs (where safetensors is there and the policy, prior and objective have names).
+    their order; rows that leave at any steps, the longest or the last first, get what the full-depth run had there
+    (replay = run), and no step is computed for a row that has left; a batch may be of one row or of none; an exception
+    leaves nothing behind; saving and loading keep the outputs (where safetensors is there and the policy, prior and
+    objective have names).
 
     The model comes back in the modes and with the weights that it had, and so do the caller's random generators.
 
@@ -68,7 +69,9 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
         _check_identity(case, whole)
         _check_rows_alone(case, whole)
         for policy in (_Staggered(), FixedStep((model.num_steps + 1) // 2), model.policy):
-            _check_replay(case, whole, policy)
+            _check_leaving(case, whole, f"with {policy}", policy)
+        for first, order in case.orders():
+            _check_leaving(case, whole, f"when {first} leaves first", _InTurn(order))
         _check_count(case)
         _check_empty(case, whole)
         _check_exception(case)
@@ -81,6 +84,19 @@ class _Staggered(ExitPolicy):
 
     def init(self, batch: PolicyBatch) -> Tree:
         return {"exit": 1 + batch.row_ids % batch.num_steps}
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        return step.index >= state["exit"], state
+
+
+@dataclass(frozen=True)
+class _InTurn(ExitPolicy):
+    """Row r leaves after `order[r]` steps, or after the last."""
+
+    order: tuple[int, ...]
+
+    def init(self, batch: PolicyBatch) -> Tree:
+        return {"exit": torch.tensor(self.order, device=batch.device)[batch.row_ids]}
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         return step.index >= state["exit"], state
@@ -111,6 +127,17 @@ class _Case:
             out = self.model(inputs, policy=policy, row_ids=rows, **context)
         return Exits(out.outputs, out.exit_step)
 
+    def orders(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Orders in which rows leave, one a step: which goes first, and for each row when."""
+        turns = torch.arange(self.size).flip(0)
+        yield "the last row", tuple((1 + turns).tolist())
+        real = real_positions(self.context) if self.model.padding is None else None
+        lengths = self.model.padding.lengths(self.context) if self.model.padding is not None else None
+        if real is not None:
+            lengths = (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1).cpu()
+        if lengths is not None:
+            yield "the longest row", tuple((1 + lengths.argsort(descending=True).argsort()).tolist())
+
     def _on_device(self, rows: Tensor) -> Tensor:
         return rows.to(self.device)
 
@@ -139,7 +166,7 @@ def _check_rows_alone(case: _Case, whole: Trajectory) -> None:
                 continue
             expected = there[rows.to(there.device)]
             require(
-                close(got, expected, _tolerance(got)),
+                alike(got, expected, _tolerance(got)),
                 "the backbone",
                 "a row's outputs do not depend on the other rows, their number or their order",
                 f"{name} of rows {rows.tolist()} as a batch differ by {_distance(got, expected)}",
@@ -155,13 +182,28 @@ def _check_replay(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
         steps = {int(exits.exit_step[row]) for exits in allowed}  # a statistic at its threshold may fall on either side
         expected = whole.outputs[row, step - 1]
         require(
-            step in steps and close(ran.outputs[row], expected, _tolerance(expected)),
+            step in steps and alike(ran.outputs[row], expected, _tolerance(expected)),
             "the backbone",
             "running with a policy gives what replaying the full-depth run gives",
             f"row {row} left at step {step} under {policy}, where the replay has {sorted(steps)}; its outputs "
             f"differ by {_distance(ran.outputs[row], expected)} from those of the full-depth run at that step",
             "Every tensor of the hidden state and of the context must be per example, or marked with ponder.Shared.",
         )
+
+
+def _check_leaving(case: _Case, whole: Trajectory, how: str, policy: ExitPolicy) -> None:
+    try:
+        _check_replay(case, whole, policy)
+    except ContractError:
+        raise
+    except Exception as error:
+        raise ContractError(
+            "the backbone",
+            "rows may leave in any order",
+            f"{type(error).__name__} {how}: {error}",
+            "Where the longest rows leave, batches get narrower: declare every tensor that has a length in "
+            "ponder.Padding, shared ones too, or no padding at all.",
+        ) from error
 
 
 def _replayed(whole: Trajectory, policy: ExitPolicy, shift: float) -> Exits:

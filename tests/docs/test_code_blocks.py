@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import inspect
 import io
 import linecache
 import random
@@ -189,6 +190,8 @@ def test_commands_exist(where: str, words: list[str]) -> None:
         check_make(words[1:])
     elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
         check_benchmark(words[2], words[3:])
+    elif words[:2] == ["python", "-m"] and words[2].startswith("ponder."):
+        assert '__name__ == "__main__"' in inspect.getsource(importlib.import_module(words[2])), f"{where}: {words}"
     elif words[0] == "torchrun":
         program = words.index("-m") + 1
         check_benchmark(words[program], words[program + 1 :])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,56 @@ def test_a_name_is_given_once() -> None:
     with refused("name", "still free", "'a'", "another name"):
         registry.register("a")(Pair)
     assert registry.find("a") is Circle
+
+
+CELL = """
+from dataclasses import dataclass
+from ponder import policies
+
+@policies.register("from-a-cell")
+@dataclass(frozen=True)
+class FromACell(policies.ExitPolicy):
+    threshold: float = {threshold}
+
+    def decide(self, step, state):
+        return False, state
+"""
+
+
+def test_a_class_that_a_notebook_cell_defines_again_replaces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [types.ModuleType("a_notebook"), types.ModuleType("another_notebook")]
+    for place in places:
+        monkeypatch.setitem(sys.modules, place.__name__, place)
+    notebook, other_notebook = (place.__dict__ for place in places)
+    try:
+        exec(CELL.format(threshold=0.1), notebook)
+        first = notebook["FromACell"]
+        before = first()
+        exec(CELL.format(threshold=0.2), notebook)
+        second = notebook["FromACell"]
+        assert second is not first
+        assert policies.registry.find("from-a-cell") is second
+        assert policies.get("from-a-cell") == second(0.2)
+        assert before.to_dict() == {"name": "from-a-cell", "threshold": 0.1}  # an instance of before is still saved
+        assert type(policies.from_dict(before.to_dict())) is second
+        with refused("name", "still free", "from-a-cell"):
+            exec(CELL.replace("class FromACell", "class Another").format(threshold=0.3), notebook)
+        with refused("name", "still free", "from-a-cell"):
+            exec(CELL.format(threshold=0.3), other_notebook)
+        assert policies.registry.find("from-a-cell") is second
+    finally:
+        policies.registry._factories.pop("from-a-cell", None)
+
+
+def test_functions_inside_functions_are_no_definition_of_the_same() -> None:
+    registry: Registry[Any] = Registry("shape", "tests.shapes")
+
+    def make(radius: float) -> Any:
+        return lambda: Circle(radius)
+
+    registry.register("a")(make(1.0))
+    with refused("name", "still free"):
+        registry.register("a")(make(2.0))
 
 
 @pytest.mark.parametrize("name", ["", "Circle", "my circle", "-a", "a-", "a--b", "a/b", "über", "a\n"])

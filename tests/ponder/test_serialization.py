@@ -6,6 +6,9 @@ import builtins
 import json
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +33,32 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def weights_of(folder: Path) -> Path:
+    """The file that `ponder.json` names."""
+    return folder / json.loads((folder / "ponder.json").read_text())["weights"]
+
+
 def test_files_are_plain_json_and_safetensors(folder: Path) -> None:
     settings = json.loads((folder / "ponder.json").read_text())
-    assert settings["format"] == "ponder-model-1"
+    assert settings["format"] == "ponder-model-2"
     assert settings["policy"] == {"name": "quantile", "q": 0.5}
     assert settings["objective"]["name"] == "ponder"
     assert settings["num_steps"] == 5
     from safetensors.torch import load_file
 
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(weights_of(folder))
     assert weights.keys() == model().state_dict().keys()
-    assert os.stat(folder / "ponder.json").st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_follow_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        ponder.save(model(), tmp_path)
+    finally:
+        os.umask(before)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
 
 
 def test_saving_again_replaces(folder: Path) -> None:
@@ -64,7 +82,7 @@ def test_nothing_is_unpickled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(pickle, name, never)
     monkeypatch.setattr(torch, "load", never)
     ponder.load(model(), folder)
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    weights_of(folder).write_bytes(pickle.dumps(Evil()))
     with pytest.raises(CheckpointError):
         ponder.load(model(), folder)
     assert not (folder / "evil").exists()
@@ -82,18 +100,33 @@ def edit(**changes: Any):
     return change
 
 
+def nested(depth: int) -> dict[str, Any]:
+    policy: dict[str, Any] = {"name": "last-step"}
+    for _ in range(depth):
+        policy = {"name": "after", "policy": policy, "step": 1}
+    return policy
+
+
 @pytest.mark.parametrize(
     ("file", "spoil", "message"),
     [
-        ("model.safetensors", Path.unlink, "model.safetensors: missing"),
-        ("model.safetensors", cut, "model.safetensors: missing, truncated"),
-        ("model.safetensors", lambda path: path.write_bytes(b"\x80\x04"), "no safetensors file"),
+        ("weights", Path.unlink, "the weights that ponder.json names are not to be read .*: missing"),
+        ("weights", cut, "the weights that ponder.json names are truncated"),
+        ("weights", lambda path: path.write_bytes(b"\x80\x04"), "not those that were saved with it"),
         ("ponder.json", Path.unlink, "ponder.json: missing"),
         ("ponder.json", cut, "ponder.json: missing or no JSON"),
         ("ponder.json", lambda path: path.write_bytes(b"\xff\xfe"), "ponder.json: missing or no JSON"),
         ("ponder.json", lambda path: path.write_text("[1]"), "expected a JSON object; got list"),
         ("ponder.json", edit(format="other"), "not written by ponder.save"),
         ("ponder.json", edit(format=...), "not written by ponder.save"),
+        ("ponder.json", edit(weights=...), "not written by ponder.save"),
+        ("ponder.json", edit(weights="../elsewhere.safetensors"), "not written by ponder.save"),
+        ("ponder.json", edit(digest=3), "not those that were saved with it"),
+        ("ponder.json", lambda path: path.write_text('{"format": NaN}'), "NaN is no JSON"),
+        ("ponder.json", lambda path: path.write_text('{"format": 1e999}'), "1e999 is no JSON"),
+        ("ponder.json", lambda path: path.write_text("[" * 100_000), "missing or no JSON"),
+        ("ponder.json", edit(policy=nested(300)), "cannot be used"),
+        ("ponder.json", edit(policy={"name": "fixed-step", "step": 10**12}), "from 1 to 5"),
         ("ponder.json", edit(num_steps=6), "num_steps: the saved model has 6, this one 5"),
         ("ponder.json", edit(schedule=[0, 0, 0, 0, 0]), "schedule: the saved model"),
         ("ponder.json", edit(task="regression"), "task: the saved model has 'regression'"),
@@ -110,7 +143,7 @@ def edit(**changes: Any):
     ],
 )
 def test_a_truncated_or_foreign_checkpoint_leaves_the_model_as_it_was(folder, file, spoil, message: str) -> None:
-    spoil(folder / file)
+    spoil(weights_of(folder) if file == "weights" else folder / file)
     target = model(
         seed=9,
         policy=policies.Patience(2),
@@ -141,11 +174,102 @@ def test_weights_of_another_model_are_named(folder: Path, other: dict[str, Any],
 
 
 def test_a_safetensors_file_of_another_program_is_refused(folder: Path) -> None:
+    import hashlib
+
     from safetensors.torch import save_file
 
-    save_file({k: v.clone() for k, v in model().state_dict().items()}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="expected a file of the format 'ponder-model-1'; got None"):
+    path = weights_of(folder)
+    save_file({k: v.clone() for k, v in model().state_dict().items()}, path)
+    with pytest.raises(CheckpointError, match="not those that were saved with it"):
         ponder.load(model(), folder)
+    edit(digest=hashlib.sha256(path.read_bytes()).hexdigest())(folder / "ponder.json")
+    with pytest.raises(CheckpointError, match="expected a file of the format 'ponder-model-2'; got None"):
+        ponder.load(model(), folder)
+
+
+def test_weights_of_another_kind_of_numbers_are_refused(folder: Path) -> None:
+    target = model()
+    target.head.weight = nn.Parameter(target.head.weight.detach().to(torch.complex64))
+    with pytest.raises(CheckpointError, match=r"other shape .*head\.weight"):
+        ponder.load(target, folder)
+
+
+# One save is one unit
+
+
+def test_the_weights_of_another_save_are_refused(folder: Path, tmp_path: Path) -> None:
+    # Trap: the policy of one save with the weights of another, without a word.
+    ponder.save(model(seed=3, policy=policies.LastStep()), tmp_path / "other")
+    shutil.copy(weights_of(tmp_path / "other"), weights_of(folder))
+    with pytest.raises(CheckpointError, match="not those that were saved with it"):
+        ponder.load(model(), folder)
+    shutil.copy(tmp_path / "other" / "ponder.json", folder / "ponder.json")
+    with pytest.raises(CheckpointError, match="not to be read"):
+        ponder.load(model(), folder)
+
+
+@pytest.mark.parametrize("name", ["write_json", "digest_of", "write_tensors"])
+def test_a_save_that_is_broken_off_leaves_the_one_before(folder: Path, monkeypatch, name: str) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"ponder.serialization.{name}", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ponder.save(model(seed=3, policy=policies.LastStep()), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    monkeypatch.undo()
+    assert ponder.load(model(seed=9), folder).policy == policies.Quantile(0.5)
+
+
+def test_what_killed_savers_left_goes_and_what_living_ones_write_stays(folder: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = folder / f".model.{dead.pid}-0a1b2c3d"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    (folder / f".ponder.json.{dead.pid}-0a1b2c3d").write_text("half")
+    unnamed = folder / f"model-{'0' * 16}.safetensors"  # of a saver that was killed before it wrote ponder.json
+    unnamed.write_text("never named")
+    living, own = folder / f".model.{os.getppid()}-0a1b2c3d", folder / "notes-1.txt"
+    living.write_text("going on")
+    own.write_text("the user's")
+    ponder.save(model(seed=3), folder)
+    assert {p.name for p in folder.iterdir()} == {"ponder.json", weights_of(folder).name, living.name, own.name}
+
+
+def test_a_save_over_the_layout_of_version_0_1_replaces_it(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "saved" / "0.1.0" / "wrapper", tmp_path / "old")
+    ponder.save(model(), tmp_path / "old")
+    assert {p.name for p in (tmp_path / "old").iterdir()} == {"ponder.json", weights_of(tmp_path / "old").name}
+    ponder.load(model(seed=3), tmp_path / "old")
+
+
+def test_without_locks_only_the_weights_of_the_save_before_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ponder._utils.files.fcntl", None)
+    old, foreign = weights_of(folder), folder / f"model-{'0' * 16}.safetensors"  # of another saver, perhaps
+    foreign.write_text("")
+    ponder.save(model(seed=3), folder)
+    assert foreign.exists()
+    assert not old.exists()
+    ponder.load(model(), folder)
+
+
+def test_a_load_while_another_process_saves_reads_the_new_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ponder import serialization
+
+    real, other, calls = serialization.digest_of, model(seed=3), []
+
+    def digest(path: Path) -> str:
+        if not calls:
+            calls.append(path)
+            ponder.save(other, folder)  # between reading ponder.json and reading the weights that it names
+        return real(path)
+
+    monkeypatch.setattr(serialization, "digest_of", digest)
+    loaded = ponder.load(model(seed=9), folder)
+    assert torch.equal(loaded.head.weight, other.head.weight)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -165,11 +289,12 @@ def test_a_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.Mo
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    names = {p.name for p in folder.iterdir()}
     monkeypatch.setattr(os, "replace", full)
     with refused("folder", "No space left on device"):
         ponder.save(model(policy=policies.LastStep()), folder)
     assert (folder / "ponder.json").read_text() == before
-    assert {p.name for p in folder.iterdir()} == {"ponder.json", "model.safetensors"}
+    assert {p.name for p in folder.iterdir()} == names
 
 
 def test_a_policy_without_a_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -180,7 +305,7 @@ def test_a_policy_without_a_name_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises(PonderError, match="registered"):
         ponder.save(model(policy=policies.LastStep() | Nameless()), tmp_path / "new")
     assert not (tmp_path / "new" / "ponder.json").exists()
-    assert not (tmp_path / "new" / "model.safetensors").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def tied(seed: int) -> ponder.PonderWrapper:

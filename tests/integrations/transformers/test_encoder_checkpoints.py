@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.integrations.transformers import PonderConfig, PonderForSequenceClassification
+from ponder.integrations.transformers import PonderConfig, PonderForSequenceClassification, saving
 from tests.integrations.transformers.encoders import make_batch, make_encoder, make_model
 
 WEIGHTS = "model.safetensors"
@@ -133,11 +135,13 @@ class TestDamage:
     def test_weights_of_something_else(self, folder_and_load: tuple[Path, Load]) -> None:
         """Trap: weights that the file lacks are drawn at random, and the answers are noise."""
         folder, load = folder_and_load
+        edit(folder, weights_digest=None)
         save_file({"tower.weight": torch.zeros(2)}, folder / WEIGHTS, metadata={"format": "pt"})
         refused(folder, load, "it lacks ", "embeddings.LayerNorm")
 
     def test_one_layer_is_missing(self, folder_and_load: tuple[Path, Load]) -> None:
         folder, load = folder_and_load
+        edit(folder, weights_digest=None)
         weights = load_file(folder / WEIGHTS)
         kept = {key: tensor for key, tensor in weights.items() if "layer.3.attention.self.query" not in key}
         assert len(kept) == len(weights) - 2
@@ -146,6 +150,7 @@ class TestDamage:
 
     def test_weights_of_another_shape(self, folder_and_load: tuple[Path, Load]) -> None:
         folder, load = folder_and_load
+        edit(folder, weights_digest=None)
         weights = load_file(folder / WEIGHTS)
         name = next(key for key in weights if key.endswith("layer.2.output.dense.weight"))
         weights[name] = weights[name][:, :-3].contiguous()
@@ -188,8 +193,7 @@ class TestOneForTheOther:
         recipe = json.loads((folder / "config.json").read_text())["recipe"]
         for changed in ({**recipe, "policy": {"name": "oracle"}}, {"name": "palbert"}):
             edit(folder, recipe=changed)
-            with pytest.raises(ArgumentError):
-                PonderForSequenceClassification.from_pretrained(folder)
+            refused(folder, PonderForSequenceClassification.from_pretrained)
 
     def test_a_configuration_without_an_encoder(self) -> None:
         with pytest.raises(CheckpointError, match="from_encoder"):
@@ -240,3 +244,157 @@ class TestRemoteCode:
         assert PonderForSequenceClassification.from_pretrained(folder).encoder.config.model_type == "bert"
         edit(folder, encoder={**encoder, "auto_map": auto_map, "model_type": "evil"})
         refused(folder, PonderForSequenceClassification.from_pretrained)
+
+
+class TestKernels:
+    """Attention that is a program from elsewhere: Transformers' hub of kernels is never asked for a configuration."""
+
+    @pytest.fixture(autouse=True)
+    def _no_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def never(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("a kernel was loaded")
+
+        from transformers import modeling_utils
+
+        monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", never)
+
+    @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+    @pytest.mark.parametrize(
+        "name", ["kernels-community/flash-attn", "someone/evil:fn", "flash_attention_2", {"": "someone/evil"}, 3]
+    )
+    def test_a_configuration_that_asks_for_one(self, field: str, name: Any, folder_and_load: tuple[Path, Load]) -> None:
+        folder, load = folder_and_load
+        edit(folder, **{field: name})
+        refused(folder, load, "program from elsewhere")
+
+    @pytest.mark.parametrize("name", ["kernels-community/flash-attn", "flash_attention_2"])
+    def test_the_encoder_in_a_models_configuration(self, name: str, saved: dict[str, Path], tmp_path: Path) -> None:
+        folder = tmp_path / "model"
+        shutil.copytree(saved["model"], folder)
+        encoder = json.loads((folder / "config.json").read_text())["encoder"]
+        edit(folder, encoder={**encoder, "attn_implementation": name})
+        refused(folder, PonderForSequenceClassification.from_pretrained, "program from elsewhere")
+        with pytest.raises(CheckpointError, match="program from elsewhere"):
+            PonderConfig(encoder={**encoder, "attn_implementation": name})
+
+    def test_what_pytorch_computes_itself_is_no_program_from_elsewhere(self, folder_and_load) -> None:
+        folder, load = folder_and_load
+        edit(folder, attn_implementation="eager")
+        load(folder)
+
+
+class TestOneSave:
+    """`config.json` and `model.safetensors` are those of one save, or are refused."""
+
+    @pytest.fixture
+    def two(self, tmp_path: Path) -> tuple[Path, Path]:
+        """Two saves of models that differ in policy and weights."""
+        folders = tmp_path / "old", tmp_path / "new"
+        for seed, folder in enumerate(folders):
+            model = make_model("bert", seed=seed)
+            model.policy = policies.Quantile(0.25 + seed / 2)
+            model.save_pretrained(folder)
+        return folders
+
+    @pytest.mark.parametrize("file", ["config.json", WEIGHTS])
+    def test_a_mixed_folder_is_refused(self, file: str, two: tuple[Path, Path]) -> None:
+        # Trap: the policy of one save with the weights of another, without a word.
+        old, new = two
+        shutil.copy(old / file, new / file)
+        refused(new, PonderForSequenceClassification.from_pretrained, "another save")
+
+    def test_a_save_that_was_broken_off_between_the_files_is_finished(self, two: tuple[Path, Path]) -> None:
+        old, new = two
+        shutil.copy(new / "config.json", old / ".config.json")
+        load = PonderForSequenceClassification.from_pretrained
+        assert load(old).policy == policies.Quantile(0.25)  # the weights are those of before
+        shutil.copy(new / WEIGHTS, old / WEIGHTS)
+        assert load(old).policy == policies.Quantile(0.75)
+        model = make_model("bert", seed=3)
+        model.save_pretrained(old)
+        assert load(old).policy == model.policy
+        assert sorted(path.name for path in old.iterdir()) == ["config.json", WEIGHTS]
+
+    def test_a_failure_leaves_the_save_before(self, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        old, _ = two
+        before = {path.name: path.read_bytes() for path in old.iterdir()}
+
+        def stop(*args: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        for name in ("digest_of", "put_in_place"):
+            with monkeypatch.context() as patched:
+                patched.setattr(saving, name, stop)
+                with pytest.raises(ArgumentError, match="No space left on device"):
+                    make_model("bert", seed=5).save_pretrained(old)
+            assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+    def test_shards_replace_one_file_and_the_other_way_round(self, two: tuple[Path, Path]) -> None:
+        old, _ = two
+        model = make_model("bert", seed=3)
+        model.save_pretrained(old, max_shard_size="10KB")
+        assert not (old / WEIGHTS).exists()
+        assert len(list(old.glob("model-*-of-*.safetensors"))) > 1
+        loaded = PonderForSequenceClassification.from_pretrained(old)
+        assert torch.equal(loaded.ponder.head.state_dict()["1.weight"], model.ponder.head.state_dict()["1.weight"])
+        model.save_pretrained(old)
+        assert sorted(path.name for path in old.iterdir()) == ["config.json", WEIGHTS]
+
+    @pytest.mark.parametrize("umask", [0o022, 0o077])
+    def test_files_follow_the_umask_and_others_stay(self, umask: int, tmp_path: Path) -> None:
+        (tmp_path / "tokenizer.json").write_text("{}")
+        before = os.umask(umask)
+        try:
+            make_model("bert").save_pretrained(tmp_path)
+        finally:
+            os.umask(before)
+        assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS, "tokenizer.json"}
+        for name in ("config.json", WEIGHTS):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+    def test_other_processes_than_the_main_one_write_nothing(self, tmp_path: Path) -> None:
+        make_model("bert").save_pretrained(tmp_path / "model", is_main_process=False)
+        assert not (tmp_path / "model" / "config.json").exists()
+
+    def test_weights_changed_on_purpose_load_without_the_digest(self, two: tuple[Path, Path]) -> None:
+        old, new = two
+        shutil.copy(new / WEIGHTS, old / WEIGHTS)
+        edit(old, weights_digest=None)
+        assert PonderForSequenceClassification.from_pretrained(old).policy == policies.Quantile(0.25)
+
+    def test_the_digest_is_of_the_files_and_not_of_the_configuration(self, two: tuple[Path, Path]) -> None:
+        old, _ = two
+        assert "weights_digest" in json.loads((old / "config.json").read_text())
+        model = PonderForSequenceClassification.from_pretrained(old)
+        assert "weights_digest" not in model.config.to_dict()
+
+
+class TestSizes:
+    """Numbers in a configuration that would take all memory, or for ever."""
+
+    @pytest.mark.parametrize("size", [10**12, 10**5, 0, -1])
+    @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"])
+    def test_of_an_encoder(self, field: str, size: int, folder_and_load: tuple[Path, Load]) -> None:
+        folder, load = folder_and_load
+        config = json.loads((folder / "config.json").read_text())
+        if "encoder" in config:
+            edit(folder, encoder={**config["encoder"], field: size})
+        else:
+            edit(folder, **{field: size})
+        refused(folder, load)
+
+    @pytest.mark.parametrize("field", ["layers", "history"])
+    def test_of_a_lambda_head(self, field: str, saved: dict[str, Path], tmp_path: Path) -> None:
+        folder = tmp_path / "model"
+        shutil.copytree(saved["model"], folder)
+        recipe = json.loads((folder / "config.json").read_text())["recipe"]
+        edit(folder, recipe={**recipe, "lambda_head": {**recipe["lambda_head"], field: 10**12}})
+        refused(folder, PonderForSequenceClassification.from_pretrained)
+
+    def test_a_smaller_number_of_layers_drops_weights(self, saved: dict[str, Path], tmp_path: Path) -> None:
+        # Trap: layers that the configuration does not name are left out without a word.
+        folder = tmp_path / "model"
+        shutil.copytree(saved["model"], folder)
+        encoder = json.loads((folder / "config.json").read_text())["encoder"]
+        edit(folder, encoder={**encoder, "num_hidden_layers": 3})
+        refused(folder, PonderForSequenceClassification.from_pretrained, "it has no place for")

@@ -446,3 +446,44 @@ class TestRuns:
         trainer.train()
         best = PonderForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{EXAMPLES // BATCH}")
         assert all(torch.equal(tensor, best.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+class TestFrozenStages:
+    """What a stage freezes does not move, dropout included: the encoder is a part of the outer model."""
+
+    @two_stages
+    @families
+    def test_full_depth_does_not_move_by_a_forward_pass_of_training(self, name: str, recipe: str) -> None:
+        model = make_model(name, recipe=recipe)
+        batch = make_batch(model.encoder)
+        model.start_stage(model.recipe.stages[1])
+        for start in (model.train, lambda: model.start_stage(model.recipe.stages[1])):
+            start()
+            assert not any(module.training for module in model.encoder.modules())
+            first, second = (model(**batch, labels=LABELS) for _ in range(2))
+            assert torch.equal(first.step_logits[:, -1], second.step_logits[:, -1]), "dropout of the encoder is on"
+            assert not torch.equal(first.step_logits[:, 0], second.step_logits[:, 0]), "that of the heads is off"
+        model.start_stage(model.recipe.stages[0])
+        model.train()
+        assert model.encoder.training
+        assert not torch.equal(model(**batch).logits, model(**batch).logits)
+
+    def test_a_trainer_leaves_a_frozen_encoder_in_evaluation_mode(self, tmp_path: Path) -> None:
+        model = make_model("bert", recipe=ON_FROZEN[0])
+        model.start_stage(model.recipe.stages[1])
+        batch = make_batch(model.encoder)
+        full = model.eval()(**batch, policy=LastStep()).logits
+        seen: list[bool] = []
+        model.encoder.register_forward_pre_hook(lambda *_: None)
+        layer = next(module for module in model.encoder.modules() if isinstance(module, nn.Dropout))
+        layer.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=BATCH, report_to=[], use_cpu=True
+        )
+        trainer = PonderTrainer(
+            model=model, args=arguments, train_dataset=examples(), data_collator=Collator(), lambda_lr=1e-3
+        )
+        trainer.train()
+        assert seen
+        assert not any(seen)
+        assert torch.equal(model.eval()(**batch, policy=LastStep()).logits, full)

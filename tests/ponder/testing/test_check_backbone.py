@@ -194,3 +194,45 @@ def test_what_cannot_be_checked() -> None:
         check_backbone(nn.Linear(3, 3), torch.randn(6, 3))  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="two rows or more"):
         check_backbone(model, torch.randn(1, WIDTH))
+
+
+class Mixes(nn.Module):
+    """Mixes the positions of a row by a table that all rows share, `(length, length)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, table: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.tanh(self.linear(table @ (hidden * attention_mask.unsqueeze(-1))))
+
+
+class MixingStem(nn.Module):
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        positions = torch.arange(inputs.shape[1])
+        table = 1.0 / (1 + (positions[:, None] - positions).abs())
+        return inputs, {"table": ponder.Shared(table), "attention_mask": attention_mask}
+
+
+def mixing_model(padding: ponder.Padding) -> ponder.PonderWrapper:
+    torch.manual_seed(0)
+    return ponder.PonderWrapper(
+        Mixes(),
+        6,
+        stem=MixingStem(),
+        readout=lambda hidden: hidden[:, 0],
+        head=nn.Linear(WIDTH, 3),
+        padding=padding,
+    )
+
+
+@pytest.mark.parametrize("longest", [0, 3])
+def test_a_length_that_is_not_declared_is_found_whichever_row_is_longest(longest: int) -> None:
+    """Trap: rows that leave in the order of the batch, so that only a lucky example has the longest leave early."""
+    lengths = torch.tensor([3, 4, 2, 1]).index_put((torch.tensor(longest),), torch.tensor(5))
+    mask = (torch.arange(5) < lengths[:, None]).long()
+    inputs = torch.randn(4, 5, WIDTH)
+    whole = ponder.Padding(context={"table": ponder.parts.padding.Along((0, 1))})
+    check_backbone(mixing_model(whole), inputs, attention_mask=mask)
+    with pytest.raises(ContractError, match=r"(?s)rows may leave in any order.*RuntimeError (with|when)"):
+        check_backbone(mixing_model(ponder.Padding()), inputs, attention_mask=mask)

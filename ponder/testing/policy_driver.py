@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, check_rows
+from ponder._utils.trees import Tree, alike, check_rows, take_rows
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies import ExitPolicy, PolicyBatch, StepView
 from ponder.testing.contract import ContractError, require
-from ponder.testing.material import readings_of
-from ponder.testing.trees import same
+from ponder.testing.samples import readings_of
 from ponder.trajectory import Trajectory
 
-__all__ = ["Rehearsal"]
+__all__ = ["PolicyDriver"]
 
 T = TypeVar("T")
-_PROVIDED = {"hazard": ("hazard", "cdf", "survival"), "output": ("output",), "features": ("features",), "context": ()}
+_PROVIDED = {
+    "hazard": ("hazard", "cdf", "survival"),
+    "output": ("output",),
+    "features": ("features",),
+    "context": ("context",),
+}
 
 
-class Rehearsal:
+class PolicyDriver:
     """Asks a policy as the loop does, but takes nobody out, and lets rows be at different steps.
 
     Args:
@@ -46,6 +50,7 @@ class Rehearsal:
         self.num_steps = trajectory.num_steps
         named = [name for need in policy.needs for name in _PROVIDED[need]]
         self._readings = {name: value for name, value in readings_of(trajectory).items() if name in named}
+        self._context = trajectory.policy_context if "context" in policy.needs else None
 
     def all_rows(self) -> Tensor:
         """The row numbers, `(rows,)`."""
@@ -73,7 +78,8 @@ class Rehearsal:
     def view(self, rows: Tensor, at: Tensor) -> StepView:
         """What the policy sees of `rows` at the steps `at`."""
         readings = _Readings({name: value[rows, at - 1] for name, value in self._readings.items()})
-        return StepView(at, self.num_steps, readings, self.trajectory.meaning)
+        mask, context = take_rows((self.trajectory.mask, self._context), rows)
+        return _View(at, self.num_steps, readings, self.trajectory.meaning, mask, context)
 
     def decide(self, state: Tree, rows: Tensor, at: Tensor) -> tuple[Tensor, Tree]:
         """Mask `(rows,)` and new state; mask and state are checked for their form."""
@@ -131,11 +137,11 @@ class Rehearsal:
                 self.policy,
                 "a policy answers wherever the model is finite",
                 f"{where}, {self.what}: {type(error).__name__}: {error}",
-                "Refuse what cannot work in check(setting), before any batch.",
+                "Refuse what cannot work in check(spec), before any batch.",
             ) from error
         self._check_needs(view, None)
         require(
-            same(before, self.policy.__dict__),
+            alike(before, self.policy.__dict__),
             self.policy,
             "a policy keeps nothing on itself",
             f"{where} changed its attributes from {before} to {self.policy.__dict__}",
@@ -166,6 +172,17 @@ class Rehearsal:
                 f"after {where}, {error.argument.replace('[0]', '', 1)} has {error.got}, with {rows} rows",
                 "Keep one row per example; a number for all rows may be a plain Python number.",
             ) from error
+
+
+class _View(StepView):
+    """A view that remembers when its context was asked for and is not there."""
+
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        """See `StepView.context`."""
+        if self.policy_context is None and isinstance(self.readings, _Readings):
+            self.readings.missing.append("context")
+        return super().context
 
 
 class _Readings(dict[str, Tensor]):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
 from ponder.parts.heads import LambdaHead
+from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 from ponder.testing.randomness import generator
 from ponder.trajectory import Trajectory
@@ -26,29 +28,40 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the material is.
+    """How large the samples are.
 
     Args:
         task: Name of the task, or None.
         num_steps: N.
         num_outputs: Size of the last dimension of the outputs; 1 in regression and 3 elsewhere, where None.
         width: Size of the features.
+        context: What policies may read of each row besides, by name: values that rows draw from.
     """
 
     task: str | None
     num_steps: int
     num_outputs: int | None = None
     width: int = 8
+    context: Mapping[str, Tensor] | None = None
 
     @property
     def outputs(self) -> tuple[int, ...]:
         """Shape of the outputs of a row at a step."""
         size = self.num_outputs or _OUTPUTS.get(self.task or "", _MANY_OUTPUTS)
-        return (LENGTH, size) if self.task == "token_classification" else (size,)
+        return (LENGTH, size) if task_named(self.task).per_token else (size,)
+
+    def context_of(self, rows: int, seed: int) -> dict[str, Tensor] | None:
+        """The context of some rows, or None."""
+        if self.context is None:
+            return None
+        g = generator(seed)
+        return {name: values[torch.randint(len(values), (rows,), generator=g)] for name, values in self.context.items()}
 
 
 def random_trajectory(sizes: Sizes, rows: int, scale: float, seed: int) -> Trajectory:
     """Hazards, outputs and features in float64; every third row hardly changes its answer, so that it can settle.
+
+    Where rows have an answer at each position, they have padding too, of which a mask tells.
 
     Args:
         sizes: Steps, outputs, width and task.
@@ -64,7 +77,12 @@ def random_trajectory(sizes: Sizes, rows: int, scale: float, seed: int) -> Traje
     outputs = normal(*sizes.outputs) * scale
     outputs[::3] = outputs[::3, :1] + 0.05 * normal(*sizes.outputs)[::3]
     ids = torch.randint(-(2**62), 2**62, (rows,), generator=g)
-    return Trajectory(outputs, normal() * scale, ids, normal(sizes.width), task=sizes.task)
+    mask = None
+    if task_named(sizes.task).per_token:
+        mask = torch.arange(LENGTH) < torch.randint(1, LENGTH + 1, (rows, 1), generator=g)
+    hazards, features = normal() * scale, normal(sizes.width)
+    context = sizes.context_of(rows, seed)
+    return Trajectory(outputs, hazards, ids, features, task=sizes.task, mask=mask, policy_context=context)
 
 
 def extreme_trajectories(sizes: Sizes) -> list[tuple[str, Trajectory]]:
@@ -86,7 +104,7 @@ def extreme_trajectories(sizes: Sizes) -> list[tuple[str, Trajectory]]:
             features = base.features.to(dtype) if base.features is not None else None
             logits = at_least_float32(logit.expand(3, sizes.num_steps).to(dtype))
             name = f"{str(dtype).removeprefix('torch.')} outputs {what}"
-            found.append((name, Trajectory(of_row.to(dtype), logits, base.row_ids, features, task=sizes.task)))
+            found.append((name, replace(base, outputs=of_row.to(dtype), hazard_logits=logits, features=features)))
     return found
 
 

@@ -1,0 +1,194 @@
+"""The adapter of every family that has none of its own: the encoder is captured, from what its configuration says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from inspect import Parameter, Signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ponder._utils.trees import Tree
+from ponder.integrations.transformers.adapter import Adapter
+from ponder.integrations.transformers.examples import example_for
+from ponder.parts import readouts
+from ponder.parts.capture import first_tensor, learn
+from ponder.parts.layered import LayeredModule, LayeredReadout
+from ponder.parts.padding import Along, Padding
+from ponder.parts.steps import Steps
+
+__all__ = ["CapturedAdapter"]
+
+_COUNTS = ("num_hidden_layers", "encoder_layers", "num_layers")
+
+
+class CapturedAdapter(Adapter):
+    """An encoder of any family, read by `ponder.capture` and proved with the encoder's own weights.
+
+    Weights that are not there yet (Transformers loads into a model on the meta device) put it off to the first call, or
+    to `learned`.
+
+    Args:
+        encoder: The bare encoder.
+        num_steps: How many layers there are, where weights are not there yet.
+
+    Raises:
+        ArgumentError: It cannot be captured; says why.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, num_steps: int | None = None) -> None:
+        super().__init__(encoder)
+        self._layered: LayeredModule | None = None
+        self._num_steps = num_steps
+        self._takes = frozenset(inspect.signature(encoder.forward).parameters)
+        if num_steps is None or not _on_meta(encoder):
+            self._num_steps = self.learned().num_steps
+
+    def learned(self) -> LayeredModule:
+        """What was learned of the encoder; learns it where that had to wait."""
+        if self._layered is None:
+            example = {**example_for(self.encoder), **_constants(self.encoder)}
+            count = next((getattr(self.encoder.config, name, None) for name in _COUNTS), None)
+            self._layered = learn(self.encoder, example, count=count, reads=_what_is_read)
+        return self._layered
+
+    @property
+    def main_input(self) -> str:
+        """See `Adapter.main_input`."""
+        return str(self.encoder.main_input_name)
+
+    def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
+        """See `Adapter.stem`; token types are left out where the encoder has none."""
+        if "token_type_ids" not in self._takes:
+            named.pop("token_type_ids", None)
+        hidden, context = self.learned().stem(inputs, **named)
+        mask = context.pop("attention_mask", None)
+        return hidden, {**context, "token_mask": self._token_mask(mask, named, hidden)}
+
+    def steps(self) -> Steps:
+        """See `Adapter.steps`."""
+        assert self._num_steps is not None
+        return Steps([_Step(self, number) for number in range(self._num_steps)])
+
+    def has_readout(self, name: str) -> bool:
+        """See `Adapter.has_readout`; taken on trust where the weights are not there yet."""
+        if self._layered is None:
+            return name in _FIELDS
+        return len(self.learned().shapes.get(_FIELDS[name], ())) in _DIMENSIONS[name]
+
+    def width(self, name: str) -> int:
+        """See `Adapter.width`."""
+        shape = self.learned().shapes[_FIELDS[name]]
+        return shape[1 if len(shape) == 4 else -1]
+
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """See `Adapter.readout`."""
+        select = _SELECTED[name]
+        if self._layered is None:
+            return _LateReadout(self, name)
+        read = self._layered.readout(select)
+        return _MeanOfTokens(read) if name == "mean" else read
+
+    def padding(self) -> Padding | None:
+        """See `Adapter.padding`."""
+        padding = None if self._layered is None else self._layered.padding
+        if padding is None:
+            return None
+        own = replace(
+            padding,
+            inputs=Along(fill=getattr(self.encoder.config, "pad_token_id", None) or 0),
+            pooled=True,
+        )
+        self.learned().lengths["token_mask"] = Along(fill=0)
+        return own
+
+    def _token_mask(self, mask: Tensor | None, named: dict[str, Any], hidden: Tree) -> Tensor | None:
+        """The mask of the positions that layers see: audio encoders are given one of samples, which are more."""
+        given = named.get("attention_mask") if mask is None else mask
+        states = hidden["hidden"] if isinstance(hidden, dict) else hidden
+        shorten = getattr(self.encoder, "_get_feature_vector_attention_mask", None)
+        if shorten is None or given is None or states.dim() != 3 or given.shape[1] == states.shape[1]:
+            return given
+        shortened: Tensor = shorten(states.shape[1], given)
+        return shortened
+
+
+class _Step:
+    """Layer `number` of the adapter's encoder, counted from 0."""
+
+    borrows_modules = True
+
+    def __init__(self, adapter: CapturedAdapter, number: int) -> None:
+        self.adapter, self.number = adapter, number
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tree:
+        return self.adapter.learned().step(self.number, hidden, context)
+
+
+class _LateReadout:
+    """A readout of an encoder whose weights are not there yet."""
+
+    borrows_modules = True
+
+    def __init__(self, adapter: CapturedAdapter, name: str) -> None:
+        self.adapter, self.name = adapter, name
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
+        self.adapter.learned()
+        return self.adapter.readout(self.name)(hidden, **context)
+
+
+class _MeanOfTokens:
+    """The mean of `last_hidden_state` over the tokens that are no padding."""
+
+    borrows_modules = True
+
+    def __init__(self, tokens: LayeredReadout) -> None:
+        self.tokens = tokens
+        hidden, *context = tokens.__signature__.parameters.values()
+        self.__signature__ = Signature([hidden, Parameter("token_mask", Parameter.KEYWORD_ONLY), *context])
+
+    def __call__(self, hidden: Tree, token_mask: Tensor | None = None, **context: Any) -> Tensor:
+        tokens = self.tokens(hidden, **context)
+        if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
+            return tokens.mean((2, 3))
+        return readouts.mean(tokens, attention_mask=token_mask)
+
+
+def _pooler_output(output: Any) -> Any:
+    return output["pooler_output"]
+
+
+def _last_hidden_state(output: Any) -> Any:
+    return output["last_hidden_state"]
+
+
+def _what_is_read(output: Any) -> list[Any]:
+    """All that the readouts read of an output, where it is there."""
+    found = [output[name] for name in dict.fromkeys(_FIELDS.values()) if output.get(name) is not None]
+    return found or [first_tensor(output)]
+
+
+_FIELDS = {"pooler": "pooler_output", "mean": "last_hidden_state", "tokens": "last_hidden_state"}
+_DIMENSIONS = {"pooler": (2,), "mean": (3, 4), "tokens": (3,)}
+_SELECTED = {"pooler": _pooler_output, "mean": _last_hidden_state, "tokens": _last_hidden_state}
+
+
+def _on_meta(encoder: PreTrainedModel) -> bool:
+    return any(parameter.device == torch.device("meta") for parameter in encoder.parameters())
+
+
+def _constants(encoder: PreTrainedModel) -> dict[str, Any]:
+    """Arguments of every call: one pass needs no cache, and what the configuration would add is not read."""
+    takes = inspect.signature(encoder.forward).parameters
+    constants: dict[str, Any] = {name: False for name in ("use_cache", "use_mems") if name in takes}
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    wanted = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+    for name, value in wanted.items():
+        if getattr(encoder.config, name, value) != value and (name in takes or open_ended):
+            constants[name] = value
+    return constants

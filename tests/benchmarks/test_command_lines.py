@@ -1,0 +1,82 @@
+"""Command lines with absurd arguments, and on disks that are full: one clear message, and never a traceback."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import command_line
+
+HUGE = str(10**30)
+CASES = [
+    ("parity", ["--seed", HUGE]),
+    ("parity", ["--seed", "-1"]),
+    ("parity", ["--beta", "nan"]),
+    ("parity", ["--beta", "inf"]),
+    ("parity", ["--tau", "nan"]),
+    ("parity", ["--minutes", "nan"]),
+    ("parity", ["--minutes", "inf"]),
+    ("parity", ["--steps", "0"]),
+    ("parity", ["--out", "{file}/below"]),
+    ("parity", ["--report", "--out", "{file}"]),
+    ("risk", ["--seed", HUGE]),
+    ("risk", ["--seed", "-1"]),
+    ("risk", ["--trials", "0"]),
+    ("risk", ["--trials", HUGE]),
+    ("risk", ["--rows", "0"]),
+    ("risk", ["--rows", "10000000000000"]),
+    ("risk", ["--confidence", "nan"]),
+    ("risk", ["--confidence", "2"]),
+    ("risk", ["--trajectory", "{file}"]),
+    ("risk", ["--out", "{file}/below"]),
+    ("speed", ["--sections", "0"]),
+    ("speed", ["--sections", "nan"]),
+    ("speed", ["--threads", HUGE]),
+    ("speed", ["--pairs", HUGE]),
+    ("speed", ["--device", "abacus"]),
+    ("speed", ["--device", "cuda:77"]),
+    ("speed", ["--out", "{file}/below"]),
+]
+
+
+def run(benchmark: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The exit code of a command line, which is run in this process as `python -m` runs it."""
+    monkeypatch.setattr(sys, "argv", [f"benchmarks.{benchmark}", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{benchmark}.cli").main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize(("benchmark", "arguments"), CASES)
+def test_absurd_arguments_are_one_message(benchmark, arguments, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    given = [argument.format(file=tmp_path / "file") for argument in arguments]
+    assert run(benchmark, given, monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "error" in said.lower()
+    assert "Traceback" not in said
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("benchmarks.speed.cli.write_json", full)
+    monkeypatch.setattr("benchmarks.speed.overhead.measure", lambda options: [])
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    assert run("speed", ["--sections", "1", "--quick"], monkeypatch) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_other_faults_stay_visible() -> None:
+    def fault() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command_line.run_app(fault)  # type: ignore[arg-type]

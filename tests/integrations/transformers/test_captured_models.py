@@ -1,0 +1,239 @@
+"""Models on encoders without an adapter of their own: built, trained, saved, reloaded, copied and moved as any."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, BartConfig, BartModel, T5EncoderModel
+
+from ponder._utils.trees import unwrap
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import CapturedAdapter, PonderForSequenceClassification, adapter_for
+from ponder.integrations.transformers.examples import example_for
+from ponder.integrations.transformers.families import FAMILIES, Family, supported, tiny_encoder
+from ponder.policies import FixedStep, LastStep
+
+build = PonderForSequenceClassification.from_encoder
+BY_NAME = {family.name: family for family in FAMILIES}
+TEXT = [
+    BY_NAME[row.name]
+    for row in supported()
+    if row.reads == "input_ids" and row.how in ("layers", "between") and row.name != "bros"  # which reads boxes too
+]
+SOME = [
+    "roberta",
+    "distilbert",
+    "modernbert",
+    "deberta-v2 (with a convolution)",
+    "xlm",
+    "t5",
+    "bart",
+    "gpt2",
+    "squeezebert",
+]
+some = pytest.mark.parametrize("name", SOME)
+
+
+def make(name: str, **options: Any) -> Any:
+    torch.manual_seed(3)
+    model = build(tiny_encoder(BY_NAME[name]), **options)
+    with torch.no_grad():
+        for weight in model.ponder.head.parameters():
+            weight.normal_()
+    return model.eval()
+
+
+def batch_for(encoder: Any) -> dict[str, Tensor]:
+    example = example_for(encoder)
+    return {name: example[name] for name in ("input_ids", "attention_mask") if name in example}
+
+
+@pytest.mark.parametrize("family", TEXT, ids=lambda family: family.name)
+def test_every_family_of_text_trains_and_answers(family: Family) -> None:
+    with torch.random.fork_rng():
+        model = build(tiny_encoder(family), "palbert", num_labels=3)
+        batch = batch_for(model.encoder)
+        out = model.train()(**batch, labels=torch.tensor([0, 2, 1]))
+        out.loss.backward()
+        assert out.step_logits.shape == (3, model.ponder.num_steps, 3)
+        untrained = [name for name, weight in model.named_parameters() if weight.grad is None]
+        assert len(untrained) < len(list(model.parameters())) / 2
+        with torch.no_grad():
+            assert model.eval()(**batch).logits.shape == (3, 3)
+
+
+def test_forty_families_and_more_go_through_from_encoder() -> None:
+    assert len({family.model_type for family in TEXT}) >= 70
+
+
+@some
+@torch.no_grad()
+def test_save_and_reload(name: str, tmp_path: Path) -> None:
+    model = make(name, recipe="palbert", num_labels=3)
+    batch = batch_for(model.encoder)
+    model.save_pretrained(tmp_path)
+    for again in (
+        PonderForSequenceClassification.from_pretrained(tmp_path),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path),
+    ):
+        a, b = model.state_dict(), again.state_dict()
+        assert list(a) == list(b)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert (again.ponder.padding is None) == (model.ponder.padding is None)
+        for policy in (None, LastStep(), FixedStep(2)):
+            before, after = model(**batch, policy=policy), again(**batch, policy=policy)
+            torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=1e-5)
+            assert torch.equal(after.exit_step, before.exit_step)
+
+
+@pytest.mark.parametrize("name", [name for name in SOME if name not in ("t5", "bart")])
+@torch.no_grad()
+def test_an_encoder_from_a_folder(name: str, tmp_path: Path) -> None:
+    encoder = tiny_encoder(BY_NAME[name])
+    encoder.save_pretrained(tmp_path)
+    model = build(tmp_path, "vanilla").eval()
+    batch = batch_for(encoder)
+    torch.testing.assert_close(model(**batch).logits, model.ponder.head(_features(model, batch)), atol=1e-6, rtol=1e-6)
+
+
+def _features(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return model.unroll(**batch, keep_features=True).features[:, -1]
+
+
+@some
+@torch.no_grad()
+def test_weights_are_registered_once_under_the_encoders_names(name: str) -> None:
+    model = make(name)
+    own = {f"encoder.{key}" for key in model.encoder.state_dict()}
+    others = set(model.state_dict()) - own
+    assert own <= set(model.state_dict())
+    assert all(key.startswith(("ponder.head.", "ponder.lambda_head.")) for key in others)
+
+
+@some
+@torch.no_grad()
+def test_copies_pickles_and_other_precisions(name: str) -> None:
+    model = make(name, recipe="vanilla")
+    batch = batch_for(model.encoder)
+    expected = model(**batch).logits
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(**batch).logits, expected)
+        for weight in twin.parameters():
+            weight.zero_()
+        assert torch.equal(model(**batch).logits, expected)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    takes = {"use_cache": False} if name == "gpt2" else {}
+    plain = half.encoder(**batch, **takes).last_hidden_state
+    read = half._adapter.readout("tokens")
+    adapter = half._adapter
+    state, context = adapter.stem(**_named(adapter, batch))
+    steps = adapter.steps()
+    for step in range(1, steps.num_steps + 1):
+        state = steps(step, state, **unwrap(context))
+    assert torch.equal(read(state, **unwrap(context)), plain)
+
+
+def _named(adapter: CapturedAdapter, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    first, *others = batch
+    return {"inputs": batch[first]} | {name: batch[name] for name in others}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["roberta", "modernbert", "distilbert", "bart", "gpt2", "llama"])
+@torch.no_grad()
+def test_both_kinds_of_attention(name: str, attention: str) -> None:
+    encoder = tiny_encoder(BY_NAME[name], attention)
+    assert encoder.config._attn_implementation == attention
+    model = build(encoder, "vanilla", readout="mean").eval()
+    batch = batch_for(encoder)
+    takes = {"use_cache": False} if name in ("gpt2", "llama") else {}
+    states = encoder(**batch, **takes).last_hidden_state
+    weights = batch["attention_mask"].unsqueeze(-1).float()
+    expected = (states * weights).sum(1) / weights.sum(1)
+    torch.testing.assert_close(_features(model, batch), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_mean_reads_the_final_norm() -> None:
+    """Trap: the mean of the last layer's output, where the encoder has a norm after it."""
+    encoder = tiny_encoder(BY_NAME["modernbert"])
+    with torch.no_grad():
+        encoder.final_norm.weight.mul_(3.0)
+        model = build(encoder, "vanilla", readout="mean").eval()
+        batch = {"input_ids": batch_for(encoder)["input_ids"]}
+        torch.testing.assert_close(_features(model, batch), encoder(**batch).last_hidden_state.mean(1))
+
+
+def test_dropout_and_gradients_are_the_encoders_own() -> None:
+    encoder = tiny_encoder(BY_NAME["roberta"]).train()
+    model = build(encoder, "vanilla", readout="mean", head_dropout=0.0).train()
+    batch, labels = batch_for(encoder), torch.tensor([0, 1, 1])
+    torch.manual_seed(7)
+    model(**batch, labels=labels).loss.backward()
+    ours = {name: weight.grad.clone() for name, weight in encoder.named_parameters() if weight.grad is not None}
+    encoder.zero_grad()
+    torch.manual_seed(7)
+    states, weights = encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1).float()
+    logits = model.ponder.head((states * weights).sum(1) / weights.sum(1))
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    theirs = {name: weight.grad for name, weight in encoder.named_parameters() if weight.grad is not None}
+    assert ours.keys() == theirs.keys()
+    for key, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[key], atol=1e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing() -> None:
+    model = make("roberta", recipe="palbert").train()
+    batch, labels = batch_for(model.encoder), torch.tensor([0, 1, 1])
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(1)
+        model.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        gradients.append([weight.grad for weight in model.parameters() if weight.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_the_encoder_of_an_encoder_decoder_in_a_folder(tmp_path: Path) -> None:
+    config = BartConfig(
+        vocab_size=64, d_model=16, encoder_layers=3, decoder_layers=1, encoder_ffn_dim=24, decoder_ffn_dim=24
+    )
+    config.encoder_attention_heads = config.decoder_attention_heads = 2
+    whole = BartModel(config).eval()
+    whole.save_pretrained(tmp_path)
+    model = build(tmp_path, "vanilla").eval()
+    assert model.ponder.num_steps == 3
+    ids = torch.randint(3, 60, (2, 6))
+    torch.testing.assert_close(_features(model, {"input_ids": ids}), whole.encoder(ids).last_hidden_state.mean(1))
+
+
+def test_an_encoder_decoder_gives_its_encoder() -> None:
+    whole = T5EncoderModel(tiny_encoder(BY_NAME["t5"]).config)
+    model = build(whole)
+    assert model.encoder is whole.encoder
+
+
+def test_dinov3_is_no_model_with_heads() -> None:
+    assert isinstance(adapter_for(tiny_encoder(BY_NAME["dinov3_vit"])), CapturedAdapter)
+
+
+def test_images_are_refused_by_a_model_of_texts() -> None:
+    with pytest.raises(ArgumentError, match="pixel_values"):
+        build(tiny_encoder(BY_NAME["vit"]))
+
+
+def test_token_types_are_left_out_where_the_encoder_has_none() -> None:
+    model = make("distilbert", recipe="vanilla")
+    batch = batch_for(model.encoder)
+    with torch.no_grad():
+        given = model(**batch, token_type_ids=torch.ones_like(batch["input_ids"])).logits
+        assert torch.equal(given, model(**batch).logits)

@@ -1,0 +1,107 @@
+"""Every family of encoders, from a tiny random one: wrapped, it computes what it did, or is refused as documented."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder.integrations.transformers import adapter_for
+from ponder.integrations.transformers.examples import example_for
+from ponder.integrations.transformers.families import FAMILIES, Family, _page, supported, tiny_encoder, what_holds
+from ponder.policies import ExitPolicy, LastStep, PolicyBatch, StepView
+
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
+HELD = {row.name: row for row in supported()}
+WRAPPED = [family for family in FAMILIES if not HELD[family.name].refused]
+
+
+@pytest.fixture(autouse=True)
+def _private_randomness() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield
+
+
+@dataclass(frozen=True)
+class FirstRowsFirst(ExitPolicy):
+    """Row r leaves at step r + 1: the longest rows come first."""
+
+    def init(self, batch: PolicyBatch) -> Any:
+        return {"exit": batch.row_ids + 1}
+
+    def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return step.index >= state["exit"], state
+
+
+def other_batches(encoder: Any) -> list[dict[str, Any]]:
+    """Other rows than those that were learned from; of texts, also without a mask and with one that hides nothing."""
+    example = example_for(encoder)
+    first = next(iter(example))
+    rows = torch.tensor([0, 2, 1])
+    values = example[first]
+    if values.is_floating_point():
+        return [{first: values.flip(-1)}]
+    shuffled = {name: value[rows] for name, value in example.items()} | {first: values.roll(1, 1)[rows]}
+    whole = {name: value for name, value in shuffled.items() if name != "attention_mask"}
+    if "attention_mask" not in example:
+        return [shuffled]
+    long = {name: value.repeat_interleave(5, 1)[:, :44] for name, value in shuffled.items()}
+    return [shuffled, whole, {**whole, "attention_mask": torch.ones_like(example["attention_mask"])}, long]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_is_documented_holds(family: Family) -> None:
+    assert what_holds(family) == HELD[family.name]
+
+
+@pytest.mark.parametrize("family", WRAPPED, ids=lambda family: family.name)
+@torch.no_grad()
+def test_a_wrapped_encoder_computes_what_it_computes(family: Family) -> None:
+    encoder = tiny_encoder(family, seed=1)
+    adapter = adapter_for(encoder)
+    name = next(name for name in ("pooler", "mean") if adapter.has_readout(name))
+    model = ponder.PonderWrapper(
+        adapter.steps(),
+        stem=adapter.stem,
+        readout=adapter.readout(name),
+        padding=adapter.padding(),
+        head=nn.Identity(),
+    ).eval()
+    takes = inspect.signature(encoder.forward).parameters
+    constants = {"use_cache": False} if "use_cache" in takes else {}  # a cache changes the last bits
+    for batch in other_batches(encoder):
+        first, *others = batch
+        named = {key: batch[key] for key in others}
+        plain = encoder(**batch, **constants)
+        if name == "pooler":
+            expected = plain.pooler_output
+        elif plain.last_hidden_state.dim() == 4:
+            expected = plain.last_hidden_state.mean((2, 3))
+        else:
+            expected = ponder.readouts.mean(plain.last_hidden_state, attention_mask=batch.get("attention_mask"))
+        whole = model(batch[first], policy=LastStep(), **named)
+        assert torch.equal(whole.outputs, expected), "full depth is the plain encoder"
+        every = model.unroll(batch[first], **named).outputs
+        out = model(batch[first], policy=FirstRowsFirst(), **named)
+        assert out.exit_step.tolist() == [1, 2, 3]
+        scale = float(every.abs().max())
+        torch.testing.assert_close(out.outputs, every[range(3), range(3)], atol=1e-4 * scale, rtol=0)
+
+
+def test_at_least_seventy_of_seventy_four_families_are_wrapped() -> None:
+    families = {family.model_type for family in WRAPPED}
+    assert len(families) >= 70
+    assert len(WRAPPED) / len(FAMILIES) >= 70 / 74 - 0.03
+
+
+def test_the_page_is_what_was_found() -> None:
+    assert PAGE.read_text(encoding="utf-8") == _page(supported()), (
+        "run python -m ponder.integrations.transformers.families"
+    )

@@ -1,0 +1,454 @@
+"""`capture`: stem, steps and readout of a module with a list of layers compute what it computes, or it says why not."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
+from ponder.testing import check_backbone
+from tests.ponder.capturable import LAYERS, LENGTHS, MODULES, NARROWING, REAL, WIDTH, Block, make, other_example, states
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+modules = pytest.mark.parametrize("name", MODULES)
+
+
+class Pooled(nn.Module):
+    """A head for features with or without positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features[:, 0] if features.dim() == 3 else features)
+
+
+def wrapped(module: nn.Module, example: dict[str, Any], **options: Any) -> ponder.PonderWrapper:
+    """The module with its own output as the answer."""
+    parts = ponder.capture(module, example)
+    return ponder.PonderWrapper(
+        parts.steps, stem=parts.stem, readout=parts.readout, padding=parts.padding, head=nn.Identity(), **options
+    ).eval()
+
+
+def call(model: Any, example: dict[str, Any], **options: Any) -> Any:
+    first, *others = example
+    return model(example[first], **{name: example[name] for name in others}, **options)
+
+
+def plain(module: nn.Module, example: dict[str, Any]) -> Tensor:
+    out = module(**example)
+    return out["tokens"] if isinstance(out, dict) else out
+
+
+@modules
+@torch.no_grad()
+def test_full_depth_is_the_module_bit_for_bit(name: str) -> None:
+    module, example = make(name)
+    model = wrapped(module, example)
+    assert model.num_steps == LAYERS
+    for batch in (example, other_example(name)):
+        assert torch.equal(call(model, batch, policy=LastStep()).outputs, plain(module, batch))
+
+
+@modules
+def test_it_keeps_the_contract_of_backbones(name: str) -> None:
+    module, example = make(name)
+    parts = ponder.capture(module, example)
+    head = Pooled(5 if name == "image-classifier" else WIDTH)
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=head)
+    first, *others = example
+    check_backbone(model, example[first], **{other: example[other] for other in others})
+
+
+@modules
+@torch.no_grad()
+def test_an_earlier_exit_reads_what_a_shorter_module_would_give(name: str) -> None:
+    module, example = make(name)
+    model = wrapped(module, example)
+    for step in range(1, LAYERS):
+        short = copy.deepcopy(module)
+        for path, box in list(short.named_children()):
+            if isinstance(box, nn.ModuleList | nn.Sequential) and len(box) == LAYERS:
+                setattr(short, path, box[:step])
+        assert torch.equal(call(model, example, policy=FixedStep(step)).outputs, plain(short, example))
+
+
+@dataclass(frozen=True)
+class LongestFirst(ExitPolicy):
+    """Rows leave by their length, which is their id: the longest after the first step, the shortest after the last."""
+
+    def init(self, batch: PolicyBatch) -> Any:
+        order = batch.row_ids.argsort(descending=True).argsort()
+        return {"exit": 1 + order.clamp(max=batch.num_steps - 1)}
+
+    def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return step.index >= state["exit"], state
+
+
+@pytest.mark.parametrize("name", NARROWING)
+@torch.no_grad()
+def test_batches_get_narrower_when_the_longest_rows_leave(name: str) -> None:
+    module, example = make(name)
+    parts = ponder.capture(module, example)
+    assert parts.padding is not None
+    assert not parts.padding.pooled, "its own features have positions"
+    model = ponder.PonderWrapper(
+        parts.steps,
+        stem=parts.stem,
+        readout=lambda hidden: hidden[:, 0],
+        head=nn.Linear(WIDTH, 2),
+        padding=replace(parts.padding, pooled=True),
+    ).eval()
+    widths: list[int] = []
+    hook = model.steps.register_forward_pre_hook(lambda _, args: widths.append(args[1].shape[1]))
+    out = call(model, example, policy=LongestFirst(), row_ids=LENGTHS)
+    hook.remove()
+    assert out.exit_step.tolist() == [1, 3, 2, 3]
+    assert widths == [6, 5, 4]
+    first, *others = example
+    full = model.unroll(example[first], **{name: example[name] for name in others}).outputs
+    expected = full[torch.arange(len(LENGTHS)), out.exit_step - 1]
+    torch.testing.assert_close(out.outputs, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_mask_no_lengths_are_claimed() -> None:
+    for name in ("torch", "text", "folded"):
+        assert ponder.capture(*make(name)).padding is None
+
+
+@modules
+def test_gradients_are_the_modules_own(name: str) -> None:
+    module, example = make(name)
+    model = wrapped(module, example)
+    call(model, example, policy=LastStep()).outputs.square().sum().backward()
+    got = {name: weight.grad for name, weight in module.named_parameters()}
+    module.zero_grad()
+    plain(module, example).square().sum().backward()
+    for key, weight in module.named_parameters():
+        assert got[key] is not None
+        torch.testing.assert_close(got[key], weight.grad, msg=key)
+
+
+@pytest.mark.parametrize("name", ["torch", "text-masked", "image-classifier"])
+def test_training_draws_the_modules_own_dropout(name: str) -> None:
+    module, example = make(name)
+    model = wrapped(module, example, objective=ponder.objectives.FinalStep()).train()
+    torch.manual_seed(5)
+    expected = plain(module, example)
+    torch.manual_seed(5)
+    assert torch.equal(call(model, example).outputs, expected)
+    assert not torch.equal(plain(module, example), expected), "dropout is on"
+
+
+@modules
+def test_the_module_is_not_touched(name: str) -> None:
+    module, example = make(name)
+    module.train()
+    before = _looks(module)
+    model = wrapped(module, example)
+    assert module.training is False, "the wrapper owns it now, and was put into evaluation mode"
+    module.train()
+    assert _looks(module) == before
+    module.eval()
+    with torch.no_grad():
+        call(model, example, policy=LastStep())
+    module.train()
+    assert _looks(module) == before
+
+
+def _looks(module: nn.Module) -> list[Any]:
+    """Everything on every module that a capture could have left behind."""
+    return [
+        (
+            path,
+            part.training,
+            sorted(part.__dict__),
+            [len(part.__dict__[name]) for name in HOOKS],
+            id(part.forward.__func__),
+        )
+        for path, part in module.named_modules()
+    ]
+
+
+@modules
+def test_weights_are_registered_once_under_stable_names(name: str) -> None:
+    module, example = make(name)
+    model = wrapped(module, example)
+    assert list(model.state_dict()) == [f"stem.module.{key}" for key in module.state_dict()]
+    assert [id(weight) for weight in model.parameters()] == [id(weight) for weight in module.parameters()]
+    call(model, example)
+    assert list(model.state_dict()) == [f"stem.module.{key}" for key in module.state_dict()]
+
+
+@modules
+@torch.no_grad()
+def test_copies_are_whole_and_their_own(name: str, tmp_path: Path) -> None:
+    module, example = make(name)
+    model = wrapped(module, example)
+    expected = call(model, example, policy=LastStep()).outputs
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(call(twin, example, policy=LastStep()).outputs, expected)
+        for weight in twin.parameters():
+            weight.add_(1.0)
+        assert torch.equal(call(model, example, policy=LastStep()).outputs, expected), "the first one has not moved"
+        assert not torch.equal(call(twin, example, policy=LastStep()).outputs, expected)
+        ponder.save(model, tmp_path)
+        ponder.load(twin, tmp_path)
+        assert torch.equal(call(twin, example, policy=LastStep()).outputs, expected)
+
+
+@pytest.mark.parametrize("name", ["torch", "text", "code-between", "image-classifier"])
+@torch.no_grad()
+def test_it_moves_with_the_module_to_another_precision(name: str) -> None:
+    module, example = make(name)
+    model = wrapped(module, example).double()
+    batch = {key: value.double() if value.is_floating_point() else value for key, value in example.items()}
+    assert torch.equal(call(model, batch, policy=LastStep()).outputs, plain(module, batch))
+
+
+@pytest.mark.parametrize("name", ["text-masked", "code-between", "handing-on"])
+@torch.no_grad()
+def test_threads_may_call_it_at_once(name: str) -> None:
+    module, example = make(name)
+    model = wrapped(module, example)
+    batches = [MODULES[name][1](seed) for seed in range(8)]
+    expected = [plain(module, batch) for batch in batches]
+
+    def run(number: int) -> bool:
+        with torch.no_grad():
+            ours = call(model, batches[number % 8], policy=LastStep()).outputs
+            return torch.equal(ours, expected[number % 8]) and torch.equal(plain(module, batches[number % 8]), ours)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(64)))
+
+
+@torch.no_grad()
+def test_hooks_on_layers_see_the_rows_that_run() -> None:
+    module, example = make("text-masked")
+    rows: list[int] = []
+    module.layers[1].register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
+    model = wrapped(module, example)
+    rows.clear()
+    call(model, example, policy=LongestFirst(), row_ids=LENGTHS)
+    assert rows == [3]
+
+
+@torch.no_grad()
+def test_a_tail_of_modules_runs_only_what_is_read() -> None:
+    module, example = make("torch")
+    parts = ponder.capture(module, example)
+    calls: list[int] = []
+    module.norm.register_forward_hook(lambda *_: calls.append(1))
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=lambda h: h[:, 0], head=nn.Identity()).eval()
+    call(model, example)
+    assert calls == []
+
+
+@torch.no_grad()
+def test_inputs_may_be_a_tensor_a_tuple_or_a_dict() -> None:
+    module, example = make("text-masked")
+    ids, mask = example.values()
+    expected = plain(module, example)
+    for given in (example, (ids, mask)):
+        parts = ponder.capture(module, given, features=lambda out: out["tokens"])
+        state, context = parts.stem(given)
+        for step in range(1, LAYERS + 1):
+            state = parts.steps(step, state, **ponder._utils.trees.unwrap(context))
+        assert torch.equal(parts.readout(state), expected)
+
+
+@torch.no_grad()
+def test_the_list_of_layers_may_be_named() -> None:
+    class TwoLists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ModuleList([Block() for _ in range(2)])
+            self.second = nn.ModuleList([Block() for _ in range(4)])
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            for layer in (*self.first, *self.second):
+                hidden = layer(hidden)
+            return hidden
+
+    torch.manual_seed(0)
+    module = TwoLists().eval()
+    assert ponder.capture(module, states()).steps.num_steps == 4, "the larger one"
+    model = ponder.capture(module, states(), layers="first")
+    assert model.steps.num_steps == 2
+    state, context = model.stem(states())
+    for step in (1, 2):
+        state = model.steps(step, state, **ponder._utils.trees.unwrap(context))
+    assert torch.equal(model.readout(state, **ponder._utils.trees.unwrap(context)), module(states()))
+
+
+class Widening(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 32)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for stage in self.stages:
+            hidden = stage(hidden)
+        return hidden
+
+
+class OfTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden - hidden.mean(0))
+        return hidden
+
+
+class Skips(nn.Module):
+    """A U-Net: what the first layer gave is added after the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(4)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        kept = []
+        for number, layer in enumerate(self.layers):
+            if number >= 2:
+                hidden = hidden + kept.pop()
+            hidden = layer(hidden)
+            if number < 2:
+                kept.append(hidden)
+        return hidden
+
+
+class Random(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden) + torch.randn_like(hidden)
+        return hidden
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([CountingLayer() for _ in range(2)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, len(hidden))
+        return hidden
+
+
+class CountingLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, rows: int) -> Tensor:
+        return self.linear(hidden).reshape(rows, -1, WIDTH)
+
+
+@torch.no_grad()
+def test_layers_that_are_told_the_number_of_rows_are_told_anew() -> None:
+    """Trap: a number of rows noted once, and given to the layers after rows have left."""
+    module = Counting().eval()
+    parts = ponder.capture(module, states())
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=Pooled(WIDTH))
+    check_backbone(model, states())
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "says"),
+    [
+        (Widening(), states(), "keep the shape of the hidden state; got .* after layer 1 of 'stages'"),
+        (OfTheBatch(), states(), "rows that do not affect one another"),
+        (Skips(), states(), "nothing but the hidden state is handed on; got other outputs"),
+        (Random(), states(), "draws random numbers"),
+        (nn.Linear(WIDTH, 2), states(), "a list of layers that are called"),
+        (nn.LSTM(WIDTH, WIDTH, 2), states(), "a list of layers that are called"),
+        (OfTheBatch(), states()[:1], "example: expected tensors of two rows or more"),
+        (OfTheBatch(), {"hidden": 3}, "example: expected tensors of two rows or more"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_with_the_reason(module: nn.Module, example: Any, says: str) -> None:
+    before = _looks(module)
+    with pytest.raises(ArgumentError, match=says) as caught:
+        ponder.capture(module, example)
+    assert caught.value.remedy
+    assert _looks(module) == before
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"module: expected an nn\.Module; got function"):
+        ponder.capture(states, states())
+
+
+def test_a_name_that_is_no_list_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="a list of layers at 'norm'"):
+        ponder.capture(*make("text"), layers="norm")
+
+
+@torch.no_grad()
+def test_a_vision_transformer_of_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    _check_classifier(torchvision.models.VisionTransformer(16, 8, LAYERS, 2, 16, 32, num_classes=4), 16)
+
+
+@torch.no_grad()
+def test_a_vision_transformer_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=LAYERS, num_classes=4)
+    _check_classifier(model, 32)
+
+
+def _check_classifier(module: nn.Module, size: int) -> None:
+    for weight in module.parameters():
+        if weight.dim() > 1:
+            weight.normal_(std=0.2)
+    module.eval()
+    images = torch.randn(3, 3, size, size)
+    parts = ponder.capture(module, images)
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity()).eval()
+    assert model.num_steps == LAYERS
+    assert torch.equal(model(images, policy=LastStep()).outputs, module(images))
+    check_backbone(model, images)
+
+
+@torch.no_grad()
+def test_an_encoder_of_x_transformers() -> None:
+    x_transformers = pytest.importorskip("x_transformers")
+    torch.manual_seed(0)
+    layers = x_transformers.Encoder(dim=16, depth=LAYERS, heads=2, attn_dim_head=8)
+    module = x_transformers.TransformerWrapper(num_tokens=30, max_seq_len=16, attn_layers=layers, num_memory_tokens=0)
+    module.eval()
+    ids = torch.randint(0, 30, REAL.shape)
+    parts = ponder.capture(module, {"x": ids, "mask": REAL})
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity()).eval()
+    assert model.num_steps == 2 * LAYERS, "attention and feed-forward parts are layers of their own there"
+    assert torch.equal(model(ids, mask=REAL, policy=LastStep()).outputs, module(ids, mask=REAL))
+    assert parts.padding is not None
+    model = ponder.PonderWrapper(
+        parts.steps,
+        stem=parts.stem,
+        readout=parts.readout,
+        head=Pooled(30),
+        padding=replace(parts.padding, pooled=False),
+    )
+    check_backbone(model, ids, mask=REAL)

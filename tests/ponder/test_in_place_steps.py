@@ -1,0 +1,164 @@
+"""Steps that change their hidden state in place give what steps that make a new one give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder import policies
+
+WIDTH, STEPS, ROWS = 6, 6, 200
+
+
+class Doubling(nn.Module):
+    """h ← tanh(W h) · 1.5, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.linear, self.in_place = nn.Linear(WIDTH, WIDTH), in_place
+        nn.init.normal_(self.linear.weight, std=0.6)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        update = torch.tanh(self.linear(hidden.flatten(1)[:, :WIDTH])) * 1.5
+        update = update.reshape(-1, *([1] * (hidden.dim() - 2)), WIDTH)
+        if self.in_place:
+            hidden.mul_(0.5)
+            hidden.add_(update)
+            return hidden
+        return hidden * 0.5 + update
+
+
+@dataclass(frozen=True)
+class Settled(policies.ExitPolicy):
+    """Exits where the features moved little since the step before: keeps them as its state."""
+
+    distance: float = 1.8
+    needs = frozenset({"features"})
+
+    def init(self, batch: policies.PolicyBatch) -> Tensor:
+        return torch.full((batch.size, WIDTH), torch.inf)
+
+    def decide(self, step: Any, state: Tensor) -> tuple[Tensor, Tensor]:
+        features = step.features
+        return (features - state).norm(dim=-1) < self.distance, features
+
+
+@dataclass(frozen=True)
+class SameAnswer(policies.ExitPolicy):
+    """Exits where the outputs moved little: keeps them as its state."""
+
+    distance: float = 1.5
+    needs = frozenset({"output"})
+
+    def init(self, batch: policies.PolicyBatch) -> Tensor:
+        return torch.full((batch.size, WIDTH), torch.inf)
+
+    def decide(self, step: Any, state: Tensor) -> tuple[Tensor, Tensor]:
+        return (step.output - state).norm(dim=-1) < self.distance, step.output
+
+
+POLICIES = (policies.Quantile(0.5), policies.Patience(2), Settled(), SameAnswer(), policies.Entropy(1.6).after(2))
+HEADS = {"linear": lambda: nn.Linear(WIDTH, WIDTH), "identity": nn.Identity}  # the latter's outputs are the state
+READOUTS = {"the state itself": None, "a view": ponder.readouts.first_token}
+
+
+def models(head: str, readout: str, history: int) -> list[ponder.PonderWrapper]:
+    """The same model with steps in place and with steps that are not."""
+    made = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        hazards = ponder.LambdaHead(WIDTH, layers=2, history=history)
+        for weight in hazards.parameters():
+            nn.init.normal_(weight, std=0.8)
+        model = ponder.PonderWrapper(
+            Doubling(in_place),
+            STEPS,
+            head=HEADS[head](),
+            lambda_head=hazards,
+            readout=READOUTS[readout],
+            task="classification",
+        )
+        made.append(model.eval())
+    return made
+
+
+def batch(readout: str) -> Tensor:
+    shape = (ROWS, WIDTH) if readout == "the state itself" else (ROWS, 3, WIDTH)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_batch_unroll_and_replay(head: str, readout: str, history: int) -> None:
+    # Trap: features of the step before are a view of the state, which this step has changed.
+    changing, plain = models(head, readout, history)
+    inputs = batch(readout)
+    with torch.inference_mode():
+        expected = plain.unroll(inputs.clone(), keep_features=True)
+        found = changing.unroll(inputs.clone(), keep_features=True)
+        for name, tensor in expected.tensors().items():
+            assert torch.equal(found.tensors()[name], tensor), name
+        for policy in POLICIES:
+            wanted, run = plain(inputs.clone(), policy=policy), changing(inputs.clone(), policy=policy)
+            replayed = found.replay(policy)
+            assert len(wanted.exit_step.unique()) > 1, policy
+            for exits in (run, replayed):
+                assert torch.equal(exits.exit_step, wanted.exit_step), policy
+                torch.testing.assert_close(exits.outputs, wanted.outputs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_stream(head: str) -> None:
+    changing, plain = models(head, "the state itself", 2)
+    inputs = batch("the state itself")[:40]
+    for policy in (policies.Quantile(0.5), Settled()):
+        with torch.inference_mode():
+            wanted = plain(inputs.clone(), policy=policy)
+            with ponder.StreamEngine(changing, policy, max_batch=7) as engine:
+                answers = [future.result() for future in [engine.submit(row.clone()) for row in inputs]]
+        assert [answer.exit_step for answer in answers] == wanted.exit_step.tolist()
+        torch.testing.assert_close(torch.stack([answer.output for answer in answers]), wanted.outputs)
+
+
+class Once(nn.Module):
+    """A step in place that fails, after it has changed the state, on batches of more than one row."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step, self.armed = step, True
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        after = self.step(hidden)
+        if self.armed and len(hidden) > 1:
+            raise RuntimeError("no memory, say")
+        return after
+
+
+def test_a_stream_that_tries_again_row_by_row() -> None:
+    # Trap: the step that is tried again runs on a state that its first attempt has changed.
+    changing, plain = models("linear", "the state itself", 2)
+    changing.steps.fns[0] = Once(changing.steps.fns[0])
+    inputs = batch("the state itself")[:20]
+    with torch.inference_mode():
+        wanted = plain(inputs.clone())
+        with ponder.StreamEngine(changing, max_batch=8) as engine:
+            answers = [future.result() for future in [engine.submit(row.clone()) for row in inputs]]
+    assert [answer.exit_step for answer in answers] == wanted.exit_step.tolist()
+    torch.testing.assert_close(torch.stack([answer.output for answer in answers]), wanted.outputs)
+
+
+def test_the_callers_inputs_are_not_changed() -> None:
+    # Without a stem h_0 is what the caller passed.
+    changing, _ = models("linear", "the state itself", 2)
+    inputs = batch("the state itself")
+    before = inputs.clone()
+    with torch.inference_mode():
+        changing(inputs)
+        changing.unroll(inputs)
+    assert torch.equal(inputs, before)

@@ -1,0 +1,113 @@
+"""What a type checker tells the authors of other programs: where `ponder` is, and what a model gives and takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+GOOD = """
+import torch
+from torch import nn
+import ponder
+from ponder import policies, priors
+
+model = ponder.PonderWrapper(
+    nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), lambda_head=ponder.LambdaHead(8), prior=priors.Geometric(0.1)
+)
+out = model(torch.randn(2, 8), policy=policies.Quantile(0.5))
+reveal_type(out)
+reveal_type(out.exit_step)
+reveal_type(model.unroll(torch.randn(2, 8)))
+reveal_type(ponder.load(model, "folder"))
+"""
+BAD = """
+import torch
+from torch import nn
+import ponder
+from ponder import policies
+
+model = ponder.PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), polcy=None)  # line 7
+policies.Quantile(level=0.5)  # line 8
+model(torch.randn(2, 8)).outputz  # line 9
+model(torch.randn(2, 8), labels="a")  # line 10
+ponder.PonderWrap  # line 11
+"""
+REVEALED = [
+    "ponder.wrapper.PonderOutput",
+    "torch._tensor.Tensor",
+    "ponder.trajectory.Trajectory",
+    "ponder.wrapper.PonderWrapper",
+]
+
+
+def users_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "user"
+    folder.mkdir()
+    (folder / "good.py").write_text(GOOD)
+    (folder / "bad.py").write_text(BAD)
+    return folder
+
+
+def unpacked_wheel(tmp_path: Path) -> Path:
+    """The files of the wheel, as pip would install them; setuptools makes it, without a network."""
+    source, wheels = tmp_path / "source", tmp_path / "wheels"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    for name in ("ponder", "integrations"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(wheels)], cwd=source, check=True, capture_output=True)
+    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "installed")
+    return tmp_path / "installed"
+
+
+def mypy(folder: Path, place: Path, name: str) -> str:
+    """What mypy says of a user's file, where `ponder` lies in `place`; it keeps what it learnt of PyTorch."""
+    options = ["--strict", "--ignore-missing-imports", "--follow-imports", "silent", "--config-file", ""]
+    cache = ["--cache-dir", str(ROOT / ".mypy_cache" / "of-users")]
+    command = [sys.executable, "-m", "mypy", *options, *cache, name]
+    ran = subprocess.run(
+        command, cwd=folder, env={**os.environ, "MYPYPATH": str(place)}, capture_output=True, text=True
+    )
+    return ran.stdout + ran.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
+def test_a_users_file_by_mypy(tmp_path: Path) -> None:
+    # Trap: calls of nn.Module are typed Any, so that nothing after a call is checked.
+    folder = users_folder(tmp_path)
+    for place in (ROOT, unpacked_wheel(tmp_path)):  # as an editable installation and a wheel put it on the path
+        good, bad = mypy(folder, place, "good.py"), mypy(folder, place, "bad.py")
+        assert "error" not in good, good
+        assert re.findall(r'Revealed type is "([\w.]+)', good) == REVEALED, good
+        lines = {int(number) for number in re.findall(r"bad\.py:(\d+): error", bad)}
+        assert lines == {7, 8, 9, 10, 11}, bad
+        for word in ("polcy", "level", "outputz", "PonderWrap"):
+            assert word in bad, bad
+
+
+@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed (it needs node)")
+def test_a_users_file_by_pyright(tmp_path: Path) -> None:
+    folder = users_folder(tmp_path)
+    command = ["pyright", "--pythonpath", sys.executable]
+    (folder / "pyrightconfig.json").write_text(f'{{"extraPaths": ["{ROOT}"]}}')
+    ran = subprocess.run([*command, "good.py", "bad.py"], cwd=folder, capture_output=True, text=True)
+    if "error" not in ran.stdout:
+        pytest.skip(f"pyright does not run here: {(ran.stdout + ran.stderr)[-300:]}")
+    assert not re.search(r"good\.py:\d+:\d+ - error", ran.stdout), ran.stdout
+    told = [name.rpartition(".")[2] for name in REVEALED]
+    assert re.findall(r'Type of ".*" is "(\w+)"', ran.stdout) == told, ran.stdout
+    lines = {int(number) for number in re.findall(r"bad\.py:(\d+):\d+ - error", ran.stdout)}
+    assert lines == {7, 8, 9, 10, 11}, ran.stdout
