@@ -18,7 +18,7 @@ OPTIONAL = {"safetensors", "matplotlib", "numpy", "sklearn"}
 EXCEPTIONS = {
     ("benchmarks.glue.data", "benchmarks.glue.tasks"),  # for the type checker
 }
-"""Imports against the arrows, each of which is to go."""
+"""Imports against the arrows."""
 
 
 @dataclass(frozen=True)
