@@ -34,7 +34,8 @@ def demo(updates: int = UPDATES) -> dict[str, Any]:
 
 def draw(path: Path, told: dict[str, Any]) -> None:
     """Mean exit step and share of problems solved, by the number of bits."""
-    from matplotlib.figure import Figure  # of the extra plots
+    import matplotlib as mpl  # of the extra plots
+    from matplotlib.figure import Figure
 
     puzzle = SMALL["prefix-sums"].task
     figure = Figure(figsize=(6, 3.4), layout="constrained")
@@ -49,4 +50,5 @@ def draw(path: Path, told: dict[str, Any]) -> None:
     solved.plot(bits, [entry["accuracy"] for entry in told["by_level"]], "s:", color="#D55E00")
     solved.set_ylim(0, 1.04)
     solved.set_ylabel("problems solved", color="#D55E00")
-    figure.savefig(path, metadata={"Date": None})
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
