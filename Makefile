@@ -15,7 +15,7 @@ ARGS ?=
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glue test lint types format docs clean
+.PHONY: help install demo puzzles glue test lint types format docs clean
 
 ifneq ($(filter glue,$(MAKECMDGOALS)),)
 ifeq ($(strip $(TASK)),)
@@ -40,6 +40,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Train vanilla, palbert and pabee on the graded tasks; writes demo/report.html. ARGS= is passed on.
 	$(BIN)/python -m benchmarks.glue demo $(ARGS)
+
+puzzles: $(STAMP) ## Learn prefix sums in two minutes, and draw how steps grow with difficulty: demo/puzzles.svg.
+	$(BIN)/python -m benchmarks.puzzles demo $(ARGS)
 
 glue: $(STAMP) ## Fine-tune and evaluate on GLUE: TASK=RTE [GLUE_DIR=] [RECIPE=] [BACKBONE=] [ARGS=].
 	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \

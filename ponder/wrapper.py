@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_type
-from ponder.engine.losses import check_truncation, checked_labels, exit_loss, no_loss, training_loss
+from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource
 from ponder.engine.teaching import FrozenTeacher, frozen_copy
@@ -20,7 +20,8 @@ from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
-from ponder.objectives import FinalStep, Objective, Ponder, Progress
+from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
+from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
@@ -171,6 +172,7 @@ class PonderWrapper(EarlyExitModel):
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
         **context: Any,
     ) -> PonderOutput:
         """Train mode: every step, and the objective's loss. Eval mode: each row to its exit.
@@ -182,6 +184,8 @@ class PonderWrapper(EarlyExitModel):
             row_ids: Who each row is, `(batch,)` integers, for seeded sampling; the position where None.
             policy_context: What policies may read of each row (a budget, say), by name, `(batch, …)` each; neither
                 stem nor steps see it.
+            num_steps: How many steps there are in this call, where one shared step can run for longer (or shorter)
+                than it was trained; N where None. Policies and priors are asked about as many.
             context: Passed to the stem and to every step. Tensors are per example, batch first, unless wrapped
                 in `ponder.Shared`.
         """
@@ -193,8 +197,9 @@ class PonderWrapper(EarlyExitModel):
                     got=repr(policy),
                     remedy="Call model.eval() first.",
                 )
-            return self._train_on(inputs, context, labels, row_ids)
-        exits = self.exits(inputs, context, self.checked(policy), row_ids=row_ids, policy_context=policy_context)
+            return self._train_on(inputs, context, labels, row_ids, num_steps)
+        policy = self.checked(policy, self.depth(num_steps))
+        exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
         return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
 
     if TYPE_CHECKING:
@@ -219,6 +224,7 @@ class PonderWrapper(EarlyExitModel):
         labels: Tensor | None = None,
         row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
         keep_features: bool = False,
         **context: Any,
     ) -> Trajectory:
@@ -231,6 +237,7 @@ class PonderWrapper(EarlyExitModel):
             labels: Kept with the trajectory.
             row_ids: Who each row is.
             policy_context: Kept with the trajectory, for policies that read it.
+            num_steps: How many steps, as for a call.
             keep_features: Record features too, for policies that read them.
             context: As for a call.
         """
@@ -240,7 +247,8 @@ class PonderWrapper(EarlyExitModel):
                 "Call model.eval() first.",
                 stacklevel=2,
             )
-        return self._unroll(inputs, context, labels, row_ids, policy_context, keep_features=keep_features)
+        depth = Depth(0, self.depth(num_steps))
+        return self._unroll(inputs, context, labels, row_ids, policy_context, depth, keep_features=keep_features)
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a data set to its exit, in its order, in batches of similar length; see `ponder.predict`."""
@@ -348,25 +356,34 @@ class PonderWrapper(EarlyExitModel):
     def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
         check_type("objective", objective, Objective)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
+        if objective.draws_depth:
+            check_drawn(objective, self.steps.shared and not isinstance(self.head, PerStep), self.num_steps)
         check_truncation(self.truncate_below, objective, self.lambda_head is not None)
 
     def _train_on(
-        self, inputs: Tree, context: Mapping[str, Any], labels: Tensor | None, row_ids: Tensor | None
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        labels: Tensor | None,
+        row_ids: Tensor | None,
+        num_steps: int | None,
     ) -> PonderOutput:
-        needs = self.objective.needs
+        needs, depth = self.objective.needs, self.objective.depth(self.depth(num_steps))
         trajectory = self._unroll(
             inputs,
             context,
             labels,
             row_ids,
             None,
+            depth,
             keep_features="features" in needs,
             truncate_below=self.truncate_below,
         )
-        outputs, last = trajectory.outputs[:, -1], torch.full_like(trajectory.row_ids, trajectory.num_steps)
+        outputs = trajectory.outputs[:, -1]
+        last = torch.full_like(trajectory.row_ids, depth.warm_up + trajectory.num_steps)
         if not len(trajectory):
             return PonderOutput(outputs, last, None if labels is None else no_loss(outputs, self), trajectory)
-        prior = None if self.prior is None else self.prior(self.num_steps, device=outputs.device)
+        prior = None if self.prior is None else self.prior(depth.steps, device=outputs.device)
         taught = None
         if labels is not None and self._teacher is not None and "teacher" in needs:
             taught = self._teacher.outputs(inputs, context, outputs)
@@ -382,16 +399,24 @@ class PonderWrapper(EarlyExitModel):
         labels: Tensor | None,
         row_ids: Tensor | None,
         policy_context: Mapping[str, Tensor] | None,
+        depth: Depth,
         *,
         keep_features: bool = False,
         truncate_below: float | None = None,
     ) -> Trajectory:
         kind = CheckpointedSource if self.checkpoint_steps else ModelSource
-        source, batch = self.start(inputs, context, row_ids, policy_context, self.lambda_head is not None, kind)
+        use_hazard = self.lambda_head is not None
+        source, batch = self.start(inputs, context, row_ids, policy_context, use_hazard, kind, depth.total)
         if batch.size:
-            record = unroll(source, self.num_steps, keep_features=keep_features, truncate_below=truncate_below)
+            record = unroll(
+                source,
+                depth.steps,
+                warm_up=depth.warm_up,
+                keep_features=keep_features,
+                truncate_below=truncate_below,
+            )
         else:
-            record = no_steps(source, self.num_steps, keep_features=keep_features)
+            record = no_steps(source, depth.steps, keep_features=keep_features)
         trajectory = Trajectory(
             outputs=record.outputs,
             hazard_logits=record.hazard_logits,

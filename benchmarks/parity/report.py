@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,18 +66,6 @@ class Row:
         ]
         return {k: statistics.fmean(one[k] for one in told if k in one) for k in sorted(set().union(*told))}
 
-    def by_ones(self) -> dict[tuple[int, int], float]:
-        """Accuracy by difficulty and number of ones, over the vectors of all seeds."""
-        right: Counter[tuple[int, int]] = Counter()
-        of: Counter[tuple[int, int]] = Counter()
-        for measured in (*self.validation, *self.test):
-            for entry in measured["by_difficulty"]:
-                for one in entry["by_ones"]:
-                    place = (entry["difficulty"], one["ones"])
-                    right[place] += one["accuracy"] * one["examples"]
-                    of[place] += one["examples"]
-        return {place: right[place] / of[place] for place in sorted(of)}
-
 
 def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
     """The rows of several seeds of one setting."""
@@ -94,36 +81,15 @@ def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """Tables of accuracy and exit steps, and of both by difficulty for the models' own ways of halting."""
-    table = rows(results)
+    """A table of accuracy and exit steps; how both go with difficulty is what the figure shows."""
     setting = results[0]["setting"]
     lines = [
         f"Setting `{setting['name']}`, seeds {', '.join(str(result['seed']) for result in results)}; "
         f"mean ± sample standard deviation over seeds. "
         f"{setting['examples']:,} vectors in each set; {_updates(results)} updates of each model.",
         "",
-        *_table(COLUMNS, (row.cells() for row in table)),
+        *_table(COLUMNS, (row.cells() for row in rows(results))),
     ]
-    for scene in setting["scenes"]:
-        trained, asked = scene["train"], scene["test"]
-        lines += [
-            "",
-            f"### {scene['name'].capitalize()}: accuracy and mean exit step by difficulty",
-            "",
-            f"Vectors of {scene['size']} elements; trained on {trained['low']}–{trained['high']} that are not zero, "
-            f"reported on {asked['low']}–{asked['high']}.",
-            "",
-            *_difficulty_table([row for row in _own(table) if row.scene == scene["name"]]),
-        ]
-        if trained["high"] < asked["low"]:
-            lines += [
-                "",
-                "Accuracy of PonderNet in percent, by the number of ones (columns), over the vectors of all seeds:",
-                "",
-                *_ones_table(
-                    next(row for row in _own(table) if (row.scene, row.learner) == (scene["name"], "PonderNet"))
-                ),
-            ]
     return "\n".join(lines) + "\n"
 
 
@@ -182,26 +148,6 @@ def _own(table: Sequence[Row]) -> list[Row]:
     for row in table:
         first.setdefault((row.scene, row.learner), row)
     return list(first.values())
-
-
-def _difficulty_table(table: Sequence[Row]) -> Iterator[str]:
-    heads = ["not zero", *(f"{row.learner}: {what}" for row in table for what in ("accuracy", "exit step"))]
-    columns = [row.by_difficulty(key) for row in table for key in ("accuracy", "mean_exit_step")]
-    shapes = ["{:.1%}", "{:.2f}"] * len(table)
-    cells = (
-        (str(k), *(shape.format(column[k]) for column, shape in zip(columns, shapes, strict=True))) for k in columns[0]
-    )
-    return _table(heads, cells)
-
-
-def _ones_table(row: Row) -> Iterator[str]:
-    accuracy = row.by_ones()
-    difficulties, counts = (sorted({place[axis] for place in accuracy}) for axis in (0, 1))
-    cells = (
-        (str(k), *(f"{accuracy[k, m]:.0%}".rstrip("%") if (k, m) in accuracy else "–" for m in counts))
-        for k in difficulties
-    )
-    return _table(["not zero", *map(str, counts)], cells)
 
 
 def _table(heads: Sequence[str], cells: Iterator[tuple[str, ...]]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ponder.parts.recording import Recording
 from ponder.parts.tasks import Task, infer_task
 
 __all__ = [
+    "check_drawn",
     "check_truncation",
     "checked_labels",
     "collected",
@@ -116,6 +117,24 @@ def collected(distribution: StepDistribution, num_steps: int) -> StepDistributio
         return distribution
     tail = log_pmf[..., num_steps - 1 :].logsumexp(-1, keepdim=True)
     return StepDistribution(torch.cat([log_pmf[..., : num_steps - 1], tail], dim=-1), validate_args=False)
+
+
+def check_drawn(objective: Objective, shared: bool, num_steps: int) -> None:
+    """Refuse an objective that draws its depth where steps or heads are not shared, or where N leaves no room.
+
+    Args:
+        objective: The objective.
+        shared: Whether one step and one head serve all depths.
+        num_steps: N.
+    """
+    if not shared:
+        raise ArgumentError(
+            "objective",
+            expected="an objective that runs all steps: these, or their heads, are not shared",
+            got=repr(objective),
+            remedy="Wrap one shared step with one head, or use objectives.OneStep to train a stack that is cut short.",
+        )
+    objective.check_depth(num_steps)
 
 
 def check_truncation(truncate_below: float | None, objective: Objective, has_hazard: bool) -> None:

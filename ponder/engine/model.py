@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree, check_rows, first_tensor
-from ponder._utils.validation import as_row_ids, check_type
+from ponder._utils.validation import as_row_ids, check_int, check_type
 from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
@@ -29,7 +30,7 @@ from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quanti
 __all__ = ["EarlyExitModel"]
 
 _Source = TypeVar("_Source", bound=ModelSource)
-_ARGUMENTS = ("inputs", "labels", "policy", "row_ids", "policy_context", "keep_features")
+_ARGUMENTS = ("inputs", "labels", "policy", "row_ids", "policy_context", "keep_features", "num_steps")
 
 
 class EarlyExitModel(nn.Module):
@@ -87,6 +88,25 @@ class EarlyExitModel(nn.Module):
         """What the model offers to policies."""
         return ModelSpec(self.num_steps, self.task or task_named(None), self.lambda_head is not None)
 
+    def depth(self, num_steps: int | None) -> int:
+        """The number of steps of a call: N, or what the call asks of a shared step.
+
+        Raises:
+            ArgumentError: It is no number of steps, or another than N where steps or heads are not shared.
+        """
+        if num_steps is None:
+            return self.num_steps
+        check_int("num_steps", num_steps, remedy="Pass num_steps=60, say, or None for the model's own number.")
+        self.steps.schedule_of(num_steps)
+        if isinstance(self.head, PerStep) and num_steps != self.num_steps:
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{self.num_steps}, or None: there is one head for each of these steps",
+                got=num_steps,
+                remedy="Share the head, as the step is shared: head=nn.Linear(…).",
+            )
+        return num_steps
+
     @property
     def policy(self) -> ExitPolicy:
         """The policy of calls that name none; assigning one checks it against the model."""
@@ -96,12 +116,14 @@ class EarlyExitModel(nn.Module):
     def policy(self, policy: ExitPolicy) -> None:
         self._policy = self.checked(policy)
 
-    def checked(self, policy: ExitPolicy | None) -> ExitPolicy:
-        """`policy`, or the model's own where None; an error where it cannot serve the model."""
+    def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
+        """`policy`, or the model's own where None; an error where it cannot serve the model, or that many steps."""
         if policy is None:
-            return self._policy
+            if num_steps is None or num_steps == self.num_steps:
+                return self._policy
+            policy = self._policy
         check_type("policy", policy, ExitPolicy)
-        policy.check(self.spec)
+        policy.check(self.spec if num_steps is None else replace(self.spec, num_steps=num_steps))
         return policy
 
     def train(self, mode: bool = True) -> Self:
@@ -125,6 +147,7 @@ class EarlyExitModel(nn.Module):
         *,
         row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
     ) -> Exits:
         """Run every row to its exit. The policy has been checked.
 
@@ -134,8 +157,11 @@ class EarlyExitModel(nn.Module):
             policy: Who decides.
             row_ids: Who each row is, `(batch,)` integers; the position where None.
             policy_context: What policies may read of each row, by name, `(batch, …)` each.
+            num_steps: How many steps there are, see `depth`; N where None.
         """
-        source, batch = self.start(inputs, context, row_ids, policy_context, "hazard" in policy.needs, ModelSource)
+        depth = self.depth(num_steps)
+        use_hazard = "hazard" in policy.needs
+        source, batch = self.start(inputs, context, row_ids, policy_context, use_hazard, ModelSource, depth)
         if "context" in policy.needs and policy_context is None:
             raise ArgumentError(
                 "policy_context",
@@ -143,7 +169,7 @@ class EarlyExitModel(nn.Module):
                 got="None",
                 remedy="Pass model(inputs, policy_context={'budget': budgets}), say, a tensor with a row for each.",
             )
-        return run(source, policy, batch) if batch.size else no_exits(source, self.num_steps)
+        return run(source, policy, batch) if batch.size else no_exits(source, depth)
 
     def start(
         self,
@@ -153,6 +179,7 @@ class EarlyExitModel(nn.Module):
         policy_context: Mapping[str, Tensor] | None,
         use_hazard: bool,
         kind: type[_Source],
+        num_steps: int,
     ) -> tuple[_Source, PolicyBatch]:
         """Everything that is checked once a call, and the rows before their first step."""
         self._check_names(context)
@@ -171,7 +198,7 @@ class EarlyExitModel(nn.Module):
             mask=self.positions(context) if task.per_token else None,
             policy_context=policy_context or {},
         )
-        return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), self.num_steps, task)
+        return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""

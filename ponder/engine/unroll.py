@@ -40,20 +40,29 @@ class StepRecord:
 
 
 def unroll(
-    source: ModelSource, num_steps: int, *, keep_features: bool = False, truncate_below: float | None = None
+    source: ModelSource,
+    num_steps: int,
+    *,
+    warm_up: int = 0,
+    keep_features: bool = False,
+    truncate_below: float | None = None,
 ) -> StepRecord:
     """Run all steps for all rows and record them.
 
     Args:
         source: The rows before their first step, at least one. Its `use_hazard` says whether to record hazards.
-        num_steps: N.
+        num_steps: How many steps are recorded.
+        warm_up: How many run before them, without a gradient and unrecorded.
         keep_features: Record features too.
         truncate_below: Stop after the first step n at which Π_{j≤n} (1 − λ_j) is below this in every row. Rows do not
             stop one by one: a step would see another batch than without truncation. Costs a synchronisation a step.
     """
+    with torch.no_grad():
+        for step in range(1, warm_up + 1):
+            source.advance(step)
     recorder = _Recorder(source, keep_features, hazard_each_step=truncate_below is not None)
     log_survival: Tensor | float = 0.0
-    for step in range(1, num_steps + 1):
+    for step in range(warm_up + 1, warm_up + num_steps + 1):
         source.advance(step)
         recorder.add()
         if truncate_below is not None and step < num_steps:
@@ -134,7 +143,8 @@ class _Recorder:
 
     def __post_init__(self) -> None:
         parts, use_hazard = self.source.parts, self.source.use_hazard
-        self._past, self._own_halting = list(self.source.past or ()), parts.halting_readout is not None
+        past = self.source.next_past() if self.source.step else self.source.past  # of the first step that is recorded
+        self._past, self._own_halting = list(past or ()), parts.halting_readout is not None
         self._late_outputs = one_call(parts.head)
         self._late_hazards = use_hazard and not self.hazard_each_step and one_call(parts.lambda_head)
         if self._late_hazards:

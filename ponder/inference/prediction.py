@@ -53,6 +53,7 @@ def predict(
     max_tokens: int | None = None,
     policy: ExitPolicy | None = None,
     policy_context: Mapping[str, Tensor] | None = None,
+    num_steps: int | None = None,
     progress: bool = False,
     collate: Collate | None = None,
     sort_by_length: bool = True,
@@ -78,6 +79,7 @@ def predict(
             with padding.
         policy: Decides instead of the model's own policy.
         policy_context: What policies may read of each row, by name: tensors with a row for each example.
+        num_steps: How many steps, as for a call of the model.
         progress: Show a progress bar.
         collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind; where
             lengths are asked for, each example is collated alone first.
@@ -96,7 +98,8 @@ def predict(
         torch.Size([100, 3])
     """
     check_type("model", model, EarlyExitModel)
-    policy, padding = model.checked(policy), model.padding
+    num_steps = model.depth(num_steps)
+    policy, padding = model.checked(policy, num_steps), model.padding
     if "context" in policy.needs and policy_context is None:
         raise ArgumentError(
             "policy_context",
@@ -121,7 +124,7 @@ def predict(
         context.pop("labels", None)
         row_ids = torch.tensor([example.position for example in examples])
         given = row_context(policy_context, examples, None)
-        found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given)
+        found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
         outputs = blank_padding(found.outputs, context, padding) if has_length else found.outputs
         return Exits(outputs.cpu(), found.exit_step.cpu())
 

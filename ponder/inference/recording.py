@@ -36,6 +36,7 @@ def record(
     batch_size: int | None = None,
     max_tokens: int | None = None,
     policy_context: Mapping[str, Tensor] | None = None,
+    num_steps: int | None = None,
     keep_features: bool = False,
     progress: bool = False,
     collate: Collate | None = None,
@@ -57,6 +58,7 @@ def record(
         batch_size: Rows of a batch at most; 32 where neither limit is given.
         max_tokens: Positions of a batch at most, padding included.
         policy_context: Kept with the trajectory for policies that read it: tensors with a row for each example.
+        num_steps: How many steps, as for a call of the model.
         keep_features: Record features too, for policies that read them.
         progress: Show a progress bar.
         collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind.
@@ -74,6 +76,7 @@ def record(
         torch.Size([100, 4, 3])
     """
     check_type("model", model, EarlyExitModel)
+    num_steps = model.depth(num_steps)
     sizes = check_row_count("policy_context", policy_context)
     going = DatasetPass(
         owner=model if owner is None else owner,
@@ -95,7 +98,7 @@ def record(
             length = None if model.padding is None else max([example.length for example in examples]) or None
             of_batch = join_labels(own, per_token, length)
         given = row_context(policy_context, examples, None)
-        return _unrolled(model, inputs, context, of_batch, examples, given, keep_features)
+        return _unrolled(model, inputs, context, of_batch, examples, given, num_steps, keep_features)
 
     parts, order = going.run(dataset, call)
     if not parts:
@@ -111,6 +114,7 @@ def _unrolled(
     labels: Tensor | None,
     examples: Sequence[Example],
     policy_context: Mapping[str, Tensor] | None,
+    num_steps: int,
     keep_features: bool,
 ) -> Trajectory:
     """The trajectory of a batch, on the CPU, with zeros beyond the end of every row."""
@@ -120,6 +124,7 @@ def _unrolled(
         labels=labels,
         row_ids=row_ids,
         policy_context=policy_context,
+        num_steps=num_steps,
         keep_features=keep_features,
         **context,
     )

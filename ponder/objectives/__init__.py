@@ -2,7 +2,7 @@
 
 from ponder.objectives.alignment import Alignment
 from ponder.objectives.alternating import Alternating
-from ponder.objectives.base import NEEDS, Objective, Unrolled, Weighted, registry
+from ponder.objectives.base import NEEDS, Depth, Objective, Unrolled, Weighted, registry
 from ponder.objectives.deep_supervision import DeepSupervision
 from ponder.objectives.distillation import Distillation
 from ponder.objectives.final_step import FinalStep
@@ -10,6 +10,7 @@ from ponder.objectives.mutual import MutualDistillation
 from ponder.objectives.one_step import OneStep
 from ponder.objectives.ponder_loss import Ponder
 from ponder.objectives.progress import Progress
+from ponder.objectives.random_depth import RandomDepth
 from ponder.objectives.signal_calibration import SignalCalibration
 from ponder.objectives.simulated_exits import SimulatedExits
 
@@ -18,6 +19,7 @@ __all__ = [
     "Alignment",
     "Alternating",
     "DeepSupervision",
+    "Depth",
     "Distillation",
     "FinalStep",
     "MutualDistillation",
@@ -25,6 +27,7 @@ __all__ = [
     "OneStep",
     "Ponder",
     "Progress",
+    "RandomDepth",
     "SignalCalibration",
     "SimulatedExits",
     "Unrolled",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ponder._utils.validation import check_type
-from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.base import Objective, Unrolled, check_same_steps, registry
 
 __all__ = ["Alternating"]
 
@@ -32,6 +32,7 @@ class Alternating(Objective):
     def __post_init__(self) -> None:
         check_type("even", self.even, Objective)
         check_type("odd", self.odd, Objective)
+        check_same_steps(self.even, self.odd)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

@@ -20,11 +20,29 @@ from ponder.errors import ArgumentError
 from ponder.objectives.progress import Progress
 from ponder.parts.tasks import Task
 
-__all__ = ["NEEDS", "Objective", "Unrolled", "Weighted", "registry"]
+__all__ = ["NEEDS", "Depth", "Objective", "Unrolled", "Weighted", "check_same_steps", "registry"]
 
 NEEDS = ("features", "hazard", "labels", "prior", "progress", "teacher")
 
 registry: Registry[Objective] = Registry("objective", "ponder.objectives")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How deep one training batch goes.
+
+    Args:
+        warm_up: Steps that run first, without a gradient; their outputs are not looked at.
+        steps: Steps that follow, with a gradient, ≥ 1: what an objective sees.
+    """
+
+    warm_up: int
+    steps: int
+
+    @property
+    def total(self) -> int:
+        """All steps."""
+        return self.warm_up + self.steps
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,16 @@ class Objective(Plugin, ABC):
     """Whether a trajectory that ends before step N, its last step with the mass that is left, gives the same loss up
     to that mass (see `PonderWrapper.truncate_below`)."""
 
+    draws_depth: bool = False
+    """Whether `depth` draws how many steps a batch runs, which shared steps alone can do."""
+
+    def depth(self, num_steps: int) -> Depth:
+        """How deep a batch goes in training: all N steps by default."""
+        return Depth(0, num_steps)
+
+    def check_depth(self, num_steps: int) -> None:
+        """Raise where a model of that many steps leaves no room for what `depth` draws; called when it is built."""
+
     @abstractmethod
     def per_example(self, unrolled: Unrolled) -> Tensor:
         """Losses, `(batch,)`; the model averages them over the batch."""
@@ -109,6 +137,18 @@ class Objective(Plugin, ABC):
         return Weighted((self,), (float(weight),))
 
 
+def check_same_steps(*objectives: Objective) -> None:
+    """Refuse objectives that go together where one draws how many steps there are, since the others see all."""
+    drawing = [objective for objective in objectives if objective.draws_depth]
+    if drawing and len(objectives) > 1:
+        raise ArgumentError(
+            "objectives",
+            expected="objectives that see the same steps",
+            got=f"{drawing[0]!r}, which draws how many there are, together with others",
+            remedy="Train with it alone; assigning model.objective changes it in between.",
+        )
+
+
 @registry.register("weighted")
 @dataclass(frozen=True)
 class Weighted(Objective):
@@ -134,6 +174,7 @@ class Weighted(Objective):
             )
         for weight in self.weights:
             check_real("weights", weight, -math.inf)
+        check_same_steps(*self.objectives)
 
     @classmethod
     def sum(cls, *objectives: Objective) -> Weighted:
@@ -150,6 +191,19 @@ class Weighted(Objective):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """What any of the terms reads."""
         return frozenset[str]().union(*(objective.needs for objective in self.objectives))
+
+    @property
+    def draws_depth(self) -> bool:  # type: ignore[override]
+        """Whether the one term does."""
+        return any(objective.draws_depth for objective in self.objectives)
+
+    def depth(self, num_steps: int) -> Depth:
+        """As the one term says, where it draws."""
+        return self.objectives[0].depth(num_steps)
+
+    def check_depth(self, num_steps: int) -> None:
+        for objective in self.objectives:
+            objective.check_depth(num_steps)
 
     @property
     def truncatable(self) -> bool:  # type: ignore[override]

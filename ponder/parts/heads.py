@@ -35,7 +35,8 @@ class LambdaHead(nn.Module):
         activation: Between the layers: ``"tanh"``, ``"relu"`` or ``"gelu"``.
         dropout: Probability of dropping an input of a layer, in [0, 1).
         start: About what hazard a new head gives, in (0, 1); 0.5 leaves the last bias as PyTorch draws it. The
-            prior's hazard is a start from which the divergence has nothing to repair.
+            prior's hazard is a start from which the divergence has nothing to repair; a small one is a deep start, from
+            which halting begins late.
 
     Shape:
         features of `history` steps, concatenated, `(batch, history · width)` → hazard logits `(batch,)`.

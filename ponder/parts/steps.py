@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,29 @@ class Steps(nn.Module):
         """N, the number of steps at full depth."""
         return len(self.schedule)
 
+    @property
+    def shared(self) -> bool:
+        """Whether one callable runs at every step: then it can run for any number of them."""
+        return len(self.fns) == 1
+
+    def schedule_of(self, num_steps: int) -> tuple[int, ...]:
+        """The schedule of a run of `num_steps` steps, N or, of a shared step, any other number.
+
+        Raises:
+            ArgumentError: The steps are not shared, and N is another number.
+        """
+        if num_steps == self.num_steps:
+            return self.schedule
+        if not self.shared:
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{self.num_steps}, or None: each of {len(self.fns)} callables has its place in the stack",
+                got=num_steps,
+                remedy="One shared step can run for longer: PonderWrapper(step, num_steps=12). A stack can end earlier "
+                "by a policy: policies.FixedStep(3), say.",
+            )
+        return self.schedule[:1] * num_steps
+
     def forward(self, step: int, hidden: Tree, *, at: Tensor | None = None, **context: Any) -> Tree:
         """Run step `step` (1-based) on `hidden`.
 
@@ -106,11 +129,13 @@ class Steps(nn.Module):
         """
         if self.index:
             context["index"] = _index(step, hidden) if at is None else at
-        after = self.fns[self.schedule[step - 1]](hidden, **context)
+        after = self.fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
         if self.state is not None:
             after = _part_of(after, self.state, step)
         if isinstance(hidden, Tensor) and not isinstance(after, Tensor):
             raise _other_state(step, after)
+        if self.shared and self.num_steps > 1:
+            _check_shapes(step, hidden, after)
         return after
 
 
@@ -131,6 +156,25 @@ def _part_of(after: Any, state: int | str, step: int) -> Tree:
 def _index(step: int, hidden: Tree) -> Tensor:
     tensor = next(tensor for _, tensor in tensors(hidden))
     return torch.full((tensor.shape[0],), step, device=tensor.device)
+
+
+def _check_shapes(step: int, before: Tree, after: Tree) -> None:
+    """Refuse a shared step whose state does not keep its shapes: rows at different depths could not share a batch."""
+    if isinstance(before, Tensor) and before.shape == after.shape:
+        return
+    shapes = dict(_shapes(before))
+    for path, shape in _shapes(after):
+        if shape != shapes.get(path):
+            raise ArgumentError(
+                f"hidden state returned by step {step}{path}",
+                expected=f"the shape that it had before, {shapes.get(path, 'no tensor')}, since the step is shared",
+                got=shape,
+                remedy="Keep what grows (a memory of past states, say) in a tensor of a fixed size.",
+            )
+
+
+def _shapes(state: Tree) -> Iterator[tuple[str, tuple[int, ...]]]:
+    return ((path, tuple(tensor.shape)) for path, tensor in tensors(state))
 
 
 def _check_step(fn: Step) -> None:

@@ -72,6 +72,19 @@ class Task(ABC):
         equal = (one - other).abs() < tolerance if self.numbers else one == other
         return _all_parts(equal if mask is None else equal | ~mask, 1)
 
+    def distance(self, one: Tensor, other: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """How far predictions `(batch, …)` are apart, `(batch,)`: the share of parts that are others, from 0 to 1.
+
+        For tasks of numbers, the greatest difference. Arguments as for `same`.
+        """
+        apart = (one - other).abs() if self.numbers else (one != other).float()
+        if mask is not None:
+            apart = torch.where(mask, apart, 0.0)
+        parts = apart.flatten(1) if apart.dim() > 1 else apart.unsqueeze(1)
+        if self.numbers:
+            return parts.amax(1)
+        return parts.sum(1) / (parts.shape[1] if mask is None else mask.sum(1))
+
     def agreement(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Whether the prediction of each step is that of the last, `(batch, steps)` bool.
 

@@ -15,6 +15,7 @@ from ponder.policies.base import (
     registry,
 )
 from ponder.policies.certified import Certified
+from ponder.policies.converged import Converged
 from ponder.policies.expected import Expected
 from ponder.policies.fixed import FixedStep, LastStep
 from ponder.policies.gate import Gate
@@ -34,6 +35,7 @@ __all__ = [
     "Bernoulli",
     "Certified",
     "Confidence",
+    "Converged",
     "Energy",
     "Entropy",
     "ExitPolicy",

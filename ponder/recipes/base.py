@@ -32,14 +32,23 @@ class LambdaSpec:
         history: Steps whose features it reads.
         initial: What stands for steps before the first.
         activation: Between the layers.
-        start: Hazard of a new head: ``"half"``, or ``"prior"``, the prior's at step 1.
+        start: Hazard of a new head: ``"half"``, ``"prior"``, the prior's at step 1, or a number in (0, 1). A small one
+            is a deep start: halting begins late, as loops need that have to learn first what more steps are good for.
     """
 
     layers: int = 1
     history: int = 1
     initial: Literal["stem", "zeros"] = "stem"
     activation: Literal["tanh", "relu", "gelu"] = "tanh"
-    start: Literal["half", "prior"] = "half"
+    start: Literal["half", "prior"] | float = "half"
+
+    def hazard(self, prior: Prior | None, num_steps: int) -> float:
+        """The hazard that a new head starts at, for a prior over `num_steps` steps."""
+        if not isinstance(self.start, str):
+            return self.start
+        if self.start == "half" or prior is None:
+            return 0.5
+        return min(max(float(prior(num_steps).pmf[0]), 1e-4), 1 - 1e-4)
 
 
 @dataclass(frozen=True)
@@ -172,8 +181,8 @@ class Recipe:
         spec = self.lambda_head
         if spec is None:
             return made, None
-        start = 0.5 if spec.start == "half" or self.prior is None else float(self.prior(num_steps).pmf[0])
-        return made, LambdaHead(width, **{**dataclasses.asdict(spec), "start": min(max(start, 1e-4), 1 - 1e-4)})
+        start = spec.hazard(self.prior, num_steps)
+        return made, LambdaHead(width, **{**dataclasses.asdict(spec), "start": start})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

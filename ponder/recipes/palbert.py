@@ -46,13 +46,21 @@ def palbert(
 
 
 @registry.register("pondernet")
-def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0) -> Recipe:
-    """PonderNet: one Lambda layer on one step, one learning rate, exits drawn from the halting distribution."""
+def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0, start: float | None = None) -> Recipe:
+    """PonderNet: one Lambda layer on one step, one learning rate, exits drawn from the halting distribution.
+
+    Args:
+        beta: Weight of the divergence.
+        rate: The geometric prior's hazard, for 12 steps.
+        seed: Of sampling.
+        start: Hazard that the Lambda head starts at, in (0, 1); one half where None. Small for loops: halting then
+            begins late.
+    """
     return Recipe(
         name="pondernet",
         paper="Banino et al. 2021",
         stages=(Stage(Ponder(beta)),),
         policy=Bernoulli(seed),
-        lambda_head=LambdaSpec(),
+        lambda_head=LambdaSpec() if start is None else LambdaSpec(start=start),
         prior=Geometric(rate),
     )

@@ -1,6 +1,5 @@
 """The parity experiment: its task, ACT against a plain loop, its training, its command line, its page."""
 
-import copy
 import json
 import random
 from dataclasses import replace
@@ -277,26 +276,6 @@ def test_the_page_counts_over_seeds():
         if (run["scene"], run["learner"]) == ("extrapolation", "ACT")
     ]
     assert f"{100 * sum(accuracies) / 2:.1f}% ± {100 * abs(accuracies[0] - accuracies[1]) / 2**0.5:.1f}%" in table[0]
-    for difficulty in range(1, 13):
-        assert f"\n| {difficulty} | " in text
-
-
-def test_the_page_tells_where_in_the_number_of_ones_answers_go_wrong():
-    def part(difficulty, *ones):
-        told = [{"ones": m, "examples": n, "accuracy": accuracy} for m, n, accuracy in ones]
-        return {"difficulty": difficulty, "examples": 4, "accuracy": 0.5, "mean_exit_step": 1.0, "by_ones": told}
-
-    result = experiment(TINY, 0)
-    run = next(run for run in result["runs"] if (run["scene"], run["learner"]) == ("extrapolation", "PonderNet"))
-    run["validation"]["sampled"]["by_difficulty"] = [part(1, (0, 2, 1.0), (1, 2, 0.5))]
-    run["test"]["sampled"]["by_difficulty"] = [part(7, (1, 1, 0.0), (3, 3, 1.0))]
-    other = copy.deepcopy(result)
-    other["runs"][result["runs"].index(run)]["test"]["sampled"]["by_difficulty"] = [part(7, (1, 3, 1.0))]
-    text = markdown([result, other])
-    table = text[text.index("by the number of ones") :].splitlines()
-    assert "| not zero | 0 | 1 | 3 |" in table
-    assert "| 1 | 100 | 50 | – |" in table
-    assert "| 7 | – | 75 | 100 |" in table  # over all vectors: one of four is wrong
 
 
 def test_wrong_pages_and_folders(tmp_path):

@@ -299,6 +299,11 @@ def _one_step(row: Spec, step: int) -> float:
     return float(row["losses"][step - 1])
 
 
+def _random_depth(row: Spec, minimum: int, maximum: int | None, warm_up: int) -> float:
+    """Whatever depth was drawn, the loss is that of the last step that ran."""
+    return float(row["losses"][-1])
+
+
 def _weighted(row: Spec, objectives: Sequence[Spec], weights: Sequence[float]) -> float:
     return math.fsum(w * objective(o, row) for o, w in zip(objectives, weights, strict=True))
 
@@ -314,6 +319,7 @@ OBJECTIVES: dict[str, Callable[..., float]] = {
     "distillation": _distillation,
     "mutual-distillation": _mutual,
     "one-step": _one_step,
+    "random-depth": _random_depth,
     "weighted": _weighted,
 }
 
@@ -427,6 +433,24 @@ def _patience(row: _Row, patience: int, tolerance: float = 0.0) -> list[Answer]:
     return answers
 
 
+def _converged(row: _Row, tolerance: float, patience: int, on: str) -> list[Answer]:
+    """Out once `patience` changes in a row were within the tolerance: a share of the answers, or a distance."""
+    assert on == "answers"  # records hold no features; tests/ponder/policies/test_converged_policy.py has those
+    outputs, counts, answers = row.record["outputs"], {0}, [False]
+    for now, before in zip(outputs[1:], outputs, strict=False):
+        if row.record["task"] == "regression":
+            moved = max(abs(a - b) for a, b in zip(now, before, strict=True))
+            still = None if abs(moved - tolerance) < NEAR else moved <= tolerance
+        elif row.record["task"] == "multilabel":
+            still = sum((a > 0) != (b > 0) for a, b in zip(now, before, strict=True)) / len(now) <= tolerance
+        else:
+            still = (now.index(max(now)) != before.index(max(before))) <= tolerance
+        counts = ({c + 1 for c in counts} if still is not False else set()) | ({0} if still is not True else set())
+        reached = {c >= patience for c in counts}
+        answers.append(reached.pop() if len(reached) == 1 else None)
+    return answers
+
+
 def _fixed_step(row: _Row, step: int) -> list[Answer]:
     return [n >= step for n in range(1, row.num_steps + 1)]
 
@@ -524,6 +548,7 @@ POLICIES: dict[str, Callable[..., list[Answer]]] = {
     "bernoulli": _bernoulli,
     "certified": _certified,
     "confidence": _confidence,
+    "converged": _converged,
     "energy": _energy,
     "entropy": _entropy,
     "fixed-step": _fixed_step,

@@ -132,3 +132,30 @@ def test_tasks_are_found_by_name_and_inferred() -> None:
         (torch.zeros(2, 4).long(), (2, 4, 3), "token_classification"),
     ):
         assert infer_task(torch.zeros(shape), labels).name == name
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "multilabel", "token_classification"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_distances_against_a_plain_loop(name: str, masked: bool) -> None:
+    """The share of parts that are others; the greatest difference of numbers; padding does not count."""
+    generator = torch.Generator().manual_seed(4)
+    shape = (30, 5, 3) if name == "token_classification" else (30, 3)
+    task = as_task(name)
+    assert task is not None
+    one, other = (task.predictions(torch.randn(shape, generator=generator)) for _ in range(2))
+    mask = torch.rand(30, 5, generator=generator) < 0.6 if masked and name == "token_classification" else None
+    if mask is not None:
+        mask[:, 0] = True
+    found = task.distance(one, other, mask=mask)
+    assert found.shape == (30,)
+    for row, distance in enumerate(found.tolist()):
+        a, b = (list(part) if isinstance(part, list) else [part] for part in (one[row].tolist(), other[row].tolist()))
+        pairs = [(x, y) for i, (x, y) in enumerate(zip(a, b, strict=True)) if mask is None or bool(mask[row, i])]
+        if name == "regression":
+            expected = max(abs(x - y) for x, y in pairs)
+        else:
+            expected = sum(x != y for x, y in pairs) / len(pairs)
+        assert distance == pytest.approx(expected)
+    assert bool((task.distance(one, one, mask=mask) == 0).all())
+    if not task.numbers:
+        assert torch.equal(found == 0, task.same(one, other, mask=mask))

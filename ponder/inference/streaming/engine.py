@@ -47,6 +47,7 @@ class StreamEngine:
     Args:
         model: The model, in evaluation mode. It must stay so, and keep its weights, while the engine is open.
         policy: Who decides; the model's own policy where None.
+        num_steps: How many steps there are, where one shared step can run for longer than the model's own number.
         max_batch: Rows of a step.
         max_tokens: Positions of a step, padding included; needs a model with padding. None for any number.
         max_waiting: Rows that may wait for a slot before `submit` blocks.
@@ -71,6 +72,7 @@ class StreamEngine:
         model: EarlyExitModel,
         policy: ExitPolicy | None = None,
         *,
+        num_steps: int | None = None,
         max_batch: int = 64,
         max_tokens: int | None = None,
         max_waiting: int = 1024,
@@ -91,9 +93,14 @@ class StreamEngine:
         check_int("max_skips", skips, remedy="Pass max_skips=64, say.")
         limits = BatchLimits.checked("max_batch", max_batch, max_tokens, model.padding)
         device = next((parameter.device for parameter in model.parameters()), None)
-        self._model, self._policy, self._clock = model, model.checked(policy), clock
+        self._num_steps = model.depth(num_steps)
+        self._model, self._policy, self._clock = model, model.checked(policy, self._num_steps), clock
         self._max_batch, self._max_waiting = max_batch, max_waiting
-        self._metrics, self._queue, stepper = StreamMetrics(), RequestQueue(max_waiting), Stepper(model, device)
+        self._metrics, self._queue, stepper = (
+            StreamMetrics(),
+            RequestQueue(max_waiting),
+            Stepper(model, device, num_steps),
+        )
         self._reader = stepper.reader
         self._scheduler = Scheduler(stepper, self._queue, limits, skips, self._metrics, clock)
         self._numbers = itertools.count()
@@ -138,7 +145,7 @@ class StreamEngine:
             queue.Full: There was no place.
             PonderError: The engine is closed, or runs in the process from which this one was forked.
         """
-        now, policy = self._clock(), self._policy if policy is None else self._model.checked(policy)
+        now, policy = self._clock(), self._policy if policy is None else self._model.checked(policy, self._num_steps)
         given = _for_policy(policy, policy_context)
         due = None if deadline is None else now + _seconds(deadline)
         row_id = next(self._numbers) if row_id is None else operator.index(row_id)

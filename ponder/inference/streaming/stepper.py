@@ -72,11 +72,13 @@ class Stepper:
     Args:
         model: The model, in evaluation mode.
         device: Where rows are computed; None leaves them where they come from.
+        num_steps: How many steps; the model's own number where None.
     """
 
-    def __init__(self, model: EarlyExitModel, device: torch.device | None) -> None:
+    def __init__(self, model: EarlyExitModel, device: torch.device | None, num_steps: int | None = None) -> None:
         self.model, self.padding = model, model.padding
-        self.num_steps, self.schedule = model.num_steps, model.steps.schedule
+        self.num_steps = model.depth(num_steps)
+        self.schedule = model.steps.schedule_of(self.num_steps)
         self._device, self._task = device, model.spec.task
         per_token = self._task.per_token or (self.padding is not None and not self.padding.pooled)
         self.reader = ExampleReader(self.padding, one_length=per_token, check=True)

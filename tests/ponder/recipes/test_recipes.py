@@ -252,6 +252,20 @@ def test_the_policy_of_other_tasks_is_scaled_too() -> None:
     assert recipe.for_steps(6).for_task("regression").policy == Patience(4, 0.5)
 
 
+@pytest.mark.parametrize("start", [0.02, 0.7])
+def test_a_lambda_head_may_start_deep(start: float) -> None:
+    recipe = recipes.get("pondernet", start=start)
+    assert recipe.for_steps(20).lambda_head == recipe.lambda_head  # a step of a loop means the same however many follow
+    assert recipes.Recipe.from_dict(recipe.to_dict()) == recipe
+    torch.manual_seed(0)
+    _, head = recipe.make_heads(32, 2, 20)
+    assert head is not None
+    features = 0.01 * torch.randn(50, 32)
+    assert head(features).sigmoid().mean().item() == pytest.approx(start, rel=0.25)
+    with refused("start", "1.5"):
+        recipes.get("pondernet", start=1.5).make_heads(32, 2, 20)
+
+
 def test_a_lambda_head_may_start_at_the_priors_hazard() -> None:
     recipe = recipes.get("palbert-joint", start=True).for_steps(6)
     _, started = recipe.make_heads(32, 2, 6)

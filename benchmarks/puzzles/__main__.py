@@ -1,0 +1,5 @@
+"""`python -m benchmarks.puzzles`."""
+
+from benchmarks.puzzles.cli import main
+
+main()

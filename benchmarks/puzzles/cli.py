@@ -1,0 +1,122 @@
+"""The command line, `python -m benchmarks.puzzles run|stream|report|demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.command_line import check_writable, run_app
+from benchmarks.puzzles import demo as demonstration
+from benchmarks.puzzles.experiment import read_results, run, run_stream
+from benchmarks.puzzles.learners import LEARNERS, check_learner
+from benchmarks.puzzles.report import COLUMNS, draw_figure, rows, write_page
+from benchmarks.puzzles.setting import PUZZLES, setting_of
+from benchmarks.puzzles.summary import summarise_all
+from ponder._utils.files import write_json
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Out = Annotated[Path, typer.Option(help="Folder of results.")]
+States = Annotated[Path, typer.Option(help="Folder of the states of trainings.")]
+
+
+@app.command("run")
+def run_command(
+    puzzle: Annotated[str, typer.Argument(help=f"One of {', '.join(PUZZLES)}.")],
+    learner: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(LEARNERS)}; repeat for several. All where left out.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where left out.")] = None,
+    large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
+    out: Out = Path("runs/puzzles/results"),
+    states: States = Path("runs/puzzles"),
+) -> None:
+    """Train and measure the networks of one puzzle, and print its table. What is done already is not done again."""
+    setting, names = setting_of(puzzle, large=large), [check_learner(name) for name in learner or LEARNERS]
+    setting.task.check_ready()
+    check_writable(out)
+    check_writable(states, "--states")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        for one_seed in dict.fromkeys(seed or [0]):
+            for name in names:
+                bar = progress.add_task(f"{puzzle}, {name}, seed {one_seed}", total=setting.updates)
+
+                def tell(update: int, loss: float, bar: TaskID = bar) -> None:
+                    progress.update(bar, completed=update)
+
+                run(setting, name, one_seed, out=out, states=states, tell=tell)
+                progress.update(bar, completed=setting.updates)
+    _show(puzzle, out)
+
+
+@app.command("stream")
+def stream_command(
+    puzzle: Annotated[str, typer.Argument(help=f"One of {', '.join(PUZZLES)}.")],
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where left out.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 3,
+    large: Annotated[bool, typer.Option("--large", help="As for run.")] = False,
+    out: Out = Path("runs/puzzles/results"),
+    states: States = Path("runs/puzzles"),
+) -> None:
+    """Time a stream of mixed difficulty against a fixed depth in full batches, with the solver that `run` trained."""
+    table = Table(
+        "seed", "depth", "mean steps", "steps saved", "time saved", "processor", "answers equal", title=puzzle
+    )
+    for one_seed in dict.fromkeys(seed or [0]):
+        told = run_stream(setting_of(puzzle, large=large), one_seed, out=out, states=states, repeats=repeats)
+        saved = (f"{told[key]:.1%}" for key in ("steps_saved", "time_saved", "cpu_time_saved"))
+        equal = f"{told['answers_equal']} of {told['problems']}"
+        table.add_row(str(one_seed), str(told["depth"]), f"{told['mean_steps']:.1f}", *saved, equal)
+    Console().print(table)
+
+
+@app.command("report")
+def report_command(
+    out: Out = Path("benchmarks/results/puzzles"),
+    figure: Annotated[Path | None, typer.Option(help="File of the figure; none where left out.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown page to write the tables into.")] = None,
+) -> None:
+    """Train nothing; write `summary.json` and tell what a folder holds."""
+    summary = summarise_all(out)
+    write_json(out / "summary.json", summary)
+    for puzzle in summary:
+        _show(puzzle, out)
+    everything = {puzzle: read_results(out, puzzle) for puzzle in summary}
+    if figure is not None:
+        draw_figure(figure, everything)
+    if page is not None:
+        write_page(page, everything)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder of the figure.")] = Path("demo"),
+    updates: Annotated[int, typer.Option(min=1, help="Of the weights.")] = demonstration.UPDATES,
+) -> None:
+    """Two minutes on one core: learn prefix sums of up to 32 bits, stop when the answer rests, solve 64 bits."""
+    check_writable(out)
+    told = demonstration.demo(updates)
+    table = Table("bits", "solved", "mean exit step", title="Stopping once the answer has rested for two steps")
+    for entry in told["by_level"]:
+        table.add_row(str(entry["level"]), f"{entry['accuracy']:.1%}", f"{entry['mean_steps']:.1f}")
+    Console().print(table)
+    path = out / "puzzles.svg"
+    demonstration.draw(path, told)
+    Console().print(f"Figure: {path}", soft_wrap=True)
+
+
+def _show(puzzle: str, out: Path) -> None:
+    table = Table(*COLUMNS, title=puzzle)
+    for row in rows(read_results(out, puzzle)):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)

@@ -1,0 +1,155 @@
+"""One result: a learner of a setting, trained from a seed and measured; one JSON file each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.checksum import is_intact, with_checksum
+from benchmarks.glue.results import environment
+from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
+from benchmarks.puzzles.measuring import gated_solver, measure
+from benchmarks.puzzles.setting import Setting
+from benchmarks.puzzles.streaming import stream
+from benchmarks.puzzles.training import train
+from ponder._utils.files import read_json, write_json
+from ponder.errors import DataError
+from ponder.policies import ExitPolicy
+
+__all__ = ["FORMAT", "read_result", "read_results", "result_path", "run", "run_stream"]
+
+FORMAT = "ponder-puzzles-1"
+
+
+def run(
+    setting: Setting,
+    learner: str,
+    seed: int,
+    *,
+    out: Path,
+    states: Path,
+    tell: Callable[[int, float], object] = lambda update, loss: None,
+) -> dict[str, Any]:
+    """Train and measure one learner; a result that is there is read, and a training that was cut off goes on.
+
+    Args:
+        setting: Sizes and constants.
+        learner: Its name.
+        seed: Of the first weights and of all that is drawn in training.
+        out: Folder of the results.
+        states: Folder of the states of trainings.
+        tell: Told of updates made and of the loss.
+
+    Raises:
+        DataError: The folder holds a result of another setting, or the depth of the feed-forward network is not known
+            since the looped solver has not been measured.
+    """
+    path = result_path(out, setting, learner, seed)
+    made_by = {"format": FORMAT, "setting": asdict(setting), "learner": learner, "seed": seed}
+    if path.exists():
+        return _same(read_result(path), made_by, path)
+    depth = equal_depth(setting, seed, out) if learner == "feed-forward" else None
+    torch.manual_seed(seed)
+    model = learner_of(learner, setting, depth)
+    training = train(model, setting, seed=seed, path=states / f"{path.stem}.pt", tell=tell)
+    result = {**made_by, "depth": depth, "training": training.to_dict(), **measure(model, setting)}
+    write_json(path, with_checksum({**result, "environment": environment(torch.device("cpu"))}))
+    return read_result(path)
+
+
+def run_stream(setting: Setting, seed: int, *, out: Path, states: Path, repeats: int = 3) -> dict[str, Any]:
+    """Time the trained solver on a stream of mixed difficulty; measured anew every time.
+
+    Args:
+        setting: Sizes and constants.
+        seed: Of the training.
+        out: Folder of the results; that of the looped solver says which rule and which fixed depth are compared.
+        states: Folder of the states of trainings.
+        repeats: How often each way is timed.
+    """
+    looped_path = result_path(out, setting, "looped", seed)
+    if not looped_path.exists():
+        raise DataError(f"{looped_path}: expected the looped solver's result, which names the rule. Run it first.")
+    looped = read_result(looped_path)
+    learner = Looped(setting)
+    train(learner, setting, seed=seed, path=states / f"{looped_path.stem}.pt")
+    learner.eval()
+    policy = ExitPolicy.from_dict(looped["ways"][looped["best_rule"]]["policy"])
+    model = gated_solver(learner, setting)[0] if "hazard" in policy.needs else learner.model
+    depth = looped["ways"]["best fixed depth"]["policy"]["step"]
+    measured = stream(model, setting, policy, depth, repeats)
+    path = result_path(out, setting, "stream", seed)
+    made_by = {"format": FORMAT, "setting": asdict(setting), "learner": "stream", "seed": seed}
+    write_json(path, with_checksum({**made_by, **measured, "environment": environment(torch.device("cpu"))}))
+    return read_result(path)
+
+
+def equal_depth(setting: Setting, seed: int, out: Path) -> int:
+    """The layers of a feed-forward network that costs what the looped solver's best rule does, rounded up."""
+    path = result_path(out, setting, "looped", seed)
+    if not path.exists():
+        raise DataError(f"{path}: expected the looped solver's result, whose cost sets the depth. Run it first.")
+    looped = read_result(path)
+    steps: float = looped["ways"][looped["best_rule"]]["validation"]["mean_steps"]
+    return -int(-steps // 1)
+
+
+def result_path(out: Path, setting: Setting, learner: str, seed: int) -> Path:
+    """Where a result lies."""
+    return out / f"{setting.puzzle}-{learner}-s{seed}.json"
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result.
+
+    Raises:
+        DataError: The file is foreign, or was edited.
+    """
+    result = read_json(path)
+    if result.get("format") != FORMAT:
+        raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
+    if not is_intact(result):
+        raise DataError(f"{path}: expected what the benchmark wrote; it was edited since. Remove it, and run it again.")
+    return result
+
+
+def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
+    """The results of a puzzle by learner, each by seed.
+
+    Raises:
+        DataError: There are none of the looped solver, or they are of different settings.
+    """
+    found = {
+        learner: sorted((read_result(path) for path in out.glob(f"{puzzle}-{learner}-s*.json")), key=_seed)
+        for learner in (*LEARNERS, "stream")
+    }
+    if not found["looped"]:
+        raise DataError(f"{out}: no results {puzzle}-looped-s*.json. Run `python -m benchmarks.puzzles run {puzzle}`.")
+    setting = found["looped"][0]["setting"]
+    for result in (result for of_learner in found.values() for result in of_learner):
+        if result["setting"] != setting:
+            raise DataError(
+                f"{out}: expected results of one setting of {puzzle}; those of {result['learner']}, seed "
+                f"{result['seed']}, differ. Keep them in folders of their own."
+            )
+    return {learner: results for learner, results in found.items() if results}
+
+
+def _seed(result: dict[str, Any]) -> int:
+    return int(result["seed"])
+
+
+def _same(result: dict[str, Any], made_by: dict[str, Any], path: Path) -> dict[str, Any]:
+    expected = json.loads(json.dumps(made_by))
+    other = [name for name, value in expected.items() if result.get(name) != value]
+    if other:
+        raise DataError(
+            f"{path}: expected a result of this setting; got one that differs in {', '.join(other)}. "
+            f"Choose another folder, or the same options."
+        )
+    return result

@@ -1,0 +1,184 @@
+"""What is trained: the looped solver and the baselines, all of the same step, each with its own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ponder
+from benchmarks.parity.act import Weights, act_weights
+from benchmarks.puzzles.puzzle import Problems
+from benchmarks.puzzles.setting import Setting
+from benchmarks.puzzles.solvers import (
+    ConvHead,
+    ConvStem,
+    ConvStep,
+    PooledLambda,
+    RecursiveStem,
+    RecursiveStep,
+    answer_state,
+)
+from ponder import objectives, policies, priors
+from ponder.errors import ArgumentError
+
+__all__ = [
+    "ACT",
+    "LEARNERS",
+    "FeedForward",
+    "Learner",
+    "Looped",
+    "PonderNet",
+    "check_learner",
+    "lambda_head",
+    "learner_of",
+]
+
+_CHANNELS = {"prefix-sums": (1, 1), "mazes": (6, 2)}  # channels of the inputs, spatial dimensions
+_SIDES = {"sudoku-4x4": 4, "sudoku-9x9": 9}
+LEARNERS = ("looped", "pondernet", "act", "feed-forward")
+
+
+class Learner(nn.Module):
+    """A model of the benchmark."""
+
+    model: ponder.PonderWrapper
+
+    def loss(self, problems: Problems) -> Tensor:
+        """What training minimises, a scalar."""
+        loss: Tensor | None = self.model(problems.inputs, labels=problems.labels).loss
+        assert loss is not None  # there are labels
+        return loss
+
+
+class Looped(Learner):
+    """The solver, trained to go on from any depth (progressive loss, Bansal et al. 2022).
+
+    Args:
+        setting: Sizes and constants.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+        objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
+        self.model = _wrapped(setting, objective=objective)
+
+    def gated(self, gate: nn.Module) -> ponder.PonderWrapper:
+        """The same solver, weights and all, with a Lambda head."""
+        model = self.model
+        return ponder.PonderWrapper(
+            model.steps,
+            stem=model.stem,
+            readout=_readout(self.setting),
+            head=model.head,
+            lambda_head=gate,
+            task="token_classification",
+        ).eval()
+
+
+class PonderNet(Learner):
+    """The solver with a Lambda head and PonderNet's objective (Banino et al. 2021).
+
+    Args:
+        setting: Sizes and constants.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.model = _wrapped(
+            setting,
+            objective=objectives.Ponder(beta=setting.beta),
+            lambda_head=lambda_head(setting),
+            prior=priors.Geometric(setting.rate),
+            policy=policies.Bernoulli(seed=0),
+        )
+
+
+class ACT(Learner):
+    """The solver under Adaptive Computation Time (Graves 2016): answers are mixed, and steps cost.
+
+    Args:
+        setting: Sizes and constants; `tau` weighs the ponder cost.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.tau = setting.tau
+        self.model = _wrapped(setting, objective=objectives.FinalStep(), lambda_head=lambda_head(setting, start=0.1))
+
+    def mixed(self, inputs: Tensor, num_steps: int | None = None) -> tuple[Tensor, Weights]:
+        """Mixed outputs, and how they were mixed, in runs of `num_steps` at most (as in training, where None)."""
+        in_training = self.model(inputs).trajectory if self.training else None
+        trajectory = self.model.unroll(inputs, num_steps=num_steps) if in_training is None else in_training
+        assert trajectory.hazard_logits is not None  # there is a Lambda head
+        weights = act_weights(trajectory.hazard_logits.sigmoid())
+        return torch.einsum("bs,bspc->bpc", weights.weights, trajectory.outputs), weights
+
+    def loss(self, problems: Problems) -> Tensor:
+        """The loss of the mixed answer, and the ponder cost."""
+        outputs, mixed = self.mixed(problems.inputs)
+        assert self.model.task is not None  # it was named
+        return self.model.task.losses(outputs, problems.labels).mean() + self.tau * mixed.ponder_cost.mean()
+
+
+class FeedForward(Learner):
+    """As many steps of the same form, each with weights of its own.
+
+    Args:
+        setting: Sizes and constants.
+        depth: How many.
+    """
+
+    def __init__(self, setting: Setting, depth: int) -> None:
+        super().__init__()
+        self.model = _wrapped(setting, objective=objectives.FinalStep(), depth=depth)
+
+
+def learner_of(name: str, setting: Setting, depth: int | None = None) -> Learner:
+    """A new learner by its name; `depth` is that of the feed-forward network, N where None."""
+    if check_learner(name) == "feed-forward":
+        return FeedForward(setting, setting.num_steps if depth is None else depth)
+    made: dict[str, Callable[[Setting], Learner]] = {"looped": Looped, "pondernet": PonderNet, "act": ACT}
+    return made[name](setting)
+
+
+def check_learner(name: str) -> str:
+    """Refuse names of no learner."""
+    if name not in LEARNERS:
+        raise ArgumentError("learner", expected=f"one of {', '.join(LEARNERS)}", got=repr(name), remedy="Choose one.")
+    return name
+
+
+def _wrapped(setting: Setting, depth: int | None = None, **options: Any) -> ponder.PonderWrapper:
+    """The stem, the step (shared, or `depth` of their own) and the head of a setting's puzzle."""
+    if setting.puzzle in _CHANNELS:
+        channels, dims = _CHANNELS[setting.puzzle]
+        stem: nn.Module = ConvStem(channels, setting.width, dims)
+        steps: list[nn.Module] = [ConvStep(channels, setting.width, dims) for _ in range(depth or 1)]
+        head: nn.Module = ConvHead(setting.width, classes=2)
+    else:
+        side = _SIDES[setting.puzzle]
+        stem = RecursiveStem(side, setting.width)
+        steps = [RecursiveStep(setting.width) for _ in range(depth or 1)]
+        head = nn.Linear(setting.width, side)
+    return ponder.PonderWrapper(
+        steps[0] if depth is None else steps,
+        num_steps=setting.num_steps if depth is None else None,
+        stem=stem,
+        readout=_readout(setting),
+        head=head,
+        task="token_classification",
+        **options,
+    )
+
+
+def _readout(setting: Setting) -> Callable[..., Tensor]:
+    return ponder.readouts.identity if setting.puzzle in _CHANNELS else answer_state
+
+
+def lambda_head(setting: Setting, start: float = 0.05) -> PooledLambda:
+    """A Lambda head for the features of a setting's solver; halting starts late."""
+    return PooledLambda(setting.width, channels_first=setting.puzzle in _CHANNELS, start=start)

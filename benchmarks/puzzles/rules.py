@@ -1,0 +1,64 @@
+"""Ways to stop the looped solver, and how one of each family is chosen: on problems that are not reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder import policies
+from ponder.policies import ExitPolicy
+
+__all__ = ["FAMILIES", "SLACK", "Score", "cheapest"]
+
+SLACK = 0.002
+"""How much less accurate than the best a rule, or a fixed depth, may be on validation and still count as its equal."""
+
+
+FAMILIES: Mapping[str, Sequence[ExitPolicy]] = {
+    "converged": [policies.Converged(patience=patience) for patience in range(1, 9)],
+    "confidence": [
+        policies.Confidence(threshold) for threshold in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
+    ],
+    "fitted gate": [policies.Quantile(q) for q in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)],
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a rule does on a set.
+
+    Args:
+        right: Whether the answer at the exit is right, all positions of it, `(problems,)` bool.
+        steps: Where each problem stopped, `(problems,)` long.
+        levels: Of the problems, `(problems,)` long.
+    """
+
+    right: Tensor
+    steps: Tensor
+    levels: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of problems solved."""
+        return float(self.right.double().mean())
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean exit step."""
+        return float(self.steps.double().mean())
+
+    @staticmethod
+    def cat(scores: Sequence[Score]) -> Score:
+        """Several levels together."""
+        return Score(*(torch.cat(parts) for parts in zip(*((s.right, s.steps, s.levels) for s in scores), strict=True)))
+
+
+def cheapest(scores: Sequence[Score], wanted: float) -> int:
+    """Which one takes the fewest steps of those that reach an accuracy; the most accurate where none does."""
+    able = [index for index, score in enumerate(scores) if score.accuracy >= wanted]
+    if able:
+        return min(able, key=lambda index: scores[index].mean_steps)
+    return max(range(len(scores)), key=lambda index: (scores[index].accuracy, -scores[index].mean_steps))

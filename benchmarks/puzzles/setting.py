@@ -1,0 +1,84 @@
+"""Sizes and constants of the benchmark, one setting a puzzle; the larger ones by `--large`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from benchmarks.puzzles.mazes import Mazes
+from benchmarks.puzzles.prefix_sums import PrefixSums
+from benchmarks.puzzles.puzzle import Puzzle
+from benchmarks.puzzles.sudoku import MiniSudoku, Sudoku
+from ponder.errors import ArgumentError
+
+__all__ = ["LARGE", "PUZZLES", "SMALL", "Setting", "setting_of"]
+
+PUZZLES: dict[str, Puzzle] = {puzzle.name: puzzle for puzzle in (PrefixSums(), Mazes(), MiniSudoku(), Sudoku())}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and how.
+
+    Args:
+        puzzle: Name of the puzzle.
+        width: Of the solver's state.
+        num_steps: N, the deepest run of training.
+        run_steps: The deepest run that is reported: more steps than trained.
+        updates: Of the weights.
+        batch_size: Problems of an update, all of one level.
+        learning_rate: Adam's, after a short rise and before it falls to 0 over the last part.
+        gradient_steps: Most steps through which a gradient flows; what comes before is run without.
+        examples: Problems of every level in each of the sets that choose and report.
+        rate: Hazard of PonderNet's geometric prior.
+        beta: Weight of PonderNet's divergence.
+        tau: Weight of ACT's ponder cost.
+    """
+
+    puzzle: str
+    width: int = 32
+    num_steps: int = 20
+    run_steps: int = 60
+    updates: int = 3000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    gradient_steps: int = 20
+    examples: int = 500
+    rate: float = 0.1
+    beta: float = 0.01
+    tau: float = 1e-3
+
+    @property
+    def task(self) -> Puzzle:
+        """The puzzle itself."""
+        return PUZZLES[self.puzzle]
+
+
+SMALL = {
+    setting.puzzle: setting
+    for setting in (
+        Setting("prefix-sums"),
+        Setting("mazes", num_steps=24, gradient_steps=24, run_steps=80, updates=5000, batch_size=32, examples=125),
+        Setting("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, updates=3000),
+        Setting(
+            "sudoku-9x9",
+            width=64,
+            num_steps=16,
+            gradient_steps=4,
+            run_steps=32,
+            updates=3000,
+            batch_size=32,
+            examples=100,
+        ),
+    )
+}
+LARGE = {
+    name: replace(setting, width=2 * setting.width, updates=10 * setting.updates, examples=1000)
+    for name, setting in SMALL.items()
+}
+
+
+def setting_of(puzzle: str, *, large: bool = False) -> Setting:
+    """The setting of a puzzle, by its name."""
+    if puzzle not in SMALL:
+        raise ArgumentError("puzzle", expected=f"one of {', '.join(SMALL)}", got=repr(puzzle), remedy="Choose one.")
+    return (LARGE if large else SMALL)[puzzle]

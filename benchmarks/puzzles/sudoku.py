@@ -1,0 +1,68 @@
+"""Sudoku of 4 × 4 and of 9 × 9 cells, from `reasoning-gym` (extra `puzzles`).
+
+A problem has one solution. How hard it is is told by the number of empty cells, which is its level.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from benchmarks.puzzles.puzzle import Problems, Puzzle
+from ponder.errors import DataError
+
+__all__ = ["MiniSudoku", "Sudoku"]
+
+
+class _Sudoku(Puzzle):
+    """Digits `(batch, cells)` long, 0 where empty, and the digit of every cell, counted from 0."""
+
+    level_name = "empty cells"
+    larger_level = None
+    least_level = 1
+    dataset: ClassVar[str]
+    side: ClassVar[int]
+
+    def _draw(self, level: int, count: int, generator: torch.Generator) -> Problems:
+        seed = int(torch.randint(0, 2**31, (), generator=generator))
+        source = _reasoning_gym(self.name).create_dataset(
+            self.dataset, seed=seed, size=count, min_empty=level, max_empty=level
+        )
+        made = [source[row]["metadata"] for row in range(count)]
+        puzzles = torch.tensor([row["puzzle"] for row in made]).flatten(1)
+        solutions = torch.tensor([row["solution"] for row in made]).flatten(1)
+        return Problems(puzzles, solutions - 1, (puzzles == 0).sum(1))
+
+
+class MiniSudoku(_Sudoku):
+    """4 × 4 cells, four boxes of 2 × 2."""
+
+    name = "sudoku-4x4"
+    dataset = "mini_sudoku"
+    side = 4
+    trained_levels = (4, 5, 6, 7, 8, 9)
+    levels = (4, 5, 6, 7, 8, 9, 10, 11, 12)
+    greatest_level = 12
+
+
+class Sudoku(_Sudoku):
+    """9 × 9 cells, nine boxes of 3 × 3, with many givens."""
+
+    name = "sudoku-9x9"
+    dataset = "sudoku"
+    side = 9
+    trained_levels = (10, 15, 20, 25, 30)
+    levels = (10, 15, 20, 25, 30, 35, 40)
+    greatest_level = 64
+
+
+def _reasoning_gym(puzzle: str) -> Any:
+    try:
+        import reasoning_gym  # the one place that needs it; other puzzles run without
+    except ImportError as error:
+        raise DataError(
+            f"{puzzle}: expected the package reasoning-gym, which makes these problems; it is not installed. "
+            f"Run `pip install ponder-torch[puzzles]`, or choose prefix-sums or mazes, which need nothing."
+        ) from error
+    return reasoning_gym
