@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ponder._utils.files import read_tensors, write_tensors
 from ponder.analysis.metrics import MetricLike
-from ponder.analysis.policy_grid import FamilyLike
+from ponder.analysis.overthinking import Overthinking, overthinking_of
+from ponder.analysis.policy_grid import PolicyGridLike
+from ponder.analysis.reliability import Reliability, reliability_of
 from ponder.analysis.sweeps import Curve, sweep
 from ponder.engine.loop import Exits
 from ponder.engine.replay import check_replay, replay
@@ -55,13 +57,13 @@ class Trajectory(Recording):
 
     def sweep(
         self,
-        policies: FamilyLike,
+        policies: PolicyGridLike,
         grid: Iterable[float] | None = None,
         *,
         metric: MetricLike | None = None,
         costs: Sequence[float] | Tensor | None = None,
     ) -> Curve:
-        """Try every value of a knob; see `ponder.analysis.sweeps.sweep`.
+        """Try every value of a threshold; see `ponder.analysis.sweeps.sweep`.
 
         Example:
             >>> from ponder.policies import Quantile
@@ -70,6 +72,14 @@ class Trajectory(Recording):
             3
         """
         return sweep(self, policies, grid, metric=metric, costs=costs)
+
+    def reliability(self, bins: int = 10) -> list[Reliability]:
+        """Confidence against accuracy at each step; `ponder.plots.reliability` draws it."""
+        return reliability_of(self, bins)
+
+    def overthinking(self) -> Overthinking:
+        """What the right step of each row would be worth; `ponder.plots.overthinking` draws it."""
+        return overthinking_of(self)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectory:
         """Apply `fn` to every tensor, for example ``trajectory.map(Tensor.cpu)``."""

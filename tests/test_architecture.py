@@ -12,18 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"safetensors", "matplotlib"}
+OPTIONAL = {"safetensors", "matplotlib", "numpy", "sklearn"}
 """Libraries that a user may not have: imported where they are needed, in functions of the file that wraps them."""
 
 EXCEPTIONS = {
-    ("ponder.analysis.sweeps", "ponder.plots"),  # Curve.plot, a convenience
-    ("ponder.plots.correctness", "ponder.trajectory"),
-    ("ponder.plots.curves", "ponder.analysis.sweeps"),
-    ("ponder.plots.halting", "ponder.trajectory"),
-    ("ponder.plots.seeds", "ponder.trajectory"),
     ("benchmarks.glue.data", "benchmarks.glue.tasks"),  # for the type checker
 }
-"""Imports against the arrows, each of which is to go."""
+"""Imports against the arrows."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.policies import ExitPolicy
 
-__all__ = ["RunConfig", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
+__all__ = ["REMADE", "RunConfig", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
 
 
 def _field(default: Any, help: str, expected: str = "", holds: Callable[[Any], bool] | None = None) -> Any:
@@ -136,8 +136,16 @@ class RunConfig:
         A field that was added later counts only where it is not at its default, so that the runs of before keep their
         names.
         """
+        return self._named({"recipe_version": 2} if self.recipe in REMADE else {})
+
+    @property
+    def key_before(self) -> str:
+        """The name that the run had before its recipe became another one under the same name (see `REMADE`)."""
+        return self._named({})
+
+    def _named(self, more: dict[str, Any]) -> str:
         fields = self.to_dict()
-        hashed = {
+        hashed = more | {
             name: value for name, value in fields.items() if name not in _LATER or value != getattr(RunConfig, name)
         }
         backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
@@ -159,6 +167,9 @@ class RunConfig:
             )
         ExitPolicy.from_dict(dict(given))
 
+
+REMADE = {"ponder": "palbert-joint"}
+"""Recipes that became others under the same name, and what the one of before is called now."""
 
 _LATER = ("schedule", "selection", "knob", "knob_keeps", "budget", "head_lr")
 

@@ -18,10 +18,10 @@ from benchmarks.glue.significance import pack
 from benchmarks.glue.thresholds import record_curves
 from benchmarks.tasks import Task
 from ponder import Trajectory
+from ponder.analysis.overthinking import overthinking_of
 from ponder.cost import Cost, WallClock, measure_each, speed_up, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.objectives import Objective
-from ponder.plots.numbers import overthinking_of
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Prior
 

@@ -18,10 +18,11 @@ import torch
 
 from benchmarks import tasks
 from benchmarks.checksum import is_intact, with_checksum
-from benchmarks.glue.config import RunConfig
+from benchmarks.glue.config import REMADE, RunConfig
 from ponder import recipes
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, PonderError
+from ponder.objectives import Objective
 from ponder.recipes import Recipe
 
 __all__ = ["FORMAT", "Result", "environment", "read_all", "recipe_of"]
@@ -79,13 +80,16 @@ class Result:
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
         named = all(self[name] == self["config"][name] for name in ("task", "recipe", "backbone"))
-        if config.key != self.path.stem or not named:
+        is_before = config.recipe in REMADE and self.path.stem == config.key_before
+        if (config.key != self.path.stem and not is_before) or not named:
             got = f"{config.key} (edited, or a copy?)"
             raise DataError(f"{self.path}: expected the run of this name; got {got}. {_AGAIN}")
         if not is_intact(self.data):
             raise DataError(f"{self.path}: expected what the run wrote; it was edited since. {_AGAIN}")
+        if is_before:
+            self.data["recipe"] = REMADE[config.recipe]
         try:
-            now = recipe_of(config, tasks.get(self["task"]).kind, self["num_steps"]).to_dict()
+            now = recipe_of(config, tasks.get(self["task"]).kind, self["num_steps"], self["recipe"]).to_dict()
         except (ArgumentError, ArgumentTypeError) as error:
             remedy = "Install what it comes from, or move the file away."
             raise DataError(f"{self.path}: expected a recipe that is here; {error} {remedy}") from error
@@ -105,6 +109,7 @@ class Result:
         objectives = [stage.get("objective") for stage in self.data.get("training", [])]
         if not objectives or None in objectives:
             return {}
+        objectives = [Objective.from_dict(each).to_dict() for each in objectives]  # with fields that were added since
         own = self["config"]["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe"
         return {"objectives": objectives, **({"policy": self["policy"]} if own else {})}
 
@@ -156,9 +161,10 @@ class Result:
         return statistics.fmean((split["mean_exit_step"] for split in self.reported), weights=sizes)
 
 
-def recipe_of(config: RunConfig, task: str, num_steps: int) -> Recipe:
-    """The recipe of a run, for a kind of task and a number of steps."""
-    return recipes.get(config.recipe, **config.recipe_options).for_steps(num_steps).for_task(task)
+def recipe_of(config: RunConfig, task: str, num_steps: int, name: str | None = None) -> Recipe:
+    """The recipe of a run, for a kind of task and a number of steps; `name` where it has another one now."""
+    made = recipes.get(config.recipe if name is None else name, **config.recipe_options)
+    return made.for_steps(num_steps).for_task(task)
 
 
 def read_all(folder: Path) -> list[Result]:

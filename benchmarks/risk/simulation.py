@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ponder
 from benchmarks.risk import synthetic
-from ponder.analysis.policy_grid import as_family
+from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration import BOUNDS
 from ponder.calibration.control import find_low
 from ponder.calibration.risks import losses_by_step
@@ -117,7 +117,7 @@ def simulate(scene: Scene, trials: int = TRIALS, confidence: float = 0.95, seed:
                     bound=bound,
                     grid=GRID,
                 )
-                found, step = truth(risk, signed, done.policy.knob_value)
+                found, step = truth(risk, signed, done.policy.threshold_value)
                 risks.append(found)
                 steps.append(step)
                 best.append(_cheapest(truth, risk, signed, level, scene.num_steps))
@@ -188,7 +188,7 @@ class _Truth:
 
     def _table(self, risk: str, signed: bool) -> tuple[Tensor, Tensor]:
         by_step = losses_by_step(risk, self._population, -1.0 if signed else 0.0)  # type: ignore[arg-type]
-        steps = as_family(Quantile, GRID, self._population).exit_steps(self._population)
+        steps = as_policy_grid(Quantile, GRID, self._population).exit_steps(self._population)
         steps = torch.cat([steps, torch.full_like(steps[:1], self._population.num_steps)])
         return by_step.gather(1, steps.T - 1).mean(0), steps.double().mean(1)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ponder import readouts
 from ponder._utils.trees import Tree
 from ponder.integrations.transformers.adapter import Adapter
 from ponder.integrations.transformers.examples import example_for
+from ponder.parts import readouts
 from ponder.parts.capture import first_tensor, learn
 from ponder.parts.layered import LayeredModule, LayeredReadout
 from ponder.parts.padding import Along, Padding

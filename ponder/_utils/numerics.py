@@ -1,11 +1,62 @@
-"""The precision of statistics: hazards and losses are computed in float32 at least, whatever the model runs in."""
+"""Small numerical tools: the precision of statistics, roots, lines through points, shares."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32"]
+__all__ = ["at_least_float32", "bisect", "exit_shares", "interpolate"]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """`tensor` in float64 if it is, else in float32."""
+    """`tensor` in float64 if it is, else in float32: statistics are computed so, whatever the model runs in."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def bisect(is_below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int = 100) -> Tensor:
+    """Where a condition turns from true to false between `low` and `high`, by halving the interval.
+
+    Args:
+        is_below: Whether a place is still below the root, elementwise.
+        low: Lower ends, of any shape; every element is a search of its own.
+        high: Upper ends.
+        halvings: How often the interval is halved.
+
+    Example:
+        >>> bisect(lambda x: x**2 < 2, torch.tensor(0.0), torch.tensor(2.0))
+        tensor(1.4142)
+    """
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        below = is_below(middle)
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def interpolate(costs: Sequence[float], scores: Sequence[float], at: Sequence[float]) -> list[float]:
+    """Scores at given costs, on straight lines between neighbours; equal costs count as one, with their mean score.
+
+    For a score that is a mean over rows, a straight line is no guess: it is what one expects where a coin decides which
+    of the two policies a row meets. Needs NumPy, which comes with matplotlib.
+
+    Args:
+        costs: Costs of the policies, in any order.
+        scores: Their scores.
+        at: Costs from the least to the greatest of `costs`.
+    """
+    import numpy as np
+
+    together: dict[float, list[float]] = defaultdict(list)
+    for cost, score in zip(costs, scores, strict=True):
+        together[cost].append(score)
+    known = sorted(together)
+    return [float(score) for score in np.interp(at, known, [fmean(together[cost]) for cost in known])]
+
+
+def exit_shares(exit_steps: Tensor, num_steps: int) -> list[float]:
+    """The share of the rows that exit at each step, from exit steps `(batch,)`."""
+    return (torch.bincount(exit_steps - 1, minlength=num_steps) / len(exit_steps)).tolist()

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["renamed"]
+__all__ = ["renamed", "renamed_attribute"]
 
 
 def renamed(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
@@ -25,3 +25,13 @@ def renamed(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
         return names[name]
 
     return get
+
+
+def renamed_attribute(old: str, new: str) -> Any:
+    """A property of the old name, for a class whose attribute has a new one."""
+
+    def get(self: Any) -> Any:
+        warnings.warn(f"{type(self).__name__}.{old} is called {new} now.", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
+
+    return property(get, doc=f"The old name of `{new}`.")

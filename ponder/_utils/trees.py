@@ -1,4 +1,4 @@
-"""Nested states whose tensors are batch-first: reading them, checking them, and taking some of their rows.
+"""Nested states whose tensors are batch-first: reading, checking and comparing them, and taking some of their rows.
 
 A *tree* is a tensor, or a tuple, list, named tuple or dict of trees; leaves that are not tensors (numbers,
 None, `Shared` values) belong to the whole batch and pass unchanged.
@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Shared", "Tree", "check_rows", "first_tensor", "map_tensors", "take_rows", "tensors", "unwrap"]
+__all__ = ["Shared", "Tree", "alike", "check_rows", "first_tensor", "map_tensors", "take_rows", "tensors", "unwrap"]
 
 Tree = Any
 
@@ -100,6 +102,32 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
             remedy="Pass tensors.",
         )
     return batch
+
+
+def alike(first: Tree, second: Tree, tolerance: float = 0.0) -> bool:
+    """Whether two trees have one structure and equal leaves; NaN equals NaN, and modules are equal by their weights.
+
+    Args:
+        first: A tree.
+        second: Another.
+        tolerance: How far floating-point numbers may be apart, absolutely and relatively.
+    """
+    leaves, structure = pytree.tree_flatten(first)
+    others, other_structure = pytree.tree_flatten(second)
+    pairs = zip(leaves, others, strict=False)
+    return bool(structure == other_structure) and all(_alike_leaves(one, other, tolerance) for one, other in pairs)
+
+
+def _alike_leaves(one: Any, other: Any, tolerance: float) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+            return False
+        if not one.is_floating_point():
+            return torch.equal(one, other)
+        return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if isinstance(one, nn.Module) and isinstance(other, nn.Module):
+        return type(one) is type(other) and alike(dict(one.state_dict()), dict(other.state_dict()), tolerance)
+    return type(one) is type(other) and bool(one == other)
 
 
 def _without_mark(leaf: Any) -> Any:

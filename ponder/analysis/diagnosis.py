@@ -6,20 +6,20 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
-from ponder.analysis.policy_grid import Family, FamilyLike, as_family
+from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
+from ponder.engine.replay import replay
 from ponder.errors import ArgumentError
+from ponder.parts.recording import Recording
+from ponder.plots import frontiers
 from ponder.policies import Confidence, Entropy, FixedStep, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
 
 __all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain", "diagnose"]
 
@@ -134,8 +134,6 @@ class Diagnosis:
 
     def plot(self, **options: Any) -> Any:
         """Score against mean exit step, a line a frontier; see `ponder.plots.frontiers`."""
-        from ponder.plots.frontiers import frontiers
-
         return frontiers(self, **options)
 
     def __str__(self) -> str:
@@ -169,8 +167,8 @@ class Diagnosis:
 
 
 def diagnose(
-    trajectory: Trajectory,
-    compare: FamilyLike | Sequence[FamilyLike] | None = None,
+    trajectory: Recording,
+    compare: PolicyGridLike | Sequence[PolicyGridLike] | None = None,
     *,
     static: Mapping[int, float] | None = None,
     metric: MetricLike | None = None,
@@ -186,7 +184,7 @@ def diagnose(
 
     Args:
         trajectory: A full-depth run, with labels, on rows that chose nothing.
-        compare: Classes of policies with a knob, or policies whose knob is turned, to try; those that the trajectory
+        compare: Classes of policies with a threshold, or policies whose threshold is moved; those that the trajectory
             can be replayed with, of the ones that the papers use, where None.
         static: Scores of the encoder cut after a step and trained so, by step.
         metric: A mean over rows: ``"accuracy"``, ``"negative_squared_error"``, or the task's own where None.
@@ -235,12 +233,12 @@ def diagnose(
         frontiers=frontiers,
         gains=gains,
         collapse=None if trajectory.hazard_logits is None else _collapse(trajectory),
-        difficulty=() if chosen is None else _difficulty(trajectory, trajectory.replay(chosen).exit_step.cpu()),
+        difficulty=() if chosen is None else _difficulty(trajectory, replay(trajectory, chosen).exit_step.cpu()),
         rows=rows,
     )
 
 
-def _values(trajectory: Trajectory, metric: MetricLike | None) -> tuple[Tensor, str]:
+def _values(trajectory: Recording, metric: MetricLike | None) -> tuple[Tensor, str]:
     """What each row's answer at each step is worth, `(rows, steps)` float64, and the name of the score."""
     if len(trajectory) < 20 or trajectory.num_steps < 2:
         raise ArgumentError(
@@ -267,30 +265,32 @@ def _values(trajectory: Trajectory, metric: MetricLike | None) -> tuple[Tensor, 
     return made.per_row.cpu(), made.name
 
 
-def _families(trajectory: Trajectory, compare: FamilyLike | Sequence[FamilyLike] | None) -> dict[str, Family]:
+def _families(
+    trajectory: Recording, compare: PolicyGridLike | Sequence[PolicyGridLike] | None
+) -> dict[str, PolicyGrid]:
     """The policies to try, by name."""
     if compare is None:
         found = {}
         for kind in _TRIED:
             try:
-                found[kind.__name__] = as_family(kind, None, trajectory)
+                found[kind.__name__] = as_policy_grid(kind, None, trajectory)
             except ArgumentError:  # not for this task, or not without a Lambda head
                 continue
-        return found or {"FixedStep": as_family(FixedStep, None, trajectory)}
+        return found or {"FixedStep": as_policy_grid(FixedStep, None, trajectory)}
     listed = list(compare) if isinstance(compare, Sequence) else [compare]
     if not listed:
         raise ArgumentError(
             "compare", expected="at least one family of policies", got="none", remedy="Pass policies.Confidence, say."
         )
-    made: dict[str, Family] = {}
+    made: dict[str, PolicyGrid] = {}
     for each in listed:
         name = getattr(each, "__name__", type(each).__name__)
-        made[name if name not in made else f"{name} ({len(made) + 1})"] = as_family(each, None, trajectory)
+        made[name if name not in made else f"{name} ({len(made) + 1})"] = as_policy_grid(each, None, trajectory)
     return made
 
 
-def _name(family_name: str, family: Family, place: int) -> str:
-    return f"{family_name}({family.knob}={family.values[place]:.6g})"
+def _name(family_name: str, family: PolicyGrid, place: int) -> str:
+    return f"{family_name}({family.threshold}={family.values[place]:.6g})"
 
 
 def _cheapest_step(values: Tensor) -> int:
@@ -432,9 +432,9 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
     )
 
 
-def _collapse(trajectory: Trajectory) -> Collapse:
+def _collapse(trajectory: Recording) -> Collapse:
     halting = trajectory.halting
-    exit_step = trajectory.replay(Quantile(0.5)).exit_step
+    exit_step = replay(trajectory, Quantile(0.5)).exit_step
     counts = torch.bincount(exit_step, minlength=trajectory.num_steps + 1)
     p = halting.pmf.double()
     mean = p.mean(0)
@@ -446,7 +446,7 @@ def _collapse(trajectory: Trajectory) -> Collapse:
     return Collapse(int(counts.argmax()), float(counts.max()) / len(trajectory), max(information, 0.0))
 
 
-def _difficulty(trajectory: Trajectory, exit_step: Tensor) -> tuple[Difficulty, ...]:
+def _difficulty(trajectory: Recording, exit_step: Tensor) -> tuple[Difficulty, ...]:
     """Rows by the step from which all answers are right."""
     if not trajectory.meaning.comparable:
         return ()

@@ -1,4 +1,4 @@
-"""Scores: how good a model's answers are, at every step of a trajectory."""
+"""Metrics: how good a model's predictions are, at every step of a trajectory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MetricLike = Literal["accuracy", "negative_squared_error"] | Callable[[Tensor, T
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A score of answers against labels, the higher the better.
+    """A score of predictions against labels, the higher the better.
 
     Args:
         name: For tables and plots.
@@ -34,7 +34,7 @@ class Metric:
     labels: Tensor | None = None
 
     def of_exits(self, trajectory: Recording, exit_step: Tensor) -> float:
-        """The score of the answers at the exits, `exit_step` `(batch,)`."""
+        """The score of the predictions at the exits, `exit_step` `(batch,)`."""
         rows = torch.arange(len(trajectory), device=exit_step.device)
         if self.per_row is not None:
             return float(self.per_row[rows, exit_step - 1].mean())
@@ -63,7 +63,10 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
     if callable(metric):
         return Metric(getattr(metric, "__name__", "score"), None, metric, trajectory.labels)
     if task.metric is not None and metric in (None, task.metric):
-        return Metric(task.metric, task.scores(trajectory.outputs, trajectory.labels))
+        if not task.comparable:
+            return Metric(task.metric, task.scores(trajectory.outputs, trajectory.labels))
+        scores = task.scores(trajectory.outputs, trajectory.counted_labels())
+        return Metric(task.metric, scores.masked_fill(~trajectory.answered(), 0.0))  # NaN is never right
     raise ArgumentError(
         "metric",
         expected="a callable (outputs, labels) -> float, 'accuracy' (classes), or 'negative_squared_error' (numbers)",

@@ -1,4 +1,4 @@
-"""A family of policies: one policy for every value of a knob."""
+"""A grid of policies: one policy for every value of a threshold."""
 
 from __future__ import annotations
 
@@ -18,131 +18,134 @@ from ponder.parts.recording import Recording
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy
 from ponder.policies.threshold import Threshold
 
-__all__ = ["Family", "FamilyLike", "as_family"]
+__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid"]
 
-FamilyLike = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
+PolicyGridLike = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
 
 
 @dataclass(frozen=True, eq=False)
-class Family:
-    """Policies ordered by a knob.
+class PolicyGrid:
+    """Policies ordered by a threshold.
 
     Args:
-        knob: Name of what is turned.
-        values: Its values, strictly rising or strictly falling, `(knobs,)`.
+        threshold: Name of what differs between the policies.
+        values: Its values, strictly rising or strictly falling, `(thresholds,)`.
         policies: The policy of each value.
-        declared: The knob, where a class or a policy was given.
     """
 
-    knob: str
+    threshold: str
     values: tuple[float, ...]
     policies: tuple[ExitPolicy, ...]
-    declared: Threshold | None = None
 
     @property
-    def higher_exits_later(self) -> bool | None:
-        """Whether a greater value lets rows leave later; None where that is not known."""
-        free = self._free()
-        knob = self.declared if free is None else free.tunable
-        return None if knob is None else knob.higher_exits_later
+    def exits_get_later(self) -> bool | None:
+        """Whether rows leave later and later along the grid (or earlier and earlier), whatever the data.
+
+        This is told by what the policies declare, before any data is seen; None where they do not tell.
+        """
+        moves = {_later(one, other) for one, other in itertools.pairwise(self.policies)}
+        return moves.pop() if len(moves) == 1 else None
 
     def exit_steps(self, trajectory: Recording) -> Tensor:
-        """The step at which each row leaves under each policy, `(knobs, batch)` long."""
+        """The step at which each row leaves under each policy, `(thresholds, batch)` long."""
         places = self.places(trajectory)
         if places is None:
             return torch.stack([replay(trajectory, policy).exit_step for policy in self.policies])
         order, rank = places
-        knobs = torch.arange(len(self.values), device=rank.device).expand(rank.shape[0], -1).contiguous()
-        return (torch.searchsorted(rank, knobs, right=True) + 1).T[order.argsort()]
+        each = torch.arange(len(self.values), device=rank.device).expand(rank.shape[0], -1).contiguous()
+        return (torch.searchsorted(rank, each, right=True) + 1).T[order.argsort()]
 
     def places(self, trajectory: Recording) -> tuple[Tensor, Tensor] | None:
-        """Where each row leaves, from one pass, without an exit step for every knob.
+        """Where each row leaves, from one pass, without an exit step for every threshold.
 
         Returns:
-            None where one pass does not tell. Else an order of the values from early to late, `(knobs,)`, and for
+            None where one pass does not tell. Else an order of the values from early to late, `(thresholds,)`, and for
             each row and each step but the last the number of policies, in this order, that let it go by then,
             `(batch, steps − 1)` long.
         """
         free = self._free()
         if free is None or not len(trajectory):
             return None
-        knob = free.tunable
+        threshold = free.tunable
         readiness = _readiness(trajectory, self.policies[0], free).cummax(1).values
         values = torch.tensor(self.values, dtype=torch.float64, device=readiness.device)
-        order = (values if knob.higher_exits_later else -values).argsort()
-        turned = values[order].to(readiness.dtype)
-        turned = turned if knob.higher_exits_later else -turned
-        return order, torch.searchsorted(turned.contiguous(), readiness.contiguous(), right=knob.inclusive)
+        order = (values if threshold.higher_exits_later else -values).argsort()
+        bounds = values[order].to(readiness.dtype)
+        bounds = bounds if threshold.higher_exits_later else -bounds
+        return order, torch.searchsorted(bounds.contiguous(), readiness.contiguous(), right=threshold.inclusive)
 
     def _free(self) -> ThresholdPolicy | None:
-        """The one policy inside the first that differs between all of them in its knob and in nothing else."""
-        thresholds = (leaf for leaf in _leaves(self.policies[0]) if isinstance(leaf, ThresholdPolicy))
-        return next((leaf for leaf in thresholds if self._turns(leaf)), None)
+        """The one policy inside the first that differs between all of them in its threshold and in nothing else."""
+        candidates = (leaf for leaf in _leaves(self.policies[0]) if isinstance(leaf, ThresholdPolicy))
+        return next((leaf for leaf in candidates if self._varies(leaf)), None)
 
-    def _turns(self, leaf: ThresholdPolicy) -> bool:
-        """Whether turning the knob of `leaf`, a part of the first policy, gives all of them."""
+    def _varies(self, leaf: ThresholdPolicy) -> bool:
+        """Whether moving the threshold of `leaf`, a part of the first policy, gives all of them."""
         pairs = zip(self.policies, self.values, strict=True)
         try:
             return all(
-                policy == _exchanged(self.policies[0], leaf, leaf.with_threshold(value)) for policy, value in pairs
+                policy == _exchanged(self.policies[0], {id(leaf): leaf.with_threshold(value)})
+                for policy, value in pairs
             )
         except ArgumentError:  # the values mean nothing to this leaf
             return False
 
 
-def as_family(like: FamilyLike, grid: Iterable[float] | None, trajectory: Recording) -> Family:
-    """What a user passes, as a family that has been checked against a trajectory.
+def as_policy_grid(like: PolicyGridLike, grid: Iterable[float] | None, trajectory: Recording) -> PolicyGrid:
+    """What a user passes, as policies that have been checked against a trajectory.
 
     Args:
-        like: A class of policies with a knob, a policy whose knob is to be turned, or a callable value → policy.
-        grid: Values of the knob, strictly rising or falling; those of the class's knob where None.
-        trajectory: What the family will be tried on.
+        like: A class of policies with a threshold, a policy whose threshold is to be moved, or a callable
+            value → policy.
+        grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
+        trajectory: What the policies will be tried on.
     """
     build, declared, default = _builder(like, trajectory)
     values = default if grid is None else _ordered(grid)
     if not values:
         raise ArgumentError(
             "grid",
-            expected="values of the knob, since a callable does not tell them",
+            expected="values of the threshold, since a callable does not tell them",
             got="None",
             remedy="Pass grid=[0.1, 0.2, …].",
         )
     made = [_policy_of(build, value) for value in values]
-    family = Family("knob" if declared is None else declared.field, tuple(values), tuple(made), declared)
     for policy in made:
         check_replay(trajectory, policy)
-    return family
+    return PolicyGrid("threshold" if declared is None else declared.field, tuple(values), tuple(made))
 
 
-def _builder(like: FamilyLike, trajectory: Recording) -> tuple[Callable[[float], Any], Threshold | None, list[float]]:
+def _builder(
+    like: PolicyGridLike, trajectory: Recording
+) -> tuple[Callable[[float], Any], Threshold | None, list[float]]:
     if isinstance(like, ExitPolicy) or (isinstance(like, type) and issubclass(like, ExitPolicy)):
-        knob = like.tunable
-        if knob is None:
+        threshold = like.tunable
+        if threshold is None:
             raise ArgumentError(
                 "policies",
-                expected="a policy with a knob, or a callable that builds one policy for each value",
+                expected="a policy with a threshold, or a callable that builds one policy for each value",
                 got=getattr(like, "__name__", repr(like)),
-                remedy="Say what is turned: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…].",
+                remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…].",
             )
 
         def build(value: float) -> ExitPolicy:
             if isinstance(like, ExitPolicy):
                 return like.with_threshold(value)
             try:
-                return like(**knob.argument(value))
+                return like(**threshold.argument(value))
             except TypeError as error:
                 raise ArgumentTypeError(
                     "policies",
-                    expected=f"a policy that {knob.field} alone makes",
+                    expected=f"a policy that {threshold.field} alone makes",
                     got=like.__name__,
-                    remedy=f"Pass a policy instead of its class, and its {knob.field} is turned ({error}).",
+                    remedy=f"Pass a policy instead of its class, and its {threshold.field} is moved ({error}).",
                 ) from error
 
-        values = knob.values(trajectory.num_steps, trajectory.outputs.shape[-1])
+        values = threshold.values(trajectory.num_steps, trajectory.outputs.shape[-1])
         accepted = [value for value in values if _accepts(build, value, trajectory)]
         if not accepted:
             check_replay(trajectory, build(values[len(values) // 2]))  # raises what is wrong with all of them
-        return build, knob, accepted
+        return build, threshold, accepted
     if not callable(like):
         raise ArgumentTypeError(
             "policies",
@@ -194,18 +197,40 @@ def _leaves(policy: ExitPolicy) -> Iterator[ExitPolicy]:
         yield from _leaves(part)
 
 
-def _exchanged(policy: ExitPolicy, old: ExitPolicy, new: ExitPolicy) -> ExitPolicy:
-    """`policy` with the part `old` (this object) exchanged for `new`."""
-    if policy is old:
-        return new
+def _exchanged(policy: ExitPolicy, new: dict[int, ExitPolicy]) -> ExitPolicy:
+    """`policy` with the parts whose ids are keys of `new` exchanged."""
+    if id(policy) in new:
+        return new[id(policy)]
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(policy):  # type: ignore[arg-type]
         value = getattr(policy, field.name)
         if isinstance(value, ExitPolicy):
-            changes[field.name] = _exchanged(value, old, new)
+            changes[field.name] = _exchanged(value, new)
         elif isinstance(value, tuple) and value and all(isinstance(part, ExitPolicy) for part in value):
-            changes[field.name] = tuple(_exchanged(part, old, new) for part in value)
+            changes[field.name] = tuple(_exchanged(part, new) for part in value)
     return dataclasses.replace(policy, **changes) if changes else policy  # type: ignore[type-var]
+
+
+def _later(one: ExitPolicy, other: ExitPolicy) -> bool | None:
+    """Whether rows leave later under `other` than under `one`, or earlier, on any data; None where that is open.
+
+    It is known where the two differ in declared thresholds alone, all of which are moved the same way.
+    """
+    own, theirs = list(_leaves(one)), list(_leaves(other))
+    if len(own) != len(theirs) or _exchanged(one, dict(zip(map(id, own), theirs, strict=True))) != other:
+        return None
+    moves = {_leaf_later(a, b) for a, b in zip(own, theirs, strict=True) if a != b}
+    return moves.pop() if len(moves) == 1 else None
+
+
+def _leaf_later(one: ExitPolicy, other: ExitPolicy) -> bool | None:
+    threshold = one.tunable
+    if type(one) is not type(other) or threshold is None:
+        return None
+    before, after = getattr(one, threshold.field), getattr(other, threshold.field)
+    if one.with_threshold(after) != other:
+        return None
+    return bool((after > before) == threshold.higher_exits_later)
 
 
 @dataclass(frozen=True)
@@ -225,7 +250,8 @@ class _Probe(ExitPolicy):
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         readiness, state = self.policy.readiness(step, state, self.free)
-        self.seen.append(readiness if readiness.is_floating_point() else readiness.float())
+        readiness = readiness if readiness.is_floating_point() else readiness.double()
+        self.seen.append(readiness.masked_fill(readiness.isnan(), -torch.inf))
         return False, state
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: what every value of a knob gives, from one full-depth pass."""
+"""Sweeps: what every value of a threshold gives, from one full-depth pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ponder._utils.files import write_text
+from ponder._utils.renaming import renamed_attribute
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
-from ponder.analysis.policy_grid import Family, FamilyLike, as_family
+from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, check_has_rows
+from ponder.plots import score_by_threshold
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Curve", "Point", "measure", "sweep"]
@@ -30,43 +32,51 @@ class Point:
     """What one policy gives.
 
     Args:
-        knob: Value of the knob; NaN where there is none.
-        score: Of the answers at the exits, the higher the better; NaN without labels.
+        threshold: Its value; NaN where there is none.
+        score: Of the predictions at the exits, the higher the better; NaN without labels.
         mean_exit_step: From 1 to N.
         cost: Mean cost relative to full depth.
-        agreement: Share of the rows whose answer is that of full depth; NaN in regression.
+        agreement: Share of the rows whose prediction is that of full depth; NaN in regression.
     """
 
-    knob: float
+    threshold: float
     score: float
     mean_exit_step: float
     cost: float
     agreement: float
+    knob = renamed_attribute("knob", "threshold")
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A table with a row for every value of the knob, in the order of the grid.
+    """A table with a row for every value of the threshold, in the order of the grid.
 
     Args:
-        knob: Name of the knob.
+        threshold: Name of what differs between the policies.
         metric: Name of the score.
         points: What each value gives.
         policies: The policy of each value.
         full_depth: What no exit at all gives.
     """
 
-    knob: str
+    threshold: str
     metric: str
     points: tuple[Point, ...]
     policies: tuple[ExitPolicy, ...]
     full_depth: Point
+    knob = renamed_attribute("knob", "threshold")
+
+    def __repr__(self) -> str:
+        values = [point.threshold for point in self.points]
+        scores = [point.score for point in self.points]
+        ends = f"{min(values):g} to {max(values):g}, {self.metric} {min(scores):.4g} to {max(scores):.4g}"
+        return f"Curve({len(values)} values of {self.threshold} from {ends if values else 'none'})"
 
     def __len__(self) -> int:
         return len(self.points)
 
     def to_dict(self) -> dict[str, list[float]]:
-        """One list a column: knob, score, mean_exit_step, cost, agreement."""
+        """One list a column: threshold, score, mean_exit_step, cost, agreement."""
         return {name: [getattr(point, name) for point in self.points] for name in Point.__dataclass_fields__}
 
     def to_csv(self, path: str | PathLike[str]) -> None:
@@ -78,44 +88,41 @@ class Curve:
         write_text(Path(path), text.getvalue())
 
     def plot(self, **options: Any) -> Any:
-        """Score against the knob; see `ponder.plots.score_by_knob`."""
-        from ponder.plots import score_by_knob
-
-        return score_by_knob(self, **options)
+        """Score against the threshold; see `ponder.plots.score_by_threshold`."""
+        return score_by_threshold(self, **options)
 
 
 def sweep(
     trajectory: Recording,
-    policies: FamilyLike,
+    policies: PolicyGridLike,
     grid: Iterable[float] | None = None,
     *,
     metric: MetricLike | None = None,
     costs: Sequence[float] | Tensor | None = None,
 ) -> Curve:
-    """Try every value of a knob on a trajectory.
+    """Try every value of a threshold on a trajectory.
 
-    Policies that compare one statistic with the knob (`policies.ThresholdPolicy`), alone or combined with others,
+    Policies that compare one statistic with the threshold (`policies.ThresholdPolicy`), alone or combined with others,
     are read off one pass; others are replayed value by value.
 
     Args:
         trajectory: A full-depth run.
-        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy.
-        grid: Values of the knob, strictly rising or falling; the knob's own where None.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
+        grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
         metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own.
         costs: Cost of leaving after each step, `(steps,)`, in any unit; n where None.
 
     Raises:
-        ArgumentError: An empty trajectory, a grid that is not ordered, a policy with no knob, labels that are missing.
+        ArgumentError: An empty trajectory, a grid that is not ordered, a policy with no threshold, missing labels.
     """
-    if not len(trajectory):
-        raise ArgumentError("trajectory", expected="at least one row", got="none", remedy="Unroll some examples first.")
-    family = as_family(policies, grid, trajectory)
+    check_has_rows(trajectory)
+    grid_of_policies = as_policy_grid(policies, grid, trajectory)
     ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps))
     return Curve(
-        family.knob,
+        grid_of_policies.threshold,
         "score" if ruler.metric is None else ruler.metric.name,
-        tuple(ruler.points(family)),
-        family.policies,
+        tuple(ruler.points(grid_of_policies)),
+        grid_of_policies.policies,
         ruler.full_depth(),
     )
 
@@ -140,7 +147,7 @@ class _Ruler:
         self.trajectory = trajectory
         self.metric = metric
         task = trajectory.meaning
-        agrees = task.agreement(trajectory.outputs, trajectory.mask).double() if task.comparable else None
+        agrees = trajectory.agreement().double() if task.comparable else None
         steps = torch.arange(1, trajectory.num_steps + 1, dtype=torch.float64)
         self._columns: dict[str, Tensor | None] = {
             "score": None if metric is None else metric.per_row,
@@ -152,7 +159,7 @@ class _Ruler:
     def full_depth(self) -> Point:
         return self.point(math.nan, torch.full((len(self.trajectory),), self.trajectory.num_steps))
 
-    def point(self, knob: float, exit_step: Tensor) -> Point:
+    def point(self, threshold: float, exit_step: Tensor) -> Point:
         exit_step = exit_step.cpu()
         rows = torch.arange(len(exit_step))
         means = {
@@ -161,40 +168,47 @@ class _Ruler:
         }
         if self.metric is not None and self.metric.per_row is None:
             means["score"] = self.metric.of_exits(self.trajectory, exit_step.to(self.trajectory.outputs.device))
-        return Point(knob, **means)
+        return Point(threshold, **means)
 
-    def points(self, family: Family) -> list[Point]:
-        places = family.places(self.trajectory)
-        by_function = self.metric is not None and self.metric.per_row is None
-        if places is None or by_function:
-            steps = family.exit_steps(self.trajectory)
-            return [self.point(value, exits) for value, exits in zip(family.values, steps, strict=True)]
+    def points(self, grid: PolicyGrid) -> list[Point]:
+        places = grid.places(self.trajectory)
+        if places is None or not self._sums_tell():
+            steps = grid.exit_steps(self.trajectory)
+            return [self.point(value, exits) for value, exits in zip(grid.values, steps, strict=True)]
         order, rank = places
         means = {
             name: [math.nan] * len(order) if each is None else _means(each.cpu(), rank.cpu(), len(order)).tolist()
             for name, each in self._columns.items()
         }
         made = [
-            Point(family.values[place], **{name: column[i] for name, column in means.items()})
+            Point(grid.values[place], **{name: column[i] for name, column in means.items()})
             for i, place in enumerate(order.tolist())
         ]
         return [made[i] for i in order.argsort().tolist()]
 
+    def _sums_tell(self) -> bool:
+        """Whether all columns are means over rows of finite values, so that running sums give them.
 
-def _means(each: Tensor, rank: Tensor, knobs: int) -> Tensor:
-    """Means over the rows of their value at the exit, for every knob from early to late, `(knobs,)` float64.
+        One NaN would run on from the threshold at which its row leaves to all that come after.
+        """
+        by_row = self.metric is None or self.metric.per_row is not None
+        return by_row and all(each is None or bool(each.isfinite().all()) for each in self._columns.values())
 
-    Row b leaves at step n under the knobs from rank[b, n−1] to rank[b, n]: its value is added at the first and taken
-    away at the second, and a running sum over the knobs gives the totals.
+
+def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
+    """Means over the rows of their value at the exit, for every threshold from early to late, `(thresholds,)` float64.
+
+    Row b leaves at step n under the thresholds from rank[b, n−1] to rank[b, n]: its value is added at the first and
+    taken away at the second, and a running sum over the thresholds gives the totals.
 
     Args:
         each: Values, `(batch, steps)` float64.
-        rank: `(batch, steps − 1)`, see `Family.places`.
-        knobs: Their number.
+        rank: `(batch, steps − 1)`, see `PolicyGrid.places`.
+        thresholds: Their number.
     """
     rows = rank.shape[0]
-    edges = torch.cat([rank.new_zeros(rows, 1), rank, rank.new_full((rows, 1), knobs)], dim=1)
-    totals = torch.zeros(knobs + 1, dtype=torch.float64)
+    edges = torch.cat([rank.new_zeros(rows, 1), rank, rank.new_full((rows, 1), thresholds)], dim=1)
+    totals = torch.zeros(thresholds + 1, dtype=torch.float64)
     totals.index_add_(0, edges[:, :-1].reshape(-1), each.reshape(-1))
     totals.index_add_(0, edges[:, 1:].reshape(-1), -each.reshape(-1))
     return totals.cumsum(0)[:-1] / rows

@@ -1,4 +1,4 @@
-"""Choosing a policy's knob from data: to a target, with a certificate, and with calibrated confidences."""
+"""Choosing a policy's threshold from data: to a target, with a certificate, and with calibrated confidences."""
 
 from ponder.calibration.bounds import BOUNDS, p_values, rows_needed
 from ponder.calibration.calibrate import Calibration, calibrate

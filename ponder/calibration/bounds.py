@@ -6,14 +6,16 @@ at most δ lets one say the contrary with confidence 1 − δ.
 
 from __future__ import annotations
 
+import bisect
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_choice, check_real
 
 __all__ = ["BOUNDS", "Bound", "p_values", "rows_needed"]
 
@@ -23,12 +25,14 @@ class Bound:
     """A way to bound the mean of losses.
 
     Args:
-        p_values: (losses `(rows, knobs)` float64, level) → p-values `(knobs,)`.
+        p_values: (losses `(rows, thresholds)` float64, level) → p-values `(thresholds,)`.
+        best_row: Level → how much one row without loss lowers the log of the p-value at most.
         binary: Whether losses must be 0 or 1.
         low: Least loss that it can use; a gap that can be negative is cut at 0 where this is 0.
     """
 
     p_values: Callable[[Tensor, float], Tensor]
+    best_row: Callable[[float], float]
     binary: bool = False
     low: float = 0.0
 
@@ -37,7 +41,7 @@ def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> 
     """p-values of "the mean loss is above `level`", one for each column.
 
     Args:
-        losses: `(rows, knobs)`, in [0, 1] (``"betting"`` takes [−1, 1] too).
+        losses: `(rows, thresholds)`, in [0, 1] (``"betting"`` takes [−1, 1] too).
         level: In (0, 1).
         bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"``.
 
@@ -45,32 +49,51 @@ def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> 
         >>> p_values(torch.zeros(149, 1), 0.02, "exact_binomial").lt(0.05)
         tensor([True])
     """
+    _check_share("level", level)
     return find(bound).p_values(losses.double(), level)
 
 
 def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus") -> int:
-    """The least number of rows with which a level can be certified at all, were every loss 0."""
-    certain = find(bound).p_values
+    r"""The least number of rows with which a level can be certified at all, were every loss 0.
+
+    Without a loss the p-value of ``"hoeffding_bentkus"`` and ``"exact_binomial"`` is (1 − level)^n. That of
+    ``"betting"`` is computed, up to some 260,000 rows; beyond, this is a number that it cannot do without.
+
+    Args:
+        level: In (0, 1).
+        confidence: In (0, 1).
+        bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"``.
+
+    Example:
+        >>> rows_needed(0.02, 0.95)
+        149
+    """
+    _check_share("level", level)
+    _check_share("confidence", confidence)
+    delta, chosen = 1.0 - confidence, find(bound)
+    fewest = math.ceil(min(-math.log(delta) / chosen.best_row(level), sys.float_info.max))
+    if bound != "betting" or fewest > _TRIED_OUT:
+        return max(fewest, 1)
 
     def enough(rows: int) -> bool:
-        return float(certain(torch.zeros(rows, 1, dtype=torch.float64), level)) <= 1.0 - confidence
+        return float(chosen.p_values(torch.zeros(rows, 1, dtype=torch.float64), level)) <= delta
 
-    high = 1
-    while not enough(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    most = max(fewest, 1)
+    while not enough(most):
+        most *= 2
+    return bisect.bisect_left(range(most), True, lo=max(most // 2, fewest - 1, 1), key=enough)
+
+
+_TRIED_OUT = 2**18
+
+
+def _check_share(argument: str, value: float) -> None:
+    check_real(argument, value, 0.0, 1.0, open_low=True, open_high=True)
 
 
 def find(bound: str) -> Bound:
     """The bound of a name."""
-    if bound not in BOUNDS:
-        raise ArgumentError(
-            "bound", expected=f"one of {', '.join(sorted(BOUNDS))}", got=repr(bound), remedy="Correct the name."
-        )
+    check_choice("bound", bound, sorted(BOUNDS))
     return BOUNDS[bound]
 
 
@@ -89,6 +112,9 @@ def _hoeffding_bentkus(losses: Tensor, level: float) -> Tensor:
     return torch.minimum(hoeffding, bentkus).clamp(max=1.0)
 
 
+_HIGHEST_STAKE = 0.999  # times 1 / (1 − level), the stake that one full loss would ruin
+
+
 def _betting(losses: Tensor, level: float) -> Tensor:
     r"""1 / max_t K_t, K_t = Π_{i≤t} (1 + ν_i (α − L_i)): money won by betting that losses are small.
 
@@ -102,7 +128,7 @@ def _betting(losses: Tensor, level: float) -> Tensor:
     mean = (0.5 + losses.cumsum(0)) / (seen + 1)
     variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (seen + 1)
     before = torch.cat([variance.new_full((1, losses.shape[1]), 0.25), variance[:-1]])
-    stake = torch.sqrt(2.0 * math.log(1 / 0.05) / (rows * before)).clamp(max=0.999 / (1 - level))
+    stake = torch.sqrt(2.0 * math.log(1 / 0.05) / (rows * before)).clamp(max=_HIGHEST_STAKE / (1 - level))
     capital = torch.log1p(stake * (level - losses)).cumsum(0)
     return torch.exp(-capital.amax(0)).clamp(max=1.0)
 
@@ -117,8 +143,16 @@ def binomial_cdf(successes: Tensor, rows: int, p: float) -> Tensor:
     return cdf[inside].to(successes.device)
 
 
+def _honest_row(level: float) -> float:
+    return -math.log1p(-level)
+
+
+def _best_bet(level: float) -> float:
+    return math.log1p(_HIGHEST_STAKE * level / (1 - level))
+
+
 BOUNDS: dict[str, Bound] = {
-    "hoeffding_bentkus": Bound(_hoeffding_bentkus),
-    "betting": Bound(_betting, low=-1.0),
-    "exact_binomial": Bound(_exact_binomial, binary=True),
+    "hoeffding_bentkus": Bound(_hoeffding_bentkus, _honest_row),
+    "betting": Bound(_betting, _best_bet, low=-1.0),
+    "exact_binomial": Bound(_exact_binomial, _honest_row, binary=True),
 }

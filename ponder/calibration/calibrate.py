@@ -1,19 +1,20 @@
-"""Calibration: the knob that meets a target on given data."""
+"""Calibration: the threshold that meets a target on given data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ponder._utils.validation import check_real
 from ponder.analysis.metrics import MetricLike
-from ponder.analysis.policy_grid import FamilyLike
+from ponder.analysis.policy_grid import PolicyGridLike
 from ponder.analysis.sweeps import Curve, Point, measure, sweep
-from ponder.calibration.among import best_among
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
-from ponder.policies import ExitPolicy, LastStep
+from ponder.policies import ExitPolicy, FixedStep, LastStep
 from ponder.trajectory import Trajectory
 
 __all__ = ["Calibration", "calibrate"]
@@ -24,9 +25,9 @@ class Calibration:
     """A policy that was chosen to meet a target.
 
     Args:
-        policy: The policy; `LastStep()` where no knob meets the target.
+        policy: The policy; `LastStep()` where no threshold meets the target.
         point: What it gives on the calibration data.
-        curve: What every knob gives.
+        curve: What every threshold gives.
         met: Whether the target is met on the calibration data.
         statement: What was asked and what came out, in words.
     """
@@ -40,6 +41,9 @@ class Calibration:
     _metric: MetricLike | None
     _costs: Sequence[float] | Tensor | None
 
+    def __repr__(self) -> str:
+        return f"Calibration({self.policy!r}, met={self.met}: {self.statement})"
+
     def evaluate(self, test: Trajectory) -> Point:
         """What the policy gives on fresh data, measured as the calibration was.
 
@@ -52,7 +56,7 @@ class Calibration:
 
 def calibrate(
     trajectory: Trajectory,
-    policies: FamilyLike | Sequence[FamilyLike],
+    policies: PolicyGridLike | Sequence[PolicyGridLike],
     *,
     metric: MetricLike | None = None,
     at_least: float | None = None,
@@ -61,21 +65,21 @@ def calibrate(
     grid: Iterable[float] | None = None,
     costs: Sequence[float] | Tensor | None = None,
 ) -> Calibration:
-    """Choose a policy's knob on a trajectory.
+    """Choose a policy's threshold on a trajectory.
 
     The choice is the best on these data and carries no promise for others (see `control_risk` for one); judge it on
     data that it has not seen, with `Calibration.evaluate`.
 
     Args:
         trajectory: A full-depth run on calibration data, with labels.
-        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy. Several
-            of the first two in a list are tried one by one, `FixedStep` among them, and the best is taken.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
+            Several of the first two in a list are tried one by one, `FixedStep` among them, and the best is taken.
         metric: ``"accuracy"``, ``"negative_squared_error"``, a callable (outputs, labels) → number, the higher the
             better, or None for the task's own.
-        at_least: Take the cheapest knob whose score is at least this share of the score at full depth.
+        at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
         at_most_cost: Take the best score at a mean cost of at most this, relative to full depth.
-        grid: Values of the knob to try, strictly rising or falling; the knob's own where None.
+        grid: Values of the threshold to try, strictly rising or falling; those that the policy declares where None.
         costs: Cost of leaving after each step, `(steps,)`; n where None.
 
     Raises:
@@ -92,13 +96,13 @@ def calibrate(
     if metric is None and trajectory.labels is None:
         raise ArgumentError(
             "trajectory",
-            expected="labels, by which a knob is chosen",
+            expected="labels, by which a threshold is chosen",
             got="none",
             remedy="Record them: model.unroll(inputs, labels=labels).",
         )
     if isinstance(policies, Sequence):
 
-        def calibrated(family: FamilyLike) -> Calibration:
+        def calibrated(family: PolicyGridLike) -> Calibration:
             return calibrate(
                 trajectory,
                 family,
@@ -116,21 +120,55 @@ def calibrate(
                 got="values",
                 remedy="Leave it out, or calibrate one family.",
             )
-        return best_among(policies, calibrated, cheapest=at_least is not None)
+        return _best_among(policies, calibrated, cheapest=at_least is not None)
     curve = sweep(trajectory, policies, grid, metric=metric, costs=costs)
     chosen, asked = _choose(curve, *target)
     policy = LastStep() if chosen is None else curve.policies[chosen]
     point = curve.full_depth if chosen is None else curve.points[chosen]
     outcome = (
-        f"none of {len(curve)} knobs qualifies, so every row runs to the last step"
+        f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
         if chosen is None
-        else f"{curve.knob} = {point.knob:.6g}"
+        else f"{curve.threshold} = {point.threshold:.6g}"
     )
     statement = (
         f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
         f"mean exit step {point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
     )
     return Calibration(policy, point, curve, chosen is not None, statement, trajectory, metric, costs)
+
+
+def _best_among(
+    families: Sequence[PolicyGridLike], calibrated: Callable[[PolicyGridLike], Calibration], *, cheapest: bool
+) -> Calibration:
+    """The family whose calibration is best, `FixedStep` before all others: a tie goes to what looks at nothing.
+
+    So what comes out is never worse, on the data that it saw, than one step for all rows at no greater cost.
+
+    Args:
+        families: Families of policies, at least one.
+        calibrated: Calibrates one of them to the target.
+        cheapest: Whether the target asks for the least cost, or else for the best score.
+
+    Raises:
+        ArgumentError: There are none, or whatever the calibration of one refuses.
+    """
+    if not families:
+        raise ArgumentError(
+            "policies", expected="at least one family", got="none", remedy="Pass policies.Confidence, say."
+        )
+    if FixedStep not in families:
+        families = [FixedStep, *families]
+    tried = [calibrated(family) for family in sorted(families, key=lambda family: family is not FixedStep)]
+    met = [each for each in tried if each.met] or tried[:1]
+    best = met[0]
+    for each in met[1:]:
+        better = each.point.cost < best.point.cost if cheapest else each.point.score > best.point.score
+        same = each.point.cost == best.point.cost if cheapest else each.point.score == best.point.score
+        further = each.point.score > best.point.score if cheapest else each.point.cost < best.point.cost
+        if better or (same and further):
+            best = each
+    chosen = type(best.policy).__name__
+    return replace(best, statement=f"{chosen}, the best of {len(families)} families, {best.statement}")
 
 
 def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: float | None) -> tuple[str, float]:
@@ -144,14 +182,13 @@ def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: f
             remedy="Say what is to be met: at_least=0.99, say.",
         )
     name, value = asked.popitem()
-    if not 0.0 < value < float("inf"):
-        raise ArgumentError(name, expected="a positive number", got=value, remedy="Pass 0.99, say.")
+    check_real(name, value, open_low=True, remedy="Pass 0.99, say.")
     return name, value
 
 
 def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
     """Place of the point that meets the target best, or None; and what was asked, in words."""
-    places = range(len(curve))
+    places = [place for place, point in enumerate(curve.points) if not math.isnan(point.score)]
     if name == "at_least":
         full = curve.full_depth.score
         if not full > 0.0:

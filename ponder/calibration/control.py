@@ -1,18 +1,22 @@
-"""Risk control: the cheapest knob whose risk on fresh data is kept under a level, with a promise."""
+"""Risk control: the cheapest threshold whose risk on fresh data is kept under a level, with a promise."""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ponder.analysis.policy_grid import Family, FamilyLike, as_family
-from ponder.calibration.bounds import Bound, find, rows_needed
-from ponder.calibration.fresh import check_fresh, check_rows_given
+from ponder._utils.validation import check_choice, check_real
+from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
+from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
+from ponder.calibration.fresh import check_fresh
 from ponder.calibration.risks import RiskLike, losses_by_step
 from ponder.errors import ArgumentError
+from ponder.parts.recording import Recording, check_has_rows
 from ponder.policies import LastStep
 from ponder.policies.certified import Certified
 from ponder.trajectory import Trajectory
@@ -26,7 +30,7 @@ class RiskControl:
 
     Args:
         policy: The policy with its certificate: give it to a model, and save both together.
-        met: Whether some knob was certified; otherwise the policy is full depth.
+        met: Whether some threshold was certified; otherwise the policy is full depth.
         mean_exit_step: On the calibration data.
         statement: What is promised, or why nothing could be.
     """
@@ -38,12 +42,16 @@ class RiskControl:
     _seen: Trajectory
     _risk: RiskLike
 
+    def __repr__(self) -> str:
+        return f"RiskControl({self.policy!r}, met={self.met}, mean_exit_step={self.mean_exit_step:.4g})"
+
     def evaluate(self, test: Trajectory) -> tuple[float, float]:
         """Risk and mean exit step on fresh data.
 
         Raises:
             ArgumentError: Rows of `test` were used to calibrate.
         """
+        _check_no_dropout("test", test)
         check_fresh(test, self._seen)
         exit_step = test.replay(self.policy).exit_step.cpu()
         losses = losses_by_step(self._risk, test, find_low(self.policy.bound))
@@ -52,7 +60,7 @@ class RiskControl:
 
 def control_risk(
     trajectory: Trajectory,
-    policies: FamilyLike,
+    policies: PolicyGridLike,
     *,
     risk: RiskLike = "disagreement",
     level: float,
@@ -60,7 +68,7 @@ def control_risk(
     bound: str = "hoeffding_bentkus",
     grid: Iterable[float] | None = None,
 ) -> RiskControl:
-    r"""Choose the cheapest knob whose risk on fresh data is at most `level`.
+    r"""Choose the cheapest threshold whose risk on fresh data is at most `level`.
 
     Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from the latest exits to
     the earliest, each at 1 − confidence, and the walk ends at the first that fails; the last that passed has a risk of
@@ -71,12 +79,14 @@ def control_risk(
     calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a row is taken to lose at least what it
     loses at later exits, which makes the risk monotone.
 
-    The rows must be like those to come (exchangeable with them), and the values must not have been picked on them; the
-    default grid is known in advance.
+    The rows must be like those to come (exchangeable with them), and neither the values nor their order may have been
+    picked on them. The default grid is known in advance. Which end of a grid leaves later is read off the thresholds
+    that the policies declare; where those do not tell, as in ``lambda t: one(t) if t < 0.5 else other(t)``, the values
+    are tested in the order in which you give them, so begin with the one that you expect to leave latest.
 
     Args:
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
-        policies: A class of policies with a knob, a policy whose knob is turned, or a callable value → policy.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
             full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. A gap can be negative on a row;
             ``"betting"`` uses that, the other bounds count gains as 0 and so promise more.
@@ -84,11 +94,12 @@ def control_risk(
         confidence: In (0, 1).
         bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss, sharper where
             losses vary little), ``"exact_binomial"`` (losses 0 or 1), or ``"conformal"``.
-        grid: Values of the knob, strictly rising or falling, from earliest to latest exits or the other way round.
+        grid: Values of the threshold, strictly rising or falling.
 
     Raises:
-        ArgumentError: A level or confidence outside (0, 1), an empty trajectory, missing labels, an unordered grid, a
-            policy with no knob, losses out of range or, with ``"exact_binomial"``, between 0 and 1.
+        ArgumentError: A level or confidence outside (0, 1), an empty trajectory or one recorded in training mode,
+            missing labels, an unordered grid, a policy with no threshold, losses out of range or, with
+            ``"exact_binomial"``, between 0 and 1.
 
     Example:
         >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
@@ -96,37 +107,39 @@ def control_risk(
         >>> control_risk(trajectory, policies.Confidence, level=0.02).mean_exit_step
         1.0
     """
-    _check_share("level", level)
-    _check_share("confidence", confidence)
-    check_rows_given(trajectory)
+    check_real("level", level, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass level=0.05, say.")
+    check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass confidence=0.95, say.")
+    check_choice("bound", bound, [*sorted(BOUNDS), "conformal"])
+    check_has_rows(trajectory)
+    _check_no_dropout("trajectory", trajectory)
     low = find_low(bound)
     by_step = losses_by_step(risk, trajectory, low)
-    family = as_family(policies, grid, trajectory)
-    steps = family.exit_steps(trajectory).cpu()
-    order = _from_late_to_early(family, steps)
+    tried = as_policy_grid(policies, grid, trajectory)
+    steps = tried.exit_steps(trajectory).cpu()
+    order = _from_late_to_early(tried)
     losses = by_step.gather(1, steps[order].T - 1)
     if bound == "conformal":
         passed, statistics = _conformal(losses, level)
     else:
         passed, statistics = _fixed_sequence(losses, level, 1.0 - confidence, find(bound))
-    values = [family.values[place] for place in order[: len(statistics)].tolist()]
+    values = [tried.values[place] for place in order[: len(statistics)].tolist()]
     path = tuple(
         (value, mean, statistic)
         for value, mean, statistic in zip(values, losses.mean(0).tolist(), statistics, strict=False)
     )
     chosen = order[passed - 1].item() if passed else None
     name = risk if isinstance(risk, str) else getattr(risk, "__name__", "risk")
-    statement = _statement(name, level, confidence, bound, len(trajectory), family.knob, path, passed)
+    statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, passed)
     policy = Certified(
-        policy=LastStep() if chosen is None else family.policies[int(chosen)],
+        policy=LastStep() if chosen is None else tried.policies[int(chosen)],
         statement=statement,
         risk=name,
         level=level,
         confidence=None if bound == "conformal" else confidence,
         bound=bound,
         rows=len(trajectory),
-        knob_name=family.knob,
-        knob_value=path[passed - 1][0] if passed else None,
+        threshold_name=tried.threshold,
+        threshold_value=path[passed - 1][0] if passed else None,
         p_value=path[passed - 1][2] if passed and bound != "conformal" else None,
         path=path,
     )
@@ -139,18 +152,14 @@ def find_low(bound: str) -> float:
     return 0.0 if bound == "conformal" else find(bound).low
 
 
-def _from_late_to_early(family: Family, steps: Tensor) -> Tensor:
-    """Order of the values along the grid, from the end with the later exits, `(knobs,)`.
+def _from_late_to_early(tried: PolicyGrid) -> Tensor:
+    """The order in which the values are tested, `(thresholds,)`: from the end of the grid with the later exits.
 
-    Which end that is follows from the knob where it is known; else from the mean exit steps of both ends, which tells a
-    direction and picks no value.
+    It must not depend on the data, or the promise does not hold; so where the policies do not declare which end that
+    is, the grid is taken as it was given.
     """
-    order = torch.arange(len(family.values))
-    if family.higher_exits_later is None:
-        first, last = steps[[0, -1]].double().mean(1).tolist()
-        return order if first >= last else order.flip(0)
-    rising = family.values[-1] > family.values[0]
-    return order.flip(0) if rising == family.higher_exits_later else order
+    order = torch.arange(len(tried.values))
+    return order.flip(0) if tried.exits_get_later else order
 
 
 def _fixed_sequence(losses: Tensor, level: float, delta: float, bound: Bound) -> tuple[int, list[float]]:
@@ -184,7 +193,7 @@ def _statement(
     confidence: float,
     bound: str,
     rows: int,
-    knob: str,
+    threshold: str,
     path: tuple[tuple[float, float, float], ...],
     passed: int,
 ) -> str:
@@ -193,17 +202,26 @@ def _statement(
     promise += " in the mean over calibration sets" if conformal else f" with confidence {confidence:g}"
     if passed:
         value, observed, _ = path[passed - 1]
-        return f"{promise}: {knob} = {value:.6g} ({bound}, {rows} rows, observed {observed:.4f})"
-    enough = int(1.0 / level - 1e-9) if conformal else rows_needed(level, confidence, bound)
+        return f"{promise}: {threshold} = {value:.6g} ({bound}, {rows} rows, observed {observed:.4f})"
+    enough = (
+        math.ceil(min(1.0 / level - 1.0 - 1e-9, sys.float_info.max))
+        if conformal
+        else rows_needed(level, confidence, bound)
+    )
     if rows < enough:
         why = f"{rows} rows are too few for this level even without a single loss: at least {enough} are needed"
     else:
-        why = f"already at {knob} = {path[0][0]:.6g}, the latest exits tried, the loss observed is {path[0][1]:.4f}"
+        why = (
+            f"already at {threshold} = {path[0][0]:.6g}, the latest exits tried, the loss observed is {path[0][1]:.4f}"
+        )
     return f"nothing could be certified for «{promise}», so every row runs to the last step: {why} ({bound})"
 
 
-def _check_share(argument: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
+def _check_no_dropout(argument: str, trajectory: Recording) -> None:
+    if trajectory.training:
         raise ArgumentError(
-            argument, expected="a number between 0 and 1", got=repr(value), remedy=f"Pass {argument}=0.05, say."
+            argument,
+            expected="a run in evaluation mode, which gives the answers that the model will give",
+            got="one of training mode, with dropout on",
+            remedy="Call model.eval() before model.unroll(…), or use model.record(dataset).",
         )

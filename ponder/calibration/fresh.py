@@ -8,7 +8,7 @@ from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
 
-__all__ = ["check_fresh", "check_rows_given"]
+__all__ = ["check_fresh"]
 
 
 def check_fresh(test: Recording, calibration: Recording) -> None:
@@ -38,12 +38,6 @@ def check_fresh(test: Recording, calibration: Recording) -> None:
             got=f"{int(same.sum())} rows with the same id and the same record, for example ids {shown}",
             remedy="Split the data first, and calibrate on one part only.",
         )
-
-
-def check_rows_given(trajectory: Recording) -> None:
-    """Refuse an empty trajectory."""
-    if not len(trajectory):
-        raise ArgumentError("trajectory", expected="at least one row", got="none", remedy="Unroll some examples first.")
 
 
 def _equal_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

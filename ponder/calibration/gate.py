@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice, check_int, check_real
-from ponder.calibration.fresh import check_rows_given
 from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
+from ponder.parts.recording import check_has_rows
 from ponder.parts.tasks import infer_task
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 from ponder.policies.gate import Gate, GateReader, LinearTable, TreeTable, default_signals
@@ -71,7 +71,7 @@ def fit_gate(
         ArgumentError: No rows, one step only, an unknown name, or a task without answers to compare.
         PonderError: scikit-learn is not installed.
     """
-    check_rows_given(trajectory)
+    check_has_rows(trajectory)
     check_real("delta", delta)
     check_int("floor", floor, 1, trajectory.num_steps)
     check_int("trees", trees, remedy="Pass trees=50, say.")

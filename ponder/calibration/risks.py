@@ -20,9 +20,9 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
     """The loss of each row, should it leave at each step, `(batch, steps)` float64.
 
     Args:
-        risk: ``"disagreement"``: 1 where the answer is not that of full depth. ``"error"``: 1 where it is wrong.
-            ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way round. Or a callable
-            (outputs `(batch, …)`, labels) → losses in [0, 1], `(batch,)`.
+        risk: ``"disagreement"``: 1 where the prediction is not that of full depth. ``"error"``: 1 where it is wrong
+            (NaN always is). ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way
+            round. Or a callable (outputs `(batch, …)`, labels) → losses in [0, 1], `(batch,)`.
         trajectory: A full-depth run.
         low: Where this is 0, negative losses are cut at 0, which can only raise the risk.
 
@@ -32,11 +32,12 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
     if callable(risk):
         losses = _by_callable(risk, trajectory)
     elif risk == "disagreement":
-        _check_answers(risk, trajectory)
-        losses = (~trajectory.meaning.agreement(trajectory.outputs, trajectory.mask)).double()
+        _check_comparable(risk, trajectory)
+        losses = (~trajectory.agreement()).double()
     elif risk in ("error", "error_gap"):
-        _check_answers(risk, trajectory)
-        wrong = (~trajectory.meaning.correct(trajectory.outputs, _labels(risk, trajectory))).double()
+        _check_comparable(risk, trajectory)
+        _labels(risk, trajectory)
+        wrong = (~trajectory.correct()).double()
         losses = wrong if risk == "error" else wrong - wrong[:, -1:]
     else:
         raise ArgumentError(
@@ -82,11 +83,11 @@ def _labels(risk: str, trajectory: Recording) -> Tensor:
     return trajectory.labels
 
 
-def _check_answers(risk: str, trajectory: Recording) -> None:
+def _check_comparable(risk: str, trajectory: Recording) -> None:
     if not trajectory.meaning.comparable:
         raise ArgumentError(
             "risk",
-            expected="a callable (outputs, labels) -> losses in [0, 1]: here no answer is simply right or wrong",
+            expected="a callable (outputs, labels) -> losses in [0, 1]: here no prediction is simply right or wrong",
             got=f"{risk!r} with the task {trajectory.task!r}",
             remedy="For example lambda outputs, labels: (outputs[:, 0] - labels).abs().div(5).clamp(max=1).",
         )

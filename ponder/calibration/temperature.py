@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.calibration.fresh import check_rows_given
+from ponder._utils.numerics import bisect
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, check_has_rows
 
 __all__ = ["fit_temperatures"]
 
@@ -17,7 +17,8 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
     r"""The temperature T_n of each step that gives softmax(outputs_n / T_n) the least negative log-likelihood.
 
     Guo et al. 2017, Section 4.2, once for each step. In β = 1/T the likelihood is concave, and its slope
-    mean(Σ_c p_c z_c − z_y) grows with β, so bisection finds the optimum; T is kept within [0.01, 100].
+    mean(Σ_c p_c z_c − z_y) grows with β, so bisection finds the optimum; T is kept within [0.01, 100]. A row takes no
+    part in the temperature of a step at which its outputs are not finite.
 
     Args:
         trajectory: A full-depth run of a classifier on calibration data, with labels.
@@ -31,7 +32,7 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
         >>> round(torch.sigmoid(torch.tensor(2.0 / fitted[0])).item(), 3)
         0.75
     """
-    check_rows_given(trajectory)
+    check_has_rows(trajectory)
     outputs, labels = trajectory.outputs.double(), trajectory.labels
     one_class = trajectory.meaning.comparable and trajectory.meaning.classes
     if labels is None or outputs.dim() != 3 or not one_class:
@@ -42,15 +43,20 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
             f"{'no labels' if labels is None else 'labels'}",
             remedy="Record a classifier with model.unroll(inputs, labels=labels).",
         )
-    answer = outputs.gather(2, labels[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(2)
+    finite = outputs.isfinite().all(2)
+    if not bool(finite.any(0).all()):
+        raise ArgumentError(
+            "trajectory",
+            expected="finite outputs of at least one row at every step",
+            got="a step with none",
+            remedy="Look for NaN and infinity in the model: PonderWrapper(…, check_finite=True).",
+        )
+    outputs = outputs.masked_fill(~finite.unsqueeze(2), 0.0)  # where all classes are alike the slope is 0
+    of_label = outputs.gather(2, labels[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(2)
 
-    def slope(beta: Tensor) -> Tensor:
-        return ((F.softmax(outputs * beta[:, None], dim=-1) * outputs).sum(-1) - answer).mean(0)
+    def falls(log_beta: Tensor) -> Tensor:
+        shares = F.softmax(outputs * (10**log_beta)[:, None], dim=-1)
+        return ((shares * outputs).sum(-1) - of_label).mean(0) <= 0
 
-    low, high = (torch.full((trajectory.num_steps,), end, dtype=torch.float64) for end in (-2.0, 2.0))
-    low, high = low.to(outputs.device), high.to(outputs.device)
-    for _ in range(60):
-        middle = (low + high) / 2
-        rising = slope(10**middle) > 0
-        low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
-    return tuple((10 ** -((low + high) / 2)).tolist())
+    ends = torch.full((trajectory.num_steps,), 2.0, dtype=torch.float64, device=outputs.device)
+    return tuple((10 ** -bisect(falls, -ends, ends, halvings=60)).tolist())

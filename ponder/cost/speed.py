@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder._utils.validation import check_int
 from ponder.cost.breakdown import Cost
 from ponder.errors import ArgumentError
 
@@ -117,9 +118,8 @@ def wall_clock(
         pairs: Number of pairs, ≥ 1.
         warm_up: Untimed runs of each before, ≥ 0.
     """
-    for argument, count, least in (("pairs", pairs, 1), ("warm_up", warm_up, 0)):
-        if count < least:
-            raise ArgumentError(argument, expected=f"≥ {least}", got=count, remedy=f"Pass {argument}={least} or more.")
+    check_int("pairs", pairs)
+    check_int("warm_up", warm_up, 0)
     for _ in range(warm_up):
         plain(), wrapped()
     ratios = []

@@ -14,6 +14,7 @@ from operator import add
 from torch import Tensor
 
 from ponder._utils.registry import Plugin, Registry
+from ponder._utils.validation import check_real
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives.progress import Progress
@@ -131,8 +132,8 @@ class Weighted(Objective):
                 got=self.weights,
                 remedy="Write sums as a + 0.5 * b.",
             )
-        if not all(math.isfinite(weight) for weight in self.weights):
-            raise ArgumentError("weights", expected="finite numbers", got=self.weights, remedy="Check them.")
+        for weight in self.weights:
+            check_real("weights", weight, -math.inf)
 
     @classmethod
     def sum(cls, *objectives: Objective) -> Weighted:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_choice
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["DeepSupervision"]
@@ -27,13 +27,7 @@ class DeepSupervision(Objective):
     weights: Literal["linear", "uniform"] = "linear"
 
     def __post_init__(self) -> None:
-        if self.weights not in ("linear", "uniform"):
-            raise ArgumentError(
-                "weights",
-                expected="'linear' or 'uniform'",
-                got=repr(self.weights),
-                remedy="Choose one of the two.",
-            )
+        check_choice("weights", self.weights, ("linear", "uniform"))
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         losses = unrolled.losses

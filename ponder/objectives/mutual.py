@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["MutualDistillation"]
@@ -28,8 +28,7 @@ class MutualDistillation(Objective):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.temperature < float("inf"):
-            raise ArgumentError("temperature", expected="> 0", got=self.temperature, remedy="Pass 1.0, say.")
+        check_real("temperature", self.temperature, open_low=True)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         outputs = unrolled.outputs

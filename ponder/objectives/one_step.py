@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_int
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["OneStep"]
@@ -24,18 +24,9 @@ class OneStep(Objective):
     step: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
-            raise ArgumentError(
-                "step", expected="a whole number ≥ 1", got=repr(self.step), remedy="Steps count from 1."
-            )
+        check_int("step", self.step, remedy="Steps count from 1.")
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         steps = unrolled.losses.shape[1]
-        if self.step > steps:
-            raise ArgumentError(
-                "step",
-                expected=f"a step from 1 to {steps}",
-                got=self.step,
-                remedy="Choose one that the encoder has.",
-            )
+        check_int("step", self.step, 1, steps, remedy="Choose one that the encoder has.")
         return unrolled.losses[:, self.step - 1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ponder._utils.validation import check_choice, check_real
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Objective, Unrolled, registry
@@ -43,11 +44,9 @@ class Ponder(Objective):
     truncatable = True
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.beta < float("inf"):
-            raise ArgumentError("beta", expected="a number ≥ 0", got=self.beta, remedy="Pass beta=0.5, say.")
-        for argument, got, known in (("kl", self.kl, _KL), ("likelihood", self.likelihood, _LIKELIHOOD)):
-            if got not in known:
-                raise ArgumentError(argument, expected=" or ".join(known), got=repr(got), remedy="Choose one of them.")
+        check_real("beta", self.beta, remedy="Pass beta=0.5, say.")
+        check_choice("kl", self.kl, _KL)
+        check_choice("likelihood", self.likelihood, _LIKELIHOOD)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         posterior, prior = unrolled.halting, unrolled.prior

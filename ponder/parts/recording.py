@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ponder.distributions import StepDistribution
-from ponder.errors import PonderError
-from ponder.parts.tasks import Task, task_named
+from ponder.errors import ArgumentError, PonderError
+from ponder.parts.tasks import IGNORED_LABEL, Task, task_named
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "check_has_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,58 @@ class Recording:
             )
         return StepDistribution.from_hazard_logits(self.hazard_logits)
 
+    def answered(self) -> Tensor:
+        """Where there is an answer at all, `(batch, steps)` bool: outputs without NaN, padding aside."""
+        nan = self.outputs.isnan()
+        if self.meaning.per_token and self.mask is not None:
+            nan = nan.flatten(3).any(3) & self.mask.unsqueeze(1)
+        return ~(nan.flatten(2).any(2) if nan.dim() > 2 else nan)
+
+    def agreement(self) -> Tensor:
+        """Whether the prediction of each step is that of full depth, `(batch, steps)` bool; padding does not count.
+
+        NaN is no prediction, so it agrees with none; full depth agrees with itself.
+        """
+        answered = self.answered()
+        agrees = self.meaning.agreement(self.outputs, self.mask) & answered & answered[:, -1:]
+        agrees[:, -1] = True
+        return agrees
+
+    def correct(self) -> Tensor:
+        """Whether the prediction of each step is right, `(batch, steps)` bool; padding does not count, NaN is wrong.
+
+        Raises:
+            ArgumentError: See `counted_labels`.
+        """
+        labels = self.counted_labels()
+        return self.meaning.correct(self.outputs, labels) & self.answered()
+
+    def counted_labels(self) -> Tensor:
+        """The labels by which predictions are right or wrong; those of padding are ignored ones.
+
+        Raises:
+            ArgumentError: There are none, or the predictions of the task are not simply right or wrong.
+        """
+        if self.labels is None or not self.meaning.comparable:
+            raise ArgumentError(
+                "trajectories",
+                expected="predictions that are right or wrong (classes), with labels",
+                got=f"the task {self.task!r}, {'no labels' if self.labels is None else 'with labels'}",
+                remedy="Record a classifier with model.unroll(inputs, labels=labels).",
+            )
+        labels = self.labels.to(self.outputs.device)
+        if self.meaning.per_token and self.mask is not None:
+            return labels.masked_fill(~self.mask, IGNORED_LABEL)
+        return labels
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor, by name; those of `policy_context` as ``policy_context.NAME``."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {f"policy_context.{name}": value for name, value in (self.policy_context or {}).items()}
         return {name: value for name, value in {**own, **given}.items() if isinstance(value, Tensor)}
+
+
+def check_has_rows(recording: Recording) -> None:
+    """Refuse an empty recording."""
+    if not len(recording):
+        raise ArgumentError("trajectory", expected="at least one row", got="none", remedy="Unroll some examples first.")

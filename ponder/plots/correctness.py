@@ -1,15 +1,14 @@
-"""How far answers can be trusted, step by step: reliability, and what overthinking costs."""
+"""How far predictions can be trusted, step by step: reliability, and what overthinking costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_int
 from ponder.plots.axes import GREY, as_axes, band, explain, legend, next_color, shades, step_ticks
-from ponder.plots.numbers import Reliability, confidences, overthinking_of
-from ponder.plots.seeds import Band, as_trajectories
-from ponder.trajectory import Trajectory
+from ponder.plots.protocols import ReliabilityLike, Run
+from ponder.plots.seeds import Band, as_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ __all__ = ["overthinking", "reliability"]
 
 
 def reliability(
-    trajectories: Trajectory | Sequence[Trajectory],
+    trajectories: Run | Sequence[Run],
     step: int | None = None,
     *,
     bins: int = 10,
@@ -50,11 +49,12 @@ def reliability(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('confidence, mean of the bin', 'accuracy of the bin')
     """
-    items = as_trajectories(trajectories)
-    _check_bins(bins)
-    steps = _steps(step, items[0].num_steps)
-    seen = [confidences(item) for item in items]
-    by_step = [[Reliability.of(sure[:, n - 1], right[:, n - 1], bins) for sure, right in seen] for n in steps]
+    items = as_runs(trajectories)
+    if step is not None:
+        check_int("step", step, 1, items[0].num_steps, remedy="Steps are counted from 1; None draws them all.")
+    steps = range(1, items[0].num_steps + 1) if step is None else [step]
+    seen = [item.reliability(bins) for item in items]
+    by_step = [[each[n - 1] for each in seen] for n in steps]
     ax = as_axes(ax)
     colors = [next_color(ax, color)] if step is not None else shades(len(steps))
     for n, seeds, each in zip(steps, by_step, colors, strict=True):
@@ -69,7 +69,7 @@ def reliability(
     return ax
 
 
-def _draw_bins(ax: Axes, seeds: Sequence[Reliability], color: Any, label: str, around: bool) -> None:
+def _draw_bins(ax: Axes, seeds: Sequence[ReliabilityLike], color: Any, label: str, around: bool) -> None:
     """The line of one step; ± one standard deviation where `around`."""
     places, heights = Band.of([each.confidence for each in seeds]), Band.of([each.accuracy for each in seeds])
     ece = Band.of([[each.ece] for each in seeds])
@@ -82,23 +82,8 @@ def _draw_bins(ax: Axes, seeds: Sequence[Reliability], color: Any, label: str, a
     ax.scatter(x, mean, [4 + 160 * share for share in shares], color=color, linewidth=0, zorder=2)
 
 
-def _check_bins(bins: int) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ArgumentError("bins", expected="a whole number ≥ 1", got=repr(bins), remedy="Pass bins=10.")
-
-
-def _steps(step: int | None, num_steps: int) -> list[int]:
-    if step is None:
-        return list(range(1, num_steps + 1))
-    if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= num_steps:
-        raise ArgumentError(
-            "step", expected=f"a step in 1..{num_steps}, or None", got=repr(step), remedy="Steps are counted from 1."
-        )
-    return [step]
-
-
 def overthinking(
-    trajectories: Trajectory | Sequence[Trajectory],
+    trajectories: Run | Sequence[Run],
     *,
     ax: Axes | None = None,
     label: str | None = None,
@@ -126,7 +111,7 @@ def overthinking(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('step n', 'share of rows')
     """
-    seeds = [overthinking_of(item) for item in as_trajectories(trajectories)]
+    seeds = [item.overthinking() for item in as_runs(trajectories)]
     right, right_by = Band.of([each.right for each in seeds]), Band.of([each.right_by for each in seeds])
     lost = Band.of([[100 * each.lost] for each in seeds])
     num_steps = len(right.mean)

@@ -1,4 +1,4 @@
-"""What exits earn and cost: the score against the knob, and against the speed-up."""
+"""What exits earn and cost: the score against the threshold, and against the speed-up."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ponder.analysis.sweeps import Curve
+from ponder._utils.numerics import interpolate
+from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
 from ponder.plots.axes import GREY, as_axes, band, explain, legend, next_color, whole_ticks
-from ponder.plots.numbers import interpolate
+from ponder.plots.protocols import CurveLike
 from ponder.plots.seeds import Band, as_items, same
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["score_by_knob", "score_by_speed_up"]
+__all__ = ["score_by_speed_up", "score_by_threshold"]
 
 _GRID = 64  # places between the ends of a line over several seeds; what is between is drawn straight
 
 
-def score_by_knob(
-    curves: Curve | Sequence[Curve], *, ax: Axes | None = None, label: str | None = None, color: str | None = None
+def score_by_threshold(
+    curves: CurveLike | Sequence[CurveLike],
+    *,
+    ax: Axes | None = None,
+    label: str | None = None,
+    color: str | None = None,
 ) -> Axes:
-    """Score against the knob of a policy, q say (the PALBERT paper, Figure 3), and the score of full depth, dotted.
+    """Score against the threshold of a policy, q say (the PALBERT paper, Figure 3); full depth is dotted.
 
     Args:
         curves: A sweep, or one a seed over the same grid: mean and ± one standard deviation over the seeds.
@@ -33,37 +38,37 @@ def score_by_knob(
         color: Any matplotlib colour; the next that is free where None.
 
     Raises:
-        ArgumentError: Scores that are NaN (no labels), or curves with other knobs, grids or scores.
+        ArgumentError: Scores that are NaN (no labels), or curves with other thresholds, grids or scores.
         PonderError: matplotlib is missing.
 
     Example:
         >>> trajectory = ponder.Trajectory(
         ...     torch.randn(8, 4, 2), torch.randn(8, 4), torch.arange(8), labels=torch.randint(2, (8,))
         ... )
-        >>> ax = score_by_knob(trajectory.sweep(ponder.policies.Quantile), label="palbert")
+        >>> ax = score_by_threshold(trajectory.sweep(ponder.policies.Quantile), label="palbert")
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('q', 'accuracy')
     """
     items = _scored("curves", curves)
-    same("curves", "knob", items, lambda curve: curve.knob)
-    same("curves", "grid", items, lambda curve: tuple(point.knob for point in curve.points))
-    knobs = [point.knob for point in items[0].points]
+    same("curves", "threshold", items, lambda curve: curve.threshold)
+    same("curves", "grid", items, lambda curve: tuple(point.threshold for point in curve.points))
+    values = [point.threshold for point in items[0].points]
     full_depth = statistics.fmean(curve.full_depth.score for curve in items)
     ax = as_axes(ax)
     chosen = next_color(ax, color)
     scores = Band.of([[point.score for point in curve.points] for curve in items])
-    band(ax, knobs, scores, chosen, scores.name(label))
+    band(ax, values, scores, chosen, scores.name(label))
     ax.axhline(full_depth, color=chosen, linestyle=":", linewidth=1.5)
     explain(ax, "full depth", linestyle=":", linewidth=1.5)
-    ax.set(xlabel=_words(items[0].knob), ylabel=_words(items[0].metric))
-    if all(knob == int(knob) for knob in knobs) and max(knobs) > 1:
+    ax.set(xlabel=_words(items[0].threshold), ylabel=_words(items[0].metric))
+    if all(value == int(value) for value in values) and max(values) > 1:
         whole_ticks(ax)
     legend(ax)
     return ax
 
 
 def score_by_speed_up(
-    curves: Mapping[str, Curve | Sequence[Curve]],
+    curves: Mapping[str, CurveLike | Sequence[CurveLike]],
     *,
     by: Literal["steps", "cost"] = "steps",
     baseline: float | Sequence[float] | None = None,
@@ -72,7 +77,7 @@ def score_by_speed_up(
     """Score against speed-up, for several policies or models (the PALBERT paper, Figure 4).
 
     Dots are what was measured, diamonds full depth. Seeds do not share their speed-ups, even where they share the
-    knob, so they are compared at equal cost: the line is the mean over the seeds, and the band ± one standard
+    threshold, so they are compared at equal cost: the line is the mean over the seeds, and the band ± one standard
     deviation, over the costs that all of them reach. Between two dots of a seed its score is linear in the cost,
     which is what mixing the two policies at random gives where the score is a mean over rows.
 
@@ -95,8 +100,7 @@ def score_by_speed_up(
         >>> ax.get_xlabel()
         'speed-up in steps, N / mean exit step'
     """
-    if by not in ("steps", "cost"):
-        raise ArgumentError("by", expected="'steps' or 'cost'", got=repr(by), remedy="Steps need no measured costs.")
+    check_choice("by", by, ("steps", "cost"))
     named = {name: _scored(f"curves[{name!r}]", each) for name, each in curves.items()}
     if not named:
         raise ArgumentError("curves", expected="at least one curve", got="none", remedy="Pass {'Q-exit': curve}.")
@@ -133,7 +137,7 @@ class _Line:
         self.dots, self.speed_ups, self.scores, self.full_depth = dots, speed_ups, scores, full_depth
 
     @classmethod
-    def of(cls, name: str, curves: Sequence[Curve], by: Literal["steps", "cost"]) -> _Line:
+    def of(cls, name: str, curves: Sequence[CurveLike], by: Literal["steps", "cost"]) -> _Line:
         field = "mean_exit_step" if by == "steps" else "cost"
         fulls = [float(getattr(curve.full_depth, field)) for curve in curves]
         # Relative to full depth, so that models of other depths compare; rounded, so that equal ones are one cost.
@@ -183,9 +187,9 @@ def _level(baseline: float | Sequence[float]) -> Band:
     return Band.of([[score] for score in scores])
 
 
-def _scored(argument: str, curves: Curve | Sequence[Curve]) -> list[Curve]:
+def _scored(argument: str, curves: CurveLike | Sequence[CurveLike]) -> list[CurveLike]:
     """Curves of one score, with points that all have one."""
-    items = as_items(argument, curves, Curve)
+    items: list[CurveLike] = as_items(argument, curves, CurveLike, "Curve")
     same(argument, "score", items, lambda curve: curve.metric)
     for curve in items:
         if not curve.points or not all(math.isfinite(point.score) for point in (*curve.points, curve.full_depth)):

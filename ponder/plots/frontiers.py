@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ponder.plots.axes import GREY, as_axes, legend, next_color
+from ponder.plots.protocols import DiagnosisLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ponder.analysis.diagnosis import Diagnosis
 
 __all__ = ["frontiers"]
 
 _STYLES = {"blind": "--", "oracle": ":"}
 
 
-def frontiers(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
+def frontiers(diagnosis: DiagnosisLike, *, ax: Axes | None = None) -> Axes:
     """Score against mean exit step, a line for each frontier of a diagnosis.
 
     Policies are solid; blind is dashed and the oracle dotted, both grey; encoders that were cut and trained so are

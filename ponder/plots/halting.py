@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ponder._utils.numerics import exit_shares
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.plots.axes import GREY, as_axes, band, legend, next_color, shades, step_ticks
-from ponder.plots.numbers import exit_shares
-from ponder.plots.seeds import Band, as_trajectories
+from ponder.plots.protocols import Run
+from ponder.plots.seeds import Band, as_runs
 from ponder.priors.base import Prior
-from ponder.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ __all__ = ["exit_histogram", "posterior"]
 
 
 def posterior(
-    trajectories: Trajectory | Sequence[Trajectory],
+    trajectories: Run | Sequence[Run],
     prior: Prior | StepDistribution | None = None,
     *,
     ax: Axes | None = None,
@@ -49,7 +49,7 @@ def posterior(
         >>> ax.get_ylabel()
         'mean probability of exit, E[p(n|x)]'
     """
-    items = as_trajectories(trajectories)
+    items = as_runs(trajectories)
     means = [item.halting.pmf.detach().cpu().double().mean(0) for item in items]
     if not all(bool(mean.isfinite().all()) for mean in means):
         raise ArgumentError(

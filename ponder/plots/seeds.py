@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.trajectory import Trajectory
+from ponder.parts.recording import Recording
+from ponder.plots.protocols import Run
 
-__all__ = ["Band", "as_items", "as_trajectories", "same"]
+__all__ = ["Band", "as_items", "as_runs", "same"]
 
 T = TypeVar("T")
 
@@ -65,8 +66,14 @@ class Band:
         return seeds if label is None else f"{label} ({seeds})"
 
 
-def as_items(argument: str, data: T | Sequence[T], kind: type[T]) -> list[T]:
+def as_items(argument: str, data: object, kind: type, name: str) -> list[Any]:
     """One item, or a sequence of one item a seed, as a list.
+
+    Args:
+        argument: The argument, for messages.
+        data: What was passed.
+        kind: What each item must be.
+        name: What users call it.
 
     Raises:
         ArgumentError: There is none.
@@ -79,16 +86,16 @@ def as_items(argument: str, data: T | Sequence[T], kind: type[T]) -> list[T]:
         if not isinstance(item, kind):
             raise ArgumentTypeError(
                 argument,
-                expected=f"a {kind.__name__}, or a sequence of them, one a seed",
+                expected=f"a {name}, or a sequence of them, one a seed",
                 got=type(item).__name__,
-                remedy=f"Pass a ponder.{kind.__name__}.",
+                remedy=f"Pass a ponder.{name}.",
             )
     return items
 
 
-def as_trajectories(data: Trajectory | Sequence[Trajectory]) -> list[Trajectory]:
+def as_runs(data: Run | Sequence[Run]) -> list[Run]:
     """Trajectories that have rows, all over the same number of steps."""
-    items = as_items("trajectories", data, Trajectory)
+    items: list[Run] = as_items("trajectories", data, Recording, "Trajectory")
     same("trajectories", "number of steps", items, lambda item: item.num_steps)
     if not all(len(item) for item in items):
         raise ArgumentError("trajectories", expected="at least one row in each", got="none", remedy="Unroll some rows.")

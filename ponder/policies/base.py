@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ponder._utils.numerics import at_least_float32
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int
@@ -290,13 +291,16 @@ class ThresholdPolicy(ExitPolicy):
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         value, state = self.statistic(step, state)
+        value = at_least_float32(value) if value.is_floating_point() else value
         return self.tunable.crossed(value, getattr(self, self.tunable.field)), state
 
     def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
         if self is not free:
             return super().readiness(step, state, free)
         value, state = self.statistic(step, state)
-        return (value if self.tunable.higher_exits_later else -value), state
+        value = at_least_float32(value) if value.is_floating_point() else value.double()
+        near = value if self.tunable.higher_exits_later else -value
+        return near.masked_fill(near.isnan(), -torch.inf), state  # NaN crosses no threshold
 
 
 @dataclass(frozen=True)
@@ -377,6 +381,12 @@ class PolicyWrapper(ExitPolicy):
     """
 
     policy: ExitPolicy
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "seen" in vars(cls):
+            warnings.warn(f"{cls.__name__}.seen is called transform now.", DeprecationWarning, stacklevel=2)
+            cls.transform = vars(cls)["seen"]  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         _check_policy(self.policy)

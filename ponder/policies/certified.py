@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ponder._utils.renaming import renamed_attribute
 from ponder.policies.base import PolicyWrapper, registry
 
 __all__ = ["Certified"]
 
 
 @registry.register("certified")
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certified(PolicyWrapper):
     """Does what the policy inside does; made by `ponder.control_risk`, saved with the model it was made for.
 
@@ -23,8 +26,8 @@ class Certified(PolicyWrapper):
             is about the mean over such draws (conformal risk control).
         bound: Name of the bound, or ``"conformal"``.
         rows: Number n of calibration rows.
-        knob_name: Name of the knob.
-        knob_value: Its value; None where no knob was certified and the policy is full depth.
+        threshold_name: Name of the threshold that was chosen.
+        threshold_value: Its value; None where none was certified and the policy is full depth.
         p_value: Of the chosen value; None where there is none.
         path: The values that were tested, in order, with the empirical risk and the p-value of each.
     """
@@ -35,7 +38,23 @@ class Certified(PolicyWrapper):
     confidence: float | None
     bound: str
     rows: int
-    knob_name: str
-    knob_value: float | None
+    threshold_name: str
+    threshold_value: float | None
     p_value: float | None
     path: tuple[tuple[float, float, float], ...]
+    knob_name = renamed_attribute("knob_name", "threshold_name")
+    knob_value = renamed_attribute("knob_value", "threshold_value")
+
+    def __repr__(self) -> str:
+        promise = f"{self.risk} ≤ {self.level:g}"
+        if self.threshold_value is None:
+            promise = f"nothing certified for {promise}"
+        promise += " in the mean" if self.confidence is None else f" with confidence {self.confidence:g}"
+        p_value = "" if self.p_value is None else f", p = {self.p_value:.2g}"
+        return f"Certified({self.policy!r}, {promise}, {self.bound}, {self.rows} rows{p_value})"
+
+    @classmethod
+    def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields as `to_dict` gave them, also those of version 0.1, in which a threshold was called a knob."""
+        old = {"knob_name": "threshold_name", "knob_value": "threshold_value"}
+        return super().decode({old.get(name, name): value for name, value in fields.items()})

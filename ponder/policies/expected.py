@@ -21,7 +21,7 @@ __all__ = ["Expected"]
 
 
 @registry.register("expected")
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Expected(ExitPolicy):
     r"""Stop where the value of the answer is at least the expected value of going on, less the price of a step.
 
@@ -32,7 +32,7 @@ class Expected(ExitPolicy):
         V_N(b) = r_N(b),    V_n(b) = max(r_n(b), Σ_b' T_n(b, b') V_{n+1}(b') − price),
 
     and the row leaves where the first term is at least the second: no rule on these states earns more (Chow, Robbins &
-    Siegmund 1971). Make one with `fit`; the price is the knob.
+    Siegmund 1971). Make one with `fit`; the price is its threshold. A row whose outputs are not finite stays.
 
     Args:
         price: Of one more step, in the unit of the reward: 0.01 is a percent of accuracy.
@@ -74,6 +74,9 @@ class Expected(ExitPolicy):
             values = torch.maximum(stopping, going_on)
         object.__setattr__(self, "_stops", tuple(map(tuple, stops[::-1])))
 
+    def __repr__(self) -> str:
+        return f"Expected(price={self.price:g}, over {len(self.rewards)} steps and {len(self.rewards[0])} bins)"
+
     @classmethod
     def fit(cls, trajectory: Recording, price: float = 0.0, bins: int = 10) -> Self:
         """Count the tables on a trajectory.
@@ -85,7 +88,7 @@ class Expected(ExitPolicy):
             bins: Bins of the confidence at each step, with about as many rows in each; sparse ones lean on all rows.
         """
         outputs = trajectory.outputs
-        task, labels = trajectory.meaning, trajectory.labels
+        task = trajectory.meaning
         if not len(trajectory) or outputs.dim() != 3 or not (task.classes and task.comparable and not task.per_token):
             raise ArgumentError(
                 "trajectory",
@@ -94,8 +97,8 @@ class Expected(ExitPolicy):
                 remedy="Unroll a classifier on calibration data.",
             )
         check_int("bins", bins, remedy="Pass bins=10, say.")
-        right = task.agreement(outputs) if labels is None else task.correct(outputs, labels)
-        confidence = _confidence(outputs).double()
+        right = trajectory.agreement() if trajectory.labels is None else trajectory.correct()
+        confidence = _confidence(outputs).nan_to_num(nan=0.0)
         shares = torch.arange(1, bins, dtype=torch.float64, device=outputs.device) / bins
         edges = torch.quantile(confidence, shares, dim=0).T.contiguous()
         places = F.one_hot((confidence.unsqueeze(2) > edges).sum(2), bins).double()
@@ -121,14 +124,15 @@ class Expected(ExitPolicy):
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         place, device = step.index - 1, step.output.device
-        confidence = _confidence(step.output).double()
+        confidence = _confidence(step.output)
         edges = torch.tensor(self.edges, dtype=torch.float64, device=device)[place]
         stops = torch.tensor(self.stops, device=device)[place]
-        return stops.gather(1, (confidence.unsqueeze(1) > edges).sum(1, keepdim=True)).squeeze(1), state
+        stop = stops.gather(1, (confidence.unsqueeze(1) > edges).sum(1, keepdim=True)).squeeze(1)
+        return stop & ~confidence.isnan(), state
 
 
 def _confidence(outputs: Tensor) -> Tensor:
-    return F.log_softmax(at_least_float32(outputs), dim=-1).amax(-1).exp()
+    return F.log_softmax(at_least_float32(outputs), dim=-1).amax(-1).exp().double()
 
 
 def _mean_by_bin(places: Tensor, values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch.func import functional_call
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.registry import Registry
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_real
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder._utils.validation import check_real, check_type
+from ponder.errors import ArgumentError
 from ponder.policies.base import StepView, ThresholdPolicy, registry
 from ponder.policies.threshold import Threshold
 
@@ -59,13 +60,7 @@ class Learned(ThresholdPolicy):
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
-        if not isinstance(self.scorer, nn.Module):
-            raise ArgumentTypeError(
-                "scorer",
-                expected="an nn.Module: features (batch, …) -> logits (batch,)",
-                got=type(self.scorer).__name__,
-                remedy="Pass policies.LinearScorer(width), say.",
-            )
+        check_type("scorer", self.scorer, nn.Module)
         self.scorer.eval()
 
     def __eq__(self, other: object) -> bool:
@@ -82,9 +77,10 @@ class Learned(ThresholdPolicy):
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         features = step.features
-        state_dict = {**dict(self.scorer.named_parameters()), **dict(self.scorer.named_buffers())}
-        placed = {name: tensor.detach().to(features.device) for name, tensor in state_dict.items()}
-        dtype = next((t.dtype for t in placed.values() if t.is_floating_point()), features.dtype)
+        weights = {**dict(self.scorer.named_parameters()), **dict(self.scorer.named_buffers())}
+        floating = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
+        dtype = reduce(torch.promote_types, floating, features.dtype)  # the finer of the two judges
+        placed = {name: _placed(tensor.detach(), features.device, dtype) for name, tensor in weights.items()}
         logits = functional_call(self.scorer, placed, (features.to(dtype),))
         if not isinstance(logits, Tensor) or logits.numel() != features.shape[0]:
             raise ArgumentError(
@@ -116,3 +112,7 @@ class Learned(ThresholdPolicy):
                 "scorer", expected="weights of the shape of its settings", got="others", remedy=f"({error})"
             ) from error
         return {**fields, "scorer": scorer}
+
+
+def _placed(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return weight.to(device, dtype) if weight.is_floating_point() else weight.to(device)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 
 from ponder._utils.numerics import at_least_float32
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
 from ponder.policies.base import ModelSpec, PolicyWrapper, StepView, registry
 
 __all__ = ["Tempered"]
+
+_REMEDY = "Fit them: ponder.calibration.fit_temperatures(trajectory)."
 
 
 @registry.register("tempered")
@@ -32,13 +34,10 @@ class Tempered(PolicyWrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
-        if not self.temperatures or not all(0.0 < t < math.inf for t in self.temperatures):
-            raise ArgumentError(
-                "temperatures",
-                expected="positive numbers",
-                got=self.temperatures,
-                remedy="Fit them: ponder.calibration.fit_temperatures(trajectory).",
-            )
+        if not self.temperatures:
+            raise ArgumentError("temperatures", expected="at least one", got="none", remedy=_REMEDY)
+        for temperature in self.temperatures:
+            check_real("temperatures", temperature, open_low=True, remedy=_REMEDY)
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
+from ponder._utils.validation import check_real
 from ponder.priors.base import Prior, registry
 from ponder.priors.mean import for_mean
 
@@ -32,8 +32,7 @@ class AtDepth(Prior):
     family: str = "geometric"
 
     def __post_init__(self) -> None:
-        if isinstance(self.depth, bool) or not isinstance(self.depth, int | float) or not 0.0 < self.depth < 1.0:
-            raise ArgumentError("depth", expected="a share in (0, 1)", got=repr(self.depth), remedy="Pass 0.5, say.")
+        check_real("depth", self.depth, 0.0, 1.0, open_low=True, open_high=True)
         registry.find(self.family)
 
     def log_pmf(self, num_steps: int) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.registry import Plugin, Registry
+from ponder._utils.validation import check_int
 from ponder.distributions import StepDistribution
-from ponder.errors import ArgumentError
 
 __all__ = ["MeanParameter", "Prior", "PriorWeights", "registry"]
 
@@ -58,7 +58,7 @@ class Prior(Plugin, ABC):
         Raises:
             ArgumentError: `num_steps` is not a positive whole number, or not one this prior can serve.
         """
-        check_num_steps(num_steps)
+        check_int("num_steps", num_steps, remedy="Pass the number of steps.")
         dtype = torch.promote_types(dtype, torch.float32)  # rounded to half precision, the mass is no longer 1
         with torch.device("cpu"):  # numbers, even where a model is being built on the meta device
             log_pmf = self.log_pmf(num_steps)
@@ -79,20 +79,3 @@ class Prior(Plugin, ABC):
 def steps(num_steps: int) -> Tensor:
     """The steps 1..`num_steps`, `(steps,)`, float64."""
     return torch.arange(1, num_steps + 1, dtype=torch.float64)
-
-
-def check_num_steps(num_steps: int) -> None:
-    """Refuse what is not a whole number ≥ 1."""
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ArgumentError(
-            "num_steps",
-            expected="a whole number ≥ 1",
-            got=repr(num_steps),
-            remedy="Pass the number of steps.",
-        )
-
-
-def check_positive(argument: str, value: float) -> None:
-    """Refuse numbers that are not positive and finite."""
-    if not 0 < value < float("inf"):
-        raise ArgumentError(argument, expected="a positive number", got=value, remedy=f"Pass {argument} > 0.")

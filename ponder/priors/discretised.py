@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError
-from ponder.priors.base import MeanParameter, Prior, check_positive, registry, steps
+from ponder._utils.validation import check_real
+from ponder.priors.base import MeanParameter, Prior, registry, steps
 
 __all__ = ["Normal", "Poisson"]
 
@@ -28,7 +28,7 @@ class Poisson(Prior):
     mean_parameter = MeanParameter("mean", low=1.0)
 
     def __post_init__(self) -> None:
-        check_positive("mean − 1", self.mean - 1)
+        check_real("mean", self.mean, 1.0, open_low=True)
 
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""
@@ -52,9 +52,8 @@ class Normal(Prior):
     mean_parameter = MeanParameter("mean")
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.mean):
-            raise ArgumentError("mean", expected="a finite number", got=self.mean, remedy="Pass a step, 3.0 say.")
-        check_positive("std", self.std)
+        check_real("mean", self.mean, -math.inf, remedy="Pass a step, 3.0 say.")
+        check_real("std", self.std, open_low=True)
 
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""

@@ -13,10 +13,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_choice
+from ponder._utils.validation import check_choice, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
-from ponder.priors.base import check_positive, registry
+from ponder.priors.base import registry
 from ponder.priors.tabulated import Tabulated
 
 __all__ = ["Empirical"]
@@ -61,7 +61,7 @@ class Empirical(Tabulated):
             ArgumentError: No rows, no labels where the rule needs them, an unknown rule, or another task.
         """
         check_choice("rule", rule, _RULES)
-        check_positive("smoothing", smoothing)
+        check_real("smoothing", smoothing, open_low=True)
         if not len(trajectory):
             raise ArgumentError(
                 "trajectory", expected="at least one row", got="none", remedy="Unroll the model on examples first."
@@ -83,7 +83,7 @@ def _holds(trajectory: Recording, rule: str) -> Tensor:
             remedy="Name the task when you build the model, or count the steps yourself and pass them to Categorical.",
         )
     if rule == "stays_same":
-        return task.agreement(outputs)
+        return trajectory.agreement()
     shape = task.predictions(outputs[:, 0]).shape
     if labels is None or labels.shape != shape:
         raise ArgumentError(
@@ -92,7 +92,7 @@ def _holds(trajectory: Recording, rule: str) -> Tensor:
             got="none" if labels is None else f"shape {tuple(labels.shape)}",
             remedy="Pass labels=… to unroll, or fit with rule='stays_same'.",
         )
-    return task.correct(outputs, labels.to(outputs.device))
+    return trajectory.correct()
 
 
 def _settled(holds: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
-from ponder.priors.base import Prior, PriorWeights, check_num_steps, registry
+from ponder.priors.base import Prior, PriorWeights, registry
 from ponder.priors.uniform import Uniform
 
 __all__ = ["Learned"]
@@ -60,7 +61,7 @@ class Learned(Prior):
     initial: Prior | None = None
 
     def __post_init__(self) -> None:
-        check_num_steps(self.num_steps)
+        check_int("num_steps", self.num_steps, remedy="Pass the number of steps.")
         if self.initial is not None and self.initial.module is not None:
             raise ArgumentError(
                 "initial", expected="a prior that does not learn", got=repr(self.initial), remedy="Pass what it has."

@@ -12,14 +12,15 @@ from typing import Any, TypeVar, overload
 
 import torch
 
+from ponder._utils.numerics import bisect
+from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.priors.base import MeanParameter, Prior, check_num_steps, registry
+from ponder.priors.base import MeanParameter, Prior, registry
 
 __all__ = ["for_mean"]
 
 P = TypeVar("P", bound=Prior)
 _WIDEST = 512.0  # of the search; e^512 is still far from overflow
-_HALVINGS = 100
 
 
 @overload
@@ -46,7 +47,7 @@ def for_mean(family: type[Prior] | str, mean: float, num_steps: int, **fixed: An
         >>> round(prior.mean, 2), round(prior(12).mean.item(), 4)
         (-1.78, 3.0)
     """
-    check_num_steps(num_steps)
+    check_int("num_steps", num_steps, remedy="Pass the number of steps.")
     build = _builder(family, fixed)
 
     def mean_at(u: float) -> float:
@@ -64,13 +65,8 @@ def for_mean(family: type[Prior] | str, mean: float, num_steps: int, **fixed: An
     if reached[0] == reached[1]:  # one step: every member has the mean
         return build(0.0)
     rising = mean_at(low) < mean_at(high)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if (mean_at(middle) < mean) == rising:
-            low = middle
-        else:
-            high = middle
-    return build((low + high) / 2)
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    return build(float(bisect(lambda u: torch.tensor((mean_at(float(u)) < mean) == rising), *ends)))
 
 
 def _builder(family: type[Prior] | str, fixed: dict[str, Any]) -> Callable[[float], Prior]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, check_rows, take_rows, tensors
+from ponder._utils.trees import Tree, alike, check_rows, take_rows, tensors
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.padding import real_positions
@@ -22,7 +22,6 @@ from ponder.serialization import load, save
 from ponder.testing.contract import ContractError, require
 from ponder.testing.randomness import private_randomness
 from ponder.testing.snapshot import differences, snapshot
-from ponder.testing.trees import close
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
@@ -167,7 +166,7 @@ def _check_rows_alone(case: _Case, whole: Trajectory) -> None:
                 continue
             expected = there[rows.to(there.device)]
             require(
-                close(got, expected, _tolerance(got)),
+                alike(got, expected, _tolerance(got)),
                 "the backbone",
                 "a row's outputs do not depend on the other rows, their number or their order",
                 f"{name} of rows {rows.tolist()} as a batch differ by {_distance(got, expected)}",
@@ -183,7 +182,7 @@ def _check_replay(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
         steps = {int(exits.exit_step[row]) for exits in allowed}  # a statistic at its threshold may fall on either side
         expected = whole.outputs[row, step - 1]
         require(
-            step in steps and close(ran.outputs[row], expected, _tolerance(expected)),
+            step in steps and alike(ran.outputs[row], expected, _tolerance(expected)),
             "the backbone",
             "running with a policy gives what replaying the full-depth run gives",
             f"row {row} left at step {step} under {policy}, where the replay has {sorted(steps)}; its outputs "

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import take_rows
+from ponder._utils.trees import alike, take_rows
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import NEEDS, Objective, Progress, Unrolled
 from ponder.parts.tasks import TaskName, as_task
 from ponder.priors import Geometric
 from ponder.testing.contract import ContractError, require
-from ponder.testing.material import Sizes, labels, random_trajectory
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
 from ponder.testing.randomness import private_randomness
-from ponder.testing.trees import close, same
+from ponder.testing.samples import Sizes, labels, random_trajectory
 
 __all__ = ["check_objective"]
 
@@ -69,7 +68,7 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
                 for level in (None, -1e4, 1e4):
                     _check_finite(objective, dataclasses.replace(sizes, num_steps=n), dtype, level)
         check_registered(objective)
-        check_copies(objective, lambda a, b: same(a.per_example(_batch(sizes)), b.per_example(_batch(sizes))))
+        check_copies(objective, lambda a, b: alike(a.per_example(_batch(sizes)), b.per_example(_batch(sizes))))
 
 
 def _batch(sizes: Sizes) -> Unrolled:
@@ -149,9 +148,9 @@ def _check_pure(objective: Objective, batch: Unrolled) -> None:
     before = [tensor.detach().clone() for tensor in _tensors(batch)]
     first = _losses(objective, batch).detach().clone()
     second = _losses(objective, batch)
-    changed = not same(before, [tensor.detach() for tensor in _tensors(batch)]) or attributes != objective.__dict__
+    changed = not alike(before, [tensor.detach() for tensor in _tensors(batch)]) or attributes != objective.__dict__
     require(
-        not changed and same(first, second.detach()),
+        not changed and alike(first, second.detach()),
         objective,
         "per_example is pure",
         "it changed what it was given, or itself" if changed else "two calls gave different losses",
@@ -165,7 +164,7 @@ def _check_rows_alone(objective: Objective, batch: Unrolled) -> None:
     for rows in trials[1:2] if objective.reads_whole_batch else trials:
         part = _losses(objective, _take(batch, rows))
         require(
-            close(part.detach(), whole[rows].detach(), _TOLERANCE),
+            alike(part.detach(), whole[rows].detach(), _TOLERANCE),
             objective,
             "a row's loss does not depend on the other rows, their number or their order",
             f"rows {rows.tolist()} have losses {part.tolist()} alone, and among {len(whole)} {whole[rows].tolist()}",

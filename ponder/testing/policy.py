@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, take_rows, tensors
+from ponder._utils.trees import Tree, alike, take_rows, tensors
 from ponder.errors import ArgumentError
 from ponder.parts.joining import join_rows
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, ModelSpec
 from ponder.policies.base import READINGS
 from ponder.testing.contract import ContractError, require
-from ponder.testing.material import Sizes, extreme_trajectories, random_trajectory, toy_model
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
+from ponder.testing.policy_driver import PolicyDriver
 from ponder.testing.randomness import generator, private_randomness
-from ponder.testing.rehearsal import Rehearsal
-from ponder.testing.trees import close, same
-from ponder.testing.watch import DeviceWatch, NanWatch
+from ponder.testing.samples import Sizes, extreme_trajectories, random_trajectory, toy_model
+from ponder.testing.tensor_watch import DeviceWatch, NanWatch
 
 __all__ = ["check_policy"]
 
@@ -35,13 +36,15 @@ def check_policy(
     num_steps: int = 6,
     num_outputs: int | None = None,
     width: int = 8,
+    context: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Check that a policy keeps its contract; return None, or raise what says which rule broke.
 
     The rules: a frozen dataclass that is registered and comes back from JSON, pickle and deepcopy; masks that are bool;
     states with the batch first; `decide` is pure and reads what `needs` declares; a row's exit depends on the row
-    alone, also where rows at different steps share a batch; tensors are made on the batch's device; finite answers
-    of the model, however large, never lead to NaN; replaying a trajectory gives what running the model gives.
+    alone, also where rows at different steps share a batch, and not on its padding; tensors are made on the batch's
+    device; finite answers of the model, however large, never lead to NaN; replaying a trajectory gives what running the
+    model gives.
 
     A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as they are.
 
@@ -51,10 +54,12 @@ def check_policy(
         num_steps: N of the models that it is tried on.
         num_outputs: Numbers a row that the head gives; 1 in regression and 3 elsewhere, where None.
         width: Size of the features.
+        context: For a policy that reads the context of a call: values of each name that it reads, `(values, …)`. Rows
+            draw from them.
 
     Raises:
         ContractError: A rule is broken.
-        ArgumentError: The policy's own `check` refuses `num_steps` or the task.
+        ArgumentError: The policy's own `check` refuses `num_steps` or the task, or `context` is missing.
 
     Example:
         >>> from ponder import policies
@@ -64,55 +69,63 @@ def check_policy(
     with private_randomness(0), torch.no_grad():
         check_frozen("policy", policy, ExitPolicy)
         check_needs(policy, READINGS)
+        if "context" in policy.needs and not context:
+            raise ArgumentError(
+                "context",
+                expected=f"values of what {policy!r} reads of each row",
+                got=repr(context),
+                remedy='Pass context={"budget": torch.arange(1, 7)}, say.',
+            )
         policy.check(ModelSpec(num_steps, task_named(task), has_hazard=True))
-        sizes = Sizes(task, num_steps, num_outputs, width)
+        sizes = Sizes(task, num_steps, num_outputs, width, context)
         for seed, scale in enumerate(_SCALES):
-            rehearsal = Rehearsal(policy, random_trajectory(sizes, _ROWS, scale, seed))
-            _check_pure(rehearsal)
-            _check_rows_alone(rehearsal)
-            _check_depths(rehearsal)
-            _check_leaving(rehearsal)
-            _check_knob(rehearsal)
+            driver = PolicyDriver(policy, random_trajectory(sizes, _ROWS, scale, seed))
+            _check_pure(driver)
+            _check_rows_alone(driver)
+            _check_depths(driver)
+            _check_leaving(driver)
+            _check_threshold(driver)
         _check_device(policy, sizes)
         _check_extremes(policy, sizes)
+        _check_padding(policy, sizes)
         _check_replay(policy, sizes)
         check_registered(policy)
         check_copies(policy, lambda a, b: _exits(a, sizes) == _exits(b, sizes))
 
 
-def _check_pure(rehearsal: Rehearsal) -> None:
-    policy, rows = rehearsal.policy, rehearsal.all_rows()
-    state = rehearsal.init(rows)
-    for step in range(1, rehearsal.num_steps):
-        view = rehearsal.view(rows, torch.full_like(rows, step))
+def _check_pure(driver: PolicyDriver) -> None:
+    policy, rows = driver.policy, driver.all_rows()
+    state = driver.init(rows)
+    for step in range(1, driver.num_steps):
+        view = driver.view(rows, torch.full_like(rows, step))
         given = (state, dict(view.readings), view.index)
         before = copy.deepcopy(given)
-        first = rehearsal.ask(view, state)
+        first = driver.ask(view, state)
         require(
-            same(given, before),
+            alike(given, before),
             policy,
             "decide changes nothing that it is given",
             f"at step {step} it changed {_changed(before, given)} in place",
             "Make new tensors: state = state + 1, not state += 1.",
         )
         first = copy.deepcopy(first)
-        second = rehearsal.ask(view, state)
+        second = driver.ask(view, state)
         require(
-            same(first, second),
+            alike(first, second),
             policy,
             "decide gives the same answer to the same question",
-            f"two calls at step {step} gave different {'masks' if not same(first[0], second[0]) else 'states'}",
+            f"two calls at step {step} gave different {'masks' if not alike(first[0], second[0]) else 'states'}",
             "Draw random numbers in init, and carry what changes in the state.",
         )
         state = second[1]
 
 
-def _check_rows_alone(rehearsal: Rehearsal) -> None:
+def _check_rows_alone(driver: PolicyDriver) -> None:
     """A row's answers are the same in every company and every order."""
-    policy, everyone = rehearsal.policy, rehearsal.all_rows()
-    start = rehearsal.init(everyone)
-    draws = not same(start, rehearsal.init(everyone))
-    masks, states = rehearsal.walk(everyone, start)
+    policy, everyone = driver.policy, driver.all_rows()
+    start = driver.init(everyone)
+    draws = not alike(start, driver.init(everyone))
+    masks, states = driver.walk(everyone, start)
     remedy = "Reduce over every dimension but the first, and use no statistic of the batch and no batch size."
     for rows in (
         torch.randperm(_ROWS, generator=generator(3)),
@@ -124,12 +137,12 @@ def _check_rows_alone(rehearsal: Rehearsal) -> None:
         own = take_rows(start, rows)
         if not draws:
             rule = "the first state of a row depends on its row id alone"
-            made = rehearsal.init(rows)
-            require(close(made, own, _TOLERANCE), policy, rule, f"another state {company}", remedy)
+            made = driver.init(rows)
+            require(alike(made, own, _TOLERANCE), policy, rule, f"another state {company}", remedy)
             own = made
         rule = "a row's exit does not depend on the other rows, their number or their order"
-        part, their_states = rehearsal.walk(rows, own)
-        for n in range(rehearsal.num_steps - 1):
+        part, their_states = driver.walk(rows, own)
+        for n in range(driver.num_steps - 1):
             other = (part[:, n] != masks[rows, n]).nonzero()
             if len(other):
                 row = int(rows[other[0, 0]])
@@ -137,7 +150,7 @@ def _check_rows_alone(rehearsal: Rehearsal) -> None:
                 raise ContractError(policy, rule, seen, remedy)
             expected = take_rows(states[n + 1], rows)
             require(
-                close(their_states[n + 1], expected, _TOLERANCE),
+                alike(their_states[n + 1], expected, _TOLERANCE),
                 policy,
                 rule,
                 f"another state after step {n + 1} {company}",
@@ -145,11 +158,11 @@ def _check_rows_alone(rehearsal: Rehearsal) -> None:
             )
 
 
-def _check_depths(rehearsal: Rehearsal) -> None:
+def _check_depths(driver: PolicyDriver) -> None:
     """Rows that start later than others, in one batch with them, exit where they exit on their own."""
-    everyone, n = rehearsal.all_rows(), rehearsal.num_steps
-    start = rehearsal.init(everyone)
-    masks, states = rehearsal.walk(everyone, start)
+    everyone, n = driver.all_rows(), driver.num_steps
+    start = driver.init(everyone)
+    masks, states = driver.walk(everyone, start)
     half = _ROWS // 2
     early, late = everyone[:half], everyone[half:]
     for lag in sorted({1, n // 2} & set(range(1, n - 1))):
@@ -159,78 +172,78 @@ def _check_depths(rehearsal: Rehearsal) -> None:
             )
         except ArgumentError as error:
             raise ContractError(
-                rehearsal.policy,
+                driver.policy,
                 "states of rows at different steps fit one batch",
                 f"before step {lag + 1} and before step 1 {error.argument}: expected {error.expected}; got {error.got}",
                 "Keep one structure from init on; None stands for zeros, and what counts steps is a tensor (batch,).",
             ) from error
-        _walk_together(rehearsal, state, everyone, torch.where(everyone < half, lag + 1, 1), masks)
+        _walk_together(driver, state, everyone, torch.where(everyone < half, lag + 1, 1), masks)
 
 
-def _walk_together(rehearsal: Rehearsal, state: Tree, rows: Tensor, at: Tensor, masks: Tensor) -> None:
+def _walk_together(driver: PolicyDriver, state: Tree, rows: Tensor, at: Tensor, masks: Tensor) -> None:
     while len(rows):
-        mask, state = rehearsal.decide(state, rows, at)
+        mask, state = driver.decide(state, rows, at)
         other = (mask != masks[rows, at - 1]).nonzero()
         if len(other):
             row, step = int(rows[other[0, 0]]), int(at[other[0, 0]])
             raise ContractError(
-                rehearsal.policy,
+                driver.policy,
                 "rows at different steps can share a batch",
                 f"row {row} answers {bool(masks[row, step - 1])} at step {step} among rows at the same step, and "
                 f"{not bool(masks[row, step - 1])} among rows at steps {sorted(set(at.tolist()))}",
                 "Ask step.index, one number per row, and do not count calls.",
             )
         at = at + 1
-        staying = (at < rehearsal.num_steps).nonzero().flatten()
+        staying = (at < driver.num_steps).nonzero().flatten()
         rows, at, state = take_rows((rows, at, state), staying)
 
 
-def _check_leaving(rehearsal: Rehearsal) -> None:
+def _check_leaving(driver: PolicyDriver) -> None:
     """The loop, where rows leave, gives the first step at which a row that stays would have answered yes."""
-    rows, n = rehearsal.all_rows(), rehearsal.num_steps
+    rows, n = driver.all_rows(), driver.num_steps
     with private_randomness(1):
-        masks, _ = rehearsal.walk(rows, rehearsal.init(rows))
+        masks, _ = driver.walk(rows, driver.init(rows))
     expected = [next((step for step, out in enumerate(row, start=1) if out), n) for row in masks.tolist()]
     with private_randomness(1):
-        got = rehearsal.trajectory.replay(rehearsal.policy).exit_step.tolist()
+        got = driver.trajectory.replay(driver.policy).exit_step.tolist()
     require(
         got == expected,
-        rehearsal.policy,
+        driver.policy,
         "a row's exit does not depend on which rows have left",
         f"exits {got} where rows leave and {expected} where all stay",
         "Use no statistic of the batch and no batch size.",
     )
 
 
-def _check_knob(rehearsal: Rehearsal) -> None:
-    """A policy that declares a knob says how far each row is from it as it decides."""
-    policy, rows, knob = rehearsal.policy, rehearsal.all_rows(), rehearsal.policy.tunable
-    if knob is None:
+def _check_threshold(driver: PolicyDriver) -> None:
+    """A policy that declares a threshold says how far each row is from it as it decides."""
+    policy, rows, threshold = driver.policy, driver.all_rows(), driver.policy.tunable
+    if threshold is None:
         return
-    value = getattr(policy, knob.field)
-    bound = value if knob.higher_exits_later else -value
-    state = rehearsal.init(rows)
-    for step in range(1, rehearsal.num_steps):
-        view = rehearsal.view(rows, torch.full_like(rows, step))
+    value = getattr(policy, threshold.field)
+    bound = value if threshold.higher_exits_later else -value
+    state = driver.init(rows)
+    for step in range(1, driver.num_steps):
+        view = driver.view(rows, torch.full_like(rows, step))
         near, _ = policy.readiness(view, state, policy)
-        mask, state = rehearsal.decide(state, rows, view.index)
+        mask, state = driver.decide(state, rows, view.index)
         require(
-            torch.equal(near >= bound if knob.inclusive else near > bound, mask),
+            torch.equal(near >= bound if threshold.inclusive else near > bound, mask),
             policy,
-            "a row leaves where its readiness passes the knob",
-            f"at step {step}, {knob.field}={value}, readiness {near.tolist()} and the mask {mask.tolist()} disagree",
+            "a row leaves where its readiness passes the threshold",
+            f"at step {step}, {threshold.field}={value}, readiness {near.tolist()}, but the mask {mask.tolist()}",
             "Derive from ponder.policies.threshold.ThresholdPolicy and define statistic: then they agree.",
         )
 
 
 def _check_device(policy: ExitPolicy, sizes: Sizes) -> None:
     watch = DeviceWatch()
-    rehearsal = Rehearsal(policy, random_trajectory(sizes, 3, 1.0, 5), watch=watch)
-    rows = rehearsal.all_rows()
-    state = rehearsal.init(rows)
+    driver = PolicyDriver(policy, random_trajectory(sizes, 3, 1.0, 5), watch=watch)
+    rows = driver.all_rows()
+    state = driver.init(rows)
     made: list[object] = [state]
     for step in range(1, sizes.num_steps):
-        mask, state = rehearsal.ask(rehearsal.view(rows, torch.full_like(rows, step)), state)
+        mask, state = driver.ask(driver.view(rows, torch.full_like(rows, step)), state)
         made += [mask, state]
     leaks = watch.leaks + [maker for _, leaf in tensors(made) if (maker := watch.maker(leaf)) is not None]
     require(
@@ -247,9 +260,9 @@ def _check_extremes(policy: ExitPolicy, sizes: Sizes) -> None:
     remedy = "Compute in float32 at least, from log_softmax or logsigmoid instead of raw exponentials."
     for what, trajectory in extreme_trajectories(sizes):
         watch = NanWatch()
-        rehearsal = Rehearsal(policy, trajectory, what, watch)
-        rows = rehearsal.all_rows()
-        _, states = rehearsal.walk(rows, rehearsal.init(rows))
+        driver = PolicyDriver(policy, trajectory, what, watch)
+        rows = driver.all_rows()
+        _, states = driver.walk(rows, driver.init(rows))
         compared = watch.compared[0] if watch.compared else ""
         require(not watch.compared, policy, rule, f"{what}: {compared} was given NaN, and answers False", remedy)
         nan = [path for path, leaf in tensors(states, "states") if bool(leaf.isnan().any())]
@@ -257,19 +270,39 @@ def _check_extremes(policy: ExitPolicy, sizes: Sizes) -> None:
         _check_range(policy, trajectory.replay(policy).exit_step, sizes.num_steps)
 
 
+def _check_padding(policy: ExitPolicy, sizes: Sizes) -> None:
+    """Outputs at positions that are padding change no exit."""
+    trajectory = random_trajectory(sizes, _ROWS, 1.0, 9)
+    if trajectory.mask is None:
+        return
+    padding = ~trajectory.mask[:, None, :, None]
+    other = replace(trajectory, outputs=torch.where(padding, -7.0 * trajectory.outputs, trajectory.outputs))
+    with private_randomness(3):
+        expected = trajectory.replay(policy).exit_step
+    with private_randomness(3):
+        got = other.replay(policy).exit_step
+    require(
+        torch.equal(got, expected),
+        policy,
+        "padding does not count",
+        f"other outputs at padded positions gave exits {got.tolist()} instead of {expected.tolist()}",
+        "Look at the positions that step.mask marks, where it is not None.",
+    )
+
+
 def _check_replay(policy: ExitPolicy, sizes: Sizes) -> None:
     with private_randomness(2):
         model = toy_model(sizes, policy)
     inputs = torch.randn(16, sizes.width, generator=generator(6), dtype=torch.float64)
-    ids = torch.arange(50, 66)
+    ids, context = torch.arange(50, 66), sizes.context_of(16, 7)
     with private_randomness(4):
-        ran = model(inputs, row_ids=ids)
-    trajectory = model.unroll(inputs, row_ids=ids, keep_features=True)
+        ran = model(inputs, row_ids=ids, policy_context=context)
+    trajectory = model.unroll(inputs, row_ids=ids, policy_context=context, keep_features=True)
     with private_randomness(4):
         replayed = trajectory.replay(policy)
     _check_range(policy, ran.exit_step, sizes.num_steps)
     require(
-        torch.equal(ran.exit_step, replayed.exit_step) and close(ran.outputs, replayed.outputs, _TOLERANCE),
+        torch.equal(ran.exit_step, replayed.exit_step) and alike(ran.outputs, replayed.outputs, _TOLERANCE),
         policy,
         "replaying a trajectory gives what running the model gives",
         f"ran to {ran.exit_step.tolist()}, replayed to {replayed.exit_step.tolist()}",
@@ -292,4 +325,4 @@ def _exits(policy: ExitPolicy, sizes: Sizes) -> list[int]:
 
 def _changed(before: tuple[Tree, ...], after: tuple[Tree, ...]) -> str:
     names = ("its state", "the readings", "step.index")
-    return " and ".join(name for name, a, b in zip(names, before, after, strict=True) if not same(a, b))
+    return " and ".join(name for name, a, b in zip(names, before, after, strict=True) if not alike(a, b))

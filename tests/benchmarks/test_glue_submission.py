@@ -249,7 +249,7 @@ def test_kept_models_are_timed_with_every_policy_and_the_report_shows_it(kept, g
     assert {row["policy"] for row in made["rows"]} <= {"quantile", "patience", "entropy", "confidence"}
     assert made["rows"]
     for row in made["rows"]:
-        (point,) = (p for p in read_curve(run, row["policy"]).points if p.knob == row["knob"])
+        (point,) = (p for p in read_curve(run, row["policy"]).points if p.threshold == row["knob"])
         assert min(abs(point.mean_exit_step * speed_up / 4 - 1) for speed_up in SPEED_UPS) <= 0.15
         assert row["wall_clock_range"] == [row["wall_clock"]] * 2
     page = report([run], draw=False, only=["clock"]).markdown()

@@ -2,7 +2,7 @@
 
 from benchmarks.speed.figures import Options
 from benchmarks.speed.sweeps import FAMILIES, measure, recorded
-from ponder.analysis.policy_grid import as_family
+from ponder.analysis.policy_grid import as_policy_grid
 
 
 def test_every_family_has_its_two_figures():
@@ -15,4 +15,4 @@ def test_every_family_has_its_two_figures():
 def test_every_family_is_read_in_one_pass():
     trajectory = recorded(50)
     for family, _ in FAMILIES.values():
-        assert as_family(family, [0.2, 0.4, 0.9], trajectory).places(trajectory) is not None
+        assert as_policy_grid(family, [0.2, 0.4, 0.9], trajectory).places(trajectory) is not None

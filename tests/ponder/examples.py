@@ -32,8 +32,8 @@ CERTIFICATE = {
     "confidence": 0.95,
     "bound": "betting",
     "rows": 900,
-    "knob_name": "threshold",
-    "knob_value": 0.7,
+    "threshold_name": "threshold",
+    "threshold_value": 0.7,
     "p_value": 0.04,
 }
 

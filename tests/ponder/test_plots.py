@@ -19,9 +19,11 @@ from matplotlib.figure import Figure
 
 import ponder
 from ponder import plots, policies, priors
+from ponder._utils.numerics import exit_shares, interpolate
+from ponder.analysis.overthinking import overthinking_of
+from ponder.analysis.reliability import Reliability, confidences
 from ponder.errors import PonderError
 from ponder.plots.axes import shades
-from ponder.plots.numbers import Reliability, confidences, exit_shares, interpolate, overthinking_of
 from ponder.plots.seeds import Band
 from tests.ponder import oracles
 from tests.ponder.checks import refused
@@ -234,12 +236,12 @@ def test_many_steps_have_few_ticks(ax: Axes) -> None:
     assert all(tick == int(tick) for tick in ticks)
 
 
-def test_score_by_knob(ax: Axes) -> None:
+def test_score_by_threshold(ax: Axes) -> None:
     seeds = curves()
-    plots.score_by_knob(seeds, ax=ax, label="palbert")
+    plots.score_by_threshold(seeds, ax=ax, label="palbert")
     (line,) = series(ax)
-    knobs, scores = points(line)
-    assert knobs == [0.2, 0.5, 0.8]
+    values, scores = points(line)
+    assert values == [0.2, 0.5, 0.8]
     assert scores == pytest.approx(
         [statistics.fmean(curve.points[place].score for curve in seeds) for place in range(3)]
     )
@@ -248,7 +250,7 @@ def test_score_by_knob(ax: Axes) -> None:
     assert full.get_color() == line.get_color()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("q", "accuracy")
     assert entries(ax) == ["palbert (mean ± std, 3 seeds)", "full depth"]
-    plots.score_by_knob(seeds[0], ax=ax, label="one")
+    plots.score_by_threshold(seeds[0], ax=ax, label="one")
     assert entries(ax) == ["palbert (mean ± std, 3 seeds)", "full depth", "one"]
 
 
@@ -256,7 +258,7 @@ def test_curves_plot_themselves(ax: Axes) -> None:
     (curve,) = curves(policies.Patience, None, seeds=1)
     assert curve.plot(ax=ax, color="black") is ax
     (line,) = series(ax)
-    assert points(line) == (curve.to_dict()["knob"], curve.to_dict()["score"])
+    assert points(line) == (curve.to_dict()["threshold"], curve.to_dict()["score"])
     assert line.get_color() == "black"
     ax.figure.canvas.draw()
     assert all(tick == int(tick) for tick in ax.get_xticks())
@@ -285,8 +287,8 @@ def test_seeds_are_compared_at_equal_cost(ax: Axes) -> None:
     def curve(steps: list[float], scores: list[float]) -> ponder.Curve:
         (like,) = curves(seeds=1)
         made = [
-            ponder.Point(knob, score, step, step / 10, 1.0)
-            for knob, (score, step) in enumerate(zip(scores, steps, strict=True))
+            ponder.Point(value, score, step, step / 10, 1.0)
+            for value, (score, step) in enumerate(zip(scores, steps, strict=True))
         ]
         return dataclasses.replace(like, points=tuple(made), full_depth=ponder.Point(math.nan, 0.9, 10.0, 1.0, 1.0))
 
@@ -390,7 +392,7 @@ def test_overthinking(ax: Axes) -> None:
 
 DRAW: dict[str, Callable[..., Axes]] = {
     "posterior": lambda **options: plots.posterior(made(), priors.Geometric(0.3), **options),
-    "score_by_knob": lambda **options: plots.score_by_knob(curves(), **options),
+    "score_by_threshold": lambda **options: plots.score_by_threshold(curves(), **options),
     "score_by_speed_up": lambda **options: plots.score_by_speed_up(
         {"q": curves(), "patience": curves(policies.Patience, None)}, baseline=[0.3, 0.4], **options
     ),
@@ -428,6 +430,13 @@ def test_without_matplotlib(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         DRAW[name]()
 
 
+def test_the_old_name_warns_and_draws(ax: Axes) -> None:
+    with pytest.warns(DeprecationWarning, match="score_by_knob is called ponder.plots.score_by_threshold"):
+        draw = plots.score_by_knob
+    draw(curves(), ax=ax)
+    assert series(ax)
+
+
 def test_importing_does_not_load_matplotlib() -> None:
     code = "import sys, ponder.plots; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -436,15 +445,15 @@ def test_importing_does_not_load_matplotlib() -> None:
 def test_what_is_refused(ax: Axes) -> None:
     unlabelled = dataclasses.replace(made(), labels=None)
     with refused("curves", "NaN"):
-        plots.score_by_knob(unlabelled.sweep(policies.Quantile), ax=ax)
+        plots.score_by_threshold(unlabelled.sweep(policies.Quantile), ax=ax)
     with refused("curves['q']", "NaN"):
         plots.score_by_speed_up({"q": unlabelled.sweep(policies.Quantile)}, ax=ax)
     with refused("curves", "(0.2, 0.5, 0.8)"):
-        plots.score_by_knob([*curves(), *curves(grid=[0.1])], ax=ax)
+        plots.score_by_threshold([*curves(), *curves(grid=[0.1])], ax=ax)
     with refused("curves", "patience"):
-        plots.score_by_knob([*curves(), *curves(policies.Patience, [1, 2])], ax=ax)
+        plots.score_by_threshold([*curves(), *curves(policies.Patience, [1, 2])], ax=ax)
     with refused("curves"):
-        plots.score_by_knob([], ax=ax)
+        plots.score_by_threshold([], ax=ax)
     with refused("curves"):
         plots.score_by_speed_up({}, ax=ax)
     with refused("by", "'seconds'"):
@@ -452,7 +461,7 @@ def test_what_is_refused(ax: Axes) -> None:
     with refused("baseline"):
         plots.score_by_speed_up({"q": curves()}, baseline=math.nan, ax=ax)
     with refused("curves", "Trajectory", type_error=True):
-        plots.score_by_knob(made(), ax=ax)  # type: ignore[arg-type]
+        plots.score_by_threshold(made(), ax=ax)  # type: ignore[arg-type]
     for figure in (plots.posterior, plots.overthinking, plots.reliability):
         with refused("trajectories", "5 and 4"):
             figure([made(), made(steps=4)], ax=ax)

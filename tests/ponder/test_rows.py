@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ponder import Shared
-from ponder._utils.trees import check_rows, map_tensors, take_rows, tensors, unwrap
+from ponder._utils.trees import alike, check_rows, map_tensors, take_rows, tensors, unwrap
 from tests.ponder.checks import refused
 
 
@@ -74,3 +74,23 @@ def test_shared_values_lose_their_mark_wherever_they_stand():
     bias = torch.ones(1)
     seen = unwrap({"a": (Shared(bias), [1, Shared(2)]), "b": {"c": Shared(None)}, "d": bias})
     assert seen == {"a": (bias, [1, 2]), "b": {"c": None}, "d": bias}
+
+
+def test_trees_are_alike_in_structure_and_in_every_leaf() -> None:
+    nan = torch.tensor([1.0, torch.nan, torch.inf])
+
+    def tree(*, leaf: object = nan, extra: object = 3) -> dict[str, object]:
+        return {"a": (leaf, [torch.arange(3), None]), "b": State(torch.zeros(2), extra)}
+
+    assert alike(tree(), tree(leaf=nan.clone()))
+    assert not alike(tree(), tree(leaf=nan + torch.tensor([1e-5, 0.0, 0.0])))
+    assert alike(tree(), tree(leaf=nan + torch.tensor([1e-5, 0.0, 0.0])), 1e-4)
+    for other in (tree(leaf=nan.double()), tree(leaf=nan[:2]), tree(leaf=None), tree(extra=4), tree(extra="3"), 1):
+        assert not alike(tree(), other)
+    assert not alike((nan, nan), [nan, nan])
+    torch.manual_seed(0)
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert alike([one], [one])
+    assert not alike([one], [two])
+    two.load_state_dict(one.state_dict())
+    assert alike([one], [two])

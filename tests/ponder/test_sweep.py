@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ponder
 from ponder import policies
-from ponder.analysis.policy_grid import as_family
+from ponder.analysis.policy_grid import as_policy_grid
 from ponder.analysis.sweeps import measure, sweep
 from ponder.policies import (
     Bernoulli,
@@ -48,7 +48,7 @@ def recorded(rows: int = 40, steps: int = 6, task: str = "classification", seed:
     return ponder.Trajectory(outputs, hazards, torch.arange(rows), features=outputs, labels=labels, task=task)
 
 
-FAMILIES: dict[str, tuple[Any, list[float] | None]] = {
+GRIDS: dict[str, tuple[Any, list[float] | None]] = {
     "quantile": (Quantile, None),
     "quantile, falling": (Quantile, [0.9, 0.5, 0.1]),
     "entropy": (Entropy, None),
@@ -68,22 +68,22 @@ FAMILIES: dict[str, tuple[Any, list[float] | None]] = {
     "unrelated": (lambda s: FixedStep(3) if s < 0.5 else Quantile(0.1), [0.1, 0.8]),
     "single": (Quantile, [0.5]),
 }
-ONE_PASS = set(FAMILIES) - {"two free", "unrelated"}
-every_family = pytest.mark.parametrize("name", FAMILIES)
+ONE_PASS = set(GRIDS) - {"two free", "unrelated"}
+every_grid = pytest.mark.parametrize("name", GRIDS)
 
 
-@every_family
+@every_grid
 def test_a_sweep_equals_replaying_value_by_value(name: str) -> None:
-    trajectory, (like, grid) = recorded(), FAMILIES[name]
+    trajectory, (like, grid) = recorded(), GRIDS[name]
     curve = trajectory.sweep(like, grid)
-    family = as_family(like, grid, trajectory)
-    assert (family.places(trajectory) is not None) == (name in ONE_PASS)
-    steps = family.exit_steps(trajectory)
-    assert len(curve) == len(family.values) == len(steps)
-    for value, policy, point, taken in zip(family.values, curve.policies, curve.points, steps, strict=True):
+    made = as_policy_grid(like, grid, trajectory)
+    assert (made.places(trajectory) is not None) == (name in ONE_PASS)
+    steps = made.exit_steps(trajectory)
+    assert len(curve) == len(made.values) == len(steps)
+    for value, policy, point, taken in zip(made.values, curve.policies, curve.points, steps, strict=True):
         exits = trajectory.replay(policy)
         assert torch.equal(exits.exit_step, taken)
-        assert point.knob == value
+        assert point.threshold == value
         assert point.mean_exit_step == pytest.approx(exits.exit_step.double().mean().item(), abs=1e-12)
         right = exits.outputs.argmax(-1) == trajectory.labels
         assert point.score == pytest.approx(right.double().mean().item(), abs=1e-12)
@@ -97,7 +97,7 @@ def test_exits_equal_the_oracles(seed: int, steps: int, value: float) -> None:
     trajectory = recorded(5, steps, seed=seed)
     for like in (Quantile, Confidence, Margin, Entropy):
         policy = like(value)
-        (taken,) = as_family(like, [value], trajectory).exit_steps(trajectory).tolist()
+        (taken,) = as_policy_grid(like, [value], trajectory).exit_steps(trajectory).tolist()
         for row, step in zip(records(trajectory), taken, strict=True):
             assert step in oracles.exits(policy.to_dict(), row)
 
@@ -137,7 +137,7 @@ def test_full_depth_and_one_policy() -> None:
     curve = trajectory.sweep(Quantile, [0.5])
     assert curve.full_depth.mean_exit_step == 6
     assert curve.full_depth.cost == curve.full_depth.agreement == 1
-    assert math.isnan(curve.full_depth.knob)
+    assert math.isnan(curve.full_depth.threshold)
     one = measure(trajectory, Quantile(0.5))
     assert (one.score, one.cost) == pytest.approx((curve.points[0].score, curve.points[0].cost))
 
@@ -162,8 +162,8 @@ def test_without_labels_there_is_no_score() -> None:
 def test_export(tmp_path: Any) -> None:
     curve = recorded().sweep(Patience)
     columns = curve.to_dict()
-    assert set(columns) == {"knob", "score", "mean_exit_step", "cost", "agreement"}
-    assert columns["knob"] == [1, 2, 3, 4, 5]
+    assert set(columns) == {"threshold", "score", "mean_exit_step", "cost", "agreement"}
+    assert columns["threshold"] == [1, 2, 3, 4, 5]
     curve.to_csv(tmp_path / "curve.csv")
     with (tmp_path / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -198,7 +198,7 @@ def test_a_policy_of_a_strangers_is_swept() -> None:
 
     trajectory = recorded()
     swept = trajectory.sweep(Norm)
-    slow = trajectory.sweep(lambda threshold: Wrapped(Norm(threshold)), swept.to_dict()["knob"])
+    slow = trajectory.sweep(lambda threshold: Wrapped(Norm(threshold)), swept.to_dict()["threshold"])
     assert swept.to_dict() == {key: pytest.approx(column) for key, column in slow.to_dict().items()}
     assert len({point.mean_exit_step for point in swept.points}) > 10
 
@@ -208,8 +208,8 @@ BAD: dict[str, tuple[Callable[[ponder.Trajectory], Any], str, str]] = {
     "twice the same": (lambda t: t.sweep(Quantile, [0.1, 0.1]), "grid", "strictly rising"),
     "nothing": (lambda t: t.sweep(Quantile, []), "grid", "at least one value"),
     "a callable without a grid": (lambda t: t.sweep(lambda q: Quantile(q)), "grid", "callable"),
-    "no knob": (lambda t: t.sweep(policies.LastStep), "policies", "LastStep"),
-    "no knob, a policy": (lambda t: t.sweep(Bernoulli(1)), "policies", "Bernoulli"),
+    "no threshold": (lambda t: t.sweep(policies.LastStep), "policies", "LastStep"),
+    "no threshold, a policy": (lambda t: t.sweep(Bernoulli(1)), "policies", "Bernoulli"),
     "a combination": (lambda t: t.sweep(Quantile(0.5) | Patience(2), [0.1]), "policies", "lambda q"),
     "a value out of range": (lambda t: t.sweep(Quantile, [0.5, 1.5]), "q", "1.5"),
     "another metric": (lambda t: t.sweep(Quantile, metric="f1"), "metric", "'f1'"),
@@ -232,6 +232,129 @@ def test_what_is_no_policy_is_refused() -> None:
             recorded().sweep(wrong, [0.1, 0.2])
     with refused("policies", "Pass a policy instead of its class", type_error=True):
         sweep(recorded(), policies.Learned)
+
+
+@pytest.mark.parametrize("bounded", ["after 1", "after 3", "before 2", "before 5", "after 2, before 4", "both in or"])
+@pytest.mark.parametrize("leaf", [Patience, Voting, FixedStep])
+@pytest.mark.parametrize("outer", [None, Confidence(0.7), Patience(1)], ids=str)
+def test_whole_numbers_are_swept_under_bounds(leaf: Any, bounded: str, outer: ExitPolicy | None) -> None:
+    """The trap: −∞ among whole numbers is an overflow."""
+    wrap: dict[str, Callable[[ExitPolicy], ExitPolicy]] = {
+        "after 1": lambda policy: policy.after(1),
+        "after 3": lambda policy: policy.after(3),
+        "before 2": lambda policy: policy.before(2),
+        "before 5": lambda policy: policy.before(5),
+        "after 2, before 4": lambda policy: policy.after(2).before(4),
+        "both in or": lambda policy: policy.after(3) | policy.before(5),
+    }
+
+    def build(value: float) -> ExitPolicy:
+        inside = wrap[bounded](leaf(int(value)))
+        return inside if outer is None else inside & outer
+
+    trajectory, grid = recorded(), [1, 2, 3, 4]
+    swept = trajectory.sweep(build, grid).to_dict()["mean_exit_step"]
+    replayed = [trajectory.replay(build(value)).exit_step.double().mean().item() for value in grid]
+    assert swept == pytest.approx(replayed, abs=1e-12)
+    assert ponder.calibrate(trajectory, build, at_most_steps=6.0, grid=grid).met
+
+
+@pytest.mark.parametrize("high", [3.0, 3, lambda num_steps, width: 3.0], ids=["float", "int", "callable"])
+def test_a_threshold_ends_at_a_number_or_at_what_a_function_says(high: Any) -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Norm(policies.ThresholdPolicy):
+        threshold: float
+        needs = frozenset({"features"})
+        tunable = policies.Threshold("threshold", "above", high=high)
+
+        def statistic(self, step: Any, state: Any) -> Any:
+            return step.features.norm(dim=-1), state
+
+    trajectory = recorded()
+    values = trajectory.sweep(Norm).to_dict()["threshold"]
+    assert (values[0], values[-1]) == (0.0, 3.0)
+    assert ponder.calibrate(trajectory, Norm, at_most_steps=6.0).met
+
+
+@pytest.mark.parametrize("wrong", ["10", None, float("nan"), float("inf"), True, -1.0])
+def test_a_threshold_that_ends_nowhere_is_refused_when_it_is_made(wrong: Any) -> None:
+    with refused("high"):
+        policies.Threshold("threshold", "above", high=wrong)
+
+
+LATER: dict[str, tuple[Any, list[float], bool | None]] = {
+    "q": (Quantile, [0.1, 0.9], True),
+    "q, falling": (Quantile, [0.9, 0.1], False),
+    "entropy": (Entropy, [0.1, 0.9], False),
+    "steps": (FixedStep, [1, 2, 3], True),
+    "one of several": (lambda q: (Quantile(q) | Patience(2)).after(2), [0.1, 0.9], True),
+    "turned round": (lambda t: Quantile(1 - t) & Confidence(0.5), [0.1, 0.9], False),
+    "two, one way": (lambda t: Quantile(t) | Entropy(1 - t), [0.1, 0.5, 0.9], True),
+    "two, both ways": (lambda t: Quantile(t) | Entropy(t), [0.1, 0.9], None),
+    "two kinds": (lambda t: Quantile(0.5) if t < 0.5 else Confidence(0.5), [0.1, 0.9], None),
+    "to and fro": (lambda t: Quantile(abs(t - 0.5)), [0.1, 0.5, 0.8], None),
+    "another field": (lambda t: Entropy(0.5, normalize=t > 0.5), [0.1, 0.9], None),
+    "no threshold": (lambda t: Bernoulli(int(t)), [1, 2], None),
+    "one alone": (Quantile, [0.5], None),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_which_way_a_grid_goes_is_told_by_the_policies(name: str) -> None:
+    like, grid, later = LATER[name]
+    for seed in (0, 1):
+        made = as_policy_grid(like, grid, recorded(seed=seed))
+        assert made.exits_get_later is later
+        if later is not None:
+            steps = made.exit_steps(recorded(seed=seed))
+            assert bool((steps[1:] >= steps[:-1]).all() if later else (steps[1:] <= steps[:-1]).all())
+
+
+def test_old_names_warn_and_work() -> None:
+    curve = recorded().sweep(Quantile, [0.2, 0.8])
+    with pytest.warns(DeprecationWarning, match=r"Curve.knob is called threshold"):
+        assert curve.knob == curve.threshold == "q"
+    with pytest.warns(DeprecationWarning, match=r"Point.knob is called threshold"):
+        assert curve.points[0].knob == 0.2
+
+
+def test_old_names_on_policies_warn_and_work() -> None:
+    from dataclasses import dataclass, replace
+
+    with pytest.warns(DeprecationWarning, match=r"Rounded.seen is called transform"):
+
+        @dataclass(frozen=True)
+        class Rounded(policies.PolicyWrapper):
+            def seen(self, step: Any) -> Any:
+                return replace(step, readings={"output": step.output.round()})
+
+    with pytest.warns(DeprecationWarning, match=r"Norm.knob is called tunable"):
+
+        @dataclass(frozen=True)
+        class Norm(policies.ThresholdPolicy):
+            threshold: float
+            needs = frozenset({"features"})
+            knob = policies.Threshold("threshold", "above", high=10.0)
+
+            def statistic(self, step: Any, state: Any) -> Any:
+                return step.features.norm(dim=-1), state
+
+    trajectory = recorded()
+    rounded = ponder.Trajectory(trajectory.outputs.round(), None, trajectory.row_ids)
+    exits = trajectory.replay(Rounded(Confidence(0.8))).exit_step
+    assert torch.equal(exits, rounded.replay(Confidence(0.8)).exit_step)
+    assert not torch.equal(exits, trajectory.replay(Confidence(0.8)).exit_step)
+    assert len(trajectory.sweep(Norm)) == 201
+
+
+def test_a_curve_is_shown_in_a_line() -> None:
+    curve = recorded().sweep(Quantile)
+    assert repr(curve) == (
+        f"Curve(201 values of q from 0 to 1, accuracy {min(curve.to_dict()['score']):.4g} to "
+        f"{max(curve.to_dict()['score']):.4g})"
+    )
 
 
 def test_one_step_leaves_nothing_to_choose() -> None:

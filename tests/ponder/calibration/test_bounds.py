@@ -101,6 +101,26 @@ def test_the_rows_that_are_needed(bound: str, level: float, confidence: float) -
         assert rows == math.ceil(math.log(1 - confidence) / math.log(1 - level))
 
 
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+def test_the_rows_that_are_needed_grow_as_the_level_falls(bound: str) -> None:
+    levels = [0.3, 1e-2, 1e-3, 1e-5, 1e-7, 1e-12, 1e-300, 1e-320]
+    rows = [rows_needed(level, 0.95, bound) for level in levels]
+    assert rows == sorted(rows)
+    assert all(
+        n >= (1 - 2e-3) * math.log(20) / -math.log1p(-level) for n, level in zip(rows[:-1], levels, strict=False)
+    )
+
+
+def test_shares_are_checked() -> None:
+    for wrong in (0.0, 1.0, math.nan, "0.1"):
+        with refused("level"):
+            rows_needed(wrong, 0.95)
+        with refused("confidence"):
+            rows_needed(0.1, wrong)
+        with refused("level"):
+            p_values(torch.zeros(3, 1), wrong)
+
+
 def test_unknown_bounds_are_refused() -> None:
     with refused("bound", "hoeffding_bentkus", "'gauss'"):
         p_values(torch.zeros(3, 1), 0.1, "gauss")

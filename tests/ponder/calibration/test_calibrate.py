@@ -52,17 +52,17 @@ def test_what_cannot_be_met_is_said() -> None:
     assert done.policy == LastStep()
     assert done.point is done.curve.full_depth
     assert done.point.mean_exit_step == 6
-    assert "none of 5 knobs qualifies" in done.statement
+    assert "none of 5 thresholds qualify" in done.statement
     assert not ponder.calibrate(trajectory, Quantile, at_least=5.0).met
 
 
-def test_a_combination_with_one_free_knob() -> None:
+def test_a_combination_with_one_free_threshold() -> None:
     trajectory = recorded(60)
     done = ponder.calibrate(trajectory, lambda q: Quantile(q) | Patience(2), at_least=0.9, grid=[0.2, 0.5, 0.8])
     assert done.policy in [Quantile(q) | Patience(2) for q in (0.2, 0.5, 0.8)]
 
 
-def test_the_price_of_a_step_is_a_knob() -> None:
+def test_the_price_of_a_step_is_a_threshold() -> None:
     trajectory = recorded(200)
     done = ponder.calibrate(trajectory, Expected.fit(trajectory), at_most_steps=3.0)
     assert isinstance(done.policy, Expected)

@@ -51,7 +51,7 @@ def test_the_walk_in_plain_python(risk: Any, bound: str, like: Any, late_first: 
         if not passes:
             break
         best = value
-    assert done.policy.knob_value == best
+    assert done.policy.threshold_value == best
     assert done.met == (best is not None)
     assert risk == "error" or bound == "betting" or 0.0 < best < 1.0  # or the walk would not have been seen to end
     if best is not None:
@@ -73,7 +73,7 @@ def test_the_promise_is_kept_on_known_risks(risk: Any, bound: str) -> None:
         done = ponder.control_risk(
             trajectory, Quantile, risk=risk, level=level, confidence=confidence, bound=bound, grid=GRID
         )
-        q = done.policy.knob_value
+        q = done.policy.threshold_value
         broken += synthetic.true_risk(risk, q, signed=bound == "betting") > level
         steps.append(synthetic.true_mean_exit_step(q))
     assert broken / trials <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / trials)
@@ -88,7 +88,7 @@ def test_conformal_keeps_the_mean_risk(risk: Any) -> None:
     for _ in range(trials):
         trajectory = synthetic.draw(200, generator)
         done = ponder.control_risk(trajectory, Quantile, risk=risk, level=level, bound="conformal", grid=GRID)
-        risks.append(synthetic.true_risk(risk, done.policy.knob_value, signed=False))
+        risks.append(synthetic.true_risk(risk, done.policy.threshold_value, signed=False))
     mean = sum(risks) / trials
     spread = math.sqrt(sum((r - mean) ** 2 for r in risks) / trials)
     assert mean <= level + 3 * spread / math.sqrt(trials)
@@ -119,11 +119,107 @@ def test_too_few_rows_are_said_to_be_too_few() -> None:
     assert not done.met
     assert done.policy.policy == LastStep()
     assert done.mean_exit_step == 2
-    assert done.policy.knob_value is done.policy.p_value is None
+    assert done.policy.threshold_value is done.policy.p_value is None
     assert "100 rows are too few" in done.statement
     assert "at least 149 are needed" in done.statement
     few = ponder.control_risk(synthetic.draw(15, torch.Generator()), Quantile, level=0.05, bound="conformal")
     assert "at least 19 are needed" in few.statement
+
+
+@pytest.mark.parametrize("bound", [*sorted(BOUNDS), "conformal"])
+def test_a_level_that_no_data_set_can_reach_is_answered_at_once(bound: str) -> None:
+    """The trap: looking for the number of rows by trying them out took 23 GB at a level of 1e-12."""
+    trajectory = synthetic.draw(100, torch.Generator().manual_seed(0))
+    done = ponder.control_risk(trajectory, Quantile, level=1e-12, bound=bound)
+    assert not done.met
+    words = done.statement.split("at least ")[-1].split(" are needed")[0]
+    expected = {"conformal": 1e12, "betting": math.log(20) / math.log1p(0.999e-12)}.get(bound, math.log(20) * 1e12)
+    assert int(words) == pytest.approx(expected, rel=1e-6)
+    assert not ponder.control_risk(trajectory, Quantile, level=1e-320, bound=bound).met
+
+
+def test_a_run_with_dropout_is_not_certified() -> None:
+    torch.manual_seed(0)
+    step = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    model = ponder.PonderWrapper(step, 4, head=nn.Linear(4, 3), lambda_head=ponder.LambdaHead(4))
+    inputs = torch.randn(50, 4)
+    with pytest.warns(UserWarning, match="dropout"):
+        trained = model.train().unroll(inputs)
+    with refused("trajectory", "evaluation mode", "model.eval()"):
+        ponder.control_risk(trained, Quantile, level=0.3)
+    evaluated = model.eval().unroll(inputs)
+    done = ponder.control_risk(evaluated, Quantile, level=0.3)
+    with refused("test", "dropout"):
+        done.evaluate(trained)
+    with refused("trajectory", "dropout"):
+        ponder.control_risk(ponder.Trajectory.cat([evaluated, trained]), Quantile, level=0.3)
+
+
+def mixed_up(rows: int, generator: torch.Generator) -> ponder.Trajectory:
+    """Two ways to leave at step 1, each taken by 11% of the rows, apart from each other, and always wrong."""
+    hazard, sure = torch.rand(2, rows, generator=generator) < 0.11
+    outputs = torch.zeros(rows, 2, 2)
+    outputs[:, 0, 1] = torch.where(sure, 9.0, 0.1)  # class 1, surely or not
+    outputs[:, 1, 0] = 9.0
+    logits = torch.where(hazard, 9.0, -9.0).unsqueeze(1).expand(rows, 2)
+    return ponder.Trajectory(outputs, logits, torch.arange(rows), task="classification")
+
+
+def either(t: float) -> policies.ExitPolicy:
+    return Quantile(0.5) if t < 0.5 else Confidence(0.9)
+
+
+@pytest.mark.parametrize("grid", [[0.1, 0.9], [0.9, 0.1]])
+def test_values_of_which_nothing_is_known_are_tested_in_the_order_given(grid: list[float]) -> None:
+    """The trap: an order that is read off the calibration rows picks the luckier of two values."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        done = ponder.control_risk(mixed_up(100, generator), either, level=0.9, grid=grid)
+        assert [value for value, _, _ in done.policy.path] == grid
+
+
+def test_the_promise_is_kept_by_two_values_of_which_nothing_is_known() -> None:
+    """Both have a risk of 0.11 or a little more, so whatever is certified at 0.11 is a broken promise."""
+    generator, trials, delta = torch.Generator().manual_seed(1), 1000, 0.05
+    broken = sum(
+        ponder.control_risk(
+            mixed_up(300, generator), either, level=0.11, confidence=1 - delta, bound="exact_binomial", grid=[0.1, 0.9]
+        ).met
+        for _ in range(trials)
+    )
+    assert broken / trials <= delta + 2.6 * math.sqrt(delta * (1 - delta) / trials)
+
+
+def test_results_are_shown_in_a_line() -> None:
+    """The trap: 45,000 characters for a calibration, and 5,900 for a certificate."""
+    trajectory = synthetic.draw(500, torch.Generator().manual_seed(0))
+    done = ponder.control_risk(trajectory, Quantile, risk="error_gap", level=0.05)
+    text = repr(done.policy)
+    assert text.startswith(
+        f"Certified(Quantile(q={done.policy.threshold_value}), error_gap ≤ 0.05 with confidence 0.95"
+    )
+    assert f"500 rows, p = {done.policy.p_value:.2g}" in text
+    assert repr(done).startswith(f"RiskControl({text}, met=True, mean_exit_step=1.")
+    nothing = ponder.control_risk(trajectory, Quantile, level=1e-4)
+    conformal = ponder.control_risk(trajectory, Quantile, level=0.05, bound="conformal")
+    calibrated = ponder.calibrate(trajectory, Quantile, at_least=0.9)
+    assert "nothing certified for disagreement ≤ 0.0001" in repr(nothing)
+    assert "≤ 0.05 in the mean, conformal" in repr(conformal)
+    assert repr(calibrated).startswith("Calibration(Quantile(q=")
+    for each in (done, nothing, conformal, calibrated, calibrated.curve, policies.Expected.fit(trajectory)):
+        assert len(repr(each)) < 320
+        assert "\n" not in repr(each)
+
+
+def test_a_certificate_of_the_version_before_is_read() -> None:
+    trajectory = synthetic.draw(500, torch.Generator().manual_seed(0))
+    policy = ponder.control_risk(trajectory, Quantile, level=0.05).policy
+    data = policy.to_dict()
+    data["knob_name"], data["knob_value"] = data.pop("threshold_name"), data.pop("threshold_value")
+    old = policies.from_dict(json.loads(json.dumps({**data, "policy": {"name": "quantile", "q": data["knob_value"]}})))
+    assert old == policy
+    with pytest.warns(DeprecationWarning, match="Certified.knob_value is called threshold_value"):
+        assert old.knob_value == policy.threshold_value
 
 
 def test_a_level_that_full_depth_misses_is_said() -> None:
@@ -155,7 +251,7 @@ def test_a_risk_of_the_users_and_of_numbers() -> None:
         ponder.control_risk(trajectory, Quantile, level=0.3)
 
 
-def test_combinations_and_whole_knobs() -> None:
+def test_combinations_and_whole_thresholds() -> None:
     trajectory = recorded(300)
     done = ponder.control_risk(trajectory, Patience, level=0.6)
     assert [value for value, _, _ in done.policy.path][:2] == [5, 4]
@@ -192,7 +288,7 @@ def test_evaluation_is_on_fresh_rows_only() -> None:
     done = ponder.control_risk(calibration, Quantile, risk="error_gap", level=0.02, bound="betting")
     value, mean_step = done.evaluate(test)
     assert value < 0.03
-    assert mean_step == pytest.approx(synthetic.true_mean_exit_step(done.policy.knob_value), abs=0.05)
+    assert mean_step == pytest.approx(synthetic.true_mean_exit_step(done.policy.threshold_value), abs=0.05)
     with refused("test", "2000 rows"):
         done.evaluate(calibration)
 

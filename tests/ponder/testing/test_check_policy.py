@@ -14,7 +14,7 @@ from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.policies import Bernoulli, ExitPolicy, Quantile, Threshold, ThresholdPolicy
 from ponder.testing import ContractError, check_policy
-from ponder.testing.material import Sizes, random_trajectory
+from ponder.testing.samples import Sizes, random_trajectory
 from tests.ponder.examples import POLICIES, Example, make_policy
 
 
@@ -393,7 +393,7 @@ class Unregistered(Broken):
 
 
 @dataclass(frozen=True)
-class WrongKnob(ThresholdPolicy):
+class WrongThreshold(ThresholdPolicy):
     """Says that it leaves above its level, and leaves below."""
 
     level: float = 0.5
@@ -405,6 +405,56 @@ class WrongKnob(ThresholdPolicy):
 
     def decide(self, step, state):
         return step.cdf < self.level, state
+
+
+@dataclass(frozen=True)
+class ReadsUndeclaredContext(Broken):
+    def decide(self, step, state):
+        return step.index >= step.context["budget"], state
+
+
+@dataclass(frozen=True)
+class Budget(ExitPolicy):
+    """Row by row at the step that the caller allows."""
+
+    needs = frozenset({"context"})
+
+    def decide(self, step, state):
+        return step.index >= step.context["budget"], state
+
+
+@dataclass(frozen=True)
+class SharedBudget(Budget):
+    def decide(self, step, state):
+        return step.index >= step.context["budget"].min(), state
+
+
+@dataclass(frozen=True)
+class LooksAtPadding(Broken):
+    needs = frozenset({"output"})
+
+    def decide(self, step, state):
+        return step.output.softmax(-1).amax(-1).flatten(1).amin(1) > 0.4, state
+
+
+def test_a_policy_that_reads_the_context_of_a_call() -> None:
+    policies.register("budget")(Budget)
+    policies.register("shared-budget")(SharedBudget)
+    budgets = {"budget": torch.arange(1, 7)}
+    check_policy(Budget(), context=budgets)
+    check_policy(policies.After(Budget(), 2) | Quantile(0.9), context=budgets)
+    with pytest.raises(ContractError, match="does not depend on the other rows"):
+        check_policy(SharedBudget(), context=budgets)
+    with pytest.raises(ArgumentError, match=r'context=\{"budget"'):
+        check_policy(Budget())
+
+
+@pytest.mark.parametrize("policy", [policies.Confidence(0.4), policies.Patience(2), policies.Voting(2)], ids=str)
+def test_padding_does_not_count(policy: ExitPolicy) -> None:
+    check_policy(policy, task="token_classification")
+    policies.register("looks-at-padding")(LooksAtPadding)
+    with pytest.raises(ContractError, match="padding does not count"):
+        check_policy(LooksAtPadding(), task="token_classification")
 
 
 ROWS_ALONE = "does not depend on the other rows"
@@ -435,6 +485,7 @@ DECLARED = "declared in needs"
         (CountsOnItself(), "keeps nothing on itself", "'calls': 1"),
         (ReadsUndeclared(), DECLARED, "step.hazard"),
         (HidesUndeclared(), DECLARED, "step.output"),
+        (ReadsUndeclaredContext(), DECLARED, "step.context"),
         (UnknownNeeds(), "needs is a frozenset", "cdf"),
         (
             CountsCalls(),
@@ -458,7 +509,7 @@ DECLARED = "declared in needs"
         (NotFrozen(), "frozen dataclass", "can be changed"),
         (HoldsAList([0.5]), "can be hashed", "list"),
         (Unregistered(), "registered", "Unregistered"),
-        (WrongKnob(), "its readiness passes the knob", "level=0.5"),
+        (WrongThreshold(), "its readiness passes the threshold", "level=0.5"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, ExitPolicy) else None,
 )

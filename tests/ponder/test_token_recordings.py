@@ -1,0 +1,86 @@
+"""Recordings with an answer a token: padding counts neither for agreement nor for scores, risks and calibration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+import ponder
+from ponder.analysis.reliability import confidences
+from ponder.calibration.risks import losses_by_step
+from ponder.policies import Confidence, Patience
+
+ROWS, STEPS, LENGTH = 30, 4, 5
+
+
+def tagged(garbage: float) -> ponder.Trajectory:
+    """Rows of one to five tokens, whose padded positions hold `garbage` and a label like any other."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(ROWS, STEPS, LENGTH, 3, generator=generator).cumsum(1)
+    outputs[::3] = outputs[::3, :1]  # settled from the first step
+    labels = outputs[:, -1].argmax(-1)
+    labels[::4] = torch.randint(3, (len(labels[::4]), LENGTH), generator=generator)
+    lengths = torch.arange(ROWS) % LENGTH + 1
+    mask = torch.arange(LENGTH) < lengths[:, None]
+    padding = ~mask[:, None, :, None] & (torch.arange(STEPS)[None, :, None, None] % 2 == 0)
+    noise = garbage * torch.randn(outputs.shape, generator=generator)
+    labels = torch.where(mask, labels, 2)
+    return ponder.Trajectory(
+        torch.where(padding, noise, outputs),
+        None,
+        torch.arange(ROWS),
+        labels=labels,
+        task="token_classification",
+        mask=mask,
+    )
+
+
+def cut(trajectory: ponder.Trajectory, row: int) -> tuple[list[list[int]], list[int]]:
+    """Predictions of a row at each step, and its labels, without padding: plain Python."""
+    length = int(trajectory.mask[row].sum())
+    answers = [[token.index(max(token)) for token in step[:length]] for step in trajectory.outputs[row].tolist()]
+    return answers, trajectory.labels[row, :length].tolist()
+
+
+@pytest.mark.parametrize("garbage", [3.0, float("nan")])
+def test_what_is_right_and_what_agrees_is_told_without_padding(garbage: float) -> None:
+    trajectory = tagged(garbage)
+    rows = [cut(trajectory, row) for row in range(ROWS)]
+    agrees = [[step == steps[-1] for step in steps] for steps, _ in rows]
+    right = [[step == labels for step in steps] for steps, labels in rows]
+    assert trajectory.agreement().tolist() == agrees
+    assert trajectory.correct().tolist() == right
+    assert losses_by_step("disagreement", trajectory).tolist() == [[float(not a) for a in row] for row in agrees]
+    assert losses_by_step("error", trajectory).tolist() == [[float(not r) for r in row] for row in right]
+    full = sum(row[-1] for row in right) / ROWS
+    curve = trajectory.sweep(Confidence, [0.4, 0.6])
+    assert curve.full_depth.score == pytest.approx(full)
+    for policy, point in zip(curve.policies, curve.points, strict=True):
+        exits = trajectory.replay(policy).exit_step.tolist()
+        assert len(set(exits)) > 1
+        assert point.score == pytest.approx(sum(row[n - 1] for row, n in zip(right, exits, strict=True)) / ROWS)
+        assert point.agreement == pytest.approx(sum(row[n - 1] for row, n in zip(agrees, exits, strict=True)) / ROWS)
+    assert trajectory.overthinking().right[-1] == pytest.approx(full)
+
+
+@pytest.mark.parametrize("like", [Confidence, Patience])
+def test_garbage_at_padding_changes_no_choice(like: Any) -> None:
+    one, other = tagged(3.0), tagged(-50.0)
+    for call in (
+        lambda t: t.sweep(like).to_dict(),
+        lambda t: ponder.calibrate(t, like, at_least=0.9).policy,
+        lambda t: ponder.control_risk(t, like, level=0.5, confidence=0.6).policy,
+        lambda t: ponder.control_risk(t, like, risk="error", level=0.6, confidence=0.6).policy,
+    ):
+        assert call(one) == call(other)
+
+
+def test_confidences_are_of_real_tokens() -> None:
+    trajectory = tagged(3.0)
+    probability, right = confidences(trajectory)
+    assert probability.shape == right.shape == (int(trajectory.mask.sum()), STEPS)
+    ignored = dataclasses.replace(trajectory, labels=torch.full_like(trajectory.labels, -100))
+    assert confidences(ignored)[0].shape == (0, STEPS)
