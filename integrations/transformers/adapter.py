@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
@@ -23,7 +23,7 @@ from ponder.parts import readouts
 from ponder.parts.padding import Along, Padding, masked
 from ponder.parts.steps import Steps
 
-__all__ = ["Adapter", "EncoderAdapter", "LayerStep", "StackAdapter", "registry"]
+__all__ = ["Adapter", "AdapterStem", "EncoderAdapter", "LayerStep", "StackAdapter", "registry"]
 
 
 class Adapter(ABC):
@@ -74,6 +74,23 @@ class Adapter(ABC):
     def width(self, name: str) -> int:
         """The size of the features of a readout."""
         return int(self.encoder.config.hidden_size)
+
+
+class AdapterStem(nn.Module):
+    """The stem of an adapter as a module, by which a `PonderWrapper` owns the encoder: its weights and its modes.
+
+    Args:
+        adapter: The adapter.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.encoder = adapter.encoder
+        self.adapter = adapter
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tree, dict[str, Any]]:
+        """See `Adapter.stem`."""
+        return self.adapter.stem(*args, **kwargs)
 
 
 class EncoderAdapter(Adapter):
@@ -183,7 +200,7 @@ class LayerStep:
 
     borrows_modules = True
 
-    def __init__(self, layer: torch.nn.Module) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
 
     def __call__(

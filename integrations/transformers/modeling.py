@@ -15,7 +15,7 @@ from ponder import recipes
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference.prediction import Predictions
-from ponder.integrations.transformers.adapter import Adapter
+from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
@@ -31,6 +31,8 @@ from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderForSequenceClassification", "PonderSequenceClassifierOutput"]
+
+_OWNED = "ponder.stem.encoder."
 
 _TASKS: dict[str, TaskName] = {
     "single_label_classification": "classification",
@@ -106,12 +108,15 @@ class PonderForSequenceClassification(PreTrainedModel):
             prior=recipe.prior,
             objective=recipe.stages[0].objective,
             policy=recipe.policy,
-            stem=adapter.stem,
+            stem=AdapterStem(adapter),
             readout=adapter.readout(config.readout),
             task=task,
             padding=adapter.padding(),
         )
         self.ponder.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        # The encoder is a part of `ponder`, which runs alone too; files know it by one name, `encoder`.
+        self.register_state_dict_post_hook(_without_second_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_second_names)  # type: ignore[no-untyped-call]
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -365,6 +370,18 @@ class _Logits(nn.Module):
 def _first_difference(own: Mapping[Any, str], theirs: Mapping[Any, str]) -> str:
     place = next(i for i in sorted({*own, *theirs}) if own.get(i) != theirs.get(i))
     return f"the first that differs {theirs.get(place)!r} in place of {own.get(place)!r}"
+
+
+def _without_second_names(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}{_OWNED}")]:
+        del state[name]
+
+
+def _with_second_names(model: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    own = f"{prefix}encoder."
+    state.update(
+        {prefix + _OWNED + name.removeprefix(own): state[name] for name in list(state) if name.startswith(own)}
+    )
 
 
 def _task(config: PonderConfig) -> TaskName:

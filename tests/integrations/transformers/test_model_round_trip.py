@@ -203,7 +203,7 @@ class TestCopies:
             ours = {id(module) for module in model.encoder.modules()}
             steps = [function.fn.layer for function in other.ponder.steps.fns]
             assert all(id(layer) in theirs and id(layer) not in ours for layer in steps)
-            assert other.ponder.stem.fn.__self__.encoder is other.encoder
+            assert other.ponder.stem.encoder is other.encoder
 
     @torch.no_grad()
     def test_weights_loaded_into_another_model(self) -> None:
