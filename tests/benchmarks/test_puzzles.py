@@ -132,6 +132,7 @@ def test_puzzles_without_reasoning_gym_say_so(monkeypatch):
 # -- solvers
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_problem_inside_a_larger_canvas_is_answered_as_alone(name):
     """Sizes can share a batch: a mask makes a canvas end where the problem does, for the solver and for policies."""
