@@ -86,7 +86,7 @@ def time_policies(
     rows = []
     for policy, point in chosen:
         clock = time_exits(model, data, policy, pairs=pairs)
-        row = {"policy": policy.to_dict()["name"], "knob": point.knob, "wall_clock": clock.median}
+        row = {"policy": policy.to_dict()["name"], "knob": point.threshold, "wall_clock": clock.median}
         rows.append({**row, "wall_clock_range": [clock.low, clock.high]})
         say(f"{key}: {policy} ×{run['num_steps'] / point.mean_exit_step:.2f} in steps, ×{clock.median:.2f}")
     made = results / _FOLDER / path.name
@@ -123,7 +123,7 @@ def read_timings(run: Result) -> list[Timing]:
 
 def _timing(run: Result, row: Mapping[str, Any]) -> Timing:
     curve = read_curve(run, row["policy"])
-    points = {} if curve is None else {point.knob: point for point in curve.points}
+    points = {} if curve is None else {point.threshold: point for point in curve.points}
     low, high = row["wall_clock_range"]
     return Timing(row["policy"], points[row["knob"]], float(row["wall_clock"]), float(low), float(high))
 
@@ -136,4 +136,4 @@ def _chosen(run: Result, own: ExitPolicy) -> Iterator[tuple[ExitPolicy, Point]]:
             near = [p for p in (curve.points if curve else ()) if abs(p.mean_exit_step / steps - 1) <= _NEAR]
             nearest += sorted(near, key=lambda point: abs(point.mean_exit_step - steps))[:1]
         for point in dict.fromkeys(nearest):
-            yield family.with_threshold(point.knob), point
+            yield family.with_threshold(point.threshold), point

@@ -32,7 +32,8 @@ SPEED_UPS = (1.5, 2.0, 3.0)
 """In steps, at which policies are compared."""
 
 _VALUES = 21
-_COLUMNS = tuple(Point.__dataclass_fields__)
+_KNOB = "knob"  # what files have called the threshold since the first
+_COLUMNS = tuple(_KNOB if name == "threshold" else name for name in Point.__dataclass_fields__)
 
 
 def candidates(policy: ExitPolicy, has_hazard: bool, task: str | None) -> list[ExitPolicy]:
@@ -71,7 +72,7 @@ def _entry(
     values = family.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
     costs = None if cost is None else cost.cumulative(family.needs)
     curve = sweep(trajectory, family, [v for v in values if _fits(family, v, trajectory)], metric=score, costs=costs)
-    columns = curve.to_dict()
+    columns = {_KNOB if name == "threshold" else name: values for name, values in curve.to_dict().items()}
     if costs is not None:  # a sweep is relative to its own last step, which pays for what the policy reads
         columns["cost"] = [value * float(costs[-1]) for value in columns["cost"]]
     kept = {
@@ -80,7 +81,7 @@ def _entry(
         if all(map(math.isfinite, values))
     }
     unit = "steps" if cost is None else "flops"
-    return {"policy": family.to_dict()["name"], "knob": curve.knob, "cost_unit": unit, "points": kept}
+    return {"policy": family.to_dict()["name"], "knob": curve.threshold, "cost_unit": unit, "points": kept}
 
 
 def _fits(family: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
@@ -153,8 +154,8 @@ def choose_threshold(
         place, cheapest = min(enumerate(chosen.curve.points), key=lambda point: point[1].mean_exit_step)
         policy = chosen.curve.policies[place]
         statement = (
-            f"no threshold leaves at ×{config.budget:g} in steps; the cheapest is {chosen.curve.knob} = "
-            f"{cheapest.knob:.6g} (score {cheapest.score:.4f} against {chosen.curve.full_depth.score:.4f} at full "
+            f"no threshold leaves at ×{config.budget:g} in steps; the cheapest is {chosen.curve.threshold} = "
+            f"{cheapest.threshold:.6g} (score {cheapest.score:.4f} against {chosen.curve.full_depth.score:.4f} at full "
             f"depth, mean exit step {cheapest.mean_exit_step:.2f}, on {len(held_out)} rows)"
         )
     return ChosenThreshold(policy, {"chosen_on": "held_out", **asked, "met": chosen.met, "statement": statement})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Distillation(Objective):
     teacher: Literal["last_step", "frozen"] = "last_step"
 
     def __post_init__(self) -> None:
-        check_real("temperature", self.temperature, open_low=True)
+        check_real("temperature", self.temperature, open_low=True, remedy="Pass temperature=1.0, say.")
         check_real("weight", self.weight)
         check_choice("teacher", self.teacher, ("last_step", "frozen"))
 
@@ -43,6 +43,13 @@ class Distillation(Objective):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The frozen teacher, where it is the one."""
         return frozenset({"teacher"} if self.teacher == "frozen" else ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As before there was a choice of teachers, where it is the last step."""
+        fields = super().to_dict()
+        if self.teacher == "last_step":
+            del fields["teacher"]
+        return fields
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         if self.teacher == "frozen":

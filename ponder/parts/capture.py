@@ -129,10 +129,11 @@ def learn(
         ArgumentError: See `capture`.
     """
     shadow = evaluating(_checked(module))
-    seen = _see(shadow, _read_example(example), reads or first_tensor)
-    with torch.random.fork_rng(_devices(seen.given)), torch.no_grad():
-        layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
-        layered.padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
+    with torch.inference_mode(False), torch.no_grad():  # in inference mode, nobody counts who writes into a tensor
+        seen = _see(shadow, _read_example(example), reads or first_tensor)
+        with torch.random.fork_rng(_devices(seen.given)):
+            layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
+            layered.padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
     output = seen.watched.output
     if isinstance(output, Mapping):
         layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
@@ -275,9 +276,12 @@ def _checked(module: nn.Module) -> nn.Module:
 
 def _read_example(example: Any) -> dict[str | int, Any]:
     """The example as arguments by name or place."""
+    given: dict[str | int, Any] = {0: example}
     if isinstance(example, Mapping):
-        return {key: value for key, value in example.items() if value is not None}
-    return dict(enumerate(example)) if isinstance(example, tuple) else {0: example}
+        given = {key: value for key, value in example.items() if value is not None}
+    elif isinstance(example, tuple):
+        given = dict(enumerate(example))
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in given.items()}
 
 
 def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any], Any]) -> _Seen:

@@ -121,6 +121,7 @@ class LayeredModule:
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
         self.lengths: dict[str, Along] = {}
         self._known: dict[Any, tuple[tuple[str, ...], tuple[Axis | None, ...]]] = {}
+        self._kinds: dict[tuple[Axis | None, ...], int] = {}
         paths = dict.fromkeys(call.path for call in calls)
         self._to_layers = branches_to(module, paths)
         self._to_all = branches_to(module, [*paths, *self.before])
@@ -267,7 +268,7 @@ class LayeredModule:
                 _check_counts(notes, more)
                 pairs = zip(notes.tensors, more.tensors, strict=True)
                 axes = tuple(grown_rows(small, large, rows, "an argument") for small, large in pairs)
-                kind = len(self._known) or ""
+                kind = self._kinds.setdefault(axes, len(self._kinds)) or ""  # one name for what may share a batch
                 names = tuple(f"noted{kind}_{slot}" for slot in range(len(axes)))
                 self._learn_lengths(notes, given, rows, names, axes)
             self._known[key] = names, axes

@@ -80,9 +80,9 @@ def test_command_line_run_of_every_recipe(recipe, backbone, glue_dir, tmp_path):
     assert (written["task"], written["recipe"], written["num_steps"]) == ("RTE", recipe, 4)
     assert sum(written["splits"]["dev"]["exit_histogram"]) == written["splits"]["dev"]["examples"] == 20
     assert len(written["splits"]["dev"]["per_step"]) == 4
-    assert len(written["training"]) == len(recipes.get(recipe).stages)
+    assert len(written["training"]) == (2 if recipe in ("deebert", "fastbert", "ponder") else 1)
     assert {"steps", "flops", "wall_clock"} <= written["speed_up"].keys()
-    assert (written["splits"]["dev"]["halting"] is not None) == (recipes.get(recipe).lambda_head is not None)
+    assert (written["splits"]["dev"]["halting"] is not None) == (recipe in ("palbert", "pondernet"))
     if recipe == "vanilla":
         assert written["speed_up"]["steps"] == written["speed_up"]["flops"] == 1.0
         assert written["splits"]["dev"]["exits"] == written["splits"]["dev"]["full_depth"]

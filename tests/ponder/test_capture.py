@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.joining import join_rows, with_lengths
 from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.testing import check_backbone
 from tests.ponder.capturable import LAYERS, LENGTHS, MODULES, NARROWING, REAL, WIDTH, Block, make, other_example, states
@@ -452,3 +453,52 @@ def test_an_encoder_of_x_transformers() -> None:
         padding=replace(parts.padding, pooled=False),
     )
     check_backbone(model, ids, mask=REAL)
+
+
+@modules
+def test_it_works_in_inference_mode(name: str) -> None:
+    module, example = make(name)
+    with torch.inference_mode():
+        model = wrapped(module, {key: value.clone() for key, value in example.items()})
+        assert torch.equal(call(model, example, policy=LastStep()).outputs, plain(module, example))
+
+
+@dataclass(frozen=True)
+class ByTurns(ExitPolicy):
+    """Row r leaves after 1 + r mod N steps, so that rows of several batches meet in a stream."""
+
+    def init(self, batch: PolicyBatch) -> Any:
+        return {"exit": 1 + batch.row_ids % batch.num_steps}
+
+    def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return step.index >= state["exit"], state
+
+
+@torch.no_grad()
+def test_a_stream_takes_rows_of_one_length_and_refuses_others() -> None:
+    module, example = make("rotary")
+    parts = ponder.capture(module, example)
+    assert parts.padding is not None
+    model = ponder.PonderWrapper(
+        parts.steps,
+        stem=parts.stem,
+        readout=lambda hidden: hidden[:, 0],
+        head=nn.Linear(WIDTH, 2),
+        padding=replace(parts.padding, pooled=True),
+        policy=ByTurns(),
+    ).eval()
+    hidden, mask = (value.repeat(3, *[1] * (value.dim() - 1)) for value in example.values())
+    rows = [(hidden[row], {"attention_mask": torch.ones(hidden.shape[1], dtype=torch.long)}) for row in range(12)]
+    with ponder.StreamEngine(model, max_batch=3) as engine:
+        answers = dict(engine.run(rows))
+    expected = model(hidden, attention_mask=torch.ones_like(mask)).outputs
+    for row, answer in answers.items():
+        torch.testing.assert_close(answer.output, expected[row], atol=1e-5, rtol=1e-5)
+    one, other = (
+        parts.stem(hidden[:2], attention_mask=mask[:2]),
+        parts.stem(hidden[:1, :4], attention_mask=mask[:1, :4]),
+    )
+    name = next(name for name, value in one[1].items() if name.startswith("noted") and isinstance(value, Tensor))
+    lengths = with_lengths(parts.padding.of_context(name))
+    with pytest.raises(ArgumentError, match="rows of one length"):
+        join_rows([one[1][name], other[1][name]], [2, 1], lengths=lengths, length=6)

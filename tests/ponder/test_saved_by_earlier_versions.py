@@ -69,3 +69,13 @@ def test_a_transformers_model(version: str, family: str, recipe: str) -> None:
     torch.testing.assert_close(out.logits, torch.tensor(as_saved["logits"]))
     torch.testing.assert_close(full.logits, torch.tensor(as_saved["full_depth"]))
     assert out.exit_step.tolist() == as_saved["exit_step"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_results_of_a_recipe_that_has_another_name_now(version: str) -> None:
+    pytest.importorskip("datasets", reason="the benchmarks need the extra bench")
+    from benchmarks.glue.results import read_all
+
+    (result,) = read_all(SAVED / version / "results")
+    assert result["recipe"] == "palbert-joint"
+    assert result["config"]["recipe"] == "ponder"

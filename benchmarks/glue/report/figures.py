@@ -49,7 +49,7 @@ def by_threshold(groups: Groups, prefix: str) -> Figure | None:
         if curves and group.own_policy == "quantile":
 
             def draw(ax: Axes, curves: list[Curve] = curves, name: str = group.label) -> object:
-                return plots.score_by_knob(curves, ax=ax, label=name)
+                return plots.score_by_threshold(curves, ax=ax, label=name)
 
             panels.setdefault(group.task, []).append(draw)
     return _figure(f"{prefix}-score-by-q", NOTES["figure-3"], panels)

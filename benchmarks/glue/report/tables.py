@@ -267,7 +267,7 @@ def timings(groups: Groups) -> list[Block]:
             point = timed.point
             speeds = (run["num_steps"] / point.mean_exit_step, 1 / point.cost, timed.wall_clock)
             numbers = [f"{100 * point.score:.1f}", *(f"×{speed:.2f}" for speed in speeds)]
-            policy = f"`{timed.policy}`, {point.knob:.3g}"
+            policy = f"`{timed.policy}`, {point.threshold:.3g}"
             rows.append([group.task, group.label, policy, *numbers, f"{timed.low:.2f}–{timed.high:.2f}"])
     head = "task | recipe | policy, threshold | score | ×steps | ×FLOPs | ×wall-clock | range"
     return _titled("Steps and seconds", NOTES["timings"], head, rows)

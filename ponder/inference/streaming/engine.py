@@ -95,6 +95,7 @@ class StreamEngine:
         device = next((parameter.device for parameter in model.parameters()), None)
         self._num_steps = model.depth(num_steps)
         self._model, self._policy, self._clock = model, model.checked(policy, self._num_steps), clock
+        self._reads = "context" in self._policy.needs
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._metrics, self._queue, stepper = (
             StreamMetrics(),
@@ -146,7 +147,8 @@ class StreamEngine:
             PonderError: The engine is closed, or runs in the process from which this one was forked.
         """
         now, policy = self._clock(), self._policy if policy is None else self._model.checked(policy, self._num_steps)
-        given = _for_policy(policy, policy_context)
+        reads = self._reads if policy is self._policy else "context" in policy.needs
+        given = _for_policy(policy, policy_context) if reads else {}
         due = None if deadline is None else now + _seconds(deadline)
         row_id = next(self._numbers) if row_id is None else operator.index(row_id)
         self._queue.check_open()
@@ -239,6 +241,8 @@ class StreamEngine:
 
     def _wait_for(self, done: queue.SimpleQueue[_Report]) -> _Report:
         """The next answer; an error where none could ever come."""
+        if not done.empty():
+            return done.get()
         self._queue.check_process()
         if threading.current_thread() is self._worker:
             raise PonderError(
@@ -307,9 +311,7 @@ def _seconds(deadline: float) -> float:
 
 
 def _for_policy(policy: ExitPolicy, context: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    """What a policy will read of a row, as a batch of one; nothing where it reads none."""
-    if "context" not in policy.needs:
-        return {}
+    """What a policy will read of a row, as a batch of one."""
     if not isinstance(context, Mapping):
         raise ArgumentError(
             "policy_context",

@@ -6,8 +6,9 @@ those anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,14 +88,11 @@ class Stepper:
 
     def begin(self, requests: Sequence[Request]) -> Cohort:
         """Rows after the stem, before their first step."""
-        inputs, context = self.reader.batch([request.example for request in requests])
-        inputs, context = placed(inputs, context, self._device)
-        mask = self.model.positions(context) if self._task.per_token else None
-        hidden, layer_context, _ = call_stem(self._stem, inputs, context)
+        hidden, context, mask = self._stemmed(requests)
         use_hazard = any("hazard" in request.policy.needs for request in requests)
-        source = ModelSource(self.model, hidden, layer_context, use_hazard)
+        source = ModelSource(self.model, hidden, context, use_hazard)
         groups = start_groups(requests, self.num_steps, self._task, source.device)
-        return Cohort(tuple(requests), (0,) * len(requests), groups, source.past or [], hidden, layer_context, mask)
+        return Cohort(tuple(requests), (0,) * len(requests), groups, source.past or [], hidden, context, mask)
 
     def step(self, cohort: Cohort) -> Stepped:
         """One step of all rows of a cohort (joined), all of which have their next step in common."""
@@ -125,12 +123,20 @@ class Stepper:
         parts: list[Cohort] = []
         for depth in sorted(set(cohort.steps)):
             part = cohort.take([position for position, step in enumerate(cohort.steps) if step == depth])
-            fresh = self.begin(part.requests)
-            source = ModelSource(self.model, fresh.hidden, fresh.context, use_hazard=False, past=[])
+            hidden, context, mask = self._stemmed(part.requests)
+            source = ModelSource(self.model, hidden, context, use_hazard=False, past=[])
             for step in range(1, depth + 1):
                 source.advance(step)
-            parts.append(replace(part, hidden=source.hidden, context=source.context, mask=fresh.mask, keep=None))
+            parts.append(replace(part, hidden=source.hidden, context=source.context, mask=mask, keep=None))
         return parts
+
+    def _stemmed(self, requests: Sequence[Request]) -> tuple[Tree, Mapping[str, Any], Tensor | None]:
+        """The hidden states, the steps' context and the mask of rows before their first step."""
+        inputs, context = self.reader.batch([request.example for request in requests])
+        inputs, context = placed(inputs, context, self._device)
+        mask = self.model.positions(context) if self._task.per_token else None
+        hidden, step_context, _ = call_stem(self._stem, inputs, context)
+        return hidden, step_context, mask
 
     def _asked(self, cohort: Cohort, source: MixedSource, steps: tuple[int, ...]) -> tuple[list[PolicyGroup], set[int]]:
         """The groups after their policies were asked about the rows before their last step, and which rows leave."""

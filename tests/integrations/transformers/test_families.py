@@ -95,10 +95,11 @@ def test_a_wrapped_encoder_computes_what_it_computes(family: Family) -> None:
         torch.testing.assert_close(out.outputs, every[range(3), range(3)], atol=1e-4 * scale, rtol=0)
 
 
-def test_at_least_seventy_of_seventy_four_families_are_wrapped() -> None:
-    families = {family.model_type for family in WRAPPED}
-    assert len(families) >= 70
-    assert len(WRAPPED) / len(FAMILIES) >= 70 / 74 - 0.03
+def test_seventy_families_and_more_are_wrapped_and_what_is_refused_could_not_be() -> None:
+    assert len({family.model_type for family in WRAPPED}) >= 70
+    for row in HELD.values():
+        if row.refused:
+            assert "keep the shape of the hidden state" in row.refused or "draws random numbers" in row.refused
 
 
 def test_the_page_is_what_was_found() -> None:
