@@ -7,11 +7,12 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ponder.errors import ArgumentError, CheckpointError, PonderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "make_folder",
