@@ -1,4 +1,4 @@
-"""Choosing the threshold of an export, with a certificate: what was promised before quantisation need not hold after."""
+"""Choosing the threshold of an export, with a certificate: a promise made before quantisation need not hold after."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def certify(
     if (own.task, own.outputs) != (other.task, other.outputs) or not task.comparable:
         raise ArgumentError(
             "reference",
-            expected=f"an export of the same task, with answers that are the same or not, as {own.task!r} {own.outputs}",
+            expected=f"an export of the task {own.task!r} with outputs {own.outputs}, that are the same or not",
             got=f"{other.task!r} {other.outputs}",
             remedy="Export one model twice: with int8=True and without.",
         )

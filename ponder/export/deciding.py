@@ -38,7 +38,8 @@ class TaskSpec:
         """What outputs `(…, outputs)` predict: a class, a set of labels, or numbers."""
         if self.numbers:
             return _at_least_float32(outputs)
-        return outputs.argmax(-1) if self.classes else outputs > 0
+        predicted: Array = outputs.argmax(-1) if self.classes else outputs > 0
+        return predicted
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ class _After(_Around):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         mask, state = self.policy.decide(step, state)
-        return mask & (step.index >= self.step), state
+        return mask if step.index >= self.step else np.zeros_like(mask), state
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ class _Before(_Around):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         mask, state = self.policy.decide(step, state)
-        return mask | (step.index >= self.step), state
+        return np.ones_like(mask) if step.index >= self.step else mask, state
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,8 @@ def _given(reading: Array | None) -> Array:
 
 
 def _at_least_float32(array: Array) -> Array:
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    wide: Array = array if array.dtype == np.float64 else array.astype(np.float32)
+    return wide
 
 
 def _log_softmax(outputs: Array) -> Array:
@@ -342,4 +344,5 @@ def _mix(x: Array) -> Array:
     """The SplitMix64 finaliser, as in `ponder.policies.halting`; arithmetic modulo 2^64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: Array = x ^ (x >> np.uint64(31))
+    return mixed

@@ -183,16 +183,17 @@ def _length(place: int, arrays: Mapping[str, Array], manifest: Manifest) -> int:
     """The length of a row, by its mask where it gives one; all arrays along it must be as long."""
     if manifest.mask is None:
         return 0
-    sizes = {
+    sizes: dict[str, int] = {
         spec.name: arrays[spec.name].shape[dim - 1]
         for spec in manifest.inputs
         for dim in spec.along
         if spec.name in arrays
     }
-    if len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
+    if len(set(sizes.values())) != 1 or not all(sizes.values()):
         raise _refusal(place, "one length, of at least 1, in all inputs", str(sizes))
+    length = next(iter(sizes.values()))
     if manifest.mask not in arrays:
-        return next(iter(sizes.values()))
+        return length
     real = (arrays[manifest.mask] != 0) == bool(manifest.real)
     if not real.any():
         raise _refusal(place, "at least one real position", f"a {manifest.mask} that hides all")

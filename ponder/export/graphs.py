@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,9 +173,9 @@ def write_graph(part: nn.Module, given: Sequence[Slot], outputs: Sequence[str], 
         PonderError: PyTorch cannot trace it.
     """
     onnx = _libraries()
-    values = [slot.value for slot in given]
+    values = [slot.value.clone() for slot in given]  # one tensor in two places would be traced as one input
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet("onnx_ir", "onnxscript", "torch.onnx"):
             warnings.simplefilter("ignore")  # of the exporter's own insides
             program: Any = torch.onnx.export(
                 part,
@@ -195,6 +197,20 @@ def write_graph(part: nn.Module, given: Sequence[Slot], outputs: Sequence[str], 
     for unread in [value for value in made.graph.input if value.name not in read]:
         made.graph.input.remove(unread)
     onnx.save(made, str(path))
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Loggers that tell of errors alone."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _libraries() -> Any:

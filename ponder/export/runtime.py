@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -316,5 +315,6 @@ class _Running:
 
 
 def _read(policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
-    data = policy if isinstance(policy, Mapping) else getattr(policy, "to_dict", lambda: policy)()
-    return data, read_policy(data)
+    data = getattr(policy, "to_dict", lambda: policy)()
+    read = read_policy(data)
+    return dict(data), read

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ponder._utils.files import make_folder
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Shared, unwrap
+from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, PonderError
@@ -33,6 +33,7 @@ from ponder.export.graphs import (
 from ponder.export.manifest import NEXT, Manifest, TensorSpec
 from ponder.export.quantizing import quantize
 from ponder.export.sessions import Graph
+from ponder.export.single import can_be_one_graph, write_single
 from ponder.export.source import ExportSource, named, source_of
 from ponder.export.tokenizing import copy_tokenizer
 from ponder.parts.heads import PerStep
@@ -83,7 +84,7 @@ def onnx(
     _check(source.model)
     target = make_folder(folder)
     with evaluating(source.model), torch.no_grad():
-        manifest = _Writer(source, target).write()
+        manifest = _Writer(source, target, int8).write()
     name, limit = copy_tokenizer(source, tokenizer, max_length, target)
     manifest = replace(manifest, tokenizer=name, max_length=limit)
     if int8:
@@ -101,13 +102,15 @@ class _Writer:
     Args:
         source: What is exported, its model in evaluation mode.
         folder: Where graphs are written.
+        int8: Whether the steps will be quantised.
     """
 
-    def __init__(self, source: ExportSource, folder: Path) -> None:
-        self.source, self.model, self.folder = source, source.model, folder
+    def __init__(self, source: ExportSource, folder: Path, int8: bool) -> None:
+        self.source, self.model, self.folder, self.int8 = source, source.model, folder, int8
         padding, inputs, context = self.model.padding, source.inputs, dict(source.context)
         self.stem = self.model.stem if padding is None or padding.stem is None else padding.stem
-        hidden, after = inputs, context
+        hidden: Tree = inputs
+        after: Mapping[str, Any] = context
         if self.stem is not None:
             hidden, after = split_stem(self.stem(inputs, **unwrap(context)), context)
         self.inputs, self.call = FlatTree(inputs), FlatTree(context)
@@ -148,6 +151,7 @@ class _Writer:
             mask=None if padding is None or padding.mask not in {spec.name for spec in inputs} else padding.mask,
             real=1 if padding is None else int(padding.real),
             narrows=padding is not None and padding.pooled,
+            single=self._write_single(),
             **self._write_halting(state, features[0]),
         )
 
@@ -161,6 +165,30 @@ class _Writer:
         padding, read = self.model.padding, Graph(self.folder / name).inputs
         kept = [spec for spec in specs if spec.name in read or (padding is not None and spec.name == padding.mask)]
         return tuple(kept), name
+
+    def _write_single(self) -> str | None:
+        """The one graph that stops by itself, where weights are shared; it is quantised nowhere, so int8 has none."""
+        if self.int8 or not can_be_one_graph(self.model):
+            return None
+        inputs = self.inputs, self.call, self.input_slots
+        state = self.hidden, self.context, self.hidden_slots, self.context_slots
+        path = self.folder / "model.onnx"
+        write_single(self.model, self.stem, inputs, state, path)
+        for row in range(2):  # as in PyTorch, where the example's rows run alone
+            values = {slot.name: slot.value if slot.spec.shared else slot.value[[row]] for slot in self.input_slots}
+            found = Graph(path, threads=1)({name: value.numpy() for name, value in values.items()})
+            rest = [values[slot.name] for slot in self.input_slots]
+            count = len(self.inputs.values())
+            called = self.call.filled(rest[count:])
+            want = self.model.exits(
+                self.inputs.filled(rest[:count]), called, self.model.policy, row_ids=torch.tensor([0])
+            )
+            same = np.allclose(found["output"], want.outputs.numpy(), rtol=1e-4, atol=1e-4)
+            if not same or found["exit_step"].tolist() != want.exit_step.tolist():
+                raise PonderError(
+                    "model.onnx does not answer as PyTorch does on the example; please report this model."
+                )
+        return path.name
 
     def _write_steps(self, state: list[Slot]) -> tuple[str, ...]:
         rows = self.hidden_slots[0].value.shape[0]

@@ -132,8 +132,8 @@ class Watched:
         chosen = [row for row in range(outputs.shape[0]) if self.audit.chosen()]
         if chosen:
             index = torch.tensor(chosen, device=outputs.device)
-            kept = take_rows((inputs, dict(context), outputs), index)
-            self._waiting.append(_Given(*kept, stage=self.audit.stage))
+            rows, called, given = take_rows((inputs, dict(context), outputs), index)
+            self._waiting.append(_Given(rows, called, given, self.audit.stage))
         if self.waiting > self._max_waiting:
             self.run_audits()
 
