@@ -83,10 +83,9 @@ def onnx(
     source = source_of(model, example)
     _check(source.model)
     target = make_folder(folder)
-    with evaluating(source.model), torch.no_grad():
-        manifest = _Writer(source, target, int8).write()
     name, limit = copy_tokenizer(source, tokenizer, max_length, target)
-    manifest = replace(manifest, tokenizer=name, max_length=limit)
+    with evaluating(source.model), torch.no_grad():
+        manifest = replace(_Writer(source, target, int8).write(), tokenizer=name, max_length=limit)
     if int8:
         for name in manifest.steps:
             quantize(target / name)

@@ -85,7 +85,7 @@ class Branching(nn.Module):
 
 def test_a_part_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
     model = ponder.PonderWrapper(Branching(), num_steps=3, head=nn.Linear(WIDTH, 2))
-    with pytest.raises(PonderError, match="(step_1|body|begin).*traceable"):
+    with pytest.raises(PonderError, match=r"(step_1|body|begin).*traceable"):
         ponder.export.onnx(model, tmp_path, example=X)
 
 
