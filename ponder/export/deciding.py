@@ -211,14 +211,16 @@ class _Several(NumpyPolicy):
 class _Any(_Several):
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         masks, state = self.masks(step, state)
-        return masks.any(0), state
+        mask: Array = np.logical_or.reduce(masks)
+        return mask, state
 
 
 @dataclass(frozen=True)
 class _All(_Several):
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         masks, state = self.masks(step, state)
-        return masks.all(0), state
+        mask: Array = np.logical_and.reduce(masks)
+        return mask, state
 
 
 @dataclass(frozen=True)

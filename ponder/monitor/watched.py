@@ -56,7 +56,8 @@ class Watched:
 
     Example:
         >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), task="classification").eval()
-        >>> watched = Watched(model, [policies.Confidence(0.9), policies.Confidence(0.99)], Audit(share=0.1))
+        >>> order = [policies.Confidence(0.9), policies.Confidence(0.99)]
+        >>> watched = Watched(model, order, ponder.monitor.Audit(share=0.1))
         >>> watched(torch.randn(5, 8)).outputs.shape
         torch.Size([5, 3])
         >>> watched.policy
