@@ -264,6 +264,14 @@ def _check(model: EarlyExitModel) -> None:
             got=f"the task {task.name!r}",
             remedy="Exports of models with an answer at each position are not written yet; serve it with PyTorch.",
         )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64) or parameter.device.type != "cpu":
+            raise ArgumentError(
+                "model",
+                expected="weights in float32 on the CPU, where exports are written and checked",
+                got=f"{name} in {parameter.dtype} on {parameter.device}",
+                remedy="Export a copy: copy.deepcopy(model).cpu().float().",
+            )
 
 
 def _slots(

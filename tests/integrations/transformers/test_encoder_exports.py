@@ -22,6 +22,7 @@ from tests.integrations.transformers.encoders import VOCABULARY, make_batch, mak
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
 
 FAMILIES = ("albert", "albert-2-groups", "bert", "mpnet")
 POLICIES = (policies.Quantile(0.5), policies.Confidence(0.6), policies.Patience(1), policies.Bernoulli(3))

@@ -16,6 +16,7 @@ from tests.ponder.export.exported import exported
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
 
 
 @pytest.fixture(scope="module")

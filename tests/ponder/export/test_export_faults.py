@@ -26,6 +26,7 @@ from tests.toys import WIDTH
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def test_sampling_without_a_seed_is_refused(tmp_path: Path) -> None:
 def test_an_answer_at_each_position_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="token_classification"):
         ponder.export.onnx(small(task="token_classification", readout=ponder.readouts.identity), tmp_path, example=X)
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"head.*torch.bfloat16|steps.*torch.bfloat16"):
+        ponder.export.onnx(small().bfloat16(), tmp_path, example=X)
 
 
 def test_a_model_needs_an_example_and_has_to_be_one(tmp_path: Path) -> None:

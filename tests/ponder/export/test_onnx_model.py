@@ -18,6 +18,7 @@ from tests.ponder.export.exported import exported
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
 
 CLASSES = ["words", "scheduled", "gru-cell", "lstm-cell"]
 CERTIFICATE = {"statement": "", "risk": "", "level": 0.1, "confidence": 0.9, "bound": "", "rows": 9}
