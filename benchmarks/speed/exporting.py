@@ -1,8 +1,8 @@
 """Section 10: exits and int8 in onnxruntime, each alone and both together, beside PyTorch, on MiniLM.
 
 Every call answers the same rows, and all that exit do so at the same steps: the Lambda head gives one hazard to every
-row at every step, and a seeded draw makes exits of it. What int8 does
-to the answers is not measured here; `KINDS` are those of `ponder.export.onnx`.
+row at every step, and a seeded draw makes exits of it. What int8 does to the answers is not measured here; `KINDS` are
+those of `ponder.export.onnx`.
 """
 
 from __future__ import annotations
