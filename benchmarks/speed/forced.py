@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
-from ponder.policies import Batch, ExitPolicy, StepView
+from ponder.policies import PolicyBatch, ExitPolicy, StepView
 
 __all__ = ["Forced"]
 
@@ -24,7 +24,7 @@ class Forced(ExitPolicy):
 
     table: tuple[int, ...]
 
-    def init(self, batch: Batch) -> Tree:  # noqa: D102
+    def init(self, batch: PolicyBatch) -> Tree:  # noqa: D102
         return _tensor(self.table, batch.device)[batch.row_ids % len(self.table)]
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:  # noqa: D102
