@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
-from ponder.policies import PolicyBatch, ExitPolicy, StepView
+from ponder.policies import ExitPolicy, PolicyBatch, StepView
 
 __all__ = ["Forced"]
 
