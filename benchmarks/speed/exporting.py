@@ -1,7 +1,8 @@
 """Section 10: exits and int8 in onnxruntime, each alone and both together, beside PyTorch, on MiniLM.
 
 Every call answers the same rows, and all that exit do so at the same steps: the Lambda head gives one hazard to every
-row at every step, and a seeded draw makes exits of it. What int8 does to the answers is not measured here.
+row at every step, and a seeded draw makes exits of it. What int8 does to the answers is not measured here; `KINDS` are
+those of `ponder.export.onnx`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ SECTION = "exporting"
 SHAPES = {1: (8, 16), 8: (32, 32), 32: (64, 32)}
 """By rows of a batch: rows in all, and tokens of each."""
 HAZARD = 0.25
+KINDS: dict[str, bool | Literal["all"]] = {"fp32": False, "int8": True, "int8 of all": "all"}
+BF16 = "PyTorch, exits, bf16"
 OF_PRODUCT, OVER_FP32, OVER_BF16 = 0.9, 4.0, 1.5
 
 
@@ -40,9 +43,11 @@ def measure(options: Options) -> list[dict[str, Any]]:
         return [not_measured(SECTION, "MiniLM", "needs the extra onnx: pip install 'ponder-torch[onnx]'")]
     model, threads = _model(options), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        plain = OnnxModel(ponder.export.onnx(model, Path(folder) / "fp32"), threads=threads)
-        small = OnnxModel(ponder.export.onnx(model, Path(folder) / "int8", int8=True), threads=threads)
-        return [told for batch in SHAPES for told in _figures(model, plain, small, batch, options)]
+        exports = {
+            name: OnnxModel(ponder.export.onnx(model, Path(folder) / str(place), int8), threads=threads)
+            for place, (name, int8) in enumerate(KINDS.items())
+        }
+        return [told for batch in SHAPES for told in _figures(model, exports, batch, options)]
 
 
 def _model(options: Options) -> PonderForSequenceClassification:
@@ -60,7 +65,7 @@ def _model(options: Options) -> PonderForSequenceClassification:
 
 
 def _figures(
-    model: PonderForSequenceClassification, plain: OnnxModel, small: OnnxModel, batch: int, options: Options
+    model: PonderForSequenceClassification, exports: Mapping[str, OnnxModel], batch: int, options: Options
 ) -> list[dict[str, Any]]:
     rows, length = SHAPES[batch]
     ids = torch.randint(5, 1000, (rows, length), generator=torch.Generator().manual_seed(0))
@@ -69,34 +74,33 @@ def _figures(
     calls: dict[str, Callable[[], object]] = {
         "PyTorch": _torch(model, ids, batch, full),
         "PyTorch, exits": _torch(model, ids, batch, exits),
-        "PyTorch, exits, bf16": _torch(model, ids, batch, exits, torch.bfloat16),
+        BF16: _torch(model, ids, batch, exits, torch.bfloat16),
     }
-    for name, exported in (("fp32", plain), ("int8", small)):
-        for kind, policy in (("", full), (", exits", exits)):
-            calls[f"{name}{kind}"] = _onnx(exported, arrays, batch, policy)
+    for name, exported in exports.items():
+        calls[name] = _onnx(exported, arrays, batch, full)
+        calls[f"{name}, exits"] = _onnx(exported, arrays, batch, exits)
     seconds = interleaved(calls, rounds=1 if options.quick else max(5, options.pairs), least=0.0)
-    steps = float(plain.predict(arrays, batch_size=batch, policy=exits).exit_step.mean())
+    steps = float(exports["fp32"].predict(arrays, batch_size=batch, policy=exits).exit_step.mean())
     case, more = f"MiniLM, {batch} × {length}", {"mean_exit_step": steps, "rows": rows}
-    told = [
-        figure(SECTION, case, f"speed-up of {name} over PyTorch fp32", ratio(seconds, "PyTorch", name), **more)
-        for name in calls
-        if name not in ("PyTorch", "int8, exits")
-    ]
-    both = ratio(seconds, "PyTorch", "int8, exits")
-    bf16 = ratio(seconds, "PyTorch, exits, bf16", "int8, exits")
-    return [
-        *told,
-        figure(SECTION, case, "speed-up of int8, exits over PyTorch fp32", both, at_least=OVER_FP32, **more),
-        figure(SECTION, case, "speed-up of int8, exits over PyTorch bf16 with exits", bf16, at_least=OVER_BF16, **more),
-        figure(SECTION, case, "exits × int8 ÷ their product", _of_product(seconds), at_least=OF_PRODUCT, **more),
-    ]
+    told = []
+    for name in list(calls)[1:]:
+        goal = OVER_FP32 if name.startswith("int8") and name.endswith("exits") else None
+        value = ratio(seconds, "PyTorch", name)
+        told.append(figure(SECTION, case, f"speed-up of {name} over PyTorch fp32", value, at_least=goal, **more))
+    for name in list(exports)[1:]:
+        both = f"{name}, exits"
+        over = ratio(seconds, BF16, both)
+        told.append(figure(SECTION, case, f"speed-up of {both} over {BF16}", over, at_least=OVER_BF16, **more))
+        share = _of_product(seconds, name)
+        told.append(figure(SECTION, case, f"exits × {name} ÷ their product", share, at_least=OF_PRODUCT, **more))
+    return told
 
 
-def _of_product(seconds: Seconds) -> WallClock:
+def _of_product(seconds: Seconds, name: str) -> WallClock:
     """(fp32 ÷ both) ÷ ((fp32 ÷ exits) (fp32 ÷ int8)), all in onnxruntime: exits · int8 ÷ (fp32 · both)."""
     products = {
-        "over": [a * b for a, b in zip(seconds["fp32, exits"], seconds["int8"], strict=True)],
-        "under": [a * b for a, b in zip(seconds["fp32"], seconds["int8, exits"], strict=True)],
+        "over": [a * b for a, b in zip(seconds["fp32, exits"], seconds[name], strict=True)],
+        "under": [a * b for a, b in zip(seconds["fp32"], seconds[f"{name}, exits"], strict=True)],
     }
     return ratio(products, "over", "under")
 

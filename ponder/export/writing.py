@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ __all__ = ["onnx"]
 def onnx(
     model: Any,
     folder: str | Path,
-    int8: bool = False,
+    int8: bool | Literal["all"] = False,
     *,
     example: Any = None,
     tokenizer: Any = None,
@@ -62,8 +62,9 @@ def onnx(
         model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`. It is exported in evaluation
             mode, with its policy; its modules have their modes again afterwards.
         folder: Made where it does not exist; files of an earlier export there are replaced.
-        int8: Quantise the matrix products of the steps to 8 bits. Outputs move, so choose the threshold again:
-            `ponder.export.certify`.
+        int8: Quantise the matrix products of the steps to 8 bits, but for those that narrow (the second of a
+            feed-forward block), which some encoders do not bear; ``"all"`` quantises these too. Outputs move, so choose
+            the threshold again: `ponder.export.certify`.
         example: Inputs of a call, or a pair (inputs, context), batch first, from which shapes and types are read; not
             for models of Transformers, which bring their own.
         tokenizer: The tokenizer, so that texts can be answered: a `tokenizer.json`, a folder with one, or a fast
@@ -78,6 +79,8 @@ def onnx(
             folder that cannot be written.
         PonderError: onnx or onnxscript is not installed (the extra ``onnx``), or a part cannot be traced.
     """
+    if int8 not in (False, True, "all"):
+        raise ArgumentError("int8", expected="True, False or 'all'", got=repr(int8), remedy="Pass int8=True, say.")
     if max_length is not None:
         check_int("max_length", max_length)
     source = source_of(model, example)
@@ -85,10 +88,10 @@ def onnx(
     target = make_folder(folder)
     name, limit = copy_tokenizer(source, tokenizer, max_length, target)
     with evaluating(source.model), torch.no_grad():
-        manifest = replace(_Writer(source, target, int8).write(), tokenizer=name, max_length=limit)
+        manifest = replace(_Writer(source, target, bool(int8)).write(), tokenizer=name, max_length=limit)
     if int8:
         for name in manifest.steps:
-            quantize(target / name)
+            quantize(target / name, everything=int8 == "all")
         manifest = replace(manifest, int8=True)
     manifest = replace(manifest, sizes={name: (target / name).stat().st_size for name in manifest.files()})
     manifest.write(target)

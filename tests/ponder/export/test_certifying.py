@@ -36,12 +36,31 @@ def test_int8_quantises_the_steps_and_nothing_else(int8: OnnxModel) -> None:
     def kinds(name: str) -> set[str]:
         return {node.op_type for node in onnx.load(str(int8.folder / name)).graph.node}
 
-    assert {"MatMulInteger", "DynamicQuantizeLinear"} <= kinds("step_1.onnx")
+    assert {"MatMulInteger", "DynamicQuantizeLinear", "MatMul"} <= kinds("step_1.onnx")
+    kept = onnx.load(str(int8.folder / "step_1.onnx")).graph
+    weights = {weight.name: tuple(weight.dims) for weight in kept.initializer}
+    plain = [weights[n.input[1]] for n in kept.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights]
+    assert plain == [(16, 8)]  # the one that narrows
     for name in ("stem.onnx", "readout.onnx", "head.onnx", "lambda.onnx"):
         assert not {"MatMulInteger", "DynamicQuantizeLinear"} & kinds(name)
     assert int8.manifest.int8
     assert int8.manifest.single is None
     assert not list(int8.folder.glob(".*"))
+
+
+def test_all_products_are_quantised_where_that_is_asked_for(tmp_path: Path) -> None:
+    import onnx
+
+    from ponder.export.quantizing import quantize
+
+    path = tmp_path / "step.onnx"
+    path.write_bytes((exported("words").folder / "step_1.onnx").read_bytes())
+    quantize(path, everything=True)
+    kept = onnx.load(str(path)).graph
+    weights = {weight.name for weight in kept.initializer}
+    assert not [n for n in kept.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights]
+    with pytest.raises(ArgumentError, match="int8"):
+        ponder.export.onnx(exported("words").model, tmp_path, int8="some")  # type: ignore[arg-type]
 
 
 def test_int8_outputs_are_near_but_not_the_same(int8: OnnxModel) -> None:
