@@ -102,16 +102,18 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = frozenset(__all__) - frozenset(_HOME) | {name.partition(".")[0] for name in _HOMES} - {"_utils"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        home = import_module(f"ponder.{_HOME[name]}")
-        value = import_module(f"{home.__name__}.readouts") if name == "readouts" else getattr(home, name)
-    elif name in _MODULES:
-        value = import_module(f"ponder.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take any name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            home = import_module(f"ponder.{_HOME[name]}")
+            value = import_module(f"{home.__name__}.readouts") if name == "readouts" else getattr(home, name)
+        elif name in _MODULES:
+            value = import_module(f"ponder.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
