@@ -63,7 +63,12 @@ class RunConfig:
     recipe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     policy: Mapping[str, Any] | None = _field(None, "For example quantile:q=0.3, instead of the recipe's.")
     readout: Literal["pooler", "mean"] = _choice("mean", "pooler", "mean", help="What the heads read: mean or pooler.")
-    seed: int = _whole(0, 0, "Of initialisation, order, dropout and the held-out split.")
+    seed: int = _field(
+        0,
+        "Of initialisation, order, dropout and the held-out split.",
+        "a whole number in 0 … 2³² − 1",
+        lambda seed: type(seed) is int and 0 <= seed < 2**32,
+    )
     epochs: int = _whole(3, 1, "Epochs of each stage, at most.")
     lr: float = _rate(5e-5, "Learning rate.")
     lambda_lr: float = _rate(5e-5, "Of the Lambda head, where the recipe gives it one of its own.")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.command_line import check_writable, run_app
+from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.puzzles import demo as demonstration
 from benchmarks.puzzles.experiment import read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner
@@ -30,7 +30,9 @@ def run_command(
     learner: Annotated[
         list[str] | None, typer.Option(help=f"Of {', '.join(LEARNERS)}; repeat for several. All where left out.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where left out.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Repeat for several. 0 where left out.")
+    ] = None,
     large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
     out: Out = Path("runs/puzzles/results"),
     states: States = Path("runs/puzzles"),
@@ -57,7 +59,9 @@ def run_command(
 @app.command("stream")
 def stream_command(
     puzzle: Annotated[str, typer.Argument(help=f"One of {', '.join(PUZZLES)}.")],
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where left out.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Repeat for several. 0 where left out.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 3,
     examples: Annotated[int | None, typer.Option(min=1, help="Problems of every level; all where left out.")] = None,
     large: Annotated[bool, typer.Option("--large", help="As for run.")] = False,

@@ -13,6 +13,13 @@ from benchmarks import command_line
 
 HUGE = str(10**30)
 CASES = [
+    ("glue", ["run", "--task", "rte", "--seed", HUGE]),
+    ("glue", ["run", "--task", "rte", "--seed", "-1"]),
+    ("glue", ["run", "--task", "rte", "--lr", "nan"]),
+    ("glue", ["run", "--task", "rte", "--epochs", "0"]),
+    ("glue", ["run", "--task", "rte", "--budget", "nan"]),
+    ("glue", ["run", "--task", "rte", "--out", "{file}/below"]),
+    ("puzzles", ["run", "prefix-sums", "--seed", HUGE]),
     ("parity", ["--seed", HUGE]),
     ("parity", ["--seed", "-1"]),
     ("parity", ["--beta", "nan"]),
