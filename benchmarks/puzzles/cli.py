@@ -20,6 +20,7 @@ from benchmarks.puzzles.summary import summarise_all
 from ponder._utils.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Seeds = Annotated[list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Repeat for several. 0 where left out.")]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 States = Annotated[Path, typer.Option(help="Folder of the states of trainings.")]
 
