@@ -29,8 +29,11 @@ _MOST_LAYERS = 1000
 _ROOM = 10**8  # weights that a file may lack before anything is allocated for them
 
 
-def load_encoder(source: Source) -> PreTrainedModel:
-    """A bare encoder in float32, from a folder or the hub (of an encoder-decoder, its encoder); never remote code."""
+def load_encoder(
+    source: Source, dtype: torch.dtype | str = torch.float32, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A bare encoder, from a folder or the hub (of an encoder-decoder, its encoder); never remote code."""
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model: PreTrainedModel = load_whole(
         AutoModel.from_pretrained,
         str(source),
@@ -41,7 +44,8 @@ def load_encoder(source: Source) -> PreTrainedModel:
         lambda config: AutoModel.from_config(config, trust_remote_code=False),
         exact=False,
         trust_remote_code=False,
-        dtype=torch.float32,
+        dtype=dtype,
+        **chosen,
     )[0]
     return encoder_of(model)
 
