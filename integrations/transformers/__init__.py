@@ -21,6 +21,7 @@ from ponder.integrations.transformers.features import PonderModel, PonderModelOu
 from ponder.integrations.transformers.image_classification import PonderForImageClassification
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.mpnet import MPNetAdapter
+from ponder.integrations.transformers.pipelines import pipeline
 from ponder.integrations.transformers.sequence_classification import (
     PonderForSequenceClassification,
     PonderSequenceClassifierOutput,
@@ -54,6 +55,7 @@ __all__ = [
     "adapter_for",
     "adapters",
     "encoder_of",
+    "pipeline",
 ]
 
 AutoConfig.register(PonderConfig.model_type, PonderConfig, exist_ok=True)

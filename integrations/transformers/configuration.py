@@ -20,8 +20,8 @@ class PonderConfig(PretrainedConfig):
     Args:
         encoder: The encoder's own configuration, as a dict with its `model_type`.
         recipe: `Recipe.to_dict()`, scaled to the encoder's steps.
-        readout: ``"pooler"``, the first token through the encoder's pooler, ``"mean"`` over the tokens, or ``"tokens"``, all
-            of them.
+        readout: What is read of the encoder: ``"pooler"``, the first token through its own pooler, ``"mean"`` over the
+            tokens, or ``"tokens"``, all of them.
         head_dropout: Dropout in front of the head.
         num_steps: The encoder's layers, for an encoder that is captured; else None.
         feature_size: The size of what the readout gives; the encoder's `hidden_size` where None.

@@ -122,7 +122,10 @@ class PonderPreTrainedModel(PreTrainedModel):
             task=task,
             padding=_padding(adapter, config.readout),
         )
-        self.ponder.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        for part in self.ponder.children():  # the heads go where the encoder is; it stays as it was given
+            if part is not self.ponder.stem:
+                on_meta = any(weight.is_meta for weight in part.parameters())  # while Transformers loads
+                part.to(device=None if on_meta else self.encoder.device, dtype=self.encoder.dtype)
         # The encoder is a part of `ponder`, which runs alone too; files know it by one name, `encoder`.
         self.register_state_dict_post_hook(_without_second_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_second_names)  # type: ignore[no-untyped-call]
@@ -190,10 +193,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         encoder = _encoder(encoder, dtype, attn_implementation)
         adapter = adapter_for(encoder)
         cls._check_input(adapter)
-        if readout is None:
-            readout = next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])  # type: ignore[arg-type]
-        assert readout is not None
-        cls._check_readout(readout, adapter)
+        read = readout or next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
+        cls._check_readout(read, adapter)
         num_steps = adapter.steps().num_steps
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
         if cls.problems:
@@ -201,12 +202,12 @@ class PonderPreTrainedModel(PreTrainedModel):
         task = cls.task_of(PonderConfig(num_labels=num_labels, problem_type=problem_type))
         recipe = recipe.for_steps(num_steps).for_task(task if isinstance(task, str) else task.name)
         made = PonderConfig(
-            encoder={**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type},
+            encoder=_as_fields(encoder),
             recipe=recipe.to_dict(),
-            readout=readout,
+            readout=read,
             head_dropout=head_dropout,
             num_steps=num_steps,
-            feature_size=adapter.width(readout),
+            feature_size=adapter.width(read),
             num_labels=num_labels,
             problem_type=problem_type,
             **config,
@@ -250,6 +251,15 @@ class PonderPreTrainedModel(PreTrainedModel):
             self.ponder.halting_readout = ReadoutCall(self._adapter.readout("mean"))
         self.ponder.padding = _padding(self._adapter, readout)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in Transformers: the encoder's embeddings, and its configuration, which is saved with the model."""
+        embeddings: nn.Embedding = self.encoder.resize_token_embeddings(*args, **kwargs)
+        if isinstance(self._adapter, CapturedAdapter):
+            self._adapter.forget()
+            self._adapter.learned()
+            self._renew_readouts()
+        return embeddings
+
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
@@ -258,6 +268,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         Raises:
             ArgumentError: The folder cannot be written.
         """
+        self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
         save = super().save_pretrained
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)
@@ -454,7 +465,8 @@ def by_problem(config: PonderConfig, problems: Sequence[str] = tuple(PROBLEMS)) 
     Raises:
         ArgumentError: It is none of `problems`.
     """
-    if config.problem_type not in problems:
+    problem = str(config.problem_type)
+    if problem not in problems:
         raise ArgumentError(
             "problem_type",
             expected=f"one of {', '.join(problems)}",
@@ -465,7 +477,7 @@ def by_problem(config: PonderConfig, problems: Sequence[str] = tuple(PROBLEMS)) 
         raise ArgumentError(
             "num_labels", expected="a whole number ≥ 1", got=config.num_labels, remedy="Regression has 1."
         )
-    return PROBLEMS[config.problem_type]
+    return PROBLEMS[problem]
 
 
 def _encoder(
@@ -517,6 +529,11 @@ def _check_ignored(given: Mapping[str, Any]) -> None:
                 got=type(value).__name__,
                 remedy="Leave it out; ask model.unroll(…) for every step.",
             )
+
+
+def _as_fields(encoder: PreTrainedModel) -> dict[str, Any]:
+    """The configuration of an encoder, as JSON."""
+    return {**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type}
 
 
 def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:

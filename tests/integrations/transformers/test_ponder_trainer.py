@@ -343,24 +343,26 @@ class TestRuns:
         trainer = make_trainer(model, tmp_path, data=data, eval_dataset=data, num_train_epochs=1)
         trainer.train()
         assert math.isfinite(trainer.evaluate()["eval_loss"])
-        assert trainer.predict(data).predictions[0].shape == (EXAMPLES, arguments["num_labels"])
+        assert trainer.predict(data).predictions.shape == (EXAMPLES, arguments["num_labels"])
 
     @pytest.mark.parametrize("kind", [Trainer, PonderTrainer])
-    def test_evaluation_gives_logits_and_exit_steps(self, kind: type[Trainer], tmp_path: Path) -> None:
+    def test_evaluation_gives_logits_and_exit_steps_on_request(self, kind: type[Trainer], tmp_path: Path) -> None:
         model = make_model("albert")
         seen: list[EvalPrediction] = []
 
         def metrics(prediction: EvalPrediction) -> dict[str, float]:
             seen.append(prediction)
-            logits, exit_step = prediction.predictions
-            correct = logits.argmax(-1) == prediction.label_ids
-            return {"accuracy": float(correct.mean()), "mean_exit_step": float(exit_step.mean())}
+            correct = prediction.predictions.argmax(-1) == prediction.label_ids
+            return {"accuracy": float(correct.mean())}
 
         data = examples()
         trainer = make_trainer(model, tmp_path, kind, eval_dataset=data, compute_metrics=metrics, eval_strategy="epoch")
         trainer.train()
         assert len(seen) == 2
-        logits, exit_step = seen[-1].predictions
+        trainer.compute_metrics = None
+        logits, exit_step = trainer.predict(data, ignore_keys=[]).predictions
+        trainer.compute_metrics = metrics
+        assert np.array_equal(logits, seen[-1].predictions)
         assert logits.shape == (EXAMPLES, 2)
         assert exit_step.shape == (EXAMPLES,)
         assert exit_step.dtype == np.int64
@@ -368,9 +370,9 @@ class TestRuns:
         with torch.no_grad():
             parts = [data[start : start + BATCH] for start in range(0, EXAMPLES, BATCH)]
             outs = [model.eval()(**Collator()(part)) for part in parts]
-        assert torch.equal(torch.cat([out.exit_step for out in outs]), torch.from_numpy(seen[-1].predictions[1]))
+        assert torch.equal(torch.cat([out.exit_step for out in outs]), torch.from_numpy(exit_step))
         expected = torch.cat([out.logits for out in outs])
-        torch.testing.assert_close(torch.from_numpy(seen[-1].predictions[0]), expected)
+        torch.testing.assert_close(torch.from_numpy(seen[-1].predictions), expected)
         labels = torch.tensor([example["labels"] for example in data])
         assert measured["eval_accuracy"] == pytest.approx((expected.argmax(1) == labels).float().mean().item())
         assert measured["eval_loss"] == pytest.approx(nn.functional.cross_entropy(expected, labels).item(), rel=1e-4)

@@ -239,3 +239,22 @@ def test_layers_of_the_encoder_are_never_split() -> None:
     model = make(PonderForSequenceClassification, "roberta")
     assert model._no_split_modules
     assert set(model._no_split_modules) >= set(model.encoder._no_split_modules)
+
+
+@pytest.mark.parametrize("family", ["albert", "bert", "roberta", "t5", "modernbert"])
+def test_embeddings_that_were_resized_are_saved_and_loaded(family: str, tmp_path: Path) -> None:
+    model = make(PonderForSequenceClassification, family)
+    batch = batch_for(model)
+    with torch.no_grad():
+        before = model(**batch).logits
+    size = model.encoder.config.vocab_size
+    assert model.resize_token_embeddings(size + 5).num_embeddings == size + 5
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, before)
+        batch["input_ids"][:, 1] = size + 4  # a token that was not there
+        expected = model(**batch).logits
+    model.save_pretrained(tmp_path)
+    again = PonderForSequenceClassification.from_pretrained(tmp_path)
+    assert again.encoder.config.vocab_size == size + 5
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, expected)
