@@ -29,7 +29,7 @@ class PonderConfig(PretrainedConfig):
     """
 
     model_type = "ponder"
-    keys_to_ignore_at_inference = ("exit_step", "step_logits", "hazard_logits")
+    keys_to_ignore_at_inference = ["exit_step", "step_logits", "hazard_logits"]  # noqa: RUF012 (Trainer adds lists)
     """What `Trainer` leaves out of the predictions that `compute_metrics` sees."""
 
     def __init__(

@@ -26,7 +26,7 @@ from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
-from ponder.parts.heads import HazardLayer
+from ponder.parts.heads import HazardLayer, PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName
@@ -53,7 +53,6 @@ _IGNORED = (
     "output_attentions",
     "output_hidden_states",
     "return_dict",
-    "num_items_in_batch",
     "task_ids",
 )
 
@@ -84,6 +83,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol; it adds those of the encoder)
 
+    accepts_loss_kwargs = False
+    """What `Trainer` asks: the loss is a mean over the batch, whatever `forward` takes besides."""
     readouts: ClassVar[tuple[str, ...]] = ("pooler", "mean")
     """What may be read of the encoder, see `Adapter.readout`; the first that the encoder has is the default."""
     inputs: ClassVar[tuple[str, ...]] = ("input_ids",)
@@ -290,6 +291,18 @@ class PonderPreTrainedModel(PreTrainedModel):
         """The recipe, scaled to this encoder."""
         recipe: Recipe = self.config.make_recipe()
         return recipe
+
+    @property
+    def head_names(self) -> list[str]:
+        """The names of the heads' modules, which are new and are trained in full: peft's `modules_to_save`.
+
+        Example:
+            `LoraConfig(task_type="SEQ_CLS", modules_to_save=model.head_names)`
+        """
+        head = self.ponder.head
+        each = [f"ponder.head.heads.{step}" for step in range(len(head.heads))] if isinstance(head, PerStep) else []
+        names = each or ["ponder.head"]
+        return names if self.ponder.lambda_head is None else [*names, "ponder.lambda_head"]
 
     def attach_teacher(self, teacher: PreTrainedModel | None) -> None:
         """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.

@@ -63,12 +63,12 @@ def test_a_policy_is_honoured_and_the_exit_told(tokenizer: Any, batch_size: int)
         assert found["score"] == pytest.approx(float(scores.max()), rel=1e-4)
     every = classify("a b c", policy=FixedStep(1), exit_step=True, top_k=None)
     assert [result["exit_step"] for result in every] == [1, 1, 1]
-    assert "exit_step" not in classify("a b c")
+    assert "exit_step" not in classify("a b c")[0]
     fixed = pipeline(
         "text-classification", model, tokenizer=tokenizer, device="cpu", policy=FixedStep(3), exit_step=True
     )
-    assert fixed("a b c")["exit_step"] == 3
-    assert fixed("a b c", policy=FixedStep(1))["exit_step"] == 1
+    assert fixed("a b c")[0]["exit_step"] == 3
+    assert fixed("a b c", policy=FixedStep(1))[0]["exit_step"] == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -489,3 +489,44 @@ class TestFrozenStages:
         assert seen
         assert not any(seen)
         assert torch.equal(model.eval()(**batch, policy=LastStep()).logits, full)
+
+
+class TestLogs:
+    def test_expected_steps_and_kl_are_logged_and_evaluations_tell_the_exit(self, tmp_path: Path) -> None:
+        model = make_model("albert")
+        trainer = make_trainer(model, tmp_path, eval_dataset=examples(), learning_rate=0.0)
+        switch_dropout_off(model)
+        trainer.train()
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        data = examples()
+        with torch.no_grad(), pytest.warns(UserWarning, match="training mode"):
+            halting = model.train().unroll(**{k: v for k, v in Collator()(data).items() if k != "labels"}).halting
+        prior = model.ponder.prior(model.ponder.num_steps)
+        kl = (halting.pmf * (halting.log_pmf - prior.log_pmf)).sum(1).mean()
+        steps = (halting.pmf * torch.arange(1, model.ponder.num_steps + 1)).sum(1).mean()
+        for entry in logged:
+            assert entry["expected_steps"] == pytest.approx(float(steps), rel=1e-4)
+            assert entry["kl"] == pytest.approx(float(kl), rel=1e-3)
+        assert len(logged) == 2
+        exits = model.eval().predict([{"input_ids": row["input_ids"]} for row in data]).exit_step
+        assert trainer.evaluate()["eval_exit_step"] == pytest.approx(exits.double().mean().item())
+
+    def test_label_smoothing_of_the_last_step_alone_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match="label_smoothing_factor: expected 0"):
+            make_trainer(make_model("albert"), tmp_path, label_smoothing_factor=0.1)
+
+
+def test_one_call_trains_all_stages(tmp_path: Path) -> None:
+    model = make_model("bert", recipe="deebert")
+    trainer = make_trainer(model, tmp_path)
+    trainer.all_stages = True
+    before = weights_of(model)
+    assert trainer.train().global_step == 2 * EXAMPLES // BATCH
+    changed = moved(before, model)
+    last = f"ponder.head.heads.{model.ponder.num_steps - 1}."
+    assert any(name.startswith("encoder.") for name in changed), "the first stage trains the encoder"
+    assert any(name.startswith("ponder.head.heads.0.") for name in changed), "the second the early heads"
+    assert any(name.startswith(last) for name in changed)
+    assert not any(weight.requires_grad for weight in model.encoder.parameters())
+    with pytest.raises(ArgumentError, match="resume_from_checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
