@@ -49,7 +49,8 @@ def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipel
             got=repr(task),
             remedy="Use transformers.pipeline for other models.",
         )
-    made: Pipeline = transformers.pipeline(name, model, pipeline_class=_PIPELINES[name], **arguments)
+    build: Any = transformers.pipeline
+    made: Pipeline = build(name, model, pipeline_class=_PIPELINES[name], **arguments)
     return made
 
 
@@ -59,9 +60,10 @@ class _Exits(Pipeline):
     tells_exits = True
 
     def _sanitize_parameters(
-        self, policy: ExitPolicy | None = None, exit_step: bool | None = None, **named: Any
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        before, forward, after = super()._sanitize_parameters(**named)
+        self, *args: Any, policy: ExitPolicy | None = None, exit_step: bool | None = None, **kwargs: Any
+    ) -> Any:
+        base: Any = super()
+        before, forward, after = base._sanitize_parameters(*args, **kwargs)
         if exit_step and not self.tells_exits:
             raise ArgumentError(
                 "exit_step",
@@ -73,18 +75,25 @@ class _Exits(Pipeline):
             forward = {**forward, "policy": policy}
         return before, forward, after if exit_step is None else {**after, "exit_step": exit_step}
 
-    def _forward(self, model_inputs: dict[str, Any], policy: ExitPolicy | None = None, **named: Any) -> Any:
-        outputs = super()._forward({**model_inputs, "policy": policy}, **named)
+    def _forward(  # type: ignore[override]
+        self, *args: Any, policy: ExitPolicy | None = None, **kwargs: Any
+    ) -> Any:
+        base: Any = super()
+        inputs, *others = args
+        outputs = base._forward({**inputs, "policy": policy}, *others, **kwargs)
         if type(outputs) is dict:  # tokens: what was given comes back, to be cut into rows
             outputs.pop("policy", None)
         return outputs
 
-    def postprocess(self, model_outputs: Any, exit_step: bool = False, **named: Any) -> Any:
+    def postprocess(  # type: ignore[override]
+        self, *args: Any, exit_step: bool = False, **kwargs: Any
+    ) -> Any:
         """As in Transformers, with the exit in each result where it is asked for."""
-        results = super().postprocess(model_outputs, **named)
+        base: Any = super()
+        results = base.postprocess(*args, **kwargs)
         if not exit_step:
             return results
-        exits = {"exit_step": int(model_outputs["exit_step"][0])}
+        exits = {"exit_step": int(args[0]["exit_step"][0])}
         return {**results, **exits} if isinstance(results, Mapping) else [{**result, **exits} for result in results]
 
 

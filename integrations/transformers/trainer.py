@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
@@ -78,9 +79,10 @@ class PonderTrainer(Trainer):
                 got=repr(resume_from_checkpoint),
                 remedy="Start the stage (model.start_stage) and resume with all_stages=False.",
             )
+        model: Any = self.model
         found = None
-        for stage in self.model.recipe.stages:
-            self.model.start_stage(stage)
+        for stage in model.recipe.stages:
+            model.start_stage(stage)
             self.optimizer = self.lr_scheduler = None
             found = super().train(None, *args, **kwargs)
         return found
@@ -107,13 +109,19 @@ class PonderTrainer(Trainer):
             logs = {**logs, **self._seen[True].taken()}
         super().log(logs, *args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As in Transformers, with the mean exit of the examples."""
         self._seen[False].taken()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        for name, mean in self._seen[False].taken().items():
-            output.metrics[f"{metric_key_prefix}_{name}"] = mean
-        return output
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        exits = {f"{metric_key_prefix}_{name}": mean for name, mean in self._seen[False].taken().items()}
+        return output._replace(metrics={**(output.metrics or {}), **exits})
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of `args.optim` on the trainable parameters.
