@@ -5,6 +5,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -22,6 +23,10 @@ from ponder.integrations.transformers.image_classification import PonderForImage
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.mpnet import MPNetAdapter
 from ponder.integrations.transformers.pipelines import pipeline
+from ponder.integrations.transformers.question_answering import (
+    PonderForQuestionAnswering,
+    PonderQuestionAnsweringOutput,
+)
 from ponder.integrations.transformers.sequence_classification import (
     PonderForSequenceClassification,
     PonderSequenceClassifierOutput,
@@ -43,11 +48,13 @@ __all__ = [
     "PonderConfig",
     "PonderForAudioClassification",
     "PonderForImageClassification",
+    "PonderForQuestionAnswering",
     "PonderForSequenceClassification",
     "PonderForTokenClassification",
     "PonderModel",
     "PonderModelOutput",
     "PonderPreTrainedModel",
+    "PonderQuestionAnsweringOutput",
     "PonderSequenceClassifierOutput",
     "PonderTokenClassifierOutput",
     "PonderTrainer",
@@ -64,3 +71,4 @@ AutoModelForSequenceClassification.register(PonderConfig, PonderForSequenceClass
 AutoModelForTokenClassification.register(PonderConfig, PonderForTokenClassification, exist_ok=True)
 AutoModelForImageClassification.register(PonderConfig, PonderForImageClassification, exist_ok=True)
 AutoModelForAudioClassification.register(PonderConfig, PonderForAudioClassification, exist_ok=True)
+AutoModelForQuestionAnswering.register(PonderConfig, PonderForQuestionAnswering, exist_ok=True)
