@@ -194,7 +194,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         encoder = _encoder(encoder, dtype, attn_implementation)
         adapter = adapter_for(encoder)
         cls._check_input(adapter)
-        read: str = readout or next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
+        default = next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
+        read: str = default if readout is None else readout
         cls._check_readout(read, adapter)
         num_steps = adapter.steps().num_steps
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
