@@ -70,8 +70,8 @@ class PonderWrapper(EarlyExitModel):
         halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`, where that is not what the head
             reads: with an answer a token, the mean over the tokens, say. The readout's features where None.
         task: What outputs and labels mean: ``"classification"``, ``"regression"``, ``"multilabel"``,
-            ``"token_classification"``, or a callable (outputs, labels) → losses `(batch,)`. Where None, integer
-            labels are classes and others numbers.
+            ``"token_classification"``, ``"span"``, or a callable (outputs, labels) → losses `(batch,)`. Where None,
+            integer labels are classes and others numbers.
         check_finite: Look for NaN and infinity after every step (costs a synchronisation each).
         padding: Where lengths lie in the model's tensors; None where rows have no length, or only one.
         checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute

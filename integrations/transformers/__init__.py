@@ -1,16 +1,40 @@
-"""Hugging Face Transformers: encoders by family, the sequence-classification model, and a trainer."""
+"""Hugging Face Transformers: encoders of any family, a model for each task, and a trainer."""
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from ponder.integrations.transformers.adapter import Adapter, EncoderAdapter, LayerStep, StackAdapter
 from ponder.integrations.transformers.adapter import registry as adapters
 from ponder.integrations.transformers.albert import AlbertAdapter
+from ponder.integrations.transformers.audio_classification import PonderForAudioClassification
 from ponder.integrations.transformers.bert import BertAdapter
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
-from ponder.integrations.transformers.modeling import PonderForSequenceClassification, PonderSequenceClassifierOutput
+from ponder.integrations.transformers.features import PonderModel, PonderModelOutput
+from ponder.integrations.transformers.image_classification import PonderForImageClassification
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.mpnet import MPNetAdapter
+from ponder.integrations.transformers.pipelines import pipeline
+from ponder.integrations.transformers.question_answering import (
+    PonderForQuestionAnswering,
+    PonderQuestionAnsweringOutput,
+)
+from ponder.integrations.transformers.sequence_classification import (
+    PonderForSequenceClassification,
+    PonderSequenceClassifierOutput,
+)
+from ponder.integrations.transformers.token_classification import (
+    PonderForTokenClassification,
+    PonderTokenClassifierOutput,
+)
 from ponder.integrations.transformers.trainer import PonderTrainer
 
 __all__ = [
@@ -22,14 +46,29 @@ __all__ = [
     "LayerStep",
     "MPNetAdapter",
     "PonderConfig",
+    "PonderForAudioClassification",
+    "PonderForImageClassification",
+    "PonderForQuestionAnswering",
     "PonderForSequenceClassification",
+    "PonderForTokenClassification",
+    "PonderModel",
+    "PonderModelOutput",
+    "PonderPreTrainedModel",
+    "PonderQuestionAnsweringOutput",
     "PonderSequenceClassifierOutput",
+    "PonderTokenClassifierOutput",
     "PonderTrainer",
     "StackAdapter",
     "adapter_for",
     "adapters",
     "encoder_of",
+    "pipeline",
 ]
 
 AutoConfig.register(PonderConfig.model_type, PonderConfig, exist_ok=True)
+AutoModel.register(PonderConfig, PonderModel, exist_ok=True)
 AutoModelForSequenceClassification.register(PonderConfig, PonderForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(PonderConfig, PonderForTokenClassification, exist_ok=True)
+AutoModelForImageClassification.register(PonderConfig, PonderForImageClassification, exist_ok=True)
+AutoModelForAudioClassification.register(PonderConfig, PonderForAudioClassification, exist_ok=True)
+AutoModelForQuestionAnswering.register(PonderConfig, PonderForQuestionAnswering, exist_ok=True)

@@ -56,6 +56,10 @@ class CapturedAdapter(Adapter):
             self._layered = learn(self.encoder, example, count=count, reads=_what_is_read)
         return self._layered
 
+    def forget(self) -> None:
+        """Learn the encoder anew when it is next asked for, because modules of it were exchanged."""
+        self._layered = None
+
     @property
     def main_input(self) -> str:
         """See `Adapter.main_input`."""

@@ -1,4 +1,4 @@
-"""The configuration of a `PonderForSequenceClassification`: its encoder's, and the recipe, as plain JSON."""
+"""The configuration of the models of this package: their encoder's, and the recipe, as plain JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from ponder.integrations.transformers.loading import check_attention
 from ponder.integrations.transformers.saving import DIGESTS
 from ponder.recipes import Recipe
 
-__all__ = ["READOUTS", "PonderConfig"]
-
-READOUTS = ("pooler", "mean")
+__all__ = ["PonderConfig"]
 
 
 class PonderConfig(PretrainedConfig):
@@ -22,7 +20,8 @@ class PonderConfig(PretrainedConfig):
     Args:
         encoder: The encoder's own configuration, as a dict with its `model_type`.
         recipe: `Recipe.to_dict()`, scaled to the encoder's steps.
-        readout: ``"pooler"``, the first token through the encoder's pooler, or ``"mean"`` over the tokens.
+        readout: What is read of the encoder: ``"pooler"``, the first token through its own pooler, ``"mean"`` over the
+            tokens, or ``"tokens"``, all of them.
         head_dropout: Dropout in front of the head.
         num_steps: The encoder's layers, for an encoder that is captured; else None.
         feature_size: The size of what the readout gives; the encoder's `hidden_size` where None.
@@ -30,6 +29,8 @@ class PonderConfig(PretrainedConfig):
     """
 
     model_type = "ponder"
+    keys_to_ignore_at_inference = ["exit_step", "step_logits", "hazard_logits"]  # noqa: RUF012 (Trainer adds lists)
+    """What `Trainer` leaves out of the predictions that `compute_metrics` sees."""
 
     def __init__(
         self,
@@ -60,8 +61,8 @@ class PonderConfig(PretrainedConfig):
         fields = dict(self.encoder)
         if "model_type" not in fields:
             raise CheckpointError(
-                "config: expected an 'encoder' with its 'model_type', as PonderForSequenceClassification saves it; "
-                "got none. A plain encoder is for PonderForSequenceClassification.from_encoder."
+                "config: expected an 'encoder' with its 'model_type', as save_pretrained writes it; "
+                "got none. A plain encoder is for from_encoder."
             )
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 

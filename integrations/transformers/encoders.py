@@ -27,6 +27,7 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
         )
     bare = MODEL_MAPPING.get(type(model.config), ())
     is_bare = type(model) in (bare if isinstance(bare, list | tuple) else (bare,))
+    is_bare = is_bare and model.config.model_type != "ponder"  # to AutoModel, a `PonderModel` is bare too
     if not is_bare and model.base_model is not model and isinstance(model.base_model, PreTrainedModel):
         raise ArgumentError(
             "encoder",

@@ -29,19 +29,23 @@ _MOST_LAYERS = 1000
 _ROOM = 10**8  # weights that a file may lack before anything is allocated for them
 
 
-def load_encoder(source: Source) -> PreTrainedModel:
-    """A bare encoder in float32, from a folder or the hub (of an encoder-decoder, its encoder); never remote code."""
+def load_encoder(
+    source: Source, dtype: torch.dtype | str = torch.float32, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A bare encoder, from a folder or the hub (of an encoder-decoder, its encoder); never remote code."""
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model: PreTrainedModel = load_whole(
         AutoModel.from_pretrained,
         str(source),
         "encoder",
         "Pass a folder that holds both, or, with a network, a hub name such as 'albert-base-v2' "
-        "(a saved PonderForSequenceClassification is read by its from_pretrained).",
-        AutoConfig.for_model,
+        "(a saved model of this package is read by its from_pretrained).",
+        _plain_config,
         lambda config: AutoModel.from_config(config, trust_remote_code=False),
         exact=False,
         trust_remote_code=False,
-        dtype=torch.float32,
+        dtype=dtype,
+        **chosen,
     )[0]
     return encoder_of(model)
 
@@ -198,6 +202,14 @@ def _fields(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             waiting.extend((str(name), item) for name, item in value.items())
         elif isinstance(value, list | tuple):
             waiting.extend((key, item) for item in value)
+
+
+def _plain_config(model_type: str, **fields: Any) -> PretrainedConfig:
+    """The configuration of an encoder, and not of a model of this package, which Auto classes know too."""
+    if model_type == "ponder":
+        raise CheckpointError("it holds a model that exits early, and no plain encoder")
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+    return config
 
 
 def _of_the_hub(arguments: Mapping[str, Any]) -> dict[str, Any]:

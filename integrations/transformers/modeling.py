@@ -1,17 +1,20 @@
-"""`PonderForSequenceClassification`: a Hugging Face encoder that exits per example."""
+"""`PonderPreTrainedModel`: a Hugging Face encoder that exits per example, whatever its heads answer.
+
+What an answer is (a class a text, a class a token, features, …) is a subclass each, in a file of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, initialization
-from transformers.utils.generic import ModelOutput
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel, initialization
 
 from ponder import recipes
 from ponder.engine.teaching import frozen_copy
@@ -20,53 +23,53 @@ from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
-from ponder.integrations.transformers.configuration import READOUTS, PonderConfig
+from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.loading import load_encoder, load_whole
-from ponder.integrations.transformers.prediction import predict_texts, record_texts
+from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
-from ponder.parts.heads import HazardLayer
+from ponder.parts.heads import HazardLayer, PerStep
+from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
-from ponder.parts.tasks import TaskName
+from ponder.parts.tasks import Task, TaskName
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage, freeze_for, start_heads
 from ponder.trajectory import Trajectory
-from ponder.wrapper import PonderWrapper
+from ponder.wrapper import PonderOutput, PonderWrapper
 
-__all__ = ["PonderForSequenceClassification", "PonderSequenceClassifierOutput"]
+__all__ = ["PROBLEMS", "PonderPreTrainedModel", "by_problem"]
 
 _OWNED = "ponder.stem.encoder."
+_ARGUMENTS = (
+    "recipe",
+    "num_labels",
+    "readout",
+    "policy",
+    "problem_type",
+    "head_dropout",
+    "dtype",
+    "attn_implementation",
+)
+_IGNORED = (
+    "inputs_embeds",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "task_ids",
+)
 
-_TASKS: dict[str, TaskName] = {
+PROBLEMS: dict[str, TaskName] = {
     "single_label_classification": "classification",
     "regression": "regression",
     "multi_label_classification": "multilabel",
 }
 
 
-@dataclass
-class PonderSequenceClassifierOutput(ModelOutput):
-    """What a call gives.
-
-    Args:
-        loss: Scalar, where labels were given.
-        logits: Outputs at each row's exit (in training: of the last step), `(batch, labels)`.
-        exit_step: The step of `logits`, `(batch,)`, 1-based.
-        step_logits: In training, outputs of every step, `(batch, steps, labels)`.
-        hazard_logits: In training, with a Lambda head, `(batch, steps)`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    exit_step: Tensor | None = None
-    step_logits: Tensor | None = None
-    hazard_logits: Tensor | None = None
-
-
-class PonderForSequenceClassification(PreTrainedModel):
+class PonderPreTrainedModel(PreTrainedModel):
     """An encoder with the heads, prior, objective and policy of a recipe.
 
-    Build it from an encoder with `from_encoder`; reload it with `from_pretrained`.
+    Build it from an encoder with `from_encoder`; reload it with `from_pretrained`. A subclass says what is read of the
+    encoder (`readouts`), what its answers mean (`task_of`) and what a call takes and gives (`forward`).
 
     Args:
         config: The configuration; weights are random until they are loaded.
@@ -80,7 +83,16 @@ class PonderForSequenceClassification(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol)
+    _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol; it adds those of the encoder)
+
+    accepts_loss_kwargs = False
+    """What `Trainer` asks: the loss is a mean over the batch, whatever `forward` takes besides."""
+    readouts: ClassVar[tuple[str, ...]] = ("pooler", "mean")
+    """What may be read of the encoder, see `Adapter.readout`; the first that the encoder has is the default."""
+    inputs: ClassVar[tuple[str, ...]] = ("input_ids",)
+    """Main inputs of the encoders that this model is for."""
+    problems: ClassVar[bool] = False
+    """Whether `problem_type` says what an answer means."""
 
     def __init__(
         self, config: PonderConfig, encoder: PreTrainedModel | None = None, adapter: Adapter | None = None
@@ -94,16 +106,12 @@ class PonderForSequenceClassification(PreTrainedModel):
             self.encoder = encoder_of(made)
         else:
             self.encoder = _as_loaded(encoder)
-        task, recipe = _task(config), config.make_recipe()
+        task, recipe = self.task_of(config), config.make_recipe()
         adapter = self._adapter = adapter or adapter_for(self.encoder, config.num_steps)
-        _check_readout(config.readout, adapter)
+        self.main_input_name = adapter.main_input
+        self._check_readout(config.readout, adapter)
         steps = adapter.steps()
-        head, lambda_head = recipe.make_heads(
-            config.feature_size or self.encoder.config.hidden_size,
-            int(config.num_labels or 1),
-            steps.num_steps,
-            config.head_dropout,
-        )
+        head, lambda_head = self.make_heads(recipe, steps.num_steps)
         self.ponder = PonderWrapper(
             steps,
             head=head,
@@ -113,10 +121,14 @@ class PonderForSequenceClassification(PreTrainedModel):
             policy=recipe.policy,
             stem=AdapterStem(adapter),
             readout=adapter.readout(config.readout),
+            halting_readout=adapter.readout("mean") if config.readout == "tokens" else None,
             task=task,
-            padding=adapter.padding(),
+            padding=_padding(adapter, config.readout),
         )
-        self.ponder.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        for part in self.ponder.children():  # the heads go where the encoder is; it stays as it was given
+            if part is not self.ponder.stem:
+                on_meta = any(weight.is_meta for weight in part.parameters())  # while Transformers loads
+                part.to(device=None if on_meta else self.encoder.device, dtype=self.encoder.dtype)
         # The encoder is a part of `ponder`, which runs alone too; files know it by one name, `encoder`.
         self.register_state_dict_post_hook(_without_second_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_second_names)  # type: ignore[no-untyped-call]
@@ -129,16 +141,33 @@ class PonderForSequenceClassification(PreTrainedModel):
             initialization.constant_(module.bias, module.start_logit)
 
     @classmethod
+    def task_of(cls, config: PonderConfig) -> TaskName | Task:
+        """What an answer means, by the configuration.
+
+        Raises:
+            ArgumentError: The configuration asks for something else than this model does.
+        """
+        raise NotImplementedError
+
+    def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
+        """The head and the Lambda head."""
+        config = self.config
+        width = config.feature_size or self.encoder.config.hidden_size
+        return recipe.make_heads(width, int(config.num_labels or 1), num_steps, config.head_dropout)
+
+    @classmethod
     def from_encoder(
         cls,
         encoder: str | PathLike[str] | PreTrainedModel,
         recipe: str | Recipe = "palbert",
         num_labels: int = 2,
         *,
-        readout: Literal["pooler", "mean"] | None = None,
+        readout: Literal["pooler", "mean", "tokens"] | None = None,
         policy: ExitPolicy | None = None,
         problem_type: str | None = None,
         head_dropout: float = 0.1,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
         **config: Any,
     ) -> Self:
         """Put a recipe's heads on a pretrained encoder.
@@ -149,36 +178,40 @@ class PonderForSequenceClassification(PreTrainedModel):
             recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
                 encoder's steps.
             num_labels: Classes; 1 is regression.
-            readout: ``"pooler"`` or ``"mean"``; where None, the pooler where the encoder has one.
+            readout: ``"pooler"``, ``"mean"`` or ``"tokens"``, as far as the model has them (`readouts`); where None,
+                the first of these that the encoder has.
             policy: An exit policy instead of the recipe's.
-            problem_type: As in Transformers; taken from `num_labels` where None.
+            problem_type: As in Transformers, for models that have several; taken from `num_labels` where None.
             head_dropout: Dropout in front of the head.
+            dtype: Of the weights of an encoder that is loaded, and of the heads; float32 where None.
+            attn_implementation: Of an encoder that is loaded: ``"eager"``, ``"sdpa"``, …; Transformers' choice where
+                None.
             config: Further fields of the configuration, for example `id2label`.
 
         Raises:
-            ArgumentError: An unknown recipe, readout or family of encoders.
+            ArgumentError: An unknown recipe, readout, family of encoders or argument.
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
-        if isinstance(encoder, str | PathLike):
-            encoder = load_encoder(encoder)
-        encoder = encoder_of(encoder)
+        _check_fields(config)
+        encoder = _encoder(encoder, dtype, attn_implementation)
         adapter = adapter_for(encoder)
-        _check_input(adapter, cls)
-        if readout is None:
-            readout = "pooler" if adapter.has_readout("pooler") else "mean"
-        _check_readout(readout, adapter)
+        cls._check_input(adapter)
+        default = next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
+        read: str = default if readout is None else readout
+        cls._check_readout(read, adapter)
         num_steps = adapter.steps().num_steps
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        problem_type = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
-        recipe = recipe.for_steps(num_steps)
-        recipe = recipe.for_task(_TASKS.get(problem_type, problem_type))
+        if cls.problems:
+            problem_type = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
+        task = cls.task_of(PonderConfig(num_labels=num_labels, problem_type=problem_type))
+        recipe = recipe.for_steps(num_steps).for_task(task if isinstance(task, str) else task.name)
         made = PonderConfig(
-            encoder={**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type},
+            encoder=_as_fields(encoder),
             recipe=recipe.to_dict(),
-            readout=readout,
+            readout=read,
             head_dropout=head_dropout,
             num_steps=num_steps,
-            feature_size=adapter.width(readout),
+            feature_size=adapter.width(read),
             num_labels=num_labels,
             problem_type=problem_type,
             **config,
@@ -212,8 +245,24 @@ class PonderForSequenceClassification(PreTrainedModel):
         """Learn and prove what had to wait for the encoder's weights; nothing to do where they were there."""
         if isinstance(self._adapter, CapturedAdapter):
             self._adapter.learned()
-            self.ponder.readout = ReadoutCall(self._adapter.readout(self.config.readout))
-            self.ponder.padding = self._adapter.padding()
+            self._renew_readouts()
+
+    def _renew_readouts(self) -> None:
+        """Read anew of the adapter what it learned of the encoder."""
+        readout = self.config.readout
+        self.ponder.readout = ReadoutCall(self._adapter.readout(readout))
+        if self.ponder.halting_readout is not None:
+            self.ponder.halting_readout = ReadoutCall(self._adapter.readout("mean"))
+        self.ponder.padding = _padding(self._adapter, readout)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in Transformers: the encoder's embeddings, and its configuration, which is saved with the model."""
+        embeddings: nn.Embedding = self.encoder.resize_token_embeddings(*args, **kwargs)
+        if isinstance(self._adapter, CapturedAdapter):
+            self._adapter.forget()
+            self._adapter.learned()
+            self._renew_readouts()
+        return embeddings
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
@@ -223,6 +272,7 @@ class PonderForSequenceClassification(PreTrainedModel):
         Raises:
             ArgumentError: The folder cannot be written.
         """
+        self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
         save = super().save_pretrained
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)
@@ -244,6 +294,18 @@ class PonderForSequenceClassification(PreTrainedModel):
         """The recipe, scaled to this encoder."""
         recipe: Recipe = self.config.make_recipe()
         return recipe
+
+    @property
+    def head_names(self) -> list[str]:
+        """The names of the heads' modules, which are new and are trained in full: peft's `modules_to_save`.
+
+        Example:
+            `LoraConfig(task_type="SEQ_CLS", modules_to_save=model.head_names)`
+        """
+        head = self.ponder.head
+        each = [f"ponder.head.heads.{step}" for step in range(len(head.heads))] if isinstance(head, PerStep) else []
+        names = each or ["ponder.head"]
+        return names if self.ponder.lambda_head is None else [*names, "ponder.lambda_head"]
 
     def attach_teacher(self, teacher: PreTrainedModel | None) -> None:
         """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.
@@ -292,6 +354,31 @@ class PonderForSequenceClassification(PreTrainedModel):
         self.ponder.objective = stage.objective
         freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
 
+    @classmethod
+    def _check_input(cls, adapter: Adapter) -> None:
+        if adapter.main_input not in cls.inputs:
+            raise ArgumentError(
+                "encoder",
+                expected=f"an encoder of {' or '.join(cls.inputs)}, for a {cls.__name__}",
+                got=f"{type(adapter.encoder).__name__}, which reads {adapter.main_input}",
+                remedy="Use the model of its kind of inputs, or ponder.PonderWrapper with the parts of adapter_for.",
+            )
+
+    @classmethod
+    def _check_readout(cls, name: str, adapter: Adapter) -> None:
+        if name not in cls.readouts:
+            raise ArgumentError(
+                "readout", expected=" or ".join(cls.readouts), got=repr(name), remedy="Choose one of them."
+            )
+        if not adapter.has_readout(name):
+            has = next((repr(other) for other in cls.readouts if adapter.has_readout(other)), "another encoder")
+            raise ArgumentError(
+                "readout",
+                expected=has,
+                got=f"{name!r}, of an encoder without {'a pooler' if name == 'pooler' else 'states of tokens'}",
+                remedy=f"Use readout={has}.",
+            )
+
     def train(self, mode: bool = True) -> Self:
         """As in PyTorch, but that an encoder whose every parameter is frozen stays in evaluation mode.
 
@@ -307,45 +394,56 @@ class PonderForSequenceClassification(PreTrainedModel):
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
         self.gradient_checkpointing = self.ponder.checkpoint_steps = enable
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        policy: ExitPolicy | None = None,
-        row_ids: Tensor | None = None,
-    ) -> PonderSequenceClassifierOutput:
-        """As `PonderWrapper.forward`: every step in training, each row to its exit in evaluation.
+    def run(
+        self, inputs: dict[str, Tensor | None], ignored: Mapping[str, Any], **arguments: Any
+    ) -> tuple[PonderOutput, dict[str, Tensor | None]]:
+        """One call of the wrapper, for `forward` of a subclass.
 
         Args:
-            input_ids: Token ids, `(batch, length)`.
-            attention_mask: 1 at tokens and 0 at padding, `(batch, length)`.
-            token_type_ids: Segments, `(batch, length)`, where the encoder has them.
-            labels: Labels, `(batch,)` (multilabel: `(batch, labels)`).
-            policy: Decides instead of the model's own policy.
-            row_ids: Who each row is, `(batch,)`, for seeded sampling.
+            inputs: What may be the main input, by name; exactly the encoder's own must be given.
+            ignored: What Transformers and its friends pass to any model; see `_check_ignored`.
+            arguments: For the wrapper.
+
+        Returns:
+            What the wrapper gives, and the fields that the outputs of all models share.
         """
-        out = self.ponder(
-            input_ids,
-            labels=labels,
-            policy=policy,
-            row_ids=row_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-        )
+        _check_ignored(ignored)
+        given = {name: value for name, value in inputs.items() if value is not None}
+        if list(given) != [self.main_input_name]:
+            raise ArgumentError(
+                " and ".join(given) or self.main_input_name,
+                expected=f"{self.main_input_name}, which {type(self.encoder).__name__} reads",
+                got=" and ".join(given) or "nothing",
+                remedy="Use the tokenizer, image processor or feature extractor of the encoder.",
+            )
+        out = self.ponder(given[self.main_input_name], **arguments)
         unrolled = out.trajectory
-        return PonderSequenceClassifierOutput(
-            loss=out.loss,
-            logits=out.outputs,
-            exit_step=out.exit_step,
-            step_logits=None if unrolled is None else unrolled.outputs,
-            hazard_logits=None if unrolled is None else unrolled.hazard_logits,
-        )
+        return out, {
+            "loss": out.loss,
+            "exit_step": out.exit_step,
+            "step_logits": None if unrolled is None else unrolled.outputs,
+            "hazard_logits": None if unrolled is None else unrolled.hazard_logits,
+        }
+
+    def unroll(self, inputs: Tensor | None = None, **kwargs: Any) -> Trajectory:
+        """Full depth, no exit; arguments as for a call, and `keep_features`.
+
+        Args:
+            inputs: The main input, which may be named as in a call too.
+            kwargs: The other arguments of a call.
+        """
+        return self.ponder.unroll(kwargs.pop(self.main_input_name) if inputs is None else inputs, **kwargs)
 
     def export_source(self) -> ExportSource:
         """What `ponder.export.onnx` writes: two rows of tokens as an example, and the tokenizer of the encoder."""
         config = self.encoder.config
+        if self.main_input_name != "input_ids":
+            raise ArgumentError(
+                "model",
+                expected="a model that reads tokens",
+                got=f"one that reads {self.main_input_name}",
+                remedy="Export its wrapper, model.ponder, with an example: ponder.export.onnx(model.ponder, …).",
+            )
         pad = int(config.pad_token_id or 0)
         ids = torch.full((2, 4), (pad + 1) % config.vocab_size, device=self.encoder.device)
         mask = torch.ones_like(ids)
@@ -361,17 +459,13 @@ class PonderForSequenceClassification(PreTrainedModel):
             max_length=getattr(config, "max_position_embeddings", None),
         )
 
-    def unroll(self, input_ids: Tensor, **kwargs: Any) -> Trajectory:
-        """Full depth, no exit; arguments as for a call, and `keep_features`."""
-        return self.ponder.unroll(input_ids, **kwargs)
-
     def predict(self, dataset: Any, **options: Any) -> Predictions:
-        """Every example of a tokenised data set to its exit, in its order; see `predict_texts` and `ponder.predict`."""
-        return predict_texts(self, dataset, **options)
+        """Every example of a prepared data set to its exit, in its order; see `predict_rows` and `ponder.predict`."""
+        return predict_rows(self, dataset, **options)
 
     def record(self, dataset: Any, **options: Any) -> Trajectory:
-        """Every step of every example of a tokenised data set, in its order; see `record_texts`."""
-        return record_texts(self, dataset, **options)
+        """Every step of every example of a prepared data set, in its order; see `record_rows`."""
+        return record_rows(self, dataset, **options)
 
 
 class _Logits(nn.Module):
@@ -381,10 +475,11 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
-        if isinstance(self.model, PonderForSequenceClassification):
+    def forward(self, inputs: Tensor, **context: Any) -> Tensor:
+        if isinstance(self.model, PonderPreTrainedModel):
             context["policy"] = LastStep()
-        logits: Tensor = self.model(input_ids, **{k: v for k, v in context.items() if v is not None}).logits
+        named = {self.model.main_input_name: inputs, **{k: v for k, v in context.items() if v is not None}}
+        logits: Tensor = self.model(**named).logits
         return logits
 
 
@@ -405,11 +500,17 @@ def _with_second_names(model: nn.Module, state: dict[str, Any], prefix: str, *re
     )
 
 
-def _task(config: PonderConfig) -> TaskName:
-    if config.problem_type not in _TASKS:
+def by_problem(config: PonderConfig, problems: Sequence[str] = tuple(PROBLEMS)) -> TaskName:
+    """The task of a `problem_type`.
+
+    Raises:
+        ArgumentError: It is none of `problems`.
+    """
+    problem = str(config.problem_type)
+    if problem not in problems:
         raise ArgumentError(
             "problem_type",
-            expected=f"one of {', '.join(_TASKS)}",
+            expected=f"one of {', '.join(problems)}",
             got=repr(config.problem_type),
             remedy="Choose one, or leave it out.",
         )
@@ -417,7 +518,63 @@ def _task(config: PonderConfig) -> TaskName:
         raise ArgumentError(
             "num_labels", expected="a whole number ≥ 1", got=config.num_labels, remedy="Regression has 1."
         )
-    return _TASKS[config.problem_type]
+    return PROBLEMS[problem]
+
+
+def _encoder(
+    encoder: str | PathLike[str] | PreTrainedModel, dtype: torch.dtype | str | None, attention: str | None
+) -> PreTrainedModel:
+    """The bare encoder, loaded where it is not one yet."""
+    if isinstance(encoder, str | PathLike):
+        return encoder_of(load_encoder(encoder, dtype or torch.float32, attention))
+    for name, value in (("dtype", dtype), ("attn_implementation", attention)):
+        if value is not None:
+            raise ArgumentError(
+                name,
+                expected="None for an encoder that is loaded already",
+                got=repr(value),
+                remedy="Load the encoder with it, or pass its folder or hub name.",
+            )
+    return encoder_of(encoder)
+
+
+def _padding(adapter: Adapter, readout: str) -> Padding | None:
+    """Where lengths lie; answers a token have a length themselves, so that batches do not get narrower."""
+    padding = adapter.padding()
+    return padding if padding is None or readout != "tokens" else dataclasses.replace(padding, pooled=False)
+
+
+def _check_fields(config: Mapping[str, Any]) -> None:
+    """Refuse what is no field of a configuration, which the base class of configurations would keep in silence."""
+    fields = {field.name for field in dataclasses.fields(PretrainedConfig)}
+    for name in config:
+        if name not in fields:
+            close = get_close_matches(name, (*_ARGUMENTS, *fields), n=1, cutoff=0.6)
+            raise ArgumentTypeError(
+                name,
+                expected="an argument of from_encoder, or a field of every configuration of Transformers",
+                got=f"{name!r}, which is neither",
+                remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out, or set it on model.config.",
+            )
+
+
+def _check_ignored(given: Mapping[str, Any]) -> None:
+    """Refuse arguments that a call would not honour; those that are passed as None or False ask for nothing."""
+    for name, value in given.items():
+        if name not in _IGNORED:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+        if value is not None and value is not (name == "return_dict"):
+            raise ArgumentError(
+                name,
+                expected="None: a model that exits early has no such thing",
+                got=type(value).__name__,
+                remedy="Leave it out; ask model.unroll(…) for every step.",
+            )
+
+
+def _as_fields(encoder: PreTrainedModel) -> dict[str, Any]:
+    """The configuration of an encoder, as JSON."""
+    return {**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type}
 
 
 def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -425,26 +582,3 @@ def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
     for module in encoder.modules():
         module._is_hf_initialized = True  # type: ignore[assignment]
     return encoder
-
-
-def _check_input(adapter: Adapter, model: type[PreTrainedModel]) -> None:
-    if adapter.main_input != model.main_input_name:
-        raise ArgumentError(
-            "encoder",
-            expected=f"an encoder of {model.main_input_name}, for a {model.__name__}",
-            got=f"{type(adapter.encoder).__name__}, which reads {adapter.main_input}",
-            remedy="Wrap it with ponder.PonderWrapper, with the parts that adapter_for gives.",
-        )
-
-
-def _check_readout(name: str, adapter: Adapter) -> None:
-    if name not in READOUTS:
-        raise ArgumentError("readout", expected=" or ".join(READOUTS), got=repr(name), remedy="Choose one of them.")
-    if not adapter.has_readout(name):
-        has = next((repr(other) for other in READOUTS if adapter.has_readout(other)), "another encoder")
-        raise ArgumentError(
-            "readout",
-            expected=has,
-            got=f"{name!r}, of an encoder without {'a pooler' if name == 'pooler' else 'states of tokens'}",
-            remedy=f"Use readout={has}.",
-        )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
+from ponder.distributions import StepDistribution
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
 from ponder.optim import parameter_groups
 from ponder.wrapper import PonderWrapper
@@ -17,19 +24,68 @@ __all__ = ["PonderTrainer"]
 class PonderTrainer(Trainer):
     """`transformers.Trainer` with its optimiser (`args.optim`; fused AdamW by default) over `ponder.parameter_groups`.
 
-    It tells the model how far training has come (`PonderWrapper.progress`), for objectives that change on the way.
+    It tells the model how far training has come (`PonderWrapper.progress`), for objectives that change on the way. To
+    what the Trainer logs it adds, with a Lambda head, `expected_steps` and `kl` (from the halting distribution to the
+    prior), means over the examples since the last log; and to what an evaluation measures, `exit_step`.
 
     Args:
         args: As for `Trainer`.
         lambda_lr: Learning rate of the Lambda head; that of the model where None.
         head_lr: Learning rate of the heads; that of the model where None.
+        all_stages: Let `train` run every stage of the model's recipe, each as long as `args` says, with a new optimiser
+            and schedule. Where False, the stage that the model was started with (`start_stage`) is trained.
         kwargs: As for `Trainer`.
+
+    Raises:
+        ArgumentError: `args` ask for label smoothing, which Trainer applies to the last step alone.
     """
 
-    def __init__(self, *args: Any, lambda_lr: float | None = None, head_lr: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lambda_lr: float | None = None,
+        head_lr: float | None = None,
+        all_stages: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
+        self.all_stages = all_stages
+        self._seen = {True: _Means(), False: _Means()}  # in training mode, and in evaluation mode
         super().__init__(*args, **kwargs)
+        if self.args.label_smoothing_factor:
+            raise ArgumentError(
+                "label_smoothing_factor",
+                expected="0: Trainer would smooth the loss of the last step, and leave the recipe's out",
+                got=self.args.label_smoothing_factor,
+                remedy="Leave it out.",
+            )
+        if all_stages and not isinstance(self.model, PonderPreTrainedModel):
+            raise ArgumentError(
+                "all_stages",
+                expected="False for a model that has no recipe",
+                got=f"True with a {type(self.model).__name__}",
+                remedy="Pass a model of ponder.integrations.transformers itself.",
+            )
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers; with `all_stages`, each stage of the recipe in turn, and what the last one gave."""
+        if not self.all_stages:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        if resume_from_checkpoint:
+            raise ArgumentError(
+                "resume_from_checkpoint",
+                expected="None where all stages are trained: a checkpoint does not say which one it is of",
+                got=repr(resume_from_checkpoint),
+                remedy="Start the stage (model.start_stage) and resume with all_stages=False.",
+            )
+        model: Any = self.model
+        found = None
+        for stage in model.recipe.stages:
+            model.start_stage(stage)
+            self.optimizer = self.lr_scheduler = None
+            found = super().train(None, *args, **kwargs)
+        return found
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step of training, after the model was told which."""
@@ -38,6 +94,34 @@ class PonderTrainer(Trainer):
             if isinstance(module, PonderWrapper):
                 module.progress = progress
         return super().training_step(model, *args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers, keeping in mind what is logged."""
+        loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        wrapper = next((module for module in model.modules() if isinstance(module, PonderWrapper)), None)
+        if wrapper is not None and outputs.get("exit_step") is not None:
+            self._seen[model.training].add(_measured(wrapper, outputs))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in Transformers, with what training has seen since the last log."""
+        if "loss" in logs:
+            logs = {**logs, **self._seen[True].taken()}
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in Transformers, with the mean exit of the examples."""
+        self._seen[False].taken()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        exits = {f"{metric_key_prefix}_{name}": mean for name, mean in self._seen[False].taken().items()}
+        return output._replace(metrics={**(output.metrics or {}), **exits})
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of `args.optim` on the trainable parameters.
@@ -67,3 +151,36 @@ class PonderTrainer(Trainer):
             for decay in (True, False)
         ]
         return [part for part in parts if part["params"]]
+
+
+class _Means:
+    """Means over the examples of several batches, without waiting for the device before they are asked for."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Values of a batch, `(batch,)` each."""
+        for name, value in values.items():
+            self._parts[name].append(value.detach())
+
+    def taken(self) -> dict[str, float]:
+        """The means, which are forgotten."""
+        parts, self._parts = self._parts, defaultdict(list)
+        return {name: float(torch.cat(values).mean()) for name, values in parts.items()}
+
+
+def _measured(wrapper: PonderWrapper, outputs: Any) -> dict[str, Tensor]:
+    """What a batch tells of its exits: in training of the halting distribution, else of the exits themselves."""
+    if not wrapper.training:
+        return {"exit_step": outputs["exit_step"].double()}
+    logits = outputs.get("hazard_logits")
+    if logits is None:
+        return {}
+    halting = StepDistribution.from_hazard_logits(logits.detach())
+    measured = {"expected_steps": halting.mean}
+    if wrapper.prior is not None:
+        prior = wrapper.prior(halting.num_steps)
+        log_pmf = prior.log_pmf.to(logits.device).expand(len(logits), -1)
+        measured["kl"] = kl_divergence(halting, StepDistribution(log_pmf, validate_args=False))
+    return measured

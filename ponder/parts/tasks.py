@@ -19,7 +19,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Task", "TaskName", "as_task", "infer_task", "task_named"]
 
-TaskName = Literal["classification", "regression", "multilabel", "token_classification"]
+TaskName = Literal["classification", "regression", "multilabel", "token_classification", "span"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 IGNORED_LABEL = -100
 
@@ -269,6 +269,36 @@ class TokenClassification(Task):
         return probability.movedim(1, -1)[labelled], right.movedim(1, -1)[labelled]
 
 
+class Span(Task):
+    """Where an answer starts and ends in a sequence: the mean of two cross-entropies over its positions.
+
+    Outputs `(batch, length, 2)`, labels `(batch, 2)` long: the first and the last position. A position of −100, or
+    beyond the sequence (the answer was cut off), counts for nothing.
+    """
+
+    name = "span"
+    each_row_alone = True
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        each = F.cross_entropy(at_least_float32(outputs), labels, reduction="none", ignore_index=IGNORED_LABEL)
+        return each.mean(1)
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if outputs.dim() != 3 or outputs.shape[-1] != 2:
+            raise _wrong_outputs("(batch, length, 2)", outputs, "Use a readout that keeps positions, and two outputs.")
+        _check_shape(labels, torch.Size((outputs.shape[0], 2)))
+        _check_integer(labels)
+        return torch.where((labels >= 0) & (labels < outputs.shape[1]), labels.long(), IGNORED_LABEL)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(-2)
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        probability = at_least_float32(outputs).softmax(-2).amax(-2)
+        right = self.predictions(outputs) == labels.unsqueeze(1)
+        return probability.movedim(1, -1).flatten(0, -2), right.movedim(1, -1).flatten(0, -2)
+
+
 class Custom(Task):
     """A user's own loss, `function(outputs, labels) -> (batch,)`, called once a step.
 
@@ -310,7 +340,7 @@ class Custom(Task):
 
 
 _TASKS: dict[str, Task] = {
-    task.name: task for task in (Classification(), Regression(), Multilabel(), TokenClassification())
+    task.name: task for task in (Classification(), Regression(), Multilabel(), TokenClassification(), Span())
 }
 _UNNAMED = Unnamed()
 

@@ -115,7 +115,7 @@ class TestSources:
 
     def test_weights_of_the_heads_are_initialised_like_the_encoders(self) -> None:
         model = build(make_encoder("bert"), "palbert")
-        for part in model.ponder.modules():
+        for part in (*model.ponder.head.modules(), *model.ponder.lambda_head.modules()):
             if isinstance(part, nn.Linear):
                 assert part.weight.abs().max() < 0.2, "initializer_range is 0.02"
                 assert not part.bias.any()

@@ -343,24 +343,26 @@ class TestRuns:
         trainer = make_trainer(model, tmp_path, data=data, eval_dataset=data, num_train_epochs=1)
         trainer.train()
         assert math.isfinite(trainer.evaluate()["eval_loss"])
-        assert trainer.predict(data).predictions[0].shape == (EXAMPLES, arguments["num_labels"])
+        assert trainer.predict(data).predictions.shape == (EXAMPLES, arguments["num_labels"])
 
     @pytest.mark.parametrize("kind", [Trainer, PonderTrainer])
-    def test_evaluation_gives_logits_and_exit_steps(self, kind: type[Trainer], tmp_path: Path) -> None:
+    def test_evaluation_gives_logits_and_exit_steps_on_request(self, kind: type[Trainer], tmp_path: Path) -> None:
         model = make_model("albert")
         seen: list[EvalPrediction] = []
 
         def metrics(prediction: EvalPrediction) -> dict[str, float]:
             seen.append(prediction)
-            logits, exit_step = prediction.predictions
-            correct = logits.argmax(-1) == prediction.label_ids
-            return {"accuracy": float(correct.mean()), "mean_exit_step": float(exit_step.mean())}
+            correct = prediction.predictions.argmax(-1) == prediction.label_ids
+            return {"accuracy": float(correct.mean())}
 
         data = examples()
         trainer = make_trainer(model, tmp_path, kind, eval_dataset=data, compute_metrics=metrics, eval_strategy="epoch")
         trainer.train()
         assert len(seen) == 2
-        logits, exit_step = seen[-1].predictions
+        trainer.compute_metrics = None
+        logits, exit_step = trainer.predict(data, ignore_keys=[]).predictions
+        trainer.compute_metrics = metrics
+        assert np.array_equal(logits, seen[-1].predictions)
         assert logits.shape == (EXAMPLES, 2)
         assert exit_step.shape == (EXAMPLES,)
         assert exit_step.dtype == np.int64
@@ -368,9 +370,9 @@ class TestRuns:
         with torch.no_grad():
             parts = [data[start : start + BATCH] for start in range(0, EXAMPLES, BATCH)]
             outs = [model.eval()(**Collator()(part)) for part in parts]
-        assert torch.equal(torch.cat([out.exit_step for out in outs]), torch.from_numpy(seen[-1].predictions[1]))
+        assert torch.equal(torch.cat([out.exit_step for out in outs]), torch.from_numpy(exit_step))
         expected = torch.cat([out.logits for out in outs])
-        torch.testing.assert_close(torch.from_numpy(seen[-1].predictions[0]), expected)
+        torch.testing.assert_close(torch.from_numpy(seen[-1].predictions), expected)
         labels = torch.tensor([example["labels"] for example in data])
         assert measured["eval_accuracy"] == pytest.approx((expected.argmax(1) == labels).float().mean().item())
         assert measured["eval_loss"] == pytest.approx(nn.functional.cross_entropy(expected, labels).item(), rel=1e-4)
@@ -388,10 +390,10 @@ class TestRuns:
         for size in (5, 24):
             trainer = make_trainer(model, tmp_path, per_device_eval_batch_size=size)
             trainer.data_collator = Named()
-            steps.append(trainer.predict(data).predictions[1].tolist())
+            steps.append(trainer.predict(data, ignore_keys=[]).predictions[1].tolist())
         assert steps[0] == steps[1]
         trainer = make_trainer(model, tmp_path, per_device_eval_batch_size=5)
-        assert trainer.predict(data).predictions[1].tolist() != steps[0]
+        assert trainer.predict(data, ignore_keys=[]).predictions[1].tolist() != steps[0]
 
     def test_plain_trainer_trains_everything(self, tmp_path: Path) -> None:
         model = make_model("mpnet")
@@ -487,3 +489,44 @@ class TestFrozenStages:
         assert seen
         assert not any(seen)
         assert torch.equal(model.eval()(**batch, policy=LastStep()).logits, full)
+
+
+class TestLogs:
+    def test_expected_steps_and_kl_are_logged_and_evaluations_tell_the_exit(self, tmp_path: Path) -> None:
+        model = make_model("albert")
+        trainer = make_trainer(model, tmp_path, eval_dataset=examples(), learning_rate=0.0)
+        switch_dropout_off(model)
+        trainer.train()
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        data = examples()
+        with torch.no_grad(), pytest.warns(UserWarning, match="training mode"):
+            halting = model.train().unroll(**{k: v for k, v in Collator()(data).items() if k != "labels"}).halting
+        prior = model.ponder.prior(model.ponder.num_steps)
+        kl = (halting.pmf * (halting.log_pmf - prior.log_pmf)).sum(1).mean()
+        steps = (halting.pmf * torch.arange(1, model.ponder.num_steps + 1)).sum(1).mean()
+        for entry in logged:
+            assert entry["expected_steps"] == pytest.approx(float(steps), rel=1e-4)
+            assert entry["kl"] == pytest.approx(float(kl), rel=1e-3)
+        assert len(logged) == 2
+        exits = model.eval().predict([{"input_ids": row["input_ids"]} for row in data]).exit_step
+        assert trainer.evaluate()["eval_exit_step"] == pytest.approx(exits.double().mean().item())
+
+    def test_label_smoothing_of_the_last_step_alone_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match="label_smoothing_factor: expected 0"):
+            make_trainer(make_model("albert"), tmp_path, label_smoothing_factor=0.1)
+
+
+def test_one_call_trains_all_stages(tmp_path: Path) -> None:
+    model = make_model("bert", recipe="deebert")
+    trainer = make_trainer(model, tmp_path)
+    trainer.all_stages = True
+    before = weights_of(model)
+    assert trainer.train().global_step == 2 * EXAMPLES // BATCH
+    changed = moved(before, model)
+    last = f"ponder.head.heads.{model.ponder.num_steps - 1}."
+    assert any(name.startswith("encoder.") for name in changed), "the first stage trains the encoder"
+    assert any(name.startswith("ponder.head.heads.0.") for name in changed), "the second the early heads"
+    assert any(name.startswith(last) for name in changed)
+    assert not any(weight.requires_grad for weight in model.encoder.parameters())
+    with pytest.raises(ArgumentError, match="resume_from_checkpoint"):
+        trainer.train(resume_from_checkpoint=True)

@@ -1,0 +1,126 @@
+"""`pipeline`: that of Transformers, whose pipelines take `policy=`, and tell the exits on request.
+
+Its own `pipeline(…)` runs models of this package too, with the policy that they were saved with; an argument that it
+does not know, such as `policy`, goes to the tokenizer there, which ignores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from transformers import (
+    AudioClassificationPipeline,
+    FeatureExtractionPipeline,
+    ImageClassificationPipeline,
+    Pipeline,
+    PreTrainedModel,
+    TextClassificationPipeline,
+    TokenClassificationPipeline,
+)
+
+from ponder.errors import ArgumentError
+from ponder.policies import ExitPolicy
+
+__all__ = ["pipeline"]
+
+
+def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipeline:
+    """A pipeline of Transformers for a model of this package.
+
+    What it gives is called as any, with two further arguments, which `arguments` may hold too: `policy`, who decides to
+    exit instead of the model's own policy, and `exit_step=True`, which adds the exit to each result.
+
+    Args:
+        task: ``"text-classification"``, ``"token-classification"``, ``"image-classification"``,
+            ``"audio-classification"`` or ``"feature-extraction"``, or another name of one of these.
+        model: A model, a folder or a hub name.
+        arguments: As for `transformers.pipeline`.
+
+    Raises:
+        ArgumentError: A task that models of this package do not have.
+    """
+    name = {"sentiment-analysis": "text-classification", "ner": "token-classification"}.get(task, task)
+    if name not in _PIPELINES:
+        raise ArgumentError(
+            "task",
+            expected=f"one of {', '.join(_PIPELINES)}",
+            got=repr(task),
+            remedy="Use transformers.pipeline for other models.",
+        )
+    build: Any = transformers.pipeline
+    made: Pipeline = build(name, model, pipeline_class=_PIPELINES[name], **arguments)
+    return made
+
+
+class _Exits(Pipeline):
+    """What is added to a pipeline of Transformers, from which a subclass inherits besides."""
+
+    tells_exits = True
+
+    def _sanitize_parameters(
+        self, *args: Any, policy: ExitPolicy | None = None, exit_step: bool | None = None, **kwargs: Any
+    ) -> Any:
+        base: Any = super()
+        before, forward, after = base._sanitize_parameters(*args, **kwargs)
+        if exit_step and not self.tells_exits:
+            raise ArgumentError(
+                "exit_step",
+                expected=f"None for a {self.task}, whose results have no place for it",
+                got=exit_step,
+                remedy="Call the model itself: its output has exit_step.",
+            )
+        if policy is not None:
+            forward = {**forward, "policy": policy}
+        return before, forward, after if exit_step is None else {**after, "exit_step": exit_step}
+
+    def _forward(  # type: ignore[override]
+        self, *args: Any, policy: ExitPolicy | None = None, **kwargs: Any
+    ) -> Any:
+        base: Any = super()
+        inputs, *others = args
+        outputs = base._forward({**inputs, "policy": policy}, *others, **kwargs)
+        if type(outputs) is dict:  # tokens: what was given comes back, to be cut into rows
+            outputs.pop("policy", None)
+        return outputs
+
+    def postprocess(  # type: ignore[override]
+        self, *args: Any, exit_step: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in Transformers, with the exit in each result where it is asked for."""
+        base: Any = super()
+        results = base.postprocess(*args, **kwargs)
+        if not exit_step:
+            return results
+        exits = {"exit_step": int(args[0]["exit_step"][0])}
+        return {**results, **exits} if isinstance(results, Mapping) else [{**result, **exits} for result in results]
+
+
+class _TextClassification(_Exits, TextClassificationPipeline):
+    pass
+
+
+class _ImageClassification(_Exits, ImageClassificationPipeline):
+    pass
+
+
+class _AudioClassification(_Exits, AudioClassificationPipeline):
+    pass
+
+
+class _TokenClassification(_Exits, TokenClassificationPipeline):
+    tells_exits = False
+
+
+class _FeatureExtraction(_Exits, FeatureExtractionPipeline):
+    tells_exits = False
+
+
+_PIPELINES: dict[str, type[Pipeline]] = {
+    "text-classification": _TextClassification,
+    "token-classification": _TokenClassification,
+    "image-classification": _ImageClassification,
+    "audio-classification": _AudioClassification,
+    "feature-extraction": _FeatureExtraction,
+}

@@ -1,0 +1,101 @@
+"""`PonderForQuestionAnswering`: where in a text the answer to a question starts and ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.configuration import PonderConfig
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
+from ponder.parts.tasks import TaskName
+from ponder.policies import ExitPolicy
+
+__all__ = ["PonderForQuestionAnswering", "PonderQuestionAnsweringOutput"]
+
+
+@dataclass
+class PonderQuestionAnsweringOutput(ModelOutput):
+    """What a call gives.
+
+    Args:
+        loss: Scalar, where both positions were given.
+        start_logits: Of the first token of the answer, at each text's exit (in training: of the last step),
+            `(batch, length)`.
+        end_logits: Of its last token, likewise.
+        exit_step: The step of these, `(batch,)`, 1-based.
+        step_logits: In training, outputs of every step, `(batch, steps, length, 2)`.
+        hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    exit_step: Tensor | None = None
+    step_logits: Tensor | None = None
+    hazard_logits: Tensor | None = None
+
+
+class PonderForQuestionAnswering(PonderPreTrainedModel):
+    """An encoder of texts that answers with a span of the text; see `PonderPreTrainedModel`."""
+
+    readouts = ("tokens",)
+
+    @classmethod
+    def task_of(cls, config: PonderConfig) -> TaskName:
+        """See `PonderPreTrainedModel.task_of`."""
+        if config.problem_type is not None or config.num_labels != 2:
+            raise ArgumentError(
+                "num_labels and problem_type",
+                expected="2, for start and end, and no problem_type",
+                got=f"{config.num_labels} and {config.problem_type!r}",
+                remedy="Leave them out.",
+            )
+        return "span"
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        row_ids: Tensor | None = None,
+        **ignored: Any,
+    ) -> PonderQuestionAnsweringOutput:
+        """As `PonderWrapper.forward`: every step in training, each text to its exit in evaluation.
+
+        Args:
+            input_ids: Token ids of question and text, `(batch, length)`.
+            attention_mask: 1 at tokens and 0 at padding, `(batch, length)`.
+            token_type_ids: Segments, `(batch, length)`, where the encoder has them.
+            start_positions: Where the answer starts, `(batch,)`; the length or more where it was cut off, which counts
+                for nothing.
+            end_positions: Where it ends, likewise.
+            policy: Decides instead of the model's own policy.
+            row_ids: Who each row is, `(batch,)`, for seeded sampling.
+            ignored: What callers pass to any model as None, such as `inputs_embeds`.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise ArgumentError(
+                "start_positions and end_positions", expected="both or neither", got="one", remedy="Pass both."
+            )
+        labels = None
+        if start_positions is not None and end_positions is not None:
+            labels = torch.stack([start_positions.reshape(-1), end_positions.reshape(-1)], dim=1)
+        out, shared = self.run(
+            {"input_ids": input_ids},
+            ignored,
+            labels=labels,
+            policy=policy,
+            row_ids=row_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+        )
+        start, end = out.outputs.unbind(-1)
+        return PonderQuestionAnsweringOutput(start_logits=start, end_logits=end, **shared)

@@ -1,0 +1,123 @@
+"""Pipelines of Transformers on models of this package: answers, policies and exits, with a tokenizer made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import (
+    PonderForAudioClassification,
+    PonderForImageClassification,
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+    PonderModel,
+    pipeline,
+)
+from ponder.policies import FixedStep
+from tests.integrations.transformers.test_tasks import make
+
+TEXTS = ["a b c", "d e f g h i", "b"]
+make_pipeline = pytest.mark.parametrize("build", [pipeline, transformers.pipeline], ids=["ponder", "transformers"])
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {"[UNK]": 3, "[PAD]": 1, **{letter: 5 + n for n, letter in enumerate("abcdefghi")}}
+    tokens = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def by_hand(model: Any, tokenizer: Any, text: str, **options: Any) -> Any:
+    given = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        return model(**given, **options)
+
+
+@make_pipeline
+def test_texts_are_classified_from_a_folder(build: Any, tokenizer: Any, tmp_path: Path) -> None:
+    model = make(PonderForSequenceClassification, "bert")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    classify = build("text-classification", str(tmp_path), device="cpu")
+    for text, found in zip(TEXTS, classify(TEXTS), strict=True):
+        scores = by_hand(model, tokenizer, text).logits.softmax(-1)[0]
+        assert found["label"] == model.config.id2label[int(scores.argmax())]
+        assert found["score"] == pytest.approx(float(scores.max()), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_policy_is_honoured_and_the_exit_told(tokenizer: Any, batch_size: int) -> None:
+    model = make(PonderForSequenceClassification, "bert")
+    classify = pipeline("sentiment-analysis", model, tokenizer=tokenizer, device="cpu", batch_size=batch_size)
+    for text, found in zip(TEXTS, classify(TEXTS, policy=FixedStep(2), exit_step=True), strict=True):
+        scores = by_hand(model, tokenizer, text, policy=FixedStep(2)).logits.softmax(-1)[0]
+        assert found["exit_step"] == 2
+        assert found["score"] == pytest.approx(float(scores.max()), rel=1e-4)
+    every = classify("a b c", policy=FixedStep(1), exit_step=True, top_k=None)
+    assert [result["exit_step"] for result in every] == [1, 1, 1]
+    assert "exit_step" not in classify("a b c")[0]
+    fixed = pipeline(
+        "text-classification", model, tokenizer=tokenizer, device="cpu", policy=FixedStep(3), exit_step=True
+    )
+    assert fixed("a b c")[0]["exit_step"] == 3
+    assert fixed("a b c", policy=FixedStep(1))[0]["exit_step"] == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_tokens_are_classified(tokenizer: Any, batch_size: int) -> None:
+    model = make(PonderForTokenClassification, "bert")
+    tag = pipeline("ner", model, tokenizer=tokenizer, device="cpu", batch_size=batch_size, ignore_labels=[])
+    for text, found in zip(TEXTS, tag(TEXTS, policy=FixedStep(2)), strict=True):
+        scores = by_hand(model, tokenizer, text, policy=FixedStep(2)).logits.softmax(-1)[0]
+        assert [token["word"] for token in found] == text.split()
+        assert [token["score"] for token in found] == pytest.approx(scores.amax(-1).tolist(), rel=1e-4)
+    with pytest.raises(ArgumentError, match="exit_step: expected None for a token-classification"):
+        tag("a b", exit_step=True)
+
+
+def test_texts_are_embedded(tokenizer: Any) -> None:
+    model = make(PonderModel, "bert", readout="mean")
+    embed = pipeline("feature-extraction", model, tokenizer=tokenizer, device="cpu")
+    found = embed("a b c", policy=FixedStep(2), return_tensors=True)
+    torch.testing.assert_close(found, by_hand(model, tokenizer, "a b c", policy=FixedStep(2)).pooler_output)
+
+
+def test_images_are_classified() -> None:
+    image = pytest.importorskip("PIL.Image")
+    model = make(PonderForImageClassification, "vit")
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    classify = pipeline("image-classification", model, image_processor=processor, device="cpu")
+    picture = image.new("RGB", (40, 30), (200, 20, 90))
+    found = classify(picture, policy=FixedStep(2), exit_step=True)
+    with torch.no_grad():
+        out = model(processor(picture, return_tensors="pt")["pixel_values"], policy=FixedStep(2))
+    assert {result["exit_step"] for result in found} == {2}
+    expected = out.logits.softmax(-1)[0].sort(descending=True).values
+    assert [result["score"] for result in found] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_sound_is_classified() -> None:
+    model = make(PonderForAudioClassification, "wav2vec2")
+    extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=16000)
+    classify = pipeline("audio-classification", model, feature_extractor=extractor, device="cpu")
+    wave = torch.randn(3000, generator=torch.Generator().manual_seed(0)).numpy()
+    found = classify(wave, policy=FixedStep(2), exit_step=True)
+    with torch.no_grad():
+        given = extractor(wave, sampling_rate=16000, return_tensors="pt")
+        out = model(given["input_values"], policy=FixedStep(2))
+    assert {result["exit_step"] for result in found} == {2}
+    expected = out.logits.softmax(-1)[0].sort(descending=True).values
+    assert [result["score"] for result in found] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_other_tasks_are_refused(tokenizer: Any) -> None:
+    with pytest.raises(ArgumentError, match="task: expected one of text-classification"):
+        pipeline("fill-mask", make(PonderModel, "bert"), tokenizer=tokenizer)

@@ -1,0 +1,101 @@
+"""Question answering: the loss and the logits of Transformers' own model, exits, saves, and data of any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
+
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import PonderForQuestionAnswering
+from ponder.integrations.transformers.families import tiny_encoder
+from ponder.policies import FixedStep, LastStep, Patience, Quantile
+from tests.integrations.transformers.test_tasks import BY_NAME, batch_for
+
+START, END = torch.tensor([2, 0, 1]), torch.tensor([5, 3, 40])  # the last answer was cut off
+
+
+def make(recipe: str = "palbert") -> Any:
+    encoder = tiny_encoder(BY_NAME["bert"])
+    torch.manual_seed(3)
+    model = PonderForQuestionAnswering.from_encoder(encoder, recipe)
+    with torch.no_grad():
+        for weight in model.ponder.head.parameters():
+            weight.normal_()
+    return model.eval()
+
+
+def test_full_depth_is_the_model_of_transformers() -> None:
+    model = make()
+    batch = batch_for(model)
+    plain = BertForQuestionAnswering(model.encoder.config).eval()
+    plain.bert.load_state_dict(model.encoder.state_dict(), strict=False)
+    plain.qa_outputs.load_state_dict(model.ponder.head[1].state_dict())
+    with torch.no_grad():
+        expected = plain(**batch, start_positions=START[:2].repeat(2)[:3], end_positions=END[:2].repeat(2)[:3])
+        found = model(
+            **batch, start_positions=START[:2].repeat(2)[:3], end_positions=END[:2].repeat(2)[:3], policy=LastStep()
+        )
+    torch.testing.assert_close(found.start_logits, expected.start_logits)
+    torch.testing.assert_close(found.end_logits, expected.end_logits)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize("recipe", ["palbert", "pabee"])
+def test_it_trains_exits_and_is_found_again(recipe: str, tmp_path: Path) -> None:
+    model = make(recipe)
+    batch = batch_for(model)
+    out = model.train()(**batch, start_positions=START, end_positions=END)
+    out.loss.backward()
+    assert out.step_logits.shape == (3, model.ponder.num_steps, 9, 2)
+    assert all(weight.grad is not None and weight.grad.any() for weight in model.ponder.head.parameters())
+    model.save_pretrained(tmp_path)
+    again = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
+    assert type(again) is PonderForQuestionAnswering
+    with torch.no_grad():
+        expected, found = model.eval()(**batch), again(**batch)
+        assert torch.equal(expected.start_logits, found.start_logits)
+        assert torch.equal(expected.exit_step, found.exit_step)
+        trajectory = model.unroll(**batch)
+        for policy in (Patience(1), Patience(2), *([Quantile(0.4)] if recipe == "palbert" else [])):
+            run, replayed = model(**batch, policy=policy), trajectory.replay(policy)
+            assert torch.equal(run.exit_step, replayed.exit_step)
+            torch.testing.assert_close(
+                torch.stack([run.start_logits, run.end_logits], -1), replayed.outputs, rtol=1e-4, atol=1e-5
+            )
+
+
+def test_an_answer_that_was_cut_off_counts_for_nothing() -> None:
+    model = make()
+    batch = batch_for(model)
+    with torch.no_grad():
+        half = model(**batch, start_positions=START, end_positions=END, policy=LastStep())
+        starts = torch.nn.functional.cross_entropy(half.start_logits, START, reduction="none")
+        ends = torch.nn.functional.cross_entropy(half.end_logits[:2], END[:2], reduction="none")
+    torch.testing.assert_close(half.loss, (starts.sum() + ends.sum()) / 6)
+
+
+def test_data_of_any_length_is_answered_in_its_order() -> None:
+    model = make()
+    batch = batch_for(model)
+    rows = [{name: value[row, : [9, 6, 4][row]].tolist() for name, value in batch.items()} for row in (2, 0, 1)]
+    found = model.predict(rows, policy=FixedStep(2))
+    with torch.no_grad():
+        for row, outputs in zip(rows, found.outputs, strict=True):
+            alone = model(**{name: torch.tensor([value]) for name, value in row.items()}, policy=FixedStep(2))
+            logits = torch.stack([alone.start_logits[0], alone.end_logits[0]], -1)
+            torch.testing.assert_close(outputs[: len(logits)], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_an_answer_is_refused() -> None:
+    model = make()
+    batch = batch_for(model)
+    with pytest.raises(ArgumentError, match="start_positions and end_positions: expected both or neither"):
+        model(**batch, start_positions=START)
+    with pytest.raises(ArgumentError, match=r"labels: expected shape \(3, 2\)"):
+        model(**batch, start_positions=START[:2], end_positions=END[:2])
+    with pytest.raises(ArgumentError, match="num_labels and problem_type: expected 2"):
+        PonderForQuestionAnswering.from_encoder(tiny_encoder(BY_NAME["bert"]), num_labels=3)
