@@ -9,6 +9,8 @@ from ponder.integrations.transformers.bert import BertAdapter
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
+from ponder.integrations.transformers.exits import ExitReport, fit_exits
+from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.modeling import PonderForSequenceClassification, PonderSequenceClassifierOutput
 from ponder.integrations.transformers.mpnet import MPNetAdapter
 from ponder.integrations.transformers.trainer import PonderTrainer
@@ -19,6 +21,8 @@ __all__ = [
     "BertAdapter",
     "CapturedAdapter",
     "EncoderAdapter",
+    "ExitReport",
+    "FinetunedClassifier",
     "LayerStep",
     "MPNetAdapter",
     "PonderConfig",
@@ -29,6 +33,7 @@ __all__ = [
     "adapter_for",
     "adapters",
     "encoder_of",
+    "fit_exits",
 ]
 
 AutoConfig.register(PonderConfig.model_type, PonderConfig, exist_ok=True)
