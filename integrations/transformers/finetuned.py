@@ -160,9 +160,7 @@ class FinetunedClassifier(nn.Module):
         save_whole(lambda part: self.classifier.save_pretrained(part), place)
         with locked(place):
             write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
-            write_json(
-                place / _EXITS, {"format": _FORMAT, "digests": _digests(place), "policy": self.policy.to_dict()}
-            )
+            write_json(place / _EXITS, {"format": _FORMAT, "digests": _digests(place), "policy": self.policy.to_dict()})
 
     @property
     def classifier(self) -> PreTrainedModel:
