@@ -213,7 +213,7 @@ def _families(num_steps: int, classes: int) -> list[Family]:
     sure = torch.linspace(12.0, -2.0, 141, dtype=torch.float64).sigmoid().tolist()
     unsure = torch.logspace(-6.0, math.log10(math.log(classes)), 141, dtype=torch.float64).tolist()
     return [
-        (FixedStep, [float(step) for step in range(num_steps, 0, -1)]),
+        (_fixed, [float(step) for step in range(num_steps, 0, -1)]),
         (Confidence, sure),
         (Margin, sure),
         (Entropy, unsure),
@@ -225,13 +225,13 @@ def _certified(
 ) -> tuple[RiskControl, float]:
     """The policy with its certificate, and the level that was asked for, or that the speed-up costs."""
     families = _families(choosing.num_steps, choosing.outputs.shape[-1])
-    curves = [[_outcome(choosing, make(_whole(make, v))) for v in values] for make, values in families]
+    curves = [[_outcome(choosing, make(v)) for v in values] for make, values in families]
     if speed_up is None:
         cheapest = [min((s for d, s in curve if d <= level), default=math.inf) for curve in curves]
         make, values = families[min(range(len(families)), key=lambda place: cheapest[place])]
         done = control_risk(
             certifying,
-            lambda value: make(_whole(make, value)),
+            make,
             level=level,
             confidence=confidence,
             bound=_BOUND,
@@ -245,11 +245,11 @@ def _certified(
         if s <= choosing.num_steps / speed_up
     ]
     _, _, make, value = min(allowed, key=lambda found: found[:2])
-    differs, _ = _losses(certifying, make(_whole(make, value)))
+    differs, _ = _losses(certifying, make(value))
     bound = _upper_bound(differs, confidence)
     done = control_risk(
         certifying,
-        lambda value: make(_whole(make, value)),
+        make,
         level=bound,
         confidence=confidence,
         bound=_BOUND,
@@ -258,8 +258,8 @@ def _certified(
     return done, bound
 
 
-def _whole(make: Callable[[float], ExitPolicy], value: float) -> Any:
-    return int(value) if make is FixedStep else value
+def _fixed(step: float) -> ExitPolicy:
+    return FixedStep(int(step))
 
 
 def _losses(trajectory: Trajectory, policy: ExitPolicy) -> tuple[Tensor, Tensor]:

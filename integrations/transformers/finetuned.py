@@ -291,7 +291,7 @@ class _Readout:
 
 
 def _states(hidden: Tree) -> Tensor:
-    states: Tensor = hidden["hidden"] if isinstance(hidden, dict) else hidden  # type: ignore[assignment]
+    states: Tensor = hidden["hidden"] if isinstance(hidden, dict) else hidden
     return states
 
 

@@ -43,6 +43,7 @@ _WIDTH = 80
 _TIMED = 512  # texts, at most
 _BATCH = 32
 _CARD = "ponder.json"
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
 
 ModelFolder = Annotated[Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")]
 TextsFile = Annotated[Path, typer.Option("--texts", help="CSV, JSON lines, Parquet, or a text on each line.")]
@@ -175,7 +176,10 @@ def _check_out(out: Path, model: str) -> None:
 
 
 def _tokenizer(source: str) -> Any:
+    folder = Path(source)
     try:
+        if folder.is_dir() and not any(path.name.endswith(_TOKENIZERS) for path in folder.iterdir()):
+            raise FileNotFoundError(folder)  # Transformers would make one up, in which every word is unknown
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # whatever Transformers stumbles over
         raise CheckpointError(
