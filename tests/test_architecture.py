@@ -12,10 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"safetensors", "matplotlib", "numpy", "sklearn"}
+OPTIONAL = {
+    "safetensors",
+    "matplotlib",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "sklearn",
+    "tokenizers",
+}
 """Libraries that a user may not have: imported where they are needed, in functions of the file that wraps them."""
 
 EXCEPTIONS = {
+    ("ponder.monitor", "ponder.monitor.watched"),  # loaded when it is used: audits alone need no PyTorch
     ("benchmarks.glue.data", "benchmarks.glue.tasks"),  # for the type checker
 }
 """Imports against the arrows."""

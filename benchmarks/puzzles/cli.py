@@ -59,6 +59,7 @@ def stream_command(
     puzzle: Annotated[str, typer.Argument(help=f"One of {', '.join(PUZZLES)}.")],
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where left out.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 3,
+    examples: Annotated[int | None, typer.Option(min=1, help="Problems of every level; all where left out.")] = None,
     large: Annotated[bool, typer.Option("--large", help="As for run.")] = False,
     out: Out = Path("runs/puzzles/results"),
     states: States = Path("runs/puzzles"),
@@ -68,7 +69,8 @@ def stream_command(
         "seed", "depth", "mean steps", "steps saved", "time saved", "processor", "answers equal", title=puzzle
     )
     for one_seed in dict.fromkeys(seed or [0]):
-        told = run_stream(setting_of(puzzle, large=large), one_seed, out=out, states=states, repeats=repeats)
+        setting = setting_of(puzzle, large=large)
+        told = run_stream(setting, one_seed, out=out, states=states, repeats=repeats, examples=examples)
         saved = (f"{told[key]:.1%}" for key in ("steps_saved", "time_saved", "cpu_time_saved"))
         equal = f"{told['answers_equal']} of {told['problems']}"
         table.add_row(str(one_seed), str(told["depth"]), f"{told['mean_steps']:.1f}", *saved, equal)

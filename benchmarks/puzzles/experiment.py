@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def run(
     return read_result(path)
 
 
-def run_stream(setting: Setting, seed: int, *, out: Path, states: Path, repeats: int = 3) -> dict[str, Any]:
+def run_stream(
+    setting: Setting, seed: int, *, out: Path, states: Path, repeats: int = 3, examples: int | None = None
+) -> dict[str, Any]:
     """Time the trained solver on a stream of mixed difficulty; measured anew every time.
 
     Args:
@@ -71,6 +73,7 @@ def run_stream(setting: Setting, seed: int, *, out: Path, states: Path, repeats:
         out: Folder of the results; that of the looped solver says which rule and which fixed depth are compared.
         states: Folder of the states of trainings.
         repeats: How often each way is timed.
+        examples: Problems of every level; as many as are reported where None.
     """
     looped_path = result_path(out, setting, "looped", seed)
     if not looped_path.exists():
@@ -82,7 +85,8 @@ def run_stream(setting: Setting, seed: int, *, out: Path, states: Path, repeats:
     policy = ExitPolicy.from_dict(looped["ways"][looped["best_rule"]]["policy"])
     model = gated_solver(learner, setting)[0] if "hazard" in policy.needs else learner.model
     depth = looped["ways"]["best fixed depth"]["policy"]["step"]
-    measured = stream(model, setting, policy, depth, repeats)
+    problems = setting if examples is None else replace(setting, examples=examples)
+    measured = stream(model, problems, policy, depth, repeats)
     path = result_path(out, setting, "stream", seed)
     made_by = {"format": FORMAT, "setting": asdict(setting), "learner": "stream", "seed": seed}
     write_json(path, with_checksum({**made_by, **measured, "environment": environment(torch.device("cpu"))}))

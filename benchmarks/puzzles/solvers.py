@@ -37,8 +37,11 @@ class ConvStem(nn.Module):
         self.channels, self.dims = channels, dims
         self.layer = _convolution(channels, width, dims)
 
-    def forward(self, inputs: Tensor, inside: Tensor | None = None) -> tuple[Tensor, Mapping[str, Any]]:
-        """The state `(batch, width, …)` and the context; `inside`, `(batch, 1, …)`, is 0 beyond a problem's end."""
+    def forward(self, inputs: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Mapping[str, Any]]:
+        """The state `(batch, width, …)` and the context; the mask, `(batch, positions)`, is 0 beyond a problem's end.
+
+        By its name policies find it too: positions beyond the end need not be sure, or at rest.
+        """
         if inputs.dim() != self.dims + 2 or inputs.shape[1] != self.channels:
             raise ArgumentError(
                 "inputs",
@@ -46,7 +49,10 @@ class ConvStem(nn.Module):
                 got=f"shape {tuple(inputs.shape)}",
                 remedy="Give the solver problems of the puzzle that it was built for.",
             )
-        context = {"inputs": inputs} if inside is None else {"inputs": inputs, "inside": inside}
+        context, inside = {"inputs": inputs}, None
+        if attention_mask is not None:
+            inside = attention_mask.to(inputs.dtype).reshape(len(inputs), 1, *inputs.shape[2:])
+            context["inside"] = inside
         return _within(F.relu(self.layer(inputs)), inside), context
 
 

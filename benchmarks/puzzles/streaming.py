@@ -94,8 +94,8 @@ def timed(ways: dict[str, Callable[[], tuple[Tensor, Tensor]]], repeats: int) ->
 
 def _shuffled(canvas: Canvas) -> Canvas:
     order = torch.randperm(len(canvas.labels), generator=torch.Generator().manual_seed(_SEED))
-    inside = None if canvas.inside is None else canvas.inside[order]
-    return Canvas(canvas.inputs[order], inside, canvas.labels[order], canvas.difficulty[order])
+    mask = None if canvas.mask is None else canvas.mask[order]
+    return Canvas(canvas.inputs[order], mask, canvas.labels[order], canvas.difficulty[order])
 
 
 @torch.inference_mode()
@@ -115,7 +115,7 @@ def _streamed(model: ponder.PonderWrapper, canvas: Canvas, policy: ExitPolicy, n
     def examples() -> Iterator[Any]:
         for row in range(len(canvas.labels)):
             inputs = canvas.inputs[row]
-            yield inputs if canvas.inside is None else (inputs, {"inside": canvas.inside[row]})
+            yield inputs if canvas.mask is None else (inputs, {"attention_mask": canvas.mask[row]})
 
     with ponder.StreamEngine(model, policy, max_batch=MAX_BATCH, num_steps=num_steps) as engine:
         answers = [answer for _, answer in engine.run(examples(), ordered=True)]

@@ -33,6 +33,7 @@ SECTIONS = {
     7: "scale",
     8: "device",
     9: "sweeps",
+    10: "exporting",
 }
 """By number, the module of a section: `measure(Options)` gives its figures."""
 

@@ -22,6 +22,7 @@ TITLES = {
     "scale": "Scale",
     "device": "On an accelerator",
     "sweeps": "Sweeps",
+    "exporting": "Exits and int8 in onnxruntime",
 }
 
 

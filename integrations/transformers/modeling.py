@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
@@ -14,6 +16,7 @@ from transformers.utils.generic import ModelOutput
 from ponder import recipes
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
@@ -350,6 +353,24 @@ class PonderForSequenceClassification(PreTrainedModel):
             exit_step=out.exit_step,
             step_logits=None if unrolled is None else unrolled.outputs,
             hazard_logits=None if unrolled is None else unrolled.hazard_logits,
+        )
+
+    def export_source(self) -> ExportSource:
+        """What `ponder.export.onnx` writes: two rows of tokens as an example, and the tokenizer of the encoder."""
+        config = self.encoder.config
+        pad = int(config.pad_token_id or 0)
+        ids = torch.full((2, 4), (pad + 1) % config.vocab_size, device=self.encoder.device)
+        mask = torch.ones_like(ids)
+        ids[1, 2:], mask[1, 2:] = pad, 0
+        tokenizer = Path(str(self.encoder.config._name_or_path or ".")) / "tokenizer.json"
+        return ExportSource(
+            model=self.ponder,
+            inputs=ids,
+            context={"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)},
+            name="input_ids",
+            defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
+            tokenizer=tokenizer if tokenizer.is_file() else None,
+            max_length=getattr(config, "max_position_embeddings", None),
         )
 
     def unroll(self, input_ids: Tensor, **kwargs: Any) -> Trajectory:

@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ponder.errors import ArgumentError, CheckpointError, PonderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import fcntl

@@ -9,12 +9,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["as_row_ids", "check_choice", "check_int", "check_real", "check_type"]
+__all__ = ["check_choice", "check_int", "check_real", "check_type"]
 
 
 def check_int(argument: str, value: Any, low: int = 1, high: int | None = None, *, remedy: str | None = None) -> None:
@@ -72,13 +69,3 @@ def check_type(argument: str, value: object, kind: type) -> None:
             got=type(value).__name__,
             remedy=f"Pass an instance of {home}.{kind.__name__}.",
         )
-
-
-def as_row_ids(row_ids: Tensor | None, size: int, device: torch.device) -> Tensor:
-    """Row ids, `(batch,)` long; the positions where None."""
-    if row_ids is None:
-        return torch.arange(size, device=device)
-    if not isinstance(row_ids, Tensor) or row_ids.shape != (size,) or row_ids.is_floating_point():
-        got = f"{row_ids.dtype} {tuple(row_ids.shape)}" if isinstance(row_ids, Tensor) else type(row_ids).__name__
-        raise ArgumentError("row_ids", expected=f"integers, shape ({size},)", got=got, remedy="One id for each row.")
-    return row_ids.to(device=device, dtype=torch.long)

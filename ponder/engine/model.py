@@ -13,8 +13,9 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
+from ponder._utils.row_ids import as_row_ids
 from ponder._utils.trees import Tree, check_rows, first_tensor
-from ponder._utils.validation import as_row_ids, check_int, check_type
+from ponder._utils.validation import check_int, check_type
 from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits

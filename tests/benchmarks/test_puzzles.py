@@ -132,19 +132,25 @@ def test_puzzles_without_reasoning_gym_say_so(monkeypatch):
 # -- solvers
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_problem_inside_a_larger_canvas_is_answered_as_alone(name):
-    """Sizes can share a batch: `inside` makes a canvas end where the problem does."""
+    """Sizes can share a batch: a mask makes a canvas end where the problem does, for the solver and for policies."""
     puzzle, model = setting.PUZZLES[name], learner_of("looped", TINY[name]).model.eval()
     problems = puzzle.draw(5, 3, seed=0)
     canvas = torch.zeros(*problems.inputs.shape[:2], *(8 for _ in problems.inputs.shape[2:]))
     inside = torch.zeros_like(canvas[:, :1])
     here = (..., *(slice(0, 5) for _ in problems.inputs.shape[2:]))
     canvas[here], inside[here] = problems.inputs, 1.0
+    mask = inside.flatten(1).long()
     alone = model.unroll(problems.inputs).outputs
-    larger = model.unroll(canvas, inside=inside).outputs.unflatten(2, canvas.shape[2:])
+    larger = model.unroll(canvas, attention_mask=mask).outputs.unflatten(2, canvas.shape[2:])
     cut = larger[(slice(None), slice(None), *here[1:])].flatten(2, -2)
     torch.testing.assert_close(cut, alone, atol=1e-5, rtol=1e-5)
+    sure = alone.softmax(-1).amax(-1).amin(-1)
+    for rule in (policies.Converged(patience=1), policies.Confidence(float(sure.median()))):
+        expected = model.unroll(problems.inputs).replay(rule).exit_step
+        assert model(canvas, attention_mask=mask, policy=rule).exit_step.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.speed import cli, device, peers, scale, streaming, training
+from benchmarks.speed import cli, device, exporting, peers, scale, streaming, training
 from benchmarks.speed.figures import Options
 from benchmarks.speed.simulation import Costs, Row, compaction, poisson, quantile, stream
 from benchmarks.speed.subjects import minilm
@@ -206,3 +206,18 @@ def test_ponder_transformer_gives_the_same_answers_at_the_same_exits():
     for (outputs, exits), (expected, wanted) in ((theirs(), ours()), (theirs(), ours())):
         assert exits.tolist() == wanted.tolist() == [1, 4, 2, 13, 4]
         torch.testing.assert_close(outputs, expected)
+
+
+@pytest.mark.slow
+def test_exports_are_measured_alone_and_together_with_the_same_exits():
+    pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
+    pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+    found = exporting.measure(QUICK)
+    cases = {told["case"] for told in found}
+    assert len(cases) == len(exporting.SHAPES)
+    goals = [told["at_least"] for told in found if told["at_least"] is not None]
+    each = [exporting.OF_PRODUCT, exporting.OVER_FP32, exporting.OVER_BF16]
+    assert sorted(goals) == sorted(each * 2 * len(cases))  # int8, and int8 of all products
+    for told in found:
+        assert told["value"] > 0.0
+        assert 1.0 < told["mean_exit_step"] < 6.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -21,14 +22,37 @@ MODULES = sorted(
 )
 
 
+def in_a_fresh_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code elsewhere, with the `ponder` that these tests import."""
+    here = {**os.environ, "PYTHONPATH": str(Path(ponder.__file__).parents[1])}
+    arguments = [sys.executable, "-c", code]
+    return subprocess.run(arguments, cwd=folder, env=here, capture_output=True, text=True, check=True)
+
+
 @pytest.mark.parametrize("statement", ["import ponder", "import ponder.integrations"])
 def test_importing_loads_no_partner_library(statement: str, tmp_path: Path) -> None:
     code = f"import sys, json\n{statement}\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    ran = in_a_fresh_process(code, tmp_path)
     loaded = json.loads(ran.stdout)
-    assert "torch" in loaded
-    assert "einops" in loaded
-    assert not set(PARTNERS) & set(loaded)
+    assert not {"torch", "einops", *PARTNERS} & set(loaded)  # names are loaded when they are first used
+
+
+def test_using_every_name_loads_pytorch_and_no_partner_library(tmp_path: Path) -> None:
+    code = (
+        "import sys, json, ponder\n[getattr(ponder, name) for name in ponder.__all__]\n"
+        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    )
+    ran = in_a_fresh_process(code, tmp_path)
+    loaded = set(json.loads(ran.stdout))
+    assert {"torch", "einops"} <= loaded
+    assert not set(PARTNERS) & loaded
+
+
+def test_names_are_listed_before_they_are_loaded_and_unknown_ones_are_refused() -> None:
+    assert set(ponder.__all__) <= set(dir(ponder))
+    assert ponder.trajectory.Trajectory is ponder.Trajectory
+    with pytest.raises(AttributeError, match="has no attribute 'ponderous'"):
+        ponder.ponderous  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["ponder", *MODULES])

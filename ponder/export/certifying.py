@@ -1,0 +1,96 @@
+"""Choosing the threshold of an export, with a certificate: a promise made before quantisation need not hold after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ponder.analysis.policy_grid import PolicyGridLike
+from ponder.calibration import RiskControl, control_risk
+from ponder.errors import ArgumentError
+from ponder.export.runtime import OnnxModel, Record
+from ponder.parts.tasks import task_named
+from ponder.trajectory import Trajectory
+
+__all__ = ["certify", "to_trajectory"]
+
+
+def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None) -> Trajectory:
+    """A record of an exported model as a trajectory, for `ponder.calibrate`, sweeps and plots.
+
+    Args:
+        record: What `OnnxModel.record` gave.
+        task: Name of the task.
+        labels: Labels, one a row, or None.
+    """
+    return Trajectory(
+        outputs=torch.from_numpy(record.outputs),
+        hazard_logits=None if record.hazard_logits is None else torch.from_numpy(record.hazard_logits),
+        row_ids=torch.arange(len(record)),
+        labels=None if labels is None else torch.as_tensor(np.asarray(labels)),
+        task=None if task in (None, "unnamed") else task,
+    )
+
+
+def certify(
+    model: OnnxModel,
+    reference: OnnxModel,
+    examples: Any,
+    policies: PolicyGridLike,
+    *,
+    level: float,
+    confidence: float = 0.95,
+    bound: str = "hoeffding_bentkus",
+    grid: Iterable[float] | None = None,
+    batch_size: int = 32,
+) -> RiskControl:
+    """Choose the cheapest threshold at which an export answers as another one does at full depth.
+
+    The promise is about everything between the two: the early exits and the quantisation. So even full depth may fail
+    it, and where no threshold passes, `RiskControl.met` is False and nothing is promised, full depth included. The
+    policy is not given to the model: assign it, ``model.policy = found.policy``, and keep it with `save_policy`.
+
+    Args:
+        model: The export that will answer, with `int8`, say.
+        reference: The export whose answers at full depth are the measure: that in fp32.
+        examples: Examples like those to come, on which nothing else was chosen.
+        policies: As for `ponder.control_risk`.
+        level: Share of the answers that may differ, in (0, 1).
+        confidence: In (0, 1).
+        bound: As for `ponder.control_risk`.
+        grid: Values of the threshold.
+        batch_size: Rows of a batch at most.
+
+    Raises:
+        ArgumentError: Exports of different tasks, or whatever `ponder.control_risk` refuses.
+    """
+    own, other = model.manifest, reference.manifest
+    task = task_named(None if own.task == "unnamed" else own.task)
+    if (own.task, own.outputs) != (other.task, other.outputs) or not task.comparable:
+        raise ArgumentError(
+            "reference",
+            expected=f"an export of the task {own.task!r} with outputs {own.outputs}, that are the same or not",
+            got=f"{other.task!r} {other.outputs}",
+            remedy="Export one model twice: with int8=True and without.",
+        )
+    full = torch.from_numpy(reference.record(examples, batch_size=batch_size).outputs[:, -1])
+    trajectory = to_trajectory(
+        model.record(examples, batch_size=batch_size), task=own.task, labels=task.predictions(full)
+    )
+
+    def disagreement_with_reference(outputs: Tensor, labels: Tensor) -> Tensor:
+        return (~task.same(task.predictions(outputs), labels)).double()
+
+    return control_risk(
+        trajectory,
+        policies,
+        risk=disagreement_with_reference,
+        level=level,
+        confidence=confidence,
+        bound=bound,
+        grid=grid,
+    )

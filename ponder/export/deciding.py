@@ -1,0 +1,350 @@
+"""Exit policies in numpy: what `ponder.policies` decide, from the JSON that they turn into, without PyTorch.
+
+Each policy here has the registered name and the fields of one there, and the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder.errors import ArgumentError
+
+__all__ = ["NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What outputs mean, as far as a policy asks.
+
+    Args:
+        name: Name of the task.
+        classes: Whether the last dimension holds the logits of classes.
+        numbers: Whether answers are numbers.
+    """
+
+    name: str
+    classes: bool
+    numbers: bool
+
+    def predictions(self, outputs: Array) -> Array:
+        """What outputs `(…, outputs)` predict: a class, a set of labels, or numbers."""
+        if self.numbers:
+            return _at_least_float32(outputs)
+        predicted: Array = outputs.argmax(-1) if self.classes else outputs > 0
+        return predicted
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What a policy sees of the running rows after a step; fields that it does not need are None.
+
+    Args:
+        index: The step just finished, from 1.
+        task: What the outputs mean.
+        cdf: P(stop at n or before), `(rows,)`.
+        output: Outputs, `(rows, …)`.
+    """
+
+    index: int
+    task: TaskSpec
+    cdf: Array | None = None
+    output: Array | None = None
+
+
+class NumpyPolicy(ABC):
+    """An exit policy; see `ponder.policies.ExitPolicy`, whose protocol this is, with one step for all rows."""
+
+    needs: frozenset[str] = frozenset()
+
+    def init(self, row_ids: Array) -> Any:
+        """State before the first step: nested arrays, batch first, or None."""
+        return None
+
+    @abstractmethod
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        """Which rows exit now, `(rows,)` bool, and the new state."""
+
+
+def take(state: Any, rows: Array) -> Any:
+    """Some rows of a state."""
+    if isinstance(state, np.ndarray):
+        return state[rows]
+    return tuple(take(part, rows) for part in state) if isinstance(state, tuple) else state
+
+
+@dataclass(frozen=True)
+class _Quantile(NumpyPolicy):
+    q: float
+    needs = frozenset({"hazard"})
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return _given(step.cdf) > np.float32(self.q), state
+
+
+@dataclass(frozen=True)
+class _Bernoulli(NumpyPolicy):
+    seed: int
+    needs = frozenset({"hazard"})
+
+    def init(self, row_ids: Array) -> Any:
+        with np.errstate(over="ignore"):
+            key = _mix(np.array([(self.seed + _GAMMA) & _MASK], dtype=np.uint64))
+            bits = _mix(key + row_ids.astype(np.int64).astype(np.uint64) * np.uint64(_GAMMA))
+        return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return _given(step.cdf) > state, state
+
+
+@dataclass(frozen=True)
+class _Confidence(NumpyPolicy):
+    threshold: float
+    needs = frozenset({"output"})
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        surest = np.exp(_log_softmax(_given(step.output)).max(-1))
+        return surest > surest.dtype.type(self.threshold), state
+
+
+@dataclass(frozen=True)
+class _Entropy(NumpyPolicy):
+    threshold: float
+    normalize: bool = False
+    needs = frozenset({"output"})
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        log_p = _log_softmax(_given(step.output))
+        p = np.exp(log_p)
+        with np.errstate(invalid="ignore"):
+            entropy = -np.where(p == 0, 0, p * log_p).sum(-1)
+        if self.normalize:
+            entropy = entropy / entropy.dtype.type(np.log(log_p.shape[-1]))
+        return entropy < entropy.dtype.type(self.threshold), state
+
+
+@dataclass(frozen=True)
+class _Margin(NumpyPolicy):
+    threshold: float
+    needs = frozenset({"output"})
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        two = np.exp(np.sort(_log_softmax(_given(step.output)), axis=-1)[..., -2:])
+        return two[..., 1] - two[..., 0] > two.dtype.type(self.threshold), state
+
+
+@dataclass(frozen=True)
+class _Patience(NumpyPolicy):
+    patience: int
+    tolerance: float = 0.0
+    needs = frozenset({"output"})
+
+    def init(self, row_ids: Array) -> Any:
+        return np.zeros(len(row_ids), dtype=np.int64), None
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        count, before = state
+        answer = step.task.predictions(_given(step.output))
+        if before is not None:
+            equal = np.abs(answer - before) < self.tolerance if step.task.numbers else answer == before
+            count = np.where(equal.reshape(len(equal), -1).all(1), count + 1, 0)
+        return count >= self.patience, (count, answer)
+
+
+@dataclass(frozen=True)
+class _Voting(NumpyPolicy):
+    votes: int
+    needs = frozenset({"output"})
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        output = _given(step.output)
+        answer = step.task.predictions(output)
+        votes = np.eye(output.shape[-1], dtype=np.int64)[answer] + (0 if state is None else state)
+        return votes[np.arange(len(answer)), answer] >= self.votes, votes
+
+
+@dataclass(frozen=True)
+class _FixedStep(NumpyPolicy):
+    step: int
+
+    def init(self, row_ids: Array) -> Any:
+        return row_ids
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return np.full(len(state), step.index >= self.step), state
+
+
+@dataclass(frozen=True)
+class _LastStep(NumpyPolicy):
+    def init(self, row_ids: Array) -> Any:
+        return row_ids
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return np.zeros(len(state), dtype=bool), state
+
+
+@dataclass(frozen=True)
+class _Several(NumpyPolicy):
+    policies: tuple[NumpyPolicy, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset[str]().union(*(policy.needs for policy in self.policies))
+
+    def init(self, row_ids: Array) -> Any:
+        return tuple(policy.init(row_ids) for policy in self.policies)
+
+    def masks(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        """The masks of all parts, `(parts, rows)`, and their states."""
+        answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
+        return np.stack([mask for mask, _ in answers]), tuple(after for _, after in answers)
+
+
+@dataclass(frozen=True)
+class _Any(_Several):
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        masks, state = self.masks(step, state)
+        mask: Array = np.logical_or.reduce(masks)
+        return mask, state
+
+
+@dataclass(frozen=True)
+class _All(_Several):
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        masks, state = self.masks(step, state)
+        mask: Array = np.logical_and.reduce(masks)
+        return mask, state
+
+
+@dataclass(frozen=True)
+class _Around(NumpyPolicy):
+    policy: NumpyPolicy
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return self.policy.needs
+
+    def init(self, row_ids: Array) -> Any:
+        return self.policy.init(row_ids)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return self.policy.decide(step, state)
+
+
+@dataclass(frozen=True)
+class _After(_Around):
+    step: int
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        mask, state = self.policy.decide(step, state)
+        return mask if step.index >= self.step else np.zeros_like(mask), state
+
+
+@dataclass(frozen=True)
+class _Before(_Around):
+    step: int
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        mask, state = self.policy.decide(step, state)
+        return np.ones_like(mask) if step.index >= self.step else mask, state
+
+
+@dataclass(frozen=True)
+class _Tempered(_Around):
+    temperatures: tuple[float, ...]
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        if step.output is None:
+            return self.policy.decide(step, state)
+        own = self.temperatures[0] if len(self.temperatures) == 1 else self.temperatures[step.index - 1]
+        output = _at_least_float32(step.output)
+        return self.policy.decide(replace(step, output=output / output.dtype.type(own)), state)
+
+
+_KINDS: dict[str, type[Any]] = {
+    "quantile": _Quantile,
+    "bernoulli": _Bernoulli,
+    "confidence": _Confidence,
+    "entropy": _Entropy,
+    "margin": _Margin,
+    "patience": _Patience,
+    "voting": _Voting,
+    "fixed-step": _FixedStep,
+    "last-step": _LastStep,
+    "any": _Any,
+    "all": _All,
+    "after": _After,
+    "before": _Before,
+    "tempered": _Tempered,
+    "certified": _Around,
+}
+
+
+def read_policy(data: Any) -> NumpyPolicy:
+    """The policy of what `policy.to_dict()` gave.
+
+    Raises:
+        ArgumentError: It, or a policy inside it, cannot be expressed without PyTorch; the message names those that can.
+    """
+    name = data.get("name") if isinstance(data, Mapping) else None
+    if name not in _KINDS:
+        raise _refusal(repr(name or data))
+    if name == "bernoulli" and data.get("seed") is None:
+        raise _refusal("a Bernoulli without a seed, whose exits nobody could check")
+    fields = {key: value for key, value in data.items() if key != "name"}
+    if "policy" in fields:
+        fields["policy"] = read_policy(fields["policy"])
+    if "policies" in fields:
+        fields["policies"] = tuple(read_policy(part) for part in fields["policies"])
+    if name == "certified":
+        fields = {"policy": fields["policy"]}  # the certificate says nothing of what is done
+    try:
+        policy: NumpyPolicy = _KINDS[name](**fields)
+    except (KeyError, TypeError) as error:
+        raise _refusal(f"{name!r} with other fields ({error})") from error
+    return policy
+
+
+def _refusal(got: str) -> ArgumentError:
+    return ArgumentError(
+        "policy",
+        expected=f"a policy that runs without PyTorch: {', '.join(sorted(_KINDS))} (bernoulli with a seed)",
+        got=got,
+        remedy="Export the model with one of these, for example policies.Confidence(0.9).",
+    )
+
+
+def _given(reading: Array | None) -> Array:
+    assert reading is not None
+    return reading
+
+
+def _at_least_float32(array: Array) -> Array:
+    wide: Array = array if array.dtype == np.float64 else array.astype(np.float32)
+    return wide
+
+
+def _log_softmax(outputs: Array) -> Array:
+    outputs = _at_least_float32(outputs)
+    shifted = outputs - outputs.max(-1, keepdims=True)
+    log_p: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_p
+
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def _mix(x: Array) -> Array:
+    """The SplitMix64 finaliser, as in `ponder.policies.halting`; arithmetic modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Array = x ^ (x >> np.uint64(31))
+    return mixed

@@ -1,0 +1,222 @@
+"""The parts of a model as modules on flat lists of tensors, which an exporter can trace; and the tracing."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ponder._utils.trees import Shared, Tree, map_tensors, tensors, unwrap
+from ponder.engine.model import EarlyExitModel
+from ponder.errors import PonderError
+from ponder.export.manifest import TensorSpec
+from ponder.parts.heads import PerStep
+
+__all__ = [
+    "FlatTree",
+    "Slot",
+    "flatten",
+    "head_part",
+    "lambda_part",
+    "readout_part",
+    "split_stem",
+    "stem_part",
+    "step_part",
+    "write_graph",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A tensor of a graph: its description, and its value in the example."""
+
+    spec: TensorSpec
+    value: Tensor
+
+    @property
+    def name(self) -> str:
+        """Name in the graph."""
+        return self.spec.name
+
+    @property
+    def dynamic(self) -> dict[int, Any]:
+        """Dimensions that vary."""
+        names = {dim: torch.export.Dim("length") for dim in self.spec.along}
+        return names if self.spec.shared else {0: torch.export.Dim("batch"), **names}
+
+
+@dataclass(frozen=True, eq=False)
+class FlatTree:
+    """A tree of tensors whose tensors are taken out and put back in order; everything else is a constant.
+
+    Args:
+        tree: The tree of the example.
+    """
+
+    tree: Tree
+
+    def values(self) -> list[Tensor]:
+        """The tensors of the example."""
+        return flatten(self.tree)
+
+    def filled(self, values: Sequence[Tensor]) -> Tree:
+        """The tree with other tensors."""
+        rest = iter(values)
+        return _map(lambda _: next(rest), self.tree)
+
+
+def flatten(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree, those that are `Shared` included."""
+    if isinstance(tree, Mapping):
+        return [tensor for value in tree.values() for tensor in flatten(value)]
+    if isinstance(tree, Shared):
+        return [tensor for _, tensor in tensors(tree.value)]
+    return [tensor for _, tensor in tensors(tree)]
+
+
+def _map(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    if isinstance(tree, Mapping):
+        return {key: _map(fn, value) for key, value in tree.items()}
+    if isinstance(tree, Shared):
+        return Shared(map_tensors(fn, tree.value))
+    return map_tensors(fn, tree)
+
+
+class Part(nn.Module):
+    """A function of a list of tensors, with the model whose weights it uses.
+
+    Args:
+        model: The model.
+        run: The function; gives a list of tensors.
+    """
+
+    def __init__(self, model: nn.Module, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        super().__init__()
+        self.model, self.run = model, run
+
+    def forward(self, given: list[Tensor]) -> list[Tensor]:
+        """What the part makes of its tensors."""
+        return self.run(given)
+
+
+def stem_part(model: EarlyExitModel, stem: Callable[..., Tree], inputs: FlatTree, context: FlatTree) -> Part:
+    """Inputs and context of a call → hidden state and context of the steps."""
+    count = len(inputs.values())
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        hidden, after = split_stem(
+            stem(inputs.filled(given[:count]), **unwrap(context.filled(given[count:]))), context.filled(given[count:])
+        )
+        return [*flatten(hidden), *flatten(after)]
+
+    return Part(model, run)
+
+
+def split_stem(made: Tree, context: Mapping[str, Any]) -> tuple[Tree, Mapping[str, Any]]:
+    """What a stem gives as hidden state and context, read as `ponder.engine.sources.call_stem` does."""
+    is_pair = isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict)
+    return (made[0], made[1]) if is_pair else (made, context)
+
+
+def step_part(model: EarlyExitModel, step: int, hidden: FlatTree, context: FlatTree) -> Part:
+    """Hidden state, context, and the step of each row → hidden state."""
+    count = len(hidden.values())
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        called = unwrap(context.filled(given[count:-1]))
+        return flatten(model.steps(step, hidden.filled(given[:count]), at=given[-1], **called))
+
+    return Part(model, run)
+
+
+def readout_part(model: EarlyExitModel, readout: Any, hidden: FlatTree, context: FlatTree) -> Part:
+    """Hidden state and context → features."""
+    count = len(hidden.values())
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        reads = readout.reads(unwrap(context.filled(given[count:])))
+        return [readout(hidden.filled(given[:count]), reads)]
+
+    return Part(model, run)
+
+
+def head_part(model: EarlyExitModel, step: int) -> Part:
+    """Features → outputs of a step."""
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        head = model.head
+        return [head(given[0], step) if isinstance(head, PerStep) else head(given[0])]
+
+    return Part(model, run)
+
+
+def lambda_part(model: EarlyExitModel) -> Part:
+    """Features of the last steps, concatenated → hazard logit."""
+    head: Any = model.lambda_head
+    return Part(model, lambda given: [head(given[0])])
+
+
+@torch.no_grad()
+def write_graph(part: nn.Module, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> None:
+    """Trace a part and write it as a graph that takes any batch and any length.
+
+    Inputs that the part does not read are left out of the graph.
+
+    Raises:
+        PonderError: PyTorch cannot trace it.
+    """
+    onnx = _libraries()
+    values = [slot.value.clone() for slot in given]  # one tensor in two places would be traced as one input
+    try:
+        with warnings.catch_warnings(), _quiet("onnx_ir", "onnxscript", "torch.onnx"):
+            warnings.simplefilter("ignore")  # of the exporter's own insides
+            program: Any = torch.onnx.export(
+                part,
+                (values,),
+                input_names=[slot.name for slot in given],
+                output_names=list(outputs),
+                dynamic_shapes=([slot.dynamic for slot in given],),
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        why = str(error).strip().splitlines()
+        raise PonderError(
+            f"{path.stem}: PyTorch cannot export this part of the model ({why[0] if why else type(error).__name__}). "
+            "Steps, stem, readout and heads must be traceable by torch.export, with any batch size and length."
+        ) from error
+    made = program.model_proto
+    read = {name for node in made.graph.node for name in node.input} | {made.name for made in made.graph.output}
+    for unread in [value for value in made.graph.input if value.name not in read]:
+        made.graph.input.remove(unread)
+    onnx.save(made, str(path))
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Loggers that tell of errors alone."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _libraries() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (torch.onnx.export needs it)
+    except ImportError as error:
+        raise PonderError("exporting needs onnx and onnxscript: pip install 'ponder-torch[onnx]'.") from error
+    return onnx

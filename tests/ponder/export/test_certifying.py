@@ -1,0 +1,138 @@
+"""Int8, and the threshold that is chosen again after it against full depth in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ponder
+from ponder import policies
+from ponder.errors import ArgumentError
+from ponder.export import OnnxModel, certify, to_trajectory
+from tests.ponder.export.exported import exported
+
+pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
+pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    made, folder = exported("words"), tmp_path_factory.mktemp("int8")
+    ponder.export.onnx(made.model, folder, int8=True, example=made.toy.batch(3))
+    return OnnxModel(folder, threads=1)
+
+
+def rows(size: int, seed: int) -> Any:
+    return exported("words").call(size, seed)[2]
+
+
+def test_int8_quantises_the_steps_and_nothing_else(int8: OnnxModel) -> None:
+    import onnx
+
+    def kinds(name: str) -> set[str]:
+        return {node.op_type for node in onnx.load(str(int8.folder / name)).graph.node}
+
+    assert {"MatMulInteger", "DynamicQuantizeLinear", "MatMul"} <= kinds("step_1.onnx")
+    kept = onnx.load(str(int8.folder / "step_1.onnx")).graph
+    weights = {weight.name: tuple(weight.dims) for weight in kept.initializer}
+    plain = [weights[n.input[1]] for n in kept.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights]
+    assert plain == [(16, 8)]  # the one that narrows
+    for name in ("stem.onnx", "readout.onnx", "head.onnx", "lambda.onnx"):
+        assert not {"MatMulInteger", "DynamicQuantizeLinear"} & kinds(name)
+    assert int8.manifest.int8
+    assert int8.manifest.single is None
+    assert not list(int8.folder.glob(".*"))
+
+
+def test_all_products_are_quantised_where_that_is_asked_for(tmp_path: Path) -> None:
+    import onnx
+
+    from ponder.export.quantizing import quantize
+
+    path = tmp_path / "step.onnx"
+    path.write_bytes((exported("words").folder / "step_1.onnx").read_bytes())
+    quantize(path, everything=True)
+    kept = onnx.load(str(path)).graph
+    weights = {weight.name for weight in kept.initializer}
+    assert not [n for n in kept.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights]
+    with pytest.raises(ArgumentError, match="int8"):
+        ponder.export.onnx(exported("words").model, tmp_path, int8="some")  # type: ignore[arg-type]
+
+
+def test_int8_outputs_are_near_but_not_the_same(int8: OnnxModel) -> None:
+    own, other = int8.record(rows(64, 1)).outputs, exported("words").onnx.record(rows(64, 1)).outputs
+    distance = np.abs(own - other).mean() / np.abs(other).mean()
+    assert 0.0 < distance < 0.2
+
+
+def test_the_certificate_is_against_full_depth_in_fp32(int8: OnnxModel) -> None:
+    reference, examples = exported("words").onnx, rows(600, 2)
+    found = certify(int8, reference, examples, policies.Confidence, level=0.15, confidence=0.9)
+    assert found.met
+    assert found.mean_exit_step < int8.num_steps
+    assert "disagreement_with_reference" in found.statement
+    full = reference.predict(examples, policy=policies.LastStep()).outputs.argmax(-1)
+    own = int8.predict(examples, policy=found.policy).outputs.argmax(-1)
+    chosen = next(row for row in found.policy.path if row[0] == found.policy.knob_value)
+    assert np.mean(own != full) == pytest.approx(chosen[1], abs=2 / 600)  # what the walk counted, the model does
+    assert chosen[1] < 0.15
+    fresh = rows(600, 3)
+    full = reference.predict(fresh, policy=policies.LastStep()).outputs.argmax(-1)
+    assert np.mean(int8.predict(fresh, policy=found.policy).outputs.argmax(-1) != full) <= 0.15
+
+
+def test_where_even_full_depth_differs_too_often_nothing_is_promised(int8: OnnxModel) -> None:
+    other = exported("scheduled").onnx
+    examples = rows(400, 2)
+    broken = OnnxModel(int8.folder)
+    broken._graphs = exported("words").onnx._graphs.__class__(
+        **{**vars(broken._graphs), "heads": (_negated(broken._graphs.heads[0]),)}
+    )
+    found = certify(broken, exported("words").onnx, examples, policies.Confidence, level=0.05)
+    assert not found.met
+    assert "nothing could be certified" in found.statement
+    assert other.manifest.task == "classification"
+
+
+def _negated(head: Any) -> Any:
+    def call(arrays: Any) -> Any:
+        return {"output": -head(arrays)["output"]}
+
+    return call
+
+
+def test_a_chosen_policy_is_kept_in_the_folder(int8: OnnxModel) -> None:
+    before = int8.policy
+    int8.policy = policies.Confidence(0.75)
+    int8.save_policy()
+    opened = OnnxModel(int8.folder)
+    assert policies.from_dict(opened.policy) == policies.Confidence(0.75)
+    examples = rows(20, 4)
+    assert opened.predict(examples).exit_step.tolist() == int8.predict(examples).exit_step.tolist()
+    int8.policy = before
+
+
+def test_exports_of_different_tasks_are_refused(int8: OnnxModel) -> None:
+    with pytest.raises(ArgumentError, match="reference"):
+        certify(int8, exported("regression").onnx, rows(10, 1), policies.Confidence, level=0.1)
+
+
+def test_a_record_is_swept_and_calibrated_like_a_trajectory() -> None:
+    made = exported("words")
+    inputs, context, arrays = made.call(50, seed=7)
+    labels = np.arange(50) % 3
+    trajectory = to_trajectory(made.onnx.record(arrays), task="classification", labels=labels)
+    plain = made.model.unroll(inputs, **context)
+    policy = policies.Quantile(0.5)
+    assert trajectory.replay(policy).exit_step.tolist() == plain.replay(policy).exit_step.tolist()
+    found = ponder.calibrate(trajectory, policies.Confidence, at_most_steps=3.0)
+    assert found.point.mean_exit_step <= 3.0
+
+
+def test_files_have_the_sizes_that_are_noted(int8: OnnxModel) -> None:
+    for name, size in int8.manifest.sizes.items():
+        assert (Path(int8.folder) / name).stat().st_size == size

@@ -1,0 +1,224 @@
+"""What cannot be exported or answered is refused, and the message says what can be done."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder import policies
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
+from ponder.export import OnnxModel
+from ponder.policies import ExitPolicy, StepView
+from tests.ponder.export.exported import exported, folder_of
+from tests.toys import WIDTH
+
+pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
+pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
+
+
+@dataclass(frozen=True)
+class Unheard(ExitPolicy):
+    """A user's own policy."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "unheard"}
+
+    def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return True, state
+
+
+def small(**options: Any) -> ponder.PonderWrapper:
+    return ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), num_steps=3, head=nn.Linear(WIDTH, 2), **options)
+
+
+X = torch.randn(2, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("policy", "named"),
+    [(Unheard(), "'unheard'"), (Unheard() | policies.LastStep(), "'unheard'"), (Unheard().after(2), "'unheard'")],
+)
+def test_a_policy_that_cannot_be_expressed_is_named_with_those_that_can(
+    policy: ExitPolicy, named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=f"certified, confidence, entropy.*got {named}"):
+        ponder.export.onnx(small(policy=policy), tmp_path, example=X)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sampling_without_a_seed_is_refused(tmp_path: Path) -> None:
+    model = small(policy=policies.Bernoulli(), lambda_head=ponder.LambdaHead(WIDTH))
+    with pytest.raises(ArgumentError, match="without a seed"):
+        ponder.export.onnx(model, tmp_path, example=X)
+
+
+def test_an_answer_at_each_position_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="token_classification"):
+        ponder.export.onnx(small(task="token_classification", readout=ponder.readouts.identity), tmp_path, example=X)
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"head.*torch.bfloat16|steps.*torch.bfloat16"):
+        ponder.export.onnx(small().bfloat16(), tmp_path, example=X)
+
+
+def test_a_model_needs_an_example_and_has_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="example"):
+        ponder.export.onnx(small(), tmp_path)
+    with pytest.raises(ArgumentTypeError, match="PonderWrapper"):
+        ponder.export.onnx(nn.Linear(2, 2), tmp_path, example=X)
+
+
+class Branching(nn.Module):
+    """A step whose code depends on values, which no trace can follow."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return -hidden if float(hidden.sum()) > 0 else hidden + 1.0
+
+
+def test_a_part_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(Branching(), num_steps=3, head=nn.Linear(WIDTH, 2))
+    with pytest.raises(PonderError, match=r"(step_1|body|begin).*traceable"):
+        ponder.export.onnx(model, tmp_path, example=X)
+
+
+def test_an_export_leaves_modes_and_the_example_as_they_were(tmp_path: Path) -> None:
+    model, before = small().train(), X.clone()
+    model.head.eval()
+    ponder.export.onnx(model, tmp_path, example=X[:1])
+    assert (model.training, model.head.training) == (True, False)
+    assert torch.equal(X, before)
+    found = OnnxModel(tmp_path).predict(X.numpy())
+    expected = model.eval()(X)
+    np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), atol=1e-5)
+
+
+# ---- The folder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder_of("gru-cell"), tmp_path / "export"))
+
+
+def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "export.json"
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "export.json").unlink(),
+        lambda folder: (folder / "export.json").write_text("{"),
+        lambda folder: (folder / "step_1.onnx").unlink(),
+        lambda folder: (folder / "step_1.onnx").write_bytes((folder / "step_1.onnx").read_bytes()[:100]),
+        lambda folder: (folder / "head.onnx").write_bytes(b"\0" * (folder / "head.onnx").stat().st_size),
+        _edit(lambda data: data.update(format="other")),
+        _edit(lambda data: data.pop("steps")),
+        _edit(lambda data: data.update(unknown=1)),
+        _edit(lambda data: data.update(schedule=[0, 0])),
+        _edit(lambda data: data.update(schedule=[7] * 5)),
+        _edit(lambda data: data.update(readout="../readout.onnx")),
+    ],
+)
+def test_a_broken_or_foreign_folder_is_refused(damage: Callable[[Path], object], folder: Path) -> None:
+    OnnxModel(folder)
+    damage(folder)
+    with pytest.raises(CheckpointError):
+        OnnxModel(folder)
+
+
+def test_a_foreign_policy_in_the_folder_is_refused(folder: Path) -> None:
+    _edit(lambda data: data.update(policy={"name": "unheard"}))(folder)
+    with pytest.raises(ArgumentError, match="unheard"):
+        OnnxModel(folder)
+
+
+def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    plain = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == "onnxruntime":
+            raise ImportError(name)
+        return plain(name, *arguments, **options)
+
+    path = folder_of("gru-cell")
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(PonderError, match=r"ponder-torch\[onnx\]"):
+        OnnxModel(path)
+
+
+# ---- The examples ----------------------------------------------------------------------------------------------------
+
+
+def _words(**own: Any) -> dict[str, Any]:
+    return {"inputs": [[1, 2], [3, 4]], "src_key_padding_mask": [[False, False], [False, True]], **own}
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ("a text", "a list of texts"),
+        (7, "texts, arrays"),
+        (["a text"], r"examples\[0\].*no tokenizer"),
+        ([{"src_key_padding_mask": [False]}], r"examples\[0\].*'inputs'"),
+        ([{"inputs": [1, 2], "other": 3}], r"examples\[0\].*also other"),
+        ([[1, 2], [0.5, 1.5]], r"examples\[1\].*int64"),
+        ([[[1, 2]]], r"examples\[0\].*shape"),
+        ([[]], r"examples\[0\].*at least 1"),
+        ([[1, 2], ["a", "b"]], r"examples\[1\].*int64"),
+        (_words(src_key_padding_mask=[[True, True], [False, True]]), r"examples\[0\].*hides all"),
+        (_words(src_key_padding_mask=[[False], [False]]), r"examples\[0\].*one length"),
+        (_words(inputs=[[1, 2]]), "same number of rows"),
+    ],
+)
+def test_examples_that_cannot_be_read_are_refused_by_their_position(examples: Any, message: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        exported("words").onnx.predict(examples)
+
+
+def test_numbers_that_are_not_finite_and_rows_of_another_width_are_refused() -> None:
+    model = exported("gru-cell").onnx
+    with pytest.raises(ArgumentError, match=r"examples\[1\].*finite"):
+        model.predict(np.array([[0.0] * WIDTH, [np.nan] * WIDTH]))
+    with pytest.raises(ArgumentError, match=rf"\({WIDTH},\)"):
+        model.predict(np.zeros((2, WIDTH + 1)))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"row_ids": [1]}, {"row_ids": [0.5, 1.5]}, {"policy": 3}])
+def test_options_that_cannot_be_used_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        exported("gru-cell").onnx.predict(np.zeros((2, WIDTH)), **options)
+
+
+def test_a_policy_that_the_model_cannot_serve_is_refused() -> None:
+    model = exported("regression").onnx
+    with pytest.raises(ArgumentError, match="no Lambda head"):
+        model.policy = policies.Quantile(0.5)
+
+
+def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("[")
+    for tokenizer in (tmp_path / "nowhere", tmp_path, 7):
+        with pytest.raises(PonderError, match="tokenizer"):
+            ponder.export.onnx(small(), tmp_path / "out", example=X, tokenizer=tokenizer)

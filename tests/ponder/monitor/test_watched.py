@@ -1,0 +1,157 @@
+"""A watched model: audits after the answers, steps back in order, and state in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder import policies
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.monitor import Audit, StepBack, Watched
+from tests.toys import make_toy, wrap
+
+ORDER = [policies.FixedStep(1), policies.FixedStep(3)]
+
+
+class Flipping(nn.Module):
+    """A step that turns the answer round: an early exit at an even depth differs from full depth (3), always."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return -hidden
+
+
+def agreeing() -> ponder.PonderWrapper:
+    return ponder.PonderWrapper(nn.Identity(), num_steps=4, head=nn.Identity(), task="classification").eval()
+
+
+def flipping() -> ponder.PonderWrapper:
+    return ponder.PonderWrapper(Flipping(), num_steps=4, head=nn.Identity(), task="classification").eval()
+
+
+def every(**options: Any) -> Audit:
+    return Audit(**{"level": 0.1, "share": 1.0, **options})
+
+
+def test_the_answers_are_those_of_the_model_under_the_policy_of_the_stage() -> None:
+    toy = make_toy("transformer")
+    model = wrap(toy).eval()
+    inputs, context = toy.batch(6)
+    watched = Watched(model, [policies.Confidence(0.7)], every())
+    found, plain = watched(inputs, **context), model(inputs, policy=policies.Confidence(0.7), **context)
+    assert torch.equal(found.exit_step, plain.exit_step)
+    torch.testing.assert_close(found.outputs, plain.outputs, rtol=0, atol=1e-5)
+    full = model(inputs, policy=policies.LastStep(), **context).outputs.argmax(1)
+    assert watched.run_audits() == 6
+    assert watched.audit.disagreements == int((plain.outputs.argmax(1) != full).sum()) > 0
+
+
+def test_a_promise_that_holds_keeps_its_policy() -> None:
+    watched = Watched(agreeing(), ORDER, every())
+    for _ in range(20):
+        watched(torch.randn(16, 3))
+    watched.run_audits()
+    assert (watched.audit.stage, watched.audit.audits, watched.audit.disagreements) == (0, 320, 0)
+    assert watched.policy == ORDER[0]
+
+
+def test_a_broken_promise_steps_back_through_the_order_to_full_depth_and_says_so() -> None:
+    told: list[StepBack] = []
+    watched = Watched(flipping(), ORDER, every(), tell=told.append)
+    seen = []
+    while not watched.at_full_depth:
+        seen.append(watched(torch.randn(4, 3)).exit_step[0].item())
+        watched.run_audits()
+    assert sorted(set(seen)) == [1, 3]
+    assert [left.stage for left in told] == [0, 1]
+    assert watched.policy == policies.LastStep()
+    assert set(watched(torch.randn(4, 3)).exit_step.tolist()) == {4}
+    assert watched.run_audits() == 0  # nothing is audited at full depth
+
+
+def test_without_a_listener_it_warns() -> None:
+    watched = Watched(flipping(), ORDER, every())
+    watched(torch.randn(4, 3))
+    with pytest.warns(RuntimeWarning, match="can no longer be held"):
+        watched.run_audits()
+
+
+def test_answers_of_an_earlier_stage_do_not_count_for_the_next() -> None:
+    watched = Watched(flipping(), ORDER, every(), tell=lambda left: None, max_waiting=1000)
+    for _ in range(10):
+        watched(torch.randn(4, 3))
+    audited = watched.run_audits()
+    assert watched.audit.stage == 1
+    assert audited < 40
+    assert watched.audit.audits == 0
+
+
+def test_audits_wait_and_a_full_queue_runs_them() -> None:
+    watched = Watched(agreeing(), ORDER, every(), max_waiting=8)
+    watched(torch.randn(8, 3))
+    assert (watched.waiting, watched.audit.audits) == (8, 0)
+    watched(torch.randn(1, 3))
+    assert (watched.waiting, watched.audit.audits) == (0, 9)
+
+
+def test_answers_of_a_stream_are_audited_too() -> None:
+    model, rows = agreeing(), torch.randn(30, 3)
+    watched = Watched(model, ORDER, every(share=0.5))
+    with ponder.StreamEngine(model, watched.policy) as engine:
+        for number, out in engine.run(rows):
+            watched.seen(rows[number][None], out.output[None])
+    assert 0 < watched.run_audits() < 30
+    assert watched.audit.disagreements == 0
+
+
+def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    rows = torch.randn(40, 4, 3)
+    unbroken = Watched(flipping(), ORDER, every(level=0.3), tell=lambda left: None)
+    watched = Watched(flipping(), ORDER, every(level=0.3), tell=lambda left: None, path=path)
+    for number, batch in enumerate(rows):
+        for one in (unbroken, watched):
+            one(batch)
+            one.run_audits()
+        if number % 3 == 0:
+            watched = Watched(flipping(), ORDER, every(level=0.3), tell=lambda left: None, path=path)
+        assert watched.audit.to_dict() == unbroken.audit.to_dict()
+    assert watched.at_full_depth
+
+
+def test_the_state_of_other_policies_or_of_another_promise_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    Watched(agreeing(), ORDER, every(), path=path).save()
+    with pytest.raises(CheckpointError, match="other policies"):
+        Watched(agreeing(), ORDER[:1], every(), path=path)
+    with pytest.raises(CheckpointError, match="another promise"):
+        Watched(agreeing(), ORDER, every(level=0.2), path=path)
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match="format"):
+        Watched(agreeing(), ORDER, every(), path=path)
+
+
+def test_regression_is_watched_within_a_tolerance() -> None:
+    model = ponder.PonderWrapper(Flipping(), num_steps=3, head=nn.Linear(3, 1), task="regression").eval()
+    with pytest.raises(ArgumentError, match="tolerance"):
+        Watched(model, ORDER[:1], every())
+    watched = Watched(model, ORDER[:1], every(), tolerance=1e-6)
+    watched(torch.randn(1, 3))
+    watched.run_audits()
+    assert watched.audit.disagreements == 0  # steps 1 and 3 are the same
+
+
+def test_bad_arguments_are_refused() -> None:
+    for model, order, match in (
+        (agreeing().train(), ORDER, "model.eval"),
+        (agreeing(), [], "at least one policy"),
+        (agreeing(), [policies.Quantile(0.5)], "hazard"),
+    ):
+        with pytest.raises(ArgumentError, match=match):
+            Watched(model, order)
+    with pytest.raises(ArgumentError, match="max_waiting"):
+        Watched(agreeing(), ORDER, max_waiting=0)
