@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 __all__ = ["main"]
 
@@ -11,14 +12,12 @@ _NEEDED = ("typer", "rich", "transformers")
 
 
 def main() -> None:
-    """Run the command, or say in a sentence which library it lacks."""
-    try:
-        for name in _NEEDED:
-            importlib.import_module(name)
-    except ImportError as error:
+    """Run the command, or say in a sentence which libraries it lacks."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
         print(
-            f"ponder: needs {error.name}, which is not installed. Run:\n  pip install 'ponder-torch[cli]'",
+            f"ponder: needs {', '.join(missing)}, not installed. Run:\n  pip install 'ponder-torch[cli]'",
             file=sys.stderr,
         )
-        raise SystemExit(1) from error
-    importlib.import_module("ponder.cli.app").app()
+        raise SystemExit(1)
+    import_module("ponder.cli.app").app()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,16 @@ def refused(*words: Any) -> str:
 
 def test_version() -> None:
     assert run("--version").stdout == f"ponder {ponder.__version__}\n"
+
+
+def test_help_loads_no_pytorch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from ponder.cli.app import app; "
+        "told = CliRunner().invoke(app, ['exits', '--help']); assert 'MODEL' in told.output, told.output; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(ponder.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, check=True)
 
 
 def test_exits_writes_a_folder_that_both_libraries_read(plain: Path, fitted: Path) -> None:
@@ -260,8 +273,10 @@ def test_numbers_out_of_range(plain: Path, texts: Path, tmp_path: Path, words: t
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "typer", None)
+    monkeypatch.setattr(ponder.cli, "_NEEDED", ("rich", "no_such_library"))
     with pytest.raises(SystemExit) as stopped:
         ponder.cli.main()
     assert stopped.value.code == 1
-    assert "pip install 'ponder-torch[cli]'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "needs no_such_library, not installed" in told
+    assert "pip install 'ponder-torch[cli]'" in told
