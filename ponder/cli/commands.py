@@ -32,7 +32,7 @@ __all__ = ["doctor", "exits", "predict"]
 _WIDTH = 80
 _TIMED = 512  # texts, at most
 _BATCH = 32
-_CARD = "ponder.json"
+_CARD = "exits-report.json"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
 
 

@@ -125,7 +125,7 @@ def test_exits_writes_a_folder_that_both_libraries_read(plain: Path, fitted: Pat
     batch = {"input_ids": torch.tensor([[2, 8, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     own, kept = (AutoModelForSequenceClassification.from_pretrained(folder).eval() for folder in (plain, fitted))
     assert torch.equal(own(**batch).logits, kept(**batch).logits)
-    card = json.loads((fitted / "ponder.json").read_text())
+    card = json.loads((fitted / "exits-report.json").read_text())
     assert card["met"] is True
     assert card["certified_on"] == 280
     assert card["speed_up_in_steps"] > 1
