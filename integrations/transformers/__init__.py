@@ -18,7 +18,9 @@ from ponder.integrations.transformers.bert import BertAdapter
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
+from ponder.integrations.transformers.exits import ExitReport, fit_exits
 from ponder.integrations.transformers.features import PonderModel, PonderModelOutput
+from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.image_classification import PonderForImageClassification
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.mpnet import MPNetAdapter
@@ -43,6 +45,8 @@ __all__ = [
     "BertAdapter",
     "CapturedAdapter",
     "EncoderAdapter",
+    "ExitReport",
+    "FinetunedClassifier",
     "LayerStep",
     "MPNetAdapter",
     "PonderConfig",
@@ -62,6 +66,7 @@ __all__ = [
     "adapter_for",
     "adapters",
     "encoder_of",
+    "fit_exits",
     "pipeline",
 ]
 

@@ -25,6 +25,7 @@ from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
+from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
@@ -219,6 +220,17 @@ class PonderPreTrainedModel(PreTrainedModel):
         model = cls(made, encoder, adapter)
         model.policy = model.policy if policy is None else policy
         return model
+
+    @classmethod
+    def from_finetuned(
+        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits"] = "exits"
+    ) -> FinetunedClassifier:
+        """Keep a fine-tuned classifier, head and all, and put exits beside it.
+
+        What comes is no `PonderForSequenceClassification`, whose heads are a recipe's, but a `FinetunedClassifier`.
+        Arguments and errors as for `FinetunedClassifier.from_finetuned`.
+        """
+        return FinetunedClassifier.from_finetuned(model, recipe)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

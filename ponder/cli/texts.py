@@ -1,0 +1,174 @@
+"""Texts from files: CSV, JSON lines, plain text (a line each), and Parquet where `datasets` is installed."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder.errors import ArgumentError, DataError
+
+__all__ = ["Encoded", "Texts", "encode", "read_texts"]
+
+_USUAL = ("text", "sentence", "texts", "content")
+_FALLBACK_LENGTH = 512
+_NO_LENGTH = 10**9  # tokenizers without a limit say some 10³⁰
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a file, in its order.
+
+    Args:
+        columns: Names of the one or two columns that were read.
+        rows: One or two texts each.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def empty(self) -> int:
+        """How many rows have no text at all."""
+        return sum(not any(text.strip() for text in row) for row in self.rows)
+
+    def without_empty(self) -> Texts:
+        """The rows that have a text.
+
+        Raises:
+            DataError: None has.
+        """
+        kept = tuple(row for row in self.rows if any(text.strip() for text in row))
+        if not kept:
+            raise DataError("texts: expected at least one that is not empty; got none.")
+        return Texts(self.columns, kept)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the tokenizer made of texts.
+
+    Args:
+        rows: One dict each, with `input_ids`.
+        truncated: How many texts were longer than the model takes, and were cut.
+    """
+
+    rows: list[dict[str, Any]]
+    truncated: int
+
+
+def read_texts(path: Path, columns: Sequence[str] = ()) -> Texts:
+    """Read one or two columns of a file.
+
+    Args:
+        path: `.csv`, `.tsv`, `.jsonl`, `.parquet`; anything else is plain text, a text on each line.
+        columns: Their names. Where none is given: the only column there is, or the one called text or sentence.
+
+    Raises:
+        DataError: No such file, not what its name says, or without rows.
+        ArgumentError: It has no such column, or none that could be meant.
+    """
+    if len(columns) > 2:
+        raise ArgumentError("columns", expected="one or two", got=", ".join(columns), remedy="A text or a pair.")
+    try:
+        rows = _read(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected text in UTF-8; got other bytes at {error.start}. Save it as UTF-8."
+        ) from error
+    if not rows:
+        raise DataError(f"{path}: expected at least one text; got none.")
+    names = list(rows[0])
+    chosen = tuple(columns) or _meant(path, names)
+    for name in chosen:
+        if name not in names:
+            raise ArgumentError(
+                "column",
+                expected=f"one of {', '.join(names)}",
+                got=repr(name),
+                remedy=f"Name a column of {path.name} by --column.",
+            )
+    made = []
+    for place, row in enumerate(rows, start=1):
+        texts = tuple(row.get(name) for name in chosen)
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{path}: expected text in {', '.join(chosen)} of row {place}; got {texts!r}.")
+        made.append(texts)
+    return Texts(chosen, tuple(made))  # type: ignore[arg-type]
+
+
+def encode(tokenizer: Any, texts: Texts, longest: int) -> Encoded:
+    """Tokenise without padding; texts that are too long are cut as the tokenizer cuts them, and counted.
+
+    Args:
+        tokenizer: Of Transformers.
+        texts: What to tokenise.
+        longest: How many positions the model has.
+    """
+    limit = min(longest, tokenizer.model_max_length)
+    limit = _FALLBACK_LENGTH if limit > _NO_LENGTH else limit
+    sides = [list(side) for side in zip(*texts.rows, strict=True)]
+    made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
+    rows = [{name: made[name][place] for name in names} for place in range(len(texts.rows))]
+    full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
+    again = (
+        tokenizer(*[[side[place] for place in full] for side in sides], verbose=False) if full else {"input_ids": []}
+    )
+    return Encoded(rows, sum(len(ids) > limit for ids in again["input_ids"]))
+
+
+def _meant(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    usual = [name for name in names if name.lower() in _USUAL]
+    if len(names) == 1 or usual:
+        return ((usual or names)[0],)
+    raise ArgumentError(
+        "column",
+        expected="the name of the column with the texts",
+        got=f"none, and {path.name} has {', '.join(names)}",
+        remedy="Pass --column NAME, twice for pairs.",
+    )
+
+
+def _read(path: Path) -> list[Mapping[str, Any]]:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        try:
+            datasets: Any = importlib.import_module("datasets")
+        except ImportError as error:
+            raise DataError(f"{path}: reading Parquet needs datasets. Run: pip install datasets") from error
+        return list(datasets.Dataset.from_parquet(str(path)))
+    text = path.read_text(encoding="utf-8-sig")
+    if kind in (".csv", ".tsv"):
+        return _table(path, text, "\t" if kind == ".tsv" else ",")
+    if kind in (".jsonl", ".ndjson"):
+        return [_object(path, place, line) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [{"text": line} for line in text.splitlines()]
+
+
+def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num} is no CSV ({error}).") from error
+    for place, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise DataError(f"{path}: row {place} has more or fewer columns than the header. Quote texts with commas.")
+    return list(rows)
+
+
+def _object(path: Path, place: int, line: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}: line {place} is no JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: line {place}: expected a JSON object; got {type(found).__name__}.")
+    return found

@@ -1,0 +1,187 @@
+"""A fine-tuned classifier keeps its own answers, whatever its head is made of, and its exits are saved beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification
+from ponder.policies import Confidence, FixedStep, LastStep
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+CONFIGS = {
+    "bert": lambda **more: BertConfig(**SIZES, **more),
+    "roberta": lambda **more: RobertaConfig(**SIZES, **more),
+    "albert": lambda **more: AlbertConfig(**SIZES, embedding_size=8, **more),
+    "mpnet": lambda **more: MPNetConfig(**SIZES, **more),
+    "distilbert": lambda **more: DistilBertConfig(
+        vocab_size=60, dim=16, hidden_dim=24, n_heads=2, n_layers=4, max_position_embeddings=40, num_labels=3, **more
+    ),
+    "modernbert": lambda **more: ModernBertConfig(
+        **SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, **more
+    ),
+}
+
+
+def classifier(name: str = "bert", **more: Any) -> PreTrainedModel:
+    torch.manual_seed(3)
+    config: PretrainedConfig = CONFIGS[name](**more)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 60, (6, 9), generator=generator)
+    mask = (torch.arange(9) < torch.tensor([9, 9, 7, 5, 4, 3])[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_depth_is_the_plain_classifier_bit_for_bit(name: str) -> None:
+    plain = classifier(name)
+    with torch.no_grad():
+        expected = plain(**batch()).logits
+        model = PonderForSequenceClassification.from_finetuned(plain)
+        out = model(**batch())
+    assert torch.equal(out.outputs, expected)
+    assert out.exit_step.tolist() == [model.num_steps] * 6
+    assert torch.equal(plain(**batch()).logits, expected)  # the user's own model is as it was
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_early_heads_start_as_the_own_head_on_an_earlier_state(name: str) -> None:
+    plain = classifier(name)
+    model = FinetunedClassifier.from_finetuned(plain)
+    with torch.no_grad():
+        found = model(**batch(), policy=FixedStep(2)).outputs
+        shorter = classifier(name)
+        shorter.load_state_dict(plain.state_dict())
+        if name == "albert":
+            shorter.config.num_hidden_layers = 2
+            shorter.albert.encoder.config.num_hidden_layers = 2
+        else:
+            layers = next(m for m in shorter.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4)
+            del layers[2:]
+        expected = shorter(**batch()).logits
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_saved_and_loaded_with_the_plain_classifier_in_the_same_folder(name: str, tmp_path: Path) -> None:
+    plain = classifier(name)
+    model = FinetunedClassifier.from_finetuned(plain)
+    torch.manual_seed(0)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    model.policy = Confidence(0.7)
+    with torch.no_grad():
+        before = model(**batch())
+        model.save_pretrained(tmp_path)
+        again = FinetunedClassifier.from_pretrained(tmp_path)
+        after = again(**batch())
+        kept = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()(**batch()).logits
+        assert torch.equal(kept, plain(**batch()).logits)
+    assert again.policy == Confidence(0.7)
+    assert torch.equal(before.outputs, after.outputs)
+    assert torch.equal(before.exit_step, after.exit_step)
+    assert before.exit_step.min() < model.num_steps
+
+
+def test_predict_runs_rows_of_several_lengths() -> None:
+    plain = classifier()
+    model = FinetunedClassifier.from_finetuned(plain)
+    rows = [{"input_ids": list(range(5, 5 + length))} for length in (3, 9, 5, 7)]
+    found = model.predict(rows)
+    with torch.no_grad():
+        for row, output in zip(rows, found.outputs, strict=True):
+            torch.testing.assert_close(plain(torch.tensor([row["input_ids"]])).logits[0], output)
+
+
+def test_a_bare_encoder_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"expected a sequence classifier .* got BertModel"):
+        FinetunedClassifier.from_finetuned(AutoModel.from_config(CONFIGS["bert"]()))
+
+
+@pytest.mark.parametrize("more", [{"problem_type": "regression"}, {"problem_type": "multi_label_classification"}])
+def test_answers_that_are_not_one_class_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="one of two or more classes"):
+        FinetunedClassifier.from_finetuned(classifier(**more))
+
+
+def test_what_cannot_be_captured_is_refused_with_the_reason() -> None:
+    plain = classifier()
+    one = plain.bert.encoder.layer
+    del one[1:]
+    with pytest.raises(ArgumentError, match="a list of layers"):
+        FinetunedClassifier.from_finetuned(plain)
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="exits-deep"):
+        FinetunedClassifier.from_finetuned(classifier(), recipe="exits-deep")  # type: ignore[arg-type]
+
+
+def test_a_folder_of_an_encoder_is_refused(tmp_path: Path) -> None:
+    AutoModel.from_config(CONFIGS["bert"]()).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lacks .*classifier\.weight"):
+        FinetunedClassifier.from_finetuned(tmp_path)
+
+
+def test_a_classifier_without_its_pooler_is_refused(tmp_path: Path) -> None:
+    plain = classifier()
+    state = {name: value for name, value in plain.state_dict().items() if "pooler" not in name}
+    plain.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(CheckpointError, match="pooler"):
+        FinetunedClassifier.from_finetuned(tmp_path)
+
+
+def test_a_plain_folder_has_no_exits(tmp_path: Path) -> None:
+    classifier().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"exits\.json"):
+        FinetunedClassifier.from_pretrained(tmp_path)
+
+
+def test_a_model_that_changed_after_its_exits_were_fitted_is_refused(tmp_path: Path) -> None:
+    plain = classifier()
+    FinetunedClassifier.from_finetuned(plain).save_pretrained(tmp_path)
+    with torch.no_grad():
+        next(plain.parameters()).add_(1.0)
+    plain.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="not those that were saved together"):
+        FinetunedClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"format": "other"}, {"policy": {"name": "nobody"}}])
+def test_a_foreign_or_damaged_description_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    model = FinetunedClassifier.from_finetuned(classifier())
+    assert model.policy == LastStep()
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "exits.json").read_text())
+    (tmp_path / "exits.json").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(CheckpointError, match=r"exits\.json"):
+        FinetunedClassifier.from_pretrained(tmp_path)

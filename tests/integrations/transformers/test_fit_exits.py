@@ -1,0 +1,140 @@
+"""`fit_exits`: heads learn full depth's answers, and what is promised is counted on inputs that chose nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from ponder.calibration.bounds import p_values
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import FinetunedClassifier, fit_exits
+from ponder.integrations.transformers.exits import distinct
+from ponder.policies import FixedStep, LastStep
+
+
+def model(depth: float = 0.3) -> FinetunedClassifier:
+    """A classifier whose answer is that of random layers, the more so the larger `depth` is; at 0, of the words."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=4,
+        max_position_embeddings=16,
+        num_labels=3,
+    )
+    plain = BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        plain.bert.embeddings.word_embeddings.weight.normal_(std=1.0)
+        plain.classifier.weight.mul_(200.0)
+        for layer in plain.bert.encoder.layer:
+            for part in (layer.attention.self.value, layer.attention.output.dense, layer.intermediate.dense):
+                part.weight.normal_(std=depth)
+            layer.output.dense.weight.normal_(std=depth)
+    return FinetunedClassifier.from_finetuned(plain)
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randint(5, 40, (6,), generator=generator).tolist() for _ in range(count)]
+    return [{"input_ids": [2, *ids, 3], "attention_mask": [1] * 8} for ids in made]
+
+
+def test_heads_learn_to_agree_and_the_classifier_stays_as_it_is() -> None:
+    made = model()
+    before = {name: value.clone() for name, value in made.classifier.state_dict().items()}
+    fresh = rows(400, seed=1)
+    first = made.record(fresh).agreement()[:, 0].double().mean()
+    report = fit_exits(made, rows(1200), disagreement=0.1)
+    after = made.record(fresh).agreement()[:, 0].double().mean()
+    assert after > first + 0.05
+    assert all(torch.equal(value, before[name]) for name, value in made.classifier.state_dict().items())
+    assert report.met
+    assert report.speed_up > 1.2
+    assert made.policy.statement.startswith("disagreement")  # type: ignore[attr-defined]  # the certificate is saved
+
+
+def test_the_promise_holds_on_fresh_rows_and_is_counted_from_the_trajectory() -> None:
+    made = model()
+    report = fit_exits(made, rows(1500), disagreement=0.05)
+    fresh = rows(2000, seed=9)
+    found = made.predict(fresh)
+    full = made.predict(fresh, policy=LastStep())
+    assert (found.outputs.argmax(1) != full.outputs.argmax(1)).double().mean() <= 0.05
+    assert report.level == 0.05
+    errors = torch.zeros(report.certified_on, 1)
+    errors[: round(report.disagreement * report.certified_on)] = 1
+    assert p_values(errors, 0.05, "exact_binomial") <= 0.05
+
+
+def test_a_speed_up_is_reached_and_its_cost_promised() -> None:
+    made = model()
+    report = fit_exits(made, rows(1200), speed_up=2.0)
+    assert report.speed_up > 1.8  # 2 on the rows that chose
+    assert report.met
+    errors = torch.zeros(report.certified_on, 1)
+    errors[: round(report.disagreement * report.certified_on)] = 1
+    assert p_values(errors, report.level, "exact_binomial") <= 0.05
+    assert p_values(errors, report.level - 1e-4, "exact_binomial") > 0.05  # the lowest that holds
+
+
+def test_repeated_rows_are_counted_once() -> None:
+    made = rows(100)
+    report = fit_exits(model(), made * 7)
+    assert (report.rows, report.duplicates) == (700, 600)
+    assert report.fitted + report.chosen_on + report.certified_on == 100
+    assert len(distinct([*made, *made[:5]])) == 100
+    typed = [{**made[0], "token_type_ids": [0] * 8}, {**made[0], "token_type_ids": [1] * 8}]
+    assert len(distinct(typed)) == 2
+
+
+def test_too_few_rows_for_the_level_are_told_and_nothing_exits() -> None:
+    made = model()
+    report = fit_exits(made, rows(200))
+    assert not report.met
+    assert math.isnan(report.level)
+    assert "at least 299 are needed" in report.statement
+    assert report.best_level == pytest.approx(1 - 0.05 ** (1 / 80))
+    assert made.predict(rows(5)).exit_step.tolist() == [4] * 5
+    assert report.to_dict()["level"] is None
+
+
+def test_where_early_steps_know_nothing_no_promise_is_made() -> None:
+    made = model(depth=1.0)
+    report = fit_exits(made, rows(1000), disagreement=0.002)
+    assert not report.met
+    assert report.mean_exit_step == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"disagreement": 0.0}, "disagreement"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"speed_up": 1.0}, "speed_up"),
+        ({"speed_up": 5.0}, "speed_up"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        fit_exits(model(), rows(60), **options)
+
+
+def test_a_handful_of_rows_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"at least 50 distinct inputs .* got 10 of 30"):
+        fit_exits(model(), rows(10) * 3)
+
+
+def test_the_same_seed_gives_the_same_exits() -> None:
+    one, other = model(), model()
+    assert fit_exits(one, rows(300)).to_dict() == fit_exits(other, rows(300)).to_dict()
+    for a, b in zip(one.heads.parameters(), other.heads.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(next(one.heads.parameters()), torch.ones(()))
+    assert one.predict(rows(5), policy=FixedStep(1)).exit_step.tolist() == [1] * 5

@@ -1,0 +1,282 @@
+"""The commands on a tiny classifier, and what they say to bad input: one sentence, 80 columns, status 1."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from typer.testing import CliRunner, Result
+
+import ponder
+import ponder.cli
+from ponder.cli.app import app
+
+WORDS = [f"w{number}" for number in range(35)]
+LONGEST = 16
+
+
+def save_tokenizer(folder: Path) -> None:
+    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny fine-tuned classifier, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("plain")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=4,
+        max_position_embeddings=LONGEST,
+        num_labels=2,
+        id2label={0: "no", 1: "yes"},
+        label2id={"no": 0, "yes": 1},
+    )
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.normal_(std=1.0)
+        model.classifier.weight.mul_(200.0)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(4, 9))) for _ in range(count)]
+
+
+def table(path: Path, rows: list[list[str]], header: tuple[str, ...] = ("text",)) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return table(tmp_path_factory.mktemp("texts") / "data.csv", [[text] for text in sentences(700)])
+
+
+@pytest.fixture(scope="module")
+def fitted(plain: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted") / "out"
+    done = run("exits", plain, "--texts", texts, "--out", folder, "--disagreement", 0.05)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(*words: Any) -> str:
+    """What a command says that refuses; its lines joined."""
+    done = run(*words)
+    assert done.exit_code == 1, done.output
+    assert not done.stdout
+    lines = done.stderr.splitlines()
+    assert lines[-1]
+    assert all(len(line) <= 80 or " " not in line.strip() for line in lines)  # a path is not broken
+    return " ".join(lines)
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"ponder {ponder.__version__}\n"
+
+
+def test_help_loads_no_pytorch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from ponder.cli.app import app; "
+        "told = CliRunner().invoke(app, ['exits', '--help']); assert 'MODEL' in told.output, told.output; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(ponder.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, check=True)
+
+
+def test_exits_writes_a_folder_that_both_libraries_read(plain: Path, fitted: Path) -> None:
+    batch = {"input_ids": torch.tensor([[2, 8, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    own, kept = (AutoModelForSequenceClassification.from_pretrained(folder).eval() for folder in (plain, fitted))
+    assert torch.equal(own(**batch).logits, kept(**batch).logits)
+    card = json.loads((fitted / "exits-report.json").read_text())
+    assert card["met"] is True
+    assert card["certified_on"] == 280
+    assert card["speed_up_in_steps"] > 1
+
+
+def test_exits_says_what_it_promises_and_measured_without_a_progress_bar(
+    plain: Path, texts: Path, tmp_path: Path
+) -> None:
+    done = run("exits", plain, "--texts", texts, "--out", tmp_path / "out", "--speed-up", 2)
+    assert done.exit_code == 0, done.output
+    assert "Answers as the plain model does on all but" in done.stdout
+    assert "certify 280" in done.stdout
+    assert done.stderr == ""
+    assert "\r" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80 or str(tmp_path) in done.stdout
+
+
+def test_predict_answers_every_row_with_the_plain_models_labels(plain: Path, fitted: Path, tmp_path: Path) -> None:
+    rows = [*sentences(40, seed=5), "", 'w1, "w2"']
+    done = run(
+        "predict", fitted, "--texts", table(tmp_path / "in.csv", [[r] for r in rows]), "--out", tmp_path / "o.csv"
+    )
+    assert done.exit_code == 0, done.output
+    assert "1 empty texts are answered like others" in done.stderr
+    with (tmp_path / "o.csv").open(newline="", encoding="utf-8") as file:
+        answers = list(csv.DictReader(file))
+    assert [answer["text"] for answer in answers] == rows
+    assert {answer["label"] for answer in answers} <= {"no", "yes"}
+    assert {1, 2, 3, 4} >= {int(answer["exit_step"]) for answer in answers}
+
+
+def test_doctor_gives_a_verdict(fitted: Path, texts: Path) -> None:
+    done = run("doctor", fitted, "--texts", texts)
+    assert done.exit_code == 0, done.output
+    assert "agreement with full depth" in done.stdout
+    assert "best policy" in done.stdout
+    assert "The folder's own policy:" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "tsv", "pair"])
+def test_other_files_and_pairs(fitted: Path, tmp_path: Path, kind: str) -> None:
+    few, path, more = sentences(6), tmp_path / f"in.{kind}", []
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps({"id": n, "sentence": text}) for n, text in enumerate(few)))
+    elif kind == "txt":
+        path.write_text("\n".join(few) + "\n")
+    elif kind == "tsv":
+        path.write_text("id\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(few)))
+    else:
+        path = table(tmp_path / "in.csv", [[text, text] for text in few], ("one", "two"))
+        more = ["--column", "one", "--column", "two"]
+    done = run("predict", fitted, "--texts", path, "--out", tmp_path / "out.csv", *more)
+    assert done.exit_code == 0, done.output
+    assert "6 answers" in done.stdout
+
+
+def test_over_long_texts_are_cut_and_counted(fitted: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "in.csv", [["w1 " * 40], ["w1 " * (LONGEST - 2)], ["w1"]])
+    done = run("predict", fitted, "--texts", path, "--out", tmp_path / "out.csv")
+    assert done.exit_code == 0, done.output
+    assert "1 texts were longer than the model takes, and were cut." in done.stderr
+
+
+def test_empty_texts_are_left_out_of_fitting_and_repeated_ones_counted_once(plain: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "in.csv", [[text] for text in [*sentences(60), *sentences(60), "  ", ""]])
+    done = run("exits", plain, "--texts", path, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "2 empty texts were left out." in done.stderr
+    assert "60 repeated (counted once)" in done.stdout
+    told = " ".join(done.stdout.split())
+    assert "at least 299 are needed" in told
+    assert "With so many texts, 12% is the least that could be promised." in told
+
+
+def test_bad_columns(plain: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "in.csv", [["a", "b"]], ("one", "two"))
+    assert "expected the name of the column" in refused("exits", plain, "--texts", path, "--out", tmp_path / "o")
+    told = refused("exits", plain, "--texts", path, "--out", tmp_path / "o", "--column", "text")
+    assert "column: expected one of one, two; got 'text'." in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.csv", b"text\n", "expected at least one text"),
+        ("in.csv", b"", "expected at least one text"),
+        ("in.csv", b'text\n""\n', "expected at least one that is not empty"),
+        ("in.csv", b"text\na,b\n", "more or fewer columns than the header"),
+        ("in.csv", b'text\n"never closed\n', "is no CSV"),
+        ("in.csv", b"text\n\xff\xfe\n", "expected text in UTF-8"),
+        ("in.jsonl", b"{\n", "line 1 is no JSON"),
+        ("in.jsonl", b"[1]\n", "expected a JSON object; got list"),
+        ("in.jsonl", b'{"text": 3}\n', "expected text in text of row 1; got (3,)"),
+        ("in.txt", b"one\ntwo\n", "at least 50 distinct inputs"),
+    ],
+)
+def test_bad_files(plain: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert message in refused("exits", plain, "--texts", path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there(plain: Path, tmp_path: Path) -> None:
+    told = refused("exits", plain, "--texts", tmp_path / "no.csv", "--out", tmp_path / "out")
+    assert "cannot be read (No such file or directory)" in told
+
+
+def test_folders_that_are_no_classifier(texts: Path, plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    encoder = tmp_path / "encoder"
+    AutoModel.from_config(
+        BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
+    ).save_pretrained(encoder)
+    for folder, message in ((tmp_path / "empty", "config.json"), (encoder, "it lacks 2 weights")):
+        told = refused("exits", folder, "--texts", texts, "--out", tmp_path / "out")
+        assert message in told
+    assert "exits.json" in refused("doctor", plain, "--texts", texts)
+    assert "exits.json" in refused("predict", plain, "--texts", texts, "--out", tmp_path / "o.csv")
+
+
+def test_a_model_that_capture_refuses(texts: Path, tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "one")
+    told = refused("exits", tmp_path / "one", "--texts", texts, "--out", tmp_path / "out")
+    assert "module: expected a list of layers" in told
+
+
+def test_a_folder_without_a_tokenizer(plain: Path, texts: Path, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(plain).save_pretrained(tmp_path / "bare")
+    told = refused("exits", tmp_path / "bare", "--texts", texts, "--out", tmp_path / "out")
+    assert "tokenizer: expected the tokenizer's files" in told
+
+
+def test_nothing_foreign_is_written_over(plain: Path, texts: Path, tmp_path: Path) -> None:
+    assert "expected another folder" in refused("exits", plain, "--texts", texts, "--out", plain)
+    (tmp_path / "diary.txt").write_text("dear")
+    assert "expected a new or empty folder" in refused("exits", plain, "--texts", texts, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("words", [("--disagreement", "2"), ("--confidence", "0"), ("--speed-up", "0.5")])
+def test_numbers_out_of_range(plain: Path, texts: Path, tmp_path: Path, words: tuple[str, str]) -> None:
+    told = refused("exits", plain, "--texts", texts, "--out", tmp_path / "out", *words)
+    assert f"got {float(words[1]):g}" in told
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ponder.cli, "_NEEDED", ("rich", "no_such_library"))
+    with pytest.raises(SystemExit) as stopped:
+        ponder.cli.main()
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert "needs no_such_library, not installed" in told
+    assert "pip install 'ponder-torch[cli]'" in told
