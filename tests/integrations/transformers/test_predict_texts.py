@@ -115,7 +115,7 @@ def test_layers_are_compiled_once(family: str) -> None:
             found = model(**batch, policy=Bernoulli(len(batch["input_ids"])))
             assert found.exit_step.tolist() == out.exit_step.tolist()
             torch.testing.assert_close(found.logits, out.logits, atol=1e-4, rtol=1e-4)
-        assert counter.graphs <= 2, "with a mask: one row, and more"
+        assert counter.graphs <= 3, "with a mask: one row, and more; one row alone needs none"
         for batch in cases:
             model(batch["input_ids"], policy=LastStep())
             model(batch["input_ids"], policy=Bernoulli(3))
