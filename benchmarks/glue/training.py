@@ -221,6 +221,12 @@ class _Trainer(PonderTrainer):
             self.optimizer = made([group for group in groups if group["params"]], **{"weight_decay": 0.0, **options})
         return super().create_optimizer(model)
 
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in Transformers, but that the metrics see the exits too."""
+        return super().evaluate(eval_dataset, ignore_keys or [], *args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _GroupedByLength:
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         global_batch = self.args.train_batch_size * self.args.world_size
