@@ -499,7 +499,7 @@ def test_the_margins_by_seed_that_the_docs_tell_are_those_of_the_committed_files
         margins = []
         for seed in range(3):
             macros = []
-            for recipe in ("ponder", "palbert"):
+            for recipe in ("palbert-joint", "palbert"):
                 by_task = [groups[recipe, task] for task in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE")]
                 alone = [dataclasses.replace(g, runs=(g.runs[seed if seed < len(g.runs) else 0],)) for g in by_task]
                 macros.append(np.mean([at_speed_up(one, one.example["policy"]["name"], speed_up) for one in alone]))

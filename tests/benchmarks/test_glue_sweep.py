@@ -738,7 +738,7 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(backbone, glue_dir, tmp_pat
     places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
 
     def full(path, *arguments, **keywords):
-        if path.parent in (tmp_path / "out", tmp_path / "out" / "failed"):
+        if tmp_path / "out" in path.parents:
             write_text(path, "{")  # some of it still went through
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_text(path, *arguments, **keywords)

@@ -22,7 +22,7 @@ from benchmarks.tasks import names
 BLIND = "blind"
 """The best that can be had without a look at the example, in the place of a policy."""
 
-_KNOWN = ("vanilla", "pabee", "deebert", "fastbert", "pondernet", "palbert", "palbert-joint", "ponder")
+_KNOWN = ("vanilla", "pabee", "deebert", "fastbert", "pondernet", "palbert", "ponder")
 
 
 @dataclass(frozen=True)
