@@ -92,7 +92,7 @@ def _numbers(sections: str) -> list[int]:
     if not set(asked) <= known:
         raise ArgumentError(
             "sections",
-            expected=f"numbers out of {', '.join(sorted(known))}",
+            expected=f"numbers out of {', '.join(map(str, sorted(SECTIONS)))}",
             got=sections,
             remedy="Pass --sections 1,2,3, say.",
         )

@@ -7,6 +7,7 @@ Each rank writes, as JSON, its losses and a checksum of the weights.
 
 import datetime
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -59,4 +60,6 @@ if __name__ == "__main__":
     )
     told = {kind: train(kind, rank) for kind in ("ponder", "per step")}
     (folder / f"told-{rank}.json").write_text(json.dumps(told))
+    distributed.barrier()  # neither goes while the other still listens
     distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts

@@ -77,7 +77,7 @@ def test_the_certificate_is_against_full_depth_in_fp32(int8: OnnxModel) -> None:
     assert "disagreement_with_reference" in found.statement
     full = reference.predict(examples, policy=policies.LastStep()).outputs.argmax(-1)
     own = int8.predict(examples, policy=found.policy).outputs.argmax(-1)
-    chosen = next(row for row in found.policy.path if row[0] == found.policy.knob_value)
+    chosen = next(row for row in found.policy.path if row[0] == found.policy.threshold_value)
     assert np.mean(own != full) == pytest.approx(chosen[1], abs=2 / 600)  # what the walk counted, the model does
     assert chosen[1] < 0.15
     fresh = rows(600, 3)
