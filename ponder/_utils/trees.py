@@ -58,7 +58,9 @@ def first_tensor(tree: Tree) -> Tensor:
 
 def take_rows(tree: Tree, index: Tensor) -> Tree:
     """The rows `index` (a long tensor, `(rows,)`) of every per-example tensor of `tree`."""
-    return map_tensors(lambda tensor: tensor.index_select(0, index), tree)
+    if isinstance(tree, Tensor):  # nearly always
+        return tree.index_select(0, index)
+    return None if tree is None else map_tensors(lambda tensor: tensor.index_select(0, index), tree)
 
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Running:
 
     def take(self, index: Tensor) -> Running:
         """The rows `index`."""
-        return Running(*take_rows((self.index, self.state, self.log_survival), index))
+        return Running(self.index[index], take_rows(self.state, index), self.log_survival[index])
 
 
 def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:

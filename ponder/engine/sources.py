@@ -157,11 +157,17 @@ class ModelSource:
         self._cache = {
             name: value[rows] for name, value in self._cache.items() if self.past and name.endswith("features")
         }
-        self.hidden, self.context, self.past, self.mask, self.policy_context = take_rows(
-            (self.hidden, self.context, self.past, self.mask, self.policy_context), rows
-        )
+        self.hidden = take_rows(self.hidden, rows)
+        if self.context:
+            self.context = take_rows(self.context, rows)
+            self._take_context()
+        if self.past:
+            self.past = take_rows(self.past, rows)
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+        if self.policy_context:
+            self.policy_context = take_rows(self.policy_context, rows)
         self._size = len(index)
-        self._take_context()
         if self._rows is not None:
             self._rows = self._rows[index]
 
