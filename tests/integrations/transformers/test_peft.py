@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderForTokenClassification
-from tests.integrations.transformers.test_tasks import answers, batch_for, labels_for, make
+from tests.integrations.transformers.test_task_models import answers, batch_for, labels_for, make
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 CASES = [

@@ -21,7 +21,7 @@ from ponder.integrations.transformers import (
     pipeline,
 )
 from ponder.policies import FixedStep
-from tests.integrations.transformers.test_tasks import make
+from tests.integrations.transformers.test_task_models import make
 
 TEXTS = ["a b c", "d e f g h i", "b"]
 make_pipeline = pytest.mark.parametrize("build", [pipeline, transformers.pipeline], ids=["ponder", "transformers"])

@@ -13,7 +13,7 @@ from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForQuestionAnswering
 from ponder.integrations.transformers.families import tiny_encoder
 from ponder.policies import FixedStep, LastStep, Patience, Quantile
-from tests.integrations.transformers.test_tasks import BY_NAME, batch_for
+from tests.integrations.transformers.test_task_models import BY_NAME, batch_for
 
 START, END = torch.tensor([2, 0, 1]), torch.tensor([5, 3, 40])  # the last answer was cut off
 
