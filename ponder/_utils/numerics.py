@@ -11,10 +11,12 @@ from torch import Tensor
 
 __all__ = ["at_least_float32", "bisect", "exit_shares", "interpolate"]
 
+_FINE = (torch.float32, torch.float64)
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """`tensor` in float64 if it is, else in float32: statistics are computed so, whatever the model runs in."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor if tensor.dtype in _FINE else tensor.float()
 
 
 def bisect(is_below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int = 100) -> Tensor:

@@ -102,14 +102,14 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     Returns:
         Outputs and exit steps, in the order of the batch.
     """
-    size, device, num_steps = batch.size, batch.device, batch.num_steps
+    size, device, num_steps, task = batch.size, batch.device, batch.num_steps, batch.task
     rows, running = torch.arange(size), Running.start(policy, batch)
     left: list[tuple[Tensor, Tensor, int]] = []
     for step in range(1, num_steps + 1):
         source.advance(step)
         if step == num_steps:
             break
-        mask, running = ask(source, policy, running, num_steps, batch.task)
+        mask, running = ask(source, policy, running, num_steps, task)
         if isinstance(mask, bool):
             if mask:
                 break

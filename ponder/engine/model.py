@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Self, TypeVar
 
@@ -87,7 +86,7 @@ class EarlyExitModel(nn.Module):
     @property
     def spec(self) -> ModelSpec:
         """What the model offers to policies."""
-        return ModelSpec(self.num_steps, self.task or task_named(None), self.lambda_head is not None)
+        return self._spec_of(self.num_steps)
 
     def depth(self, num_steps: int | None) -> int:
         """The number of steps of a call: N, or what the call asks of a shared step.
@@ -124,7 +123,7 @@ class EarlyExitModel(nn.Module):
                 return self._policy
             policy = self._policy
         check_type("policy", policy, ExitPolicy)
-        policy.check(self.spec if num_steps is None else replace(self.spec, num_steps=num_steps))
+        policy.check(self._spec_of(self.num_steps if num_steps is None else num_steps))
         return policy
 
     def train(self, mode: bool = True) -> Self:
@@ -201,6 +200,9 @@ class EarlyExitModel(nn.Module):
         )
         return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
 
+    def _spec_of(self, num_steps: int) -> ModelSpec:
+        return ModelSpec(num_steps, self.task or task_named(None), self.lambda_head is not None)
+
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
         if self.padding is None:
@@ -218,9 +220,10 @@ class EarlyExitModel(nn.Module):
                     got=f"{name!r}, which none of them names",
                     remedy=f"Did you mean {close[0]!r}?",
                 )
+            self._context_names.add(name)  # looked at once
 
 
-def _parameters(parts: Sequence[nn.Module | None]) -> frozenset[str]:
+def _parameters(parts: Sequence[nn.Module | None]) -> set[str]:
     """The names of the parameters that the parts of a model spell out."""
     names: set[str] = set()
     for part in parts:
@@ -230,4 +233,4 @@ def _parameters(parts: Sequence[nn.Module | None]) -> frozenset[str]:
                 names.update(inspect.signature(call).parameters)
             except (TypeError, ValueError):  # a built-in function tells no signature
                 continue
-    return frozenset(names)
+    return names

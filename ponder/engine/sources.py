@@ -77,9 +77,11 @@ class ModelSource:
     _rows: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._size = first_tensor(self.hidden).shape[0]
-        if self.parts.check_finite:
-            self._rows = torch.arange(self._size)
+        parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
+        self._steps, self._head, self._lambda_head = parts.steps, parts.head, parts.lambda_head
+        self._readout, self._halting_readout = parts.readout, parts.halting_readout
+        if parts.check_finite:
+            self._rows = torch.arange(first_tensor(self.hidden).shape[0])
         self._take_context()
         if self.past is None:
             self.past = self._before_the_first_step() if self.use_hazard else []
@@ -91,13 +93,12 @@ class ModelSource:
         self._cache.clear()
         self.step = step
         self.hidden = self.run_step(step)
-        check_rows(f"hidden state returned by step {step}", self.hidden, self._size)
         if self._rows is not None:
             _check_finite(self.hidden, step, self._rows)
 
     def run_step(self, step: int) -> Tree:
         """The hidden state after a step."""
-        return self.parts.steps(step, self.hidden, **self._call)
+        return self._steps(step, self.hidden, **self._call)
 
     def next_past(self) -> list[Tensor]:
         """The past of the next step: copies, since a step may change its hidden state in place."""
@@ -110,15 +111,15 @@ class ModelSource:
     def read_out(self) -> Tensor:
         """The features of this step, perhaps a view of the hidden state."""
         if "features" not in self._cache:
-            self._cache["features"] = self.parts.readout(self.hidden, self._read)
+            self._cache["features"] = self._readout(self.hidden, self._read)
         return self._cache["features"]
 
     def halting_features(self) -> Tensor:
         """What the Lambda head reads of this step: the features, unless the model reads them out on their own."""
-        if self.parts.halting_readout is None:
+        if self._halting_readout is None:
             return self.read_out()
         if "halting_features" not in self._cache:
-            self._cache["halting_features"] = self.parts.halting_readout(self.hidden, self._halting_read)
+            self._cache["halting_features"] = self._halting_readout(self.hidden, self._halting_read)
         return self._cache["halting_features"]
 
     def output(self) -> Tensor:
@@ -131,7 +132,7 @@ class ModelSource:
         """See `Readings.hazard_logit`."""
         if "hazard" not in self._cache:
             now = self.halting_features()
-            logit: Tensor = self.parts.lambda_head(torch.cat([now, *self.past], dim=-1) if self.past else now)
+            logit: Tensor = self._lambda_head(torch.cat([now, *self.past], dim=-1) if self.past else now)
             self._cache["hazard"] = at_least_float32(logit)
         return self._cache["hazard"]
 
@@ -144,8 +145,8 @@ class ModelSource:
             return self._cache["output"][rows]
         if "features" in self._cache:
             return self.answer(self._cache["features"][rows], index)
-        given = unwrap(take_rows(self.parts.readout.reads(self.context), rows))
-        return self.answer(self.parts.readout(take_rows(self.hidden, rows), given), index)
+        given = unwrap(take_rows(self._readout.reads(self.context), rows))
+        return self.answer(self._readout(take_rows(self.hidden, rows), given), index)
 
     def keep(self, index: Tensor) -> None:
         """See `Source.keep`."""
@@ -167,7 +168,6 @@ class ModelSource:
             self.mask = self.mask[rows]
         if self.policy_context:
             self.policy_context = take_rows(self.policy_context, rows)
-        self._size = len(index)
         if self._rows is not None:
             self._rows = self._rows[index]
 
@@ -181,7 +181,7 @@ class ModelSource:
         return index.to(self.device)
 
     def _before_the_first_step(self) -> list[Tensor]:
-        head = self.parts.lambda_head
+        head = self._lambda_head
         if head is None or head.history == 1:
             return []
         features = self.lasting(self.halting_features())
@@ -190,18 +190,20 @@ class ModelSource:
 
     def lasting(self, tensor: Tensor) -> Tensor:
         """`tensor`, copied where it is a view of the hidden state, which the next step may change in place."""
-        storage, hidden = tensor.untyped_storage().data_ptr(), self.hidden
+        hidden = self.hidden
         owners = [hidden] if isinstance(hidden, Tensor) else [own for _, own in tensors(hidden)]
+        start = tensor.data_ptr()
         for owner in owners:
-            if owner.untyped_storage().data_ptr() == storage:
+            memory = owner.untyped_storage()
+            if 0 <= start - memory.data_ptr() < memory.nbytes():
                 return tensor.clone()
         return tensor
 
     def _take_context(self) -> None:
         """What steps and readouts are called with, made once as long as the rows stay."""
         self._call = unwrap(self.context)
-        halting = self.parts.halting_readout
-        self._read = self.parts.readout.reads(self._call)
+        halting = self._halting_readout
+        self._read = self._readout.reads(self._call)
         self._halting_read = {} if halting is None else halting.reads(self._call)
 
     def answer(self, features: Tensor, index: Tensor | None) -> Tensor:
@@ -210,7 +212,7 @@ class ModelSource:
 
     def call_head(self, features: Tensor, index: Tensor | None) -> Tensor:
         """What the head gives for the rows `index` (None: all)."""
-        head = self.parts.head
+        head = self._head
         outputs: Tensor = head(features, self.step) if isinstance(head, PerStep) else head(features)
         return outputs
 

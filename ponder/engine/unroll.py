@@ -120,7 +120,7 @@ class CheckpointedSource(ModelSource):
         if not torch.is_grad_enabled():
             return super().run_step(step)
         call = self._call
-        return checkpoint(lambda state: self.parts.steps(step, state, **call), self.hidden, use_reentrant=False)
+        return checkpoint(lambda state: self._steps(step, state, **call), self.hidden, use_reentrant=False)
 
 
 @dataclass

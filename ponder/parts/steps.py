@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, tensors
+from ponder._utils.trees import Tree, check_rows, first_tensor, tensors
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import as_module
@@ -68,6 +68,8 @@ class Steps(nn.Module):
         self.schedule = tuple(place[id(fns[position])] for position in schedule)
         self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique)
         self.index, self.state = index, state
+        self.shared = len(unique) == 1
+        """Whether one callable runs at every step: then it can run for any number of them."""
 
     @classmethod
     def of(cls, steps: Steps | Step | Sequence[Step], num_steps: int | None) -> Steps:
@@ -94,11 +96,6 @@ class Steps(nn.Module):
     def num_steps(self) -> int:
         """N, the number of steps at full depth."""
         return len(self.schedule)
-
-    @property
-    def shared(self) -> bool:
-        """Whether one callable runs at every step: then it can run for any number of them."""
-        return len(self.fns) == 1
 
     def schedule_of(self, num_steps: int) -> tuple[int, ...]:
         """The schedule of a run of `num_steps` steps, N or, of a shared step, any other number.
@@ -132,10 +129,9 @@ class Steps(nn.Module):
         after = self.fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
         if self.state is not None:
             after = _part_of(after, self.state, step)
-        if isinstance(hidden, Tensor) and not isinstance(after, Tensor):
-            raise _other_state(step, after)
-        if self.shared and self.num_steps > 1:
-            _check_shapes(step, hidden, after)
+        if isinstance(hidden, Tensor) and isinstance(after, Tensor) and after.shape == hidden.shape:  # nearly always
+            return after
+        _check_state(step, hidden, after, keeps_shape=self.shared and len(self.schedule) > 1)
         return after
 
 
@@ -154,13 +150,21 @@ def _part_of(after: Any, state: int | str, step: int) -> Tree:
 
 
 def _index(step: int, hidden: Tree) -> Tensor:
-    tensor = next(tensor for _, tensor in tensors(hidden))
+    tensor = first_tensor(hidden)
     return torch.full((tensor.shape[0],), step, device=tensor.device)
 
 
-def _check_shapes(step: int, before: Tree, after: Tree) -> None:
-    """Refuse a shared step whose state does not keep its shapes: rows at different depths could not share a batch."""
-    if isinstance(before, Tensor) and before.shape == after.shape:
+def _check_state(step: int, before: Tree, after: Tree, *, keeps_shape: bool) -> None:
+    """Refuse a state of another kind, with other rows or, of a shared step, of another shape.
+
+    Rows at different depths share a batch where they share a step, so their states must have one shape.
+    """
+    if isinstance(before, Tensor) and not isinstance(after, Tensor):
+        raise _other_state(step, after)
+    rows = next((tensor.shape[0] for _, tensor in tensors(before)), None)
+    if rows is not None:
+        check_rows(f"hidden state returned by step {step}", after, rows)
+    if not keeps_shape:
         return
     shapes = dict(_shapes(before))
     for path, shape in _shapes(after):

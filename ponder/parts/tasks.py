@@ -377,7 +377,7 @@ def infer_task(outputs: Tensor, labels: Tensor) -> Task:
 
 def _all_parts(each: Tensor, kept: int) -> Tensor:
     """Whether all parts of an example hold, over the dimensions behind the first `kept`."""
-    return each.flatten(kept).all(kept) if each.dim() > kept else torch.as_tensor(each)
+    return each.flatten(kept).all(kept) if each.dim() > kept else each
 
 
 def _check_shape(labels: Tensor, shape: torch.Size) -> None:

@@ -291,7 +291,8 @@ class ThresholdPolicy(ExitPolicy):
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         value, state = self.statistic(step, state)
-        value = at_least_float32(value) if value.is_floating_point() else value
+        if value.is_floating_point():
+            value = at_least_float32(value)
         return self.tunable.crossed(value, getattr(self, self.tunable.field)), state
 
     def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:

@@ -54,12 +54,12 @@ class MixedSource(ModelSource):
 
     def run_step(self, step: int) -> Tree:
         """See `ModelSource.run_step`."""
-        at = torch.tensor(self.steps, device=self.device) if self.parts.steps.index else None
-        return self.parts.steps(step, self.hidden, at=at, **self._call)
+        at = torch.tensor(self.steps, device=self.device) if self._steps.index else None
+        return self._steps(step, self.hidden, at=at, **self._call)
 
     def call_head(self, features: Tensor, index: Tensor | None) -> Tensor:
         """See `ModelSource.call_head`: every row has the head of its own step."""
-        head: nn.Module = self.parts.head
+        head: nn.Module = self._head
         if not isinstance(head, PerStep):
             outputs: Tensor = head(features)
             return outputs
