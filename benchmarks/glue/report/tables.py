@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from benchmarks.glue.latency import read_timings
@@ -352,14 +353,14 @@ def runs(results: Sequence[Result]) -> list[Block]:
 
 def run_table(results: Sequence[Result]) -> RichTable:
     """One line a run, for the terminal: scores, mean exit step, and the speed-up in steps, FLOPs and wall-clock."""
-    table = RichTable("task", "recipe", box=SIMPLE, pad_edge=False)
-    table.add_column("policy", overflow="fold")  # the one that gives way on a narrow terminal
-    for column in table.columns[:2]:
-        column.no_wrap = True
+    table = RichTable(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("task", no_wrap=True)
+    table.add_column("recipe\nand policy", overflow="fold")  # the one that gives way on a narrow terminal
     for name in ("full\ndepth", "at\nexits", "exit\nstep", "×\nsteps", "×\nFLOPs", "×\nclock"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
-        table.add_row(result["task"], result["recipe"], policy_text(result["policy"]), *_numbers(result))
+        policy = policy_text(result["policy"])
+        table.add_row(result["task"], f"{result['recipe']}\n[dim]{escape(policy)}[/dim]", *_numbers(result))
     return table
 
 
