@@ -9,87 +9,24 @@ Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from benchmarks.glue.data import TEST, TRAIN, GlueSplit, GlueTask
+from benchmarks.tasks import Metric, register
 
-from datasets import DatasetDict
-
-from benchmarks.glue import data
-from benchmarks.tasks import Metric, Task, register
-
-__all__ = ["DIAGNOSTIC", "TASKS", "GlueSplit", "GlueTask"]
-
-
-@dataclass(frozen=True)
-class GlueSplit:
-    """One split of a task and the two places where it can be read.
-
-    Args:
-        name: Name of the split here, such as `"dev"` or `"dev_matched"`.
-        file: File name within the task's folder.
-        hub: Name of the split on the hub.
-        labelled: Whether the labels are public; GLUE keeps those of the test splits.
-        columns: The columns of a file that has no header line; None where the first line names them.
-    """
-
-    name: str
-    file: str
-    hub: str
-    labelled: bool = True
-    columns: tuple[str, ...] | None = None
-
+__all__ = ["DIAGNOSTIC", "TASKS"]
 
 _COLA = ("source", "acceptable", "mark", "sentence")
-_TRAIN, _DEV = GlueSplit("train", "train.tsv", "train"), GlueSplit("dev", "dev.tsv", "validation")
-_TEST = GlueSplit("test", "test.tsv", "test", labelled=False)
 _COLA_SPLITS = (
     GlueSplit("train", "train.tsv", "train", columns=_COLA),
     GlueSplit("dev", "dev.tsv", "validation", columns=_COLA),
-    _TEST,
+    TEST,
 )
 _MNLI_SPLITS = (
-    _TRAIN,
+    TRAIN,
     GlueSplit("dev_matched", "dev_matched.tsv", "validation_matched"),
     GlueSplit("dev_mismatched", "dev_mismatched.tsv", "validation_mismatched"),
     GlueSplit("test_matched", "test_matched.tsv", "test_matched", labelled=False),
     GlueSplit("test_mismatched", "test_mismatched.tsv", "test_mismatched", labelled=False),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlueTask(Task):
-    """One task of GLUE: beside its labels and metrics, its files.
-
-    Args:
-        hub_name: Name of the configuration on the hub.
-        columns: The one or two columns of a file that hold the sentences.
-        label_column: The column of a file that holds the label.
-        label_texts: How a file writes each class, in the order of `label_names`; the names themselves if empty.
-        hub_columns: The columns that hold the sentences on the hub; as in the files if empty.
-        splits: The splits.
-        index_column: The column that numbers the examples of a test file.
-        malformed_lines: How many lines of a labelled split may have too few or too many columns, and are then
-            left out; one more is an error.
-    """
-
-    hub_name: str
-    columns: tuple[str, ...]
-    label_column: str = "label"
-    label_texts: tuple[str, ...] = ()
-    hub_columns: tuple[str, ...] = ()
-    splits: tuple[GlueSplit, ...] = (_TRAIN, _DEV, _TEST)
-    index_column: str = "index"
-    malformed_lines: int = 0
-
-    @property
-    def dev_splits(self) -> tuple[str, ...]:
-        """Names of the labelled splits that are not for training."""
-        return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
-
-    def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `benchmarks.glue.data`."""
-        return data.load(self, folder, only)
 
 
 _PAIR, _NLI, _BINARY = ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("0", "1")
