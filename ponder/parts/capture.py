@@ -299,7 +299,15 @@ def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any
 
 def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
     args = tuple(value for key, value in given.items() if isinstance(key, int))
-    return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
+    try:
+        return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise ArgumentError(
+            "example",
+            expected="inputs that the module can be called with",
+            got=f"{type(error).__name__}: {error}",
+            remedy="Call module(example) first, to see what it wants.",
+        ) from error
 
 
 def _tensors(output: Any) -> list[Tensor]:
