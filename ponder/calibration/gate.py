@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.parts.tasks import infer_task
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 from ponder.policies.gate import Gate, GateReader, LinearTable, TreeTable, default_signals
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.trajectory import Trajectory
 
 __all__ = ["fit_gate", "staying_pays"]
 
