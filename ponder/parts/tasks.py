@@ -398,7 +398,7 @@ def _check_integer(labels: Tensor) -> None:
 def _check_range(labels: Tensor, classes: int) -> None:
     if not labels.numel():
         return
-    low, high = (int(bound) for bound in torch.stack(labels.aminmax()).tolist())
+    low, high = torch.stack(labels.aminmax()).tolist()
     if low < 0 or high >= classes:
         raise ArgumentError(
             "labels",
