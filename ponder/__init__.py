@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ponder.inference.streaming import StreamEngine, StreamOutput
     from ponder.objectives.progress import Progress
     from ponder.optim import parameter_groups
-    from ponder.parts import readouts
+    from ponder.parts import readouts, tasks
     from ponder.parts.capture import Captured, capture
     from ponder.parts.heads import LambdaHead, PerStep
     from ponder.parts.padding import Padding
@@ -72,6 +72,7 @@ __all__ = [
     "readouts",
     "recipes",
     "save",
+    "tasks",
 ]
 
 _HOMES = {
@@ -86,7 +87,7 @@ _HOMES = {
     "inference.streaming": ("StreamEngine", "StreamOutput"),
     "objectives.progress": ("Progress",),
     "optim": ("parameter_groups",),
-    "parts": ("readouts",),
+    "parts": ("readouts", "tasks"),
     "parts.capture": ("Captured", "capture"),
     "parts.heads": ("LambdaHead", "PerStep"),
     "parts.padding": ("Padding",),
@@ -107,7 +108,7 @@ if not TYPE_CHECKING:  # which would take any name for one of the package
     def __getattr__(name: str) -> Any:
         if name in _HOME:
             home = import_module(f"ponder.{_HOME[name]}")
-            value = import_module(f"{home.__name__}.readouts") if name == "readouts" else getattr(home, name)
+            value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
         elif name in _MODULES:
             value = import_module(f"ponder.{name}")
         else:
