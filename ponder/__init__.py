@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ponder.parts.padding import Padding
     from ponder.parts.steps import Steps
     from ponder.serialization import load, save
+    from ponder.training import fit
     from ponder.trajectory import Trajectory
     from ponder.wrapper import PonderOutput, PonderWrapper
 
@@ -62,6 +63,7 @@ __all__ = [
     "cost",
     "diagnose",
     "export",
+    "fit",
     "load",
     "monitor",
     "objectives",
@@ -93,6 +95,7 @@ _HOMES = {
     "parts.padding": ("Padding",),
     "parts.steps": ("Steps",),
     "serialization": ("load", "save"),
+    "training": ("fit",),
     "trajectory": ("Trajectory",),
     "wrapper": ("PonderOutput", "PonderWrapper"),
     "_utils.trees": ("Shared",),

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from ponder.distributions import StepDistribution
-from ponder.engine.losses import checked_labels, step_losses
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
 from ponder.optim import parameter_groups
 from ponder.parts.tasks import Task
+from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]
@@ -59,7 +56,7 @@ class PonderTrainer(Trainer):
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
         self.all_stages = all_stages
-        self._seen = {True: _Means(), False: _Means()}  # in training mode, and in evaluation mode
+        self._seen = {True: Means(), False: Means()}  # in training mode, and in evaluation mode
         super().__init__(*args, **kwargs)
         self._smoothed: Task | None = None
         if self.args.label_smoothing_factor:
@@ -159,23 +156,6 @@ class PonderTrainer(Trainer):
         return [part for part in parts if part["params"]]
 
 
-class _Means:
-    """Means over the examples of several batches, without waiting for the device before they are asked for."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Values of a batch, `(batch,)` each."""
-        for name, value in values.items():
-            self._parts[name].append(value.detach())
-
-    def taken(self) -> dict[str, float]:
-        """The means, which are forgotten."""
-        parts, self._parts = self._parts, defaultdict(list)
-        return {name: float(torch.cat(values).mean()) for name, values in parts.items()}
-
-
 def _wrapper_in(model: Any) -> PonderWrapper | None:
     return next((module for module in model.modules() if isinstance(module, PonderWrapper)), None)
 
@@ -204,23 +184,8 @@ def _with_task(wrapper: PonderWrapper, task: Task | None) -> Iterator[None]:
         wrapper.task = own
 
 
-@torch.no_grad()
 def _measured(wrapper: PonderWrapper, outputs: Any, labels: Tensor | None) -> dict[str, Tensor]:
     """What a batch tells of its exits: in training of each step and the halting distribution, else of the exits."""
-    if not wrapper.training:
+    if not wrapper.training or outputs.get("step_logits") is None:
         return {"exit_step": outputs["exit_step"].double()}
-    measured = {}
-    steps = outputs.get("step_logits")
-    if steps is not None and labels is not None and wrapper.task is not None and len(steps):
-        losses = step_losses(wrapper.task, steps, checked_labels(wrapper.task, steps[:, -1], labels))
-        measured = {f"loss_step_{step}": of_step for step, of_step in enumerate(losses.unbind(1), start=1)}
-    logits = outputs.get("hazard_logits")
-    if logits is None:
-        return measured
-    halting = StepDistribution.from_hazard_logits(logits.detach())
-    measured["expected_steps"] = halting.mean
-    if wrapper.prior is not None:
-        prior = wrapper.prior(halting.num_steps)
-        log_pmf = prior.log_pmf.to(logits.device).expand(len(logits), -1)
-        measured["kl"] = kl_divergence(halting, StepDistribution(log_pmf, validate_args=False))
-    return measured
+    return measured(wrapper, outputs["step_logits"].detach(), outputs.get("hazard_logits"), labels)
