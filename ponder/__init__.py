@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ponder.objectives.progress import Progress
     from ponder.optim import parameter_groups
     from ponder.parts import readouts, tasks
-    from ponder.parts.capture import Captured, capture
+    from ponder.parts.capturing import Captured, capture
     from ponder.parts.heads import LambdaHead, PerStep
     from ponder.parts.padding import Padding
     from ponder.parts.steps import Steps
@@ -90,7 +90,7 @@ _HOMES = {
     "objectives.progress": ("Progress",),
     "optim": ("parameter_groups",),
     "parts": ("readouts", "tasks"),
-    "parts.capture": ("Captured", "capture"),
+    "parts.capturing": ("Captured", "capture"),
     "parts.heads": ("LambdaHead", "PerStep"),
     "parts.padding": ("Padding",),
     "parts.steps": ("Steps",),

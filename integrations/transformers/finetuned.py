@@ -33,7 +33,7 @@ from ponder.integrations.transformers.loading import load_whole
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
 from ponder.parts import readouts
-from ponder.parts.capture import CapturedStem, capture
+from ponder.parts.capturing.captured import CapturedStem, capture
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, LastStep

@@ -16,7 +16,7 @@ from ponder._utils.validation import check_choice
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts import readouts
-from ponder.parts.capture import capture
+from ponder.parts.capturing import capture
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Pooled, Readout
 from ponder.parts.steps import Step, Steps

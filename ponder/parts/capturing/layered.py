@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Shared, Tree, map_tensors, take_rows, tensors
 from ponder.errors import ArgumentError
-from ponder.parts.growth import (
+from ponder.parts.capturing.growth import (
     Arguments,
     Axis,
     grown_lengths,
@@ -24,10 +24,10 @@ from ponder.parts.growth import (
     one_more_row,
     split_rows,
 )
+from ponder.parts.capturing.twin import branches_to, twin_of
+from ponder.parts.capturing.watching import Mark, Tail, leaves, map_leaves
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
-from ponder.parts.twin import branches_to, twin_of
-from ponder.parts.watching import Mark, Tail, leaves, map_leaves
 
 __all__ = [
     "CodeBetweenError",
