@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, initialization
 
 from ponder import recipes
-from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
@@ -34,7 +33,7 @@ from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName
 from ponder.policies import ExitPolicy, LastStep
-from ponder.recipes import Recipe, Stage, freeze_for, start_heads
+from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
@@ -126,6 +125,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             task=task,
             padding=_padding(adapter, config.readout),
         )
+        self.ponder.stages = recipe.stages
         for part in self.ponder.children():  # the heads go where the encoder is; it stays as it was given
             if part is not self.ponder.stem:
                 on_meta = any(weight.is_meta for weight in part.parameters())  # while Transformers loads
@@ -359,12 +359,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def start_stage(self, stage: Stage) -> None:
         """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
-        if stage.teacher == "previous":
-            self.attach_teacher(None)
-            self.attach_teacher(frozen_copy(self))
-        start_heads(stage, self.ponder.head)
-        self.ponder.objective = stage.objective
-        freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
+        self.ponder.start_stage(stage)
 
     @classmethod
     def _check_input(cls, adapter: Adapter) -> None:

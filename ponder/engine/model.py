@@ -207,10 +207,7 @@ class EarlyExitModel(nn.Module):
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
-        if self.padding is None:
-            return real_positions(context)
-        mask = context.get(self.padding.mask)
-        return (mask != 0) == bool(self.padding.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return real_positions(context) if self.padding is None else self.padding.positions(context)
 
     def _check_name(self, name: str) -> None:
         """Refuse a misspelt argument, which a stem or a step that takes any keyword would swallow."""
