@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ponder.errors import ArgumentError
@@ -21,6 +20,7 @@ from ponder.integrations.transformers import (
     pipeline,
 )
 from ponder.policies import FixedStep
+from tests.integrations.transformers.encoders import make_tokenizer
 from tests.integrations.transformers.test_task_models import make
 
 TEXTS = ["a b c", "d e f g h i", "b"]
@@ -29,10 +29,7 @@ make_pipeline = pytest.mark.parametrize("build", [pipeline, transformers.pipelin
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = {"[UNK]": 3, "[PAD]": 1, **{letter: 5 + n for n, letter in enumerate("abcdefghi")}}
-    tokens = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[PAD]")
+    return make_tokenizer()
 
 
 def by_hand(model: Any, tokenizer: Any, text: str, **options: Any) -> Any:
