@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from os import PathLike
@@ -25,9 +25,10 @@ from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 from ponder.serving import Batcher, Limits, ServedModel, Text, Tokens, WindowBatcher
 from ponder.serving.watching import digests_of
+from ponder.serving.window import BatchRunner
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["open_folder", "served"]
+__all__ = ["Batching", "batch_runner", "open_folder", "served"]
 
 Batching = Literal["stream", "window"]
 _SPARE = 64  # places of the batcher for what the service does besides: audits
@@ -136,14 +137,14 @@ def _window(model: PonderWrapper, limits: Limits) -> Batcher:
     )
 
 
-def batch_runner(model: PonderWrapper) -> Callable[[Sequence[Any], ExitPolicy | None], Exits]:
-    """What runs a batch of examples to their exits."""
+def batch_runner(model: PonderWrapper) -> BatchRunner:
+    """What runs a batch of examples to their exits, for a `WindowBatcher`."""
     reader, device = ExampleReader(model.padding), next(model.parameters()).device
 
-    def run(examples: Sequence[Any], policy: ExitPolicy | None) -> Exits:
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
         with torch.inference_mode():
             inputs, context = placed(*reader.batch([reader.read(example) for example in examples]), device)
-            exits = model.exits(inputs, context, model.checked(policy))
+            exits = model.exits(inputs, context, model.checked(policy), row_ids=torch.tensor(row_ids))
         return Exits(exits.outputs.clone(), exits.exit_step)
 
     return run

@@ -66,8 +66,8 @@ def _tokens(tokenizer: Any, inputs: Sequence[str], texts: Sequence[Text]) -> Tok
 
 
 def _window(model: OnnxModel, limits: Limits) -> Batcher:
-    def run(examples: Sequence[Any], policy: ExitPolicy | None) -> Exits:
-        answers = model.predict(examples, batch_size=limits.max_batch, policy=policy)
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
+        answers = model.predict(examples, batch_size=limits.max_batch, policy=policy, row_ids=np.asarray(row_ids))
         return Exits(torch.from_numpy(answers.outputs), torch.from_numpy(answers.exit_step))
 
     return WindowBatcher(run, max_batch=limits.max_batch, window=limits.window, max_waiting=limits.max_waiting + _SPARE)

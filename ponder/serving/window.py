@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -17,11 +18,14 @@ from ponder.errors import PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.policies import ExitPolicy
 
-__all__ = ["WindowBatcher"]
+__all__ = ["BatchRunner", "WindowBatcher"]
+
+BatchRunner = Callable[[Sequence[Any], ExitPolicy | None, Sequence[int]], Exits]
 
 
 @dataclass(eq=False)
 class _Row:
+    number: int
     example: Any
     policy: ExitPolicy | None
     due: float | None
@@ -35,7 +39,8 @@ class WindowBatcher:
     alone. A row whose deadline has passed when its batch begins ends in `TimeoutError`.
 
     Args:
-        run: Examples and their policy (None for the model's own) to outputs `(rows, …)` and exit steps `(rows,)`.
+        run: Examples, their policy (None for the model's own) and their numbers, for seeded sampling, to outputs
+            `(rows, …)` and exit steps `(rows,)`.
         max_batch: Rows of a batch.
         window: Seconds that an idle model waits for more rows.
         max_waiting: Rows that may wait before `submit` blocks.
@@ -43,7 +48,7 @@ class WindowBatcher:
 
     Example:
         >>> import torch
-        >>> def run(examples, policy):
+        >>> def run(examples, policy, row_ids):
         ...     return Exits(torch.stack(examples) + 1, torch.ones(len(examples), dtype=torch.long))
         >>> batcher = WindowBatcher(run, max_batch=2)
         >>> futures = [batcher.submit(torch.tensor([float(n)])) for n in range(3)]
@@ -54,7 +59,7 @@ class WindowBatcher:
 
     def __init__(
         self,
-        run: Callable[[Sequence[Any], ExitPolicy | None], Exits],
+        run: BatchRunner,
         *,
         max_batch: int = 32,
         window: float = 0.002,
@@ -67,6 +72,7 @@ class WindowBatcher:
         self._run, self._max_batch, self._window, self._clock = run, max_batch, window, clock
         self._max_waiting = max_waiting
         self._waiting: list[_Row] = []
+        self._numbers = itertools.count()
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="ponder-window", daemon=True)
@@ -81,7 +87,7 @@ class WindowBatcher:
         block: bool = True,
     ) -> Future[StreamOutput]:
         """Hand in one example; arguments and errors as for `ponder.StreamEngine.submit`."""
-        row = _Row(example, policy, None if deadline is None else self._clock() + deadline)
+        row = _Row(next(self._numbers), example, policy, None if deadline is None else self._clock() + deadline)
         with self._changed:
             if block and threading.current_thread() is not self._worker:
                 self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting)
@@ -138,7 +144,7 @@ class WindowBatcher:
         if not rows:
             return
         try:
-            exits = self._run([row.example for row in rows], rows[0].policy)
+            exits = self._run([row.example for row in rows], rows[0].policy, [row.number for row in rows])
             answers = [
                 StreamOutput(output, step)
                 for output, step in zip(exits.outputs.unbind(0), exits.exit_step.tolist(), strict=True)

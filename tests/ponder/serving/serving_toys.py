@@ -82,7 +82,7 @@ def served(model: ponder.PonderWrapper, batching: str = "stream", **options: Any
         return ponder.StreamEngine(model, max_batch=limits.max_batch, max_waiting=limits.max_waiting + 8)
 
     def window(limits: Limits) -> Batcher:
-        def run(examples: Sequence[Any], policy: ExitPolicy | None) -> Exits:
+        def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
             with torch.no_grad():
                 return model.exits(torch.stack(list(examples)), {}, model.checked(policy))
 

@@ -24,7 +24,7 @@ class Recorder:
         self.batches: list[tuple[list[int], ExitPolicy | None]] = []
         self.begun, self.go_on = threading.Event(), threading.Event()
 
-    def __call__(self, examples: Sequence[Any], policy: ExitPolicy | None) -> Exits:
+    def __call__(self, examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
         self.batches.append((list(examples), policy))
         self.begun.set()
         assert self.go_on.wait(30)
@@ -110,7 +110,7 @@ def test_close_cancels_what_has_not_begun() -> None:
 
 
 def test_a_batch_that_is_answered_with_another_number_of_rows_fails() -> None:
-    def run(examples: Sequence[Any], policy: ExitPolicy | None) -> Exits:
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
         return Exits(torch.zeros(2, 1), torch.ones(2).long())
 
     batcher = WindowBatcher(run, window=0.0)
