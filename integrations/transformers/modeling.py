@@ -223,11 +223,11 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_finetuned(
-        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits"] = "exits"
+        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits", "exits-deep"] = "exits"
     ) -> FinetunedClassifier:
         """Keep a fine-tuned classifier, head and all, and put exits beside it.
 
-        What comes is no `PonderForSequenceClassification`, whose heads are a recipe's, but a `FinetunedClassifier`.
+        What comes is no model of this class, whose heads are a recipe's, but a `FinetunedClassifier`.
         Arguments and errors as for `FinetunedClassifier.from_finetuned`.
         """
         return FinetunedClassifier.from_finetuned(model, recipe)
