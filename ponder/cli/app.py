@@ -1,19 +1,18 @@
-"""The commands `exits`, `doctor` and `predict` with their options; what they do is in `ponder.cli.commands`.
+"""The commands with their options; what `exits`, `doctor` and `predict` do is in `ponder.cli.commands`.
 
 That module, and PyTorch with it, is loaded when a command runs, so that `ponder --help` answers at once.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ponder.errors import PonderError
+from ponder.cli.running import run
+from ponder.cli.serve import serve
 
 __all__ = ["app"]
 
@@ -23,8 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-_WIDTH = 80
 
 ModelFolder = Annotated[Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")]
 TextsFile = Annotated[Path, typer.Option("--texts", help="CSV, JSON lines, Parquet, or a text on each line.")]
@@ -84,10 +81,7 @@ def predict(
 
 
 def _run(name: str, *arguments: Any) -> None:
-    """Run a command; an error of the library is a sentence on the standard error, and the exit status 1."""
-    command: Callable[..., None] = getattr(import_module("ponder.cli.commands"), name)
-    try:
-        command(*arguments)
-    except PonderError as error:
-        typer.echo(textwrap.fill(f"ponder: {error}", _WIDTH, break_long_words=False, break_on_hyphens=False), err=True)
-        raise typer.Exit(1) from error
+    run("ponder.cli.commands", name, *arguments)
+
+
+app.command()(serve)

@@ -16,16 +16,16 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from ponder._utils.files import write_text
 from ponder.analysis.diagnosis import diagnose
-from ponder.cli.texts import Encoded, Texts, encode, read_texts
+from ponder.cli.texts import Texts, read_texts
 from ponder.cost.speed import WallClock, wall_clock
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers import ExitReport, FinetunedClassifier, PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct
+from ponder.integrations.transformers.tokenizing import Encoded, load_tokenizer, max_positions, tokenize
 
 __all__ = ["doctor", "exits", "predict"]
 
@@ -33,7 +33,6 @@ _WIDTH = 80
 _TIMED = 512  # texts, at most
 _BATCH = 32
 _CARD = "exits-report.json"
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
 
 
 def exits(model: str, texts: Path, out: Path, columns: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -51,8 +50,8 @@ def exits(model: str, texts: Path, out: Path, columns: Sequence[str], options: M
     found = read_texts(texts, columns)
     kept = found.without_empty()
     made = PonderForSequenceClassification.from_finetuned(model)
-    tokenizer = _tokenizer(model)
-    encoded = encode(tokenizer, kept, _positions(made.classifier))
+    tokenizer = load_tokenizer(model)
+    encoded = tokenize(tokenizer, kept.rows, max_positions(made.config))
     _say_left_out(found, encoded, left_out=True)
     start = time.perf_counter()
     report = fit_exits(
@@ -73,9 +72,9 @@ def exits(model: str, texts: Path, out: Path, columns: Sequence[str], options: M
 def doctor(folder: Path, texts: Path, columns: Sequence[str]) -> None:
     """Print what `ponder.diagnose` says of a folder's early heads on texts; arguments as for `exits`."""
     _quiet()
-    made, tokenizer = FinetunedClassifier.from_pretrained(folder), _tokenizer(str(folder))
+    made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     found = read_texts(texts, columns)
-    encoded = encode(tokenizer, found.without_empty(), _positions(made.classifier))
+    encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made.config))
     _say_left_out(found, encoded, left_out=True)
     with torch.no_grad():
         seen = made.record(distinct(encoded.rows), batch_size=_BATCH, progress=sys.stderr.isatty())
@@ -87,9 +86,9 @@ def doctor(folder: Path, texts: Path, columns: Sequence[str]) -> None:
 def predict(folder: Path, texts: Path, out: Path, columns: Sequence[str]) -> None:
     """Write the answers to texts, each at its exit, as CSV; arguments as for `exits`."""
     _quiet()
-    made, tokenizer = FinetunedClassifier.from_pretrained(folder), _tokenizer(str(folder))
+    made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     found = read_texts(texts, columns)
-    encoded = encode(tokenizer, found, _positions(made.classifier))
+    encoded = tokenize(tokenizer, found.rows, max_positions(made.config))
     _say_left_out(found, encoded, left_out=False)
     answers = made.predict(encoded.rows, batch_size=_BATCH, progress=sys.stderr.isatty())
     labels, names = answers.outputs.argmax(-1).tolist(), made.config.id2label
@@ -123,27 +122,6 @@ def _check_out(out: Path, model: str) -> None:
         raise ArgumentError(
             "out", expected="a new or empty folder, or one of `ponder exits`", got=out, remedy="Name a new one."
         )
-
-
-def _tokenizer(source: str) -> Any:
-    folder = Path(source)
-    try:
-        if folder.is_dir() and not any(path.name.endswith(_TOKENIZERS) for path in folder.iterdir()):
-            raise FileNotFoundError(folder)  # Transformers would make one up, in which every word is unknown
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # whatever Transformers stumbles over
-        raise CheckpointError(
-            f"tokenizer: expected the tokenizer's files in {source}; got none that can be read. "
-            "Save them there: tokenizer.save_pretrained(folder)."
-        ) from error
-
-
-def _positions(classifier: PreTrainedModel) -> int:
-    """How many tokens the model takes; positions of RoBERTa's kind begin behind the padding's number."""
-    config = classifier.config
-    count = int(getattr(config, "max_position_embeddings", None) or 10**10)
-    shifted = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl")
-    return count - (int(config.pad_token_id or 0) + 1 if shifted else 0)
 
 
 def _say_left_out(texts: Texts, encoded: Encoded, *, left_out: bool) -> None:

@@ -12,11 +12,9 @@ from typing import Any
 
 from ponder.errors import ArgumentError, DataError
 
-__all__ = ["Encoded", "Texts", "encode", "read_texts"]
+__all__ = ["Texts", "read_texts"]
 
 _USUAL = ("text", "sentence", "texts", "content")
-_FALLBACK_LENGTH = 512
-_NO_LENGTH = 10**9  # tokenizers without a limit say some 10³⁰
 
 
 @dataclass(frozen=True)
@@ -46,19 +44,6 @@ class Texts:
         if not kept:
             raise DataError("texts: expected at least one that is not empty; got none.")
         return Texts(self.columns, kept)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the tokenizer made of texts.
-
-    Args:
-        rows: One dict each, with `input_ids`.
-        truncated: How many texts were longer than the model takes, and were cut.
-    """
-
-    rows: list[dict[str, Any]]
-    truncated: int
 
 
 def read_texts(path: Path, columns: Sequence[str] = ()) -> Texts:
@@ -101,27 +86,6 @@ def read_texts(path: Path, columns: Sequence[str] = ()) -> Texts:
             raise DataError(f"{path}: expected text in {', '.join(chosen)} of row {place}; got {texts!r}.")
         made.append(texts)
     return Texts(chosen, tuple(made))  # type: ignore[arg-type]
-
-
-def encode(tokenizer: Any, texts: Texts, longest: int) -> Encoded:
-    """Tokenise without padding; texts that are too long are cut as the tokenizer cuts them, and counted.
-
-    Args:
-        tokenizer: Of Transformers.
-        texts: What to tokenise.
-        longest: How many positions the model has.
-    """
-    limit = min(longest, tokenizer.model_max_length)
-    limit = _FALLBACK_LENGTH if limit > _NO_LENGTH else limit
-    sides = [list(side) for side in zip(*texts.rows, strict=True)]
-    made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
-    rows = [{name: made[name][place] for name in names} for place in range(len(texts.rows))]
-    full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
-    again = (
-        tokenizer(*[[side[place] for place in full] for side in sides], verbose=False) if full else {"input_ids": []}
-    )
-    return Encoded(rows, sum(len(ids) > limit for ids in again["input_ids"]))
 
 
 def _meant(path: Path, names: Sequence[str]) -> tuple[str, ...]:

@@ -13,34 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 from typer.testing import CliRunner, Result
 
 import ponder
 import ponder.cli
 from ponder.cli.app import app
+from tests.word_tokenizer import WORDS, save_tokenizer
 
-WORDS = [f"w{number}" for number in range(35)]
 LONGEST = 16
-
-
-def save_tokenizer(folder: Path) -> None:
-    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    raw.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
