@@ -4,7 +4,7 @@ Every step is taught by the frozen plain model (Hinton et al. 2015; Geng et al. 
 
     Σ_n n · KL(plain ‖ step n) ÷ Σ_n n,
 
-in which later steps weigh more, and the cross-entropy of every step with the label where there is one, by the same weights.
+in which later steps weigh more; where there is a label, the cross-entropy of every step with it is added to its KL.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def train_encoder(
 
 
 def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Tensor) -> Tensor:
-    batch = _padded(model, rows)
+    batch = model.collate(rows)
     labels = batch.pop("labels", None)
     outputs = model.unroll(**batch).outputs.float()  # (batch, steps, …)
     length = outputs.shape[2]  # of the batch, where there are answers at positions
@@ -89,22 +89,3 @@ def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Te
             loss = loss + F.cross_entropy(own.flatten(0, -2), labels.flatten(), ignore_index=-100)
         losses.append(loss)
     return (torch.stack(losses) * weights).sum() / weights.sum()
-
-
-def _padded(model: FinetunedClassifier, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """A batch of encodings, padded on the right to the longest."""
-    pad = getattr(model.config, "pad_token_id", None) or 0
-    fill = {model.main_input_name: pad, "labels": -100}
-    device = next(model.parameters()).device
-    batch = {}
-    for name in (model.main_input_name, "attention_mask", "token_type_ids", "labels"):
-        given = [row.get("label", row.get(name)) if name == "labels" else row.get(name) for row in rows]
-        if all(value is not None for value in given):
-            each = [torch.as_tensor(value) for value in given]
-            joined = (
-                torch.stack(each)
-                if not each[0].dim()
-                else torch.nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=fill.get(name, 0))
-            )
-            batch[name] = joined.to(device)
-    return batch

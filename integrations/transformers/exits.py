@@ -28,12 +28,10 @@ from ponder.calibration.agreement import (
     AgreementCurve,
     agreement_curves,
     control_agreement,
-    differences,
 )
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.deep_exits import answers_of, train_encoder
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
-from ponder.policies import LastStep
 from ponder.trajectory import Trajectory
 
 __all__ = ["ExitReport", "Split", "distinct", "fit_exits", "split_rows"]
@@ -357,36 +355,34 @@ def _report(
     confidence: float,
     given: int,
 ) -> ExitReport:
-    found, rows = done.found, len(certifying)
-    differ, steps = differences(certifying), certifying.replay(found.policy).exit_step
-    there = torch.arange(rows), steps - 1
-    right = None
+    found, plain, own = done.found, math.nan, math.nan
     if labels is not None:
-        right = replace(certifying, labels=labels[split.certify]).correct()
-        plain_right = _right_answers(certifying, labels[split.certify])
-    moved = float(differ[:, -1].double().mean())
+        labels = labels[split.certify]
+        right, steps = replace(certifying, labels=labels).correct(), certifying.replay(found.policy).exit_step
+        own = float(right[torch.arange(done.rows), steps - 1].double().mean())
+        plain = float(_right_answers(certifying, labels).double().mean())
     threshold = found.policy.threshold_value
     return ExitReport(
-        statement=_statement(done, moved, confidence, rows),
+        statement=done.statement("the plain model does"),
         met=found.met,
-        policy=repr(found.policy.policy if found.met else LastStep()),
+        policy=repr(found.policy.policy),
         kind=done.kind,
         threshold=math.nan if threshold is None else threshold,
         rows=given,
-        duplicates=given - len(split.learn) - len(split.choose) - rows,
+        duplicates=given - len(split.learn) - len(split.choose) - done.rows,
         fitted=len(split.learn),
         chosen_on=len(split.choose),
-        certified_on=rows,
-        disagreement=float(differ[there].double().mean()),
-        mean_exit_step=float(steps.double().mean()),
-        exit_shares=tuple((steps == n).double().mean().item() for n in range(1, model.num_steps + 1)),
+        certified_on=done.rows,
+        disagreement=done.disagreement,
+        mean_exit_step=done.mean_exit_step,
+        exit_shares=done.exit_shares,
         num_steps=model.num_steps,
         level=done.level if found.met else math.nan,
         confidence=confidence,
-        best_level=1.0 - (1.0 - confidence) ** (1.0 / rows),
-        moved=moved,
-        plain_accuracy=math.nan if right is None else float(plain_right.double().mean()),
-        exit_accuracy=math.nan if right is None else float(right[there].double().mean()),
+        best_level=done.best_level,
+        moved=done.moved,
+        plain_accuracy=plain,
+        exit_accuracy=own,
         curves=agreement_curves(certifying, confidence),
     )
 
@@ -396,14 +392,3 @@ def _right_answers(certifying: Trajectory, labels: Tensor) -> Tensor:
     assert certifying.labels is not None
     right = (certifying.labels == labels) | (labels == -100)
     return right if right.dim() == 1 else right.flatten(1).all(1)
-
-
-def _statement(done: AgreementControl, moved: float, confidence: float, rows: int) -> str:
-    if done.found.met:
-        return (
-            f"Answers as the plain model does on all but {100 * done.level:.3g}% of inputs like these, with "
-            f"{100 * confidence:g}% confidence (certified on {rows} inputs that chose nothing)."
-        )
-    if moved:
-        return f"No promise, at full depth neither, where {100 * moved:.2f}% differ: {done.found.statement}."
-    return f"No exits: {done.found.statement}."

@@ -1,9 +1,10 @@
 """`FinetunedClassifier`: a fine-tuned classifier of Transformers, kept as it is, with early heads beside it.
 
-It may classify texts, images, recordings, the tokens of a text, or find the span of an answer (`head_kinds`). The whole classifier is captured, so that what follows its last layer *is* its own head, whatever that is made of. At
-full depth the answer is that of the plain classifier, bit for bit. The head of an earlier step is the model's own head
-on that step's hidden state, times a number, plus a linear map of the state: it starts as the model's own head, and
-learns on inputs without labels to answer as full depth does (`exits.fit_exits`).
+It may classify texts, images, recordings or the tokens of a text, or find the span of an answer (`head_kinds`). The
+whole classifier is captured, so that what follows its last layer *is* its own head, whatever that is made of. At full
+depth the answer is that of the plain classifier, bit for bit. The head of an earlier step is the model's own head on
+that step's hidden state, times a number, plus a linear map of the state: it starts as the model's own head, and learns
+on inputs without labels to answer as full depth does (`exits.fit_exits`).
 
 A saved folder is the plain classifier's own, which Transformers reads as before, with the exits in two more files.
 """
@@ -11,9 +12,10 @@ A saved folder is the plain classifier's own, which Transformers reads as before
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from inspect import Parameter, Signature
 from os import PathLike
 from pathlib import Path
@@ -35,6 +37,7 @@ from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.head_kinds import HeadKind, kind_of, load_finetuned
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
+from ponder.integrations.transformers.tokenizing import max_positions
 from ponder.parts import readouts
 from ponder.parts.capture import CapturedStem, capture
 from ponder.parts.heads import PerStep
@@ -46,6 +49,7 @@ from ponder.wrapper import PonderOutput, PonderWrapper
 __all__ = ["EarlyHead", "FinetunedClassifier"]
 
 _FORMAT = "ponder-exits-1"
+_pad_sequence = partial(nn.utils.rnn.pad_sequence, batch_first=True)
 _EXITS, _HEADS = "exits.json", "exits.safetensors"
 
 
@@ -224,9 +228,7 @@ class FinetunedClassifier(nn.Module):
     def policy(self, policy: ExitPolicy) -> None:
         self.ponder.policy = policy
 
-    def forward(
-        self, inputs: Tensor | None = None, policy: ExitPolicy | None = None, **context: Any
-    ) -> PonderOutput:
+    def forward(self, inputs: Tensor | None = None, policy: ExitPolicy | None = None, **context: Any) -> PonderOutput:
         """Each row to its exit, in evaluation mode.
 
         Args:
@@ -273,7 +275,25 @@ class FinetunedClassifier(nn.Module):
             name="input_ids",
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer if tokenizer.is_file() else None,
+            max_length=max_positions(config),
+            labels=tuple(str(config.id2label[place]) for place in range(config.num_labels)),
         )
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch of encodings by name, padded on the right to the longest; labels where all have them."""
+        fill = {self.main_input_name: getattr(self.config, "pad_token_id", None) or 0, "labels": -100}
+        device, batch = next(self.parameters()).device, {}
+        for name in (self.main_input_name, "attention_mask", "token_type_ids", "labels"):
+            given = [row.get(name, row.get("label") if name == "labels" else None) for row in rows]
+            if any(value is None for value in given):
+                continue
+            each = [torch.as_tensor(value) for value in given]
+            padded = torch.stack if not each[0].dim() else partial(_pad_sequence, padding_value=fill.get(name, 0))
+            batch[name] = padded(each).to(device)
+        if "attention_mask" not in batch and self.main_input_name == "input_ids":
+            lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=device)
+            batch["attention_mask"] = (torch.arange(int(lengths.max()), device=device) < lengths[:, None]).long()
+        return batch
 
     def predict(self, dataset: Iterable[Any], **options: Any) -> Predictions:
         """Every example of a tokenised data set to its exit; see `predict_rows`."""

@@ -59,11 +59,43 @@ class AgreementControl:
         found: The policy with its certificate.
         kind: Name of the kind of policy, as in `AgreementCurve`.
         level: What was asked for, or what the speed-up costs.
+        rows: Number of certifying rows.
+        disagreement: On these, the share of answers that are not those of the reference.
+        moved: On these, the share at full depth.
+        mean_exit_step: On these.
+        exit_shares: On these, the share that leaves at each step.
     """
 
     found: RiskControl
     kind: str
     level: float
+    rows: int
+    disagreement: float
+    moved: float
+    mean_exit_step: float
+    exit_shares: tuple[float, ...]
+
+    @property
+    def best_level(self) -> float:
+        """The lowest level that so many rows could certify, were there no disagreement at all."""
+        assert self.found.policy.confidence is not None
+        return 1.0 - (1.0 - self.found.policy.confidence) ** (1.0 / self.rows)
+
+    def statement(self, reference: str) -> str:
+        """What is promised, or why nothing could be, in a sentence.
+
+        Args:
+            reference: Who the reference is: "the plain model does", say.
+        """
+        if self.found.met:
+            return (
+                f"Answers as {reference} on all but {100 * self.level:.3g}% of inputs like these, with "
+                f"{100 * (self.found.policy.confidence or 0.0):g}% confidence (certified on {self.rows} inputs that "
+                "chose nothing)."
+            )
+        if self.moved:
+            return f"No promise, at full depth neither, where {100 * self.moved:.2f}% differ: {self.found.statement}."
+        return f"No exits: {self.found.statement}."
 
 
 @dataclass(frozen=True)
@@ -101,11 +133,9 @@ def control_agreement(
     kinds = _kinds(choosing)
     curves = [_outcomes(choosing, kind) for kind in kinds]
     if speed_up is None:
-        cheapest = [
-            min((s for d, s in zip(*curve, strict=True) if d <= level), default=math.inf) for curve in curves
-        ]
+        cheapest = [min((s for d, s in zip(*curve, strict=True) if d <= level), default=math.inf) for curve in curves]
         kind = kinds[cheapest.index(min(cheapest))]
-        return AgreementControl(_certified(certifying, kind, kind.values, level, confidence), kind.name, level)
+        return _control(certifying, kind, kind.values, level, confidence)
     most = choosing.num_steps / speed_up
     allowed = [
         (d, s, place, value)
@@ -117,7 +147,7 @@ def control_agreement(
     kind = kinds[place]
     differs = _differences(certifying, kind, [value])[1][0]
     bound = _upper_bound(int(differs.sum()), len(differs), confidence)
-    return AgreementControl(_certified(certifying, kind, [value], bound, confidence), kind.name, bound)
+    return _control(certifying, kind, [value], bound, confidence)
 
 
 def differences(trajectory: Trajectory) -> Tensor:
@@ -183,11 +213,23 @@ def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[fl
     return differs.double().mean(1).tolist(), steps.double().mean(1).tolist()
 
 
-def _certified(
+def _control(
     trajectory: Trajectory, kind: _Kind, values: Sequence[float], level: float, confidence: float
-) -> RiskControl:
-    return control_risk(
+) -> AgreementControl:
+    found = control_risk(
         trajectory, kind.make, risk=_risk(trajectory), level=level, confidence=confidence, bound=_BOUND, grid=values
+    )
+    differ, steps = differences(trajectory), trajectory.replay(found.policy).exit_step.cpu()
+    rows = len(trajectory)
+    return AgreementControl(
+        found=found,
+        kind=kind.name,
+        level=level,
+        rows=rows,
+        disagreement=float(differ[torch.arange(rows), steps - 1].double().mean()),
+        moved=float(differ[:, -1].double().mean()),
+        mean_exit_step=float(steps.double().mean()),
+        exit_shares=tuple((steps == n).double().mean().item() for n in range(1, trajectory.num_steps + 1)),
     )
 
 

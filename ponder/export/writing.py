@@ -156,6 +156,7 @@ class _Writer:
             real=1 if padding is None else int(padding.real),
             narrows=padding is not None and padding.pooled,
             single=self._write_single(),
+            labels=self.source.labels,
             **self._write_halting(state, features[0]),
         )
 

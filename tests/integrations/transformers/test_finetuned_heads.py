@@ -1,4 +1,4 @@
-"""Fine-tuned heads of every kind: full depth is the plain model's, early heads start as its own, files know the kind."""
+"""Fine-tuned heads of every kind: full depth is the plain model's, and files know the kind."""
 
 from __future__ import annotations
 

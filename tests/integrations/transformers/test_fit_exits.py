@@ -175,7 +175,10 @@ def test_labels_tell_the_accuracy_and_change_nothing_else() -> None:
     given = rows(300)
     plain = model()
     answers = plain.predict(given).outputs.argmax(1).tolist()
-    labelled = [{**row, "labels": label if place % 2 else 0} for place, (row, label) in enumerate(zip(given, answers, strict=True))]
+    labelled = [
+        {**row, "labels": label if place % 2 else 0}
+        for place, (row, label) in enumerate(zip(given, answers, strict=True))
+    ]
     report, without = fit_exits(plain, labelled, disagreement=0.2), fit_exits(model(), given, disagreement=0.2)
     assert report.disagreement == without.disagreement
     assert math.isnan(without.plain_accuracy)
