@@ -228,11 +228,11 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_finetuned(
-        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits"] = "exits"
+        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits", "exits-deep"] = "exits"
     ) -> FinetunedClassifier:
         """Keep a fine-tuned classifier, head and all, and put exits beside it.
 
-        What comes is no `PonderForSequenceClassification`, whose heads are a recipe's, but a `FinetunedClassifier`.
+        What comes is no model of this class, whose heads are a recipe's, but a `FinetunedClassifier`.
         Arguments and errors as for `FinetunedClassifier.from_finetuned`.
         """
         return FinetunedClassifier.from_finetuned(model, recipe)
@@ -496,6 +496,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer if tokenizer.is_file() else None,
             max_length=getattr(config, "max_position_embeddings", None),
+            labels=tuple(str(self.config.id2label[place]) for place in range(self.config.num_labels or 0)),
         )
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
