@@ -82,7 +82,8 @@ def _update(learner: Learner, setting: Setting, optimizer: torch.optim.Optimizer
     """One update; `number` is its seed."""
     torch.manual_seed(number)
     puzzle = setting.task
-    level = puzzle.trained_levels[int(torch.randint(len(puzzle.trained_levels), ()))]
+    levels = puzzle.drawn_levels or puzzle.trained_levels
+    level = levels[int(torch.randint(len(levels), ()))]
     loss = learner.loss(puzzle.draw(level, setting.batch_size, seed=number))
     optimizer.zero_grad()
     loss.backward()
