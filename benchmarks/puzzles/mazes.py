@@ -29,7 +29,6 @@ class Mazes(Puzzle):
     name = "mazes"
     level_name = "cells a side"
     trained_levels = (5, 7, 9)
-    drawn_levels = (5, 7, 9, 9)
     levels = (5, 7, 9, 11, 14, 18)
     larger_level = 18
     least_level = 2

@@ -43,8 +43,6 @@ class Puzzle(ABC):
     """What a level counts, for tables and axes."""
     trained_levels: ClassVar[tuple[int, ...]]
     """Levels that solvers are trained on."""
-    drawn_levels: ClassVar[tuple[int, ...] | None] = None
-    """What the level of an update is drawn from, where some are drawn more often than others; `trained_levels` if None."""
     levels: ClassVar[tuple[int, ...]]
     """Levels that are reported, as many problems of each; the last ones are harder than any trained on."""
     larger_level: ClassVar[int | None]

@@ -17,7 +17,13 @@ __all__ = ["COLUMNS", "draw_figure", "level_table", "markdown", "rows", "write_p
 COLUMNS = ("network", "halting", "accuracy", "mean steps", "largest level", "rank correlation")
 _NETWORKS = {"looped": "looped", "pondernet": "PonderNet", "act": "ACT", "feed-forward": "feed-forward"}
 _BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
-_COLORS = {"converged": "#D55E00", "confidence": "#009E73", "fitted gate": "#CC79A7", "oracle": "#666666"}
+_COLORS = {
+    "converged": "#D55E00",
+    "confidence": "#009E73",
+    "converged and confident": "#56B4E9",
+    "fitted gate": "#CC79A7",
+    "oracle": "#666666",
+}
 
 
 def rows(results: Results) -> Iterator[tuple[str, ...]]:

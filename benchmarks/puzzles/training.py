@@ -82,9 +82,11 @@ def _update(learner: Learner, setting: Setting, optimizer: torch.optim.Optimizer
     """One update; `number` is its seed."""
     torch.manual_seed(number)
     puzzle = setting.task
-    levels = puzzle.drawn_levels or puzzle.trained_levels
+    levels = setting.drawn_levels or puzzle.trained_levels
     level = levels[int(torch.randint(len(levels), ()))]
-    loss = learner.loss(puzzle.draw(level, setting.batch_size, seed=number))
+    problems = puzzle.draw(level, setting.batch_size, seed=number)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bfloat16):
+        loss = learner.loss(problems)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(learner.parameters(), _CLIP)
