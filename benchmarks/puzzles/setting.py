@@ -32,8 +32,8 @@ class Setting:
         rate: Hazard of PonderNet's geometric prior.
         beta: Weight of PonderNet's divergence.
         tau: Weight of ACT's ponder cost.
-        drawn_levels: What the level of an update is drawn from, in training; the puzzle's trained levels where None. One
-            that stands there twice is drawn twice as often.
+        drawn_levels: What the level of an update is drawn from; the puzzle's trained levels where None. One that stands
+            there twice is drawn twice as often.
         bfloat16: Whether convolutions and linear layers compute in bfloat16 in training. Weights, and all that is
             measured, are float32.
     """
