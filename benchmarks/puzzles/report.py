@@ -112,7 +112,7 @@ def markdown(everything: Mapping[str, Results]) -> str:
             "",
             f"Trained on {_listed(task.trained_levels)} {task.level_name}, {setting['num_steps']} steps at most; "
             f"reported on {setting['examples']:,} problems of each of {_listed(task.levels)}, up to "
-            f"{setting['run_steps']} steps. Seeds: {_seeds(results)}.",
+            f"{setting['run_steps']} steps. Seeds, and processor time of a training: {_trainings(results)}.",
             "",
             *markdown_table(COLUMNS, rows(results)),
             "",
@@ -150,7 +150,7 @@ def _accuracy_by_steps(axes: Any, results: Results) -> None:
     curves = [result["by_step"]["test"]["all"] for result in looped]
     accuracy = [statistics.fmean(at_step) for at_step in zip(*curves, strict=True)]
     axes.plot(range(1, len(accuracy) + 1), accuracy, color="#0072B2", label="every fixed depth")
-    for way, color in _COLORS.items():
+    for way, color in _drawn(looped):
         told = [result["ways"][way]["test"] for result in looped]
         _point(axes, told, color, "o" if way != "oracle" else "*", way)
     for learner, marker in (("pondernet", "s"), ("act", "^"), ("feed-forward", "D")):
@@ -165,7 +165,7 @@ def _accuracy_by_steps(axes: Any, results: Results) -> None:
 
 def _steps_by_level(axes: Any, puzzle: str, results: Results) -> None:
     task = PUZZLES[puzzle]
-    for way, color in _COLORS.items():
+    for way, color in _drawn(results["looped"]):
         by_level = [result["ways"][way]["test"]["by_level"] for result in results["looped"]]
         steps = [statistics.fmean(one["mean_steps"] for one in of_level) for of_level in zip(*by_level, strict=True)]
         axes.plot(task.levels, steps, color=color, marker=".", label=way, linestyle=":" if way == "oracle" else "-")
@@ -174,6 +174,11 @@ def _steps_by_level(axes: Any, puzzle: str, results: Results) -> None:
     axes.set_ylabel("mean exit step")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="x-small", loc="upper left")
+
+
+def _drawn(looped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The ways to stop that all seeds have, and their colors."""
+    return [(way, color) for way, color in _COLORS.items() if all(way in result["ways"] for result in looped)]
 
 
 def _point(axes: Any, told: Sequence[Mapping[str, Any]], color: str, marker: str, label: str) -> None:
@@ -210,9 +215,10 @@ def _listed(levels: Sequence[int]) -> str:
     return ", ".join(map(str, levels))
 
 
-def _seeds(results: Results) -> str:
+def _trainings(results: Results) -> str:
     return "; ".join(
-        f"{_NETWORKS[learner]} {_listed([result['seed'] for result in of_learner])}"
+        f"{_NETWORKS[learner]} {_listed([result['seed'] for result in of_learner])} "
+        f"({statistics.fmean(result['training']['seconds'] for result in of_learner) / 60:.1f} minutes)"
         for learner, of_learner in results.items()
         if learner != "stream"
     )
