@@ -14,7 +14,10 @@ from ponder.policies import ExitPolicy
 __all__ = ["FAMILIES", "SLACK", "Score", "cheapest"]
 
 SLACK = 0.002
-"""How much less accurate than the best a rule, or a fixed depth, may be on validation and still count as its equal."""
+"""How much less accurate than the best depth a fixed depth may be on validation, to count as its equal and be shallower.
+
+Rules get no such room: they are to be as accurate as the fixed depth that is chosen so.
+"""
 
 
 _SURE = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
