@@ -14,7 +14,7 @@ from ponder.policies import ExitPolicy
 __all__ = ["FAMILIES", "SLACK", "Score", "cheapest"]
 
 SLACK = 0.002
-"""How much less accurate than the best depth a fixed depth may be on validation, to count as its equal and be shallower.
+"""How much less accurate than the best depth a shallower one may be on validation and still count as its equal.
 
 Rules get no such room: they are to be as accurate as the fixed depth that is chosen so.
 """
