@@ -299,6 +299,7 @@ class PonderWrapper(EarlyExitModel):
             policy: ExitPolicy | None = None,
             row_ids: Tensor | None = None,
             policy_context: Mapping[str, Tensor] | None = None,
+            num_steps: int | None = None,
             **context: Any,
         ) -> PonderOutput:
             """See `forward`."""
