@@ -161,13 +161,13 @@ class Stepper:
         )
 
     def _source(self, cohort: Cohort, steps: Sequence[int]) -> ModelSource:
-        use_hazard = any("hazard" in group.policy.needs for group in cohort.groups)
+        reads_past = bool(cohort.past) and any("hazard" in group.policy.needs for group in cohort.groups)
         return ModelSource(
             self.model,
             cohort.hidden,
             cohort.context,
-            use_hazard,
-            past=list(cohort.past) if use_hazard else [],
+            use_hazard=reads_past,
+            past=list(cohort.past) if reads_past else [],
             mask=cohort.mask,
             at=steps,
         )
