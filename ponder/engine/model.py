@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ponder._utils.row_ids import as_row_ids
@@ -188,7 +189,8 @@ class EarlyExitModel(nn.Module):
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
         task = self.task or task_named(None)
-        narrows = self.padding is not None and size > 1 and not self.training and not task.per_token
+        in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
+        narrows = self.padding is not None and in_batches and not task.per_token
         source = kind(
             self,
             hidden,
