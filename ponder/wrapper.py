@@ -524,6 +524,9 @@ class PonderWrapper(EarlyExitModel):
         return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
 
 
+torch.export.register_dataclass(PonderOutput)
+
+
 class _FullDepth:
     """A wrapped model as a teacher: its outputs at the last step, whatever its policy."""
 

@@ -114,7 +114,12 @@ class Padding:
 
 
 def check_masks(context: Mapping[str, Any]) -> None:
-    """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
+    """Refuse rows without one real position: their attention is undefined, and their mean is no answer.
+
+    Not in a graph that is being compiled or exported, which cannot look.
+    """
+    if torch.compiler.is_compiling():
+        return
     for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
         mask = context.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
