@@ -35,6 +35,7 @@ from ponder.integrations.transformers.saving import save_whole
 from ponder.parts import readouts
 from ponder.parts.capture import CapturedStem, capture
 from ponder.parts.heads import PerStep
+from ponder.parts.joinable import JoinableStem
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, LastStep
 from ponder.trajectory import Trajectory
@@ -68,10 +69,11 @@ class FinetunedClassifier(nn.Module):
         classifier.train(was_training)
         assert isinstance(parts.stem, CapturedStem)
         readout = _Readout(parts.readout)
-        padding = parts.padding
+        padding, stem = parts.padding, _Stem(parts.stem)
         if padding is not None:
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
-            padding = replace(padding, inputs=fill, pooled=True)
+            streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
+            padding = replace(padding, inputs=fill, stem=streamed, pooled=True)
         width = _state_width(parts.stem, parts.steps.fns[0], example)
         early = [EarlyHead(labels, width) for _ in range(parts.steps.num_steps - 1)]
         weights = next(classifier.parameters())
@@ -79,7 +81,7 @@ class FinetunedClassifier(nn.Module):
             parts.steps,
             head=PerStep([*early, _OwnAnswer(labels)]).to(weights.device, weights.dtype),
             policy=LastStep(),
-            stem=_Stem(parts.stem),
+            stem=stem,
             readout=readout,
             task="classification",
             padding=padding,
