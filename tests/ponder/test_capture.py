@@ -418,6 +418,13 @@ def test_a_name_that_is_no_list_is_refused() -> None:
 
 
 @torch.no_grad()
+def test_an_encoder_of_pytorch_in_one_line() -> None:
+    module, example = make("torch")
+    model = ponder.PonderWrapper(**vars(ponder.capture(module, example["src"])), head=nn.Identity()).eval()
+    assert torch.equal(model(states(), policy=LastStep()).outputs, module(states()))
+
+
+@torch.no_grad()
 def test_a_vision_transformer_of_torchvision() -> None:
     torchvision = pytest.importorskip("torchvision")
     _check_classifier(torchvision.models.VisionTransformer(16, 8, LAYERS, 2, 16, 32, num_classes=4), 16)
@@ -436,8 +443,7 @@ def _check_classifier(module: nn.Module, size: int) -> None:
             weight.normal_(std=0.2)
     module.eval()
     images = torch.randn(3, 3, size, size)
-    parts = ponder.capture(module, images)
-    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity()).eval()
+    model = ponder.PonderWrapper(**vars(ponder.capture(module, images)), head=nn.Identity()).eval()
     assert model.num_steps == LAYERS
     assert torch.equal(model(images, policy=LastStep()).outputs, module(images))
     check_backbone(model, images)
@@ -452,7 +458,7 @@ def test_an_encoder_of_x_transformers() -> None:
     module.eval()
     ids = torch.randint(0, 30, REAL.shape)
     parts = ponder.capture(module, {"x": ids, "mask": REAL})
-    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity()).eval()
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity()).eval()
     assert model.num_steps == 2 * LAYERS, "attention and feed-forward parts are layers of their own there"
     assert torch.equal(model(ids, mask=REAL, policy=LastStep()).outputs, module(ids, mask=REAL))
     assert parts.padding is not None
