@@ -60,6 +60,8 @@ _IGNORED = (
     "task_ids",
 )
 
+_MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
+
 PROBLEMS: dict[str, TaskName] = {
     "single_label_classification": "classification",
     "regression": "regression",
@@ -446,8 +448,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         Returns:
             What the wrapper gives, and the fields that the outputs of all models share.
         """
-        _check_ignored(ignored)
-        given = {name: value for name, value in inputs.items() if value is not None}
+        others = {name: ignored[name] for name in _MAIN_INPUTS if name in ignored}
+        _check_ignored({name: value for name, value in ignored.items() if name not in others})
+        given = {name: value for name, value in {**inputs, **others}.items() if value is not None}
         if list(given) != [self.main_input_name]:
             raise ArgumentError(
                 " and ".join(given) or self.main_input_name,
@@ -455,7 +458,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=" and ".join(given) or "nothing",
                 remedy="Use the tokenizer, image processor or feature extractor of the encoder.",
             )
-        out = self.ponder(given[self.main_input_name], **arguments)
+        out = self.ponder(self._checked(given[self.main_input_name]), **arguments)
         unrolled = out.trajectory
         return out, {
             "loss": out.loss,
@@ -471,7 +474,27 @@ class PonderPreTrainedModel(PreTrainedModel):
             inputs: The main input, which may be named as in a call too.
             kwargs: The other arguments of a call.
         """
-        return self.ponder.unroll(kwargs.pop(self.main_input_name) if inputs is None else inputs, **kwargs)
+        given = kwargs.pop(self.main_input_name, None) if inputs is None else inputs
+        return self.ponder.unroll(self._checked(given), **kwargs)
+
+    def _checked(self, inputs: Any) -> Tensor:
+        """The main input, or an error where an encoder of texts was given something else than token ids."""
+        name = self.main_input_name
+        if not isinstance(inputs, Tensor):
+            raise ArgumentTypeError(
+                name,
+                expected="a tensor",
+                got=type(inputs).__name__,
+                remedy="Pass what the tokenizer or processor gives with return_tensors='pt'.",
+            )
+        if name == "input_ids" and (inputs.dim() != 2 or inputs.is_floating_point() or inputs.dtype == torch.bool):
+            raise ArgumentError(
+                name,
+                expected="token ids, (batch, length) integers",
+                got=f"{inputs.dtype} of shape {tuple(inputs.shape)}",
+                remedy="Pass what the tokenizer gives; images and sound have models of their own.",
+            )
+        return inputs
 
     def export_source(self) -> ExportSource:
         """What `ponder.export.onnx` writes: two rows of tokens as an example, and the tokenizer of the encoder."""

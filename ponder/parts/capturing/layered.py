@@ -290,7 +290,8 @@ class LayeredModule:
         for name, axis, small, large in zip(names, axes, notes.tensors, longer.tensors, strict=True):
             if axis is not None:
                 small, large = split_rows(small, axis, rows), split_rows(large, axis, rows)
-            if dims := grown_lengths(small, large, length):
+            dims = grown_lengths(small, large, length)
+            if dims and (name not in self.lengths or self.lengths[name].dims != dims):
                 self.lengths[name] = Along(dims, fill=_no_fill)
 
     def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
