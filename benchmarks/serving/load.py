@@ -151,7 +151,7 @@ async def opened(port: int, requests: Sequence[bytes], rate: float, seconds: flo
         return time.perf_counter() - due
 
     start, due, tasks = time.perf_counter(), 0.0, []
-    while (due := due + draw.expovariate(rate)) < seconds:
+    while (due := due + draw.expovariate(rate)) < seconds or not tasks:  # one at least
         await asyncio.sleep(max(start + due - time.perf_counter(), 0.0))
         tasks.append(asyncio.create_task(one(len(tasks), start + due)))
     waits = await asyncio.gather(*tasks)

@@ -77,18 +77,15 @@ class _Telling(uvicorn.Server):
 
 def _serve(name: str, path: Path, limits: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises the signal again when it has stopped
     app = create_app(SUBJECTS[name], Limits(**limits))
     ledger = Ledger(app)
     config = uvicorn.Config(ledger, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=60)
     _Telling(config).run()
     service = app.state.service
-    metrics = {
-        sample.labels["outcome"]: int(sample.value)
-        for family in service.metrics.registry.collect()
-        for sample in family.samples
-        if sample.name == "ponder_requests_total"
-    }
-    path.write_text(json.dumps({**ledger.to_dict(), "outcomes": metrics, "waiting": service.waiting}))
+    path.write_text(
+        json.dumps({**ledger.to_dict(), "outcomes": service.metrics.outcomes(), "waiting": service.waiting})
+    )
 
 
 if __name__ == "__main__":

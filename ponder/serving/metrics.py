@@ -77,6 +77,14 @@ class Metrics:
         for step in steps:
             self._steps.observe(step)
 
+    def outcomes(self) -> dict[str, int]:
+        """How many requests ended how, so far."""
+        (family,) = self._requests.collect()
+        counts = {
+            sample.labels["outcome"]: int(sample.value) for sample in family.samples if sample.name.endswith("_total")
+        }
+        return {outcome: counts[outcome] for outcome in get_args(Outcome)}
+
     def page(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self.registry)
