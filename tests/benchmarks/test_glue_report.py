@@ -22,10 +22,10 @@ from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.significance import pack
 from benchmarks.glue.thresholds import SPEED_UPS, read_curve, record_curves
-from benchmarks.page import Page, Table, Text
 from ponder import Trajectory, policies
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
+from ponder.pages import Page, Table, Text
 
 STEPS = 4
 DEV = 20  # examples of RTE's dev in `glue_dir`

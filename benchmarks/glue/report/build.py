@@ -11,8 +11,8 @@ from benchmarks.glue.report.comparisons import comparisons
 from benchmarks.glue.report.groups import Groups, choose, labels_of
 from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
-from benchmarks.page import Block, Figure, Heading, Page, Text
 from ponder.errors import ArgumentError, DataError
+from ponder.pages import Block, Figure, Heading, Page, Text
 
 __all__ = ["PARTS", "REPLICATES", "report"]
 

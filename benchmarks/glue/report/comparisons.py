@@ -14,9 +14,9 @@ from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
 from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.report.tables import averaged
 from benchmarks.glue.significance import Comparison, Replicates, compare, holm, replicate, unpack
-from benchmarks.page import Block, Heading, Table, Text
 from benchmarks.tasks import Task
 from ponder.errors import ArgumentError, DataError
+from ponder.pages import Block, Heading, Table, Text
 
 __all__ = ["comparisons"]
 

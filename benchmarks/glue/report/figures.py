@@ -14,10 +14,10 @@ from benchmarks.glue.report.groups import Group, Groups, by_task, each, labels_o
 from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
 from benchmarks.glue.thresholds import read_curve
-from benchmarks.page import Figure
 from ponder import Trajectory, plots, recipes
 from ponder.analysis.sweeps import Curve
 from ponder.errors import ArgumentError, PonderError
+from ponder.pages import Figure
 from ponder.plots.axes import as_axes, band, legend, next_color, step_ticks
 from ponder.plots.seeds import Band
 

@@ -34,8 +34,8 @@ from benchmarks.glue.report.groups import (
 from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.results import Result
 from benchmarks.glue.thresholds import SPEED_UPS
-from benchmarks.page import Block, Heading, Table, Text
 from ponder import recipes
+from ponder.pages import Block, Heading, Table, Text
 
 NOT_AVERAGED = ("WNLI",)  # as in the papers: its dev holds sentences of train with the other label
 _PUBLISHED = Path(__file__).parents[1] / "published.json"
