@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 GOOD = """
 import torch
@@ -58,26 +58,11 @@ def users_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def unpacked_wheel(tmp_path: Path) -> Path:
-    """The files of the wheel, as pip would install them; setuptools makes it, without a network."""
-    source, wheels = tmp_path / "source", tmp_path / "wheels"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    for name in ("ponder", "integrations"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", build, str(wheels)], cwd=source, check=True, capture_output=True)
-    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "installed")
-    return tmp_path / "installed"
-
-
-def mypy(folder: Path, place: Path, name: str) -> str:
-    """What mypy says of a user's file, where `ponder` lies in `place`; it keeps what it learnt of PyTorch."""
+def mypy(folder: Path, place: Path) -> str:
+    """What mypy says of a user's files, where `ponder` lies in `place`; it keeps what it learnt of PyTorch."""
     options = ["--strict", "--ignore-missing-imports", "--follow-imports", "silent", "--config-file", ""]
     cache = ["--cache-dir", str(ROOT / ".mypy_cache" / "of-users")]
-    command = [sys.executable, "-m", "mypy", *options, *cache, name]
+    command = [sys.executable, "-m", "mypy", *options, *cache, "good.py", "bad.py"]
     ran = subprocess.run(
         command, cwd=folder, env={**os.environ, "MYPYPATH": str(place)}, capture_output=True, text=True
     )
@@ -85,17 +70,18 @@ def mypy(folder: Path, place: Path, name: str) -> str:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
-def test_a_users_file_by_mypy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["checkout", "wheel"])  # as an editable installation and a wheel put it on the path
+def test_a_users_file_by_mypy(place: str, tmp_path: Path, wheel: Path) -> None:
     # Trap: calls of nn.Module are typed Any, so that nothing after a call is checked.
-    folder = users_folder(tmp_path)
-    for place in (ROOT, unpacked_wheel(tmp_path)):  # as an editable installation and a wheel put it on the path
-        good, bad = mypy(folder, place, "good.py"), mypy(folder, place, "bad.py")
-        assert "error" not in good, good
-        assert re.findall(r'Revealed type is "([\w.]+)', good) == REVEALED, good
-        lines = {int(number) for number in re.findall(r"bad\.py:(\d+): error", bad)}
-        assert lines == {7, 8, 9, 10, 11}, bad
-        for word in ("polcy", "level", "outputz", "PonderWrap"):
-            assert word in bad, bad
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(tmp_path / "installed")
+    told = mypy(users_folder(tmp_path), ROOT if place == "checkout" else tmp_path / "installed")
+    assert not re.search(r"good\.py:\d+: error", told), told
+    assert re.findall(r'good\.py:\d+: note: Revealed type is "([\w.]+)', told) == REVEALED, told
+    lines = {int(number) for number in re.findall(r"bad\.py:(\d+): error", told)}
+    assert lines == {7, 8, 9, 10, 11}, told
+    for word in ("polcy", "level", "outputz", "PonderWrap"):
+        assert word in told, told
 
 
 @pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed (it needs node)")
