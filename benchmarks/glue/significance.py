@@ -10,13 +10,12 @@ Investigation of Statistical Significance in NLP", EMNLP 2012.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from benchmarks.glue import metrics
 from benchmarks.tasks import Task
@@ -30,13 +29,7 @@ _DRAWS_AT_ONCE = 2_000_000
 
 
 def pack(task: Task, predictions: _Array) -> str:
-    """Predictions as one line of text, which is how a result keeps them: class numbers, or scores to four digits.
-
-    Example:
-        >>> from benchmarks import tasks
-        >>> pack(tasks.get("RTE"), np.array([0, 1, 1]))
-        '0 1 1'
-    """
+    """Predictions as one line of text, which is how a result keeps them: class numbers, or scores to five digits."""
     return " ".join(f"{value:.5g}" if task.kind == "regression" else str(int(value)) for value in predictions)
 
 
@@ -47,7 +40,7 @@ def unpack(task: Task, text: str) -> _Array:
 
 @dataclass(frozen=True)
 class Replicates:
-    """Bootstrapped scores of one recipe on one task."""
+    """Scores of one recipe on one task, of each seed `(seeds,)`, and bootstrapped, `(seeds, replicates)`."""
 
     scores: _Array
     drawn: _Array
@@ -56,7 +49,7 @@ class Replicates:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One recipe against another."""
+    """One recipe against another: the difference with its 95% interval, and the seeds that both have."""
 
     difference: float
     low: float
@@ -82,13 +75,10 @@ def replicate(
             expected = f"one for each of the {len(labels[split])} examples of {split}"
             remedy = "The data in --glue-dir are not those of the run."
             raise ArgumentError("predictions", expected=expected, got=len(answers), remedy=remedy)
-    points = [
-        np.mean([metrics.score(task, given, labels[s])["score"] for s, given in r.items()]) for r in runs.values()
-    ]
-    drawn = [
-        np.mean([_resampled(task, given, labels[split], count, seed) for split, given in run.items()], axis=0)
-        for run in runs.values()
-    ]
+    points, drawn = [], []
+    for run in runs.values():
+        points.append(np.mean([metrics.score(task, given, labels[s])["score"] for s, given in run.items()]))
+        drawn.append(np.mean([_resampled(task, given, labels[s], count, seed) for s, given in run.items()], axis=0))
     return Replicates(np.array(points), np.array(drawn), tuple(runs))
 
 
@@ -139,51 +129,5 @@ def _resampled(task: Task, predictions: _Array, labels: _Array, count: int, seed
     parts = []
     for start in range(0, count, at_once):
         draws = generator.integers(size, size=(min(at_once, count - start), size))
-        p, y = predictions[draws], labels[draws]
-        inside = np.ones_like(y, dtype=bool) if task.outside is None else y != task.outside
-        parts.append(np.mean([_OF_ROWS[name](p, y, inside) for name in task.metrics], axis=0))
+        parts.append(np.mean(list(metrics.measure(task, predictions[draws], labels[draws]).values()), axis=0))
     return np.concatenate(parts)
-
-
-def _accuracy(p: _Array, y: _Array, inside: _Array) -> _Array:
-    return _ratio(((p == y) & inside).sum(1).astype(float), inside.sum(1).astype(float))
-
-
-def _counts(p: _Array, y: _Array) -> list[_Array]:
-    """True and false positives, false and true negatives of each row, class 1 being the positive one."""
-    pairs = ((1, 1), (1, 0), (0, 1), (0, 0))
-    return [((p == answer) & (y == label)).sum(1).astype(float) for answer, label in pairs]
-
-
-def _f1(p: _Array, y: _Array, _: _Array) -> _Array:
-    tp, fp, fn, _tn = _counts(p, y)
-    return _ratio(2 * tp, 2 * tp + fp + fn)
-
-
-def _matthews(p: _Array, y: _Array, _: _Array) -> _Array:
-    tp, fp, fn, tn = _counts(p, y)
-    return _ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-
-
-def _pearson(p: _Array, y: _Array, _: _Array) -> _Array:
-    p, y = (each - each.mean(1, keepdims=True) for each in (p, y))
-    return _ratio((p * y).sum(1), np.sqrt((p**2).sum(1) * (y**2).sum(1)))
-
-
-def _spearman(p: _Array, y: _Array, inside: _Array) -> _Array:
-    return _pearson(stats.rankdata(p, axis=1), stats.rankdata(y, axis=1), inside)
-
-
-def _ratio(above: _Array, below: _Array) -> _Array:
-    """0 where it is not defined, as the metrics have it."""
-    return np.divide(above, below, out=np.zeros_like(below), where=below != 0)
-
-
-# Of every row at once, which is many times faster than the metrics' own functions.
-_OF_ROWS: dict[str, Callable[[_Array, _Array, _Array], _Array]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
-}

@@ -11,9 +11,8 @@ import numpy as np
 
 from benchmarks import tasks as registry
 from benchmarks.glue.report.groups import Group, Groups, ordered, task_order
-from benchmarks.glue.report.notes import NOTES
 from benchmarks.glue.report.tables import averaged
-from benchmarks.glue.significance import Comparison, Replicates, compare, holm, replicate, unpack
+from benchmarks.glue.significance import Replicates, compare, holm, replicate, unpack
 from benchmarks.page import Block, Heading, Table, Text
 from benchmarks.tasks import Task
 from ponder.errors import ArgumentError, DataError
@@ -21,44 +20,40 @@ from ponder.errors import ArgumentError, DataError
 __all__ = ["comparisons"]
 
 _LEVEL = 0.05
+_NOTE = (
+    "Row minus column, in points: means over the common seeds. Paired bootstrap over dev examples and seeds, "
+    f"{{replicates:,}} replicates; in brackets the 95% interval. **Bold**: p < {_LEVEL} after Holm's adjustment over the "
+    "table. ¹ One seed in common (of a macro: on one of its tasks at least): the interval is over examples alone, and "
+    "says nothing about other seeds. With two or three seeds it is still too narrow in that."
+)
 
 
 def comparisons(groups: Groups, folders: Mapping[str, Path | None], replicates: int) -> list[Block]:
     """A matrix for each task, and one for the macro average of the recipes that have all its tasks."""
     heading = Heading("Significance", 3)
-    kept = {
-        key: group
-        for key, group in groups.items()
-        if all("predictions" in split for run in group.runs for split in run.reported)
-    }
-    if not kept:
-        return [heading, Text("Not made: these runs were recorded without their predictions.")]
-    kept_with_data = {key: group for key, group in kept.items() if folders.get(_option(key[1])) is not None}
-    if not kept_with_data:
-        missing = f"Give the data: `report {_option(next(iter(kept))[1])} FOLDER`."
-        return [heading, Text(f"Not made: results hold predictions but no labels. {missing}")]
-    drawn = {}
-    for (name, task_name), group in kept_with_data.items():
+    drawn, left_out = {}, []
+    for (name, task_name), group in groups.items():
         task = registry.get(task_name)
-        drawn[name, task_name] = _replicates(task, group, _labels(task, folders[task.folder_option]), replicates)
-    labels, tasks = ordered(name for name, _ in drawn), task_order(task for _, task in drawn)
-    left_out = [f"{name} on {task}" for name, task in groups if (name, task) not in kept]
-    note = NOTES["significance"].format(replicates=replicates, level=_LEVEL)
-    note += f" Left out, since no predictions were kept: {', '.join(left_out)}." if left_out else ""
+        if not all("predictions" in split for run in group.runs for split in run.reported):
+            left_out.append(f"{name} on {task_name} (no predictions were kept)")
+        elif folders.get(task.folder_option) is None:
+            left_out.append(f"{name} on {task_name} (no labels: give {task.folder_option})")
+        else:
+            labels = _labels(task, folders[task.folder_option])
+            drawn[name, task_name] = _replicates(task, group, labels, replicates)
+    if not drawn:
+        return [heading, Text("Not made: it needs the labels of dev. Give the data: `report --glue-dir FOLDER`.")]
+    note = _NOTE.format(replicates=replicates) + (f" Left out: {', '.join(left_out)}." if left_out else "")
     blocks: list[Block] = [heading, Text(note)]
+    names, tasks = ordered(name for name, _ in drawn), task_order(task for _, task in drawn)
     for task_name in tasks:
-        of_task = {name: [drawn[name, task_name]] for name in labels if (name, task_name) in drawn}
-        blocks += _matrix(task_name, of_task)
+        blocks += _matrix(task_name, {n: [drawn[n, task_name]] for n in names if (n, task_name) in drawn})
     common = averaged(groups)
     if len(common) > 1:
-        whole = [name for name in labels if all((name, task) in drawn for task in common)]
+        whole = [name for name in names if all((name, task) in drawn for task in common)]
         title = f"macro over {', '.join(common)}"
         blocks += _matrix(title, {name: [drawn[name, task] for task in common] for name in whole})
     return blocks
-
-
-def _option(task: str) -> str:
-    return registry.get(task).folder_option
 
 
 def _labels(task: Task, folder: Path | None) -> dict[str, np.ndarray[Any, Any]]:
@@ -90,19 +85,13 @@ def _matrix(title: str, recipes: Mapping[str, list[Replicates]]) -> list[Block]:
     names = list(recipes)
     if len(names) < 2:
         return []
-    found = {
-        (one, other): compare(list(zip(recipes[one], recipes[other], strict=True)))
-        for one, other in itertools.combinations(names, 2)
-    }
+    pairs = itertools.combinations(names, 2)
+    found = {(one, row): compare(list(zip(recipes[row], recipes[one], strict=True))) for one, row in pairs}
     known = {pair: result for pair, result in found.items() if result is not None}
-    adjusted = dict(zip(known, holm([result.p for result in known.values()]), strict=True))
-    cells = {pair: _cell(result, adjusted[pair] < _LEVEL) for pair, result in known.items()}
+    cells = {}
+    for (pair, result), p in zip(known.items(), holm([result.p for result in known.values()]), strict=True):
+        difference, low, high = (f"{100 * value:+.1f}" for value in (result.difference, result.low, result.high))
+        text = f"**{difference}**" if p < _LEVEL else difference
+        cells[pair] = f"{text} [{low}, {high}]" + " ¹" * (result.seeds == 1)
     rows = [[name, *(cells.get((other, name), "") for other in names[:-1])] for name in names[1:]]
     return [Text(f"*{title}*"), Table(["row − column", *names[:-1]], rows)]
-
-
-def _cell(result: Comparison, significant: bool) -> str:
-    """Of the column minus the row, turned round."""
-    text, low, high = (f"{0.0 - 100 * value:+.1f}" for value in (result.difference, result.high, result.low))
-    text = f"**{text}** [{low}, {high}]" if significant else f"{text} [{low}, {high}]"
-    return f"{text} ¹" if result.seeds == 1 else text
