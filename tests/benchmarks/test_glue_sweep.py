@@ -86,7 +86,18 @@ def invoke(*arguments):
 
 
 def test_every_suite_is_a_grid_of_runs_and_the_papers_is_table_3():
-    assert suites.names() == ("ablation", "beyond", "breadth", "depth", "mini", "paper", "speed", "switches")
+    assert suites.names() == (
+        "ablation",
+        "beyond",
+        "breadth",
+        "depth",
+        "mini",
+        "paper",
+        "pays",
+        "pays-mpnet",
+        "speed",
+        "switches",
+    )
     for name in suites.names():
         cells = suites.get(name).cells("minilm")
         assert len({point.key for cell in cells for point in cell.points}) == sum(len(cell.points) for cell in cells)
