@@ -20,7 +20,7 @@ from scipy import stats
 from benchmarks.tasks import Task
 from ponder.errors import ArgumentError
 
-__all__ = ["answers", "measure", "score"]
+__all__ = ["answers", "measure", "pack", "score", "unpack"]
 
 _Array = NDArray[Any]
 
@@ -67,6 +67,16 @@ def measure(task: Task, predictions: _Array, labels: _Array) -> dict[str, _Array
     """Every metric, `(samples,)`, of many samples at once: predictions and labels of shape `(samples, examples)`."""
     inside = np.ones_like(labels, dtype=bool) if task.outside is None else labels != task.outside
     return {name: _METRICS[name](predictions, labels, inside) for name in task.metrics}
+
+
+def pack(task: Task, predictions: _Array) -> str:
+    """Predictions as one line of text, which is how a result keeps them: class numbers, or scores to five digits."""
+    return " ".join(f"{value:.5g}" if task.kind == "regression" else str(int(value)) for value in predictions)
+
+
+def unpack(task: Task, text: str) -> _Array:
+    """Inverse of `pack`."""
+    return np.array(text.split(), dtype=np.float64 if task.kind == "regression" else np.int64)
 
 
 def _check_values(task: Task, argument: str, values: _Array, remedy: str) -> None:

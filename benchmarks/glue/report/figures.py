@@ -1,16 +1,17 @@
-"""The paper's Figures 2, 3 and 4, and scores against cost: one panel a task, from what the results hold."""
+"""The paper's Figures 2, 3 and 4: one panel a task or a recipe, from what the results hold."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from benchmarks.glue.report.groups import Group, Groups, by_task, labels_of, task_order
+from benchmarks.glue.curves import read_curve
+from benchmarks.glue.report.groups import Group, Groups, by_task
 from benchmarks.glue.results import Result
-from benchmarks.glue.thresholds import read_curve
 from benchmarks.page import Figure
 from ponder import Trajectory, plots, recipes
 from ponder.analysis.sweeps import Curve
@@ -26,12 +27,15 @@ _HAZARD = 1e-6  # a mean posterior of exactly 0 or 1 has no logit
 def posteriors(groups: Groups, prefix: str) -> list[Figure]:
     """Figure 2: the mean posterior E[p(n|x)] over dev, a panel for each recipe with hazards, a line for each task."""
     panels: dict[str, list[Draw]] = {}
-    tasks = task_order(task for _, task in groups)
-    for name in labels_of(groups):
-        shown = [groups[name, task] for task in tasks if (name, task) in groups]
-        shown = [group for group in shown if all(split["halting"] for run in group.runs for split in run.reported)]
-        if shown:
-            panels[name] = [_posterior(group, place == len(shown) - 1) for place, group in enumerate(shown)]
+    for task, shown in by_task(groups):
+        for group in shown:
+            if all(split["halting"] for run in group.runs for split in run.reported):
+                draw = partial(_posterior, [_of_halting(run) for run in group.runs], label=task)
+                panels.setdefault(group.label, []).append(draw)
+    for name, draws in panels.items():
+        run = next(group.runs[0] for (label, _), group in groups.items() if label == name)
+        made = recipes.get(run["recipe"], **run["config"]["recipe_options"]).for_steps(run["num_steps"])
+        draws[-1] = partial(draws[-1], prior=made.prior)  # type: ignore[call-arg]
     caption = "Mean posterior E[p(n|x)] over dev (Figure 2 of the PALBERT paper, which takes train); dashed: the prior."
     return drawn(f"{prefix}-posterior", caption, panels)
 
@@ -41,12 +45,8 @@ def by_threshold(groups: Groups, prefix: str) -> list[Figure]:
     panels: dict[str, list[Draw]] = {}
     for task, shown in by_task(groups):
         for group in shown:
-            curves = _curves(group)
-            if curves and group.own_policy == "quantile":
-
-                def draw(ax: Axes, curves: list[Curve] = curves, name: str = group.label) -> object:
-                    return plots.score_by_threshold(curves, ax=ax, label=name)
-
+            if group.own_policy == "quantile" and (curves := _curves(group)):
+                draw = partial(_by_threshold, curves, label=group.label)
                 panels.setdefault(task, []).append(draw)
     caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
     return drawn(f"{prefix}-score-by-q", caption, panels)
@@ -56,18 +56,16 @@ def by_speed_up(groups: Groups, prefix: str, by: Literal["steps", "cost"] = "ste
     """Figure 4: the score against the speed-up in steps or FLOPs, each recipe with its own policy."""
     panels: dict[str, list[Draw]] = {}
     for task, shown in by_task(groups):
-        found = {group.label: _curves(group) for group in shown}
-        curves = {name: each for name, each in found.items() if each}
+        curves = {group.label: found for group in shown if (found := _curves(group))}
         vanilla = groups.get(("vanilla", task))
         if curves:
             level = None if vanilla is None else [score / 100 for score in vanilla.scores]
-            panels[task] = [_lines(curves, by, level)]
-    unit, name = ("steps", "steps") if by == "steps" else ("FLOPs", "flops")
+            panels[task] = [partial(_lines, curves, by=by, baseline=level)]
+    name = "steps" if by == "steps" else "FLOPs"
     caption = (
-        f"Score against speed-up in {unit}, each recipe with its own policy, whose threshold is varied (as Figure 4 of "
-        "the PALBERT paper); dashed: vanilla."
+        f"Score against speed-up in {name}, each recipe with its own policy, whose threshold is varied (as Figure 4)"
     )
-    return drawn(f"{prefix}-score-by-{name}", caption, panels)
+    return drawn(f"{prefix}-score-by-{name.lower()}", f"{caption}; dashed: vanilla.", panels)
 
 
 def drawn(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> list[Figure]:
@@ -84,24 +82,21 @@ def drawn(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> list
     # Text stays text (small, searchable); the salt makes two drawings of the same numbers the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         drawing = Drawing(figsize=(5.2 * columns, 4.0 * rows), layout="constrained")
-        axes = list(drawing.subplots(rows, columns, squeeze=False).flat)
-        for (title, draws), ax in zip(panels.items(), axes, strict=False):
+        for place, (title, draws) in enumerate(panels.items(), start=1):
+            ax = drawing.add_subplot(rows, columns, place, title=title)
             for draw in draws:
                 draw(ax)
-            ax.set_title(title)
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
         text = io.StringIO()
         drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return [Figure(name, caption, text.getvalue())]
 
 
-def _posterior(group: Group, last: bool) -> Draw:
-    run = group.example
-    options = run["config"]["recipe_options"]
-    prior = recipes.get(run["recipe"], **options).for_steps(run["num_steps"]).prior if last else None
-    trajectories = [_of_halting(each) for each in group.runs]
-    return lambda ax: plots.posterior(trajectories, prior, ax=ax, label=group.task)
+def _posterior(trajectories: list[Trajectory], ax: Axes, label: str, prior: Any = None) -> object:
+    return plots.posterior(trajectories, prior, ax=ax, label=label)
+
+
+def _by_threshold(curves: list[Curve], ax: Axes, label: str) -> object:
+    return plots.score_by_threshold(curves, ax=ax, label=label)
 
 
 def _of_halting(run: Result) -> Trajectory:
@@ -118,14 +113,9 @@ def _curves(group: Group) -> list[Curve]:
     return [curve for curve in found if curve is not None] if None not in found else []
 
 
-def _lines(
-    curves: Mapping[str, Sequence[Curve]], by: Literal["steps", "cost"], baseline: Sequence[float] | None
-) -> Draw:
-    def draw(ax: Axes) -> object:
-        try:
-            return plots.score_by_speed_up(curves, by=by, baseline=baseline, ax=ax)
-        except ArgumentError:  # seeds that share no cost cannot be averaged
-            apart = {f"{name}, seed {n}": curve for name, seeds in curves.items() for n, curve in enumerate(seeds)}
-            return plots.score_by_speed_up(apart, by=by, baseline=baseline, ax=ax)
-
-    return draw
+def _lines(curves: Mapping[str, Sequence[Curve]], ax: Axes, **options: Any) -> object:
+    try:
+        return plots.score_by_speed_up(curves, ax=ax, **options)
+    except ArgumentError:  # seeds that share no cost cannot be averaged
+        apart = {f"{name}, seed {n}": curve for name, seeds in curves.items() for n, curve in enumerate(seeds)}
+        return plots.score_by_speed_up(apart, ax=ax, **options)

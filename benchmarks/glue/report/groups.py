@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.glue.config import RunConfig, recipe_label
+from benchmarks.glue.curves import read_curve
 from benchmarks.glue.results import Result
-from benchmarks.glue.thresholds import read_curve
 from benchmarks.tasks import names
 from ponder.analysis.frontiers import blind_frontier
 
 BLIND = "blind"
 """The best that can be had without a look at the example, in the place of a policy."""
 
+NOT_AVERAGED = ("WNLI",)  # as in the papers: its dev holds sentences of train with the other label
 _KNOWN = ("vanilla", "pabee", "deebert", "fastbert", "pondernet", "palbert", "ponder")
 
 
@@ -38,11 +39,6 @@ class Group:
         return [100 * run.score("exits") for run in self.runs]
 
     @property
-    def score(self) -> float:
-        """Their median."""
-        return statistics.median(self.scores)
-
-    @property
     def speed_up(self) -> float:
         """Median of the speed-ups in steps."""
         return statistics.median(float(run["speed_up"]["steps"]) for run in self.runs)
@@ -50,7 +46,7 @@ class Group:
     @property
     def own_policy(self) -> str:
         """Name of the policy that the runs were made with."""
-        return str(self.example["policy"]["name"])
+        return str(self.runs[0]["policy"]["name"])
 
     @property
     def policies(self) -> list[str]:
@@ -58,29 +54,15 @@ class Group:
         splits = [split for run in self.runs for split in run.reported]
         return list(dict.fromkeys(entry["policy"] for split in splits for entry in split.get("curves") or ()))
 
-    @property
-    def on_dev(self) -> bool:
-        """Whether something was selected on dev."""
-        return any(run.selects_on_dev for run in self.runs)
-
-    @property
-    def example(self) -> Result:
-        """The first run, for what all have in common."""
-        return self.runs[0]
-
-    def at(self, speed_up: float, policy: str | None = None) -> float | None:
+    def at(self, speed_up: float, policy: str) -> float | None:
         """A policy's score at a speed-up in steps, in percent, the median over the seeds.
 
         It is read on straight lines between the thresholds of the curve; None where a curve does not reach so far. For
         a score that is a mean over rows a straight line is no guess: it is what one expects where a coin decides which
-        of two policies a row meets.
-
-        Args:
-            speed_up: N / mean exit step.
-            policy: Its name, or `BLIND`: the best of one step for all rows and of coins between two steps that costs
-                no more. The recipe's own where None.
+        of two policies a row meets. `BLIND` is the best of one step for all rows and of coins between two steps that
+        costs no more.
         """
-        found = [_score_at(run, policy or self.own_policy, run["num_steps"] / speed_up) for run in self.runs]
+        found = [_score_at(run, policy, run["num_steps"] / speed_up) for run in self.runs]
         known = [100 * score for score in found if score is not None]
         return statistics.median(known) if len(known) == len(found) else None
 
@@ -108,9 +90,8 @@ def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
         best = next(iter(by_config)) if len(by_config) == 1 else max(by_config, key=lambda it: _merit(by_config[it]))
         groups[key] = Group(*key, tuple(sorted(by_config[best], key=lambda run: run["config"]["seed"])))
         if len(by_config) > 1:
-            table = pd.DataFrame([json.loads(config) for config in by_config], index=list(by_config)).astype(str)
-            shown = {name: json.loads(best)[name] for name in table if table[name].nunique() > 1}
-            told = ", ".join(f"{name}={value}" for name, value in shown.items())
+            table = pd.DataFrame([json.loads(config) for config in by_config]).astype(str)
+            told = ", ".join(f"{name}={json.loads(best)[name]}" for name in table if table[name].nunique() > 1)
             choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations; shown: {told})")
     return groups, choices
 
@@ -121,22 +102,10 @@ def _merit(runs: Sequence[Result]) -> tuple[bool, bool, float, int]:
 
 
 def label(result: Result) -> str:
-    """The recipe, with the arguments given to it, and the policy or its threshold where they are not the recipe's."""
+    """The recipe, with the arguments given to it, and the policy where it is not the recipe's."""
     config = RunConfig.from_dict(result["config"])
     named = recipe_label(result["recipe"], config.recipe_options)
-    named = f"{named} with {config.policy['name']}" if config.policy else named
-    if not threshold_chosen(result):
-        return named
-    if config.knob == "budget":
-        return f"{named}, threshold chosen for ×{config.budget:g}"
-    keeps = "" if config.knob_keeps == 0.99 else f" to keep {config.knob_keeps:.1%}"
-    return f"{named}, threshold chosen{keeps}"
-
-
-def threshold_chosen(result: Result) -> bool:
-    """Whether the threshold was to be chosen on the held-out part of train, also where nothing could be chosen."""
-    chosen = result.data.get("knob", {})
-    return bool(chosen.get("chosen_on") == "held_out" or "statement" in chosen)
+    return f"{named} with {config.policy['name']}" if config.policy else named
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:
@@ -153,23 +122,21 @@ def task_order(tasks: Iterable[str]) -> list[str]:
 
 def ordered(labels: Iterable[str]) -> list[str]:
     """Recipes in the order of the paper's table, then the others by name."""
-
-    def place(text: str) -> tuple[int, str]:
-        recipe = text.replace(",", " ").split(" ", 1)[0]
-        return (_KNOWN.index(recipe) if recipe in _KNOWN else len(_KNOWN), text)
-
-    return sorted(set(labels), key=place)
+    places = {name: place for place, name in enumerate(_KNOWN)}
+    return sorted(set(labels), key=lambda text: (places.get(text.partition(" ")[0], len(places)), text))
 
 
-def labels_of(groups: Groups) -> list[str]:
-    """The recipes of groups, in order."""
-    return ordered(label for label, _ in groups)
+def averaged(groups: Groups) -> list[str]:
+    """The tasks of the macro average: those that more than half of the recipes have, WNLI left out."""
+    names = {name for name, _ in groups}
+    tasks = task_order(task for _, task in groups if task not in NOT_AVERAGED)
+    return [task for task in tasks if 2 * sum((name, task) in groups for name in names) > len(names)]
 
 
 def by_task(groups: Groups) -> Iterator[tuple[str, list[Group]]]:
     """Each task with its groups, both in order."""
     for task in task_order(task for _, task in groups):
-        yield task, [groups[label, task] for label in labels_of(groups) if (label, task) in groups]
+        yield task, [groups[name, task] for name in ordered(name for name, _ in groups) if (name, task) in groups]
 
 
 def _score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
@@ -179,6 +146,5 @@ def _score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
     steps = [] if curve is None else [point.mean_exit_step for point in curve.points]
     if curve is None or not min(steps) <= mean_exit_step <= max(steps):
         return None
-    scores = pd.Series([point.score for point in curve.points], dtype=float)
-    known = scores.groupby(steps).mean()  # by cost, in order; equal costs count as one
+    known = pd.Series([point.score for point in curve.points]).groupby(steps).mean()  # in order; equal costs are one
     return float(np.interp(mean_exit_step, known.index, known))
