@@ -1,4 +1,4 @@
-"""What a result says about the process that made it: versions, commit and device, and nothing that names the machine."""
+"""What a result says about the process that made it: versions, commit and device, and nothing of the machine."""
 
 from __future__ import annotations
 

@@ -225,14 +225,15 @@ def report_command(
     from benchmarks.glue.report import report, write
     from benchmarks.glue.results import read_all
 
-    found, options = read_all(results), {"glue_dir": glue_dir, "text_dir": text_dir, "replicates": replicates}
+    found, folders = read_all(results), {"--glue-dir": glue_dir, "--text-dir": text_dir}
     if html is not None:
-        paths = report(found, only=only or (), **options).write(None, html)
+        paths = report(found, folders, replicates=replicates, only=only or ()).write(None, html)
     elif only:
-        print(report(found, only=only, **options).markdown())
+        print(report(found, folders, draw=False, replicates=replicates, only=only).markdown())
         return
     else:
-        paths = write(found, out or (Path("docs") if results == _COMMITTED else results / "report"), **options)
+        folder = out or (Path("docs") if results == _COMMITTED else results / "report")
+        paths = write(found, folder, folders, replicates)
     for path in paths:
         Console().print(f"Report: {path}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The whole report, from the results alone: its parts by name, the page of a backbone, and what is written to docs/."""
+"""The whole report, from the results alone: its parts by name, a page of any results, and what is written to docs/."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.glue.report import figures, tables
-from benchmarks.glue.report.comparisons import comparisons
 from benchmarks.glue.report.groups import Groups, choose
+from benchmarks.glue.report.significance import comparisons
 from benchmarks.glue.report.summary import headline, is_of_suite, summary
 from benchmarks.glue.results import Result
 from benchmarks.page import Block, Heading, Page, Text
@@ -24,8 +24,8 @@ _INTRODUCTION = """\
   here is written by hand.
 * The *score* is GLUE's number on dev, in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC
   and QQP, the mean of Pearson and Spearman correlation for STS-B, accuracy elsewhere.
-* {selection}
-  Policies are those of the recipes unless a table says otherwise; *threshold chosen* means on the held-out part.
+* The epoch was selected on a part of train that was held out, and dev chose nothing that is compared here; except in
+  runs marked †, which selected on dev, as PALBERT's paper does, and whose scores are optimistic.
 * *Speed-up* is against running the same model to its last step, and is three numbers: in *steps* (N ÷ mean exit
   step), in *FLOPs* (counted on real calls, one example at a time at its true length) and in *wall-clock* (batches of
   similar length, timed in turn with full depth; the median of the pairs).
@@ -59,14 +59,11 @@ PARTS: dict[str, Callable[[_Source], Sequence[Block]]] = {
 }
 """The parts of a section; what papers report stands once, at the end."""
 
-_FIGURES = ("figure-2", "figure-3", "figure-4", "flops")
-
 
 def report(
     results: Sequence[Result],
-    glue_dir: Path | None = None,
+    folders: Mapping[str, Path | None] | None = None,
     *,
-    text_dir: Path | None = None,
     draw: bool = True,
     replicates: int = REPLICATES,
     only: Sequence[str] = (),
@@ -75,8 +72,7 @@ def report(
 
     Args:
         results: As `results.read_all` gives them.
-        glue_dir: GLUE's data, whose labels significance needs; left out where None.
-        text_dir: The data of `benchmarks.text`, likewise.
+        folders: Where the labels lie that significance needs, by `Task.folder_option`.
         draw: Whether to draw figures, which needs matplotlib.
         replicates: Of the bootstrap.
         only: Names of `PARTS`; all where empty.
@@ -87,71 +83,56 @@ def report(
             raise ArgumentError("--only", expected=expected, got=repr(name), remedy="Choose of them.")
     if not results:
         raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
-    wanted = [name for name in PARTS if (name in only or not only) and (draw or name not in _FIGURES)]
-    blocks: list[Block] = [Text(_INTRODUCTION.format(selection=_selection(results)))]
+    left_out = () if draw else ("figure-2", "figure-3", "figure-4", "flops")
+    wanted = [name for name in PARTS if (name in only or not only) and name not in left_out]
+    blocks: list[Block] = [Text(_INTRODUCTION)]
     for title, prefix, runs in _sections(results):
         groups, choices = choose(runs)
-        main = {key: group for key, group in groups.items() if not tables.is_ablation(group.example)}
-        folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
-        source = _Source(prefix, runs, groups, main, folders, replicates)
+        main = {key: group for key, group in groups.items() if not tables.is_ablation(group.runs[0])}
+        source = _Source(prefix, runs, groups, main, folders or {}, replicates)
         blocks.append(Heading(title))
         if choices:
             chosen = "Where several configurations were run, the best on the held-out part of train is shown"
-            if any(group.on_dev for group in groups.values()):
-                chosen += " (of those that selected on dev, the best there)"
             blocks.append(Text(f"{chosen}: {'; '.join(choices)}."))
         blocks += [block for name in wanted for block in PARTS[name](source)]
     return Page("Results", (*blocks, *(tables.published() if "published" in wanted else [])))
 
 
-def write(results: Sequence[Result], out: Path, **options: Path | int | None) -> list[Path]:
+def write(
+    results: Sequence[Result], out: Path, folders: Mapping[str, Path | None] | None = None, replicates: int = REPLICATES
+) -> list[Path]:
     """Write a page for each backbone, `<out>/results-<backbone>.md`, with its figures, and the summary of all.
 
     The summary is `<out>/results-summary.json`. Where `<out>/benchmark.md` has a place for them, the figure and the
     table of the headline are put there.
     """
-    written = []
-    for name in sorted({_short(result["backbone"]) for result in results}):
-        page = report([result for result in results if _short(result["backbone"]) == name], **options)  # type: ignore[arg-type]
+    written = [out / "results-summary.json"]
+    write_json(written[0], summary(results))
+    for name in sorted({_short(result) for result in results}):
+        page = report([result for result in results if _short(result) == name], folders, replicates=replicates)
         written += page.write(out / f"results-{name}.md", figures=out / "figures")
-    write_json(out / "results-summary.json", summary(results))
-    written.append(out / "results-summary.json")
-    text = (out / "benchmark.md").read_text(encoding="utf-8") if (out / "benchmark.md").is_file() else ""
+    page = out / "benchmark.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
     if all(mark in text for mark in _MARKS):
-        page = Page("", tuple(headline(results)))
-        page.write(None, figures=out / "figures")
-        before, after = text.split(_MARKS[0])[0], text.split(_MARKS[1])[1]
-        shown = "\n\n".join(block.markdown("figures") for block in page.blocks)
-        write_text(out / "benchmark.md", f"{before}{_MARKS[0]}\n{shown}\n{_MARKS[1]}{after}")
-        written.append(out / "benchmark.md")
+        shown = Page("", tuple(headline(results)))
+        written += [*shown.write(None, figures=out / "figures"), page]
+        blocks = "\n\n".join(block.markdown("figures") for block in shown.blocks)
+        before, after = text.partition(_MARKS[0])[0], text.partition(_MARKS[1])[2]
+        write_text(page, f"{before}{_MARKS[0]}\n{blocks}\n{_MARKS[1]}{after}")
     return written
 
 
-def _short(backbone: str) -> str:
-    return backbone.rstrip("/").rsplit("/", 1)[-1]
+def _short(result: Result) -> str:
+    return str(result["backbone"]).rstrip("/").rpartition("/")[2]
 
 
 def _sections(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:
     """Title, prefix of figures and runs: those of the suite `pays` apart from all others on a backbone."""
-    for backbone in sorted({str(result["backbone"]) for result in results}):
-        of_backbone = [result for result in results if result["backbone"] == backbone]
-        pays = [result for result in of_backbone if is_of_suite(result)]
-        others = [result for result in of_backbone if not is_of_suite(result)]
+    for backbone in sorted({_short(result) for result in results}):
+        of_backbone = [result for result in results if _short(result) == backbone]
         steps = " / ".join(map(str, sorted({result["num_steps"] for result in of_backbone})))
-        name = f"`{_short(backbone)}`, {steps} steps"
-        if pays:
-            yield f"{name}: the suite `pays`", f"{_short(backbone)}-pays", pays
-        if others:
-            yield f"{name}: other runs" if pays else name, _short(backbone), others
-
-
-def _selection(results: Sequence[Result]) -> str:
-    on_dev = sum(result.selects_on_dev for result in results)
-    if on_dev == len(results):
-        return "Epochs and hyper-parameters were selected on dev, as the paper does: its scores are optimistic."
-    if on_dev:
-        return (
-            "The epoch was selected on a part of train that was held out, except in runs marked †, which selected on "
-            "dev, as the paper does, and whose scores are optimistic."
-        )
-    return "The epoch was selected on a part of train that was held out; dev chose nothing that is compared here."
+        for is_pays, words, prefix in ((True, ": the suite `pays`", f"{backbone}-pays"), (False, "", backbone)):
+            runs = [result for result in of_backbone if is_of_suite(result) == is_pays]
+            if runs:
+                other = ": other runs" if not is_pays and len(runs) < len(of_backbone) else words
+                yield f"`{backbone}`, {steps} steps{other}", prefix, runs

@@ -91,7 +91,7 @@ def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
         groups[key] = Group(*key, tuple(sorted(by_config[best], key=lambda run: run["config"]["seed"])))
         if len(by_config) > 1:
             table = pd.DataFrame([json.loads(config) for config in by_config]).astype(str)
-            told = ", ".join(f"{name}={json.loads(best)[name]}" for name in table if table[name].nunique() > 1)
+            told = ", ".join(f"{name}={json.loads(best)[name]}" for name in table if table[name].nunique(dropna=False) > 1)
             choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations; shown: {told})")
     return groups, choices
 
@@ -127,10 +127,10 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 
 def averaged(groups: Groups) -> list[str]:
-    """The tasks of the macro average: those that more than half of the recipes have, WNLI left out."""
+    """The tasks of the macro average: those that at least half of the recipes have, WNLI left out."""
     names = {name for name, _ in groups}
     tasks = task_order(task for _, task in groups if task not in NOT_AVERAGED)
-    return [task for task in tasks if 2 * sum((name, task) in groups for name in names) > len(names)]
+    return [task for task in tasks if 2 * sum((name, task) in groups for name in names) >= len(names)]
 
 
 def by_task(groups: Groups) -> Iterator[tuple[str, list[Group]]]:

@@ -87,7 +87,7 @@ def scores(groups: Groups) -> list[Block]:
         on_dev = any(run.selects_on_dev for group in of_name for run in group.runs)
         seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         rows.append([name + " †" * on_dev, "–" if pd.isna(factor) else f"×{factor:.2f}", *marked, seeds])
-    over = f"over {', '.join(common)}" if common else "none, since no task is there for more than half of the recipes"
+    over = f"over {', '.join(common)}" if common else "none, since no task is there for half of the recipes"
     note = (
         "Median over the seeds of the score at the exits; the best is **bold**, the second <u>underlined</u>. Macro "
         f"average and speed-up in steps: {over}; a dash where a recipe lacks one of them. †: something was selected on "

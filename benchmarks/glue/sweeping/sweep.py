@@ -86,7 +86,8 @@ def sweep(
     while queue or running:
         show(_table(studies, running.values(), seconds))
         while queue and len(running) < workers:
-            running[submit(queue[0])] = queue.popleft()
+            job = queue.popleft()
+            running[submit(job)] = job
         for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
             job, outcome = running.pop(future), Outcome.of(future)
             study = asked[job.result]
