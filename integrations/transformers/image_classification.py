@@ -18,6 +18,7 @@ __all__ = ["PonderForImageClassification"]
 class PonderForImageClassification(PonderPreTrainedModel):
     """An encoder of images that answers once an image; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "image-classification"
     main_input_name = "pixel_values"
     inputs = ("pixel_values",)
     problems = True

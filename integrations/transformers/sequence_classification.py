@@ -38,6 +38,7 @@ class PonderSequenceClassifierOutput(ModelOutput):
 class PonderForSequenceClassification(PonderPreTrainedModel):
     """An encoder of texts that answers once a text; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "text-classification"
     problems = True
 
     @classmethod

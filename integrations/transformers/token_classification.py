@@ -39,6 +39,7 @@ class PonderTokenClassifierOutput(ModelOutput):
 class PonderForTokenClassification(PonderPreTrainedModel):
     """An encoder of texts that answers once a token; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "token-classification"
     readouts = ("tokens",)
 
     @classmethod

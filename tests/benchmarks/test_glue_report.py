@@ -25,10 +25,10 @@ from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.sweeping import suite as suites
 from benchmarks.glue.tasks import GlueTask
-from benchmarks.page import Page, Table
 from ponder import Trajectory, policies
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
+from ponder.pages import Page, Table
 
 STEPS = 4
 DEV = 20  # examples of RTE's dev in `glue_dir`
@@ -480,7 +480,7 @@ def test_the_summary_is_what_plain_loops_give_on_runs_of_the_suite_alone():
 
 def test_the_headline_is_put_into_its_place(tmp_path):
     page = tmp_path / "benchmark.md"
-    page.write_text("# B\n\n<!-- headline -->\nold\n<!-- end of the headline -->\n\nRest.\n")
+    page.write_text("# B\n\n<!-- results: written by the benchmark -->\nold\n<!-- end of results -->\n\nRest.\n")
     runs = [of_pays("vanilla", "RTE", 0, 0.8, [0.8] * 6), of_pays("pabee", "RTE", 0, 0.7, [0.7] * 6)]
     for _ in range(2):
         write(runs, tmp_path)
@@ -489,7 +489,7 @@ def test_the_headline_is_put_into_its_place(tmp_path):
         assert "](figures/pays.svg)" in text
         assert "| minilm | vanilla | 80.0 | – | – | – |" in text
         assert "`minilm`: RTE (seeds: 1)" in text
-        assert text.endswith("<!-- end of the headline -->\n\nRest.\n")
+        assert text.endswith("<!-- end of results -->\n\nRest.\n")
     assert (tmp_path / "figures" / "pays.svg").exists()
     assert "the suite `pays`" in (tmp_path / "results-minilm.md").read_text()
 

@@ -18,10 +18,10 @@ from benchmarks.glue.results import Result, read_all, recipe_of
 from benchmarks.glue.run import run
 from benchmarks.glue.submission import FILES, check_submission, predict, submit, write_submission
 from benchmarks.glue.thresholds import SPEED_UPS, read_curve
-from benchmarks.page import Figure
 from ponder import policies
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, CheckpointError, DataError
+from ponder.pages import Figure
 
 NAMES = ["CoLA", "SST-2", "MRPC", "STS-B", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "RTE", "WNLI", "AX"]
 ROWS = 3  # of each test file of `glue_dir`

@@ -11,14 +11,14 @@ from benchmarks.glue.report.groups import Groups, choose
 from benchmarks.glue.report.significance import comparisons
 from benchmarks.glue.report.summary import headline, is_of_suite, summary
 from benchmarks.glue.results import Result
-from benchmarks.page import Block, Heading, Page, Text
-from ponder._utils.files import write_json, write_text
+from benchmarks.tables import write_between_marks
+from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, DataError
+from ponder.pages import Block, Heading, Page, Text
 
 __all__ = ["PARTS", "REPLICATES", "report", "write"]
 
 REPLICATES = 10_000
-_MARKS = ("<!-- headline -->", "<!-- end of the headline -->")
 _INTRODUCTION = """\
 * Made by `python -m benchmarks.glue report` from JSON results alone (and, for significance, the labels of dev); nothing
   here is written by hand.
@@ -103,22 +103,18 @@ def write(
 ) -> list[Path]:
     """Write a page for each backbone, `<out>/results-<backbone>.md`, with its figures, and the summary of all.
 
-    The summary is `<out>/results-summary.json`. Where `<out>/benchmark.md` has a place for them, the figure and the
-    table of the headline are put there.
+    The summary is `<out>/results-summary.json`. Where there is a page `<out>/benchmark.md`, the figure and the table of
+    the headline are put between its marks.
     """
     written = [out / "results-summary.json"]
     write_json(written[0], summary(results))
     for name in sorted({_short(result) for result in results}):
         page = report([result for result in results if _short(result) == name], folders, replicates=replicates)
         written += page.write(out / f"results-{name}.md", figures=out / "figures")
-    page = out / "benchmark.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if all(mark in text for mark in _MARKS):
+    if (out / "benchmark.md").is_file():
         shown = Page("", tuple(headline(results)))
-        written += [*shown.write(None, figures=out / "figures"), page]
-        blocks = "\n\n".join(block.markdown("figures") for block in shown.blocks)
-        before, after = text.partition(_MARKS[0])[0], text.partition(_MARKS[1])[2]
-        write_text(page, f"{before}{_MARKS[0]}\n{blocks}\n{_MARKS[1]}{after}")
+        written += [*shown.write(None, figures=out / "figures"), out / "benchmark.md"]
+        write_between_marks(out / "benchmark.md", "\n\n".join(block.markdown("figures") for block in shown.blocks))
     return written
 
 

@@ -12,10 +12,10 @@ import torch
 from benchmarks.glue.curves import read_curve
 from benchmarks.glue.report.groups import Group, Groups, by_task
 from benchmarks.glue.results import Result
-from benchmarks.page import Figure
 from ponder import Trajectory, plots, recipes
 from ponder.analysis.sweeps import Curve
 from ponder.errors import ArgumentError, PonderError
+from ponder.pages import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -91,7 +91,9 @@ def choose(results: Iterable[Result]) -> tuple[Groups, list[str]]:
         groups[key] = Group(*key, tuple(sorted(by_config[best], key=lambda run: run["config"]["seed"])))
         if len(by_config) > 1:
             table = pd.DataFrame([json.loads(config) for config in by_config]).astype(str)
-            told = ", ".join(f"{name}={json.loads(best)[name]}" for name in table if table[name].nunique(dropna=False) > 1)
+            told = ", ".join(
+                f"{name}={json.loads(best)[name]}" for name in table if table[name].nunique(dropna=False) > 1
+            )
             choices.append(f"{key[0]} on {key[1]} ({len(by_config)} configurations; shown: {told})")
     return groups, choices
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from benchmarks import tasks as registry
 from benchmarks.glue import metrics
 from benchmarks.glue.report.groups import Group, Groups, averaged, ordered, task_order
-from benchmarks.page import Block, Heading, Table, Text
 from benchmarks.tasks import Task
 from ponder.errors import DataError
+from ponder.pages import Block, Heading, Table, Text
 
 __all__ = ["Comparison", "Replicates", "compare", "comparisons", "holm", "replicate"]
 

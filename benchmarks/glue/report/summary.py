@@ -12,7 +12,7 @@ from benchmarks.glue.report.groups import BLIND, Groups, choose
 from benchmarks.glue.report.tables import at_equal_cost
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping import suite as suites
-from benchmarks.page import Block, Table, Text
+from ponder.pages import Block, Table, Text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,8 +30,8 @@ from benchmarks.glue.report.groups import (
     task_order,
 )
 from benchmarks.glue.results import Result
-from benchmarks.page import Block, Heading, Table, Text
 from ponder import recipes
+from ponder.pages import Block, Heading, Table, Text
 
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
 _ABLATION = {

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AlbertConfig, AutoModel, BertConfig, MPNetConfig, PreTrainedModel
+from transformers import AlbertConfig, AutoModel, BertConfig, MPNetConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ponder.integrations.transformers import PonderForSequenceClassification
 
@@ -98,6 +99,14 @@ def make_batch(encoder: PreTrainedModel, *, rows: int = ROWS, padded: bool = Tru
     mask = (torch.arange(LENGTH) < lengths[:, None]).long()
     ids[mask == 0] = encoder.config.pad_token_id
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the letters a … i, and takes pairs; padding is token 1."""
+    words = {"[UNK]": 3, "[PAD]": 1, **{letter: 5 + n for n, letter in enumerate("abcdefghi")}}
+    tokens = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[PAD]")
 
 
 def pad(batch: dict[str, Tensor], encoder: PreTrainedModel, extra: int) -> dict[str, Tensor]:

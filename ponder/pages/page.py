@@ -20,16 +20,7 @@ from markupsafe import Markup, escape
 
 from ponder._utils.files import write_text
 
-__all__ = ["TEMPLATES", "Block", "Drawing", "Figure", "Heading", "Page", "Table", "Text"]
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
-"""The templates in this folder; what they are given is escaped."""
+__all__ = ["Block", "Drawing", "Embedded", "Figure", "Heading", "Page", "Table", "Text", "templates"]
 
 _INLINE = (
     (re.compile(r"`([^`]+)`"), r"<code>\1</code>"),
@@ -144,6 +135,37 @@ class Drawing(Block):
 
 
 @dataclass(frozen=True)
+class Embedded(Block):
+    """A part with a script of its own, which stands in the HTML alone.
+
+    Args:
+        title: What it is, in the Markdown.
+        html: Its elements.
+        script: Run when the page has been read; it must be XML too, so neither `<` nor `&` may stand in it.
+    """
+
+    kind = "embedded"
+    title: str
+    html: Markup
+    script: str
+
+    def markdown(self, figures: str | None) -> str:
+        """The title."""
+        return f"*{self.title}*"
+
+
+def templates(folder: Path) -> Environment:
+    """The templates in a folder; what they are given is escaped, and a name that is not given is an error."""
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+
+
+@dataclass(frozen=True)
 class Page:
     """A page.
 
@@ -174,7 +196,7 @@ class Page:
     def html(self) -> str:
         """One file that asks for nothing from outside; what XML cannot hold becomes a replacement mark."""
         inline = _inline if self.marked else escape
-        text = TEMPLATES.get_template("page.html.jinja").render(page=self, inline=inline)
+        text = _TEMPLATES.get_template("page.html.jinja").render(page=self, inline=inline)
         return _NOT_XML.sub("\ufffd", text)
 
     def write(self, out: Path | None, html: Path | None = None, figures: Path | None = None) -> list[Path]:
@@ -190,6 +212,9 @@ class Page:
         for path, text in files.items():
             write_text(path, text)
         return list(files)
+
+
+_TEMPLATES = templates(Path(__file__).parent)
 
 
 def _inline(text: str) -> Markup:

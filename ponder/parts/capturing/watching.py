@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ponder.errors import ArgumentError
-from ponder.parts.twin import watched_copy
+from ponder.parts.capturing.twin import watched_copy
 
 __all__ = [
     "Call",

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
-from ponder.parts.growth import grown_lengths, one_more_column
-from ponder.parts.layered import CodeBetweenError, LayeredModule
+from ponder.parts.capturing.growth import grown_lengths, one_more_column
+from ponder.parts.capturing.layered import CodeBetweenError, LayeredModule
+from ponder.parts.capturing.watching import leaves
 from ponder.parts.padding import Along, Padding
-from ponder.parts.watching import leaves
 
 __all__ = ["LearnedPadding", "learned_padding", "prove", "refusal"]
 

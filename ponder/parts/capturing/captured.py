@@ -1,8 +1,8 @@
 """`capture`: any module that runs a list of layers, read as stem, steps and readout by watching it run.
 
-The module is not changed, not even for a moment. A call makes a *twin* (`ponder.parts.twin`) whose layers are stubs:
-the twin's forward is the stem, the stubs note what each layer would have been called with, and a step calls the real
-layer with that, for the rows that still run. Which dimension of a tensor holds the rows, and which the length of a
+The module is not changed, not even for a moment. A call makes a *twin* (`twin.py`) whose layers are stubs: the twin's
+forward is the stem, the stubs note what each layer would have been called with, and a step calls the real layer with
+that, for the rows that still run. Which dimension of a tensor holds the rows, and which the length of a
 sequence, is learned by growth: from a call with one row more and one with one column more. What follows the layers is
 read off the same forward.
 
@@ -21,13 +21,23 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.growth import grown_rows, one_more_row
-from ponder.parts.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
+from ponder.parts.capturing.growth import grown_rows, one_more_row
+from ponder.parts.capturing.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
+from ponder.parts.capturing.proof import learned_padding, prove, refusal
+from ponder.parts.capturing.twin import evaluating
+from ponder.parts.capturing.watching import (
+    Layers,
+    Mark,
+    Watched,
+    find_layers,
+    find_tail,
+    leaves,
+    map_leaves,
+    watch,
+    widened,
+)
 from ponder.parts.padding import Padding
-from ponder.parts.proof import learned_padding, prove, refusal
 from ponder.parts.steps import Steps
-from ponder.parts.twin import evaluating
-from ponder.parts.watching import Layers, Mark, Watched, find_layers, find_tail, leaves, map_leaves, watch, widened
 
 __all__ = ["Captured", "capture", "learn"]
 
@@ -299,7 +309,15 @@ def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any
 
 def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
     args = tuple(value for key, value in given.items() if isinstance(key, int))
-    return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
+    try:
+        return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise ArgumentError(
+            "example",
+            expected="inputs that the module can be called with",
+            got=f"{type(error).__name__}: {error}",
+            remedy="Call module(example) first, to see what it wants.",
+        ) from error
 
 
 def _tensors(output: Any) -> list[Tensor]:

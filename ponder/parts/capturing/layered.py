@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Shared, Tree, map_tensors, take_rows, tensors
 from ponder.errors import ArgumentError
-from ponder.parts.growth import (
+from ponder.parts.capturing.growth import (
     Arguments,
     Axis,
     grown_lengths,
@@ -24,10 +24,10 @@ from ponder.parts.growth import (
     one_more_row,
     split_rows,
 )
+from ponder.parts.capturing.twin import branches_to, twin_of
+from ponder.parts.capturing.watching import Mark, Tail, leaves, map_leaves
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
-from ponder.parts.twin import branches_to, twin_of
-from ponder.parts.watching import Mark, Tail, leaves, map_leaves
 
 __all__ = [
     "CodeBetweenError",
@@ -536,7 +536,15 @@ def _no_fill(_: Tensor) -> float:
 
 
 def _kind(tensor: Tensor, rows: int) -> Any:
-    return tensor.dtype, tuple((size == 1, size == rows) for size in tensor.shape)
+    return tensor.dtype, tuple((_equal(size, 1), _equal(size, rows)) for size in tensor.shape)
+
+
+def _equal(size: Any, other: Any) -> bool:
+    """Whether two sizes are equal; while a module is traced, whether they are the same symbol, which bounds nothing."""
+    symbolic = isinstance(size, torch.SymInt), isinstance(other, torch.SymInt)
+    if any(symbolic):
+        return all(symbolic) and bool(size.node.expr == other.node.expr)
+    return bool(size == other)
 
 
 def _check_counts(notes: _Notes, more: _Notes) -> None:
