@@ -249,7 +249,6 @@ def predict_command(
     models: Annotated[Path, typer.Option(help="Folder of kept models.")] = Path("runs/models"),
     glue_dir: GlueDir = None,
     out: Annotated[Path, typer.Option(help="Folder of the files and the zip.")] = Path("runs/submission"),
-    fill_missing: Annotated[bool, typer.Option(help="Answer tasks without a model by a constant.")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Answer GLUE's test sets, and zip the files that its server takes."""
@@ -257,7 +256,7 @@ def predict_command(
 
     folders = [*(model or []), *(models / key for key in run_key or [])]
     console = Console(soft_wrap=True, highlight=False)
-    path = submit(folders, glue_dir, out, fill=fill_missing, batch_size=batch_size, say=console.print)
+    path = submit(folders, glue_dir, out, batch_size=batch_size, say=console.print)
     console.print(f"Submission: {path}")
 
 

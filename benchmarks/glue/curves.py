@@ -33,16 +33,11 @@ _KNOB = "knob"  # what files have called the threshold since the first
 def record_curves(
     trajectory: Trajectory, policy: ExitPolicy, score: Callable[[Tensor, Tensor], float], cost: Cost | None = None
 ) -> list[dict[str, Any]]:
-    """Sweep the threshold of a recipe's policy, and of the others that its model can be run with.
+    """Sweep the threshold of a recipe's policy, first, and of the others that its model can be run with.
 
-    Args:
-        trajectory: With labels.
-        policy: The recipe's; one that reads nothing (full depth, a fixed step) has no curve.
-        score: (outputs at the exits `(batch, labels)`, labels `(batch,)`) → GLUE's score.
-        cost: Mean cost of an example; steps are counted where None.
-
-    Returns:
-        Entries as above, the recipe's own policy first; numbers are rounded to six digits.
+    A policy that reads nothing (full depth, a fixed step) has no curve. `score` is given outputs at the exits
+    `(batch, labels)` and labels, and `cost` is the mean cost of an example; steps are counted where it is None. Numbers
+    are rounded to six digits.
     """
     if not policy.needs:
         return []

@@ -123,10 +123,7 @@ def measure_speed_ups(
         costs: Of each of these examples, from `measure_costs`.
         baseline: The model that runs to its last step, for wall-clock; `model` itself where None.
         batch_size: Examples a batch, for wall-clock.
-        pairs: Timings of full depth and exits, taken in turn.
-
-    Returns:
-        `steps`, `flops`, and `wall_clock` (median of the pairs' ratios) with `wall_clock_range`.
+        pairs: Timings of full depth and exits, taken in turn; their median counts.
     """
     made = batches(data, collate, batch_size, model.device)
     places = {round(i * (len(made) - 1) / (_TIMED - 1)) for i in range(_TIMED)}

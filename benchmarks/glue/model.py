@@ -16,11 +16,11 @@ from benchmarks import backbones
 from benchmarks.glue.config import RunConfig
 from ponder import recipes
 from ponder._utils.files import make_folder, read_json, write_json
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["Collator", "KeptModel", "build", "check_there", "keep", "load_kept", "load_tokenizer", "start_at"]
+__all__ = ["Collator", "KeptModel", "build", "keep", "load_kept", "load_tokenizer", "start_at"]
 
 _FORMAT = "ponder-glue-model-1"
 _FILE = "glue.json"
@@ -101,17 +101,6 @@ def keep(
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def check_there(option: str, path: Path) -> None:
-    """Refuse what `option` asks for of a run whose result is there already, where it was not kept at `path`."""
-    if not path.exists():
-        raise ArgumentError(
-            option,
-            expected=f"a run that is still to be made, or {path}",
-            got="a result that is there already, and nothing there",
-            remedy="Write to another folder of results (--out), so that the run is made again.",
-        )
 
 
 def load_kept(folder: Path) -> KeptModel:

@@ -17,7 +17,7 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.data import hold_out, tokenize
 from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.model import Collator, check_there, keep, load_tokenizer
+from benchmarks.glue.model import Collator, keep, load_tokenizer
 from benchmarks.glue.results import FORMAT, Result, recipe_of
 from benchmarks.glue.training import Trained, train
 from benchmarks.tasks import Task
@@ -36,24 +36,22 @@ def run(
     trajectories: Path | None = None,
     models: Path | None = None,
     wait: bool = True,
-    strict: bool = True,
     progress: bool = True,
 ) -> Result:
     """Train and evaluate one configuration, and write `<out>/<key>.json`.
 
-    A run whose result is there already is read, not repeated; one that was cut off goes on from its checkpoint. Under
-    `torchrun` all processes train on each batch, and the first writes.
+    A run whose result is there already, with all else that is asked for, is read and not repeated; one that was cut off
+    goes on from its checkpoint. Under `torchrun` all processes train on each batch, and the first writes.
 
     Args:
         config: The run.
         folder: Where the data of its task lie; None for the hub, where the task has one.
         out: Folder of results.
         work: Folder of checkpoints, emptied of this run's once its result is written.
-        trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
-        models: Folder in which the trained model is kept, `<models>/<key>/`, for `predict`, and from whose model of
-            `vanilla` a recipe of two stages goes on; none where None.
+        trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`.
+        models: Folder in which the trained model is kept, `<models>/<key>/`, and of the model of `vanilla` from which a
+            recipe of two stages goes on.
         wait: Where another process is at this run, wait for its result, or raise.
-        strict: Whether a result that is there already must have the trajectories and the model beside it.
         progress: Whether to show progress bars.
     """
     recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
@@ -76,25 +74,24 @@ def run(
             result.save(path)
         distributed.wait()
 
-    if not path.exists() and not distributed.is_first():
+    def is_done() -> bool:
+        kept = models is None or (models / config.key).exists()
+        recorded = trajectories is None or any(trajectories.glob(f"{config.key}-*.safetensors"))
+        return path.exists() and kept and recorded
+
+    if not is_done() and not distributed.is_first():
         make()
-        return Result.of_run(path)
-    if not path.exists():
+    elif not is_done():
         # Of several processes that train together, the others do not wait here: they would wait for this one forever.
         with hold(work / f"{config.key}.lock", wait=wait and distributed.count() == 1):
             for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
                 part.unlink(missing_ok=True)
-            if path.exists() and distributed.count() > 1:
+            if is_done() and distributed.count() > 1:
                 raise BusyError(f"{path}: another process has just written it. Start again to read it.")
-            if not path.exists():
+            if not is_done():
                 make()
             shutil.rmtree(own, ignore_errors=True)
-    result = Result.of_run(path)
-    if strict and models is not None:
-        check_there("--keep-model", models / config.key)
-    for split in result["splits"] if strict and trajectories is not None else ():
-        check_there("--trajectories", trajectories / f"{config.key}-{split}.safetensors")
-    return result
+    return Result.of_run(path)
 
 
 def run_on(

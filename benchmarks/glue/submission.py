@@ -12,19 +12,18 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
 from benchmarks import tasks
-from benchmarks.glue.data import MissingDataError, tokenize
+from benchmarks.glue.data import tokenize
 from benchmarks.glue.evaluation import batches
 from benchmarks.glue.metrics import answers
 from benchmarks.glue.model import Collator, KeptModel, load_kept
 from benchmarks.glue.tasks import DIAGNOSTIC, TASKS, GlueTask
-from ponder._utils.files import make_folder, write_json, write_text
+from ponder._utils.files import make_folder, write_text
 from ponder.errors import ArgumentError, DataError
 
 __all__ = ["FILES", "predict", "submit", "write_submission"]
@@ -32,10 +31,9 @@ __all__ = ["FILES", "predict", "submit", "write_submission"]
 
 @dataclass(frozen=True)
 class SubmissionFile:
-    """One file of a submission: whose test split it answers, by a model of which task; `rows` are the official."""
+    """One file of a submission: whose test split it answers, by a model of which task."""
 
     name: str
-    rows: int
     task: GlueTask
     split: str
     model_of: str
@@ -58,21 +56,11 @@ class SubmissionFile:
 
 
 _MNLI = next(task for task in TASKS if task.name == "MNLI")
-_ROWS = {
-    "CoLA": 1063,
-    "SST-2": 1821,
-    "MRPC": 1725,
-    "STS-B": 1379,
-    "QNLI": 5463,
-    "QQP": 390965,
-    "RTE": 3000,
-    "WNLI": 146,
-}
 FILES = (
-    *(SubmissionFile(f"{it.name}.tsv", _ROWS[it.name], it, "test", it.name) for it in TASKS if it.name in _ROWS),
-    SubmissionFile("MNLI-m.tsv", 9796, _MNLI, "test_matched", "MNLI"),
-    SubmissionFile("MNLI-mm.tsv", 9847, _MNLI, "test_mismatched", "MNLI"),
-    SubmissionFile("AX.tsv", 1104, DIAGNOSTIC, "test", "MNLI"),
+    *(SubmissionFile(f"{task.name}.tsv", task, "test", task.name) for task in TASKS if task is not _MNLI),
+    SubmissionFile("MNLI-m.tsv", _MNLI, "test_matched", "MNLI"),
+    SubmissionFile("MNLI-mm.tsv", _MNLI, "test_mismatched", "MNLI"),
+    SubmissionFile("AX.tsv", DIAGNOSTIC, "test", "MNLI"),
 )
 """Everything that a submission holds."""
 
@@ -82,48 +70,34 @@ def submit(
     glue_dir: Path | None,
     out: Path,
     *,
-    fill: bool = False,
     batch_size: int = 64,
     say: Callable[[str], object] = print,
 ) -> Path:
-    """Write `<out>/submission.zip`, its files, and `<out>/submission.json`, which says where each comes from.
+    """Write the files of kept models, and `<out>/submission.zip` with them.
 
-    Args:
-        models: Folders that `run --keep-model` wrote, at most one a task; MNLI's answers AX too.
-        glue_dir: GLUE's data; the hub where None.
-        out: Folder.
-        fill: Answer tasks without a model by a constant, since GLUE takes all files or none.
-        batch_size: Examples a batch.
-        say: Told of each file as it is made.
-
-    Returns:
-        The zip.
+    `models` are folders that `run --keep-model` wrote, at most one a task; MNLI's answers AX too.
     """
-    kept = _by_task(models)
-    missing = sorted({file.model_of for file in FILES} - set(kept))
-    if not kept or (missing and not fill):
-        raise ArgumentError(
-            "--model",
-            expected="a model of every task, since GLUE takes all files or none" if kept else "at least one kept model",
-            got=f"none for {', '.join(missing)}",
-            remedy="Name folders that `run --keep-model` made, or pass --run or --recipe; --fill-missing answers the "
-            "others by a constant, and scores them as such.",
-        )
+    kept: dict[str, KeptModel] = {}
+    for folder in models:
+        model = load_kept(folder)
+        name = tasks.get(model.config.task).name
+        if name in kept:
+            got, remedy = f"two of {name}, the second at {folder}", "Choose one, by its held-out score."
+            raise ArgumentError("--model", expected="one model a task", got=got, remedy=remedy)
+        kept[name] = model
+    if not kept:
+        remedy = "Name a folder that `run --keep-model` made, or pass --run."
+        raise ArgumentError("--model", expected="at least one kept model", got="none", remedy=remedy)
     predictions: dict[str, list[float]] = {}
-    sources: dict[str, Any] = {}
-    for file in FILES:
-        if file.model_of in kept:
-            model = kept[file.model_of]
-            predictions[file.name], steps = predict(model, file.load(glue_dir), batch_size)
-            source, depth = model.config.key, statistics.fmean(steps)
-        else:
-            predictions[file.name], source, depth = *_constant(file, glue_dir), None
-        sources[file.name] = {"source": source, "mean_exit_step": depth}
-        told = "" if depth is None else f", mean exit step {depth:.2f}"
-        say(f"{file.name}: {len(predictions[file.name])} predictions by {source}{told}")
-    path = write_submission(out, predictions)
-    write_json(out / "submission.json", sources)
-    return path
+    for file in (file for file in FILES if file.model_of in kept):
+        model = kept[file.model_of]
+        predictions[file.name], steps = predict(model, file.load(glue_dir), batch_size)
+        depth = f"mean exit step {statistics.fmean(steps):.2f}"
+        say(f"{file.name}: {len(steps)} predictions by {model.config.key}, {depth}")
+    missing = [file.name for file in FILES if file.name not in predictions]
+    if missing:
+        say(f"GLUE takes all files or none, and there is no model for {', '.join(missing)}.")
+    return write_submission(out, predictions)
 
 
 @torch.inference_mode()
@@ -141,14 +115,11 @@ def predict(kept: KeptModel, data: Dataset, batch_size: int = 64) -> tuple[list[
 
 
 def write_submission(out: Path, predictions: Mapping[str, Sequence[float]]) -> Path:
-    """Write every file of `FILES`, and `submission.zip` with them; its bytes depend on the predictions alone."""
-    missing = [file.name for file in FILES if file.name not in predictions]
-    if missing:
-        raise DataError(f"submission: GLUE takes all files or none; {', '.join(missing)} are missing.")
+    """Write the files that there are answers for, and `submission.zip`; its bytes depend on the predictions alone."""
     path, part = make_folder(out) / "submission.zip", out / ".submission.zip.part"
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in FILES:
+            for file in (file for file in FILES if file.name in predictions):
                 rows = [f"{index}\t{file.line(value)}" for index, value in enumerate(predictions[file.name])]
                 write_text(out / file.name, "\n".join(["index\tprediction", *rows]) + "\n")
                 entry = zipfile.ZipInfo(file.name)  # dated 1980, so that equal predictions give equal bytes
@@ -158,24 +129,3 @@ def write_submission(out: Path, predictions: Mapping[str, Sequence[float]]) -> P
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def _by_task(folders: Iterable[Path]) -> dict[str, KeptModel]:
-    kept: dict[str, KeptModel] = {}
-    for folder in folders:
-        model = load_kept(folder)
-        name = tasks.get(model.config.task).name
-        if name in kept:
-            got, remedy = f"two of {name}, the second at {folder}", "Choose one, by its held-out score."
-            raise ArgumentError("--model", expected="one model a task", got=got, remedy=remedy)
-        kept[name] = model
-    return kept
-
-
-def _constant(file: SubmissionFile, glue_dir: Path | None) -> tuple[list[float], str]:
-    """The first class, or the lowest score, for every row of the test split; the official rows where it is not here."""
-    try:
-        rows = len(file.load(glue_dir))
-    except MissingDataError:
-        rows = file.rows
-    return [0.0] * rows, f"the constant {file.line(0.0)}"

@@ -62,17 +62,11 @@ def train(
     models: Path | None = None,
     progress: bool = True,
 ) -> Trained:
-    """Run all stages of the recipe.
+    """Run all stages of the recipe on tokenised examples; the epoch is selected on others.
 
-    Args:
-        config: The run.
-        task: For the score by which the epoch is selected.
-        data: Tokenised training examples.
-        selected_on: Tokenised examples on which the epoch is selected.
-        work: Checkpoints lie here; a run that was cut off goes on from them.
-        models: Folder of kept models: where that of `vanilla` is among them, a recipe whose first stage that is
-            (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train its own.
-        progress: Whether to show progress bars.
+    Checkpoints lie in `work`, and a run that was cut off goes on from them. Where the model of `vanilla` is among the
+    kept `models`, a recipe whose first stage that is (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train
+    its own.
     """
     model = build(config, task.num_labels)
     if task.kind == "regression":
@@ -139,12 +133,9 @@ def train_stage(
     folder: Path,
     progress: bool,
 ) -> dict[str, Any]:
-    """Train what `model` leaves unfrozen with the objective that it has, and load the best epoch.
+    """Train what `model` leaves unfrozen with its objective, load the best epoch, and say what was measured.
 
-    Arguments are those of `train`; `folder` holds the checkpoints, and the policy of `model` decides in the score.
-
-    Returns:
-        What was measured: seconds, epochs, and the held-out score and mean exit step of each epoch.
+    `folder` holds the checkpoints, and the policy of `model` decides in the score.
     """
     trainer = _Trainer(
         model=model,

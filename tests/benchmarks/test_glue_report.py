@@ -286,7 +286,7 @@ def test_figures_show_the_numbers_of_the_results(results, monkeypatch):
     def shown(panels):
         ax = Drawing().subplots()
         for draw in panels["RTE"]:
-            draw(ax)
+            draw(ax=ax)
         return {line.get_label(): {tuple(point) for point in line.get_xydata().round(6)} for line in ax.lines}
 
     by_knob = shown(figures.by_threshold(groups, ""))
@@ -523,12 +523,12 @@ def test_curves_are_what_replaying_each_policy_gives():
     assert record_curves(trajectory, policies.LastStep(), accuracy, cost) == []
 
 
-def test_keeping_a_model_that_is_gone_is_refused(backbone, glue_dir, tmp_path):
+def test_a_run_is_made_once_more_for_a_model_that_is_gone(backbone, glue_dir, tmp_path):
     settings = config(backbone, recipe="vanilla")
     (tmp_path / "models" / f".{settings.key}.part-1").mkdir(parents=True)  # of a process that was killed
     run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "models", progress=False)
     assert (tmp_path / "models" / settings.key / "glue.json").exists()
     assert [path.name for path in (tmp_path / "models").iterdir()] == [settings.key]
     run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "models", progress=False)
-    with pytest.raises(ArgumentError, match="--keep-model"):
-        run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "other", progress=False)
+    run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "other", progress=False)
+    assert (tmp_path / "other" / settings.key / "glue.json").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,10 +17,7 @@ from ponder.analysis.sweeps import Curve
 from ponder.errors import ArgumentError, PonderError
 from ponder.pages import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Draw = Callable[["Axes"], object]
+Draw = Callable[..., object]  # given `ax`
 _HAZARD = 1e-6  # a mean posterior of exactly 0 or 1 has no logit
 
 
@@ -30,12 +27,13 @@ def posteriors(groups: Groups, prefix: str) -> list[Figure]:
     for task, shown in by_task(groups):
         for group in shown:
             if all(split["halting"] for run in group.runs for split in run.reported):
-                draw = partial(_posterior, [_of_halting(run) for run in group.runs], label=task)
-                panels.setdefault(group.label, []).append(draw)
+                panels.setdefault(group.label, []).append(
+                    partial(plots.posterior, [_of_halting(run) for run in group.runs], label=task)
+                )
     for name, draws in panels.items():
         run = next(group.runs[0] for (label, _), group in groups.items() if label == name)
         made = recipes.get(run["recipe"], **run["config"]["recipe_options"]).for_steps(run["num_steps"])
-        draws[-1] = partial(draws[-1], prior=made.prior)  # type: ignore[call-arg]
+        draws[-1] = partial(draws[-1], prior=made.prior)
     caption = "Mean posterior E[p(n|x)] over dev (Figure 2 of the PALBERT paper, which takes train); dashed: the prior."
     return drawn(f"{prefix}-posterior", caption, panels)
 
@@ -46,8 +44,7 @@ def by_threshold(groups: Groups, prefix: str) -> list[Figure]:
     for task, shown in by_task(groups):
         for group in shown:
             if group.own_policy == "quantile" and (curves := _curves(group)):
-                draw = partial(_by_threshold, curves, label=group.label)
-                panels.setdefault(task, []).append(draw)
+                panels.setdefault(task, []).append(partial(plots.score_by_threshold, curves, label=group.label))
     caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
     return drawn(f"{prefix}-score-by-q", caption, panels)
 
@@ -85,18 +82,10 @@ def drawn(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> list
         for place, (title, draws) in enumerate(panels.items(), start=1):
             ax = drawing.add_subplot(rows, columns, place, title=title)
             for draw in draws:
-                draw(ax)
+                draw(ax=ax)
         text = io.StringIO()
         drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return [Figure(name, caption, text.getvalue())]
-
-
-def _posterior(trajectories: list[Trajectory], ax: Axes, label: str, prior: Any = None) -> object:
-    return plots.posterior(trajectories, prior, ax=ax, label=label)
-
-
-def _by_threshold(curves: list[Curve], ax: Axes, label: str) -> object:
-    return plots.score_by_threshold(curves, ax=ax, label=label)
 
 
 def _of_halting(run: Result) -> Trajectory:
@@ -113,9 +102,9 @@ def _curves(group: Group) -> list[Curve]:
     return [curve for curve in found if curve is not None] if None not in found else []
 
 
-def _lines(curves: Mapping[str, Sequence[Curve]], ax: Axes, **options: Any) -> object:
+def _lines(curves: Mapping[str, Sequence[Curve]], **options: Any) -> object:
     try:
-        return plots.score_by_speed_up(curves, ax=ax, **options)
+        return plots.score_by_speed_up(curves, **options)
     except ArgumentError:  # seeds that share no cost cannot be averaged
         apart = {f"{name}, seed {n}": curve for name, seeds in curves.items() for n, curve in enumerate(seeds)}
-        return plots.score_by_speed_up(apart, ax=ax, **options)
+        return plots.score_by_speed_up(apart, **options)

@@ -86,14 +86,9 @@ def comparisons(groups: Groups, folders: Mapping[str, Path | None], replicates: 
 def replicate(
     task: Task, runs: Mapping[int, Mapping[str, _Array]], labels: Mapping[str, _Array], count: int, seed: int = 0
 ) -> Replicates:
-    """Score resampled dev sets.
+    """Score resampled dev sets: `runs` holds, by seed, the predictions `(examples,)` of each split.
 
-    Args:
-        task: The task.
-        runs: By seed, the predictions `(examples,)` of each split of dev.
-        labels: Of each split.
-        count: Replicates.
-        seed: Of the draw; the same for two recipes makes them paired.
+    The same `seed` for two recipes makes them paired.
     """
     points, drawn = [], []
     for run in runs.values():
@@ -160,8 +155,8 @@ def _replicates(task: Task, group: Group, labels: Mapping[str, _Array], count: i
     if made is None or not np.allclose(made.scores, said, atol=1e-3):
         got = "another number of examples" if made is None else f"with these labels {made.scores.round(4).tolist()}"
         raise DataError(
-            f"{task.name}, {group.label}: expected the dev split on which the runs scored {np.round(said, 4).tolist()}; "
-            f"got {got}. Pass the folder of data that they were made with."
+            f"{task.name}, {group.label}: expected the dev split on which the runs scored "
+            f"{np.round(said, 4).tolist()}; got {got}. Pass the folder of data that they were made with."
         )
     return made
 

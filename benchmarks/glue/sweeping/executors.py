@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -78,9 +78,8 @@ def execute(job: Job) -> Outcome:
     from benchmarks.glue.run import run  # here, since its libraries read on import what `_prepare` sets in a worker
 
     started = time.perf_counter()
-    options: dict[str, Any] = {"wait": job.wait, "strict": False, "progress": False}
     try:
-        run(job.config, job.folder, job.out, job.work, models=job.models, **options)
+        run(job.config, job.folder, job.out, job.work, models=job.models, wait=job.wait, progress=False)
     except BusyError:
         return Outcome("busy")
     except Exception as error:  # out of memory, bad data, a full disk: the other runs go on

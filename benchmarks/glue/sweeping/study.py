@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.model import check_there
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping.suite import Cell
 from ponder._utils.files import move, read_json, write_json
@@ -45,12 +44,10 @@ class CellStudy:
     def __post_init__(self) -> None:
         finals = [run for point in self.cell.points for run in self.cell.finals(point)]
         tried = self.cell.points if len(self.cell.points) > 1 else ()
-        for folder, runs, models in ((self.out, finals, self.models), (self.out / "grid", tried, None)):
-            for run in runs:
-                if (folder / f"{run.key}.json").exists():
-                    Result.of_run(folder / f"{run.key}.json")  # refuses now, and not once it is needed, what is none
-                    if models is not None:
-                        check_there("--keep-model", models / run.key)
+        paths = [self.out / f"{run.key}.json" for run in finals]
+        for path in (*paths, *(self.out / "grid" / f"{run.key}.json" for run in tried)):
+            if path.exists():
+                Result.of_run(path)  # refuses now, and not once it is needed, what is none
         self.look()
 
     @property
@@ -95,7 +92,8 @@ class CellStudy:
 
     def _score(self, folder: Path, run: RunConfig) -> float | None:
         path = folder / f"{run.key}.json"
-        if path not in self._scores and path.exists():
+        kept = folder != self.out or self.models is None or (self.models / run.key).exists()
+        if path not in self._scores and path.exists() and kept:
             self._scores[path] = Result.of_run(path).selection_score
             (self.out / "failed" / path.name).unlink(missing_ok=True)
         return self._scores.get(path)
@@ -131,7 +129,7 @@ class CellStudy:
             for key in (key for key in before if key not in finals):  # of another point, which is no longer reported
                 move(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
             write_json(path, record)
-            for key in own if self.models is None else ():  # with its model, the first is trained once more
+            for key in own:  # the first from the grid; others where the same point was chosen before
                 if not (self.out / f"{key}.json").exists() and (self.out / "grid" / f"{key}.json").exists():
                     Result.of_run(self.out / "grid" / f"{key}.json").save(self.out / f"{key}.json")
             self.chosen = best

@@ -50,18 +50,9 @@ def sweep(
 ) -> Summary:
     """Do what is left of a sweep.
 
-    A run that fails is recorded in `<out>/failed/`, and the others go on; the next sweep tries it again.
-
-    Args:
-        cells: What to do; see `Suite.cells`.
-        submit: Does a run; see `benchmarks.glue.sweeping.executors`.
-        glue_dir: Folder in GLUE's layout; None for the hub.
-        out: Folder of results, of this and other sweeps.
-        work: Folder of checkpoints.
-        text_dir: Folder of the other data, `benchmarks.text`.
-        models: Folder in which the models of the chosen points are kept, for `predict`.
-        workers: Runs at a time; infinity where `submit` decides.
-        show: Given a table of the present state, often.
+    A run that fails is recorded in `<out>/failed/`, and the others go on; the next sweep tries it again. Models of the
+    chosen points are kept in `models`. So many `workers` do runs at a time (infinity where `submit` decides); `show` is
+    given a table of the present state, often.
     """
     for option, folder in (("--out", out), ("--work", work), ("--keep-model", models)):
         if folder is not None:
