@@ -9,24 +9,14 @@ Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for 
 
 from __future__ import annotations
 
-from benchmarks.glue.data import TEST, TRAIN, GlueSplit, GlueTask
+from benchmarks.glue.data import GlueSplit, GlueTask
 from benchmarks.tasks import Metric, register
 
 __all__ = ["DIAGNOSTIC", "TASKS"]
 
 _COLA = ("source", "acceptable", "mark", "sentence")
-_COLA_SPLITS = (
-    GlueSplit("train", "train.tsv", "train", columns=_COLA),
-    GlueSplit("dev", "dev.tsv", "validation", columns=_COLA),
-    TEST,
-)
-_MNLI_SPLITS = (
-    TRAIN,
-    GlueSplit("dev_matched", "dev_matched.tsv", "validation_matched"),
-    GlueSplit("dev_mismatched", "dev_mismatched.tsv", "validation_mismatched"),
-    GlueSplit("test_matched", "test_matched.tsv", "test_matched", labelled=False),
-    GlueSplit("test_mismatched", "test_mismatched.tsv", "test_mismatched", labelled=False),
-)
+_COLA_SPLITS = (GlueSplit("train", _COLA), GlueSplit("dev", _COLA), GlueSplit("test"))
+_MNLI_NAMES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 
 
 _PAIR, _NLI, _BINARY = ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("0", "1")
@@ -59,7 +49,7 @@ TASKS = tuple(
         ),
         GlueTask(
             "MNLI", _ACCURACY, _NLI_OF_THREE, hub_name="mnli", columns=_PAIR, label_column="gold_label",
-            hub_columns=("premise", "hypothesis"), splits=_MNLI_SPLITS,
+            hub_columns=("premise", "hypothesis"), splits=tuple(map(GlueSplit, _MNLI_NAMES)),
         ),
         GlueTask("QNLI", _ACCURACY, _NLI, hub_name="qnli", columns=("question", "sentence")),
         GlueTask("RTE", _ACCURACY, _NLI, hub_name="rte", columns=_PAIR),
@@ -77,6 +67,6 @@ DIAGNOSTIC = GlueTask(
     hub_name="ax",
     columns=_PAIR,
     hub_columns=("premise", "hypothesis"),
-    splits=(GlueSplit("test", "diagnostic.tsv", "test", labelled=False),),
+    splits=(GlueSplit("test", stem="diagnostic"),),
 )
 """The diagnostic set, answered by a model of MNLI: one split whose labels are hidden. Not one of the nine."""

@@ -105,10 +105,13 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     device, num_steps, task = batch.row_ids.device, batch.num_steps, batch.task
     rows, running = torch.arange(len(batch.row_ids)), Running.start(policy, batch)
     left: list[tuple[Tensor, Tensor, int]] = []
+    together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
         source.advance(step)
-        if step == num_steps:
+        if step == (together or num_steps):
             break
+        if together is not None:
+            continue
         mask, running = ask(source, policy, running, num_steps, task)
         if isinstance(mask, bool):
             if mask:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ponder._utils.row_ids import as_row_ids
@@ -193,7 +194,8 @@ class EarlyExitModel(nn.Module):
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
         task, padding = self.task or task_named(None), self.padding
-        narrows = padding is not None and padding.pooled and size > 1 and not self.training and not task.per_token
+        in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
+        narrows = padding is not None and padding.pooled and in_batches and not task.per_token
         source = ModelSource(
             self,
             hidden,
@@ -207,10 +209,7 @@ class EarlyExitModel(nn.Module):
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
-        if self.padding is None:
-            return real_positions(context)
-        mask = context.get(self.padding.mask)
-        return (mask != 0) == bool(self.padding.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return real_positions(context) if self.padding is None else self.padding.positions(context)
 
     def _check_name(self, name: str) -> None:
         """Refuse a misspelt argument, which a stem or a step that takes any keyword would swallow."""

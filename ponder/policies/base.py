@@ -226,6 +226,14 @@ class ExitPolicy(Plugin, ABC):
             if need in self.needs and not there:
                 raise ArgumentError("policy", expected=f"a policy that {what}", got=repr(self), remedy=remedy)
 
+    def exit_of_all(self, num_steps: int) -> int | None:
+        """The step at which every row leaves, where that needs no look at any; None, to be asked, by default.
+
+        Args:
+            num_steps: N.
+        """
+        return None
+
     def parts(self) -> tuple[ExitPolicy, ...]:
         """The policies that this one is made of; none by default."""
         return ()

@@ -56,8 +56,9 @@ class Stepper:
         self.num_steps = model.depth(num_steps)
         self.schedule = model.steps.schedule_of(self.num_steps)
         self._device, self._task = device, model.spec.task
-        per_token = self._task.per_token or (self.padding is not None and not self.padding.pooled)
-        self.reader = ExampleReader(self.padding, one_length=per_token, check=True)
+        padding = self.padding
+        one_length = self._task.per_token or (padding is not None and not (padding.pooled and padding.mixed))
+        self.reader = ExampleReader(padding, one_length=one_length, check=True)
         padded = None if self.padding is None else self.padding.stem
         self._stem = model.stem if padded is None else padded
 
