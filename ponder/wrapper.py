@@ -16,9 +16,8 @@ from ponder._utils.validation import check_int, check_type
 from ponder.engine.building import ReadoutName, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
-from ponder.engine.sources import ModelSource
 from ponder.engine.teaching import FrozenTeacher, frozen_copy
-from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
+from ponder.engine.unroll import checkpointed, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
@@ -284,9 +283,10 @@ class PonderWrapper(EarlyExitModel):
                     remedy="Call model.eval() first.",
                 )
             return self._train_on(inputs, context, labels, row_ids, num_steps)
-        policy = self.checked(policy, self.depth(num_steps))
+        policy = self.checked(policy, num_steps)
         exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
-        return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
+        loss = None if labels is None else exit_loss(self.task, exits.outputs, labels)
+        return PonderOutput(exits.outputs, exits.exit_step, loss)
 
     if TYPE_CHECKING:
         # What nn.Module types as Any: a call gives what `forward` gives, and takes what it takes. Spelled out, since
@@ -299,6 +299,7 @@ class PonderWrapper(EarlyExitModel):
             policy: ExitPolicy | None = None,
             row_ids: Tensor | None = None,
             policy_context: Mapping[str, Tensor] | None = None,
+            num_steps: int | None = None,
             **context: Any,
         ) -> PonderOutput:
             """See `forward`."""
@@ -456,7 +457,8 @@ class PonderWrapper(EarlyExitModel):
         row_ids: Tensor | None,
         num_steps: int | None,
     ) -> PonderOutput:
-        needs, depth = self.objective.needs, self.objective.depth(self.depth(num_steps))
+        objective = self._objective
+        needs, depth = objective.needs, objective.depth(self.depth(num_steps))
         trajectory = self._unroll(
             inputs,
             context,
@@ -465,19 +467,19 @@ class PonderWrapper(EarlyExitModel):
             None,
             depth,
             keep_features="features" in needs,
-            truncate_below=self.truncate_below,
+            truncate_below=self._truncate_below,
         )
         outputs = trajectory.outputs[:, -1]
         last = torch.full_like(trajectory.row_ids, depth.warm_up + trajectory.num_steps)
+        if labels is None:
+            return PonderOutput(outputs, last, None, trajectory)
         if not len(trajectory):
-            return PonderOutput(outputs, last, None if labels is None else no_loss(outputs, self), trajectory)
-        prior = None if self.prior is None else self.prior(depth.steps, device=outputs.device)
+            return PonderOutput(outputs, last, no_loss(outputs, self), trajectory)
+        prior = None if self._prior is None else self._prior(depth.steps, device=outputs.device)
         taught = None
-        if labels is not None and self._teacher is not None and "teacher" in needs:
+        if self._teacher is not None and "teacher" in needs:
             taught = self._teacher.outputs(inputs, context, outputs)
-        loss = training_loss(
-            trajectory, self.task, self.objective, prior, progress=self.progress, teacher_outputs=taught
-        )
+        loss = training_loss(trajectory, self.task, objective, prior, progress=self.progress, teacher_outputs=taught)
         return PonderOutput(outputs, last, loss, trajectory)
 
     def _unroll(
@@ -492,10 +494,11 @@ class PonderWrapper(EarlyExitModel):
         keep_features: bool = False,
         truncate_below: float | None = None,
     ) -> Trajectory:
-        kind = CheckpointedSource if self.checkpoint_steps else ModelSource
         use_hazard = self.lambda_head is not None
-        source, batch = self.start(inputs, context, row_ids, policy_context, use_hazard, kind, depth.total)
-        if batch.size:
+        source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, use_hazard=use_hazard)
+        if self.checkpoint_steps:
+            source.run_step = checkpointed(self.steps)
+        if len(batch.row_ids):
             record = unroll(
                 source,
                 depth.steps,

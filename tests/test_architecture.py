@@ -22,6 +22,7 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "sklearn",
+    "ray",
     "tokenizers",
 }
 """Libraries that a user may not have: imported where they are needed, in functions of the file that wraps them."""

@@ -14,7 +14,6 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import FunctionModule, as_module
@@ -47,7 +46,8 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_m
     if real is None:
         return reduce(hidden, "batch length width -> batch width", "mean")
     weights = rearrange(real.to(hidden.dtype), "batch length -> batch length 1")
-    total = at_least_float32(hidden * weights).sum(1)  # a sum over a long text overflows in half precision
+    fine = torch.promote_types(hidden.dtype, torch.float32)
+    total = (hidden * weights).sum(1, dtype=fine)  # a sum over a long text overflows in half precision
     return (total / weights.float().sum(1).clamp(min=1)).to(hidden.dtype)
 
 

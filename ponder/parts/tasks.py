@@ -531,7 +531,7 @@ def _check_range(labels: Tensor, classes: int) -> None:
     if not labels.numel():
         return
     counted = torch.where(labels == IGNORED_LABEL, torch.zeros_like(labels), labels)
-    low, high = (int(bound) for bound in torch.stack(counted.aminmax()).tolist())
+    low, high = torch.stack(counted.aminmax()).tolist()
     if low < 0 or high >= classes:
         raise ArgumentError(
             "labels",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ponder._utils.trees import Tree, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.growth import grown_rows, one_more_row
+from ponder.parts.capturing.joinable import joinable
 from ponder.parts.capturing.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
 from ponder.parts.capturing.twin import evaluating
@@ -143,7 +144,8 @@ def learn(
         seen = _see(shadow, _read_example(example), reads or first_tensor)
         with torch.random.fork_rng(_devices(seen.given)):
             layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
-            layered.padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
+            padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
+            layered.padding = None if padding is None else joinable(layered, padding, seen.given)
     output = seen.watched.output
     if isinstance(output, Mapping):
         layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}

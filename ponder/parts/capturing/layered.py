@@ -290,7 +290,8 @@ class LayeredModule:
         for name, axis, small, large in zip(names, axes, notes.tensors, longer.tensors, strict=True):
             if axis is not None:
                 small, large = split_rows(small, axis, rows), split_rows(large, axis, rows)
-            if dims := grown_lengths(small, large, length):
+            dims = grown_lengths(small, large, length)
+            if dims and (name not in self.lengths or self.lengths[name].dims != dims):
                 self.lengths[name] = Along(dims, fill=_no_fill)
 
     def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
@@ -536,7 +537,15 @@ def _no_fill(_: Tensor) -> float:
 
 
 def _kind(tensor: Tensor, rows: int) -> Any:
-    return tensor.dtype, tuple((size == 1, size == rows) for size in tensor.shape)
+    return tensor.dtype, tuple((_equal(size, 1), _equal(size, rows)) for size in tensor.shape)
+
+
+def _equal(size: Any, other: Any) -> bool:
+    """Whether two sizes are equal; while a module is traced, whether they are the same symbol, which bounds nothing."""
+    symbolic = isinstance(size, torch.SymInt), isinstance(other, torch.SymInt)
+    if any(symbolic):
+        return all(symbolic) and bool(size.node.expr == other.node.expr)
+    return bool(size == other)
 
 
 def _check_counts(notes: _Notes, more: _Notes) -> None:

@@ -70,7 +70,9 @@ def refusal(expected: str, got: str) -> ArgumentError:
     )
 
 
-def learned_padding(layered: LayeredModule, given: Arguments, rows: int, reads: Callable[[Any], Any]) -> Padding | None:
+def learned_padding(
+    layered: LayeredModule, given: Arguments, rows: int, reads: Callable[[Any], Any]
+) -> LearnedPadding | None:
     """Where lengths lie, if the example has a mask that hides the ends of rows and narrower batches are proved."""
     mask = given.get(layered.mask) if layered.mask is not None else None
     if layered.mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:

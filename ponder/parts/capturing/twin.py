@@ -7,6 +7,7 @@ microseconds, and the copy is thrown away after the call.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -96,7 +97,7 @@ def watched_copy(root: nn.Module, watch: Callable[..., Any]) -> nn.Module:
 def _answering(module: nn.Module, answer: Callable[..., Any]) -> nn.Module:
     """A copy of `module`, with its attributes, that answers by `answer`: no hooks, no gradient checkpointing."""
     stub = shallow_copy(module)
-    stub.__dict__.update({name: {} for name in _HOOKS}, forward=answer)
+    stub.__dict__.update({name: OrderedDict() for name in _HOOKS}, forward=answer)  # modules refer to them weakly
     if "gradient_checkpointing" in stub.__dict__:
         stub.__dict__["gradient_checkpointing"] = False
     return stub
