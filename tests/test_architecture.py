@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {
+    "accelerate",
+    "rich",
     "safetensors",
     "matplotlib",
     "numpy",
@@ -20,6 +22,7 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "sklearn",
+    "ray",
     "tokenizers",
 }
 """Libraries that a user may not have: imported where they are needed, in functions of the file that wraps them."""

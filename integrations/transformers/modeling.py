@@ -18,7 +18,6 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel, initializ
 
 from ponder import recipes
 from ponder.analysis.metrics import MetricLike
-from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
@@ -36,7 +35,7 @@ from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName
 from ponder.policies import ExitPolicy, LastStep
-from ponder.recipes import Recipe, Stage, freeze_for, start_heads
+from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
@@ -133,6 +132,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             task=task,
             padding=_padding(adapter, config.readout),
         )
+        self.ponder.stages = recipe.stages
         for part in self.ponder.children():  # the heads go where the encoder is; it stays as it was given
             if part is not self.ponder.stem:
                 on_meta = any(weight.is_meta for weight in part.parameters())  # while Transformers loads
@@ -230,11 +230,11 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_finetuned(
-        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits"] = "exits"
+        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits", "exits-deep"] = "exits"
     ) -> FinetunedClassifier:
         """Keep a fine-tuned classifier, head and all, and put exits beside it.
 
-        What comes is no `PonderForSequenceClassification`, whose heads are a recipe's, but a `FinetunedClassifier`.
+        What comes is no model of this class, whose heads are a recipe's, but a `FinetunedClassifier`.
         Arguments and errors as for `FinetunedClassifier.from_finetuned`.
         """
         return FinetunedClassifier.from_finetuned(model, recipe)
@@ -393,12 +393,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def start_stage(self, stage: Stage) -> None:
         """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
-        if stage.teacher == "previous":
-            self.attach_teacher(None)
-            self.attach_teacher(frozen_copy(self))
-        start_heads(stage, self.ponder.head)
-        self.ponder.objective = stage.objective
-        freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
+        self.ponder.start_stage(stage)
 
     @classmethod
     def _check_input(cls, adapter: Adapter) -> None:
@@ -524,6 +519,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer if tokenizer.is_file() else None,
             max_length=getattr(config, "max_position_embeddings", None),
+            labels=tuple(str(self.config.id2label[place]) for place in range(self.config.num_labels or 0)),
         )
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
