@@ -85,6 +85,7 @@ class FinetunedClassifier(nn.Module):
         assert isinstance(parts.stem, CapturedStem)
         padding = parts.padding
         if padding is not None:
+            parts.stem.layered.lengths["token_type_ids"] = Along(fill=0)  # the example had none
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
             padding = replace(padding, inputs=fill, pooled=not kind.per_position)
         width = _state_width(parts.stem, example, kind)
