@@ -23,38 +23,32 @@ __all__ = ["DIAGNOSTIC", "TASKS", "GlueSplit", "GlueTask"]
 
 @dataclass(frozen=True)
 class GlueSplit:
-    """One split of a task and the two places where it can be read.
-
-    Args:
-        name: Name of the split here, such as `"dev"` or `"dev_matched"`.
-        file: File name within the task's folder.
-        hub: Name of the split on the hub.
-        labelled: Whether the labels are public; GLUE keeps those of the test splits.
-        columns: The columns of a file that has no header line; None where the first line names them.
-    """
+    """One split of a task; `columns` are those of a file that has no header line."""
 
     name: str
-    file: str
-    hub: str
-    labelled: bool = True
     columns: tuple[str, ...] | None = None
+    stem: str = ""
+
+    @property
+    def file(self) -> str:
+        """File name within the task's folder."""
+        return f"{self.stem or self.name}.tsv"
+
+    @property
+    def hub(self) -> str:
+        """Name of the split on the hub."""
+        return self.name.replace("dev", "validation")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are public; GLUE keeps those of the test splits."""
+        return not self.name.startswith("test")
 
 
 _COLA = ("source", "acceptable", "mark", "sentence")
-_TRAIN, _DEV = GlueSplit("train", "train.tsv", "train"), GlueSplit("dev", "dev.tsv", "validation")
-_TEST = GlueSplit("test", "test.tsv", "test", labelled=False)
-_COLA_SPLITS = (
-    GlueSplit("train", "train.tsv", "train", columns=_COLA),
-    GlueSplit("dev", "dev.tsv", "validation", columns=_COLA),
-    _TEST,
-)
-_MNLI_SPLITS = (
-    _TRAIN,
-    GlueSplit("dev_matched", "dev_matched.tsv", "validation_matched"),
-    GlueSplit("dev_mismatched", "dev_mismatched.tsv", "validation_mismatched"),
-    GlueSplit("test_matched", "test_matched.tsv", "test_matched", labelled=False),
-    GlueSplit("test_mismatched", "test_mismatched.tsv", "test_mismatched", labelled=False),
-)
+_SPLITS = tuple(map(GlueSplit, ("train", "dev", "test")))
+_COLA_SPLITS = (GlueSplit("train", _COLA), GlueSplit("dev", _COLA), GlueSplit("test"))
+_MNLI_NAMES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +72,7 @@ class GlueTask(Task):
     label_column: str = "label"
     label_texts: tuple[str, ...] = ()
     hub_columns: tuple[str, ...] = ()
-    splits: tuple[GlueSplit, ...] = (_TRAIN, _DEV, _TEST)
+    splits: tuple[GlueSplit, ...] = _SPLITS
     index_column: str = "index"
     malformed_lines: int = 0
 
@@ -122,7 +116,7 @@ TASKS = tuple(
         ),
         GlueTask(
             "MNLI", _ACCURACY, _NLI_OF_THREE, hub_name="mnli", columns=_PAIR, label_column="gold_label",
-            hub_columns=("premise", "hypothesis"), splits=_MNLI_SPLITS,
+            hub_columns=("premise", "hypothesis"), splits=tuple(map(GlueSplit, _MNLI_NAMES)),
         ),
         GlueTask("QNLI", _ACCURACY, _NLI, hub_name="qnli", columns=("question", "sentence")),
         GlueTask("RTE", _ACCURACY, _NLI, hub_name="rte", columns=_PAIR),
@@ -140,6 +134,6 @@ DIAGNOSTIC = GlueTask(
     hub_name="ax",
     columns=_PAIR,
     hub_columns=("premise", "hypothesis"),
-    splits=(GlueSplit("test", "diagnostic.tsv", "test", labelled=False),),
+    splits=(GlueSplit("test", stem="diagnostic"),),
 )
 """The diagnostic set, answered by a model of MNLI: one split whose labels are hidden. Not one of the nine."""

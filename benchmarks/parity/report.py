@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ponder._utils.files import write_text
-from ponder.errors import PonderError
+from benchmarks.figures import new_figure, save_svg
+from benchmarks.tables import markdown_table, spread, write_between_marks
 
 __all__ = ["COLUMNS", "Row", "draw_figure", "markdown", "rows", "write_page"]
 
@@ -23,7 +23,6 @@ COLUMNS = (
     "steps per element: validation",
     "steps per element: test",
 )
-_BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
 _COLORS = {"PonderNet": "#0072B2", "ACT": "#D55E00"}
 
 
@@ -51,11 +50,11 @@ class Row:
             self.scene,
             self.learner,
             self.way,
-            _spread([one["accuracy"] for one in self.validation], "{:.1%}"),
-            _spread([one["accuracy"] for one in self.test], "{:.1%}"),
-            _spread([one["mean_exit_step"] for one in self.test], "{:.2f}"),
-            _spread([one["steps_per_element"] for one in self.validation], "{:+.3f}"),
-            _spread([one["steps_per_element"] for one in self.test], "{:+.3f}"),
+            spread([one["accuracy"] for one in self.validation], "{:.1%}"),
+            spread([one["accuracy"] for one in self.test], "{:.1%}"),
+            spread([one["mean_exit_step"] for one in self.test], "{:.2f}"),
+            spread([one["steps_per_element"] for one in self.validation], "{:+.3f}"),
+            spread([one["steps_per_element"] for one in self.test], "{:+.3f}"),
         )
 
     def by_difficulty(self, key: str) -> dict[int, float]:
@@ -88,36 +87,23 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         f"mean ± sample standard deviation over seeds. "
         f"{setting['examples']:,} vectors in each set; {_updates(results)} updates of each model.",
         "",
-        *_table(COLUMNS, (row.cells() for row in rows(results))),
+        *markdown_table(COLUMNS, (row.cells() for row in rows(results))),
     ]
     return "\n".join(lines) + "\n"
 
 
 def write_page(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Write the tables into a page, between its two marks, and the figure into the folder `figures` beside it.
-
-    A page that is not there gets a title and the marks.
-    """
-    text = path.read_text(encoding="utf-8") if path.exists() else f"# Parity\n\n{_BEGIN}\n{_END}\n"
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise PonderError(f"{path}: expected the lines {_BEGIN!r} and {_END!r}, between which the tables are written.")
+    """Write the tables into a page, between its two marks, and the figure into the folder `figures` beside it."""
     figure = Path("figures") / f"parity-{results[0]['setting']['name']}.svg"
-    draw_figure(path.parent / figure, results)
     shown = f"![Accuracy and mean exit step over difficulty]({figure.as_posix()})"
-    write_text(path, f"{before}{begin}\n\n{markdown(results)}\n{shown}\n\n{end}{after}")
+    write_between_marks(path, f"{markdown(results)}\n{shown}")
+    draw_figure(path.parent / figure, results)
 
 
 def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Accuracy and mean exit step over difficulty, one column a scene, as an SVG file."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PonderError("the figure needs matplotlib: pip install 'ponder-torch[plots]'.") from error
     table, setting = _own(rows(results)), results[0]["setting"]
-    figure = Figure(figsize=(9.0, 5.5), layout="constrained")
+    figure = new_figure(9.0, 5.5)
     grid = figure.subplots(2, len(setting["scenes"]), squeeze=False, sharex="col", sharey="row")
     for column, scene in enumerate(setting["scenes"]):
         for row in (row for row in table if row.scene == scene["name"]):
@@ -136,10 +122,7 @@ def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
     grid[0, 0].set(ylabel="accuracy", ylim=(0, 1.05))
     grid[1, 0].set(ylabel="mean exit step", ylim=(0, setting["num_steps"] + 0.5))
     grid[0, -1].legend(fontsize=8, edgecolor="none")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Text stays text, and two drawings of the same numbers are the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    save_svg(path, figure)
 
 
 def _own(table: Sequence[Row]) -> list[Row]:
@@ -150,19 +133,7 @@ def _own(table: Sequence[Row]) -> list[Row]:
     return list(first.values())
 
 
-def _table(heads: Sequence[str], cells: Iterator[tuple[str, ...]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield "|" + " --- |" * len(heads)
-    for line in cells:
-        yield f"| {' | '.join(line)} |"
-
-
 def _updates(results: Sequence[dict[str, Any]]) -> str:
     """How many were made, which is fewer than asked for where the time was limited."""
     made = sorted({run["training"]["updates"] for result in results for run in result["runs"]})
     return f"{made[0]:,}" if len(made) == 1 else f"{made[0]:,} to {made[-1]:,}"
-
-
-def _spread(values: Sequence[float], shape: str) -> str:
-    mean = shape.format(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ± {shape.replace('+', '').format(statistics.stdev(values))}"

@@ -14,9 +14,10 @@ from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.puzzles import demo as demonstration
 from benchmarks.puzzles.experiment import read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner
-from benchmarks.puzzles.report import COLUMNS, draw_figure, rows, write_page
+from benchmarks.puzzles.report import COLUMNS, draw_figure, goal_table, markdown, rows
 from benchmarks.puzzles.setting import PUZZLES, setting_of
 from benchmarks.puzzles.summary import summarise_all
+from benchmarks.tables import write_between_marks
 from ponder._utils.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -86,7 +87,8 @@ def stream_command(
 def report_command(
     out: Out = Path("benchmarks/results/puzzles"),
     figure: Annotated[Path | None, typer.Option(help="File of the figure; none where left out.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Markdown page to write the tables into.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown page to write the table of goals into.")] = None,
+    details: Annotated[Path | None, typer.Option(help="Markdown page to write all tables into.")] = None,
 ) -> None:
     """Train nothing; write `summary.json` and tell what a folder holds."""
     summary = summarise_all(out)
@@ -97,7 +99,9 @@ def report_command(
     if figure is not None:
         draw_figure(figure, everything)
     if page is not None:
-        write_page(page, everything)
+        write_between_marks(page, goal_table(summary))
+    if details is not None:
+        write_between_marks(details, markdown(everything))
 
 
 @app.command("demo")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.figures import new_figure, save_svg
 from benchmarks.puzzles.learners import Looped
 from benchmarks.puzzles.measuring import problems_of, replayed, told
 from benchmarks.puzzles.setting import SMALL
@@ -34,11 +35,8 @@ def demo(updates: int = UPDATES) -> dict[str, Any]:
 
 def draw(path: Path, told: dict[str, Any]) -> None:
     """Mean exit step and share of problems solved, by the number of bits."""
-    import matplotlib as mpl  # of the extra plots
-    from matplotlib.figure import Figure
-
     puzzle = SMALL["prefix-sums"].task
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = new_figure(6, 3.4)
     steps = figure.subplots()
     bits = [entry["level"] for entry in told["by_level"]]
     steps.plot(bits, [entry["mean_steps"] for entry in told["by_level"]], "o-", color="#0072B2")
@@ -50,5 +48,4 @@ def draw(path: Path, told: dict[str, Any]) -> None:
     solved.plot(bits, [entry["accuracy"] for entry in told["by_level"]], "s:", color="#D55E00")
     solved.set_ylim(0, 1.04)
     solved.set_ylabel("problems solved", color="#D55E00")
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    save_svg(path, figure)

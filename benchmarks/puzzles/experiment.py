@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.checksum import is_intact, with_checksum
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.measuring import gated_solver, measure
 from benchmarks.puzzles.setting import Setting
@@ -149,8 +148,7 @@ def _seed(result: dict[str, Any]) -> int:
 
 
 def _same(result: dict[str, Any], made_by: dict[str, Any], path: Path) -> dict[str, Any]:
-    expected = json.loads(json.dumps(made_by))
-    other = [name for name, value in expected.items() if result.get(name) != value]
+    other = [name for name, value in made_by.items() if result.get(name) != value]
     if other:
         raise DataError(
             f"{path}: expected a result of this setting; got one that differs in {', '.join(other)}. "

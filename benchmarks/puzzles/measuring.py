@@ -22,7 +22,7 @@ from ponder.policies import ExitPolicy
 
 __all__ = ["SPLITS", "gated_solver", "measure", "oracle", "problems_of", "replayed", "told"]
 
-SPLITS = {"fitting": 1_000_003, "validation": 2_000_003, "test": 3_000_017}
+SPLITS = {"fitting": 1_000_003, "validation": 2_000_003, "test": 5_000_011}
 """Seeds of the sets, the same for every training: one fits the gate, one chooses the rules, one is reported."""
 _TASK = task_named("token_classification")
 _ROWS = 125  # of a chunk: a trajectory holds every step's output
@@ -69,7 +69,7 @@ def measure(learner: Learner, setting: Setting) -> dict[str, Any]:
 
 
 def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
-    """Rules are chosen on validation, and told on both sets."""
+    """Rules are chosen on validation, to be as accurate there as the best fixed depth, and told on both sets."""
     gated, gate_loss = gated_solver(learner, setting)
     rules = [policy for family in FAMILIES.values() for policy in family]
     on = {
@@ -77,8 +77,8 @@ def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
         for split in ("validation", "test")
     }
     solved = on["validation"].by_step.double().mean(0)
-    wanted = float(solved.max()) - SLACK
-    depth = int((solved >= wanted).int().argmax()) + 1
+    depth = int((solved >= float(solved.max()) - SLACK).int().argmax()) + 1
+    wanted = float(solved[depth - 1])
     chosen, first = {}, 0
     for name, family in FAMILIES.items():
         chosen[name] = first + cheapest(on["validation"].scores[first : first + len(family)], wanted)

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import new_figure, save_svg
 from benchmarks.puzzles.setting import PUZZLES
-from benchmarks.puzzles.summary import Results
-from ponder._utils.files import write_text
-from ponder.errors import PonderError
+from benchmarks.puzzles.summary import GOALS, Results
+from benchmarks.tables import markdown_table, spread
 
-__all__ = ["COLUMNS", "draw_figure", "level_table", "markdown", "rows", "write_page"]
+__all__ = ["COLUMNS", "draw_figure", "goal_table", "level_table", "markdown", "rows"]
 
 COLUMNS = ("network", "halting", "accuracy", "mean steps", "largest level", "rank correlation")
 _NETWORKS = {"looped": "looped", "pondernet": "PonderNet", "act": "ACT", "feed-forward": "feed-forward"}
-_BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
-_COLORS = {"converged": "#D55E00", "confidence": "#009E73", "fitted gate": "#CC79A7", "oracle": "#666666"}
+_COLORS = {
+    "converged": "#D55E00",
+    "confidence": "#009E73",
+    "converged and confident": "#56B4E9",
+    "fitted gate": "#CC79A7",
+    "oracle": "#666666",
+}
 
 
 def rows(results: Results) -> Iterator[tuple[str, ...]]:
-    """Every network with every way to stop, over seeds, under `COLUMNS`."""
+    """Every network with every way to stop, over the seeds that have it, under `COLUMNS`."""
     for learner, of_learner in results.items():
         if learner == "stream":
             continue
         chosen = [result.get("best_rule") for result in of_learner]
-        for way in of_learner[0]["ways"]:
-            told = [result["ways"][way]["test"] for result in of_learner]
+        for way in dict.fromkeys(way for result in of_learner for way in result["ways"]):
+            told = [result["ways"][way]["test"] for result in of_learner if way in result["ways"]]
             star = f" (chosen by {chosen.count(way)} of {len(chosen)})" if way in chosen else ""
+            some = "" if len(told) == len(of_learner) else f" ({len(told)} of {len(of_learner)} seeds)"
             yield (
                 _NETWORKS[learner],
-                way + star,
-                _spread([one["accuracy"] for one in told], "{:.1%}"),
-                _spread([one["mean_steps"] for one in told], "{:.1f}"),
-                _spread([one["by_level"][-1]["accuracy"] for one in told], "{:.1%}"),
-                _spread([one["rank_correlation"] for one in told], "{:.2f}"),
+                way + star + some,
+                spread([one["accuracy"] for one in told], "{:.1%}"),
+                spread([one["mean_steps"] for one in told], "{:.1f}"),
+                spread([one["by_level"][-1]["accuracy"] for one in told], "{:.1%}"),
+                spread([one["rank_correlation"] for one in told], "{:.2f}"),
             )
 
 
@@ -54,6 +60,48 @@ def level_table(results: Results, ways: Sequence[str] = ("best fixed depth", "or
         yield tuple(cells)
 
 
+def goal_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was asked and what came, a column a puzzle; a goal that is not reached says so."""
+
+    def line(name: str, goal: str | None, read: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        cells = [name, "" if goal is None else GOALS[goal]]
+        for told in summary.values():
+            missed = goal is not None and told["goals"][goal] is False
+            cells.append(read(told) + (" (missed)" if missed else ""))
+        return cells
+
+    lines = [
+        line("solved by halting", "as_accurate_as_the_best_fixed_depth", lambda told: f"{told['accuracy']:.2%}"),
+        line("solved at the best fixed depth", None, lambda told: f"{told['best_fixed_accuracy']:.2%}"),
+        line("mean steps of halting, of the best fixed depth, of the oracle", None, _steps),
+        line(
+            "steps, of those of the best fixed depth",
+            "at_60_percent_of_its_steps",
+            lambda told: f"{told['mean_steps'] / told['best_fixed_steps']:.1%}",
+        ),
+        line(
+            "steps, times the oracle's",
+            "at_1.35_times_the_oracles_steps",
+            lambda told: f"{told['mean_steps'] / told['oracle_steps']:.2f}",
+        ),
+        line(
+            "solved at the last step",
+            "more_accurate_than_running_on",
+            lambda told: f"{told['last_step_accuracy']:.2%}",
+        ),
+        line(
+            "rank correlation of steps with difficulty",
+            "steps_rise_with_difficulty",
+            lambda told: f"{told['rank_correlation']:.2f}",
+        ),
+        line("solved at twice the trained size", "larger_ones_solved", _share("larger_accuracy")),
+        line("processor time saved by a stream, of the steps saved", "stream_saves_what_steps_do", _stream_share),
+        line("solved by a feed-forward network of the same cost", None, _share("feed_forward_accuracy")),
+        line("seeds", None, lambda told: str(len(told["seeds"]))),
+    ]
+    return "\n".join(markdown_table(("", "goal", *summary), lines))
+
+
 def markdown(everything: Mapping[str, Results]) -> str:
     """Two tables a puzzle."""
     lines: list[str] = []
@@ -65,11 +113,11 @@ def markdown(everything: Mapping[str, Results]) -> str:
             "",
             f"Trained on {_listed(task.trained_levels)} {task.level_name}, {setting['num_steps']} steps at most; "
             f"reported on {setting['examples']:,} problems of each of {_listed(task.levels)}, up to "
-            f"{setting['run_steps']} steps. Seeds: {_seeds(results)}.",
+            f"{setting['run_steps']} steps. Seeds, and processor time of a training: {_trainings(results)}.",
             "",
-            *_table(COLUMNS, rows(results)),
+            *markdown_table(COLUMNS, rows(results)),
             "",
-            *_table(
+            *markdown_table(
                 (
                     task.level_name,
                     "halting: accuracy",
@@ -87,32 +135,15 @@ def markdown(everything: Mapping[str, Results]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def write_page(page: Path, everything: Mapping[str, Results]) -> None:
-    """Put the tables between the marks of a Markdown page."""
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    if _BEGIN not in text or _END not in text:
-        raise PonderError(
-            f"{page}: expected a page with the marks {_BEGIN!r} and {_END!r}. Add them where tables belong."
-        )
-    before, rest = text.split(_BEGIN, 1)
-    after = rest.split(_END, 1)[1]
-    write_text(page, f"{before}{_BEGIN}\n\n{markdown(everything)}\n\n{_END}{after}")
-
-
 def draw_figure(path: Path, everything: Mapping[str, Results]) -> None:
     """For each puzzle: accuracy against mean steps, and mean exit step against difficulty (means over seeds)."""
-    import matplotlib as mpl  # of the extra plots
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2 * len(everything)), layout="constrained")
+    figure = new_figure(9, 3.2 * len(everything))
     axes = figure.subplots(len(everything), 2, squeeze=False)
     for (puzzle, results), (left, right) in zip(everything.items(), axes, strict=True):
         _accuracy_by_steps(left, results)
         _steps_by_level(right, puzzle, results)
         left.set_title(puzzle)
-    # Text stays text, and two drawings of the same numbers are the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    save_svg(path, figure)
 
 
 def _accuracy_by_steps(axes: Any, results: Results) -> None:
@@ -120,7 +151,7 @@ def _accuracy_by_steps(axes: Any, results: Results) -> None:
     curves = [result["by_step"]["test"]["all"] for result in looped]
     accuracy = [statistics.fmean(at_step) for at_step in zip(*curves, strict=True)]
     axes.plot(range(1, len(accuracy) + 1), accuracy, color="#0072B2", label="every fixed depth")
-    for way, color in _COLORS.items():
+    for way, color in _drawn(looped):
         told = [result["ways"][way]["test"] for result in looped]
         _point(axes, told, color, "o" if way != "oracle" else "*", way)
     for learner, marker in (("pondernet", "s"), ("act", "^"), ("feed-forward", "D")):
@@ -135,7 +166,7 @@ def _accuracy_by_steps(axes: Any, results: Results) -> None:
 
 def _steps_by_level(axes: Any, puzzle: str, results: Results) -> None:
     task = PUZZLES[puzzle]
-    for way, color in _COLORS.items():
+    for way, color in _drawn(results["looped"]):
         by_level = [result["ways"][way]["test"]["by_level"] for result in results["looped"]]
         steps = [statistics.fmean(one["mean_steps"] for one in of_level) for of_level in zip(*by_level, strict=True)]
         axes.plot(task.levels, steps, color=color, marker=".", label=way, linestyle=":" if way == "oracle" else "-")
@@ -144,6 +175,11 @@ def _steps_by_level(axes: Any, puzzle: str, results: Results) -> None:
     axes.set_ylabel("mean exit step")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="x-small", loc="upper left")
+
+
+def _drawn(looped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The ways to stop that all seeds have, and their colors."""
+    return [(way, color) for way, color in _COLORS.items() if all(way in result["ways"] for result in looped)]
 
 
 def _point(axes: Any, told: Sequence[Mapping[str, Any]], color: str, marker: str, label: str) -> None:
@@ -163,26 +199,27 @@ def _of_streams(streams: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield ""
 
 
-def _table(columns: Sequence[str], cells: Iterator[tuple[str, ...]]) -> list[str]:
-    return [
-        "| " + " | ".join(columns) + " |",
-        "| " + " | ".join("---" for _ in columns) + " |",
-        *("| " + " | ".join(row) + " |" for row in cells),
-    ]
+def _steps(told: Mapping[str, Any]) -> str:
+    return ", ".join(f"{told[key]:.1f}" for key in ("mean_steps", "best_fixed_steps", "oracle_steps"))
 
 
-def _spread(values: Sequence[float], form: str) -> str:
-    mean = form.format(statistics.fmean(values))
-    return mean if len(values) < 2 else f"{mean} ± {form.format(statistics.stdev(values))}"
+def _share(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda told: "–" if told[key] is None else f"{told[key]:.1%}"
+
+
+def _stream_share(told: Mapping[str, Any]) -> str:
+    saved, steps = told["stream_cpu_time_saved"], told["stream_steps_saved"]
+    return f"{saved / steps:.2f}" if steps else "–"  # None where nothing was timed
 
 
 def _listed(levels: Sequence[int]) -> str:
     return ", ".join(map(str, levels))
 
 
-def _seeds(results: Results) -> str:
+def _trainings(results: Results) -> str:
     return "; ".join(
-        f"{_NETWORKS[learner]} {_listed([result['seed'] for result in of_learner])}"
+        f"{_NETWORKS[learner]} {_listed([result['seed'] for result in of_learner])} "
+        f"({statistics.fmean(result['training']['seconds'] for result in of_learner) / 60:.1f} minutes)"
         for learner, of_learner in results.items()
         if learner != "stream"
     )

@@ -14,13 +14,20 @@ from ponder.policies import ExitPolicy
 __all__ = ["FAMILIES", "SLACK", "Score", "cheapest"]
 
 SLACK = 0.002
-"""How much less accurate than the best a rule, or a fixed depth, may be on validation and still count as its equal."""
+"""How much less accurate than the best depth a shallower one may be on validation and still count as its equal.
+
+Rules get no such room: they are to be as accurate as the fixed depth that is chosen so.
+"""
 
 
+_SURE = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
 FAMILIES: Mapping[str, Sequence[ExitPolicy]] = {
     "converged": [policies.Converged(patience=patience) for patience in range(1, 9)],
-    "confidence": [
-        policies.Confidence(threshold) for threshold in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
+    "confidence": [policies.Confidence(threshold) for threshold in _SURE],
+    "converged and confident": [
+        policies.Converged(patience=patience) & policies.Confidence(threshold)
+        for patience in (1, 2)
+        for threshold in _SURE
     ],
     "fitted gate": [policies.Quantile(q) for q in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)],
 }

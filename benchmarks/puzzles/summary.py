@@ -10,9 +10,19 @@ from typing import Any
 from benchmarks.puzzles.experiment import read_results
 from benchmarks.puzzles.setting import PUZZLES
 
-__all__ = ["Results", "best_way", "summarise", "summarise_all"]
+__all__ = ["GOALS", "Results", "best_way", "summarise", "summarise_all"]
 
 _SOLVED, _SHARE, _ORACLE, _CORRELATION, _CLOCK = 0.95, 0.60, 1.35, 0.8, 0.95
+GOALS = {
+    "as_accurate_as_the_best_fixed_depth": "no less than at the best fixed depth",
+    "at_60_percent_of_its_steps": f"≤ {_SHARE:.0%}",
+    "at_1.35_times_the_oracles_steps": f"≤ {_ORACLE}",
+    "more_accurate_than_running_on": "less, where it overthinks",
+    "steps_rise_with_difficulty": f"≥ {_CORRELATION}",
+    "larger_ones_solved": f"≥ {_SOLVED:.0%}",
+    "stream_saves_what_steps_do": f"≥ {_CLOCK}",
+}
+"""The goals, by name, each with what it asks for."""
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 

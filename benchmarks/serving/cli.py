@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.serving.load import Load, measure
 from benchmarks.serving.soak import LIMITS, faults, run
 from benchmarks.speed.page import COLUMNS, cells

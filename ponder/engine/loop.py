@@ -83,8 +83,8 @@ class Running:
     @classmethod
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
         """Rows before their first step."""
-        nothing = torch.zeros(batch.size, dtype=torch.float32, device=batch.device)
-        return cls(torch.zeros_like(batch.row_ids), policy.init(batch), nothing)
+        nothing = torch.zeros_like(batch.row_ids)
+        return cls(nothing, policy.init(batch), nothing.float())
 
     def take(self, index: Tensor) -> Running:
         """The rows `index`."""
@@ -102,13 +102,16 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     Returns:
         Outputs and exit steps, in the order of the batch.
     """
-    size, device, num_steps, task = batch.size, batch.device, batch.num_steps, batch.task
-    rows, running = torch.arange(size), Running.start(policy, batch)
+    device, num_steps, task = batch.row_ids.device, batch.num_steps, batch.task
+    rows, running = torch.arange(len(batch.row_ids)), Running.start(policy, batch)
     left: list[tuple[Tensor, Tensor, int]] = []
+    together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
         source.advance(step)
-        if step == num_steps:
+        if step == (together or num_steps):
             break
+        if together is not None:
+            continue
         mask, running = ask(source, policy, running, num_steps, task)
         if isinstance(mask, bool):
             if mask:
@@ -119,7 +122,7 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
         rows, running = rows[staying], running.take(staying.to(device))
         source.keep(staying)
     left.append((rows, source.output_of(None), step))
-    return _in_order(left, size, device)
+    return _in_order(left, device)
 
 
 def ask(
@@ -151,31 +154,32 @@ def ask(
         readings["features"] = source.features()
     context = source.policy_context if "context" in needs else None
     mask, state = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
-    check_rows("policy state", state, index.shape[0])
+    if state is not None:
+        check_rows("policy state", state, index.shape[0])
     if not isinstance(mask, bool):
-        mask = _check_mask(policy, mask, index.shape).cpu()
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != index.shape:
+            raise _no_mask(policy, mask, len(index))
+        mask = mask.cpu()
         if not mask.any() or mask.all():
             mask = bool(mask[0])
     return mask, Running(index, state, log_survival)
 
 
-def _check_mask(policy: ExitPolicy, mask: object, shape: torch.Size) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
-        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ArgumentError(
-            f"exit mask of {policy!r}",
-            expected=f"bool, shape {tuple(shape)}: one answer for each running row",
-            got=got,
-            remedy="Compare per row, and reduce over every dimension but the first.",
-        )
-    return mask
+def _no_mask(policy: ExitPolicy, mask: object, rows: int) -> ArgumentError:
+    got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    return ArgumentError(
+        f"exit mask of {policy!r}",
+        expected=f"bool, shape ({rows},): one answer for each running row",
+        got=got,
+        remedy="Compare per row, and reduce over every dimension but the first.",
+    )
 
 
-def _in_order(left: list[tuple[Tensor, Tensor, int]], batch: int, device: torch.device) -> Exits:
+def _in_order(left: list[tuple[Tensor, Tensor, int]], device: torch.device) -> Exits:
     """Put what left at different steps back into the order of the batch."""
+    rows, outputs, steps = zip(*left, strict=True)
     if len(left) == 1:
-        _, outputs, step = left[0]
-        return Exits(outputs, torch.full((batch,), step, device=device))
-    order = torch.argsort(torch.cat([rows for rows, _, _ in left]))
-    steps = torch.cat([torch.full_like(rows, step) for rows, _, step in left])[order]
-    return Exits(torch.cat([outputs for _, outputs, _ in left])[order.to(device)], steps.to(device))
+        return Exits(outputs[0], torch.full((len(rows[0]),), steps[0], device=device))
+    order = torch.argsort(torch.cat(rows))
+    exit_step = torch.cat([torch.full_like(*of_step) for of_step in zip(rows, steps, strict=True)])[order]
+    return Exits(torch.cat(outputs)[order.to(device)], exit_step.to(device))

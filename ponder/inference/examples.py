@@ -88,7 +88,7 @@ class ExampleReader:
                 labels = as_batch_of_one(value)
             else:
                 context[name] = _batch_of_one(value)
-        if not isinstance(inputs, Tensor) and next(tensors(inputs), None) is None:
+        if not isinstance(inputs, Tensor) and not tensors(inputs):
             raise ArgumentError(
                 "example",
                 expected="inputs with a tensor in them, or a pair (inputs, context)",

@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -276,6 +277,12 @@ def test_the_page_counts_over_seeds():
         if (run["scene"], run["learner"]) == ("extrapolation", "ACT")
     ]
     assert f"{100 * sum(accuracies) / 2:.1f}% ± {100 * abs(accuracies[0] - accuracies[1]) / 2**0.5:.1f}%" in table[0]
+
+
+def test_the_committed_page_says_what_the_committed_results_do():
+    root = Path(__file__).resolve().parents[2]
+    results = read_results(root / "benchmarks" / "results" / "parity", "small")
+    assert markdown(results) in (root / "docs" / "parity.md").read_text(encoding="utf-8")
 
 
 def test_wrong_pages_and_folders(tmp_path):

@@ -15,7 +15,6 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from typer.testing import CliRunner
 
-import ponder
 from benchmarks.puzzles import cli, demo, experiment, gate, measuring, report, rules, setting, summary
 from benchmarks.puzzles.learners import LEARNERS, Looped, lambda_head, learner_of
 from benchmarks.puzzles.mazes import Mazes, path_lengths
@@ -339,21 +338,20 @@ def test_the_feed_forward_network_costs_what_halting_does(results):
 
 def test_the_page_and_the_figure(results, tmp_path):
     everything = {name: experiment.read_results(results, name) for name in GENERATED}
-    page = tmp_path / "page.md"
-    page.write_text("before\n\n<!-- results: written by the benchmark -->\nold\n<!-- end of results -->\n\nafter\n")
-    report.write_page(page, everything)
-    text = page.read_text()
-    assert "old" not in text
-    assert text.startswith("before")
-    assert text.endswith("after\n")
+    text = report.markdown(everything)
     assert "### Mazes" in text
-    report.write_page(page, everything)
-    assert page.read_text() == text
     report.draw_figure(tmp_path / "figure.svg", everything)
     assert "mean exit step" in (tmp_path / "figure.svg").read_text()
-    (tmp_path / "bare.md").write_text("nothing")
-    with pytest.raises(ponder.errors.PonderError, match="marks"):
-        report.write_page(tmp_path / "bare.md", everything)
+
+
+def test_goals_that_are_missed_say_so(results):
+    told = summary.summarise_all(results)
+    reached = {**told["mazes"], "goals": dict.fromkeys(summary.GOALS, True)}
+    missed = {**told["mazes"], "goals": dict.fromkeys(summary.GOALS, False)}
+    lines = report.goal_table({"one": reached, "other": missed}).splitlines()
+    assert [line.count("(missed)") for line in lines].count(1) == len(summary.GOALS)
+    assert all("(missed)" not in line.split("|")[3] for line in lines)
+    assert set(told["mazes"]["goals"]) == set(summary.GOALS)
 
 
 COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "puzzles"
@@ -366,8 +364,10 @@ def test_the_committed_summary_and_page_say_what_the_committed_results_do():
     for puzzle, one in told.items():
         assert fields | {"larger_accuracy", "feed_forward_accuracy"} <= one.keys()
         assert (one["larger_accuracy"] is None) == puzzle.startswith("sudoku")
-    page = (COMMITTED.parents[2] / "docs" / "puzzles.md").read_text()
-    assert report.markdown({name: experiment.read_results(COMMITTED, name) for name in told}) in page
+    docs = COMMITTED.parents[2] / "docs"
+    assert report.goal_table(told) in (docs / "puzzles.md").read_text()
+    everything = {name: experiment.read_results(COMMITTED, name) for name in told}
+    assert report.markdown(everything) in (docs / "puzzles-results.md").read_text()
 
 
 def test_a_stream_is_told_as_it_is(results, monkeypatch):
@@ -399,12 +399,22 @@ def test_run_report_and_demo(monkeypatch, tmp_path):
     assert "converged" in ran.output
     streamed = ["stream", "prefix-sums", "--repeats", "1", "--out", str(out), "--states", str(states)]
     assert "32 of 32" in CliRunner().invoke(cli.app, streamed, catch_exceptions=False).output
+    pages = [tmp_path / name for name in ("page.md", "details.md")]
+    for page in pages:
+        page.write_text("<!-- results: written by the benchmark -->\n<!-- end of results -->\n")
     told = CliRunner().invoke(
-        cli.app, ["report", "--out", str(out), "--figure", str(tmp_path / "f.svg")], catch_exceptions=False
+        cli.app,
+        [
+            *("report", "--out", str(out), "--figure", str(tmp_path / "f.svg")),
+            *("--page", str(pages[0]), "--details", str(pages[1])),
+        ],
+        catch_exceptions=False,
     )
     assert told.exit_code == 0
     assert json.loads((out / "summary.json").read_text()).keys() == {"prefix-sums"}
     assert (tmp_path / "f.svg").exists()
+    assert "rank correlation" in pages[0].read_text()
+    assert "### Prefix-sums" in pages[1].read_text()
     shown = CliRunner().invoke(
         cli.app, ["demo", "--updates", "2", "--out", str(tmp_path / "demo")], catch_exceptions=False
     )

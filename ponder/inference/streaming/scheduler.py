@@ -67,9 +67,8 @@ class Scheduler:
         return self.queues.max_active
 
     def expect(self, request: Request) -> None:
-        """Watch the deadline of a request; any thread may call this."""
-        if request.deadline is not None:
-            self._announced.append(request)
+        """Watch the deadline that a request has; any thread may call this."""
+        self._announced.append(request)
 
     def cancel(self, request: Request) -> None:
         """Drop a request whose future was cancelled; any thread may call this."""
@@ -134,7 +133,7 @@ class Scheduler:
         if failed is not None:
             self._step_halves(cohorts, failed)
             return
-        self._metrics.step(len(cohort))
+        self._metrics.step(len(cohort.requests))
         if after.staying is not None:
             self.queues.enter(after.staying)
         if after.outputs is not None:
