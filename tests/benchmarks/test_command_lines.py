@@ -53,6 +53,14 @@ CASES = [
     ("speed", ["--device", "abacus"]),
     ("speed", ["--device", "cuda:77"]),
     ("speed", ["--out", "{file}/below"]),
+    ("serving", ["load", "--tokens", "0"]),
+    ("serving", ["load", "--texts", HUGE]),
+    ("serving", ["load", "--seconds", "nan"]),
+    ("serving", ["load", "--clients", HUGE]),
+    ("serving", ["load", "--out", "{file}/below"]),
+    ("serving", ["soak", "--requests", HUGE]),
+    ("serving", ["soak", "--seed", "-1"]),
+    ("serving", ["soak", "--out", "{file}/below"]),
 ]
 
 
