@@ -495,7 +495,7 @@ def test_the_headline_is_put_into_its_place(tmp_path):
 
 
 def test_the_parts_are_documented():
-    page = (DOCS / "benchmark-details.md").read_text()
+    page = (DOCS / "benchmark-report.md").read_text()
     for part in PARTS:
         assert f"| `{part}` |" in page
 
