@@ -14,7 +14,7 @@ from rich.table import Table
 
 import ponder
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
 from ponder._utils.files import write_json, write_text
 from ponder._utils.validation import check_real

@@ -64,6 +64,8 @@ class Padding:
         stem: The stem of streamed rows, where the model's own gives a context that rows in another batch could not
             share (no mask where nothing is padded, say).
         pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
+        mixed: Whether rows of several lengths may share a batch of a stream; where not, each waits for others of its
+            own length.
 
     Example:
         >>> padding = Padding(mask="src_key_padding_mask", real=False)
@@ -78,6 +80,7 @@ class Padding:
     context: Mapping[str, Along] = field(default_factory=dict)
     stem: Callable[..., Tree] | None = None
     pooled: bool = True
+    mixed: bool = True
 
     def of_inputs(self, tensor: Tensor) -> Along | None:
         """The lengths of a tensor of the inputs, or None."""
