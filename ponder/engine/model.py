@@ -124,7 +124,7 @@ class EarlyExitModel(nn.Module):
         return policy
 
     def train(self, mode: bool = True) -> Self:
-        """As in PyTorch, but that parts whose every parameter is frozen stay in evaluation mode.
+        """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
         The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move.
         """
