@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ponder.trajectory import Trajectory
     from ponder.wrapper import PonderOutput, PonderWrapper
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Calibration",

@@ -37,7 +37,7 @@ __all__ = ["PonderOutput", "PonderWrapper"]
 
 @dataclass(frozen=True, eq=False)
 class PonderOutput:
-    """What a call of the model gives.
+    """What a call of a `PonderWrapper` gives.
 
     Args:
         outputs: In training the outputs of the last step, else of each row's exit, `(batch, …)`.
@@ -53,7 +53,7 @@ class PonderOutput:
 
 
 class PonderWrapper(EarlyExitModel):
-    """An encoder that stops per example.
+    """An encoder that decides for each example after how many steps it stops.
 
     Args:
         steps: One callable `step(hidden, **context) -> hidden` applied `num_steps` times, a sequence of
@@ -396,7 +396,7 @@ class PonderWrapper(EarlyExitModel):
         freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
 
     def settings(self) -> dict[str, Any]:
-        """Everything but weights, as plain JSON."""
+        """Everything that makes up the model but its weights, in plain JSON types."""
         return {
             "num_steps": self.num_steps,
             "schedule": list(self.steps.schedule),
@@ -522,6 +522,9 @@ class PonderWrapper(EarlyExitModel):
         if labels is None:
             return trajectory
         return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
+
+
+torch.export.register_dataclass(PonderOutput)
 
 
 class _FullDepth:

@@ -133,9 +133,9 @@ def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
     }
     if not found["looped"]:
         raise DataError(f"{out}: no results {puzzle}-looped-s*.json. Run `python -m benchmarks.puzzles run {puzzle}`.")
-    setting = _setting_of(found["looped"][0])
+    setting = found["looped"][0]["setting"]
     for result in (result for of_learner in found.values() for result in of_learner):
-        if _setting_of(result) != setting:
+        if result["setting"] != setting:
             raise DataError(
                 f"{out}: expected results of one setting of {puzzle}; those of {result['learner']}, seed "
                 f"{result['seed']}, differ. Keep them in folders of their own."
@@ -147,15 +147,8 @@ def _seed(result: dict[str, Any]) -> int:
     return int(result["seed"])
 
 
-def _setting_of(result: dict[str, Any]) -> Setting:
-    """The setting of a result; what an older one does not name had the value that is the default now."""
-    levels = result["setting"].get("drawn_levels")
-    return Setting(**{**result["setting"], "drawn_levels": None if levels is None else tuple(levels)})
-
-
 def _same(result: dict[str, Any], made_by: dict[str, Any], path: Path) -> dict[str, Any]:
-    found = {**result, "setting": asdict(_setting_of(result))}
-    other = [name for name, value in made_by.items() if found.get(name) != value]
+    other = [name for name, value in made_by.items() if result.get(name) != value]
     if other:
         raise DataError(
             f"{path}: expected a result of this setting; got one that differs in {', '.join(other)}. "

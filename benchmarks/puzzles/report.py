@@ -26,17 +26,18 @@ _COLORS = {
 
 
 def rows(results: Results) -> Iterator[tuple[str, ...]]:
-    """Every network with every way to stop, over seeds, under `COLUMNS`."""
+    """Every network with every way to stop, over the seeds that have it, under `COLUMNS`."""
     for learner, of_learner in results.items():
         if learner == "stream":
             continue
         chosen = [result.get("best_rule") for result in of_learner]
-        for way in of_learner[0]["ways"]:
-            told = [result["ways"][way]["test"] for result in of_learner]
+        for way in dict.fromkeys(way for result in of_learner for way in result["ways"]):
+            told = [result["ways"][way]["test"] for result in of_learner if way in result["ways"]]
             star = f" (chosen by {chosen.count(way)} of {len(chosen)})" if way in chosen else ""
+            some = "" if len(told) == len(of_learner) else f" ({len(told)} of {len(of_learner)} seeds)"
             yield (
                 _NETWORKS[learner],
-                way + star,
+                way + star + some,
                 spread([one["accuracy"] for one in told], "{:.1%}"),
                 spread([one["mean_steps"] for one in told], "{:.1f}"),
                 spread([one["by_level"][-1]["accuracy"] for one in told], "{:.1%}"),

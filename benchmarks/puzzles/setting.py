@@ -32,10 +32,6 @@ class Setting:
         rate: Hazard of PonderNet's geometric prior.
         beta: Weight of PonderNet's divergence.
         tau: Weight of ACT's ponder cost.
-        drawn_levels: What the level of an update is drawn from; the puzzle's trained levels where None. One that stands
-            there twice is drawn twice as often.
-        bfloat16: Whether convolutions and linear layers compute in bfloat16 in training. Weights, and all that is
-            measured, are float32.
     """
 
     puzzle: str
@@ -50,8 +46,6 @@ class Setting:
     rate: float = 0.1
     beta: float = 0.01
     tau: float = 1e-3
-    drawn_levels: tuple[int, ...] | None = None
-    bfloat16: bool = False
 
     @property
     def task(self) -> Puzzle:
@@ -63,17 +57,7 @@ SMALL = {
     setting.puzzle: setting
     for setting in (
         Setting("prefix-sums"),
-        Setting(
-            "mazes",
-            num_steps=24,
-            gradient_steps=24,
-            run_steps=80,
-            updates=5000,
-            batch_size=32,
-            examples=125,
-            drawn_levels=(5, 7, 9, 9),
-            bfloat16=True,
-        ),
+        Setting("mazes", num_steps=24, gradient_steps=24, run_steps=80, updates=5000, batch_size=32, examples=125),
         Setting("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, updates=3000),
         Setting(
             "sudoku-9x9",

@@ -82,11 +82,8 @@ def _update(learner: Learner, setting: Setting, optimizer: torch.optim.Optimizer
     """One update; `number` is its seed."""
     torch.manual_seed(number)
     puzzle = setting.task
-    levels = setting.drawn_levels or puzzle.trained_levels
-    level = levels[int(torch.randint(len(levels), ()))]
-    problems = puzzle.draw(level, setting.batch_size, seed=number)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bfloat16):
-        loss = learner.loss(problems)
+    level = puzzle.trained_levels[int(torch.randint(len(puzzle.trained_levels), ()))]
+    loss = learner.loss(puzzle.draw(level, setting.batch_size, seed=number))
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(learner.parameters(), _CLIP)

@@ -46,6 +46,7 @@ class Ledger:
         """Counts, and the numbers of requests that came or were answered more than once."""
         return {
             "arrived": len(self.arrived),
+            "arrived_numbers": sorted(self.arrived),
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "arrived_twice": sorted(number for number, count in self.arrived.items() if count > 1),
             "answered_twice": sorted(number for number, count in self.answered.items() if count > 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,6 +38,11 @@ class Running:
     port: int
     process: subprocess.Popen[str]
     ledger: Path
+
+    def cpu_seconds(self) -> float:
+        """Seconds of all cores that the process has had so far; what else the machine does is not in it."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> dict[str, Any]:
         """Tell it to stop, and wait until it has answered what it accepted; what it wrote down comes back."""
@@ -77,18 +83,15 @@ class _Telling(uvicorn.Server):
 
 def _serve(name: str, path: Path, limits: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises the signal again when it has stopped
     app = create_app(SUBJECTS[name], Limits(**limits))
     ledger = Ledger(app)
     config = uvicorn.Config(ledger, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=60)
     _Telling(config).run()
     service = app.state.service
-    metrics = {
-        sample.labels["outcome"]: int(sample.value)
-        for family in service.metrics.registry.collect()
-        for sample in family.samples
-        if sample.name == "ponder_requests_total"
-    }
-    path.write_text(json.dumps({**ledger.to_dict(), "outcomes": metrics, "waiting": service.waiting}))
+    path.write_text(
+        json.dumps({**ledger.to_dict(), "outcomes": service.metrics.outcomes(), "waiting": service.waiting})
+    )
 
 
 if __name__ == "__main__":

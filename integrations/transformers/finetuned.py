@@ -40,6 +40,7 @@ from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.tokenizing import max_positions
 from ponder.parts import readouts
 from ponder.parts.capturing.captured import CapturedStem, capture
+from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, LastStep
@@ -83,10 +84,12 @@ class FinetunedClassifier(nn.Module):
         parts = capture(classifier, example, features=kind.read)
         classifier.train(was_training)
         assert isinstance(parts.stem, CapturedStem)
-        padding = parts.padding
+        padding, stem = parts.padding, _Stem(parts.stem)
         if padding is not None:
+            parts.stem.layered.lengths["token_type_ids"] = Along(fill=0)  # the example had none
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
-            padding = replace(padding, inputs=fill, pooled=not kind.per_position)
+            streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
+            padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.per_position)
         width = _state_width(parts.stem, example, kind)
         early = [EarlyHead(labels, width, 1 if kind.per_position else 2) for _ in range(parts.steps.num_steps - 1)]
         weights = next(classifier.parameters())
@@ -94,7 +97,7 @@ class FinetunedClassifier(nn.Module):
             parts.steps,
             head=PerStep([*early, _OwnAnswer(labels)]).to(weights.device, weights.dtype),
             policy=LastStep(),
-            stem=_Stem(parts.stem),
+            stem=stem,
             readout=_Readout(parts.readout, kind.per_position),
             task=kind.task,
             padding=padding,

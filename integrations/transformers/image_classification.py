@@ -30,7 +30,7 @@ class PonderForImageClassification(PonderPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,

@@ -51,6 +51,7 @@ _ARGUMENTS = (
     "head_dropout",
     "dtype",
     "attn_implementation",
+    "device_map",
 )
 _IGNORED = (
     "inputs_embeds",
@@ -59,6 +60,8 @@ _IGNORED = (
     "return_dict",
     "task_ids",
 )
+
+_MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
 
 PROBLEMS: dict[str, TaskName] = {
     "single_label_classification": "classification",
@@ -174,6 +177,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         head_dropout: float = 0.1,
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
+        device_map: Any = None,
         **config: Any,
     ) -> Self:
         """Put a recipe's heads on a pretrained encoder.
@@ -192,6 +196,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             dtype: Of the weights of an encoder that is loaded, and of the heads; float32 where None.
             attn_implementation: Of an encoder that is loaded: ``"eager"``, ``"sdpa"``, …; Transformers' choice where
                 None.
+            device_map: Of an encoder that is loaded: ``"auto"``, ``"cuda"``, …; the heads go where it is.
             config: Further fields of the configuration, for example `id2label`.
 
         Raises:
@@ -199,7 +204,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
         _check_fields(config)
-        encoder = _encoder(encoder, dtype, attn_implementation)
+        encoder = _encoder(encoder, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
         adapter = adapter_for(encoder)
         cls._check_input(adapter)
         default = next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
@@ -446,8 +451,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         Returns:
             What the wrapper gives, and the fields that the outputs of all models share.
         """
-        _check_ignored(ignored)
-        given = {name: value for name, value in inputs.items() if value is not None}
+        others = {name: ignored[name] for name in _MAIN_INPUTS if name in ignored}
+        _check_ignored({name: value for name, value in ignored.items() if name not in others})
+        given = {name: value for name, value in {**inputs, **others}.items() if value is not None}
         if list(given) != [self.main_input_name]:
             raise ArgumentError(
                 " and ".join(given) or self.main_input_name,
@@ -455,7 +461,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=" and ".join(given) or "nothing",
                 remedy="Use the tokenizer, image processor or feature extractor of the encoder.",
             )
-        out = self.ponder(given[self.main_input_name], **arguments)
+        out = self.ponder(self._checked(given[self.main_input_name]), **arguments)
         unrolled = out.trajectory
         return out, {
             "loss": out.loss,
@@ -471,7 +477,27 @@ class PonderPreTrainedModel(PreTrainedModel):
             inputs: The main input, which may be named as in a call too.
             kwargs: The other arguments of a call.
         """
-        return self.ponder.unroll(kwargs.pop(self.main_input_name) if inputs is None else inputs, **kwargs)
+        given = kwargs.pop(self.main_input_name, None) if inputs is None else inputs
+        return self.ponder.unroll(self._checked(given), **kwargs)
+
+    def _checked(self, inputs: Any) -> Tensor:
+        """The main input, or an error where an encoder of texts was given something else than token ids."""
+        name = self.main_input_name
+        if not isinstance(inputs, Tensor):
+            raise ArgumentTypeError(
+                name,
+                expected="a tensor",
+                got=type(inputs).__name__,
+                remedy="Pass what the tokenizer or processor gives with return_tensors='pt'.",
+            )
+        if name == "input_ids" and (inputs.dim() != 2 or inputs.is_floating_point() or inputs.dtype == torch.bool):
+            raise ArgumentError(
+                name,
+                expected="token ids, (batch, length) integers",
+                got=f"{inputs.dtype} of shape {tuple(inputs.shape)}",
+                remedy="Pass what the tokenizer gives; images and sound have models of their own.",
+            )
+        return inputs
 
     def export_source(self) -> ExportSource:
         """What `ponder.export.onnx` writes: two rows of tokens as an example, and the tokenizer of the encoder."""
@@ -561,20 +587,18 @@ def by_problem(config: PonderConfig, problems: Sequence[str] = tuple(PROBLEMS)) 
     return PROBLEMS[problem]
 
 
-def _encoder(
-    encoder: str | PathLike[str] | PreTrainedModel, dtype: torch.dtype | str | None, attention: str | None
-) -> PreTrainedModel:
-    """The bare encoder, loaded where it is not one yet."""
+def _encoder(encoder: str | PathLike[str] | PreTrainedModel, **loading: Any) -> PreTrainedModel:
+    """The bare encoder, loaded where it is not one yet; arguments of loading that are None ask for nothing."""
+    asked = {name: value for name, value in loading.items() if value is not None}
     if isinstance(encoder, str | PathLike):
-        return encoder_of(load_encoder(encoder, dtype or torch.float32, attention))
-    for name, value in (("dtype", dtype), ("attn_implementation", attention)):
-        if value is not None:
-            raise ArgumentError(
-                name,
-                expected="None for an encoder that is loaded already",
-                got=repr(value),
-                remedy="Load the encoder with it, or pass its folder or hub name.",
-            )
+        return encoder_of(load_encoder(encoder, **asked))
+    for name, value in asked.items():
+        raise ArgumentError(
+            name,
+            expected="None for an encoder that is loaded already",
+            got=repr(value),
+            remedy="Load the encoder with it, or pass its folder or hub name.",
+        )
     return encoder_of(encoder)
 
 

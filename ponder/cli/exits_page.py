@@ -113,8 +113,8 @@ def _notes(run: Run) -> list[str]:
         f"{report.fitted} texts taught the early heads to answer as the plain model does (no labels are needed), "
         f"{report.chosen_on} chose the kind of policy, and {report.certified_on} certified it. Everything above was "
         "measured on these last ones.",
-        f"The policy is `{report.policy}`. Its threshold is the last that passed an exact binomial test; tests are made "
-        "from the latest exits on, until one fails.",
+        f"The policy is `{report.policy}`. Its threshold is the last that passed an exact binomial test; tests begin "
+        "with the latest exits and end with the first that fails.",
         "The promise is about texts that come as these came; of texts that are alike without being equal (one author, "
         "one template) it knows nothing.",
         f"Seconds: the median of pairs of runs in turn, batches of {BATCH} texts of similar length, "

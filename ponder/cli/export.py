@@ -26,9 +26,9 @@ from ponder.integrations.transformers.exits import split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 from ponder.policies import LastStep
 
-__all__ = ["run"]
+__all__ = ["CARD", "run"]
 
-_CARD = "export-report.json"
+CARD = "export-report.json"
 _TIMED = 256  # texts, at most
 
 
@@ -103,7 +103,7 @@ def run(
             ("steps", f"{done.mean_exit_step:.2f} of {model.num_steps}"),
             ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch, batches of {BATCH}"),
         ]
-    write_text(out / _CARD, json.dumps(card, indent=2) + "\n")
+    write_text(out / CARD, json.dumps(card, indent=2) + "\n")
     tell(card, sentences, [*told, ("written to", str(out))], as_json=as_json)
 
 

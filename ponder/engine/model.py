@@ -11,6 +11,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ponder._utils.row_ids import as_row_ids
@@ -123,7 +124,7 @@ class EarlyExitModel(nn.Module):
         return policy
 
     def train(self, mode: bool = True) -> Self:
-        """As in PyTorch, but that parts whose every parameter is frozen stay in evaluation mode.
+        """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
         The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move.
         """
@@ -193,7 +194,8 @@ class EarlyExitModel(nn.Module):
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
         task, padding = self.task or task_named(None), self.padding
-        narrows = padding is not None and padding.pooled and size > 1 and not self.training and not task.per_token
+        in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
+        narrows = padding is not None and padding.pooled and in_batches and not task.per_token
         source = ModelSource(
             self,
             hidden,

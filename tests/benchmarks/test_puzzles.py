@@ -315,8 +315,6 @@ def test_a_result_that_is_there_is_read_and_one_of_another_setting_refused(resul
     assert path.read_bytes() == before
     with pytest.raises(DataError, match="differs in setting"):
         experiment.run(replace(tiny, updates=4), "looped", 0, out=results, states=results)
-    with pytest.raises(DataError, match="differs in setting"):
-        experiment.run(replace(tiny, drawn_levels=(5, 7)), "looped", 0, out=results, states=results)
 
 
 def test_results_that_were_edited_or_are_not_there(results, tmp_path):

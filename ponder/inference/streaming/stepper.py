@@ -29,7 +29,7 @@ __all__ = ["Stepped", "Stepper"]
 
 @dataclass(frozen=True, eq=False)
 class Stepped:
-    """A cohort after a step.
+    """What a step made of a cohort: who leaves, with which outputs, and who stays.
 
     Args:
         leaving: Positions of the rows that exit.
@@ -43,7 +43,7 @@ class Stepped:
 
 
 class Stepper:
-    """A model, as a stream runs it.
+    """Runs the stem and the steps of a model for the cohorts of a stream.
 
     Args:
         model: The model, in evaluation mode.
@@ -56,13 +56,14 @@ class Stepper:
         self.num_steps = model.depth(num_steps)
         self.schedule = model.steps.schedule_of(self.num_steps)
         self._device, self._task = device, model.spec.task
-        per_token = self._task.per_token or (self.padding is not None and not self.padding.pooled)
-        self.reader = ExampleReader(self.padding, one_length=per_token, check=True)
+        padding = self.padding
+        one_length = self._task.per_token or (padding is not None and not (padding.pooled and padding.mixed))
+        self.reader = ExampleReader(padding, one_length=one_length, check=True)
         padded = None if self.padding is None else self.padding.stem
         self._stem = model.stem if padded is None else padded
 
     def begin(self, requests: Sequence[Request]) -> Cohort:
-        """Rows after the stem, before their first step."""
+        """Run the stem for rows, which then stand before their first step."""
         hidden, context, mask = self._stemmed(requests)
         use_hazard = any("hazard" in request.policy.needs for request in requests)
         source = ModelSource(self.model, hidden, context, use_hazard)
@@ -141,7 +142,7 @@ class Stepper:
         groups: Sequence[PolicyGroup],
         leaving: set[int],
     ) -> Cohort | None:
-        """The rows that go on."""
+        """The cohort of the rows that go on, or None."""
         if len(leaving) == len(steps):
             return None
         past = source.next_past()
@@ -161,13 +162,13 @@ class Stepper:
         )
 
     def _source(self, cohort: Cohort, steps: Sequence[int]) -> ModelSource:
-        use_hazard = any("hazard" in group.policy.needs for group in cohort.groups)
+        reads_past = bool(cohort.past) and any("hazard" in group.policy.needs for group in cohort.groups)
         return ModelSource(
             self.model,
             cohort.hidden,
             cohort.context,
-            use_hazard,
-            past=list(cohort.past) if use_hazard else [],
+            use_hazard=reads_past,
+            past=list(cohort.past) if reads_past else [],
             mask=cohort.mask,
             at=steps,
         )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ponder._utils.trees import Tree, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.growth import grown_rows, one_more_row
+from ponder.parts.capturing.joinable import joinable
 from ponder.parts.capturing.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
 from ponder.parts.capturing.twin import evaluating
@@ -114,7 +115,7 @@ class CapturedStem(nn.Module):
         self.layered = layered
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
-        """h_0 and the context of the steps."""
+        """Give h_0 and the context of the steps."""
         return self.layered.stem(inputs, **context)
 
 
@@ -126,7 +127,7 @@ def learn(
     count: int | None = None,
     reads: Callable[[Any], Any] | None = None,
 ) -> LayeredModule:
-    """What `capture` learns of a module, proved.
+    """Learn how a module is called layer by layer, and prove it.
 
     Args:
         module: The module.
@@ -143,7 +144,8 @@ def learn(
         seen = _see(shadow, _read_example(example), reads or first_tensor)
         with torch.random.fork_rng(_devices(seen.given)):
             layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
-            layered.padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
+            padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
+            layered.padding = None if padding is None else joinable(layered, padding, seen.given)
     output = seen.watched.output
     if isinstance(output, Mapping):
         layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
@@ -194,7 +196,7 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
 
 
 def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
-    """What the watched call shows; not proved yet."""
+    """Read the watched call as stem, layers and tail, which is not proved yet."""
     if not between and any(len(layer) > 1 for layer in layers.calls):
         raise CodeBetweenError(f"{layers.name!r} holds lists of modules, not layers that are called")
     opening, entering = layers.calls[0][0], _entering(layers)
@@ -285,7 +287,7 @@ def _checked(module: nn.Module) -> nn.Module:
 
 
 def _read_example(example: Any) -> dict[str | int, Any]:
-    """The example as arguments by name or place."""
+    """Read the example as arguments by name or place."""
     given: dict[str | int, Any] = {0: example}
     if isinstance(example, Mapping):
         given = {key: value for key, value in example.items() if value is not None}

@@ -70,7 +70,9 @@ def refusal(expected: str, got: str) -> ArgumentError:
     )
 
 
-def learned_padding(layered: LayeredModule, given: Arguments, rows: int, reads: Callable[[Any], Any]) -> Padding | None:
+def learned_padding(
+    layered: LayeredModule, given: Arguments, rows: int, reads: Callable[[Any], Any]
+) -> LearnedPadding | None:
     """Where lengths lie, if the example has a mask that hides the ends of rows and narrower batches are proved."""
     mask = given.get(layered.mask) if layered.mask is not None else None
     if layered.mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -157,7 +159,7 @@ def _features(layered: LayeredModule, given: Arguments, reads: Callable[[Any], A
 
 
 def _run(layered: LayeredModule, given: Arguments) -> tuple[list[Tree], dict[str, Any]]:
-    """h_0 … h_N of the example, and the context."""
+    """Run the example through all steps: its states h_0 … h_N, and the context."""
     state, context = layered.stem(given)
     states = [state]
     for number in range(layered.num_steps):

@@ -53,6 +53,10 @@ CONFIGS = {
     "bert": lambda: BertConfig(**_COMMON, num_hidden_layers=5),
     "mpnet": lambda: MPNetConfig(**_COMMON, num_hidden_layers=5),
 }
+SHALLOW = {
+    "bert-of-3": lambda: BertConfig(**_COMMON, num_hidden_layers=3),
+    "mpnet-of-3": lambda: MPNetConfig(**_COMMON, num_hidden_layers=3),
+}
 FAMILIES = ("albert-3-uneven-groups-inner-2", "bert", "mpnet")
 # One of every build of heads, stages and policies; other recipes differ in numbers, and are tested with toys.
 RECIPES = ("vanilla", "pondernet", "palbert", "pabee", "deebert", "fastbert", "ponder")
@@ -63,13 +67,13 @@ def make_encoder(name: str, attention: str | None = None, seed: int = SEED) -> P
     """The encoder called `name` in evaluation mode, with weights large enough for the states to move.
 
     Args:
-        name: A key of `CONFIGS`.
+        name: A key of `CONFIGS` or `SHALLOW`.
         attention: The attention implementation; Transformers' choice where None.
         seed: Of the weights.
     """
     torch.manual_seed(seed)
     chosen = {} if attention is None else {"attn_implementation": attention}
-    encoder: PreTrainedModel = AutoModel.from_config(CONFIGS[name](), **chosen)
+    encoder: PreTrainedModel = AutoModel.from_config((CONFIGS | SHALLOW)[name](), **chosen)
     _stir(encoder, 0.25)
     return encoder.eval()
 

@@ -14,7 +14,7 @@ from setuptools import find_packages
 
 import ponder
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,7 @@ def test_integrations_come_from_the_same_checkout_as_ponder() -> None:
 def test_version(project: dict[str, Any]) -> None:
     assert ponder.__version__ == project["project"]["version"]
     assert f"## [{ponder.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {ponder.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_types_are_shipped(project: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -12,8 +13,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-ROOT = Path(__file__).parents[1]
+import ponder
+from ponder import policies
+
+ROOT = Path(__file__).resolve().parents[2]
 
 GOOD = """
 import torch
@@ -58,26 +64,11 @@ def users_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def unpacked_wheel(tmp_path: Path) -> Path:
-    """The files of the wheel, as pip would install them; setuptools makes it, without a network."""
-    source, wheels = tmp_path / "source", tmp_path / "wheels"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    for name in ("ponder", "integrations"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", build, str(wheels)], cwd=source, check=True, capture_output=True)
-    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "installed")
-    return tmp_path / "installed"
-
-
-def mypy(folder: Path, place: Path, name: str) -> str:
-    """What mypy says of a user's file, where `ponder` lies in `place`; it keeps what it learnt of PyTorch."""
+def mypy(folder: Path, place: Path) -> str:
+    """What mypy says of a user's files, where `ponder` lies in `place`; it keeps what it learnt of PyTorch."""
     options = ["--strict", "--ignore-missing-imports", "--follow-imports", "silent", "--config-file", ""]
     cache = ["--cache-dir", str(ROOT / ".mypy_cache" / "of-users")]
-    command = [sys.executable, "-m", "mypy", *options, *cache, name]
+    command = [sys.executable, "-m", "mypy", *options, *cache, "good.py", "bad.py"]
     ran = subprocess.run(
         command, cwd=folder, env={**os.environ, "MYPYPATH": str(place)}, capture_output=True, text=True
     )
@@ -85,17 +76,46 @@ def mypy(folder: Path, place: Path, name: str) -> str:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
-def test_a_users_file_by_mypy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["checkout", "wheel"])  # as an editable installation and a wheel put it on the path
+def test_a_users_file_by_mypy(place: str, tmp_path: Path, wheel: Path) -> None:
     # Trap: calls of nn.Module are typed Any, so that nothing after a call is checked.
-    folder = users_folder(tmp_path)
-    for place in (ROOT, unpacked_wheel(tmp_path)):  # as an editable installation and a wheel put it on the path
-        good, bad = mypy(folder, place, "good.py"), mypy(folder, place, "bad.py")
-        assert "error" not in good, good
-        assert re.findall(r'Revealed type is "([\w.]+)', good) == REVEALED, good
-        lines = {int(number) for number in re.findall(r"bad\.py:(\d+): error", bad)}
-        assert lines == {7, 8, 9, 10, 11}, bad
-        for word in ("polcy", "level", "outputz", "PonderWrap"):
-            assert word in bad, bad
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(tmp_path / "installed")
+    told = mypy(users_folder(tmp_path), ROOT if place == "checkout" else tmp_path / "installed")
+    assert not re.search(r"good\.py:\d+: error", told), told
+    assert re.findall(r'good\.py:\d+: note: Revealed type is "([\w.]+)', told) == REVEALED, told
+    lines = {int(number) for number in re.findall(r"bad\.py:(\d+): error", told)}
+    assert lines == {7, 8, 9, 10, 11}, told
+    for word in ("polcy", "level", "outputz", "PonderWrap"):
+        assert word in told, told
+
+
+def test_a_call_is_typed_as_forward_is() -> None:
+    """`PonderWrapper.__call__`, which only type checkers see, takes what `forward` takes."""
+    tree = ast.parse((ROOT / "ponder" / "wrapper.py").read_text())
+    (wrapper,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PonderWrapper")
+    told = {
+        node.name: f"{ast.unparse(node.args)} -> {ast.unparse(node.returns)}"
+        for node in ast.walk(wrapper)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None
+    }
+    assert told["__call__"] == told["forward"]
+
+
+def test_the_same_mistakes_at_run_time() -> None:
+    # Trap: a stem that takes **context swallows a misspelt policy, and the model exits by its own without a word.
+    steps, head = nn.Linear(8, 8), nn.Linear(8, 3)
+    with pytest.raises(TypeError, match="polcy"):
+        ponder.PonderWrapper(steps, num_steps=4, head=head, polcy=None)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="level"):
+        policies.Quantile(level=0.5)  # type: ignore[call-arg]
+    model = ponder.PonderWrapper(steps, num_steps=4, head=head).eval()
+    with pytest.raises(ValueError, match="Did you mean 'policy'"):
+        model(torch.randn(2, 8), polcy=policies.FixedStep(1))
+    with pytest.raises(TypeError, match="labels"):
+        model(torch.randn(2, 8), labels="a")  # type: ignore[arg-type]
+    with pytest.raises(AttributeError, match="PonderWrap"):
+        ponder.PonderWrap  # type: ignore[attr-defined] # noqa: B018
 
 
 @pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed (it needs node)")

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.figures`."""
+
+from benchmarks.figures.cli import app
+
+app()
