@@ -124,7 +124,7 @@ def _draw(groups: Groups, ax: Axes) -> None:
     for name in COMPARED:
         known = [(speed_up, scores[name]) for speed_up, scores in zip(grid, lines, strict=True) if scores[name]]
         if name == "vanilla" and known:
-            ax.axhline(known[0][1], color="0.5", linestyle=":", label=name)
+            ax.axhline(known[0][1] or 0.0, color="0.5", linestyle=":", label=name)
         elif known:
             ax.plot(*zip(*known, strict=True), label=name, **styles.get(name, {}))
     ax.set(xlabel="speed-up in steps, N / mean exit step", ylabel="score, in percent")
