@@ -37,7 +37,7 @@ __all__ = ["PonderOutput", "PonderWrapper"]
 
 @dataclass(frozen=True, eq=False)
 class PonderOutput:
-    """What a call of the model gives.
+    """What a call of a `PonderWrapper` gives.
 
     Args:
         outputs: In training the outputs of the last step, else of each row's exit, `(batch, …)`.
@@ -53,7 +53,7 @@ class PonderOutput:
 
 
 class PonderWrapper(EarlyExitModel):
-    """An encoder that stops per example.
+    """An encoder that decides for each example after how many steps it stops.
 
     Args:
         steps: One callable `step(hidden, **context) -> hidden` applied `num_steps` times, a sequence of
@@ -396,7 +396,7 @@ class PonderWrapper(EarlyExitModel):
         freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
 
     def settings(self) -> dict[str, Any]:
-        """Everything but weights, as plain JSON."""
+        """Everything that makes up the model but its weights, in plain JSON types."""
         return {
             "num_steps": self.num_steps,
             "schedule": list(self.steps.schedule),
@@ -498,7 +498,7 @@ class PonderWrapper(EarlyExitModel):
         source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, use_hazard=use_hazard)
         if self.checkpoint_steps:
             source.run_step = checkpointed(self.steps)
-        if len(batch.row_ids):
+        if batch.row_ids.shape[0]:
             record = unroll(
                 source,
                 depth.steps,

@@ -1,6 +1,5 @@
 """`python -m benchmarks.finetuned`."""
 
-from benchmarks.command_line import run_app
-from benchmarks.finetuned.cli import app
+from benchmarks.finetuned.cli import main
 
-run_app(app)
+main()

@@ -11,7 +11,7 @@ from benchmarks.command_line import MAX_SEED, check_folder, check_writable, run_
 from benchmarks.finetuned import demo as demonstration
 from benchmarks.finetuned.run import run
 
-__all__ = ["app"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Backbone = Annotated[str, typer.Option(help="An embedded backbone, a folder, or a hub name.")]
@@ -56,5 +56,6 @@ def run_command(
     run(task, backbone, settings, folders, work, out, deep=deep, int8=int8)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     run_app(app)

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from benchmarks import tasks
 from benchmarks.finetuned.training import fine_tune
 from ponder._utils.files import read_json, write_json
+from ponder._utils.validation import check_real
 from ponder.cli import exits, export
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier
@@ -55,10 +56,12 @@ def run(
         ArgumentError: A task of pairs or numbers.
         DataError: Its data cannot be read.
     """
+    check_real("--lr", settings["lr"], 0.0, 1.0, open_low=True)
+    check_real("--disagreement", settings["disagreement"], 0.0, 1.0, open_low=True, open_high=True)
     task, seed = tasks.get(name), int(settings["seed"])
     if task.kind != "classification":
         raise ArgumentError("task", expected="classes", got=f"{task.name}, {task.kind}", remedy="Choose SST-2, say.")
-    splits = task.load(folders[task.folder_option])
+    splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
     source = splits["train"].shuffle(seed=seed)
     if "sentence2" in source.column_names:
         raise ArgumentError("task", expected="single texts", got=f"{task.name}, of pairs", remedy="Choose SST-2, say.")

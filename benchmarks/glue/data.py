@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,13 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from benchmarks.tasks import Task
 from ponder.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from benchmarks.glue.tasks import GlueSplit, GlueTask
-
-__all__ = ["MissingDataError", "features_of", "hold_out", "load", "read_text", "tokenize"]
+__all__ = ["GlueSplit", "GlueTask", "MissingDataError", "features_of", "hold_out", "load", "read_text", "tokenize"]
 
 _log = logging.getLogger(__name__)
 _HUB = "nyu-mll/glue"
@@ -35,6 +35,68 @@ _REMEDY = "Correct or remove the line, or fetch the file anew."
 
 class MissingDataError(DataError):
     """A split is not there: no file, or no hub."""
+
+
+@dataclass(frozen=True)
+class GlueSplit:
+    """One split of a task; `columns` are those of a file that has no header line."""
+
+    name: str
+    columns: tuple[str, ...] | None = None
+    stem: str = ""
+
+    @property
+    def file(self) -> str:
+        """File name within the task's folder."""
+        return f"{self.stem or self.name}.tsv"
+
+    @property
+    def hub(self) -> str:
+        """Name of the split on the hub."""
+        return self.name.replace("dev", "validation")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are public; GLUE keeps those of the test splits."""
+        return not self.name.startswith("test")
+
+
+_SPLITS = tuple(map(GlueSplit, ("train", "dev", "test")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueTask(Task):
+    """One task of GLUE: beside its labels and metrics, its files.
+
+    Args:
+        hub_name: Name of the configuration on the hub.
+        columns: The one or two columns of a file that hold the sentences.
+        label_column: The column of a file that holds the label.
+        label_texts: How a file writes each class, in the order of `label_names`; the names themselves if empty.
+        hub_columns: The columns that hold the sentences on the hub; as in the files if empty.
+        splits: The splits.
+        index_column: The column that numbers the examples of a test file.
+        malformed_lines: How many lines of a labelled split may have too few or too many columns, and are then
+            left out; one more is an error.
+    """
+
+    hub_name: str
+    columns: tuple[str, ...]
+    label_column: str = "label"
+    label_texts: tuple[str, ...] = ()
+    hub_columns: tuple[str, ...] = ()
+    splits: tuple[GlueSplit, ...] = _SPLITS
+    index_column: str = "index"
+    malformed_lines: int = 0
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        """Names of the labelled splits that are not for training."""
+        return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
+
+    def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
+        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `load`."""
+        return load(self, folder, only)
 
 
 def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> DatasetDict:

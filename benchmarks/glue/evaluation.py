@@ -96,8 +96,8 @@ def measure_costs(model: PonderForSequenceClassification, data: Dataset, collate
 def mean_cost(costs: Sequence[Cost]) -> Cost:
     """The mean of the costs of examples, part by part; of parts that are one number a step, step by step."""
     names = [field.name for field in dataclasses.fields(Cost)]
-    means = {name: np.mean([getattr(cost, name) for cost in costs], axis=0) for name in names}
-    return Cost(**{name: tuple(mean.tolist()) if mean.ndim else float(mean) for name, mean in means.items()})
+    means = {name: np.mean([getattr(cost, name) for cost in costs], axis=0).tolist() for name in names}
+    return Cost(**{name: tuple(mean) if isinstance(mean, list) else mean for name, mean in means.items()})
 
 
 def measure_speed_ups(

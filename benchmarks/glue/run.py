@@ -67,8 +67,9 @@ def run(
         trained = train(config, task, ready.pop("train"), selected_on, own, models=models, progress=progress)
         if distributed.is_first():
             result, recorded = _evaluate(config, task, trained, ready)
-            for split, trajectory in recorded.items() if trajectories is not None else ():
-                trajectory.save(trajectories / f"{config.key}-{split}.safetensors")
+            if trajectories is not None:
+                for split, trajectory in recorded.items():
+                    trajectory.save(trajectories / f"{config.key}-{split}.safetensors")
             if models is not None:  # before the result, so that no result stands without its model
                 keep(trained.model, config, models, trained.stages)
             result.save(path)

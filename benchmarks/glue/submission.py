@@ -18,11 +18,11 @@ import torch
 from datasets import Dataset
 
 from benchmarks import tasks
-from benchmarks.glue.data import tokenize
+from benchmarks.glue.data import GlueTask, tokenize
 from benchmarks.glue.evaluation import batches
 from benchmarks.glue.metrics import answers
 from benchmarks.glue.model import Collator, KeptModel, load_kept
-from benchmarks.glue.tasks import DIAGNOSTIC, TASKS, GlueTask
+from benchmarks.glue.tasks import DIAGNOSTIC, TASKS
 from ponder._utils.files import make_folder, write_text
 from ponder.errors import ArgumentError, DataError
 

@@ -9,81 +9,14 @@ Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from benchmarks.glue.data import GlueSplit, GlueTask
+from benchmarks.tasks import Metric, register
 
-from datasets import DatasetDict
-
-from benchmarks.glue import data
-from benchmarks.tasks import Metric, Task, register
-
-__all__ = ["DIAGNOSTIC", "TASKS", "GlueSplit", "GlueTask"]
-
-
-@dataclass(frozen=True)
-class GlueSplit:
-    """One split of a task; `columns` are those of a file that has no header line."""
-
-    name: str
-    columns: tuple[str, ...] | None = None
-    stem: str = ""
-
-    @property
-    def file(self) -> str:
-        """File name within the task's folder."""
-        return f"{self.stem or self.name}.tsv"
-
-    @property
-    def hub(self) -> str:
-        """Name of the split on the hub."""
-        return self.name.replace("dev", "validation")
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the labels are public; GLUE keeps those of the test splits."""
-        return not self.name.startswith("test")
-
+__all__ = ["DIAGNOSTIC", "TASKS"]
 
 _COLA = ("source", "acceptable", "mark", "sentence")
-_SPLITS = tuple(map(GlueSplit, ("train", "dev", "test")))
 _COLA_SPLITS = (GlueSplit("train", _COLA), GlueSplit("dev", _COLA), GlueSplit("test"))
 _MNLI_NAMES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlueTask(Task):
-    """One task of GLUE: beside its labels and metrics, its files.
-
-    Args:
-        hub_name: Name of the configuration on the hub.
-        columns: The one or two columns of a file that hold the sentences.
-        label_column: The column of a file that holds the label.
-        label_texts: How a file writes each class, in the order of `label_names`; the names themselves if empty.
-        hub_columns: The columns that hold the sentences on the hub; as in the files if empty.
-        splits: The splits.
-        index_column: The column that numbers the examples of a test file.
-        malformed_lines: How many lines of a labelled split may have too few or too many columns, and are then
-            left out; one more is an error.
-    """
-
-    hub_name: str
-    columns: tuple[str, ...]
-    label_column: str = "label"
-    label_texts: tuple[str, ...] = ()
-    hub_columns: tuple[str, ...] = ()
-    splits: tuple[GlueSplit, ...] = _SPLITS
-    index_column: str = "index"
-    malformed_lines: int = 0
-
-    @property
-    def dev_splits(self) -> tuple[str, ...]:
-        """Names of the labelled splits that are not for training."""
-        return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
-
-    def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `benchmarks.glue.data`."""
-        return data.load(self, folder, only)
 
 
 _PAIR, _NLI, _BINARY = ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("0", "1")

@@ -104,9 +104,8 @@ def begins_plain(recipe: Recipe) -> bool:
 
 
 def plain(config: RunConfig) -> RunConfig:
-    """The run of `vanilla` with the same training; what decides nothing there is at its default."""
-    nothing = {name: getattr(RunConfig, name) for name in ("policy",)}
-    return dataclasses.replace(config, recipe="vanilla", recipe_options={}, **nothing)
+    """The run of `vanilla` with the same fields."""
+    return dataclasses.replace(config, recipe="vanilla", recipe_options={}, policy=None)
 
 
 def _finished(config: RunConfig, models: Path | None) -> Trained | None:

@@ -14,14 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.serving.load import Load, measure
 from benchmarks.serving.soak import LIMITS, faults, run
 from benchmarks.speed.page import COLUMNS, cells
 from ponder._utils.files import write_json
-from ponder.errors import PonderError
+from ponder.errors import ArgumentError, PonderError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="A service under load.")
+
+_MOST = 512
 
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED)]
@@ -32,6 +34,8 @@ def load(
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Of a round.")] = 5.0,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Of each server, in turn.")] = 3,
     clients: Annotated[int, typer.Option(min=1, max=1024, help="Of closed arrival.")] = 64,
+    tokens: Annotated[str, typer.Option(help="Tokens of a text, with commas.")] = "32,128",
+    texts: Annotated[str, typer.Option(help="Texts of a request, with commas.")] = "1,8",
     seed: Seed = 0,
     out: Out = Path("runs/serving"),
 ) -> None:
@@ -39,7 +43,8 @@ def load(
     check_writable(out)
     console, start = Console(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Load(seconds, rounds, clients, seed=seed), Path(folder), console)
+        chosen = Load(seconds, rounds, clients, _numbers("tokens", tokens), _numbers("texts", texts), seed=seed)
+        figures = measure(chosen, Path(folder), console)
     told = {"section": "serving", "figures": figures, "seconds": round(time.perf_counter() - start, 1)}
     write_json(out / "load.json", {**told, "environment": environment(torch.device("cpu"))})
     table = Table(*COLUMNS, title="serving")
@@ -78,6 +83,14 @@ def soak(
     console.print(told)
     if found:
         raise PonderError("; ".join(found))
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 0 < int(part) <= _MOST for part in parts):
+        expected = f"whole numbers from 1 to {_MOST}, with commas"
+        raise ArgumentError(option, expected=expected, got=text, remedy=f"Pass --{option} 8,16, say.")
+    return tuple(int(part) for part in parts)
 
 
 def main() -> None:

@@ -23,16 +23,16 @@ from transformers import AutoTokenizer
 
 from benchmarks import backbones
 from benchmarks.serving.connection import Connection, request_bytes
-from benchmarks.serving.server import running
+from benchmarks.serving.server import Running, running
 from benchmarks.serving.subjects import EXITS, MIX
 from benchmarks.speed.figures import figure
+from ponder._utils.validation import check_real
 from ponder.cost import WallClock
 
 __all__ = ["Load", "measure"]
 
 SECTION = "serving"
 GOAL = 0.9
-LOADS = (0.5, 0.8, 0.95)
 QUANTILES = (0.5, 0.95, 0.99)
 _BATCH = 32
 _SPECIAL = 2  # tokens that the tokenizer adds
@@ -48,6 +48,7 @@ class Load:
         clients: Of closed arrival.
         lengths: Tokens of a text.
         texts: Texts of a request.
+        shares: Of the capacity, for open arrival.
         seed: Of the texts and of the arrivals.
     """
 
@@ -56,7 +57,11 @@ class Load:
     clients: int = 64
     lengths: tuple[int, ...] = (32, 128)
     texts: tuple[int, ...] = (1, 8)
+    shares: tuple[float, ...] = (0.5, 0.8, 0.95)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_real("seconds", self.seconds, open_low=True)
 
 
 def measure(load: Load, folder: Path, console: Console) -> list[dict[str, Any]]:
@@ -69,16 +74,16 @@ def measure(load: Load, folder: Path, console: Console) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        bounds = {"max_batch": _BATCH, "max_waiting": 4096, "window": 0.002}
-        ports = {
-            name: stack.enter_context(running(name, folder / f"{name}.json", **bounds)).port
+        bounds = {"max_batch": _BATCH, "max_waiting": 1 << 16, "max_texts": 512, "max_body": 1 << 24, "deadline": None}
+        servers = {
+            name: stack.enter_context(running(name, folder / f"{name}.json", **bounds))
             for name in ("plain", "stream", "window")
         }
         for length in load.lengths:
             for texts in load.texts:
                 console.print(f"{length} tokens, {texts} texts a request …")
                 requests = make_requests(length, texts, load.seed)
-                found += asyncio.run(_case(ports, requests, load, length, texts))
+                found += asyncio.run(_case(servers, requests, load, length, texts))
     return found
 
 
@@ -94,28 +99,42 @@ def make_requests(length: int, texts: int, seed: int) -> list[bytes]:
 
 
 async def _case(
-    ports: dict[str, int], requests: Sequence[bytes], load: Load, length: int, texts: int
+    servers: dict[str, Running], requests: Sequence[bytes], load: Load, length: int, texts: int
 ) -> list[dict[str, Any]]:
     case, saving = f"{length} tokens, {texts} texts a request", 6 / statistics.fmean(EXITS)
-    rates: dict[str, list[float]] = {name: [] for name in ports}
-    for port in ports.values():
-        await closed(port, requests, load.clients, min(load.seconds, 2.0))
+    rates: dict[str, list[float]] = {name: [] for name in servers}
+    work: dict[str, list[float]] = {name: [] for name in servers}
+    for server in servers.values():
+        await closed(server.port, requests, load.clients, min(load.seconds, 2.0))
     for number in range(load.rounds):
-        for name in list(ports)[:: 1 if number % 2 else -1]:
-            rates[name].append(texts * await closed(ports[name], requests, load.clients, load.seconds))
-    more = {"mean_exit_step": statistics.fmean(EXITS), "mix": MIX, "clients": load.clients, "batch": _BATCH}
+        for name in list(servers)[:: 1 if number % 2 else -1]:
+            busy, begun = servers[name].cpu_seconds(), time.perf_counter()
+            rates[name].append(texts * await closed(servers[name].port, requests, load.clients, load.seconds))
+            count = rates[name][-1] * (time.perf_counter() - begun)
+            work[name].append((servers[name].cpu_seconds() - busy) / count)
+    more: dict[str, Any] = {
+        "mean_exit_step": statistics.fmean(EXITS),
+        "mix": MIX,
+        "clients": load.clients,
+        "batch": _BATCH,
+    }
     found = []
-    for name in ports:
-        found.append(figure(SECTION, f"{case}, {name}", "texts a second, closed arrival", _spread(rates[name]), **more))
+    for name in servers:
+        own = f"{case}, {name}"
+        found.append(figure(SECTION, own, "texts a second, closed arrival", _spread(rates[name]), **more))
+        found.append(figure(SECTION, own, "CPU seconds of the server a text", _spread(work[name]), **more))
         if name != "plain":
-            ratios = [own / plain / saving for own, plain in zip(rates[name], rates["plain"], strict=True)]
+            ratios = [one / plain / saving for one, plain in zip(rates[name], rates["plain"], strict=True)]
             told = "throughput ÷ (saving in steps × plain)"
-            found.append(figure(SECTION, f"{case}, {name}", told, _spread(ratios), at_least=GOAL, **more))
+            found.append(figure(SECTION, own, told, _spread(ratios), at_least=GOAL, **more))
+            ratios = [plain / one / saving for one, plain in zip(work[name], work["plain"], strict=True)]
+            told = "texts a CPU second ÷ (saving in steps × plain)"
+            found.append(figure(SECTION, own, told, _spread(ratios), **more))
     draw = random.Random(load.seed)
-    for share in LOADS:
-        for name, port in ports.items():
+    for share in load.shares:
+        for name, server in servers.items():
             rate = share * statistics.median(rates[name]) / texts
-            waits = await opened(port, requests, rate, load.seconds, draw)
+            waits = await opened(server.port, requests, rate, load.seconds, draw)
             for q in QUANTILES:
                 told = f"latency at {q:.0%}, seconds, open arrival at {share:.0%} of its capacity"
                 value = float(torch.tensor(waits).quantile(q))
@@ -150,7 +169,7 @@ async def opened(port: int, requests: Sequence[bytes], rate: float, seconds: flo
         free.append(connection)
         return time.perf_counter() - due
 
-    start, due, tasks = time.perf_counter(), 0.0, []
+    start, due, tasks = time.perf_counter(), 0.0, list[asyncio.Task[float]]()
     while (due := due + draw.expovariate(rate)) < seconds or not tasks:  # one at least
         await asyncio.sleep(max(start + due - time.perf_counter(), 0.0))
         tasks.append(asyncio.create_task(one(len(tasks), start + due)))

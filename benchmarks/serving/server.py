@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,6 +38,11 @@ class Running:
     port: int
     process: subprocess.Popen[str]
     ledger: Path
+
+    def cpu_seconds(self) -> float:
+        """Seconds of all cores that the process has had so far; what else the machine does is not in it."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> dict[str, Any]:
         """Tell it to stop, and wait until it has answered what it accepted; what it wrote down comes back."""

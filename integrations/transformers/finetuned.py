@@ -86,6 +86,7 @@ class FinetunedClassifier(nn.Module):
         assert isinstance(parts.stem, CapturedStem)
         padding, stem = parts.padding, _Stem(parts.stem)
         if padding is not None:
+            parts.stem.layered.lengths["token_type_ids"] = Along(fill=0)  # the example had none
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
             streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
             padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.per_position)

@@ -51,6 +51,7 @@ _ARGUMENTS = (
     "head_dropout",
     "dtype",
     "attn_implementation",
+    "device_map",
 )
 _IGNORED = (
     "inputs_embeds",
@@ -176,6 +177,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         head_dropout: float = 0.1,
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
+        device_map: Any = None,
         **config: Any,
     ) -> Self:
         """Put a recipe's heads on a pretrained encoder.
@@ -194,6 +196,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             dtype: Of the weights of an encoder that is loaded, and of the heads; float32 where None.
             attn_implementation: Of an encoder that is loaded: ``"eager"``, ``"sdpa"``, …; Transformers' choice where
                 None.
+            device_map: Of an encoder that is loaded: ``"auto"``, ``"cuda"``, …; the heads go where it is.
             config: Further fields of the configuration, for example `id2label`.
 
         Raises:
@@ -201,7 +204,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
         _check_fields(config)
-        encoder = _encoder(encoder, dtype, attn_implementation)
+        encoder = _encoder(encoder, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
         adapter = adapter_for(encoder)
         cls._check_input(adapter)
         default = next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
@@ -584,20 +587,18 @@ def by_problem(config: PonderConfig, problems: Sequence[str] = tuple(PROBLEMS)) 
     return PROBLEMS[problem]
 
 
-def _encoder(
-    encoder: str | PathLike[str] | PreTrainedModel, dtype: torch.dtype | str | None, attention: str | None
-) -> PreTrainedModel:
-    """The bare encoder, loaded where it is not one yet."""
+def _encoder(encoder: str | PathLike[str] | PreTrainedModel, **loading: Any) -> PreTrainedModel:
+    """The bare encoder, loaded where it is not one yet; arguments of loading that are None ask for nothing."""
+    asked = {name: value for name, value in loading.items() if value is not None}
     if isinstance(encoder, str | PathLike):
-        return encoder_of(load_encoder(encoder, dtype or torch.float32, attention))
-    for name, value in (("dtype", dtype), ("attn_implementation", attention)):
-        if value is not None:
-            raise ArgumentError(
-                name,
-                expected="None for an encoder that is loaded already",
-                got=repr(value),
-                remedy="Load the encoder with it, or pass its folder or hub name.",
-            )
+        return encoder_of(load_encoder(encoder, **asked))
+    for name, value in asked.items():
+        raise ArgumentError(
+            name,
+            expected="None for an encoder that is loaded already",
+            got=repr(value),
+            remedy="Load the encoder with it, or pass its folder or hub name.",
+        )
     return encoder_of(encoder)
 
 

@@ -42,7 +42,8 @@ class PonderTrainer(Trainer):
         kwargs: As for `Trainer`.
 
     Raises:
-        ArgumentError: `args` ask for label smoothing, and the labels are no classes.
+        ArgumentError: `args` ask for label smoothing, and the labels are no classes; or the heads of a model with
+            adapters of peft are frozen.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PonderTrainer(Trainer):
         if self.args.label_smoothing_factor:
             self._smoothed = _smoothed(self.model, self.args.label_smoothing_factor)
             self.label_smoother = None  # it would take the labels away from the model
+        _check_adapters(self.model)
         if all_stages and not isinstance(self.model, PonderPreTrainedModel):
             raise ArgumentError(
                 "all_stages",
@@ -154,6 +156,21 @@ class PonderTrainer(Trainer):
             for decay in (True, False)
         ]
         return [part for part in parts if part["params"]]
+
+
+def _check_adapters(model: Any) -> None:
+    """Refuse adapters of peft around heads that are new and would never learn."""
+    wrapper = _wrapper_in(model)
+    if wrapper is None or getattr(model, "peft_config", None) is None:
+        return
+    heads = [*wrapper.head.parameters()]
+    if heads and not any(weight.requires_grad for weight in heads):
+        raise ArgumentError(
+            "modules_to_save",
+            expected="the heads, which are new and have to be trained in full beside the adapters",
+            got="heads that are frozen",
+            remedy="Pass LoraConfig(…, modules_to_save=model.head_names).",
+        )
 
 
 def _wrapper_in(model: Any) -> PonderWrapper | None:

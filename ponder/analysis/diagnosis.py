@@ -134,11 +134,11 @@ class Diagnosis:
         return plain
 
     def plot(self, **options: Any) -> Any:
-        """Score against mean exit step, a line a frontier; see `ponder.plots.frontiers`."""
+        """Draw the score against the mean exit step, with a line for each frontier; see `ponder.plots.frontiers`."""
         return frontiers(self, **options)
 
     def __str__(self) -> str:
-        """The page, as text."""
+        """The diagnosis as a page of text."""
         last = len(self.scores)
         lines = [self.verdict, "", f"{self.metric} of each of {last} steps, on {self.rows} rows:"]
         lines += ["  " + "  ".join(f"{n}: {score:.4g}" for n, score in enumerate(self.scores, start=1)), ""]

@@ -46,7 +46,7 @@ class Calibration:
         return f"Calibration({self.policy!r}, met={self.met}: {self.statement})"
 
     def evaluate(self, test: Trajectory) -> Point:
-        """What the policy gives on fresh data, measured as the calibration was.
+        """Measure the policy on fresh data, as the calibration measured it.
 
         Raises:
             ArgumentError: Rows of `test` were used to calibrate.

@@ -26,7 +26,7 @@ __all__ = ["RiskControl", "control_risk"]
 
 @dataclass(frozen=True, eq=False)
 class RiskControl:
-    """What risk control came to.
+    """The policy that risk control chose, and what is promised of it.
 
     Args:
         policy: The policy with its certificate: give it to a model, and save both together.

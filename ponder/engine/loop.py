@@ -26,7 +26,7 @@ __all__ = ["Exits", "Readings", "Running", "Source", "ask", "run"]
 
 @dataclass(frozen=True)
 class Exits:
-    """What left the loop, in the order of the batch.
+    """The outputs with which rows left the loop, and the steps at which they did, in the order of the batch.
 
     Args:
         outputs: The head's outputs at each row's exit, `(batch, …)`.
@@ -44,13 +44,13 @@ class Readings(Protocol):
     policy_context: Mapping[str, Tensor]
 
     def features(self) -> Tensor:
-        """Features of the running rows, `(rows, …)`."""
+        """Return the features of the running rows, `(rows, …)`."""
 
     def output(self) -> Tensor:
-        """Outputs of the running rows, `(rows, …)`."""
+        """Return the outputs of the running rows, `(rows, …)`."""
 
     def hazard_logit(self) -> Tensor:
-        """Hazard logits of the running rows, `(rows,)`, at least float32."""
+        """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
 
 
 class Source(Readings, Protocol):
@@ -60,7 +60,7 @@ class Source(Readings, Protocol):
         """Bring all running rows to `step`."""
 
     def output_of(self, index: Tensor | None) -> Tensor:
-        """Outputs of the rows `index` among the running (None: all), computed for no others."""
+        """Return the outputs of the rows `index` among the running (None: all), computed for no others."""
 
     def keep(self, index: Tensor) -> None:
         """Go on with the rows `index` among the running."""
@@ -82,12 +82,12 @@ class Running:
 
     @classmethod
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
-        """Rows before their first step."""
+        """What is known of rows before their first step."""
         nothing = torch.zeros_like(batch.row_ids)
         return cls(nothing, policy.init(batch), nothing.float())
 
     def take(self, index: Tensor) -> Running:
-        """The rows `index`."""
+        """What is known of the rows `index` alone."""
         return Running(self.index[index], take_rows(self.state, index), self.log_survival[index])
 
 
@@ -103,7 +103,8 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
         Outputs and exit steps, in the order of the batch.
     """
     device, num_steps, task = batch.row_ids.device, batch.num_steps, batch.task
-    rows, running = torch.arange(len(batch.row_ids)), Running.start(policy, batch)
+    size = batch.row_ids.shape[0]  # not len, which fixes the number of rows of an exported graph
+    rows, running = torch.arange(size), Running.start(policy, batch)
     left: list[tuple[Tensor, Tensor, int]] = []
     together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
@@ -179,7 +180,7 @@ def _in_order(left: list[tuple[Tensor, Tensor, int]], device: torch.device) -> E
     """Put what left at different steps back into the order of the batch."""
     rows, outputs, steps = zip(*left, strict=True)
     if len(left) == 1:
-        return Exits(outputs[0], torch.full((len(rows[0]),), steps[0], device=device))
+        return Exits(outputs[0], torch.full(rows[0].shape, steps[0], device=device))
     order = torch.argsort(torch.cat(rows))
     exit_step = torch.cat([torch.full_like(*of_step) for of_step in zip(rows, steps, strict=True)])[order]
     return Exits(torch.cat(outputs)[order.to(device)], exit_step.to(device))

@@ -92,7 +92,7 @@ def exit_loss(task: Task | None, outputs: Tensor, labels: Tensor | None) -> Tens
 
 
 def checked_labels(task: Task | None, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Labels as the task takes them, or an error; `outputs` are those of one step."""
+    """Bring labels into the form that the task takes, or refuse them; `outputs` are those of one step."""
     check_type("labels", labels, Tensor)
     return (task or infer_task(outputs, labels)).check(outputs, labels)
 

@@ -124,7 +124,7 @@ class EarlyExitModel(nn.Module):
         return policy
 
     def train(self, mode: bool = True) -> Self:
-        """As in PyTorch, but that parts whose every parameter is frozen stay in evaluation mode.
+        """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
         The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move.
         """
@@ -165,7 +165,7 @@ class EarlyExitModel(nn.Module):
                 got="None",
                 remedy="Pass model(inputs, policy_context={'budget': budgets}), say, a tensor with a row for each.",
             )
-        return run(source, policy, batch) if len(batch.row_ids) else no_exits(source, depth)
+        return run(source, policy, batch) if batch.row_ids.shape[0] else no_exits(source, depth)
 
     def start(
         self,

@@ -35,7 +35,7 @@ class ModelParts(Protocol):
 def call_stem(
     stem: Callable[..., Tree] | None, inputs: Tree, context: Mapping[str, Any]
 ) -> tuple[Tree, Mapping[str, Any], int]:
-    """h_0, the context of the steps, and the number of rows; the stem is the identity where None.
+    """Call the stem, which is the identity where None: h_0, the context of the steps, and the number of rows.
 
     Without a stem, h_0 is a copy of the inputs: a step may change its state in place, and the inputs are the caller's.
     A pair whose second item is a dict is read as (hidden, context).
@@ -198,7 +198,7 @@ class ModelSource:
         return tensor
 
     def _take_context(self) -> None:
-        """What steps and readouts are called with, made once as long as the rows stay."""
+        """Make what steps and readouts are called with; it serves as long as the rows stay."""
         self._call = unwrap(self.context)
         halting = self._halting_readout
         self._read = self._readout.reads(self._call)

@@ -28,7 +28,7 @@ __all__ = ["StepRecord", "checkpointed", "no_exits", "no_steps", "one_call", "un
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What all steps gave.
+    """What an unroll recorded of all steps.
 
     Args:
         outputs: `(batch, steps, …)`.

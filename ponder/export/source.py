@@ -44,7 +44,7 @@ class SupportsExport(Protocol):
     """A model around an `EarlyExitModel` that can say what is to be exported."""
 
     def export_source(self) -> ExportSource:
-        """What is exported."""
+        """The model, with all that an export needs besides."""
 
 
 def source_of(model: Any, example: Any) -> ExportSource:

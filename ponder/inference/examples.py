@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(eq=False)
 class Example:
-    """One row, read.
+    """One example of a data set or a stream, read as a batch of one row.
 
     Args:
         inputs: Inputs of a call, as a batch of one; what the caller gave, where he collates himself.
@@ -76,7 +76,7 @@ class ExampleReader:
         self._along: dict[str, Along | None] = {}
 
     def read(self, example: Any, position: int = 0) -> Example:
-        """An example as a batch of one.
+        """Read an example as a batch of one.
 
         Raises:
             ArgumentError: There is nothing to compute on.

@@ -146,7 +146,7 @@ class PerStep(nn.Module):
         return outputs
 
     def _each_at_its_step(self, features: Tensor, steps: Sequence[int]) -> Tensor:
-        """Every row through the head of its own step."""
+        """Send every row through the head of its own step."""
         rows: dict[int, list[int]] = {}
         for row, step in enumerate(steps):
             rows.setdefault(step, []).append(row)

@@ -101,7 +101,7 @@ class ReadoutCall(nn.Module):
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def forward(self, hidden: Tree, given: Mapping[str, Any]) -> Tensor:
-        """Features of `hidden`, batch first.
+        """Read the features of `hidden`, batch first.
 
         Args:
             hidden: The hidden state.

@@ -49,7 +49,7 @@ class Recording:
 
     @property
     def num_steps(self) -> int:
-        """N."""
+        """The number of steps N."""
         return self.outputs.shape[1]
 
     @property

@@ -67,12 +67,12 @@ class PolicyBatch:
 
     @property
     def size(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return self.row_ids.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device on which the rows are."""
         return self.row_ids.device
 
 
@@ -125,17 +125,17 @@ class StepView:
 
     @property
     def hazard(self) -> Tensor:
-        """λ_n, `(batch,)`."""
+        """The hazard λ_n of the step, `(batch,)`."""
         return self.readings["hazard"] if "hazard" in self.readings else _undeclared("hazard")
 
     @property
     def cdf(self) -> Tensor:
-        """P(stop at n or before), `(batch,)`."""
+        """The probability P(stop at n or before), `(batch,)`."""
         return self.readings["cdf"] if "cdf" in self.readings else _undeclared("cdf")
 
     @property
     def survival(self) -> Tensor:
-        """P(not stopped before n), `(batch,)`."""
+        """The probability P(not stopped before n), `(batch,)`."""
         return self.readings["survival"] if "survival" in self.readings else _undeclared("survival")
 
     @property
@@ -262,11 +262,11 @@ class ExitPolicy(Plugin, ABC):
         return self
 
     def __or__(self, other: ExitPolicy) -> Any_:
-        """Exit where either does."""
+        """The policy that exits where either does."""
         return Any_((self, other))
 
     def __and__(self, other: ExitPolicy) -> All:
-        """Exit where both do, at the same step."""
+        """The policy that exits where both do, at the same step."""
         return All((self, other))
 
     def after(self, step: int) -> After:

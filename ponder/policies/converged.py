@@ -51,7 +51,7 @@ class Converged(CountingPolicy):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """Outputs, or features."""
+        """Outputs where answers are compared, and features where these are."""
         return frozenset({"output" if self.on == "answers" else "features"})
 
     def compared(self, step: StepView) -> Tensor:

@@ -35,5 +35,5 @@ class Patience(CountingPolicy):
         return step.task.same(now, before, tolerance=self.tolerance, mask=step.mask)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """PABEE's 6 of 12 steps becomes round(N / 2)."""
+        """The same share of the steps: PABEE's 6 of 12 becomes round(N / 2)."""
         return replace(self, patience=max(1, round(self.patience * num_steps / tuned_for)))

@@ -97,7 +97,7 @@ class TrafficAudit:
         batcher: Where audits run, beside the traffic.
 
     Raises:
-        ArgumentError: A task whose answers cannot be compared.
+        ArgumentError: A task whose answers cannot be compared, or a file that cannot be written.
         CheckpointError: The file holds the state of another promise or of other policies, or no state at all.
     """
 
@@ -118,8 +118,8 @@ class TrafficAudit:
         path = self.plan.path
         self._audit = self._read(path) if path is not None and path.exists() else self.plan.audit
         self._lock = threading.Lock()
+        self._write()  # a place that cannot be written is told at once
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="ponder-audit")
-        self._save()
 
     @property
     def stage(self) -> int:
@@ -195,14 +195,16 @@ class TrafficAudit:
                 self.running -= 1
 
     def _save(self) -> None:
-        if self.plan.path is None:
-            return
-        with self._lock:
-            state = self._audit.to_dict()
         try:
-            write_json(self.plan.path, {"format": _FORMAT, "policies": self._names(), "audit": state})
+            self._write()
         except PonderError:
             _log.exception("the state of the audits could not be kept")
+
+    def _write(self) -> None:
+        if self.plan.path is not None:
+            with self._lock:
+                state = self._audit.to_dict()
+            write_json(self.plan.path, {"format": _FORMAT, "policies": self._names(), "audit": state})
 
     def _read(self, path: Path) -> Audit:
         data = read_json(path)

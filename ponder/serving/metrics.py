@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -59,9 +60,9 @@ class Metrics:
         )
         self._gauge("ponder_waiting_texts", "Texts that were accepted and are not answered.", waiting)
         self._gauge("ponder_folder_changed", "1 where the model's folder has changed since.", folder_changed)
-        for name, told in _AUDIT.items() if audit is not None else ():
-            assert audit is not None
-            self._gauge(f"ponder_audit_{name}", told, lambda name=name: audit()[name])
+        if audit is not None:
+            for name, told in _AUDIT.items():
+                self._gauge(f"ponder_audit_{name}", told, partial(_value, audit, name))
 
     def ended(self, outcome: Outcome) -> None:
         """A request ended."""
@@ -91,3 +92,7 @@ class Metrics:
 
     def _gauge(self, name: str, told: str, read: Callable[[], float]) -> None:
         Gauge(name, told, registry=self.registry).set_function(read)
+
+
+def _value(state: Callable[[], Mapping[str, Any]], name: str) -> float:
+    return float(state()[name])

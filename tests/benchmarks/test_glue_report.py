@@ -16,6 +16,7 @@ from test_glue_run import config, invoke
 from benchmarks import tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
+from benchmarks.glue.data import GlueTask
 from benchmarks.glue.metrics import pack
 from benchmarks.glue.report import PARTS, figures, report, write
 from benchmarks.glue.report.groups import BLIND, choose
@@ -24,7 +25,6 @@ from benchmarks.glue.report.tables import mark
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.sweeping import suite as suites
-from benchmarks.glue.tasks import GlueTask
 from ponder import Trajectory, policies
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
@@ -495,7 +495,7 @@ def test_the_headline_is_put_into_its_place(tmp_path):
 
 
 def test_the_parts_are_documented():
-    page = (DOCS / "benchmark-details.md").read_text()
+    page = (DOCS / "benchmark-report.md").read_text()
     for part in PARTS:
         assert f"| `{part}` |" in page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -12,6 +13,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import ponder
+from ponder import policies
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,6 +88,34 @@ def test_a_users_file_by_mypy(place: str, tmp_path: Path, wheel: Path) -> None:
     assert lines == {7, 8, 9, 10, 11}, told
     for word in ("polcy", "level", "outputz", "PonderWrap"):
         assert word in told, told
+
+
+def test_a_call_is_typed_as_forward_is() -> None:
+    """`PonderWrapper.__call__`, which only type checkers see, takes what `forward` takes."""
+    tree = ast.parse((ROOT / "ponder" / "wrapper.py").read_text())
+    (wrapper,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PonderWrapper")
+    told = {
+        node.name: f"{ast.unparse(node.args)} -> {ast.unparse(node.returns)}"
+        for node in ast.walk(wrapper)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None
+    }
+    assert told["__call__"] == told["forward"]
+
+
+def test_the_same_mistakes_at_run_time() -> None:
+    # Trap: a stem that takes **context swallows a misspelt policy, and the model exits by its own without a word.
+    steps, head = nn.Linear(8, 8), nn.Linear(8, 3)
+    with pytest.raises(TypeError, match="polcy"):
+        ponder.PonderWrapper(steps, num_steps=4, head=head, polcy=None)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="level"):
+        policies.Quantile(level=0.5)  # type: ignore[call-arg]
+    model = ponder.PonderWrapper(steps, num_steps=4, head=head).eval()
+    with pytest.raises(ValueError, match="Did you mean 'policy'"):
+        model(torch.randn(2, 8), polcy=policies.FixedStep(1))
+    with pytest.raises(TypeError, match="labels"):
+        model(torch.randn(2, 8), labels="a")  # type: ignore[arg-type]
+    with pytest.raises(AttributeError, match="PonderWrap"):
+        ponder.PonderWrap  # type: ignore[attr-defined] # noqa: B018
 
 
 @pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed (it needs node)")

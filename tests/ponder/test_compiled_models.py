@@ -1,4 +1,4 @@
-"""A whole model through `torch.compile` and `torch.export`: one graph where every row leaves at a step that is known."""
+"""A whole model through `torch.compile` and `torch.export`: one graph where it is known when all rows leave."""
 
 from __future__ import annotations
 

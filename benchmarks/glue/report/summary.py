@@ -118,13 +118,13 @@ def _macro(found: Mapping[str, _Scores], common: Sequence[str]) -> _Scores:
 
 def _draw(groups: Groups, ax: Axes) -> None:
     """Lines for policies and blind, crosses for encoders that were cut, a level for plain fine-tuning."""
-    common, grid = _common(groups), [1 + place / 20 for place in range(51)]
+    common, grid = _common(groups), [1 + place / 10 for place in range(26)]
     lines = [_macro({task: _scores_at(groups, task, speed_up) for task in common}, common) for speed_up in grid]
     styles: dict[str, Any] = {BLIND: {"color": "0.4", "linestyle": "--"}, "static": {"color": "black", "marker": "x"}}
     for name in COMPARED:
         known = [(speed_up, scores[name]) for speed_up, scores in zip(grid, lines, strict=True) if scores[name]]
         if name == "vanilla" and known:
-            ax.axhline(known[0][1], color="0.5", linestyle=":", label=name)
+            ax.axhline(known[0][1] or 0.0, color="0.5", linestyle=":", label=name)
         elif known:
             ax.plot(*zip(*known, strict=True), label=name, **styles.get(name, {}))
     ax.set(xlabel="speed-up in steps, N / mean exit step", ylabel="score, in percent")

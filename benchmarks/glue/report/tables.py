@@ -98,7 +98,7 @@ def scores(groups: Groups) -> list[Block]:
 
 def ablation(groups: Groups) -> list[Block]:
     """Table 2: the mean ± the standard deviation (of a sample) over the seeds, as far as its rows were run."""
-    found = {}
+    found: dict[tuple[tuple[bool, ...] | None, str], Group] = {}
     for (name, task), group in groups.items():
         if name == "vanilla" or _switches(group.runs[0]) is not None:
             found.setdefault((_switches(group.runs[0]), task), group)

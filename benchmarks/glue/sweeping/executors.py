@@ -159,8 +159,9 @@ def on_ray(workers: int, cpus_per_run: float, gpus_per_run: float, address: str 
         import ray
     except ImportError as error:
         raise PonderError("--executor ray needs Ray: pip install 'ponder-torch[ray]'.") from error
-    here = {"num_cpus": math.ceil(workers * cpus_per_run), "include_dashboard": False} if address is None else {}
-    ray.init(address=address, log_to_driver=False, **here)
+    cores = math.ceil(workers * cpus_per_run) if address is None else None
+    dashboard = False if address is None else None
+    ray.init(address=address, num_cpus=cores, include_dashboard=dashboard, log_to_driver=False)
     # Ray sets OMP_NUM_THREADS to the cores of a task. A run that dies is the sweep's business, not retried by Ray.
     task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0)(execute)
     try:

@@ -86,12 +86,10 @@ class Suite:
     def __post_init__(self) -> None:
         if type(self.seeds) is not int or self.seeds < 1:
             raise ArgumentError("seeds", expected="a whole number ≥ 1", got=self.seeds, remedy="Pass 5, as the paper.")
-        objects = {"fixed": self.fixed, "grid": self.grid, "by_task": self.by_task}
-        lists = {f"grid.{name}": values for name, values in self.grid.items()} if isinstance(self.grid, Mapping) else {}
-        for argument, value in objects.items():
-            _check_kind(argument, value, Mapping, "an object")
-        for argument, values in lists.items():
-            _check_kind(argument, values, list | tuple, "a list of values")
+        for argument in ("fixed", "grid", "by_task"):
+            _check_kind(argument, getattr(self, argument), Mapping, "an object")
+        for name, values in self.grid.items():
+            _check_kind(f"grid.{name}", values, list | tuple, "a list of values")
         for name, own in self.by_task.items():
             _check_kind(f"by_task.{name}", own, Mapping, "an object")
         if not self.tasks or not self.recipes or not all(self.grid.values()):

@@ -23,7 +23,9 @@ _MASK = with_lengths(Along((1,), fill=False))
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Some rows and all that is known of them. Taking rows copies small tensors only; `join` copies the states.
+    """Some rows that go through steps together, and all that is known of them.
+
+    Taking rows copies small tensors only; `join` copies the states.
 
     Args:
         requests: Whose rows these are.
@@ -50,11 +52,11 @@ class Cohort:
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are computed."""
+        """The device on which the rows are computed."""
         return self.groups[0].running.index.device
 
     def take(self, positions: Sequence[int]) -> Cohort:
-        """The rows at `positions`, which ascend."""
+        """The cohort of the rows at `positions`, which ascend."""
         if len(positions) == len(self.requests):
             return self
         index = torch.tensor(positions, dtype=torch.long)

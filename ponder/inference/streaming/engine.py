@@ -221,7 +221,7 @@ class StreamEngine:
 
     @property
     def stats(self) -> StreamStats:
-        """Counts, occupancy and latencies so far."""
+        """The counts, the occupancy and the latencies so far."""
         return self._metrics.snapshot(
             waiting=len(self._queue), running=self._scheduler.running, max_batch=self._max_batch
         )

@@ -36,7 +36,7 @@ class PolicyGroup:
     policy_context: Mapping[str, Tensor]
 
     def take(self, places: Sequence[int], rows: Sequence[int]) -> PolicyGroup:
-        """Some of the rows.
+        """The group of some of its rows.
 
         Args:
             places: Which, by their place in the group.

@@ -58,12 +58,12 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Rows that have begun and are not answered."""
+        """The number of rows that have begun and are not answered."""
         return len(self._running)
 
     @property
     def max_active(self) -> int:
-        """Running rows at which no others are let in."""
+        """The number of running rows at which no others are let in."""
         return self.queues.max_active
 
     def expect(self, request: Request) -> None:
@@ -241,7 +241,7 @@ class Scheduler:
 
 
 def _halves(cohorts: Sequence[Cohort], count: int) -> list[list[Cohort]]:
-    """The first `count` rows, and the others."""
+    """Split cohorts into those of the first `count` rows, and those of the others."""
     first: list[Cohort] = []
     second: list[Cohort] = []
     for cohort in cohorts:

@@ -29,7 +29,7 @@ __all__ = ["Stepped", "Stepper"]
 
 @dataclass(frozen=True, eq=False)
 class Stepped:
-    """A cohort after a step.
+    """What a step made of a cohort: who leaves, with which outputs, and who stays.
 
     Args:
         leaving: Positions of the rows that exit.
@@ -43,7 +43,7 @@ class Stepped:
 
 
 class Stepper:
-    """A model, as a stream runs it.
+    """Runs the stem and the steps of a model for the cohorts of a stream.
 
     Args:
         model: The model, in evaluation mode.
@@ -63,7 +63,7 @@ class Stepper:
         self._stem = model.stem if padded is None else padded
 
     def begin(self, requests: Sequence[Request]) -> Cohort:
-        """Rows after the stem, before their first step."""
+        """Run the stem for rows, which then stand before their first step."""
         hidden, context, mask = self._stemmed(requests)
         use_hazard = any("hazard" in request.policy.needs for request in requests)
         source = ModelSource(self.model, hidden, context, use_hazard)
@@ -142,7 +142,7 @@ class Stepper:
         groups: Sequence[PolicyGroup],
         leaving: set[int],
     ) -> Cohort | None:
-        """The rows that go on."""
+        """The cohort of the rows that go on, or None."""
         if len(leaving) == len(steps):
             return None
         past = source.next_past()

@@ -115,7 +115,7 @@ class CapturedStem(nn.Module):
         self.layered = layered
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
-        """h_0 and the context of the steps."""
+        """Give h_0 and the context of the steps."""
         return self.layered.stem(inputs, **context)
 
 
@@ -127,7 +127,7 @@ def learn(
     count: int | None = None,
     reads: Callable[[Any], Any] | None = None,
 ) -> LayeredModule:
-    """What `capture` learns of a module, proved.
+    """Learn how a module is called layer by layer, and prove it.
 
     Args:
         module: The module.
@@ -196,7 +196,7 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
 
 
 def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
-    """What the watched call shows; not proved yet."""
+    """Read the watched call as stem, layers and tail, which is not proved yet."""
     if not between and any(len(layer) > 1 for layer in layers.calls):
         raise CodeBetweenError(f"{layers.name!r} holds lists of modules, not layers that are called")
     opening, entering = layers.calls[0][0], _entering(layers)
@@ -287,7 +287,7 @@ def _checked(module: nn.Module) -> nn.Module:
 
 
 def _read_example(example: Any) -> dict[str | int, Any]:
-    """The example as arguments by name or place."""
+    """Read the example as arguments by name or place."""
     given: dict[str | int, Any] = {0: example}
     if isinstance(example, Mapping):
         given = {key: value for key, value in example.items() if value is not None}

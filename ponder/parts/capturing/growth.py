@@ -86,7 +86,7 @@ def split_rows(tensor: Tensor, axis: Axis, rows: int) -> Tensor:
 
 
 def merge_rows(tensor: Tensor, axis: Axis) -> Tensor:
-    """Undo `split_rows`."""
+    """Put the dimensions that `split_rows` took apart together again."""
     first = tensor.flatten(0, 1) if axis.folded else tensor
     return first if axis.dim == 0 else first.movedim(0, axis.dim)
 

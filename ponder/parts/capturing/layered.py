@@ -132,11 +132,11 @@ class LayeredModule:
         return self.calls[-1].layer + 1
 
     def steps(self) -> Steps:
-        """One step a layer."""
+        """The layers as steps, one each."""
         return Steps([LayeredStep(self, number) for number in range(self.num_steps)])
 
     def readout(self, select: Callable[[Any], Any]) -> LayeredReadout:
-        """`select` of the module's output as a readout."""
+        """The readout that gives `select` of the module's output."""
         return LayeredReadout(self, select)
 
     @property
@@ -295,7 +295,7 @@ class LayeredModule:
                 self.lengths[name] = Along(dims, fill=_no_fill)
 
     def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
-        """By layer, what later ones read of what is handed on, besides the hidden state."""
+        """For each layer, what later ones read of what is handed on, besides the hidden state."""
         if not any(notes.reads):
             return (frozenset(),) * self.num_steps
         reads = [*notes.reads, *[frozenset()] * (self.num_steps - len(notes.reads))]
@@ -385,7 +385,7 @@ class _Notes:
     _state: dict[int, Mark] = field(default_factory=dict)
 
     def mark(self, leaf: Any) -> Any:
-        """A mark for a tensor; anything else is itself."""
+        """Put a mark in the place of a tensor, and leave anything else."""
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) in self._state:
@@ -457,7 +457,7 @@ class LayeredStep:
         self.layered, self.number = layered, number
 
     def __call__(self, hidden: Tree, **context: Any) -> Tree:
-        """The state after the layer."""
+        """Run the layer and give the state after it."""
         return self.layered.step(self.number, hidden, context)
 
 
@@ -478,7 +478,7 @@ class LayeredReadout:
         self.__signature__ = Signature([_HIDDEN] if layered.tail is not None else [_HIDDEN, _CONTEXT])
 
     def __call__(self, hidden: Tree, **context: Any) -> Tensor:
-        """The features of `hidden`."""
+        """Read the features of `hidden`."""
         features: Tensor = self.layered.read(self.select, hidden, context)
         return features
 

@@ -159,7 +159,7 @@ def _features(layered: LayeredModule, given: Arguments, reads: Callable[[Any], A
 
 
 def _run(layered: LayeredModule, given: Arguments) -> tuple[list[Tree], dict[str, Any]]:
-    """h_0 … h_N of the example, and the context."""
+    """Run the example through all steps: its states h_0 … h_N, and the context."""
     state, context = layered.stem(given)
     states = [state]
     for number in range(layered.num_steps):

@@ -78,7 +78,7 @@ class Watched:
     output: Any = None
 
     def outermost(self, calls: Sequence[Call]) -> list[Call]:
-        """Those of `calls` that were not made inside another one of them."""
+        """The calls among `calls` that were not made inside another one of them."""
         kept: list[Call] = []
         for call in calls:
             if not kept or call.start > kept[-1].end:
@@ -95,7 +95,7 @@ class Layers:
 
     @property
     def paths(self) -> tuple[tuple[str, ...], ...]:
-        """By layer, the paths of the modules it calls."""
+        """For each layer, the paths of the modules that it calls."""
         return tuple(tuple(call.path for call in layer) for layer in self.calls)
 
 

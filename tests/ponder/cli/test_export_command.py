@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from ponder.export import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
-from ponder.policies import LastStep
+from ponder.policies import Confidence, LastStep
 from tests.ponder.cli.test_commands import LONGEST, WORDS, refused, run, save_tokenizer, sentences, table
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
@@ -43,6 +43,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = FinetunedClassifier.from_finetuned(plain)
     rows = [{"input_ids": ids_of(text)} for text in sentences(500)]
     assert fit_exits(model, rows, disagreement=0.1, epochs=6).met
+    surest = model.record(rows[:60]).outputs[:, 0].softmax(-1).amax(-1)
+    model.policy = Confidence(float(surest.median()))  # half of the texts leave at the first step
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder

@@ -177,3 +177,10 @@ async def test_a_full_disk_does_not_stop_the_answers(tmp_path: Path, caplog: pyt
         assert (await client.post("/predict", json={"text": "a"})).status_code == 200
         assert (await quiet(client))["audits"] == 1
     assert "could not be kept" in caplog.text
+
+
+async def test_a_file_that_cannot_be_written_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArgumentError, match="a place that can be written"):
+        async with opened(app(tmp_path / "file" / "audit.json")):
+            pass
