@@ -35,7 +35,9 @@ BATCHES, LENGTH, BUDGET = (1, 32), 32, 6.0
 def measure(options: Options) -> list[dict[str, Any]]:
     """The section's figures."""
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64} if options.quick else {}
+    small: dict[str, Any] = (
+        {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64} if options.quick else {}
+    )
     encoder = RobertaModel(RobertaConfig(vocab_size=1000, **small), add_pooling_layer=False).eval().to(options.device)
     front = copy.deepcopy(encoder)
     front.encoder.layer = nn.ModuleList()
