@@ -71,7 +71,7 @@ def run(
     rest = source.select(range(len(train), min(len(train) + settings["texts"], len(source))))
     test = splits[task.dev_splits[0]]
     names = list(source.features["label"].names)
-    stem = f"{task.name.lower()}-{backbone}"
+    stem = f"{task.name.lower()}-{Path(backbone).name}"
     plain = work / f"{stem}-s{seed}" / "plain"
     if not (plain / "model.safetensors").is_file():
         fine_tune(
