@@ -522,7 +522,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer if tokenizer.is_file() else None,
             max_length=getattr(config, "max_position_embeddings", None),
-            labels=tuple(str(self.config.id2label[place]) for place in range(self.config.num_labels or 0)),
+            labels=tuple(str(name) for _, name in sorted((self.config.id2label or {}).items())),
         )
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
