@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from ponder.inference.streaming import StreamEngine, StreamOutput
     from ponder.objectives.progress import Progress
     from ponder.optim import parameter_groups
-    from ponder.parts import readouts
-    from ponder.parts.capture import Captured, capture
+    from ponder.parts import readouts, tasks
+    from ponder.parts.capturing import Captured, capture
     from ponder.parts.heads import LambdaHead, PerStep
     from ponder.parts.padding import Padding
     from ponder.parts.steps import Steps
     from ponder.serialization import load, save
+    from ponder.training import fit
     from ponder.trajectory import Trajectory
     from ponder.wrapper import PonderOutput, PonderWrapper
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Calibration",
@@ -62,6 +63,7 @@ __all__ = [
     "cost",
     "diagnose",
     "export",
+    "fit",
     "load",
     "monitor",
     "objectives",
@@ -72,6 +74,7 @@ __all__ = [
     "readouts",
     "recipes",
     "save",
+    "tasks",
 ]
 
 _HOMES = {
@@ -86,12 +89,13 @@ _HOMES = {
     "inference.streaming": ("StreamEngine", "StreamOutput"),
     "objectives.progress": ("Progress",),
     "optim": ("parameter_groups",),
-    "parts": ("readouts",),
-    "parts.capture": ("Captured", "capture"),
+    "parts": ("readouts", "tasks"),
+    "parts.capturing": ("Captured", "capture"),
     "parts.heads": ("LambdaHead", "PerStep"),
     "parts.padding": ("Padding",),
     "parts.steps": ("Steps",),
     "serialization": ("load", "save"),
+    "training": ("fit",),
     "trajectory": ("Trajectory",),
     "wrapper": ("PonderOutput", "PonderWrapper"),
     "_utils.trees": ("Shared",),
@@ -107,7 +111,7 @@ if not TYPE_CHECKING:  # which would take any name for one of the package
     def __getattr__(name: str) -> Any:
         if name in _HOME:
             home = import_module(f"ponder.{_HOME[name]}")
-            value = import_module(f"{home.__name__}.readouts") if name == "readouts" else getattr(home, name)
+            value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
         elif name in _MODULES:
             value = import_module(f"ponder.{name}")
         else:

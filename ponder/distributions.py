@@ -84,7 +84,7 @@ class StepDistribution(Distribution):
 
     @property
     def num_steps(self) -> int:
-        """N, the number of steps."""
+        """The number of steps N."""
         return self.log_pmf.shape[-1]
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -94,7 +94,7 @@ class StepDistribution(Distribution):
 
     @lazy_property
     def pmf(self) -> Tensor:
-        """Probabilities, `(…, steps)`."""
+        """The probabilities of the steps, `(…, steps)`."""
         return self.log_pmf.exp()
 
     @lazy_property
@@ -104,12 +104,12 @@ class StepDistribution(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """Expected step."""
+        """The expected step, Σ_n n p(n)."""
         return (self.pmf * self._steps()).sum(-1)
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the step."""
+        """The variance of the step."""
         return (self.pmf * (self._steps() - self.mean.unsqueeze(-1)) ** 2).sum(-1)
 
     @property
@@ -118,11 +118,11 @@ class StepDistribution(Distribution):
         return self.log_pmf.argmax(-1) + 1
 
     def entropy(self) -> Tensor:
-        """Entropy in nats; steps without mass add nothing."""
+        """The entropy in nats; steps without mass add nothing."""
         return -_weighted(self.pmf, self.log_pmf).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of the steps `value` (1-based), broadcast against the batch."""
+        """The log-probability of the steps `value` (1-based), broadcast against the batch."""
         return self._look_up(self.log_pmf, value)
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class StepDistribution(Distribution):
         return self._look_up(self.cdf_table, value)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Quantile function: the first step n with CDF_n ≥ value, for `value` in [0, 1].
+        """The quantile function: the first step n with CDF_n ≥ value, for `value` in [0, 1].
 
         The exit rules (`policies.Quantile`, `policies.Bernoulli`) ask for CDF_n > q as their papers do; the two
         differ only where a CDF equals q exactly.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
 from ponder.parts.heads import LAMBDA_HEADS
 from ponder.priors import PriorWeights
@@ -16,7 +17,11 @@ __all__ = ["parameter_groups"]
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, lambda_lr: float | None = None, head_lr: float | None = None
+    model: nn.Module,
+    lr: float,
+    lambda_lr: float | None = None,
+    head_lr: float | None = None,
+    weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for a `torch.optim` optimiser: the encoder's parameters, the heads', and those of Lambda heads and priors.
 
@@ -27,6 +32,8 @@ def parameter_groups(
         lr: Learning rate of all that has none of its own.
         lambda_lr: Learning rate of the Lambda head and of a learned prior; `lr` where None.
         head_lr: Learning rate of the heads; `lr` where None.
+        weight_decay: Where given, each group comes in two with this key: the weights, and, with 0, what has fewer than
+            two dimensions (biases and norms).
 
     Returns:
         Groups with `params`, `lr` and `name` (``"model"``, ``"lambda"``, and ``"head"`` where `head_lr` is given); a
@@ -46,7 +53,18 @@ def parameter_groups(
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups[owners.get(id(parameter), "model")].append(parameter)
-    return [{"name": name, "params": held, "lr": rates[name]} for name, held in groups.items() if held]
+    made = [{"name": name, "params": held, "lr": rates[name]} for name, held in groups.items() if held]
+    return made if weight_decay is None else [part for group in made for part in _split(group, weight_decay)]
+
+
+def _split(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
+    """A group in two: what decays, and what does not."""
+    check_real("weight_decay", weight_decay)
+    parts = [
+        {**group, "params": [p for p in group["params"] if (p.dim() > 1) == decays], "weight_decay": decay}
+        for decays, decay in ((True, float(weight_decay)), (False, 0.0))
+    ]
+    return [part for part in parts if part["params"]]
 
 
 def _ids(modules: Iterable[nn.Module]) -> set[int]:

@@ -86,7 +86,7 @@ class Trajectory(Recording):
         return self._with({name: fn(value) for name, value in self.tensors().items()})
 
     def detach(self) -> Trajectory:
-        """The trajectory outside the graph."""
+        """The same trajectory, detached from the graph of gradients."""
         return self.map(Tensor.detach)
 
     @staticmethod

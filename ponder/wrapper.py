@@ -5,18 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ponder import recipes
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_type
+from ponder._utils.validation import check_int, check_type
+from ponder.engine.building import ReadoutName, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
-from ponder.engine.sources import ModelSource
 from ponder.engine.teaching import FrozenTeacher, frozen_copy
-from ponder.engine.unroll import CheckpointedSource, no_steps, unroll
+from ponder.engine.unroll import checkpointed, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
@@ -25,10 +26,10 @@ from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import LossFunction, Task, TaskName
+from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Geometric, Prior
-from ponder.recipes import Stage, freeze_for, start_heads
+from ponder.recipes import Recipe, Stage, freeze_for, start_heads
 from ponder.trajectory import Trajectory
 
 __all__ = ["PonderOutput", "PonderWrapper"]
@@ -36,7 +37,7 @@ __all__ = ["PonderOutput", "PonderWrapper"]
 
 @dataclass(frozen=True, eq=False)
 class PonderOutput:
-    """What a call of the model gives.
+    """What a call of a `PonderWrapper` gives.
 
     Args:
         outputs: In training the outputs of the last step, else of each row's exit, `(batch, …)`.
@@ -52,7 +53,7 @@ class PonderOutput:
 
 
 class PonderWrapper(EarlyExitModel):
-    """An encoder that stops per example.
+    """An encoder that decides for each example after how many steps it stops.
 
     Args:
         steps: One callable `step(hidden, **context) -> hidden` applied `num_steps` times, a sequence of
@@ -129,6 +130,8 @@ class PonderWrapper(EarlyExitModel):
         self.objective = objective or (Ponder(0.5) if pondering else FinalStep())
         self.progress: Progress | None = None
         """How far training has come, for objectives that change while it runs; set by the trainer, never saved."""
+        self.stages: tuple[Stage, ...] = ()
+        """The stages of training of the recipe that the model was made from, which `ponder.fit` runs; else none."""
         self._teacher: FrozenTeacher | None = None
 
     @property
@@ -164,6 +167,88 @@ class PonderWrapper(EarlyExitModel):
         check_truncation(mass, self.objective, self.lambda_head is not None)
         self._truncate_below = mass
 
+    @classmethod
+    def from_recipe(
+        cls,
+        module_or_steps: nn.Module | Step | Sequence[Step] | Steps,
+        recipe: str | Recipe = "palbert",
+        *,
+        num_outputs: int,
+        example: Any,
+        num_steps: int | None = None,
+        task: TaskName | LossFunction | Task | None = None,
+        stem: Callable[..., Tree] | None = None,
+        readout: Readout | ReadoutName | None = None,
+        policy: ExitPolicy | None = None,
+        head_dropout: float = 0.1,
+        layers: str | None = None,
+    ) -> Self:
+        """Put a recipe's heads on an encoder: the widths come from a dry run of the example.
+
+        What the recipe's paper tuned is scaled to the number of steps. The stages of training are kept as `stages`:
+        `ponder.fit` runs them all, `start_stage` starts one.
+
+        Args:
+            module_or_steps: A module with a list of layers, which is captured (`ponder.capture`), its stem, masks and
+                final norm included; a list of steps; or one shared step, with `num_steps`. Its weights are used, not
+                copied.
+            recipe: A recipe or its name.
+            num_outputs: Classes, labels or numbers; 1 is regression where no task is named.
+            example: What the encoder is called with, for two rows or more: a tensor, or a dict of arguments by name, of
+                which the first is the `inputs` of the model and the others its context.
+            num_steps: N, for one shared step.
+            task: What an answer is; ``"classification"``, or ``"regression"`` for one output, where None.
+            stem: Inputs to h_0, for steps that do not read the inputs themselves.
+            readout: Hidden state to features: a function, or ``"mean"``, ``"first_token"`` or ``"last"``, which pool
+                the positions. Where None, features with positions are averaged over those that are no padding.
+            policy: An exit policy instead of the recipe's.
+            head_dropout: Dropout in front of the head.
+            layers: The name of the list of layers (``"encoder.layer"``), where the largest is not meant.
+
+        Raises:
+            ArgumentError: An unknown recipe, or an encoder that cannot be read or run; says what to change.
+
+        Example:
+            >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            >>> encoder = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+            >>> model = PonderWrapper.from_recipe(encoder, "palbert", num_outputs=3, example=torch.randn(2, 5, 8))
+            >>> model.num_steps, model.eval()(torch.randn(4, 5, 8)).outputs.shape
+            (3, torch.Size([4, 3]))
+        """
+        check_int("num_outputs", num_outputs)
+        meaning = as_task(task) or task_named("regression" if num_outputs == 1 else "classification")
+        chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        check_type("recipe", chosen, Recipe)
+        read = read_encoder(
+            module_or_steps,
+            example,
+            num_steps,
+            per_token=meaning.per_token,
+            stem=stem,
+            readout=readout,
+            layers=layers,
+        )
+        scaled = chosen.for_steps(read.steps.num_steps).for_task(meaning.name)
+        width = read.features.shape[-1]
+        heads = scaled.make_heads(width, num_outputs, read.steps.num_steps, head_dropout)
+        head, lambda_head = (part if part is None else part.to(read.features) for part in heads)
+        assert head is not None
+        model = cls(
+            read.steps,
+            head=head,
+            lambda_head=lambda_head,
+            prior=scaled.prior,
+            objective=scaled.stages[0].objective,
+            policy=policy or scaled.policy,
+            stem=read.stem,
+            readout=read.readout,
+            halting_readout=read.halting_readout if lambda_head is not None else None,
+            task=meaning,
+            padding=read.padding,
+        )
+        model.stages = scaled.stages
+        return model
+
     def forward(
         self,
         inputs: Tree,
@@ -198,9 +283,10 @@ class PonderWrapper(EarlyExitModel):
                     remedy="Call model.eval() first.",
                 )
             return self._train_on(inputs, context, labels, row_ids, num_steps)
-        policy = self.checked(policy, self.depth(num_steps))
+        policy = self.checked(policy, num_steps)
         exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
-        return PonderOutput(exits.outputs, exits.exit_step, exit_loss(self.task, exits.outputs, labels))
+        loss = None if labels is None else exit_loss(self.task, exits.outputs, labels)
+        return PonderOutput(exits.outputs, exits.exit_step, loss)
 
     if TYPE_CHECKING:
         # What nn.Module types as Any: a call gives what `forward` gives, and takes what it takes. Spelled out, since
@@ -310,7 +396,7 @@ class PonderWrapper(EarlyExitModel):
         freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
 
     def settings(self) -> dict[str, Any]:
-        """Everything but weights, as plain JSON."""
+        """Everything that makes up the model but its weights, in plain JSON types."""
         return {
             "num_steps": self.num_steps,
             "schedule": list(self.steps.schedule),
@@ -318,10 +404,11 @@ class PonderWrapper(EarlyExitModel):
             "policy": self.policy.to_dict(),
             "objective": self.objective.to_dict(),
             "prior": None if self.prior is None else self.prior.to_dict(),
+            "stages": [stage.to_dict() for stage in self.stages],
         }
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Take policy, prior and objective from what `settings` gave for a model of the same shape; all or none."""
+        """Take all but weights from what `settings` gave for a model of the same shape; everything or nothing."""
         own = self.settings()
         for key in ("num_steps", "schedule", "task"):
             if settings.get(key) != own[key]:
@@ -332,6 +419,7 @@ class PonderWrapper(EarlyExitModel):
             prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
             objective = Objective.from_dict(settings["objective"])
             policy = self.checked(ExitPolicy.from_dict(settings["policy"]))
+            stages = tuple(Stage.from_dict(stage) for stage in settings.get("stages", ()))
             self._check_prior(prior)
             self._check_objective(objective, prior)
         except Exception as error:  # what a constructor does with values that it was not written for is its own affair
@@ -339,7 +427,7 @@ class PonderWrapper(EarlyExitModel):
                 f"the saved prior, objective or policy cannot be used: {type(error).__name__}: {error}"
             ) from error
         self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
-        self._objective, self._policy = objective, policy
+        self._objective, self._policy, self.stages = objective, policy, stages
 
     def extra_repr(self) -> str:
         """Policy, prior and objective, which no submodule shows."""
@@ -369,7 +457,8 @@ class PonderWrapper(EarlyExitModel):
         row_ids: Tensor | None,
         num_steps: int | None,
     ) -> PonderOutput:
-        needs, depth = self.objective.needs, self.objective.depth(self.depth(num_steps))
+        objective = self._objective
+        needs, depth = objective.needs, objective.depth(self.depth(num_steps))
         trajectory = self._unroll(
             inputs,
             context,
@@ -378,19 +467,19 @@ class PonderWrapper(EarlyExitModel):
             None,
             depth,
             keep_features="features" in needs,
-            truncate_below=self.truncate_below,
+            truncate_below=self._truncate_below,
         )
         outputs = trajectory.outputs[:, -1]
         last = torch.full_like(trajectory.row_ids, depth.warm_up + trajectory.num_steps)
+        if labels is None:
+            return PonderOutput(outputs, last, None, trajectory)
         if not len(trajectory):
-            return PonderOutput(outputs, last, None if labels is None else no_loss(outputs, self), trajectory)
-        prior = None if self.prior is None else self.prior(depth.steps, device=outputs.device)
+            return PonderOutput(outputs, last, no_loss(outputs, self), trajectory)
+        prior = None if self._prior is None else self._prior(depth.steps, device=outputs.device)
         taught = None
-        if labels is not None and self._teacher is not None and "teacher" in needs:
+        if self._teacher is not None and "teacher" in needs:
             taught = self._teacher.outputs(inputs, context, outputs)
-        loss = training_loss(
-            trajectory, self.task, self.objective, prior, progress=self.progress, teacher_outputs=taught
-        )
+        loss = training_loss(trajectory, self.task, objective, prior, progress=self.progress, teacher_outputs=taught)
         return PonderOutput(outputs, last, loss, trajectory)
 
     def _unroll(
@@ -405,10 +494,11 @@ class PonderWrapper(EarlyExitModel):
         keep_features: bool = False,
         truncate_below: float | None = None,
     ) -> Trajectory:
-        kind = CheckpointedSource if self.checkpoint_steps else ModelSource
         use_hazard = self.lambda_head is not None
-        source, batch = self.start(inputs, context, row_ids, policy_context, use_hazard, kind, depth.total)
-        if batch.size:
+        source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, use_hazard=use_hazard)
+        if self.checkpoint_steps:
+            source.run_step = checkpointed(self.steps)
+        if batch.row_ids.shape[0]:
             record = unroll(
                 source,
                 depth.steps,
@@ -432,6 +522,9 @@ class PonderWrapper(EarlyExitModel):
         if labels is None:
             return trajectory
         return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
+
+
+torch.export.register_dataclass(PonderOutput)
 
 
 class _FullDepth:

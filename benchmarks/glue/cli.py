@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 
 from benchmarks.command_line import check_folder, run_app
@@ -44,7 +44,7 @@ def _group() -> None:
     """Fine-tune and evaluate recipes on GLUE and other texts."""
 
 
-_FLAGS = {"stop_after": ["--early-stopping"], "knob": ["--threshold", "--knob"], "knob_keeps": ["--threshold-keeps"]}
+_FLAGS = {"stop_after": ["--early-stopping"]}
 _KINDS: dict[str, Any] = {"int": int, "float": float, "bool": bool}
 
 
@@ -89,6 +89,9 @@ def run_command(
     **fields: Any,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
+    import datasets
+    from transformers.utils import logging
+
     from benchmarks import tasks
     from benchmarks.glue.report import run_line
     from benchmarks.glue.run import run
@@ -100,30 +103,14 @@ def run_command(
     config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), **fields)
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
     was_there = (out / f"{config.key}.json").exists()
-    with _without_bars() if quiet else nullcontext():
-        result = run(config, folder, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
+    if quiet:
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
+    result = run(config, folder, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
     console = Console(soft_wrap=True, highlight=False)
     console.print(run_line(result), markup=False)
     said = f"was there already (with other data, pass another --out): {result.path}" if was_there else result.path
     console.print(f"Result: {said}")
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Those of the libraries are off meanwhile."""
-    import datasets
-    from transformers.utils import logging
-
-    of_datasets, of_transformers = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:  # as they were
-        if of_datasets:
-            datasets.enable_progress_bars()
-        if of_transformers:
-            logging.enable_progress_bar()
 
 
 @app.command("sweep")
@@ -138,19 +125,14 @@ def sweep_command(
     fixed: Annotated[
         list[str] | None, typer.Option("--set", help="Field of all runs, for example bf16=true; repeatable.")
     ] = None,
-    max_runs: Annotated[int | None, typer.Option(help="The most runs in all; grids are thinned out at random.")] = None,
-    halving: Annotated[
-        int | None,
-        typer.Option(
-            help="Try points with a part of the epochs; of each rung the best 1/N go on, with N times as many."
-        ),
-    ] = None,
     selection: Selection = "held_out",
     executor: Annotated[str, typer.Option(help="local, ray or inline.")] = "local",
-    workers: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Threads of a run; the cores shared evenly if not given.")] = None,
-    cpus_per_run: Annotated[float, typer.Option(help="Cores that Ray sets aside for a run.")] = 1.0,
-    gpus_per_run: Annotated[float, typer.Option(help="GPUs that Ray sets aside for a run; may be a part.")] = 0.0,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a run; the cores shared evenly if not given.")
+    ] = None,
+    cpus_per_run: Annotated[float, typer.Option(min=0.01, help="Cores that Ray sets aside for a run.")] = 1.0,
+    gpus_per_run: Annotated[float, typer.Option(min=0.0, help="GPUs that Ray sets aside for it; may be a part.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; started here where not given.")] = None,
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
@@ -169,15 +151,17 @@ def sweep_command(
     check_folder("--glue-dir", glue_dir)
     check_folder("--text-dir", text_dir)
     chosen = _narrowed(suites.get(suite), tasks, recipes, seeds, fixed)
-    cells = chosen.cells(backbone, selection, max_runs, halving)
+    cells = chosen.cells(backbone, selection)
     backbones.resolve(backbone)
     # Workers, perhaps on other machines, need not stand in this folder.
     given = {"glue_dir": glue_dir, "text_dir": text_dir, "out": out, "work": work, "models": keep_model}
     places: dict[str, Any] = {name: None if path is None else path.resolve() for name, path in given.items()}
-    resources = executors.Resources(workers, threads, cpus_per_run, gpus_per_run, address)
     console = Console()
-    with executors.get(executor, resources) as pool, sweeps.LiveTable(console, workers) as show:
-        summary = sweeps.sweep(cells, pool, **places, show=show)
+    pool = executors.get(executor, workers, threads, cpus_per_run, gpus_per_run, address)
+    at_a_time = math.inf if executor == "ray" else workers
+    with pool as submit, Live(console=console, auto_refresh=False) as live:
+        show: Any = lambda table: live.update(table, refresh=True)  # noqa: E731
+        summary = sweeps.sweep(cells, submit, **places, workers=at_a_time, show=show)
     _tell(console, summary, places["out"])
     if summary.failures:
         raise typer.Exit(1)
@@ -225,25 +209,32 @@ def _tell(console: Console, summary: Summary, out: Path) -> None:
 @app.command("report")
 def report_command(
     results: Out = _COMMITTED,
-    out: Annotated[Path | None, typer.Option(help="Markdown file; printed where nothing is written.")] = None,
-    html: Annotated[Path | None, typer.Option(help="One self-contained HTML file.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Folder of the figures (SVG) that the Markdown shows.")] = None,
-    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data: labels, for significance.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pages, figures and summary: docs, or `report` beside other results than ours."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="One self-contained HTML file, and nothing else.")] = None,
+    glue_dir: GlueDir = None,
     text_dir: TextDir = None,
-    replicates: Annotated[int | None, typer.Option(min=100, help="Of the bootstrap; 10,000 where left out.")] = None,
+    replicates: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,
     only: Annotated[
-        list[str] | None, typer.Option(help="A part, such as table-1 or figure-3; repeatable. All where left out.")
+        list[str] | None, typer.Option(help="Print this part alone, such as table-1; repeatable. With --html: show it.")
     ] = None,
 ) -> None:
-    """Make tables and figures from the JSON results alone."""
-    from benchmarks.glue.report import REPLICATES, report
+    """Make pages of tables and figures from the JSON results alone (and, for significance, the labels of dev)."""
+    from benchmarks.glue.report import report, write
     from benchmarks.glue.results import read_all
 
-    options: dict[str, Any] = {"draw": bool(html or figures), "only": only or (), "text_dir": text_dir}
-    made = report(read_all(results), glue_dir, replicates=replicates or REPLICATES, **options)
-    if out is None and html is None and figures is None:
-        print(made.markdown())
-    for path in made.write(out, html, figures):
+    found, folders = read_all(results), {"--glue-dir": glue_dir, "--text-dir": text_dir}
+    if html is not None:
+        paths = report(found, folders, replicates=replicates, only=only or ()).write(None, html)
+    elif only:
+        print(report(found, folders, draw=False, replicates=replicates, only=only).markdown())
+        return
+    else:
+        folder = out or (Path("docs") if results == _COMMITTED else results / "report")
+        paths = write(found, folder, folders, replicates)
+    for path in paths:
         Console().print(f"Report: {path}", soft_wrap=True)
 
 
@@ -255,65 +246,18 @@ def predict_command(
     run_key: Annotated[
         list[str] | None, typer.Option("--run", help="Key of a run whose model lies in --models; repeatable.")
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="For each task the best of this recipe (ponder, static:k=3) in --models, by held-out score."),
-    ] = None,
     models: Annotated[Path, typer.Option(help="Folder of kept models.")] = Path("runs/models"),
-    results: Annotated[Path, typer.Option(help="Folder of their results, for --recipe.")] = _DEFAULT_OUT,
     glue_dir: GlueDir = None,
     out: Annotated[Path, typer.Option(help="Folder of the files and the zip.")] = Path("runs/submission"),
-    fill_missing: Annotated[bool, typer.Option(help="Answer tasks without a model by a constant.")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Answer GLUE's test sets, and zip the files that its server takes."""
-    from benchmarks.glue.model_store import best_kept
     from benchmarks.glue.submission import submit
 
     folders = [*(model or []), *(models / key for key in run_key or [])]
-    folders += [] if recipe is None else best_kept(models, results, recipe)
     console = Console(soft_wrap=True, highlight=False)
-    made = submit(folders, glue_dir, out, fill=fill_missing, batch_size=batch_size, say=console.print)
-    console.print(f"Submission: {made.path}")
-
-
-@app.command("clock")
-def clock_command(
-    model: Annotated[list[Path], typer.Option(help="Folder that `--keep-model` made; repeatable.")],
-    results: Annotated[Path, typer.Option(help="Folder of results, those of the models among them.")] = _DEFAULT_OUT,
-    glue_dir: GlueDir = None,
-    text_dir: TextDir = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    pairs: Annotated[int, typer.Option(min=1, help="Timings of full depth and exits, taken in turn.")] = 5,
-) -> None:
-    """Time kept models with every policy, on a machine that does nothing else; the report shows it."""
-    from benchmarks import tasks
-    from benchmarks.glue.latency import time_policies
-    from benchmarks.glue.model_store import load_kept
-
-    console = Console(soft_wrap=True, highlight=False)
-    options: dict[str, Any] = {"batch_size": batch_size, "pairs": pairs, "say": console.print}
-    for kept in map(load_kept, model):
-        folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[tasks.get(kept.config.task).folder_option]
-        console.print(f"Timings: {time_policies(kept, results, folder, **options)}")
-
-
-@app.command("check-submission")
-def check_submission_command(
-    path: Annotated[Path, typer.Argument(help="The zip.")],
-    glue_dir: Annotated[Path | None, typer.Option(help="GLUE's data, for the numbers of rows.")] = None,
-) -> None:
-    """Say what is wrong with a submission; exit code 1 where something is."""
-    from benchmarks.glue.submission import check_submission
-
-    console = Console(soft_wrap=True, highlight=False)
-    check_folder("--glue-dir", glue_dir)
-    faults = check_submission(path, glue_dir)
-    for fault in faults:
-        console.print(fault, markup=False)
-    if faults:
-        sys.exit(1)
-    console.print(f"{path}: nothing is wrong with it")
+    path = submit(folders, glue_dir, out, batch_size=batch_size, say=console.print)
+    console.print(f"Submission: {path}")
 
 
 @app.command("demo")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,37 +16,24 @@ from ponder.policies import ExitPolicy
 __all__ = ["REMADE", "RunConfig", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
 
 
-def _field(default: Any, help: str, expected: str = "", holds: Callable[[Any], bool] | None = None) -> Any:
-    """A field with its help, and what its values have to be."""
+def _field(default: Any, help: str, expected: str = "", holds: Callable[[Any], bool] = lambda value: True) -> Any:
+    """A field with its help, and what its values have to be; numbers are checked to be of the kind of the field."""
     return dataclasses.field(default=default, metadata={"help": help, "expected": expected, "holds": holds})
 
 
 def _whole(default: int | None, low: int, help: str) -> Any:
-    optional = default is None
-    return _field(
-        default,
-        help,
-        f"a whole number ≥ {low}",
-        lambda value: (optional and value is None) or (type(value) is int and value >= low),
-    )
-
-
-def _real(default: float | None, interval: str, holds: Callable[[float], bool], help: str) -> Any:
-    optional = default is None
-    return _field(
-        default,
-        help,
-        f"a number {interval}",
-        lambda value: (optional and value is None) or (type(value) in (int, float) and holds(value)),
-    )
+    return _field(default, help, f"a whole number ≥ {low}", lambda value: value >= low)
 
 
 def _rate(default: float | None, help: str) -> Any:
-    return _real(default, "in (0, 1)", lambda rate: 0 < rate < 1, help)
+    return _field(default, help, "a number in (0, 1)", lambda rate: 0 < rate < 1)
 
 
-def _choice(default: str, *choices: str, help: str) -> Any:
-    return _field(default, help, " or ".join(choices), lambda value: value in choices)
+def _choice(*choices: str, help: str) -> Any:
+    return _field(choices[0], help, " or ".join(choices), lambda value: value in choices)
+
+
+_KINDS = {"int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 @dataclass(frozen=True)
@@ -62,65 +48,54 @@ class RunConfig:
     backbone: str = _field("minilm", "minilm, mpnet, a folder, or a hub name.")
     recipe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     policy: Mapping[str, Any] | None = _field(None, "For example quantile:q=0.3, instead of the recipe's.")
-    readout: Literal["pooler", "mean"] = _choice("mean", "pooler", "mean", help="What the heads read: mean or pooler.")
+    readout: Literal["pooler", "mean"] = _choice("mean", "pooler", help="What the heads read: mean or pooler.")
     seed: int = _field(
         0,
         "Of initialisation, order, dropout and the held-out split.",
         "a whole number in 0 … 2³² − 1",
-        lambda seed: type(seed) is int and 0 <= seed < 2**32,
+        lambda seed: 0 <= seed < 2**32,
     )
     epochs: int = _whole(3, 1, "Epochs of each stage, at most.")
     lr: float = _rate(5e-5, "Learning rate.")
     lambda_lr: float = _rate(5e-5, "Of the Lambda head, where the recipe gives it one of its own.")
     batch_size: int = _whole(32, 1, "Examples a step of the optimiser.")
-    warmup: float = _real(0.1, "in [0, 1)", lambda share: 0 <= share < 1, "Share of the steps over which rates rise.")
+    warmup: float = _field(
+        0.1, "Share of the steps over which rates rise.", "a number in [0, 1)", lambda share: 0 <= share < 1
+    )
     stop_after: int = _whole(5, 1, "Epochs without gain on the held-out part that end a stage.")
-    held_out: float = _real(0.1, "in (0, 1)", lambda share: 0 < share < 1, "Share of train that selects the epoch.")
+    held_out: float = _rate(0.1, "Share of train that selects the epoch.")
     max_train: int | None = _whole(None, 4, "Use at most so many training examples, drawn by seed.")
     max_length: int = _whole(128, 1, "Tokens; longer inputs are cut.")
-    bf16: bool = _field(False, "Train under bfloat16 autocast.", "true or false", lambda value: type(value) is bool)
+    bf16: bool = _field(False, "Train under bfloat16 autocast.", "true or false")
     schedule: Literal["linear", "constant"] = _choice(
-        "linear", "linear", "constant", help="Rates fall linearly to zero, or (as in PALBERT's paper) stay constant."
+        "linear", "constant", help="Rates fall linearly to zero, or (as in PALBERT's paper) stay constant."
     )
     selection: Literal["held_out", "dev"] = _choice(
-        "held_out",
-        "held_out",
-        "dev",
-        help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev.",
-    )
-    knob: Literal["recipe", "held_out", "budget"] = _choice(
-        "recipe",
-        "recipe",
-        "held_out",
-        "budget",
-        help="Take the policy's threshold from the recipe, or choose it on held-out data: held_out takes the cheapest "
-        "that keeps the score, budget the best that is cheap enough.",
-    )
-    knob_keeps: float = _real(
-        0.99, "in (0, 1]", lambda share: 0 < share <= 1, "Share of the score that a held_out threshold has to keep."
-    )
-    budget: float = _real(
-        1.5, "≥ 1, a speed-up", lambda it: 1 <= it < math.inf, "Least speed-up in steps, for the threshold by budget."
+        "held_out", "dev", help="Choose epoch and hyper-parameters on held_out, or (as PALBERT's paper) on dev."
     )
     head_lr: float | None = _rate(None, "Of the heads that answer; --lr where not given.")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, holds = getattr(self, field.name), field.metadata.get("holds")
-            if holds is not None and not holds(value):
-                expected = field.metadata["expected"]
+            value, expected = getattr(self, field.name), field.metadata.get("expected")
+            kind, _, optional = str(field.type).partition(" | ")
+            is_right = type(value) in _KINDS.get(kind, (type(value),)) or (optional and value is None)
+            if expected and not (is_right and (value is None or field.metadata["holds"](value))):
                 remedy = f"Pass {field.default}, say." if field.default is not None else "Leave it out, say."
                 raise ArgumentError(field.name, expected=expected, got=repr(value), remedy=remedy)
-            if "float" in str(field.type) and value is not None:
+            if kind == "float" and value is not None:
                 object.__setattr__(self, field.name, float(value))  # 2 and 2.0 are one configuration
-        if self.selection == "dev" and self.knob != "recipe":
-            raise ArgumentError(
-                "knob",
-                expected="recipe where selection is dev, since then nothing is held out",
-                got=self.knob,
-                remedy="Select on the held-out part, or leave the threshold to the recipe.",
+        if isinstance(self.policy, str):  # as on a command line
+            object.__setattr__(self, "policy", parse_policy(self.policy).to_dict())
+        if not isinstance(self.policy, Mapping | None):
+            raise ArgumentTypeError(
+                "policy",
+                expected="an exit policy, as text or as an object with its name and fields",
+                got=repr(self.policy),
+                remedy='Write "quantile:q=0.3" or {"name": "quantile", "q": 0.3}, say.',
             )
-        self._check_policy()
+        if self.policy is not None:
+            ExitPolicy.from_dict(dict(self.policy))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -128,9 +103,13 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
-        """Inverse of `to_dict`; fields that an older version did not have are at their defaults."""
+        """Inverse of `to_dict`; fields that an older version did not have are at their defaults.
+
+        Older versions could choose the policy's threshold; runs that did not are still read.
+        """
+        rest = {name: value for name, value in data.items() if name not in _GONE or value != _GONE[name]}
         try:
-            return cls(**data)
+            return cls(**rest)
         except (TypeError, ArgumentError) as error:
             raise DataError(f"config: no configuration of this version ({error}).") from error
 
@@ -156,27 +135,12 @@ class RunConfig:
         backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
         return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest(hashed)}".lower()
 
-    def _check_policy(self) -> None:
-        given: Any = self.policy
-        if given is None:
-            return
-        if isinstance(given, str):  # as on a command line
-            given = parse_policy(given).to_dict()
-            object.__setattr__(self, "policy", given)
-        if not isinstance(given, Mapping):
-            raise ArgumentTypeError(
-                "policy",
-                expected="an exit policy, as text or as an object with its name and fields",
-                got=repr(given),
-                remedy='Write "quantile:q=0.3" or {"name": "quantile", "q": 0.3}, say.',
-            )
-        ExitPolicy.from_dict(dict(given))
-
 
 REMADE = {"ponder": "palbert-joint"}
 """Recipes that became others under the same name, and what the one of before is called now."""
 
-_LATER = ("schedule", "selection", "knob", "knob_keeps", "budget", "head_lr")
+_LATER = ("schedule", "selection", "head_lr")
+_GONE = {"knob": "recipe", "knob_keeps": 0.99, "budget": 1.5}
 
 
 def recipe_label(recipe: str, options: Mapping[str, Any]) -> str:

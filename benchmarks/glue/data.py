@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,13 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from benchmarks.tasks import Task
 from ponder.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from benchmarks.glue.tasks import GlueSplit, GlueTask
-
-__all__ = ["MissingDataError", "features_of", "hold_out", "load", "read_text", "tokenize"]
+__all__ = ["GlueSplit", "GlueTask", "MissingDataError", "features_of", "hold_out", "load", "read_text", "tokenize"]
 
 _log = logging.getLogger(__name__)
 _HUB = "nyu-mll/glue"
@@ -35,6 +35,68 @@ _REMEDY = "Correct or remove the line, or fetch the file anew."
 
 class MissingDataError(DataError):
     """A split is not there: no file, or no hub."""
+
+
+@dataclass(frozen=True)
+class GlueSplit:
+    """One split of a task; `columns` are those of a file that has no header line."""
+
+    name: str
+    columns: tuple[str, ...] | None = None
+    stem: str = ""
+
+    @property
+    def file(self) -> str:
+        """File name within the task's folder."""
+        return f"{self.stem or self.name}.tsv"
+
+    @property
+    def hub(self) -> str:
+        """Name of the split on the hub."""
+        return self.name.replace("dev", "validation")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are public; GLUE keeps those of the test splits."""
+        return not self.name.startswith("test")
+
+
+_SPLITS = tuple(map(GlueSplit, ("train", "dev", "test")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueTask(Task):
+    """One task of GLUE: beside its labels and metrics, its files.
+
+    Args:
+        hub_name: Name of the configuration on the hub.
+        columns: The one or two columns of a file that hold the sentences.
+        label_column: The column of a file that holds the label.
+        label_texts: How a file writes each class, in the order of `label_names`; the names themselves if empty.
+        hub_columns: The columns that hold the sentences on the hub; as in the files if empty.
+        splits: The splits.
+        index_column: The column that numbers the examples of a test file.
+        malformed_lines: How many lines of a labelled split may have too few or too many columns, and are then
+            left out; one more is an error.
+    """
+
+    hub_name: str
+    columns: tuple[str, ...]
+    label_column: str = "label"
+    label_texts: tuple[str, ...] = ()
+    hub_columns: tuple[str, ...] = ()
+    splits: tuple[GlueSplit, ...] = _SPLITS
+    index_column: str = "index"
+    malformed_lines: int = 0
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        """Names of the labelled splits that are not for training."""
+        return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
+
+    def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
+        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `load`."""
+        return load(self, folder, only)
 
 
 def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> DatasetDict:
@@ -52,11 +114,12 @@ def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> Dat
         class number or a 32-bit score, and -1 where it is hidden.
     """
     splits = [split for split in task.splits if split.name in only or not only]
-    if glue_dir is None:
-        source = _from_hub(task)
-        return DatasetDict({split.name: _hub_split(task, split, source) for split in splits})
-    folder = Path(glue_dir) / task.name
-    return DatasetDict({split.name: _folder_split(task, split, folder) for split in splits})
+    source = _from_hub(task) if glue_dir is None else Path(glue_dir) / task.name
+    read = {
+        it.name: _read(task, it, source) if isinstance(source, Path) else _of_hub(task, it, source) for it in splits
+    }
+    features = features_of(task.label_names, len(task.columns) == 2)
+    return DatasetDict({name: Dataset.from_dict(columns, features=features) for name, columns in read.items()})
 
 
 def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Features:
@@ -72,11 +135,6 @@ def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datas
     The result is a function of the data, the fraction and the seed alone. Classes keep their proportions
     to within one example, and a class is only left without a training example where nothing else is
     possible. Neither part is ever empty.
-
-    Args:
-        train: Data with a column `label`.
-        fraction: Share that is held out, in (0, 1).
-        seed: Which examples are drawn.
 
     Returns:
         What is left for training, and what is held out; both in the order of `train`.
@@ -98,11 +156,6 @@ def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datas
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Turn sentences into token numbers, truncated to a length but not padded to one (the collator pads a batch).
 
-    Args:
-        dataset: What the `load` of a task gives.
-        tokenizer: The tokenizer of the backbone.
-        max_length: Most tokens of an example; of a pair the longer sentence loses tokens first.
-
     Returns:
         Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`, `idx`, and
         `length` in tokens.
@@ -110,12 +163,9 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
     special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
     if max_length <= special:
-        raise ArgumentError(
-            "max_length",
-            expected=f"more than the {special} special tokens of this tokenizer",
-            got=max_length,
-            remedy="Pass 128, the length of most work on GLUE.",
-        )
+        expected = f"more than the {special} special tokens of this tokenizer"
+        remedy = "Pass 128, the length of most work on GLUE."
+        raise ArgumentError("max_length", expected=expected, got=max_length, remedy=remedy)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         encoded = tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
@@ -137,7 +187,8 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}, line {line}: expected UTF-8 text; got the byte {byte:#04x}. {_REMEDY}") from None
 
 
-def _folder_split(task: GlueTask, split: GlueSplit, folder: Path) -> Dataset:
+def _read(task: GlueTask, split: GlueSplit, folder: Path) -> dict[str, list[Any]]:
+    """The columns of one file of GLUE's tab-separated format."""
     path = folder / split.file
     if not path.is_file():
         raise MissingDataError(
@@ -145,17 +196,16 @@ def _folder_split(task: GlueTask, split: GlueSplit, folder: Path) -> Dataset:
             f"{'file' if folder.is_dir() else 'folder'}. Pass as GLUE_DIR (--glue-dir) the folder that holds "
             f"{task.name}/{split.file}, or leave it out to load {task.name} from the hub."
         )
-    return Dataset.from_dict(_read(task, split, path), features=features_of(task.label_names, len(task.columns) == 2))
-
-
-def _read(task: GlueTask, split: GlueSplit, path: Path) -> dict[str, list[Any]]:
-    """The columns of one file of GLUE's tab-separated format."""
-    header, lines = _header_and_lines(task, split, path)
-    columns: dict[str, list[Any]] = {"idx": [], **{f"sentence{n}": [] for n, _ in enumerate(task.columns, 1)}}
-    columns["label"] = []
-    seen: set[int] = set()
-    skipped = 0
-    for number, line in lines:
+    text = read_text(path)
+    # Only newlines end a line: other separators stand in sentences.
+    lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")] if text.strip() else []
+    header = _header(task, split, path, lines)
+    names = [f"sentence{number}" for number, _ in enumerate(task.columns, start=1)]
+    columns: dict[str, list[Any]] = {name: [] for name in ("idx", *names, "label")}
+    seen, skipped = set[int](), 0
+    for number, line in enumerate(lines, start=1):
+        if number == 1 and split.columns is None:
+            continue
         where, fields = f"{path}, line {number}", line.split("\t")
         if len(fields) != len(header):
             fault = f"{where}: expected {len(header)} columns; got {len(fields)}: {_shown(fields)}."
@@ -169,23 +219,19 @@ def _read(task: GlueTask, split: GlueSplit, path: Path) -> dict[str, list[Any]]:
         if index in seen:
             raise DataError(f"{where}: expected an index of its own; got {index} again. {_REMEDY}")
         seen.add(index)
-        label = _label(task, row[task.label_column], where) if split.labelled else -1
-        for name, value in zip(columns, (index, *(row[name] for name in task.columns), label), strict=True):
-            columns[name].append(value)
+        columns["idx"].append(index)
+        for name, column in zip(names, task.columns, strict=True):
+            columns[name].append(row[column])
+        columns["label"].append(_label(task, row[task.label_column], where) if split.labelled else -1)
     if not seen:
         raise DataError(f"{path}: expected examples; got none. Fetch the file anew.")
     return columns
 
 
-def _header_and_lines(
-    task: GlueTask, split: GlueSplit, path: Path
-) -> tuple[tuple[str, ...], Iterator[tuple[int, str]]]:
-    """The names of the columns, and the numbered lines below them."""
-    text = read_text(path)
-    # Only newlines end a line: other separators stand in sentences.
-    lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")] if text.strip() else []
+def _header(task: GlueTask, split: GlueSplit, path: Path, lines: Sequence[str]) -> tuple[str, ...]:
+    """The names of the columns."""
     if split.columns is not None:
-        return split.columns, iter(enumerate(lines, start=1))
+        return split.columns
     if not lines:
         raise DataError(f"{path}: expected a header line; got an empty file. Fetch the file anew.")
     header = tuple(name.strip() for name in lines[0].split("\t"))
@@ -195,7 +241,7 @@ def _header_and_lines(
             f"{path}, line 1: expected a header with {', '.join(map(repr, wanted))}; got {_shown(header)}. "
             f"Fetch the {split.name} file of {task.name} in GLUE's own format."
         )
-    return header, iter(enumerate(lines[1:], start=2))
+    return header
 
 
 def _index(text: str, where: str) -> int:
@@ -236,7 +282,8 @@ def _from_hub(task: GlueTask) -> DatasetDict:
         ) from error
 
 
-def _hub_split(task: GlueTask, split: GlueSplit, source: DatasetDict) -> Dataset:
+def _of_hub(task: GlueTask, split: GlueSplit, source: DatasetDict) -> dict[str, Any]:
+    """The columns of one split of the hub."""
     where = f"{_HUB} ({task.hub_name})"
     if split.hub not in source:
         raise DataError(f"{where}: expected a split {split.hub}; got {', '.join(source)}.")
@@ -248,11 +295,8 @@ def _hub_split(task: GlueTask, split: GlueSplit, source: DatasetDict) -> Dataset
     classes = getattr(rows.features["label"], "names", None)
     if task.label_names and classes != list(task.label_names):
         raise DataError(f"{where}: expected the classes {', '.join(task.label_names)}; got {classes}.")
-    columns: dict[str, Any] = {"idx": range(len(rows))}
-    for number, name in enumerate(sentences, start=1):
-        columns[f"sentence{number}"] = [text.strip() for text in rows[name]]
-    columns["label"] = rows["label"][:]
-    return Dataset.from_dict(columns, features=features_of(task.label_names, len(sentences) == 2))
+    texts = {f"sentence{n}": [text.strip() for text in rows[name]] for n, name in enumerate(sentences, start=1)}
+    return {"idx": range(len(rows)), **texts, "label": rows["label"][:]}
 
 
 def _draw(strata: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:

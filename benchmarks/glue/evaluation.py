@@ -11,22 +11,18 @@ import torch
 from datasets import Dataset
 
 from benchmarks.glue import metrics
-from benchmarks.glue.diagnostics import gains, optimum
-from benchmarks.glue.metrics import answers
+from benchmarks.glue.curves import record_curves
+from benchmarks.glue.metrics import answers, pack
 from benchmarks.glue.model import Collator
-from benchmarks.glue.significance import pack
-from benchmarks.glue.thresholds import record_curves
 from benchmarks.tasks import Task
 from ponder import Trajectory
-from ponder.analysis.overthinking import overthinking_of
-from ponder.cost import Cost, WallClock, measure_each, speed_up, wall_clock
+from ponder.cost import Cost, measure_each, speed_up, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
-from ponder.objectives import Objective
 from ponder.policies import ExitPolicy, LastStep
-from ponder.priors import Prior
 
-__all__ = ["batches", "mean_cost", "measure_costs", "measure_speed_ups", "record", "summarise", "time_exits"]
+__all__ = ["batches", "mean_cost", "measure_costs", "measure_speed_ups", "record", "summarise"]
 
+_TIMED = 6  # batches
 Batch = dict[str, torch.Tensor]
 
 
@@ -56,44 +52,27 @@ def record(
     return whole.map(lambda tensor: tensor[order])
 
 
-def summarise(
-    task: Task,
-    trajectory: Trajectory,
-    policy: ExitPolicy,
-    cost: Cost | None = None,
-    *,
-    own: ExitPolicy | None = None,
-    objective: Objective | None = None,
-    prior: Prior | None = None,
-) -> dict[str, Any]:
+def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, cost: Cost | None = None) -> dict[str, Any]:
     """Scores of one split from its trajectory.
 
     Args:
         task: The task.
         trajectory: With labels.
-        policy: Decides.
+        policy: Decides; the first curve varies its threshold.
         cost: Mean cost of an example, for the curves; steps are counted where None.
-        own: The recipe's policy, whose threshold the first curve varies; `policy` where None.
-        objective: That the model was trained with.
-        prior: Of the model.
 
     Returns:
         `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram` over the steps;
         `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text (labels are GLUE's,
-        and are not kept); `overthinking`, for classes, the shares of rows `right` at each step, `right_by` then, and
-        `lost`, right at some step and wrong at the last; `gains`, where the model was trained to exit (see
-        `benchmarks.glue.diagnostics`); `optimum`, what its Lambda head could have learnt (see there);
-        `curves` over the thresholds of policies.
+        and are not kept); `curves` over the thresholds of policies.
     """
     assert trajectory.labels is not None
-    labels, steps = trajectory.labels.numpy(), trajectory.num_steps
-    exits, own = trajectory.replay(policy), own or policy
+    labels, steps, exits = trajectory.labels.numpy(), trajectory.num_steps, trajectory.replay(policy)
 
     def score(outputs: torch.Tensor) -> dict[str, float]:
         return metrics.score(task, answers(task, outputs.float().numpy()), labels)
 
     per_step = [score(outputs) for outputs in trajectory.outputs.unbind(1)]
-    halting = None if trajectory.hazard_logits is None else trajectory.halting.pmf.mean(0).tolist()
     return {
         "examples": len(trajectory),
         "full_depth": per_step[-1],
@@ -101,12 +80,9 @@ def summarise(
         "per_step": [of_step["score"] for of_step in per_step],
         "mean_exit_step": exits.exit_step.double().mean().item(),
         "exit_histogram": torch.bincount(exits.exit_step, minlength=steps + 1)[1:].tolist(),
-        "halting": halting,
+        "halting": None if trajectory.hazard_logits is None else trajectory.halting.pmf.mean(0).tolist(),
         "predictions": pack(task, answers(task, exits.outputs.float().numpy())),
-        "overthinking": None if task.kind == "regression" else dataclasses.asdict(overthinking_of(trajectory)),
-        "gains": gains(trajectory) if own.needs else None,
-        "optimum": None if objective is None else optimum(trajectory, objective, prior),
-        "curves": record_curves(trajectory, own, lambda outputs, _: score(outputs)["score"], cost),
+        "curves": record_curves(trajectory, policy, lambda outputs, _: score(outputs)["score"], cost),
     }
 
 
@@ -118,16 +94,10 @@ def measure_costs(model: PonderForSequenceClassification, data: Dataset, collate
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:
-    """The mean of the costs of examples, part by part."""
-    columns = {field.name: [getattr(cost, field.name) for cost in costs] for field in dataclasses.fields(Cost)}
-    return Cost(**{name: _mean_of(values) for name, values in columns.items()})
-
-
-def _mean_of(values: Sequence[Any]) -> Any:
-    """The mean of numbers, or of tuples of numbers place by place."""
-    if isinstance(values[0], tuple):
-        return tuple(_mean_of(place) for place in zip(*values, strict=True))
-    return sum(values) / len(values)
+    """The mean of the costs of examples, part by part; of parts that are one number a step, step by step."""
+    names = [field.name for field in dataclasses.fields(Cost)]
+    means = {name: np.mean([getattr(cost, name) for cost in costs], axis=0).tolist() for name in names}
+    return Cost(**{name: tuple(mean) if isinstance(mean, list) else mean for name, mean in means.items()})
 
 
 def measure_speed_ups(
@@ -146,20 +116,24 @@ def measure_speed_ups(
 
     Args:
         model: In evaluation mode.
-        data: Tokenised examples, for wall-clock.
+        data: Tokenised examples, for wall-clock: at most six batches, evenly spread over the lengths.
         collate: Pads them.
         policy: Decides.
         exit_step: Where each example leaves, `(examples,)`.
         costs: Of each of these examples, from `measure_costs`.
         baseline: The model that runs to its last step, for wall-clock; `model` itself where None.
         batch_size: Examples a batch, for wall-clock.
-        pairs: Timings of full depth and exits, taken in turn.
-
-    Returns:
-        `steps`, `flops`, and `wall_clock` (median of the pairs' ratios) with `wall_clock_range`.
+        pairs: Timings of full depth and exits, taken in turn; their median counts.
     """
-    timed = batches(data, collate, batch_size, model.device)
-    clock = time_exits(model, timed, policy, baseline=baseline, pairs=pairs)
+    made = batches(data, collate, batch_size, model.device)
+    places = {round(i * (len(made) - 1) / (_TIMED - 1)) for i in range(_TIMED)}
+    timed = [{k: v for k, v in made[place].items() if k != "labels"} for place in sorted(places)]
+
+    @torch.inference_mode()
+    def run(which: PonderForSequenceClassification, policy: ExitPolicy) -> list[torch.Tensor]:
+        return [which(**batch, policy=policy).exit_step for batch in timed]
+
+    clock = wall_clock(lambda: run(baseline or model, LastStep()), lambda: run(model, policy), pairs=pairs)
     found = speed_up(exit_step, model.ponder.num_steps, costs=costs, needs=policy.needs)
     return {
         "steps": found.steps,
@@ -169,26 +143,3 @@ def measure_speed_ups(
         "wall_clock_batch_size": batch_size,
         "threads": torch.get_num_threads(),
     }
-
-
-def time_exits(
-    model: PonderForSequenceClassification,
-    data: Sequence[Batch],
-    policy: ExitPolicy,
-    *,
-    baseline: PonderForSequenceClassification | None = None,
-    pairs: int = 5,
-    most: int = 6,
-) -> WallClock:
-    """Time full depth and a policy in turn, on at most `most` batches, evenly spread over the lengths."""
-    places = {round(i * (len(data) - 1) / max(most - 1, 1)) for i in range(most)}
-    timed = [data[place] for place in sorted(places)] if len(data) > most else data
-    full = baseline or model
-    return wall_clock(lambda: _run(full, timed, LastStep()), lambda: _run(model, timed, policy), pairs=pairs)
-
-
-@torch.inference_mode()
-def _run(model: PonderForSequenceClassification, data: Sequence[Batch], policy: ExitPolicy) -> list[torch.Tensor]:
-    """The exit steps of each batch."""
-    unlabelled = [{name: tensor for name, tensor in batch.items() if name != "labels"} for batch in data]
-    return [model(**batch, policy=policy).exit_step for batch in unlabelled]

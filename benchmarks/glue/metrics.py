@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn import metrics as sk
 
 from benchmarks.tasks import Task
 from ponder.errors import ArgumentError
 
-__all__ = ["answers", "score"]
+__all__ = ["answers", "measure", "pack", "score", "unpack"]
 
 _Array = NDArray[Any]
 
@@ -57,15 +56,27 @@ def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
     _check_values(task, "labels", labels, hidden)
     dtype = np.float64 if task.kind == "regression" else np.int64
     predictions, labels = predictions.astype(dtype), labels.astype(dtype)
-    inside = np.ones(len(labels), dtype=bool) if task.outside is None else labels != task.outside
-    measured = predictions[inside], labels[inside]
-    result: dict[str, float] = {
-        name: float(_METRICS[name](*measured)) if inside.any() else 0.0 for name in task.metrics
-    }
+    result = {name: float(of_row[0]) for name, of_row in measure(task, predictions[None], labels[None]).items()}
     result["score"] = sum(result.values()) / len(result)
-    if not inside.all():
-        result["out_of_scope_recall"] = float(np.mean(predictions[~inside] == task.outside))
+    if task.outside is not None and (labels == task.outside).any():
+        result["out_of_scope_recall"] = float(np.mean(predictions[labels == task.outside] == task.outside))
     return result
+
+
+def measure(task: Task, predictions: _Array, labels: _Array) -> dict[str, _Array]:
+    """Every metric, `(samples,)`, of many samples at once: predictions and labels of shape `(samples, examples)`."""
+    inside = np.ones_like(labels, dtype=bool) if task.outside is None else labels != task.outside
+    return {name: _METRICS[name](predictions, labels, inside) for name in task.metrics}
+
+
+def pack(task: Task, predictions: _Array) -> str:
+    """Predictions as one line of text, which is how a result keeps them: class numbers, or scores to five digits."""
+    return " ".join(f"{value:.5g}" if task.kind == "regression" else str(int(value)) for value in predictions)
+
+
+def unpack(task: Task, text: str) -> _Array:
+    """Inverse of `pack`."""
+    return np.array(text.split(), dtype=np.float64 if task.kind == "regression" else np.int64)
 
 
 def _check_values(task: Task, argument: str, values: _Array, remedy: str) -> None:
@@ -79,27 +90,50 @@ def _check_values(task: Task, argument: str, values: _Array, remedy: str) -> Non
         raise ArgumentError(argument, expected=f"{expected} ({task.name})", got=got, remedy=remedy)
 
 
-def _pearson(predictions: _Array, labels: _Array) -> float:
-    for values in (predictions, labels):
-        # A spread below the rounding of the values themselves: dividing by it would only amplify noise.
-        if np.linalg.norm(values - values.mean()) <= 1e-12 * np.linalg.norm(values):
-            return 0.0
-    return float(stats.pearsonr(predictions, labels).statistic)
+def _ratio(above: _Array, below: _Array) -> _Array:
+    """0 where it is not defined."""
+    return np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below != 0)
 
 
-def _spearman(predictions: _Array, labels: _Array) -> float:
-    constant = np.ptp(predictions) == 0 or np.ptp(labels) == 0
-    return 0.0 if constant else float(stats.spearmanr(predictions, labels).statistic)
+def _accuracy(p: _Array, y: _Array, inside: _Array) -> _Array:
+    return _ratio(((p == y) & inside).sum(1), inside.sum(1))
 
 
-def _matthews(predictions: _Array, labels: _Array) -> float:
-    constant = len(np.unique(predictions)) == 1 or len(np.unique(labels)) == 1
-    return 0.0 if constant else float(sk.matthews_corrcoef(labels, predictions))
+def _counts(p: _Array, y: _Array) -> list[_Array]:
+    """True and false positives, false and true negatives of each sample, class 1 being the positive one."""
+    pairs = ((1, 1), (1, 0), (0, 1), (0, 0))
+    return [((p == answer) & (y == label)).sum(1).astype(float) for answer, label in pairs]
 
 
-_METRICS: dict[str, Callable[[_Array, _Array], float]] = {
-    "accuracy": lambda predictions, labels: float(np.mean(predictions == labels)),
-    "f1": lambda predictions, labels: float(sk.f1_score(labels, predictions, zero_division=0.0)),
+def _f1(p: _Array, y: _Array, _: _Array) -> _Array:
+    tp, fp, fn, _tn = _counts(p, y)
+    return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def _matthews(p: _Array, y: _Array, _: _Array) -> _Array:
+    tp, fp, fn, tn = _counts(p, y)
+    return _ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+
+
+def _pearson(p: _Array, y: _Array, _: _Array) -> _Array:
+    return np.clip((_standard(p) * _standard(y)).sum(1), -1.0, 1.0)
+
+
+def _spearman(p: _Array, y: _Array, inside: _Array) -> _Array:
+    return _pearson(stats.rankdata(p, axis=1), stats.rankdata(y, axis=1), inside)
+
+
+def _standard(values: _Array) -> _Array:
+    """Of mean 0 and length 1; all 0 where the spread is below the rounding of the values themselves."""
+    centred = values - values.mean(1, keepdims=True)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    varies = lengths > 1e-12 * np.linalg.norm(values, axis=1, keepdims=True)
+    return np.divide(centred, lengths, out=np.zeros_like(centred), where=varies)
+
+
+_METRICS: dict[str, Callable[[_Array, _Array, _Array], _Array]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
     "matthews": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,

@@ -1,7 +1,12 @@
-"""The model of a run before training, and what it reads."""
+"""The model of a run: before training, what it reads, and as it is kept after training, a folder a run."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +15,15 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 from benchmarks import backbones
 from benchmarks.glue.config import RunConfig
 from ponder import recipes
+from ponder._utils.files import make_folder, read_json, write_json
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["Collator", "build", "load_tokenizer", "start_at"]
+__all__ = ["Collator", "KeptModel", "build", "keep", "load_kept", "load_tokenizer", "start_at"]
+
+_FORMAT = "ponder-glue-model-1"
+_FILE = "glue.json"
 
 
 class Collator:
@@ -64,3 +73,46 @@ def start_at(model: PonderForSequenceClassification, value: float) -> None:
     for module in model.ponder.head.modules():
         if isinstance(module, torch.nn.Linear):
             module.bias.fill_(value)
+
+
+@dataclass(frozen=True)
+class KeptModel:
+    """A trained model, how it was made, and what was measured in each stage."""
+
+    model: PonderForSequenceClassification
+    tokenizer: PreTrainedTokenizerBase
+    config: RunConfig
+    training: list[dict[str, Any]]
+
+
+def keep(
+    model: PonderForSequenceClassification, config: RunConfig, models: Path, training: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Write `<models>/<key>/`, whole or not at all: weights, tokenizer and configuration."""
+    folder = models / config.key
+    for left in models.glob(f".{config.key}.part-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    part = make_folder(models / f".{config.key}.part-{os.getpid()}")
+    try:
+        model.save_pretrained(part)
+        load_tokenizer(config.backbone).save_pretrained(part)
+        write_json(part / _FILE, {"format": _FORMAT, "config": config.to_dict(), "training": list(training)})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load_kept(folder: Path) -> KeptModel:
+    """Read what `keep` wrote."""
+    made = read_json(folder / _FILE) if (folder / _FILE).exists() else {}
+    if made.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{folder}: expected the folder of a kept model, which `run --keep-model` makes; it has no {_FILE} of the "
+            f"format {_FORMAT!r}."
+        )
+    model = PonderForSequenceClassification.from_pretrained(folder).eval()
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    config = RunConfig.from_dict(made["config"])
+    return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training", []))

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import tasks
 from benchmarks.checksum import is_intact, with_checksum
@@ -25,35 +16,31 @@ from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, Dat
 from ponder.objectives import Objective
 from ponder.recipes import Recipe
 
-__all__ = ["FORMAT", "Result", "environment", "read_all", "recipe_of"]
+__all__ = ["FORMAT", "Result", "read_all", "recipe_of"]
 
 FORMAT = "ponder-glue-1"
-_PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
 _REQUIRED = ("format", "config", "task", "recipe", "backbone", "num_steps", "policy", "splits", "speed_up")
-_AGAIN = "Remove it, and run that configuration again."
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run.
-
-    Args:
-        data: What the file holds: `config`, `task`, `recipe`, `backbone`, `policy`, `splits`, `speed_up`,
-            `training`, `environment`.
-        path: Where it was read from.
-    """
+    """One run: what its file holds, and where that was read from."""
 
     data: dict[str, Any]
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        where, missing = self.path or "result", [key for key in _REQUIRED if key not in self.data]
+        missing = [key for key in _REQUIRED if key not in self.data]
         if missing or self.data["format"] != FORMAT:
             got = f"{self.data.get('format')!r}, without {missing or 'nothing'}"
-            raise DataError(f"{where}: expected a result of the format {FORMAT!r}; got {got}. {_AGAIN}")
+            raise self._refused(f"a result of the format {FORMAT!r}", got)
         if not self.reported or not all("exits" in split for split in self.data["splits"].values()):
-            got = f"the splits {list(self.data['splits'])}"
-            raise DataError(f"{where}: expected scores of dev at the exits; got {got}. {_AGAIN}")
+            raise self._refused("scores of dev at the exits", f"the splits {list(self.data['splits'])}")
+
+    def _refused(
+        self, expected: str, got: str, remedy: str = "Remove it, and run that configuration again."
+    ) -> DataError:
+        return DataError(f"{self.path or 'result'}: expected {expected}; got {got}. {remedy}")
 
     @classmethod
     def of_run(cls, path: Path) -> Result:
@@ -63,44 +50,42 @@ class Result:
         """
         try:
             result = cls(read_json(path), path)
-            result._check()
+            result._check(path)
         except CheckpointError as error:
-            raise DataError(f"{error} {_AGAIN}") from error
-        except PonderError:
-            raise
+            raise DataError(f"{error} Remove it, and run that configuration again.") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            got = f"other contents ({type(error).__name__}: {error})"
-            raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {got}. {_AGAIN}") from error
+            if isinstance(error, PonderError):
+                raise
+            raise DataError(
+                f"{path}: expected a result of the format {FORMAT!r}; got other contents ({error})."
+            ) from error
         return result
 
-    def _check(self) -> None:
-        assert self.path is not None
+    def _check(self, path: Path) -> None:
         try:
             config = RunConfig.from_dict(self["config"])
         except DataError as error:
-            raise DataError(f"{self.path}: {error}") from error
+            raise DataError(f"{path}: {error}") from error
         named = all(self[name] == self["config"][name] for name in ("task", "recipe", "backbone"))
-        is_before = config.recipe in REMADE and self.path.stem == config.key_before
-        if (config.key != self.path.stem and not is_before) or not named:
-            got = f"{config.key} (edited, or a copy?)"
-            raise DataError(f"{self.path}: expected the run of this name; got {got}. {_AGAIN}")
+        is_before = config.recipe in REMADE and path.stem == config.key_before
+        if (config.key != path.stem and not is_before) or not named:
+            raise self._refused("the run of this name", f"{config.key} (edited, or a copy?)")
         if not is_intact(self.data):
-            raise DataError(f"{self.path}: expected what the run wrote; it was edited since. {_AGAIN}")
+            raise self._refused("what the run wrote", "other contents: it was edited since")
         if is_before:
             self.data["recipe"] = REMADE[config.recipe]
         try:
             now = recipe_of(config, tasks.get(self["task"]).kind, self["num_steps"], self["recipe"]).to_dict()
         except (ArgumentError, ArgumentTypeError) as error:
             remedy = "Install what it comes from, or move the file away."
-            raise DataError(f"{self.path}: expected a recipe that is here; {error} {remedy}") from error
+            raise DataError(f"{path}: expected a recipe that is here; {error} {remedy}") from error
         now["objectives"] = [stage["objective"] for stage in now["stages"]]
         then = self._recipe_then()
         changed = {name: {"then": value, "now": now[name]} for name, value in then.items() if value != now[name]}
         if changed:
-            raise DataError(
-                f"{self.path}: expected a result of the recipe {self['recipe']!r} as it is; got one of it as it was, "
-                f"{changed}. The recipe has changed since: move the file away, and run it again."
-            )
+            remedy = "The recipe has changed since: move the file away, and run it again."
+            got = f"one of it as it was, {changed}"
+            raise self._refused(f"a result of the recipe {self['recipe']!r} as it is", got, remedy)
 
     def _recipe_then(self) -> dict[str, Any]:
         """The fields of the recipe that was run; results of before have its objectives and its policy alone."""
@@ -110,8 +95,7 @@ class Result:
         if not objectives or None in objectives:
             return {}
         objectives = [Objective.from_dict(each).to_dict() for each in objectives]  # with fields that were added since
-        own = self["config"]["policy"] is None and self.data.get("knob", {}).get("chosen_on", "recipe") == "recipe"
-        return {"objectives": objectives, **({"policy": self["policy"]} if own else {})}
+        return {"objectives": objectives, **({"policy": self["policy"]} if self["config"]["policy"] is None else {})}
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
@@ -125,12 +109,6 @@ class Result:
         """What was measured on the splits that are reported: dev (two for MNLI), and never the held-out one."""
         return [split for name, split in self.data["splits"].items() if name != "held_out"]
 
-    @property
-    def held_out(self) -> Result | None:
-        """The result with the held-out part as what is reported, or None where nothing was held out."""
-        held_out = self.data["splits"].get("held_out")
-        return None if held_out is None else Result({**self.data, "splits": {"selection": held_out}}, self.path)
-
     def score(self, where: str) -> float:
         """The score on what is reported; `where` is ``"full_depth"`` or ``"exits"``."""
         return statistics.fmean(split[where]["score"] for split in self.reported)
@@ -140,9 +118,9 @@ class Result:
         """What runs are chosen by: the held-out score at the exits; that on dev where the run selects there."""
         if self.selects_on_dev:
             return self.score("exits")
-        if self.held_out is None:
-            raise DataError(f"{self.path or 'result'}: expected a held-out score; it holds none. Run it again.")
-        return self.held_out.score("exits")
+        if "held_out" not in self.data["splits"]:
+            raise self._refused("a held-out score", "none")
+        return float(self.data["splits"]["held_out"]["exits"]["score"])
 
     @property
     def selects_on_dev(self) -> bool:
@@ -172,41 +150,3 @@ def read_all(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`.")
     return [Result.of_run(path) for path in sorted(folder.glob("*.json"))]
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, commit and device of this process, without anything that names the machine."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": _command(sys.argv),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _command(argv: Sequence[str]) -> str:
-    """How this process was started; of absolute paths the last part alone, since others mean one machine."""
-    program = Path(argv[0])
-    if program.name != "__main__.py" or "benchmarks" not in program.parts:
-        return "library"
-    arguments = (re.sub(r"(^|=)/\S*?([^/\s]*)/?$", r"\1\2", argument) for argument in argv[1:])
-    return " ".join([f"python -m benchmarks.{program.parent.name}", *arguments])
-
-
-def _git(*arguments: str) -> str | None:
-    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
-    try:
-        return str(subprocess.run(["git", *arguments], **options).stdout).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -5,25 +5,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
 
 from benchmarks import tasks
 from benchmarks.command_line import check_writable
+from benchmarks.environment import environment
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.data import hold_out, tokenize
 from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.model import Collator, load_tokenizer
-from benchmarks.glue.model_store import check_kept, check_there, keep
-from benchmarks.glue.results import FORMAT, Result, environment, recipe_of
-from benchmarks.glue.thresholds import choose_threshold
+from benchmarks.glue.model import Collator, keep, load_tokenizer
+from benchmarks.glue.results import FORMAT, Result, recipe_of
 from benchmarks.glue.training import Trained, train
 from benchmarks.tasks import Task
-from ponder import recipes
+from ponder import Trajectory, recipes
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["run", "run_on"]
@@ -35,30 +33,25 @@ def run(
     out: Path,
     work: Path,
     *,
-    stages: Path | None = None,
     trajectories: Path | None = None,
     models: Path | None = None,
     wait: bool = True,
-    strict: bool = True,
     progress: bool = True,
 ) -> Result:
     """Train and evaluate one configuration, and write `<out>/<key>.json`.
 
-    A run whose result is there already is read, not repeated; one that was cut off goes on from its checkpoint. Under
-    `torchrun` all processes train on each batch, and the first writes.
+    A run whose result is there already, with all else that is asked for, is read and not repeated; one that was cut off
+    goes on from its checkpoint. Under `torchrun` all processes train on each batch, and the first writes.
 
     Args:
         config: The run.
         folder: Where the data of its task lie; None for the hub, where the task has one.
         out: Folder of results.
         work: Folder of checkpoints, emptied of this run's once its result is written.
-        stages: Folder of first stages that runs share, those of `vanilla`, which the caller empties; none are shared
-            where None.
-        trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`; none where None.
-        models: Folder in which the trained model is kept, `<models>/<key>/`, for `predict`, and from whose model of
-            `vanilla` a recipe of two stages goes on; none where None.
+        trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`.
+        models: Folder in which the trained model is kept, `<models>/<key>/`, and of the model of `vanilla` from which a
+            recipe of two stages goes on.
         wait: Where another process is at this run, wait for its result, or raise.
-        strict: Whether a result that is there already must have the trajectories and the model beside it.
         progress: Whether to show progress bars.
     """
     recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
@@ -70,38 +63,36 @@ def run(
 
     def make() -> None:
         ready = _prepare(config, task.load(folder, ["train", *task.dev_splits]))
-        options: dict[str, Any] = {"stages": stages, "models": models, "progress": progress}
-        trained = train(config, task, ready.pop("train"), _selection_split(ready), own, **options)
+        selected_on = ready["held_out"] if "held_out" in ready else ready[task.dev_splits[0]]
+        trained = train(config, task, ready.pop("train"), selected_on, own, models=models, progress=progress)
         if distributed.is_first():
-            result = _evaluate(config, task, trained, ready, trajectories)
+            result, recorded = _evaluate(config, task, trained, ready)
+            if trajectories is not None:
+                for split, trajectory in recorded.items():
+                    trajectory.save(trajectories / f"{config.key}-{split}.safetensors")
             if models is not None:  # before the result, so that no result stands without its model
                 keep(trained.model, config, models, trained.stages)
             result.save(path)
         distributed.wait()
 
-    if not path.exists() and not distributed.is_first():
+    def is_done() -> bool:
+        kept = models is None or (models / config.key).exists()
+        recorded = trajectories is None or any(trajectories.glob(f"{config.key}-*.safetensors"))
+        return path.exists() and kept and recorded
+
+    if not is_done() and not distributed.is_first():
         make()
-        return Result.of_run(path)
-    if not path.exists():
+    elif not is_done():
         # Of several processes that train together, the others do not wait here: they would wait for this one forever.
         with hold(work / f"{config.key}.lock", wait=wait and distributed.count() == 1):
             for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
                 part.unlink(missing_ok=True)
-            if path.exists() and distributed.count() > 1:
+            if is_done() and distributed.count() > 1:
                 raise BusyError(f"{path}: another process has just written it. Start again to read it.")
-            if not path.exists():
+            if not is_done():
                 make()
             shutil.rmtree(own, ignore_errors=True)
-    result = Result.of_run(path)
-    if strict:
-        check_kept(config, models)
-        for split in () if trajectories is None else result["splits"]:
-            check_there("--trajectories", _trajectory_file(trajectories, config, split))  # type: ignore[arg-type]
-    return result
-
-
-def _trajectory_file(folder: Path, config: RunConfig, split: str) -> Path:
-    return folder / f"{config.key}-{split}.safetensors"
+    return Result.of_run(path)
 
 
 def run_on(
@@ -109,15 +100,12 @@ def run_on(
     task: Task,
     splits: Mapping[str, Dataset],
     work: Path,
-    *,
     baseline: PonderForSequenceClassification | None = None,
-    trajectories: Path | None = None,
-    progress: bool = True,
 ) -> tuple[Result, Trained]:
-    """Train and evaluate on given data."""
+    """Train and evaluate on given data; wall-clock is against the full depth of `baseline`, where it is given."""
     ready = _prepare(config, splits)
-    trained = train(config, task, ready.pop("train"), _selection_split(ready), work, progress=progress)
-    return _evaluate(config, task, trained, ready, trajectories, baseline), trained
+    trained = train(config, task, ready.pop("train"), ready["held_out"], work)
+    return _evaluate(config, task, trained, ready, baseline)[0], trained
 
 
 def _prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -132,35 +120,22 @@ def _prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Data
     return {name: tokenize(split, tokenizer, config.max_length) for name, split in parts.items()}
 
 
-def _selection_split(ready: Mapping[str, Dataset]) -> Dataset:
-    """What the epoch is selected on: the held-out part, or else the first split that is reported."""
-    return ready["held_out"] if "held_out" in ready else next(iter(ready.values()))
-
-
 def _evaluate(
     config: RunConfig,
     task: Task,
     trained: Trained,
     ready: Mapping[str, Dataset],
-    trajectories: Path | None = None,
     baseline: PonderForSequenceClassification | None = None,
-) -> Result:
+) -> tuple[Result, dict[str, Trajectory]]:
+    """What is written down, and the trajectory of each split."""
     collate = Collator(load_tokenizer(config.backbone))
     recorded = {name: record(trained.model, split, collate) for name, split in ready.items()}
-    if trajectories is not None:
-        for name, trajectory in recorded.items():
-            trajectory.save(_trajectory_file(trajectories, config, name))
-    model, own = trained.model, trained.model.policy
-    chosen = choose_threshold(config, task, own, recorded)
-    model.policy = chosen.policy
+    model = trained.model
     reported = [name for name in ready if name != "held_out"]
     costs = [cost for name in reported for cost in measure_costs(model, ready[name], collate)]
     exit_step = torch.cat([recorded[name].replay(model.policy).exit_step for name in reported])
-    objective, prior, cost = model.recipe.stages[-1].objective, model.ponder.prior, mean_cost(costs)
-    measured = {
-        name: summarise(task, trajectory, model.policy, cost, own=own, objective=objective, prior=prior)
-        for name, trajectory in recorded.items()
-    }
+    cost = mean_cost(costs)
+    measured = {name: summarise(task, each, model.policy, cost) for name, each in recorded.items()}
     timed = ready[reported[0]]
     data = {
         "format": FORMAT,
@@ -176,6 +151,5 @@ def _evaluate(
         "training": trained.stages,
         "config": config.to_dict(),
         "environment": environment(model.device),
-        "knob": chosen.record,
     }
-    return Result(data)
+    return Result(data), recorded

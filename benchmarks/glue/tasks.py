@@ -9,87 +9,14 @@ Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from benchmarks.glue.data import GlueSplit, GlueTask
+from benchmarks.tasks import Metric, register
 
-from datasets import DatasetDict
-
-from benchmarks.glue import data
-from benchmarks.tasks import Metric, Task, register
-
-__all__ = ["DIAGNOSTIC", "TASKS", "GlueSplit", "GlueTask"]
-
-
-@dataclass(frozen=True)
-class GlueSplit:
-    """One split of a task and the two places where it can be read.
-
-    Args:
-        name: Name of the split here, such as `"dev"` or `"dev_matched"`.
-        file: File name within the task's folder.
-        hub: Name of the split on the hub.
-        labelled: Whether the labels are public; GLUE keeps those of the test splits.
-        columns: The columns of a file that has no header line; None where the first line names them.
-    """
-
-    name: str
-    file: str
-    hub: str
-    labelled: bool = True
-    columns: tuple[str, ...] | None = None
-
+__all__ = ["DIAGNOSTIC", "TASKS"]
 
 _COLA = ("source", "acceptable", "mark", "sentence")
-_TRAIN, _DEV = GlueSplit("train", "train.tsv", "train"), GlueSplit("dev", "dev.tsv", "validation")
-_TEST = GlueSplit("test", "test.tsv", "test", labelled=False)
-_COLA_SPLITS = (
-    GlueSplit("train", "train.tsv", "train", columns=_COLA),
-    GlueSplit("dev", "dev.tsv", "validation", columns=_COLA),
-    _TEST,
-)
-_MNLI_SPLITS = (
-    _TRAIN,
-    GlueSplit("dev_matched", "dev_matched.tsv", "validation_matched"),
-    GlueSplit("dev_mismatched", "dev_mismatched.tsv", "validation_mismatched"),
-    GlueSplit("test_matched", "test_matched.tsv", "test_matched", labelled=False),
-    GlueSplit("test_mismatched", "test_mismatched.tsv", "test_mismatched", labelled=False),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlueTask(Task):
-    """One task of GLUE: beside its labels and metrics, its files.
-
-    Args:
-        hub_name: Name of the configuration on the hub.
-        columns: The one or two columns of a file that hold the sentences.
-        label_column: The column of a file that holds the label.
-        label_texts: How a file writes each class, in the order of `label_names`; the names themselves if empty.
-        hub_columns: The columns that hold the sentences on the hub; as in the files if empty.
-        splits: The splits.
-        index_column: The column that numbers the examples of a test file.
-        malformed_lines: How many lines of a labelled split may have too few or too many columns, and are then
-            left out; one more is an error.
-    """
-
-    hub_name: str
-    columns: tuple[str, ...]
-    label_column: str = "label"
-    label_texts: tuple[str, ...] = ()
-    hub_columns: tuple[str, ...] = ()
-    splits: tuple[GlueSplit, ...] = (_TRAIN, _DEV, _TEST)
-    index_column: str = "index"
-    malformed_lines: int = 0
-
-    @property
-    def dev_splits(self) -> tuple[str, ...]:
-        """Names of the labelled splits that are not for training."""
-        return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
-
-    def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `benchmarks.glue.data`."""
-        return data.load(self, folder, only)
+_COLA_SPLITS = (GlueSplit("train", _COLA), GlueSplit("dev", _COLA), GlueSplit("test"))
+_MNLI_NAMES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 
 
 _PAIR, _NLI, _BINARY = ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("0", "1")
@@ -122,7 +49,7 @@ TASKS = tuple(
         ),
         GlueTask(
             "MNLI", _ACCURACY, _NLI_OF_THREE, hub_name="mnli", columns=_PAIR, label_column="gold_label",
-            hub_columns=("premise", "hypothesis"), splits=_MNLI_SPLITS,
+            hub_columns=("premise", "hypothesis"), splits=tuple(map(GlueSplit, _MNLI_NAMES)),
         ),
         GlueTask("QNLI", _ACCURACY, _NLI, hub_name="qnli", columns=("question", "sentence")),
         GlueTask("RTE", _ACCURACY, _NLI, hub_name="rte", columns=_PAIR),
@@ -140,6 +67,6 @@ DIAGNOSTIC = GlueTask(
     hub_name="ax",
     columns=_PAIR,
     hub_columns=("premise", "hypothesis"),
-    splits=(GlueSplit("test", "diagnostic.tsv", "test", labelled=False),),
+    splits=(GlueSplit("test", stem="diagnostic"),),
 )
 """The diagnostic set, answered by a model of MNLI: one split whose labels are hidden. Not one of the nine."""

@@ -10,7 +10,7 @@ import dataclasses
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,11 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.glue import distributed, metrics, model_store
+from benchmarks.glue import distributed, metrics
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.distributed import hold
-from benchmarks.glue.model import Collator, build, load_tokenizer, start_at
+from benchmarks.glue.model import Collator, build, load_kept, load_tokenizer, start_at
 from benchmarks.tasks import Task
-from ponder import PerStep, parameter_groups, recipes
+from ponder import PerStep, recipes
 from ponder._utils.files import read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.policies import LastStep
@@ -60,54 +59,39 @@ def train(
     selected_on: Dataset,
     work: Path,
     *,
-    stages: Path | None = None,
     models: Path | None = None,
     progress: bool = True,
 ) -> Trained:
-    """Run all stages of the recipe.
+    """Run all stages of the recipe on tokenised examples; the epoch is selected on others.
 
-    Args:
-        config: The run.
-        task: For the score by which the epoch is selected.
-        data: Tokenised training examples.
-        selected_on: Tokenised examples on which the epoch is selected.
-        work: Checkpoints lie here; a run that was cut off goes on from them.
-        stages: Folder in which runs of `vanilla` train; recipes whose first stage that is (DeeBERT, FastBERT) go on
-            from there. Each trains its own first stage where None.
-        models: Folder of kept models: where that of `vanilla` is among them, such a recipe goes on from it.
-        progress: Whether to show progress bars.
+    Checkpoints lie in `work`, and a run that was cut off goes on from them. Where the model of `vanilla` is among the
+    kept `models`, a recipe whose first stage that is (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train
+    its own.
     """
     model = build(config, task.num_labels)
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
     policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
     if begins_plain(model.recipe):
-        begun = _finished(plain(config), models) or train(
-            plain(config), task, data, selected_on, work / "vanilla", stages=stages, progress=progress
-        )
+        begun = _finished(plain(config), models)
+        begun = begun or train(plain(config), task, data, selected_on, work / "vanilla", progress=progress)
         _begin_with(model, begun.model)
         log += begun.stages
-    if stages is not None and recipe_stages == recipes.get("vanilla").stages and config.policy is None:
-        work = stages / plain(config).key  # where other runs may go on from it
-        locked = hold(work.with_name(f"{work.name}.lock"), wait=True) if distributed.is_first() else nullcontext()
-    else:
-        locked = nullcontext()
-    with locked:
-        for number in range(len(log), len(recipe_stages)):
-            folder, done = work / f"stage-{number}", work / f"stage-{number}-done"
-            if (done / "log.json").exists():
-                model.load_state_dict(PonderForSequenceClassification.from_pretrained(done).state_dict())
-            else:
-                model.start_stage(recipe_stages[number])
-                model.policy = policy if number == len(recipe_stages) - 1 else LastStep()
-                entry = train_stage(config, task, model, data, selected_on, folder, progress)
-                model.policy = policy
-                if distributed.is_first():
-                    model.save_pretrained(done)
-                    write_json(done / "log.json", entry)  # last: it says that the others are there
-                    shutil.rmtree(folder, ignore_errors=True)
-                distributed.wait()
-            log.append(read_json(done / "log.json"))
+    for number in range(len(log), len(recipe_stages)):
+        folder, done = work / f"stage-{number}", work / f"stage-{number}-done"
+        if (done / "log.json").exists():
+            model.load_state_dict(PonderForSequenceClassification.from_pretrained(done).state_dict())
+        else:
+            model.start_stage(recipe_stages[number])
+            model.policy = policy if number == len(recipe_stages) - 1 else LastStep()
+            entry = train_stage(config, task, model, data, selected_on, folder, progress)
+            model.policy = policy
+            if distributed.is_first():
+                model.save_pretrained(done)
+                write_json(done / "log.json", entry)  # last: it says that the others are there
+                shutil.rmtree(folder, ignore_errors=True)
+            distributed.wait()
+        log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
     model.train(False)
     return Trained(model, log)
@@ -120,15 +104,16 @@ def begins_plain(recipe: Recipe) -> bool:
 
 
 def plain(config: RunConfig) -> RunConfig:
-    """The run of `vanilla` with the same training; what decides nothing there is at its default."""
-    nothing = {name: getattr(RunConfig, name) for name in ("policy", "knob", "knob_keeps", "budget", "lambda_lr")}
-    return dataclasses.replace(config, recipe="vanilla", recipe_options={}, **nothing)
+    """The run of `vanilla` with the same fields."""
+    return dataclasses.replace(config, recipe="vanilla", recipe_options={}, policy=None)
 
 
 def _finished(config: RunConfig, models: Path | None) -> Trained | None:
     """The kept model of a run, with what was measured; None where it was not kept."""
-    kept = None if models is None else model_store.find(config, models)
-    return None if kept is None or kept.training is None else Trained(kept.model, kept.training)
+    if models is None or not (models / config.key).exists():
+        return None
+    kept = load_kept(models / config.key)
+    return Trained(kept.model, kept.training) if kept.training else None
 
 
 def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:
@@ -147,12 +132,9 @@ def train_stage(
     folder: Path,
     progress: bool,
 ) -> dict[str, Any]:
-    """Train what `model` leaves unfrozen with the objective that it has, and load the best epoch.
+    """Train what `model` leaves unfrozen with its objective, load the best epoch, and say what was measured.
 
-    Arguments are those of `train`; `folder` holds the checkpoints, and the policy of `model` decides in the score.
-
-    Returns:
-        What was measured: seconds, epochs, and the held-out score and mean exit step of each epoch.
+    `folder` holds the checkpoints, and the policy of `model` decides in the score.
     """
     trainer = _Trainer(
         model=model,
@@ -199,27 +181,10 @@ def _attention_for_training(model: PonderForSequenceClassification) -> Iterator[
 
 
 class _Trainer(PonderTrainer):
-    """Heads learn at a rate of their own, and the order of the examples is a function of seed and epoch alone.
+    """The order of the examples is a function of seed and epoch alone.
 
     So it is the same on one process and on several, and in a run that was cut off and goes on.
     """
-
-    def __init__(self, *args: Any, head_lr: float | None, **kwargs: Any) -> None:
-        self._head_lr = head_lr
-        super().__init__(*args, **kwargs)
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW without weight decay; the heads that answer are a group of their own where they have a rate."""
-        if self.optimizer is None and self._head_lr is not None:
-            trained: Any = self.model if model is None else model
-            rest, *others = parameter_groups(trained, self.args.learning_rate, self.lambda_lr)
-            of_heads = {id(parameter) for parameter in trained.ponder.head.parameters()}
-            heads = [parameter for parameter in rest["params"] if id(parameter) in of_heads]
-            body = [parameter for parameter in rest["params"] if id(parameter) not in of_heads]
-            groups = [{**rest, "params": body}, {"name": "head", "params": heads, "lr": self._head_lr}, *others]
-            made, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer = made([group for group in groups if group["params"]], **{"weight_decay": 0.0, **options})
-        return super().create_optimizer(model)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, *args: Any, **kwargs: Any

@@ -5,12 +5,13 @@ A new task is one new file with a `GradedTask`, and its `register` line below.
 
 from benchmarks.graded import agreement, negation
 from benchmarks.graded.base import Example, GradedTask, get, names, register
-from benchmarks.graded.loading import DEV, EPOCHS, LEARNING_RATE, TEST, TRAIN, load
+from benchmarks.graded.loading import DEV, EPOCHS, LEARNING_RATE, SPLITS, TEST, TRAIN, load, traffic
 
 __all__ = [
     "DEV",
     "EPOCHS",
     "LEARNING_RATE",
+    "SPLITS",
     "TEST",
     "TRAIN",
     "Example",
@@ -19,6 +20,7 @@ __all__ = [
     "load",
     "names",
     "register",
+    "traffic",
 ]
 
 register(negation.TASK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from random import Random
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -10,9 +11,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from benchmarks.graded.base import Example, GradedTask, get
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 
-__all__ = ["DEV", "EPOCHS", "LEARNING_RATE", "TEST", "TRAIN", "load"]
+__all__ = ["DEV", "EPOCHS", "LEARNING_RATE", "SPLITS", "TEST", "TRAIN", "load", "traffic"]
 
 TRAIN, DEV, TEST = 2400, 240, 600
+SPLITS = ("train", "dev", "test")
 EPOCHS = 3
 LEARNING_RATE = 3e-4
 
@@ -59,16 +61,57 @@ def load(name: str, *, seed: int = 0, train: int = TRAIN, dev: int = DEV, test: 
     return splits
 
 
+def traffic(name: str, split: str, size: int, shares: Sequence[float], seed: int = 0) -> Dataset:
+    """Different texts of which so many are easy and so many hard, as in real traffic; columns as for `load`.
+
+    Args:
+        name: A name out of `names()`.
+        split: One of `SPLITS`; a text may appear in one of them only.
+        size: Number of texts, about: shares are rounded.
+        shares: Of each difficulty, from the lowest on; labels are balanced within each.
+        seed: Another seed draws other texts.
+
+    Raises:
+        ArgumentError: There is no such task, or not a share for each difficulty.
+        DataError: The task cannot make that many different texts.
+
+    Example:
+        >>> reviews = traffic("negation", "dev", 40, (0.6, 0.2, 0.1, 0.1))
+        >>> list(reviews["difficulty"]).count(0)
+        24
+    """
+    task = get(name)
+    if len(shares) != len(task.difficulties) or min(shares) < 0:
+        raise ArgumentError(
+            "shares",
+            expected=f"one share ≥ 0 for each of {len(task.difficulties)} difficulties",
+            got=list(shares),
+            remedy="Pass (0.6, 0.25, 0.1, 0.05), say.",
+        )
+    labels = len(task.labels)
+    counts = {
+        (difficulty, label): round(size * share / labels)
+        for difficulty, share in zip(task.difficulties, shares, strict=True)
+        for label in range(labels)
+    }
+    return _generate_counts(task, seed, split, counts)
+
+
 def _generate_split(task: GradedTask, seed: int, split: str, size: int) -> Dataset:
     cells = [(difficulty, label) for difficulty in task.difficulties for label in range(len(task.labels))]
+    counts = {cell: size // len(cells) + (number < size % len(cells)) for number, cell in enumerate(cells)}
+    return _generate_counts(task, seed, split, counts)
+
+
+def _generate_counts(task: GradedTask, seed: int, split: str, counts: Mapping[tuple[int, int], int]) -> Dataset:
+    """So many examples of each pair of difficulty and label, in a random order."""
     rows: list[tuple[int, Example]] = []
-    for number, (difficulty, label) in enumerate(cells):
-        count = size // len(cells) + (number < size % len(cells))
+    for (difficulty, label), count in counts.items():
         rng = Random(f"{task.name}/{seed}/{split}/{difficulty}/{label}")
         rows += [(difficulty, example) for example in _generate_cell(task, rng, split, (difficulty, label), count)]
     Random(f"{task.name}/{seed}/{split}").shuffle(rows)
     columns: dict[str, list[object]] = {
-        "idx": list(range(size)),
+        "idx": list(range(len(rows))),
         "sentence1": [example.sentence1 for _, example in rows],
         "sentence2": [example.sentence2 for _, example in rows],
         "label": [example.label for _, example in rows],

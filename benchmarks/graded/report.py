@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from benchmarks.page import TEMPLATES, Block, Drawing, Heading, Page, Table, Text
 from ponder.errors import ArgumentError
+from ponder.pages import Block, Drawing, Heading, Page, Table, Text, templates
 
 __all__ = ["write_report"]
 
@@ -128,5 +128,5 @@ def _figure(name: str, by_difficulty: Mapping[int, Sequence[int]], num_steps: in
     shown = [n for n in range(1, num_steps) if n % every == 0 and num_steps - n >= every]
     ticks = [(step, place(step)) for step in [*shown, num_steps]]
     box = {**_BOX, "bottom": _TOP + _ROW * len(shares)}
-    template = TEMPLATES.get_template("graded/exits.svg.jinja")
+    template = templates(Path(__file__).parent).get_template("exits.svg.jinja")
     return Markup(template.render(name=name, rows=rows, means=means, ticks=ticks, box=box))

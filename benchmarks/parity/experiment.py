@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.checksum import is_intact, with_checksum
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.parity.act import ACT
 from benchmarks.parity.learners import Learner, PonderNet
 from benchmarks.parity.setting import Setting

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.checksum import is_intact, with_checksum
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.measuring import gated_solver, measure
 from benchmarks.puzzles.setting import Setting

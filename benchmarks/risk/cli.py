@@ -14,7 +14,7 @@ from rich.table import Table
 
 import ponder
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
 from ponder._utils.files import write_json, write_text
 from ponder._utils.validation import check_real
@@ -60,12 +60,20 @@ def risk_command(
         sys.exit(1)
 
 
+_ABOVE = (
+    "How often is a certificate of [risk control](certify.md) broken, and how much of the possible saving is left? "
+    "Here are 1,000 certificates for each line. A promise with confidence 95% may be broken in 5% of them. The page is "
+    "written by `python -m benchmarks.risk --page`; what is counted is explained in "
+    "[Certify a risk](certify.md#does-it-hold)."
+)
+
+
 def markdown(outcomes: list[dict[str, Any]]) -> str:
     """The table as a page."""
     lines = [
         "# Risk control: promises kept, savings left",
         "",
-        "Written by `python -m benchmarks.risk --page`; what is counted is explained in [Certify a risk](certify.md).",
+        _ABOVE,
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|" + " --- |" * len(COLUMNS),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import check_writable, run_app
-from benchmarks.glue.results import environment
+from benchmarks.environment import environment
 from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options
 from benchmarks.speed.page import COLUMNS, cells, write_page

@@ -1,4 +1,11 @@
-"""Hugging Face Transformers: encoders of any family, a model for each task, and a trainer."""
+"""Hugging Face Transformers: encoders of any family, a model for each task, and a trainer.
+
+The trainer and the pipelines are loaded when they are first used (PEP 562): Transformers' own, which they are made of,
+load pandas, datasets and peft where these are installed, and take longer than all the rest.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoConfig,
@@ -24,7 +31,6 @@ from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.image_classification import PonderForImageClassification
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.mpnet import MPNetAdapter
-from ponder.integrations.transformers.pipelines import pipeline
 from ponder.integrations.transformers.question_answering import (
     PonderForQuestionAnswering,
     PonderQuestionAnsweringOutput,
@@ -37,7 +43,10 @@ from ponder.integrations.transformers.token_classification import (
     PonderForTokenClassification,
     PonderTokenClassifierOutput,
 )
-from ponder.integrations.transformers.trainer import PonderTrainer
+
+if TYPE_CHECKING:
+    from ponder.integrations.transformers.pipelines import pipeline
+    from ponder.integrations.transformers.trainer import PonderTrainer
 
 __all__ = [
     "Adapter",
@@ -77,3 +86,14 @@ AutoModelForTokenClassification.register(PonderConfig, PonderForTokenClassificat
 AutoModelForImageClassification.register(PonderConfig, PonderForImageClassification, exist_ok=True)
 AutoModelForAudioClassification.register(PonderConfig, PonderForAudioClassification, exist_ok=True)
 AutoModelForQuestionAnswering.register(PonderConfig, PonderForQuestionAnswering, exist_ok=True)
+
+_LATE = {"PonderTrainer": "trainer", "pipeline": "pipelines"}
+
+if not TYPE_CHECKING:  # which would take any name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+        globals()[name] = value
+        return value

@@ -18,6 +18,7 @@ __all__ = ["PonderForAudioClassification"]
 class PonderForAudioClassification(PonderPreTrainedModel):
     """An encoder of sound that answers once a recording; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "audio-classification"
     main_input_name = "input_values"
     inputs = ("input_values", "input_features")
     problems = True

@@ -16,8 +16,9 @@ from ponder._utils.trees import Tree
 from ponder.integrations.transformers.adapter import Adapter
 from ponder.integrations.transformers.examples import example_for
 from ponder.parts import readouts
-from ponder.parts.capture import first_tensor, learn
-from ponder.parts.layered import LayeredModule, LayeredReadout
+from ponder.parts.capturing.captured import first_tensor, learn
+from ponder.parts.capturing.joinable import JoinableStem
+from ponder.parts.capturing.layered import LayeredModule, LayeredReadout
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
@@ -105,6 +106,7 @@ class CapturedAdapter(Adapter):
         own = replace(
             padding,
             inputs=Along(fill=getattr(self.encoder.config, "pad_token_id", None) or 0),
+            stem=None if padding.stem is None else JoinableStem(self.stem, padding.mask, padding.real),
             pooled=True,
         )
         self.learned().lengths["token_mask"] = Along(fill=0)

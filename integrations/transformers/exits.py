@@ -1,16 +1,20 @@
 """`fit_exits`: early heads, a policy and its certificate for a fine-tuned classifier, from inputs without labels.
 
-The frozen model runs once over every input; what its early heads read is kept in memory. The inputs are split in three,
-each distinct one on one side only: the heads learn on the first part to answer as full depth does, the second chooses a
-policy (and, for a speed-up, its threshold), and the third certifies how often the answers differ from full depth.
+The inputs are split in three, by what they are, so that a repeated one is never on two sides: the heads learn on the
+first part to answer as full depth of the plain model does, the second chooses a policy (and, for a speed-up, its
+threshold), and the third certifies how often answers differ from full depth. The frozen model runs once over every
+input; what its early heads read is kept in memory, or in a file that is mapped into it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,23 +23,28 @@ from torch.nn import functional as F
 
 from ponder._utils.progress import progress_bar
 from ponder._utils.validation import check_int, check_real
-from ponder.calibration.bounds import p_values
-from ponder.calibration.control import RiskControl, control_risk
+from ponder.calibration.agreement import (
+    AgreementControl,
+    AgreementCurve,
+    agreement_curves,
+    control_agreement,
+)
 from ponder.errors import ArgumentError
+from ponder.integrations.transformers.deep_exits import answers_of, train_encoder
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
-from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, LastStep, Margin
 from ponder.trajectory import Trajectory
 
-__all__ = ["ExitReport", "distinct", "fit_exits"]
+__all__ = ["ExitReport", "Split", "distinct", "fit_exits", "split_rows"]
 
 _FEWEST = 50
-_SHARES = (0.4, 0.2, 0.4)  # to learn, to choose, to certify
-_BOUND = "exact_binomial"  # the sharpest there is for answers that differ or do not
+_SHARES = (0.4, 0.2)  # to learn and to choose; the rest certifies
+_CHUNK = 512  # rows that are recorded at once
+_MEMORY = 2.0**30  # bytes of features that are kept in memory
 
-Family = tuple[Callable[[float], ExitPolicy], list[float]]
+Encoding = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExitReport:
     """What fitting came to.
 
@@ -43,22 +52,32 @@ class ExitReport:
         statement: What is promised, or why nothing could be, in a sentence.
         met: Whether a promise could be given for exits; else every row runs to the last step.
         policy: The policy, as text.
+        kind: Name of the kind of policy that was chosen, as in `curves`.
+        threshold: Its value; NaN where nothing is promised.
         rows: Inputs that were given.
         duplicates: Of them, those that another one repeats; each is counted once.
         fitted: Distinct inputs that the heads learned on.
         chosen_on: Distinct inputs that chose the policy.
         certified_on: Distinct inputs that certify.
-        disagreement: On these, the share of answers that are not those of full depth.
+        disagreement: On these, the share of answers that are not those of the plain model.
         mean_exit_step: On these.
+        exit_shares: On these, the share that leaves at each step.
         num_steps: N.
         level: Upper bound of the disagreement that is promised; NaN where nothing is.
         confidence: Of the promise.
         best_level: The lowest level that so many rows could certify, were there no disagreement at all.
+        moved: On these, the share of answers at full depth that are not those of the plain model: 0 where only early
+            heads learned.
+        plain_accuracy: On these, of the plain model; NaN where the inputs had no labels.
+        exit_accuracy: On these, of the exits; likewise.
+        curves: What other kinds and thresholds give on these; not in `to_dict`.
     """
 
     statement: str
     met: bool
     policy: str
+    kind: str
+    threshold: float
     rows: int
     duplicates: int
     fitted: int
@@ -66,10 +85,15 @@ class ExitReport:
     certified_on: int
     disagreement: float
     mean_exit_step: float
+    exit_shares: tuple[float, ...]
     num_steps: int
     level: float
     confidence: float
     best_level: float
+    moved: float
+    plain_accuracy: float
+    exit_accuracy: float
+    curves: tuple[AgreementCurve, ...]
 
     @property
     def speed_up(self) -> float:
@@ -78,12 +102,29 @@ class ExitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        told = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "curves"}
+        told["exit_shares"] = list(self.exit_shares)
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in told.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The places of rows on each side, `(rows,)` long each.
+
+    Args:
+        learn: Those that the heads learn on.
+        choose: Those that choose the policy.
+        certify: Those that certify.
+    """
+
+    learn: Tensor
+    choose: Tensor
+    certify: Tensor
 
 
 def fit_exits(
     model: FinetunedClassifier,
-    encodings: Iterable[Mapping[str, Any]],
+    encodings: Iterable[Encoding],
     *,
     disagreement: float = 0.01,
     confidence: float = 0.95,
@@ -92,14 +133,19 @@ def fit_exits(
     seed: int = 0,
     batch_size: int = 32,
     progress: bool = False,
+    encoder_epochs: int = 3,
+    encoder_lr: float = 5e-5,
+    memory: float = _MEMORY,
 ) -> ExitReport:
     """Train early heads to agree with full depth, choose a policy, and certify it; the model gets both.
 
-    The classifier itself does not change. The promise is about inputs like these, drawn as these were.
+    The classifier itself changes only where it was made with ``recipe="exits-deep"``. The promise is about inputs like
+    these, drawn as these were, and about the answers of the plain model at full depth.
 
     Args:
         model: The classifier.
-        encodings: What a tokenizer gives for each text: a dict with `input_ids`, without padding.
+        encodings: What a tokenizer or a processor gives for each input: a dict with the main input, without padding.
+            Where they have labels (`labels` or `label`), these tell the accuracy, and teach an encoder that learns.
         disagreement: How often answers may differ from full depth, in (0, 1).
         confidence: Of the promise, in (0, 1).
         speed_up: Aim at this many times fewer steps instead, > 1; the promise is then about what that costs.
@@ -107,216 +153,242 @@ def fit_exits(
         seed: Of the split and of the order of training.
         batch_size: Rows of a batch at most, while the model runs.
         progress: Show progress bars.
+        encoder_epochs: Passes of an encoder that learns too.
+        encoder_lr: Its learning rate at the start.
+        memory: Bytes of features that are kept in memory; beyond, they are in a temporary file.
 
     Raises:
-        ArgumentError: Too few distinct inputs to split, or a number out of range.
+        ArgumentError: Too few distinct inputs to split, a number out of range, or a model that answers with spans.
     """
     check_real("disagreement", disagreement, 0.0, 1.0, open_low=True, open_high=True)
     check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True)
     check_int("epochs", epochs)
+    check_int("encoder_epochs", encoder_epochs)
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(model.num_steps), open_low=True)
     given = list(encodings)
+    rows, split = _checked(model, given, seed)
+    model.eval()
+    answers: Tensor | None = None
+    if model.deep:
+        answers = answers_of(model, rows, batch_size)
+        taught = [rows[place] for place in split.learn.tolist()]
+        train_encoder(model, taught, answers[split.learn], encoder_epochs, encoder_lr, seed, batch_size, progress)
+    with tempfile.TemporaryDirectory(prefix="ponder-") as folder, torch.no_grad():
+        seen = _recorded(model, rows, batch_size, progress, memory, Path(folder))
+        answers = seen.outputs[:, -1] if answers is None else answers
+        _train(model, seen, answers, split.learn, epochs, torch.Generator().manual_seed(seed), progress)
+        parts = [_with_heads(model, seen, answers, part) for part in (split.choose, split.certify)]
+    choosing, certifying = parts
+    done = control_agreement(choosing, certifying, level=disagreement, confidence=confidence, speed_up=speed_up)
+    model.policy, model.seed = done.found.policy, seed
+    return _report(model, done, certifying, seen.labels, split, confidence, len(given))
+
+
+def distinct(encodings: Sequence[Encoding]) -> list[Encoding]:
+    """The encodings without those that repeat an earlier one, in their order."""
+    found: dict[bytes, Encoding] = {}
+    for row in encodings:
+        found.setdefault(_content(row), row)
+    return list(found.values())
+
+
+def split_rows(rows: Sequence[Encoding], seed: int) -> Split:
+    """Which side each row is on: a matter of the row and the seed alone, so the same in whatever file it stands.
+
+    Args:
+        rows: Distinct encodings.
+        seed: Another one splits otherwise.
+    """
+    sides: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for place, row in enumerate(rows):
+        digest = hashlib.sha256(b"%d:" % seed + _content(row)).digest()
+        share = int.from_bytes(digest[:8], "big") / 2.0**64
+        sides[0 if share < _SHARES[0] else 1 if share < sum(_SHARES) else 2].append(place)
+    return Split(*(torch.tensor(side, dtype=torch.long) for side in sides))
+
+
+def _content(row: Encoding) -> bytes:
+    """What makes two inputs the same: all but the mask and labels."""
+    names = sorted(name for name in row if name not in ("attention_mask", "labels", "label") and row[name] is not None)
+    return b"|".join(name.encode() + torch.as_tensor(row[name]).numpy().tobytes() for name in names)
+
+
+def _checked(model: FinetunedClassifier, given: list[Encoding], seed: int) -> tuple[list[Encoding], Split]:
+    if model.kind.task == "span":
+        raise ArgumentError(
+            "model",
+            expected="a classifier of texts, tokens, images or audio",
+            got=f"{type(model.classifier).__name__}, whose answers are positions",
+            remedy="Give it a policy of your own, policies.FixedStep(…) or policies.Patience(…), and measure it.",
+        )
     rows = distinct(given)
-    if len(rows) < _FEWEST:
+    split = split_rows(rows, seed)
+    if len(rows) < _FEWEST or min(map(len, (split.learn, split.choose, split.certify))) < 2:
         raise ArgumentError(
             "texts",
             expected=f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)",
             got=f"{len(rows)} of {len(given)}",
             remedy="Pass more texts like those that the model will be asked about; they need no labels.",
         )
-    model.eval()
-    with torch.no_grad():
-        seen = model.record(rows, keep_features=True, batch_size=batch_size, progress=progress)
-    assert seen.features is not None
-    generator = torch.Generator().manual_seed(seed)
-    learn, choose, certify = _split(len(rows), generator)
-    _train(model, seen.features[learn], seen.outputs[learn, -1], epochs, generator, progress)
-    choosing, certifying = (_with_heads(model, seen, part) for part in (choose, certify))
-    done, level = _certified(choosing, certifying, disagreement, confidence, speed_up)
-    model.policy = done.policy
-    return _report(model, done, certifying, level, confidence, len(given), (len(learn), len(choose), len(rows)))
+    return rows, split
 
 
-def distinct(encodings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The encodings without those that repeat an earlier one, in their order."""
-    found: dict[tuple[tuple[int, ...], ...], Mapping[str, Any]] = {}
-    for row in encodings:
-        names = ("input_ids", "token_type_ids")
-        found.setdefault(tuple(tuple(torch.as_tensor(row[n]).tolist()) for n in names if row.get(n) is not None), row)
-    return list(found.values())
+def _recorded(
+    model: FinetunedClassifier, rows: list[Encoding], batch_size: int, progress: bool, memory: float, folder: Path
+) -> Trajectory:
+    """Every step of every row, with what the early heads read; in a file in `folder` where that is more than `memory`.
+
+    Rows are run by length, a chunk at a time.
+    """
+    name = model.main_input_name
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place][name]))
+    store: dict[str, Tensor] = {}
+    first: Trajectory | None = None
+    with progress_bar("features", len(rows), shown=progress) as advance:
+        for start in range(0, len(order), _CHUNK):
+            places = order[start : start + _CHUNK]
+            seen = model.record([rows[place] for place in places], keep_features=True, batch_size=batch_size)
+            first = first or seen
+            for key, part in seen.tensors().items():
+                if key == "row_ids":
+                    continue
+                if key not in store:  # the longest rows come first, so none is longer than these
+                    store[key] = _room(part, len(rows), memory if key == "features" else math.inf, folder / key)
+                index = torch.tensor(places)
+                if part.dim() > 1 and part.shape[1:] != store[key].shape[1:]:
+                    wide = store[key].new_zeros(len(part), *store[key].shape[1:])
+                    wide[tuple(slice(size) for size in part.shape)] = part
+                    part = wide
+                store[key][index] = part
+            advance(len(places))
+    assert first is not None
+    return replace(first, **store, row_ids=torch.arange(len(rows)))  # type: ignore[arg-type]
 
 
-def _split(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    order = torch.randperm(rows, generator=generator)
-    first, second = int(_SHARES[0] * rows), int((_SHARES[0] + _SHARES[1]) * rows)
-    return order[:first], order[first:second], order[second:]
+def _room(like: Tensor, rows: int, memory: float, path: Path) -> Tensor:
+    """Zeros for so many rows, in memory or in a file that is mapped into it."""
+    shape = (rows, *like.shape[1:])
+    size = math.prod(shape)
+    if size * like.element_size() <= memory:
+        return like.new_zeros(shape)
+    return torch.from_file(str(path), shared=True, size=size, dtype=like.dtype).view(shape)
 
 
 def _train(
     model: FinetunedClassifier,
-    features: Tensor,
+    seen: Trajectory,
     answers: Tensor,
+    learn: Tensor,
     epochs: int,
     generator: torch.Generator,
     progress: bool,
 ) -> None:
     """Teach each early head the answers of full depth, by the KL divergence from them."""
-    target = answers.float().log_softmax(1)
-    held = max(len(target) // 10, 1)
+    assert seen.features is not None
+    target = answers[learn].float().log_softmax(-1)
+    mask = None if seen.mask is None or not seen.meaning.per_token else seen.mask[learn]
     weights = next(model.heads.parameters())
     with progress_bar("heads", model.num_steps - 1, shown=progress) as advance, torch.enable_grad():
         for step, head in enumerate(list(model.heads.heads)[:-1]):
-            own = features[:, step].to(weights.device, weights.dtype)
-            _train_one(head, own, target.to(weights.device), held, epochs, generator)
+            own = seen.features[learn, step].to(weights.device, weights.dtype)
+            _train_one(head, own, target.to(weights.device), mask, epochs, generator)
             advance(1)
 
 
 def _train_one(
-    head: nn.Module, features: Tensor, target: Tensor, held: int, epochs: int, generator: torch.Generator
+    head: nn.Module, features: Tensor, target: Tensor, mask: Tensor | None, epochs: int, generator: torch.Generator
 ) -> None:
     """AdamW until the loss on the held-out rows has not fallen for four epochs; the best weights are kept."""
+    held = max(len(target) // 10, 1)
+
+    def loss(rows: Any) -> Tensor:
+        return _divergence(head(features[rows]), target[rows], None if mask is None else mask[rows])
+
     optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
     best, kept, since = math.inf, deepcopy(head.state_dict()), 0
     for _ in range(epochs + 1):
         with torch.no_grad():
-            loss = float(_divergence(head(features[:held]), target[:held]))
-        if loss < best:
-            best, kept, since = loss, deepcopy(head.state_dict()), 0
+            now = float(loss(slice(held)))
+        if now < best:
+            best, kept, since = now, deepcopy(head.state_dict()), 0
         elif (since := since + 1) == 4:
             break
         for batch in (held + torch.randperm(len(target) - held, generator=generator)).split(64):
             optimiser.zero_grad()
-            _divergence(head(features[batch]), target[batch]).backward()
+            loss(batch).backward()
             optimiser.step()
     head.load_state_dict(kept)
 
 
-def _divergence(logits: Tensor, target: Tensor) -> Tensor:
-    return F.kl_div(logits.float().log_softmax(1), target, reduction="batchmean", log_target=True)
+def _divergence(logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """KL(target ‖ logits), a mean over rows, or over the positions of `mask`."""
+    each = F.kl_div(logits.float().log_softmax(-1), target, reduction="none", log_target=True).sum(-1)
+    return each.mean() if mask is None else each[mask.to(each.device)].mean()
 
 
-def _with_heads(model: FinetunedClassifier, seen: Trajectory, part: Tensor) -> Trajectory:
-    """Some rows of a recording, with what the heads answer now."""
+def _with_heads(model: FinetunedClassifier, seen: Trajectory, answers: Tensor, part: Tensor) -> Trajectory:
+    """Some rows of a recording with what the heads answer now; their labels are what the plain model predicts."""
     assert seen.features is not None
     weights = next(model.heads.parameters())
-    with torch.no_grad():
-        each = [
-            model.heads(seen.features[part, step - 1].to(weights.device, weights.dtype), step).cpu()
-            for step in range(1, model.num_steps + 1)
-        ]
-    return replace(seen, outputs=torch.stack(each, 1), features=None, labels=None, row_ids=seen.row_ids[part])
-
-
-def _families(num_steps: int, classes: int) -> list[Family]:
-    """Policies with the values of their threshold, from late exits to early ones; fine where answers are sure."""
-    sure = torch.linspace(12.0, -2.0, 141, dtype=torch.float64).sigmoid().tolist()
-    unsure = torch.logspace(-6.0, math.log10(math.log(classes)), 141, dtype=torch.float64).tolist()
-    return [
-        (_fixed, [float(step) for step in range(num_steps, 0, -1)]),
-        (Confidence, sure),
-        (Margin, sure),
-        (Entropy, unsure),
-    ]
-
-
-def _certified(
-    choosing: Trajectory, certifying: Trajectory, level: float, confidence: float, speed_up: float | None
-) -> tuple[RiskControl, float]:
-    """The policy with its certificate, and the level that was asked for, or that the speed-up costs."""
-    families = _families(choosing.num_steps, choosing.outputs.shape[-1])
-    curves = [[_outcome(choosing, make(v)) for v in values] for make, values in families]
-    if speed_up is None:
-        cheapest = [min((s for d, s in curve if d <= level), default=math.inf) for curve in curves]
-        make, values = families[min(range(len(families)), key=lambda place: cheapest[place])]
-        done = control_risk(
-            certifying,
-            make,
-            level=level,
-            confidence=confidence,
-            bound=_BOUND,
-            grid=values,
-        )
-        return done, level
-    allowed = [
-        (d, s, family, value)
-        for (family, values), curve in zip(families, curves, strict=True)
-        for (d, s), value in zip(curve, values, strict=True)
-        if s <= choosing.num_steps / speed_up
-    ]
-    _, _, make, value = min(allowed, key=lambda found: found[:2])
-    differs, _ = _losses(certifying, make(value))
-    bound = _upper_bound(differs, confidence)
-    done = control_risk(
-        certifying,
-        make,
-        level=bound,
-        confidence=confidence,
-        bound=_BOUND,
-        grid=[value],
+    outputs = seen.outputs[part].clone()
+    for step in range(1, model.num_steps):
+        for places, rows in zip(torch.arange(len(part)).split(_CHUNK), part.split(_CHUNK), strict=True):
+            features = seen.features[rows, step - 1].to(weights.device, weights.dtype)
+            outputs[places, step - 1] = model.heads(features, step).cpu().to(outputs.dtype)
+    return replace(
+        seen,
+        outputs=outputs,
+        features=None,
+        labels=seen.meaning.predictions(answers[part]),
+        row_ids=seen.row_ids[part],
+        mask=None if seen.mask is None else seen.mask[part],
     )
-    return done, bound
-
-
-def _fixed(step: float) -> ExitPolicy:
-    return FixedStep(int(step))
-
-
-def _losses(trajectory: Trajectory, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
-    """Whether each row's answer differs from full depth, and its exit step."""
-    steps = trajectory.replay(policy).exit_step
-    return ~trajectory.agreement()[torch.arange(len(trajectory)), steps - 1], steps
-
-
-def _outcome(trajectory: Trajectory, policy: ExitPolicy) -> tuple[float, float]:
-    differs, steps = _losses(trajectory, policy)
-    return float(differs.double().mean()), float(steps.double().mean())
-
-
-def _upper_bound(differs: Tensor, confidence: float) -> float:
-    """The lowest level that these rows certify, by bisection to 10⁻⁶ from above."""
-    losses = differs.double()[:, None]
-    low, high = 0.0, 1.0 - 1e-9
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        passed = float(p_values(losses, middle, _BOUND)) <= 1.0 - confidence
-        low, high = (low, middle) if passed else (middle, high)
-    return high
 
 
 def _report(
     model: FinetunedClassifier,
-    done: RiskControl,
+    done: AgreementControl,
     certifying: Trajectory,
-    level: float,
+    labels: Tensor | None,
+    split: Split,
     confidence: float,
     given: int,
-    counts: tuple[int, int, int],
 ) -> ExitReport:
-    fitted, chosen_on, rows = counts
-    differs, steps = _losses(certifying, done.policy)
+    found, plain, own = done.found, math.nan, math.nan
+    if labels is not None:
+        labels = labels[split.certify]
+        right, steps = replace(certifying, labels=labels).correct(), certifying.replay(found.policy).exit_step
+        own = float(right[torch.arange(done.rows), steps - 1].double().mean())
+        plain = float(_right_answers(certifying, labels).double().mean())
+    threshold = found.policy.threshold_value
     return ExitReport(
-        statement=_statement(done, level, confidence, len(certifying)),
-        met=done.met,
-        policy=repr(LastStep() if not done.met else done.policy.policy),
+        statement=done.statement("the plain model does"),
+        met=found.met,
+        policy=repr(found.policy.policy),
+        kind=done.kind,
+        threshold=math.nan if threshold is None else threshold,
         rows=given,
-        duplicates=given - rows,
-        fitted=fitted,
-        chosen_on=chosen_on,
-        certified_on=len(certifying),
-        disagreement=float(differs.double().mean()),
-        mean_exit_step=float(steps.double().mean()),
+        duplicates=given - len(split.learn) - len(split.choose) - done.rows,
+        fitted=len(split.learn),
+        chosen_on=len(split.choose),
+        certified_on=done.rows,
+        disagreement=done.disagreement,
+        mean_exit_step=done.mean_exit_step,
+        exit_shares=done.exit_shares,
         num_steps=model.num_steps,
-        level=level if done.met else math.nan,
+        level=done.level if found.met else math.nan,
         confidence=confidence,
-        best_level=1.0 - (1.0 - confidence) ** (1.0 / len(certifying)),
+        best_level=done.best_level,
+        moved=done.moved,
+        plain_accuracy=plain,
+        exit_accuracy=own,
+        curves=agreement_curves(certifying, confidence),
     )
 
 
-def _statement(done: RiskControl, level: float, confidence: float, rows: int) -> str:
-    if done.met:
-        return (
-            f"Answers as the plain model does on all but {100 * level:.3g}% of inputs like these, with "
-            f"{100 * confidence:g}% confidence (certified on {rows} inputs that chose nothing)."
-        )
-    return f"No exits: {done.statement}."
+def _right_answers(certifying: Trajectory, labels: Tensor) -> Tensor:
+    """Whether the plain model's predictions, the labels of `certifying`, are right, `(batch,)` bool."""
+    assert certifying.labels is not None
+    right = (certifying.labels == labels) | (labels == -100)
+    return right if right.dim() == 1 else right.flatten(1).all(1)

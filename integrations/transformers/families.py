@@ -89,6 +89,7 @@ class Holds:
             directly) or ``"between"`` (captured, with code of the encoder's own between the layers, which is slower).
         readouts: Which there are, of ``"pooler"``, ``"mean"`` and ``"tokens"``.
         narrows: Whether batches get narrower when their longest rows have left.
+        joins: Whether rows of several lengths share a batch of a stream (`ponder.StreamEngine`).
         refused: Why it cannot be wrapped; empty where it can.
     """
 
@@ -97,6 +98,7 @@ class Holds:
     how: str = ""
     readouts: tuple[str, ...] = ()
     narrows: bool = False
+    joins: bool = False
     refused: str = ""
 
 
@@ -140,7 +142,9 @@ def what_holds(family: Family) -> Holds:
     if isinstance(adapter, CapturedAdapter):
         how = "between" if adapter.learned().between else "layers"
     readouts = tuple(name for name in ("pooler", "mean", "tokens") if adapter.has_readout(name))
-    return Holds(family.name, reads, how, readouts, adapter.padding() is not None)
+    padding = adapter.padding()
+    joins = padding is not None and padding.mixed and padding.stem is not None
+    return Holds(family.name, reads, how, readouts, padding is not None, joins)
 
 
 def _tiny_config(family: Family) -> Any:
@@ -246,24 +250,47 @@ def _page(rows: Sequence[Holds]) -> str:
         f"`from_encoder` and `adapter_for` take {len(wrapped)} of the {len(rows)} configurations below. Every other",
         "family of Transformers is tried in the same way when you pass it: it is [captured](capture.md), proved with",
         "its own weights, or refused with the reason. Each row was found by running a tiny random encoder of the",
-        "family.",
+        "family; `supported()` gives the rows as objects.",
         "",
         "- **Layers**: *own*, an adapter of its own; *called*, captured, its layers are called directly;",
         "  *between*, captured, and code of the encoder's own runs between the layers, which costs a pass of its",
         "  Python code a step.",
-        "- **Readouts** there are: the pooler's output, the mean of `last_hidden_state`, and the tokens themselves.",
+        "- **Readouts** there are: `p`, the pooler's output; `m`, the mean of `last_hidden_state`; `t`, the tokens.",
         "- **Narrows**: batches get narrower when their longest rows have left.",
+        "- **Joins**: rows of several lengths share the batches of a [stream](streaming.md); of the others, each waits",
+        "  for rows of its own length.",
         "",
-        "| Family | Reads | Layers | Readouts | Narrows |",
-        "|---|---|---|---|---|",
     ]
-    named = {"own": "own", "layers": "called", "between": "between"}
-    for row in wrapped:
-        cells = (f"`{row.name}`", row.reads, named[row.how], ", ".join(row.readouts), "yes" if row.narrows else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## Refused", "", "| Family | Why |", "|---|---|"]
-    lines += [f"| `{row.name}` | {row.refused.split('. ')[0].replace('|', '/')} |" for row in rows if row.refused]
+    for reads in dict.fromkeys(row.reads for row in wrapped):
+        lines += [
+            f"## Reading `{reads}`",
+            "",
+            "| Layers | Readouts | Narrows | Joins | Families |",
+            "|---|---|---|---|---|",
+        ]
+        alike: dict[str, list[str]] = {}
+        for row in wrapped:
+            if row.reads == reads:
+                alike.setdefault(_cells(row), []).append(f"`{row.name}`")
+        lines += [f"| {cells} | {', '.join(names)} |" for cells, names in alike.items()] + [""]
+    lines += ["## Refused", "", "| Family | Why |", "|---|---|"]
+    lines += [f"| `{row.name}` | {_why(row.refused)} |" for row in rows if row.refused]
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: Holds) -> str:
+    named = {"own": "own", "layers": "called", "between": "between"}
+    cells = (
+        named[row.how],
+        "".join(name[0] for name in row.readouts),
+        *("yes" if y else "no" for y in (row.narrows, row.joins)),
+    )
+    return " | ".join(cells)
+
+
+def _why(refused: str) -> str:
+    """The reason, without the name of the argument and the remedy."""
+    return refused.split(". ")[0].removeprefix("module: ").replace("|", "/")
 
 
 def _write(page: Path) -> None:

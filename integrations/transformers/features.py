@@ -1,4 +1,7 @@
-"""`PonderModel`: no head at all. The features of each row at its exit: embeddings of sentences, images, recordings."""
+"""`PonderModel`: no head at all. The features of each row at its exit: embeddings of sentences, images, recordings.
+
+With ``readout="tokens"`` these are all tokens, as a plain encoder gives them: `last_hidden_state`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from transformers.utils.generic import ModelOutput
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
-from ponder.parts.tasks import TaskName
+from ponder.parts.tasks import Regression, Task, TaskName
 from ponder.policies import ExitPolicy
 from ponder.recipes import Recipe
 
@@ -27,13 +30,15 @@ class PonderModelOutput(ModelOutput):
 
     Args:
         loss: Scalar, where labels were given.
-        pooler_output: Features at each row's exit (in training: of the last step), `(batch, width)`.
-        exit_step: The step of `pooler_output`, `(batch,)`, 1-based.
-        step_logits: In training, features of every step, `(batch, steps, width)`.
+        last_hidden_state: Tokens at each row's exit, `(batch, length, width)`, of a model that reads tokens.
+        pooler_output: Features at each row's exit (in training: of the last step), `(batch, width)`, of any other.
+        exit_step: The step of either, `(batch,)`, 1-based.
+        step_logits: In training, either at every step, `(batch, steps, …)`.
         hazard_logits: In training, with a Lambda head, `(batch, steps)`.
     """
 
     loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     exit_step: Tensor | None = None
     step_logits: Tensor | None = None
@@ -48,11 +53,12 @@ class PonderModel(PonderPreTrainedModel):
     """
 
     inputs = ("input_ids", "pixel_values", "input_values", "input_features")
+    readouts = ("pooler", "mean", "tokens")
 
     @classmethod
-    def task_of(cls, config: PonderConfig) -> TaskName:
+    def task_of(cls, config: PonderConfig) -> TaskName | Task:
         """See `PonderPreTrainedModel.task_of`."""
-        return "regression"
+        return _Tokens() if config.readout == "tokens" else "regression"
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
         """See `PonderPreTrainedModel.make_heads`; the features are the answer."""
@@ -64,7 +70,7 @@ class PonderModel(PonderPreTrainedModel):
         encoder: str | PathLike[str] | PreTrainedModel,
         recipe: str | Recipe = "palbert",
         *,
-        readout: Literal["pooler", "mean"] | None = None,
+        readout: Literal["pooler", "mean", "tokens"] | None = None,
         policy: ExitPolicy | None = None,
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
@@ -129,4 +135,19 @@ class PonderModel(PonderPreTrainedModel):
         context = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         given = {name: value for name, value in context.items() if value is not None or input_ids is not None}
         out, shared = self.run(inputs, ignored, labels=labels, policy=policy, row_ids=row_ids, **given)
-        return PonderModelOutput(pooler_output=out.outputs, **shared)
+        name = "last_hidden_state" if self.config.readout == "tokens" else "pooler_output"
+        return PonderModelOutput(**{name: out.outputs}, **shared)
+
+
+class _Tokens(Regression):
+    """All tokens of a row as its answer: numbers at each position, of which padding does not count."""
+
+    per_token = True
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        raise ArgumentError(
+            "labels",
+            expected="None, of a model that gives all tokens",
+            got=f"a tensor of shape {tuple(labels.shape)}",
+            remedy="Teach features of a whole row: readout='mean' or 'pooler'.",
+        )

@@ -1,9 +1,10 @@
 """`FinetunedClassifier`: a fine-tuned classifier of Transformers, kept as it is, with early heads beside it.
 
-The whole classifier is captured, so that what follows its last layer *is* its own head, whatever that is made of. At
-full depth the answer is that of the plain classifier, bit for bit. The head of an earlier step is the model's own head
-on that step's hidden state, times a number, plus a linear map of the state: it starts as the model's own head, and
-learns on inputs without labels to answer as full depth does (`exits.fit_exits`).
+It may classify texts, images, recordings or the tokens of a text, or find the span of an answer (`head_kinds`). The
+whole classifier is captured, so that what follows its last layer *is* its own head, whatever that is made of. At full
+depth the answer is that of the plain classifier, bit for bit. The head of an earlier step is the model's own head on
+that step's hidden state, times a number, plus a linear map of the state: it starts as the model's own head, and learns
+on inputs without labels to answer as full depth does (`exits.fit_exits`).
 
 A saved folder is the plain classifier's own, which Transformers reads as before, with the exits in two more files.
 """
@@ -11,8 +12,10 @@ A saved folder is the plain classifier's own, which Transformers reads as before
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from inspect import Parameter, Signature
 from os import PathLike
 from pathlib import Path
@@ -21,19 +24,23 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ponder._utils.files import digest_of, locked, make_folder, read_json, read_tensors, write_json, write_tensors
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice
+from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.examples import example_for
-from ponder.integrations.transformers.loading import load_whole
+from ponder.integrations.transformers.head_kinds import HeadKind, kind_of, load_finetuned
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
+from ponder.integrations.transformers.tokenizing import max_positions
 from ponder.parts import readouts
-from ponder.parts.capture import CapturedStem, capture
+from ponder.parts.capturing.captured import CapturedStem, capture
+from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, LastStep
@@ -43,6 +50,7 @@ from ponder.wrapper import PonderOutput, PonderWrapper
 __all__ = ["EarlyHead", "FinetunedClassifier"]
 
 _FORMAT = "ponder-exits-1"
+_pad_sequence = partial(nn.utils.rnn.pad_sequence, batch_first=True)
 _EXITS, _HEADS = "exits.json", "exits.safetensors"
 
 
@@ -50,60 +58,71 @@ class FinetunedClassifier(nn.Module):
     """A fine-tuned classifier with exits; build it with `from_finetuned`, and reload it with `from_pretrained`.
 
     Args:
-        classifier: The classifier; its weights are used, not copied, and never changed.
+        classifier: The classifier; its weights are used, not copied.
+        plain: The model that the answers are to agree with, where that is not the classifier itself: what it was before
+            its encoder learned too. It is not saved.
+
+    Attributes:
+        kind: What its answers mean.
+        seed: Of the split by which its exits were fitted, which `fit_exits` sets; None before. It tells which inputs
+            the heads learned on.
 
     Raises:
-        ArgumentError: It cannot be captured, or its answer is not one class of several; the message says why.
+        ArgumentError: It cannot be captured, or its answer is not one of several; the message says why.
     """
 
-    main_input_name = "input_ids"
-
-    def __init__(self, classifier: PreTrainedModel) -> None:
+    def __init__(self, classifier: PreTrainedModel, plain: PreTrainedModel | None = None) -> None:
         super().__init__()
-        labels = _num_labels(classifier)
+        kind = self.kind = kind_of(classifier)
+        self.seed: int | None = None
+        self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
+        self.main_input_name = classifier.main_input_name
+        labels = int(classifier.config.num_labels)
         was_training = classifier.training
         classifier.eval()
         example = {**example_for(classifier), **_constants(classifier)}
-        parts = capture(classifier, example, features=_logits)
+        parts = capture(classifier, example, features=kind.read)
         classifier.train(was_training)
         assert isinstance(parts.stem, CapturedStem)
-        readout = _Readout(parts.readout)
-        padding = parts.padding
+        padding, stem = parts.padding, _Stem(parts.stem)
         if padding is not None:
+            parts.stem.layered.lengths["token_type_ids"] = Along(fill=0)  # the example had none
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
-            padding = replace(padding, inputs=fill, pooled=True)
-        width = _state_width(parts.stem, parts.steps.fns[0], example)
-        early = [EarlyHead(labels, width) for _ in range(parts.steps.num_steps - 1)]
+            streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
+            padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.per_position)
+        width = _state_width(parts.stem, example, kind)
+        early = [EarlyHead(labels, width, 1 if kind.per_position else 2) for _ in range(parts.steps.num_steps - 1)]
         weights = next(classifier.parameters())
         self.ponder = PonderWrapper(
             parts.steps,
             head=PerStep([*early, _OwnAnswer(labels)]).to(weights.device, weights.dtype),
             policy=LastStep(),
-            stem=_Stem(parts.stem),
-            readout=readout,
-            task="classification",
+            stem=stem,
+            readout=_Readout(parts.readout, kind.per_position),
+            task=kind.task,
             padding=padding,
         )
         self.eval()
 
     @classmethod
     def from_finetuned(
-        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits"] = "exits"
+        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits", "exits-deep"] = "exits"
     ) -> FinetunedClassifier:
         """Put exits beside the head of a fine-tuned classifier; they still have to be fitted, by `fit_exits`.
 
         Until then every row runs to the last step, and the answers are those of the plain classifier.
 
         Args:
-            model: A sequence classifier of Transformers, a folder or a hub name. Files are read in float32, from
-                safetensors only; remote code is never run.
-            recipe: ``"exits"``: the model is frozen, and only early heads learn.
+            model: A classifier of Transformers (of texts, tokens, images or audio) or a model that answers with a span,
+                a folder or a hub name. Files are read in float32, from safetensors only; remote code is never run.
+            recipe: ``"exits"``: the model is frozen, and only early heads learn. ``"exits-deep"``: a copy of the model
+                learns with them, the model as it is being its teacher; exits come earlier, and full depth may move.
 
         Raises:
             ArgumentError: It is no classifier of one class of several, or it cannot be captured (says why).
             CheckpointError: The folder holds no whole classifier.
         """
-        check_choice("recipe", recipe, ("exits",))
+        check_choice("recipe", recipe, ("exits", "exits-deep"))
         if not isinstance(model, PreTrainedModel):
             if not isinstance(model, str | PathLike):
                 raise ArgumentTypeError(
@@ -112,8 +131,10 @@ class FinetunedClassifier(nn.Module):
                     got=type(model).__name__,
                     remedy="Capture any other module with ponder.capture.",
                 )
-            model = _load_classifier(model)
-        return cls(model)
+            model = load_finetuned(model)
+        if recipe == "exits":
+            return cls(model)
+        return cls(deepcopy(model), plain=frozen_copy(model))
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> Self:
@@ -138,7 +159,7 @@ class FinetunedClassifier(nn.Module):
                     f"{place}: the model or its exits are not those that were saved together. Fit the exits again."
                 )
             heads = read_tensors(place / _HEADS, _FORMAT)[0]
-        made = cls(_load_classifier(place))
+        made = cls(load_finetuned(place))
         own = made.heads.state_dict()
         if own.keys() != heads.keys() or any(own[name].shape != heads[name].shape for name in own):
             raise CheckpointError(f"{place / _HEADS}: the heads are of another model. Fit the exits again.")
@@ -147,6 +168,7 @@ class FinetunedClassifier(nn.Module):
             made.policy = ExitPolicy.from_dict(settings["policy"])
         except Exception as error:  # whatever a constructor does with values that it was not written for
             raise CheckpointError(f"{place / _EXITS}: its policy cannot be used ({error}). Save again.") from error
+        made.seed = settings.get("seed")
         return made
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -162,11 +184,24 @@ class FinetunedClassifier(nn.Module):
         save_whole(lambda part: self.classifier.save_pretrained(part), place)
         with locked(place):
             write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
-            write_json(place / _EXITS, {"format": _FORMAT, "digests": _digests(place), "policy": self.policy.to_dict()})
+            policy = self.policy.to_dict()
+            write_json(
+                place / _EXITS, {"format": _FORMAT, "digests": _digests(place), "policy": policy, "seed": self.seed}
+            )
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The model that answers are to agree with: the classifier, or what it was before its encoder learned too."""
+        return self.classifier if self._plain is None else self._plain[0]
+
+    @property
+    def deep(self) -> bool:
+        """Whether the encoder is to learn too, from `plain`."""
+        return self._plain is not None
 
     @property
     def classifier(self) -> PreTrainedModel:
-        """The plain classifier, as it was given."""
+        """The classifier that runs, head and all; the one that was given, where only early heads learn."""
         model: PreTrainedModel = self.ponder.stem.captured.module  # type: ignore[union-attr, assignment]
         return model
 
@@ -196,19 +231,72 @@ class FinetunedClassifier(nn.Module):
     def policy(self, policy: ExitPolicy) -> None:
         self.ponder.policy = policy
 
-    def forward(self, input_ids: Tensor, policy: ExitPolicy | None = None, **context: Any) -> PonderOutput:
+    def forward(self, inputs: Tensor | None = None, policy: ExitPolicy | None = None, **context: Any) -> PonderOutput:
         """Each row to its exit, in evaluation mode.
 
         Args:
-            input_ids: Token ids, `(batch, length)`.
+            inputs: The main input, which may be named as the classifier names it too: `input_ids`, say.
             policy: Decides instead of the model's own policy.
             context: `attention_mask`, `token_type_ids`, and what else `PonderWrapper.forward` takes.
         """
-        return self.ponder(input_ids, policy=policy, **context)
+        return self.ponder(self._main(inputs, context), policy=policy, **context)
 
-    def unroll(self, input_ids: Tensor, **context: Any) -> Trajectory:
-        """Full depth, no exit; arguments as for `PonderWrapper.unroll`."""
-        return self.ponder.unroll(input_ids, **context)
+    def unroll(self, inputs: Tensor | None = None, **context: Any) -> Trajectory:
+        """Full depth, no exit; arguments as for a call and for `PonderWrapper.unroll`."""
+        return self.ponder.unroll(self._main(inputs, context), **context)
+
+    def _main(self, inputs: Tensor | None, context: dict[str, Any]) -> Tensor:
+        found: Tensor | None = context.pop(self.main_input_name, None) if inputs is None else inputs
+        if found is None:
+            raise ArgumentError(
+                self.main_input_name, expected="the main input", got="nothing", remedy="Pass what a tokenizer gives."
+            )
+        return found
+
+    def export_source(self) -> ExportSource:
+        """What `ponder.export.onnx` writes; the example is of five rows, a number that no other dimension has.
+
+        Raises:
+            ArgumentError: The classifier reads something else than tokens.
+        """
+        config = self.config
+        if self.main_input_name != "input_ids":
+            raise ArgumentError(
+                "model",
+                expected="a classifier that reads tokens",
+                got=f"one that reads {self.main_input_name}",
+                remedy="Export its wrapper, model.ponder, with an example: ponder.export.onnx(model.ponder, …).",
+            )
+        pad = int(config.pad_token_id or 0)
+        ids = torch.full((5, 11), (pad + 1) % config.vocab_size)
+        mask = (torch.arange(11) < torch.tensor([11, 11, 9, 7, 3])[:, None]).long()
+        tokenizer = Path(str(config._name_or_path or ".")) / "tokenizer.json"
+        return ExportSource(
+            model=self.ponder,
+            inputs=ids.masked_fill(mask == 0, pad),
+            context={"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)},
+            name="input_ids",
+            defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
+            tokenizer=tokenizer if tokenizer.is_file() else None,
+            max_length=max_positions(config),
+            labels=tuple(str(config.id2label[place]) for place in range(config.num_labels)),
+        )
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch of encodings by name, padded on the right to the longest; labels where all have them."""
+        fill = {self.main_input_name: getattr(self.config, "pad_token_id", None) or 0, "labels": -100}
+        device, batch = next(self.parameters()).device, {}
+        for name in (self.main_input_name, "attention_mask", "token_type_ids", "labels"):
+            given = [row.get(name, row.get("label") if name == "labels" else None) for row in rows]
+            if any(value is None for value in given):
+                continue
+            each = [torch.as_tensor(value) for value in given]
+            padded = torch.stack if not each[0].dim() else partial(_pad_sequence, padding_value=fill.get(name, 0))
+            batch[name] = padded(each).to(device)
+        if "attention_mask" not in batch and self.main_input_name == "input_ids":
+            lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=device)
+            batch["attention_mask"] = (torch.arange(int(lengths.max()), device=device) < lengths[:, None]).long()
+        return batch
 
     def predict(self, dataset: Iterable[Any], **options: Any) -> Predictions:
         """Every example of a tokenised data set to its exit; see `predict_rows`."""
@@ -222,26 +310,28 @@ class FinetunedClassifier(nn.Module):
 class EarlyHead(nn.Module):
     r"""The answer of an early step: z = s · own(h) + W [norm(first token) ‖ norm(mean)] + b.
 
-    It starts with s = 1, W = 0 and b = 0: the model's own head on this step's state.
+    Where there is an answer at each position, it is z_t = s · own(h)_t + W norm(h_t) + b. It starts with s = 1, W = 0
+    and b = 0: the model's own head on this step's state.
 
     Args:
         labels: Number of classes.
         width: Size of the hidden state.
+        states: How many states are read beside the own answer: 2, or 1 at each position.
     """
 
-    def __init__(self, labels: int, width: int) -> None:
+    def __init__(self, labels: int, width: int, states: int = 2) -> None:
         super().__init__()
-        self.labels, self.width = labels, width
+        self.labels, self.width, self.states = labels, width, states
         self.scale = nn.Parameter(torch.ones(()))
-        self.linear = nn.Linear(2 * width, labels)
+        self.linear = nn.Linear(states * width, labels)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits `(batch, labels)` from what the readout gives, `(batch, labels + 2 · width)`."""
-        states = features[:, self.labels :].unflatten(1, (2, self.width))
-        logits: Tensor = self.linear(F.layer_norm(states, (self.width,)).flatten(1))
-        return self.scale * features[:, : self.labels] + logits
+        """Logits `(batch, …, labels)` from what the readout gives, `(batch, …, labels + states · width)`."""
+        states = features[..., self.labels :].unflatten(-1, (self.states, self.width))
+        logits: Tensor = self.linear(F.layer_norm(states, (self.width,)).flatten(-2))
+        return self.scale * features[..., : self.labels] + logits
 
 
 class _OwnAnswer(nn.Module):
@@ -252,7 +342,7 @@ class _OwnAnswer(nn.Module):
         self.labels = labels
 
     def forward(self, features: Tensor) -> Tensor:
-        return features[:, : self.labels]
+        return features[..., : self.labels]
 
 
 class _Stem(nn.Module):
@@ -273,12 +363,16 @@ class _Stem(nn.Module):
 
 
 class _Readout:
-    """The model's own logits if it had ended here, the first token, and the mean of the tokens, side by side."""
+    """What an early head reads: the model's own answer if it had ended here, and its states, side by side.
+
+    The states are the first token and the mean of the tokens; where there is an answer at each position, that of the
+    position.
+    """
 
     borrows_modules = True
 
-    def __init__(self, own: Callable[..., Tensor]) -> None:
-        self.own = own
+    def __init__(self, own: Callable[..., Tensor], per_position: bool) -> None:
+        self.own, self.per_position = own, per_position
         takes = inspect.signature(own).parameters.values()
         self.reads_context = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in takes)
         self.__signature__ = Signature(
@@ -288,7 +382,12 @@ class _Readout:
     def __call__(self, hidden: Tree, **context: Any) -> Tensor:
         states = _states(hidden)
         logits = self.own(hidden, **context) if self.reads_context else self.own(hidden)
-        mean = readouts.mean(states, attention_mask=context.get("attention_mask"))
+        if self.per_position:
+            return torch.cat([logits, states.to(logits)], dim=-1)
+        mask = context.get("attention_mask")
+        if mask is not None and mask.shape[1] != states.shape[1]:  # of samples, of which a frame is many
+            mask = None
+        mean = readouts.mean(states, attention_mask=mask)
         return torch.cat([logits, readouts.first_token(states).to(logits), mean.to(logits)], dim=1)
 
 
@@ -297,72 +396,28 @@ def _states(hidden: Tree) -> Tensor:
     return states
 
 
-def _logits(output: Any) -> Any:
-    return output["logits"]
-
-
-def _num_labels(classifier: PreTrainedModel) -> int:
-    """The number of classes; what is no classifier of one class of several is refused."""
-    config = classifier.config
-    labels, problem = int(getattr(config, "num_labels", 0) or 0), getattr(config, "problem_type", None)
-    if not type(classifier).__name__.endswith("ForSequenceClassification"):
-        raise ArgumentError(
-            "model",
-            expected="a sequence classifier of Transformers (…ForSequenceClassification)",
-            got=type(classifier).__name__,
-            remedy="Pass the fine-tuned classifier, head included; a bare encoder is for from_encoder.",
-        )
-    if labels < 2 or problem not in (None, "single_label_classification"):
-        raise ArgumentError(
-            "model",
-            expected="a classifier whose answer is one of two or more classes, which early answers can agree with",
-            got=f"num_labels={labels}, problem_type={problem!r}",
-            remedy="For regression and several labels at once, train exits with from_encoder.",
-        )
-    return labels
-
-
 def _constants(classifier: PreTrainedModel) -> dict[str, Any]:
     takes = inspect.signature(classifier.forward).parameters
     constants: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     return constants if getattr(classifier.config, "return_dict", True) else {**constants, "return_dict": True}
 
 
-def _state_width(stem: CapturedStem, step: Callable[..., Tree], example: dict[str, Any]) -> int:
+def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) -> int:
     """The width of the hidden state; what is not `(batch, length, width)` is refused."""
     given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
+    inputs = given.pop(next(iter(given)))
     with torch.no_grad():
-        hidden, _ = stem(given.pop("input_ids", None), **given)
+        hidden, _ = stem(inputs, **given)
     states = _states(hidden)
-    if states.dim() != 3:
+    if states.dim() != 3 or (kind.per_position and states.shape[1] != inputs.shape[1]):
         raise ArgumentError(
             "model",
-            expected="layers with a hidden state (batch, length, width)",
+            expected="layers with a hidden state (batch, length, width)"
+            + (", as long as the input" if kind.per_position else ""),
             got=f"one of shape {tuple(states.shape)}",
             remedy="Capture it with ponder.capture, and give it heads of your own.",
         )
     return states.shape[-1]
-
-
-def _load_classifier(source: str | PathLike[str]) -> PreTrainedModel:
-    """A whole classifier in float32; nothing of it may be random."""
-    remedy = "Pass the folder of a fine-tuned sequence classifier, as save_pretrained writes it."
-    model, info = load_whole(
-        AutoModelForSequenceClassification.from_pretrained,
-        str(source),
-        "model",
-        remedy,
-        AutoConfig.for_model,
-        lambda config: AutoModelForSequenceClassification.from_config(config, trust_remote_code=False),
-        exact=False,
-        trust_remote_code=False,
-        dtype=torch.float32,
-    )
-    if info["missing_keys"]:  # a pooler, without which an encoder is whole, and a classifier is not
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise CheckpointError(f"model: expected a whole classifier; {source} lacks {missing}. {remedy}")
-    loaded: PreTrainedModel = model
-    return loaded
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ __all__ = ["PonderForImageClassification"]
 class PonderForImageClassification(PonderPreTrainedModel):
     """An encoder of images that answers once an image; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "image-classification"
     main_input_name = "pixel_values"
     inputs = ("pixel_values",)
     problems = True
@@ -29,7 +30,7 @@ class PonderForImageClassification(PonderPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,

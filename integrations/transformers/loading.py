@@ -30,10 +30,14 @@ _ROOM = 10**8  # weights that a file may lack before anything is allocated for t
 
 
 def load_encoder(
-    source: Source, dtype: torch.dtype | str = torch.float32, attn_implementation: str | None = None
+    source: Source,
+    dtype: torch.dtype | str = torch.float32,
+    attn_implementation: str | None = None,
+    device_map: Any = None,
 ) -> PreTrainedModel:
     """A bare encoder, from a folder or the hub (of an encoder-decoder, its encoder); never remote code."""
-    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    asked = {"attn_implementation": attn_implementation, "device_map": device_map}
+    chosen = {name: value for name, value in asked.items() if value is not None}
     model: PreTrainedModel = load_whole(
         AutoModel.from_pretrained,
         str(source),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, initialization
 
 from ponder import recipes
-from ponder.engine.teaching import frozen_copy
+from ponder.analysis.metrics import MetricLike
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
@@ -27,6 +27,7 @@ from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.loading import load_encoder, load_whole
+from ponder.integrations.transformers.model_card import evaluation_of, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
 from ponder.parts.heads import HazardLayer, PerStep
@@ -34,7 +35,7 @@ from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName
 from ponder.policies import ExitPolicy, LastStep
-from ponder.recipes import Recipe, Stage, freeze_for, start_heads
+from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
@@ -50,6 +51,7 @@ _ARGUMENTS = (
     "head_dropout",
     "dtype",
     "attn_implementation",
+    "device_map",
 )
 _IGNORED = (
     "inputs_embeds",
@@ -58,6 +60,8 @@ _IGNORED = (
     "return_dict",
     "task_ids",
 )
+
+_MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
 
 PROBLEMS: dict[str, TaskName] = {
     "single_label_classification": "classification",
@@ -94,6 +98,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     """Main inputs of the encoders that this model is for."""
     problems: ClassVar[bool] = False
     """Whether `problem_type` says what an answer means."""
+    pipeline_tag: ClassVar[str] = "feature-extraction"
+    """What the hub calls the task, for the model card."""
 
     def __init__(
         self, config: PonderConfig, encoder: PreTrainedModel | None = None, adapter: Adapter | None = None
@@ -108,6 +114,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         else:
             self.encoder = _as_loaded(encoder)
         task, recipe = self.task_of(config), config.make_recipe()
+        config.recipe = recipe.to_dict()  # with the policy that took the place of one that is not registered here
         adapter = self._adapter = adapter or adapter_for(self.encoder, config.num_steps)
         self.main_input_name = adapter.main_input
         self._check_readout(config.readout, adapter)
@@ -126,6 +133,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             task=task,
             padding=_padding(adapter, config.readout),
         )
+        self.ponder.stages = recipe.stages
         for part in self.ponder.children():  # the heads go where the encoder is; it stays as it was given
             if part is not self.ponder.stem:
                 on_meta = any(weight.is_meta for weight in part.parameters())  # while Transformers loads
@@ -169,6 +177,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         head_dropout: float = 0.1,
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
+        device_map: Any = None,
         **config: Any,
     ) -> Self:
         """Put a recipe's heads on a pretrained encoder.
@@ -187,6 +196,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             dtype: Of the weights of an encoder that is loaded, and of the heads; float32 where None.
             attn_implementation: Of an encoder that is loaded: ``"eager"``, ``"sdpa"``, …; Transformers' choice where
                 None.
+            device_map: Of an encoder that is loaded: ``"auto"``, ``"cuda"``, …; the heads go where it is.
             config: Further fields of the configuration, for example `id2label`.
 
         Raises:
@@ -194,7 +204,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
         _check_fields(config)
-        encoder = _encoder(encoder, dtype, attn_implementation)
+        encoder = _encoder(encoder, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
         adapter = adapter_for(encoder)
         cls._check_input(adapter)
         default = next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
@@ -223,11 +233,11 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_finetuned(
-        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits"] = "exits"
+        cls, model: str | PathLike[str] | PreTrainedModel, recipe: Literal["exits", "exits-deep"] = "exits"
     ) -> FinetunedClassifier:
         """Keep a fine-tuned classifier, head and all, and put exits beside it.
 
-        What comes is no `PonderForSequenceClassification`, whose heads are a recipe's, but a `FinetunedClassifier`.
+        What comes is no model of this class, whose heads are a recipe's, but a `FinetunedClassifier`.
         Arguments and errors as for `FinetunedClassifier.from_finetuned`.
         """
         return FinetunedClassifier.from_finetuned(model, recipe)
@@ -281,6 +291,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     ) -> None:
         """As in Transformers; a save is whole or has not happened, also where the process is killed in the middle.
 
+        A model card is written beside the weights, unless the folder has a README of its owner's.
+
         Raises:
             ArgumentError: The folder cannot be written.
         """
@@ -289,7 +301,32 @@ class PonderPreTrainedModel(PreTrainedModel):
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)
             return
-        save_whole(lambda part: save(part, **kwargs), save_directory)
+
+        def write(part: Path) -> None:
+            save(part, **kwargs)
+            write_beside(self, part, Path(save_directory))
+
+        save_whole(write, save_directory)
+
+    def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: MetricLike | None = None) -> dict[str, Any]:
+        """Measure the model's policy on labelled rows, and note it in the configuration and on the model card.
+
+        Args:
+            trajectory: A full-depth run on rows with labels, which chose neither weights nor policy: `model.record`.
+            data: What the rows are, in a few words: ``"RTE, validation"``.
+            metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own.
+
+        Returns:
+            What was noted: the score of the policy and that of full depth, the mean exit step, and the speed-up in
+            steps. What the same data came to under the same policy before is replaced.
+
+        Raises:
+            ArgumentError: The trajectory has no rows or no labels.
+        """
+        noted = evaluation_of(trajectory, self.policy, data, metric)
+        others = [row for row in self.config.evaluations if (row["data"], row["policy"]) != (data, noted["policy"])]
+        self.config.evaluations = [*others, noted]
+        return noted
 
     @property
     def policy(self) -> ExitPolicy:
@@ -359,12 +396,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def start_stage(self, stage: Stage) -> None:
         """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
-        if stage.teacher == "previous":
-            self.attach_teacher(None)
-            self.attach_teacher(frozen_copy(self))
-        start_heads(stage, self.ponder.head)
-        self.ponder.objective = stage.objective
-        freeze_for(stage, self.encoder, self.ponder.head, (self.ponder.lambda_head, self.ponder.prior_weights))
+        self.ponder.start_stage(stage)
 
     @classmethod
     def _check_input(cls, adapter: Adapter) -> None:
@@ -419,8 +451,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         Returns:
             What the wrapper gives, and the fields that the outputs of all models share.
         """
-        _check_ignored(ignored)
-        given = {name: value for name, value in inputs.items() if value is not None}
+        others = {name: ignored[name] for name in _MAIN_INPUTS if name in ignored}
+        _check_ignored({name: value for name, value in ignored.items() if name not in others})
+        given = {name: value for name, value in {**inputs, **others}.items() if value is not None}
         if list(given) != [self.main_input_name]:
             raise ArgumentError(
                 " and ".join(given) or self.main_input_name,
@@ -428,7 +461,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=" and ".join(given) or "nothing",
                 remedy="Use the tokenizer, image processor or feature extractor of the encoder.",
             )
-        out = self.ponder(given[self.main_input_name], **arguments)
+        out = self.ponder(self._checked(given[self.main_input_name]), **arguments)
         unrolled = out.trajectory
         return out, {
             "loss": out.loss,
@@ -444,7 +477,27 @@ class PonderPreTrainedModel(PreTrainedModel):
             inputs: The main input, which may be named as in a call too.
             kwargs: The other arguments of a call.
         """
-        return self.ponder.unroll(kwargs.pop(self.main_input_name) if inputs is None else inputs, **kwargs)
+        given = kwargs.pop(self.main_input_name, None) if inputs is None else inputs
+        return self.ponder.unroll(self._checked(given), **kwargs)
+
+    def _checked(self, inputs: Any) -> Tensor:
+        """The main input, or an error where an encoder of texts was given something else than token ids."""
+        name = self.main_input_name
+        if not isinstance(inputs, Tensor):
+            raise ArgumentTypeError(
+                name,
+                expected="a tensor",
+                got=type(inputs).__name__,
+                remedy="Pass what the tokenizer or processor gives with return_tensors='pt'.",
+            )
+        if name == "input_ids" and (inputs.dim() != 2 or inputs.is_floating_point() or inputs.dtype == torch.bool):
+            raise ArgumentError(
+                name,
+                expected="token ids, (batch, length) integers",
+                got=f"{inputs.dtype} of shape {tuple(inputs.shape)}",
+                remedy="Pass what the tokenizer gives; images and sound have models of their own.",
+            )
+        return inputs
 
     def export_source(self) -> ExportSource:
         """What `ponder.export.onnx` writes: two rows of tokens as an example, and the tokenizer of the encoder."""
@@ -469,6 +522,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer if tokenizer.is_file() else None,
             max_length=getattr(config, "max_position_embeddings", None),
+            labels=tuple(str(self.config.id2label[place]) for place in range(self.config.num_labels or 0)),
         )
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
@@ -533,20 +587,18 @@ def by_problem(config: PonderConfig, problems: Sequence[str] = tuple(PROBLEMS)) 
     return PROBLEMS[problem]
 
 
-def _encoder(
-    encoder: str | PathLike[str] | PreTrainedModel, dtype: torch.dtype | str | None, attention: str | None
-) -> PreTrainedModel:
-    """The bare encoder, loaded where it is not one yet."""
+def _encoder(encoder: str | PathLike[str] | PreTrainedModel, **loading: Any) -> PreTrainedModel:
+    """The bare encoder, loaded where it is not one yet; arguments of loading that are None ask for nothing."""
+    asked = {name: value for name, value in loading.items() if value is not None}
     if isinstance(encoder, str | PathLike):
-        return encoder_of(load_encoder(encoder, dtype or torch.float32, attention))
-    for name, value in (("dtype", dtype), ("attn_implementation", attention)):
-        if value is not None:
-            raise ArgumentError(
-                name,
-                expected="None for an encoder that is loaded already",
-                got=repr(value),
-                remedy="Load the encoder with it, or pass its folder or hub name.",
-            )
+        return encoder_of(load_encoder(encoder, **asked))
+    for name, value in asked.items():
+        raise ArgumentError(
+            name,
+            expected="None for an encoder that is loaded already",
+            got=repr(value),
+            remedy="Load the encoder with it, or pass its folder or hub name.",
+        )
     return encoder_of(encoder)
 
 

@@ -25,6 +25,8 @@ from ponder.policies import ExitPolicy
 
 __all__ = ["pipeline"]
 
+_GIVEN = ("input_ids", "attention_mask", "token_type_ids")
+
 
 def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipeline:
     """A pipeline of Transformers for a model of this package.
@@ -80,10 +82,7 @@ class _Exits(Pipeline):
     ) -> Any:
         base: Any = super()
         inputs, *others = args
-        outputs = base._forward({**inputs, "policy": policy}, *others, **kwargs)
-        if type(outputs) is dict:  # tokens: what was given comes back, to be cut into rows
-            outputs.pop("policy", None)
-        return outputs
+        return base._forward({**inputs, "policy": policy}, *others, **kwargs)
 
     def postprocess(  # type: ignore[override]
         self, *args: Any, exit_step: bool = False, **kwargs: Any
@@ -93,7 +92,8 @@ class _Exits(Pipeline):
         results = base.postprocess(*args, **kwargs)
         if not exit_step:
             return results
-        exits = {"exit_step": int(args[0]["exit_step"][0])}
+        pieces = [args[0]] if isinstance(args[0], Mapping) else args[0]
+        exits = {"exit_step": max(int(piece["exit_step"][0]) for piece in pieces)}
         return {**results, **exits} if isinstance(results, Mapping) else [{**result, **exits} for result in results]
 
 
@@ -110,7 +110,15 @@ class _AudioClassification(_Exits, AudioClassificationPipeline):
 
 
 class _TokenClassification(_Exits, TokenClassificationPipeline):
-    tells_exits = False
+    """A long text may be cut into pieces, which leave alone; its tokens tell the exit of the deepest."""
+
+    def _forward(  # type: ignore[override]
+        self, model_inputs: Mapping[str, Any], policy: ExitPolicy | None = None
+    ) -> Any:
+        given = {name: model_inputs[name] for name in _GIVEN if name in model_inputs}
+        out = self.model(**given, policy=policy)
+        found = {"logits": out.logits, "exit_step": out.exit_step}  # beside what came, which is cut into rows with them
+        return {"offset_mapping": None, **model_inputs, **found}
 
 
 class _FeatureExtraction(_Exits, FeatureExtractionPipeline):

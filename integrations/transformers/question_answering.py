@@ -43,6 +43,7 @@ class PonderQuestionAnsweringOutput(ModelOutput):
 class PonderForQuestionAnswering(PonderPreTrainedModel):
     """An encoder of texts that answers with a span of the text; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "question-answering"
     readouts = ("tokens",)
 
     @classmethod
@@ -59,7 +60,7 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         start_positions: Tensor | None = None,

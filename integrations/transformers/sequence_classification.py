@@ -38,6 +38,7 @@ class PonderSequenceClassifierOutput(ModelOutput):
 class PonderForSequenceClassification(PonderPreTrainedModel):
     """An encoder of texts that answers once a text; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "text-classification"
     problems = True
 
     @classmethod
@@ -47,7 +48,7 @@ class PonderForSequenceClassification(PonderPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,

@@ -39,6 +39,7 @@ class PonderTokenClassifierOutput(ModelOutput):
 class PonderForTokenClassification(PonderPreTrainedModel):
     """An encoder of texts that answers once a token; see `PonderPreTrainedModel`."""
 
+    pipeline_tag = "token-classification"
     readouts = ("tokens",)
 
     @classmethod
@@ -55,7 +56,7 @@ class PonderForTokenClassification(PonderPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,

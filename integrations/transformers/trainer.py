@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
 from ponder.optim import parameter_groups
+from ponder.parts.tasks import Task
+from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]
@@ -25,8 +26,12 @@ class PonderTrainer(Trainer):
     """`transformers.Trainer` with its optimiser (`args.optim`; fused AdamW by default) over `ponder.parameter_groups`.
 
     It tells the model how far training has come (`PonderWrapper.progress`), for objectives that change on the way. To
-    what the Trainer logs it adds, with a Lambda head, `expected_steps` and `kl` (from the halting distribution to the
-    prior), means over the examples since the last log; and to what an evaluation measures, `exit_step`.
+    what the Trainer logs it adds the task's loss of each step, `loss_step_1` …, and with a Lambda head `expected_steps`
+    and `kl` (from the halting distribution to the prior): means over the examples since the last log. To what an
+    evaluation measures it adds `exit_step`.
+
+    `args.label_smoothing_factor` smooths the labels of every step, where Trainer itself would smooth the loss of the
+    last step and leave the recipe's out.
 
     Args:
         args: As for `Trainer`.
@@ -37,7 +42,8 @@ class PonderTrainer(Trainer):
         kwargs: As for `Trainer`.
 
     Raises:
-        ArgumentError: `args` ask for label smoothing, which Trainer applies to the last step alone.
+        ArgumentError: `args` ask for label smoothing, and the labels are no classes; or the heads of a model with
+            adapters of peft are frozen.
     """
 
     def __init__(
@@ -51,15 +57,13 @@ class PonderTrainer(Trainer):
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
         self.all_stages = all_stages
-        self._seen = {True: _Means(), False: _Means()}  # in training mode, and in evaluation mode
+        self._seen = {True: Means(), False: Means()}  # in training mode, and in evaluation mode
         super().__init__(*args, **kwargs)
+        self._smoothed: Task | None = None
         if self.args.label_smoothing_factor:
-            raise ArgumentError(
-                "label_smoothing_factor",
-                expected="0: Trainer would smooth the loss of the last step, and leave the recipe's out",
-                got=self.args.label_smoothing_factor,
-                remedy="Leave it out.",
-            )
+            self._smoothed = _smoothed(self.model, self.args.label_smoothing_factor)
+            self.label_smoother = None  # it would take the labels away from the model
+        _check_adapters(self.model)
         if all_stages and not isinstance(self.model, PonderPreTrainedModel):
             raise ArgumentError(
                 "all_stages",
@@ -97,10 +101,11 @@ class PonderTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers, keeping in mind what is logged."""
-        loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
-        wrapper = next((module for module in model.modules() if isinstance(module, PonderWrapper)), None)
-        if wrapper is not None and outputs.get("exit_step") is not None:
-            self._seen[model.training].add(_measured(wrapper, outputs))
+        wrapper = _wrapper_in(model)
+        with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
+            loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+            if wrapper is not None and outputs.get("exit_step") is not None:
+                self._seen[model.training].add(_measured(wrapper, outputs, inputs.get("labels")))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -153,34 +158,51 @@ class PonderTrainer(Trainer):
         return [part for part in parts if part["params"]]
 
 
-class _Means:
-    """Means over the examples of several batches, without waiting for the device before they are asked for."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Values of a batch, `(batch,)` each."""
-        for name, value in values.items():
-            self._parts[name].append(value.detach())
-
-    def taken(self) -> dict[str, float]:
-        """The means, which are forgotten."""
-        parts, self._parts = self._parts, defaultdict(list)
-        return {name: float(torch.cat(values).mean()) for name, values in parts.items()}
+def _check_adapters(model: Any) -> None:
+    """Refuse adapters of peft around heads that are new and would never learn."""
+    wrapper = _wrapper_in(model)
+    if wrapper is None or getattr(model, "peft_config", None) is None:
+        return
+    heads = [*wrapper.head.parameters()]
+    if heads and not any(weight.requires_grad for weight in heads):
+        raise ArgumentError(
+            "modules_to_save",
+            expected="the heads, which are new and have to be trained in full beside the adapters",
+            got="heads that are frozen",
+            remedy="Pass LoraConfig(…, modules_to_save=model.head_names).",
+        )
 
 
-def _measured(wrapper: PonderWrapper, outputs: Any) -> dict[str, Tensor]:
-    """What a batch tells of its exits: in training of the halting distribution, else of the exits themselves."""
-    if not wrapper.training:
+def _wrapper_in(model: Any) -> PonderWrapper | None:
+    return next((module for module in model.modules() if isinstance(module, PonderWrapper)), None)
+
+
+def _smoothed(model: Any, share: float) -> Task:
+    """The task of a model, with smoothed labels."""
+    wrapper = _wrapper_in(model)
+    if wrapper is None or wrapper.task is None:
+        raise ArgumentError(
+            "label_smoothing_factor",
+            expected="0 for a model that names no task",
+            got=share,
+            remedy="Build the wrapper with task='classification', say.",
+        )
+    return wrapper.task.smoothed(share)
+
+
+@contextmanager
+def _with_task(wrapper: PonderWrapper, task: Task | None) -> Iterator[None]:
+    """Another task for the length of a block; the wrapper's own where None."""
+    own = wrapper.task
+    wrapper.task = task or own
+    try:
+        yield
+    finally:
+        wrapper.task = own
+
+
+def _measured(wrapper: PonderWrapper, outputs: Any, labels: Tensor | None) -> dict[str, Tensor]:
+    """What a batch tells of its exits: in training of each step and the halting distribution, else of the exits."""
+    if not wrapper.training or outputs.get("step_logits") is None:
         return {"exit_step": outputs["exit_step"].double()}
-    logits = outputs.get("hazard_logits")
-    if logits is None:
-        return {}
-    halting = StepDistribution.from_hazard_logits(logits.detach())
-    measured = {"expected_steps": halting.mean}
-    if wrapper.prior is not None:
-        prior = wrapper.prior(halting.num_steps)
-        log_pmf = prior.log_pmf.to(logits.device).expand(len(logits), -1)
-        measured["kl"] = kl_divergence(halting, StepDistribution(log_pmf, validate_args=False))
-    return measured
+    return measured(wrapper, outputs["step_logits"].detach(), outputs.get("hazard_logits"), labels)

@@ -229,7 +229,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> ArgumentError:
-    """The error of a place that cannot be written."""
+    """The error that says why a place cannot be written."""
     return ArgumentError(
         "folder",
         expected="a place that can be written",

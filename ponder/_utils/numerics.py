@@ -20,7 +20,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def bisect(is_below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int = 100) -> Tensor:
-    """Where a condition turns from true to false between `low` and `high`, by halving the interval.
+    """Find where a condition turns from true to false between `low` and `high`, by halving the interval.
 
     Args:
         is_below: Whether a place is still below the root, elementwise.
@@ -40,7 +40,9 @@ def bisect(is_below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halv
 
 
 def interpolate(costs: Sequence[float], scores: Sequence[float], at: Sequence[float]) -> list[float]:
-    """Scores at given costs, on straight lines between neighbours; equal costs count as one, with their mean score.
+    """Interpolate scores at given costs, on straight lines between neighbours.
+
+    Equal costs count as one, with their mean score.
 
     For a score that is a mean over rows, a straight line is no guess: it is what one expects where a coin decides which
     of the two policies a row meets. Needs NumPy, which comes with matplotlib.

@@ -11,7 +11,7 @@ __all__ = ["as_row_ids"]
 
 
 def as_row_ids(row_ids: Tensor | None, size: int, device: torch.device) -> Tensor:
-    """Row ids, `(batch,)` long; the positions where None."""
+    """Read row ids, `(batch,)` long; they are the positions where None."""
     if row_ids is None:
         return torch.arange(size, device=device)
     if not isinstance(row_ids, Tensor) or row_ids.shape != (size,) or row_ids.is_floating_point():

@@ -6,8 +6,10 @@ None, `Shared` values) belong to the whole batch and pass unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,41 +34,47 @@ class Shared:
     value: Any
 
 
-def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """Apply `fn` to every per-example tensor of `tree` and keep the structure."""
-    if isinstance(tree, Tensor):
+def map_tensors(fn: Callable[[Any], Any], tree: Tree, kind: type = Tensor) -> Tree:
+    """Apply `fn` to every per-example tensor of `tree` (or to what is of another kind) and keep the structure."""
+    if isinstance(tree, kind):
         return fn(tree)
-    return _map_leaves(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    if isinstance(tree, Mapping):
+        return type(tree)({key: map_tensors(fn, value, kind) for key, value in tree.items()})  # type: ignore[call-arg]
+    if isinstance(tree, list | tuple):
+        parts = [map_tensors(fn, value, kind) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
 
 
-def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
+def tensors(tree: Tree, path: str = "") -> list[tuple[str, Tensor]]:
     """Every per-example tensor of `tree` with the path that leads to it."""
     if isinstance(tree, Tensor):
-        yield path, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from tensors(value, f"{path}[{key!r}]")
-    elif isinstance(tree, list | tuple):
-        for position, value in enumerate(tree):
-            yield from tensors(value, f"{path}[{position}]")
+        return [(path, tree)]
+    if not isinstance(tree, Mapping | list | tuple):
+        return []
+    found: list[tuple[str, Tensor]] = []
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        place = f"{path}[{key!r}]"
+        found += [(place, value)] if isinstance(value, Tensor) else tensors(value, place)
+    return found
 
 
 def first_tensor(tree: Tree) -> Tensor:
     """The first per-example tensor of `tree`, which has one."""
-    return tree if isinstance(tree, Tensor) else next(tensor for _, tensor in tensors(tree))
+    return tree if isinstance(tree, Tensor) else tensors(tree)[0][1]
 
 
 def take_rows(tree: Tree, index: Tensor) -> Tree:
     """The rows `index` (a long tensor, `(rows,)`) of every per-example tensor of `tree`."""
     if isinstance(tree, Tensor):  # nearly always
         return tree.index_select(0, index)
-    return None if tree is None else map_tensors(lambda tensor: tensor.index_select(0, index), tree)
+    return None if tree is None else map_tensors(partial(torch.index_select, dim=0, index=index), tree)
 
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
     """`context` as a step sees it: `Shared` values, wherever they stand, without their mark."""
     return {
-        name: value if isinstance(value, Tensor) else _map_leaves(_without_mark, value)
+        name: value if isinstance(value, Tensor) else map_tensors(attrgetter("value"), value, Shared)
         for name, value in context.items()
     }
 
@@ -130,17 +138,3 @@ def _alike_leaves(one: Any, other: Any, tolerance: float) -> bool:
     if isinstance(one, nn.Module) and isinstance(other, nn.Module):
         return type(one) is type(other) and alike(dict(one.state_dict()), dict(other.state_dict()), tolerance)
     return type(one) is type(other) and bool(one == other)
-
-
-def _without_mark(leaf: Any) -> Any:
-    return leaf.value if isinstance(leaf, Shared) else leaf
-
-
-def _map_leaves(fn: Callable[[Any], Any], tree: Tree) -> Tree:
-    if isinstance(tree, Mapping):
-        return type(tree)({key: _map_leaves(fn, value) for key, value in tree.items()})  # type: ignore[call-arg]
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map_leaves(fn, value) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(_map_leaves(fn, value) for value in tree)
-    return fn(tree)

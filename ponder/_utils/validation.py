@@ -60,7 +60,7 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_type(argument: str, value: object, kind: type) -> None:
-    """Refuse what is not of a kind."""
+    """Refuse what is no instance of the class `kind`."""
     if not isinstance(value, kind):
         home = kind.__module__.split("._")[0]
         raise ArgumentTypeError(

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ponder._utils.validation import check_int
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.engine.replay import replay
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.plots import frontiers
 from ponder.policies import Confidence, Entropy, FixedStep, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
@@ -133,11 +134,11 @@ class Diagnosis:
         return plain
 
     def plot(self, **options: Any) -> Any:
-        """Score against mean exit step, a line a frontier; see `ponder.plots.frontiers`."""
+        """Draw the score against the mean exit step, with a line for each frontier; see `ponder.plots.frontiers`."""
         return frontiers(self, **options)
 
     def __str__(self) -> str:
-        """The page, as text."""
+        """The diagnosis as a page of text."""
         last = len(self.scores)
         lines = [self.verdict, "", f"{self.metric} of each of {last} steps, on {self.rows} rows:"]
         lines += ["  " + "  ".join(f"{n}: {score:.4g}" for n, score in enumerate(self.scores, start=1)), ""]
@@ -193,7 +194,8 @@ def diagnose(
         seed: Of the bootstrap.
 
     Raises:
-        ArgumentError: No labels, fewer than two steps or 20 rows, or a metric that is no mean over rows.
+        ArgumentError: No labels, fewer than two steps or 20 rows, a run of training mode, or a metric that is no mean
+            over rows.
 
     Example:
         >>> labels = torch.randint(3, (200,))
@@ -202,6 +204,9 @@ def diagnose(
         >>> print(diagnose(trajectory).metric)
         accuracy
     """
+    check_has_rows(trajectory)
+    check_evaluated(trajectory)
+    check_int("samples", samples, remedy="Pass samples=500, say.")
     values, metric_name = _values(trajectory, metric)
     rows, num_steps = values.shape
     families = _families(trajectory, compare)

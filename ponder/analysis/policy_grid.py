@@ -25,7 +25,7 @@ PolicyGridLike = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
 
 @dataclass(frozen=True, eq=False)
 class PolicyGrid:
-    """Policies ordered by a threshold.
+    """A family of policies that differ in one threshold, in its order.
 
     Args:
         threshold: Name of what differs between the policies.
@@ -256,7 +256,7 @@ class _Probe(ExitPolicy):
 
 
 def _readiness(trajectory: Recording, policy: ExitPolicy, free: ExitPolicy) -> Tensor:
-    """Readiness, `(batch, steps − 1)`."""
+    """How ready each row is to exit at each step but the last, `(batch, steps − 1)`."""
     probe = _Probe(policy, free, [])
     replay(trajectory, probe)
     if not probe.seen:

@@ -32,7 +32,7 @@ class Reliability:
 
     @classmethod
     def of(cls, confidence: Tensor, right: Tensor, bins: int) -> Reliability:
-        """From confidences in [0, 1] and whether each prediction was right, both `(predictions,)`.
+        """Count confidences in [0, 1], and whether each prediction was right, both `(predictions,)`, into bins.
 
         Bin m of M holds the confidences in ((m − 1)/M, m/M], and the first holds 0 too.
         """

@@ -29,7 +29,7 @@ __all__ = ["Curve", "Point", "measure", "sweep"]
 
 @dataclass(frozen=True)
 class Point:
-    """What one policy gives.
+    """The score, the mean exit step and the cost of one policy on a trajectory.
 
     Args:
         threshold: Its value; NaN where there is none.
@@ -88,7 +88,7 @@ class Curve:
         write_text(Path(path), text.getvalue())
 
     def plot(self, **options: Any) -> Any:
-        """Score against the threshold; see `ponder.plots.score_by_threshold`."""
+        """Draw the score against the threshold; see `ponder.plots.score_by_threshold`."""
         return score_by_threshold(self, **options)
 
 
@@ -141,7 +141,7 @@ def measure(
 
 
 class _Ruler:
-    """Measures exits on one trajectory."""
+    """Measures exits on one trajectory: their score, mean exit step, cost and agreement with full depth."""
 
     def __init__(self, trajectory: Recording, metric: Metric | None, costs: Tensor) -> None:
         self.trajectory = trajectory

@@ -92,7 +92,7 @@ def _check_share(argument: str, value: float) -> None:
 
 
 def find(bound: str) -> Bound:
-    """The bound of a name."""
+    """Find a bound by its name."""
     check_choice("bound", bound, sorted(BOUNDS))
     return BOUNDS[bound]
 

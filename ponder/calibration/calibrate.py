@@ -14,6 +14,7 @@ from ponder.analysis.policy_grid import PolicyGridLike
 from ponder.analysis.sweeps import Curve, Point, measure, sweep
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
+from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 from ponder.trajectory import Trajectory
 
@@ -45,7 +46,7 @@ class Calibration:
         return f"Calibration({self.policy!r}, met={self.met}: {self.statement})"
 
     def evaluate(self, test: Trajectory) -> Point:
-        """What the policy gives on fresh data, measured as the calibration was.
+        """Measure the policy on fresh data, as the calibration measured it.
 
         Raises:
             ArgumentError: Rows of `test` were used to calibrate.
@@ -83,7 +84,7 @@ def calibrate(
         costs: Cost of leaving after each step, `(steps,)`; n where None.
 
     Raises:
-        ArgumentError: Not exactly one target, no labels, or whatever `sweep` refuses.
+        ArgumentError: Not exactly one target, no labels, a run of training mode, or whatever `sweep` refuses.
 
     Example:
         >>> trajectory = Trajectory(
@@ -92,6 +93,8 @@ def calibrate(
         >>> calibrate(trajectory, policies.Quantile, at_most_steps=2.5).point.mean_exit_step <= 2.5
         True
     """
+    check_has_rows(trajectory)
+    check_evaluated(trajectory)
     target = _target(at_least, at_most_steps, at_most_cost)
     if metric is None and trajectory.labels is None:
         raise ArgumentError(

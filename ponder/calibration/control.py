@@ -16,7 +16,7 @@ from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
 from ponder.calibration.fresh import check_fresh
 from ponder.calibration.risks import RiskLike, losses_by_step
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording, check_has_rows
+from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.policies import LastStep
 from ponder.policies.certified import Certified
 from ponder.trajectory import Trajectory
@@ -26,7 +26,7 @@ __all__ = ["RiskControl", "control_risk"]
 
 @dataclass(frozen=True, eq=False)
 class RiskControl:
-    """What risk control came to.
+    """The policy that risk control chose, and what is promised of it.
 
     Args:
         policy: The policy with its certificate: give it to a model, and save both together.
@@ -51,7 +51,8 @@ class RiskControl:
         Raises:
             ArgumentError: Rows of `test` were used to calibrate.
         """
-        _check_no_dropout("test", test)
+        check_has_rows(test, "test")
+        check_evaluated(test, "test")
         check_fresh(test, self._seen)
         exit_step = test.replay(self.policy).exit_step.cpu()
         losses = losses_by_step(self._risk, test, find_low(self.policy.bound))
@@ -111,7 +112,7 @@ def control_risk(
     check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass confidence=0.95, say.")
     check_choice("bound", bound, [*sorted(BOUNDS), "conformal"])
     check_has_rows(trajectory)
-    _check_no_dropout("trajectory", trajectory)
+    check_evaluated(trajectory)
     low = find_low(bound)
     by_step = losses_by_step(risk, trajectory, low)
     tried = as_policy_grid(policies, grid, trajectory)
@@ -215,13 +216,3 @@ def _statement(
             f"already at {threshold} = {path[0][0]:.6g}, the latest exits tried, the loss observed is {path[0][1]:.4f}"
         )
     return f"nothing could be certified for «{promise}», so every row runs to the last step: {why} ({bound})"
-
-
-def _check_no_dropout(argument: str, trajectory: Recording) -> None:
-    if trajectory.training:
-        raise ArgumentError(
-            argument,
-            expected="a run in evaluation mode, which gives the answers that the model will give",
-            got="one of training mode, with dropout on",
-            remedy="Call model.eval() before model.unroll(…), or use model.record(dataset).",
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,13 +15,11 @@ from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
-from ponder.parts.recording import check_has_rows
+from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.parts.tasks import infer_task
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 from ponder.policies.gate import Gate, GateReader, LinearTable, TreeTable, default_signals
-
-if TYPE_CHECKING:
-    from ponder.trajectory import Trajectory
+from ponder.trajectory import Trajectory
 
 __all__ = ["fit_gate", "staying_pays"]
 
@@ -68,10 +66,12 @@ def fit_gate(
         A policy of plain numbers, for models of the same number of steps.
 
     Raises:
-        ArgumentError: No rows, one step only, an unknown name, or a task without answers to compare.
+        ArgumentError: No rows, or none that are finite, a run of training mode, one step only, an unknown name, or a
+            task without answers to compare.
         PonderError: scikit-learn is not installed.
     """
     check_has_rows(trajectory)
+    check_evaluated(trajectory)
     check_real("delta", delta)
     check_int("floor", floor, 1, trajectory.num_steps)
     check_int("trees", trees, remedy="Pass trees=50, say.")
@@ -87,10 +87,16 @@ def fit_gate(
             stacklevel=2,
         )
         target = "agreement"
-    pays = staying_pays(trajectory, target, delta)
     chosen = tuple(signals) if signals is not None else _default_signals(trajectory)
+    read = _signals(trajectory, chosen)
+    finite = torch.stack([values.isfinite().all(1) for values in read]).all(0) & trajectory.answered().all(1).cpu()
+    if not finite.any():
+        raise ArgumentError(
+            "trajectory", expected="rows whose outputs are finite", got="none", remedy="See what the model computes."
+        )
+    pays = staying_pays(trajectory, target, delta).cpu()[finite]  # others never leave, so they teach nothing
     tables: list[LinearTable | TreeTable] = []
-    for values, stays in zip(_signals(trajectory, chosen), pays[:, :-1].unbind(1), strict=True):
+    for values, stays in zip((each[finite] for each in read), pays[:, :-1].unbind(1), strict=True):
         tables.append(_boosted(values, stays, trees) if model == "boosted" else _logistic(values, stays))
     return Gate(trajectory.num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ponder._utils.numerics import bisect
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_has_rows
+from ponder.parts.tasks import hard_labels
 
 __all__ = ["fit_temperatures"]
 
@@ -43,6 +44,10 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
             f"{'no labels' if labels is None else 'labels'}",
             remedy="Record a classifier with model.unroll(inputs, labels=labels).",
         )
+    labelled = trajectory.meaning.labelled(labels)
+    if labelled is not None:
+        outputs, labels = outputs[labelled], labels[labelled]
+    labels = hard_labels(labels)
     finite = outputs.isfinite().all(2)
     if not bool(finite.any(0).all()):
         raise ArgumentError(

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 __all__ = ["main"]
 
-_NEEDED = ("typer", "rich", "transformers")
+_NEEDED = ("typer", "rich", "jinja2", "transformers")
 
 
 def main() -> None:

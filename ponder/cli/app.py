@@ -1,19 +1,18 @@
-"""The commands `exits`, `doctor` and `predict` with their options; what they do is in `ponder.cli.commands`.
+"""The commands with their options; what a command does is in a module of its own, `ponder.cli.exits`, say.
 
-That module, and PyTorch with it, is loaded when a command runs, so that `ponder --help` answers at once.
+That module, and PyTorch with it, is loaded when the command runs, so that `ponder --help` answers at once.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ponder.errors import PonderError
+from ponder.cli.running import run
+from ponder.cli.serve import serve
 
 __all__ = ["app"]
 
@@ -24,13 +23,17 @@ app = typer.Typer(
     add_completion=False,
 )
 
-_WIDTH = 80
-
 ModelFolder = Annotated[Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")]
 TextsFile = Annotated[Path, typer.Option("--texts", help="CSV, JSON lines, Parquet, or a text on each line.")]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="The column with the texts; twice for pairs.", metavar="NAME")
 ]
+Labels = Annotated[
+    str | None, typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME")
+]
+Disagreement = Annotated[float, typer.Option(help="How often answers may differ from full depth.")]
+Confidence = Annotated[float, typer.Option(help="Of the promise.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 def _version(asked: bool) -> None:
@@ -54,40 +57,62 @@ def exits(
     texts: TextsFile,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     column: Columns = None,
-    disagreement: Annotated[float, typer.Option(help="How often answers may differ from MODEL's.")] = 0.01,
-    confidence: Annotated[float, typer.Option(help="Of the promise.")] = 0.95,
+    labels: Labels = None,
+    disagreement: Disagreement = 0.01,
+    confidence: Confidence = 0.95,
     speed_up: Annotated[
         float | None, typer.Option(help="Aim at this many times fewer steps, and say what it costs.")
     ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Let the encoder learn too: sooner, full depth may move.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    json: Json = False,
 ) -> None:
     """Give MODEL exits: train them on texts without labels, choose, certify, measure."""
     options = {"disagreement": disagreement, "confidence": confidence, "speed_up": speed_up, "seed": seed}
-    _run("exits", model, texts, out, column or [], options)
+    _run("exits", model, texts, out, column or [], labels, options, deep=deep, as_json=json)
 
 
 @app.command()
-def doctor(folder: ModelFolder, texts: TextsFile, column: Columns = None) -> None:
-    """Do exits pay here? Which policy, or which fixed step? Judged by agreement with full depth."""
-    _run("doctor", folder, texts, column or [])
+def doctor(
+    folder: ModelFolder, texts: TextsFile, column: Columns = None, labels: Labels = None, json: Json = False
+) -> None:
+    """Do exits pay here? Which policy, or which fixed step? Judged by labels, or by agreement with full depth."""
+    _run("doctor", folder, texts, column or [], labels, as_json=json)
 
 
 @app.command()
 def predict(
-    folder: ModelFolder,
+    folder: Annotated[Path, typer.Argument(help="Of `ponder exits` or `ponder export`.", metavar="FOLDER")],
     texts: TextsFile,
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     column: Columns = None,
+    json: Json = False,
 ) -> None:
     """Answer every text, each at its exit; the exit step stands beside the answer."""
-    _run("predict", folder, texts, out, column or [])
+    _run("predict", folder, texts, out, column or [], as_json=json)
 
 
-def _run(name: str, *arguments: Any) -> None:
-    """Run a command; an error of the library is a sentence on the standard error, and the exit status 1."""
-    command: Callable[..., None] = getattr(import_module("ponder.cli.commands"), name)
-    try:
-        command(*arguments)
-    except PonderError as error:
-        typer.echo(textwrap.fill(f"ponder: {error}", _WIDTH, break_long_words=False, break_on_hyphens=False), err=True)
-        raise typer.Exit(1) from error
+@app.command()
+def export(
+    folder: ModelFolder,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[Literal["onnx"], typer.Option(help="The format.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise; the threshold is chosen again on the texts.")] = False,
+    texts: Annotated[Path | None, typer.Option(help="What chooses and certifies, as for `ponder exits`.")] = None,
+    column: Columns = None,
+    disagreement: Disagreement = 0.01,
+    confidence: Confidence = 0.95,
+    json: Json = False,
+) -> None:
+    """Write FOLDER as ONNX graphs that stop, which run without PyTorch."""
+    options = {"int8": int8, "disagreement": disagreement, "confidence": confidence}
+    _run("export", folder, out, texts, column or [], **options, as_json=json)
+
+
+def _run(name: str, *arguments: Any, **named: Any) -> None:
+    run(f"ponder.cli.{name}", "run", *arguments, **named)
+
+
+app.command()(serve)

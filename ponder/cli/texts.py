@@ -12,11 +12,9 @@ from typing import Any
 
 from ponder.errors import ArgumentError, DataError
 
-__all__ = ["Encoded", "Texts", "encode", "read_texts"]
+__all__ = ["Texts", "read_texts"]
 
 _USUAL = ("text", "sentence", "texts", "content")
-_FALLBACK_LENGTH = 512
-_NO_LENGTH = 10**9  # tokenizers without a limit say some 10³⁰
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,12 @@ class Texts:
     Args:
         columns: Names of the one or two columns that were read.
         rows: One or two texts each.
+        labels: What stands in the column of labels, one each; empty where none was read.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    labels: tuple[str, ...] = ()
 
     @property
     def empty(self) -> int:
@@ -42,31 +42,43 @@ class Texts:
         Raises:
             DataError: None has.
         """
-        kept = tuple(row for row in self.rows if any(text.strip() for text in row))
+        kept = [place for place, row in enumerate(self.rows) if any(text.strip() for text in row)]
         if not kept:
             raise DataError("texts: expected at least one that is not empty; got none.")
-        return Texts(self.columns, kept)
+        labels = tuple(self.labels[place] for place in kept) if self.labels else ()
+        return Texts(self.columns, tuple(self.rows[place] for place in kept), labels)
+
+    def labelled(self, encodings: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> list[Mapping[str, Any]]:
+        """The encodings of these texts with their labels as numbers, where labels were read.
+
+        Args:
+            encodings: One for each text.
+            names: Names of the classes; a label is a name, or a number.
+
+        Raises:
+            ArgumentError: A label is neither.
+        """
+        numbers = {str(place): place for place in names} | {str(name): place for place, name in names.items()}
+        for label in self.labels:
+            if label not in numbers:
+                raise ArgumentError(
+                    "labels",
+                    expected=f"names of the model's {len(names)} classes ({', '.join(list(names.values())[:3])}, …)",
+                    got=repr(label),
+                    remedy="Name the right column, or leave labels out: they are not needed.",
+                )
+        if not self.labels:
+            return list(encodings)
+        return [{**row, "labels": numbers[label]} for row, label in zip(encodings, self.labels, strict=True)]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """What the tokenizer made of texts.
-
-    Args:
-        rows: One dict each, with `input_ids`.
-        truncated: How many texts were longer than the model takes, and were cut.
-    """
-
-    rows: list[dict[str, Any]]
-    truncated: int
-
-
-def read_texts(path: Path, columns: Sequence[str] = ()) -> Texts:
-    """Read one or two columns of a file.
+def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = None) -> Texts:
+    """Read one or two columns of a file, and that of labels.
 
     Args:
         path: `.csv`, `.tsv`, `.jsonl`, `.parquet`; anything else is plain text, a text on each line.
         columns: Their names. Where none is given: the only column there is, or the one called text or sentence.
+        labels: Name of the column of labels; None where none is read.
 
     Raises:
         DataError: No such file, not what its name says, or without rows.
@@ -85,8 +97,8 @@ def read_texts(path: Path, columns: Sequence[str] = ()) -> Texts:
     if not rows:
         raise DataError(f"{path}: expected at least one text; got none.")
     names = list(rows[0])
-    chosen = tuple(columns) or _meant(path, names)
-    for name in chosen:
+    chosen = tuple(columns) or _meant(path, [name for name in names if name != labels])
+    for name in (*chosen, *(() if labels is None else (labels,))):
         if name not in names:
             raise ArgumentError(
                 "column",
@@ -100,28 +112,8 @@ def read_texts(path: Path, columns: Sequence[str] = ()) -> Texts:
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{path}: expected text in {', '.join(chosen)} of row {place}; got {texts!r}.")
         made.append(texts)
-    return Texts(chosen, tuple(made))  # type: ignore[arg-type]
-
-
-def encode(tokenizer: Any, texts: Texts, longest: int) -> Encoded:
-    """Tokenise without padding; texts that are too long are cut as the tokenizer cuts them, and counted.
-
-    Args:
-        tokenizer: Of Transformers.
-        texts: What to tokenise.
-        longest: How many positions the model has.
-    """
-    limit = min(longest, tokenizer.model_max_length)
-    limit = _FALLBACK_LENGTH if limit > _NO_LENGTH else limit
-    sides = [list(side) for side in zip(*texts.rows, strict=True)]
-    made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
-    rows = [{name: made[name][place] for name in names} for place in range(len(texts.rows))]
-    full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
-    again = (
-        tokenizer(*[[side[place] for place in full] for side in sides], verbose=False) if full else {"input_ids": []}
-    )
-    return Encoded(rows, sum(len(ids) > limit for ids in again["input_ids"]))
+    given = () if labels is None else tuple(str(row[labels]) for row in rows)
+    return Texts(chosen, tuple(made), given)  # type: ignore[arg-type]
 
 
 def _meant(path: Path, names: Sequence[str]) -> tuple[str, ...]:

@@ -68,21 +68,21 @@ class Cost:
 
     @property
     def readout(self) -> float:
-        """Of one readout: the mean over the steps."""
+        """The cost of one readout, averaged over the steps."""
         return statistics.fmean(self.readouts)
 
     @property
     def head(self) -> float:
-        """Of one head: the mean over the steps."""
+        """The cost of one head, averaged over the steps."""
         return statistics.fmean(self.heads)
 
     @property
     def plain(self) -> float:
-        """Of the unwrapped encoder: the stem, every step, the last readout and the last head."""
+        """The cost of the unwrapped encoder: the stem, every step, the last readout and the last head."""
         return float(self.stem + sum(self.steps) + self.readouts[-1] + self.heads[-1])
 
     def of(self, needs: Iterable[str], exit_step: Tensor | int) -> Tensor:
-        """Of examples that exit at `exit_step`.
+        """The cost of examples that exit at `exit_step`.
 
         Args:
             needs: What the policy reads.
@@ -102,7 +102,10 @@ class Cost:
         return self._exits(needs)[step - 1]
 
     def cumulative(self, needs: Iterable[str]) -> Tensor:
-        """Of exiting at each step, relative to the unwrapped encoder, `(steps,)` float64; the `costs` of a sweep."""
+        """The cost of exiting at each step, relative to the unwrapped encoder, `(steps,)` float64.
+
+        Pass it to a sweep as its `costs`.
+        """
         return self._exits(needs) / self._checked_plain()
 
     def overhead(self, needs: Iterable[str]) -> float:
@@ -114,7 +117,7 @@ class Cost:
         return break_even(self._exits(needs), self.plain)
 
     def _exits(self, needs: Iterable[str]) -> Tensor:
-        """Of exiting at each step, `(steps,)` float64."""
+        """The cost of exiting at each step, `(steps,)` float64."""
         needs = _check_needs(needs)
         steps, readouts, heads = (
             torch.tensor(each, dtype=torch.float64) for each in (self.steps, self.readouts, self.heads)

@@ -20,10 +20,10 @@ __all__ = ["Flops", "counted"]
 
 @dataclass
 class Flops:
-    """What was counted.
+    """How many floating-point operations were counted.
 
     Args:
-        total: FLOPs.
+        total: Their number; a multiplication and the addition that follows it are two.
     """
 
     total: int = 0
@@ -55,7 +55,7 @@ def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, *
 
 
 def _product(left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> int:
-    """Of a matrix, or a vector, with a vector."""
+    """The FLOPs of a product of a matrix, or a vector, with a vector."""
     return 2 * left.numel()
 
 
@@ -64,7 +64,7 @@ def _product_and_sum(_: torch.Size, left: torch.Size, right: torch.Size, *__: An
 
 
 def _recurrent(sequence: torch.Size, of_input: torch.Size, of_hidden: torch.Size, *_: Any, **__: Any) -> int:
-    """Two products at every position, with the gates' weights `(gates · width, …)`."""
+    """The FLOPs of a recurrent layer: two products at every position, with the gates' weights `(gates · width, …)`."""
     return 2 * sequence[:-1].numel() * (of_input.numel() + of_hidden.numel())
 
 

@@ -104,7 +104,7 @@ def measure_each(
 def _alone(
     model: EarlyExitModel, inputs: Tree, context: dict[str, Any], padding: Padding, row: int, length: int
 ) -> tuple[Tree, dict[str, Any]]:
-    """One row, and its context, up to its length."""
+    """Cut one row, and its context, out of a batch, without its padding."""
     device = next(tensor.device for _, tensor in tensors(inputs))
     inputs, context = take_rows((inputs, context), torch.tensor([row], device=device))
     if model.stem is None:
@@ -114,7 +114,7 @@ def _alone(
 
 
 def _run(call: Callable[[], _T]) -> tuple[_T, int]:
-    """What a call gives, and its FLOPs."""
+    """Return what a call gives, and the FLOPs that it took."""
     with counted() as flops:
         result = call()
     return result, flops.total

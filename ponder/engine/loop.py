@@ -26,7 +26,7 @@ __all__ = ["Exits", "Readings", "Running", "Source", "ask", "run"]
 
 @dataclass(frozen=True)
 class Exits:
-    """What left the loop, in the order of the batch.
+    """The outputs with which rows left the loop, and the steps at which they did, in the order of the batch.
 
     Args:
         outputs: The head's outputs at each row's exit, `(batch, …)`.
@@ -44,13 +44,13 @@ class Readings(Protocol):
     policy_context: Mapping[str, Tensor]
 
     def features(self) -> Tensor:
-        """Features of the running rows, `(rows, …)`."""
+        """Return the features of the running rows, `(rows, …)`."""
 
     def output(self) -> Tensor:
-        """Outputs of the running rows, `(rows, …)`."""
+        """Return the outputs of the running rows, `(rows, …)`."""
 
     def hazard_logit(self) -> Tensor:
-        """Hazard logits of the running rows, `(rows,)`, at least float32."""
+        """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
 
 
 class Source(Readings, Protocol):
@@ -60,7 +60,7 @@ class Source(Readings, Protocol):
         """Bring all running rows to `step`."""
 
     def output_of(self, index: Tensor | None) -> Tensor:
-        """Outputs of the rows `index` among the running (None: all), computed for no others."""
+        """Return the outputs of the rows `index` among the running (None: all), computed for no others."""
 
     def keep(self, index: Tensor) -> None:
         """Go on with the rows `index` among the running."""
@@ -82,12 +82,12 @@ class Running:
 
     @classmethod
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
-        """Rows before their first step."""
-        nothing = torch.zeros(batch.size, dtype=torch.float32, device=batch.device)
-        return cls(torch.zeros_like(batch.row_ids), policy.init(batch), nothing)
+        """What is known of rows before their first step."""
+        nothing = torch.zeros_like(batch.row_ids)
+        return cls(nothing, policy.init(batch), nothing.float())
 
     def take(self, index: Tensor) -> Running:
-        """The rows `index`."""
+        """What is known of the rows `index` alone."""
         return Running(self.index[index], take_rows(self.state, index), self.log_survival[index])
 
 
@@ -102,13 +102,17 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     Returns:
         Outputs and exit steps, in the order of the batch.
     """
-    size, device, num_steps, task = batch.size, batch.device, batch.num_steps, batch.task
+    device, num_steps, task = batch.row_ids.device, batch.num_steps, batch.task
+    size = batch.row_ids.shape[0]  # not len, which fixes the number of rows of an exported graph
     rows, running = torch.arange(size), Running.start(policy, batch)
     left: list[tuple[Tensor, Tensor, int]] = []
+    together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
         source.advance(step)
-        if step == num_steps:
+        if step == (together or num_steps):
             break
+        if together is not None:
+            continue
         mask, running = ask(source, policy, running, num_steps, task)
         if isinstance(mask, bool):
             if mask:
@@ -119,7 +123,7 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
         rows, running = rows[staying], running.take(staying.to(device))
         source.keep(staying)
     left.append((rows, source.output_of(None), step))
-    return _in_order(left, size, device)
+    return _in_order(left, device)
 
 
 def ask(
@@ -151,31 +155,32 @@ def ask(
         readings["features"] = source.features()
     context = source.policy_context if "context" in needs else None
     mask, state = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
-    check_rows("policy state", state, index.shape[0])
+    if state is not None:
+        check_rows("policy state", state, index.shape[0])
     if not isinstance(mask, bool):
-        mask = _check_mask(policy, mask, index.shape).cpu()
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != index.shape:
+            raise _no_mask(policy, mask, len(index))
+        mask = mask.cpu()
         if not mask.any() or mask.all():
             mask = bool(mask[0])
     return mask, Running(index, state, log_survival)
 
 
-def _check_mask(policy: ExitPolicy, mask: object, shape: torch.Size) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
-        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ArgumentError(
-            f"exit mask of {policy!r}",
-            expected=f"bool, shape {tuple(shape)}: one answer for each running row",
-            got=got,
-            remedy="Compare per row, and reduce over every dimension but the first.",
-        )
-    return mask
+def _no_mask(policy: ExitPolicy, mask: object, rows: int) -> ArgumentError:
+    got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    return ArgumentError(
+        f"exit mask of {policy!r}",
+        expected=f"bool, shape ({rows},): one answer for each running row",
+        got=got,
+        remedy="Compare per row, and reduce over every dimension but the first.",
+    )
 
 
-def _in_order(left: list[tuple[Tensor, Tensor, int]], batch: int, device: torch.device) -> Exits:
+def _in_order(left: list[tuple[Tensor, Tensor, int]], device: torch.device) -> Exits:
     """Put what left at different steps back into the order of the batch."""
+    rows, outputs, steps = zip(*left, strict=True)
     if len(left) == 1:
-        _, outputs, step = left[0]
-        return Exits(outputs, torch.full((batch,), step, device=device))
-    order = torch.argsort(torch.cat([rows for rows, _, _ in left]))
-    steps = torch.cat([torch.full_like(rows, step) for rows, _, step in left])[order]
-    return Exits(torch.cat([outputs for _, outputs, _ in left])[order.to(device)], steps.to(device))
+        return Exits(outputs[0], torch.full(rows[0].shape, steps[0], device=device))
+    order = torch.argsort(torch.cat(rows))
+    exit_step = torch.cat([torch.full_like(*of_step) for of_step in zip(rows, steps, strict=True)])[order]
+    return Exits(torch.cat(outputs)[order.to(device)], exit_step.to(device))

@@ -33,7 +33,7 @@ def training_loss(
     progress: Progress | None = None,
     teacher_outputs: Tensor | None = None,
 ) -> Tensor | None:
-    """The objective's mean over the batch; None where there are no labels.
+    """The objective's mean over the rows that have a label; None where no labels were given.
 
     Args:
         recording: The unrolled batch, at least one row.
@@ -62,7 +62,15 @@ def training_loss(
         teacher_outputs=teacher_outputs,
     )
     objective.check_batch(unrolled)
-    return objective.per_example(unrolled).mean()
+    labelled = task.labelled(labels)
+    if objective.reads_whole_batch and labelled is not None and not bool(labelled.all()):
+        raise ArgumentError(
+            "labels",
+            expected=f"a label for every row: {objective!r} compares the rows of a batch with one another",
+            got=f"none for {int((~labelled).sum())} of {len(labelled)} rows",
+            remedy="Leave those rows out of the batch.",
+        )
+    return _mean(objective.per_example(unrolled), labelled)
 
 
 def no_loss(outputs: Tensor, model: nn.Module) -> Tensor:
@@ -80,11 +88,11 @@ def exit_loss(task: Task | None, outputs: Tensor, labels: Tensor | None) -> Tens
         return None
     labels = checked_labels(task, outputs, labels)
     task = task or infer_task(outputs, labels)
-    return task.losses(outputs, labels).mean() if outputs.shape[0] else outputs.sum() * 0.0
+    return _mean(task.losses(outputs, labels), task.labelled(labels)) if outputs.shape[0] else outputs.sum() * 0.0
 
 
 def checked_labels(task: Task | None, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Labels as the task takes them, or an error; `outputs` are those of one step."""
+    """Bring labels into the form that the task takes, or refuse them; `outputs` are those of one step."""
     check_type("labels", labels, Tensor)
     return (task or infer_task(outputs, labels)).check(outputs, labels)
 
@@ -103,6 +111,13 @@ def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
     repeated = labels.unsqueeze(1).expand(-1, steps, *labels.shape[1:]).flatten(0, 1)
     losses: Tensor = task.losses(outputs.flatten(0, 1), repeated).unflatten(0, (-1, steps))
     return losses
+
+
+def _mean(losses: Tensor, labelled: Tensor | None) -> Tensor:
+    """The mean over the labelled rows, `(batch,)` bool, or over all where None; 0 where no row has a label."""
+    if labelled is None:
+        return losses.mean()
+    return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
 
 
 def collected(distribution: StepDistribution, num_steps: int) -> StepDistribution:

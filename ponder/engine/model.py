@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ponder._utils.row_ids import as_row_ids
@@ -29,7 +31,6 @@ from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quanti
 
 __all__ = ["EarlyExitModel"]
 
-_Source = TypeVar("_Source", bound=ModelSource)
 _ARGUMENTS = ("inputs", "labels", "policy", "row_ids", "policy_context", "keep_features", "num_steps")
 
 
@@ -67,6 +68,8 @@ class EarlyExitModel(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = Steps.of(steps, num_steps)
+        self.num_steps = self.steps.num_steps
+        """N, the number of steps at full depth."""
         self.head = as_head(head, self.num_steps)
         self.lambda_head = None if lambda_head is None else as_lambda_head(lambda_head)
         self.stem = None if stem is None else as_module("stem", stem)
@@ -79,14 +82,9 @@ class EarlyExitModel(nn.Module):
         self.policy = policy or (LastStep() if self.lambda_head is None else Quantile(0.5))
 
     @property
-    def num_steps(self) -> int:
-        """N, the number of steps at full depth."""
-        return self.steps.num_steps
-
-    @property
     def spec(self) -> ModelSpec:
         """What the model offers to policies."""
-        return self._spec_of(self.num_steps)
+        return ModelSpec(self.num_steps, self.task or task_named(None), self.lambda_head is not None)
 
     def depth(self, num_steps: int | None) -> int:
         """The number of steps of a call: N, or what the call asks of a shared step.
@@ -118,16 +116,15 @@ class EarlyExitModel(nn.Module):
 
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
         """`policy`, or the model's own where None; an error where it cannot serve the model, or that many steps."""
-        if policy is None:
-            if num_steps is None or num_steps == self.num_steps:
-                return self._policy
-            policy = self._policy
+        if policy is None and num_steps in (None, self.num_steps):
+            return self._policy
+        policy = self._policy if policy is None else policy
         check_type("policy", policy, ExitPolicy)
-        policy.check(self._spec_of(self.num_steps if num_steps is None else num_steps))
+        policy.check(replace(self.spec, num_steps=self.depth(num_steps)))
         return policy
 
     def train(self, mode: bool = True) -> Self:
-        """As in PyTorch, but that parts whose every parameter is frozen stay in evaluation mode.
+        """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
         The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move.
         """
@@ -149,7 +146,7 @@ class EarlyExitModel(nn.Module):
         policy_context: Mapping[str, Tensor] | None = None,
         num_steps: int | None = None,
     ) -> Exits:
-        """Run every row to its exit. The policy has been checked.
+        """Run every row to its exit. The policy, and the number of steps, have been checked (see `checked`).
 
         Args:
             inputs: What the stem takes.
@@ -157,19 +154,18 @@ class EarlyExitModel(nn.Module):
             policy: Who decides.
             row_ids: Who each row is, `(batch,)` integers; the position where None.
             policy_context: What policies may read of each row, by name, `(batch, …)` each.
-            num_steps: How many steps there are, see `depth`; N where None.
+            num_steps: How many steps there are; N where None.
         """
-        depth = self.depth(num_steps)
-        use_hazard = "hazard" in policy.needs
-        source, batch = self.start(inputs, context, row_ids, policy_context, use_hazard, ModelSource, depth)
-        if "context" in policy.needs and policy_context is None:
+        depth, needs = num_steps or self.num_steps, policy.needs
+        source, batch = self.start(inputs, context, row_ids, policy_context, depth, use_hazard="hazard" in needs)
+        if "context" in needs and policy_context is None:
             raise ArgumentError(
                 "policy_context",
                 expected=f"what {policy!r} reads of each row",
                 got="None",
                 remedy="Pass model(inputs, policy_context={'budget': budgets}), say, a tensor with a row for each.",
             )
-        return run(source, policy, batch) if batch.size else no_exits(source, depth)
+        return run(source, policy, batch) if batch.row_ids.shape[0] else no_exits(source, depth)
 
     def start(
         self,
@@ -177,50 +173,54 @@ class EarlyExitModel(nn.Module):
         context: Mapping[str, Any],
         row_ids: Tensor | None,
         policy_context: Mapping[str, Tensor] | None,
-        use_hazard: bool,
-        kind: type[_Source],
         num_steps: int,
-    ) -> tuple[_Source, PolicyBatch]:
-        """Everything that is checked once a call, and the rows before their first step."""
-        self._check_names(context)
+        *,
+        use_hazard: bool,
+    ) -> tuple[ModelSource, PolicyBatch]:
+        """The door: everything that is checked once a call; and the rows before their first step.
+
+        Args:
+            inputs: What the stem takes.
+            context: What the stem and the steps are called with besides.
+            row_ids: Who each row is; the position where None.
+            policy_context: What policies may read of each row, or None.
+            num_steps: How many steps there are; `depth` has looked at it.
+            use_hazard: Whether hazards will be asked for.
+        """
+        for name in context.keys() - self._context_names:
+            self._check_name(name)
         check_masks(context)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
-        task = self.task or task_named(None)
-        narrows = self.padding is not None and size > 1 and not self.training and not task.per_token
-        source = kind(
+        task, padding = self.task or task_named(None), self.padding
+        in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
+        narrows = padding is not None and padding.pooled and in_batches and not task.per_token
+        source = ModelSource(
             self,
             hidden,
             step_context,
             use_hazard and size > 0,
-            lengths=self.padding.lengths(context) if narrows and self.padding is not None else None,
+            lengths=padding.lengths(context) if narrows and padding is not None else None,
             mask=self.positions(context) if task.per_token else None,
             policy_context=policy_context or {},
         )
         return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
 
-    def _spec_of(self, num_steps: int) -> ModelSpec:
-        return ModelSpec(num_steps, self.task or task_named(None), self.lambda_head is not None)
-
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
-        if self.padding is None:
-            return real_positions(context)
-        mask = context.get(self.padding.mask)
-        return (mask != 0) == bool(self.padding.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return real_positions(context) if self.padding is None else self.padding.positions(context)
 
-    def _check_names(self, context: Mapping[str, Any]) -> None:
+    def _check_name(self, name: str) -> None:
         """Refuse a misspelt argument, which a stem or a step that takes any keyword would swallow."""
-        for name in context.keys() - self._context_names:
-            if close := get_close_matches(name, _ARGUMENTS, n=1, cutoff=0.75):
-                raise ArgumentError(
-                    name,
-                    expected="an argument of the call, or a name that the stem or a step takes",
-                    got=f"{name!r}, which none of them names",
-                    remedy=f"Did you mean {close[0]!r}?",
-                )
-            self._context_names.add(name)  # looked at once
+        if close := get_close_matches(name, _ARGUMENTS, n=1, cutoff=0.75):
+            raise ArgumentError(
+                name,
+                expected="an argument of the call, or a name that the stem or a step takes",
+                got=f"{name!r}, which none of them names",
+                remedy=f"Did you mean {close[0]!r}?",
+            )
+        self._context_names.add(name)  # looked at once
 
 
 def _parameters(parts: Sequence[nn.Module | None]) -> set[str]:

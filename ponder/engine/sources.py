@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import NonFiniteError
-from ponder.parts.heads import PerStep, checked_output
+from ponder.parts.heads import PerStep, not_the_rows
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.steps import Steps
@@ -35,7 +35,7 @@ class ModelParts(Protocol):
 def call_stem(
     stem: Callable[..., Tree] | None, inputs: Tree, context: Mapping[str, Any]
 ) -> tuple[Tree, Mapping[str, Any], int]:
-    """h_0, the context of the steps, and the number of rows; the stem is the identity where None.
+    """Call the stem, which is the identity where None: h_0, the context of the steps, and the number of rows.
 
     Without a stem, h_0 is a copy of the inputs: a step may change its state in place, and the inputs are the caller's.
     A pair whose second item is a dict is read as (hidden, context).
@@ -44,7 +44,8 @@ def call_stem(
     if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
         hidden, context = hidden
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
-    check_rows("context", context, size)
+    if context:
+        check_rows("context", context, size)
     return hidden, context, size
 
 
@@ -62,6 +63,7 @@ class ModelSource:
         past: Features of the steps before, newest first, as many as the Lambda head reads; None before the first step.
         mask: Which positions are no padding, `(rows, length)` bool, where there is an answer at each of them.
         policy_context: What the caller gave for the policy, by name.
+        at: The step at which each row stands after `advance`, where rows at different depths share a batch (a stream).
     """
 
     parts: ModelParts
@@ -73,13 +75,18 @@ class ModelSource:
     past: list[Tensor] | None = None
     mask: Tensor | None = None
     policy_context: Mapping[str, Tensor] = field(default_factory=dict)
+    at: Sequence[int] | None = None
     _cache: dict[str, Tensor] = field(default_factory=dict)
     _rows: Tensor | None = None
+    _width: int | None = None
 
     def __post_init__(self) -> None:
         parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
-        self._steps, self._head, self._lambda_head = parts.steps, parts.head, parts.lambda_head
+        self.run_step: Callable[..., Tree] = parts.steps
+        """From the number of a step, the hidden state and the context to the hidden state after that step."""
+        self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
+        self._index_of_rows = self.at is not None and parts.steps.index
         if parts.check_finite:
             self._rows = torch.arange(first_tensor(self.hidden).shape[0])
         self._take_context()
@@ -92,13 +99,10 @@ class ModelSource:
             self.past = self.next_past()
         self._cache.clear()
         self.step = step
-        self.hidden = self.run_step(step)
+        at = torch.tensor(self.at, device=first_tensor(self.hidden).device) if self._index_of_rows else None
+        self.hidden = self.run_step(step, self.hidden, at=at, **self._call)
         if self._rows is not None:
             _check_finite(self.hidden, step, self._rows)
-
-    def run_step(self, step: int) -> Tree:
-        """The hidden state after a step."""
-        return self._steps(step, self.hidden, **self._call)
 
     def next_past(self) -> list[Tensor]:
         """The past of the next step: copies, since a step may change its hidden state in place."""
@@ -125,7 +129,7 @@ class ModelSource:
     def output(self) -> Tensor:
         """See `Readings.output`."""
         if "output" not in self._cache:
-            self._cache["output"] = self.lasting(self.answer(self.read_out(), None))
+            self._cache["output"] = self.lasting(self.answer(self.read_out()))
         return self._cache["output"]
 
     def hazard_logit(self) -> Tensor:
@@ -140,7 +144,7 @@ class ModelSource:
         """See `Source.output_of`."""
         if index is None:
             return self.output()
-        rows = self.on_device(index)
+        rows = index.to(first_tensor(self.hidden).device)
         if "output" in self._cache:
             return self._cache["output"][rows]
         if "features" in self._cache:
@@ -150,14 +154,15 @@ class ModelSource:
 
     def keep(self, index: Tensor) -> None:
         """See `Source.keep`."""
-        rows = self.on_device(index)
-        if self.lengths is not None and self.parts.padding is not None and self.parts.padding.pooled:
+        rows = index.to(first_tensor(self.hidden).device)
+        if self.lengths is not None and self._padding is not None:
             self.lengths = self.lengths[index]
             length = int(self.lengths.max())
-            self.hidden, self.context = self.parts.padding.trim(self.hidden, self.context, length)
-        self._cache = {
-            name: value[rows] for name, value in self._cache.items() if self.past and name.endswith("features")
-        }
+            if length != self._width:
+                self.hidden, self.context = self._padding.trim(self.hidden, self.context, length)
+                self._width = length
+        kept = ("features", "halting_features") if self.past else ()  # which the past of the next step will hold
+        self._cache = {name: value[rows] for name, value in self._cache.items() if name in kept}
         self.hidden = take_rows(self.hidden, rows)
         if self.context:
             self.context = take_rows(self.context, rows)
@@ -171,15 +176,6 @@ class ModelSource:
         if self._rows is not None:
             self._rows = self._rows[index]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the rows are."""
-        return first_tensor(self.hidden).device
-
-    def on_device(self, index: Tensor) -> Tensor:
-        """Row numbers, from the host to where the rows are."""
-        return index.to(self.device)
-
     def _before_the_first_step(self) -> list[Tensor]:
         head = self._lambda_head
         if head is None or head.history == 1:
@@ -190,6 +186,8 @@ class ModelSource:
 
     def lasting(self, tensor: Tensor) -> Tensor:
         """`tensor`, copied where it is a view of the hidden state, which the next step may change in place."""
+        if torch.compiler.is_compiling():  # a graph has no memory to look at; the compiler drops copies nobody needs
+            return tensor.clone()
         hidden = self.hidden
         owners = [hidden] if isinstance(hidden, Tensor) else [own for _, own in tensors(hidden)]
         start = tensor.data_ptr()
@@ -200,20 +198,23 @@ class ModelSource:
         return tensor
 
     def _take_context(self) -> None:
-        """What steps and readouts are called with, made once as long as the rows stay."""
+        """Make what steps and readouts are called with; it serves as long as the rows stay."""
         self._call = unwrap(self.context)
         halting = self._halting_readout
         self._read = self._readout.reads(self._call)
         self._halting_read = {} if halting is None else halting.reads(self._call)
 
-    def answer(self, features: Tensor, index: Tensor | None) -> Tensor:
+    def answer(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """The outputs of the rows `index` (None: all) from their features."""
-        return checked_output(self.call_head(features, index), features.shape[0])
-
-    def call_head(self, features: Tensor, index: Tensor | None) -> Tensor:
-        """What the head gives for the rows `index` (None: all)."""
-        head = self._head
-        outputs: Tensor = head(features, self.step) if isinstance(head, PerStep) else head(features)
+        head: nn.Module = self._head
+        if not isinstance(head, PerStep):
+            outputs = head(features)
+        elif self.at is None:
+            outputs = head(features, self.step)
+        else:
+            outputs = head(features, self.at if index is None else [self.at[row] for row in index.tolist()])
+        if not isinstance(outputs, Tensor) or not outputs.dim() or outputs.shape[0] != features.shape[0]:
+            raise not_the_rows(outputs, features.shape[0])
         return outputs
 
 

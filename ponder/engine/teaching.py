@@ -40,7 +40,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def outputs(self, inputs: Tree, context: Mapping[str, Any], of_student: Tensor) -> Tensor:
-        """What the teacher answers.
+        """The outputs of the teacher for a batch of the student.
 
         Args:
             inputs: What the student was called with.

@@ -7,8 +7,9 @@ see each step on its own says so (see `one_call`), and is called after each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,14 @@ from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder.engine.loop import Exits
 from ponder.engine.sources import ModelSource
+from ponder.parts.steps import Steps
 
-__all__ = ["CheckpointedSource", "StepRecord", "no_exits", "no_steps", "one_call", "unroll"]
+__all__ = ["StepRecord", "checkpointed", "no_exits", "no_steps", "one_call", "unroll"]
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What all steps gave.
+    """What an unroll recorded of all steps.
 
     Args:
         outputs: `(batch, steps, …)`.
@@ -60,16 +62,39 @@ def unroll(
     with torch.no_grad():
         for step in range(1, warm_up + 1):
             source.advance(step)
-    recorder = _Recorder(source, keep_features, hazard_each_step=truncate_below is not None)
-    log_survival: Tensor | float = 0.0
+    parts, use_hazard = source.parts, source.use_hazard
+    late_outputs = one_call(parts.head)  # after the last step, for all of them at once
+    late_hazards = use_hazard and truncate_below is None and one_call(parts.lambda_head)
+    past = source.next_past() if source.step else source.past  # of the first step that is recorded
+    if late_hazards:
+        source.past = []  # the features of all steps will be here
+    outputs, hazard_logits, features = list[Tensor](), list[Tensor](), list[Tensor]()
+    halting = features if parts.halting_readout is None else list[Tensor]()
     for step in range(warm_up + 1, warm_up + num_steps + 1):
         source.advance(step)
-        recorder.add()
-        if truncate_below is not None and step < num_steps:
-            log_survival = log_survival + F.logsigmoid(-source.hazard_logit().detach())
-            if bool((log_survival.exp() < truncate_below).all()):
-                break
-    return recorder.record()
+        of_step = source.read_out()
+        pooled = of_step.dim() == 2
+        late_outputs = late_outputs and pooled  # an answer per token: many rows in one call already, and much to copy
+        if late_outputs or keep_features or (late_hazards and halting is features):
+            # A copy of its own, not a view of a hidden state that would stay alive, or be changed in place.
+            features.append(of_step.clone() if pooled else source.lasting(of_step))
+        if late_hazards and halting is not features:
+            halting.append(source.halting_features().clone())
+        if not late_outputs:
+            outputs.append(source.output())
+        if use_hazard and not late_hazards:
+            hazard_logits.append(source.hazard_logit())
+        if truncate_below is not None and len(hazard_logits) < num_steps and _ran_out(hazard_logits, truncate_below):
+            break
+    all_features = torch.stack(features, dim=1) if features else None
+    of_hazards = torch.stack(hazard_logits, dim=1) if hazard_logits else None
+    if late_hazards:
+        of_hazards = at_least_float32(_of_all_steps(parts.lambda_head, _with_history(past or [], halting)))
+    return StepRecord(
+        outputs=_of_all_steps(source.answer, all_features) if late_outputs else torch.stack(outputs, dim=1),
+        hazard_logits=of_hazards,
+        features=all_features if keep_features else None,
+    )
 
 
 def no_steps(source: ModelSource, num_steps: int, *, keep_features: bool) -> StepRecord:
@@ -107,91 +132,44 @@ def one_call(head: nn.Module) -> bool:
     return True
 
 
-@dataclass
-class CheckpointedSource(ModelSource):
-    """Rows whose steps keep no inner activations for the backward pass, which computes them again.
+def checkpointed(steps: Steps) -> Callable[..., Tree]:
+    """Steps that keep no inner activations for the backward pass, which computes them again.
 
     What stays is the hidden state between steps, so that memory does not grow with the depth but by those. Random
-    numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice.
+    numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice. Outside a
+    graph nothing changes.
     """
 
-    def run_step(self, step: int) -> Tree:
-        """See `ModelSource.run_step`; outside a graph it is that."""
+    def run_step(step: int, hidden: Tree, **context: Any) -> Tree:
         if not torch.is_grad_enabled():
-            return super().run_step(step)
-        call = self._call
-        return checkpoint(lambda state: self._steps(step, state, **call), self.hidden, use_reentrant=False)
+            return steps(step, hidden, **context)
+        return checkpoint(lambda state: steps(step, state, **context), hidden, use_reentrant=False)
+
+    return run_step
 
 
-@dataclass
-class _Recorder:
-    """Collects the steps of an unroll.
+def _with_history(past: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+    """What a Lambda head reads of every step, newest first: `(batch, steps, history · width)`.
 
     Args:
-        source: The rows, before their first step.
-        keep_features: Whether features are wanted.
-        hazard_each_step: Whether hazards are read after each step anyway.
+        past: The features of the steps before the first, newest first.
+        features: The features of each step, `(batch, width)`.
     """
-
-    source: ModelSource
-    keep_features: bool
-    hazard_each_step: bool
-    features: list[Tensor] = field(default_factory=list)
-    halting: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    hazard_logits: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        parts, use_hazard = self.source.parts, self.source.use_hazard
-        past = self.source.next_past() if self.source.step else self.source.past  # of the first step that is recorded
-        self._past, self._own_halting = list(past or ()), parts.halting_readout is not None
-        self._late_outputs = one_call(parts.head)
-        self._late_hazards = use_hazard and not self.hazard_each_step and one_call(parts.lambda_head)
-        if self._late_hazards:
-            self.source.past = []  # the features of all steps are here
-
-    def add(self) -> None:
-        """Take what is wanted of the step at which the rows stand."""
-        source, features = self.source, self.source.read_out()
-        if features.dim() != 2:  # an answer per token: many rows in one call already, and too large to copy
-            self._late_outputs = False
-        if self._late_outputs or self.keep_features or (self._late_hazards and not self._own_halting):
-            # A copy of its own, not a view of a hidden state that would stay alive, or be changed in place.
-            self.features.append(features.clone() if features.dim() == 2 else source.lasting(features))
-        if self._late_hazards and self._own_halting:
-            self.halting.append(source.halting_features().clone())
-        if not self._late_outputs:
-            self.outputs.append(source.output())
-        if source.use_hazard and not self._late_hazards:
-            self.hazard_logits.append(source.hazard_logit())
-
-    def record(self) -> StepRecord:
-        """What was collected, and what the heads give for all steps at once."""
-        return StepRecord(
-            outputs=self._all_outputs(),
-            hazard_logits=self._all_hazard_logits() if self.source.use_hazard else None,
-            features=torch.stack(self.features, dim=1) if self.keep_features else None,
-        )
-
-    def _all_outputs(self) -> Tensor:
-        """Outputs of all steps, `(batch, steps, …)`."""
-        if not self._late_outputs:
-            return torch.stack(self.outputs, dim=1)
-        features = torch.stack(self.features, dim=1)
-        return _of_all_steps(lambda rows: self.source.answer(rows, None), features)
-
-    def _all_hazard_logits(self) -> Tensor:
-        """Hazard logits of all steps, `(batch, steps)`."""
-        if not self._late_hazards:
-            return torch.stack(self.hazard_logits, dim=1)
-        read = self.halting if self._own_halting else self.features
-        newest_last = torch.stack([*reversed(self._past), *read], dim=1)
-        history, steps = len(self._past) + 1, len(read)
-        newest_first = [newest_last[:, history - 1 - age : history - 1 - age + steps] for age in range(history)]
-        return at_least_float32(_of_all_steps(self.source.parts.lambda_head, torch.cat(newest_first, dim=-1)))
+    if not past:
+        return torch.stack(list(features), dim=1)
+    newest_last = torch.stack([*reversed(past), *features], dim=1)
+    of_ages = [newest_last[:, age : age + len(features)] for age in range(len(past), -1, -1)]
+    return torch.cat(of_ages, dim=-1)
 
 
-def _of_all_steps(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+def _ran_out(hazard_logits: Sequence[Tensor], mass: float) -> bool:
+    """Whether every row has less than `mass` left after the hazards of the steps so far, `(batch,)` each."""
+    log_survival = F.logsigmoid(-torch.stack(list(hazard_logits)).detach()).sum(0)
+    return bool((log_survival.exp() < mass).all())
+
+
+def _of_all_steps(head: Callable[[Tensor], Tensor], features: Tensor | None) -> Tensor:
     """The answers of `head` to `features`, `(batch, steps, width)`, in one call: `(batch, steps, …)`."""
+    assert features is not None  # there is one step or more
     answers: Tensor = head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
     return answers

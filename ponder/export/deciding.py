@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What outputs mean, as far as a policy asks.
+    """What outputs mean, as far as a policy has to know.
 
     Args:
         name: Name of the task.
@@ -74,7 +74,7 @@ class NumpyPolicy(ABC):
 
 
 def take(state: Any, rows: Array) -> Any:
-    """Some rows of a state."""
+    """Take some rows of a state."""
     if isinstance(state, np.ndarray):
         return state[rows]
     return tuple(take(part, rows) for part in state) if isinstance(state, tuple) else state

@@ -21,7 +21,7 @@ _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_i
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One example.
+    """One example, as arrays with a batch of one row.
 
     Args:
         position: Where it stands among those that the caller gave.
@@ -114,7 +114,7 @@ def join(rows: Sequence[Row], manifest: Manifest) -> Batch:
 
 
 def _apart(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A batch, a dict of arrays, as a list of rows."""
+    """Take a batch, a dict of arrays, apart into its rows."""
     sizes = {name: len(value) for name, value in batch.items()}
     if len(set(sizes.values())) != 1:
         raise ArgumentError(

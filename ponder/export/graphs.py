@@ -42,12 +42,12 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """Name in the graph."""
+        """The name in the graph."""
         return self.spec.name
 
     @property
     def dynamic(self) -> dict[int, Any]:
-        """Dimensions that vary."""
+        """The dimensions that vary."""
         names = {dim: torch.export.Dim("length") for dim in self.spec.along}
         return names if self.spec.shared else {0: torch.export.Dim("batch"), **names}
 
@@ -102,7 +102,7 @@ class Part(nn.Module):
         self.model, self.run = model, run
 
     def forward(self, given: list[Tensor]) -> list[Tensor]:
-        """What the part makes of its tensors."""
+        """Compute what the part makes of its tensors."""
         return self.run(given)
 
 
@@ -137,7 +137,7 @@ def step_part(model: EarlyExitModel, step: int, hidden: FlatTree, context: FlatT
 
 
 def readout_part(model: EarlyExitModel, readout: Any, hidden: FlatTree, context: FlatTree) -> Part:
-    """Hidden state and context → features."""
+    """The graph from a hidden state and its context to the features."""
     count = len(hidden.values())
 
     def run(given: list[Tensor]) -> list[Tensor]:
@@ -148,7 +148,7 @@ def readout_part(model: EarlyExitModel, readout: Any, hidden: FlatTree, context:
 
 
 def head_part(model: EarlyExitModel, step: int) -> Part:
-    """Features → outputs of a step."""
+    """The graph from the features of a step to its outputs."""
 
     def run(given: list[Tensor]) -> list[Tensor]:
         head = model.head
@@ -201,7 +201,7 @@ def write_graph(part: nn.Module, given: Sequence[Slot], outputs: Sequence[str], 
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Loggers that tell of errors alone."""
+    """Let loggers tell of errors alone while a block runs."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:

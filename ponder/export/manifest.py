@@ -72,6 +72,7 @@ class Manifest:
         tokenizer: The tokenizer of the texts; None where there is none.
         max_length: To how many tokens texts are cut.
         int8: Whether the steps are quantised.
+        labels: Names of the classes, where they are known.
         sizes: Size in bytes of every file.
     """
 
@@ -100,6 +101,7 @@ class Manifest:
     tokenizer: str | None = None
     max_length: int | None = None
     int8: bool = False
+    labels: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -119,8 +121,8 @@ class Manifest:
         try:
             for name in ("inputs", "hidden", "context"):
                 data[name] = tuple(_tensor(spec) for spec in data[name])
-            for name in ("schedule", "outputs", "steps", "heads"):
-                data[name] = tuple(data[name])
+            for name in ("schedule", "outputs", "steps", "heads", "labels"):
+                data[name] = tuple(data.get(name, ()))
             made = cls(**data)
             places = range(len(made.steps))
             sound = len(made.schedule) == made.num_steps and all(place in places for place in made.schedule)

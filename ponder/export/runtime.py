@@ -248,7 +248,7 @@ class _Running:
 
     @classmethod
     def start(cls, graphs: _Graphs, manifest: Manifest, batch: Batch) -> _Running:
-        """Rows before their first step."""
+        """Run the stem: rows before their first step."""
         arrays = dict(batch.arrays) if graphs.stem is None else graphs.stem(batch.arrays)
         return cls(graphs, manifest, arrays, batch.lengths)
 
@@ -264,17 +264,17 @@ class _Running:
         self._arrays.update({name.removesuffix(NEXT): array for name, array in after.items()})
 
     def output(self) -> Array:
-        """Outputs of all rows, `(rows, …)`."""
+        """The outputs of all rows, `(rows, …)`."""
         if "output" not in self._cache:
             self._cache["output"] = self._answer(self._features())
         return self._cache["output"]
 
     def output_of(self, rows: Array) -> Array:
-        """Outputs of some rows, computed for no others."""
+        """The outputs of some rows, computed for no others."""
         return self._cache["output"][rows] if "output" in self._cache else self._answer(self._features()[rows])
 
     def hazard_logit(self) -> Array:
-        """Hazard logits of all rows, `(rows,)`."""
+        """The hazard logits of all rows, `(rows,)`."""
         assert self._graphs.lambda_head is not None
         features = np.concatenate([self._halting_features(), *self._past], axis=-1)
         logit: Array = self._graphs.lambda_head({"features": features})["hazard"]

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 class Graph:
-    """One graph.
+    """One ONNX graph, opened in onnxruntime.
 
     Args:
         path: The file.

@@ -162,7 +162,7 @@ class _Parts:
 
 
 def _assemble(files: Sequence[Path], carried: Sequence[str], context: Sequence[str], turns: int, path: Path) -> None:
-    """Begin, a Loop over body, end, as one graph."""
+    """Assemble one graph: the beginning, a Loop over the body, and the end."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -244,7 +244,7 @@ def _renamed(spec: TensorSpec, name: str) -> TensorSpec:
 
 
 def _split(values: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
-    """Values in groups of these sizes, and the rest."""
+    """Split values into groups of these sizes, and the rest."""
     groups, start = [], 0
     for size in sizes:
         groups.append(list(values[start : start + size]))

@@ -26,6 +26,7 @@ class ExportSource:
         defaults: By name, what a tensor of the context is filled with where a caller leaves it out.
         tokenizer: The tokenizer's `tokenizer.json`, or None.
         max_length: To how many tokens texts are cut; None for what the tokenizer says.
+        labels: Names of the classes, where they are known.
     """
 
     model: EarlyExitModel
@@ -35,6 +36,7 @@ class ExportSource:
     defaults: Mapping[str, float] = field(default_factory=dict)
     tokenizer: Path | None = None
     max_length: int | None = None
+    labels: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -42,7 +44,7 @@ class SupportsExport(Protocol):
     """A model around an `EarlyExitModel` that can say what is to be exported."""
 
     def export_source(self) -> ExportSource:
-        """What is exported."""
+        """The model, with all that an export needs besides."""
 
 
 def source_of(model: Any, example: Any) -> ExportSource:

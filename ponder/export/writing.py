@@ -126,7 +126,9 @@ class _Writer:
         self.hidden_slots = _slots(
             named("hidden" if own_names else source.name, hidden), self.hidden.values(), of_hidden
         )
-        self.context_slots = _context_slots("context." if own_names else "", after, self.model, source.defaults)
+        self.context_slots = _context_slots(
+            "context." if own_names else "", after, self.model, source.defaults, filled=not own_names
+        )
 
     def write(self) -> Manifest:
         """Write all graphs, and say what they are."""
@@ -154,6 +156,7 @@ class _Writer:
             real=1 if padding is None else int(padding.real),
             narrows=padding is not None and padding.pooled,
             single=self._write_single(),
+            labels=self.source.labels,
             **self._write_halting(state, features[0]),
         )
 
@@ -237,19 +240,20 @@ class _Writer:
     def _graph(
         self, name: str, part: torch.nn.Module, given: Sequence[Slot], outputs: Sequence[str]
     ) -> tuple[str, list[Tensor]]:
-        """Write a part, run it, and compare with PyTorch: on the example, and on its first row alone."""
+        """Write a part, run it, and compare with PyTorch: on the example, and on its last row alone, the shortest."""
         path = self.folder / f"{name}.onnx"
         write_graph(part, given, outputs, path)
         graph = Graph(path, threads=1)
         expected: list[Tensor] = part([slot.value for slot in given])
-        for rows in (None, 1):
-            values = {slot.name: slot.value if slot.spec.shared else slot.value[:rows] for slot in given}
+        for first in (0, -1):
+            values = {slot.name: slot.value if slot.spec.shared else slot.value[first:] for slot in given}
             want = part(list(values.values()))
             found = graph({key: value.numpy() for key, value in values.items()})
             for key, value in zip(outputs, want, strict=True):
                 if not np.allclose(found[key], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
                     raise PonderError(
-                        f"{path.name}: {key} is not what PyTorch gives for {rows or 'all'} row(s) of the example. "
+                        f"{path.name}: {key} is not what PyTorch gives for {'one row' if first else 'all rows'} of the "
+                        "example. "
                         "A part whose code depends on the values of its input cannot be traced: write it without "
                         "Python conditions on tensors."
                     )
@@ -287,20 +291,33 @@ def _slots(
 
 
 def _context_slots(
-    prefix: str, context: Mapping[str, Any], model: EarlyExitModel, defaults: Mapping[str, float]
+    prefix: str,
+    context: Mapping[str, Any],
+    model: EarlyExitModel,
+    defaults: Mapping[str, float],
+    *,
+    filled: bool = True,
 ) -> list[Slot]:
-    """The tensors of a context, in the order of `FlatTree`."""
+    """The tensors of a context, in the order of `FlatTree`; `filled` where it is given and padded by a caller."""
     found = []
     for name, value in context.items():
         along = None if model.padding is None else model.padding.of_context(name)
         shared = isinstance(value, Shared)
         tree = value.value if isinstance(value, Shared) else value
         for own, tensor in zip(named(prefix + name, tree), flatten(tree), strict=True):
-            found.append(_slot(own, tensor, along, default=defaults.get(name), shared=shared))
+            found.append(_slot(own, tensor, along, default=defaults.get(name), shared=shared, filled=filled))
     return found
 
 
-def _slot(name: str, value: Tensor, along: Along | None, *, default: float | None = None, shared: bool = False) -> Slot:
+def _slot(
+    name: str,
+    value: Tensor,
+    along: Along | None,
+    *,
+    default: float | None = None,
+    shared: bool = False,
+    filled: bool = True,
+) -> Slot:
     dims = tuple(sorted(dim % value.dim() for dim in along.dims)) if along is not None else ()
     varies = {*dims} if shared else {0, *dims}
     spec = TensorSpec(
@@ -308,7 +325,7 @@ def _slot(name: str, value: Tensor, along: Along | None, *, default: float | Non
         dtype=str(value.dtype).removeprefix("torch."),
         shape=tuple(None if dim in varies else size for dim, size in enumerate(value.shape)),
         along=dims,
-        fill=0.0 if along is None else float(along.value(value)),
+        fill=float(along.value(value)) if along is not None and filled else 0.0,
         default=default,
         shared=shared,
     )

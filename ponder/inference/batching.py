@@ -63,7 +63,7 @@ class Filling:
         self._limits, self._rows, self._longest = limits, 0, 0
 
     def take(self, length: int) -> bool:
-        """Take in a row of a length, or refuse it."""
+        """Take in a row of a length if it fits, and say whether it did."""
         rows, longest = self._rows + 1, max(self._longest, length)
         limits = self._limits
         if self._rows and (

@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(eq=False)
 class Example:
-    """One row, read.
+    """One example of a data set or a stream, read as a batch of one row.
 
     Args:
         inputs: Inputs of a call, as a batch of one; what the caller gave, where he collates himself.
@@ -76,7 +76,7 @@ class ExampleReader:
         self._along: dict[str, Along | None] = {}
 
     def read(self, example: Any, position: int = 0) -> Example:
-        """An example as a batch of one.
+        """Read an example as a batch of one.
 
         Raises:
             ArgumentError: There is nothing to compute on.
@@ -88,7 +88,7 @@ class ExampleReader:
                 labels = as_batch_of_one(value)
             else:
                 context[name] = _batch_of_one(value)
-        if not isinstance(inputs, Tensor) and next(tensors(inputs), None) is None:
+        if not isinstance(inputs, Tensor) and not tensors(inputs):
             raise ArgumentError(
                 "example",
                 expected="inputs with a tensor in them, or a pair (inputs, context)",

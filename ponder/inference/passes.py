@@ -224,7 +224,7 @@ def blank_padding(outputs: Tensor, context: Mapping[str, Any], padding: Padding 
 
 
 def _unseen(count: int) -> None:
-    """The progress bar that is not shown."""
+    """Stand in for a progress bar that is not shown."""
 
 
 def _refuse(position: int, example: Example | None, error: Exception) -> NoReturn:

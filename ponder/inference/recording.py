@@ -25,7 +25,7 @@ class _Unrolls(Protocol):
     """A model whose full depth can be recorded, as `ponder.PonderWrapper`."""
 
     def unroll(self, inputs: Tree, **arguments: Any) -> Trajectory:
-        """Every step of a batch."""
+        """Run and record every step of a batch."""
 
 
 def record(

@@ -77,7 +77,7 @@ class Audit:
 
     @property
     def audits(self) -> int:
-        """Audits in this stage."""
+        """The number of audits in this stage."""
         return self._capital.audits
 
     @property

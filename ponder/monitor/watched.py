@@ -109,7 +109,7 @@ class Watched:
 
     @property
     def waiting(self) -> int:
-        """Rows that wait for `run_audits`."""
+        """The number of rows that wait for `run_audits`."""
         return sum(given.outputs.shape[0] for given in self._waiting)
 
     @torch.no_grad()

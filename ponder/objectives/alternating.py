@@ -41,12 +41,12 @@ class Alternating(Objective):
 
     @property
     def truncatable(self) -> bool:  # type: ignore[override]
-        """Whether both are."""
+        """Whether a trajectory that ends early gives both objectives the same loss."""
         return self.even.truncatable and self.odd.truncatable
 
     @property
     def reads_whole_batch(self) -> bool:  # type: ignore[override]
-        """Whether either does."""
+        """Whether the loss of a row depends on the rest of its batch in either objective."""
         return self.even.reads_whole_batch or self.odd.reads_whole_batch
 
     def per_example(self, unrolled: Unrolled) -> Tensor:

@@ -41,7 +41,7 @@ class Depth:
 
     @property
     def total(self) -> int:
-        """All steps."""
+        """The number of all steps, with and without a gradient."""
         return self.warm_up + self.steps
 
 
@@ -133,7 +133,7 @@ class Objective(Plugin, ABC):
         return Weighted.sum(self, other)
 
     def __rmul__(self, weight: float) -> Weighted:
-        """The objective, weighted."""
+        """The objective, multiplied by a weight."""
         return Weighted((self,), (float(weight),))
 
 
@@ -152,7 +152,7 @@ def check_same_steps(*objectives: Objective) -> None:
 @registry.register("weighted")
 @dataclass(frozen=True)
 class Weighted(Objective):
-    """Σ_k w_k L_k.
+    """The weighted sum of objectives, Σ_k w_k L_k.
 
     Args:
         objectives: The terms.
@@ -194,11 +194,11 @@ class Weighted(Objective):
 
     @property
     def draws_depth(self) -> bool:  # type: ignore[override]
-        """Whether the one term does."""
+        """Whether a term draws how many steps a batch runs; it is then the only term."""
         return any(objective.draws_depth for objective in self.objectives)
 
     def depth(self, num_steps: int) -> Depth:
-        """As the one term says, where it draws."""
+        """How deep a batch goes: as the only term says, where that draws its depth, and all N steps elsewhere."""
         return self.objectives[0].depth(num_steps)
 
     def check_depth(self, num_steps: int) -> None:
@@ -207,12 +207,12 @@ class Weighted(Objective):
 
     @property
     def truncatable(self) -> bool:  # type: ignore[override]
-        """Whether all of the terms are."""
+        """Whether a trajectory that ends early gives all of the terms the same loss."""
         return all(objective.truncatable for objective in self.objectives)
 
     @property
     def reads_whole_batch(self) -> bool:  # type: ignore[override]
-        """Whether any of the terms does."""
+        """Whether the loss of a row depends on the rest of its batch in any of the terms."""
         return any(objective.reads_whole_batch for objective in self.objectives)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
@@ -220,5 +220,5 @@ class Weighted(Objective):
         return reduce(add, (weight * objective.per_example(unrolled) for objective, weight in terms))
 
     def __rmul__(self, weight: float) -> Weighted:
-        """Every term, weighted."""
+        """The sum with every term multiplied by a weight."""
         return Weighted(self.objectives, tuple(weight * own for own in self.weights))

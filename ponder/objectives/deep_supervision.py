@@ -17,7 +17,7 @@ __all__ = ["DeepSupervision"]
 @registry.register("deep-supervision")
 @dataclass(frozen=True)
 class DeepSupervision(Objective):
-    r"""Σ_n w_n ℓ_n / Σ_n w_n.
+    r"""The weighted mean of the losses of all steps, Σ_n w_n ℓ_n / Σ_n w_n.
 
     Args:
         weights: ``"linear"``, w_n = n (PABEE: Zhou et al. 2020, Eq. 4); ``"uniform"``, w_n = 1 (the mean of

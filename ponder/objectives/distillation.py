@@ -41,11 +41,11 @@ class Distillation(Objective):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The frozen teacher, where it is the one."""
+        """A frozen teacher, where that is the teacher; nothing where it is the last step."""
         return frozenset({"teacher"} if self.teacher == "frozen" else ())
 
     def to_dict(self) -> dict[str, Any]:
-        """As before there was a choice of teachers, where it is the last step."""
+        """Plain JSON types; without the teacher where it is the last step, so that earlier versions can read it."""
         fields = super().to_dict()
         if self.teacher == "last_step":
             del fields["teacher"]

@@ -14,7 +14,7 @@ __all__ = ["FinalStep"]
 @registry.register("final-step")
 @dataclass(frozen=True)
 class FinalStep(Objective):
-    """ℓ_N, as without `ponder`."""
+    """The loss of the last step alone, ℓ_N, as a model without exits is trained."""
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         return unrolled.losses[:, -1]

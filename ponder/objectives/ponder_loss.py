@@ -56,7 +56,6 @@ class Ponder(Objective):
             fit = (posterior.pmf * unrolled.losses).sum(-1)
         else:
             fit = -torch.logsumexp(posterior.log_pmf - unrolled.losses, dim=-1)
-        prior = prior.expand(posterior.batch_shape)
         forward = self.kl == "posterior_prior"
         divergence = kl_divergence(posterior, prior) if forward else kl_divergence(prior, posterior)
         return fit + self.beta * divergence

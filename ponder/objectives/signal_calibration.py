@@ -12,6 +12,7 @@ from ponder._utils.validation import check_choice, check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.objectives.signals import certainty
 from ponder.parts.signals import SIGNALS
+from ponder.parts.tasks import hard_labels
 
 __all__ = ["SignalCalibration"]
 
@@ -44,7 +45,7 @@ class SignalCalibration(Objective):
         labels = unrolled.labels
         assert labels is not None  # `check_batch` saw to it
         sure = certainty(self.signal, unrolled, gradient=True)[:, :-1]
-        right = (unrolled.outputs[:, :-1].argmax(-1) == labels.unsqueeze(1)).to(sure.dtype)
+        right = (unrolled.outputs[:, :-1].argmax(-1) == hard_labels(labels).unsqueeze(1)).to(sure.dtype)
         many_right, many_wrong = right.sum(0), (1.0 - right).sum(0)
         of_right = (sure * right).sum(0) / many_right.clamp(min=1.0)
         of_wrong = (sure * (1.0 - right)).sum(0) / many_wrong.clamp(min=1.0)

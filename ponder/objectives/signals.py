@@ -15,7 +15,7 @@ _HALTING = "halting"
 
 
 def check_signal(signal: str) -> None:
-    """Refuse unknown names."""
+    """Refuse the name of a signal that is not known."""
     check_choice("signal", signal, (*SIGNALS, _HALTING))
 
 

@@ -35,7 +35,7 @@ class FunctionModule(nn.Module):
             self.held = nn.ModuleList(dict.fromkeys(_held_by(fn)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the callable gives."""
+        """Call the callable."""
         return self.fn(*args, **kwargs)
 
     def extra_repr(self) -> str:

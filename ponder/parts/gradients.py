@@ -15,13 +15,13 @@ class _Rescaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, scale: float) -> Tensor:
-        """`tensor` as it is."""
+        """Give `tensor` as it is."""
         ctx.scale = scale
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The gradient, multiplied."""
+        """Multiply the gradient."""
         return gradients[0] * ctx.scale, None
 
 

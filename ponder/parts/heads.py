@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import as_module
 from ponder.parts.gradients import rescaled_gradient
 
-__all__ = ["LAMBDA_HEADS", "HazardLayer", "LambdaHead", "PerStep", "as_head", "as_lambda_head", "checked_output"]
+__all__ = ["LAMBDA_HEADS", "HazardLayer", "LambdaHead", "PerStep", "as_head", "as_lambda_head", "not_the_rows"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -136,12 +136,25 @@ class PerStep(nn.Module):
     def __len__(self) -> int:
         return len(self.heads)
 
-    def forward(self, features: Tensor, step: int) -> Tensor:
-        """The outputs of step `step` (1-based)."""
+    def forward(self, features: Tensor, step: int | Sequence[int]) -> Tensor:
+        """The outputs of step `step` (1-based), or of the step of each row, where rows stand at different ones."""
+        if not isinstance(step, int):
+            return self._each_at_its_step(features, step)
         if self.training:
             features = rescaled_gradient(features, self.gradient_scales[step - 1])
         outputs: Tensor = self.heads[step - 1](features)
         return outputs
+
+    def _each_at_its_step(self, features: Tensor, steps: Sequence[int]) -> Tensor:
+        """Send every row through the head of its own step."""
+        rows: dict[int, list[int]] = {}
+        for row, step in enumerate(steps):
+            rows.setdefault(step, []).append(row)
+        if len(rows) == 1:
+            return self.forward(features, steps[0])
+        places = [torch.tensor(of_step, device=features.device) for of_step in rows.values()]
+        outputs = torch.cat([self.forward(features[of_step], step) for step, of_step in zip(rows, places, strict=True)])
+        return outputs[torch.argsort(torch.cat(places))]
 
 
 def as_head(head: Callable[..., Tensor], num_steps: int) -> nn.Module:
@@ -163,12 +176,10 @@ def as_head(head: Callable[..., Tensor], num_steps: int) -> nn.Module:
     return as_module("head", head)
 
 
-def checked_output(output: object, rows: int) -> Tensor:
-    """Outputs as a head must give them, one tensor with a row for each row of features, or an error."""
-    if isinstance(output, Tensor) and output.dim() and output.shape[0] == rows:
-        return output
+def not_the_rows(output: object, rows: int) -> ArgumentError:
+    """The refusal of outputs that are not one tensor with a row for each row of features."""
     got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise ArgumentError(
+    return ArgumentError(
         "outputs of the head",
         expected=f"one tensor with the batch first, ({rows}, …)",
         got=got,

@@ -18,7 +18,7 @@ Lengths = Callable[[Tensor], Along | None]
 
 
 def with_lengths(along: Along | None) -> Lengths:
-    """The same lengths for every tensor."""
+    """A function that names the same lengths for every tensor."""
     return lambda tensor: along
 
 

@@ -64,6 +64,8 @@ class Padding:
         stem: The stem of streamed rows, where the model's own gives a context that rows in another batch could not
             share (no mask where nothing is padded, say).
         pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
+        mixed: Whether rows of several lengths may share a batch of a stream; where not, each waits for others of its
+            own length.
 
     Example:
         >>> padding = Padding(mask="src_key_padding_mask", real=False)
@@ -78,6 +80,7 @@ class Padding:
     context: Mapping[str, Along] = field(default_factory=dict)
     stem: Callable[..., Tree] | None = None
     pooled: bool = True
+    mixed: bool = True
 
     def of_inputs(self, tensor: Tensor) -> Along | None:
         """The lengths of a tensor of the inputs, or None."""
@@ -102,6 +105,11 @@ class Padding:
         real = (mask != 0) == bool(self.real)
         return (real.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
 
+    def positions(self, context: Mapping[str, Any]) -> Tensor | None:
+        """Which positions are no padding, `(batch, length)` bool; None where there is no mask."""
+        mask = context.get(self.mask)
+        return (mask != 0) == bool(self.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
     def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
         """Hidden states and the steps' context up to `length`: views, nothing is copied."""
         hidden = map_tensors(lambda t: t if self.of_hidden(t) is None else self.hidden.narrow(t, length), hidden)
@@ -109,7 +117,12 @@ class Padding:
 
 
 def check_masks(context: Mapping[str, Any]) -> None:
-    """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
+    """Refuse rows without one real position: their attention is undefined, and their mean is no answer.
+
+    Not in a graph that is being compiled or exported, which cannot look.
+    """
+    if torch.compiler.is_compiling():
+        return
     for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
         mask = context.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():

@@ -14,12 +14,12 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import FunctionModule, as_module
+from ponder.parts.padding import Padding, real_positions
 
-__all__ = ["Readout", "first_token", "identity", "last", "mean"]
+__all__ = ["Pooled", "Readout", "first_token", "identity", "last", "mean"]
 
 Readout = Callable[..., Tensor]
 
@@ -46,7 +46,8 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_m
     if real is None:
         return reduce(hidden, "batch length width -> batch width", "mean")
     weights = rearrange(real.to(hidden.dtype), "batch length -> batch length 1")
-    total = at_least_float32(hidden * weights).sum(1)  # a sum over a long text overflows in half precision
+    fine = torch.promote_types(hidden.dtype, torch.float32)
+    total = (hidden * weights).sum(1, dtype=fine)  # a sum over a long text overflows in half precision
     return (total / weights.float().sum(1).clamp(min=1)).to(hidden.dtype)
 
 
@@ -57,6 +58,32 @@ def last(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_m
         return hidden[:, -1]
     position = (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), position]
+
+
+class Pooled(nn.Module):
+    """Features with positions, pooled to one vector a row; `forward` is a readout.
+
+    Args:
+        readout: Hidden state to features with positions; None is the hidden state itself.
+        pool: `mean`, `last` or `first_token`.
+        padding: Which mask of the context says where padding is; ``attention_mask`` or ``src_key_padding_mask`` where
+            None, if one is there.
+    """
+
+    def __init__(self, readout: Readout | None, pool: Readout, padding: Padding | None = None) -> None:
+        super().__init__()
+        self.readout = ReadoutCall(identity if readout is None else readout)
+        self.pool = pool
+        self.padding = padding
+
+    def forward(self, hidden: Tree, **context: Any) -> Tensor:
+        """`(batch, length, …)` → `(batch, width)`."""
+        features = self.readout(hidden, self.readout.reads(context))
+        if self.pool is first_token:
+            return first_token(features)
+        real = real_positions(context) if self.padding is None else self.padding.positions(context)
+        pooled: Tensor = self.pool(features, attention_mask=real)
+        return pooled
 
 
 class ReadoutCall(nn.Module):
@@ -74,7 +101,7 @@ class ReadoutCall(nn.Module):
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def forward(self, hidden: Tree, given: Mapping[str, Any]) -> Tensor:
-        """Features of `hidden`, batch first.
+        """Read the features of `hidden`, batch first.
 
         Args:
             hidden: The hidden state.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ponder.distributions import StepDistribution
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.tasks import IGNORED_LABEL, Task, task_named
 
-__all__ = ["Recording", "check_has_rows"]
+__all__ = ["Recording", "check_evaluated", "check_has_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Recording:
 
     @property
     def num_steps(self) -> int:
-        """N."""
+        """The number of steps N."""
         return self.outputs.shape[1]
 
     @property
@@ -122,7 +122,25 @@ class Recording:
         return {name: value for name, value in {**own, **given}.items() if isinstance(value, Tensor)}
 
 
-def check_has_rows(recording: Recording) -> None:
-    """Refuse an empty recording."""
+def check_has_rows(recording: Recording, argument: str = "trajectory") -> None:
+    """Refuse what is no recording, and an empty one."""
+    if not isinstance(recording, Recording):
+        raise ArgumentTypeError(
+            argument,
+            expected="a trajectory",
+            got=type(recording).__name__,
+            remedy="Record one: model.record(dataset), or model.unroll(inputs).",
+        )
     if not len(recording):
-        raise ArgumentError("trajectory", expected="at least one row", got="none", remedy="Unroll some examples first.")
+        raise ArgumentError(argument, expected="at least one row", got="none", remedy="Unroll some examples first.")
+
+
+def check_evaluated(recording: Recording, argument: str = "trajectory") -> None:
+    """Refuse what was recorded in training mode: those are not the answers that the model gives."""
+    if recording.training:
+        raise ArgumentError(
+            argument,
+            expected="a run in evaluation mode, which gives the answers that the model will give",
+            got="one of training mode, with dropout on",
+            remedy="Call model.eval() before model.unroll(…), or use model.record(dataset).",
+        )

@@ -29,7 +29,7 @@ def margin(logits: Tensor) -> Tensor:
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Σ p log p, `(…)`, from −log(classes) to 0."""
+    """The negative entropy of the class probabilities, Σ p log p, `(…)`, from −log(classes) to 0."""
     log_p = F.log_softmax(at_least_float32(logits), dim=-1)
     p = log_p.exp()
     return torch.where(p == 0, 0.0, p * log_p).sum(-1)  # 0 log 0 = 0, also for a logit of −inf

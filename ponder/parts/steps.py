@@ -66,6 +66,8 @@ class Steps(nn.Module):
         unique = list({id(fn): fn for fn in fns}.values())
         place = {id(fn): position for position, fn in enumerate(unique)}
         self.schedule = tuple(place[id(fns[position])] for position in schedule)
+        self.num_steps = len(self.schedule)
+        """N, the number of steps at full depth."""
         self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique)
         self.index, self.state = index, state
         self.shared = len(unique) == 1
@@ -91,11 +93,6 @@ class Steps(nn.Module):
                 remedy="Leave num_steps out when steps is a sequence.",
             )
         return made
-
-    @property
-    def num_steps(self) -> int:
-        """N, the number of steps at full depth."""
-        return len(self.schedule)
 
     def schedule_of(self, num_steps: int) -> tuple[int, ...]:
         """The schedule of a run of `num_steps` steps, N or, of a shared step, any other number.

@@ -2,6 +2,9 @@
 
 A task tells the loss of an answer, what is predicted, when two predictions are the same, whether one is right, and how
 sure the head is of it. Policies, scores, risks and plots ask the task object; none of them knows a task by its name.
+
+A class label of −100 is none, as in PyTorch: what has it counts for nothing, in the loss and in its gradient. (A number
+of −100 is a number.)
 """
 
 from __future__ import annotations
@@ -15,9 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Task", "TaskName", "as_task", "infer_task", "task_named"]
+__all__ = [
+    "Classification",
+    "Multilabel",
+    "Regression",
+    "Span",
+    "Task",
+    "TaskName",
+    "TokenClassification",
+    "as_task",
+    "hard_labels",
+    "infer_task",
+    "task_named",
+]
 
 TaskName = Literal["classification", "regression", "multilabel", "token_classification", "span"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +63,23 @@ class Task(ABC):
     @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Negative log-likelihoods, `(batch,)`, of `labels` under the outputs of one step, `(batch, …)`."""
+
+    def smoothed(self, label_smoothing: float) -> Task:
+        """The same task with smoothed labels, see `Classification`.
+
+        Raises:
+            ArgumentError: A share that is none, or a task whose labels are no classes.
+        """
+        raise ArgumentError(
+            "label_smoothing",
+            expected="0: only classes can be smoothed (classification, multilabel, token_classification)",
+            got=f"{label_smoothing} with the task {self.name!r}",
+            remedy="Leave it out.",
+        )
+
+    def labelled(self, labels: Tensor) -> Tensor | None:
+        """Which rows have a label at all, `(batch,)` bool, the others counting for nothing; None where all have."""
+        return None
 
     @abstractmethod
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -126,23 +159,72 @@ class Task(ABC):
         )
 
 
-class Classification(Task):
-    """One class out of C: cross-entropy; outputs `(batch, classes)`, labels `(batch,)` long."""
+class _Smoothable(Task):
+    """A task of classes, whose labels may be smoothed; see `Classification`."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        check_real("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
+        self.label_smoothing = float(label_smoothing)
+
+    def smoothed(self, label_smoothing: float) -> Task:
+        return type(self)(label_smoothing)
+
+
+class Classification(_Smoothable):
+    """One class out of C: cross-entropy; outputs `(batch, classes)`, labels `(batch,)` long.
+
+    Soft labels are probabilities of the classes, `(batch, classes)` floats that sum to 1.
+
+    Args:
+        label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes alike, in the loss of
+            every step (Szegedy et al. 2016, "Rethinking the Inception Architecture", Section 7).
+
+    Example:
+        >>> task = Classification(label_smoothing=0.1)
+        >>> task.losses(torch.zeros(1, 4), torch.tensor([2]))
+        tensor([1.3863])
+    """
 
     name = "classification"
     each_row_alone = True
     classes = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(at_least_float32(outputs), labels, reduction="none")
+        return F.cross_entropy(
+            at_least_float32(outputs),
+            labels,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+
+    def labelled(self, labels: Tensor) -> Tensor | None:
+        return None if labels.is_floating_point() else labels != IGNORED_LABEL
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.dim() != 2 or outputs.shape[-1] < 2:
             raise _wrong_outputs("(batch, classes) with at least 2 classes", outputs, "Use task='regression'?")
+        if labels.is_floating_point() and labels.shape == outputs.shape:
+            return _checked_probabilities(labels.to(at_least_float32(outputs).dtype))
         _check_shape(labels, outputs.shape[:1])
         _check_integer(labels)
         _check_range(labels, outputs.shape[-1])
         return labels.long()
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        hard = hard_labels(labels)
+        if bool((hard == IGNORED_LABEL).any()):
+            raise ArgumentError(
+                "labels",
+                expected="a class for every row, where rows are counted as right or wrong",
+                got=f"{IGNORED_LABEL} for {int((hard == IGNORED_LABEL).sum())} of {len(hard)} rows",
+                remedy="Record the rows that have a label.",
+            )
+        return super().correct(outputs, hard)
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        hard = hard_labels(labels)
+        probability, right = super().confidences(outputs, hard)
+        return probability[hard != IGNORED_LABEL], right[hard != IGNORED_LABEL]
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         log_student = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
@@ -200,44 +282,66 @@ class Regression(Task):
         return self.losses(student, at_least_float32(teacher))
 
 
-class Multilabel(Task):
-    """Any subset of C labels: binary cross-entropy, averaged over labels; outputs and labels `(batch, labels)`."""
+class Multilabel(_Smoothable):
+    """Any subset of C labels: binary cross-entropy, averaged over labels; outputs and labels `(batch, labels)`.
+
+    Labels are 1 or 0, probabilities in between, or −100 where it is not known whether one applies.
+
+    Args:
+        label_smoothing: Share ε in [0, 1): 1 becomes 1 − ε / 2, and 0 becomes ε / 2.
+    """
 
     name = "multilabel"
     each_row_alone = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(at_least_float32(outputs), labels, reduction="none").mean(-1)
+        known = labels != IGNORED_LABEL
+        target = torch.where(known, labels * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0, 0.0)
+        each = F.binary_cross_entropy_with_logits(at_least_float32(outputs), target, reduction="none")
+        return torch.where(known, each, 0.0).sum(-1) / known.sum(-1).clamp(min=1)
+
+    def labelled(self, labels: Tensor) -> Tensor | None:
+        return (labels != IGNORED_LABEL).any(-1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.dim() != 2:
             raise _wrong_outputs("(batch, labels)", outputs, "Give the head one output per label.")
         _check_shape(labels, outputs.shape)
         labels = labels.to(at_least_float32(outputs).dtype)
-        if labels.numel() and not bool(((labels >= 0) & (labels <= 1)).all()):
-            raise ArgumentError("labels", expected="0 or 1 (or in between)", got=labels, remedy="Encode them so.")
+        if labels.numel() and not bool((((labels >= 0) & (labels <= 1)) | (labels == IGNORED_LABEL)).all()):
+            raise ArgumentError(
+                "labels",
+                expected=f"0 or 1 (or in between; {IGNORED_LABEL} where it is not known)",
+                got=labels,
+                remedy="Encode them so.",
+            )
         return labels
 
     def predictions(self, outputs: Tensor) -> Tensor:
         return outputs > 0
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return _all_parts(self.predictions(outputs) == (labels.unsqueeze(1) > 0.5), 2)
+        right = self.predictions(outputs) == (labels.unsqueeze(1) > 0.5)
+        return _all_parts(right | (labels.unsqueeze(1) == IGNORED_LABEL), 2)
 
     def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         right = self.predictions(outputs) == (labels.unsqueeze(1) > 0.5)
-        probability = at_least_float32(outputs).abs().sigmoid()
-        return probability.movedim(1, -1).flatten(0, -2), right.movedim(1, -1).flatten(0, -2)
+        probability, known = at_least_float32(outputs).abs().sigmoid(), labels != IGNORED_LABEL
+        return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         target = torch.sigmoid(at_least_float32(teacher) / temperature)
-        return temperature**2 * self.losses(student / temperature, target)
+        each = F.binary_cross_entropy_with_logits(at_least_float32(student) / temperature, target, reduction="none")
+        return temperature**2 * each.mean(-1)
 
 
-class TokenClassification(Task):
+class TokenClassification(_Smoothable):
     """A class per position: mean cross-entropy over the positions whose label is not −100.
 
     Outputs `(batch, length, classes)`, labels `(batch, length)` long.
+
+    Args:
+        label_smoothing: As for `Classification`.
     """
 
     name = "token_classification"
@@ -247,16 +351,23 @@ class TokenClassification(Task):
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         per_token = F.cross_entropy(
-            at_least_float32(outputs).transpose(1, 2), labels, reduction="none", ignore_index=IGNORED_LABEL
+            at_least_float32(outputs).transpose(1, 2),
+            labels,
+            reduction="none",
+            ignore_index=IGNORED_LABEL,
+            label_smoothing=self.label_smoothing,
         )
         return per_token.sum(1) / (labels != IGNORED_LABEL).sum(1).clamp(min=1)
+
+    def labelled(self, labels: Tensor) -> Tensor | None:
+        return (labels != IGNORED_LABEL).any(1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.dim() != 3 or outputs.shape[-1] < 2:
             raise _wrong_outputs("(batch, length, classes)", outputs, "Use a readout that keeps positions.")
         _check_shape(labels, outputs.shape[:2])
         _check_integer(labels)
-        _check_range(labels[labels != IGNORED_LABEL], outputs.shape[-1])
+        _check_range(labels, outputs.shape[-1])
         return labels.long()
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -282,6 +393,9 @@ class Span(Task):
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         each = F.cross_entropy(at_least_float32(outputs), labels, reduction="none", ignore_index=IGNORED_LABEL)
         return each.mean(1)
+
+    def labelled(self, labels: Tensor) -> Tensor | None:
+        return (labels != IGNORED_LABEL).any(1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.dim() != 3 or outputs.shape[-1] != 2:
@@ -375,6 +489,11 @@ def infer_task(outputs: Tensor, labels: Tensor) -> Task:
     return _TASKS["token_classification" if outputs.dim() == 3 else "classification"]
 
 
+def hard_labels(labels: Tensor) -> Tensor:
+    """Classes, of labels that may be probabilities of classes."""
+    return labels.argmax(-1) if labels.is_floating_point() else labels
+
+
 def _all_parts(each: Tensor, kept: int) -> Tensor:
     """Whether all parts of an example hold, over the dimensions behind the first `kept`."""
     return each.flatten(kept).all(kept) if each.dim() > kept else each
@@ -395,14 +514,28 @@ def _check_integer(labels: Tensor) -> None:
         raise _wrong_label_type("integers (class indices)", labels)
 
 
+def _checked_probabilities(labels: Tensor) -> Tensor:
+    """Soft labels, or an error where they are no probabilities (to a hundredth, since many are kept in half)."""
+    if labels.numel() and not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1.0).abs() < 0.01)).all()):
+        raise ArgumentError(
+            "labels",
+            expected="probabilities of the classes that sum to 1, in floating-point labels (batch, classes)",
+            got=f"values between {float(labels.min()):g} and {float(labels.max()):g}, or other sums",
+            remedy="Pass logits.softmax(-1), say, or name the task: task='multilabel' or task='regression'.",
+        )
+    return labels
+
+
 def _check_range(labels: Tensor, classes: int) -> None:
+    """Refuse what is neither a class nor the ignored label."""
     if not labels.numel():
         return
-    low, high = (int(bound) for bound in torch.stack(labels.aminmax()).tolist())
+    counted = torch.where(labels == IGNORED_LABEL, torch.zeros_like(labels), labels)
+    low, high = torch.stack(counted.aminmax()).tolist()
     if low < 0 or high >= classes:
         raise ArgumentError(
             "labels",
-            expected=f"classes 0 … {classes - 1}, since the head has {classes} outputs",
+            expected=f"classes 0 … {classes - 1}, since the head has {classes} outputs, or {IGNORED_LABEL} for none",
             got=f"values between {low} and {high}",
             remedy="Give the head one output per class, or map the labels to 0, 1, ….",
         )

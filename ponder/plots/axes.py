@@ -50,7 +50,7 @@ def shades(count: int) -> list[Any]:
 
 
 def band(ax: Axes, x: Sequence[float], values: Band, color: Any, label: str | None = None, **options: Any) -> None:
-    """A line through the means, and ± one standard deviation around it where there are several seeds."""
+    """Draw a line through the means, and ± one standard deviation around it where there are several seeds."""
     marker = "o" if len(x) <= _MANY else ""
     options = {"marker": marker, "markersize": 4.5, "linewidth": 1.8, "gid": _SERIES, **options}
     ax.plot(x, values.mean, color=color, label=label, **options)
@@ -59,19 +59,19 @@ def band(ax: Axes, x: Sequence[float], values: Band, color: Any, label: str | No
 
 
 def explain(ax: Axes, label: str, **options: Any) -> None:
-    """A legend entry, once on the axes, for what is drawn in the colour of each series."""
+    """Add a legend entry, once on the axes, for what is drawn in the colour of each series."""
     if label not in ax.get_legend_handles_labels()[1]:
         ax.plot([], [], color=GREY, label=label, **options)
 
 
 def legend(ax: Axes, **options: Any) -> None:
-    """A legend, where there is something to tell."""
+    """Draw a legend, where there is something to tell."""
     if ax.get_legend_handles_labels()[1]:
         ax.legend(**{"fontsize": 9, "framealpha": 0.8, "edgecolor": "none", "alignment": "left", **options})
 
 
 def step_ticks(ax: Axes, num_steps: int) -> None:
-    """A horizontal axis of the steps 1..N (the greatest N on these axes), once they are drawn; ticks on whole steps."""
+    """Make a horizontal axis of the steps 1..N (the greatest N on these axes), with ticks on whole steps."""
     num_steps = max(num_steps, int(ax.dataLim.x1))
     every = -(-num_steps // 16)
     ticks = [step for step in range(1, num_steps + 1) if step == 1 or (step % every == 0 and num_steps - step >= every)]
@@ -80,7 +80,7 @@ def step_ticks(ax: Axes, num_steps: int) -> None:
 
 
 def whole_ticks(ax: Axes) -> None:
-    """Ticks on whole numbers only."""
+    """Put ticks on whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -25,7 +25,7 @@ def reliability(
     label: str | None = None,
     color: str | None = None,
 ) -> Axes:
-    """Accuracy against confidence in bins of equal width, with the expected calibration error (Guo et al. 2017).
+    """Draw accuracy against confidence in bins of equal width, with the expected calibration error (Guo et al. 2017).
 
     Above the diagonal a head is less sure than it could be, below it is too sure. A dot lies at the mean confidence
     of its bin, its area shows the share of the answers that the bin holds, and empty bins have none.
@@ -89,7 +89,7 @@ def overthinking(
     label: str | None = None,
     color: str | None = None,
 ) -> Axes:
-    """What overthinking costs: rows that are right at some step and wrong at the last (Kaya et al. 2019).
+    """Draw what overthinking costs: rows that are right at some step and wrong at the last (Kaya et al. 2019).
 
     The solid line is the share of rows that are right at step n, the dashed one that of rows right at step n or
     before. At the last step the dashed line is what the best exit of every row would give, and the gap is what

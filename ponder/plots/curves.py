@@ -29,7 +29,7 @@ def score_by_threshold(
     label: str | None = None,
     color: str | None = None,
 ) -> Axes:
-    """Score against the threshold of a policy, q say (the PALBERT paper, Figure 3); full depth is dotted.
+    """Draw the score against the threshold of a policy, q say (the PALBERT paper, Figure 3); full depth is dotted.
 
     Args:
         curves: A sweep, or one a seed over the same grid: mean and ± one standard deviation over the seeds.
@@ -74,7 +74,7 @@ def score_by_speed_up(
     baseline: float | Sequence[float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Score against speed-up, for several policies or models (the PALBERT paper, Figure 4).
+    """Draw the score against the speed-up, for several policies or models (the PALBERT paper, Figure 4).
 
     Dots are what was measured, diamonds full depth. Seeds do not share their speed-ups, even where they share the
     threshold, so they are compared at equal cost: the line is the mean over the seeds, and the band ± one standard
@@ -122,7 +122,7 @@ def score_by_speed_up(
 
 
 class _Line:
-    """What is drawn under one name.
+    """A line of a figure: what is drawn under one name.
 
     Args:
         dots: Speed-ups and scores of the points of each seed.

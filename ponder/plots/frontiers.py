@@ -16,7 +16,7 @@ _STYLES = {"blind": "--", "oracle": ":"}
 
 
 def frontiers(diagnosis: DiagnosisLike, *, ax: Axes | None = None) -> Axes:
-    """Score against mean exit step, a line for each frontier of a diagnosis.
+    """Draw the score against the mean exit step, with a line for each frontier of a diagnosis.
 
     Policies are solid; blind is dashed and the oracle dotted, both grey; encoders that were cut and trained so are
     crosses; small dots are the scores of the steps themselves.

@@ -30,7 +30,7 @@ def posterior(
     label: str | None = None,
     color: str | None = None,
 ) -> Axes:
-    """The mean posterior E_x[p(n|x)] over the steps (the PALBERT paper, Figure 2, here without smoothing).
+    """Draw the mean posterior E_x[p(n|x)] over the steps (the PALBERT paper, Figure 2, here without smoothing).
 
     Args:
         trajectories: A full-depth run with hazards, or one a seed: mean and ± one standard deviation over the seeds.
@@ -89,7 +89,7 @@ def exit_histogram(
     ax: Axes | None = None,
     label: str | None = None,
 ) -> Axes:
-    """How many rows exit at each step: shares of the rows, of each group where there are groups.
+    """Draw how many rows exit at each step: shares of the rows, of each group where there are groups.
 
     Args:
         exit_steps: Exit steps from 1 to N, `(batch,)`, or one such a seed: mean bars, and ± one standard deviation.
@@ -129,7 +129,7 @@ def exit_histogram(
 
 
 def _runs(exit_steps: Tensor | Sequence[object], num_steps: int) -> list[Tensor]:
-    """Exit steps of each seed, `(batch,)` long."""
+    """The exit steps of each seed, `(batch,)` long."""
     try:
         rows = [torch.as_tensor(each) for each in exit_steps]
         runs = [torch.stack(rows)] if all(row.dim() == 0 for row in rows) else rows

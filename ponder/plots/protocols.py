@@ -27,19 +27,19 @@ class ReliabilityLike(Protocol):
 
     @property
     def confidence(self) -> Sequence[float]:
-        """Mean confidence of each bin."""
+        """The mean confidence of each bin."""
 
     @property
     def accuracy(self) -> Sequence[float]:
-        """Share of right predictions of each bin."""
+        """The share of right predictions in each bin."""
 
     @property
     def count(self) -> Sequence[int]:
-        """Predictions in each bin."""
+        """The number of predictions in each bin."""
 
     @property
     def ece(self) -> float:
-        """Expected calibration error."""
+        """The expected calibration error."""
 
 
 class OverthinkingLike(Protocol):
@@ -47,15 +47,15 @@ class OverthinkingLike(Protocol):
 
     @property
     def right(self) -> Sequence[float]:
-        """Share of rows right at each step."""
+        """The share of rows that are right at each step."""
 
     @property
     def right_by(self) -> Sequence[float]:
-        """Share of rows right at each step or before."""
+        """The share of rows that are right at each step or at an earlier one."""
 
     @property
     def lost(self) -> float:
-        """Share of rows right at some step, and wrong at the last."""
+        """The share of rows that are right at some step, and wrong at the last."""
 
 
 class Run(Protocol):
@@ -63,7 +63,7 @@ class Run(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """N."""
+        """The number of steps N."""
 
     @property
     def halting(self) -> StepDistribution:
@@ -83,19 +83,19 @@ class PointLike(Protocol):
 
     @property
     def threshold(self) -> float:
-        """Its value."""
+        """The value of the threshold."""
 
     @property
     def score(self) -> float:
-        """Of the predictions at the exits."""
+        """The score of the predictions at the exits."""
 
     @property
     def mean_exit_step(self) -> float:
-        """From 1 to N."""
+        """The mean exit step, from 1 to N."""
 
     @property
     def cost(self) -> float:
-        """Relative to full depth."""
+        """The cost relative to full depth."""
 
 
 @runtime_checkable
@@ -104,19 +104,19 @@ class CurveLike(Protocol):
 
     @property
     def threshold(self) -> str:
-        """Its name."""
+        """The name of the threshold."""
 
     @property
     def metric(self) -> str:
-        """Name of the score."""
+        """The name of the score."""
 
     @property
     def points(self) -> Sequence[PointLike]:
-        """In the order of the grid."""
+        """One point for each value, in the order of the grid."""
 
     @property
     def full_depth(self) -> PointLike:
-        """What no exit gives."""
+        """The point of a model that never exits early."""
 
 
 class FrontierLike(Protocol):
@@ -124,11 +124,11 @@ class FrontierLike(Protocol):
 
     @property
     def steps(self) -> Sequence[float]:
-        """Mean exit steps."""
+        """The mean exit steps of the points on the frontier."""
 
     @property
     def scores(self) -> Sequence[float]:
-        """The score at each."""
+        """The score at each of them."""
 
 
 class DiagnosisLike(Protocol):
@@ -136,12 +136,12 @@ class DiagnosisLike(Protocol):
 
     @property
     def frontiers(self) -> Mapping[str, FrontierLike]:
-        """By name of the policy, and ``"blind"``, ``"oracle"`` and ``"static"``."""
+        """A frontier for each policy by its name, and for ``"blind"``, ``"oracle"`` and ``"static"``."""
 
     @property
     def scores(self) -> Sequence[float]:
-        """Of each step."""
+        """The score of each step, if all rows exit there."""
 
     @property
     def metric(self) -> str:
-        """Name of the score."""
+        """The name of the score."""

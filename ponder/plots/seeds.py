@@ -50,12 +50,12 @@ class Band:
 
     @property
     def low(self) -> list[float]:
-        """Means less one standard deviation."""
+        """The means less one standard deviation."""
         return [mean - std for mean, std in zip(self.mean, self.std, strict=True)]
 
     @property
     def high(self) -> list[float]:
-        """Means plus one standard deviation."""
+        """The means plus one standard deviation."""
         return [mean + std for mean, std in zip(self.mean, self.std, strict=True)]
 
     def name(self, label: str | None) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_, or_
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -67,12 +67,12 @@ class PolicyBatch:
 
     @property
     def size(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return self.row_ids.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device on which the rows are."""
         return self.row_ids.device
 
 
@@ -125,40 +125,33 @@ class StepView:
 
     @property
     def hazard(self) -> Tensor:
-        """λ_n, `(batch,)`."""
-        return self._read("hazard")
+        """The hazard λ_n of the step, `(batch,)`."""
+        return self.readings["hazard"] if "hazard" in self.readings else _undeclared("hazard")
 
     @property
     def cdf(self) -> Tensor:
-        """P(stop at n or before), `(batch,)`."""
-        return self._read("cdf")
+        """The probability P(stop at n or before), `(batch,)`."""
+        return self.readings["cdf"] if "cdf" in self.readings else _undeclared("cdf")
 
     @property
     def survival(self) -> Tensor:
-        """P(not stopped before n), `(batch,)`."""
-        return self._read("survival")
+        """The probability P(not stopped before n), `(batch,)`."""
+        return self.readings["survival"] if "survival" in self.readings else _undeclared("survival")
 
     @property
     def output(self) -> Tensor:
         """The head's outputs at this step, `(batch, …)`."""
-        return self._read("output")
+        return self.readings["output"] if "output" in self.readings else _undeclared("output")
 
     @property
     def features(self) -> Tensor:
         """The readout's features at this step, `(batch, …)`."""
-        return self._read("features")
+        return self.readings["features"] if "features" in self.readings else _undeclared("features")
 
     @property
     def context(self) -> Mapping[str, Tensor]:
         """The tensors of the call's `policy_context`, by name, `(batch, …)` each: a budget a row, say."""
-        if self.policy_context is None:
-            raise _undeclared("context")
-        return self.policy_context
-
-    def _read(self, name: str) -> Tensor:
-        if name not in self.readings:
-            raise _undeclared(name)
-        return self.readings[name]
+        return _undeclared("context") if self.policy_context is None else self.policy_context
 
 
 class ExitPolicy(Plugin, ABC):
@@ -233,6 +226,14 @@ class ExitPolicy(Plugin, ABC):
             if need in self.needs and not there:
                 raise ArgumentError("policy", expected=f"a policy that {what}", got=repr(self), remedy=remedy)
 
+    def exit_of_all(self, num_steps: int) -> int | None:
+        """The step at which every row leaves, where that needs no look at any; None, to be asked, by default.
+
+        Args:
+            num_steps: N.
+        """
+        return None
+
     def parts(self) -> tuple[ExitPolicy, ...]:
         """The policies that this one is made of; none by default."""
         return ()
@@ -261,11 +262,11 @@ class ExitPolicy(Plugin, ABC):
         return self
 
     def __or__(self, other: ExitPolicy) -> Any_:
-        """Exit where either does."""
+        """The policy that exits where either does."""
         return Any_((self, other))
 
     def __and__(self, other: ExitPolicy) -> All:
-        """Exit where both do, at the same step."""
+        """The policy that exits where both do, at the same step."""
         return All((self, other))
 
     def after(self, step: int) -> After:
@@ -464,8 +465,8 @@ class Before(_Bounded):
         return torch.where(step.index >= self.step, torch.inf, inside), state
 
 
-def _undeclared(name: str) -> PonderError:
-    return PonderError(
+def _undeclared(name: str) -> NoReturn:
+    raise PonderError(
         f"the policy reads step.{name}, which it does not declare. "
         f"Set needs = frozenset({{{_PROVIDED_BY.get(name, name)!r}}}) on the policy's class."
     )

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree
-from ponder._utils.validation import check_int, check_real
-from ponder.errors import ArgumentError
-from ponder.policies.base import ModelSpec, PolicyBatch, StepView, ThresholdPolicy, registry
-from ponder.policies.threshold import Threshold
+from ponder._utils.validation import check_choice
+from ponder.policies.base import StepView, registry
+from ponder.policies.counting import CountingPolicy
 
 __all__ = ["Converged"]
 
 
 @registry.register("converged")
 @dataclass(frozen=True)
-class Converged(ThresholdPolicy):
+class Converged(CountingPolicy):
     r"""Stop once `patience` steps in a row have changed the answer, or the features, by `tolerance` at most.
 
     What a step changes is, for answers, the share of them that is another one: 0 where every position of a puzzle, or
@@ -30,7 +28,8 @@ class Converged(ThresholdPolicy):
     `patience` + 1.
 
     Steps that have learnt to go on from any depth (`objectives.RandomDepth`) come to rest on an answer, and stopping
-    there costs no more than running on; where running on spoils the answer, stopping is better.
+    there costs no more than running on; where running on spoils the answer, stopping is better. How long an answer
+    must rest does not depend on how long the model may run: `rescaled` changes nothing.
 
     Args:
         tolerance: The greatest change that counts as none, ≥ 0.
@@ -45,66 +44,25 @@ class Converged(ThresholdPolicy):
     tolerance: float = 0.0
     patience: int = 1
     on: Literal["answers", "features"] = "answers"
-    tunable = Threshold("patience", "at_least", low=1, high=lambda num_steps, width: num_steps - 1, whole=True)
 
     def __post_init__(self) -> None:
-        check_real("tolerance", self.tolerance)
-        check_int("patience", self.patience, remedy="Pass patience=3, say.")
-        if self.on not in ("answers", "features"):
-            raise ArgumentError(
-                "on", expected="'answers' or 'features'", got=repr(self.on), remedy="Choose one of the two."
-            )
+        super().__post_init__()
+        check_choice("on", self.on, ("answers", "features"))
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """Outputs, or features."""
+        """Outputs where answers are compared, and features where these are."""
         return frozenset({"output" if self.on == "answers" else "features"})
 
-    def check(self, spec: ModelSpec) -> None:
-        super().check(spec)
-        if self.patience >= spec.num_steps:
-            raise ArgumentError(
-                "patience",
-                expected=f"less than the model's {spec.num_steps} steps, or no row can ever exit early",
-                got=self.patience,
-                remedy="Lower it, or use policies.LastStep() to run to the end.",
-            )
-        if self.on == "answers" and spec.task.numbers and self.tolerance == 0.0:
-            raise ArgumentError(
-                "tolerance",
-                expected="a positive number for regression, where two answers are never exactly equal",
-                got=self.tolerance,
-                remedy="Pass Converged(tolerance=0.01), say, in the unit of the outputs.",
-            )
+    def compared(self, step: StepView) -> Tensor:
+        if self.on == "answers":
+            return super().compared(step)
+        features = at_least_float32(step.features)
+        return features if step.mask is None else torch.where(step.mask.unsqueeze(-1), features, 0.0)
 
-    def init(self, batch: PolicyBatch) -> Tree:
-        return {"count": torch.zeros(batch.size, dtype=torch.long, device=batch.device), "before": None}
-
-    def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
-        now, before = self._looked_at(step), state["before"]
-        if before is None:
-            return state["count"], {"count": state["count"], "before": now}
+    def unchanged(self, now: Tensor, before: Tensor, step: StepView) -> Tensor:
         moved = step.task.distance(now, before, mask=step.mask) if self.on == "answers" else _residual(now, before)
-        count = torch.where((moved <= self.tolerance) & (step.index > 1), state["count"] + 1, 0)
-        return count, {"count": count, "before": now}
-
-    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Itself: how long an answer must rest does not depend on how long the model may run."""
-        return self
-
-    def _looked_at(self, step: StepView) -> Tensor:
-        """What is compared with what it was a step before, `(batch, …)`."""
-        if self.on == "features":
-            features = at_least_float32(step.features)
-            return features if step.mask is None else torch.where(step.mask.unsqueeze(-1), features, 0.0)
-        if not step.task.fits(step.output):
-            raise ArgumentError(
-                "policy",
-                expected="class logits (batch, classes ≥ 2) under Converged, or a model that names its task",
-                got=f"outputs of shape {tuple(step.output.shape)} and task {step.task.name!r}",
-                remedy="Build the model with its task, or compare features: Converged(tolerance, on='features').",
-            )
-        return step.task.predictions(step.output)
+        return moved <= self.tolerance
 
 
 def _residual(now: Tensor, before: Tensor) -> Tensor:

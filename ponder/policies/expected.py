@@ -108,7 +108,7 @@ class Expected(ExitPolicy):
 
     @property
     def stops(self) -> tuple[tuple[bool, ...], ...]:
-        """Whether a row leaves, `(steps − 1, bins)`."""
+        """Whether a row that stands in a bin at a step leaves, `(steps − 1, bins)` bool."""
         table: tuple[tuple[bool, ...], ...] = self.__dict__["_stops"]
         return table
 

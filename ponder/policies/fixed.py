@@ -37,6 +37,9 @@ class FixedStep(ThresholdPolicy):
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         return step.index, state
 
+    def exit_of_all(self, num_steps: int) -> int | None:
+        return self.step
+
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, step=max(1, round(self.step * num_steps / tuned_for)))
 
@@ -48,3 +51,6 @@ class LastStep(ExitPolicy):
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         return False, state
+
+    def exit_of_all(self, num_steps: int) -> int | None:
+        return num_steps

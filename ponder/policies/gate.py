@@ -54,7 +54,7 @@ class GateReader:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the signals are made of."""
+        """What the signals are computed from."""
         needs = set()
         if set(self.signals) - {*_OF_HAZARDS, "hidden"}:
             needs.add("output")
@@ -66,7 +66,7 @@ class GateReader:
 
     @property
     def reads_classes(self) -> bool:
-        """Whether a signal is one of classes."""
+        """Whether any signal looks at the logits of classes."""
         return bool(set(self.signals) & {*_OF_CLASSES, "streak", "shift"})
 
     def init(self, batch: PolicyBatch) -> Tree:
@@ -149,12 +149,12 @@ class Gate(ThresholdPolicy):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What its signals are made of."""
+        """What the signals of the gate are computed from."""
         return self.reader.needs
 
     @property
     def reader(self) -> GateReader:
-        """Reads its signals."""
+        """The reader of the gate's signals."""
         return GateReader(self.signals)
 
     def check(self, spec: ModelSpec) -> None:

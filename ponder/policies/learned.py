@@ -26,7 +26,7 @@ scorers: Registry[nn.Module] = Registry("scorer", "ponder.scorers")
 
 @scorers.register("linear")
 class LinearScorer(nn.Linear):
-    """One logit from `width` features.
+    """A linear layer that gives one logit from `width` features.
 
     A scorer that is to be saved with its policy has a registered name and `settings()`, the arguments of its class.
     """

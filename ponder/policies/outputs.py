@@ -95,8 +95,7 @@ class Confidence(_Certainty):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def measure(self, logits: Tensor) -> Tensor:
-        return confidence(logits)
+    measure = staticmethod(confidence)
 
 
 @registry.register("margin")
@@ -114,8 +113,7 @@ class Margin(_Certainty):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def measure(self, logits: Tensor) -> Tensor:
-        return margin(logits)
+    measure = staticmethod(margin)
 
 
 @registry.register("energy")
@@ -136,5 +134,4 @@ class Energy(_Certainty):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def measure(self, logits: Tensor) -> Tensor:
-        return energy(logits)
+    measure = staticmethod(energy)

@@ -13,7 +13,7 @@ __all__ = ["Categorical"]
 @registry.register("categorical")
 @dataclass(frozen=True)
 class Categorical(Tabulated):
-    """p(n) as given, one number a step.
+    """The prior whose probabilities p(n) are given, one number a step.
 
     Args:
         probabilities: Non-negative and summing to 1; as many as the model has steps.

@@ -27,7 +27,7 @@ _RULES = ("stays_right", "stays_same")
 @registry.register("empirical")
 @dataclass(frozen=True)
 class Empirical(Tabulated):
-    """p(n) as counted by `fit`.
+    """The prior whose probabilities p(n) were counted by `fit`.
 
     Args:
         probabilities: Non-negative and summing to 1; as many as the model has steps.

@@ -18,7 +18,7 @@ __all__ = ["Geometric"]
 @registry.register("geometric")
 @dataclass(frozen=True)
 class Geometric(Prior):
-    r"""p(n) = r (1 − r)^{n−1}, with all the mass that is left on the last step.
+    r"""The prior of a constant hazard r: p(n) = r (1 − r)^{n−1}, and the last step has all the mass that is left.
 
     Banino et al. 2021, Section 2.3; PALBERT uses r = 0.1 for 12 steps (Table 3).
 

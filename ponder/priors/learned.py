@@ -98,7 +98,7 @@ class Learned(Prior):
         return torch.log_softmax(start + logits.to(precise), dim=-1)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """For another number of steps a new one, untrained, that starts from the rescaled initial prior."""
+        """A prior for another number of steps is a new one, untrained, that starts from the rescaled initial prior."""
         if num_steps == self.num_steps:
             return self
         return type(self)(num_steps, None if self.initial is None else self.initial.rescaled(tuned_for, num_steps))

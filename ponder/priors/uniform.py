@@ -16,7 +16,7 @@ __all__ = ["Uniform"]
 @registry.register("uniform")
 @dataclass(frozen=True)
 class Uniform(Prior):
-    """p(n) = 1 / N.
+    """The prior that gives every step the same probability, p(n) = 1 / N.
 
     Example:
         >>> Uniform()(4).pmf

@@ -9,7 +9,7 @@ __all__ = ["deebert"]
 
 @registry.register("deebert")
 def deebert(threshold: float = 0.2) -> Recipe:
-    """DeeBERT: the early heads learn from the labels.
+    """The recipe DeeBERT, in which the early heads learn from the labels.
 
     Args:
         threshold: Entropy below which a row exits, in nats.

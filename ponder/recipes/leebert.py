@@ -9,7 +9,7 @@ __all__ = ["leebert"]
 
 @registry.register("leebert")
 def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, tolerance: float = 0.1) -> Recipe:
-    """In the style of LeeBERT: PABEE plus distillation between all steps, with equal weights.
+    """A recipe in the style of LeeBERT: PABEE plus distillation between all steps, with equal weights.
 
     Args:
         weight: Of the distillation.

@@ -9,5 +9,5 @@ __all__ = ["vanilla"]
 
 @registry.register("vanilla")
 def vanilla() -> Recipe:
-    """The last step's loss, and no early exit."""
+    """The recipe of a plain model: the loss of the last step, and no early exit."""
     return Recipe("vanilla", "Devlin et al. 2019", (Stage(FinalStep()),), LastStep())

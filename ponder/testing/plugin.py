@@ -50,7 +50,7 @@ def check_frozen(argument: str, plugin: Any, base: type[Plugin]) -> None:
 
 
 def check_needs(plugin: Any, known: Iterable[str]) -> None:
-    """`needs` is a frozenset of known names."""
+    """Check that `needs` is a frozenset of known names."""
     needs, known = plugin.needs, sorted(known)
     require(
         isinstance(needs, frozenset) and needs <= set(known),
@@ -62,7 +62,7 @@ def check_needs(plugin: Any, known: Iterable[str]) -> None:
 
 
 def check_registered(plugin: Plugin) -> None:
-    """It has a name, and turns into JSON and back."""
+    """Check that a plug-in has a name, and turns into JSON and back."""
     kind = type(plugin)
     try:
         plugin.registry.name_of(kind)

@@ -57,7 +57,7 @@ class PolicyDriver:
         return torch.arange(len(self.trajectory))
 
     def batch(self, rows: Tensor) -> PolicyBatch:
-        """Those rows, as `init` sees them."""
+        """The batch of those rows, as `init` sees it."""
         return PolicyBatch(self.trajectory.row_ids[rows], self.num_steps, self.trajectory.meaning)
 
     def init(self, rows: Tensor) -> Tree:

@@ -35,5 +35,5 @@ def private_randomness(seed: int, device: torch.device | None = None) -> Iterato
 
 
 def generator(seed: int) -> torch.Generator:
-    """A generator of its own, on the CPU."""
+    """A generator that no other code draws from, on the CPU."""
     return torch.Generator().manual_seed(seed)

@@ -44,7 +44,7 @@ class NanWatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """See the class."""
+        """Called by PyTorch for every operation; see the class."""
         name = _name(func)
         given = [t for t in _tensors((args, kwargs)) if t.is_floating_point()] if name in _COMPARISONS else []
         if any(bool(t.isnan().any()) for t in given):
@@ -71,7 +71,7 @@ class DeviceWatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """See the class."""
+        """Called by PyTorch for every operation; see the class."""
         name, kwargs = _name(func), dict(kwargs or {})
         result = func(*args, **kwargs)
         if name in _CONSTRUCTORS and not isinstance(kwargs.get("device"), torch.device):

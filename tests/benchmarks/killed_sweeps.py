@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 from benchmarks.glue import run
-from benchmarks.glue.sweeping.executors import InlineExecutor, LocalExecutor
+from benchmarks.glue.sweeping import executors
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 
 RECIPES = (RecipeSpec("deebert"), RecipeSpec("fastbert"))
-FIXED = {"epochs": 4, "stop_after": 1, "batch_size": 16, "knob": "held_out"}
+FIXED = {"epochs": 4, "stop_after": 1, "batch_size": 16}
 SUITE = Suite("killed", "", ("RTE",), RECIPES, FIXED, {"lr": [1e-3, 3e-3]}, 1)
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir"}
 
@@ -30,9 +30,9 @@ run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the cloc
 
 
 def do(backbone, glue_dir, folder, local=False):
-    with LocalExecutor(workers=2, threads=1) if local else InlineExecutor() as executor:
+    with executors.local(threads=1) if local else executors.inline() as submit:
         places = {"glue_dir": Path(glue_dir), "out": folder / "out", "work": folder / "work"}
-        summary = sweep(SUITE.cells(backbone), executor, **places)
+        summary = sweep(SUITE.cells(backbone), submit, workers=2 if local else 1, **places)
     assert not summary.failures, [(o.error, o.details) for o in summary.failures]
     assert summary.done == 4
 
@@ -75,7 +75,7 @@ def die_at(work, before):
 
 def results(folder):
     """Everything that training and selection decide; and whatever else lies around, by name."""
-    kept = ("splits", "policy", "knob", "config", "num_steps")
+    kept = ("splits", "policy", "config", "num_steps")
     found = {}
     for path in sorted((folder / "out").rglob("*")):
         if path.suffix == ".json" and "chosen" not in path.parts:

@@ -17,7 +17,7 @@ def pretend(job):
     if job.config.recipe == "hangs":
         Path(job.out).write_text(str(os.getpid()))
         signal.pause()
-    return Outcome(job, "done", error=f"{os.getpid()} {torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']}")
+    return Outcome("done", error=f"{os.getpid()} {torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']}")
 
 
 def job(recipe, out="."):

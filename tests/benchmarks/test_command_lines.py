@@ -19,6 +19,12 @@ CASES = [
     ("glue", ["run", "--task", "rte", "--epochs", "0"]),
     ("glue", ["run", "--task", "rte", "--budget", "nan"]),
     ("glue", ["run", "--task", "rte", "--out", "{file}/below"]),
+    ("finetuned", ["demo", "--scale", "nan"]),
+    ("finetuned", ["demo", "--out", "{file}/below"]),
+    ("finetuned", ["run", "--task", "sst-2", "--seed", HUGE]),
+    ("finetuned", ["run", "--task", "sst-2", "--lr", "nan"]),
+    ("finetuned", ["run", "--task", "sst-2", "--disagreement", "nan"]),
+    ("finetuned", ["run", "--task", "sst-2", "--out", "{file}/below"]),
     ("puzzles", ["run", "prefix-sums", "--seed", HUGE]),
     ("parity", ["--seed", HUGE]),
     ("parity", ["--seed", "-1"]),
@@ -47,6 +53,14 @@ CASES = [
     ("speed", ["--device", "abacus"]),
     ("speed", ["--device", "cuda:77"]),
     ("speed", ["--out", "{file}/below"]),
+    ("serving", ["load", "--tokens", "0"]),
+    ("serving", ["load", "--texts", HUGE]),
+    ("serving", ["load", "--seconds", "nan"]),
+    ("serving", ["load", "--clients", HUGE]),
+    ("serving", ["load", "--out", "{file}/below"]),
+    ("serving", ["soak", "--requests", HUGE]),
+    ("serving", ["soak", "--seed", "-1"]),
+    ("serving", ["soak", "--out", "{file}/below"]),
 ]
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.glue.results import _command
+from benchmarks.environment import _command
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").rglob("*.json"))
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from benchmarks import tasks
-from benchmarks.glue import metrics, significance
-from benchmarks.glue.significance import Replicates, compare, holm, pack, replicate, unpack
+from benchmarks.glue import metrics
+from benchmarks.glue.metrics import pack, unpack
+from benchmarks.glue.report import significance
+from benchmarks.glue.report.significance import Replicates, compare, holm, replicate
 
 
 def example(name, rows=60, seed=0):
@@ -92,4 +94,4 @@ def test_predictions_survive_their_text():
     assert unpack(tasks.get("MNLI"), pack(tasks.get("MNLI"), np.array([2, 0, 1]))).tolist() == [2, 0, 1]
     scores = np.array([4.98765, -0.25, 0.0])
     assert unpack(tasks.get("STS-B"), pack(tasks.get("STS-B"), scores)) == pytest.approx(scores, abs=5e-4)
-    assert significance.unpack(tasks.get("RTE"), "0 1").dtype == np.int64
+    assert unpack(tasks.get("RTE"), "0 1").dtype == np.int64

@@ -1,5 +1,6 @@
 """Executors: processes that die, processes whose parent dies, and Ray where it is installed."""
 
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pretending import job, pretend
 
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping import executors
-from benchmarks.glue.sweeping.executors import LocalExecutor, RayExecutor, Resources
+from benchmarks.glue.sweeping.executors import Outcome
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 from ponder.errors import ArgumentError
@@ -19,23 +20,15 @@ from ponder.errors import ArgumentError
 ROOT = Path(__file__).parents[2]
 
 
-def collect(executor, number):
-    outcomes = []
-    while len(outcomes) < number:
-        outcomes += executor.collect(timeout=1.0)
-    return outcomes
-
-
-def test_a_worker_that_is_killed_fails_its_own_run_alone_and_is_replaced():
-    with LocalExecutor(workers=1, threads=1, do=pretend) as executor:
-        for recipe in ("vanilla", "dies", "pabee", "palbert"):
-            executor.submit(job(recipe))
-        outcomes = {outcome.job.config.recipe: outcome for outcome in collect(executor, 4)}
+def test_a_process_that_is_killed_fails_its_own_run_alone():
+    with executors.local(threads=1, do=pretend) as submit:
+        futures = {recipe: submit(job(recipe)) for recipe in ("vanilla", "dies", "pabee")}
+        outcomes = {name: Outcome.of(future) for name, future in futures.items()}
     assert [name for name, outcome in outcomes.items() if outcome.status == "failed"] == ["dies"]
     assert "killed the worker" in outcomes["dies"].error
-    processes = {name: outcome.error.split()[0] for name, outcome in outcomes.items() if outcome.status == "done"}
-    assert processes["pabee"] == processes["palbert"] != processes["vanilla"]  # a worker serves until it dies
-    assert {outcome.error.split(maxsplit=1)[1] for name, outcome in outcomes.items() if name != "dies"} == {"1 1"}
+    done = [outcome.error.split(maxsplit=1) for name, outcome in outcomes.items() if name != "dies"]
+    assert len({process for process, _ in done}) == 2
+    assert {threads for _, threads in done} == {"1 1"}
 
 
 def alive(process):
@@ -51,12 +44,11 @@ def test_workers_end_with_the_sweep_even_where_it_is_killed(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from benchmarks.glue.sweeping.executors import LocalExecutor
+from benchmarks.glue.sweeping import executors
 from pretending import job, pretend
 if __name__ == "__main__":
-    executor = LocalExecutor(workers=1, threads=1, do=pretend)
-    executor.submit(job("hangs", {str(tmp_path / "worker")!r}))
-    executor.collect(timeout=600)
+    with executors.local(threads=1, do=pretend) as submit:
+        submit(job("hangs", {str(tmp_path / "worker")!r})).result(timeout=600)
 """
     (tmp_path / "sweeps.py").write_text(code)
     parent = subprocess.Popen([sys.executable, tmp_path / "sweeps.py"], env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -77,23 +69,23 @@ def until(condition, seconds=300):
         time.sleep(0.05)
 
 
-def test_names_and_resources_are_checked():
-    assert executors.names() == ("local", "ray", "inline")
+def test_names_are_checked():
     with pytest.raises(ArgumentError, match="local, ray, inline"):
-        executors.get("slurm", Resources())
-    with pytest.raises(ArgumentError, match="--cpus-per-run"):
-        Resources(cpus_per_run=0)
+        executors.get("slurm", 1, None, 1.0, 0.0, None)
 
 
-def test_ray_is_asked_for_the_resources_of_a_run():
+def test_ray_is_asked_for_the_resources_of_a_run(monkeypatch):
+    asked = {}
+
     class Ray:
-        def remote(self, **options):
-            self.options = options
-            return lambda function: function
+        init = staticmethod(lambda **options: asked.update(options))
+        shutdown = staticmethod(lambda: asked.update(ended=True))
+        remote = staticmethod(lambda **options: asked.update(options) or (lambda function: function))
 
-    ray = Ray()
-    RayExecutor(ray, Resources(cpus_per_run=4.0, gpus_per_run=0.5))
-    assert ray.options == {"num_cpus": 4.0, "num_gpus": 0.5, "max_retries": 0}
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    with executors.on_ray(2, 4.0, 0.5, None):
+        assert not asked.get("ended")
+    assert (asked["num_gpus"], asked["max_retries"], asked["ended"]) == (0.5, 0, True)
 
 
 @pytest.mark.slow
@@ -104,9 +96,9 @@ def test_ray_runs_a_sweep_on_a_local_cluster(backbone, glue_dir, tmp_path, monke
     suite = Suite("tiny", "", ("RTE", "CoLA"), (RecipeSpec("vanilla"),), {"epochs": 1, "batch_size": 16}, {}, 2)
     (glue_dir / "CoLA" / "train.tsv").rename(tmp_path / "hidden")  # two of the four runs fail
     try:
-        with executors.get("ray", Resources(workers=1, cpus_per_run=1)) as executor:
+        with executors.get("ray", 1, None, 1.0, 0.0, None) as submit:
             places = {"glue_dir": glue_dir, "out": tmp_path / "out", "work": tmp_path / "work"}
-            summary = sweep(suite.cells(backbone), executor, **places)
+            summary = sweep(suite.cells(backbone), submit, workers=math.inf, **places)
     finally:
         (tmp_path / "hidden").rename(glue_dir / "CoLA" / "train.tsv")
     assert (summary.done, len(summary.failures)) == (2, 2)

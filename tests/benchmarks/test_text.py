@@ -13,8 +13,8 @@ from benchmarks import tasks
 from benchmarks.glue import metrics
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.report import report
+from benchmarks.glue.report.significance import replicate
 from benchmarks.glue.results import read_all
-from benchmarks.glue.significance import replicate
 from ponder.errors import ArgumentError, DataError
 
 INTENTS = [f"intent {n:03}" for n in range(150)]

@@ -1,26 +1,17 @@
-"""Runs every Python block of README.md and docs/, and checks the commands and links that they show.
-
-The blocks of a page share a namespace, in order, and run in an empty folder. What a page shows as a result is
-asserted: `expression  # -> value`, or `# -> line` comments behind what prints.
-"""
+"""Runs every Python block of README.md and docs/, and checks the commands and links that they show."""
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import importlib
 import inspect
-import io
-import linecache
 import random
 import re
 import shlex
 import sys
-import tokenize
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -29,27 +20,14 @@ import typer.main
 import benchmarks.graded.base as graded
 import ponder
 from ponder.integrations.transformers import adapters
+from tests.docs.shown_code import Block, blocks, make_stand_ins, run, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-ARROW = re.compile(r"#\s*->\s?(.*)$")
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, the line of the page on which its text starts, and the text."""
-
-    language: str
-    line: int
-    text: str
 
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
-
-
-def blocks(text: str) -> list[Block]:
-    found = re.finditer(r"^( *)```([a-z]*)[^\n]*\n(.*?)^\1```$", text, re.M | re.S)
-    return [Block(m[2], text.count("\n", 0, m.start(3)) + 1, m[3]) for m in found]
 
 
 def prose(text: str) -> str:
@@ -84,69 +62,13 @@ def registries() -> Iterator[None]:
 )
 def test_python_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None) -> None:
     monkeypatch.chdir(tmp_path)
+    if any(named in page.read_text() for named in ("albert-base-v2", "my-classifier")):
+        make_stand_ins(tmp_path)
     torch.manual_seed(0)
     random.seed(0)
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)  # where pickle looks for the classes of a page
-    namespace: dict[str, Any] = vars(main)
-    for block in blocks(page.read_text()):
-        if block.language == "python":
-            run(block, name(page), namespace)
-
-
-def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
-    source = "\n" * (block.line - 1) + block.text
-    filename = f"<{page}:{block.line}>"  # in the linecache, for tracebacks and for dataclasses
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    shown = arrows(source)
-    tree = ast.parse(source, filename)
-    for statement in tree.body:
-        run_statement(statement, shown, filename, page, namespace)
-    assert not shown, f"{page}: results that belong to no statement, on lines {sorted(shown)}"
-
-
-def run_statement(
-    statement: ast.stmt, shown: dict[int, str], filename: str, page: str, namespace: dict[str, Any]
-) -> None:
-    """Run one statement and compare each result that is shown for it; a `with` is entered and its body taken singly."""
-    if isinstance(statement, ast.With):
-        body = statement.body
-        with contextlib.ExitStack() as stack:
-            for item in statement.items:
-                assert item.optional_vars is None, f"{page}: `with … as` is not supported in shown code"
-                stack.enter_context(evaluate(item.context_expr, filename, namespace))
-            for inner in body:
-                run_statement(inner, shown, filename, page, namespace)
-        return
-    first, last = statement.lineno, statement.end_lineno or statement.lineno
-    expected = [shown.pop(line) for line in sorted(shown) if first <= line <= last]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        value = None
-        if isinstance(statement, ast.Expr):
-            value = evaluate(statement.value, filename, namespace)
-        else:
-            exec(compile(ast.Module([statement], []), filename, "exec"), namespace)
-    got = out.getvalue().splitlines() if value is None else [repr(value)]
-    if expected:
-        assert got == expected, f"{page}:{first}: the page shows {expected}, and the code gives {got}"
-    elif value is None:
-        assert not got, f"{page}:{first}: prints {got}, which the page does not show"
-
-
-def evaluate(expression: ast.expr, filename: str, namespace: dict[str, Any]) -> Any:
-    return eval(compile(ast.Expression(expression), filename, "eval"), namespace)
-
-
-def arrows(source: str) -> dict[int, str]:
-    """The results that comments show, by line; a comment alone on its line belongs to the line above."""
-    found: dict[int, str] = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        match = ARROW.search(token.string) if token.type == tokenize.COMMENT else None
-        if match is not None:
-            alone = not token.line[: token.start[1]].strip()
-            found[token.start[0] - alone] = match[1].strip()
-    return found
+    run_page(page, name(page), vars(main))
 
 
 def test_a_wrong_result_is_noticed() -> None:
@@ -162,6 +84,8 @@ def test_a_wrong_result_is_noticed() -> None:
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every command of a shell block, and every `make …` or `python -m …` in running text."""
     for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue  # which also tells of commands that are gone
         text = page.read_text()
         for block in blocks(text):
             if block.language in ("bash", "console"):
@@ -196,9 +120,8 @@ def test_commands_exist(where: str, words: list[str]) -> None:
         program = words.index("-m") + 1
         check_benchmark(words[program], words[program + 1 :])
     else:
-        assert words[:2] in (["pip", "install"], ["git", "clone"], [".venv/bin/pre-commit", "install"]), (
-            f"{where}: {words}"
-        )
+        known = (["python", "-m", "pytest"], ["pip", "install"], ["git", "clone"], [".venv/bin/pre-commit", "install"])
+        assert any(words[: len(start)] == start for start in known), f"{where}: {words}"
 
 
 def check_make(words: list[str]) -> None:

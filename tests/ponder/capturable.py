@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ponder.policies import ExitPolicy, PolicyBatch, StepView
 
 WIDTH, LENGTH, ROWS, LAYERS = 8, 6, 4, 3
 LENGTHS = torch.tensor([LENGTH, 4, 5, 2])
@@ -222,3 +225,14 @@ def make(name: str) -> tuple[nn.Module, dict[str, Any]]:
 def other_example(name: str) -> dict[str, Any]:
     """Another batch for it."""
     return MODULES[name][1](1)
+
+
+@dataclass(frozen=True)
+class ByTurns(ExitPolicy):
+    """Row r leaves after 1 + r mod N steps, so that rows of several batches meet in a stream."""
+
+    def init(self, batch: PolicyBatch) -> Any:
+        return {"exit": 1 + batch.row_ids % batch.num_steps}
+
+    def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return step.index >= state["exit"], state

@@ -66,9 +66,11 @@ def test_rows_without_a_labelled_token_cost_nothing() -> None:
     [
         ("classification", (4, 3), torch.zeros(3).long(), ("shape (4,)", "shape (3,)")),
         ("classification", (4, 3), torch.zeros(4, 3).long(), ("shape (4,)", "shape (4, 3)")),
+        ("classification", (4, 3), torch.zeros(4, 3), ("sum to 1", "between 0 and 0")),
+        ("classification", (4, 3), torch.tensor([[2.0, -1.0, 0.0]] * 4), ("sum to 1", "between -1 and 2")),
         ("classification", (4, 3), torch.tensor([0, 1, 2, 3]), ("classes 0 … 2", "between 0 and 3")),
         ("classification", (4, 3), torch.tensor([0, 1, 2, -1]), ("classes 0 … 2", "between -1 and 2")),
-        ("classification", (4, 3), torch.tensor([0, 1, 2, -100]), ("classes 0 … 2", "between -100")),
+        ("classification", (4, 3), torch.tensor([0, 1, -100, -101]), ("classes 0 … 2", "between -101 and 1")),
         ("regression", (4, 1), torch.zeros(3), ("shape (4,)", "shape (3,)")),
         ("regression", (4, 2), torch.zeros(4), ("shape (4, 2)", "shape (4,)")),
         ("multilabel", (4, 3), torch.zeros(4), ("shape (4, 3)", "shape (4,)")),

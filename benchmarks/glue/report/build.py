@@ -1,135 +1,134 @@
-"""The whole report, from the results alone: its parts by name, in the order in which they are shown."""
+"""The whole report, from the results alone: its parts by name, a page of any results, and what is written to docs/."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.glue.report import figures, tables
-from benchmarks.glue.report.comparisons import comparisons
-from benchmarks.glue.report.groups import Groups, choose, labels_of
-from benchmarks.glue.report.notes import NOTES
+from benchmarks.glue.report.groups import Groups, choose
+from benchmarks.glue.report.significance import comparisons
+from benchmarks.glue.report.summary import headline, is_of_suite, summary
 from benchmarks.glue.results import Result
-from benchmarks.page import Block, Figure, Heading, Page, Text
+from benchmarks.tables import write_between_marks
+from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, DataError
+from ponder.pages import Block, Heading, Page, Text
 
-__all__ = ["PARTS", "REPLICATES", "report"]
+__all__ = ["PARTS", "REPLICATES", "report", "write"]
 
 REPLICATES = 10_000
-_PUBLISHED = "published"
+_INTRODUCTION = """\
+* Made by `python -m benchmarks.glue report` from JSON results alone (and, for significance, the labels of dev); nothing
+  here is written by hand.
+* The *score* is GLUE's number on dev, in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC
+  and QQP, the mean of Pearson and Spearman correlation for STS-B, accuracy elsewhere.
+* The epoch was selected on a part of train that was held out, and dev chose nothing that is compared here; except in
+  runs marked †, which selected on dev, as PALBERT's paper does, and whose scores are optimistic.
+* *Speed-up* is against running the same model to its last step, and is three numbers: in *steps* (N ÷ mean exit
+  step), in *FLOPs* (counted on real calls, one example at a time at its true length) and in *wall-clock* (batches of
+  similar length, timed in turn with full depth; the median of the pairs).
+* Curves over a policy's threshold are drawn on dev to be looked at; no threshold was chosen from them.
+* A dash is a run that is not there. Entropy policies are not defined for the regression task STS-B."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What the parts on one backbone are made from."""
+    """What the parts of one section are made from; `main` leaves out what has a table of its own."""
 
     name: str
     results: Sequence[Result]
     groups: Groups
     main: Groups
     folders: Mapping[str, Path | None]
-    draw: bool
     replicates: int
-
-    def drawn(self, *made: Callable[[Groups, str], Figure | None]) -> list[Block]:
-        """The figures, where there are figures and they have something to show."""
-        found = [figure(self.main, self.name) for figure in made] if self.draw else []
-        return [figure for figure in found if figure is not None]
 
 
 PARTS: dict[str, Callable[[_Source], Sequence[Block]]] = {
     "table-1": lambda of: tables.scores(of.main),
     "table-2": lambda of: tables.ablation(of.groups),
-    "variants": lambda of: tables.variants(of.groups),
-    "figure-2": lambda of: of.drawn(figures.posteriors),
-    "figure-3": lambda of: of.drawn(figures.by_threshold),
-    "figure-4": lambda of: of.drawn(figures.by_speed_up),
+    "figure-2": lambda of: figures.posteriors(of.main, of.name),
+    "figure-3": lambda of: figures.by_threshold(of.main, of.name),
+    "figure-4": lambda of: figures.by_speed_up(of.main, of.name),
+    "flops": lambda of: figures.by_speed_up(of.main, of.name, by="cost"),
     "equal-cost": lambda of: tables.equal_cost(of.main),
-    "costs": lambda of: tables.costs(of.main),
-    "flops": lambda of: of.drawn(figures.by_cost),
-    "wall-clock": lambda of: of.drawn(figures.by_wall_clock),
-    "policies": lambda of: of.drawn(*(figures.by_policy(name) for name in labels_of(of.main))),
-    "clock": lambda of: [*tables.timings(of.groups), *of.drawn(figures.by_latency)],
-    "gains": lambda of: tables.gains(of.main),
-    "optimum": lambda of: tables.optimum(of.main),
-    "overthinking": lambda of: [*tables.overthinking(of.main), *of.drawn(figures.overthinking)],
     "significance": lambda of: comparisons(of.main, of.folders, of.replicates),
     "runs": lambda of: tables.runs(of.results),
+    "published": lambda of: [],
 }
+"""The parts of a section; what papers report stands once, at the end."""
 
 
 def report(
     results: Sequence[Result],
-    glue_dir: Path | None = None,
+    folders: Mapping[str, Path | None] | None = None,
     *,
-    text_dir: Path | None = None,
     draw: bool = True,
     replicates: int = REPLICATES,
     only: Sequence[str] = (),
 ) -> Page:
-    """Make the report.
+    """Make a page of any results.
 
     Args:
         results: As `results.read_all` gives them.
-        glue_dir: GLUE's data, whose labels significance needs; left out where None.
-        text_dir: The data of `benchmarks.text`, likewise.
+        folders: Where the labels lie that significance needs, by `Task.folder_option`.
         draw: Whether to draw figures, which needs matplotlib.
         replicates: Of the bootstrap.
-        only: Names of parts, of `PARTS` or ``"published"``; all where empty.
+        only: Names of `PARTS`; all where empty.
     """
-    known = [*PARTS, _PUBLISHED]
     for name in only:
-        if name not in known:
-            expected = f"parts of the report, {', '.join(known)}"
+        if name not in PARTS:
+            expected = f"parts of the report, {', '.join(PARTS)}"
             raise ArgumentError("--only", expected=expected, got=repr(name), remedy="Choose of them.")
     if not results:
         raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
-    wanted = [name for name in PARTS if name in only or not only]
-    folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
-    blocks: list[Block] = [Text(_introduction(results))]
-    for backbone in sorted({str(result["backbone"]) for result in results}) if wanted else ():
-        of_backbone = [result for result in results if result["backbone"] == backbone]
-        groups, choices = choose(of_backbone)
-        main = {
-            key: group
-            for key, group in groups.items()
-            if not tables.is_ablation(group.example) and not tables.is_variant(group.example, groups)
-        }
-        name = backbone.rstrip("/").rsplit("/", 1)[-1]
-        source = _Source(name, of_backbone, groups, main, folders, draw, replicates)
-        blocks += _section(source, choices, wanted, bool(only))
-    if _PUBLISHED in only or not only:
-        blocks += tables.published()
-    return Page("Results", tuple(blocks))
+    left_out = () if draw else ("figure-2", "figure-3", "figure-4", "flops")
+    wanted = [name for name in PARTS if (name in only or not only) and name not in left_out]
+    blocks: list[Block] = [Text(_INTRODUCTION)]
+    for title, prefix, runs in _sections(results):
+        groups, choices = choose(runs)
+        main = {key: group for key, group in groups.items() if not tables.is_ablation(group.runs[0])}
+        source = _Source(prefix, runs, groups, main, folders or {}, replicates)
+        blocks.append(Heading(title))
+        if choices:
+            chosen = "Where several configurations were run, the best on the held-out part of train is shown"
+            blocks.append(Text(f"{chosen}: {'; '.join(choices)}."))
+        blocks += [block for name in wanted for block in PARTS[name](source)]
+    return Page("Results", (*blocks, *(tables.published() if "published" in wanted else [])))
 
 
-def _section(source: _Source, choices: Sequence[str], wanted: Sequence[str], asked: bool) -> list[Block]:
-    """What is told of one backbone."""
-    steps = sorted({result["num_steps"] for result in source.results})
-    blocks: list[Block] = [Heading(f"`{source.name}`, {' / '.join(map(str, steps))} steps")]
-    if choices:
-        chosen = "Where several configurations were run, the best on the held-out part of train is shown"
-        if any(group.on_dev for group in source.groups.values()):
-            chosen += " (of those that selected on dev, the best there)"
-        blocks.append(Text(f"{chosen}: {'; '.join(choices)}."))
-    for part in wanted:
-        made = PARTS[part](source)
-        blocks += made
-        if not made and asked:
-            unless = "" if source.draw else ", or it is a figure (give --figures or --html)"
-            blocks.append(Text(f"No `{part}`: these results hold nothing for it{unless}."))
-    return blocks
+def write(
+    results: Sequence[Result], out: Path, folders: Mapping[str, Path | None] | None = None, replicates: int = REPLICATES
+) -> list[Path]:
+    """Write a page for each backbone, `<out>/results-<backbone>.md`, with its figures, and the summary of all.
+
+    The summary is `<out>/results-summary.json`. Where there is a page `<out>/benchmark.md`, the figure and the table of
+    the headline are put between its marks.
+    """
+    written = [out / "results-summary.json"]
+    write_json(written[0], summary(results))
+    for name in sorted({_short(result) for result in results}):
+        page = report([result for result in results if _short(result) == name], folders, replicates=replicates)
+        written += page.write(out / f"results-{name}.md", figures=out / "figures")
+    if (out / "benchmark.md").is_file():
+        shown = Page("", tuple(headline(results)))
+        written += [*shown.write(None, figures=out / "figures"), out / "benchmark.md"]
+        write_between_marks(out / "benchmark.md", "\n\n".join(block.markdown("figures") for block in shown.blocks))
+    return written
 
 
-def _introduction(results: Sequence[Result]) -> str:
-    on_dev = sum(result.selects_on_dev for result in results)
-    selection = "The epoch was selected on a part of train that was held out; dev chose nothing that is compared here."
-    if on_dev == len(results):
-        selection = "Epochs and hyper-parameters were selected on dev, as the paper does: its scores are optimistic."
-    elif on_dev:
-        selection = (
-            "The epoch was selected on a part of train that was held out, except in runs marked †, which selected on "
-            "dev, as the paper does, and whose scores are optimistic."
-        )
-    return NOTES["introduction"].format(selection=selection)
+def _short(result: Result) -> str:
+    return str(result["backbone"]).rstrip("/").rpartition("/")[2]
+
+
+def _sections(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:
+    """Title, prefix of figures and runs: those of the suite `pays` apart from all others on a backbone."""
+    for backbone in sorted({_short(result) for result in results}):
+        of_backbone = [result for result in results if _short(result) == backbone]
+        steps = " / ".join(map(str, sorted({result["num_steps"] for result in of_backbone})))
+        for is_pays, words, prefix in ((True, ": the suite `pays`", f"{backbone}-pays"), (False, "", backbone)):
+            runs = [result for result in of_backbone if is_of_suite(result) == is_pays]
+            if runs:
+                other = ": other runs" if not is_pays and len(runs) < len(of_backbone) else words
+                yield f"`{backbone}`, {steps} steps{other}", prefix, runs

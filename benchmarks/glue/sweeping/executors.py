@@ -1,4 +1,8 @@
-"""Executors: where the runs of a sweep are done: in this process, on a pool of processes, or on a Ray cluster."""
+"""Executors: where the runs of a sweep are done: in this process, in processes of this machine, or on a Ray cluster.
+
+An executor is a context that gives a function from jobs to futures, and on leaving ends what still runs; a run that was
+ended goes on from its last checkpoint another time.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,14 @@ import os
 import threading
 import time
 import traceback
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
-from concurrent.futures import wait as wait_for
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -26,18 +28,7 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.distributed import BusyError
 from ponder.errors import ArgumentError, PonderError
 
-__all__ = [
-    "Executor",
-    "InlineExecutor",
-    "Job",
-    "LocalExecutor",
-    "Outcome",
-    "RayExecutor",
-    "Resources",
-    "execute",
-    "get",
-    "names",
-]
+__all__ = ["Job", "Outcome", "Submit", "execute", "get", "inline", "local", "on_ray"]
 
 
 @dataclass(frozen=True)
@@ -48,46 +39,38 @@ class Job:
     folder: Path | None
     out: Path
     work: Path
-    stages: Path | None = None
     models: Path | None = None
     wait: bool = False
+
+    @property
+    def result(self) -> Path:
+        """The file that it writes."""
+        return self.out / f"{self.config.key}.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: ``"busy"`` where another process is at it, and what went wrong, in one line and in full."""
 
-    job: Job
     status: Literal["done", "failed", "busy"]
     seconds: float = 0.0
     error: str = ""
     details: str = ""
 
+    @classmethod
+    def of(cls, future: Future[Outcome]) -> Outcome:
+        """What a job gave, or how its worker ended."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            text = "WorkerDied: the system killed the worker of this run (out of memory?), or it crashed."
+            return cls("failed", error=text)
+        except Exception as error:  # of Ray, whose worker or machine died
+            line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            return cls("failed", error=line, details=str(error))
 
-@dataclass(frozen=True)
-class Resources:
-    """What runs may use.
 
-    Args:
-        workers: Runs at a time.
-        threads: Threads of each run; where None, the cores divided by the workers.
-        cpus_per_run: Cores that a cluster sets aside for a run.
-        gpus_per_run: GPUs that a cluster sets aside for a run; a part of one lets runs share it.
-        address: Of a cluster; one is started here where None.
-    """
-
-    workers: int = 1
-    threads: int | None = None
-    cpus_per_run: float = 1.0
-    gpus_per_run: float = 0.0
-    address: str | None = None
-
-    def __post_init__(self) -> None:
-        for argument, low in (("workers", 1), ("threads", 1), ("cpus_per_run", 0.01), ("gpus_per_run", 0.0)):
-            value = getattr(self, argument)
-            if value is not None and value < low:
-                option = "--" + argument.replace("_", "-")
-                raise ArgumentError(option, expected=f"a number ≥ {low}", got=value, remedy="Raise it.")
+Submit = Callable[[Job], Future[Outcome]]
 
 
 def execute(job: Job) -> Outcome:
@@ -95,148 +78,57 @@ def execute(job: Job) -> Outcome:
     from benchmarks.glue.run import run  # here, since its libraries read on import what `_prepare` sets in a worker
 
     started = time.perf_counter()
-    options: dict[str, Any] = {"wait": job.wait, "strict": False, "progress": False}
     try:
-        run(job.config, job.folder, job.out, job.work, stages=job.stages, models=job.models, **options)
+        run(job.config, job.folder, job.out, job.work, models=job.models, wait=job.wait, progress=False)
     except BusyError:
-        return Outcome(job, "busy")
+        return Outcome("busy")
     except Exception as error:  # out of memory, bad data, a full disk: the other runs go on
         gc.collect()
         torch.cuda.empty_cache()  # does nothing where there is no GPU
         line = f"{type(error).__name__}: {error}".strip()
-        return Outcome(job, "failed", time.perf_counter() - started, line, traceback.format_exc())
-    return Outcome(job, "done", time.perf_counter() - started)
+        return Outcome("failed", time.perf_counter() - started, line, traceback.format_exc())
+    return Outcome("done", time.perf_counter() - started)
 
 
-class Executor(ABC):
-    """Does jobs, several at a time; a context that on leaving ends what still runs."""
+@contextmanager
+def inline() -> Iterator[Submit]:
+    """Runs in this process, while they are submitted: for a debugger, and for tests."""
 
-    @abstractmethod
-    def submit(self, job: Job) -> None:
-        """Take a job; returns at once."""
+    def submit(job: Job) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        future.set_result(execute(job))
+        return future
 
-    @abstractmethod
-    def collect(self, timeout: float) -> list[Outcome]:
-        """Jobs that ended since the last call; waits up to `timeout` seconds for the first."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """End what still runs; runs go on from their last checkpoint another time."""
-
-    @property
-    @abstractmethod
-    def running(self) -> list[Job]:
-        """Jobs that are at work now."""
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    yield submit
 
 
-class InlineExecutor(Executor):
-    """Runs in this process, one for each `collect`: for a debugger, and for tests."""
+@contextmanager
+def local(threads: int, do: Callable[[Job], Outcome] = execute) -> Iterator[Submit]:
+    """Each run in a process of its own with so many threads, which takes no other run with it where it is killed.
 
-    def __init__(self) -> None:
-        self._queue: deque[Job] = deque()
-
-    def submit(self, job: Job) -> None:
-        self._queue.append(job)
-
-    def collect(self, timeout: float) -> list[Outcome]:
-        return [execute(self._queue.popleft())] if self._queue else []
-
-    def close(self) -> None:
-        self._queue.clear()
-
-    @property
-    def running(self) -> list[Job]:
-        return list(self._queue)[:1]
-
-
-class LocalExecutor(Executor):
-    """Runs in processes on this machine.
-
-    Each worker is a pool of one, so that a worker which the system kills (out of memory, say) takes its own run with it
-    and no other, and it is known which run that was. Workers are started afresh (spawn), keep their libraries loaded
-    from run to run, and end when the sweep ends, however it does.
-
-    Args:
-        workers: Their number.
-        threads: Threads of each.
-        do: What is done with a job, in the worker.
+    Processes are started afresh (spawn), and end when a line to this process is cut: by the end of the sweep, however
+    it comes.
     """
+    context, pools = multiprocessing.get_context("spawn"), list[ProcessPoolExecutor]()
+    theirs, ours = context.Pipe(duplex=False)
 
-    def __init__(self, workers: int, threads: int, do: Callable[[Job], Outcome] = execute) -> None:
-        self._threads, self._do, self._unborn = threads, do, workers
-        self._idle: list[_Worker] = []
-        self._queue: deque[Job] = deque()
-        self._busy: dict[Future[Outcome], tuple[_Worker, Job, float]] = {}
+    def submit(job: Job) -> Future[Outcome]:
+        pool = ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(theirs, threads))
+        pools.append(pool)
+        future = pool.submit(do, job)
+        future.add_done_callback(lambda _: pool.shutdown(wait=False))
+        return future
 
-    def submit(self, job: Job) -> None:
-        self._queue.append(job)
-        self._start()
-
-    def collect(self, timeout: float) -> list[Outcome]:
-        done, _ = wait_for(self._busy, timeout=timeout, return_when=FIRST_COMPLETED)
-        outcomes = []
-        for future in done:
-            worker, job, started = self._busy.pop(future)
-            try:
-                outcomes.append(future.result())
-                self._idle.append(worker)
-            except BrokenProcessPool:
-                self._replace(worker)
-                text = "WorkerDied: the system killed the worker of this run (out of memory?), or it crashed."
-                outcomes.append(Outcome(job, "failed", time.perf_counter() - started, text))
-        self._start()
-        return outcomes
-
-    def close(self) -> None:
-        self._queue.clear()
-        for worker in [*self._idle, *(worker for worker, _, _ in self._busy.values())]:
-            worker.end()
-        self._idle, self._busy = [], {}
-
-    @property
-    def running(self) -> list[Job]:
-        return [job for _, job, _ in self._busy.values()]
-
-    def _start(self) -> None:
-        while self._queue and (self._idle or self._unborn):
-            if not self._idle:
-                self._unborn -= 1
-                self._idle.append(_Worker(self._threads))
-            worker = self._idle.pop()
-            try:
-                future = worker.pool.submit(self._do, self._queue[0])
-            except BrokenProcessPool:  # it died while it had nothing to do: no run's fault
-                self._replace(worker)
-            else:
-                self._busy[future] = (worker, self._queue.popleft(), time.perf_counter())
-
-    def _replace(self, worker: _Worker) -> None:
-        """End it; another is started when it is needed."""
-        worker.end()
-        self._unborn += 1
-
-
-class _Worker:
-    """A process, and a line to it: it ends when the line is cut, by `end` or by the death of this process."""
-
-    def __init__(self, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        theirs, self._line = context.Pipe(duplex=False)
-        self.pool = ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(theirs, threads))
-
-    def end(self) -> None:
-        self._line.close()
-        self.pool.shutdown(wait=True, cancel_futures=True)
+    try:
+        yield submit
+    finally:
+        ours.close()
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _prepare(line: Connection, threads: int) -> None:
-    """In a new worker, before its first run."""
+    """In a new process, before its run."""
 
     def end_with_the_line() -> None:
         try:
@@ -256,80 +148,37 @@ def _prepare(line: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-class RayExecutor(Executor):
-    """Runs as tasks of a Ray cluster (the extra `ray`), which decides how many at a time from what each asks for.
+@contextmanager
+def on_ray(workers: int, cpus_per_run: float, gpus_per_run: float, address: str | None) -> Iterator[Submit]:
+    """Runs as tasks of a Ray cluster (the extra `ray`), which has so many cores and GPUs set aside for each.
 
-    All machines have to see the folders of results and data.
+    It is the one at `address`, or one for `workers` runs at a time that is started here. All machines have to see the
+    folders of results and data.
     """
-
-    def __init__(self, ray: Any, resources: Resources) -> None:
-        self._ray = ray
-        # Ray sets OMP_NUM_THREADS to the cores of a task. A run that dies is the sweep's business, not retried by Ray.
-        options = {"num_cpus": resources.cpus_per_run, "num_gpus": resources.gpus_per_run, "max_retries": 0}
-        self._execute = ray.remote(**options)(execute)
-        self._jobs: dict[Any, Job] = {}
-
-    def submit(self, job: Job) -> None:
-        self._jobs[self._execute.remote(job)] = job
-
-    def collect(self, timeout: float) -> list[Outcome]:
-        ready, _ = self._ray.wait(list(self._jobs), num_returns=1, timeout=timeout) if self._jobs else ([], [])
-        return [self._outcome(reference, self._jobs.pop(reference)) for reference in ready]
-
-    def close(self) -> None:
-        for reference in self._jobs:
-            self._ray.cancel(reference, force=True)
-        self._jobs = {}
-        self._ray.shutdown()
-
-    @property
-    def running(self) -> list[Job]:
-        return list(self._jobs.values())  # Ray does not say which of them wait for a place
-
-    def _outcome(self, reference: Any, job: Job) -> Outcome:
-        try:
-            outcome: Outcome = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:  # the worker or its machine died
-            line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            return Outcome(job, "failed", error=line, details=str(error))
-        return outcome
-
-
-def _local(resources: Resources) -> Executor:
-    threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
-    return LocalExecutor(resources.workers, threads)
-
-
-def _ray(resources: Resources) -> Executor:
-    """On a cluster that is there (`resources.address`), or on one that is started here."""
     try:
         import ray
     except ImportError as error:
         raise PonderError("--executor ray needs Ray: pip install 'ponder-torch[ray]'.") from error
-    here = resources.address is None
-    ray.init(
-        address=resources.address,
-        num_cpus=math.ceil(resources.workers * resources.cpus_per_run) if here else None,
-        include_dashboard=False if here else None,
-        log_to_driver=False,
-    )
-    return RayExecutor(ray, resources)
+    cores = math.ceil(workers * cpus_per_run) if address is None else None
+    dashboard = False if address is None else None
+    ray.init(address=address, num_cpus=cores, include_dashboard=dashboard, log_to_driver=False)
+    # Ray sets OMP_NUM_THREADS to the cores of a task. A run that dies is the sweep's business, not retried by Ray.
+    task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0)(execute)
+    try:
+        yield lambda job: task.remote(job).future()
+    finally:
+        ray.shutdown()  # with it end the tasks of this process
 
 
-_MAKERS: dict[str, Callable[[Resources], Executor]] = {
-    "local": _local,
-    "ray": _ray,
-    "inline": lambda resources: InlineExecutor(),
-}
-
-
-def names() -> tuple[str, ...]:
-    """Names of the executors."""
-    return tuple(_MAKERS)
-
-
-def get(name: str, resources: Resources) -> Executor:
-    """The executor of a name: ``"local"``, ``"ray"`` or ``"inline"``."""
-    if name not in _MAKERS:
-        raise ArgumentError("--executor", expected=f"one of {', '.join(_MAKERS)}", got=repr(name), remedy="Choose one.")
-    return _MAKERS[name](resources)
+def get(
+    name: str, workers: int, threads: int | None, cpus_per_run: float, gpus_per_run: float, address: str | None
+) -> AbstractContextManager[Submit]:
+    """The executor of a name, ``"local"``, ``"ray"`` or ``"inline"``, with what its runs may use."""
+    made: dict[str, Callable[[], AbstractContextManager[Submit]]] = {
+        "local": lambda: local(threads or max(1, (os.cpu_count() or 1) // workers)),
+        "ray": lambda: on_ray(workers, cpus_per_run, gpus_per_run, address),
+        "inline": inline,
+    }
+    if name not in made:
+        raise ArgumentError("--executor", expected=f"one of {', '.join(made)}", got=repr(name), remedy="Choose one.")
+    return made[name]()

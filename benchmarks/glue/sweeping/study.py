@@ -6,15 +6,13 @@ tried; `chosen/<cell>.json`, which was chosen and why; and `failed/<key>.json`, 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result
-from benchmarks.glue.sweeping.search import FAILED, replay
 from benchmarks.glue.sweeping.suite import Cell
 from ponder._utils.files import move, read_json, write_json
 from ponder.errors import CheckpointError, PonderError
@@ -33,28 +31,24 @@ class Failure:
 
 @dataclass
 class CellStudy:
-    """A cell and how far it is."""
+    """A cell and how far it is; `models` is the folder in which models of the chosen point are kept."""
 
     cell: Cell
     out: Path
-    scores: dict[str, float] = field(default_factory=dict)
+    models: Path | None = None
     failures: dict[str, Failure] = field(default_factory=dict)
     chosen: RunConfig | None = None
-    tried: tuple[tuple[RunConfig, ...], ...] = ()
-    _given_up: bool = False
+    open_runs: list[RunConfig] = field(default_factory=list)
+    _scores: dict[Path, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        alone = len(self.cell.points) == 1
         finals = [run for point in self.cell.points for run in self.cell.finals(point)]
-        for folder, runs in ((self.out, finals), (self.out / "grid", [] if alone else self.cell.tries)):
-            for path in (folder / f"{run.key}.json" for run in runs):
-                if path.exists():
-                    Result.of_run(path)  # refuses now, and not once it is needed, what is none
-        if alone:
-            self.chosen = self.cell.points[0]
-            self._read_finals()
-        else:
-            self._search()
+        tried = self.cell.points if len(self.cell.points) > 1 else ()
+        paths = [self.out / f"{run.key}.json" for run in finals]
+        for path in (*paths, *(self.out / "grid" / f"{run.key}.json" for run in tried)):
+            if path.exists():
+                Result.of_run(path)  # refuses now, and not once it is needed, what is none
+        self.look()
 
     @property
     def folder(self) -> Path:
@@ -64,107 +58,62 @@ class CellStudy:
     @property
     def planned(self) -> int:
         """Runs in all; the first seed of the chosen point is one of the grid."""
-        return sum(runs for runs, _ in self.cell.rungs) + self.cell.seeds - 1
+        return len(self.cell.points) + self.cell.seeds - 1
 
     @property
-    def finals(self) -> list[RunConfig]:
-        """The runs of the chosen point; none while there is no choice."""
-        return [] if self.chosen is None else self.cell.finals(self.chosen)
+    def done(self) -> dict[str, float]:
+        """The scores of all runs that have a result, by key."""
+        return {path.stem: score for path, score in self._scores.items() if path.stem not in self.failures}
 
-    @property
-    def runs(self) -> list[RunConfig]:
-        """All runs that are known of so far, finished or not."""
-        return [*(run for rung in self.tried for run in rung), *self.finals]
+    def look(self) -> None:
+        """See what is finished, choose once all points were tried, and find the runs that are to be done now.
 
-    @property
-    def chosen_before(self) -> bool:
-        """Whether an earlier sweep came to a choice, perhaps another."""
-        return self._choice.exists()
-
-    def open_runs(self) -> list[RunConfig]:
-        """Runs of the present phase with neither a result nor a failure."""
-        runs = self.tried[-1] if self.chosen is None else self.finals
-        return [run for run in runs if run.key not in self.scores and run.key not in self.failures]
-
-    def succeeded(self, config: RunConfig) -> None:
-        """Take note of a result that was written."""
-        self.scores[config.key] = Result.of_run(self.folder / f"{config.key}.json").selection_score
-        (self.out / "failed" / f"{config.key}.json").unlink(missing_ok=True)
+        They are those of the present phase with neither a result nor a failure. A choice that cannot be written down (a
+        full disk) is a failure of the chosen run, and the next best is no choice.
+        """
+        if len(self.cell.points) == 1:
+            self.chosen = self.cell.points[0]
+        elif self.chosen is None:
+            scores = [self._score(self.out / "grid", run) for run in self.cell.points]
+            known = {place: score for place, score in enumerate(scores) if score is not None}
+            open_runs = [run for run, score in zip(self.cell.points, scores, strict=True) if score is None]
+            if known and all(run.key in self.failures for run in open_runs):
+                self._choose(self.cell.points[max(known, key=lambda place: known[place])], known)  # of equals the first
+        runs = self.cell.points if self.chosen is None else self.cell.finals(self.chosen)
+        self.open_runs = [run for run in runs if run.key not in self.failures and self._score(self.folder, run) is None]
 
     def failed(self, failure: Failure) -> None:
         """Take note of a failure; the next sweep tries again."""
         config = failure.config
-        self.scores.pop(config.key, None)
         self.failures[config.key] = failure
         told = {"error": failure.error, "details": failure.details, "config": config.to_dict()}
         with suppress(PonderError):  # a disk so full that not even this can be written down; the summary says it
             write_json(self.out / "failed" / f"{config.key}.json", {"format": "ponder-glue-failure-1", **told})
 
-    def choose(self) -> None:
-        """Choose the best point, once the search is at its end; with halving, go on to the next rung.
+    def _score(self, folder: Path, run: RunConfig) -> float | None:
+        path = folder / f"{run.key}.json"
+        kept = folder != self.out or self.models is None or (self.models / run.key).exists()
+        if path not in self._scores and path.exists() and kept:
+            self._scores[path] = Result.of_run(path).selection_score
+            (self.out / "failed" / path.name).unlink(missing_ok=True)
+        return self._scores.get(path)
 
-        A choice that cannot be written down (a full disk) is a failure of the chosen run, and the end of this study:
-        the next best is no choice.
-        """
-        if self.chosen is not None or self._given_up:
-            return
-        best = self._search()
-        if best is not None:
-            try:
-                self._record(best)
-                self.chosen = best
-                self._read_finals()
-            except PonderError as error:
-                self._given_up, self.chosen = True, None
-                self.failed(Failure(best, f"{type(error).__name__}: {error}"))
-
-    def _search(self) -> RunConfig | None:
-        """Follow the search as far as there are results and failures; the best point, where it is at its end."""
-
-        def score(run: RunConfig) -> float | None:
-            if run.key in self.failures:
-                return FAILED
-            self._look_for(run)
-            return self.scores.get(run.key)
-
-        found = replay(self.cell.points, self.cell.halving, score)
-        self.tried = found.rungs
-        return found.best
-
-    def _read_finals(self) -> None:
-        for run in self.open_runs():
-            self._look_for(run)
-
-    def _look_for(self, run: RunConfig) -> None:
-        path = self.folder / f"{run.key}.json"
-        if run.key not in self.scores and path.exists():
-            self.scores[run.key] = Result.of_run(path).selection_score
-
-    @property
-    def _choice(self) -> Path:
-        return self.out / "chosen" / f"{self.cell.name}.json"
-
-    def _record(self, best: RunConfig) -> None:
+    def _choose(self, best: RunConfig, scores: Mapping[int, float]) -> None:
         """Write the choice down, and put the results where they belong after it."""
-        chosen, before = _choice_of(self._choice)
-        own = [run.key for run in self.cell.finals(best)]
-        finals = (
-            list(dict.fromkeys([*own, *before])) if chosen == best.key else own
-        )  # with more seeds before, they stay
-        for key in before:
-            if key not in finals and (self.out / f"{key}.json").exists():
-                # Another point was chosen before, from fewer results: its runs are no longer what is reported.
-                move(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
-        points = [run for rung in self.tried for run in rung]
-        tried = [
-            {
-                "key": point.key,
-                **{name: getattr(point, name) for name in _varied(points)},
-                "score": self.scores.get(point.key),
-                "error": self.failures[point.key].error if point.key in self.failures else None,
-            }
-            for point in points
-        ]
+        if best.key in self.failures:
+            return
+        path, own = self.out / "chosen" / f"{self.cell.name}.json", [run.key for run in self.cell.finals(best)]
+        try:
+            last = read_json(path)
+        except CheckpointError:  # there was no choice before, or its record is broken
+            last = {}
+        before = [str(key) for key in last.get("runs", [])]
+        finals = list(dict.fromkeys([*own, *before])) if last.get("chosen") == best.key else own  # more seeds stay
+        tried = []
+        for place, point in enumerate(self.cell.points):
+            error = self.failures[point.key].error if point.key in self.failures else None
+            varied = {name: getattr(point, name) for name in self.cell.varied}
+            tried.append({"key": point.key, **varied, "score": scores.get(place), "error": error})
         record = {
             "format": "ponder-glue-choice-1",
             "task": self.cell.task,
@@ -176,22 +125,13 @@ class CellStudy:
             "runs": finals,
             "tried": tried,
         }
-        write_json(self._choice, record)
-        for key in own:  # the first from the grid; others where the same point was chosen before
-            if not (self.out / f"{key}.json").exists() and (self.out / "grid" / f"{key}.json").exists():
-                Result.of_run(self.out / "grid" / f"{key}.json").save(self.out / f"{key}.json")
-
-
-def _varied(points: Sequence[RunConfig]) -> list[str]:
-    """The fields in which runs differ."""
-    names = [each.name for each in dataclasses.fields(RunConfig)]
-    return [name for name in names if len({repr(getattr(point, name)) for point in points}) > 1]
-
-
-def _choice_of(path: Path) -> tuple[str | None, list[str]]:
-    """The run of the point that was chosen before, and all its runs; nothing where the record is missing or broken."""
-    try:
-        record = read_json(path)
-    except CheckpointError:
-        return None, []
-    return record.get("chosen"), [str(key) for key in record.get("runs", [])]
+        try:
+            for key in (key for key in before if key not in finals):  # of another point, which is no longer reported
+                move(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
+            write_json(path, record)
+            for key in own:  # the first from the grid; others where the same point was chosen before
+                if not (self.out / f"{key}.json").exists() and (self.out / "grid" / f"{key}.json").exists():
+                    Result.of_run(self.out / "grid" / f"{key}.json").save(self.out / f"{key}.json")
+            self.chosen = best
+        except PonderError as error:
+            self.failed(Failure(best, f"{type(error).__name__}: {error}"))

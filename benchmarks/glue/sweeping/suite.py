@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 from benchmarks import tasks
 from benchmarks.checksum import digest
 from benchmarks.glue.config import RunConfig, recipe_label
-from benchmarks.glue.sweeping.search import rung_sizes
 from ponder import recipes
 from ponder._utils.files import read_json
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
@@ -49,21 +47,13 @@ class RecipeSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """One task with one recipe: the points to choose from, and the seeds of the chosen one.
-
-    Args:
-        task: Name of the task.
-        spec: The recipe.
-        points: Configurations that differ in the grid's fields alone, all with the first seed.
-        seeds: How many seeds the chosen point is run with; the first is that of the points.
-        halving: As in `search.rung_sizes`: None tries each point with all of its epochs.
-    """
+    """One task with one recipe: the points of the grid, all with the first seed, and the seeds of the chosen one."""
 
     task: str
     spec: RecipeSpec
     points: tuple[RunConfig, ...]
+    varied: tuple[str, ...]
     seeds: int
-    halving: int | None = None
 
     @property
     def name(self) -> str:
@@ -72,16 +62,6 @@ class Cell:
         decides = {"options": dict(self.spec.options), "backbone": first.backbone, "selection": first.selection}
         return f"{self.task}-{self.spec.recipe}-{digest(decides)}".lower()
 
-    @property
-    def rungs(self) -> tuple[tuple[int, int], ...]:
-        """(runs, epochs) of each rung, the last with all epochs."""
-        return rung_sizes(len(self.points), self.points[0].epochs, self.halving)
-
-    @property
-    def tries(self) -> list[RunConfig]:
-        """All runs that the search may come to ask for: every point with the epochs of every rung."""
-        return [dataclasses.replace(point, epochs=epochs) for _, epochs in self.rungs for point in self.points]
-
     def finals(self, point: RunConfig) -> list[RunConfig]:
         """The chosen point with each seed."""
         return [dataclasses.replace(point, seed=point.seed + number) for number in range(self.seeds)]
@@ -89,17 +69,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a sweep tries.
+    """What a sweep tries: a run for each task, recipe and point of the grid, and `seeds` runs of the chosen points.
 
-    Args:
-        name: Name of its file.
-        description: What it is for.
-        tasks: Names of tasks.
-        recipes: Recipes with their arguments.
-        fixed: Fields of `RunConfig` that all runs share.
-        grid: Fields of `RunConfig`, each with the values to try.
-        seeds: Runs of the chosen point.
-        by_task: Fields of `RunConfig` for one task, instead of `fixed`.
+    Runs share the fields of `RunConfig` in `fixed`; those of one task in `by_task` count before them.
     """
 
     name: str
@@ -129,9 +101,9 @@ class Suite:
         for what, given in (("tasks", self.tasks), ("recipes", [spec.label for spec in self.recipes])):
             if len(set(given)) < len(given):
                 raise ArgumentError(what, expected="each once", got=", ".join(given), remedy="Leave one out.")
-        of_parts = [*self.by_task.values(), *(spec.fields for spec in self.recipes)]
+        parts = [self.fixed, self.grid, *self.by_task.values(), *(spec.fields for spec in self.recipes)]
         known = {each.name for each in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
-        _check_names("suite", {*self.fixed, *self.grid, *itertools.chain(*of_parts)}, sorted(known), "fields of a run")
+        _check_names("suite", set(itertools.chain(*parts)), sorted(known), "fields of a run")
 
     def with_fixed(self, fields: _Fields) -> Suite:
         """The suite with these fields of `RunConfig` the same for all runs, whatever it says about them itself."""
@@ -144,48 +116,29 @@ class Suite:
         parts: dict[str, Any] = {"grid": others(self.grid), "by_task": by_task, "recipes": specs}
         return dataclasses.replace(self, fixed={**self.fixed, **fields}, **parts)
 
-    def cells(
-        self, backbone: str, selection: str = "held_out", max_runs: int | None = None, halving: int | None = None
-    ) -> list[Cell]:
+    def cells(self, backbone: str, selection: str = "held_out") -> list[Cell]:
         """Every task with every recipe whose policy serves it (the entropy of STS-B's one number is not defined).
 
         Args:
             backbone: The backbone of all runs.
             selection: On what hyper-parameters are chosen; see `RunConfig`.
-            max_runs: The most runs of the whole sweep, the seeds of the chosen points included; each cell gets the
-                same share, and tries a random subset of its grid (drawn by a fixed seed, nested: a larger budget adds
-                points to those of a smaller one).
-            halving: As in `Cell`.
         """
-        if halving is not None and (halving < 2 or "epochs" in self.grid):
-            expected = "a whole number ≥ 2, and a grid without epochs, since rungs differ in them"
-            got, remedy = f"{halving}, grid {', '.join(self.grid)}", "Pass --halving 3, or fix epochs with --set."
-            raise ArgumentError("--halving", expected=expected, got=got, remedy=remedy)
         pairs = [(task, spec) for task in self.tasks for spec in self.recipes if _serves(spec, tasks.get(task).kind)]
         if not pairs:
             got = f"{', '.join(spec.label for spec in self.recipes)} on {', '.join(self.tasks)}"
             expected = "a recipe whose policy is defined for one of the tasks"
             remedy = "Entropy and confidence need classes: take another recipe or task."
             raise ArgumentError("suite", expected=expected, got=got, remedy=remedy)
-        share = None if max_runs is None else max_runs // len(pairs) - (self.seeds - 1)
-        if share is not None and share < 1:
-            expected = f"at least {len(pairs) * self.seeds}: {len(pairs)} cells of {self.seeds} seeds each"
-            remedy = "Raise it, or take fewer tasks, recipes or seeds."
-            raise ArgumentError("--max-runs", expected=expected, got=max_runs, remedy=remedy)
-        common = {"backbone": backbone, "selection": selection, **self.fixed}
-        return [self._cell(task, spec, common, share, halving) for task, spec in pairs]
-
-    def _cell(self, task: str, spec: RecipeSpec, common: _Fields, share: int | None, halving: int | None) -> Cell:
-        own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
-        grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
-        rest = {**common, **self.by_task.get(task, {}), **spec.fields, "recipe_options": spec.options}
-        varied = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
-        points = [RunConfig(task, spec.recipe, **{**rest, **fields}) for fields in varied]
-        if share is not None:
-            random.Random(0).shuffle(points)
-            while len(points) > 1 and sum(n for n, _ in rung_sizes(len(points), points[0].epochs, halving)) > share:
-                points.pop()
-        return Cell(task, spec, tuple(points), self.seeds, halving)
+        made = []
+        for task, spec in pairs:
+            own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
+            grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
+            common = {"backbone": backbone, "selection": selection, "recipe_options": spec.options}
+            rest = {**common, **self.fixed, **self.by_task.get(task, {}), **spec.fields}
+            varied = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+            points = tuple(RunConfig(task, spec.recipe, **{**rest, **fields}) for fields in varied)
+            made.append(Cell(task, spec, points, tuple(grid), self.seeds))
+        return made
 
 
 def _check_kind(argument: str, value: object, kind: Any, expected: str) -> None:

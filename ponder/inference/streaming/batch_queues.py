@@ -43,10 +43,7 @@ class BatchQueues:
         self.max_active = 2 * limits.rows * len(set(schedule))  # running rows at which nobody else is let in
 
     def __len__(self) -> int:
-        rows = 0
-        for cohorts in self._cohorts.values():
-            rows += _rows(cohorts)
-        return rows
+        return sum([len(cohort.requests) for cohorts in self._cohorts.values() for cohort in cohorts])
 
     def enter(self, cohort: Cohort) -> None:
         """Let rows stand in front of their next steps."""
@@ -81,17 +78,17 @@ class BatchQueues:
         cohorts, skips = self._cohorts.get(key, []), self._skips.get(key, 0)
         depth = max([max(cohort.steps) for cohort in cohorts], default=0)
         overdue = skips if skips >= self._max_skips else 0
-        return overdue, min(waiting + _rows(cohorts), self._max_rows), depth
+        return overdue, min(waiting + sum([len(cohort.requests) for cohort in cohorts]), self._max_rows), depth
 
     def leave(self, key: BatchKey) -> tuple[list[Cohort], list[Request]]:
         """Take the rows of a queue that run now, the oldest first, and the waiting ones that fill the free slots."""
         filling, chosen, rest = Filling(self._limits), list[Cohort](), list[Cohort]()
         for cohort in self._cohorts.pop(key, []):
-            count = 0
-            while not rest and count < len(cohort) and filling.take(cohort.requests[count].length):
+            count, size = 0, len(cohort.requests)
+            while not rest and count < size and filling.take(cohort.requests[count].length):
                 count += 1
             chosen += [cohort.take(range(count))] if count else []
-            rest += [cohort.take(range(count, len(cohort)))] if count < len(cohort) else []
+            rest += [cohort.take(range(count, size))] if count < size else []
         if rest:
             self._cohorts[key] = rest
         if rest or key.weights != self._schedule[0]:
@@ -113,10 +110,3 @@ class BatchQueues:
             else:
                 del self._cohorts[key]
         return removed
-
-
-def _rows(cohorts: Sequence[Cohort]) -> int:
-    rows = 0
-    for cohort in cohorts:
-        rows += len(cohort.requests)
-    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ _MASK = with_lengths(Along((1,), fill=False))
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Some rows and all that is known of them. Taking rows copies small tensors only; `join` copies the states.
+    """Some rows that go through steps together, and all that is known of them.
+
+    Taking rows copies small tensors only; `join` copies the states.
 
     Args:
         requests: Whose rows these are.
@@ -50,17 +52,12 @@ class Cohort:
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are computed."""
+        """The device on which the rows are computed."""
         return self.groups[0].running.index.device
 
-    @property
-    def use_hazard(self) -> bool:
-        """Whether the policy of any row reads hazards."""
-        return any("hazard" in group.policy.needs for group in self.groups)
-
     def take(self, positions: Sequence[int]) -> Cohort:
-        """The rows at `positions`, which ascend."""
-        if len(positions) == len(self):
+        """The cohort of the rows at `positions`, which ascend."""
+        if len(positions) == len(self.requests):
             return self
         index = torch.tensor(positions, dtype=torch.long)
         return Cohort(
@@ -78,25 +75,36 @@ class Cohort:
 def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     """One cohort whose states hold its rows and no others, padded to the longest of them.
 
-    Nothing is copied where a single cohort has lost no row and not its longest.
+    Nothing is copied where a single cohort has lost no row.
     """
-    alone = cohorts[0] if len(cohorts) == 1 else None
-    sizes = [len(cohort) for cohort in cohorts]
-    keep = [None if c.keep is None else c.keep.to(c.device) for c in cohorts]
+    if len(cohorts) == 1:
+        return cohorts[0] if cohorts[0].keep is None else _without_the_lost(cohorts[0], padding)
+    sizes = [len(cohort.requests) for cohort in cohorts]
+    keep = [None if cohort.keep is None else cohort.keep.to(cohort.device) for cohort in cohorts]
     requests = tuple([request for cohort in cohorts for request in cohort.requests])
     length = 0 if padding is None else max([request.length for request in requests])
     masks, lengths = [cohort.mask for cohort in cohorts], with_lengths(None) if padding is None else padding.of_hidden
     return Cohort(
         requests=requests,
         steps=tuple([step for cohort in cohorts for step in cohort.steps]),
-        groups=join_groups([cohort.groups for cohort in cohorts], sizes) if alone is None else alone.groups,
-        past=_past(cohorts, sizes) if alone is None else alone.past,
+        groups=join_groups([cohort.groups for cohort in cohorts], sizes),
+        past=_past(cohorts, sizes),
         hidden=join_rows([c.hidden for c in cohorts], sizes, keep, lengths=lengths, length=length, path="hidden state"),
         context=join_context([cohort.context for cohort in cohorts], sizes, keep, padding, length),
         mask=join_rows(
             masks, sizes, keep, lengths=with_lengths(None) if padding is None else _MASK, length=length, path="mask"
         ),
     )
+
+
+def _without_the_lost(cohort: Cohort, padding: Padding | None) -> Cohort:
+    """A cohort whose states hold its own rows only, and are as long as the longest of them."""
+    assert cohort.keep is not None
+    hidden, context, keep = cohort.hidden, cohort.context, cohort.keep.to(cohort.device)
+    if padding is not None:
+        hidden, context = padding.trim(hidden, context, max([request.length for request in cohort.requests]))
+    hidden, context, mask = take_rows(hidden, keep), take_rows(context, keep), take_rows(cohort.mask, keep)
+    return replace(cohort, hidden=hidden, context=context, mask=mask, keep=None)
 
 
 def _past(cohorts: Sequence[Cohort], sizes: Sequence[int]) -> list[Tensor]:

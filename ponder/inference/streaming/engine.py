@@ -161,7 +161,8 @@ class StreamEngine:
             return future
         request = Request(read, policy, row_id, now, due, given)
         self._queue.put(request, block, timeout, beyond=threading.current_thread() is self._worker)
-        self._scheduler.expect(request)
+        if due is not None:
+            self._scheduler.expect(request)
         request.future.add_done_callback(partial(_hear_of_cancelling, self._scheduler, request))
         return request.future
 
@@ -220,7 +221,7 @@ class StreamEngine:
 
     @property
     def stats(self) -> StreamStats:
-        """Counts, occupancy and latencies so far."""
+        """The counts, the occupancy and the latencies so far."""
         return self._metrics.snapshot(
             waiting=len(self._queue), running=self._scheduler.running, max_batch=self._max_batch
         )

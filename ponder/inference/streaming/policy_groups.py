@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,7 +36,7 @@ class PolicyGroup:
     policy_context: Mapping[str, Tensor]
 
     def take(self, places: Sequence[int], rows: Sequence[int]) -> PolicyGroup:
-        """Some of the rows.
+        """The group of some of its rows.
 
         Args:
             places: Which, by their place in the group.
@@ -48,34 +48,36 @@ class PolicyGroup:
         context = take_rows(self.policy_context, index) if self.policy_context else self.policy_context
         return PolicyGroup(self.policy, tuple(rows), self.running.take(index), context)
 
+    def without(self, leaving: Collection[int]) -> PolicyGroup:
+        """The group without some rows of the cohort; the others keep their places there."""
+        places = [place for place, row in enumerate(self.rows) if row not in leaving]
+        return self.take(places, [self.rows[place] for place in places])
+
 
 class GroupView:
-    """Some rows of a source, as their policy is to see them (`ponder.engine.loop.Readings`).
+    """The rows of a group among those of a source, as their policy is to see them (`ponder.engine.loop.Readings`).
 
     Args:
         source: The rows of the batch.
-        rows: Which of them; None for all.
-        policy_context: What the policy may read of these rows.
+        group: Which of them, and what the policy may read of these.
     """
 
-    def __init__(self, source: ModelSource, rows: Tensor | None, policy_context: Mapping[str, Tensor]) -> None:
-        self._source, self._rows, self.policy_context = source, rows, policy_context
-        self.mask = source.mask if source.mask is None or rows is None else source.mask[rows]
+    def __init__(self, source: ModelSource, group: PolicyGroup) -> None:
+        self._source, self.policy_context = source, group.policy_context
+        self._rows = torch.tensor(group.rows, device=group.running.index.device)
+        self.mask = None if source.mask is None else source.mask[self._rows]
 
     def features(self) -> Tensor:
         """See `Readings.features`."""
-        return self._taken(self._source.features())
+        return self._source.features()[self._rows]
 
     def output(self) -> Tensor:
         """See `Readings.output`."""
-        return self._taken(self._source.output())
+        return self._source.output()[self._rows]
 
     def hazard_logit(self) -> Tensor:
         """See `Readings.hazard_logit`."""
-        return self._taken(self._source.hazard_logit())
-
-    def _taken(self, tensor: Tensor) -> Tensor:
-        return tensor if self._rows is None else tensor[self._rows]
+        return self._source.hazard_logit()[self._rows]
 
 
 def start_groups(

@@ -25,17 +25,13 @@ class RequestQueue:
         self.bound = bound
         self._waiting: dict[Hashable, deque[Request]] = {}
         self._size = 0
-        self._closed = False
+        self.closed = False
+        """Whether nothing more is accepted."""
         self._changed = threading.Condition()
         self._process = os.getpid()
 
     def __len__(self) -> int:
         return self._size
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing more is accepted."""
-        return self._closed
 
     @property
     def elsewhere(self) -> bool:
@@ -52,7 +48,7 @@ class RequestQueue:
 
     def check_open(self) -> None:
         """Raise `PonderError` where nothing more is accepted, or nobody is here to answer."""
-        if self._closed or self.elsewhere:
+        if self.closed or self.elsewhere:
             self.check_process()
             raise PonderError("the engine is closed and takes no more rows. Build another ponder.StreamEngine.")
 
@@ -71,10 +67,10 @@ class RequestQueue:
         """
         with self._changed:
             if self._size >= self.bound and not (beyond and block):
-                self._changed.wait_for(lambda: self._closed or self._size < self.bound, timeout if block else 0)
-                if self._size >= self.bound and not self._closed:
+                self._changed.wait_for(lambda: self.closed or self._size < self.bound, timeout if block else 0)
+                if self._size >= self.bound and not self.closed:
                     raise queue.Full(f"{self.bound} rows are waiting")
-            if self._closed:
+            if self.closed:
                 self.check_open()
             self._waiting.setdefault(request.signature, deque()).append(request)
             self._size += 1
@@ -117,13 +113,13 @@ class RequestQueue:
     def close(self) -> None:
         """Accept nothing more; who waits for a place is told."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
 
     def wait(self) -> None:
         """Wait until a row is here, or the queue is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._size > 0)
+            self._changed.wait_for(lambda: self.closed or self._size > 0)
 
     def _shrink(self, signature: Hashable, count: int) -> None:
         if not self._waiting.get(signature):

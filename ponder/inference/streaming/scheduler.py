@@ -58,18 +58,17 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Rows that have begun and are not answered."""
+        """The number of rows that have begun and are not answered."""
         return len(self._running)
 
     @property
     def max_active(self) -> int:
-        """Running rows at which no others are let in."""
+        """The number of running rows at which no others are let in."""
         return self.queues.max_active
 
     def expect(self, request: Request) -> None:
-        """Watch the deadline of a request; any thread may call this."""
-        if request.deadline is not None:
-            self._announced.append(request)
+        """Watch the deadline that a request has; any thread may call this."""
+        self._announced.append(request)
 
     def cancel(self, request: Request) -> None:
         """Drop a request whose future was cancelled; any thread may call this."""
@@ -134,7 +133,7 @@ class Scheduler:
         if failed is not None:
             self._step_halves(cohorts, failed)
             return
-        self._metrics.step(len(cohort))
+        self._metrics.step(len(cohort.requests))
         if after.staying is not None:
             self.queues.enter(after.staying)
         if after.outputs is not None:
@@ -242,7 +241,7 @@ class Scheduler:
 
 
 def _halves(cohorts: Sequence[Cohort], count: int) -> list[list[Cohort]]:
-    """The first `count` rows, and the others."""
+    """Split cohorts into those of the first `count` rows, and those of the others."""
     first: list[Cohort] = []
     second: list[Cohort] = []
     for cohort in cohorts:

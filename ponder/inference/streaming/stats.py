@@ -55,19 +55,19 @@ class StreamMetrics:
         self._lock = threading.Lock()
 
     def step(self, rows: int) -> None:
-        """A step ran."""
+        """Count a step that ran."""
         self.steps += 1
         self.row_steps += rows
 
     def end(self, how: str, latency: float) -> None:
-        """A row ended: "done", "timed_out", "failed" or "cancelled"."""
+        """Count a row that ended: "done", "timed_out", "failed" or "cancelled"."""
         with self._lock:
             self.ends[how] += 1
             if how in ("done", "timed_out"):
                 self._latencies.append(latency)
 
     def snapshot(self, *, waiting: int, running: int, max_batch: int) -> StreamStats:
-        """The counts so far."""
+        """Put the counts so far into a snapshot."""
         seconds = torch.tensor(list(self._latencies), dtype=torch.float64)
         quantiles = (0.5, 0.95, 0.99) if len(seconds) else ()
         return StreamStats(

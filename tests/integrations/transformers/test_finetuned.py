@@ -143,7 +143,7 @@ def test_what_cannot_be_captured_is_refused_with_the_reason() -> None:
 
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(ArgumentError, match="exits-deep"):
-        FinetunedClassifier.from_finetuned(classifier(), recipe="exits-deep")  # type: ignore[arg-type]
+        FinetunedClassifier.from_finetuned(classifier(), recipe="exit")  # type: ignore[arg-type]
 
 
 def test_a_folder_of_an_encoder_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from ponder.calibration.bounds import p_values
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
-from ponder.integrations.transformers.exits import distinct
+from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.policies import FixedStep, LastStep
 
 
@@ -99,7 +100,7 @@ def test_too_few_rows_for_the_level_are_told_and_nothing_exits() -> None:
     assert not report.met
     assert math.isnan(report.level)
     assert "at least 299 are needed" in report.statement
-    assert report.best_level == pytest.approx(1 - 0.05 ** (1 / 80))
+    assert report.best_level == pytest.approx(1 - 0.05 ** (1 / report.certified_on))
     assert made.predict(rows(5)).exit_step.tolist() == [4] * 5
     assert report.to_dict()["level"] is None
 
@@ -138,3 +139,83 @@ def test_the_same_seed_gives_the_same_exits() -> None:
         assert torch.equal(a, b)
     assert not torch.equal(next(one.heads.parameters()), torch.ones(()))
     assert one.predict(rows(5), policy=FixedStep(1)).exit_step.tolist() == [1] * 5
+
+
+def test_which_side_a_row_is_on_is_a_matter_of_the_row_alone() -> None:
+    many, few = rows(900), rows(900)[100:300]
+    whole, part = split_rows(many, 3), split_rows(few, 3)
+    sides = {place: name for name in ("learn", "choose", "certify") for place in getattr(whole, name).tolist()}
+    assert sorted(sides) == list(range(900))
+    for name in ("learn", "choose", "certify"):
+        assert all(sides[place + 100] == name for place in getattr(part, name).tolist())
+    shares = [len(side) / 900 for side in (whole.learn, whole.choose, whole.certify)]
+    assert shares == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
+    assert whole.learn.tolist() != split_rows(many, 4).learn.tolist()
+
+
+def test_features_in_a_file_give_the_same_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped = []
+    from_file = torch.from_file
+
+    def watched(path: str, *rest: Any, **named: Any) -> torch.Tensor:
+        mapped.append(path)
+        return from_file(path, *rest, **named)
+
+    monkeypatch.setattr(torch, "from_file", watched)
+    one, other = model(), model()
+    given = rows(300)
+    assert fit_exits(one, given).to_dict() == fit_exits(other, given, memory=0.0).to_dict()
+    assert len(mapped) == 1
+    assert not os.path.exists(mapped[0])
+    for a, b in zip(one.heads.parameters(), other.heads.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_labels_tell_the_accuracy_and_change_nothing_else() -> None:
+    given = rows(300)
+    plain = model()
+    answers = plain.predict(given).outputs.argmax(1).tolist()
+    labelled = [
+        {**row, "labels": label if place % 2 else 0}
+        for place, (row, label) in enumerate(zip(given, answers, strict=True))
+    ]
+    report, without = fit_exits(plain, labelled, disagreement=0.2), fit_exits(model(), given, disagreement=0.2)
+    assert report.disagreement == without.disagreement
+    assert math.isnan(without.plain_accuracy)
+    assert without.to_dict()["plain_accuracy"] is None
+    places = split_rows(given, 0).certify.tolist()
+    right = [labelled[place]["labels"] == answers[place] for place in places]
+    assert report.plain_accuracy == pytest.approx(sum(right) / len(right))
+    assert abs(report.exit_accuracy - report.plain_accuracy) <= report.disagreement
+
+
+def test_the_encoder_learns_too_from_a_frozen_copy_and_full_depth_may_move() -> None:
+    frozen = model(depth=1.0)
+    plain = frozen.classifier
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    given = rows(700)
+    own = fit_exits(frozen, given, speed_up=2.0)
+    deep = FinetunedClassifier.from_finetuned(plain, recipe="exits-deep")
+    report = fit_exits(deep, given, speed_up=2.0, encoder_lr=5e-3, encoder_epochs=6)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+    assert not all(torch.equal(value, before[name]) for name, value in deep.classifier.state_dict().items())
+    assert own.moved == 0
+    assert 0 < report.moved < 0.5
+    assert report.disagreement < own.disagreement
+    fresh = rows(300, seed=5)
+    expected = frozen.predict(fresh, policy=LastStep()).outputs.argmax(1)
+    found = deep.predict(fresh).outputs.argmax(1)
+    assert (found != expected).double().mean() <= report.level
+
+
+def test_curves_are_counted_from_the_certifying_rows() -> None:
+    made = model()
+    report = fit_exits(made, rows(400), disagreement=0.1)
+    curve = next(curve for curve in report.curves if curve.policy == report.kind)
+    place = curve.values.index(report.threshold)
+    assert curve.disagreement[place] == pytest.approx(report.disagreement)
+    assert curve.mean_exit_step[place] == pytest.approx(report.mean_exit_step)
+    assert curve.exits[place] == pytest.approx(report.exit_shares)
+    assert curve.promise[place] <= 0.1
+    assert list(curve.promise) == sorted(curve.promise)
+    assert all(low <= high for low, high in zip(curve.disagreement, curve.promise, strict=True))

@@ -83,7 +83,8 @@ class TestFiles:
 
     def test_the_files_are_json_and_safetensors(self, tmp_path: Path) -> None:
         make_model("bert").save_pretrained(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        names = ["README.md", "config.json", "model.safetensors", "ponder_classes.py"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["model_type"] == "ponder"
         assert config["encoder"]["model_type"] == "bert"

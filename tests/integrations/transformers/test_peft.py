@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
-from ponder.integrations.transformers import PonderForSequenceClassification, PonderForTokenClassification
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import (
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+    PonderTrainer,
+)
 from tests.integrations.transformers.test_task_models import answers, batch_for, labels_for, make
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -58,3 +64,12 @@ def test_lora_trains_the_heads_in_full_and_comes_back(
         merged.save_pretrained(tmp_path / "merged")
         loaded = kind.from_pretrained(tmp_path / "merged")
         assert torch.equal(answers(loaded(**batch)), answers(merged(**batch)))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_heads_that_would_never_learn_are_refused(tmp_path: Path) -> None:
+    model = make(PonderForSequenceClassification, "bert")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ArgumentError, match=r"modules_to_save=model\.head_names"):
+        PonderTrainer(model=wrapped, args=arguments)

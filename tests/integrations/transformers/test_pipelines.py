@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ponder.errors import ArgumentError
@@ -21,6 +20,7 @@ from ponder.integrations.transformers import (
     pipeline,
 )
 from ponder.policies import FixedStep
+from tests.integrations.transformers.encoders import make_tokenizer
 from tests.integrations.transformers.test_task_models import make
 
 TEXTS = ["a b c", "d e f g h i", "b"]
@@ -29,10 +29,7 @@ make_pipeline = pytest.mark.parametrize("build", [pipeline, transformers.pipelin
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = {"[UNK]": 3, "[PAD]": 1, **{letter: 5 + n for n, letter in enumerate("abcdefghi")}}
-    tokens = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[PAD]")
+    return make_tokenizer()
 
 
 def by_hand(model: Any, tokenizer: Any, text: str, **options: Any) -> Any:
@@ -79,8 +76,22 @@ def test_tokens_are_classified(tokenizer: Any, batch_size: int) -> None:
         scores = by_hand(model, tokenizer, text, policy=FixedStep(2)).logits.softmax(-1)[0]
         assert [token["word"] for token in found] == text.split()
         assert [token["score"] for token in found] == pytest.approx(scores.amax(-1).tolist(), rel=1e-4)
-    with pytest.raises(ArgumentError, match="exit_step: expected None for a token-classification"):
-        tag("a b", exit_step=True)
+        assert "exit_step" not in found[0]
+    for text, found in zip(TEXTS, tag(TEXTS, exit_step=True), strict=True):
+        out = by_hand(model, tokenizer, text)
+        assert [token["exit_step"] for token in found] == [int(out.exit_step)] * len(text.split())
+
+
+def test_words_are_grouped_with_their_exit(tokenizer: Any) -> None:
+    model = make(PonderForTokenClassification, "bert")
+    tag, plain = (
+        build("ner", model, tokenizer=tokenizer, device="cpu", aggregation_strategy="simple", ignore_labels=[])
+        for build in (pipeline, transformers.pipeline)
+    )
+    found = tag("a b c", exit_step=True)
+    assert found
+    assert [{name: group[name] for name in group if name != "exit_step"} for group in found] == plain("a b c")
+    assert {group["exit_step"] for group in found} == {int(by_hand(model, tokenizer, "a b c").exit_step)}
 
 
 def test_texts_are_embedded(tokenizer: Any) -> None:
@@ -88,6 +99,8 @@ def test_texts_are_embedded(tokenizer: Any) -> None:
     embed = pipeline("feature-extraction", model, tokenizer=tokenizer, device="cpu")
     found = embed("a b c", policy=FixedStep(2), return_tensors=True)
     torch.testing.assert_close(found, by_hand(model, tokenizer, "a b c", policy=FixedStep(2)).pooler_output)
+    with pytest.raises(ArgumentError, match="exit_step: expected None for a feature-extraction"):
+        embed("a b", exit_step=True)
 
 
 def test_images_are_classified() -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from ponder import recipes
+from ponder import StepDistribution, recipes
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.objectives import FinalStep
@@ -511,9 +511,67 @@ class TestLogs:
         exits = model.eval().predict([{"input_ids": row["input_ids"]} for row in data]).exit_step
         assert trainer.evaluate()["eval_exit_step"] == pytest.approx(exits.double().mean().item())
 
-    def test_label_smoothing_of_the_last_step_alone_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ArgumentError, match="label_smoothing_factor: expected 0"):
-            make_trainer(make_model("albert"), tmp_path, label_smoothing_factor=0.1)
+    def test_the_loss_of_every_step_is_logged_where_the_trainer_reports_to(self, tmp_path: Path) -> None:
+        class Board(TrainerCallback):
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+                seen.append(logs)
+
+        seen: list[dict[str, float]] = []
+        model = make_model("bert")
+        trainer = make_trainer(model, tmp_path, learning_rate=0.0, num_train_epochs=1)
+        trainer.add_callback(Board)
+        switch_dropout_off(model)
+        trainer.train()
+        (logged,) = [logs for logs in seen if "loss" in logs]
+        batch = Collator()(examples())
+        logits = model.train()(**batch).step_logits
+        for step, of_step in enumerate(logits.unbind(1), start=1):
+            expected = nn.functional.cross_entropy(of_step, batch["labels"]).item()
+            assert logged[f"loss_step_{step}"] == pytest.approx(expected, rel=1e-4)
+        assert f"loss_step_{model.ponder.num_steps + 1}" not in logged
+
+
+class TestLabelSmoothing:
+    """Trainer's own would smooth the loss of the last step, and the Lambda head would learn nothing."""
+
+    def test_every_step_is_smoothed_and_the_lambda_head_learns(self, tmp_path: Path) -> None:
+        model = make_model("bert")
+        switch_dropout_off(model)
+        trainer = make_trainer(model, tmp_path, label_smoothing_factor=0.2)
+        batch, task = Collator()(examples()[:6]), model.ponder.task
+        loss = trainer.compute_loss(model.train(), dict(batch))
+        assert model.ponder.task is task, "the model keeps its own"
+        out = model(**{name: value for name, value in batch.items() if name != "labels"})
+        halting = StepDistribution.from_hazard_logits(out.hazard_logits)
+        each = [
+            nn.functional.cross_entropy(of_step, batch["labels"], reduction="none", label_smoothing=0.2)
+            for of_step in out.step_logits.unbind(1)
+        ]
+        prior = model.ponder.prior(model.ponder.num_steps)
+        divergence = (halting.pmf * (halting.log_pmf - prior.log_pmf)).sum(1)
+        expected = (halting.pmf * torch.stack(each, 1)).sum(1) + model.ponder.objective.beta * divergence
+        assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+        loss.backward()
+        assert all(bool(weight.grad.any()) for weight in model.ponder.lambda_head.parameters())
+        before = weights_of(model)
+        trainer.train()
+        assert any(name.startswith("ponder.lambda_head.") for name in moved(before, model))
+
+    def test_labels_that_are_no_classes_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match="label_smoothing: expected 0"):
+            make_trainer(make_model("albert", num_labels=1), tmp_path, label_smoothing_factor=0.1)
+
+    def test_soft_labels_and_none(self, tmp_path: Path) -> None:
+        """A float a class, and −100 for a row that has no label, as they come out of a collator."""
+        data = [{**example, "labels": [0.25, 0.75]} for example in examples()]
+        trainer = make_trainer(make_model("bert"), tmp_path / "soft", data=data, eval_dataset=data, num_train_epochs=1)
+        trainer.train()
+        assert math.isfinite(trainer.evaluate()["eval_loss"])
+        model = make_model("bert").eval()
+        some = [{**example, "labels": -100 if n % 2 else example["labels"]} for n, example in enumerate(examples())]
+        with torch.no_grad():
+            found, expected = model(**Collator()(some)).loss, model(**Collator()(examples()[::2])).loss
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_one_call_trains_all_stages(tmp_path: Path) -> None:

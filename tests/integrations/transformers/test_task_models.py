@@ -16,7 +16,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.integrations.transformers import (
     PonderForAudioClassification,
     PonderForImageClassification,
@@ -233,6 +233,21 @@ def test_dtype_and_attention_of_an_encoder_that_is_loaded(tmp_path: Path) -> Non
     assert plain.encoder.config._attn_implementation == "sdpa"
     with pytest.raises(ArgumentError, match="dtype: expected None for an encoder that is loaded already"):
         build(encoder, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("where", ["cpu", {"": "cpu"}])
+def test_a_device_map_is_honoured_by_folders_of_both_kinds(where: Any, tmp_path: Path) -> None:
+    tiny_encoder(BY_NAME["bert"]).save_pretrained(tmp_path / "encoder")
+    model = PonderForSequenceClassification.from_encoder(tmp_path / "encoder", device_map=where).eval()
+    with pytest.raises(PonderError, match="abacus"):
+        PonderForSequenceClassification.from_encoder(tmp_path / "encoder", device_map="abacus")
+    model.save_pretrained(tmp_path / "whole")
+    again = PonderForSequenceClassification.from_pretrained(tmp_path / "whole", device_map=where)
+    batch = batch_for(model)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+    with pytest.raises(ArgumentError, match="device_map: expected None for an encoder that is loaded already"):
+        PonderForSequenceClassification.from_encoder(tiny_encoder(BY_NAME["bert"]), device_map=where)
 
 
 def test_layers_of_the_encoder_are_never_split() -> None:

@@ -75,7 +75,7 @@ class TestTeaching:
         keys = set(model.state_dict())
         model.start_stage(second)
         assert set(model.state_dict()) == keys  # the teacher is no part of the model
-        assert model.ponder._teacher.module.model is not model
+        assert model.ponder._teacher.module is not model.ponder
         head = model.ponder.head.heads
         assert all(torch.equal(each[-1].weight, head[-1][-1].weight) for each in head)
         make_trainer(model, tmp_path / "second").train()

@@ -57,7 +57,8 @@ class Drive:
         request = Request(self.stepper.reader.read(example), policy, row_id, self.now, deadline, given)
         request.future.add_done_callback(lambda done: self.scheduler.cancel(request) if done.cancelled() else None)
         self.waiting.put(request, False, None)
-        self.scheduler.expect(request)
+        if deadline is not None:
+            self.scheduler.expect(request)
         self.requests.append(request)
         return request
 

@@ -1,0 +1,57 @@
+"""What a result says about the process that made it: versions, commit and device, and nothing of the machine."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["environment"]
+
+_PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and device of this process, without anything that names the machine."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": _command(sys.argv),
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _command(argv: Sequence[str]) -> str:
+    """How this process was started; of absolute paths the last part alone, since others mean one machine."""
+    program = Path(argv[0])
+    if program.name != "__main__.py" or "benchmarks" not in program.parts:
+        return "library"
+    arguments = (re.sub(r"(^|=)/\S*?([^/\s]*)/?$", r"\1\2", argument) for argument in argv[1:])
+    return " ".join([f"python -m benchmarks.{program.parent.name}", *arguments])
+
+
+def _git(*arguments: str) -> str | None:
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
+    try:
+        return str(subprocess.run(["git", *arguments], **options).stdout).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.finetuned`."""
+
+from benchmarks.finetuned.cli import main
+
+main()

@@ -1,0 +1,61 @@
+"""The command line, `python -m benchmarks.finetuned demo|run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.command_line import MAX_SEED, check_folder, check_writable, run_app
+from benchmarks.finetuned import demo as demonstration
+from benchmarks.finetuned.run import run
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Backbone = Annotated[str, typer.Option(help="An embedded backbone, a folder, or a hub name.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of texts, training and splits.")]
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder of models and report.")] = Path("demo"),
+    backbone: Backbone = "minilm",
+    scale: Annotated[float, typer.Option(min=0.01, max=10.0, help="Share of the default number of texts.")] = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """A classifier of generated reviews gets exits: a promise, and the seconds that they save."""
+    demonstration.demo(out, backbone=backbone, scale=scale, seed=seed)
+
+
+@app.command("run")
+def run_command(
+    task: Annotated[str, typer.Option(help="SST-2, CoLA, Banking77, …: a task of single texts with classes.")],
+    glue_dir: Annotated[Path | None, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")] = None,
+    text_dir: Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")] = None,
+    backbone: Backbone = "minilm",
+    train: Annotated[int, typer.Option(min=16, help="Training texts that fine-tune, at most.")] = 6000,
+    texts: Annotated[int, typer.Option(min=50, help="Other training texts, which the exits get.")] = 3000,
+    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 1,
+    lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-4,
+    disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.01,
+    deep: Annotated[bool, typer.Option("--deep", help="Let the encoder learn too.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Export to int8 as well.")] = False,
+    seed: Seed = 0,
+    work: Annotated[Path, typer.Option(help="Folder of models.")] = Path("runs/finetuned"),
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("benchmarks/results/finetuned"),
+) -> None:
+    """Fine-tune on a part of a task's training texts, fit exits on others, and hold both against the labelled ones."""
+    check_folder("--glue-dir", glue_dir)
+    check_folder("--text-dir", text_dir)
+    check_writable(out)
+    check_writable(work, "--work")
+    settings = {"train": train, "texts": texts, "epochs": epochs, "lr": lr, "disagreement": disagreement, "seed": seed}
+    folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
+    run(task, backbone, settings, folders, work, out, deep=deep, int8=int8)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)

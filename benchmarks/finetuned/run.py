@@ -1,0 +1,140 @@
+"""A measurement: fine-tune on some training texts, fit exits on others, and look at both on the texts with labels.
+
+Nothing is chosen on the reported texts: those that fit the exits are training texts on which the model was not
+fine-tuned, and the split that is reported is only answered.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from benchmarks import tasks
+from benchmarks.finetuned.training import fine_tune
+from ponder._utils.files import read_json, write_json
+from ponder._utils.validation import check_real
+from ponder.cli import exits, export
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import FinetunedClassifier
+from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
+from ponder.policies import LastStep
+
+__all__ = ["run"]
+
+
+def run(
+    name: str,
+    backbone: str,
+    settings: Mapping[str, Any],
+    folders: Mapping[str, Path | None],
+    work: Path,
+    out: Path,
+    *,
+    deep: bool,
+    int8: bool,
+) -> dict[str, Any]:
+    """Measure one task, and write `<out>/<task>-<backbone>-<recipe>-s<seed>.json`.
+
+    Args:
+        name: A task of single texts with classes.
+        backbone: As for `benchmarks.backbones.resolve`.
+        settings: `train`, `texts`, `epochs`, `lr`, `disagreement`, `seed`.
+        folders: By option, where data lie.
+        work: Folder of models; a plain one that is there is used again.
+        out: Folder of results.
+        deep: Let the encoder learn too.
+        int8: Export to int8 as well.
+
+    Raises:
+        ArgumentError: A task of pairs or numbers.
+        DataError: Its data cannot be read.
+    """
+    check_real("--lr", settings["lr"], 0.0, 1.0, open_low=True)
+    check_real("--disagreement", settings["disagreement"], 0.0, 1.0, open_low=True, open_high=True)
+    task, seed = tasks.get(name), int(settings["seed"])
+    if task.kind != "classification":
+        raise ArgumentError("task", expected="classes", got=f"{task.name}, {task.kind}", remedy="Choose SST-2, say.")
+    splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
+    source = splits["train"].shuffle(seed=seed)
+    if "sentence2" in source.column_names:
+        raise ArgumentError("task", expected="single texts", got=f"{task.name}, of pairs", remedy="Choose SST-2, say.")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    train = source.select(range(min(settings["train"], len(source))))
+    rest = source.select(range(len(train), min(len(train) + settings["texts"], len(source))))
+    test = splits[task.dev_splits[0]]
+    names = list(source.features["label"].names)
+    stem = f"{task.name.lower()}-{backbone}"
+    plain = work / f"{stem}-s{seed}" / "plain"
+    if not (plain / "model.safetensors").is_file():
+        fine_tune(
+            backbone,
+            train["sentence1"],
+            train["label"],
+            names,
+            plain,
+            epochs=settings["epochs"],
+            lr=settings["lr"],
+            seed=seed,
+            progress=sys.stderr.isatty(),
+        )
+    texts = plain.parent / "texts.csv"
+    with texts.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text"], *([text.replace("\n", " ")] for text in rest["sentence1"])])
+    recipe = "exits-deep" if deep else "exits"
+    folder = plain.parent / recipe
+    options = {"disagreement": settings["disagreement"], "confidence": 0.95, "speed_up": None, "seed": seed}
+    card = exits.run(str(plain), texts, folder, [], None, options, deep=deep, as_json=False)
+    result: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks.finetuned", *_arguments()]),
+        "task": task.name,
+        "backbone": backbone,
+        "settings": dict(settings),
+        "recipe": recipe,
+        "machine": {"threads": torch.get_num_threads(), "processor": platform.machine(), "torch": torch.__version__},
+        "plain_fine_tuned_on": len(train),
+        "exits": {key: value for key, value in card.items() if key != "exit_shares"},
+        "test": _on_test(plain, folder, test["sentence1"], test["label"]),
+    }
+    if int8:
+        target = plain.parent / f"{recipe}-int8"
+        export.run(
+            folder, target, texts, [], int8=True, disagreement=settings["disagreement"], confidence=0.95, as_json=False
+        )
+        result["int8"] = read_json(target / export.CARD)
+    write_json(out / f"{stem}-{recipe}-s{seed}.json", result)
+    return result
+
+
+def _arguments() -> list[str]:
+    """The words of the command line, without folders of this machine."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if word in ("--glue-dir", "--text-dir", "--work", "--out"):
+            next(words, None)
+        else:
+            kept.append(word)
+    return kept
+
+
+def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> dict[str, Any]:
+    """Accuracy of the plain model and of the exits on the reported split, and how often answers differ there."""
+    model, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
+    own = FinetunedClassifier.from_finetuned(plain)
+    rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model.config)).rows
+    truth, found = torch.tensor(labels), model.predict(rows)
+    answers, full = found.outputs.argmax(-1), own.predict(rows, policy=LastStep()).outputs.argmax(-1)
+    return {
+        "rows": len(rows),
+        "plain_accuracy": (full == truth).double().mean().item(),
+        "exit_accuracy": (answers == truth).double().mean().item(),
+        "disagreement": (answers != full).double().mean().item(),
+        "mean_exit_step": found.exit_step.double().mean().item(),
+    }

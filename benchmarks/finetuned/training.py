@@ -1,0 +1,92 @@
+"""Plain fine-tuning of a sequence classifier of Transformers: what a user of `ponder exits` has done already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from benchmarks.backbones import resolve
+from ponder._utils.progress import progress_bar
+
+__all__ = ["accuracy", "fine_tune"]
+
+_BATCH = 32
+_LONGEST = 64  # tokens
+_WARM_UP = 0.1  # of all updates
+
+
+def fine_tune(
+    backbone: str,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    names: Sequence[str],
+    folder: Path,
+    *,
+    epochs: int,
+    lr: float,
+    seed: int,
+    progress: bool,
+) -> PreTrainedModel:
+    """Fine-tune a backbone with a new head, and save it with its tokenizer, as anyone would.
+
+    Args:
+        backbone: As for `benchmarks.backbones.resolve`.
+        texts: To learn from.
+        labels: Their classes.
+        names: Of the classes.
+        folder: Where model and tokenizer are saved.
+        epochs: Passes.
+        lr: Learning rate after a warm-up of a tenth of all updates; it falls to 0 in a straight line.
+        seed: Of the new head and of the order.
+        progress: Show a progress bar.
+    """
+    torch.manual_seed(seed)
+    source = str(resolve(backbone))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        source,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: place for place, name in enumerate(names)},
+    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    total = epochs * -(-len(texts) // _BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    with progress_bar("fine-tuning", total, shown=progress) as advance:
+        for _ in range(epochs):
+            for places in torch.randperm(len(texts), generator=generator).split(_BATCH):
+                batch = _batch(tokenizer, [texts[place] for place in places.tolist()])
+                model(**batch, labels=torch.tensor([labels[place] for place in places.tolist()])).loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                optimiser.zero_grad()
+                schedule.step()
+                advance(1)
+    model.eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    trained: PreTrainedModel = model
+    return trained
+
+
+def accuracy(model: PreTrainedModel, folder: Path, texts: Sequence[str], labels: Sequence[int]) -> float:
+    """The share of texts whose class a model finds; its tokenizer is in `folder`."""
+    tokenizer, right = AutoTokenizer.from_pretrained(folder), 0
+    with torch.inference_mode():
+        for start in range(0, len(texts), _BATCH):
+            part = slice(start, start + _BATCH)
+            found = model(**_batch(tokenizer, texts[part])).logits.argmax(-1)
+            right += int((found == torch.tensor(labels[part])).sum())
+    return right / len(texts)
+
+
+def _batch(tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
+    return dict(tokenizer(list(texts), padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"))

@@ -1,0 +1,1 @@
+"""The figures of README and documentation, from committed results and from the library itself; nothing is measured."""

@@ -1,0 +1,215 @@
+"""Each figure: what it reads of `benchmarks/results`, or computes by a few lines of the library, and its drawing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.figures import new_figure, save_svg
+from ponder import StepDistribution, priors
+
+__all__ = ["FIGURES", "draw"]
+
+RESULTS = Path(__file__).parents[1] / "results"
+TASK, BACKBONE = "sst-2", "minilm"
+_RECIPES = {"ponder": "#0072B2", "fastbert": "#009E73", "palbert-joint": "#D55E00", "pabee": "#CC79A7"}
+_GREY = "#666666"
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 10,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+def _json(pattern: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
+
+
+# ---- What exits gain -----------------------------------------------------------------------------------------------
+
+
+def headline(figure: Any) -> None:
+    """Left: score against speed-up on a GLUE task. Right: steps against difficulty, on puzzles."""
+    left, right = figure.subplots(1, 2)
+    _score_by_speed_up(left)
+    _steps_by_difficulty(right)
+
+
+def score(figure: Any) -> None:
+    """Score against speed-up on a GLUE task, with the plain model and smaller models beside it."""
+    _score_by_speed_up(figure.subplots())
+
+
+def _score_by_speed_up(axes: Any) -> None:
+    for recipe, color in _RECIPES.items():
+        of_seeds = [_curve(result, "confidence") for result in _json(f"glue/{TASK}-{BACKBONE}-{recipe}-s*.json")]
+        if of_seeds and all(of_seeds):
+            grid = [1 + 0.1 * place for place in range(31)]
+            means = [statistics.fmean(_read(curve, speed_up) for curve in of_seeds) for speed_up in grid]
+            axes.plot(grid, means, color=color, label=recipe, linewidth=2)
+    full = [_score(result) for result in _json(f"glue/{TASK}-{BACKBONE}-vanilla-s*.json")]
+    axes.axhline(statistics.fmean(full), color=_GREY, linestyle="--", label="plain model, all layers")
+    smaller: dict[float, list[float]] = {}
+    for result in _json(f"glue/{TASK}-{BACKBONE}-static-s*.json"):
+        smaller.setdefault(result["speed_up"]["steps"], []).append(_score(result))
+    means = [statistics.fmean(scores) for scores in smaller.values()]
+    axes.plot(list(smaller), means, "D", color=_GREY, label="plain model, fewer layers")
+    axes.set(xlabel="speed-up in steps", ylabel="accuracy", title="SST-2, MiniLM (6 layers)")
+    axes.xaxis.set_major_formatter("×{x:.1f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.legend(loc="lower left")
+
+
+def _score(result: dict[str, Any]) -> float:
+    return float(result["splits"]["dev"]["exits"]["score"])
+
+
+def _curve(result: dict[str, Any], policy: str) -> list[tuple[float, float]]:
+    """(speed-up in steps, score) of every threshold, the slowest first."""
+    for curve in result["splits"]["dev"]["curves"]:
+        if curve["policy"] == policy:
+            points = curve["points"]
+            pairs = zip(points["mean_exit_step"], points["score"], strict=True)
+            return sorted((result["num_steps"] / step, found) for step, found in pairs)
+    return []
+
+
+def _read(curve: list[tuple[float, float]], speed_up: float) -> float:
+    """The score at a speed-up, on straight lines between the thresholds that were tried."""
+    for (low, first), (high, last) in itertools.pairwise(curve):
+        if low <= speed_up <= high:
+            return first + (last - first) * (speed_up - low) / max(high - low, 1e-9)
+    return float("nan")
+
+
+def _steps_by_difficulty(axes: Any) -> None:
+    results = _json("puzzles/prefix-sums-looped-s*.json")
+    for way, color in (("converged", "#D55E00"), ("oracle", _GREY)):
+        levels: dict[int, list[float]] = {}
+        for result in results:
+            for level in result["ways"][way]["test"]["by_level"]:
+                levels.setdefault(level["level"], []).append(level["mean_steps"])
+        label = "steps taken (the answer rests)" if way == "converged" else "fewest that solve it (oracle)"
+        style = "-" if way == "converged" else ":"
+        means = [statistics.fmean(steps) for steps in levels.values()]
+        axes.plot(list(levels), means, style, marker="o", markersize=4, color=color, label=label)
+    axes.axvline(32, color=_GREY, linewidth=0.8, linestyle="--", label="trained up to here")
+    axes.set(xlabel="bits of the problem (difficulty)", ylabel="mean exit step", title="Prefix sums, a looped solver")
+    axes.legend(loc="upper left")
+
+
+# ---- What a threshold does, what promises hold, what a step is worth ------------------------------------------------
+
+
+def threshold(figure: Any) -> None:
+    """Score and mean exit step against the threshold of `Confidence`, on a GLUE task."""
+    (result,) = _json(f"glue/{TASK}-{BACKBONE}-fastbert-s0-*.json")
+    points = next(c["points"] for c in result["splits"]["dev"]["curves"] if c["policy"] == "confidence")
+    left, right = figure.subplots(1, 2, sharex=True)
+    values = points.get("threshold", points.get("knob"))
+    left.plot(values, points["score"], marker=".", color="#0072B2")
+    left.set(xlabel="threshold of Confidence", ylabel="accuracy", title="Quality", xlim=(0.5, 1.01))
+    left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    right.plot(values, points["mean_exit_step"], marker=".", color="#D55E00")
+    right.set(xlabel="threshold of Confidence", ylabel="mean exit step (of 6)", title="Depth", ylim=(0, 6.2))
+
+
+def promises(figure: Any) -> None:
+    """How often a promise is broken, against how often it may be."""
+    axes = figure.subplots()
+    (found,) = _json("risk/risk.json")
+    rows = [row for row in found["outcomes"] if row["scene"] == "synthetic" and row["bound"] != "conformal"]
+    rows = [row for row in rows if row["risk"] in ("disagreement", "error_gap")]
+    labels = [f"{row['risk'].replace('_', ' ')}, {row['bound'].replace('_', ' ')}" for row in rows]
+    axes.barh(labels, [row["violations"] for row in rows], color="#0072B2")
+    axes.axvline(0.05, color="#D55E00", linestyle="--", label="allowed: 5%")
+    axes.set(xlabel="share of 1,000 certificates whose risk is above the level", xlim=(0, 0.07))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.invert_yaxis()
+    axes.legend(loc="center right")
+
+
+def speed(figure: Any) -> None:
+    """Left: the part of the saved steps that is saved time. Right: exits and int8 together."""
+    left, right = figure.subplots(1, 2)
+    (told,) = _json("speed/exiting.json")
+    for mix, color in (("early-heavy", "#D55E00"), ("uniform", "#0072B2"), ("late-heavy", "#009E73")):
+        rows = [each for each in told["figures"] if f", {mix}, " in each["case"]]
+        sizes = [each["case"].rpartition(" ")[2] for each in rows]
+        left.plot(sizes, [each["value"] for each in rows], marker="o", color=color, label=f"{mix} exits")
+    left.axhline(1, color=_GREY, linestyle="--")
+    left.set(
+        xlabel="rows of a batch", ylabel="speed-up in time ÷ in steps", title="ALBERT-base, 12 steps", ylim=(0.6, 1.1)
+    )
+    left.legend(loc="lower right")
+    (told,) = _json("speed/exporting.json")
+    ways = ("PyTorch, exits", "fp32", "fp32, exits", "int8", "int8, exits")
+    values = {each["figure"]: each["value"] for each in told["figures"] if each["case"] == "MiniLM, 8 × 32"}
+    right.barh(ways, [values[f"speed-up of {way} over PyTorch fp32"] for way in ways], color="#0072B2")
+    right.axvline(1, color=_GREY, linestyle="--")
+    right.set(xlabel="throughput ÷ PyTorch fp32", title="MiniLM, 8 rows of 32 tokens, onnxruntime")
+    right.invert_yaxis()
+
+
+# ---- Mathematics ---------------------------------------------------------------------------------------------------
+
+
+def halting(figure: Any) -> None:
+    """Hazards, and the distribution that they induce."""
+    left, right = figure.subplots(1, 2)
+    hazards = torch.tensor([0.05, 0.1, 0.3, 0.6, 0.5, 0.5])
+    found = StepDistribution.from_hazard_logits(torch.logit(hazards))
+    steps = list(range(1, 7))
+    left.bar(steps, hazards.tolist(), color=["#0072B2"] * 5 + ["#CCCCCC"])
+    left.set(xlabel="step n", ylabel="hazard λ (the last is ignored)", title="Stop here?", ylim=(0, 1))
+    right.bar(steps, found.pmf.tolist(), color="#0072B2", label="p(n): stops at n")
+    right.step(steps, found.cdf(torch.tensor(steps)).tolist(), where="mid", color="#D55E00", label="stopped by n")
+    right.axhline(0.5, color=_GREY, linestyle="--", linewidth=0.8)
+    right.set(xlabel="step n", ylabel="probability", title="Halting distribution", ylim=(0, 1.05))
+    right.legend(loc="upper left")
+
+
+def prior(figure: Any) -> None:
+    """Priors over twelve steps."""
+    axes = figure.subplots()
+    for one in (priors.Geometric(0.1), priors.Uniform(), priors.Poisson(5.0), priors.Normal(6.0, 2.0)):
+        axes.plot(range(1, 13), one(12).pmf.tolist(), marker=".", label=repr(one))
+    axes.set(xlabel="step", ylabel="p(n)", ylim=(0, None))
+    axes.legend()
+
+
+FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
+    "headline": (headline, (9.0, 3.6)),
+    "score": (score, (5.5, 3.6)),
+    "threshold": (threshold, (8.0, 3.0)),
+    "promises": (promises, (7.0, 2.8)),
+    "speed": (speed, (9.0, 3.2)),
+    "halting": (halting, (8.0, 3.0)),
+    "prior": (prior, (6.0, 3.0)),
+}
+"""What is drawn, and how large, in inches."""
+
+
+def draw(folder: Path, names: list[str]) -> Iterator[Path]:
+    """Draw figures into a folder, and name the files one by one."""
+    import matplotlib as mpl
+
+    for name in names:
+        paint, size = FIGURES[name]
+        with mpl.rc_context(_STYLE):
+            figure, path = new_figure(*size), folder / f"{name}.svg"
+            paint(figure)
+            save_svg(path, figure)
+        path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+        yield path

@@ -1,0 +1,91 @@
+"""Curves: what every value of a policy's threshold gives, from the full-depth trajectory alone, as a run keeps it.
+
+An entry of `splits.<split>.curves` of a result holds `policy` (the name
+of its family), `knob` (the name of the threshold), `cost_unit` (``"flops"`` or ``"steps"``, relative to full depth
+without exits), and `points`, one list a column.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.glue.results import Result
+from ponder import Trajectory
+from ponder.analysis.sweeps import Curve, Point, sweep
+from ponder.cost import Cost
+from ponder.errors import ArgumentError
+from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
+
+__all__ = ["SPEED_UPS", "read_curve", "record_curves"]
+
+SPEED_UPS = (1.5, 2.0, 3.0)
+"""In steps, at which policies are compared."""
+
+_VALUES = 21
+_KNOB = "knob"  # what files have called the threshold since the first
+
+
+def record_curves(
+    trajectory: Trajectory, policy: ExitPolicy, score: Callable[[Tensor, Tensor], float], cost: Cost | None = None
+) -> list[dict[str, Any]]:
+    """Sweep the threshold of a recipe's policy, first, and of the others that its model can be run with.
+
+    A policy that reads nothing (full depth, a fixed step) has no curve. `score` is given outputs at the exits
+    `(batch, labels)` and labels, and `cost` is the mean cost of an example; steps are counted where it is None. Numbers
+    are rounded to six digits.
+    """
+    if not policy.needs:
+        return []
+    others: list[ExitPolicy] = [] if trajectory.hazard_logits is None else [Quantile(0.5)]
+    if trajectory.task != "regression":
+        others += [Patience(1), Entropy(0.2), Confidence(0.9)]
+    own = [policy] if policy.tunable is not None else []
+    families = [*own, *(other for other in others if type(other) is not type(policy))]
+    return [_entry(trajectory, family, score, cost) for family in families]
+
+
+def _entry(
+    trajectory: Trajectory, family: ExitPolicy, score: Callable[[Tensor, Tensor], float], cost: Cost | None
+) -> dict[str, Any]:
+    assert family.tunable is not None
+    values = family.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
+    costs = None if cost is None else cost.cumulative(family.needs)
+    curve = sweep(trajectory, family, [v for v in values if _fits(family, v, trajectory)], metric=score, costs=costs)
+    columns = {_KNOB if name == "threshold" else name: values for name, values in curve.to_dict().items()}
+    if costs is not None:  # a sweep is relative to its own last step, which pays for what the policy reads
+        columns["cost"] = [value * float(costs[-1]) for value in columns["cost"]]
+    kept = {
+        name: [round(value, 6) for value in values]
+        for name, values in columns.items()
+        if all(map(math.isfinite, values))
+    }
+    unit = "steps" if cost is None else "flops"
+    return {"policy": family.to_dict()["name"], "knob": curve.threshold, "cost_unit": unit, "points": kept}
+
+
+def _fits(family: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
+    try:
+        trajectory.check(family.with_threshold(value))
+    except ArgumentError:
+        return False
+    return True
+
+
+def read_curve(run: Result, policy: str) -> Curve | None:
+    """The curve of a family of policies over the reported splits (two for MNLI, of which it is the mean), or None."""
+    entries = [entry for split in run.reported for entry in split.get("curves") or [] if entry["policy"] == policy]
+    if not entries or len(entries) != len(run.reported):
+        return None
+    nothing = [math.nan] * len(entries[0]["points"][_KNOB])
+    columns = [
+        [statistics.fmean(values) for values in zip(*(e["points"].get(name, nothing) for e in entries), strict=True)]
+        for name in (_KNOB, "score", "mean_exit_step", "cost", "agreement")
+    ]
+    points = tuple(Point(*values) for values in zip(*columns, strict=True))
+    full = Point(math.nan, run.score("full_depth"), float(run["num_steps"]), 1.0, 1.0)
+    return Curve(entries[0]["knob"], "score", points, (), full)

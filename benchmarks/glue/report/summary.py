@@ -1,0 +1,132 @@
+"""Do exits pay? The runs of the suites `pays` in a few numbers: all recipes at the same mean exit step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.glue.report.figures import drawn
+from benchmarks.glue.report.groups import BLIND, Groups, choose
+from benchmarks.glue.report.tables import at_equal_cost
+from benchmarks.glue.results import Result
+from benchmarks.glue.sweeping import suite as suites
+from ponder.pages import Block, Table, Text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["COMPARED", "headline", "is_of_suite", "summary"]
+
+COMPARED = ("vanilla", "ponder", "palbert", "pabee", BLIND, "static")
+_SUITES = {"minilm": "pays", "mpnet": "pays-mpnet"}
+_SPEED_UPS = (1.0, 1.5, 2.0, 3.0)
+_Scores = dict[str, float | None]
+
+
+def is_of_suite(result: Result) -> bool:
+    """Whether a run is one of the suite `pays` of its backbone: its configuration, and so its key, stands there."""
+    return result.path is not None and result.path.stem in _keys(result["backbone"])
+
+
+@cache
+def _keys(backbone: str) -> set[str]:
+    cells = suites.get(_SUITES[backbone]).cells(backbone) if backbone in _SUITES else []
+    return {run.key for cell in cells for point in cell.points for run in cell.finals(point)}
+
+
+def summary(results: Sequence[Result]) -> dict[str, Any]:
+    """Scores in percent by backbone and speed-up in steps: of every task, and their macro average.
+
+    Each is a median over the seeds that are there; what has no runs, and what a curve does not reach, is None. Under
+    ``"1"`` stand `vanilla` and the others at full depth; elsewhere recipes left by their own policies at that mean exit
+    step, the best blind choice on the models of `ponder`, and the encoder cut there. The macro average is over the
+    tasks on which all of these recipes have runs, of those recipes that have any.
+    """
+    made: dict[str, Any] = {}
+    for backbone, groups in _by_backbone(results).items():
+        made[backbone] = {}
+        for speed_up in _SPEED_UPS:
+            found = {task: _scores_at(groups, task, speed_up) for task in suites.get(_SUITES[backbone]).tasks}
+            scores = {"macro": _macro(found, _common(groups)), "tasks": found}
+            made[backbone][f"{speed_up:g}"] = scores
+    return made
+
+
+def headline(results: Sequence[Result]) -> list[Block]:
+    """A figure and a table: the macro averages of `summary`, and over which tasks and seeds they are."""
+    panels, rows, notes = {}, [], []
+    for (backbone, numbers), groups in zip(summary(results).items(), _by_backbone(results).values(), strict=True):
+        common = _common(groups)
+        if common:
+            counts = sorted({len(group.runs) for (_, task), group in groups.items() if task in common})
+            seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+            notes.append(f"`{backbone}`: {', '.join(common)} (seeds: {seeds})")
+            panels[f"{backbone}, {len(common)} tasks"] = [partial(_draw, groups)]
+        for name in COMPARED:
+            scores = [numbers[f"{speed_up:g}"]["macro"][name] for speed_up in _SPEED_UPS]
+            if any(scores):
+                rows.append([backbone, name, *("–" if score is None else f"{score:.1f}" for score in scores)])
+    if not rows:
+        return [Text("There are no runs of the suites `pays` yet.")]
+    caption = (
+        "Score against speed-up in steps, macro over the tasks that all have: recipes left by their own policies, one "
+        "step or a coin for all rows (blind), and the encoder cut and fine-tuned so (static)."
+    )
+    head = ["backbone", "", *(f"×{speed_up:g}" for speed_up in _SPEED_UPS)]
+    note = f"Macro over the tasks that all recipes with runs have, medians over seeds. {'; '.join(notes)}."
+    return [*drawn("pays", caption, panels), Table(head, rows), Text(note)]
+
+
+def _by_backbone(results: Sequence[Result]) -> dict[str, Groups]:
+    runs = [result for result in results if is_of_suite(result)]
+    return {name: choose(run for run in runs if run["backbone"] == name)[0] for name in _SUITES}
+
+
+def _common(groups: Groups) -> list[str]:
+    """The tasks on which every compared recipe has runs, of those recipes that have any."""
+    of_recipe = [{task for (_, task), it in groups.items() if it.runs[0]["recipe"] == name} for name in COMPARED]
+    present = [tasks for tasks in of_recipe if tasks]
+    return sorted(set.intersection(*present)) if present else []
+
+
+def _scores_at(groups: Groups, task: str, speed_up: float) -> _Scores:
+    """Of `COMPARED` on one task, in percent."""
+    if speed_up == 1.0:
+        known = {
+            name: 100 * statistics.median(run.score("full_depth") for run in groups[name, task].runs)
+            for name in COMPARED
+            if (name, task) in groups
+        }
+    else:
+        found = dict(at_equal_cost({key: it for key, it in groups.items() if key[1] == task}, speed_up))
+        rows = {BLIND: ("ponder", BLIND), "static": ("static", "cut")}
+        places = {name: (rows.get(name, (name, "its own")), task) for name in COMPARED if name != "vanilla"}
+        known = {name: found[place] for name, place in places.items() if place in found}
+    return {name: round(known[name], 2) if name in known else None for name in COMPARED}
+
+
+def _macro(found: Mapping[str, _Scores], common: Sequence[str]) -> _Scores:
+    """None where a recipe lacks one of the tasks."""
+    columns = {name: [score for task in common if (score := found[task][name]) is not None] for name in COMPARED}
+    return {
+        name: round(statistics.fmean(scores), 2) if scores and len(scores) == len(common) else None
+        for name, scores in columns.items()
+    }
+
+
+def _draw(groups: Groups, ax: Axes) -> None:
+    """Lines for policies and blind, crosses for encoders that were cut, a level for plain fine-tuning."""
+    common, grid = _common(groups), [1 + place / 10 for place in range(26)]
+    lines = [_macro({task: _scores_at(groups, task, speed_up) for task in common}, common) for speed_up in grid]
+    styles: dict[str, Any] = {BLIND: {"color": "0.4", "linestyle": "--"}, "static": {"color": "black", "marker": "x"}}
+    for name in COMPARED:
+        known = [(speed_up, scores[name]) for speed_up, scores in zip(grid, lines, strict=True) if scores[name]]
+        if name == "vanilla" and known:
+            ax.axhline(known[0][1] or 0.0, color="0.5", linestyle=":", label=name)
+        elif known:
+            ax.plot(*zip(*known, strict=True), label=name, **styles.get(name, {}))
+    ax.set(xlabel="speed-up in steps, N / mean exit step", ylabel="score, in percent")
+    ax.xaxis.set_major_formatter("{x:g}×")
+    ax.legend()

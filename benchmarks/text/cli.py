@@ -1,0 +1,93 @@
+"""The command line, `python -m benchmarks.text`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.command_line import MAX_SEED, check_writable, run_app
+from benchmarks.glue.config import parse_policy
+from benchmarks.text.tagging import TaggingConfig, run
+from ponder._utils.files import read_json, write_json
+from ponder.errors import ArgumentError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_DEFAULT = TaggingConfig()
+
+
+@app.callback()
+def _commands() -> None:
+    """Fine-tune and score token classification with early exits."""
+
+
+@app.command("run")
+def run_command(
+    task: Annotated[str, typer.Argument(help="wnut17.")],
+    text_dir: Annotated[
+        Path | None, typer.Option(envvar="TEXT_DIR", help="The folder that holds the folder wnut17.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe.")] = _DEFAULT.recipe,
+    policy: Annotated[str | None, typer.Option(help="For example confidence:threshold=0.9.")] = None,
+    backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = _DEFAULT.backbone,
+    seed: Annotated[int, typer.Option(min=0, max=min(MAX_SEED, 2**32 - 1), help="Of weights and order.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Of each stage.")] = _DEFAULT.epochs,
+    lr: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = _DEFAULT.lr,
+    head_lr: Annotated[float, typer.Option(help="Of the heads.")] = _DEFAULT.head_lr,
+    lambda_lr: Annotated[float, typer.Option(help="Of the Lambda head.")] = _DEFAULT.lambda_lr,
+    batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = _DEFAULT.batch_size,
+    max_length: Annotated[int, typer.Option(help="Pieces of words; longer sentences are cut.")] = _DEFAULT.max_length,
+    max_train: Annotated[int | None, typer.Option(help="Train on the first so many sentences.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/text"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train one recipe and write one JSON result; a result that is there already is shown again."""
+    if task != "wnut17":
+        raise ArgumentError(
+            "task",
+            expected="wnut17",
+            got=repr(task),
+            remedy="Intents (Banking77, CLINC150) are run by python -m benchmarks.glue run --task Banking77.",
+        )
+    config = TaggingConfig(
+        recipe=recipe,
+        policy=None if policy is None else parse_policy(policy).to_dict(),
+        backbone=backbone,
+        seed=seed,
+        epochs=epochs,
+        lr=lr,
+        head_lr=head_lr,
+        lambda_lr=lambda_lr,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_train=max_train,
+        bf16=bf16,
+    )
+    check_writable(out)
+    path = out / f"{config.key}.json"
+    if not path.exists():
+        write_json(path, run(config, text_dir, progress=not quiet))
+    _tell(read_json(path))
+    Console().print(f"Result: {path}", soft_wrap=True)
+
+
+def _tell(result: dict[str, Any]) -> None:
+    test = result["splits"]["test"]
+    table = Table("entity F1 on test", "mean step")
+    for step, f1 in enumerate(test["per_step"], start=1):
+        table.add_row(f"{f1:.3f}", f"{step}")
+    for name, at in (("recipe's policy", test["exits"]), ("threshold by dev", test["exits_by_dev"])):
+        if at is not None:
+            table.add_row(f"{at['f1']:.3f} ({name})", f"{at['mean_exit_step']:.2f}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)

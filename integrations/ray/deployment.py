@@ -1,0 +1,69 @@
+"""`deployment`: the service of `ponder serve` on Ray Serve, where one machine is not enough."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+
+from ponder._utils.validation import check_int, check_real
+from ponder.errors import PonderError
+from ponder.integrations.transformers.serving import Batching, open_folder
+from ponder.serving import AuditPlan, Limits, ServedModel, create_app
+
+__all__ = ["deployment"]
+
+
+def deployment(
+    folder: str | PathLike[str],
+    limits: Limits | None = None,
+    *,
+    batching: Batching = "stream",
+    audit_share: float = 0.01,
+    audit_file: str | PathLike[str] | None = None,
+    threads: int = 1,
+    **options: Any,
+) -> Any:
+    """An application for `ray.serve.run`: `/predict`, `/healthz` and `/metrics` of each replica.
+
+    Every replica reads the folder, batches the requests that reach it, and audits its own traffic.
+
+    Args:
+        folder: As for `ponder.integrations.transformers.serving.open_folder`; every node must see it.
+        limits: Of each replica. Ray Serve queues before the replicas too, up to its own `max_ongoing_requests`, which
+            is `limits.max_waiting` where it is not given.
+        batching: As for `open_folder`.
+        audit_share: The share of answers that is audited, where the folder's policy is certified; 0 for none.
+        audit_file: Where the state of the audits is kept, read and written by every replica: for one replica only.
+        threads: Threads of one operation, of a replica.
+        options: For `ray.serve.deployment`: `num_replicas`, `ray_actor_options`, `autoscaling_config`, …
+
+    Raises:
+        PonderError: Ray Serve is not installed.
+        ArgumentError: A number out of range.
+
+    Example:
+        `ray.serve.run(deployment("FOLDER", num_replicas=4), route_prefix="/")`
+    """
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise PonderError("deployment needs Ray Serve: pip install 'ponder-torch[ray]'.") from error
+    check_int("threads", threads)
+    check_real("audit_share", audit_share, 0.0, 1.0)
+    place, bounds = fspath(folder), limits or Limits()
+    path = None if audit_file is None else Path(audit_file)
+
+    def plan(model: ServedModel) -> AuditPlan | None:
+        return AuditPlan.of_certificate(model.policy, audit_share, path) if audit_share else None
+
+    def build() -> FastAPI:
+        torch.set_num_threads(threads)
+        return create_app(lambda: open_folder(place, batching=batching), bounds, plan)
+
+    given = {"name": "ponder", "max_ongoing_requests": bounds.max_waiting, **options}
+    made: Any = serve.deployment(serve.ingress(build)(), **given)
+    return made.bind()

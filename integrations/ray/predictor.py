@@ -1,0 +1,97 @@
+"""`Predictor`: answers beside the texts of a table, for `ray.data.Dataset.map_batches`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+
+from ponder._utils.validation import check_int
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.serving import Batching, open_folder
+from ponder.serving import Limits, Text
+from ponder.serving.answers import answer_of
+
+__all__ = ["Predictor"]
+
+
+class Predictor:
+    """A class for `map_batches`: each of its workers reads the model once, and answers whole tables of texts.
+
+    It adds the columns `label` and `score` (`labels` or `value` for other tasks), `exit_step` and `truncated`.
+
+    Args:
+        folder: As for `ponder.integrations.transformers.serving.open_folder`; every worker must see it.
+        column: The column with the texts.
+        second: That with the second texts of pairs, or None.
+        batching: As for `open_folder`.
+        max_batch: Texts of a batch.
+        threads: Threads of one operation, of a worker; as many workers as cores share a machine best with 1 each.
+
+    Raises:
+        CheckpointError: The folder cannot be served.
+
+    Example:
+        `dataset.map_batches(Predictor, fn_constructor_args=("FOLDER",), compute=ray.data.ActorPoolStrategy(size=4))`
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        column: str = "text",
+        second: str | None = None,
+        *,
+        batching: Batching = "stream",
+        max_batch: int = 32,
+        threads: int = 1,
+    ) -> None:
+        check_int("threads", threads)
+        torch.set_num_threads(threads)
+        self._columns = (column,) if second is None else (column, second)
+        self._model = open_folder(folder, batching=batching)
+        self._batcher = self._model.start(Limits(max_batch=max_batch))
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A table, as arrays by column, with the answers beside it.
+
+        Raises:
+            ArgumentError: It has no such column, or not only texts in it.
+        """
+        texts = self._texts(batch)
+        tokens = self._model.tokenize(texts) if texts else None
+        futures = [] if tokens is None else [self._batcher.submit(example) for example in tokens.examples]
+        cut = [] if tokens is None else tokens.truncated
+        answers = [
+            answer_of(self._model.task, self._model.labels, future.result(), truncated=truncated)
+            for future, truncated in zip(futures, cut, strict=True)
+        ]
+        left_out = {"scores", "overdue"}
+        names = [name for name in answers[0] if name not in left_out] if answers else []
+        return {**batch, **{name: _column([answer[name] for answer in answers]) for name in names}}
+
+    def _texts(self, batch: Mapping[str, Any]) -> list[Text]:
+        sides = []
+        for name in self._columns:
+            if name not in batch:
+                raise ArgumentError(
+                    "column", expected=f"one of {', '.join(batch)}", got=repr(name), remedy="Name a column of texts."
+                )
+            sides.append([_text(name, value) for value in batch[name]])
+        return sides[0] if len(sides) == 1 else list(zip(*sides, strict=True))  # type: ignore[return-value]
+
+
+def _text(column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ArgumentError(column, expected="texts", got=repr(value), remedy="Drop rows without one first.")
+    return str(value)
+
+
+def _column(values: list[Any]) -> Any:
+    if any(isinstance(value, list) for value in values):
+        made = np.empty(len(values), dtype=object)
+        made[:] = values
+        return made
+    return np.asarray(values)

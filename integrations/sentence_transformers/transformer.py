@@ -1,0 +1,109 @@
+"""`PonderTransformer`: the library's `Transformer` module, with a model of this package inside that exits per row."""
+
+from __future__ import annotations
+
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import torch
+from sentence_transformers.base.modules import Transformer
+
+from ponder.errors import ArgumentTypeError
+from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
+from ponder.policies import ExitPolicy
+
+__all__ = ["PonderTransformer"]
+
+_GIVEN = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "input_values", "input_features")
+_TASKS: dict[type[Any], Any] = {
+    PonderModel: "feature-extraction",
+    PonderForSequenceClassification: "sequence-classification",
+}
+
+
+class PonderTransformer(Transformer):
+    """The first module of a `SentenceTransformer` or `CrossEncoder`, whose rows leave at steps of their own.
+
+    A `PonderModel` gives the tokens of each row as they were at its exit (``readout="tokens"``), and the modules behind
+    pool them; or, with another readout, the embedding itself. A `PonderForSequenceClassification` gives scores. The
+    features also hold `exit_step`: `encode(texts, output_value=None)` shows it, and `prediction.predict` gives it.
+
+    In training every step runs, and the answer is that of the last; the tokens of each step are in the features as
+    `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit.
+
+    Args:
+        model_name_or_path: A folder that `save` wrote, or a saved model of this package with its tokenizer.
+        options: As for `Transformer`.
+    """
+
+    forward_kwargs = {"policy", "exit_column"}  # noqa: RUF012 (the base class's protocol)
+    """What `encode` and `predict` hand on to `forward`."""
+
+    def __init__(self, model_name_or_path: str, **options: Any) -> None:
+        super().__init__(model_name_or_path, **options)
+        longest = getattr(self._encoder_config, "max_position_embeddings", None)
+        if self.tokenizer is not None and isinstance(longest, int) and longest > 0:
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
+
+    @classmethod
+    def of(cls, model: PonderModel | PonderForSequenceClassification, processor: Any, **options: Any) -> Self:
+        """The module around a model that is in memory; its weights are used, not copied.
+
+        Args:
+            model: A `PonderModel` or a `PonderForSequenceClassification`.
+            processor: Its tokenizer, or another processor of Transformers.
+            options: As for `Transformer`.
+
+        Raises:
+            ArgumentTypeError: Another kind of model.
+        """
+        if type(model) not in _TASKS:
+            raise ArgumentTypeError(
+                "model",
+                expected=" or ".join(kind.__name__ for kind in _TASKS),
+                got=type(model).__name__,
+                remedy="Build one with from_encoder; a whole SentenceTransformer is for with_exits.",
+            )
+        with TemporaryDirectory() as folder:  # the base class reads configuration and processor from files only
+            model.config.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            given = {**(options.pop("model_kwargs", None) or {}), "model": model}
+            return cls(folder, transformer_task=_TASKS[type(model)], model_kwargs=given, **options)
+
+    def _load_model(self, *args: Any, model: Any = None, **options: Any) -> Any:
+        """The model that `of` was given, or else the one in the folder."""
+        return super()._load_model(*args, **options) if model is None else model
+
+    def get_embedding_dimension(self) -> int:
+        """The size of what is given for a token or a row."""
+        return int(self.model.config.feature_size or self._encoder_config.hidden_size)
+
+    @property
+    def _encoder_config(self) -> Any:
+        encoder: Any = self.model.encoder
+        return encoder.config
+
+    def forward(
+        self, features: dict[str, Any], policy: ExitPolicy | None = None, exit_column: bool = False, **ignored: Any
+    ) -> dict[str, Any]:
+        """Run each row to its exit.
+
+        Args:
+            features: What `preprocess` gave; `token_embeddings`, `sentence_embedding` or `scores`, and `exit_step`,
+                `(batch,)`, are added.
+            policy: Decides instead of the model's own policy.
+            exit_column: Append the exit step to the scores, as one more column.
+            ignored: What other modules read.
+        """
+        out = self.model(**{name: features[name] for name in _GIVEN if name in features}, policy=policy)
+        if isinstance(self.model, PonderForSequenceClassification):
+            scores = out.logits
+            features["scores"] = torch.cat([scores, out.exit_step[:, None].to(scores)], 1) if exit_column else scores
+        elif out.last_hidden_state is None:
+            features["sentence_embedding"] = out.pooler_output
+        else:
+            features["token_embeddings"] = out.last_hidden_state
+            if out.step_logits is not None:
+                features["all_layer_embeddings"] = list(out.step_logits.unbind(1))
+        features["exit_step"] = out.exit_step
+        return features

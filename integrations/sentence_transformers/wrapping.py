@@ -1,0 +1,73 @@
+"""`with_exits`: a `SentenceTransformer` as it is, but that its encoder exits per row."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.integrations.sentence_transformers.transformer import PonderTransformer
+from ponder.integrations.transformers import PonderModel
+from ponder.policies import ExitPolicy
+from ponder.recipes import Recipe
+
+__all__ = ["with_exits"]
+
+
+def with_exits(
+    model: SentenceTransformer, recipe: str | Recipe = "vanilla", *, policy: ExitPolicy | None = None
+) -> SentenceTransformer:
+    """The model with a `PonderTransformer` in the place of its first module; all other modules are its own.
+
+    The weights are used, not copied. Until a policy is named, every row runs to the last step, and the embeddings are
+    those of the model as it is. Early steps of an encoder that was never trained to exit are poor embeddings: train
+    them (`AdaptiveLayerLoss`), then choose the policy on data of your own.
+
+    Args:
+        model: The model.
+        recipe: A recipe or its name: what heads the model gets, and the policy of calls that name none. `vanilla` adds
+            no weights, and runs to the end.
+        policy: An exit policy instead of the recipe's.
+
+    Raises:
+        ArgumentTypeError: It is no `SentenceTransformer`.
+        ArgumentError: Its first module is no `Transformer`, or the encoder cannot be captured (says why).
+    """
+    if not isinstance(model, SentenceTransformer):
+        raise ArgumentTypeError(
+            "model",
+            expected="a SentenceTransformer",
+            got=type(model).__name__,
+            remedy="Build a CrossEncoder: CrossEncoder(modules=[PonderTransformer.of(classifier, tokenizer)]).",
+        )
+    first, *others = model.named_children()
+    name, own = first
+    if not isinstance(own, Transformer) or isinstance(own, PonderTransformer):
+        raise ArgumentError(
+            "model",
+            expected="one whose first module is a Transformer",
+            got=type(own).__name__,
+            remedy="Assign the policy of one that exits already: model[0].model.policy = ….",
+        )
+    exiting = PonderModel.from_encoder(own.auto_model, recipe, readout="tokens", policy=policy)
+    exiting.train(False)
+    module = PonderTransformer.of(
+        exiting,
+        own.processor,
+        processing_kwargs=own.processing_kwargs,
+        query_length=own.query_length,
+        document_length=own.document_length,
+    )
+    modules: Any = OrderedDict([(name, module), *others])
+    prompts: Any = model.prompts
+    return SentenceTransformer(
+        modules=modules,
+        device=str(model.device),
+        prompts=prompts,
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+        truncate_dim=model.truncate_dim,
+    )

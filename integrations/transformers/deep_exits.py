@@ -1,0 +1,91 @@
+"""`exits-deep`: the encoder learns too, so that its early steps answer as full depth of what it was before.
+
+Every step is taught by the frozen plain model (Hinton et al. 2015; Geng et al. 2021, RomeBERT): the loss is
+
+    Σ_n n · KL(plain ‖ step n) ÷ Σ_n n,
+
+in which later steps weigh more; where there is a label, the cross-entropy of every step with it is added to its KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ponder._utils.progress import progress_bar
+from ponder.integrations.transformers.finetuned import FinetunedClassifier
+from ponder.integrations.transformers.prediction import record_rows
+
+__all__ = ["answers_of", "train_encoder"]
+
+_WARM_UP = 0.1  # of all updates
+
+
+def answers_of(model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]], batch_size: int) -> Tensor:
+    """What the plain model answers, `(rows, …)`."""
+    plain = FinetunedClassifier(model.plain)
+    with torch.no_grad():
+        return record_rows(plain, list(rows), batch_size=batch_size).outputs[:, -1]  # type: ignore[arg-type]
+
+
+def train_encoder(
+    model: FinetunedClassifier,
+    rows: Sequence[Mapping[str, Any]],
+    answers: Tensor,
+    epochs: int,
+    lr: float,
+    seed: int,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Train encoder and early heads; dropout stays off, since what is learned is a function and not labels.
+
+    Args:
+        model: Its classifier learns.
+        rows: Encodings.
+        answers: What the plain model answers to each, `(rows, …)`.
+        epochs: Passes.
+        lr: Learning rate after a warm-up of a tenth of all updates; it falls to 0 in a straight line.
+        seed: Of the order.
+        batch_size: Rows of an update.
+        progress: Show a progress bar.
+    """
+    model.classifier.requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    batches = -(-len(rows) // batch_size)
+    total, generator = epochs * batches, torch.Generator().manual_seed(seed)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
+    )
+    with progress_bar("encoder", total, shown=progress) as advance, torch.enable_grad():
+        for _ in range(epochs):
+            for places in torch.randperm(len(rows), generator=generator).split(batch_size):
+                _loss(model, [rows[place] for place in places.tolist()], answers[places]).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                optimiser.zero_grad()
+                schedule.step()
+                advance(1)
+
+
+def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Tensor) -> Tensor:
+    batch = model.collate(rows)
+    labels = batch.pop("labels", None)
+    outputs = model.unroll(**batch).outputs.float()  # (batch, steps, …)
+    length = outputs.shape[2]  # of the batch, where there are answers at positions
+    target = (answers[:, :length] if model.kind.per_position else answers).to(outputs).log_softmax(-1)
+    counted = torch.ones(outputs[:, 0, ..., 0].shape, dtype=torch.bool, device=outputs.device)
+    if model.kind.per_position and "attention_mask" in batch:
+        counted = batch["attention_mask"] != 0
+    weights = torch.arange(1.0, model.num_steps + 1, device=outputs.device)
+    losses = []
+    for own in outputs.unbind(1):
+        loss = F.kl_div(own.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)[counted].mean()
+        if labels is not None:
+            loss = loss + F.cross_entropy(own.flatten(0, -2), labels.flatten(), ignore_index=-100)
+        losses.append(loss)
+    return (torch.stack(losses) * weights).sum() / weights.sum()

@@ -1,0 +1,141 @@
+"""The heads that a fine-tuned model may have: what their answers mean, and who loads them.
+
+A head belongs to a kind by the name of its class, as Transformers names it: `…ForSequenceClassification`, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.integrations.transformers.loading import load_whole
+from ponder.parts.tasks import TaskName
+
+__all__ = ["HeadKind", "kind_of", "load_finetuned"]
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """A kind of head.
+
+    Args:
+        ending: How the names of its classes end.
+        task: What its answers mean.
+        loaders: The Auto classes of Transformers that know such models; the first that knows one loads it.
+        read: From a model's output to the answers that early heads give too.
+    """
+
+    ending: str
+    task: TaskName
+    loaders: tuple[Any, ...]
+    read: Callable[[Any], Any]
+
+    @property
+    def per_position(self) -> bool:
+        """Whether there are answers at each position of the input."""
+        return self.task != "classification"
+
+
+def _logits(output: Any) -> Any:
+    return output["logits"]
+
+
+def _start_and_end(output: Any) -> Any:
+    start, end = output["start_logits"], output["end_logits"]
+    return torch.stack((start, end), -1) if isinstance(start, torch.Tensor) else (start, end)
+
+
+_KINDS = (
+    HeadKind(
+        "ForSequenceClassification",
+        "classification",
+        (AutoModelForSequenceClassification, AutoModelForAudioClassification),
+        _logits,
+    ),
+    HeadKind("ForImageClassification", "classification", (AutoModelForImageClassification,), _logits),
+    HeadKind("ForAudioClassification", "classification", (AutoModelForAudioClassification,), _logits),
+    HeadKind("ForTokenClassification", "token_classification", (AutoModelForTokenClassification,), _logits),
+    HeadKind("ForQuestionAnswering", "span", (AutoModelForQuestionAnswering,), _start_and_end),
+)
+
+
+def kind_of(model: PreTrainedModel) -> HeadKind:
+    """The kind of a model's head.
+
+    Raises:
+        ArgumentError: It has no head of these kinds, or its answer is not one of several.
+    """
+    kind = _named(type(model).__name__)
+    if kind is None:
+        raise ArgumentError(
+            "model",
+            expected=f"a sequence classifier of Transformers, or another {', '.join(k.ending for k in _KINDS[1:])}",
+            got=type(model).__name__,
+            remedy="Pass the fine-tuned model, head included; a bare encoder is for from_encoder.",
+        )
+    labels, problem = int(model.config.num_labels or 0), getattr(model.config, "problem_type", None)
+    if labels < 2 or problem not in (None, "single_label_classification"):
+        raise ArgumentError(
+            "model",
+            expected="a classifier whose answer is one of two or more classes, which early answers can agree with",
+            got=f"num_labels={labels}, problem_type={problem!r}",
+            remedy="For regression and several labels at once, train exits with from_encoder.",
+        )
+    return kind
+
+
+def load_finetuned(source: str | PathLike[str]) -> PreTrainedModel:
+    """A whole fine-tuned model in float32; nothing of it may be random.
+
+    Raises:
+        CheckpointError: The folder or the hub holds no such model, or only a part of it.
+    """
+    remedy = "Pass the folder of a fine-tuned sequence classifier, say, as save_pretrained writes it."
+
+    def read(place: Any, **named: Any) -> Any:
+        config = named.get("config") or AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return _loader(config).from_pretrained(place, **named)
+
+    model, info = load_whole(
+        read,
+        str(source),
+        "model",
+        remedy,
+        AutoConfig.for_model,
+        lambda config: _loader(config).from_config(config, trust_remote_code=False),
+        exact=False,
+        trust_remote_code=False,
+        dtype=torch.float32,
+    )
+    if info["missing_keys"]:  # a pooler, without which an encoder is whole, and a classifier is not
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise CheckpointError(f"model: expected a whole classifier; {source} lacks {missing}. {remedy}")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _named(name: str) -> HeadKind | None:
+    return next((kind for kind in _KINDS if name.endswith(kind.ending)), None)
+
+
+def _loader(config: PretrainedConfig) -> Any:
+    """The Auto class that loads what a configuration says; that of sequence classifiers where it does not say."""
+    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
+    kind = _named(architecture) or _KINDS[0]
+    known = (loader for loader in kind.loaders if type(config) in loader._model_mapping)
+    return next(known, kind.loaders[0])

@@ -1,0 +1,157 @@
+"""What `save_pretrained` lays beside the weights: a model card, and the file by which Auto classes find the package.
+
+The card says what the model is, when it exits, what is promised of its exits, what was measured, and how to load it. A
+README without the marker of this file is its owner's, and is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ponder.analysis.metrics import MetricLike, as_metric
+from ponder.analysis.sweeps import measure
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.configuration import AUTO_FILE
+from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.trajectory import Trajectory
+
+__all__ = ["evaluation_of", "write_beside"]
+
+_CARD = "README.md"
+_MARKER = "<!-- Written by ponder with every save. Remove this line, and your own text stays. -->"
+_AUTO_TEXT = '''"""Where Transformers finds the classes of this model: in the installed package ponder-torch."""
+
+try:
+    from ponder.integrations.transformers import PonderConfig
+except ImportError as error:
+    raise ImportError("This model needs ponder: pip install 'ponder-torch[transformers]'") from error
+'''
+
+
+def write_beside(model: Any, part: Path, folder: Path) -> None:
+    """Write the files that a save has besides weights and configuration.
+
+    Args:
+        model: A `PonderPreTrainedModel`.
+        part: Where the files of this save are gathered.
+        folder: Where they will stand, with what stands there already.
+    """
+    (part / AUTO_FILE).write_text(_AUTO_TEXT, encoding="utf-8")
+    before = folder / _CARD
+    if not (part / _CARD).exists() and (not before.exists() or _MARKER in _text(before)):
+        (part / _CARD).write_text(_card(model, folder.resolve().name), encoding="utf-8")
+
+
+def evaluation_of(trajectory: Trajectory, policy: ExitPolicy, data: str, metric: MetricLike | None) -> dict[str, Any]:
+    """What a policy came to on labelled rows, beside full depth, as plain JSON; see `analysis.sweeps.measure`."""
+    score = as_metric(metric, trajectory)
+    if score is None:
+        raise ArgumentError(
+            "trajectory",
+            expected="rows with labels, or metric=… where the task has no score of its own",
+            got="none",
+            remedy="Record them with their labels: model.record(rows).",
+        )
+    exits, full = (measure(trajectory, each, metric=metric) for each in (policy, LastStep()))
+    return {
+        "data": data,
+        "rows": len(trajectory),
+        "metric": score.name.replace("_", " "),
+        "policy": repr(policy),
+        "score": exits.score,
+        "full_depth": full.score,
+        "mean_exit_step": exits.mean_exit_step,
+        "speed_up": trajectory.num_steps / exits.mean_exit_step,
+    }
+
+
+def _card(model: Any, name: str) -> str:
+    kind, config = type(model), model.config
+    sections = [
+        _front_matter(kind.pipeline_tag),
+        _MARKER,
+        f"# {name or kind.__name__}",
+        f"A `{config.encoder.get('model_type')}` encoder of {model.ponder.num_steps} steps that stops early where its "
+        "policy lets it: each row of a batch leaves at a step of its own.",
+        "## Load it",
+        f"```python\nfrom ponder.integrations.transformers import {kind.__name__}\n\n"
+        f'model = {kind.__name__}.from_pretrained("{name}")\n'
+        "out = model(**inputs)  # out.exit_step: the step at which each row left\n```",
+        "`pip install 'ponder-torch[transformers]'` first. Transformers' Auto classes know the model after "
+        "`import ponder.integrations.transformers`, or with `trust_remote_code=True`, which runs the one file of this "
+        "folder that imports the package.",
+        "## What it is",
+        _table(
+            {
+                "Recipe": f"`{model.recipe.name}` ({model.recipe.paper})",
+                "Policy": f"`{model.policy!r}`",
+                "Reads": f"`{config.readout}`",
+                "Answers": _answers(model),
+            }
+        ),
+        "## What is promised of its exits",
+        *(
+            [f"{each.statement} ({each.rows} calibration rows, {each.bound})" for each in _certificates(model.policy)]
+            or ["Nothing: its policy is not certified. `ponder.control_risk` certifies one."]
+        ),
+        "## What was measured",
+        _measured(config.evaluations),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(pipeline_tag: str) -> str:
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: {pipeline_tag}\n"
+        "tags:\n- ponder\n- early-exit\n- adaptive-computation\n---"
+    )
+
+
+def _answers(model: Any) -> str:
+    task = model.ponder.task.name.replace("_", " ")
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return f"{task}: {shown}" if model.ponder.task.classes and names else task
+
+
+def _certificates(policy: ExitPolicy) -> Iterator[Certified]:
+    if isinstance(policy, Certified):
+        yield policy
+    for part in policy.parts():
+        yield from _certificates(part)
+
+
+def _measured(evaluations: list[dict[str, Any]]) -> str:
+    if not evaluations:
+        return "Nothing was noted. `model.note_evaluation(model.record(rows), data=…)` measures and notes it."
+    lines = [
+        "| Data | Rows | Policy | Score | At full depth | Mean exit step | Speed-up in steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in evaluations:
+        cells = (
+            row["data"],
+            row["rows"],
+            f"`{row['policy']}`",
+            f"{row['score']:.4f} ({row['metric']})",
+            f"{row['full_depth']:.4f}",
+            f"{row['mean_exit_step']:.2f}",
+            f"{row['speed_up']:.2f}",
+        )
+        lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+    lines += ["", "A speed-up in steps is N ÷ the mean exit step; embeddings and heads are left out of it."]
+    return "\n".join(lines)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in rows.items())])
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,150 @@
+"""`open_folder`: any folder that `ponder` wrote with a text classifier in it, as a model that a service can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ponder._utils.files import read_json
+from ponder._utils.validation import check_choice
+from ponder.engine.loop import Exits
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.inference.examples import ExampleReader, placed
+from ponder.inference.streaming import StreamEngine
+from ponder.integrations.transformers.configuration import PonderConfig
+from ponder.integrations.transformers.finetuned import FinetunedClassifier
+from ponder.integrations.transformers.sequence_classification import PonderForSequenceClassification
+from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
+from ponder.parts.tasks import task_named
+from ponder.policies import ExitPolicy
+from ponder.serving import Batcher, Limits, ServedModel, Text, Tokens, WindowBatcher
+from ponder.serving.watching import digests_of
+from ponder.serving.window import BatchRunner
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["Batching", "batch_runner", "open_folder", "served"]
+
+Batching = Literal["stream", "window"]
+_SPARE = 64  # places of the batcher for what the service does besides: audits
+
+
+def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -> ServedModel:
+    """Read a model to serve.
+
+    Args:
+        folder: Of `ponder exits` (or `FinetunedClassifier.save_pretrained`), of
+            `PonderForSequenceClassification.save_pretrained`, or an export of `ponder.export.onnx`; with its tokenizer.
+        batching: ``"stream"``: rows at different depths share steps, and a row leaves when it is done; ``"window"``:
+            whole batches of what came within a short window, as an export always does.
+
+    Raises:
+        CheckpointError: The folder is none of these, is damaged, or has no tokenizer.
+    """
+    check_choice("batching", batching, ("stream", "window"))
+    place = Path(folder)
+    digests = digests_of(place)  # before the model is read, so that no change in between is missed
+    if "export.json" in digests:
+        opened: ServedModel = import_module("ponder.serving.exported").open_export(place, digests)
+        return opened
+    if "exits.json" in digests:
+        model: Any = FinetunedClassifier.from_pretrained(place)
+        longest = max_positions(model.config)
+    elif "config.json" in digests and _architecture(place) == PonderForSequenceClassification.__name__:
+        model = PonderForSequenceClassification.from_pretrained(place).eval()
+        longest = max_positions(model.encoder.config)
+    else:
+        raise CheckpointError(
+            f"{place}: expected a folder of `ponder exits`, of PonderForSequenceClassification or of "
+            "ponder.export.onnx; got none of them. A plain classifier is given exits first: ponder exits MODEL."
+        )
+    tokenizer = load_tokenizer(str(place))
+    return served(model.ponder, model.config.id2label, tokenizer, longest, batching, folder=place, digests=digests)
+
+
+def served(
+    model: PonderWrapper,
+    id2label: Mapping[int, str],
+    tokenizer: Any,
+    longest: int,
+    batching: Batching = "stream",
+    *,
+    folder: Path | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> ServedModel:
+    """A model in memory as one that a service can run.
+
+    Args:
+        model: The model, in evaluation mode, on token ids with `attention_mask` and `token_type_ids`.
+        id2label: Names of the classes, by number.
+        tokenizer: Of Transformers.
+        longest: To how many tokens texts are cut.
+        batching: As for `open_folder`.
+        folder: Where it was read from.
+        digests: Of the folder's files.
+    """
+    names = [str(id2label[place]) for place in sorted(id2label)]
+    if len(set(names)) < len(names):
+        raise ArgumentError("id2label", expected="a name of its own for each class", got=names, remedy="Rename some.")
+    return ServedModel(
+        num_steps=model.num_steps,
+        policy=model.policy,
+        task=model.task or task_named(None),
+        labels=tuple(names),
+        tokenize=partial(_tokens, tokenizer, longest),
+        start=partial(_stream if batching == "stream" else _window, model),
+        check=model.checked,
+        folder=folder,
+        digests=digests,
+    )
+
+
+def _architecture(folder: Path) -> str | None:
+    config = read_json(folder / "config.json")
+    names = config.get("architectures")
+    ours = config.get("model_type") == PonderConfig.model_type and isinstance(names, list)
+    return str(names[0]) if ours and names else None
+
+
+def _tokens(tokenizer: Any, longest: int, texts: Sequence[Text]) -> Tokens:
+    sides = [(text,) if isinstance(text, str) else text for text in texts]
+    if len({len(side) for side in sides}) > 1:
+        raise ArgumentError("texts", expected="single texts, or pairs", got="both", remedy="Send two requests.")
+    made = tokenize(tokenizer, sides, longest)
+    return Tokens([_example(row) for row in made.rows], made.cut)
+
+
+def _example(row: Mapping[str, Any]) -> Any:
+    tensors = {name: torch.tensor(values) for name, values in row.items()}
+    return tensors.pop("input_ids"), tensors
+
+
+def _stream(model: PonderWrapper, limits: Limits) -> Batcher:
+    return StreamEngine(model, max_batch=limits.max_batch, max_waiting=limits.max_waiting + _SPARE)
+
+
+def _window(model: PonderWrapper, limits: Limits) -> Batcher:
+    return WindowBatcher(
+        batch_runner(model),
+        max_batch=limits.max_batch,
+        window=limits.window,
+        max_waiting=limits.max_waiting + _SPARE,
+    )
+
+
+def batch_runner(model: PonderWrapper) -> BatchRunner:
+    """What runs a batch of examples to their exits, for a `WindowBatcher`."""
+    reader, device = ExampleReader(model.padding), next(model.parameters()).device
+
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
+        with torch.inference_mode():
+            inputs, context = placed(*reader.batch([reader.read(example) for example in examples]), device)
+            exits = model.exits(inputs, context, model.checked(policy), row_ids=torch.tensor(row_ids))
+        return Exits(exits.outputs.clone(), exits.exit_step)
+
+    return run

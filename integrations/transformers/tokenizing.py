@@ -1,0 +1,81 @@
+"""Texts to token ids: the tokenizer of a folder, how long a text may be, and which texts were cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ponder.errors import CheckpointError
+
+__all__ = ["Encoded", "load_tokenizer", "max_positions", "tokenize"]
+
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
+_SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl")
+_FALLBACK_LENGTH = 512
+_NO_LENGTH = 10**9  # tokenizers without a limit say some 10³⁰
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the tokenizer made of texts.
+
+    Args:
+        rows: One dict each, with `input_ids`.
+        cut: Whether each text was longer than the model takes, and was cut.
+    """
+
+    rows: list[dict[str, Any]]
+    cut: list[bool]
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut."""
+        return sum(self.cut)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder, or of a hub name.
+
+    Raises:
+        CheckpointError: There is none that can be read.
+    """
+    folder = Path(source)
+    try:
+        if folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir()):
+            raise FileNotFoundError(folder)  # Transformers would make one up, in which every word is unknown
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # whatever Transformers stumbles over
+        raise CheckpointError(
+            f"tokenizer: expected the tokenizer's files in {source}; got none that can be read. "
+            "Save them there: tokenizer.save_pretrained(folder)."
+        ) from error
+
+
+def max_positions(config: Any) -> int:
+    """How many tokens an encoder takes; positions of RoBERTa's kind begin behind the padding's number."""
+    count = int(getattr(config, "max_position_embeddings", None) or 10**10)
+    return count - (int(config.pad_token_id or 0) + 1 if config.model_type in _SHIFTED else 0)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Encoded:
+    """Tokenise without padding; texts that are too long are cut as the tokenizer cuts them, and named.
+
+    Args:
+        tokenizer: Of Transformers.
+        texts: One or two each, all as many.
+        longest: How many positions the model has.
+    """
+    limit = min(longest, tokenizer.model_max_length)
+    limit = _FALLBACK_LENGTH if limit > _NO_LENGTH else limit
+    sides = [list(side) for side in zip(*texts, strict=True)]
+    made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
+    rows = [{name: made[name][place] for name in names} for place in range(len(texts))]
+    full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
+    again = tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)["input_ids"] if full else []
+    longer = {place for place, ids in zip(full, again, strict=True) if len(ids) > limit}
+    return Encoded(rows, [place in longer for place in range(len(rows))])

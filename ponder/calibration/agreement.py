@@ -1,0 +1,263 @@
+"""Choosing a policy that answers as a reference does: its kind on some rows, its threshold with a promise on others.
+
+The reference is full depth of the same model, or another model: the fp32 one before quantisation, or the one from which
+a deeper training started. Either way its predictions stand in the trajectories as labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ponder._utils.validation import check_real
+from ponder.analysis.policy_grid import as_policy_grid
+from ponder.calibration.bounds import p_values
+from ponder.calibration.control import RiskControl, control_risk
+from ponder.calibration.risks import losses_by_step
+from ponder.errors import ArgumentError
+from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
+from ponder.trajectory import Trajectory
+
+__all__ = ["AgreementControl", "AgreementCurve", "agreement_curves", "control_agreement", "differences"]
+
+_BOUND = "exact_binomial"  # the sharpest there is for answers that differ or do not
+_VALUES = 141
+
+
+@dataclass(frozen=True)
+class AgreementCurve:
+    """What every value of one kind of policy gives on some rows, from late exits to early ones.
+
+    Args:
+        policy: Name of the kind.
+        values: Of its threshold.
+        mean_exit_step: Of each value.
+        disagreement: Of each, the share of rows whose answer is not that of the reference.
+        promise: Of each, the lowest level that these rows would have certified, had that level been asked for before
+            they were seen. Only the promise that was asked for is one.
+        exits: Of each, the share of rows that leave at each step.
+    """
+
+    policy: str
+    values: tuple[float, ...]
+    mean_exit_step: tuple[float, ...]
+    disagreement: tuple[float, ...]
+    promise: tuple[float, ...]
+    exits: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AgreementControl:
+    """What `control_agreement` came to.
+
+    Args:
+        found: The policy with its certificate.
+        kind: Name of the kind of policy, as in `AgreementCurve`.
+        level: What was asked for, or what the speed-up costs.
+        rows: Number of certifying rows.
+        disagreement: On these, the share of answers that are not those of the reference.
+        moved: On these, the share at full depth.
+        mean_exit_step: On these.
+        exit_shares: On these, the share that leaves at each step.
+    """
+
+    found: RiskControl
+    kind: str
+    level: float
+    rows: int
+    disagreement: float
+    moved: float
+    mean_exit_step: float
+    exit_shares: tuple[float, ...]
+
+    @property
+    def best_level(self) -> float:
+        """The lowest level that so many rows could certify, were there no disagreement at all."""
+        assert self.found.policy.confidence is not None
+        return 1.0 - (1.0 - self.found.policy.confidence) ** (1.0 / self.rows)
+
+    def statement(self, reference: str) -> str:
+        """What is promised, or why nothing could be, in a sentence.
+
+        Args:
+            reference: Who the reference is: "the plain model does", say.
+        """
+        if self.found.met:
+            return (
+                f"Answers as {reference} on all but {100 * self.level:.3g}% of inputs like these, with "
+                f"{100 * (self.found.policy.confidence or 0.0):g}% confidence (certified on {self.rows} inputs that "
+                "chose nothing)."
+            )
+        if self.moved:
+            return f"No promise, at full depth neither, where {100 * self.moved:.2f}% differ: {self.found.statement}."
+        return f"No exits: {self.found.statement}."
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of policy with the values of its threshold, from late exits to early ones."""
+
+    name: str
+    make: Callable[[float], ExitPolicy]
+    values: list[float]
+
+
+def control_agreement(
+    choosing: Trajectory,
+    certifying: Trajectory,
+    *,
+    level: float,
+    confidence: float = 0.95,
+    speed_up: float | None = None,
+) -> AgreementControl:
+    """Choose among a fixed step, confidence, margin and entropy, and certify the threshold of the chosen kind.
+
+    Args:
+        choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold); its
+            labels are what the reference predicts.
+        certifying: The same over rows on which nothing was chosen.
+        level: How often answers may differ from the reference's, in (0, 1); not read where a speed-up is given.
+        confidence: Of the promise, in (0, 1).
+        speed_up: Aim at this many times fewer steps instead; the promise is then about what that costs.
+
+    Raises:
+        ArgumentError: A trajectory without labels, or a number out of range.
+    """
+    if speed_up is not None:
+        check_real("speed_up", speed_up, 1.0, float(choosing.num_steps), open_low=True)
+    kinds = _kinds(choosing)
+    curves = [_outcomes(choosing, kind) for kind in kinds]
+    if speed_up is None:
+        cheapest = [min((s for d, s in zip(*curve, strict=True) if d <= level), default=math.inf) for curve in curves]
+        kind = kinds[cheapest.index(min(cheapest))]
+        return _control(certifying, kind, kind.values, level, confidence)
+    most = choosing.num_steps / speed_up
+    allowed = [
+        (d, s, place, value)
+        for place, (kind, curve) in enumerate(zip(kinds, curves, strict=True))
+        for d, s, value in zip(*curve, kind.values, strict=True)
+        if s <= most
+    ]
+    _, _, place, value = min(allowed)
+    kind = kinds[place]
+    differs = _differences(certifying, kind, [value])[1][0]
+    bound = _upper_bound(int(differs.sum()), len(differs), confidence)
+    return _control(certifying, kind, [value], bound, confidence)
+
+
+def differences(trajectory: Trajectory) -> Tensor:
+    """Whether each row's answer at each step is another than its label, `(batch, steps)` bool.
+
+    Raises:
+        ArgumentError: The trajectory has no labels.
+    """
+    return losses_by_step(_risk(trajectory), trajectory) > 0
+
+
+def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[AgreementCurve, ...]:
+    """What each kind of policy gives on rows whose labels are the reference's predictions.
+
+    Args:
+        trajectory: A full-depth run.
+        confidence: Of the promises.
+    """
+    made = []
+    for kind in _kinds(trajectory):
+        steps, differs = _differences(trajectory, kind, kind.values)
+        rows = len(trajectory)
+        bounds = [_upper_bound(int(count), rows, confidence) for count in differs.sum(1).tolist()]
+        shares = torch.stack([(steps == n).double().mean(1) for n in range(1, trajectory.num_steps + 1)], 1)
+        made.append(
+            AgreementCurve(
+                policy=kind.name,
+                values=tuple(kind.values),
+                mean_exit_step=tuple(steps.double().mean(1).tolist()),
+                disagreement=tuple(differs.double().mean(1).tolist()),
+                promise=tuple(max(bounds[: place + 1]) for place in range(len(bounds))),  # tested in this order
+                exits=tuple(tuple(each) for each in shares.tolist()),
+            )
+        )
+    return tuple(made)
+
+
+def _kinds(trajectory: Trajectory) -> list[_Kind]:
+    """The kinds of policy that the outputs admit; values are fine where answers are sure."""
+    kinds = [_Kind("fixed step", _fixed, [float(step) for step in range(trajectory.num_steps, 0, -1)])]
+    if trajectory.meaning.classes:
+        sure = torch.linspace(12.0, -2.0, _VALUES, dtype=torch.float64).sigmoid().tolist()
+        most = math.log10(math.log(trajectory.outputs.shape[-1]))
+        unsure = torch.logspace(-6.0, most, _VALUES, dtype=torch.float64).tolist()
+        kinds += [_Kind("confidence", Confidence, sure), _Kind("margin", Margin, sure)]
+        kinds += [_Kind("entropy", Entropy, unsure)]
+    return kinds
+
+
+def _fixed(step: float) -> ExitPolicy:
+    return FixedStep(int(step))
+
+
+def _differences(trajectory: Trajectory, kind: _Kind, values: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Exit steps and whether the answer there is another, `(values, batch)` each."""
+    steps = as_policy_grid(kind.make, values, trajectory).exit_steps(trajectory).cpu()
+    return steps, differences(trajectory).gather(1, steps.T - 1).T
+
+
+def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[float]]:
+    """Of each value, how often answers differ, and the mean exit step."""
+    steps, differs = _differences(trajectory, kind, kind.values)
+    return differs.double().mean(1).tolist(), steps.double().mean(1).tolist()
+
+
+def _control(
+    trajectory: Trajectory, kind: _Kind, values: Sequence[float], level: float, confidence: float
+) -> AgreementControl:
+    found = control_risk(
+        trajectory, kind.make, risk=_risk(trajectory), level=level, confidence=confidence, bound=_BOUND, grid=values
+    )
+    differ, steps = differences(trajectory), trajectory.replay(found.policy).exit_step.cpu()
+    rows = len(trajectory)
+    return AgreementControl(
+        found=found,
+        kind=kind.name,
+        level=level,
+        rows=rows,
+        disagreement=float(differ[torch.arange(rows), steps - 1].double().mean()),
+        moved=float(differ[:, -1].double().mean()),
+        mean_exit_step=float(steps.double().mean()),
+        exit_shares=tuple((steps == n).double().mean().item() for n in range(1, trajectory.num_steps + 1)),
+    )
+
+
+def _risk(trajectory: Trajectory) -> Callable[[Tensor, Tensor], Tensor]:
+    if trajectory.labels is None or not trajectory.meaning.comparable:
+        raise ArgumentError(
+            "trajectory",
+            expected="answers that are the same or not, with those of the reference as labels",
+            got=f"the task {trajectory.task!r}, {'no labels' if trajectory.labels is None else 'with labels'}",
+            remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
+        )
+    task, mask = trajectory.meaning, trajectory.mask
+
+    def disagreement(outputs: Tensor, labels: Tensor) -> Tensor:
+        unknown = outputs.isnan().flatten(1).any(1)  # NaN is no answer, so it is that of no reference
+        return (unknown | ~task.same(task.predictions(outputs), labels, mask=mask)).double()
+
+    return disagreement
+
+
+@cache
+def _upper_bound(differing: int, rows: int, confidence: float) -> float:
+    """The lowest level that so many differing rows certify, by bisection to 10⁻⁶ from above."""
+    losses = torch.zeros(rows, 1, dtype=torch.float64)
+    losses[:differing] = 1.0
+    low, high = differing / rows, 1.0 - 1e-9
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        passed = float(p_values(losses, middle, _BOUND)) <= 1.0 - confidence
+        low, high = (low, middle) if passed else (middle, high)
+    return high

@@ -1,0 +1,109 @@
+"""The command `doctor`: do exits pay here, which policy, or which fixed step?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ponder.analysis.diagnosis import Diagnosis, diagnose
+from ponder.calibration import AgreementCurve, agreement_curves
+from ponder.cli.telling import BATCH, quiet, say_left_out, tell
+from ponder.cli.texts import read_texts
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import FinetunedClassifier
+from ponder.integrations.transformers.exits import distinct, split_rows
+from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
+
+__all__ = ["run"]
+
+_LEVEL = 0.01
+
+
+def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *, as_json: bool) -> None:
+    """Say what `ponder.diagnose` finds on texts that the folder's heads did not learn from.
+
+    Args:
+        folder: What `ponder exits` wrote.
+        texts: The file of texts.
+        columns: Of the file; found where empty.
+        labels: The column with labels, where there is one; without, answers are held against full depth.
+        as_json: Print JSON instead of a page.
+    """
+    quiet()
+    made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
+    found = read_texts(texts, columns, labels)
+    kept = found.without_empty()
+    encoded = tokenize(tokenizer, kept.rows, max_positions(made.config))
+    say_left_out(found, encoded, left_out=True)
+    rows, known = unseen(made, kept.labelled(encoded.rows, made.config.id2label))
+    with torch.no_grad():
+        seen = made.record(rows, batch_size=BATCH, progress=sys.stderr.isatty())
+    against_full = replace(seen, labels=seen.outputs[:, -1].argmax(-1))
+    diagnosis = diagnose(against_full if labels is None else seen)
+    curves = agreement_curves(against_full)
+    fixed = next(curve for curve in curves if curve.policy == "fixed step")
+    step = _earliest(fixed)
+    card = {
+        **diagnosis.to_dict(),
+        "rows": len(rows),
+        "left_out_as_learned_from": known,
+        "score_is": "accuracy" if labels is not None else "agreement with full depth",
+        "fixed_step": step,
+        "policy": repr(made.policy),
+    }
+    against = "Accuracy by the labels." if labels is not None else "Scores are agreement with full depth (no labels)."
+    lines = [diagnosis.verdict, "", f"{against} {len(rows)} texts, {known} more, which heads may know, left out.", ""]
+    tell(card, [*lines, *_gains(diagnosis), ""], _steps(diagnosis, fixed, step, made), as_json=as_json)
+
+
+def unseen(made: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+    """The distinct rows that the heads did not learn from, and how many they did.
+
+    Raises:
+        ArgumentError: They learned from all of them.
+    """
+    once = distinct(rows)
+    if made.seed is None:
+        return once, 0
+    split = split_rows(once, made.seed)
+    kept = sorted([*split.choose.tolist(), *split.certify.tolist()])
+    if not kept:
+        raise ArgumentError(
+            "texts", expected="some that the heads did not learn from", got="none", remedy="Pass more texts."
+        )
+    return [once[place] for place in kept], len(split.learn)
+
+
+def _earliest(fixed: AgreementCurve) -> int:
+    """The earliest step at which all rows could leave with a promise of 1%."""
+    return min(
+        int(v)
+        for v, promise in zip(fixed.values, fixed.promise, strict=True)
+        if promise <= _LEVEL or v == max(fixed.values)
+    )
+
+
+def _gains(diagnosis: Diagnosis) -> list[str]:
+    """Policy against leaving blindly, in 80 columns."""
+    lines = [f"{'speed-up':<9} {'best policy':<27} {'score':<7} {'blind':<7} gain [95% interval]"]
+    for gain in diagnosis.gains:
+        interval = f"{gain.gain:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        lines.append(f"×{gain.speedup:<8g} {gain.policy[:27]:<27} {gain.score:<7.4f} {gain.blind:<7.4f} {interval}")
+    return lines
+
+
+def _steps(diagnosis: Diagnosis, fixed: AgreementCurve, step: int, made: FinetunedClassifier) -> list[tuple[str, str]]:
+    differ = dict(zip(fixed.values, fixed.disagreement, strict=True))
+    return [
+        *(
+            (f"step {n}", f"score {score:.4f}, other answers than full depth {100 * differ[float(n)]:.2f}%")
+            for n, score in enumerate(diagnosis.scores, start=1)
+        ),
+        ("fixed step", f"{step}: the earliest for all texts at ≤ {100 * _LEVEL:g}% other answers (95% confidence)"),
+        ("now", f"{made.policy.policy!r}" if hasattr(made.policy, "policy") else f"{made.policy!r}"),
+    ]

@@ -1,0 +1,85 @@
+"""The command `predict`: answers to texts as CSV, from a folder of `ponder exits` or of `ponder export`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ponder._utils.files import write_text
+from ponder.cli.telling import BATCH, quiet, say_left_out, tell
+from ponder.cli.texts import Texts, read_texts
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.export.examples import open_tokenizer
+from ponder.export.manifest import FILE
+from ponder.export.runtime import OnnxModel
+from ponder.integrations.transformers import FinetunedClassifier
+from ponder.integrations.transformers.tokenizing import Encoded, load_tokenizer, max_positions, tokenize
+
+__all__ = ["run"]
+
+_TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
+
+def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json: bool) -> None:
+    """Write the answers to texts, each at its exit.
+
+    Args:
+        folder: What `ponder exits` or `ponder export` wrote.
+        texts: The file of texts.
+        out: The CSV file to write: the columns that were read, label, probability and exit step.
+        columns: Of the file; found where empty.
+        as_json: Print JSON instead of a sentence.
+    """
+    quiet()
+    answer = _of_export if (folder / FILE).is_file() else _of_exits
+    found = read_texts(texts, columns)
+    outputs, exit_step, names, steps = answer(folder, found)
+    sure = outputs.softmax(-1)
+    labels, shares = sure.argmax(-1).tolist(), sure.amax(-1).tolist()
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
+    table.writerow([*found.columns, "label", "probability", "exit_step"])
+    for row, label, share, step in zip(found.rows, labels, shares, exit_step.tolist(), strict=True):
+        table.writerow([*row, names[label], f"{share:.4f}", step])
+    try:
+        write_text(out, written.getvalue())
+    except OSError as error:
+        raise ArgumentError(
+            "out", expected="a file that can be written", got=f"{out} ({error})", remedy="Name another."
+        ) from error
+    mean = exit_step.double().mean().item()
+    card = {"answers": len(labels), "out": str(out), "mean_exit_step": mean, "num_steps": steps}
+    tell(card, [f"{len(labels)} answers in {out}; mean exit step {mean:.2f} of {steps}."], [], as_json=as_json)
+
+
+def _of_exits(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], int]:
+    """Outputs, exit steps, names of the classes and N, from a folder of `ponder exits`."""
+    made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
+    encoded = tokenize(tokenizer, texts.rows, max_positions(made.config))
+    say_left_out(texts, encoded, left_out=False)
+    found = made.predict(encoded.rows, batch_size=BATCH, progress=sys.stderr.isatty())
+    names = [str(made.config.id2label[place]) for place in range(found.outputs.shape[-1])]
+    return found.outputs, found.exit_step, names, made.num_steps
+
+
+def _of_export(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], int]:
+    """The same from an export, whose model PyTorch does not run."""
+    model = OnnxModel(folder, threads=torch.get_num_threads())
+    manifest = model.manifest
+    if manifest.tokenizer is None or not manifest.classes:
+        raise CheckpointError(f"{folder}: expected an export of a classifier with its tokenizer. Export it again.")
+    tokenizer = open_tokenizer(folder / manifest.tokenizer, manifest.max_length)
+    made = tokenizer.encode_batch([row if len(row) > 1 else row[0] for row in texts.rows])
+    wanted = [spec.name for spec in manifest.inputs if spec.name in _TOKENS]
+    rows = [{name: np.asarray(getattr(one, _TOKENS[name])) for name in wanted} for one in made]
+    say_left_out(texts, Encoded(rows, [bool(one.overflowing) for one in made]), left_out=False)
+    found = model.predict(rows, batch_size=BATCH)
+    names = list(manifest.labels) or [str(place) for place in range(found.outputs.shape[-1])]
+    return torch.from_numpy(found.outputs), torch.from_numpy(found.exit_step), names, model.num_steps

@@ -1,0 +1,67 @@
+"""What the command `serve` does: reads a folder, and runs the application on uvicorn until it is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+import uvicorn
+from transformers.utils import logging
+
+from ponder.integrations.transformers.serving import open_folder
+from ponder.serving import AuditPlan, Limits, ServedModel, create_app
+
+__all__ = ["audit_plan", "serve", "server"]
+
+_GRACE = 10  # seconds that answers may take, beyond their deadline, when the service is told to stop
+
+
+def serve(folder: Path, options: Mapping[str, Any], bounds: Mapping[str, Any], audit: Mapping[str, Any]) -> None:
+    """Serve a folder until SIGINT or SIGTERM; what was accepted is answered.
+
+    Args:
+        folder: The model's.
+        options: `host`, `port`, `batching` and `threads` (0 for PyTorch's choice).
+        bounds: For `Limits`.
+        audit: `share` and `path`.
+    """
+    server(folder, options, bounds, audit).run()
+
+
+def server(
+    folder: Path, options: Mapping[str, Any], bounds: Mapping[str, Any], audit: Mapping[str, Any]
+) -> uvicorn.Server:
+    """The server of `serve`, which says on the standard error what it is going to do."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    limits = Limits(**bounds)
+    model = open_folder(folder, batching=options["batching"])
+    plan = audit_plan(model, **audit)
+    typer.echo(f"policy: {model.policy!r}", err=True)
+    typer.echo(_told(plan), err=True)
+    config = uvicorn.Config(
+        create_app(model, limits, plan),
+        host=options["host"],
+        port=options["port"],
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=None if limits.deadline is None else int(limits.deadline) + _GRACE,
+    )
+    return uvicorn.Server(config)
+
+
+def audit_plan(model: ServedModel, share: float, path: Path | None) -> AuditPlan | None:
+    """What is audited: the promise of the folder's certificate, where it has one about full depth."""
+    return AuditPlan.of_certificate(model.policy, share, path) if share else None
+
+
+def _told(plan: AuditPlan | None) -> str:
+    if plan is None:
+        return "audit: none (it needs a share above 0, and a policy that is certified to answer as full depth does)"
+    kept = f"kept in {plan.path}" if plan.path is not None else "not kept over a restart (--audit-file keeps it)"
+    return f"audit: {plan.audit.share:g} of the answers, of which at most {plan.audit.level:g} may differ; {kept}"

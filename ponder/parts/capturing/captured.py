@@ -1,0 +1,331 @@
+"""`capture`: any module that runs a list of layers, read as stem, steps and readout by watching it run.
+
+The module is not changed, not even for a moment. A call makes a *twin* (`twin.py`) whose layers are stubs: the twin's
+forward is the stem, the stubs note what each layer would have been called with, and a step calls the real layer with
+that, for the rows that still run. Which dimension of a tensor holds the rows, and which the length of a
+sequence, is learned by growth: from a call with one row more and one with one column more. What follows the layers is
+read off the same forward.
+
+Nothing of this is believed before it is proved: `capture` compares full depth with the module bit for bit, lets rows
+leave, and refuses with the reason what does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ponder._utils.trees import Tree, tensors
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.capturing.growth import grown_rows, one_more_row
+from ponder.parts.capturing.joinable import joinable
+from ponder.parts.capturing.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
+from ponder.parts.capturing.proof import learned_padding, prove, refusal
+from ponder.parts.capturing.twin import evaluating
+from ponder.parts.capturing.watching import (
+    Layers,
+    Mark,
+    Watched,
+    find_layers,
+    find_tail,
+    leaves,
+    map_leaves,
+    watch,
+    widened,
+)
+from ponder.parts.padding import Padding
+from ponder.parts.steps import Steps
+
+__all__ = ["Captured", "capture", "learn"]
+
+_MASKS = ("attention_mask", "mask", "src_key_padding_mask")
+"""Names of masks `(batch, length)` among the arguments of a module."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The parts of a module, for `ponder.PonderWrapper`.
+
+    Args:
+        stem: Inputs to the hidden state h_0 and the context of the steps; it registers the module, and with it all
+            weights, under ``module``.
+        steps: One step a layer.
+        readout: Hidden state to features: what the module itself would answer if its layers had ended there.
+        padding: Where lengths lie, if the example had a mask that hides the ends of rows, and batches were seen to be
+            able to get narrower; else None. With a readout of your own that gives features without positions, pass
+            `dataclasses.replace(padding, pooled=True)`.
+    """
+
+    stem: nn.Module
+    steps: Steps
+    readout: Callable[..., Tensor]
+    padding: Padding | None
+
+
+def capture(
+    module: nn.Module,
+    example: Any,
+    *,
+    layers: str | None = None,
+    features: Callable[[Any], Any] | None = None,
+) -> Captured:
+    """Read a module as stem, steps and readout, and prove on an example that they compute what it computes.
+
+    Args:
+        module: Any module whose forward runs a list of layers one after the other. It is not changed, and its weights
+            are used, not copied. The readout of a classifier gives its logits: wrap it with `head=nn.Identity()`.
+        example: What `module` is called with, for two different rows or more, the longest first: a tensor, a tuple of
+            positional arguments, or a dict of keyword arguments, whose first is then the `inputs` of the wrapper and
+            the others its context. What is no tensor is passed in every call.
+        layers: The name of the list of layers (``"encoder.layer"``), where another than the largest is meant.
+        features: From the module's output to the tensor in it that the readout gives; its first tensor where None.
+
+    Raises:
+        ArgumentError: The module cannot be read in this way; says what was met and what to do.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> encoder = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+        >>> parts = capture(encoder, torch.randn(2, 5, 8))
+        >>> model = ponder.PonderWrapper(
+        ...     parts.steps, stem=parts.stem, readout=lambda hidden: hidden.mean(1), head=nn.Linear(8, 2)
+        ... )
+        >>> model.eval()(torch.randn(4, 5, 8)).outputs.shape
+        torch.Size([4, 2])
+    """
+    features = features or first_tensor
+    layered = learn(module, example, layers=layers, reads=features)
+    return Captured(CapturedStem(layered), layered.steps(), layered.readout(features), layered.padding)
+
+
+class CapturedStem(nn.Module):
+    """The stem of a captured module, which registers it.
+
+    Args:
+        layered: What was learned of the module.
+    """
+
+    def __init__(self, layered: LayeredModule) -> None:
+        super().__init__()
+        self.module = layered.module
+        self.layered = layered
+
+    def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
+        """Give h_0 and the context of the steps."""
+        return self.layered.stem(inputs, **context)
+
+
+def learn(
+    module: nn.Module,
+    example: Any,
+    *,
+    layers: str | None = None,
+    count: int | None = None,
+    reads: Callable[[Any], Any] | None = None,
+) -> LayeredModule:
+    """Learn how a module is called layer by layer, and prove it.
+
+    Args:
+        module: The module.
+        example: What it is called with.
+        layers: The name of the list of layers; found where None.
+        count: How many layers there should be, where the caller knows.
+        reads: From the module's output to all that readouts will read of it; its first tensor where None.
+
+    Raises:
+        ArgumentError: See `capture`.
+    """
+    shadow = evaluating(_checked(module))
+    with torch.inference_mode(False), torch.no_grad():  # in inference mode, nobody counts who writes into a tensor
+        seen = _see(shadow, _read_example(example), reads or first_tensor)
+        with torch.random.fork_rng(_devices(seen.given)):
+            layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
+            padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
+            layered.padding = None if padding is None else joinable(layered, padding, seen.given)
+    output = seen.watched.output
+    if isinstance(output, Mapping):
+        layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
+    layered.module = module
+    return layered
+
+
+def first_tensor(output: Any) -> Any:
+    """The first tensor of a module's output."""
+    return next(leaf for leaf in leaves(output) if isinstance(leaf, Tensor | Mark))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A module in evaluation mode, what it was called with, and what was seen of the call."""
+
+    module: nn.Module
+    given: Mapping[str | int, Any]
+    rows: int
+    watched: Watched
+    reads: Callable[[Any], Any]
+
+    def again(self, given: Mapping[str | int, Any]) -> Watched:
+        return _watch(self.module, given)
+
+
+def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
+    """The first reading of the call that is proved: of the likeliest list first, of layers called directly first."""
+    refused: ArgumentError | None = None
+    for layers in found:
+        for between in (False, True):
+            try:
+                layered = _read(seen, widened(seen.watched, layers) if between else layers, between=between)
+                prove(layered, seen.given, seen.rows, seen.watched.output, seen.reads)
+            except CodeBetweenError as error:
+                refusal_of_it = refusal("layers that are called with what the one before gave", str(error))
+            except ArgumentError as error:
+                refusal_of_it = error
+            else:
+                return layered
+        refused = refused or refusal_of_it
+    again = seen.again(seen.given)
+    pairs = zip(_tensors(seen.reads(seen.watched.output)), _tensors(seen.reads(again.output)), strict=True)
+    if not all(torch.equal(once, twice) for once, twice in pairs):
+        raise refusal("the same output when it is called again, in evaluation mode", "another: it draws random numbers")
+    assert refused is not None  # `found` is not empty
+    raise refused
+
+
+def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
+    """Read the watched call as stem, layers and tail, which is not proved yet."""
+    if not between and any(len(layer) > 1 for layer in layers.calls):
+        raise CodeBetweenError(f"{layers.name!r} holds lists of modules, not layers that are called")
+    opening, entering = layers.calls[0][0], _entering(layers)
+    calls = tuple(
+        LayerCall(number, call.path, _answer(call.output, entering, call is layer[-1]), call is layer[-1])
+        for number, layer in enumerate(layers.calls)
+        for call in layer
+    )
+    closing = next(call for call in calls if call.last)
+    early = [call for call in seen.watched.calls if call.path and 0 <= call.end < opening.start]
+    before = dict.fromkeys(call.path for call in seen.watched.outermost(early))
+    tail = find_tail(seen.watched, layers, lambda output: hidden_in(closing.answer, output), seen.reads)
+    more = find_layers(seen.module, seen.again(one_more_row(seen.given, seen.rows)), layers.name, None)[0]
+    pairs = zip(
+        leaves(layers.calls[0][-1].output), leaves(more.calls[0][-1].output), leaves(closing.answer), strict=True
+    )
+    axes = {
+        mark.key: grown_rows(small, large, seen.rows, "what a layer gives")
+        for small, large, mark in pairs
+        if isinstance(mark, Mark)
+    }
+    if axes["hidden"] is None:
+        raise ArgumentError(
+            "module",
+            expected="layers that give a hidden state with a dimension for the rows",
+            got=f"one of shape {tuple(entering.shape)} for {seen.rows} rows and for one more",
+            remedy="Pass an example with the batch first, of rows that the module treats one by one.",
+        )
+    first = next((key for key, value in seen.given.items() if isinstance(value, Tensor)), None)
+    return LayeredModule(
+        seen.module,
+        calls,
+        before=before,
+        tail=tail,
+        axes=axes,
+        between=between,
+        first=first if isinstance(first, str) else None,
+        constants={key: value for key, value in seen.given.items() if not isinstance(value, Tensor)},
+        mask=next((name for name in _MASKS if name in seen.given), None),
+    )
+
+
+def _entering(layers: Layers) -> Tensor:
+    """The hidden state that enters the layers; what they give must be of its shape."""
+    opening = layers.calls[0][0]
+    entering = first_floating((opening.args, opening.kwargs))
+    for number, layer in enumerate(layers.calls, start=1):
+        left = [leaf for leaf in _tensors(layer[-1].output) if leaf.is_floating_point()]
+        if not any(leaf.shape == entering.shape for leaf in left):
+            raise ArgumentError(
+                "module",
+                expected="layers that keep the shape of the hidden state",
+                got=f"{tuple(left[0].shape) if left else 'no tensor'} after layer {number} of {layers.name!r}, where "
+                f"{tuple(entering.shape)} entered",
+                remedy="Name a list of layers between two changes of shape by layers=…, or give PonderWrapper the stem "
+                "and the steps yourself.",
+            )
+    return entering
+
+
+def _answer(output: Any, entering: Tensor, last: bool) -> Any:
+    """`output` with marks in the place of its tensors: the hidden state, and others by their place.
+
+    What a part of a layer gives in the shape of the hidden state is taken for one where the part is left out; where the
+    layer ends, only the first is.
+    """
+    places, seen = iter(range(1 << 30)), False
+
+    def mark(leaf: Any) -> Any:
+        nonlocal seen
+        place = str(next(places))
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.shape == entering.shape and leaf.is_floating_point() and not (last and seen):
+            seen = True
+            return Mark("state", "hidden")
+        return Mark("state", place)
+
+    return map_leaves(mark, output)
+
+
+def _checked(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Module):
+        return module
+    raise ArgumentTypeError(
+        "module", expected="an nn.Module", got=type(module).__name__, remedy="Pass the encoder itself."
+    )
+
+
+def _read_example(example: Any) -> dict[str | int, Any]:
+    """Read the example as arguments by name or place."""
+    given: dict[str | int, Any] = {0: example}
+    if isinstance(example, Mapping):
+        given = {key: value for key, value in example.items() if value is not None}
+    elif isinstance(example, tuple):
+        given = dict(enumerate(example))
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in given.items()}
+
+
+def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any], Any]) -> _Seen:
+    first = next((tensor for _, tensor in tensors(dict(given)) if tensor.dim()), None)
+    if first is None or first.shape[0] < 2:
+        raise ArgumentError(
+            "example",
+            expected="tensors of two rows or more, batch first, since rows must be seen to leave",
+            got="no tensor" if first is None else f"a tensor of shape {tuple(first.shape)}",
+            remedy="Pass a small batch of what the module is called with.",
+        )
+    with torch.random.fork_rng(_devices(given)):
+        return _Seen(module, given, first.shape[0], _watch(module, given), reads)
+
+
+def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
+    args = tuple(value for key, value in given.items() if isinstance(key, int))
+    try:
+        return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise ArgumentError(
+            "example",
+            expected="inputs that the module can be called with",
+            got=f"{type(error).__name__}: {error}",
+            remedy="Call module(example) first, to see what it wants.",
+        ) from error
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _devices(given: Mapping[str | int, Any]) -> list[int]:
+    first = next((tensor for _, tensor in tensors(dict(given))), None)
+    return [first.device.index or 0] if first is not None and first.device.type == "cuda" else []

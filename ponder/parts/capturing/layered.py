@@ -1,0 +1,582 @@
+"""A module called layer by layer: what `capture` learns of it, and how stem, steps and tail run from that."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import Parameter, Signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ponder._utils.trees import Shared, Tree, map_tensors, take_rows, tensors
+from ponder.errors import ArgumentError
+from ponder.parts.capturing.growth import (
+    Arguments,
+    Axis,
+    grown_lengths,
+    grown_rows,
+    merge_rows,
+    one_more_column,
+    one_more_row,
+    split_rows,
+)
+from ponder.parts.capturing.twin import branches_to, twin_of
+from ponder.parts.capturing.watching import Mark, Tail, leaves, map_leaves
+from ponder.parts.padding import Along, Padding
+from ponder.parts.steps import Steps
+
+__all__ = [
+    "CodeBetweenError",
+    "LayerCall",
+    "LayeredModule",
+    "LayeredReadout",
+    "LayeredStep",
+    "first_floating",
+    "hidden_in",
+]
+
+HIDDEN = Mark("state", "hidden")
+_PLAN, _FIRST = "plan", Axis()
+
+
+class CodeBetweenError(Exception):
+    """A layer is not called with what the one before gave: code of the module's own stands between them."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a module that is a layer or a part of one.
+
+    Args:
+        layer: Which layer, counted from 0.
+        path: The module.
+        answer: What it answers, with marks in the place of tensors: the hidden state, and what else it hands on.
+        last: Whether the layer ends with it.
+    """
+
+    layer: int
+    path: str
+    answer: Any
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the steps of one call need, besides tensors. Equal plans can share a batch.
+
+    Args:
+        calls: By layer, its arguments and keyword arguments, with marks for tensors; None for a layer left out.
+        handed: By layer, what it hands on besides the hidden state.
+        names: The names that the noted tensors have in the context.
+        rows: Where their rows are; None for a tensor of the whole batch.
+        before: By path, the answers of the modules that ran before the layers.
+        given: The module's own arguments.
+    """
+
+    calls: tuple[Any, ...]
+    handed: tuple[frozenset[str], ...]
+    names: tuple[str, ...]
+    rows: tuple[Axis | None, ...]
+    before: Mapping[str, list[Any]]
+    given: Mapping[str | int, Any]
+
+
+class LayeredModule:
+    """A module as stem, steps and tail. It holds no tensors of its own, and calls the module's layers where they are.
+
+    Args:
+        module: The module.
+        calls: The calls that its layers consist of, in order.
+        before: The paths of the modules that end before the first layer begins.
+        tail: What follows the layers, where it is a chain of modules.
+        axes: Where the rows are in what a layer hands on.
+        between: Whether code of the module's own stands between the layers: a step then runs the module's forward
+            again, from the end of one layer to the end of the next, with stubs for what is not needed.
+        first: The name of the argument that a wrapper's `inputs` are; None where it is passed by its place.
+        constants: Arguments of every call.
+        mask: The name of the mask `(batch, length)` among the arguments, or None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        calls: tuple[LayerCall, ...],
+        *,
+        before: Iterable[str],
+        tail: Tail | None,
+        axes: Mapping[str, Axis | None],
+        between: bool,
+        first: str | None,
+        constants: Mapping[str | int, Any],
+        mask: str | None,
+    ) -> None:
+        self.module, self.calls, self.before, self.tail = module, calls, tuple(before), tail
+        self.axes, self.between = dict(axes), between
+        self.first, self.constants, self.mask = first, dict(constants), mask
+        self.padding: Padding | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
+        self.lengths: dict[str, Along] = {}
+        self._known: dict[Any, tuple[tuple[str, ...], tuple[Axis | None, ...]]] = {}
+        self._kinds: dict[tuple[Axis | None, ...], int] = {}
+        paths = dict.fromkeys(call.path for call in calls)
+        self._to_layers = branches_to(module, paths)
+        self._to_all = branches_to(module, [*paths, *self.before])
+
+    @property
+    def num_steps(self) -> int:
+        """The number of layers."""
+        return self.calls[-1].layer + 1
+
+    def steps(self) -> Steps:
+        """The layers as steps, one each."""
+        return Steps([LayeredStep(self, number) for number in range(self.num_steps)])
+
+    def readout(self, select: Callable[[Any], Any]) -> LayeredReadout:
+        """The readout that gives `select` of the module's output."""
+        return LayeredReadout(self, select)
+
+    @property
+    def replays(self) -> bool:
+        """Whether a step or the tail needs the module's own arguments again."""
+        return self.between or self.tail is None
+
+    def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
+        """The module's arguments to h_0 and the context of the steps."""
+        given = self._arguments(inputs, named)
+        rows = self._rows(given)
+        if rows:
+            return self._stem(given, rows)
+        some = {key: value.new_ones(1, *value.shape[1:]) if _has(value, 0) else value for key, value in given.items()}
+        hidden, context = take_rows(self._stem(some, 1), torch.arange(0, device=self._device(given)))
+        return hidden, context
+
+    def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
+        """Layer `number`, counted from 0, on what the layers before gave."""
+        plan: _Plan = context[_PLAN]
+        if self.between:
+            return self._split(self._replay(number, state, context), state)
+        if plan.calls[number] is None:
+            return state
+        call = self.calls[number]
+        fill = partial(self._fill, state, context)
+        args, kwargs = map_leaves(lambda leaf: fill(leaf) if type(leaf) is Mark else leaf, plan.calls[number])
+        out = _part(self.module, call.path)(*args, **kwargs)
+        hidden = self._split(out if isinstance(out, Tensor) else hidden_in(call.answer, out), state)
+        if not isinstance(state, dict):
+            return hidden
+        pairs = zip(leaves(call.answer), leaves(out), strict=True)
+        given = {mark.key: leaf for mark, leaf in pairs if isinstance(mark, Mark)}
+        return {"hidden": hidden} | {key: self._hand_on(key, given[key], state) for key in plan.handed[number]}
+
+    def read(self, select: Callable[[Any], Any], state: Tree, context: Mapping[str, Any]) -> Any:
+        """`select` of the module's output, as if its layers had ended with `state`; nothing else is computed."""
+        if not _hidden(state).shape[0]:  # the answer for one row, without that row
+            one = map_tensors(lambda tensor: tensor.new_ones(1, *tensor.shape[1:]), (state, dict(context)))
+            return map_leaves(lambda leaf: leaf[:0] if isinstance(leaf, Tensor) else leaf, self.read(select, *one))
+        if self.tail is None:
+            return select(self._replay(self.num_steps, state, context))
+        made: dict[int, list[Any]] = {}
+
+        def value(leaf: Any) -> Any:
+            if not isinstance(leaf, Mark):
+                return leaf
+            if _is_state(leaf):
+                return merge_rows(_hidden(state), self._axis)
+            number, place = leaf.key
+            if number not in made:
+                path, args, kwargs = tail.calls[number]
+                module = self.module.get_submodule(path)
+                made[number] = list(leaves(module(*map_leaves(value, args), **map_leaves(value, kwargs))))
+            return made[number][place]
+
+        tail = self.tail
+        return map_leaves(value, select(tail.output))
+
+    def dry(self, given: Arguments) -> _Notes:
+        """One forward with stubs for layers, up to the last of them (the first, where code stands between)."""
+        notes = _Notes(self)
+        answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), notes.layer)
+        if self.replays:
+            answers |= dict.fromkeys(self.before, notes.earlier)
+        twin = twin_of(self.module, self._to_all if self.replays else self._to_layers, answers)
+        with contextlib.suppress(_EnoughError):
+            twin(*_positional(given), **_named(given))
+        if notes.hidden is None:
+            raise CodeBetweenError("the layers were not called")
+        return notes
+
+    @property
+    def _axis(self) -> Axis:
+        axis = self.axes["hidden"]
+        assert axis is not None  # `learn` refuses a hidden state without rows
+        return axis
+
+    def _arguments(self, inputs: Tree, named: Mapping[str, Any]) -> dict[str | int, Any]:
+        given: dict[str | int, Any] = dict(self.constants)
+        given.update(named)
+        if isinstance(inputs, Mapping):
+            given |= inputs
+        elif isinstance(inputs, tuple):
+            given |= dict(enumerate(inputs))
+        else:
+            given[0 if self.first is None else self.first] = inputs
+        return {key: value for key, value in given.items() if value is not None}
+
+    def _rows(self, given: Arguments) -> int:
+        first = given.get(0 if self.first is None else self.first)
+        if not isinstance(first, Tensor) or not first.dim():
+            first = next((tensor for _, tensor in tensors(dict(given)) if tensor.dim()), None)
+        if first is None:
+            raise ArgumentError(
+                "inputs", expected="tensors, batch first", got="none", remedy=f"Pass {self.first or 'one'}."
+            )
+        return first.shape[0]
+
+    def _device(self, given: Arguments) -> torch.device:
+        return next(tensor.device for _, tensor in tensors(dict(given)))
+
+    def _stem(self, given: Arguments, rows: int) -> tuple[Tree, dict[str, Any]]:
+        notes = self.dry(given)
+        names, axes = self._learned(notes, given, rows)
+        context: dict[str, Any] = {
+            name: Shared(tensor) if axis is None else split_rows(tensor, axis, rows)
+            for name, axis, tensor in zip(names, axes, notes.tensors, strict=True)
+        }
+        if self.mask is not None and self.mask in given:
+            context[self.mask] = given[self.mask]
+        kept = {}
+        if self.replays:
+            for key, value in given.items():
+                kept[key] = Mark("given", f"given_{key}") if isinstance(value, Tensor) else value
+                if isinstance(value, Tensor):
+                    context[f"given_{key}"] = value if _has(value, rows) else Shared(value)
+        calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
+        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept)
+        hidden = split_rows(notes.hidden, self._axis, rows)
+        return {"hidden": hidden} if any(plan.handed) else hidden, {**context, _PLAN: Shared(plan)}
+
+    def _learned(self, notes: _Notes, given: Arguments, rows: int) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
+        """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
+        key = (frozenset(given), tuple(_kind(tensor, rows) for tensor in notes.tensors))
+        if key not in self._known:
+            with torch.no_grad(), torch.random.fork_rng(_cuda(notes.hidden)):
+                more = self.dry(one_more_row(given, rows))
+                _check_counts(notes, more)
+                pairs = zip(notes.tensors, more.tensors, strict=True)
+                axes = tuple(grown_rows(small, large, rows, "an argument") for small, large in pairs)
+                kind = self._kinds.setdefault(axes, len(self._kinds)) or ""  # one name for what may share a batch
+                names = tuple(f"noted{kind}_{slot}" for slot in range(len(axes)))
+                self._learn_lengths(notes, given, rows, names, axes)
+            self._known[key] = names, axes
+        return self._known[key]
+
+    def _learn_lengths(
+        self, notes: _Notes, given: Arguments, rows: int, names: tuple[str, ...], axes: tuple[Axis | None, ...]
+    ) -> None:
+        mask = given.get(self.mask) if self.mask else None
+        if mask is None or mask.dim() != 2:
+            return
+        length = mask.shape[1]
+        try:
+            longer = self.dry(one_more_column(given, rows, length))
+        except (RuntimeError, IndexError, ValueError):  # the longest that the module takes
+            return
+        if len(longer.tensors) != len(notes.tensors):
+            return
+        for name, axis, small, large in zip(names, axes, notes.tensors, longer.tensors, strict=True):
+            if axis is not None:
+                small, large = split_rows(small, axis, rows), split_rows(large, axis, rows)
+            dims = grown_lengths(small, large, length)
+            if dims and (name not in self.lengths or self.lengths[name].dims != dims):
+                self.lengths[name] = Along(dims, fill=_no_fill)
+
+    def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
+        """For each layer, what later ones read of what is handed on, besides the hidden state."""
+        if not any(notes.reads):
+            return (frozenset(),) * self.num_steps
+        reads = [*notes.reads, *[frozenset()] * (self.num_steps - len(notes.reads))]
+        return tuple(frozenset[str]().union(*reads[number + 1 :]) for number in range(self.num_steps))
+
+    def _fill(self, state: Tree, context: Mapping[str, Any], leaf: Any) -> Any:
+        """The tensor that a mark stands for, with the rows that still run."""
+        if not isinstance(leaf, Mark):
+            return leaf
+        if leaf.kind == "given":
+            return context[leaf.key]
+        if leaf.kind == "noted":
+            plan: _Plan = context[_PLAN]
+            axis, value = plan.rows[leaf.key], context[plan.names[leaf.key]]
+            return value if axis is None else merge_rows(value, axis)
+        if leaf.key == "hidden":
+            return merge_rows(_hidden(state), self._axis)
+        handed = state[leaf.key]
+        axis = self.axes[leaf.key]
+        return handed.value if isinstance(handed, Shared) or axis is None else merge_rows(handed, axis)
+
+    def _split(self, hidden: Tensor, state: Tree) -> Tensor:
+        return hidden if self._axis == _FIRST else split_rows(hidden, self._axis, _hidden(state).shape[0])
+
+    def _hand_on(self, key: str, tensor: Tensor, state: Tree) -> Tensor | Shared:
+        axis, rows = self.axes[key], _hidden(state).shape[0]
+        if axis is None or tensor.shape[axis.dim] % rows or (tensor.shape[axis.dim] < rows):
+            return Shared(tensor)
+        return split_rows(tensor, axis, rows)
+
+    def _replay(self, upto: int, state: Tree, context: Mapping[str, Any]) -> Any:
+        """The module's forward again: layers before `upto` answer `state`, and what layer `upto` gives is returned.
+
+        Beyond the last layer, it is the module's own output.
+        """
+        plan: _Plan = context[_PLAN]
+        hidden = merge_rows(_hidden(state), self._axis)
+        expected, left = iter(self.calls), {path: list(answers) for path, answers in plan.before.items()}
+        found: list[Any] = []
+
+        spare = hidden.clone()  # some forwards write into what layers give
+
+        def fake(leaf: Any, standing: Tensor) -> Any:
+            if not _is_state(leaf):
+                return leaf
+            return standing if leaf.key == "hidden" else hidden.new_zeros(())
+
+        def layer(path: str, *args: Any, **kwargs: Any) -> Any:
+            call = next((call for call in expected if call.path == path), None)
+            if call is None:
+                raise CodeBetweenError(f"{path} was called once more")
+            if call.layer < upto:
+                standing = hidden.clone() if call.layer == upto - 1 and call.last else spare
+                return map_leaves(lambda leaf: fake(leaf, standing), call.answer)
+            answer = _part(self.module, path)(*args, **kwargs)
+            if call.last:
+                found.append(hidden_in(call.answer, answer))
+                raise _EnoughError
+            return answer
+
+        def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
+            if not left.get(path):
+                return self.module.get_submodule(path)(*args, **kwargs)
+            answer = left[path].pop(0)  # copies, since some forwards write into them
+            return map_leaves(lambda leaf: _copied(self._fill(state, context, leaf)), answer)
+
+        answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), layer)
+        twin = twin_of(self.module, self._to_all, answers | dict.fromkeys(self.before, earlier))
+        given = map_leaves(partial(self._fill, state, context), dict(plan.given))
+        try:
+            return twin(*_positional(given), **_named(given))
+        except _EnoughError:
+            return found[0]
+
+
+@dataclass(eq=False)
+class _Notes:
+    """What one forward with stubs gathers: the arguments of the layers, and the answers of the modules before them."""
+
+    layered: LayeredModule
+    tensors: list[Tensor] = field(default_factory=list)
+    calls: list[Any] = field(default_factory=list)
+    reads: list[frozenset[str]] = field(default_factory=list)
+    before: dict[str, list[Any]] = field(default_factory=dict)
+    hidden: Any = None
+    _slots: dict[int, Mark] = field(default_factory=dict)
+    _state: dict[int, Mark] = field(default_factory=dict)
+
+    def mark(self, leaf: Any) -> Any:
+        """Put a mark in the place of a tensor, and leave anything else."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) in self._state:
+            mark = self._state[id(leaf)]
+            self._read.add(mark.key)
+            return mark
+        if id(leaf) not in self._slots:
+            self._slots[id(leaf)] = Mark("noted", len(self.tensors))
+            self.tensors.append(leaf)
+        return self._slots[id(leaf)]
+
+    def layer(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        """The stub of a layer: it notes its arguments, and hands on the hidden state."""
+        layered = self.layered
+        if self.hidden is None:
+            self.hidden = first_floating((args, kwargs))
+            self._state = {id(self.hidden): HIDDEN}
+            if layered.between:
+                raise _EnoughError
+        number = len(self.calls)
+        while number < layered.num_steps and layered.calls[number].path != path:  # layers that this call leaves out
+            self.calls.append(None)
+            self.reads.append(frozenset())
+            number += 1
+        if number == layered.num_steps:
+            raise CodeBetweenError(f"{path} was called once more")
+        self._read.clear()
+        self.calls.append((map_leaves(self.mark, args), map_leaves(self.mark, kwargs)))
+        if "hidden" not in self._read:
+            raise CodeBetweenError(f"{path} is not called with what the layer before gave")
+        self.reads.append(frozenset(self._read - {"hidden"}))
+        if number + 1 == layered.num_steps:
+            raise _EnoughError
+        self._state = {}
+        return map_leaves(self._hand_on, layered.calls[number].answer)
+
+    def earlier(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        """A module before the layers: it runs, and its answer is noted."""
+        answer = self.layered.module.get_submodule(path)(*args, **kwargs)
+        if self.hidden is None:
+            self.before.setdefault(path, []).append(map_leaves(self.mark, answer))
+        return answer
+
+    def _hand_on(self, leaf: Any) -> Any:
+        """A new tensor for a mark, so that the next layer's arguments show by identity what they are."""
+        if not _is_state(leaf):
+            return leaf
+        tensor = self.hidden.detach() if leaf.key == "hidden" else self.hidden.new_zeros(())
+        self._state[id(tensor)] = leaf
+        self._keep.append(tensor)
+        return tensor
+
+    def __post_init__(self) -> None:
+        self._keep: list[Tensor] = []  # alive, so that no other tensor gets their identity
+        self._read: set[str] = set()  # what the layer that is noted reads of what was handed on
+
+
+class LayeredStep:
+    """One layer as a step. An object without weights, so that copies of a model copy the module with it.
+
+    Args:
+        layered: The module.
+        number: Which layer, counted from 0.
+    """
+
+    borrows_modules = True
+
+    def __init__(self, layered: LayeredModule, number: int) -> None:
+        self.layered, self.number = layered, number
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tree:
+        """Run the layer and give the state after it."""
+        return self.layered.step(self.number, hidden, context)
+
+
+class LayeredReadout:
+    """A part of the module's own output as features.
+
+    Its signature says whether it reads the context: only where the module's code must run again, with its arguments.
+
+    Args:
+        layered: The module.
+        select: From the module's output to the part.
+    """
+
+    borrows_modules = True
+
+    def __init__(self, layered: LayeredModule, select: Callable[[Any], Any]) -> None:
+        self.layered, self.select = layered, select
+        self.__signature__ = Signature([_HIDDEN] if layered.tail is not None else [_HIDDEN, _CONTEXT])
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
+        """Read the features of `hidden`."""
+        features: Tensor = self.layered.read(self.select, hidden, context)
+        return features
+
+
+_HIDDEN = Parameter("hidden", Parameter.POSITIONAL_OR_KEYWORD)
+_CONTEXT = Parameter("context", Parameter.VAR_KEYWORD)
+
+
+class _EnoughError(Exception):
+    """Raised by a stub: nothing of the forward is needed any more."""
+
+
+def first_floating(tree: Any) -> Tensor:
+    """The first floating-point tensor of `tree`."""
+    for leaf in leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise CodeBetweenError("the first layer takes no floating-point tensor")
+
+
+def hidden_in(answer: Any, output: Any) -> Tensor:
+    """The hidden state in a layer's output, whose `answer` marks where it is."""
+    first = answer[0] if isinstance(answer, tuple) else None
+    if isinstance(first, Mark) and first.key == "hidden":  # nearly always
+        leaf: Tensor = output[0]
+        return leaf
+    pairs = zip(leaves(answer), leaves(output), strict=True)
+    found: Tensor = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
+    return found
+
+
+def _part(module: Any, path: str) -> Any:
+    """`module.get_submodule(path)`, without its checks."""
+    for name in path.split("."):
+        module = module._modules[name]
+    return module
+
+
+def _hidden(state: Tree) -> Tensor:
+    hidden: Tensor = state["hidden"] if isinstance(state, dict) else state
+    return hidden
+
+
+def _is_state(leaf: Any) -> bool:
+    return isinstance(leaf, Mark) and leaf.kind == "state"
+
+
+def _no_fill(_: Tensor) -> float:
+    """What stands at padding in a noted tensor is not known: it may be a mask, a table or a state."""
+    raise ArgumentError(
+        "stream",
+        expected="rows of one length, for a captured module",
+        got="rows of different lengths in one batch",
+        remedy="Pad the examples of a stream to one length, or write an adapter that declares ponder.Padding.",
+    )
+
+
+def _kind(tensor: Tensor, rows: int) -> Any:
+    return tensor.dtype, tuple((_equal(size, 1), _equal(size, rows)) for size in tensor.shape)
+
+
+def _equal(size: Any, other: Any) -> bool:
+    """Whether two sizes are equal; while a module is traced, whether they are the same symbol, which bounds nothing."""
+    symbolic = isinstance(size, torch.SymInt), isinstance(other, torch.SymInt)
+    if any(symbolic):
+        return all(symbolic) and bool(size.node.expr == other.node.expr)
+    return bool(size == other)
+
+
+def _check_counts(notes: _Notes, more: _Notes) -> None:
+    """Refuse numbers among the arguments of a layer that follow the number of rows."""
+    before, after = list(leaves(list(notes.calls))), list(leaves(list(more.calls)))
+    same = len(before) == len(after) and len(notes.tensors) == len(more.tensors)
+    numbers = [(a, b) for a, b in zip(before, after, strict=False) if isinstance(a, int) and isinstance(b, int)]
+    if not same or any(a != b for a, b in numbers):
+        raise ArgumentError(
+            "module",
+            expected="layers whose arguments, but for tensors, do not depend on the number of rows",
+            got="other arguments with one row more",
+            remedy="Rows cannot leave; give PonderWrapper a stem and steps that know how to tell their layers.",
+        )
+
+
+def _has(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _positional(given: Arguments) -> tuple[Any, ...]:
+    return tuple(given[place] for place in sorted(key for key in given if isinstance(key, int)))
+
+
+def _named(given: Arguments) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if isinstance(key, str)}
+
+
+def _cuda(tensor: Tensor) -> list[int]:
+    return [tensor.device.index or 0] if tensor.device.type == "cuda" else []

@@ -1,0 +1,201 @@
+"""The proof of a captured module: its steps compute what it computes, whoever leaves, however narrow batches get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.trees import Tree, map_tensors, take_rows, tensors, unwrap
+from ponder.errors import ArgumentError
+from ponder.parts.capturing.growth import grown_lengths, one_more_column
+from ponder.parts.capturing.layered import CodeBetweenError, LayeredModule
+from ponder.parts.capturing.watching import leaves
+from ponder.parts.padding import Along, Padding
+
+__all__ = ["LearnedPadding", "learned_padding", "prove", "refusal"]
+
+Arguments = Mapping[str | int, Any]
+
+_FAILURES = (RuntimeError, IndexError, ValueError, CodeBetweenError)
+"""What a module raises where it is called with what it cannot take."""
+
+_REAL: Mapping[str, int | bool] = {"src_key_padding_mask": False}
+"""What stands at real positions in the masks in which that is not 1."""
+
+
+def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, reads: Callable[[Any], Any]) -> None:
+    """Full depth is the module's own output bit for bit; rows may leave; the state of every step can be read.
+
+    Args:
+        layered: What was learned of the module, in evaluation mode.
+        given: The example.
+        rows: How many rows it has.
+        expected: The module's own output for it.
+        reads: From an output to what readouts read.
+
+    Raises:
+        ArgumentError: One of them does not hold.
+        CodeBetweenError: The layers are not called as was learned.
+    """
+    states, context = _run(layered, given)
+    _check_depth(layered, states[-1], context, expected, reads)
+    kept = torch.arange(1, rows, device=_device(states[0]))
+    few, there = take_rows((states[1], context), kept)
+    for number in range(1, layered.num_steps):
+        few = layered.step(number, few, unwrap(there))
+    for (_, part), (_, whole) in zip(tensors(few), tensors(take_rows(states[-1], kept)), strict=True):
+        if not _close(part, whole):
+            raise refusal(
+                "rows that do not affect one another",
+                f"other states of the rows that stay when the first row leaves: {_distance(part, whole)}",
+            )
+    try:
+        for state, around in ((states[0], context), (states[1], context), (few, there)):
+            layered.read(reads, state, unwrap(around))
+    except _FAILURES as error:
+        raise refusal("an end that can read the state of every step", str(error)) from error
+
+
+def refusal(expected: str, got: str) -> ArgumentError:
+    """The error that says why a module cannot be captured."""
+    return ArgumentError(
+        "module",
+        expected=expected,
+        got=got,
+        remedy="It cannot be captured; give PonderWrapper its stem, steps and readout yourself.",
+    )
+
+
+def learned_padding(
+    layered: LayeredModule, given: Arguments, rows: int, reads: Callable[[Any], Any]
+) -> LearnedPadding | None:
+    """Where lengths lie, if the example has a mask that hides the ends of rows and narrower batches are proved."""
+    mask = given.get(layered.mask) if layered.mask is not None else None
+    if layered.mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    length = mask.shape[1]
+    try:
+        longer_call = one_more_column(given, rows, length)
+        hidden, longer = (layered.stem(call) for call in (given, longer_call))
+    except _FAILURES:  # no call with one column more
+        return None
+    along: dict[int, Along] = {}
+    for (_, small), (_, large) in zip(tensors(hidden[0]), tensors(longer[0]), strict=True):
+        if dims := grown_lengths(small, large, length):
+            along[small.dim()] = Along(dims)
+    layered.lengths.update(
+        {f"given_{key}": Along() for key, value in given.items() if _is_long(value, rows, length)}
+        | {layered.mask: Along(fill=not _REAL.get(layered.mask, 1))}
+    )
+    features, more = (_features(layered, call, reads) for call in (given, longer_call))
+    padding = LearnedPadding(
+        mask=layered.mask,
+        real=_REAL.get(layered.mask, 1),
+        context=layered.lengths,
+        pooled=features.shape == more.shape,
+        state=along,
+    )
+    return padding if along and _narrows(layered, padding, given, reads) else None
+
+
+def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: Callable[[Any], Any]) -> bool:
+    """Whether the states of shorter rows stay as they are when the longest rows leave and their columns with them."""
+    lengths = padding.lengths(dict(given))  # type: ignore[arg-type]
+    if lengths is None or not bool((lengths < lengths.max()).any()):
+        return False
+    states, context = _run(layered, given)
+    kept = (lengths < lengths.max()).nonzero().flatten()
+    longest = int(lengths[kept].max())
+    kept = kept.to(next(tensor.device for _, tensor in tensors(states[0])))
+    state, there = padding.trim(states[1], context, longest)
+    state, there = take_rows((state, there), kept)
+    try:
+        for number in range(1, layered.num_steps):
+            state = layered.step(number, state, unwrap(there))
+        layered.read(reads, state, unwrap(there))
+    except _FAILURES:
+        return False
+    whole, _ = padding.trim(take_rows(states[-1], kept), {}, longest)
+    real = torch.arange(longest) < lengths[lengths < lengths.max()][:, None]
+    return all(
+        _close(mine[real.to(mine.device)], own[real.to(own.device)])
+        for (_, mine), (_, own) in zip(tensors(state), tensors(whole), strict=True)
+        if mine.shape[:2] == real.shape
+    )
+
+
+@dataclass(frozen=True)
+class LearnedPadding(Padding):
+    """`Padding` of a captured module, in whose state the length need not be in one place.
+
+    Args:
+        state: By the number of dimensions of a tensor of the state, where its length is.
+    """
+
+    state: Mapping[int, Along] = field(default_factory=dict)
+
+    def of_hidden(self, tensor: Tensor) -> Along | None:
+        """See `Padding.of_hidden`."""
+        return self.state.get(tensor.dim())
+
+    def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
+        """See `Padding.trim`."""
+        _, context = super().trim((), context, length)
+
+        def narrow(tensor: Tensor) -> Tensor:
+            along = self.of_hidden(tensor)
+            return tensor if along is None else along.narrow(tensor, length)
+
+        return map_tensors(narrow, hidden), context
+
+
+def _features(layered: LayeredModule, given: Arguments, reads: Callable[[Any], Any]) -> Tensor:
+    states, context = _run(layered, given)
+    return next(leaf for leaf in leaves(layered.read(reads, states[-1], unwrap(context))) if isinstance(leaf, Tensor))
+
+
+def _run(layered: LayeredModule, given: Arguments) -> tuple[list[Tree], dict[str, Any]]:
+    """Run the example through all steps: its states h_0 … h_N, and the context."""
+    state, context = layered.stem(given)
+    states = [state]
+    for number in range(layered.num_steps):
+        states.append(layered.step(number, states[-1], unwrap(context)))
+    return states, context
+
+
+def _check_depth(
+    layered: LayeredModule, last: Tree, context: Mapping[str, Any], expected: Any, reads: Callable[[Any], Any]
+) -> None:
+    got = layered.read(reads, last, unwrap(context))
+    for mine, own in zip(leaves(got), leaves(reads(expected)), strict=True):
+        if isinstance(own, Tensor) and (mine.shape != own.shape or not torch.equal(mine, own)):
+            raise refusal(
+                "layers between which nothing but the hidden state is handed on",
+                f"other outputs than the module's: {_distance(mine, own)}",
+            )
+
+
+def _device(state: Tree) -> torch.device:
+    return next(tensor.device for _, tensor in tensors(state))
+
+
+def _is_long(value: Any, rows: int, length: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == (rows, length)
+
+
+def _close(mine: Tensor, own: Tensor) -> bool:
+    if mine.shape != own.shape:
+        return False
+    fine = mine.dtype in (torch.float32, torch.float64)
+    scale = float(own.abs().max()) if own.is_floating_point() and own.numel() else 1.0
+    return torch.allclose(mine, own, rtol=0, atol=(1e-4 if fine else 0.05) * max(scale, 1.0))
+
+
+def _distance(mine: Tensor, own: Tensor) -> str:
+    if mine.shape != own.shape:
+        return f"shape {tuple(mine.shape)} where {tuple(own.shape)} was expected"
+    return f"they differ by {float((mine.detach().double() - own.detach().double()).abs().max()):.2g}"

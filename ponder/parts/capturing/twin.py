@@ -1,0 +1,118 @@
+"""Twins: shallow copies of a module that share its weights, in which some of the modules answer otherwise.
+
+Watching or steering a forward pass by hooks changes the module that others may be calling at the same time. A twin
+changes nothing: the modules on the paths to those that answer otherwise are copied without their weights, which takes
+microseconds, and the copy is thrown away after the call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Branches", "branches_to", "evaluating", "shallow_copy", "twin_of", "watched_copy"]
+
+Branches = dict[str, Any]
+"""The paths to some modules as nested dicts by attribute name; a leaf is the path under which its module is known."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """A copy with the same weights and the same children, whose children can be exchanged without touching `module`."""
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["_modules"] = dict(module._modules)
+    twin.__dict__.pop("_compiled_call_impl", None)  # would call the module that was compiled
+    twin.__dict__.pop("forward", None)  # a forward put on the instance (device hooks) is bound to the original
+    return twin
+
+
+def branches_to(root: nn.Module, paths: Iterable[str]) -> Branches:
+    """The branches of `root` that lead to the modules at `paths`, by every name that these modules have."""
+    known = {id(root.get_submodule(path)): path for path in paths}
+    branches: Branches = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        if id(module) not in known:
+            continue
+        *above, last = name.split(".")
+        node = branches
+        for part in above:
+            node = node.setdefault(part, {})
+            if isinstance(node, str):  # inside a module that answers otherwise as a whole
+                break
+        else:
+            node[last] = known[id(module)]
+    return branches
+
+
+def twin_of(root: nn.Module, branches: Branches, answers: Mapping[str, Callable[..., Any]]) -> nn.Module:
+    """A twin of `root` in which the module known as `path` answers by `answers[path](path, *args, **kwargs)`.
+
+    Args:
+        root: The module; it is not changed.
+        branches: What `branches_to` gave.
+        answers: An answer for every leaf of the branches.
+    """
+    made: dict[str, nn.Module] = {}
+
+    def copied(module: nn.Module, below: Branches) -> nn.Module:
+        twin = shallow_copy(module)
+        for name, further in below.items():
+            child = module._modules[name]
+            assert child is not None
+            if isinstance(further, dict):
+                twin._modules[name] = copied(child, further)
+            else:
+                if further not in made:
+                    made[further] = _answering(child, partial(answers[further], further))
+                twin._modules[name] = made[further]
+        return twin
+
+    return copied(root, branches)
+
+
+def evaluating(root: nn.Module) -> nn.Module:
+    """A twin of `root` with all its modules, in evaluation mode; `root` keeps its mode."""
+
+    def still(_: str, module: nn.Module) -> None:
+        module.__dict__["training"] = False
+
+    return _copy_all(root, still)
+
+
+def watched_copy(root: nn.Module, watch: Callable[..., Any]) -> nn.Module:
+    """A twin of `root` whose modules, each known by its path, run as `watch(path, forward, *args, **kwargs)`."""
+
+    def watched(path: str, module: nn.Module) -> None:
+        module.__dict__["forward"] = partial(watch, path, module.forward)
+
+    return _copy_all(root, watched)
+
+
+def _answering(module: nn.Module, answer: Callable[..., Any]) -> nn.Module:
+    """A copy of `module`, with its attributes, that answers by `answer`: no hooks, no gradient checkpointing."""
+    stub = shallow_copy(module)
+    stub.__dict__.update({name: OrderedDict() for name in _HOOKS}, forward=answer)  # modules refer to them weakly
+    if "gradient_checkpointing" in stub.__dict__:
+        stub.__dict__["gradient_checkpointing"] = False
+    return stub
+
+
+def _copy_all(root: nn.Module, change: Callable[[str, nn.Module], None]) -> nn.Module:
+    copies: dict[int, nn.Module] = {}
+
+    def copied(path: str, module: nn.Module) -> nn.Module:
+        if id(module) not in copies:
+            copies[id(module)] = twin = shallow_copy(module)
+            for name, child in module._modules.items():
+                if child is not None:
+                    twin._modules[name] = copied(f"{path}.{name}".strip("."), child)
+            change(path, twin)
+        return copies[id(module)]
+
+    return copied("", root)

@@ -1,0 +1,267 @@
+"""Watching one forward pass: which modules ran and with what, which of them are the layers, and what follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ponder.errors import ArgumentError
+from ponder.parts.capturing.twin import watched_copy
+
+__all__ = [
+    "Call",
+    "Layers",
+    "Mark",
+    "Tail",
+    "Watched",
+    "find_layers",
+    "find_tail",
+    "leaves",
+    "map_leaves",
+    "watch",
+    "widened",
+]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Stands for a tensor in a tree of arguments.
+
+    Args:
+        kind: ``"state"``, something that one layer hands to the next; ``"noted"``, a tensor that the modules before
+            the layers made; ``"made"``, what a call of the tail gave.
+        key: Which one.
+    """
+
+    kind: str
+    key: Any
+
+
+_LOST = Mark("lost", None)  # a tensor of which no call of a module tells where it came from
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module: where it stands among the others, its arguments and its answer."""
+
+    path: str
+    start: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any = None
+    end: int = -1
+    versions: tuple[int, ...] = ()
+
+    def close(self, output: Any, end: int) -> None:
+        """Note the answer, and the versions of its tensors, which tell whether they are written into later."""
+        self.output, self.end = output, end
+        self.versions = tuple(_version(leaf) for leaf in leaves(output))
+
+    def untouched(self) -> Iterator[tuple[int, Tensor]]:
+        """The tensors of the answer, with their places, that nobody wrote into since."""
+        for place, (leaf, version) in enumerate(zip(leaves(self.output), self.versions, strict=True)):
+            if isinstance(leaf, Tensor) and _version(leaf) == version:
+                yield place, leaf
+
+
+@dataclass
+class Watched:
+    """A forward pass: its calls in the order in which they began, and what came out."""
+
+    calls: list[Call] = field(default_factory=list)
+    output: Any = None
+
+    def outermost(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls among `calls` that were not made inside another one of them."""
+        kept: list[Call] = []
+        for call in calls:
+            if not kept or call.start > kept[-1].end:
+                kept.append(call)
+        return kept
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a module: for each, the calls that it consists of, nearly always one."""
+
+    name: str
+    calls: tuple[tuple[Call, ...], ...]
+
+    @property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        """For each layer, the paths of the modules that it calls."""
+        return tuple(tuple(call.path for call in layer) for layer in self.calls)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows the layers, where it is nothing but calls of modules on one another's answers.
+
+    Args:
+        calls: Path, arguments with marks, and keyword arguments with marks.
+        output: The module's output, with marks in the place of its tensors.
+    """
+
+    calls: tuple[tuple[str, Any, Any], ...]
+    output: Any
+
+
+def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Watched:
+    """Run `module` once, without gradients, and note every call of its submodules; `module` is not changed."""
+    watched, clock = Watched(), iter(range(1 << 62))
+
+    def note(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = Call(path, next(clock), args, kwargs)
+        watched.calls.append(call)
+        call.close(forward(*args, **kwargs), next(clock))
+        return call.output
+
+    with torch.no_grad():
+        watched.output = watched_copy(module, note)(*args, **kwargs)
+    return watched
+
+
+def find_layers(module: nn.Module, watched: Watched, name: str | None, count: int | None) -> list[Layers]:
+    """The lists of layers that the watched call ran one after the other, the likeliest first.
+
+    That is the one with most weights, among those of the expected length if there are such. Other lists of the same
+    length follow, the last to end first: where a forward goes through several lists side by side, a layer ends there.
+
+    Args:
+        module: The module.
+        watched: A call of it.
+        name: Where the list is, `"encoder.layer"`; found where None.
+        count: How many layers there should be, where the caller knows.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    boxes = [(path, box) for path, box in module.named_modules() if isinstance(box, nn.ModuleList | nn.Sequential)]
+    found = [(path, box, _runs(path, watched)) for path, box in boxes if name is None or path == name]
+    found = [(path, box, runs) for path, box, runs in found if _all_called(path, box, runs)]
+    if not found:
+        lists = ", ".join(repr(path) for path, _ in boxes if path) or "none"
+        raise ArgumentError(
+            "module",
+            expected=f"a list of layers{'' if name is None else f' at {name!r}'} that are called one after the other",
+            got=f"lists in the module: {lists}",
+            remedy="Name the list of layers by capture(…, layers='encoder.layer'), say, or give PonderWrapper the stem "
+            "and the steps yourself.",
+        )
+
+    def weight(item: tuple[str, nn.Module, list[tuple[Call, ...]]]) -> tuple[bool, bool, int]:
+        return len(item[2]) == count, _alike(item[1]), sum(p.numel() for p in item[1].parameters())
+
+    best = max(found, key=weight)
+    parent = best[0].rpartition(".")[0]
+    beside = [i for i in found if i is not best and len(i[2]) == len(best[2]) and i[0].rpartition(".")[0] == parent]
+    beside.sort(key=lambda item: -item[2][-1][-1].end)
+    return [Layers(path, tuple(runs)) for path, _, runs in [best, *beside]]
+
+
+def widened(watched: Watched, layers: Layers) -> Layers:
+    """`layers`, each with the calls of other modules since the layer before."""
+    cuts = [layer[-1] for layer in layers.calls]
+    around = [call for call in watched.calls if any(call.start < cut.start and call.end > cut.end for cut in cuts)]
+    calls = watched.outermost([call for call in watched.calls if call not in around])
+    wide = []
+    for before, cut in pairwise(cuts):
+        wide.append(tuple(call for call in calls if before.end < call.start <= cut.start))
+    sizes = {len(layer) for layer in wide}
+    opening = [call for call in calls if call.start <= cuts[0].start]
+    first = tuple(opening[-sizes.pop() :]) if len(sizes) == 1 else layers.calls[0]
+    return Layers(layers.name, (first, *wide))
+
+
+def find_tail(
+    watched: Watched, layers: Layers, hidden: Callable[[Any], Tensor], reads: Callable[[Any], Any]
+) -> Tail | None:
+    """What follows the layers as a chain of calls; None where code of the module's own stands between them.
+
+    Args:
+        watched: The call.
+        layers: Its layers.
+        hidden: From a layer's output to the hidden state in it.
+        reads: From the module's output to what must be in reach.
+    """
+    last = layers.calls[-1][-1]
+    state = hidden(last.output)
+    marks = {id(leaf): Mark("state", "hidden") for _, leaf in last.untouched() if leaf is state}
+
+    def mark(leaf: Any) -> Any:
+        return marks.get(id(leaf), _LOST) if isinstance(leaf, Tensor) else leaf
+
+    calls: list[tuple[str, Any, Any]] = []
+    for call in watched.outermost([c for c in watched.calls if c.start > last.end]):
+        made = (call.path, map_leaves(mark, call.args), map_leaves(mark, dict(call.kwargs)))
+        if _LOST in leaves(made):
+            continue  # what it gives has no mark either
+        for place, leaf in call.untouched():
+            marks.setdefault(id(leaf), Mark("made", (len(calls), place)))
+        calls.append(made)
+    output = tree_map(mark, watched.output)
+    return None if _LOST in leaves(reads(output)) else Tail(tuple(calls), output)
+
+
+def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
+    """`tree` with `change` of its leaves; tuples, lists and dicts are nodes."""
+    kind = type(tree)
+    if kind is tuple:
+        return tuple([map_leaves(change, value) for value in tree])
+    if kind is dict:
+        return {key: map_leaves(change, value) for key, value in tree.items()}
+    if kind is list:
+        return [map_leaves(change, value) for value in tree]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return kind(*(map_leaves(change, value) for value in tree))
+    if isinstance(tree, dict):
+        return kind(**{key: map_leaves(change, value) for key, value in tree.items()})
+    return change(tree)
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """The leaves of `tree`, in the order of `map_leaves`."""
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        yield tree
+        return
+    for value in tree:
+        yield from leaves(value)
+
+
+def _version(leaf: Any) -> int:
+    """How often a tensor was written into; not counted in inference mode."""
+    return leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0
+
+
+def _runs(path: str, watched: Watched) -> list[tuple[Call, ...]]:
+    """The calls of what stands in the list at `path`, by entry: one of the entry itself, or those inside it."""
+    prefix = f"{path}." if path else ""
+    depth = prefix.count(".")
+    calls = watched.outermost([call for call in watched.calls if call.path != path and call.path.startswith(prefix)])
+    runs: list[tuple[Call, ...]] = []
+    for entry, group in groupby(calls, key=lambda call: call.path.split(".")[depth]):
+        found = list(group)
+        runs += [(call,) for call in found] if found[0].path == prefix + entry else [tuple(found)]
+    return runs
+
+
+def _all_called(path: str, box: nn.Module, runs: Sequence[tuple[Call, ...]]) -> bool:
+    """Whether two runs or more are there, all entries took part, and entries of several modules were run once each."""
+    depth = len(path.split(".")) if path else 0
+    entries = [run[0].path.split(".")[depth] for run in runs]
+    nested = any(len(run[0].path.split(".")) > depth + 1 for run in runs)
+    if len(runs) < 2 or set(entries) != set(box._modules):
+        return False
+    return not nested or len(set(entries)) == len(entries)
+
+
+def _alike(box: nn.Module) -> bool:
+    return len({type(child) for child in box.children()}) == 1

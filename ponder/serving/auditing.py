@@ -1,0 +1,223 @@
+"""A share of the traffic goes on to full depth after its answer was given, and the policy steps back when it must.
+
+`ponder.monitor.Audit` says which answers are audited and when the promise no longer holds; `AuditPlan` says to which
+policies the service steps back; `TrafficAudit` runs the audits through the service's own batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ponder._utils.files import read_json, write_json
+from ponder._utils.validation import check_int, check_real
+from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.inference.streaming import StreamOutput
+from ponder.monitor import Audit
+from ponder.parts.tasks import Task
+from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.serving.batcher import Batcher
+
+__all__ = ["AuditPlan", "TrafficAudit"]
+
+_FORMAT = "ponder-served-audit-1"
+_SAFER = (1 / 2, 1 / 4)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class AuditPlan:
+    """What is promised, and what answers when the promise no longer holds.
+
+    Args:
+        audit: The promise, and the share of the answers that is audited.
+        policies: From the cheapest, which answers first, to the safest; full depth comes after the last by itself.
+        path: A JSON file with the state, read where it exists and written after every audit; None for none.
+        tolerance: For regression, by how much an answer may differ from that of full depth.
+        max_running: Audits that may run at a time; the answers that would exceed it are not audited.
+
+    Raises:
+        ArgumentError: No policies, or a number out of range.
+    """
+
+    audit: Audit
+    policies: tuple[ExitPolicy, ...]
+    path: Path | None = None
+    tolerance: float = 0.0
+    max_running: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policies", tuple(self.policies))
+        if not self.policies:
+            raise ArgumentError(
+                "policies", expected="at least one policy", got="none", remedy="Give them from cheapest to safest."
+            )
+        check_real("tolerance", self.tolerance)
+        check_int("max_running", self.max_running)
+
+    @classmethod
+    def of_certificate(cls, policy: ExitPolicy, share: float = 0.01, path: Path | None = None) -> AuditPlan | None:
+        """The plan that a certified policy comes with, or None where nothing is certified about full depth.
+
+        Level and confidence are those of the certificate, and the safer policies have thresholds that the certificate
+        tested before its own, the latest exits first: half-way and a quarter of the way to it.
+
+        Args:
+            policy: The policy of a model.
+            share: The share of answers that is audited, in (0, 1].
+            path: As for the plan.
+        """
+        if not isinstance(policy, Certified) or policy.risk != "disagreement" or policy.threshold_value is None:
+            return None
+        if policy.confidence is None or isinstance(policy.policy, LastStep) or policy.policy.tunable is None:
+            return None
+        tested = [value for value, _, _ in policy.path]
+        place = tested.index(policy.threshold_value) if policy.threshold_value in tested else 0
+        values = dict.fromkeys(tested[int(place * part)] for part in _SAFER) if place else {}
+        safer = [policy.policy.with_threshold(value) for value in values]
+        order = [policy, *(one for one in safer if one != policy.policy)]
+        return cls(Audit(policy.level, policy.confidence, share), tuple(order), path)
+
+
+@dataclass(eq=False)
+class TrafficAudit:
+    """The audits of one service. Answers are noted by its event loop, and judged by a thread of the audits' own.
+
+    Args:
+        plan: What is promised.
+        task: What outputs mean.
+        batcher: Where audits run, beside the traffic.
+
+    Raises:
+        ArgumentError: A task whose answers cannot be compared, or a file that cannot be written.
+        CheckpointError: The file holds the state of another promise or of other policies, or no state at all.
+    """
+
+    plan: AuditPlan
+    task: Task
+    batcher: Batcher
+    running: int = 0
+    _audit: Audit = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.task.comparable and not (self.task.numbers and self.plan.tolerance):
+            raise ArgumentError(
+                "audit",
+                expected="a task whose answers are the same or not, or regression with a tolerance",
+                got=f"the task {self.task.name!r}",
+                remedy="Pass tolerance=0.1, say, in the unit of the outputs, or serve without an audit.",
+            )
+        path = self.plan.path
+        self._audit = self._read(path) if path is not None and path.exists() else self.plan.audit
+        self._lock = threading.Lock()
+        self._write()  # a place that cannot be written is told at once
+        self._judge = ThreadPoolExecutor(1, thread_name_prefix="ponder-audit")
+
+    @property
+    def stage(self) -> int:
+        """Number of the policy that answers now, from 0; the number of policies at full depth."""
+        return self._audit.stage
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy that answers now."""
+        return self.plan.policies[self.stage] if self.stage < len(self.plan.policies) else LastStep()
+
+    def state(self) -> dict[str, Any]:
+        """Where the audits stand, for `/healthz` and metrics."""
+        with self._lock:
+            audit = self._audit
+            low, high = audit.bounds
+            return {
+                "level": audit.level,
+                "confidence": audit.confidence,
+                "share": audit.share,
+                "stage": audit.stage,
+                "full_depth": audit.stage >= len(self.plan.policies),
+                "audits": audit.audits,
+                "disagreements": audit.disagreements,
+                "low": low,
+                "high": high,
+                "wealth": audit.wealth,
+            }
+
+    def seen(self, examples: Sequence[Any], outputs: Sequence[Tensor], stage: int) -> None:
+        """Note answers that the policy of a stage gave, and send the chosen ones on to full depth."""
+        for example, output in zip(examples, outputs, strict=True):
+            if stage != self.stage or stage >= len(self.plan.policies):
+                return
+            with self._lock:
+                chosen = self._audit.chosen() and self.running < self.plan.max_running
+                self.running += chosen
+            if chosen:
+                self._send(example, output, stage)
+
+    def close(self) -> None:
+        """Judge what the batcher, closed before, has answered, and keep the state."""
+        self._judge.shutdown()
+        self._save()
+
+    def _send(self, example: Any, output: Tensor, stage: int) -> None:
+        try:
+            future = self.batcher.submit(example, policy=LastStep(), block=False)
+        except (queue.Full, PonderError):  # the traffic goes first, and what stops takes no more
+            with self._lock:
+                self.running -= 1
+            return
+        future.add_done_callback(lambda full: self._judge.submit(self._judged, full, output, stage))
+
+    def _judged(self, full: Future[StreamOutput], output: Tensor, stage: int) -> None:
+        """Record one audit; an answer of a policy that was stepped back from says nothing of the one after it."""
+        try:
+            if full.cancelled():
+                return
+            given, deepest = (self.task.predictions(each[None]) for each in (output, full.result().output))
+            agrees = bool(self.task.same(given, deepest, tolerance=self.plan.tolerance))
+            with self._lock:
+                if stage != self._audit.stage:
+                    return
+                left = self._audit.record(not agrees)
+            self._save()
+            if left is not None:
+                _log.warning("%s. %r answers from now on.", left.statement, self.policy)
+        except Exception:
+            _log.exception("an audit failed")
+        finally:
+            with self._lock:
+                self.running -= 1
+
+    def _save(self) -> None:
+        try:
+            self._write()
+        except PonderError:
+            _log.exception("the state of the audits could not be kept")
+
+    def _write(self) -> None:
+        if self.plan.path is not None:
+            with self._lock:
+                state = self._audit.to_dict()
+            write_json(self.plan.path, {"format": _FORMAT, "policies": self._names(), "audit": state})
+
+    def _read(self, path: Path) -> Audit:
+        data = read_json(path)
+        if data.get("format") != _FORMAT:
+            raise CheckpointError(f"{path}: expected the format {_FORMAT!r}; got {data.get('format')!r}.")
+        found, own = Audit.from_dict(data.get("audit", {})), self.plan.audit
+        terms = [(audit.level, audit.confidence, audit.share, audit.seed) for audit in (found, own)]
+        if data.get("policies") != self._names() or terms[0] != terms[1]:
+            raise CheckpointError(
+                f"{path}: the state of another promise or of other policies. Serve those it was written with, or move "
+                "the file away to begin anew."
+            )
+        return found
+
+    def _names(self) -> list[dict[str, Any]]:
+        return [policy.to_dict() for policy in self.plan.policies]

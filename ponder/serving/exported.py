@@ -1,0 +1,73 @@
+"""Export folders as models that a service can run: onnxruntime, in batches of a short window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ponder.engine.loop import Exits
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.export.deciding import read_policy
+from ponder.export.examples import open_tokenizer
+from ponder.export.runtime import OnnxModel
+from ponder.parts.tasks import task_named
+from ponder.policies import ExitPolicy
+from ponder.serving.batcher import Batcher
+from ponder.serving.limits import Limits
+from ponder.serving.model import ServedModel, Text, Tokens
+from ponder.serving.window import WindowBatcher
+
+__all__ = ["open_export"]
+
+_NAMES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+_SPARE = 64
+
+
+def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
+    """An export of `ponder.export.onnx` of a text classifier; its classes are called by their numbers.
+
+    Raises:
+        CheckpointError: The folder is broken, or has no tokenizer.
+    """
+    model = OnnxModel(folder)
+    manifest = model.manifest
+    if manifest.tokenizer is None:
+        raise CheckpointError(f"{folder}: has no tokenizer, so no texts can be served. Export it with tokenizer=….")
+    tokenizer = open_tokenizer(folder / manifest.tokenizer, manifest.max_length)
+    task = task_named(manifest.task)
+    return ServedModel(
+        num_steps=manifest.num_steps,
+        policy=ExitPolicy.from_dict(model.policy),
+        task=task,
+        labels=() if task.numbers else tuple(str(place) for place in range(manifest.outputs[-1])),
+        tokenize=partial(_tokens, tokenizer, [spec.name for spec in manifest.inputs]),
+        start=partial(_window, model),
+        check=lambda policy: read_policy(policy.to_dict()),
+        folder=folder,
+        digests=digests,
+    )
+
+
+def _tokens(tokenizer: Any, inputs: Sequence[str], texts: Sequence[Text]) -> Tokens:
+    if len({type(text) for text in texts}) > 1:
+        raise ArgumentError("texts", expected="single texts, or pairs", got="both", remedy="Send two requests.")
+    made = tokenizer.encode_batch(list(texts))
+    if not all(encoding.ids for encoding in made):
+        raise ArgumentError("texts", expected="texts with a token in them", got="an empty one", remedy="Leave it out.")
+    rows = [
+        {name: np.asarray(getattr(encoding, _NAMES[name])) for name in inputs if name in _NAMES} for encoding in made
+    ]
+    return Tokens(rows, [bool(encoding.overflowing) for encoding in made])
+
+
+def _window(model: OnnxModel, limits: Limits) -> Batcher:
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
+        answers = model.predict(examples, batch_size=limits.max_batch, policy=policy, row_ids=np.asarray(row_ids))
+        return Exits(torch.from_numpy(answers.outputs), torch.from_numpy(answers.exit_step))
+
+    return WindowBatcher(run, max_batch=limits.max_batch, window=limits.window, max_waiting=limits.max_waiting + _SPARE)

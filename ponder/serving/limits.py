@@ -1,0 +1,49 @@
+"""What a service accepts, and for how long a request may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ponder._utils.validation import check_int, check_real
+from ponder.errors import ArgumentError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a service.
+
+    Args:
+        max_body: Bytes of a request's body; more is answered by 413.
+        max_texts: Texts of a request; more is answered by 422.
+        max_waiting: Texts that were accepted and are not answered; a request that would exceed it gets 429.
+        deadline: Seconds from a request's arrival after which it is answered as it stands; a request may ask for
+            fewer. None for no limit.
+        max_batch: Texts of a batch.
+        window: Seconds that an idle model waits for a batch to fill, where rows are batched by a window.
+
+    Raises:
+        ArgumentError: A bound out of range, or more texts in a request than may wait.
+    """
+
+    max_body: int = 1 << 20
+    max_texts: int = 64
+    max_waiting: int = 1024
+    deadline: float | None = 30.0
+    max_batch: int = 32
+    window: float = 0.002
+
+    def __post_init__(self) -> None:
+        for name in ("max_body", "max_texts", "max_waiting", "max_batch"):
+            check_int(name, getattr(self, name))
+        if self.deadline is not None:
+            check_real("deadline", self.deadline, open_low=True, remedy="Pass deadline=30.0, say, or None.")
+        check_real("window", self.window)
+        if self.max_texts > self.max_waiting:
+            raise ArgumentError(
+                "max_texts",
+                expected=f"at most max_waiting, {self.max_waiting}",
+                got=self.max_texts,
+                remedy="A request of more texts than may wait could never be accepted.",
+            )

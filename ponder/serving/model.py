@@ -1,0 +1,58 @@
+"""`ServedModel`: all that a service needs to know of a model, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder.parts.tasks import Task
+from ponder.policies import ExitPolicy
+from ponder.serving.batcher import Batcher
+from ponder.serving.limits import Limits
+
+__all__ = ["ServedModel", "Text", "Tokens"]
+
+Text = str | tuple[str, str]
+"""A text, or a pair of texts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """What a tokenizer made of texts.
+
+    Args:
+        examples: What the batcher takes, one a text.
+        truncated: Whether each text was longer than the model takes, and was cut.
+    """
+
+    examples: Sequence[Any]
+    truncated: Sequence[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model that can be served.
+
+    Args:
+        num_steps: N.
+        policy: The exit policy, with its certificate where it has one.
+        task: What outputs mean.
+        labels: Names of the classes; empty where outputs are numbers.
+        tokenize: Texts to examples. It is called by one thread at a time.
+        start: Makes the batcher.
+        check: Raises where a policy cannot serve the model.
+        folder: Where it was read from, or None.
+        digests: Of the folder's files when it was read, by name; see `ponder.serving.watching`.
+    """
+
+    num_steps: int
+    policy: ExitPolicy
+    task: Task
+    labels: tuple[str, ...]
+    tokenize: Callable[[Sequence[Text]], Tokens]
+    start: Callable[[Limits], Batcher]
+    check: Callable[[ExitPolicy], object]
+    folder: Path | None = None
+    digests: Mapping[str, str] | None = None

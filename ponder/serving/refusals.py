@@ -1,0 +1,33 @@
+"""Why a service gives no answer to a request that it understood."""
+
+from __future__ import annotations
+
+from ponder.errors import PonderError
+
+__all__ = ["OverloadedError", "StoppingError", "TooLateError"]
+
+
+class OverloadedError(PonderError):
+    """Too many texts wait for their answers: HTTP's 429.
+
+    Args:
+        retry_after: In how many seconds it may be worth to ask again.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many texts are waiting. Ask again in {retry_after} seconds.")
+        self.retry_after = retry_after
+
+
+class StoppingError(PonderError):
+    """The service is being shut down and takes no more requests: HTTP's 503."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is stopping and takes no more requests.")
+
+
+class TooLateError(PonderError):
+    """The deadline passed before a text had finished its first step: HTTP's 504."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before there was an answer.")

@@ -1,0 +1,54 @@
+"""What a request to `/predict` looks like; anything else is answered by 422."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ponder.serving.model import Text
+
+__all__ = ["PredictRequest"]
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("expected text that UTF-8 can hold; half of a surrogate pair is none") from error
+    return text
+
+
+_Utf8 = Annotated[str, AfterValidator(_encodable)]
+_Pair = Annotated[list[_Utf8], Field(min_length=2, max_length=2)]
+
+
+class PredictRequest(BaseModel):
+    """A request: one text, or many.
+
+    Args:
+        text: One text, or a pair `[text, text]`.
+        texts: Or many of these.
+        threshold: Instead of the threshold of the model's exit policy, for this request.
+        max_steps: Every text is answered by this step at the latest.
+        deadline: Seconds from the request's arrival after which it is answered as it stands.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: _Utf8 | _Pair | None = None
+    texts: Annotated[list[_Utf8 | _Pair], Field(min_length=1)] | None = None
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    deadline: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.text is None) == (self.texts is None):
+            raise ValueError("expected either text or texts")
+        return self
+
+    def all_texts(self) -> list[Text]:
+        """The texts, pairs as tuples."""
+        given: list[Any] = [self.text] if self.texts is None else list(self.texts)
+        return [text if isinstance(text, str) else (text[0], text[1]) for text in given]

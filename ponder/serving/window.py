@@ -1,0 +1,164 @@
+"""`WindowBatcher`: rows that come within a short window share a batch, for models that a stream cannot run."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ponder._utils.validation import check_int, check_real
+from ponder.engine.loop import Exits
+from ponder.errors import PonderError
+from ponder.inference.streaming import StreamOutput
+from ponder.policies import ExitPolicy
+
+__all__ = ["BatchRunner", "WindowBatcher"]
+
+BatchRunner = Callable[[Sequence[Any], ExitPolicy | None, Sequence[int]], Exits]
+
+
+@dataclass(eq=False)
+class _Row:
+    number: int
+    example: Any
+    policy: ExitPolicy | None
+    due: float | None
+    future: Future[StreamOutput] = field(default_factory=Future)
+
+
+class WindowBatcher:
+    """Answers rows in batches: of those that came while the last batch ran, or within a window after the first.
+
+    Rows of one batch have one policy. A batch that fails is halved, down to the row that is the cause, which fails
+    alone. A row whose deadline has passed when its batch begins ends in `TimeoutError`.
+
+    Args:
+        run: Examples, their policy (None for the model's own) and their numbers, for seeded sampling, to outputs
+            `(rows, …)` and exit steps `(rows,)`.
+        max_batch: Rows of a batch.
+        window: Seconds that an idle model waits for more rows.
+        max_waiting: Rows that may wait before `submit` blocks.
+        clock: Seconds, for windows and deadlines.
+
+    Example:
+        >>> import torch
+        >>> def run(examples, policy, row_ids):
+        ...     return Exits(torch.stack(examples) + 1, torch.ones(len(examples), dtype=torch.long))
+        >>> batcher = WindowBatcher(run, max_batch=2)
+        >>> futures = [batcher.submit(torch.tensor([float(n)])) for n in range(3)]
+        >>> [future.result().output.item() for future in futures]
+        [1.0, 2.0, 3.0]
+        >>> batcher.close()
+    """
+
+    def __init__(
+        self,
+        run: BatchRunner,
+        *,
+        max_batch: int = 32,
+        window: float = 0.002,
+        max_waiting: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_int("max_batch", max_batch)
+        check_int("max_waiting", max_waiting)
+        check_real("window", window)
+        self._run, self._max_batch, self._window, self._clock = run, max_batch, window, clock
+        self._max_waiting = max_waiting
+        self._waiting: list[_Row] = []
+        self._numbers = itertools.count()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._worker = threading.Thread(target=self._work, name="ponder-window", daemon=True)
+        self._worker.start()
+
+    def submit(
+        self,
+        example: Any,
+        *,
+        policy: ExitPolicy | None = None,
+        deadline: float | None = None,
+        block: bool = True,
+    ) -> Future[StreamOutput]:
+        """Hand in one example; arguments and errors as for `ponder.StreamEngine.submit`."""
+        row = _Row(next(self._numbers), example, policy, None if deadline is None else self._clock() + deadline)
+        with self._changed:
+            if block and threading.current_thread() is not self._worker:
+                self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting)
+            elif not block and len(self._waiting) >= self._max_waiting:
+                raise queue.Full(f"{self._max_waiting} rows are waiting")
+            if self._closed:
+                raise PonderError("the batcher is closed and takes no more rows.")
+            self._waiting.append(row)
+            self._changed.notify_all()
+        return row.future
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Take no more rows, and return when the others are answered, or cancelled."""
+        with self._changed:
+            self._closed = True
+            for row in self._waiting if cancel else ():
+                row.future.cancel()
+            self._changed.notify_all()
+        if threading.current_thread() is not self._worker:
+            self._worker.join()
+
+    def _work(self) -> None:
+        while rows := self._next():
+            self._answer(rows)
+
+    def _next(self) -> list[_Row]:
+        """The next batch: the oldest row, and those after it with the same policy; none when all is done."""
+        with self._changed:
+            idle = not self._waiting
+            self._changed.wait_for(lambda: self._closed or bool(self._waiting))
+            if idle:
+                self._changed.wait_for(lambda: self._closed or len(self._waiting) >= self._max_batch, self._window)
+            if not self._waiting:
+                return []
+            policy = self._waiting[0].policy
+            taken = [row for row in self._waiting if row.policy == policy][: self._max_batch]
+            places = {id(row) for row in taken}
+            self._waiting = [row for row in self._waiting if id(row) not in places]
+            self._changed.notify_all()
+        return taken
+
+    def _answer(self, rows: Sequence[_Row]) -> None:
+        running, now = [], self._clock()
+        for row in rows:
+            if not row.future.set_running_or_notify_cancel():
+                continue
+            if row.due is not None and row.due <= now:
+                row.future.set_exception(TimeoutError("the deadline passed before the row's batch began"))
+                continue
+            running.append(row)
+        self._run_rows(running)
+
+    def _run_rows(self, rows: Sequence[_Row]) -> None:
+        if not rows:
+            return
+        try:
+            exits = self._run([row.example for row in rows], rows[0].policy, [row.number for row in rows])
+            answers = [
+                StreamOutput(output, step)
+                for output, step in zip(exits.outputs.unbind(0), exits.exit_step.tolist(), strict=True)
+            ]
+            if len(answers) != len(rows):
+                raise PonderError(f"a batch of {len(rows)} rows was answered with {len(answers)}.")
+        except Exception as error:
+            if len(rows) == 1:
+                rows[0].future.set_exception(error)
+                return
+            half = len(rows) // 2
+            self._run_rows(rows[:half])
+            self._run_rows(rows[half:])
+            return
+        for row, answer in zip(rows, answers, strict=True):
+            with suppress(Exception):  # of a callback
+                row.future.set_result(answer)

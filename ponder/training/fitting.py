@@ -1,0 +1,411 @@
+"""`fit`: all stages of a recipe on `accelerate`, with early stopping on held-out data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from math import cos, inf, pi
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from ponder import recipes
+from ponder._utils.validation import check_choice, check_int, check_real, check_type
+from ponder.errors import ArgumentError, ArgumentTypeError, NonFiniteError, PonderError
+from ponder.objectives import Progress
+from ponder.optim import parameter_groups
+from ponder.policies import ExitPolicy, LastStep
+from ponder.recipes import Recipe, Stage
+from ponder.training.batches import Batch, read_batch
+from ponder.training.measured import Means, measured
+from ponder.training.report import EpochReport, FitReport, StageReport
+from ponder.training.scoring import HeldOut, Score
+from ponder.training.tracking import Bar, Tracking, progress_of
+from ponder.wrapper import PonderOutput, PonderWrapper
+
+__all__ = ["fit"]
+
+_SCHEDULES = ("linear", "cosine", "constant")
+_LOG_EVERY = 10
+
+
+def fit(
+    model: nn.Module,
+    loader: Iterable[Any],
+    recipe: str | Recipe | None = None,
+    *,
+    epochs: int = 3,
+    held_out: Iterable[Any] | None = None,
+    metric: Callable[[Tensor, Tensor], Any] | None = None,
+    patience: int | None = 3,
+    lr: float = 5e-5,
+    head_lr: float | None = 1e-3,
+    lambda_lr: float | None = None,
+    weight_decay: float = 0.0,
+    warmup: float = 0.1,
+    schedule: Literal["linear", "cosine", "constant"] = "linear",
+    clip: float | None = 1.0,
+    bf16: bool = False,
+    seed: int | None = None,
+    trackers: str | Sequence[Any] | None = None,
+    folder: str | PathLike[str] | None = None,
+    progress: bool = True,
+    accelerator: Any = None,
+) -> FitReport:
+    """Train a model through every stage of its recipe; needs the extra ``train``.
+
+    The stages are those of `PonderWrapper.stages`, which `from_recipe` keeps; a model without any trains its own
+    objective. Each stage freezes what it does not train, and has an optimiser (AdamW) and a schedule of its own. Where
+    it runs, and on how many devices, is `accelerate`'s affair (`accelerate launch`).
+
+    Afterwards the model holds the weights of the best epoch of the last stage, is in evaluation mode, and is frozen
+    where it was frozen before.
+
+    Args:
+        model: A `PonderWrapper`, or a model of `ponder.integrations.transformers`.
+        loader: Training batches, iterated once an epoch: a DataLoader, or a list of batches. A batch is a pair (inputs,
+            labels), or a dict with the labels under ``"labels"`` whose first entry is the inputs and the others
+            context.
+        recipe: A recipe or its name, whose stages and policy are taken instead of the model's own. The model must have
+            the heads that it needs.
+        epochs: Epochs of each stage, at most.
+        held_out: Batches on which each epoch is scored, at the exits; the best epoch's weights are kept. With stages
+            still to come the score is that of full depth.
+        metric: From outputs at the exits and labels, of all held-out rows, to a number, the higher the better (with an
+            answer a token, of all labelled tokens). Where None the task's own: the accuracy, or the negative squared
+            error.
+        patience: Epochs without a better score that end a stage; None runs all.
+        lr: Learning rate of the encoder.
+        head_lr: Of the heads, which are new; `lr` where None.
+        lambda_lr: Of the Lambda head; `lr` where None.
+        weight_decay: Of weights; biases and norms are spared.
+        warmup: Share of the steps in which the rates rise from 0, in [0, 1).
+        schedule: How they fall after that: ``"linear"`` or ``"cosine"`` to 0, or ``"constant"``.
+        clip: Largest norm of the gradient; None does not clip.
+        bf16: Train under bfloat16 autocast.
+        seed: Of dropout and of the order of the loader, as far as PyTorch's own generator draws them.
+        trackers: What accelerate's `log_with` takes: ``"tensorboard"``, ``"wandb"``, …; losses, expected steps,
+            divergences, scores and a histogram of the halting steps go there.
+        folder: Where trackers write, if they write files.
+        progress: Show a progress bar, on a terminal; nothing is written into files and pipes.
+        accelerator: An `accelerate.Accelerator` of your own; `trackers` and `folder` are then its own too.
+
+    Returns:
+        What happened in each epoch of each stage.
+
+    Raises:
+        ArgumentError: An empty loader, batches without labels, or a number out of range.
+        NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before that step.
+        PonderError: accelerate is not installed.
+
+    Example:
+        >>> steps = [nn.Linear(8, 8) for _ in range(3)]
+        >>> model = PonderWrapper.from_recipe(steps, "palbert", num_outputs=2, example=torch.randn(2, 8))
+        >>> report = fit(model, [(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]))], epochs=2)
+        >>> len(report.stages[0].epochs), report.score
+        (2, None)
+    """
+    wrapper = model if isinstance(model, PonderWrapper) else getattr(model, "ponder", None)
+    if not isinstance(wrapper, PonderWrapper):
+        raise ArgumentTypeError(
+            "model",
+            expected="a PonderWrapper, or a model of ponder.integrations.transformers",
+            got=type(model).__name__,
+            remedy="Make one: PonderWrapper.from_recipe(model, 'palbert', num_outputs=2, example=batch).",
+        )
+    options = _Options(epochs, patience, lr, head_lr, lambda_lr, weight_decay, warmup, schedule, clip, bf16)
+    options.check()
+    _check_loader("loader", loader, None if schedule == "constant" else "schedule='constant'")
+    if held_out is not None:
+        _check_loader("held_out", held_out, None)
+    own = accelerator is None
+    accelerator = _accelerator(trackers, folder) if own else accelerator
+    if seed is not None:
+        torch.manual_seed(seed)
+    if recipe is not None:
+        _take(recipe, model, wrapper)
+    stages = wrapper.stages or (Stage(wrapper.objective),)
+    if own and accelerator.log_with:
+        accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
+    main_input = getattr(model, "main_input_name", None)
+    scored = None if held_out is None else HeldOut(held_out, metric, main_input)
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    loader = accelerator.prepare(loader) if isinstance(loader, DataLoader) else loader
+    done: list[StageReport] = []
+    try:
+        with progress_of(progress and accelerator.is_main_process) as bar:
+            tracking = Tracking(accelerator)
+            for number, stage in enumerate(stages, start=1):
+                wrapper.start_stage(stage)
+                policy = wrapper.policy if number == len(stages) else LastStep()
+                title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
+                run = _StageRun(model, wrapper, loader, scored, policy, options, accelerator, bar, tracking, main_input)
+                done.append(run.train(stage, title))
+    finally:
+        if any(stage.teacher == "previous" for stage in stages):
+            wrapper.attach_teacher(None)
+        wrapper.progress = None
+        for parameter, trained in before.items():
+            parameter.requires_grad_(trained)
+        model.eval()
+        if own and accelerator.log_with:
+            accelerator.end_training()
+    return FitReport(tuple(done), None if scored is None else scored.name(wrapper.task))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The numbers of a training; fields as for `fit`."""
+
+    epochs: int
+    patience: int | None
+    lr: float
+    head_lr: float | None
+    lambda_lr: float | None
+    weight_decay: float
+    warmup: float
+    schedule: str
+    clip: float | None
+    bf16: bool
+
+    def check(self) -> None:
+        """Refuse what no training can follow; `parameter_groups` looks at the rates."""
+        check_int("epochs", self.epochs)
+        if self.patience is not None:
+            check_int("patience", self.patience)
+        check_real("weight_decay", self.weight_decay)
+        check_real("warmup", self.warmup, 0.0, 1.0, open_high=True)
+        check_choice("schedule", self.schedule, _SCHEDULES)
+        if self.clip is not None:
+            check_real("clip", self.clip, open_low=True)
+
+    def as_numbers(self) -> dict[str, Any]:
+        """For trackers."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def share(self, step: int, total: int | None) -> float:
+        """The share of the learning rates at a step of the optimiser, counted from 0."""
+        if total is None:
+            return 1.0
+        rising = round(self.warmup * total)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        left = (total - step) / max(total - rising, 1)
+        if self.schedule == "constant":
+            return 1.0
+        return left if self.schedule == "linear" else 0.5 * (1.0 + cos(pi * (1.0 - left)))
+
+
+class _Best:
+    """The best epoch so far, and how many came after it without being better."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self.best, self.since, self.epoch = model, -inf, 0, 0
+        self._weights: dict[str, Tensor] = {}
+
+    def see(self, epoch: int, score: float) -> None:
+        """Keep the weights of this epoch where it is the best, or the first."""
+        if score > self.best or not self._weights:
+            self.best, self.since, self.epoch = score, 0, epoch
+            state = self._model.state_dict()
+            self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        else:
+            self.since += 1
+
+    def restore(self) -> None:
+        """Bring the best epoch back."""
+        self._model.load_state_dict(self._weights)
+
+
+@dataclass
+class _StageRun:
+    """One stage: its optimiser, its epochs, and what is told of them."""
+
+    model: nn.Module
+    wrapper: PonderWrapper
+    loader: Iterable[Any]
+    held_out: HeldOut | None
+    policy: ExitPolicy
+    options: _Options
+    accelerator: Any
+    bar: Bar
+    tracking: Tracking
+    main_input: str | None
+
+    def train(self, stage: Stage, title: str) -> StageReport:
+        """Train, and leave the best epoch in the model."""
+        started, options = time.perf_counter(), self.options
+        prepared = self.accelerator.prepare(self.wrapper)
+        length = _length(self.loader)
+        total = None if length is None else length * options.epochs
+        groups = parameter_groups(self.wrapper, options.lr, options.lambda_lr, options.head_lr, options.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        rates = LambdaLR(optimizer, lambda step: options.share(step, total))
+        self.bar.stage(title, total)
+        epochs, best = list[EpochReport](), _Best(self.wrapper)
+        for epoch in range(1, options.epochs + 1):
+            where = f"{title}, epoch {epoch}"
+            loss, means = self._epoch(prepared, optimizer, rates, total, where)
+            found = self._scored()
+            epochs.append(
+                EpochReport(
+                    epoch,
+                    loss,
+                    means.get("expected_steps"),
+                    None if found is None else found.score,
+                    None if found is None else found.exit_step,
+                )
+            )
+            if found is not None:
+                best.see(epoch, found.score)
+                if options.patience is not None and best.since >= options.patience:
+                    break
+        if self.held_out is not None:
+            best.restore()
+        return StageReport(
+            objective=stage.objective.to_dict(),
+            trained=stage.train,
+            epochs=tuple(epochs),
+            best_epoch=len(epochs) if self.held_out is None else best.epoch,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def _epoch(
+        self, prepared: nn.Module, optimizer: torch.optim.Optimizer, rates: LambdaLR, total: int | None, where: str
+    ) -> tuple[float, dict[str, float]]:
+        """One pass over the loader: the mean loss, and the means of what was measured."""
+        self.model.train()
+        losses, means, halting = list[float](), Means(), list[Tensor]()
+        for given in self.loader:
+            batch = read_batch(given, self.main_input).to(self.accelerator.device)
+            done = rates.last_epoch
+            self.wrapper.progress = Progress(min(done, total or done), total or done + 1)
+            with self._autocast():
+                out = prepared(batch.inputs, labels=batch.labels, **batch.context)
+            loss, seen = self._step(out, optimizer, f"{where}, step {len(losses) + 1}"), self._measured(out, batch)
+            rates.step()
+            self.tracking.advance()
+            losses.append(loss)
+            means.add(seen)
+            if out.trajectory is not None and out.trajectory.hazard_logits is not None:
+                pmf = out.trajectory.halting.pmf.detach().mean(0)
+                halting.append(nn.functional.pad(pmf, (0, max(self.wrapper.num_steps - len(pmf), 0))))
+            expected = {"step": float(seen["expected_steps"].mean())} if "expected_steps" in seen else {}
+            self.bar.advance({"loss": loss, **expected})
+            if len(losses) % _LOG_EVERY == 1:
+                self.tracking.log({"train/loss": loss, "train/lr": float(rates.get_last_lr()[0])})
+        if not losses:
+            raise _empty("loader")
+        taken = means.taken()
+        self.tracking.log({f"train/{name}": value for name, value in taken.items()})
+        if halting and len({len(pmf) for pmf in halting}) == 1:
+            self.tracking.histogram("halting", torch.stack(halting).mean(0))
+        return sum(losses) / len(losses), taken
+
+    def _step(self, out: PonderOutput, optimizer: torch.optim.Optimizer, where: str) -> float:
+        """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
+        assert out.loss is not None
+        optimizer.zero_grad()
+        self.accelerator.backward(out.loss)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = clip_grad_norm_(trained, inf if self.options.clip is None else self.options.clip)
+        loss, size = torch.stack([out.loss.detach().float(), norm.detach().float()]).tolist()
+        if not (abs(loss) < inf and size < inf):
+            raise NonFiniteError(
+                f"{where}: expected a finite loss and gradient; got a loss of {loss:g}, a gradient of norm {size:g}. "
+                "The weights are those before this step. Lower the learning rates, look for NaN in the data, or find "
+                "the step of the model with check_finite=True."
+            )
+        optimizer.step()
+        return float(loss)
+
+    def _measured(self, out: PonderOutput, batch: Batch) -> Mapping[str, Tensor]:
+        trajectory = out.trajectory
+        assert trajectory is not None  # in training mode
+        return measured(self.wrapper, trajectory.outputs.detach(), trajectory.hazard_logits, trajectory.labels)
+
+    def _scored(self) -> Score | None:
+        if self.held_out is None:
+            return None
+        with self._autocast():
+            found = self.held_out.score(self.wrapper, self.policy, self.accelerator.device)
+        told = {"score": found.score, "exit_step": found.exit_step}
+        self.bar.tell(told)
+        self.tracking.log({f"held_out/{name}": value for name, value in told.items()})
+        self.tracking.histogram("held_out/exits", found.exits)
+        return found
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        device = self.accelerator.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
+
+
+def _take(recipe: str | Recipe, model: Any, wrapper: PonderWrapper) -> None:
+    """The stages and the policy of a recipe, scaled to the model."""
+    chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    check_type("recipe", chosen, Recipe)
+    scaled = chosen.for_steps(wrapper.num_steps).for_task(wrapper.spec.task.name if wrapper.task else "classification")
+    wrapper.prior = scaled.prior if scaled.prior is not None and wrapper.lambda_head is not None else wrapper.prior
+    for stage in scaled.stages:
+        stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=wrapper.prior is not None)
+    model.policy = scaled.policy
+    wrapper.stages = scaled.stages
+
+
+def _accelerator(trackers: str | Sequence[Any] | None, folder: str | PathLike[str] | None) -> Any:
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as error:
+        raise PonderError("ponder.fit needs accelerate: pip install 'ponder-torch[train]'.") from error
+    named = [trackers] if isinstance(trackers, str) else list(trackers or ())
+    if "tensorboard" in named and folder is None:
+        raise ArgumentError(
+            "folder",
+            expected="a folder, into which TensorBoard's files are written",
+            got="None",
+            remedy="Pass folder='runs', say, or no trackers.",
+        )
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(log_with=named or None, project_dir=folder, kwargs_handlers=handlers)
+
+
+def _check_loader(argument: str, loader: Iterable[Any], remedy: str | None) -> None:
+    """Refuse what cannot be iterated again and again, and what is empty."""
+    if not isinstance(loader, Iterable) or isinstance(loader, Mapping | Tensor) or iter(loader) is loader:
+        raise ArgumentTypeError(
+            argument,
+            expected="batches that can be iterated once an epoch: a DataLoader, or a list of batches",
+            got=f"a {type(loader).__name__}" + (", which can be iterated once" if isinstance(loader, Iterable) else ""),
+            remedy="Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True).",
+        )
+    length = _length(loader)
+    if length == 0:
+        raise _empty(argument)
+    if length is None and remedy is not None:
+        raise ArgumentError(
+            argument,
+            expected="batches that can be counted, by which the learning rates fall",
+            got=f"a {type(loader).__name__} without a length",
+            remedy=f"Pass {remedy}.",
+        )
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    """How many batches there are; None where that is not known."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # of an iterable data set without a length
+        return None
+
+
+def _empty(argument: str) -> ArgumentError:
+    return ArgumentError(
+        argument, expected="at least one batch", got="none", remedy="Look at the data set, and at drop_last."
+    )

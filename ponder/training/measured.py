@@ -1,0 +1,67 @@
+"""What a training batch tells besides its loss: the task's loss of each step, expected steps, and the divergence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ponder.distributions import StepDistribution
+from ponder.engine.losses import checked_labels, step_losses
+from ponder.parts.tasks import infer_task
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["Means", "measured"]
+
+
+@torch.no_grad()
+def measured(
+    model: PonderWrapper, outputs: Tensor, hazard_logits: Tensor | None, labels: Tensor | None
+) -> dict[str, Tensor]:
+    """What a batch tells, by name, `(batch,)` each.
+
+    Args:
+        model: The model.
+        outputs: Outputs of every step, `(batch, steps, …)`.
+        hazard_logits: `(batch, steps)`, or None.
+        labels: Labels, or None.
+
+    Returns:
+        `loss_step_1` … (the task's loss of each step) where there are labels; with hazards `expected_steps` (the mean
+        of the halting distribution), and with a prior `kl`, from the halting distribution to it.
+    """
+    found: dict[str, Tensor] = {}
+    if not len(outputs):
+        return found
+    if labels is not None:
+        task = model.task or infer_task(outputs[:, -1], labels)
+        losses = step_losses(task, outputs, checked_labels(task, outputs[:, -1], labels))
+        found = {f"loss_step_{step}": of_step for step, of_step in enumerate(losses.unbind(1), start=1)}
+    if hazard_logits is None:
+        return found
+    halting = StepDistribution.from_hazard_logits(hazard_logits)
+    found["expected_steps"] = halting.mean
+    if model.prior is not None:
+        log_pmf = model.prior(halting.num_steps).log_pmf.to(hazard_logits.device).expand(len(hazard_logits), -1)
+        found["kl"] = kl_divergence(halting, StepDistribution(log_pmf, validate_args=False))
+    return found
+
+
+class Means:
+    """Means over the examples of several batches, without waiting for the device before they are asked for."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Values of a batch, `(batch,)` each."""
+        for name, value in values.items():
+            self._parts[name].append(value.detach())
+
+    def taken(self) -> dict[str, float]:
+        """The means, which are forgotten."""
+        parts, self._parts = self._parts, defaultdict(list)
+        return {name: float(torch.cat(values).mean()) for name, values in parts.items()}

@@ -1,0 +1,86 @@
+"""What `ponder.fit` tells when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["EpochReport", "FitReport", "StageReport"]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch.
+
+    Args:
+        epoch: Its number in its stage, from 1.
+        loss: Mean training loss over the batches.
+        expected_steps: Mean of the halting distribution in training; None without a Lambda head.
+        score: Score on the held-out data, the higher the better; None where there were none.
+        exit_step: Mean exit step on the held-out data, likewise.
+    """
+
+    epoch: int
+    loss: float
+    expected_steps: float | None = None
+    score: float | None = None
+    exit_step: float | None = None
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage of the recipe.
+
+    Args:
+        objective: The objective, as JSON.
+        trained: What was trained, as `ponder.recipes.Stage.train`.
+        epochs: Each epoch that ran.
+        best_epoch: The epoch whose weights were kept: the best on held-out data, or the last.
+        seconds: How long it took.
+    """
+
+    objective: dict[str, Any]
+    trained: str
+    epochs: tuple[EpochReport, ...]
+    best_epoch: int
+    seconds: float
+
+    @property
+    def best(self) -> EpochReport:
+        """The epoch whose weights were kept."""
+        return self.epochs[self.best_epoch - 1]
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """All stages. `str(report)` is a short table.
+
+    Args:
+        stages: Each stage, in order.
+        metric: What the score is; None without held-out data.
+    """
+
+    stages: tuple[StageReport, ...]
+    metric: str | None
+
+    @property
+    def score(self) -> float | None:
+        """The held-out score of the model as it is now."""
+        return self.stages[-1].best.score
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = []
+        for number, stage in enumerate(self.stages, start=1):
+            lines.append(f"stage {number} of {len(self.stages)}: {stage.objective['name']}, {stage.seconds:.0f} s")
+            for epoch in stage.epochs:
+                told = [f"loss {epoch.loss:.4f}"]
+                told += [] if epoch.expected_steps is None else [f"expected step {epoch.expected_steps:.2f}"]
+                told += [] if epoch.score is None else [f"{self.metric} {epoch.score:.4f}"]
+                told += [] if epoch.exit_step is None else [f"exit step {epoch.exit_step:.2f}"]
+                kept = "  (kept)" if epoch.epoch == stage.best_epoch else ""
+                lines.append(f"  epoch {epoch.epoch}: {', '.join(told)}{kept}")
+        return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""The score of a model on held-out data, at the exits of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.modes import evaluating
+from ponder.engine.losses import checked_labels, exit_loss
+from ponder.errors import ArgumentError
+from ponder.parts.tasks import IGNORED_LABEL, Task, infer_task
+from ponder.policies import ExitPolicy
+from ponder.training.batches import read_batch
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["HeldOut", "Score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What held-out data say.
+
+    Args:
+        score: The higher the better.
+        exit_step: Mean exit step.
+        exits: Share of the rows that left at each step, `(steps,)`.
+    """
+
+    score: float
+    exit_step: float
+    exits: Tensor
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out data, and the score that is taken of them.
+
+    Args:
+        loader: Batches.
+        metric: From outputs at the exits and labels, of all rows that have one, to a number, the higher the better;
+            with an answer a token, of all labelled tokens. The task's own where None.
+        main_input: See `read_batch`.
+    """
+
+    loader: Iterable[Any]
+    metric: Callable[[Tensor, Tensor], Any] | None
+    main_input: str | None
+
+    def score(self, model: PonderWrapper, policy: ExitPolicy, device: torch.device) -> Score:
+        """Run all batches to their exits, in evaluation mode.
+
+        Raises:
+            ArgumentError: There is no labelled row.
+        """
+        outputs, labels, steps = list[Tensor](), list[Tensor](), list[Tensor]()
+        task = model.task
+        with evaluating(model), torch.inference_mode():
+            for given in self.loader:
+                batch = read_batch(given, self.main_input, "held_out").to(device)
+                out = model(batch.inputs, policy=policy, **batch.context)
+                checked = checked_labels(task, out.outputs, batch.labels)
+                task = task or infer_task(out.outputs, checked)
+                kept = _kept(task, out.outputs.float(), checked)
+                outputs.append(kept[0].cpu())
+                labels.append(kept[1].cpu())
+                steps.append(out.exit_step.cpu())
+        if task is None or not sum(map(len, labels)):
+            raise ArgumentError(
+                "held_out", expected="at least one row with a label", got="none", remedy="Pass more data, or None."
+            )
+        exit_step = torch.cat(steps)
+        counts = torch.bincount(exit_step, minlength=model.num_steps + 1)[1:]
+        return Score(
+            score=self._measure(task, torch.cat(outputs), torch.cat(labels)),
+            exit_step=float(exit_step.double().mean()),
+            exits=counts / counts.sum(),
+        )
+
+    def name(self, task: Task | None) -> str:
+        """What the score is."""
+        if self.metric is not None:
+            return getattr(self.metric, "__name__", "score")
+        return "score" if task is None else task.metric or "negative_loss"
+
+    def _measure(self, task: Task, outputs: Tensor, labels: Tensor) -> float:
+        if self.metric is not None:
+            return float(self.metric(outputs, labels))
+        if task.per_token:
+            return float((outputs.argmax(-1) == labels).double().mean())
+        if task.metric is None:
+            loss = exit_loss(task, outputs, labels)
+            assert loss is not None
+            return -float(loss)
+        return float(task.scores(outputs.unsqueeze(1), labels).mean())
+
+
+def _kept(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows, or the tokens, that have a label."""
+    kept = labels != IGNORED_LABEL if task.per_token else task.labelled(labels)
+    return (outputs, labels) if kept is None else (outputs[kept], labels[kept])

@@ -1,0 +1,62 @@
+"""The demo and the measurements of fine-tuned classifiers, on a tiny backbone and a few texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from glue_files import write
+
+from benchmarks import graded
+from benchmarks.finetuned.demo import SHARES, demo
+from benchmarks.finetuned.run import run
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import FinetunedClassifier
+
+
+def test_the_demo_keeps_a_promise_and_says_what_it_saved(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = demo(tmp_path, backbone=backbone, scale=0.05)
+    told = capsys.readouterr().out
+    assert max(len(line) for line in told.splitlines() if str(tmp_path) not in line) <= 80
+    assert card["statement"] in " ".join(told.split())
+    assert "fresh reviews, which nothing was chosen on" in told
+    assert (tmp_path / "report.html").read_bytes() == (tmp_path / "exits" / "report.html").read_bytes()
+    assert FinetunedClassifier.from_pretrained(tmp_path / "exits").num_steps == 4
+    assert card["fresh"]["seconds_plain"] > 0
+    assert sorted(card["fresh"]["mean_exit_step_by_difficulty"]) == [0, 1, 2, 3]
+
+
+def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
+    made = {split: graded.traffic("negation", split, 200, SHARES) for split in graded.SPLITS}
+    levels = list(made["train"]["difficulty"])
+    assert [levels.count(level) for level in range(4)] == [120, 50, 20, 10]
+    assert list(made["train"]["label"]).count(0) == 100
+    texts = [set(part["sentence1"]) for part in made.values()]
+    assert not texts[0] & texts[1]
+    assert not texts[0] & texts[2]
+    with pytest.raises(ArgumentError, match="shares"):
+        graded.traffic("negation", "dev", 10, (0.5, 0.5))
+
+
+def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, tmp_path: Path) -> None:
+    rows = [f"it is {'not ' * (n % 3 == 0)}true that {' '.join(str(n))} \t{int(n % 3 > 0)}" for n in range(260)]
+    for split, part in (("train", rows), ("dev", rows[:20])):
+        write(tmp_path / "glue", "SST-2", split, ["sentence\tlabel", *part])
+    settings: dict[str, Any] = {
+        "train": 60, "texts": 160, "epochs": 1, "lr": 1e-3, "disagreement": 0.2, "seed": 0,
+    }  # fmt: skip
+    folders = {"--glue-dir": tmp_path / "glue", "--text-dir": None}
+    run("SST-2", backbone, settings, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
+    (path,) = (tmp_path / "out").iterdir()
+    result = json.loads(path.read_text())
+    assert result["plain_fine_tuned_on"] == 60
+    assert result["exits"]["rows"] == 160
+    assert result["test"]["rows"] == 20
+    assert 0 <= result["test"]["disagreement"] <= 1
+    for name in ("STS-B", "RTE"):
+        with pytest.raises(ArgumentError, match="task"):
+            run(name, backbone, settings, {"--glue-dir": tmp_path / "glue"}, tmp_path, tmp_path, deep=False, int8=False)

@@ -1,0 +1,94 @@
+"""The reference lists every public name, and every name that it lists exists and says what it is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import ponder
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PACKAGES = (
+    "ponder",
+    "ponder.calibration",
+    "ponder.cost",
+    "ponder.errors",
+    "ponder.export",
+    "ponder.inference.streaming",
+    "ponder.integrations.ray",
+    "ponder.integrations.sentence_transformers",
+    "ponder.integrations.transformers",
+    "ponder.monitor",
+    "ponder.objectives",
+    "ponder.parts.readouts",
+    "ponder.parts.tasks",
+    "ponder.plots",
+    "ponder.policies",
+    "ponder.priors",
+    "ponder.recipes",
+    "ponder.serving",
+    "ponder.testing",
+    "ponder.training",
+)
+REGISTRY = {"register", "get", "names", "from_dict"}  # methods of one class, described once
+DIRECTIVE = re.compile(r"^::: ([\w.]+)\n(?:    options:\n((?:      .*\n)*))?", re.M)
+
+
+def directives() -> list[tuple[str, list[str]]]:
+    """Every name that a page of the reference shows, with the members that it shows of it."""
+    found = []
+    for page in sorted(DOCS.glob("api*.md")):
+        for name, options in DIRECTIVE.findall(page.read_text()):
+            members = re.search(r"members: \[([^\]]*)\]", options)
+            found.append((name, [one.strip() for one in members[1].split(",")] if members else []))
+    return found
+
+
+def resolve(name: str) -> Any:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        return reduce(getattr, parts[length:], module)
+    raise AssertionError(f"{name} does not exist")
+
+
+SHOWN = [name for name, _ in directives()] + [f"{name}.{one}" for name, members in directives() for one in members]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_in_the_reference(package: str) -> None:
+    shown = [resolve(name) for name in SHOWN]
+    last = {name.rpartition(".")[2] for name in SHOWN}
+    module = importlib.import_module(package)
+    for name in set(module.__all__) - REGISTRY:
+        value = getattr(module, name)
+        if isinstance(value, ModuleType):
+            continue  # a package, whose names are looked for themselves
+        listed = name in last if isinstance(value, (tuple, frozenset, dict)) else any(one is value for one in shown)
+        assert listed or f"{package}.{name}" in SHOWN, f"{package}.{name} stands on no page of the reference"
+
+
+def test_packages_that_users_import_are_looked_at() -> None:
+    listed = {value.__name__ for name in ponder.__all__ if isinstance(value := getattr(ponder, name), ModuleType)}
+    assert listed <= set(PACKAGES)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_name_of_the_reference_exists_and_is_described(name: str) -> None:
+    value = resolve(name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert (inspect.getdoc(value) or "").strip(), f"{name} has no docstring"
+
+
+def test_no_name_stands_twice() -> None:
+    assert sorted(SHOWN) == sorted(set(SHOWN))

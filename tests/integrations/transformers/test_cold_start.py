@@ -1,0 +1,44 @@
+"""What the import of the integration loads: its own files, and nothing that a model of Transformers does not need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ponder.integrations import transformers as integration
+from tests.ponder.test_imports import in_a_fresh_process
+
+LATE = ("pandas", "datasets", "peft", "pyarrow", "sklearn", "matplotlib", "accelerate", "sentence_transformers")
+
+
+def loaded(code: str, folder: Path) -> list[str]:
+    ran = in_a_fresh_process(f"{code}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))", folder)
+    names: list[str] = json.loads(ran.stdout.splitlines()[-1])
+    return names
+
+
+def test_the_import_adds_its_own_files_and_little_of_others(tmp_path: Path) -> None:
+    """The time is measured elsewhere; modules are counted here, which no load of the machine changes."""
+    plain = "import torch, transformers\nfrom transformers import AutoModel, PreTrainedModel"
+    before = set(loaded(plain, tmp_path))
+    after = set(loaded(f"{plain}\nimport ponder.integrations.transformers", tmp_path))
+    added = after - before
+    others = {name for name in added if name.split(".")[0] not in ("ponder", "einops")}
+    assert not {name.split(".")[0] for name in added} & set(LATE)
+    assert len(others) < 100, sorted(others)
+    assert len(added) < 350, "more files of this package are loaded than a model needs"
+    assert "ponder.integrations.transformers.trainer" not in added
+
+
+@pytest.mark.parametrize("name", ["PonderTrainer", "pipeline"])
+def test_what_is_loaded_late_is_there(name: str) -> None:
+    assert name in integration.__all__
+    assert getattr(integration, name) is getattr(integration, name)
+    assert name in vars(integration), "and is found at once from then on"
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'PonderTrainr'"):
+        integration.PonderTrainr  # noqa: B018

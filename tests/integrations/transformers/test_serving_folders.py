@@ -1,0 +1,169 @@
+"""Folders as services: of `ponder exits`, of `PonderForSequenceClassification`, exports; and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+import ponder
+from ponder import policies
+from ponder.errors import CheckpointError
+from ponder.integrations.transformers import (
+    FinetunedClassifier,
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+)
+from ponder.integrations.transformers.serving import open_folder
+from ponder.integrations.transformers.tokenizing import load_tokenizer
+from ponder.serving import create_app
+from tests.word_tokenizer import VOCABULARY, WORDS, save_tokenizer
+
+LONGEST = 16
+NAMES = {0: "no", 1: "perhaps", 2: "yes"}
+
+
+def config(**more: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=4,
+        max_position_embeddings=LONGEST,
+        **more,
+    )
+
+
+def finetuned(folder: Path) -> Any:
+    torch.manual_seed(0)
+    plain = BertForSequenceClassification(config(id2label=NAMES, label2id={name: n for n, name in NAMES.items()}))
+    with torch.no_grad():
+        plain.bert.embeddings.word_embeddings.weight.normal_(std=1.0)
+        plain.classifier.weight.mul_(200.0)
+    model = FinetunedClassifier(plain)
+    with torch.no_grad():
+        for head in list(model.heads.heads)[:-1]:
+            head.linear.weight.normal_(std=0.3)  # type: ignore[union-attr, operator]
+    model.policy = policies.Confidence(0.7)
+    model.save_pretrained(folder)
+    return model
+
+
+def from_encoder(folder: Path) -> Any:
+    torch.manual_seed(2)
+    model = PonderForSequenceClassification.from_encoder(
+        BertModel(config(initializer_range=0.4)), "vanilla", num_labels=3, id2label=NAMES
+    ).eval()
+    with torch.no_grad():
+        seen = model.ponder.unroll(torch.randint(5, len(VOCABULARY), (50, 7)))
+    model.policy = policies.Confidence(float(seen.outputs[:, 1].softmax(-1).amax(-1).median()))
+    model.save_pretrained(folder)
+    return model
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {"finetuned": finetuned, "from_encoder": from_encoder}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path]]:
+    made = {}
+    for name, make in MAKERS.items():
+        folder = tmp_path_factory.mktemp(name)
+        made[name] = make(folder), folder
+        save_tokenizer(folder)
+    return made
+
+
+def sentences(count: int) -> list[str]:
+    draw = random.Random(1)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(count)]
+
+
+def ask(folder: Path, body: dict[str, Any], **options: Any) -> httpx.Response:
+    """One request to a service that is opened for it."""
+
+    async def asked() -> httpx.Response:
+        app = create_app(open_folder(folder, **options))
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://service", timeout=None) as client,
+        ):
+            return await client.post("/predict", json=body)
+
+    return asyncio.run(asked())
+
+
+@pytest.mark.parametrize("batching", ["stream", "window"])
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_answers_are_those_of_predict(name: str, batching: str, folders: dict[str, tuple[Any, Path]]) -> None:
+    model, folder = folders[name]
+    texts = [*sentences(20), "w1 " * 40, ""]
+    told = ask(folder, {"texts": texts}, batching=batching).json()["answers"]
+    rows = load_tokenizer(str(folder))(texts, truncation=True, max_length=LONGEST)
+    found = model.predict([{key: rows[key][n] for key in ("input_ids", "attention_mask")} for n in range(len(texts))])
+    assert [answer["exit_step"] for answer in told] == found.exit_step.tolist()
+    assert len(set(found.exit_step.tolist())) > 1
+    assert [answer["label"] for answer in told] == [NAMES[place] for place in found.outputs.argmax(-1).tolist()]
+    shares = found.outputs.softmax(-1)
+    for answer, share in zip(told, shares, strict=True):
+        assert list(answer["scores"].values()) == pytest.approx(share.tolist(), abs=1e-5)
+    assert [answer["truncated"] for answer in told] == [False] * 20 + [True, False]
+
+
+def test_pairs_and_mixed_requests(folders: dict[str, tuple[Any, Path]]) -> None:
+    model, folder = folders["finetuned"]
+    told = ask(folder, {"texts": [["w1 w2", "w3"], ["w4", "w5 w6 w7"]]}).json()["answers"]
+    rows = load_tokenizer(str(folder))(["w1 w2", "w4"], ["w3", "w5 w6 w7"])
+    found = model.predict([{key: rows[key][n] for key in rows} for n in range(2)])
+    assert [answer["label"] for answer in told] == [NAMES[place] for place in found.outputs.argmax(-1).tolist()]
+    mixed = ask(folder, {"texts": ["w1", ["w2", "w3"]]})
+    assert mixed.status_code == 422
+    assert "expected single texts, or pairs; got both" in mixed.json()["detail"]
+
+
+@pytest.mark.slow
+def test_an_export_answers_as_the_model_does(folders: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
+    pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+    model, folder = folders["from_encoder"]
+    ponder.export.onnx(model, tmp_path / "export", tokenizer=folder, max_length=LONGEST)
+    texts = [*sentences(20), "w1 " * 40]
+    one, other = (ask(place, {"texts": texts}).json()["answers"] for place in (folder, tmp_path / "export"))
+    assert [a["exit_step"] for a in one] == [a["exit_step"] for a in other]
+    assert [a["truncated"] for a in one] == [a["truncated"] for a in other]
+    assert [list(NAMES.values()).index(a["label"]) for a in one] == [int(a["label"]) for a in other]
+    asked = {"texts": texts, "threshold": 0.9, "max_steps": 3}
+    one, other = (ask(place, asked).json()["answers"] for place in (folder, tmp_path / "export"))
+    assert [a["exit_step"] for a in one] == [a["exit_step"] for a in other]
+    refused = ask(tmp_path / "export", {"text": "w1", "threshold": 2})
+    assert refused.status_code == 422
+
+
+def test_folders_that_cannot_be_served(folders: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+    empty, plain, tokens, bare = (tmp_path / name for name in ("empty", "plain", "tokens", "bare"))
+    empty.mkdir()
+    BertForSequenceClassification(config()).save_pretrained(plain)
+    PonderForTokenClassification.from_encoder(BertModel(config()), "vanilla").save_pretrained(tokens)
+    folders["finetuned"][0].save_pretrained(bare)
+    for folder in (empty, plain, tokens):
+        with pytest.raises(CheckpointError, match="got none of them"):
+            open_folder(folder)
+    with pytest.raises(CheckpointError, match="expected the tokenizer's files"):
+        open_folder(bare)
+    with pytest.raises(CheckpointError, match="a folder that can be read"):
+        open_folder(tmp_path / "not there")
+    (bare / "exits.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        open_folder(bare)
+    (empty / "export.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        open_folder(empty)

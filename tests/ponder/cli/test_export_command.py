@@ -1,0 +1,116 @@
+"""`ponder export`: graphs that answer as the folder does, and after quantisation a promise of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from ponder.export import OnnxModel
+from ponder.integrations.transformers import FinetunedClassifier, fit_exits
+from ponder.policies import Confidence, LastStep
+from tests.ponder.cli.test_commands import LONGEST, WORDS, refused, run, save_tokenizer, sentences, table
+
+pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
+pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+pytestmark = pytest.mark.slow  # exporting takes seconds
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `ponder exits` writes it, of two layers."""
+    folder = tmp_path_factory.mktemp("fitted")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        max_position_embeddings=LONGEST,
+        id2label={0: "no", 1: "yes"},
+        label2id={"no": 0, "yes": 1},
+    )
+    plain = BertForSequenceClassification(config)
+    with torch.no_grad():
+        plain.bert.embeddings.word_embeddings.weight.normal_(std=1.0)
+        plain.classifier.weight.mul_(200.0)
+    model = FinetunedClassifier.from_finetuned(plain)
+    rows = [{"input_ids": ids_of(text)} for text in sentences(500)]
+    assert fit_exits(model, rows, disagreement=0.1, epochs=6).met
+    surest = model.record(rows[:60]).outputs[:, 0].softmax(-1).amax(-1)
+    model.policy = Confidence(float(surest.median()))  # half of the texts leave at the first step
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def ids_of(text: str) -> list[int]:
+    return [2, *(5 + WORDS.index(word) for word in text.split()), 3][:LONGEST]
+
+
+def answers(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def exported(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    done = run("export", fitted, "--to", "onnx", "--out", folder)
+    assert done.exit_code == 0, done.output
+    assert "Exits and answers are those of the folder" in done.stdout
+    return folder
+
+
+def test_an_export_answers_as_the_folder_does(fitted: Path, exported: Path, tmp_path: Path) -> None:
+    rows = [*sentences(60, seed=7), "w1 " * 40, ""]
+    path = table(tmp_path / "in.csv", [[row] for row in rows])
+    told: dict[str, Any] = {}
+    for name, folder in (("exits", fitted), ("onnx", exported)):
+        done = run("predict", folder, "--texts", path, "--out", tmp_path / f"{name}.csv")
+        assert done.exit_code == 0, done.output
+        assert "1 texts were longer than the model takes, and were cut." in done.stderr
+        told[name] = answers(tmp_path / f"{name}.csv")
+    assert told["exits"] == told["onnx"]
+    assert {row["exit_step"] for row in told["onnx"]} == {"1", "2"}
+    assert {row["label"] for row in told["onnx"]} <= {"no", "yes"}
+
+
+def test_after_quantisation_the_threshold_is_chosen_again_against_fp32_at_full_depth(
+    fitted: Path, tmp_path: Path
+) -> None:
+    assert "int8 moves answers" in refused("export", fitted, "--int8", "--out", tmp_path / "none")
+    path = table(tmp_path / "t.csv", [[text] for text in sentences(900, seed=3)])
+    folder = tmp_path / "int8"
+    done = run("export", fitted, "--int8", "--texts", path, "--out", folder, "--disagreement", 0.1, "--json")
+    assert done.exit_code == 0, done.output
+    card = json.loads(done.stdout)
+    assert card["met"] is True
+    assert "Answers as the fp32 model does at full depth on all but 10%" in card["statement"]
+    exported = OnnxModel(folder)
+    assert exported.manifest.int8
+    assert exported.policy["name"] == "certified"
+    fresh = [{"input_ids": ids_of(text)} for text in sentences(200, seed=11)]
+    full = FinetunedClassifier.from_pretrained(fitted).predict(fresh, policy=LastStep()).outputs.argmax(-1)
+    found = torch.from_numpy(exported.predict(fresh).outputs).argmax(-1)
+    assert (found != full).double().mean() <= 0.1
+
+
+def test_bad_folders(fitted: Path, exported: Path, tmp_path: Path) -> None:
+    assert "exits.json" in refused("export", tmp_path, "--out", tmp_path / "new")
+    assert "expected another folder" in refused("export", fitted, "--out", fitted)
+    path = table(tmp_path / "in.csv", [["w1"]])
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in exported.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "head_1.onnx").write_bytes(b"cut")
+    assert "head_1.onnx: missing, or not of the" in refused("predict", broken, "--texts", path, "--out", tmp_path / "o")
+    (broken / "export.json").write_text('{"format": "other"}')
+    assert "not written by ponder.export.onnx" in refused("predict", broken, "--texts", path, "--out", tmp_path / "o")

@@ -1,0 +1,243 @@
+"""What the application answers: right answers, and to each wrong request its own status."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import torch
+
+from ponder import policies
+from ponder.policies import ExitPolicy
+from ponder.serving import Limits
+from tests.ponder.serving.serving_toys import LABELS, LONGEST, STEPS, application, features, opened, outcomes, toy
+
+pytestmark = pytest.mark.anyio
+
+TEXTS = [f"text {number}" for number in range(20)]
+
+
+def expected(texts: list[str], policy: ExitPolicy | None = None) -> tuple[list[str], list[int]]:
+    with torch.no_grad():
+        out = toy()(torch.stack([features(text) for text in texts]), policy=policy)
+    return [LABELS[place] for place in out.outputs.argmax(-1).tolist()], out.exit_step.tolist()
+
+
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    same = one["label"] == other["label"] and one["exit_step"] == other["exit_step"]
+    return same and math.isclose(one["score"], other["score"], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("batching", ["stream", "window"])
+async def test_answers_are_those_of_the_model(batching: str) -> None:
+    async with opened(application(batching=batching)) as client:
+        told = (await client.post("/predict", json={"texts": TEXTS})).json()
+        one = (await client.post("/predict", json={"text": TEXTS[3]})).json()
+    labels, steps = expected(TEXTS)
+    assert [answer["label"] for answer in told["answers"]] == labels
+    assert [answer["exit_step"] for answer in told["answers"]] == steps
+    assert len(set(steps)) > 1, "exits differ, or nothing was seen"
+    assert told["num_steps"] == STEPS
+    assert alike(one["answers"][0], told["answers"][3])
+    for answer in told["answers"]:
+        assert answer["scores"][answer["label"]] == answer["score"] == max(answer["scores"].values())
+        assert math.isclose(sum(answer["scores"].values()), 1.0, rel_tol=1e-5)
+        assert answer["overdue"] is False
+
+
+@pytest.mark.parametrize("batching", ["stream", "window"])
+@pytest.mark.parametrize(
+    ("asked", "policy"),
+    [
+        ({"threshold": 0.9}, policies.Confidence(0.9)),
+        ({"max_steps": 2}, policies.Confidence(0.6).before(2)),
+        ({"threshold": 1, "max_steps": 3}, policies.Confidence(1.0).before(3)),
+        ({"max_steps": STEPS}, policies.Confidence(0.6)),
+    ],
+)
+async def test_a_request_may_ask_for_its_own_threshold_and_steps(
+    batching: str, asked: dict[str, Any], policy: ExitPolicy
+) -> None:
+    async with opened(application(batching=batching)) as client:
+        told = (await client.post("/predict", json={"texts": TEXTS, **asked})).json()
+    assert [answer["exit_step"] for answer in told["answers"]] == expected(TEXTS, policy)[1]
+
+
+async def test_pairs_of_texts() -> None:
+    async with opened(application()) as client:
+        told = await client.post("/predict", json={"texts": [["a premise", "a hypothesis"], ["b", "c"]]})
+        one = await client.post("/predict", json={"text": ["b", "c"]})
+    assert told.status_code == one.status_code == 200
+    assert alike(told.json()["answers"][1], one.json()["answers"][0])
+
+
+async def test_over_long_texts_are_cut_and_counted() -> None:
+    async with opened(application()) as client:
+        told = (await client.post("/predict", json={"texts": ["short", "x" * (LONGEST + 1)]})).json()
+        page = (await client.get("/metrics")).text
+    assert [answer["truncated"] for answer in told["answers"]] == [False, True]
+    assert "ponder_texts_truncated_total 1.0" in page
+
+
+async def test_regression_and_several_labels() -> None:
+    async with opened(application(toy(policies.FixedStep(2), task="regression", outputs=1))) as client:
+        told = (await client.post("/predict", json={"text": "a"})).json()["answers"][0]
+        assert told.keys() == {"value", "exit_step", "overdue", "truncated"}
+        assert isinstance(told["value"], float)
+    async with opened(application(toy(policies.FixedStep(2), task="multilabel"))) as client:
+        told = (await client.post("/predict", json={"text": "a"})).json()["answers"][0]
+        assert told["labels"] == [label for label, score in told["scores"].items() if score > 0.5]
+
+
+WRONG: list[Any] = [
+    {},
+    [],
+    None,
+    "text",
+    3,
+    {"text": None},
+    {"text": 3},
+    {"text": ["one"]},
+    {"text": ["one", "two", "three"]},
+    {"texts": []},
+    {"texts": "one"},
+    {"texts": ["a", 3]},
+    {"texts": ["a", None]},
+    {"texts": [["a"]]},
+    {"texts": {"0": "a"}},
+    {"text": "a", "texts": ["a"]},
+    {"text": "a", "treshold": 0.5},
+    {"text": "a", "\ud800": 1},
+    {"text": "a", "threshold": "0.5"},
+    {"text": "a", "threshold": float("nan")},
+    {"text": "a", "threshold": float("inf")},
+    {"text": "a", "threshold": 1.5},
+    {"text": "a", "threshold": -0.1},
+    {"text": "a", "threshold": True},
+    {"text": "a", "max_steps": 0},
+    {"text": "a", "max_steps": STEPS + 1},
+    {"text": "a", "max_steps": 10**30},
+    {"text": "a", "max_steps": 1.5},
+    {"text": "a", "max_steps": True},
+    {"text": "a", "deadline": 0},
+    {"text": "a", "deadline": -1},
+    {"text": "a", "deadline": float("nan")},
+    {"text": "half a surrogate \ud800"},
+    {"texts": ["a"] * 65},
+]
+
+
+@pytest.mark.parametrize("body", WRONG, ids=lambda body: ascii(body)[:60])
+async def test_requests_of_the_wrong_shape(body: Any) -> None:
+    async with opened(application()) as client:
+        told = await client.post(
+            "/predict", content=json.dumps(body).encode(), headers={"content-type": "application/json"}
+        )
+        assert told.status_code == 422, told.text
+        assert told.json()["detail"]
+        assert len(told.content) < 4000
+        assert await outcomes(client) == {"invalid": 1.0}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"text": "a"',
+        b"\xff\xfe",
+        b'{"text": "\xff"}',
+        b"[" * 100_000,
+        b'{"text": "a", "max_steps": ' + b"9" * 5000 + b"}",
+        b"\x00",
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+async def test_requests_that_are_no_json(content: bytes) -> None:
+    async with opened(application()) as client:
+        told = await client.post("/predict", content=content, headers={"content-type": "application/json"})
+        assert told.status_code in (400, 422), told.text
+        assert told.json()["detail"]
+        assert await outcomes(client) == {"invalid": 1.0}
+        assert (await client.post("/predict", json={"text": "a"})).status_code == 200
+
+
+async def test_other_types_methods_and_paths() -> None:
+    async with opened(application()) as client:
+        assert (await client.post("/predict", content=b"text=a")).status_code == 422
+        assert (await client.get("/predict")).status_code == 405
+        assert (await client.post("/other", json={"text": "a"})).status_code == 404
+        assert (await client.post("/healthz", json={})).status_code == 405
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_requests_that_are_too_large(declared: bool) -> None:
+    async with opened(application(limits=Limits(max_body=1000))) as client:
+        body = json.dumps({"text": "x" * 2000}).encode()
+
+        async def parts() -> AsyncIterator[bytes]:
+            for start in range(0, len(body), 100):
+                yield body[start : start + 100]
+
+        told = await client.post(
+            "/predict",
+            content=body if declared else parts(),
+            headers={"content-type": "application/json"},
+        )
+        assert told.status_code == 413
+        assert "larger than 1000 bytes" in told.json()["detail"]
+        assert await outcomes(client) == {"too_large": 1.0}
+        small = json.dumps({"text": "x" * 900}).encode()
+        assert (await client.post("/predict", content=small)).status_code == 422  # no content type
+        headers = {"content-type": "application/json"}
+        assert (await client.post("/predict", content=small, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("batching", ["stream", "window"])
+@pytest.mark.parametrize("text", ["fail", "nan"])
+async def test_a_text_that_the_model_fails_on_fails_alone(batching: str, text: str) -> None:
+    async with opened(application(batching=batching)) as client:
+        told = await client.post("/predict", json={"texts": ["a", text]})
+        assert told.status_code == 500
+        assert "fails" not in told.text, "what went wrong inside is for the log"
+        assert (await client.post("/predict", json={"text": "a"})).status_code == 200
+        assert await outcomes(client) == {"failed": 1.0, "answered": 1.0}
+
+
+async def test_policies_without_a_single_threshold() -> None:
+    for policy in (policies.LastStep(), policies.Confidence(0.5) | policies.Patience(2)):
+        async with opened(application(toy(policy))) as client:
+            told = await client.post("/predict", json={"text": "a", "threshold": 0.5})
+            assert told.status_code == 422
+            assert "has no single threshold" in told.json()["detail"]
+            assert (await client.post("/predict", json={"text": "a", "max_steps": 2})).status_code == 200
+
+
+async def test_a_whole_threshold() -> None:
+    async with opened(application(toy(policies.Patience(2)))) as client:
+        assert (await client.post("/predict", json={"text": "a", "threshold": 3})).status_code == 200
+        assert (await client.post("/predict", json={"text": "a", "threshold": 1.5})).status_code == 422
+
+
+async def test_metrics_tell_requests_texts_and_exit_steps() -> None:
+    async with opened(application()) as client:
+        await client.post("/predict", json={"texts": TEXTS})
+        await client.post("/predict", json={})
+        page = (await client.get("/metrics")).text
+        health = (await client.get("/healthz")).json()
+    steps = expected(TEXTS)[1]
+    assert 'ponder_requests_total{outcome="answered"} 1.0' in page
+    assert 'ponder_requests_total{outcome="invalid"} 1.0' in page
+    assert f"ponder_texts_total {float(len(TEXTS))}" in page
+    assert f"ponder_exit_step_sum {float(sum(steps))}" in page
+    assert f'ponder_exit_step_bucket{{le="1.0"}} {float(steps.count(1))}' in page
+    assert "ponder_latency_seconds_count 1.0" in page
+    assert "ponder_waiting_texts 0.0" in page
+    assert "ponder_folder_changed 0.0" in page
+    assert "ponder_audit" not in page
+    assert health["status"] == "ok"
+    assert health["policy"] == "Confidence(threshold=0.6)"
+    assert health["audit"] is None

@@ -1,0 +1,186 @@
+"""Audits of the traffic: after the answer, at full depth; steps back; a state that survives a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from fastapi import FastAPI
+
+import ponder
+from ponder import policies
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.monitor import Audit
+from ponder.policies import Certified, ExitPolicy
+from ponder.serving import AuditPlan
+from tests.ponder.serving.serving_toys import STEPS, application, features, opened, toy
+
+pytestmark = pytest.mark.anyio
+
+TEXTS = [f"text {number}" for number in range(60)]
+
+
+def plan(path: Path | None = None, *order: ExitPolicy, share: float = 1.0, **more: Any) -> AuditPlan:
+    return AuditPlan(Audit(0.05, 0.95, share), order or (policies.FixedStep(1), policies.FixedStep(3)), path, **more)
+
+
+def app(path: Path | None = None, **more: Any) -> FastAPI:
+    return application(toy(policies.FixedStep(1)), audit=plan(path, **more))
+
+
+async def quiet(client: httpx.AsyncClient) -> dict[str, Any]:
+    """The state of the audits when none is running."""
+    service = client._transport.app.state.service  # type: ignore[attr-defined]
+    while service.audit.running:
+        await asyncio.sleep(0)
+    told: dict[str, Any] = (await client.get("/healthz")).json()["audit"]
+    return told
+
+
+def differs(step: int) -> list[bool]:
+    with torch.no_grad():
+        seen = toy().unroll(torch.stack([features(text) for text in TEXTS]))
+    return (~seen.agreement()[:, step - 1]).tolist()
+
+
+async def test_every_answer_is_compared_with_full_depth_and_the_policy_steps_back() -> None:
+    async with opened(app()) as client:
+        audit, stage, steps = Audit(0.05, 0.95, 1.0), 0, {0: 1, 1: 3, 2: STEPS}
+        wrong = {step: differs(step) for step in (1, 3)}
+        for place, text in enumerate(TEXTS):
+            told = (await client.post("/predict", json={"text": text})).json()["answers"][0]
+            assert told["exit_step"] == steps[stage]
+            state = await quiet(client)
+            if stage < 2:
+                audit.chosen()
+                audit.record(wrong[steps[stage]][place])
+                assert state["audits"] == audit.audits
+                stage = audit.stage
+            assert state["stage"] == stage
+            assert state["full_depth"] is (stage == 2)
+        page = (await client.get("/metrics")).text
+    assert stage >= 1, "or nothing was tested"
+    assert f"ponder_audit_stage {float(stage)}" in page
+    assert "ponder_audit_wealth" in page
+
+
+async def test_the_state_survives_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    states = []
+    for part in (TEXTS[:20], TEXTS[20:]):
+        async with opened(app(path)) as client:
+            for text in part:
+                await client.post("/predict", json={"text": text})
+                state = await quiet(client)
+            states.append(state)
+    async with opened(app()) as client:
+        for text in TEXTS:
+            await client.post("/predict", json={"text": text})
+            state = await quiet(client)
+    assert states[-1] == state, "as if it had never stopped"
+    saved = json.loads(path.read_text())
+    assert saved["audit"]["stage"] == state["stage"]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"format": "ponder-served-audit-1"}', "[]"])
+async def test_states_that_are_damaged_or_of_another_promise(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "audit.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError):
+        async with opened(app(path)):
+            pass
+    path.unlink()
+    async with opened(app(path)):
+        pass
+    with pytest.raises(CheckpointError, match="of another promise or of other policies"):
+        async with opened(app(path, share=0.5)):
+            pass
+
+
+async def test_answers_that_are_not_the_policys_own_are_not_audited() -> None:
+    async with opened(app()) as client:
+        await client.post("/predict", json={"text": "a", "max_steps": 2})
+        await client.post("/predict", json={"text": "a", "threshold": 2})
+        assert (await quiet(client))["audits"] == 0
+        await client.post("/predict", json={"texts": ["a", "b"]})
+        assert (await quiet(client))["audits"] == 2
+
+
+async def test_a_share_is_audited() -> None:
+    audit = Audit(0.05, 0.95, 0.5)
+    chosen = sum(audit.chosen() for _ in TEXTS)
+    made = application(toy(), audit=plan(None, policies.LastStep(), share=0.5))
+    async with opened(made) as client:
+        for text in TEXTS:
+            await client.post("/predict", json={"text": text})
+            state = await quiet(client)
+    assert state["audits"] == chosen
+    assert state["disagreements"] == 0
+
+
+async def test_regression_needs_a_tolerance() -> None:
+    numbers = toy(policies.FixedStep(1), task="regression", outputs=1)
+    with pytest.raises(ArgumentError, match="tolerance"):
+        async with opened(application(numbers, audit=plan())):
+            pass
+    async with opened(application(numbers, audit=plan(tolerance=100.0))) as client:
+        await client.post("/predict", json={"text": "a"})
+        state = await quiet(client)
+    assert (state["audits"], state["disagreements"]) == (1, 0)
+
+
+async def test_policies_that_cannot_serve_the_model_are_refused_before_it_is_served() -> None:
+    with pytest.raises(ArgumentError, match="needs no hazard"):
+        async with opened(application(toy(), audit=plan(None, policies.Quantile(0.5)))):
+            pass
+
+
+def certified(level: float = 0.1) -> Certified:
+    torch.manual_seed(1)
+    sure = torch.nn.functional.one_hot(torch.arange(400) % 3, 3).float()
+    shares = torch.linspace(0.5, 6.0, STEPS)[None, :, None]
+    outputs = sure[:, None] * shares + 0.8 * torch.randn(400, STEPS, 3)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(400))
+    return ponder.control_risk(trajectory, policies.Confidence, level=level).policy
+
+
+def test_a_certificate_is_a_plan() -> None:
+    policy = certified()
+    made = AuditPlan.of_certificate(policy, 0.02)
+    assert made is not None
+    assert (made.audit.level, made.audit.confidence, made.audit.share) == (0.1, 0.95, 0.02)
+    assert made.policies[0] is policy
+    values = [one.threshold for one in made.policies[1:] if isinstance(one, policies.Confidence)]
+    assert policy.threshold_value is not None
+    assert len(values) == 2
+    assert policy.threshold_value < values[0] < values[1], "safer and safer"
+
+
+def test_what_is_not_certified_about_full_depth_is_no_plan() -> None:
+    nothing = certified(1e-6)
+    assert nothing.threshold_value is None
+    assert AuditPlan.of_certificate(nothing) is None
+    assert AuditPlan.of_certificate(policies.Confidence(0.9)) is None
+
+
+async def test_a_full_disk_does_not_stop_the_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "folder" / "audit.json"
+    async with opened(app(path)) as client:
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.write_text("a file in the way")
+        assert (await client.post("/predict", json={"text": "a"})).status_code == 200
+        assert (await quiet(client))["audits"] == 1
+    assert "could not be kept" in caplog.text
+
+
+async def test_a_file_that_cannot_be_written_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArgumentError, match="a place that can be written"):
+        async with opened(app(tmp_path / "file" / "audit.json")):
+            pass

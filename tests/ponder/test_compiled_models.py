@@ -1,0 +1,128 @@
+"""A whole model through `torch.compile` and `torch.export`: one graph where it is known when all rows leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ponder
+from ponder.policies import Confidence, ExitPolicy, FixedStep, LastStep, Quantile
+
+WIDTH, LENGTH, STEPS = 8, 5, 3
+FIXED = [LastStep(), FixedStep(2)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def layer() -> nn.Module:
+    return nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+
+
+def make(kind: str) -> ponder.PonderWrapper:
+    torch.manual_seed(0)
+    encoder: Any = {
+        "captured": lambda: nn.TransformerEncoder(layer(), STEPS, nn.LayerNorm(WIDTH), enable_nested_tensor=False),
+        "stacked": lambda: [layer() for _ in range(STEPS)],
+        "shared": layer,
+    }[kind]()
+    recipe = "pabee" if kind == "stacked" else "palbert"
+    steps = STEPS if kind == "shared" else None
+    example = torch.randn(2, LENGTH, WIDTH)
+    return ponder.PonderWrapper.from_recipe(encoder, recipe, num_outputs=2, example=example, num_steps=steps).eval()
+
+
+kinds = pytest.mark.parametrize("kind", ["captured", "stacked", "shared"])
+fixed = pytest.mark.parametrize("policy", FIXED, ids=repr)
+
+
+@kinds
+@fixed
+@torch.no_grad()
+def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: ExitPolicy) -> None:
+    model, inputs = make(kind), torch.randn(4, LENGTH, WIDTH)
+    model.policy = policy
+    expected = model(inputs)
+    explained = torch._dynamo.explain(model)(inputs)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+    found = torch.compile(model, backend="eager", fullgraph=True)(inputs)
+    assert torch.equal(found.outputs, expected.outputs)
+    assert found.exit_step.tolist() == [2 if policy == FixedStep(2) else STEPS] * 4
+
+
+@torch.no_grad()
+def test_compiled_steps_are_one_graph_a_step_with_exits() -> None:
+    graphs: list[Any] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model, inputs = make("stacked"), torch.randn(12, LENGTH, WIDTH)
+    model.policy = Confidence(0.6)
+    expected = model(inputs)
+    assert len(set(expected.exit_step.tolist())) > 1
+    ponder.compile_steps(model, backend=counting)
+    found = model(inputs)
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    torch.testing.assert_close(found.outputs, expected.outputs, atol=1e-5, rtol=1e-5)
+    assert 0 < len(graphs) <= 2 * STEPS, "one for several rows, and one for a row alone"
+    before = len(graphs)
+    model(inputs)
+    assert len(graphs) == before
+
+
+@torch.no_grad()
+def test_a_compiled_model_whose_rows_exit_answers_the_same() -> None:
+    """There are breaks where rows leave, since no graph knows how many stay; the answers do not change."""
+    model, inputs = make("shared"), torch.randn(12, LENGTH, WIDTH)
+    model.policy = Quantile(0.5)
+    expected = model(inputs)
+    found = torch.compile(model, backend="eager", dynamic=True)(inputs)
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    torch.testing.assert_close(found.outputs, expected.outputs, atol=1e-5, rtol=1e-5)
+
+
+@kinds
+@fixed
+@torch.no_grad()
+def test_a_known_depth_is_exported_for_any_number_of_rows(kind: str, policy: ExitPolicy) -> None:
+    model = make(kind)
+    model.policy = policy
+    rows = torch.export.Dim("rows", min=2, max=64)
+    program = torch.export.export(model, (torch.randn(4, LENGTH, WIDTH),), dynamic_shapes=({0: rows},), strict=False)
+    for count in (2, 9):
+        inputs = torch.randn(count, LENGTH, WIDTH)
+        found, expected = program.module()(inputs), model(inputs)
+        assert isinstance(found, ponder.PonderOutput)
+        torch.testing.assert_close(found.outputs, expected.outputs, atol=1e-6, rtol=1e-5)
+        assert torch.equal(found.exit_step, expected.exit_step)
+
+
+class Unrolled(nn.Module):
+    def __init__(self, model: ponder.PonderWrapper) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        trajectory = self.model.unroll(inputs)
+        return trajectory.outputs, trajectory.halting.pmf
+
+
+@pytest.mark.parametrize("kind", ["captured", "shared"])
+@torch.no_grad()
+def test_an_unroll_is_exported(kind: str) -> None:
+    model, inputs = make(kind), torch.randn(4, LENGTH, WIDTH)
+    program = torch.export.export(Unrolled(model), (inputs,), strict=False)
+    trajectory = model.unroll(inputs)
+    outputs, pmf = program.module()(inputs)
+    torch.testing.assert_close(outputs, trajectory.outputs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pmf, trajectory.halting.pmf, atol=1e-6, rtol=1e-5)

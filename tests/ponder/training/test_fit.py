@@ -1,0 +1,364 @@
+"""`ponder.fit`: all stages of a recipe, on accelerate itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import ponder
+from ponder import objectives, recipes
+from ponder.errors import NonFiniteError
+from ponder.training import FitReport
+from ponder.training.fitting import _Options
+from tests.ponder.checks import refused
+
+pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+WIDTH, STEPS = 8, 4
+
+
+def data(rows: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return inputs, (inputs[:, 0] > 0).long()
+
+
+def loader(rows: int = 64, seed: int = 0) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*data(rows, seed)), batch_size=16, shuffle=True)
+
+
+def make(recipe: Any = "palbert", **options: Any) -> ponder.PonderWrapper:
+    torch.manual_seed(3)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(STEPS)]
+    options = {"num_outputs": 2, "example": torch.randn(2, WIDTH), "head_dropout": 0.0, **options}
+    return ponder.PonderWrapper.from_recipe(layers, recipe, **options)
+
+
+def fit(model: Any, given: Any = None, *args: Any, **options: Any) -> FitReport:
+    options = {"epochs": 2, "lr": 1e-2, "head_lr": None, "seed": 1, **options}
+    return ponder.fit(model, loader() if given is None else given, *args, **options)
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_runs_all_its_stages(name: str) -> None:
+    model = make(name)
+    model.steps.fns[0][0].bias.requires_grad_(False)
+    report = fit(model, held_out=[data(32, seed=9)])
+    assert [stage.objective for stage in report.stages] == [stage.objective.to_dict() for stage in model.stages]
+    assert [stage.trained for stage in report.stages] == [stage.train for stage in model.stages]
+    assert all(len(stage.epochs) == 2 for stage in report.stages)
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    assert len(frozen) == 1, "what was frozen before is, and nothing else"
+    assert not model.training
+    assert model.progress is None
+    inputs, labels = data(32, seed=9)
+    with torch.no_grad():
+        right = (model(inputs).outputs.argmax(1) == labels).double().mean().item()
+    assert report.metric == "accuracy"
+    assert report.score == pytest.approx(right)
+    assert json.loads(json.dumps(report.to_dict()))["stages"]
+    assert "(kept)" in str(report)
+
+
+def test_it_learns_and_says_what_it_expected() -> None:
+    model = make()
+    report = fit(model, loader(160), epochs=10, lr=3e-2, patience=None, held_out=[data(32, seed=9)])
+    first, *_, last = report.stages[0].epochs
+    assert last.loss < 0.7 * first.loss
+    assert report.score > 0.85
+    assert 1.0 <= last.expected_steps <= STEPS
+    assert 1.0 <= last.exit_step <= STEPS
+
+
+def test_the_loss_is_that_of_the_model_and_the_gradient_is_clipped() -> None:
+    """One step of SGD's size by hand: AdamW's first step is the sign of the gradient, whatever its size."""
+    model, batch = make("vanilla"), data(16)
+    before = weights(model)
+    expected = model.train()(batch[0], labels=batch[1]).loss
+    names = [name for name, _ in model.named_parameters()]
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    report = fit(model, [batch], epochs=1, warmup=0.0, schedule="constant", clip=1e-3)
+    assert report.stages[0].epochs[0].loss == pytest.approx(expected.item(), rel=1e-5)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+    for name, gradient in zip(names, gradients, strict=True):
+        clipped = gradient * min(1.0, 1e-3 / (norm + 1e-6))
+        moved = 1e-2 * clipped / (clipped.abs() + 1e-8)
+        torch.testing.assert_close(model.state_dict()[name], before[name] - moved, atol=1e-5, rtol=1e-3)
+
+
+def test_rates_of_their_own_and_a_frozen_rate() -> None:
+    model = make()
+    before = weights(model)
+    fit(model, lr=0.0, head_lr=1e-2, lambda_lr=0.0, epochs=1)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"head.1.weight", "head.1.bias"}
+
+
+def test_warm_up_and_decay() -> None:
+    for schedule in ("linear", "cosine", "constant"):
+        options = _Options(1, None, 1.0, None, None, 0.0, 0.25, schedule, None, False)
+        seen = [options.share(step, 8) for step in range(9)]
+        assert seen[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+        assert seen[8] == pytest.approx(1.0 if schedule == "constant" else 0.0)
+        assert seen[2:] == sorted(seen[2:], reverse=True)
+    assert options.share(5, None) == 1.0
+
+
+class TestSelection:
+    def test_the_best_epoch_is_restored_and_patience_ends_a_stage(self) -> None:
+        scores = iter([0.3, 0.9, 0.1, 0.2, 0.95])
+        kept: list[dict[str, torch.Tensor]] = []
+        model = make("vanilla")
+
+        def metric(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+            kept.append(weights(model))
+            return next(scores)
+
+        report = fit(model, epochs=5, held_out=[data(8)], metric=metric, patience=2)
+        (stage,) = report.stages
+        assert [epoch.score for epoch in stage.epochs] == [0.3, 0.9, 0.1, 0.2]
+        assert (stage.best_epoch, report.score, report.metric) == (2, 0.9, "metric")
+        assert all(torch.equal(tensor, kept[1][name]) for name, tensor in model.state_dict().items())
+
+    def test_stages_before_the_last_are_scored_at_full_depth(self) -> None:
+        report = fit(make("deebert"), held_out=[data(32)], epochs=1)
+        assert report.stages[0].epochs[0].exit_step == STEPS
+
+    @pytest.mark.parametrize(
+        ("task", "outputs", "labels", "name"),
+        [
+            ("regression", 1, torch.randn(16), "negative_squared_error"),
+            ("multilabel", 3, torch.randint(0, 2, (16, 3)).float(), "accuracy"),
+            (lambda out, y: (out[:, 0] - y).abs(), 1, torch.randn(16), "negative_loss"),
+            ("classification", 2, torch.randn(16, 2).softmax(-1), "accuracy"),
+            ("classification", 2, torch.tensor([0, -100] * 8), "accuracy"),
+        ],
+    )
+    def test_other_tasks(self, task: Any, outputs: int, labels: torch.Tensor, name: str) -> None:
+        batch = (data(16)[0], labels)
+        report = fit(make(num_outputs=outputs, task=task), [batch], held_out=[batch], epochs=1)
+        assert report.metric == name
+        assert math.isfinite(report.score)
+
+    def test_tokens_of_batches_of_other_lengths(self) -> None:
+        torch.manual_seed(0)
+        model = ponder.PonderWrapper.from_recipe(
+            [nn.Linear(WIDTH, WIDTH) for _ in range(3)],
+            "palbert",
+            num_outputs=2,
+            example=torch.randn(2, 5, WIDTH),
+            task="token_classification",
+        )
+        batches = []
+        for length in (4, 6):
+            inputs = torch.randn(5, length, WIDTH)
+            labels = (inputs[..., 0] > 0).long()
+            labels[:, -1] = -100
+            batches.append((inputs, labels))
+        report = fit(model, batches, held_out=batches, epochs=1)
+        with torch.no_grad():
+            right = torch.cat([(model(x).outputs.argmax(-1) == y)[y != -100] for x, y in batches])
+        assert report.score == pytest.approx(right.double().mean().item())
+
+
+class TestBatches:
+    def test_pairs_and_dicts_are_the_same(self) -> None:
+        inputs, labels = data(16)
+        forms: list[Any] = [
+            (inputs, labels),
+            [inputs, labels],
+            {"x": inputs, "labels": labels},
+            {"label": labels, "x": inputs, "mask": None},
+            (inputs, {"labels": labels}),
+        ]
+        found = [fit(make(), [form]).stages[0].epochs[-1].loss for form in forms]
+        assert found == pytest.approx([found[0]] * len(forms))
+
+    def test_context_reaches_the_steps(self) -> None:
+        class Adding(nn.Module):
+            def forward(self, hidden: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
+                return hidden + extra
+
+        inputs, labels = data(16)
+        given = {"inputs": inputs, "extra": torch.ones(16, WIDTH)}
+        model = ponder.PonderWrapper.from_recipe([Adding()] * 2, "vanilla", num_outputs=2, example=given)
+        held_out = [(inputs, {"extra": given["extra"], "labels": labels})]
+        assert fit(model, [{**given, "labels": labels}], held_out=held_out).score is not None
+
+    def test_without_labels(self) -> None:
+        inputs, _ = data(16)
+        model = make()
+        before = weights(model)
+        for batch, words in (
+            (inputs, "a Tensor alone"),
+            ({"x": inputs}, "a dict with x"),
+            ((inputs,), "a tuple of Tensor"),
+            ((inputs, {"mask": inputs}), "a tuple of Tensor, dict"),
+            ({"x": inputs, "labels": [0, 1]}, "labels, a tensor"),
+        ):
+            with refused("loader", words):
+                fit(model, [batch])
+        with refused("loader", "str", type_error=True):
+            fit(model, ["text"])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_empty_loaders_and_such_as_can_be_read_once(self) -> None:
+        with refused("loader", "at least one batch"):
+            fit(make(), [])
+        with refused("loader", "at least one batch"):
+            fit(make(), DataLoader(TensorDataset(*data(4)), batch_size=16, drop_last=True))
+        with refused("held_out", "at least one batch"):
+            fit(make(), held_out=[])
+        with refused("held_out", "row with a label"):
+            fit(make(), held_out=[(data(4)[0], torch.full((4,), -100))])
+        with refused("loader", "once an epoch", type_error=True):
+            fit(make(), iter([data(4)]))
+        with refused("loader", "once an epoch", type_error=True):
+            fit(make(), {"x": 1})
+
+        class Endless(IterableDataset[Any]):
+            def __iter__(self) -> Any:
+                return iter([(row, label) for row, label in zip(*data(8), strict=True)])
+
+        with refused("loader", "without a length", "schedule='constant'"):
+            fit(make(), DataLoader(Endless(), batch_size=4))
+        assert len(fit(make(), DataLoader(Endless(), batch_size=4), schedule="constant").stages[0].epochs) == 2
+
+
+class TestFaults:
+    def test_a_loss_that_is_not_finite_keeps_the_weights_from_before(self) -> None:
+        inputs, labels = data(16)
+        bad = inputs.clone()
+        bad[3, 2] = math.nan
+        model, expected = make(), make()
+        with pytest.raises(NonFiniteError, match=r"fit, epoch 1, step 2: .*loss of nan.*check_finite"):
+            fit(model, [(inputs, labels), (bad, labels)], schedule="constant", warmup=0.0)
+        fit(expected, [(inputs, labels)], epochs=1, schedule="constant", warmup=0.0)
+        for name, tensor in model.state_dict().items():
+            assert tensor.isfinite().all()
+            torch.testing.assert_close(tensor, expected.state_dict()[name])
+        assert all(weight.requires_grad for weight in model.parameters())
+        assert not model.training
+        fit(model)  # the next call works
+
+    def test_other_models_and_numbers(self) -> None:
+        with refused("model", "Linear", type_error=True):
+            fit(nn.Linear(2, 2))
+        for options in ({"epochs": 0}, {"patience": 0}, {"warmup": 1.0}, {"clip": 0.0}, {"weight_decay": -1.0}):
+            with refused(*options):
+                fit(make(), **options)
+        with refused("schedule", "quadratic"):
+            fit(make(), schedule="quadratic")
+        with refused("lr", "-1"):
+            fit(make(), lr=-1.0)
+        with refused("folder", "TensorBoard"):
+            fit(make(), trackers="tensorboard")
+        with refused("recipe", "palbret"):
+            fit(make(), None, "palbret")
+        with refused("objective", "needs no hazard"):
+            fit(make("pabee"), None, "palbert")
+
+    def test_without_accelerate(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(ponder.PonderError, match=r"ponder-torch\[train\]"):
+            fit(make())
+
+
+def test_a_model_without_a_recipe_trains_its_own_objective_or_that_of_another_recipe() -> None:
+    model = ponder.PonderWrapper(
+        [nn.Linear(WIDTH, WIDTH) for _ in range(STEPS)],
+        head=ponder.PerStep(nn.Linear(WIDTH, 2) for _ in range(STEPS)),
+        objective=objectives.DeepSupervision("uniform"),
+        task="classification",
+    )
+    (stage,) = fit(model).stages
+    assert stage.objective == objectives.DeepSupervision("uniform").to_dict()
+    report = fit(model, None, "deebert")
+    assert [stage.trained for stage in report.stages] == ["all", "early_heads"]
+    assert model.policy == recipes.get("deebert").policy
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_bfloat16_trains_float32_weights() -> None:
+    seen: list[torch.dtype] = []
+    model = make()
+    hook = model.head.register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    fit(model, bf16=True, epochs=1)
+    hook.remove()
+    assert set(seen) == {torch.bfloat16}
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_tensorboard_gets_losses_scores_and_histograms(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    fit(make(), held_out=[data(16)], trackers="tensorboard", folder=tmp_path)
+    events = accumulator.EventAccumulator(str(tmp_path / "ponder"), size_guidance={"histograms": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/lr", "train/expected_steps", "train/kl", "train/loss_step_1"} <= scalars
+    assert {"held_out/score", "held_out/exit_step", f"halting/step_{STEPS}", "held_out/exits/step_1"} <= scalars
+    assert set(events.Tags()["histograms"]) == {"halting", "held_out/exits"}
+    shares = [events.Scalars(f"halting/step_{step}")[-1].value for step in range(1, STEPS + 1)]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+    (last,) = [event.histogram_value for event in events.Histograms("halting")][-1:]
+    assert list(last.bucket) == pytest.approx(shares)
+    assert len(events.Histograms("halting")) == 2, "one an epoch"
+
+
+def test_nothing_is_written_where_nobody_looks(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(make(), held_out=[data(16)], progress=True)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_shows_loss_step_and_score(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    fit(make("deebert"), held_out=[data(16)], epochs=1)
+    shown = capfd.readouterr().err
+    assert "stage 1/2" in shown
+    assert "score" in shown
+    assert "exit_step" in shown
+
+
+def test_an_accelerator_of_ones_own_is_used_and_left_alone() -> None:
+    from accelerate import Accelerator
+
+    own = Accelerator(cpu=True)
+    fit(make(), accelerator=own, epochs=1)
+    assert fit(make(), accelerator=own, epochs=1).stages[0].epochs[0].loss > 0
+
+
+def test_a_model_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from ponder.integrations.transformers import PonderForSequenceClassification
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    model = PonderForSequenceClassification.from_encoder(transformers.BertModel(config), "deebert")
+    tokens = torch.randint(30, (8, 6))
+    batch = {"attention_mask": torch.ones_like(tokens), "input_ids": tokens, "labels": torch.tensor([0, 1] * 4)}
+    report = fit(model, [batch], held_out=[batch])
+    assert [stage.trained for stage in report.stages] == ["all", "early_heads"]
+    with torch.no_grad():
+        right = (model(**batch).logits.argmax(1) == batch["labels"]).double().mean()
+    assert report.score == pytest.approx(float(right))
+    assert not model.training
