@@ -16,6 +16,7 @@ from benchmarks.puzzles.experiment import read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner
 from benchmarks.puzzles.report import COLUMNS, draw_figure, goal_table, markdown, rows
 from benchmarks.puzzles.setting import PUZZLES, setting_of
+from benchmarks.puzzles.streaming import MAX_BATCH
 from benchmarks.puzzles.summary import summarise_all
 from benchmarks.tables import write_between_marks
 from ponder._utils.files import write_json
@@ -66,6 +67,9 @@ def stream_command(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 3,
     examples: Annotated[int | None, typer.Option(min=1, help="Problems of every level; all where left out.")] = None,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Problems of a step, in batches and in the stream.")
+    ] = MAX_BATCH,
     large: Annotated[bool, typer.Option("--large", help="As for run.")] = False,
     out: Out = Path("runs/puzzles/results"),
     states: States = Path("runs/puzzles"),
@@ -76,7 +80,9 @@ def stream_command(
     )
     for one_seed in dict.fromkeys(seed or [0]):
         setting = setting_of(puzzle, large=large)
-        told = run_stream(setting, one_seed, out=out, states=states, repeats=repeats, examples=examples)
+        told = run_stream(
+            setting, one_seed, out=out, states=states, repeats=repeats, examples=examples, max_batch=max_batch
+        )
         saved = (f"{told[key]:.1%}" for key in ("steps_saved", "time_saved", "cpu_time_saved"))
         equal = f"{told['answers_equal']} of {told['problems']}"
         table.add_row(str(one_seed), str(told["depth"]), f"{told['mean_steps']:.1f}", *saved, equal)

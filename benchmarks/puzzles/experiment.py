@@ -14,7 +14,7 @@ from benchmarks.environment import environment
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.measuring import gated_solver, measure
 from benchmarks.puzzles.setting import Setting
-from benchmarks.puzzles.streaming import stream
+from benchmarks.puzzles.streaming import MAX_BATCH, stream
 from benchmarks.puzzles.training import train
 from ponder._utils.files import read_json, write_json
 from ponder.errors import DataError
@@ -62,7 +62,14 @@ def run(
 
 
 def run_stream(
-    setting: Setting, seed: int, *, out: Path, states: Path, repeats: int = 3, examples: int | None = None
+    setting: Setting,
+    seed: int,
+    *,
+    out: Path,
+    states: Path,
+    repeats: int = 3,
+    examples: int | None = None,
+    max_batch: int = MAX_BATCH,
 ) -> dict[str, Any]:
     """Time the trained solver on a stream of mixed difficulty; measured anew every time.
 
@@ -73,6 +80,7 @@ def run_stream(
         states: Folder of the states of trainings.
         repeats: How often each way is timed.
         examples: Problems of every level; as many as are reported where None.
+        max_batch: Problems of a step.
     """
     looped_path = result_path(out, setting, "looped", seed)
     if not looped_path.exists():
@@ -85,7 +93,7 @@ def run_stream(
     model = gated_solver(learner, setting)[0] if "hazard" in policy.needs else learner.model
     depth = looped["ways"]["best fixed depth"]["policy"]["step"]
     problems = setting if examples is None else replace(setting, examples=examples)
-    measured = stream(model, problems, policy, depth, repeats)
+    measured = stream(model, problems, policy, depth, repeats, max_batch)
     path = result_path(out, setting, "stream", seed)
     made_by = {"format": FORMAT, "setting": asdict(setting), "learner": "stream", "seed": seed}
     write_json(path, with_checksum({**made_by, **measured, "environment": environment(torch.device("cpu"))}))

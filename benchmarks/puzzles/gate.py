@@ -63,7 +63,7 @@ def fit_gate(model: ponder.PonderWrapper, gate: PooledLambda, problems: list[Pro
         penalised.backward()
         return penalised
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     last = float(loss().detach())
     _fold(gate.layer, mean, std)
     return last

@@ -190,11 +190,12 @@ def _point(axes: Any, told: Sequence[Mapping[str, Any]], color: str, marker: str
 def _of_streams(streams: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line a stream: what halting saves in steps, and by the clock."""
     for one in streams:
+        batch = one.get("max_batch", 64)  # older results do not name it
         yield (
             f"Stream of {one['problems']:,} problems of all levels, seed {one['seed']}: against {one['depth']} steps "
-            f"in full batches, `StreamEngine` saves {one['steps_saved']:.1%} of the steps, {one['time_saved']:.1%} of "
-            f"the time by the clock and {one['cpu_time_saved']:.1%} of the processor's; {one['answers_equal']:,} "
-            f"answers are those of the same rule in batches."
+            f"in full batches of {batch}, `StreamEngine` saves {one['steps_saved']:.1%} of the steps, "
+            f"{one['time_saved']:.1%} of the time by the clock and {one['cpu_time_saved']:.1%} of the processor's; "
+            f"{one['answers_equal']:,} answers are those of the same rule in batches."
         )
         yield ""
 

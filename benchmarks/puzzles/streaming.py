@@ -41,7 +41,12 @@ class Timing:
 
 
 def stream(
-    model: ponder.PonderWrapper, setting: Setting, policy: ExitPolicy, depth: int, repeats: int = 3
+    model: ponder.PonderWrapper,
+    setting: Setting,
+    policy: ExitPolicy,
+    depth: int,
+    repeats: int = 3,
+    max_batch: int = MAX_BATCH,
 ) -> dict[str, Any]:
     """Time a shuffled mixture of all levels, and compare the answers; plain JSON.
 
@@ -51,12 +56,13 @@ def stream(
         policy: Lets problems go.
         depth: The fixed depth that it is compared with.
         repeats: Of both ways, in turns.
+        max_batch: Problems of a step, in batches and in the stream alike.
     """
     canvas = _shuffled(on_canvas(problems_of(setting, "test").values()))
     ways: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-        "fixed": lambda: _in_batches(model, canvas, FixedStep(depth), setting.run_steps),
-        "batches": lambda: _in_batches(model, canvas, policy, setting.run_steps),
-        "stream": lambda: _streamed(model, canvas, policy, setting.run_steps),
+        "fixed": lambda: _in_batches(model, canvas, FixedStep(depth), setting.run_steps, max_batch),
+        "batches": lambda: _in_batches(model, canvas, policy, setting.run_steps, max_batch),
+        "stream": lambda: _streamed(model, canvas, policy, setting.run_steps, max_batch),
     }
     timed_ways = timed(ways, repeats)
     fixed, batches, streamed = (timed_ways[name] for name in ways)
@@ -64,6 +70,7 @@ def stream(
     steps_saved = 1 - float(streamed.exit_step.double().mean()) / depth
     return {
         "problems": len(canvas.labels),
+        "max_batch": max_batch,
         "depth": depth,
         "policy": policy.to_dict(),
         "mean_steps": float(streamed.exit_step.double().mean()),
@@ -100,23 +107,25 @@ def _shuffled(canvas: Canvas) -> Canvas:
 
 @torch.inference_mode()
 def _in_batches(
-    model: ponder.PonderWrapper, canvas: Canvas, policy: ExitPolicy, num_steps: int
+    model: ponder.PonderWrapper, canvas: Canvas, policy: ExitPolicy, num_steps: int, max_batch: int
 ) -> tuple[Tensor, Tensor]:
     outputs, steps = [], []
-    for start in range(0, len(canvas.labels), MAX_BATCH):
-        rows = slice(start, start + MAX_BATCH)
+    for start in range(0, len(canvas.labels), max_batch):
+        rows = slice(start, start + max_batch)
         out = model.exits(canvas.inputs[rows], canvas.context(rows), policy, num_steps=num_steps)
         outputs.append(out.outputs)
         steps.append(out.exit_step)
     return torch.cat(outputs), torch.cat(steps)
 
 
-def _streamed(model: ponder.PonderWrapper, canvas: Canvas, policy: ExitPolicy, num_steps: int) -> tuple[Tensor, Tensor]:
+def _streamed(
+    model: ponder.PonderWrapper, canvas: Canvas, policy: ExitPolicy, num_steps: int, max_batch: int
+) -> tuple[Tensor, Tensor]:
     def examples() -> Iterator[Any]:
         for row in range(len(canvas.labels)):
             inputs = canvas.inputs[row]
             yield inputs if canvas.mask is None else (inputs, {"attention_mask": canvas.mask[row]})
 
-    with ponder.StreamEngine(model, policy, max_batch=MAX_BATCH, num_steps=num_steps) as engine:
+    with ponder.StreamEngine(model, policy, max_batch=max_batch, num_steps=num_steps) as engine:
         answers = [answer for _, answer in engine.run(examples(), ordered=True)]
     return torch.stack([a.output for a in answers]), torch.tensor([a.exit_step for a in answers])
