@@ -162,6 +162,24 @@ def speed(figure: Any) -> None:
     right.invert_yaxis()
 
 
+def streaming(figure: Any) -> None:
+    """Rows that a step computes: in batches that shrink as rows exit, and in a stream that fills the gaps."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    generator = torch.Generator().manual_seed(0)
+    exits = (
+        torch.multinomial(torch.tensor([3.0, 3.0, 2.0, 2.0, 1.0, 1.0]), 48, replacement=True, generator=generator) + 1
+    )
+    batches = [int((batch >= step).sum()) for batch in exits.split(16) for step in range(1, int(batch.max()) + 1)]
+    left.bar(range(1, len(batches) + 1), batches, color="#0072B2")
+    left.set(
+        xlabel="step of the device", ylabel="rows that it computes", title="Three batches of 16 rows", ylim=(0, 17)
+    )
+    total = int(exits.sum())
+    full = [16] * (total // 16) + [total % 16]
+    right.bar(range(1, len(full) + 1), full, color="#009E73")
+    right.set(xlabel="step of the device", title="The same rows in a stream", xlim=left.get_xlim())
+
+
 # ---- Mathematics ---------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +213,7 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "threshold": (threshold, (8.0, 3.0)),
     "promises": (promises, (7.0, 2.8)),
     "speed": (speed, (9.0, 3.2)),
+    "streaming": (streaming, (8.0, 2.8)),
     "halting": (halting, (8.0, 3.0)),
     "prior": (prior, (6.0, 3.0)),
 }
