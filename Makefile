@@ -49,12 +49,14 @@ glue: $(STAMP) ## Fine-tune and evaluate on GLUE: TASK=RTE [GLUE_DIR=] [RECIPE=]
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
 test: lint ## Everything that CI runs: lint, types, all tests with coverage, and the documentation.
-	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder \
+	  --cov --cov-report=term --nbmake --nbmake-timeout=300 tests docs/notebooks
 	$(BIN)/mkdocs build --strict
 
-lint: $(STAMP) ## Formatter and linter in check mode, and the type checker.
+lint: $(STAMP) ## Formatter, linter and spelling in check mode, and the type checker.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/codespell
 	@$(MAKE) --no-print-directory types
 
 types: $(STAMP) ## The type checker alone.

@@ -498,7 +498,7 @@ class PonderWrapper(EarlyExitModel):
         source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, use_hazard=use_hazard)
         if self.checkpoint_steps:
             source.run_step = checkpointed(self.steps)
-        if len(batch.row_ids):
+        if batch.row_ids.shape[0]:
             record = unroll(
                 source,
                 depth.steps,

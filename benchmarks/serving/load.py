@@ -74,7 +74,7 @@ def measure(load: Load, folder: Path, console: Console) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        bounds = {"max_batch": _BATCH, "max_waiting": 1 << 16, "max_texts": 512, "max_body": 1 << 24, "window": 0.002}
+        bounds = {"max_batch": _BATCH, "max_waiting": 1 << 16, "max_texts": 512, "max_body": 1 << 24, "deadline": None}
         servers = {
             name: stack.enter_context(running(name, folder / f"{name}.json", **bounds))
             for name in ("plain", "stream", "window")
@@ -112,7 +112,12 @@ async def _case(
             rates[name].append(texts * await closed(servers[name].port, requests, load.clients, load.seconds))
             count = rates[name][-1] * (time.perf_counter() - begun)
             work[name].append((servers[name].cpu_seconds() - busy) / count)
-    more = {"mean_exit_step": statistics.fmean(EXITS), "mix": MIX, "clients": load.clients, "batch": _BATCH}
+    more: dict[str, Any] = {
+        "mean_exit_step": statistics.fmean(EXITS),
+        "mix": MIX,
+        "clients": load.clients,
+        "batch": _BATCH,
+    }
     found = []
     for name in servers:
         own = f"{case}, {name}"
@@ -164,7 +169,7 @@ async def opened(port: int, requests: Sequence[bytes], rate: float, seconds: flo
         free.append(connection)
         return time.perf_counter() - due
 
-    start, due, tasks = time.perf_counter(), 0.0, []
+    start, due, tasks = time.perf_counter(), 0.0, list[asyncio.Task[float]]()
     while (due := due + draw.expovariate(rate)) < seconds or not tasks:  # one at least
         await asyncio.sleep(max(start + due - time.perf_counter(), 0.0))
         tasks.append(asyncio.create_task(one(len(tasks), start + due)))

@@ -65,4 +65,5 @@ def deployment(
         return create_app(lambda: open_folder(place, batching=batching), bounds, plan)
 
     given = {"name": "ponder", "max_ongoing_requests": bounds.max_waiting, **options}
-    return serve.deployment(serve.ingress(build)(), **given).bind()
+    made: Any = serve.deployment(serve.ingress(build)(), **given)
+    return made.bind()

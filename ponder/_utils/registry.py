@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -118,7 +119,7 @@ class Registry(Generic[T]):
 
     def _entry_points(self) -> dict[str, list[metadata.EntryPoint]]:
         found: dict[str, list[metadata.EntryPoint]] = {}
-        for point in metadata.entry_points(group=self.group):
+        for point in _entry_points_on(tuple(sys.path), self.group):
             found.setdefault(point.name, []).append(point)
         return found
 
@@ -161,6 +162,12 @@ def _place(factory: object) -> tuple[str, str] | None:
     if not isinstance(module, str) or not isinstance(name, str) or "<" in name:
         return None
     return module, name
+
+
+@cache
+def _entry_points_on(path: tuple[str, ...], group: str) -> tuple[metadata.EntryPoint, ...]:
+    """The entry points of a group, read once for a path: those of all distributions take a tenth of a second."""
+    return tuple(metadata.entry_points(group=group))
 
 
 def _owner(point: metadata.EntryPoint) -> str:

@@ -103,7 +103,8 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
         Outputs and exit steps, in the order of the batch.
     """
     device, num_steps, task = batch.row_ids.device, batch.num_steps, batch.task
-    rows, running = torch.arange(len(batch.row_ids)), Running.start(policy, batch)
+    size = batch.row_ids.shape[0]  # not len, which fixes the number of rows of an exported graph
+    rows, running = torch.arange(size), Running.start(policy, batch)
     left: list[tuple[Tensor, Tensor, int]] = []
     together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
@@ -179,7 +180,7 @@ def _in_order(left: list[tuple[Tensor, Tensor, int]], device: torch.device) -> E
     """Put what left at different steps back into the order of the batch."""
     rows, outputs, steps = zip(*left, strict=True)
     if len(left) == 1:
-        return Exits(outputs[0], torch.full((len(rows[0]),), steps[0], device=device))
+        return Exits(outputs[0], torch.full(rows[0].shape, steps[0], device=device))
     order = torch.argsort(torch.cat(rows))
     exit_step = torch.cat([torch.full_like(*of_step) for of_step in zip(rows, steps, strict=True)])[order]
     return Exits(torch.cat(outputs)[order.to(device)], exit_step.to(device))

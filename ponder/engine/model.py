@@ -165,7 +165,7 @@ class EarlyExitModel(nn.Module):
                 got="None",
                 remedy="Pass model(inputs, policy_context={'budget': budgets}), say, a tensor with a row for each.",
             )
-        return run(source, policy, batch) if len(batch.row_ids) else no_exits(source, depth)
+        return run(source, policy, batch) if batch.row_ids.shape[0] else no_exits(source, depth)
 
     def start(
         self,

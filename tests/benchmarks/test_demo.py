@@ -5,8 +5,11 @@ import json
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from benchmarks import graded
+from benchmarks.glue.report.groups import policy_text
+from benchmarks.glue.report.tables import run_table
 from benchmarks.graded.demo import RECIPES, demo
 from ponder.errors import ArgumentError
 
@@ -49,3 +52,18 @@ def test_a_folder_that_cannot_be_written_is_refused_first(backbone, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ArgumentError, match="can be written"):
         demo(tmp_path / "file" / "demo", backbone=backbone)
+
+
+def test_the_table_is_whole_on_eighty_columns_and_in_a_pipe(shown):
+    # Trap: columns that share a narrow terminal cut the names of policies into four letters a line.
+    _, results, _ = shown
+    policies = {policy_text(result["policy"]) for result in results}
+    assert any(policy.startswith("quantile(q=") for policy in policies)
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), width=80, force_terminal=terminal, no_color=True)
+        console.print(run_table(results))
+        lines = console.file.getvalue().splitlines()
+        assert max(len(Text.from_ansi(line).plain.rstrip()) for line in lines) <= 80
+        words = {word for policy in policies for word in policy.split()}  # a line may break between words, not in them
+        for word in (*words, *RECIPES, *graded.names()):
+            assert any(word in Text.from_ansi(line).plain for line in lines), word

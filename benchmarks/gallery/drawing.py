@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.figures import new_figure, save_svg
 from ponder import StepDistribution, priors
 
 __all__ = ["FIGURES", "draw"]
@@ -28,8 +29,6 @@ _STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "svg.fonttype": "none",  # text stays text: small files that a reader can search
-    "svg.hashsalt": "ponder",
 }
 
 
@@ -205,17 +204,12 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
 def draw(folder: Path, names: list[str]) -> Iterator[Path]:
     """Draw figures into a folder, and name the files one by one."""
     import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         paint, size = FIGURES[name]
         with mpl.rc_context(_STYLE):
-            figure = Figure(figsize=size, layout="constrained")
-            FigureCanvasSVG(figure)
+            figure, path = new_figure(*size), folder / f"{name}.svg"
             paint(figure)
-            path = folder / f"{name}.svg"
-            figure.savefig(path, format="svg", metadata={"Date": None})
+            save_svg(path, figure)
         path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
         yield path

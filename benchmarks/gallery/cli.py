@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.figures` writes the figures to `docs/figures`."""
+"""The command line: `python -m benchmarks.gallery` writes the figures to `docs/figures`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.figures.drawing import FIGURES, draw
+from benchmarks.gallery.drawing import FIGURES, draw
 
 __all__ = ["app"]
 

@@ -1,5 +1,0 @@
-"""`python -m benchmarks.figures`."""
-
-from benchmarks.figures.cli import app
-
-app()
