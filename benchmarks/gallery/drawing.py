@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from benchmarks.figures import new_figure, save_svg
-from ponder import StepDistribution, priors
+from ponder import StepDistribution, Trajectory, policies, priors
+from ponder import plots as shown
 
 __all__ = ["FIGURES", "draw"]
 
@@ -207,6 +208,35 @@ def prior(figure: Any) -> None:
     axes.legend()
 
 
+# ---- What ponder.plots draws ---------------------------------------------------------------------------------------
+
+
+def plots(figure: Any) -> None:
+    """Four of the functions of `ponder.plots`, on the made-up runs of their page."""
+    axes = figure.subplots(2, 2).flatten()
+    runs = [_made_up(seed) for seed in range(3)]
+    shown.posterior(runs, ax=axes[0])
+    shown.score_by_threshold([run.sweep(policies.Quantile) for run in runs], ax=axes[1])
+    exits = [run.replay(policies.Quantile(0.5)).exit_step for run in runs]
+    shown.exit_histogram(exits, 8, ax=axes[2])
+    shown.overthinking(runs, ax=axes[3])
+    for one, title in zip(axes, ("posterior", "score_by_threshold", "exit_histogram", "overthinking"), strict=True):
+        one.set_title(title)
+    axes[2].get_legend().remove()
+    axes[3].legend(loc="lower right", fontsize=8)
+
+
+def _made_up(seed: int) -> Trajectory:
+    torch.manual_seed(seed)
+    step, difficulty = torch.arange(1, 9), torch.arange(300) % 3
+    labels = torch.randint(2, (300,))
+    signal = (2 * labels - 1)[:, None] * step / (2 + difficulty)[:, None]
+    margin = signal + torch.randn(300, 8).cumsum(1)
+    hazards = 0.6 * step - 3 - difficulty[:, None] + torch.randn(300, 1)
+    logits = torch.stack([-margin / 2, margin / 2], dim=-1)
+    return Trajectory(logits, hazards, torch.arange(300), labels=labels, task="classification")
+
+
 FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "headline": (headline, (9.0, 3.6)),
     "score": (score, (5.5, 3.6)),
@@ -216,6 +246,7 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "streaming": (streaming, (8.0, 2.8)),
     "halting": (halting, (8.0, 3.0)),
     "prior": (prior, (6.0, 3.0)),
+    "plots": (plots, (9.5, 6.0)),
 }
 """What is drawn, and how large, in inches."""
 
