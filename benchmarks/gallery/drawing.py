@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 TASK, BACKBONE = "sst-2", "minilm"
 _RECIPES = {"ponder": "#0072B2", "fastbert": "#009E73", "palbert-joint": "#D55E00", "pabee": "#CC79A7"}
 _GREY = "#666666"
-_STYLE = {
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
