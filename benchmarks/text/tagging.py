@@ -107,7 +107,9 @@ def run(config: TaggingConfig, folder: Path | None, *, progress: bool = True) ->
     seconds = time.perf_counter() - started
     measured = {
         split: _Measured(
-            sentences[split], ready[split], model.train(False).record(ready[split].rows, batch_size=64, progress=progress)
+            sentences[split],
+            ready[split],
+            model.train(False).record(ready[split].rows, batch_size=64, progress=progress),
         )
         for split in ("dev", "test")
     }
