@@ -96,13 +96,13 @@ def _read(curve: list[tuple[float, float]], speed_up: float) -> float:
 
 def _steps_by_difficulty(axes: Any) -> None:
     results = _json("puzzles/prefix-sums-looped-s*.json")
-    for way, color in (("converged", "#D55E00"), ("oracle", _GREY)):
+    for way, color in (("converged and confident", "#D55E00"), ("oracle", _GREY)):
         levels: dict[int, list[float]] = {}
         for result in results:
             for level in result["ways"][way]["test"]["by_level"]:
                 levels.setdefault(level["level"], []).append(level["mean_steps"])
-        label = "steps taken (the answer rests)" if way == "converged" else "fewest that solve it (oracle)"
-        style = "-" if way == "converged" else ":"
+        label = "steps taken (the answer rests, and is sure)" if way != "oracle" else "fewest that solve it (oracle)"
+        style = ":" if way == "oracle" else "-"
         means = [statistics.fmean(steps) for steps in levels.values()]
         axes.plot(list(levels), means, style, marker="o", markersize=4, color=color, label=label)
     axes.axvline(32, color=_GREY, linewidth=0.8, linestyle="--", label="trained up to here")
