@@ -53,7 +53,9 @@ def fine_tune(
         id2label=dict(enumerate(names)),
         label2id={name: place for place, name in enumerate(names)},
     )
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # on a CPU the fused kernel has no dropout, and falls back to slower ones
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     total = epochs * -(-len(texts) // _BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
@@ -70,6 +72,7 @@ def fine_tune(
                 optimiser.zero_grad()
                 schedule.step()
                 advance(1)
+    model.set_attn_implementation(attention)
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
