@@ -38,6 +38,12 @@ def parameter_groups(
     Returns:
         Groups with `params`, `lr` and `name` (``"model"``, ``"lambda"``, and ``"head"`` where `head_lr` is given); a
         group without parameters is left out.
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), lambda_head=LambdaHead(4))
+        >>> groups = parameter_groups(model, lr=1e-4, lambda_lr=5e-5)
+        >>> sorted({group["lr"] for group in groups})
+        [5e-05, 0.0001]
     """
     rates = {"model": lr, "head": head_lr, "lambda": lr if lambda_lr is None else lambda_lr}
     for argument, rate in (("lr", lr), ("lambda_lr", lambda_lr), ("head_lr", head_lr)):

@@ -52,6 +52,15 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
 
     Raises:
         ArgumentError: The folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), policy=policies.Confidence(0.9))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, folder)
+        ...     again = load(PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2)), folder)
+        >>> again.policy
+        Confidence(threshold=0.9)
     """
     settings = {"format": _FORMAT, **model.settings()}
     weights = {name: tensor.contiguous() for name, tensor in _unshared(model.state_dict()).items()}

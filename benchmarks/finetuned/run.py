@@ -7,7 +7,6 @@ fine-tuned, and the split that is reported is only answered.
 from __future__ import annotations
 
 import csv
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from benchmarks import tasks
+from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune
 from ponder._utils.files import read_json, write_json
 from ponder._utils.validation import check_real
@@ -71,7 +71,7 @@ def run(
     rest = source.select(range(len(train), min(len(train) + settings["texts"], len(source))))
     test = splits[task.dev_splits[0]]
     names = list(source.features["label"].names)
-    stem = f"{task.name.lower()}-{backbone}"
+    stem = f"{task.name.lower()}-{Path(backbone).name}"
     plain = work / f"{stem}-s{seed}" / "plain"
     if not (plain / "model.safetensors").is_file():
         fine_tune(
@@ -93,15 +93,14 @@ def run(
     options = {"disagreement": settings["disagreement"], "confidence": 0.95, "speed_up": None, "seed": seed}
     card = exits.run(str(plain), texts, folder, [], None, options, deep=deep, as_json=False)
     result: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.finetuned", *_arguments()]),
         "task": task.name,
         "backbone": backbone,
         "settings": dict(settings),
         "recipe": recipe,
-        "machine": {"threads": torch.get_num_threads(), "processor": platform.machine(), "torch": torch.__version__},
         "plain_fine_tuned_on": len(train),
         "exits": {key: value for key, value in card.items() if key != "exit_shares"},
         "test": _on_test(plain, folder, test["sentence1"], test["label"]),
+        "environment": environment(torch.device("cpu")),
     }
     if int8:
         target = plain.parent / f"{recipe}-int8"
@@ -111,17 +110,6 @@ def run(
         result["int8"] = read_json(target / export.CARD)
     write_json(out / f"{stem}-{recipe}-s{seed}.json", result)
     return result
-
-
-def _arguments() -> list[str]:
-    """The words of the command line, without folders of this machine."""
-    words, kept = iter(sys.argv[1:]), []
-    for word in words:
-        if word in ("--glue-dir", "--text-dir", "--work", "--out"):
-            next(words, None)
-        else:
-            kept.append(word)
-    return kept
 
 
 def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> dict[str, Any]:

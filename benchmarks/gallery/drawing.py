@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from benchmarks.figures import new_figure, save_svg
-from ponder import StepDistribution, priors
+from ponder import StepDistribution, Trajectory, policies, priors
+from ponder import plots as shown
 
 __all__ = ["FIGURES", "draw"]
 
@@ -20,7 +21,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 TASK, BACKBONE = "sst-2", "minilm"
 _RECIPES = {"ponder": "#0072B2", "fastbert": "#009E73", "palbert-joint": "#D55E00", "pabee": "#CC79A7"}
 _GREY = "#666666"
-_STYLE = {
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
@@ -162,6 +163,24 @@ def speed(figure: Any) -> None:
     right.invert_yaxis()
 
 
+def streaming(figure: Any) -> None:
+    """Rows that a step computes: in batches that shrink as rows exit, and in a stream that fills the gaps."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    generator = torch.Generator().manual_seed(0)
+    exits = (
+        torch.multinomial(torch.tensor([3.0, 3.0, 2.0, 2.0, 1.0, 1.0]), 48, replacement=True, generator=generator) + 1
+    )
+    batches = [int((batch >= step).sum()) for batch in exits.split(16) for step in range(1, int(batch.max()) + 1)]
+    left.bar(range(1, len(batches) + 1), batches, color="#0072B2")
+    left.set(
+        xlabel="step of the device", ylabel="rows that it computes", title="Three batches of 16 rows", ylim=(0, 17)
+    )
+    total = int(exits.sum())
+    full = [16] * (total // 16) + [total % 16]
+    right.bar(range(1, len(full) + 1), full, color="#009E73")
+    right.set(xlabel="step of the device", title="The same rows in a stream", xlim=left.get_xlim())
+
+
 # ---- Mathematics ---------------------------------------------------------------------------------------------------
 
 
@@ -189,14 +208,45 @@ def prior(figure: Any) -> None:
     axes.legend()
 
 
+# ---- What ponder.plots draws ---------------------------------------------------------------------------------------
+
+
+def plots(figure: Any) -> None:
+    """Four of the functions of `ponder.plots`, on the made-up runs of their page."""
+    axes = figure.subplots(2, 2).flatten()
+    runs = [_made_up(seed) for seed in range(3)]
+    shown.posterior(runs, ax=axes[0])
+    shown.score_by_threshold([run.sweep(policies.Quantile) for run in runs], ax=axes[1])
+    exits = [run.replay(policies.Quantile(0.5)).exit_step for run in runs]
+    shown.exit_histogram(exits, 8, ax=axes[2])
+    shown.overthinking(runs, ax=axes[3])
+    for one, title in zip(axes, ("posterior", "score_by_threshold", "exit_histogram", "overthinking"), strict=True):
+        one.set_title(title)
+    axes[2].get_legend().remove()
+    axes[3].legend(loc="lower right", fontsize=8)
+
+
+def _made_up(seed: int) -> Trajectory:
+    torch.manual_seed(seed)
+    step, difficulty = torch.arange(1, 9), torch.arange(300) % 3
+    labels = torch.randint(2, (300,))
+    signal = (2 * labels - 1)[:, None] * step / (2 + difficulty)[:, None]
+    margin = signal + torch.randn(300, 8).cumsum(1)
+    hazards = 0.6 * step - 3 - difficulty[:, None] + torch.randn(300, 1)
+    logits = torch.stack([-margin / 2, margin / 2], dim=-1)
+    return Trajectory(logits, hazards, torch.arange(300), labels=labels, task="classification")
+
+
 FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "headline": (headline, (9.0, 3.6)),
     "score": (score, (5.5, 3.6)),
     "threshold": (threshold, (8.0, 3.0)),
     "promises": (promises, (7.0, 2.8)),
     "speed": (speed, (9.0, 3.2)),
+    "streaming": (streaming, (8.0, 2.8)),
     "halting": (halting, (8.0, 3.0)),
     "prior": (prior, (6.0, 3.0)),
+    "plots": (plots, (9.5, 6.0)),
 }
 """What is drawn, and how large, in inches."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -85,7 +86,7 @@ def run_command(
         Path | None,
         typer.Option(help="Folder in which the trained model is kept, and from whose `vanilla` two stages go on."),
     ] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bars; a pipe or a log has none anyhow.")] = False,
     **fields: Any,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
@@ -103,6 +104,7 @@ def run_command(
     config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), **fields)
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
     was_there = (out / f"{config.key}.json").exists()
+    quiet = quiet or not sys.stderr.isatty()  # where a bar would be hundreds of lines
     if quiet:
         datasets.disable_progress_bars()
         logging.disable_progress_bar()

@@ -85,17 +85,19 @@ class RunConfig:
                 raise ArgumentError(field.name, expected=expected, got=repr(value), remedy=remedy)
             if kind == "float" and value is not None:
                 object.__setattr__(self, field.name, float(value))  # 2 and 2.0 are one configuration
-        if isinstance(self.policy, str):  # as on a command line
-            object.__setattr__(self, "policy", parse_policy(self.policy).to_dict())
-        if not isinstance(self.policy, Mapping | None):
+        given: Any = self.policy
+        if isinstance(given, str):  # as on a command line
+            given = parse_policy(given).to_dict()
+            object.__setattr__(self, "policy", given)
+        if not isinstance(given, Mapping | None):
             raise ArgumentTypeError(
                 "policy",
                 expected="an exit policy, as text or as an object with its name and fields",
-                got=repr(self.policy),
+                got=repr(given),
                 remedy='Write "quantile:q=0.3" or {"name": "quantile", "q": 0.3}, say.',
             )
-        if self.policy is not None:
-            ExitPolicy.from_dict(dict(self.policy))
+        if given is not None:
+            ExitPolicy.from_dict(dict(given))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

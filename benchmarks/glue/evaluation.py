@@ -96,8 +96,9 @@ def measure_costs(model: PonderForSequenceClassification, data: Dataset, collate
 def mean_cost(costs: Sequence[Cost]) -> Cost:
     """The mean of the costs of examples, part by part; of parts that are one number a step, step by step."""
     names = [field.name for field in dataclasses.fields(Cost)]
-    means = {name: np.mean([getattr(cost, name) for cost in costs], axis=0).tolist() for name in names}
-    return Cost(**{name: tuple(mean) if isinstance(mean, list) else mean for name, mean in means.items()})
+    columns = {name: np.mean([getattr(cost, name) for cost in costs], axis=0).tolist() for name in names}
+    parts: dict[str, Any] = {name: tuple(it) if isinstance(it, list) else it for name, it in columns.items()}
+    return Cost(**parts)
 
 
 def measure_speed_ups(

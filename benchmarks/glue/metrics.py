@@ -92,7 +92,8 @@ def _check_values(task: Task, argument: str, values: _Array, remedy: str) -> Non
 
 def _ratio(above: _Array, below: _Array) -> _Array:
     """0 where it is not defined."""
-    return np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below != 0)
+    ratio: _Array = np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below != 0)
+    return ratio
 
 
 def _accuracy(p: _Array, y: _Array, inside: _Array) -> _Array:
@@ -116,7 +117,8 @@ def _matthews(p: _Array, y: _Array, _: _Array) -> _Array:
 
 
 def _pearson(p: _Array, y: _Array, _: _Array) -> _Array:
-    return np.clip((_standard(p) * _standard(y)).sum(1), -1.0, 1.0)
+    correlation: _Array = np.clip((_standard(p) * _standard(y)).sum(1), -1.0, 1.0)
+    return correlation
 
 
 def _spearman(p: _Array, y: _Array, inside: _Array) -> _Array:
@@ -128,7 +130,8 @@ def _standard(values: _Array) -> _Array:
     centred = values - values.mean(1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     varies = lengths > 1e-12 * np.linalg.norm(values, axis=1, keepdims=True)
-    return np.divide(centred, lengths, out=np.zeros_like(centred), where=varies)
+    scaled: _Array = np.divide(centred, lengths, out=np.zeros_like(centred), where=varies)
+    return scaled
 
 
 _METRICS: dict[str, Callable[[_Array, _Array, _Array], _Array]] = {

@@ -34,6 +34,7 @@ SECTIONS = {
     8: "device",
     9: "sweeps",
     10: "exporting",
+    11: "capturing",
 }
 """By number, the module of a section: `measure(Options)` gives its figures."""
 

@@ -23,6 +23,7 @@ TITLES = {
     "device": "On an accelerator",
     "sweeps": "Sweeps",
     "exporting": "Exits and int8 in onnxruntime",
+    "capturing": "Captured encoders",
 }
 
 

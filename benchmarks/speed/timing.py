@@ -24,6 +24,7 @@ def interleaved(
     rounds: int = 3,
     budget: float = 0.0,
     least: float = 0.05,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Seconds:
     """Seconds of every call in every round.
 
@@ -32,17 +33,18 @@ def interleaved(
         rounds: How many rounds there are at least.
         budget: Seconds that may be spent: more rounds are run within it, up to 21.
         least: A timing lasts so many seconds at least: quick calls are repeated, all of them as often.
+        clock: Gives seconds; `time.process_time` counts those of this process alone, on a machine that does other work.
 
     Returns:
         For each name one number a round, for one run of the call.
     """
-    first = {name: _seconds(call, 1) for name, call in calls.items()}
+    first = {name: _seconds(call, 1, clock) for name, call in calls.items()}
     repeats = max(1, math.ceil(least / max(min(first.values()), 1e-9)))
     rounds = max(rounds, min(MOST_ROUNDS, int(budget / (repeats * sum(first.values())))))
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in list(calls)[:: 1 if number % 2 else -1]:
-            found[name].append(_seconds(calls[name], repeats))
+            found[name].append(_seconds(calls[name], repeats, clock))
     return found
 
 
@@ -52,13 +54,13 @@ def ratio(seconds: Seconds, over: str, under: str) -> WallClock:
     return WallClock(statistics.median(ratios), min(ratios), max(ratios))
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
+def _seconds(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
     _wait()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         call()
     _wait()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def _wait() -> None:

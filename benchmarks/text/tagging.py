@@ -105,9 +105,10 @@ def run(config: TaggingConfig, folder: Path | None, *, progress: bool = True) ->
     collate = DataCollatorForTokenClassification(tokenizer)
     log = _train(config, model, ready["train"], collate, progress)
     seconds = time.perf_counter() - started
+    model.train(False)
     measured = {
         split: _Measured(
-            sentences[split], ready[split], model.eval().record(ready[split].rows, batch_size=64, progress=progress)
+            sentences[split], ready[split], model.record(ready[split].rows, batch_size=64, progress=progress)
         )
         for split in ("dev", "test")
     }

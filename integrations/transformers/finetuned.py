@@ -77,7 +77,7 @@ class FinetunedClassifier(nn.Module):
         self.seed: int | None = None
         self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
         self.main_input_name = classifier.main_input_name
-        labels = int(classifier.config.num_labels)
+        labels = int(classifier.config.num_labels or 0)
         was_training = classifier.training
         classifier.eval()
         example = {**example_for(classifier), **_constants(classifier)}

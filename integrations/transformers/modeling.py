@@ -513,6 +513,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         ids = torch.full((2, 4), (pad + 1) % config.vocab_size, device=self.encoder.device)
         mask = torch.ones_like(ids)
         ids[1, 2:], mask[1, 2:] = pad, 0
+        names: Any = self.config.id2label
         tokenizer = Path(str(self.encoder.config._name_or_path or ".")) / "tokenizer.json"
         return ExportSource(
             model=self.ponder,
@@ -522,7 +523,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer if tokenizer.is_file() else None,
             max_length=getattr(config, "max_position_embeddings", None),
-            labels=tuple(str(self.config.id2label[place]) for place in range(self.config.num_labels or 0)),
+            labels=tuple(str(names[place]) for place in range(self.config.num_labels or 0)),
         )
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:

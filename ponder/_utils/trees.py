@@ -29,6 +29,13 @@ class Shared:
 
     Args:
         value: For example a relative position bias, `(1, heads, length, length)`.
+
+    Example:
+        >>> def step(hidden, scale):
+        ...     return hidden * scale
+        >>> model = PonderWrapper(step, num_steps=2, head=nn.Linear(4, 2))
+        >>> model.eval()(torch.randn(5, 4), scale=Shared(torch.ones(4))).outputs.shape
+        torch.Size([5, 2])
     """
 
     value: Any

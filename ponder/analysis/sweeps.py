@@ -57,6 +57,13 @@ class Curve:
         points: What each value gives.
         policies: The policy of each value.
         full_depth: What no exit at all gives.
+
+    Example:
+        >>> outputs = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(outputs, None, row_ids=torch.arange(1), labels=torch.tensor([1]))
+        >>> curve = record.sweep(policies.Confidence, [0.7, 0.9])
+        >>> curve.to_dict()["mean_exit_step"]
+        [2.0, 3.0]
     """
 
     threshold: str

@@ -79,7 +79,7 @@ class AgreementControl:
     def best_level(self) -> float:
         """The lowest level that so many rows could certify, were there no disagreement at all."""
         assert self.found.policy.confidence is not None
-        return 1.0 - (1.0 - self.found.policy.confidence) ** (1.0 / self.rows)
+        return float(1.0 - (1.0 - self.found.policy.confidence) ** (1.0 / self.rows))
 
     def statement(self, reference: str) -> str:
         """What is promised, or why nothing could be, in a sentence.

@@ -70,6 +70,7 @@ def run(
     card = {
         **report.to_dict(),
         **measured.to_dict(),
+        "speed_up_in_steps": report.speed_up,  # on all certifying texts, of which some are timed
         "recipe": "exits-deep" if deep else "exits",
         "empty": found.empty,
         "truncated": encoded.truncated,

@@ -59,7 +59,7 @@ def measure(model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> Me
     inputs = few.pop(model.main_input_name)
     with torch.no_grad():
         exit_step = model(inputs, **few).exit_step.cpu()
-    costs = measure_each(model.ponder, inputs, **few)
+    costs = measure_each(model.ponder, inputs, padding=None, **few)
     plain = sum(cost.plain for cost in costs)
     shares = {
         name: [sum(float(cost.of(needs, step)) for cost in costs) / plain for step in range(1, model.num_steps + 1)]

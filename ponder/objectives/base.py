@@ -157,6 +157,10 @@ class Weighted(Objective):
     Args:
         objectives: The terms.
         weights: One finite number for each.
+
+    Example:
+        >>> (objectives.Ponder(0.5) + 0.1 * objectives.FinalStep()).weights
+        (1.0, 0.1)
     """
 
     objectives: tuple[Objective, ...]

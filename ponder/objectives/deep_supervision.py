@@ -22,6 +22,10 @@ class DeepSupervision(Objective):
     Args:
         weights: ``"linear"``, w_n = n (PABEE: Zhou et al. 2020, Eq. 4); ``"uniform"``, w_n = 1 (the mean of
             DeeBERT's second stage, Xin et al. 2020).
+
+    Example:
+        >>> objectives.DeepSupervision("uniform") + 0.5 * objectives.FinalStep()
+        Weighted(objectives=(DeepSupervision(weights='uniform'), FinalStep()), weights=(1.0, 0.5))
     """
 
     weights: Literal["linear", "uniform"] = "linear"

@@ -28,6 +28,11 @@ class Distillation(Objective):
         temperature: T > 0.
         weight: w ≥ 0.
         teacher: ``"last_step"`` or ``"frozen"``.
+
+    Example:
+        >>> objective = objectives.FinalStep() + objectives.Distillation(2.0, 0.5)
+        >>> objective.objectives[1]
+        Distillation(temperature=2.0, weight=0.5, teacher='last_step')
     """
 
     temperature: float = 1.0

@@ -23,6 +23,11 @@ class MutualDistillation(Objective):
 
     Args:
         temperature: T > 0.
+
+    Example:
+        >>> objective = objectives.DeepSupervision("linear") + objectives.MutualDistillation(2.0)
+        >>> objective.objectives[1]
+        MutualDistillation(temperature=2.0)
     """
 
     temperature: float = 1.0

@@ -19,6 +19,10 @@ class OneStep(Objective):
 
     Args:
         step: k, from 1 to the number of steps.
+
+    Example:
+        >>> objectives.OneStep(2)
+        OneStep(step=2)
     """
 
     step: int

@@ -35,6 +35,12 @@ class Ponder(Objective):
             direction, as in PALBERT's released code.
         likelihood: ``"expected_log"``, Σ p(n|x) ℓ_n (the evidence lower bound); ``"log_expected"``,
             −log Σ p(n|x) exp(−ℓ_n), the likelihood of the mixture over steps.
+
+    Example:
+        >>> objective = objectives.Ponder(0.5)
+        >>> losses = torch.tensor([0.7, 0.4, 0.1])
+        >>> [round(p, 2) for p in objective.optimum(losses, priors.Uniform()(3)).pmf.tolist()]  # where it wants to stop
+        [0.16, 0.3, 0.54]
     """
 
     beta: float

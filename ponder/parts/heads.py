@@ -40,6 +40,12 @@ class LambdaHead(nn.Module):
 
     Shape:
         features of `history` steps, concatenated, `(batch, history · width)` → hazard logits `(batch,)`.
+
+    Example:
+        >>> head = LambdaHead(4, layers=3, history=2)
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), lambda_head=head)
+        >>> model.eval().unroll(torch.randn(5, 4)).hazard_logits.shape
+        torch.Size([5, 3])
     """
 
     def __init__(
@@ -106,6 +112,11 @@ class PerStep(nn.Module):
 
     Raises:
         ArgumentError: The same module stands in two places, which would be a shared head after all.
+
+    Example:
+        >>> heads = PerStep(nn.Linear(4, 2) for _ in range(3))
+        >>> heads(torch.randn(5, 4), 2).shape  # the head of step 2
+        torch.Size([5, 2])
     """
 
     steps_in_one_call = False  # each step has its own

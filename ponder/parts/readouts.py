@@ -25,12 +25,22 @@ Readout = Callable[..., Tensor]
 
 
 def identity(hidden: Tensor) -> Tensor:
-    """The hidden state itself, for 2-D states and for an answer per token."""
+    """The hidden state itself, for 2-D states and for an answer per token.
+
+    Example:
+        >>> readouts.identity(torch.ones(1, 2))
+        tensor([[1., 1.]])
+    """
     return hidden
 
 
 def first_token(hidden: Tensor) -> Tensor:
-    """The state of the first position: `(batch, length, width)` → `(batch, width)`."""
+    """The state of the first position: `(batch, length, width)` → `(batch, width)`.
+
+    Example:
+        >>> readouts.first_token(torch.arange(6.0).view(1, 3, 2))
+        tensor([[0., 1.]])
+    """
     return hidden[:, 0]
 
 
@@ -41,6 +51,11 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_m
         hidden: States.
         attention_mask: `(batch, length)`, 1 or True at real positions, where the context has one.
         src_key_padding_mask: `(batch, length)`, True at padding (PyTorch's own convention).
+
+    Example:
+        >>> states = torch.arange(6.0).view(1, 3, 2)
+        >>> readouts.mean(states, attention_mask=torch.tensor([[1, 1, 0]]))
+        tensor([[1., 2.]])
     """
     real = _real_positions(attention_mask, src_key_padding_mask)
     if real is None:
@@ -52,7 +67,13 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_m
 
 
 def last(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None) -> Tensor:
-    """The state of the last position that is not padding; arguments as for `mean`."""
+    """The state of the last position that is not padding; arguments as for `mean`.
+
+    Example:
+        >>> states = torch.arange(6.0).view(1, 3, 2)
+        >>> readouts.last(states, attention_mask=torch.tensor([[1, 1, 0]]))
+        tensor([[2., 3.]])
+    """
     real = _real_positions(attention_mask, src_key_padding_mask)
     if real is None:
         return hidden[:, -1]

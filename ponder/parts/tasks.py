@@ -476,7 +476,12 @@ def as_task(task: TaskName | LossFunction | Task | None) -> Task | None:
 
 
 def task_named(name: str | None) -> Task:
-    """The task of a name that was recorded, `Task.name`; None stands for a model that names none."""
+    """The task of a name that was recorded, `Task.name`; None stands for a model that names none.
+
+    Example:
+        >>> task_named("classification").name
+        'classification'
+    """
     if name is None:
         return _UNNAMED
     return _TASKS.get(name) or Custom()

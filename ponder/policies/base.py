@@ -86,6 +86,11 @@ class ModelSpec:
         has_hazard: Whether there is a Lambda head.
         has_features: Whether features can be read (a trajectory may not have kept them).
         has_context: Whether the context of a call can be read (a trajectory may not have kept it).
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2))
+        >>> model.spec.num_steps
+        3
     """
 
     num_steps: int
@@ -355,7 +360,16 @@ class _Several(ExitPolicy):
 @registry.register("any")
 @dataclass(frozen=True)
 class Any_(_Several):  # noqa: N801 (the name Any is Python's)
-    """Exit where any of the policies does."""
+    """Exit where any of the policies does.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> policy = policies.Confidence(0.99) | policies.Patience(1)
+        >>> policy
+        Any_(policies=(Confidence(threshold=0.99), Patience(patience=1, tolerance=0.0)))
+        >>> record.replay(policy).exit_step
+        tensor([2])
+    """
 
     @staticmethod
     def merge(one: Any, other: Any) -> Any:
@@ -365,7 +379,14 @@ class Any_(_Several):  # noqa: N801 (the name Any is Python's)
 @registry.register("all")
 @dataclass(frozen=True)
 class All(_Several):
-    """Exit where all of the policies do, at the same step."""
+    """Exit where all of the policies do, at the same step.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> policy = policies.Confidence(0.6) & policies.Patience(2)
+        >>> record.replay(policy).exit_step
+        tensor([3])
+    """
 
     @staticmethod
     def merge(one: Any, other: Any) -> Any:
@@ -440,7 +461,13 @@ class _Bounded(PolicyWrapper):
 @registry.register("after")
 @dataclass(frozen=True)
 class After(_Bounded):
-    """The policy inside, with no exit before `step`; its state runs from the first step all the same."""
+    """The policy inside, with no exit before `step`; its state runs from the first step all the same.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Confidence(0.6).after(2)).exit_step
+        tensor([2])
+    """
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         mask, state = super().decide(step, state)
@@ -454,7 +481,13 @@ class After(_Bounded):
 @registry.register("before")
 @dataclass(frozen=True)
 class Before(_Bounded):
-    """The policy inside, with every row out at `step` at the latest."""
+    """The policy inside, with every row out at `step` at the latest.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Confidence(0.999).before(2)).exit_step
+        tensor([2])
+    """
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         mask, state = super().decide(step, state)

@@ -22,6 +22,11 @@ class FixedStep(ThresholdPolicy):
 
     Args:
         step: From 1 to the model's number of steps.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.FixedStep(2)).exit_step
+        tensor([2])
     """
 
     step: int
@@ -47,7 +52,13 @@ class FixedStep(ThresholdPolicy):
 @registry.register("last-step")
 @dataclass(frozen=True)
 class LastStep(ExitPolicy):
-    """No early exit: every row runs to the last step, as without `ponder`."""
+    """No early exit: every row runs to the last step, as without `ponder`.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.LastStep()).exit_step
+        tensor([3])
+    """
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         return False, state

@@ -25,6 +25,13 @@ class Quantile(ThresholdPolicy):
 
     Args:
         q: Quantile level in [0, 1]. 0 exits as soon as any mass is behind; 1 runs to the last step.
+
+    Example:
+        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
+        >>> record.halting.cdf(torch.tensor([1, 2, 3]))
+        tensor([0.2689, 0.6345, 1.0000])
+        >>> record.replay(policies.Quantile(0.5)).exit_step
+        tensor([2])
     """
 
     q: float
@@ -49,6 +56,13 @@ class Bernoulli(ExitPolicy):
     Args:
         seed: With a seed, u is a function of (seed, row id) alone, so that a row exits at the same step in
             whatever batch it travels. None draws from PyTorch's global generator at every call.
+
+    Example:
+        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
+        >>> record.replay(policies.Bernoulli(seed=0)).exit_step
+        tensor([2])
+        >>> record.replay(policies.Bernoulli(seed=0)).exit_step  # the same seed and row, the same step
+        tensor([2])
     """
 
     seed: int | None = None

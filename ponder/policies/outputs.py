@@ -66,6 +66,13 @@ class Entropy(_Certainty):
     Args:
         threshold: In nats, ≥ 0; or, with `normalize`, in [0, 1].
         normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 6).
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Entropy(0.4)).exit_step
+        tensor([2])
+        >>> record.replay(policies.Entropy(0.95, normalize=True)).exit_step  # as a share of log(classes)
+        tensor([2])
     """
 
     threshold: float
@@ -87,6 +94,13 @@ class Confidence(_Certainty):
 
     Args:
         threshold: In [0, 1].
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.outputs.softmax(-1).amax(-1)
+        tensor([[0.6225, 0.8808, 0.9820]])
+        >>> record.replay(policies.Confidence(0.8)).exit_step
+        tensor([2])
     """
 
     threshold: float
@@ -105,6 +119,11 @@ class Margin(_Certainty):
 
     Args:
         threshold: Difference of probabilities, in [0, 1].
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Margin(0.7)).exit_step
+        tensor([2])
     """
 
     threshold: float

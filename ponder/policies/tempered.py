@@ -27,6 +27,11 @@ class Tempered(PolicyWrapper):
         policy: A policy on the output: entropy, confidence, margin, or a combination with one.
         temperatures: One positive number a step, for example from `ponder.calibration.fit_temperatures`; or one for
             all steps.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Tempered(policies.Confidence(0.8), (2.0,))).exit_step  # outputs ÷ 2
+        tensor([3])
     """
 
     temperatures: tuple[float, ...]

@@ -42,6 +42,10 @@ class Threshold:
 
     Raises:
         ArgumentError: An unknown `leaves`, or bounds that are not numbers (or, for `high`, a callable).
+
+    Example:
+        >>> policies.Quantile.tunable
+        Threshold(field='q', leaves='above', low=0.0, high=1.0, whole=False)
     """
 
     field: str

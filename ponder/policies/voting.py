@@ -30,6 +30,11 @@ class Voting(ThresholdPolicy):
 
     Args:
         votes: From 1 (leave at the first step) to the number of steps.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Voting(2)).exit_step  # two steps have given this answer
+        tensor([2])
     """
 
     votes: int

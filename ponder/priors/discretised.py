@@ -22,6 +22,10 @@ class Poisson(Prior):
 
     Args:
         mean: Mean step before the cut to 1..N, > 1 (so μ = mean − 1).
+
+    Example:
+        >>> [round(p, 2) for p in priors.Poisson(2.0)(4).pmf.tolist()]
+        [0.38, 0.38, 0.19, 0.06]
     """
 
     mean: float
@@ -45,6 +49,10 @@ class Normal(Prior):
     Args:
         mean: Centre, in steps.
         std: Width, in steps, > 0.
+
+    Example:
+        >>> [round(p, 2) for p in priors.Normal(2.0, 1.0)(4).pmf.tolist()]
+        [0.26, 0.43, 0.26, 0.06]
     """
 
     mean: float

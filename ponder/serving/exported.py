@@ -29,7 +29,7 @@ _SPARE = 64
 
 
 def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
-    """An export of `ponder.export.onnx` of a text classifier; its classes are called by their numbers.
+    """An export of `ponder.export.onnx` of a text classifier; classes without names are called by their numbers.
 
     Raises:
         CheckpointError: The folder is broken, or has no tokenizer.
@@ -44,7 +44,7 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
         num_steps=manifest.num_steps,
         policy=ExitPolicy.from_dict(model.policy),
         task=task,
-        labels=() if task.numbers else tuple(str(place) for place in range(manifest.outputs[-1])),
+        labels=() if task.numbers else manifest.labels or tuple(str(place) for place in range(manifest.outputs[-1])),
         tokenize=partial(_tokens, tokenizer, [spec.name for spec in manifest.inputs]),
         start=partial(_window, model),
         check=lambda policy: read_policy(policy.to_dict()),

@@ -37,7 +37,7 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Batch(map_tensors(move, self.inputs), move(self.labels), map_tensors(move, self.context))  # type: ignore[arg-type]
+        return Batch(map_tensors(move, self.inputs), move(self.labels), map_tensors(move, self.context))
 
 
 def read_batch(batch: Any, main_input: str | None = None, argument: str = "loader") -> Batch:

@@ -42,7 +42,7 @@ def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
         graded.traffic("negation", "dev", 10, (0.5, 0.5))
 
 
-def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, tmp_path: Path) -> None:
+def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
     rows = [f"it is {'not ' * (n % 3 == 0)}true that {' '.join(str(n))} \t{int(n % 3 > 0)}" for n in range(260)]
     for split, part in (("train", rows), ("dev", rows[:20])):
         write(tmp_path / "glue", "SST-2", split, ["sentence\tlabel", *part])
@@ -59,4 +59,4 @@ def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, tmp_path:
     assert 0 <= result["test"]["disagreement"] <= 1
     for name in ("STS-B", "RTE"):
         with pytest.raises(ArgumentError, match="task"):
-            run(name, backbone, settings, {"--glue-dir": tmp_path / "glue"}, tmp_path, tmp_path, deep=False, int8=False)
+            run(name, backbone, settings, {"--glue-dir": glue_dir}, tmp_path, tmp_path, deep=False, int8=False)

@@ -298,7 +298,7 @@ def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_p
         (["--task", "RTE", "--policy", "quantile:q=2"], r"number in \[0, 1\]"),
         (["--task", "RTE", "--epochs", "0"], "epochs"),
         (["--task", "RTE", "--lr", "0"], "lr"),
-        (["--task", "RTE", "--readout", "nope"], "pooler or mean"),
+        (["--task", "RTE", "--readout", "nope"], "mean or pooler"),
         (["--task", "RTE", "--backbone", "no/such"], "backbone"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.graded.report import write_report
 from ponder.errors import ArgumentError
 
+ROOT = Path(__file__).parents[2]
 ROWS = [
     {"recipe": "vanilla", "score": 0.951, "mean exit step": 6.0},
     {"recipe": "palbert", "score": 0.94, "mean exit step": 2.5, "speed-up (steps)": "×2.40"},
@@ -162,3 +164,27 @@ def test_exit_steps_outside_the_model_are_refused(tmp_path, step):
 def test_a_model_without_steps_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="num_steps"):
         write(tmp_path / "r.html", exits={}, num_steps=0)
+
+
+def luminance(color):
+    """Relative luminance of WCAG 2."""
+    parts = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_stands_out_from_what_is_behind_it_in_light_and_in_dark():
+    template = (ROOT / "ponder" / "pages" / "page.html.jinja").read_text()
+    schemes = re.findall(r":root \{([^}]*)\}", template)
+    light, dark = (dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme)) for scheme in schemes)
+    for colors in (light, light | dark):
+        for text in ("ink", "soft", "mean"):
+            for behind in ("page", "card"):
+                low, high = sorted((luminance(colors[text]), luminance(colors[behind])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (text, behind, colors)
+
+
+def test_figures_are_legible_on_a_telephone():
+    # Trap: a rule for narrow screens that stands above the general one is overruled by it.
+    template = (ROOT / "ponder" / "pages" / "page.html.jinja").read_text()
+    assert template.index("svg text {") < template.index("svg text, svg .tick { font-size: 18px; }")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.speed import cli, exiting, overhead, predictor, timing
+from benchmarks.speed import capturing, cli, exiting, overhead, predictor, timing
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.forced import Forced
 from benchmarks.speed.page import MARK, cells, markdown, write_page
@@ -114,6 +114,13 @@ def test_the_command_line(tmp_path, glue_dir):
     assert text.count("\n| ") == sum(map(len, figures.values())) + 2 * 3
     with pytest.raises(ArgumentError, match="sections: expected numbers out of 1, 2, 3"):
         CliRunner().invoke(cli.app, ["--sections", "1,x", "--out", str(out)], catch_exceptions=False)
+
+
+def test_captured_encoders_are_measured():
+    figures = capturing.measure(QUICK)
+    assert [told["section"] for told in figures] == ["capturing"] * 6
+    assert all(told["value"] is not None for told in figures)
+    assert [told["at_most"] for told in figures] == [0.5, 1.03, None] * 2
 
 
 def test_a_section_that_cannot_be_measured_says_why(monkeypatch):

@@ -121,7 +121,7 @@ def test_the_same_command_runs_and_reports_them(task, backbone, text_dir, tmp_pa
     assert RunConfig.from_dict(result["config"]).key == result.path.stem
     assert set(result["splits"]) == {"test", "held_out"}
     assert ("out_of_scope_recall" in result["splits"]["test"]["exits"]) == (task == "CLINC150")
-    page = report([result], text_dir=text_dir, draw=False, replicates=100).markdown()
+    page = report([result], {"--text-dir": text_dir}, draw=False, replicates=100).markdown()
     assert f"| recipe | ×steps | {task} |" in page
     assert "Not made" not in page
 
