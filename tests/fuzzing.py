@@ -34,7 +34,8 @@ VALUES: tuple[Any, ...] = (
 
 def damage(folder: Path, draw: random.Random) -> str:
     """Damage one file of a folder, and tell how."""
-    path = draw.choice(sorted(folder.iterdir()))
+    read = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))  # no card, no code
+    path = draw.choice(sorted(read))
     kinds = [cut, flip, insert] if path.suffix == ".safetensors" else [cut, flip, change, change, change, change]
     if path.suffix == ".safetensors":
         kinds += [header, header]

@@ -58,13 +58,19 @@ def save_whole(write: Callable[[Path], object], folder: str | os.PathLike[str]) 
             weights = [name for name in names if _WEIGHTS.fullmatch(name)]
             config = {**read_json(made / _CONFIG), DIGESTS: {name: digest_of(made / name) for name in weights}}
             (made / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            cards = [name for name in names if name.endswith(".md")]  # a killed save leaves no card of another model
             put_in_place(made / _CONFIG, folder / _NEXT)
+            for name in cards:
+                (folder / name).unlink(missing_ok=True)
             for name in names:
-                put_in_place(made / name, folder / name)
+                if name not in cards:
+                    put_in_place(made / name, folder / name)
             for path in folder.iterdir():
                 if _WEIGHTS.fullmatch(path.name) and path.name not in weights:
                     path.unlink()
             os.replace(folder / _NEXT, folder / _CONFIG)
+            for name in cards:
+                put_in_place(made / name, folder / name)
     except SafetensorError as error:  # a full disk, in the words of that library
         raise unwritable(folder, OSError(str(error))) from error
     except OSError as error:

@@ -1,5 +1,6 @@
 """The speed benchmark: its counting, its comparisons, its command line and its page. No test asserts a time."""
 
+import functools
 import itertools
 import json
 
@@ -38,7 +39,7 @@ def test_plain_and_wrapped_models_give_the_same_answers(make):
     assert subject.run_wrapped(batch)().dtype == torch.float32
 
 
-def test_timings_are_interleaved_and_ratios_are_of_one_round(monkeypatch):
+def test_timings_are_interleaved_and_ratios_are_of_one_round():
     clock, order = [0.0], []
 
     def call(name, seconds):
@@ -48,15 +49,15 @@ def test_timings_are_interleaved_and_ratios_are_of_one_round(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    shown = functools.partial(timing.interleaved, clock=lambda: clock[0])
     calls = {"a": call("a", 2.0), "b": call("b", 1.0), "c": call("c", 4.0)}
-    seconds = timing.interleaved(calls, rounds=3, least=0.0)
+    seconds = shown(calls, rounds=3, least=0.0)
     assert "".join(order) == "abc" + "cba" + "abc" + "cba"
     assert timing.ratio(seconds, "a", "b") == WallClock(2.0, 2.0, 2.0)
     order.clear()
-    timing.interleaved(calls, rounds=1, least=2.5)
+    shown(calls, rounds=1, least=2.5)
     assert "".join(order) == "abc" + "cccbbbaaa"  # the quickest lasts long enough, and all are repeated as often
-    assert len(timing.interleaved(calls, rounds=1, budget=35.0, least=0.0)["a"]) == 5
+    assert len(shown(calls, rounds=1, budget=35.0, least=0.0)["a"]) == 5
     uneven = {"a": [2.0, 9.0, 3.0], "b": [1.0, 3.0, 2.0]}
     assert timing.ratio(uneven, "a", "b") == WallClock(2.0, 1.5, 3.0)
 
