@@ -12,12 +12,12 @@ from datasets import Dataset
 from benchmarks import tasks
 from benchmarks.command_line import check_writable
 from benchmarks.environment import environment
+from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.data import hold_out, tokenize
 from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.model import Collator, keep, load_tokenizer
+from benchmarks.glue.model import keep
 from benchmarks.glue.results import FORMAT, Result, recipe_of
 from benchmarks.glue.training import Trained, train
 from benchmarks.tasks import Task
@@ -129,7 +129,7 @@ def _evaluate(
 ) -> tuple[Result, dict[str, Trajectory]]:
     """What is written down, and the trajectory of each split."""
     collate = Collator(load_tokenizer(config.backbone))
-    recorded = {name: record(trained.model, split, collate) for name, split in ready.items()}
+    recorded = {name: record(trained.model, split) for name, split in ready.items()}
     model = trained.model
     reported = [name for name in ready if name != "held_out"]
     costs = [cost for name in reported for cost in measure_costs(model, ready[name], collate)]

@@ -29,9 +29,11 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.glue import distributed, metrics
+from benchmarks import metrics
+from benchmarks.examples import Collator, load_tokenizer
+from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.model import Collator, build, load_kept, load_tokenizer, start_at
+from benchmarks.glue.model import build, load_kept, start_at
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
 from ponder._utils.files import read_json, write_json

@@ -14,10 +14,8 @@ from rich.console import Console
 
 from benchmarks import graded
 from benchmarks.command_line import check_writable
+from benchmarks.examples import load_tokenizer, tokenize
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.data import tokenize
-from benchmarks.glue.evaluation import record
-from benchmarks.glue.model import Collator, load_tokenizer
 from benchmarks.glue.report import run_table
 from benchmarks.glue.results import Result
 from benchmarks.glue.run import run_on
@@ -113,9 +111,7 @@ def _data(name: str, scale: float) -> DatasetDict:
 
 
 def _exits_by_difficulty(model: PonderForSequenceClassification, backbone: str, test: Dataset) -> dict[int, list[int]]:
-    tokenizer = load_tokenizer(backbone)
-    ready = tokenize(test, tokenizer, 128)
-    steps = record(model, ready, Collator(tokenizer)).replay(model.policy).exit_step.tolist()
+    steps = model.predict(tokenize(test, load_tokenizer(backbone), 128)).exit_step.tolist()
     exits: dict[int, list[int]] = defaultdict(list)
     for difficulty, step in zip(test["difficulty"], steps, strict=True):
         exits[difficulty].append(step)

@@ -17,7 +17,6 @@ from benchmarks import tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
 from benchmarks.glue.data import GlueTask
-from benchmarks.glue.metrics import pack
 from benchmarks.glue.report import PARTS, figures, report, write
 from benchmarks.glue.report.groups import BLIND, choose
 from benchmarks.glue.report.summary import COMPARED, is_of_suite, summary
@@ -25,6 +24,7 @@ from benchmarks.glue.report.tables import mark
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.sweeping import suite as suites
+from benchmarks.metrics import pack
 from ponder import Trajectory, policies
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks import tasks
-from benchmarks.glue import metrics
-from benchmarks.glue.metrics import pack, unpack
+from benchmarks import metrics, tasks
 from benchmarks.glue.report import significance
 from benchmarks.glue.report.significance import Replicates, compare, holm, replicate
+from benchmarks.metrics import pack, unpack
 
 
 def example(name, rows=60, seed=0):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from test_glue_run import invoke
 
-from benchmarks import tasks
-from benchmarks.glue import metrics
+from benchmarks import metrics, tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.report import report
 from benchmarks.glue.report.significance import replicate

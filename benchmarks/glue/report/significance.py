@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import metrics
 from benchmarks import tasks as registry
-from benchmarks.glue import metrics
 from benchmarks.glue.report.groups import Group, Groups, averaged, ordered, task_order
 from benchmarks.tasks import Task
 from ponder.errors import DataError

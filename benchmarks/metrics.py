@@ -1,4 +1,4 @@
-"""The metrics of GLUE, and the one number that GLUE makes of them.
+"""What is measured on a task, and the one number that is made of it, as GLUE does.
 
 The score of a task is the mean of its metrics: Matthews correlation for CoLA; accuracy and F1 of the positive class for
 MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. The score of MNLI is the mean over its
