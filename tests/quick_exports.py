@@ -1,11 +1,15 @@
-"""Exports in tests: PyTorch reads its table of ONNX operators anew for every graph, a third of the time; here once."""
+"""Exports in tests: PyTorch reads its table of ONNX operators anew for every graph, a third of the time; here once.
+
+And sessions of one thread: by default all cores wait for work in a loop, which costs more than the work.
+"""
 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-__all__ = ["read_operators_once"]
+__all__ = ["read_operators_once", "single_thread_session"]
 
 
 @cache
@@ -16,3 +20,12 @@ def read_operators_once() -> None:
     registry: Any = _registration.ONNXRegistry
     if hasattr(registry, "from_torchlib"):
         registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
+
+
+def single_thread_session(path: Path) -> Any:
+    """A graph as onnxruntime runs it, without `ponder`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options)

@@ -19,7 +19,7 @@ from ponder import policies
 from ponder.errors import ArgumentError
 from ponder.export import OnnxModel
 from tests.integrations.transformers.encoders import VOCABULARY, make_batch, make_model, segments
-from tests.quick_exports import read_operators_once
+from tests.quick_exports import read_operators_once, single_thread_session
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -85,10 +85,8 @@ def test_texts_are_answered_as_their_tokens_are(folders: Any) -> None:
 
 
 def test_a_shared_encoder_is_one_graph_that_stops(folders: Any) -> None:
-    import onnxruntime
-
     model, folder = folders("albert")
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    session = single_thread_session(folder / "model.onnx")
     batch = make_batch(model.encoder, rows=8)
     for row in range(8):
         length = int(batch["attention_mask"][row].sum())
@@ -106,7 +104,7 @@ def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) ->
     _, folder = folders("bert-of-3")
     code = (
         "import json, sys\nfrom ponder.export import OnnxModel\n"
-        "found = OnnxModel(sys.argv[1]).predict(['w5 w9', 'w7'])\n"
+        "found = OnnxModel(sys.argv[1], threads=1).predict(['w5 w9', 'w7'])\n"
         "print(json.dumps([len(found), sorted({'torch', 'transformers'} & set(sys.modules))]))"
     )
     root = Path(__file__).resolve().parents[3]
@@ -118,7 +116,7 @@ def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) ->
 @pytest.mark.parametrize("text", ["", "   ", ("w5", "")])
 def test_an_empty_text_is_refused_by_its_position(text: Any, folders: Any) -> None:
     with pytest.raises(ArgumentError, match=r"examples\[1\].*not empty"):
-        OnnxModel(folders("bert-of-3")[1]).predict(["w5", text])
+        OnnxModel(folders("bert-of-3")[1], threads=1).predict(["w5", text])
 
 
 @pytest.mark.slow
