@@ -59,8 +59,8 @@ lint: $(STAMP) ## Formatter, linter and spelling in check mode, and the type che
 	$(BIN)/codespell
 	@$(MAKE) --no-print-directory types
 
-types: $(STAMP) ## The type checker alone.
-	$(BIN)/mypy
+types: $(STAMP) ## The type checker alone, on all cores.
+	MYPY_NUM_WORKERS=auto $(BIN)/mypy
 
 format: $(STAMP) ## Format the code and repair what the linter can.
 	$(BIN)/ruff format

@@ -126,7 +126,7 @@ def _spearman(p: _Array, y: _Array, inside: _Array) -> _Array:
 
 
 def _standard(values: _Array) -> _Array:
-    """Of mean 0 and length 1; all 0 where the spread is below the rounding of the values themselves."""
+    """Scaled to mean 0 and length 1; all 0 where the spread is below the rounding of the values themselves."""
     centred = values - values.mean(1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     varies = lengths > 1e-12 * np.linalg.norm(values, axis=1, keepdims=True)

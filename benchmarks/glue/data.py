@@ -88,31 +88,26 @@ class GlueTask(Task):
         return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
 
     def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `load`."""
-        return load(self, folder, only)
+        """Read splits from a folder in GLUE's layout, `<folder>/<task>/<split>.tsv`, or (None) from the hub.
 
+        Args:
+            folder: The folder.
+            only: Names of the splits to read; all where empty. No other file need be there.
 
-def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-    """Load a task of GLUE.
-
-    Args:
-        task: The task.
-        glue_dir: A folder in GLUE's layout, `<glue_dir>/<task>/<split>.tsv`; None to load from the hub.
-        only: Names of the splits to load; all where empty. No other file need be there.
-
-    Returns:
-        Of the splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`).
-        Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is
-        the one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a
-        class number or a 32-bit score, and -1 where it is hidden.
-    """
-    splits = [split for split in task.splits if split.name in only or not only]
-    source = _from_hub(task) if glue_dir is None else Path(glue_dir) / task.name
-    read = {
-        it.name: _read(task, it, source) if isinstance(source, Path) else _of_hub(task, it, source) for it in splits
-    }
-    features = features_of(task.label_names, len(task.columns) == 2)
-    return DatasetDict({name: Dataset.from_dict(columns, features=features) for name, columns in read.items()})
+        Returns:
+            Of the splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`).
+            Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is the
+            one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a class
+            number or a 32-bit score, and -1 where it is hidden.
+        """
+        splits = [split for split in self.splits if split.name in only or not only]
+        source = _from_hub(self) if folder is None else Path(folder) / self.name
+        read = {
+            split.name: _read(self, split, source) if isinstance(source, Path) else _of_hub(self, split, source)
+            for split in splits
+        }
+        features = features_of(self.label_names, len(self.columns) == 2)
+        return DatasetDict({name: Dataset.from_dict(columns, features=features) for name, columns in read.items()})
 
 
 def _read(task: GlueTask, split: GlueSplit, folder: Path) -> dict[str, list[Any]]:

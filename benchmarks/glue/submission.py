@@ -85,8 +85,7 @@ def submit(
             raise ArgumentError("--model", expected="one model a task", got=got, remedy=remedy)
         kept[name] = model
     if not kept:
-        remedy = "Name a folder that `run --keep-model` made, or pass --run."
-        raise ArgumentError("--model", expected="at least one kept model", got="none", remedy=remedy)
+        raise ArgumentError("--model", expected="at least one kept model", got="none", remedy="See run --keep-model.")
     predictions: dict[str, list[float]] = {}
     for file in (file for file in FILES if file.model_of in kept):
         model = kept[file.model_of]

@@ -172,7 +172,7 @@ def train_stage(
 
 @contextmanager
 def _attention_for_training(model: PonderForSequenceClassification) -> Iterator[None]:
-    """On a CPU, attention written out: the fused kernel has no dropout there, and what it falls back to is slower."""
+    """Write attention out on a CPU, where the fused kernel has no dropout, and what it falls back to is slower."""
     before = model.encoder.config._attn_implementation
     if not torch.accelerator.is_available():
         model.encoder.set_attn_implementation("eager")
@@ -191,7 +191,7 @@ class _Trainer(PonderTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in Transformers, but that the metrics see the exits too."""
+        """Evaluate as Transformers does, but that the metrics see the exits too."""
         return super().evaluate(eval_dataset, ignore_keys or [], *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _GroupedByLength:
@@ -291,7 +291,7 @@ def _epochs_where_it_ended(checkpoint: Path) -> float | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """By step."""
+    """All checkpoints in a folder, by step."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
     return sorted((path for path, step in steps.items() if step), key=lambda path: int(path.name[11:]))
 

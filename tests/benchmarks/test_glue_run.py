@@ -12,9 +12,10 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from benchmarks import tasks
+from benchmarks.command_line import parse_policy
 from benchmarks.examples import Collator, load_tokenizer, tokenize
 from benchmarks.glue.cli import app
-from benchmarks.glue.config import RunConfig, parse_policy
+from benchmarks.glue.config import RunConfig
 from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
 from benchmarks.glue.model import build, load_kept
