@@ -8,7 +8,6 @@ dies either of SIGKILL at one of its file operations, before it, or of SIGALRM a
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -16,6 +15,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+from pretending import quick_workers
 
 from benchmarks.glue import run
 from benchmarks.glue.sweeping import executors
@@ -30,16 +31,9 @@ FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.sca
 run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the clock, which no two sweeps agree on
 
 
-def quick_workers():
-    """Workers fork from a process that has imported everything once, where by `spawn` each imports it for itself."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.glue.run"])
-    executors.multiprocessing.get_context = lambda method: context
-
-
 def do(backbone, glue_dir, folder, local=False):
     if local:
-        quick_workers()
+        quick_workers("benchmarks.glue.run")
     with executors.local(threads=1) if local else executors.inline() as submit:
         places = {"glue_dir": Path(glue_dir), "out": folder / "out", "work": folder / "work"}
         summary = sweep(SUITE.cells(backbone), submit, workers=2 if local else 1, **places)
