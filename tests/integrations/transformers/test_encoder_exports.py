@@ -19,7 +19,7 @@ from ponder import policies
 from ponder.errors import ArgumentError
 from ponder.export import OnnxModel
 from tests.integrations.transformers.encoders import VOCABULARY, make_batch, make_model, segments
-from tests.quick_exports import read_operators_once, single_thread_session
+from tests.quick_exports import make_exports_quick, single_thread_session
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -46,7 +46,7 @@ def make_tokenizer() -> Any:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def made(name: str) -> tuple[Any, Path]:
-        read_operators_once()
+        make_exports_quick()
         model = make_model(name, num_labels=3)
         folder = tmp_path_factory.mktemp(name)
         ponder.export.onnx(model, folder, tokenizer=make_tokenizer())
@@ -133,7 +133,7 @@ def test_the_embedded_minilm_brings_its_tokenizer(tmp_path: Path) -> None:
     from benchmarks.backbones import resolve
     from ponder.integrations.transformers import PonderForSequenceClassification
 
-    read_operators_once()
+    make_exports_quick()
     folder = resolve("minilm")
     encoder = AutoModel.from_pretrained(folder, num_hidden_layers=2)  # a graph a layer, each of which takes seconds
     model = PonderForSequenceClassification.from_encoder(encoder, "palbert", 3).eval()
