@@ -62,21 +62,8 @@ class Looped(Learner):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.setting = setting
         objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
         self.model = _wrapped(setting, objective=objective)
-
-    def gated(self, gate: nn.Module) -> ponder.PonderWrapper:
-        """The same solver, weights and all, with a Lambda head."""
-        model = self.model
-        return ponder.PonderWrapper(
-            model.steps,
-            stem=model.stem,
-            readout=_readout(self.setting),
-            head=model.head,
-            lambda_head=gate,
-            task="token_classification",
-        ).eval()
 
 
 class PonderNet(Learner):

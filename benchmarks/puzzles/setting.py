@@ -32,6 +32,7 @@ class Setting:
         rate: Hazard of PonderNet's geometric prior.
         beta: Weight of PonderNet's divergence.
         tau: Weight of ACT's ponder cost.
+        bf16: Whether training computes in bfloat16 where autocast lets it.
     """
 
     puzzle: str
@@ -46,6 +47,7 @@ class Setting:
     rate: float = 0.1
     beta: float = 0.01
     tau: float = 1e-3
+    bf16: bool = False
 
     @property
     def task(self) -> Puzzle:

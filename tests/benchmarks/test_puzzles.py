@@ -12,18 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 from typer.testing import CliRunner
 
-from benchmarks.puzzles import cli, demo, experiment, gate, measuring, report, rules, setting, summary
-from benchmarks.puzzles.learners import LEARNERS, Looped, lambda_head, learner_of
+from benchmarks.puzzles import cli, demo, experiment, measuring, report, rules, setting, summary
+from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.mazes import Mazes, path_lengths
 from benchmarks.puzzles.prefix_sums import PrefixSums
 from benchmarks.puzzles.sudoku import MiniSudoku, Sudoku
 from benchmarks.puzzles.training import train
 from ponder import policies
 from ponder.errors import ArgumentError, DataError
-from ponder.parts.tasks import task_named
 from ponder.policies import ModelSpec
 
 TINY = {
@@ -216,30 +214,16 @@ def test_a_state_of_another_training_is_refused(tmp_path):
 # -- measuring
 
 
-def test_settled_against_a_plain_loop():
-    right = torch.rand(20, 7, generator=torch.Generator().manual_seed(0)) < 0.7
-    expected = [[all(row[step:]) for step in range(7)] for row in right.tolist()]
-    assert gate.settled(right).tolist() == expected
-
-
 @torch.no_grad()
-def test_the_gate_is_the_logistic_regression_of_what_it_reads():
-    """It sees features as they are: folding the scales into its weights changes no answer."""
-    tiny = TINY["prefix-sums"]
-    learner, head = Looped(tiny).eval(), lambda_head(tiny)
-    problems = measuring.problems_of(replace(tiny, examples=50), "fitting", [8])[8]
-    answers = learner.model.unroll(problems.inputs).outputs[:, -1].argmax(-1)
-    many = ((problems.inputs > 0).sum((1, 2)) > 4).long().unsqueeze(1)  # problems with many ones are answered wrong
-    problems = replace(problems, labels=answers ^ many)
-    with torch.enable_grad():
-        loss = gate.fit_gate(learner.model, head, [problems], seed=0)
-    trajectory = learner.gated(head).unroll(problems.inputs)
-    target = gate.settled(task_named("token_classification").correct(trajectory.outputs, problems.labels)).float()
-    assert 0 < float(target.mean()) < 1
-    again = binary_cross_entropy_with_logits(trajectory.hazard_logits, target)
-    assert float(again) == pytest.approx(loss, rel=0.05)
-    alone = binary_cross_entropy_with_logits(torch.full_like(target, float(target.mean().logit())), target)
-    assert float(again) < float(alone)
+def test_gates_are_fitted_on_the_trained_levels_and_serve_every_number_of_steps():
+    tiny = replace(TINY["prefix-sums"], examples=50)
+    model = Looped(tiny).eval().model
+    for gate in measuring.fitted_gates(model, tiny):
+        problems = measuring.problems_of(tiny, "test", [16])[16]
+        trajectory = model.unroll(problems.inputs, num_steps=tiny.run_steps)
+        assert trajectory.num_steps > tiny.num_steps
+        steps = [trajectory.replay(rule).exit_step.double().mean() for rule in rules.gate_rules([gate])]
+        assert steps == sorted(steps), "the less doubt, the later"
 
 
 def test_the_cheapest_rule_that_is_accurate_enough():
