@@ -149,7 +149,7 @@ def _wrapped(setting: Setting, depth: int | None = None, **options: Any) -> pond
     else:
         side = _SIDES[setting.puzzle]
         stem = RecursiveStem(side, setting.width)
-        steps = [RecursiveStep(setting.width) for _ in range(depth or 1)]
+        steps = [RecursiveStep(setting.width, latent_updates=setting.latent_updates) for _ in range(depth or 1)]
         head = nn.Linear(setting.width, side)
     return ponder.PonderWrapper(
         steps[0] if depth is None else steps,

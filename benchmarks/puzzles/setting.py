@@ -33,6 +33,7 @@ class Setting:
         beta: Weight of PonderNet's divergence.
         tau: Weight of ACT's ponder cost.
         bf16: Whether training computes in bfloat16 where autocast lets it.
+        latent_updates: How often a step of the transformer works on z before it works on y.
     """
 
     puzzle: str
@@ -48,6 +49,7 @@ class Setting:
     beta: float = 0.01
     tau: float = 1e-3
     bf16: bool = False
+    latent_updates: int = 2
 
     @property
     def task(self) -> Puzzle:

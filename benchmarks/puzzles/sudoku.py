@@ -7,7 +7,7 @@ other digits, rows and columns in another order, and the mirror image (as HRM an
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +38,6 @@ class _Sudoku(Puzzle):
         puzzles = torch.tensor([row["puzzle"] for row in made]).flatten(1)
         solutions = torch.tensor([row["solution"] for row in made]).flatten(1)
         return Problems(puzzles, solutions - 1, (puzzles == 0).sum(1))
-
 
     def practice(self, level: int, count: int, seed: int) -> Problems:
         kept = _kept(self, level)
@@ -73,7 +72,7 @@ class Sudoku(_Sudoku):
     greatest_level = 64
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kept(puzzle: _Sudoku, level: int) -> Problems:
     """The problems that training varies; of a seed that no set which chooses or reports has."""
     return puzzle.draw(level, _KEPT, _SEED)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.puzzles import cli, demo, experiment, measuring, report, rules, setting, summary
+from benchmarks.puzzles import cli, demo, experiment, measuring, report, rules, setting, sudoku, summary
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.mazes import Mazes, path_lengths
 from benchmarks.puzzles.prefix_sums import PrefixSums
@@ -102,6 +102,26 @@ def test_problems_follow_from_the_seed(name):
     assert torch.equal(one.labels, again.labels)
     assert not torch.equal(one.inputs, other.inputs)
     assert len(one) == 5
+
+
+def test_training_varies_sudokus_and_they_stay_sudokus(monkeypatch):
+    pytest.importorskip("reasoning_gym", reason="sudoku needs reasoning-gym (extra puzzles)")
+    monkeypatch.setattr(sudoku, "_KEPT", 3)
+    sudoku._kept.cache_clear()
+    for puzzle, level in ((MiniSudoku(), 7), (Sudoku(), 25)):
+        problems, side = puzzle.practice(level, 8, seed=0), puzzle.side
+        box, digits = round(side**0.5), torch.arange(side)
+        given = problems.inputs > 0
+        assert torch.equal((problems.inputs - 1)[given], problems.labels[given])
+        assert ((~given).sum(1) == level).all()
+        rows = problems.labels.unflatten(1, (side, side))
+        boxes = rows.unflatten(2, (box, box)).unflatten(1, (box, box)).transpose(2, 3).reshape(-1, side, side)
+        for lines in (rows, rows.transpose(1, 2), boxes):
+            assert (lines.sort(-1).values == digits).all()
+        assert len(problems.inputs.unique(dim=0)) == 8, "varied"
+        assert torch.equal(puzzle.practice(level, 8, seed=0).inputs, problems.inputs)
+        assert not torch.equal(puzzle.practice(level, 8, seed=1).inputs, problems.inputs)
+    sudoku._kept.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "level"), [("prefix-sums", 0), ("mazes", 1), ("mazes", 2.5), ("sudoku-4x4", 13)])
