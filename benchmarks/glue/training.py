@@ -29,9 +29,11 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.glue import distributed, metrics
+from benchmarks import metrics
+from benchmarks.examples import Collator, load_tokenizer
+from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.model import Collator, build, load_kept, load_tokenizer, start_at
+from benchmarks.glue.model import build, load_kept, start_at
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
 from ponder._utils.files import read_json, write_json
@@ -170,7 +172,7 @@ def train_stage(
 
 @contextmanager
 def _attention_for_training(model: PonderForSequenceClassification) -> Iterator[None]:
-    """On a CPU, attention written out: the fused kernel has no dropout there, and what it falls back to is slower."""
+    """Write attention out on a CPU, where the fused kernel has no dropout, and what it falls back to is slower."""
     before = model.encoder.config._attn_implementation
     if not torch.accelerator.is_available():
         model.encoder.set_attn_implementation("eager")
@@ -189,7 +191,7 @@ class _Trainer(PonderTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in Transformers, but that the metrics see the exits too."""
+        """Evaluate as Transformers does, but that the metrics see the exits too."""
         return super().evaluate(eval_dataset, ignore_keys or [], *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _GroupedByLength:
@@ -289,7 +291,7 @@ def _epochs_where_it_ended(checkpoint: Path) -> float | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """By step."""
+    """All checkpoints in a folder, by step."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
     return sorted((path for path, step in steps.items() if step), key=lambda path: int(path.name[11:]))
 

@@ -110,7 +110,7 @@ def equal_depth(setting: Setting, seed: int, out: Path) -> int:
 
 
 def result_path(out: Path, setting: Setting, learner: str, seed: int) -> Path:
-    """Where a result lies."""
+    """The file of a result."""
     return out / f"{setting.puzzle}-{learner}-s{seed}.json"
 
 

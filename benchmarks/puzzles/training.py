@@ -39,7 +39,7 @@ class Training:
     last_loss: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Give all fields as plain JSON."""
         return asdict(self)
 
 
