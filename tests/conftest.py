@@ -53,6 +53,7 @@ UNCOVERED = (
     "tests/benchmarks/",
     "tests/integrations/transformers/test_compiled_encoders.py",
     "tests/ponder/streaming/test_stream_soak.py",
+    "tests/ponder/test_compiled_models.py",
 )
 COVERED_PARAMETERS = 4
 
