@@ -39,6 +39,7 @@ def run_command(
     texts: Annotated[int, typer.Option(min=50, help="Other training texts, which the exits get.")] = 3000,
     epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-4,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Fine-tune in bfloat16, where the processor has it.")] = False,
     disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.01,
     deep: Annotated[bool, typer.Option("--deep", help="Let the encoder learn too.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Export to int8 as well.")] = False,
@@ -51,7 +52,15 @@ def run_command(
     check_folder("--text-dir", text_dir)
     check_writable(out)
     check_writable(work, "--work")
-    settings = {"train": train, "texts": texts, "epochs": epochs, "lr": lr, "disagreement": disagreement, "seed": seed}
+    settings = {
+        "train": train,
+        "texts": texts,
+        "epochs": epochs,
+        "lr": lr,
+        "bf16": bf16,
+        "disagreement": disagreement,
+        "seed": seed,
+    }
     folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
     run(task, backbone, settings, folders, work, out, deep=deep, int8=int8)
 

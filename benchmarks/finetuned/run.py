@@ -45,7 +45,7 @@ def run(
     Args:
         name: A task of single texts with classes.
         backbone: As for `benchmarks.backbones.resolve`.
-        settings: `train`, `texts`, `epochs`, `lr`, `disagreement`, `seed`.
+        settings: `train`, `texts`, `epochs`, `lr`, `bf16`, `disagreement`, `seed`.
         folders: By option, where data lie.
         work: Folder of models; a plain one that is there is used again.
         out: Folder of results.
@@ -84,6 +84,7 @@ def run(
             lr=settings["lr"],
             seed=seed,
             progress=sys.stderr.isatty(),
+            bf16=settings["bf16"],
         )
     texts = plain.parent / "texts.csv"
     with texts.open("w", newline="", encoding="utf-8") as file:
