@@ -19,9 +19,7 @@ from ponder.trajectory import Trajectory
 __all__ = ["certify", "to_trajectory"]
 
 
-def to_trajectory(
-    record: Record, *, task: str | None = None, labels: Any = None, first_row: int = 0
-) -> Trajectory:
+def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None, first_row: int = 0) -> Trajectory:
     """A record of an exported model as a trajectory, for `ponder.calibrate`, sweeps and plots.
 
     Args:

@@ -48,8 +48,8 @@ def record(
     """Run every example of a data set through all steps, in evaluation mode, and record them.
 
     The trajectory is on the CPU, in the order of the data set, and a row's id is its position there (plus `first_row`):
-    so `replay` gives what `ponder.predict` gives with the same policy, seeded sampling included. Outputs that have a length are padded
-    with zeros, and labels with −100.
+    so `replay` gives what `ponder.predict` gives with the same policy, seeded sampling included. Outputs that have a
+    length are padded with zeros, and labels with −100.
 
     Args:
         model: A `ponder.PonderWrapper`.
