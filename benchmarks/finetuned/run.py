@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.utils import logging
 
 from benchmarks import tasks
@@ -22,6 +24,7 @@ from ponder._utils.files import read_json, write_json
 from ponder._utils.validation import check_real
 from ponder.cli import exits, export
 from ponder.errors import ArgumentError
+from ponder.export import Answers, OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 from ponder.policies import LastStep
@@ -93,6 +96,7 @@ def run(
     folder = plain.parent / recipe
     options = {"disagreement": settings["disagreement"], "confidence": 0.95, "speed_up": None, "seed": seed}
     card = exits.run(str(plain), texts, folder, [], None, options, deep=deep, as_json=False)
+    told, full = _on_test(plain, folder, test["sentence1"], test["label"])
     result: dict[str, Any] = {
         "task": task.name,
         "backbone": backbone,
@@ -100,7 +104,7 @@ def run(
         "recipe": recipe,
         "plain_fine_tuned_on": len(train),
         "exits": {key: value for key, value in card.items() if key != "exit_shares"},
-        "test": _on_test(plain, folder, test["sentence1"], test["label"]),
+        "test": told,
         "environment": environment(torch.device("cpu")),
     }
     if int8:
@@ -108,22 +112,30 @@ def run(
         export.run(
             folder, target, texts, [], int8=True, disagreement=settings["disagreement"], confidence=0.95, as_json=False
         )
-        result["int8"] = read_json(target / export.CARD)
+        exported = OnnxModel(target, threads=torch.get_num_threads())
+        found = exported.predict(test["sentence1"])
+        result["int8"] = {**read_json(target / export.CARD), "test": _measured(found, full, test["label"])}
     write_json(out / f"{stem}-{recipe}-s{seed}.json", result)
     return result
 
 
-def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> dict[str, Any]:
-    """Accuracy of the plain model and of the exits on the reported split, and how often answers differ there."""
+def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> tuple[dict[str, Any], NDArray[Any]]:
+    """What the exits come to on the reported split, and the plain model's answers there."""
     model, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     own = FinetunedClassifier.from_finetuned(plain)
     rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model.config)).rows
-    truth, found = torch.tensor(labels), model.predict(rows)
-    answers, full = found.outputs.argmax(-1), own.predict(rows, policy=LastStep()).outputs.argmax(-1)
+    full = own.predict(rows, policy=LastStep()).outputs.argmax(-1).numpy()
+    found = model.predict(rows)
+    return _measured(Answers(found.outputs.numpy(), found.exit_step.numpy()), full, labels), full
+
+
+def _measured(found: Answers, full: NDArray[Any], labels: list[int]) -> dict[str, Any]:
+    """Accuracy of the plain model and to the exits, how often their answers differ, and the mean exit step."""
+    answers, truth = found.outputs.argmax(-1), np.array(labels)
     return {
-        "rows": len(rows),
-        "plain_accuracy": (full == truth).double().mean().item(),
-        "exit_accuracy": (answers == truth).double().mean().item(),
-        "disagreement": (answers != full).double().mean().item(),
-        "mean_exit_step": found.exit_step.double().mean().item(),
+        "rows": len(truth),
+        "plain_accuracy": float((full == truth).mean()),
+        "exit_accuracy": float((answers == truth).mean()),
+        "disagreement": float((answers != full).mean()),
+        "mean_exit_step": float(found.exit_step.mean()),
     }

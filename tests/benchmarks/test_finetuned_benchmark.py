@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from benchmarks.finetuned.demo import SHARES, demo
 from benchmarks.finetuned.run import run
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier
+
+INT8 = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 def test_the_demo_keeps_a_promise_and_says_what_it_saved(
@@ -47,16 +50,19 @@ def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir:
     for split, part in (("train", rows), ("dev", rows[:20])):
         write(tmp_path / "glue", "SST-2", split, ["sentence\tlabel", *part])
     settings: dict[str, Any] = {
-        "train": 60, "texts": 160, "epochs": 1, "lr": 1e-3, "disagreement": 0.2, "seed": 0,
+        "train": 60, "texts": 160, "epochs": 1, "lr": 1e-3, "bf16": True, "disagreement": 0.2, "seed": 0,
     }  # fmt: skip
     folders = {"--glue-dir": tmp_path / "glue", "--text-dir": None}
-    run("SST-2", backbone, settings, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
+    run("SST-2", backbone, settings, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=INT8)
     (path,) = (tmp_path / "out").iterdir()
     result = json.loads(path.read_text())
     assert result["plain_fine_tuned_on"] == 60
     assert result["exits"]["rows"] == 160
     assert result["test"]["rows"] == 20
     assert 0 <= result["test"]["disagreement"] <= 1
+    if INT8:
+        assert result["int8"]["products"].startswith("in int8")
+        assert result["int8"]["test"]["plain_accuracy"] == result["test"]["plain_accuracy"]
     for name in ("STS-B", "RTE"):
         with pytest.raises(ArgumentError, match="task"):
             run(name, backbone, settings, {"--glue-dir": glue_dir}, tmp_path, tmp_path, deep=False, int8=False)
