@@ -43,6 +43,10 @@ def run_command(
     disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.01,
     deep: Annotated[bool, typer.Option("--deep", help="Let the encoder learn too.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Export to int8 as well.")] = False,
+    kept: Annotated[
+        Path | None,
+        typer.Option(help="A BERT of `benchmarks.glue --keep-model`; exits then get a part of the reported texts."),
+    ] = None,
     seed: Seed = 0,
     work: Annotated[Path, typer.Option(help="Folder of models.")] = Path("runs/finetuned"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("benchmarks/results/finetuned"),
@@ -62,7 +66,7 @@ def run_command(
         "seed": seed,
     }
     folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
-    run(task, backbone, settings, folders, work, out, deep=deep, int8=int8)
+    run(task, backbone, settings, folders, work, out, deep=deep, int8=int8, kept=kept)
 
 
 def main() -> None:

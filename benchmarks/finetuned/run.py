@@ -1,7 +1,8 @@
 """A measurement: fine-tune on some training texts, fit exits on others, and look at both on the texts with labels.
 
-Nothing is chosen on the reported texts: those that fit the exits are training texts on which the model was not
-fine-tuned, and the split that is reported is only answered.
+Nothing is chosen on the reported texts, which are only answered: those that fit the exits, without their labels, are
+training texts on which the model was not fine-tuned; or, where a kept model is given, which may have learned from all
+of them, a part of the split that is reported otherwise.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from transformers.utils import logging
 
 from benchmarks import tasks
 from benchmarks.environment import environment
-from benchmarks.finetuned.training import fine_tune
+from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from ponder._utils.files import read_json, write_json
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_int, check_real
 from ponder.cli import exits, export
 from ponder.errors import ArgumentError
 from ponder.export import Answers, OnnxModel
@@ -42,6 +43,7 @@ def run(
     *,
     deep: bool,
     int8: bool,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Measure one task, and write `<out>/<task>-<backbone>-<recipe>-s<seed>.json`.
 
@@ -54,6 +56,7 @@ def run(
         out: Folder of results.
         deep: Let the encoder learn too.
         int8: Export to int8 as well.
+        kept: A model that `benchmarks.glue` kept, whose encoder is taken as it is.
 
     Raises:
         ArgumentError: A task of pairs or numbers.
@@ -73,10 +76,18 @@ def run(
     train = source.select(range(min(settings["train"], len(source))))
     rest = source.select(range(len(train), min(len(train) + settings["texts"], len(source))))
     test = splits[task.dev_splits[0]]
+    if kept is not None:
+        check_int("--texts", settings["texts"], 50, len(test) - 1)
+        test = test.shuffle(seed=seed)
+        rest, test = test.select(range(settings["texts"])), test.select(range(settings["texts"], len(test)))
     names = list(source.features["label"].names)
-    stem = f"{task.name.lower()}-{Path(backbone).name}"
+    stem = f"{task.name.lower()}-{Path(backbone).name}{'' if kept is None else '-kept'}"
     plain = work / f"{stem}-s{seed}" / "plain"
-    if not (plain / "model.safetensors").is_file():
+    if (plain / "model.safetensors").is_file():
+        pass
+    elif kept is not None:
+        fine_tune_head(kept, train["sentence1"], train["label"], names, plain, seed=seed)
+    else:
         fine_tune(
             backbone,
             train["sentence1"],
@@ -103,6 +114,7 @@ def run(
         "settings": dict(settings),
         "recipe": recipe,
         "plain_fine_tuned_on": len(train),
+        "kept": None if kept is None else kept.name,
         "exits": {key: value for key, value in card.items() if key != "exit_shares"},
         "test": told,
         "environment": environment(torch.device("cpu")),
