@@ -17,6 +17,7 @@ from benchmarks.finetuned.demo import SHARES, demo
 from benchmarks.finetuned.run import run
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification
+from tests.quick_exports import make_exports_quick
 
 INT8 = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
@@ -62,6 +63,7 @@ def sentences(folder: Path, test: slice) -> dict[str, Path | None]:
 
 def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
     folders = sentences(tmp_path / "glue", slice(20))
+    make_exports_quick()
     run("SST-2", backbone, SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=INT8)
     (path,) = (tmp_path / "out").iterdir()
     result = json.loads(path.read_text())

@@ -12,7 +12,7 @@ from benchmarks.speed import cli, device, exporting, peers, scale, streaming, tr
 from benchmarks.speed.figures import Options
 from benchmarks.speed.simulation import Costs, Row, compaction, poisson, quantile, stream
 from benchmarks.speed.subjects import minilm, mpnet_encoder
-from tests.quick_exports import read_operators_once
+from tests.quick_exports import make_exports_quick
 
 QUICK = Options(quick=True, pairs=1)
 
@@ -227,7 +227,7 @@ def test_exports_are_measured_alone_and_together_with_the_same_exits(monkeypatch
     monkeypatch.setattr(exporting, "minilm", of_three_layers)
     monkeypatch.setattr(exporting, "mpnet_encoder", of_two_layers)
     monkeypatch.setattr(exporting, "SHAPES", {1: (2, 8), 8: (8, 8)})
-    read_operators_once()
+    make_exports_quick()
     found = exporting.measure(QUICK)
     cases = {told["case"] for told in found}
     assert len(cases) == 2 * len(exporting.SHAPES)
