@@ -39,9 +39,14 @@ def run_command(
     texts: Annotated[int, typer.Option(min=50, help="Other training texts, which the exits get.")] = 3000,
     epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-4,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Fine-tune in bfloat16, where the processor has it.")] = False,
     disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.01,
     deep: Annotated[bool, typer.Option("--deep", help="Let the encoder learn too.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Export to int8 as well.")] = False,
+    kept: Annotated[
+        Path | None,
+        typer.Option(help="A BERT of `benchmarks.glue --keep-model`; exits then get a part of the reported texts."),
+    ] = None,
     seed: Seed = 0,
     work: Annotated[Path, typer.Option(help="Folder of models.")] = Path("runs/finetuned"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("benchmarks/results/finetuned"),
@@ -51,9 +56,17 @@ def run_command(
     check_folder("--text-dir", text_dir)
     check_writable(out)
     check_writable(work, "--work")
-    settings = {"train": train, "texts": texts, "epochs": epochs, "lr": lr, "disagreement": disagreement, "seed": seed}
+    settings = {
+        "train": train,
+        "texts": texts,
+        "epochs": epochs,
+        "lr": lr,
+        "bf16": bf16,
+        "disagreement": disagreement,
+        "seed": seed,
+    }
     folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
-    run(task, backbone, settings, folders, work, out, deep=deep, int8=int8)
+    run(task, backbone, settings, folders, work, out, deep=deep, int8=int8, kept=kept)
 
 
 def main() -> None:

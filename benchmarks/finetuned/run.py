@@ -1,7 +1,8 @@
 """A measurement: fine-tune on some training texts, fit exits on others, and look at both on the texts with labels.
 
-Nothing is chosen on the reported texts: those that fit the exits are training texts on which the model was not
-fine-tuned, and the split that is reported is only answered.
+Nothing is chosen on the reported texts, which are only answered: those that fit the exits, without their labels, are
+training texts on which the model was not fine-tuned; or, where a kept model is given, which may have learned from all
+of them, a part of the split that is reported otherwise.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.utils import logging
 
 from benchmarks import tasks
 from benchmarks.environment import environment
-from benchmarks.finetuned.training import fine_tune
+from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from ponder._utils.files import read_json, write_json
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_int, check_real
 from ponder.cli import exits, export
 from ponder.errors import ArgumentError
+from ponder.export import Answers, OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 from ponder.policies import LastStep
@@ -39,18 +43,20 @@ def run(
     *,
     deep: bool,
     int8: bool,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Measure one task, and write `<out>/<task>-<backbone>-<recipe>-s<seed>.json`.
 
     Args:
         name: A task of single texts with classes.
         backbone: As for `benchmarks.backbones.resolve`.
-        settings: `train`, `texts`, `epochs`, `lr`, `disagreement`, `seed`.
+        settings: `train`, `texts`, `epochs`, `lr`, `bf16`, `disagreement`, `seed`.
         folders: By option, where data lie.
         work: Folder of models; a plain one that is there is used again.
         out: Folder of results.
         deep: Let the encoder learn too.
         int8: Export to int8 as well.
+        kept: A model that `benchmarks.glue` kept, whose encoder is taken as it is.
 
     Raises:
         ArgumentError: A task of pairs or numbers.
@@ -70,10 +76,18 @@ def run(
     train = source.select(range(min(settings["train"], len(source))))
     rest = source.select(range(len(train), min(len(train) + settings["texts"], len(source))))
     test = splits[task.dev_splits[0]]
+    if kept is not None:
+        check_int("--texts", settings["texts"], 50, len(test) - 1)
+        test = test.shuffle(seed=seed)
+        rest, test = test.select(range(settings["texts"])), test.select(range(settings["texts"], len(test)))
     names = list(source.features["label"].names)
-    stem = f"{task.name.lower()}-{Path(backbone).name}"
+    stem = f"{task.name.lower()}-{Path(backbone).name}{'' if kept is None else '-kept'}"
     plain = work / f"{stem}-s{seed}" / "plain"
-    if not (plain / "model.safetensors").is_file():
+    if (plain / "model.safetensors").is_file():
+        pass
+    elif kept is not None:
+        fine_tune_head(kept, train["sentence1"], train["label"], names, plain, seed=seed)
+    else:
         fine_tune(
             backbone,
             train["sentence1"],
@@ -84,6 +98,7 @@ def run(
             lr=settings["lr"],
             seed=seed,
             progress=sys.stderr.isatty(),
+            bf16=settings["bf16"],
         )
     texts = plain.parent / "texts.csv"
     with texts.open("w", newline="", encoding="utf-8") as file:
@@ -92,14 +107,16 @@ def run(
     folder = plain.parent / recipe
     options = {"disagreement": settings["disagreement"], "confidence": 0.95, "speed_up": None, "seed": seed}
     card = exits.run(str(plain), texts, folder, [], None, options, deep=deep, as_json=False)
+    told, full = _on_test(plain, folder, test["sentence1"], test["label"])
     result: dict[str, Any] = {
         "task": task.name,
         "backbone": backbone,
         "settings": dict(settings),
         "recipe": recipe,
         "plain_fine_tuned_on": len(train),
+        "kept": None if kept is None else kept.name,
         "exits": {key: value for key, value in card.items() if key != "exit_shares"},
-        "test": _on_test(plain, folder, test["sentence1"], test["label"]),
+        "test": told,
         "environment": environment(torch.device("cpu")),
     }
     if int8:
@@ -107,22 +124,30 @@ def run(
         export.run(
             folder, target, texts, [], int8=True, disagreement=settings["disagreement"], confidence=0.95, as_json=False
         )
-        result["int8"] = read_json(target / export.CARD)
+        exported = OnnxModel(target, threads=torch.get_num_threads())
+        found = exported.predict(test["sentence1"])
+        result["int8"] = {**read_json(target / export.CARD), "test": _measured(found, full, test["label"])}
     write_json(out / f"{stem}-{recipe}-s{seed}.json", result)
     return result
 
 
-def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> dict[str, Any]:
-    """Accuracy of the plain model and of the exits on the reported split, and how often answers differ there."""
+def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> tuple[dict[str, Any], NDArray[Any]]:
+    """What the exits come to on the reported split, and the plain model's answers there."""
     model, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     own = FinetunedClassifier.from_finetuned(plain)
     rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model.config)).rows
-    truth, found = torch.tensor(labels), model.predict(rows)
-    answers, full = found.outputs.argmax(-1), own.predict(rows, policy=LastStep()).outputs.argmax(-1)
+    full = own.predict(rows, policy=LastStep()).outputs.argmax(-1).numpy()
+    found = model.predict(rows)
+    return _measured(Answers(found.outputs.numpy(), found.exit_step.numpy()), full, labels), full
+
+
+def _measured(found: Answers, full: NDArray[Any], labels: list[int]) -> dict[str, Any]:
+    """Accuracy of the plain model and to the exits, how often their answers differ, and the mean exit step."""
+    answers, truth = found.outputs.argmax(-1), np.array(labels)
     return {
-        "rows": len(rows),
-        "plain_accuracy": (full == truth).double().mean().item(),
-        "exit_accuracy": (answers == truth).double().mean().item(),
-        "disagreement": (answers != full).double().mean().item(),
-        "mean_exit_step": found.exit_step.double().mean().item(),
+        "rows": len(truth),
+        "plain_accuracy": float((full == truth).mean()),
+        "exit_accuracy": float((answers == truth).mean()),
+        "disagreement": float((answers != full).mean()),
+        "mean_exit_step": float(found.exit_step.mean()),
     }

@@ -14,6 +14,9 @@ from transformers import (
     AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedModel,
 )
 
 from benchmarks import backbones
@@ -23,7 +26,7 @@ from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.integrations.transformers.loading import load_encoder
 from ponder.policies import ExitPolicy
 
-__all__ = ["Subject", "albert_base", "minilm"]
+__all__ = ["Subject", "albert_base", "minilm", "mpnet_encoder"]
 
 _ALBERT_BASE: dict[str, Any] = {
     "hidden_size": 768,
@@ -94,6 +97,12 @@ def minilm(options: Options) -> Subject:
         plain = BertForSequenceClassification(BertConfig.from_pretrained(backbones.resolve("minilm")))
         plain.bert = load_encoder(backbones.resolve("minilm"))
     return _subject("MiniLM", plain, options)
+
+
+def mpnet_encoder(options: Options) -> PreTrainedModel:
+    """MPNet-base's architecture with random weights; a narrow one where it has to be quick."""
+    torch.manual_seed(0)
+    return MPNetModel(MPNetConfig(**(_NARROW if options.quick else {})))
 
 
 def _subject(name: str, plain: Any, options: Options) -> Subject:

@@ -14,8 +14,8 @@ __all__ = ["check_fresh"]
 def check_fresh(test: Recording, calibration: Recording) -> None:
     """Refuse a test set that holds rows of the calibration set.
 
-    Ids alone prove nothing, since by default they are positions, which start anew in every call. A row is the same
-    where its id is, and all that was recorded of it: outputs and hazards.
+    Ids alone prove nothing, since by default they are positions, which start anew in every call; nor does the record,
+    since texts repeat. A row is the same where its id is, and all that was recorded of it: outputs and hazards.
 
     Raises:
         ArgumentError: Rows of one are in the other.
@@ -36,7 +36,8 @@ def check_fresh(test: Recording, calibration: Recording) -> None:
             "test",
             expected="rows that the calibration has not seen",
             got=f"{int(same.sum())} rows with the same id and the same record, for example ids {shown}",
-            remedy="Split the data first, and calibrate on one part only.",
+            remedy="Split the data first, and calibrate on one part only. Other rows that happen to give the same are "
+            "recorded with ids of their own: model.record(test, first_row=len(calibration)).",
         )
 
 

@@ -19,18 +19,19 @@ from ponder.trajectory import Trajectory
 __all__ = ["certify", "to_trajectory"]
 
 
-def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None) -> Trajectory:
+def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None, first_row: int = 0) -> Trajectory:
     """A record of an exported model as a trajectory, for `ponder.calibrate`, sweeps and plots.
 
     Args:
         record: What `OnnxModel.record` gave.
         task: Name of the task.
         labels: Labels, one a row, or None.
+        first_row: The id of the first row; the others follow.
     """
     return Trajectory(
         outputs=torch.from_numpy(record.outputs),
         hazard_logits=None if record.hazard_logits is None else torch.from_numpy(record.hazard_logits),
-        row_ids=torch.arange(len(record)),
+        row_ids=torch.arange(first_row, first_row + len(record)),
         labels=None if labels is None else torch.as_tensor(np.asarray(labels)),
         task=None if task in (None, "unnamed") else task,
     )

@@ -1,25 +1,32 @@
-"""Quantisation to 8 bits: onnxruntime's dynamic one, of the matrix products of a graph."""
+"""Quantisation to 8 bits: onnxruntime's, of the matrix products of a graph; dynamic, or static by given ranges."""
 
 from __future__ import annotations
 
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ponder.errors import PonderError
 
-__all__ = ["quantize"]
+__all__ = ["Ranges", "products", "quantize"]
+
+Ranges = Mapping[str, tuple[float, float]]
+"""By tensor, the lowest and the highest value."""
 
 
-def quantize(path: Path, everything: bool) -> None:
+def quantize(path: Path, everything: bool, ranges: Ranges | None = None) -> None:
     """Quantise the products with weights in a graph, in place; the file is replaced when the new one is complete.
 
-    Weights are quantised once, a scale for each output channel, and activations at each call, a scale for each tensor.
-    Embeddings, norms, readouts, heads and the Lambda head are no part of a step's graph and stay as they are: they cost
-    little and decide the answer. Weights use 7 bits of the 8: processors without VNNI add pairs of products in 16
-    bits, which overflow otherwise and ruin hidden states without a word.
+    Weights are quantised once, a scale for each output channel, and activations by one scale for each tensor: that of
+    `ranges` where they are given, or one that is looked for at each call, in which case a row's output depends a little
+    on the rows beside it. Embeddings, norms, readouts, heads and the Lambda head are no part of a step's graph and stay
+    as they are: they cost little and decide the answer. Weights use 7 bits of the 8: processors without VNNI add pairs
+    of products in 16 bits, which overflow otherwise and ruin hidden states without a word.
 
     A product that has more inputs than outputs, the second of a feed-forward block, reads activations of which a few
     are far larger than all others; one scale for all of them leaves little of the rest (on MPNet-base the cosine of the
@@ -28,6 +35,7 @@ def quantize(path: Path, everything: bool) -> None:
     Args:
         path: The graph.
         everything: Quantise these products too: faster, where the model bears it.
+        ranges: Of all that the products read; None to look for them at each call.
 
     Raises:
         PonderError: onnxruntime or onnx is not installed.
@@ -53,6 +61,10 @@ def quantize(path: Path, everything: bool) -> None:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[] if everything else _narrowing(model.graph),
         )
+        if ranges is not None:
+            made = onnx.load(name)
+            _fix(made.graph, ranges)
+            onnx.save(made, name)
         os.chmod(name, 0o644)
         os.replace(name, path)
     finally:
@@ -60,14 +72,37 @@ def quantize(path: Path, everything: bool) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _narrowing(graph: Any) -> list[str]:
-    """Names of the products whose weights have more inputs than outputs."""
+def products(graph: Any) -> list[tuple[Any, tuple[int, int]]]:
+    """The nodes that multiply with a matrix of weights, each with how many inputs and outputs that has."""
     shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
     found = []
     for node in graph.node:
         if node.op_type in ("MatMul", "Gemm") and len(shapes.get(node.input[1], ())) == 2:
             transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             inputs, outputs = shapes[node.input[1]][:: -1 if transposed else 1]
-            if inputs > outputs:
-                found.append(node.name)
+            found.append((node, (inputs, outputs)))
     return found
+
+
+def _narrowing(graph: Any) -> list[str]:
+    """Names of the products whose weights have more inputs than outputs."""
+    return [node.name for node, (inputs, outputs) in products(graph) if inputs > outputs]
+
+
+def _fix(graph: Any, ranges: Ranges) -> None:
+    """Give the activations of a dynamically quantised graph the scales of these ranges, in which 0 is exact."""
+    from onnx import helper, numpy_helper
+
+    for place, node in enumerate(graph.node):
+        if node.op_type != "DynamicQuantizeLinear":
+            continue
+        low, high = ranges[node.input[0]]
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = np.float32((high - low) / 255.0 or 1.0)
+        zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+        values, scale_name, zero_name = node.output
+        graph.initializer.extend(
+            [numpy_helper.from_array(np.array(value), name) for value, name in ((scale, scale_name), (zero, zero_name))]
+        )
+        made = helper.make_node("QuantizeLinear", [node.input[0], scale_name, zero_name], [values], name=node.name)
+        graph.node[place].CopyFrom(made)

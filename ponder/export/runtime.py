@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class OnnxModel:
 
     def _texts(self, examples: Any) -> Any:
         """The tokenizer, opened when the first text comes."""
-        texts = isinstance(examples, list | tuple) and any(isinstance(example, str | tuple) for example in examples)
+        texts = isinstance(examples, Sequence) and any(isinstance(example, str | tuple) for example in examples)
         if texts and self._tokenizer is None and self.manifest.tokenizer is not None:
             self._tokenizer = open_tokenizer(self.folder / self.manifest.tokenizer, self.manifest.max_length)
         return self._tokenizer

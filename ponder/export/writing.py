@@ -31,7 +31,8 @@ from ponder.export.graphs import (
     write_graph,
 )
 from ponder.export.manifest import NEXT, Manifest, TensorSpec
-from ponder.export.quantizing import quantize
+from ponder.export.quantizing import Ranges, quantize
+from ponder.export.ranges import ranges_of
 from ponder.export.sessions import Graph
 from ponder.export.single import can_be_one_graph, write_single
 from ponder.export.source import ExportSource, named, source_of
@@ -51,6 +52,7 @@ def onnx(
     example: Any = None,
     tokenizer: Any = None,
     max_length: int | None = None,
+    calibration: Any = None,
 ) -> Path:
     """Write a model as ONNX graphs, for `ponder.export.OnnxModel`.
 
@@ -70,13 +72,16 @@ def onnx(
         tokenizer: The tokenizer, so that texts can be answered: a `tokenizer.json`, a folder with one, or a fast
             tokenizer of Transformers; that of the encoder's folder where None.
         max_length: To how many tokens texts are cut; what the tokenizer says where None.
+        calibration: With `int8`, some hundred examples (texts or arrays, as for `OnnxModel.predict`) like those to
+            come, by which the ranges of activations are fixed: no answer depends on the rows beside it then. Where
+            None, each call looks for its own.
 
     Returns:
         The folder.
 
     Raises:
-        ArgumentError: A policy or a task that cannot be expressed without PyTorch (the message says which can), or a
-            folder that cannot be written.
+        ArgumentError: A policy or a task that cannot be expressed without PyTorch (the message says which can), a
+            folder that cannot be written, or calibration examples that cannot be read.
         PonderError: onnx or onnxscript is not installed (the extra ``onnx``), or a part cannot be traced.
     """
     if int8 not in (False, True, "all"):
@@ -90,12 +95,20 @@ def onnx(
     with evaluating(source.model), torch.no_grad():
         manifest = replace(_Writer(source, target, bool(int8)).write(), tokenizer=name, max_length=limit)
     if int8:
-        for name in manifest.steps:
-            quantize(target / name, everything=int8 == "all")
+        ranges: Sequence[Ranges | None] = [None] * len(manifest.steps)
+        if calibration is not None:
+            _write(manifest, target)
+            ranges = ranges_of(target, calibration)
+        for name, own in zip(manifest.steps, ranges, strict=True):
+            quantize(target / name, everything=int8 == "all", ranges=own)
         manifest = replace(manifest, int8=True)
-    manifest = replace(manifest, sizes={name: (target / name).stat().st_size for name in manifest.files()})
-    manifest.write(target)
+    _write(manifest, target)
     return target
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    sizes = {name: (folder / name).stat().st_size for name in manifest.files()}
+    replace(manifest, sizes=sizes).write(folder)
 
 
 class _Writer:

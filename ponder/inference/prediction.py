@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_type
+from ponder._utils.validation import check_int, check_type
 from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError
@@ -59,13 +59,14 @@ def predict(
     sort_by_length: bool = True,
     dtype: torch.dtype | None = None,
     owner: nn.Module | None = None,
+    first_row: int = 0,
 ) -> Predictions:
     """Run every example of a data set to its exit, in evaluation mode and without gradients.
 
     An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict, as for
     `ponder.StreamEngine`; without a batch dimension. Lists of numbers are read as tensors, and `labels` in the context
     are left out. Rows of different lengths share a batch where the model declares its `ponder.Padding`; otherwise rows
-    of one shape do. The position of a row in the data set is its row id, for seeded sampling.
+    of one shape do. The position of a row in the data set (plus `first_row`) is its row id, for seeded sampling.
 
     Several threads may call this on one model, in training mode too: it is in evaluation mode until the last of them
     is done, and then in the mode that it had.
@@ -87,6 +88,7 @@ def predict(
             data set as it comes.
         dtype: Run under `torch.autocast` in this precision, for example `torch.bfloat16`.
         owner: The module that owns what the model only calls, if that is another: its modes are switched.
+        first_row: The row id of the first example; the others follow.
 
     Raises:
         ArgumentError: A limit below 1, a policy that cannot serve the model, or an example that cannot be read or run:
@@ -98,6 +100,7 @@ def predict(
         torch.Size([100, 3])
     """
     check_type("model", model, EarlyExitModel)
+    check_int("first_row", first_row, 0)
     num_steps = model.depth(num_steps)
     policy, padding = model.checked(policy, num_steps), model.padding
     if "context" in policy.needs and policy_context is None:
@@ -122,7 +125,7 @@ def predict(
 
     def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Exits:
         context.pop("labels", None)
-        row_ids = torch.tensor([example.position for example in examples])
+        row_ids = torch.tensor([first_row + example.position for example in examples])
         given = row_context(policy_context, examples, None)
         found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
         outputs = blank_padding(found.outputs, context, padding) if has_length else found.outputs

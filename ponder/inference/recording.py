@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_type
+from ponder._utils.validation import check_int, check_type
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError
 from ponder.inference.batching import BatchLimits
@@ -43,12 +43,13 @@ def record(
     sort_by_length: bool = True,
     dtype: torch.dtype | None = None,
     owner: nn.Module | None = None,
+    first_row: int = 0,
 ) -> Trajectory:
     """Run every example of a data set through all steps, in evaluation mode, and record them.
 
-    The trajectory is on the CPU, in the order of the data set, and a row's id is its position there: so `replay` gives
-    what `ponder.predict` gives with the same policy, seeded sampling included. Outputs that have a length are padded
-    with zeros, and labels with −100.
+    The trajectory is on the CPU, in the order of the data set, and a row's id is its position there (plus `first_row`):
+    so `replay` gives what `ponder.predict` gives with the same policy, seeded sampling included. Outputs that have a
+    length are padded with zeros, and labels with −100.
 
     Args:
         model: A `ponder.PonderWrapper`.
@@ -65,6 +66,8 @@ def record(
         sort_by_length: Put rows of similar length together.
         dtype: Run under `torch.autocast` in this precision.
         owner: The module that owns what the model only calls, if that is another.
+        first_row: The id of the first row; the others follow. Data sets that are different rows, one to calibrate and
+            one to test, say, get ids of their own by it, as they do where one `record` of all is split afterwards.
 
     Raises:
         ArgumentError: An empty data set, an example that cannot be read or run, or labels that do not fit.
@@ -76,6 +79,7 @@ def record(
         torch.Size([100, 4, 3])
     """
     check_type("model", model, EarlyExitModel)
+    check_int("first_row", first_row, 0)
     num_steps = model.depth(num_steps)
     sizes = check_row_count("policy_context", policy_context)
     going = DatasetPass(
@@ -98,7 +102,8 @@ def record(
             length = None if model.padding is None else max([example.length for example in examples]) or None
             of_batch = join_labels(own, per_token, length)
         given = row_context(policy_context, examples, None)
-        return _unrolled(model, inputs, context, of_batch, examples, given, num_steps, keep_features)
+        row_ids = torch.tensor([first_row + example.position for example in examples])
+        return _unrolled(model, inputs, context, of_batch, row_ids, given, num_steps, keep_features)
 
     parts, order = going.run(dataset, call)
     if not parts:
@@ -112,13 +117,12 @@ def _unrolled(
     inputs: Tree,
     context: Mapping[str, Any],
     labels: Tensor | None,
-    examples: Sequence[Example],
+    row_ids: Tensor,
     policy_context: Mapping[str, Tensor] | None,
     num_steps: int,
     keep_features: bool,
 ) -> Trajectory:
     """The trajectory of a batch, on the CPU, with zeros beyond the end of every row."""
-    row_ids = torch.tensor([example.position for example in examples])
     found = model.unroll(
         inputs,
         labels=labels,

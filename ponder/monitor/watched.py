@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.files import read_json, write_json
 from ponder._utils.trees import Tree, take_rows
 from ponder._utils.validation import check_int, check_real, check_type
 from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError
 from ponder.monitor.audit import Audit, StepBack
+from ponder.monitor.state_file import StateFile
 from ponder.parts.padding import real_positions
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, LastStep
@@ -92,10 +92,11 @@ class Watched:
             )
         check_int("max_waiting", max_waiting)
         self.model, self.audit, self.tolerance = model, audit or Audit(), tolerance
-        self._path, self._tell, self._max_waiting = None if path is None else Path(path), tell or _warn, max_waiting
+        self._file = None if path is None else StateFile(Path(path), _FORMAT, self._policies)
+        self._tell, self._max_waiting = tell or _warn, max_waiting
         self._waiting: list[_Given] = []
-        if self._path is not None and self._path.exists():
-            self.audit = self._read(self._path)
+        if self._file is not None:
+            self.audit = self._file.read(self.audit)
 
     @property
     def policy(self) -> ExitPolicy:
@@ -161,8 +162,8 @@ class Watched:
 
     def save(self) -> None:
         """Write the state to `path`, where there is one."""
-        if self._path is not None:
-            write_json(self._path, {"format": _FORMAT, "policies": self._names(), "audit": self.audit.to_dict()})
+        if self._file is not None:
+            self._file.write(self.audit.to_dict())
 
     def _disagreements(self, given: _Given) -> list[bool]:
         full = self.model.exits(given.inputs, given.context, LastStep())
@@ -173,22 +174,6 @@ class Watched:
             mask=real_positions(given.context) if self._task.per_token else None,
         )
         return [not agrees for agrees in same.tolist()]
-
-    def _read(self, path: Path) -> Audit:
-        data = read_json(path)
-        if data.get("format") != _FORMAT:
-            raise CheckpointError(f"{path}: expected the format {_FORMAT!r}; got {data.get('format')!r}.")
-        found, own = Audit.from_dict(data.get("audit", {})), self.audit
-        terms = [(audit.level, audit.confidence, audit.share, audit.seed) for audit in (found, own)]
-        if data.get("policies") != self._names() or terms[0] != terms[1]:
-            raise CheckpointError(
-                f"{path}: the state of another promise or of other policies. Pass those it was written with, or move "
-                "the file away to begin anew."
-            )
-        return found
-
-    def _names(self) -> list[dict[str, Any]]:
-        return [policy.to_dict() for policy in self._policies]
 
 
 def _warn(left: StepBack) -> None:

@@ -21,7 +21,7 @@ from ponder.serving.body_limit import BodyLimit
 from ponder.serving.limits import Limits
 from ponder.serving.metrics import CONTENT_TYPE
 from ponder.serving.model import ServedModel
-from ponder.serving.refusals import OverloadedError, StoppingError, TooLateError
+from ponder.serving.refusals import BrokenError, OverloadedError, StoppingError, TooLateError
 from ponder.serving.requests import PredictRequest
 from ponder.serving.service import Prediction, Service
 
@@ -85,15 +85,17 @@ def _add_routes(app: FastAPI, limits: Limits) -> None:
     async def healthz() -> Response:
         """Whether requests are taken, by which policy they are answered, and where the audits stand."""
         service = _service(app)
+        failure = service.failure
         told = {
-            "status": "stopping" if service.stopping else "ok",
+            "status": "broken" if failure is not None else "stopping" if service.stopping else "ok",
+            "failure": None if failure is None else f"the thread that answers has ended with {failure!r}",
             "folder": None if service.model.folder is None else str(service.model.folder),
             "folder_changed": await run_in_threadpool(service.folder_changed),
             "waiting": service.waiting,
             "policy": repr(service.policy),
             "audit": None if service.audit is None else service.audit.state(),
         }
-        return JSONResponse(told, 503 if service.stopping else 200)
+        return JSONResponse(told, 200 if told["status"] == "ok" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -131,6 +133,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(StoppingError)
     async def stopping(request: Request, error: StoppingError) -> Response:
         return _refused(503, str(error), {"retry-after": "1"})
+
+    @app.exception_handler(BrokenError)
+    async def broken(request: Request, error: BrokenError) -> Response:
+        return _refused(503, str(error))
 
     @app.exception_handler(TooLateError)
     async def too_late(request: Request, error: TooLateError) -> Response:

@@ -17,11 +17,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ponder._utils.files import read_json, write_json
 from ponder._utils.validation import check_int, check_real
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import ArgumentError, PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
+from ponder.monitor.state_file import StateFile
 from ponder.parts.tasks import Task
 from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.serving.batcher import Batcher
@@ -116,7 +116,8 @@ class TrafficAudit:
                 remedy="Pass tolerance=0.1, say, in the unit of the outputs, or serve without an audit.",
             )
         path = self.plan.path
-        self._audit = self._read(path) if path is not None and path.exists() else self.plan.audit
+        self._file = None if path is None else StateFile(path, _FORMAT, self.plan.policies)
+        self._audit = self.plan.audit if self._file is None else self._file.read(self.plan.audit)
         self._lock = threading.Lock()
         self._write()  # a place that cannot be written is told at once
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="ponder-audit")
@@ -201,23 +202,7 @@ class TrafficAudit:
             _log.exception("the state of the audits could not be kept")
 
     def _write(self) -> None:
-        if self.plan.path is not None:
+        if self._file is not None:
             with self._lock:
                 state = self._audit.to_dict()
-            write_json(self.plan.path, {"format": _FORMAT, "policies": self._names(), "audit": state})
-
-    def _read(self, path: Path) -> Audit:
-        data = read_json(path)
-        if data.get("format") != _FORMAT:
-            raise CheckpointError(f"{path}: expected the format {_FORMAT!r}; got {data.get('format')!r}.")
-        found, own = Audit.from_dict(data.get("audit", {})), self.plan.audit
-        terms = [(audit.level, audit.confidence, audit.share, audit.seed) for audit in (found, own)]
-        if data.get("policies") != self._names() or terms[0] != terms[1]:
-            raise CheckpointError(
-                f"{path}: the state of another promise or of other policies. Serve those it was written with, or move "
-                "the file away to begin anew."
-            )
-        return found
-
-    def _names(self) -> list[dict[str, Any]]:
-        return [policy.to_dict() for policy in self.plan.policies]
+            self._file.write(state)

@@ -14,13 +14,12 @@ __all__ = ["Batcher"]
 class Batcher(Protocol):
     """`ponder.StreamEngine`, or a `WindowBatcher`."""
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread that answers, so that no row will be answered any more; None while it works."""
+
     def submit(
-        self,
-        example: Any,
-        *,
-        policy: ExitPolicy | None = None,
-        deadline: float | None = None,
-        block: bool = True,
+        self, example: Any, *, policy: ExitPolicy | None = None, deadline: float | None = None, block: bool = True
     ) -> Future[StreamOutput]:
         """Hand in one example; see `ponder.StreamEngine.submit`. Any thread may call it."""
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from ponder.errors import PonderError
 
-__all__ = ["OverloadedError", "StoppingError", "TooLateError"]
+__all__ = ["BrokenError", "OverloadedError", "StoppingError", "TooLateError"]
+
+
+class BrokenError(PonderError):
+    """The thread that answers has ended with an error, and the service must be started again: HTTP's 503."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is broken and must be started again; /healthz says why.")
 
 
 class OverloadedError(PonderError):

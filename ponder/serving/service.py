@@ -28,7 +28,7 @@ from ponder.serving.auditing import AuditPlan, TrafficAudit
 from ponder.serving.limits import Limits
 from ponder.serving.metrics import Metrics, Outcome
 from ponder.serving.model import ServedModel, Text
-from ponder.serving.refusals import OverloadedError, StoppingError, TooLateError
+from ponder.serving.refusals import BrokenError, OverloadedError, StoppingError, TooLateError
 from ponder.serving.request_policies import bounded, with_threshold
 from ponder.serving.watching import FolderWatch
 
@@ -39,6 +39,7 @@ _MOST_SECONDS = 30
 _OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (OverloadedError, "overloaded"),
     (StoppingError, "stopping"),
+    (BrokenError, "broken"),
     (TooLateError, "timed_out"),
     (ArgumentError, "invalid"),
     (asyncio.CancelledError, "cancelled"),
@@ -120,6 +121,11 @@ class Service:
         return self._stopping
 
     @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread that answers; None while it works."""
+        return self._batcher.failure
+
+    @property
     def policy(self) -> ExitPolicy:
         """The policy that answers now, where a request asks for no other."""
         return self.model.policy if self.audit is None else self.audit.policy
@@ -147,6 +153,7 @@ class Service:
         Raises:
             OverloadedError: Too many texts wait.
             StoppingError: The service is being closed.
+            BrokenError: The thread that answers has ended with an error; see `failure`.
             TooLateError: The deadline passed before a text had finished its first step.
             ArgumentError: A threshold or a step that the policy cannot have, or a text that cannot be read.
         """
@@ -234,6 +241,12 @@ class Service:
             raise self._overloaded() from error
         except TimeoutError as error:
             raise TooLateError from error
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # of a thread that has ended, whatever ended it
+            if self.failure is None:
+                raise
+            raise BrokenError from error
         finally:
             for future in futures:
                 future.cancel()

@@ -74,17 +74,18 @@ class WindowBatcher:
         self._waiting: list[_Row] = []
         self._numbers = itertools.count()
         self._closed = False
+        self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="ponder-window", daemon=True)
         self._worker.start()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread that answers, so that no row will be answered any more; None while it works."""
+        return self._failure
+
     def submit(
-        self,
-        example: Any,
-        *,
-        policy: ExitPolicy | None = None,
-        deadline: float | None = None,
-        block: bool = True,
+        self, example: Any, *, policy: ExitPolicy | None = None, deadline: float | None = None, block: bool = True
     ) -> Future[StreamOutput]:
         """Hand in one example; arguments and errors as for `ponder.StreamEngine.submit`."""
         row = _Row(next(self._numbers), example, policy, None if deadline is None else self._clock() + deadline)
@@ -93,6 +94,11 @@ class WindowBatcher:
                 self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting)
             elif not block and len(self._waiting) >= self._max_waiting:
                 raise queue.Full(f"{self._max_waiting} rows are waiting")
+            if self._failure is not None:
+                raise PonderError(
+                    f"the thread that answers has ended with {self._failure!r}, and no more rows are taken. "
+                    "Build another WindowBatcher."
+                ) from self._failure
             if self._closed:
                 raise PonderError("the batcher is closed and takes no more rows.")
             self._waiting.append(row)
@@ -110,8 +116,23 @@ class WindowBatcher:
             self._worker.join()
 
     def _work(self) -> None:
-        while rows := self._next():
-            self._answer(rows)
+        rows: Sequence[_Row] = ()
+        try:
+            while rows := self._next():
+                self._answer(rows)
+        except BaseException as error:
+            self._fail_all(rows, error)
+            raise
+
+    def _fail_all(self, taken: Sequence[_Row], error: BaseException) -> None:
+        """Answer everything that is still here with an error: nobody else will."""
+        with self._changed:
+            self._closed, self._failure = True, error
+            rows, self._waiting = [*taken, *self._waiting], []
+            self._changed.notify_all()
+        for row in rows:
+            with suppress(BaseException):  # it is answered or cancelled already, or a callback raises
+                row.future.set_exception(error)
 
     def _next(self) -> list[_Row]:
         """The next batch: the oldest row, and those after it with the same policy; none when all is done."""

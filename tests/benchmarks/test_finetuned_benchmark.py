@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from glue_files import write
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from benchmarks import graded
 from benchmarks.finetuned.demo import SHARES, demo
 from benchmarks.finetuned.run import run
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import FinetunedClassifier
+from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification
+from tests.quick_exports import make_exports_quick
+
+INT8 = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 def test_the_demo_keeps_a_promise_and_says_what_it_saved(
@@ -42,21 +48,49 @@ def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
         graded.traffic("negation", "dev", 10, (0.5, 0.5))
 
 
-def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
+SETTINGS: dict[str, Any] = {
+    "train": 60, "texts": 160, "epochs": 1, "lr": 1e-3, "bf16": True, "disagreement": 0.2, "seed": 0,
+}  # fmt: skip
+
+
+def sentences(folder: Path, test: slice) -> dict[str, Path | None]:
+    """The folders of SST-2 with 260 sentences, some of which are reported."""
     rows = [f"it is {'not ' * (n % 3 == 0)}true that {' '.join(str(n))} \t{int(n % 3 > 0)}" for n in range(260)]
-    for split, part in (("train", rows), ("dev", rows[:20])):
-        write(tmp_path / "glue", "SST-2", split, ["sentence\tlabel", *part])
-    settings: dict[str, Any] = {
-        "train": 60, "texts": 160, "epochs": 1, "lr": 1e-3, "disagreement": 0.2, "seed": 0,
-    }  # fmt: skip
-    folders = {"--glue-dir": tmp_path / "glue", "--text-dir": None}
-    run("SST-2", backbone, settings, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
+    for split, part in (("train", rows), ("dev", rows[test])):
+        write(folder, "SST-2", split, ["sentence\tlabel", *part])
+    return {"--glue-dir": folder, "--text-dir": None}
+
+
+def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
+    folders = sentences(tmp_path / "glue", slice(20))
+    make_exports_quick()
+    run("SST-2", backbone, SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=INT8)
     (path,) = (tmp_path / "out").iterdir()
     result = json.loads(path.read_text())
     assert result["plain_fine_tuned_on"] == 60
     assert result["exits"]["rows"] == 160
     assert result["test"]["rows"] == 20
     assert 0 <= result["test"]["disagreement"] <= 1
+    if INT8:
+        assert result["int8"]["products"].startswith("in int8")
+        assert result["int8"]["test"]["plain_accuracy"] == result["test"]["plain_accuracy"]
     for name in ("STS-B", "RTE"):
         with pytest.raises(ArgumentError, match="task"):
-            run(name, backbone, settings, {"--glue-dir": glue_dir}, tmp_path, tmp_path, deep=False, int8=False)
+            run(name, backbone, SETTINGS, {"--glue-dir": glue_dir}, tmp_path, tmp_path, deep=False, int8=False)
+
+
+def test_a_kept_encoder_gets_a_head_and_exits_on_a_part_of_the_reported_texts(backbone: str, tmp_path: Path) -> None:
+    kept = PonderForSequenceClassification.from_encoder(backbone, "vanilla", num_labels=2)
+    kept.save_pretrained(tmp_path / "kept")
+    AutoTokenizer.from_pretrained(backbone).save_pretrained(tmp_path / "kept")
+    folders, work, out = sentences(tmp_path / "glue", slice(200)), tmp_path / "work", tmp_path / "out"
+    run("SST-2", "tiny", SETTINGS, folders, work, out, deep=False, int8=False, kept=tmp_path / "kept")
+    result = json.loads((out / "sst-2-tiny-kept-exits-s0.json").read_text())
+    assert result["exits"]["rows"] == 160
+    assert result["test"]["rows"] == 40
+    assert result["kept"] == "kept"
+    plain = BertForSequenceClassification.from_pretrained(work / "sst-2-tiny-kept-s0" / "plain")
+    own, given = plain.bert.encoder.state_dict(), kept.encoder.encoder.state_dict()
+    assert all(torch.equal(own[name], given[name]) for name in given)
+    with pytest.raises(ArgumentError, match="--texts"):
+        run("SST-2", "tiny", {**SETTINGS, "texts": 200}, folders, work, out, deep=False, int8=False, kept=tmp_path)

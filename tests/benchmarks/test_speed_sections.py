@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from benchmarks.speed import cli, device, exporting, peers, scale, streaming, training
 from benchmarks.speed.figures import Options
 from benchmarks.speed.simulation import Costs, Row, compaction, poisson, quantile, stream
-from benchmarks.speed.subjects import minilm
+from benchmarks.speed.subjects import minilm, mpnet_encoder
 from tests.quick_exports import make_exports_quick
 
 QUICK = Options(quick=True, pairs=1)
@@ -219,14 +219,21 @@ def test_exports_are_measured_alone_and_together_with_the_same_exits(monkeypatch
         del subject.wrapped.encoder.encoder.layer[3:]
         return subject
 
+    def of_two_layers(options):
+        encoder = mpnet_encoder(options)
+        del encoder.encoder.layer[2:]
+        return encoder
+
     monkeypatch.setattr(exporting, "minilm", of_three_layers)
+    monkeypatch.setattr(exporting, "mpnet_encoder", of_two_layers)
+    monkeypatch.setattr(exporting, "SHAPES", {1: (2, 8), 8: (8, 8)})
     make_exports_quick()
     found = exporting.measure(QUICK)
     cases = {told["case"] for told in found}
-    assert len(cases) == len(exporting.SHAPES)
+    assert len(cases) == 2 * len(exporting.SHAPES)
     goals = [told["at_least"] for told in found if told["at_least"] is not None]
-    each = [exporting.OF_PRODUCT, exporting.OVER_FP32, exporting.OVER_BF16]
-    assert sorted(goals) == sorted(each * 2 * len(cases))  # int8, and int8 of all products
+    each = [exporting.OF_PRODUCT, exporting.OVER_BF16] * 2 + list(exporting.OVER_FP32.values())
+    assert sorted(goals) == sorted(each * len(cases))  # int8, and int8 of all products
     for told in found:
         assert told["value"] > 0.0
         assert 1.0 < told["mean_exit_step"] < 3.0

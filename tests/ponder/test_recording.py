@@ -41,6 +41,17 @@ def test_it_is_what_unroll_gives_for_the_whole_batch(name: str) -> None:
     assert not found.training
 
 
+def test_rows_may_have_ids_of_their_own() -> None:
+    model, rows = wrap(make_toy("shared")).eval(), torch.randn(ROWS, WIDTH)
+    found = model.record(rows, first_row=100, batch_size=4)
+    assert found.row_ids.tolist() == list(range(100, 100 + ROWS))
+    drawn = found.replay(Bernoulli(0)).exit_step
+    assert torch.equal(drawn, ponder.predict(model, rows, policy=Bernoulli(0), first_row=100).exit_step)
+    assert not torch.equal(drawn, ponder.predict(model, rows, policy=Bernoulli(0)).exit_step)
+    with refused("first_row", "-1"):
+        model.record(rows, first_row=-1)
+
+
 def lengthy(**parts: Any) -> tuple[ponder.PonderWrapper, list[Tensor], Tensor]:
     """A model that declares lengths, rows of several lengths, and these."""
     padding = Padding(mask="src_key_padding_mask", real=False, pooled="readout" not in parts)

@@ -144,7 +144,8 @@ class StreamEngine:
             ArgumentError: A policy that cannot serve the model, nothing for it to read, or a deadline that is no
                 number.
             queue.Full: There was no place.
-            PonderError: The engine is closed, or runs in the process from which this one was forked.
+            PonderError: The engine is closed, its thread has ended with an error (`failure`), or it runs in the process
+                from which this one was forked.
         """
         now, policy = self._clock(), self._policy if policy is None else self._model.checked(policy, self._num_steps)
         reads = self._reads if policy is self._policy else "context" in policy.needs
@@ -226,6 +227,11 @@ class StreamEngine:
             waiting=len(self._queue), running=self._scheduler.running, max_batch=self._max_batch
         )
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread that answers, so that no row will be answered any more; None while it works."""
+        return self._queue.failure
+
     def close(self, *, cancel: bool = False) -> None:
         """Take no more rows, and return when the others are answered; or cancel those, at once.
 
@@ -271,7 +277,7 @@ def _work(scheduler: Scheduler, abort: threading.Event) -> None:
                 waiting.wait()
         scheduler.cancel_all()
     except BaseException as error:
-        waiting.close()
+        waiting.close(error)
         scheduler.fail_all(error)
         raise
 

@@ -27,6 +27,8 @@ class RequestQueue:
         self._size = 0
         self.closed = False
         """Whether nothing more is accepted."""
+        self.failure: BaseException | None = None
+        """What ended the thread that answers; None where nothing did."""
         self._changed = threading.Condition()
         self._process = os.getpid()
 
@@ -50,6 +52,11 @@ class RequestQueue:
         """Raise `PonderError` where nothing more is accepted, or nobody is here to answer."""
         if self.closed or self.elsewhere:
             self.check_process()
+            if self.failure is not None:
+                raise PonderError(
+                    f"the thread that answers has ended with {self.failure!r}, and no more rows are taken. "
+                    "Build another ponder.StreamEngine."
+                ) from self.failure
             raise PonderError("the engine is closed and takes no more rows. Build another ponder.StreamEngine.")
 
     def put(self, request: Request, block: bool, timeout: float | None, *, beyond: bool = False) -> None:
@@ -110,10 +117,10 @@ class RequestQueue:
             self._shrink(signature, 1)
             return True
 
-    def close(self) -> None:
-        """Accept nothing more; who waits for a place is told."""
+    def close(self, failure: BaseException | None = None) -> None:
+        """Accept nothing more, for a failure where one is given; who waits for a place is told."""
         with self._changed:
-            self.closed = True
+            self.closed, self.failure = True, self.failure or failure
             self._changed.notify_all()
 
     def wait(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,10 @@ def test_evaluation_is_on_fresh_rows_only() -> None:
         done.evaluate(overlapping)
     other_rows_with_the_same_ids = recorded(40, seed=5)
     assert done.evaluate(other_rows_with_the_same_ids).mean_exit_step > 0
+    repeated = first.map(lambda tensor: tensor[:5])  # the same texts, in another data set: ids begin at 0 again
+    with refused("test", "5 rows with the same id", "first_row"):
+        done.evaluate(repeated)
+    assert done.evaluate(replace(repeated, row_ids=repeated.row_ids + 40)).mean_exit_step > 0
     check_fresh(recorded(4, steps=3), first)  # of another model
     check_fresh(first.map(lambda tensor: tensor[:0]), first)
     check_fresh(first, first.map(lambda tensor: tensor[:0]))

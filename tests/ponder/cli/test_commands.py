@@ -16,43 +16,21 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
 from typer.testing import CliRunner, Result
 
 import ponder
 import ponder.cli
 from ponder.cli.app import app
+from tests.exits_folder import LONGEST, tiny_classifier
 from tests.word_tokenizer import WORDS, save_tokenizer
-
-LONGEST = 16
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny fine-tuned classifier, with its tokenizer."""
     folder = tmp_path_factory.mktemp("plain")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_attention_heads=2,
-        num_hidden_layers=4,
-        max_position_embeddings=LONGEST,
-        num_labels=2,
-        id2label={0: "no", 1: "yes"},
-        label2id={"no": 0, "yes": 1},
-    )
-    model = BertForSequenceClassification(config)
-    with torch.no_grad():
-        model.bert.embeddings.word_embeddings.weight.normal_(std=1.0)
-        model.classifier.weight.mul_(200.0)
-    model.save_pretrained(folder)
+    tiny_classifier().save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 from ponder.export import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
 from ponder.policies import Confidence, LastStep
-from tests.ponder.cli.test_commands import LONGEST, WORDS, refused, run, save_tokenizer, sentences, table
+from tests.exits_folder import LONGEST, tiny_classifier
+from tests.ponder.cli.test_commands import refused, run, sentences, table
 from tests.quick_exports import make_exports_quick
+from tests.word_tokenizer import WORDS, save_tokenizer
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -27,22 +28,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `ponder exits` writes it, of two layers."""
     make_exports_quick()
     folder = tmp_path_factory.mktemp("fitted")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        max_position_embeddings=LONGEST,
-        id2label={0: "no", 1: "yes"},
-        label2id={"no": 0, "yes": 1},
-    )
-    plain = BertForSequenceClassification(config)
-    with torch.no_grad():
-        plain.bert.embeddings.word_embeddings.weight.normal_(std=1.0)
-        plain.classifier.weight.mul_(200.0)
-    model = FinetunedClassifier.from_finetuned(plain)
+    model = FinetunedClassifier.from_finetuned(tiny_classifier(layers=2))
     rows = [{"input_ids": ids_of(text)} for text in sentences(500)]
     assert fit_exits(model, rows, disagreement=0.1, epochs=6).met
     surest = model.record(rows[:60]).outputs[:, 0].softmax(-1).amax(-1)

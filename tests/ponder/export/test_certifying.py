@@ -136,3 +136,29 @@ def test_a_record_is_swept_and_calibrated_like_a_trajectory() -> None:
 def test_files_have_the_sizes_that_are_noted(int8: OnnxModel) -> None:
     for name, size in int8.manifest.sizes.items():
         assert (Path(int8.folder) / name).stat().st_size == size
+
+
+def test_fixed_ranges_leave_no_row_to_its_neighbours(tmp_path: Path) -> None:
+    import onnx
+
+    made = exported("words")
+    ponder.export.onnx(made.model, tmp_path, int8="all", example=made.toy.batch(3), calibration=rows(40, 4))
+    model, examples = OnnxModel(tmp_path, threads=1), rows(30, 1)
+    kinds = {node.op_type for node in onnx.load(str(tmp_path / "step_1.onnx")).graph.node}
+    assert {"MatMulInteger", "QuantizeLinear"} <= kinds
+    assert "DynamicQuantizeLinear" not in kinds
+    own, fp32 = model.record(examples).outputs, made.onnx.record(examples).outputs
+    assert 0.0 < np.abs(own - fp32).mean() / np.abs(fp32).mean() < 0.2
+    alone = np.concatenate([model.record([row]).outputs for row in _apart(examples)])
+    np.testing.assert_allclose(alone, own, atol=1e-4, rtol=1e-4)
+
+
+def test_examples_that_give_no_ranges_are_refused(tmp_path: Path) -> None:
+    made = exported("words")
+    with pytest.raises(ArgumentError, match=r"calibration: .*got none"):
+        ponder.export.onnx(made.model, tmp_path, int8=True, example=made.toy.batch(3), calibration=[])
+
+
+def _apart(examples: Any) -> list[Any]:
+    names = list(examples)
+    return [{name: examples[name][row] for name in names} for row in range(len(examples[names[0]]))]

@@ -39,7 +39,7 @@ class Gate:
 
 
 class ToyStep(nn.Module):
-    """A step that may be held up, and that fails on rows whose first feature is 1,000 or more."""
+    """A step that may be held up; it fails on rows whose first feature is 1,000, and ends its thread at 2,000."""
 
     def __init__(self, gate: Gate | None) -> None:
         super().__init__()
@@ -48,6 +48,8 @@ class ToyStep(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.gate is not None:
             self.gate()
+        if bool((hidden[:, 0] >= 2000).any()):
+            raise KeyboardInterrupt("a thread that ends")
         if bool((hidden[:, 0] >= 1000).any()):
             raise RuntimeError("a step that fails")
         changed: Tensor = hidden + torch.tanh(self.linear(hidden))
@@ -65,8 +67,8 @@ def toy(policy: ExitPolicy | None = None, gate: Gate | None = None, **parts: Any
 
 def features(text: Text) -> Tensor:
     """A vector that is a function of the text."""
-    if text == "fail":
-        return torch.full((WIDTH,), 1000.0)
+    if text in ("fail", "kill"):
+        return torch.full((WIDTH,), 1000.0 if text == "fail" else 2000.0)
     if text == "nan":
         return torch.full((WIDTH,), float("nan"))
     key = zlib.crc32(repr(text).encode())

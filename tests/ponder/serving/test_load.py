@@ -162,3 +162,23 @@ async def test_stopping_with_nothing_to_do_is_at_once() -> None:
 def test_limits_that_cannot_be(bounds: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         Limits(**bounds)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("batching", ["stream", "window"])
+async def test_when_the_thread_that_answers_has_ended_all_are_told(batching: str) -> None:
+    gate = Gate()
+    async with opened(application(toy(gate=gate), Limits(max_batch=2), batching=batching)) as client:
+        held = [post(client, text) for text in ("kill", "beside it", "waits", "waits too")]
+        await until(client, 4)
+        gate.opened.set()
+        told = [await task for task in held]
+        assert [each.status_code for each in told] == [503] * 4
+        assert all("must be started again" in each.json()["detail"] for each in told)
+        assert (await client.post("/predict", json={"text": "comes later"})).status_code == 503
+        health = await client.get("/healthz")
+        assert health.status_code == 503
+        assert health.json()["status"] == "broken"
+        assert "KeyboardInterrupt('a thread that ends')" in health.json()["failure"]
+        assert health.json()["waiting"] == 0
+        assert await outcomes(client) == {"broken": 5.0}

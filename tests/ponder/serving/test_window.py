@@ -109,6 +109,24 @@ def test_close_cancels_what_has_not_begun() -> None:
     assert len(recorder.batches) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_thread_ends_all_rows_hear_of_it() -> None:
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
+        assert begin.wait(30)
+        raise SystemExit
+
+    begin = threading.Event()
+    batcher = WindowBatcher(run, max_batch=2)
+    futures = [batcher.submit(n) for n in range(5)]
+    assert futures[4].cancel()
+    begin.set()
+    assert all(isinstance(future.exception(30), SystemExit) for future in futures[:4])
+    assert isinstance(batcher.failure, SystemExit)
+    with pytest.raises(PonderError, match="ended with SystemExit"):
+        batcher.submit(1)
+    batcher.close()
+
+
 def test_a_batch_that_is_answered_with_another_number_of_rows_fails() -> None:
     def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
         return Exits(torch.zeros(2, 1), torch.ones(2).long())

@@ -1,0 +1,57 @@
+"""`StateFile`: where an audit's state survives a restart; it is refused where promise or policies are others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder._utils.files import read_json, write_json
+from ponder.errors import CheckpointError
+from ponder.monitor.audit import Audit
+from ponder.policies import ExitPolicy
+
+__all__ = ["StateFile"]
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A JSON file with the state of an audit, and the policies that it is about.
+
+    Args:
+        path: The file.
+        format: What it says that it is.
+        policies: From the cheapest to the safest.
+    """
+
+    path: Path
+    format: str
+    policies: Sequence[ExitPolicy]
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write what `Audit.to_dict` gave, whole or not at all."""
+        write_json(self.path, {"format": self.format, "policies": self._names(), "audit": state})
+
+    def read(self, own: Audit) -> Audit:
+        """The audit of the file; `own` where there is none yet.
+
+        Raises:
+            CheckpointError: It holds no state, or that of another promise than `own` or of other policies.
+        """
+        if not self.path.exists():
+            return own
+        data = read_json(self.path)
+        if data.get("format") != self.format:
+            raise CheckpointError(f"{self.path}: expected the format {self.format!r}; got {data.get('format')!r}.")
+        found = Audit.from_dict(data.get("audit", {}))
+        terms = [(audit.level, audit.confidence, audit.share, audit.seed) for audit in (found, own)]
+        if data.get("policies") != self._names() or terms[0] != terms[1]:
+            raise CheckpointError(
+                f"{self.path}: the state of another promise or of other policies. Go on with those it was written "
+                "with, or move the file away to begin anew."
+            )
+        return found
+
+    def _names(self) -> list[dict[str, Any]]:
+        return [policy.to_dict() for policy in self.policies]
