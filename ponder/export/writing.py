@@ -78,6 +78,11 @@ def onnx(
         ArgumentError: A policy or a task that cannot be expressed without PyTorch (the message says which can), or a
             folder that cannot be written.
         PonderError: onnx or onnxscript is not installed (the extra ``onnx``), or a part cannot be traced.
+
+    Example:
+        >>> folder = ponder.export.onnx(model, "exported", example=torch.randn(2, 8))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['export.json', 'head.onnx', 'model.onnx', 'readout.onnx', 'step_1.onnx']
     """
     if int8 not in (False, True, "all"):
         raise ArgumentError("int8", expected="True, False or 'all'", got=repr(int8), remedy="Pass int8=True, say.")
