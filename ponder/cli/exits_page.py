@@ -177,26 +177,26 @@ def _thresholds(run: Run) -> Embedded:
 def _flops(run: Run, curve: AgreementCurve, shares: tuple[float, ...]) -> float:
     """Speed-up in FLOPs of these shares of rows at each step.
 
-    Long texts may leave later than short ones, so that a saving at the mean length is not the mean saving: it is
-    scaled to be what was measured where the shares are those of the chosen policy.
+    Long texts may leave later than short ones, so that the mean cost is not that of texts of mean length. The
+    difference is the correlation of lengths and exits times the spread of both; the correlation is taken to be that of
+    the chosen policy, whose FLOPs were measured.
     """
-    full = run.measured.costs[_READ.get(curve.policy, "output")][-1]
-    return 1.0 / (full - _saved(run, curve.policy, shares) * _of_lengths(run))
+    mean, spread = _cost(run, curve.policy, shares)
+    return 1.0 / (mean + _correlation(run) * spread)
 
 
-def _saved(run: Run, kind: str, shares: tuple[float, ...]) -> float:
-    """FLOPs saved against full depth under a policy of this kind, at the mean length; the plain model takes 1."""
+def _cost(run: Run, kind: str, shares: tuple[float, ...]) -> tuple[float, float]:
+    """Mean and standard deviation of FLOPs over the exits, at the mean length; the plain model takes 1."""
     costs = run.measured.costs[_READ.get(kind, "output")]
-    return costs[-1] - sum(share * cost for share, cost in zip(shares, costs, strict=True))
+    mean = sum(share * cost for share, cost in zip(shares, costs, strict=True))
+    return mean, math.sqrt(sum(share * (cost - mean) ** 2 for share, cost in zip(shares, costs, strict=True)))
 
 
-def _of_lengths(run: Run) -> float:
-    """By how much the chosen policy's exits save more FLOPs than they would if texts were equally long."""
+def _correlation(run: Run) -> float:
+    """The correlation of lengths and exits, times the spread of lengths."""
     report, measured = run.report, run.measured.speed_up.flops
-    saved = _saved(run, report.kind, report.exit_shares)
-    if measured is None or saved <= 0.0:
-        return 1.0
-    return (run.measured.costs[_READ.get(report.kind, "output")][-1] - 1.0 / measured) / saved
+    mean, spread = _cost(run, report.kind, report.exit_shares)
+    return 0.0 if measured is None or spread < 1e-9 else (1.0 / measured - mean) / spread
 
 
 def _line(curve: AgreementCurve, steps: int, most: float) -> str:

@@ -1,4 +1,4 @@
-"""The row of README on smaller models says what the committed results say; the message of a failure is the row to write."""
+"""The row of README on smaller models says what the results say; the message of a failure is the row to write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def expected(summary: dict[str, Any], tables: str) -> str:
     known = {task: scores for task, scores in tasks.items() if scores["static"] and scores["ponder"]}
     if known:
         pairs = [f"{task} {scores['static']:.1f} against {scores['ponder']:.1f}" for task, scores in known.items()]
-        return f"{WHAT} it depends on the task: MiniLM at ×1.5 in steps, against exits of `ponder`: {', '.join(pairs)} |"
+        return (
+            f"{WHAT} it depends on the task: MiniLM at ×1.5 in steps, against exits of `ponder`: {', '.join(pairs)} |"
+        )
     sst_2, macro = earlier(tables, "SST-2"), earlier(tables, "macro")
     return (
         f"{WHAT} it depends on the task: MiniLM at ×1.5 in steps, SST-2: {sst_2[0]} against {sst_2[1]} with exits; "
