@@ -49,7 +49,7 @@ glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
 test: lint ## All that CI runs: lint, types, tests, coverage, documentation.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --no-loadscope-reorder \
 	  --cov --cov-report=term --nbmake --nbmake-timeout=300 tests docs/notebooks
 	$(BIN)/mkdocs build --strict
 
@@ -59,8 +59,8 @@ lint: $(STAMP) ## Formatter, linter, spelling and types, in check mode.
 	$(BIN)/codespell
 	@$(MAKE) --no-print-directory types
 
-types: $(STAMP) ## The type checker alone.
-	$(BIN)/mypy
+types: $(STAMP) ## The type checker alone, on all cores.
+	MYPY_NUM_WORKERS=auto $(BIN)/mypy
 
 format: $(STAMP) ## Format the code and repair what the linter can.
 	$(BIN)/ruff format
