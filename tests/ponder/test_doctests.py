@@ -18,7 +18,7 @@ import ponder
 import ponder.integrations
 from tests.docs.shown_code import run_page
 from tests.ponder.test_imports import MODULES
-from tests.quick_exports import read_operators_once
+from tests.quick_exports import make_exports_quick
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 OF_PARTNERS = sorted(name for _, name, _ in pkgutil.walk_packages(ponder.integrations.__path__, "ponder.integrations."))
@@ -33,7 +33,7 @@ SET_UP = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    read_operators_once()
+    make_exports_quick()
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("examples"))
     yield
