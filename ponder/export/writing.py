@@ -24,6 +24,7 @@ from ponder.export.graphs import (
     flatten,
     head_part,
     lambda_part,
+    libraries,
     readout_part,
     split_stem,
     stem_part,
@@ -88,6 +89,7 @@ def onnx(
         raise ArgumentError("int8", expected="True, False or 'all'", got=repr(int8), remedy="Pass int8=True, say.")
     if max_length is not None:
         check_int("max_length", max_length)
+    libraries()  # before anything is written
     source = source_of(model, example)
     _check(source.model)
     target = make_folder(folder)
