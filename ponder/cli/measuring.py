@@ -87,7 +87,7 @@ def seconds(
     return wall_clock(lambda: _run(plain, kept), exits, pairs=pairs)
 
 
-def _costs(model: FinetunedClassifier, **batch: Tensor) -> tuple[Cost, ...]:
+def _costs(model: FinetunedClassifier, **batch: Any) -> tuple[Cost, ...]:
     return measure_each(model.ponder, batch.pop(model.main_input_name), **batch)
 
 
