@@ -26,7 +26,7 @@ endif
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Make .venv and install everything that development needs.
+install: $(STAMP) ## Make .venv, and install all that development needs.
 
 # Runs again only when pyproject.toml changes.
 $(STAMP): pyproject.toml
@@ -38,22 +38,22 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Give a fine-tuned classifier exits: a promise, and seconds saved; writes demo/report.html. ARGS= is passed on.
+demo: $(STAMP) ## Give a classifier exits and time them; writes demo/report.html.
 	$(BIN)/python -m benchmarks.finetuned demo $(ARGS)
 
-puzzles: $(STAMP) ## Learn prefix sums in two minutes, and draw how steps grow with difficulty: demo/puzzles.svg.
+puzzles: $(STAMP) ## Learn prefix sums, and draw how steps grow: demo/puzzles.svg.
 	$(BIN)/python -m benchmarks.puzzles demo $(ARGS)
 
-glue: $(STAMP) ## Fine-tune and evaluate on GLUE: TASK=RTE [GLUE_DIR=] [RECIPE=] [BACKBONE=] [ARGS=].
+glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=]
 	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
-test: lint ## Everything that CI runs: lint, types, all tests with coverage, and the documentation.
+test: lint ## All that CI runs: lint, types, tests, coverage, documentation.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --no-loadscope-reorder \
 	  --cov --cov-report=term --nbmake --nbmake-timeout=300 tests docs/notebooks
 	$(BIN)/mkdocs build --strict
 
-lint: $(STAMP) ## Formatter, linter and spelling in check mode, and the type checker.
+lint: $(STAMP) ## Formatter, linter, spelling and types, in check mode.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/codespell

@@ -13,7 +13,15 @@ __all__ = [
 
 
 class PonderError(Exception):
-    """Root of every error that this library raises on purpose."""
+    """Root of every error that this library raises on purpose.
+
+    Example:
+        >>> try:
+        ...     policies.Confidence(1.5)
+        ... except ponder.PonderError as error:
+        ...     print(error)
+        threshold: expected a number in [0, 1]; got 1.5. Pass threshold=0.5, say.
+    """
 
 
 class _WrongArgumentError(PonderError):
@@ -44,19 +52,50 @@ class ArgumentError(_WrongArgumentError, ValueError):
 
 
 class ArgumentTypeError(_WrongArgumentError, TypeError):
-    """An argument has a type that cannot be used; arguments as for `ArgumentError`."""
+    """An argument has a type that cannot be used; arguments as for `ArgumentError`.
+
+    Example:
+        >>> try:
+        ...     policies.After("quantile", 2)
+        ... except ArgumentTypeError as error:
+        ...     print(error)
+        policy: expected an ExitPolicy; got str. Combine policies with policies.
+    """
 
 
 class DataError(PonderError, ValueError):
-    """A data file does not hold what its format promises."""
+    """A data file does not hold what its format promises.
+
+    Example:
+        >>> raise DataError("train.tsv, line 3: expected 4 columns; got 3.")
+        Traceback (most recent call last):
+            ...
+        ponder.errors.DataError: train.tsv, line 3: expected 4 columns; got 3.
+    """
 
 
 class CheckpointError(PonderError, ValueError):
-    """A saved model, trajectory or result is truncated, foreign or of another shape."""
+    """A saved model, trajectory or result is truncated, foreign or of another shape.
+
+    Example:
+        >>> try:
+        ...     ponder.load(model, "no-such-folder")
+        ... except CheckpointError as error:
+        ...     print(error)
+        no-such-folder/ponder.json: missing or no JSON ([Errno 2] No such file ...).
+    """
 
 
 class NonFiniteError(PonderError, ArithmeticError):
-    """A step produced NaN or infinity (raised in the checking mode only)."""
+    """A step produced NaN or infinity (raised in the checking mode only).
+
+    Example:
+        >>> broken = ponder.PonderWrapper(lambda hidden: hidden / 0.0, 2, head=nn.Linear(8, 3), check_finite=True)
+        >>> broken.eval()(torch.randn(2, 8))
+        Traceback (most recent call last):
+            ...
+        ponder.errors.NonFiniteError: step 1 ...
+    """
 
 
 def _rebuild(

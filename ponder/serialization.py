@@ -89,6 +89,15 @@ def load(model: M, folder: str | Path) -> M:
     Raises:
         CheckpointError: A file is missing, truncated, foreign, of another save, or of a model of another shape; the
             model is then as it was before.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ponder.save(model, folder)
+        ...     again = ponder.PonderWrapper(nn.Linear(8, 8), 4, head=nn.Linear(8, 3), lambda_head=ponder.LambdaHead(8))
+        ...     same = ponder.load(again, folder)
+        >>> same.policy, bool((same.eval()(inputs).outputs == model.eval()(inputs).outputs).all())
+        (Confidence(threshold=0.9), True)
     """
     settings, weights, place = _read(Path(folder))
     own = model.state_dict()

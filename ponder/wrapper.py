@@ -44,6 +44,14 @@ class PonderOutput:
         exit_step: The step of `outputs`, `(batch,)` long, 1-based.
         loss: Scalar, where labels were given: in training the objective's, else the task's at the exits.
         trajectory: Every step, in training; None otherwise.
+
+    Example:
+        >>> out = model.train()(inputs, labels=labels)  # training: every step
+        >>> out.loss.shape, out.trajectory.outputs.shape
+        (torch.Size([]), torch.Size([300, 4, 3]))
+        >>> out = model.eval()(inputs)  # inference: each row to its exit
+        >>> out.outputs.shape, out.exit_step.shape, out.trajectory
+        (torch.Size([300, 3]), torch.Size([300]), None)
     """
 
     outputs: Tensor

@@ -105,7 +105,8 @@ def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
 def fitted_gates(model: ponder.PonderWrapper, setting: Setting) -> list[Gate]:
     """Gates of the frozen solver, fitted on problems of the trained levels: one for each event that hindsight tells."""
     canvas = on_canvas(problems_of(setting, "fitting", setting.task.trained_levels).values())
-    trajectory = model.unroll(canvas.inputs, labels=canvas.labels, **canvas.context(slice(None)))
+    context: dict[str, Any] = {**canvas.context(slice(None))}
+    trajectory = model.unroll(canvas.inputs, labels=canvas.labels, **context)
     return [fit_gate(trajectory, target, shared=True) for target in ("unsettled", "error")]
 
 

@@ -85,7 +85,8 @@ def _cells_in_another_order(side: int, generator: torch.Generator) -> torch.Tens
     def lines() -> torch.Tensor:
         bands = torch.randperm(box, generator=generator).unsqueeze(1)
         within = torch.stack([torch.randperm(box, generator=generator) for _ in range(box)])
-        return (bands * box + within).flatten()
+        ordered: torch.Tensor = bands * box + within
+        return ordered.flatten()
 
     cells = lines().unsqueeze(1) * side + lines()
     mirrored = bool(torch.randint(2, (), generator=generator))

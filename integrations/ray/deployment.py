@@ -46,7 +46,9 @@ def deployment(
         ArgumentError: A number out of range.
 
     Example:
-        `ray.serve.run(deployment("FOLDER", num_replicas=4), route_prefix="/")`
+        >>> application = deployment("FOLDER", num_replicas=4)  # then: ray.serve.run(application, route_prefix="/")
+        >>> type(application).__name__
+        'Application'
     """
     try:
         from ray import serve

@@ -35,7 +35,11 @@ class Predictor:
         CheckpointError: The folder cannot be served.
 
     Example:
-        `dataset.map_batches(Predictor, fn_constructor_args=("FOLDER",), compute=ray.data.ActorPoolStrategy(size=4))`
+        >>> model.save_pretrained("saved")
+        >>> _ = tokenizer.save_pretrained("saved")
+        >>> table = Predictor("saved")({"text": ["a short text", "a text"]})  # or dataset.map_batches(Predictor, …)
+        >>> sorted(table)
+        ['exit_step', 'label', 'score', 'text', 'truncated']
     """
 
     def __init__(

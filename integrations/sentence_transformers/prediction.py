@@ -31,6 +31,14 @@ def predict(
 
     Raises:
         ArgumentTypeError: A model whose rows do not exit.
+
+    Example:
+        >>> from sentence_transformers import CrossEncoder
+        >>> scorer = PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=1)
+        >>> ranker = CrossEncoder(modules=[PonderTransformer.of(scorer, tokenizer)], device="cpu")
+        >>> scores, exit_step = predict(ranker, [("a text", "short"), ("a text", "a")])
+        >>> scores.shape, exit_step.shape
+        (torch.Size([2]), torch.Size([2]))
     """
     if not isinstance(model, CrossEncoder) or not isinstance(model[0], PonderTransformer):
         raise ArgumentTypeError(

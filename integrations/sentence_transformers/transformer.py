@@ -34,6 +34,12 @@ class PonderTransformer(Transformer):
     Args:
         model_name_or_path: A folder that `save` wrote, or a saved model of this package with its tokenizer.
         options: As for `Transformer`.
+
+    Example:
+        >>> from ponder.integrations.transformers import PonderModel
+        >>> module = PonderTransformer.of(PonderModel.from_encoder(encoder, "vanilla", readout="tokens"), tokenizer)
+        >>> module.get_embedding_dimension()
+        16
     """
 
     forward_kwargs = {"policy", "exit_column"}  # noqa: RUF012 (the base class's protocol)

@@ -35,6 +35,15 @@ def with_exits(
     Raises:
         ArgumentTypeError: It is no `SentenceTransformer`.
         ArgumentError: Its first module is no `Transformer`, or the encoder cannot be captured (says why).
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        >>> encoder.save_pretrained("encoder")
+        >>> _ = tokenizer.save_pretrained("encoder")
+        >>> plain = SentenceTransformer(modules=[Transformer("encoder"), Pooling(16)], device="cpu")
+        >>> with_exits(plain).encode(["a short text"], policy=policies.FixedStep(2)).shape
+        (1, 16)
     """
     if not isinstance(model, SentenceTransformer):
         raise ArgumentTypeError(

@@ -31,6 +31,12 @@ class Adapter(ABC):
 
     Args:
         encoder: The bare encoder (`BertModel`, `ViTModel`, …).
+
+    Example:
+        >>> adapter = adapter_for(encoder)
+        >>> hidden, context = adapter.stem(**batch)
+        >>> hidden.shape, adapter.steps().num_steps, adapter.readout("tokens")(hidden).shape
+        (torch.Size([5, 7, 16]), 4, torch.Size([5, 7, 16]))
     """
 
     borrows_modules = True
@@ -98,6 +104,10 @@ class EncoderAdapter(Adapter):
 
     Args:
         encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
+
+    Example:
+        >>> isinstance(adapter_for(encoder), EncoderAdapter), adapter_for(encoder).has_pooler
+        (True, True)
     """
 
     extra_lengths: Mapping[str, Along] = MappingProxyType({})
@@ -196,6 +206,11 @@ class LayerStep:
 
     Args:
         layer: The layer, called as `layer(hidden, attention_mask, **context)`.
+
+    Example:
+        >>> step = LayerStep(encoder.encoder.layer[0])
+        >>> step(torch.randn(5, 7, 16)).shape
+        torch.Size([5, 7, 16])
     """
 
     borrows_modules = True
@@ -213,7 +228,13 @@ class LayerStep:
 
 
 class StackAdapter(EncoderAdapter):
-    """The families of BERT's shape: a stack of layers in `encoder.layer`, and a `pooler` that reads all positions."""
+    """The families of BERT's shape: a stack of layers in `encoder.layer`, and a `pooler` that reads all positions.
+
+    Example:
+        >>> adapter = adapter_for(encoder)
+        >>> isinstance(adapter, StackAdapter), adapter.pool(torch.randn(5, 7, 16)).shape
+        (True, torch.Size([5, 16]))
+    """
 
     def steps(self) -> Steps:
         """One step a layer."""

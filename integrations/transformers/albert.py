@@ -12,7 +12,14 @@ __all__ = ["AlbertAdapter"]
 
 @registry.register("albert")
 class AlbertAdapter(EncoderAdapter):
-    """`AlbertModel`: one step is one application of a layer group, with all its inner layers."""
+    """`AlbertModel`: one step is one application of a layer group, with all its inner layers.
+
+    Example:
+        >>> from transformers import AlbertConfig, AlbertModel
+        >>> config = AlbertConfig(hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=24)
+        >>> adapter_for(AlbertModel(config)).steps().schedule  # one group of layers, applied six times
+        (0, 0, 0, 0, 0, 0)
+    """
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Factorised embeddings, projected to the width of the layers."""

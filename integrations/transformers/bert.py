@@ -13,7 +13,12 @@ __all__ = ["BertAdapter"]
 
 @registry.register("bert")
 class BertAdapter(StackAdapter):
-    """`BertModel` as an encoder (not as a decoder)."""
+    """`BertModel` as an encoder (not as a decoder).
+
+    Example:
+        >>> type(adapter_for(encoder)).__name__, adapters.names()
+        ('BertAdapter', ['albert', 'bert', 'mpnet'])
+    """
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__(encoder)

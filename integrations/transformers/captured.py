@@ -39,6 +39,13 @@ class CapturedAdapter(Adapter):
 
     Raises:
         ArgumentError: It cannot be captured; says why.
+
+    Example:
+        >>> from transformers import DistilBertConfig, DistilBertModel
+        >>> distilbert = DistilBertModel(DistilBertConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=24))
+        >>> adapter = adapter_for(distilbert)
+        >>> type(adapter).__name__, adapter.steps().num_steps
+        ('CapturedAdapter', 3)
     """
 
     def __init__(self, encoder: PreTrainedModel, num_steps: int | None = None) -> None:

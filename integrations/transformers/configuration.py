@@ -33,6 +33,12 @@ class PonderConfig(PretrainedConfig):
         feature_size: The size of what the readout gives; the encoder's `hidden_size` where None.
         evaluations: What was measured, for the model card; see `PonderPreTrainedModel.note_evaluation`.
         kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
+
+    Example:
+        >>> model.config.readout, model.config.make_recipe().policy
+        ('pooler', Quantile(q=0.5))
+        >>> model.config.encoder["model_type"]
+        'bert'
     """
 
     model_type = "ponder"

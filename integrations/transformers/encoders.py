@@ -17,6 +17,10 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ArgumentTypeError: It is no model of Transformers.
         ArgumentError: It has heads, or its encoder half cannot be used alone.
+
+    Example:
+        >>> encoder_of(encoder) is encoder
+        True
     """
     if not isinstance(model, PreTrainedModel):
         raise ArgumentTypeError(
@@ -58,6 +62,10 @@ def adapter_for(encoder: PreTrainedModel, num_steps: int | None = None) -> Adapt
     Raises:
         ArgumentTypeError: It is no model of Transformers.
         ArgumentError: The model has heads already, or it cannot be captured (the message says why).
+
+    Example:
+        >>> adapter_for(encoder).width("mean")
+        16
     """
     encoder = encoder_of(encoder)
     family = encoder.config.model_type

@@ -91,6 +91,11 @@ class Holds:
         narrows: Whether batches get narrower when their longest rows have left.
         joins: Whether rows of several lengths share a batch of a stream (`ponder.StreamEngine`).
         refused: Why it cannot be wrapped; empty where it can.
+
+    Example:
+        >>> bert = next(family for family in supported() if family.name == "bert")
+        >>> bert.reads, bert.narrows, bert.joins, bert.refused
+        ('input_ids', True, True, '')
     """
 
     name: str
@@ -106,6 +111,11 @@ def supported() -> tuple[Holds, ...]:
     """The families of encoders that were tried with this version, and what holds for each.
 
     An encoder of another family is captured too, or refused with the reason.
+
+    Example:
+        >>> found = {family.name: family for family in supported()}
+        >>> found["bert"].how, found["bert"].readouts
+        ('own', ('pooler', 'mean', 'tokens'))
     """
     rows = json.loads(_FOUND.read_text(encoding="utf-8"))
     return tuple(Holds(**{**row, "readouts": tuple(row["readouts"])}) for row in rows)

@@ -35,6 +35,11 @@ class PonderModelOutput(ModelOutput):
         exit_step: The step of either, `(batch,)`, 1-based.
         step_logits: In training, either at every step, `(batch, steps, …)`.
         hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+
+    Example:
+        >>> out = PonderModel.from_encoder(encoder, "vanilla", readout="tokens").eval()(**batch)
+        >>> out.last_hidden_state.shape, out.exit_step
+        (torch.Size([5, 7, 16]), tensor([4, 4, 4, 4, 4]))
     """
 
     loss: Tensor | None = None
@@ -50,6 +55,11 @@ class PonderModel(PonderPreTrainedModel):
 
     Labels are the features that a row should have, such as the embedding that a larger model gives the same text: the
     loss of a step is the mean squared error.
+
+    Example:
+        >>> model = PonderModel.from_encoder(encoder, "vanilla", readout="mean").eval()
+        >>> model(**batch, policy=policies.Converged(tolerance=0.3)).pooler_output.shape
+        torch.Size([5, 16])
     """
 
     inputs = ("input_ids", "pixel_values", "input_values", "input_features")

@@ -69,6 +69,12 @@ class FinetunedClassifier(nn.Module):
 
     Raises:
         ArgumentError: It cannot be captured, or its answer is not one of several; the message says why.
+
+    Example:
+        >>> plain = BertForSequenceClassification(config).eval()
+        >>> model = FinetunedClassifier.from_finetuned(plain)  # in earnest: a folder, or a hub name
+        >>> bool((model(**batch).outputs == plain(**batch).logits).all())  # at full depth, bit for bit
+        True
     """
 
     def __init__(self, classifier: PreTrainedModel, plain: PreTrainedModel | None = None) -> None:

@@ -16,7 +16,16 @@ __all__ = ["PonderForImageClassification"]
 
 
 class PonderForImageClassification(PonderPreTrainedModel):
-    """An encoder of images that answers once an image; see `PonderPreTrainedModel`."""
+    """An encoder of images that answers once an image; see `PonderPreTrainedModel`.
+
+    Example:
+        >>> from transformers import ViTConfig, ViTModel
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+        >>> vit = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes))
+        >>> model = PonderForImageClassification.from_encoder(vit, "palbert", num_labels=10).eval()
+        >>> model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape
+        torch.Size([2, 10])
+    """
 
     pipeline_tag = "image-classification"
     main_input_name = "pixel_values"

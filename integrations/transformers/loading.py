@@ -230,6 +230,7 @@ def _stamps(folder: Path) -> list[tuple[str, int, int]]:
 
 def _refusal(what: str, source: Source | None, fault: str, remedy: str) -> CheckpointError:
     where = "folder" if source is not None and Path(source).exists() else "hub name or folder"
+    first = fault.strip().splitlines()[0].rstrip(".")  # Transformers goes on for a paragraph
     return CheckpointError(
-        f"{what}: expected a {where} with config.json and model.safetensors; got {str(source)!r} ({fault}). {remedy}"
+        f"{what}: expected a {where} with config.json and model.safetensors; got {str(source)!r} ({first}). {remedy}"
     )

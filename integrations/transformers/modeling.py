@@ -80,6 +80,12 @@ class PonderPreTrainedModel(PreTrainedModel):
         config: The configuration; weights are random until they are loaded.
         encoder: The encoder to use instead of a new one made from the configuration.
         adapter: Its adapter, where it is known.
+
+    Example:
+        >>> model.policy, model.recipe.name, model.ponder.num_steps
+        (Quantile(q=0.5), 'palbert', 4)
+        >>> model.unroll(**batch).outputs.shape
+        torch.Size([5, 4, 3])
     """
 
     config_class = PonderConfig

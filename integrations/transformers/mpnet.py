@@ -16,7 +16,14 @@ __all__ = ["MPNetAdapter"]
 
 @registry.register("mpnet")
 class MPNetAdapter(StackAdapter):
-    """`MPNetModel`; it has no token types."""
+    """`MPNetModel`; it has no token types.
+
+    Example:
+        >>> from transformers import MPNetConfig, MPNetModel
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+        >>> adapter_for(MPNetModel(MPNetConfig(vocab_size=40, **sizes))).steps().num_steps
+        4
+    """
 
     extra_lengths = MappingProxyType({"position_bias": Along((-2, -1))})
 

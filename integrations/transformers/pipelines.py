@@ -42,6 +42,11 @@ def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipel
 
     Raises:
         ArgumentError: A task that models of this package do not have.
+
+    Example:
+        >>> classify = pipeline("text-classification", model, tokenizer=tokenizer)
+        >>> classify("a short text", exit_step=True, policy=policies.FixedStep(2))
+        [{'label': 'LABEL_...', 'score': 0..., 'exit_step': 2}]
     """
     name = {"sentiment-analysis": "text-classification", "ner": "token-classification"}.get(task, task)
     if name not in _PIPELINES:

@@ -30,6 +30,13 @@ class PonderQuestionAnsweringOutput(ModelOutput):
         exit_step: The step of these, `(batch,)`, 1-based.
         step_logits: In training, outputs of every step, `(batch, steps, length, 2)`.
         hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+
+    Example:
+        >>> model = PonderForQuestionAnswering.from_encoder(encoder, "pabee").train()
+        >>> first, last = torch.randint(7, (2, 5))
+        >>> out = model(**batch, start_positions=first, end_positions=last)
+        >>> out.loss.shape, out.step_logits.shape
+        (torch.Size([]), torch.Size([5, 4, 7, 2]))
     """
 
     loss: Tensor | None = None
@@ -41,7 +48,14 @@ class PonderQuestionAnsweringOutput(ModelOutput):
 
 
 class PonderForQuestionAnswering(PonderPreTrainedModel):
-    """An encoder of texts that answers with a span of the text; see `PonderPreTrainedModel`."""
+    """An encoder of texts that answers with a span of the text; see `PonderPreTrainedModel`.
+
+    Example:
+        >>> model = PonderForQuestionAnswering.from_encoder(encoder, "vanilla").eval()
+        >>> out = model(**batch)
+        >>> out.start_logits.shape, out.exit_step
+        (torch.Size([5, 7]), tensor([4, 4, 4, 4, 4]))
+    """
 
     pipeline_tag = "question-answering"
     readouts = ("tokens",)

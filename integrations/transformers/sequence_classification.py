@@ -26,6 +26,11 @@ class PonderSequenceClassifierOutput(ModelOutput):
         exit_step: The step of `logits`, `(batch,)`, 1-based.
         step_logits: In training, outputs of every step, `(batch, steps, labels)`.
         hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+
+    Example:
+        >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))
+        >>> out.loss.shape, out.step_logits.shape, out.hazard_logits.shape
+        (torch.Size([]), torch.Size([5, 4, 3]), torch.Size([5, 4]))
     """
 
     loss: Tensor | None = None
@@ -36,7 +41,14 @@ class PonderSequenceClassifierOutput(ModelOutput):
 
 
 class PonderForSequenceClassification(PonderPreTrainedModel):
-    """An encoder of texts that answers once a text; see `PonderPreTrainedModel`."""
+    """An encoder of texts that answers once a text; see `PonderPreTrainedModel`.
+
+    Example:
+        >>> model = PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=3).eval()
+        >>> out = model(**batch, policy=policies.FixedStep(2))
+        >>> out.logits.shape, out.exit_step
+        (torch.Size([5, 3]), tensor([2, 2, 2, 2, 2]))
+    """
 
     pipeline_tag = "text-classification"
     problems = True

@@ -45,6 +45,12 @@ def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -
 
     Raises:
         CheckpointError: The folder is none of these, is damaged, or has no tokenizer.
+
+    Example:
+        >>> model.save_pretrained("saved")
+        >>> _ = tokenizer.save_pretrained("saved")
+        >>> open_folder("saved").num_steps
+        4
     """
     check_choice("batching", batching, ("stream", "window"))
     place = Path(folder)
@@ -87,6 +93,11 @@ def served(
         batching: As for `open_folder`.
         folder: Where it was read from.
         digests: Of the folder's files.
+
+    Example:
+        >>> made = served(model.ponder, {0: "no", 1: "maybe", 2: "yes"}, tokenizer, longest=32)
+        >>> made.labels, made.tokenize(["a short text"]).truncated
+        (('no', 'maybe', 'yes'), [False])
     """
     names = [str(id2label[place]) for place in sorted(id2label)]
     if len(set(names)) < len(names):

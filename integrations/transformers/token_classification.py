@@ -27,6 +27,11 @@ class PonderTokenClassifierOutput(ModelOutput):
         exit_step: The step of `logits`, `(batch,)`, 1-based.
         step_logits: In training, outputs of every step, `(batch, steps, length, labels)`.
         hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+
+    Example:
+        >>> model = PonderForTokenClassification.from_encoder(encoder, "pabee", num_labels=5).train()
+        >>> model(**batch, labels=torch.randint(5, (5, 7))).step_logits.shape
+        torch.Size([5, 4, 7, 5])
     """
 
     loss: Tensor | None = None
@@ -37,7 +42,14 @@ class PonderTokenClassifierOutput(ModelOutput):
 
 
 class PonderForTokenClassification(PonderPreTrainedModel):
-    """An encoder of texts that answers once a token; see `PonderPreTrainedModel`."""
+    """An encoder of texts that answers once a token; see `PonderPreTrainedModel`.
+
+    Example:
+        >>> model = PonderForTokenClassification.from_encoder(encoder, "pabee", num_labels=5).eval()
+        >>> out = model(**batch)
+        >>> out.logits.shape, out.exit_step.shape
+        (torch.Size([5, 7, 5]), torch.Size([5]))
+    """
 
     pipeline_tag = "token-classification"
     readouts = ("tokens",)

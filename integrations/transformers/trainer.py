@@ -44,6 +44,15 @@ class PonderTrainer(Trainer):
     Raises:
         ArgumentError: `args` ask for label smoothing, and the labels are no classes; or the heads of a model with
             adapters of peft are frozen.
+
+    Example:
+        >>> from transformers import TrainingArguments
+        >>> rows = [{"input_ids": [2, 3, 4], "labels": n % 3} for n in range(8)]
+        >>> arguments = TrainingArguments("runs", max_steps=1, report_to=[], disable_tqdm=True, use_cpu=True)
+        >>> trainer = PonderTrainer(model, arguments, lambda_lr=1e-4, train_dataset=rows, processing_class=tokenizer)
+        >>> trainer.train().global_step
+        {'train_runtime': ...}
+        1
     """
 
     def __init__(

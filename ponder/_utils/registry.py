@@ -32,6 +32,10 @@ class Registry(Generic[T]):
     Args:
         kind: What is registered, for messages, for example ``"policy"``.
         group: Entry-point group that other packages use, for example ``"ponder.policies"``.
+
+    Example:
+        >>> "quantile" in policies.names(), policies.get("quantile", q=0.3)
+        (True, Quantile(q=0.3))
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -185,7 +189,14 @@ def _imported(point: metadata.EntryPoint) -> object:
 
 
 class Plugin:
-    """Mixin of the frozen dataclasses that live in a registry: they turn into plain JSON and back."""
+    """Mixin of the frozen dataclasses that live in a registry: they turn into plain JSON and back.
+
+    Example:
+        >>> policies.Quantile(0.3).to_dict()
+        {'name': 'quantile', 'q': 0.3}
+        >>> policies.from_dict({"name": "quantile", "q": 0.3})
+        Quantile(q=0.3)
+    """
 
     registry: ClassVar[Registry[Any]]
 

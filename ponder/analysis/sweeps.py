@@ -37,6 +37,11 @@ class Point:
         mean_exit_step: From 1 to N.
         cost: Mean cost relative to full depth.
         agreement: Share of the rows whose prediction is that of full depth; NaN in regression.
+
+    Example:
+        >>> curve = trajectory.sweep(policies.Confidence, [0.3, 0.9])
+        >>> [(point.threshold, point.mean_exit_step, round(point.score, 2)) for point in curve.points]
+        [(0.3, 1.0, 0.33), (0.9, 2.0, 1.0)]
     """
 
     threshold: float

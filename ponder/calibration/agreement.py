@@ -41,6 +41,11 @@ class AgreementCurve:
         promise: Of each, the lowest level that these rows would have certified, had that level been asked for before
             they were seen. Only the promise that was asked for is one.
         exits: Of each, the share of rows that leave at each step.
+
+    Example:
+        >>> fixed, *_ = agreement_curves(trajectory)
+        >>> fixed.mean_exit_step, [round(share, 2) for share in fixed.disagreement]
+        ((4.0, 3.0, 2.0, 1.0), [0.0, 0.0, 0.33, 0.67])
     """
 
     policy: str
@@ -64,6 +69,11 @@ class AgreementControl:
         moved: On these, the share at full depth.
         mean_exit_step: On these.
         exit_shares: On these, the share that leaves at each step.
+
+    Example:
+        >>> made = control_agreement(trajectory, trajectory, level=0.02)  # in earnest, two sets of rows
+        >>> print(made.statement("full depth does"))
+        Answers as full depth does on all but 2% of inputs like these, with 95% confidence (certified on 300 ...).
     """
 
     found: RiskControl
@@ -127,6 +137,14 @@ def control_agreement(
 
     Raises:
         ArgumentError: A trajectory without labels, or a number out of range.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> reference = replace(trajectory, labels=trajectory.outputs[:, -1].argmax(-1))  # what full depth answers
+        >>> certifying = replace(reference, row_ids=torch.arange(300, 600))  # in earnest: other rows
+        >>> made = control_agreement(reference, certifying, level=0.02)
+        >>> made.kind, made.mean_exit_step, made.disagreement
+        ('confidence', 2.0, 0.0)
     """
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(choosing.num_steps), open_low=True)
@@ -165,6 +183,11 @@ def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[
     Args:
         trajectory: A full-depth run.
         confidence: Of the promises.
+
+    Example:
+        >>> curves = agreement_curves(trajectory)
+        >>> [curve.policy for curve in curves]
+        ['fixed step', 'confidence', 'margin', 'entropy']
     """
     made = []
     for kind in _kinds(trajectory):

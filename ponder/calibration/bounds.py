@@ -48,6 +48,8 @@ def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> 
     Example:
         >>> p_values(torch.zeros(149, 1), 0.02, "exact_binomial").lt(0.05)
         tensor([True])
+        >>> sorted(BOUNDS)
+        ['betting', 'exact_binomial', 'hoeffding_bentkus']
     """
     _check_share("level", level)
     return find(bound).p_values(losses.double(), level)

@@ -31,6 +31,11 @@ class Calibration:
         curve: What every threshold gives.
         met: Whether the target is met on the calibration data.
         statement: What was asked and what came out, in words.
+
+    Example:
+        >>> found = ponder.calibrate(trajectory, policies.Confidence, at_least=0.99)
+        >>> found.met, found.point.mean_exit_step, found.point.score
+        (True, 2.0, 1.0)
     """
 
     policy: ExitPolicy

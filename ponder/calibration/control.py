@@ -33,6 +33,12 @@ class RiskControl:
         met: Whether some threshold was certified; otherwise the policy is full depth.
         mean_exit_step: On the calibration data.
         statement: What is promised, or why nothing could be.
+
+    Example:
+        >>> found = ponder.control_risk(trajectory, policies.Confidence, level=0.05)
+        >>> found.met, found.mean_exit_step
+        (True, 2.0)
+        >>> model.policy = found.policy  # certificate included
     """
 
     policy: Certified

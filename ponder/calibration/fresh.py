@@ -19,6 +19,12 @@ def check_fresh(test: Recording, calibration: Recording) -> None:
 
     Raises:
         ArgumentError: Rows of one are in the other.
+
+    Example:
+        >>> check_fresh(trajectory, trajectory)
+        Traceback (most recent call last):
+            ...
+        ponder.errors.ArgumentError: test: expected rows that the calibration has not seen; got 300 rows with ...
     """
     if test.outputs.shape[1:] != calibration.outputs.shape[1:]:
         return

@@ -75,6 +75,11 @@ def fit_gate(
         ArgumentError: No rows, or none that are finite, a run of training mode, one step only, an unknown name, or a
             task without answers to compare.
         PonderError: scikit-learn is not installed.
+
+    Example:
+        >>> gate = fit_gate(trajectory, target="error")  # in earnest: on rows that train nothing else
+        >>> trajectory.replay(gate).exit_step[:3]
+        tensor([1, 2, 3])
     """
     check_has_rows(trajectory)
     check_evaluated(trajectory)

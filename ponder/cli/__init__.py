@@ -16,7 +16,7 @@ def main() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         print(
-            f"ponder: needs {', '.join(missing)}, not installed. Run:\n  pip install 'ponder-torch[cli]'",
+            f"ponder: needs {', '.join(missing)}: not installed. Run:\n  pip install 'ponder-torch[cli]'",
             file=sys.stderr,
         )
         raise SystemExit(1)

@@ -12,7 +12,7 @@ import torch
 
 from ponder.analysis.diagnosis import Diagnosis, diagnose
 from ponder.calibration import AgreementCurve, agreement_curves
-from ponder.cli.telling import BATCH, quiet, say_left_out, tell
+from ponder.cli.telling import BATCH, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier
@@ -44,7 +44,7 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     with torch.no_grad():
         seen = made.record(rows, batch_size=BATCH, progress=sys.stderr.isatty())
     against_full = replace(seen, labels=seen.outputs[:, -1].argmax(-1))
-    diagnosis = diagnose(against_full if labels is None else seen)
+    diagnosis = diagnose(seen) if labels is not None else _of_agreement(diagnose(against_full))
     curves = agreement_curves(against_full)
     fixed = next(curve for curve in curves if curve.policy == "fixed step")
     step = _earliest(fixed)
@@ -88,12 +88,19 @@ def _earliest(fixed: AgreementCurve) -> int:
     )
 
 
+def _of_agreement(diagnosis: Diagnosis) -> Diagnosis:
+    """The diagnosis, where accuracy is that of the answers at full depth."""
+    verdict = diagnosis.verdict.replace("(accuracy)", "(agreement)")
+    return replace(diagnosis, verdict=verdict, metric="agreement with full depth")
+
+
 def _gains(diagnosis: Diagnosis) -> list[str]:
     """Policy against leaving blindly, in 80 columns."""
-    lines = [f"{'speed-up':<9} {'best policy':<27} {'score':<7} {'blind':<7} gain [95% interval]"]
+    lines = [f"{'speed-up':<9}{'best policy':<32}{'score':<7}{'blind':<7}gain [95% interval]"]
     for gain in diagnosis.gains:
         interval = f"{gain.gain:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-        lines.append(f"×{gain.speedup:<8g} {gain.policy[:27]:<27} {gain.score:<7.4f} {gain.blind:<7.4f} {interval}")
+        policy = gain.policy if len(gain.policy) < 32 else f"{gain.policy[:30]}…"
+        lines.append(f"×{gain.speedup:<8g}{policy:<32}{gain.score:<7.4f}{gain.blind:<7.4f}{interval}")
     return lines
 
 
@@ -105,5 +112,5 @@ def _steps(diagnosis: Diagnosis, fixed: AgreementCurve, step: int, made: Finetun
             for n, score in enumerate(diagnosis.scores, start=1)
         ),
         ("fixed step", f"{step}: the earliest for all texts at ≤ {100 * _LEVEL:g}% other answers (95% confidence)"),
-        ("now", f"{made.policy.policy!r}" if hasattr(made.policy, "policy") else f"{made.policy!r}"),
+        ("now", short(getattr(made.policy, "policy", made.policy))),
     ]

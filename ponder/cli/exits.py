@@ -13,7 +13,7 @@ from typing import Any
 from ponder._utils.files import write_text
 from ponder.cli.exits_page import Run, page_of
 from ponder.cli.measuring import Measured, measure
-from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, tell
+from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts
 from ponder.integrations.transformers import ExitReport, PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct, split_rows
@@ -96,7 +96,7 @@ def _rows(report: ExitReport, measured: Measured, took: float, out: Path) -> lis
     rows = [
         ("texts", f"{report.rows}, of them {report.duplicates} repeated (counted once)"),
         ("used to", f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}"),
-        ("policy", report.policy),
+        ("policy", short(report.policy)),
         ("other answers", f"{100 * report.disagreement:.2f}% of {report.certified_on} fresh texts"),
     ]
     if report.moved:

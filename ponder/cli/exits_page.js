@@ -17,6 +17,7 @@
 
   function show() {
     data.curves.forEach((_, at) => find("line-" + at).setAttribute("class", at === kind.selectedIndex ? "line" : "other"));
+    here.before(find("line-" + kind.selectedIndex));  // on top of the others
     const curve = data.curves[kind.selectedIndex], at = Number(slider.value);
     const mean = curve.mean[at], up = data.steps / mean, differ = curve.differ[at];
     find("at").textContent = curve.values[at];

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ponder.calibration import AgreementCurve
 from ponder.cli.measuring import Measured
-from ponder.cli.telling import BATCH
+from ponder.cli.telling import BATCH, short
 from ponder.integrations.transformers import ExitReport
 from ponder.pages import Block, Embedded, Heading, Page, Table, Text, templates
 
@@ -59,8 +59,10 @@ def page_of(run: Run) -> Page:
         Text("* " + "\n* ".join(_notes(run))),
         Heading("How to use it"),
         Text(
-            "The folder is read by Transformers as before, without exits; with them by `FinetunedClassifier."
-            "from_pretrained(folder)`, `ponder predict FOLDER --texts in.csv --out out.csv` and `ponder serve FOLDER`."
+            "* Without exits, Transformers reads the folder as before.\n"
+            "* With them, in Python: `FinetunedClassifier.from_pretrained(folder)`.\n"
+            "* For a file of texts: `ponder predict FOLDER --texts in.csv --out out.csv`.\n"
+            "* Over HTTP: `ponder serve FOLDER`."
         ),
     ]
     return Page(f"Exits for {Path(run.model).name}", tuple(blocks))
@@ -113,8 +115,8 @@ def _notes(run: Run) -> list[str]:
         f"{report.fitted} texts taught the early heads to answer as the plain model does (no labels are needed), "
         f"{report.chosen_on} chose the kind of policy, and {report.certified_on} certified it. Everything above was "
         "measured on these last ones.",
-        f"The policy is `{report.policy}`. Its threshold is the last that passed an exact binomial test; tests begin "
-        "with the latest exits and end with the first that fails.",
+        f"The policy is `{short(report.policy)}`. Its threshold is the last that passed an exact binomial test; tests "
+        "begin with the latest exits and end with the first that fails.",
         "The promise is about texts that come as these came; of texts that are alike without being equal (one author, "
         "one template) it knows nothing.",
         f"Seconds: the median of pairs of runs in turn, batches of {BATCH} texts of similar length, "
@@ -173,9 +175,28 @@ def _thresholds(run: Run) -> Embedded:
 
 
 def _flops(run: Run, curve: AgreementCurve, shares: tuple[float, ...]) -> float:
-    """Speed-up in FLOPs of these shares of rows at each step, at the mean length."""
-    costs = run.measured.costs[_READ.get(curve.policy, "output")]
-    return 1.0 / sum(share * cost for share, cost in zip(shares, costs, strict=True))
+    """Speed-up in FLOPs of these shares of rows at each step.
+
+    Long texts may leave later than short ones, so that the mean cost is not that of texts of mean length. The
+    difference is the correlation of lengths and exits times the spread of both; the correlation is taken to be that of
+    the chosen policy, whose FLOPs were measured.
+    """
+    mean, spread = _cost(run, curve.policy, shares)
+    return 1.0 / (mean + _correlation(run) * spread)
+
+
+def _cost(run: Run, kind: str, shares: tuple[float, ...]) -> tuple[float, float]:
+    """Mean and standard deviation of FLOPs over the exits, at the mean length; the plain model takes 1."""
+    costs = run.measured.costs[_READ.get(kind, "output")]
+    mean = sum(share * cost for share, cost in zip(shares, costs, strict=True))
+    return mean, math.sqrt(sum(share * (cost - mean) ** 2 for share, cost in zip(shares, costs, strict=True)))
+
+
+def _correlation(run: Run) -> float:
+    """The correlation of lengths and exits, times the spread of lengths."""
+    report, measured = run.report, run.measured.speed_up.flops
+    mean, spread = _cost(run, report.kind, report.exit_shares)
+    return 0.0 if measured is None or spread < 1e-9 else (1.0 / measured - mean) / spread
 
 
 def _line(curve: AgreementCurve, steps: int, most: float) -> str:

@@ -14,7 +14,7 @@ from ponder.calibration import AgreementControl, control_agreement
 from ponder.calibration.agreement import differences
 from ponder.cli.doctor import unseen
 from ponder.cli.measuring import batches_of, seconds
-from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, tell
+from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts
 from ponder.cost.speed import WallClock
 from ponder.errors import ArgumentError
@@ -111,7 +111,7 @@ def run(
         told = [
             ("products", _PRODUCTS[kind]),
             ("texts", f"{len(rows) - done.rows} choose, {done.rows} certify"),
-            ("policy", card["policy"]),
+            ("policy", short(card["policy"])),
             ("other answers", f"{100 * done.disagreement:.2f}%, at full depth {100 * done.moved:.2f}%"),
             ("steps", f"{done.mean_exit_step:.2f} of {model.num_steps}"),
             ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch, batches of {BATCH}"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ponder.cli.telling import BATCH
+from ponder.cost.breakdown import Cost
 from ponder.cost.measuring import measure_each
 from ponder.cost.speed import SpeedUp, WallClock, speed_up, wall_clock
 from ponder.integrations.transformers import FinetunedClassifier
@@ -19,7 +20,6 @@ from ponder.policies import LastStep
 __all__ = ["Measured", "batches_of", "measure", "seconds"]
 
 _TIMED = 512  # texts, at most
-_COUNTED = 128  # texts whose FLOPs are counted, at most
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,19 @@ class Measured:
 
 def measure(model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> Measured:
     """Steps and FLOPs of the model's exits on texts, and seconds in batches of similar length, on this machine."""
-    few = model.collate(rows[:_COUNTED])
-    few.pop("labels", None)
-    inputs = few.pop(model.main_input_name)
+    batches = batches_of(model, rows[:_TIMED])
     with torch.no_grad():
-        exit_step = model(inputs, **few).exit_step.cpu()
-    costs = measure_each(model.ponder, inputs, padding=None, **few)
+        exit_step = torch.cat([model(**batch).exit_step.cpu() for batch in batches])
+    costs = [cost for batch in batches for cost in _costs(model, **batch)]
     plain = sum(cost.plain for cost in costs)
     shares = {
         name: [sum(float(cost.of(needs, step)) for cost in costs) / plain for step in range(1, model.num_steps + 1)]
         for name, needs in (("", frozenset[str]()), ("output", frozenset({"output"})))
     }
-    batches = batches_of(model, rows[:_TIMED])
-    with torch.no_grad():
-        all_steps = torch.cat([model(**batch).exit_step.cpu() for batch in batches])
     clock = seconds(model, batches, lambda: _run(model, batches))
     full = seconds(model, batches, lambda: _run(model, batches, policy=LastStep()), pairs=1)
     counted = speed_up(exit_step, model.num_steps, costs=costs, needs=model.policy.needs)
-    told = SpeedUp(model.num_steps / all_steps.double().mean().item(), counted.flops, clock)
+    told = SpeedUp(model.num_steps / exit_step.double().mean().item(), counted.flops, clock)
     return Measured(told, full, shares)
 
 
@@ -90,6 +85,10 @@ def seconds(
     takes = inspect.signature(plain.forward).parameters
     kept = [{name: value for name, value in batch.items() if name in takes} for batch in batches]
     return wall_clock(lambda: _run(plain, kept), exits, pairs=pairs)
+
+
+def _costs(model: FinetunedClassifier, **batch: Any) -> tuple[Cost, ...]:
+    return measure_each(model.ponder, batch.pop(model.main_input_name), **batch)
 
 
 def _run(call: Any, batches: Sequence[dict[str, Tensor]], **more: Any) -> None:

@@ -37,7 +37,8 @@ def serve(
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         typer.echo(
-            f"ponder: needs {', '.join(missing)}, not installed. Run:\n  pip install 'ponder-torch[serve]'", err=True
+            f"ponder: serve needs {', '.join(missing)}: not installed. Run:\n  pip install 'ponder-torch[serve]'",
+            err=True,
         )
         raise typer.Exit(1)
     bounds = {"max_batch": max_batch, "max_waiting": max_waiting, "max_texts": max_texts, "max_body": max_body}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ponder.cli.texts import Texts
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.tokenizing import Encoded
 
-__all__ = ["BATCH", "check_out", "quiet", "say_left_out", "tell"]
+__all__ = ["BATCH", "check_out", "quiet", "say_left_out", "short", "tell"]
 
 BATCH = 32
 """Texts of a batch, wherever a command runs or times some."""
@@ -73,4 +74,12 @@ def tell(card: Mapping[str, Any], sentences: Iterable[str], rows: Iterable[tuple
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows:
         table.add_row(name, value)
-    console.print(table, markup=False)
+    if table.rows:
+        with console.capture() as drawn:
+            console.print(table, markup=False)
+        typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # it pads to the full width
+
+
+def short(policy: object) -> str:
+    """A policy for people: its numbers to six digits."""
+    return re.sub(r"\d+\.\d{7,}", lambda number: f"{float(number[0]):.6g}", str(policy))

@@ -77,6 +77,15 @@ def measure_each(
 
     Returns:
         One cost a row; rows of one length share it.
+
+    Example:
+        >>> layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)]
+        >>> first_token, padding = ponder.readouts.first_token, ponder.Padding("src_key_padding_mask", real=False)
+        >>> model = ponder.PonderWrapper(layers, readout=first_token, head=nn.Linear(8, 3), padding=padding)
+        >>> mask = torch.tensor([[False] * 6, [False] * 3 + [True] * 3])  # rows of six positions and of three
+        >>> long, short = measure_each(model, torch.randn(2, 6, 8), src_key_padding_mask=mask)
+        >>> round(long.plain / short.plain, 1)
+        2.2
     """
     check_type("model", model, EarlyExitModel)
     padding = model.padding if padding is None else padding

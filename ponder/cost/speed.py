@@ -25,6 +25,11 @@ class WallClock:
         median: Of the pairs.
         low: The lowest.
         high: The highest.
+
+    Example:
+        >>> took = WallClock(median=1.7, low=1.6, high=1.8)
+        >>> print(SpeedUp(steps=2.0, wall_clock=took))
+        ×2.00 in steps, ×1.70 (1.60–1.80) in wall-clock
     """
 
     median: float
@@ -117,6 +122,11 @@ def wall_clock(
         wrapped: The same work with exits.
         pairs: Number of pairs, ≥ 1.
         warm_up: Untimed runs of each before, ≥ 0.
+
+    Example:
+        >>> took = wall_clock(lambda: model(inputs, policy=policies.LastStep()), lambda: model(inputs), pairs=3)
+        >>> took.low <= took.median <= took.high
+        True
     """
     check_int("pairs", pairs)
     check_int("warm_up", warm_up, 0)

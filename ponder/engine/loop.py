@@ -31,6 +31,11 @@ class Exits:
     Args:
         outputs: The head's outputs at each row's exit, `(batch, …)`.
         exit_step: The step at which each row left, `(batch,)` long, 1-based.
+
+    Example:
+        >>> exits = trajectory.replay(policies.Confidence(0.9))
+        >>> exits.exit_step[:4], exits.outputs.shape
+        (tensor([1, 2, 3, 1]), torch.Size([300, 3]))
     """
 
     outputs: Tensor

@@ -27,6 +27,11 @@ def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None
         task: Name of the task.
         labels: Labels, one a row, or None.
         first_row: The id of the first row; the others follow.
+
+    Example:
+        >>> record = ponder.export.OnnxModel(folder).record(inputs.numpy())
+        >>> to_trajectory(record, task="classification", labels=labels).sweep(policies.Confidence, [0.9]).metric
+        'accuracy'
     """
     return Trajectory(
         outputs=torch.from_numpy(record.outputs),
@@ -68,6 +73,13 @@ def certify(
 
     Raises:
         ArgumentError: Exports of different tasks, or whatever `ponder.control_risk` refuses.
+
+    Example:
+        >>> exported = ponder.export.OnnxModel(folder)  # in earnest, the one with int8=True …
+        >>> reference = ponder.export.OnnxModel(folder)  # … and the one without
+        >>> found = certify(exported, reference, inputs.numpy(), policies.Confidence, level=0.05)
+        >>> found.policy.risk, found.policy.rows
+        ('disagreement_with_reference', 300)
     """
     own, other = model.manifest, reference.manifest
     task = task_named(None if own.task == "unnamed" else own.task)

@@ -25,6 +25,7 @@ __all__ = [
     "flatten",
     "head_part",
     "lambda_part",
+    "libraries",
     "readout_part",
     "split_stem",
     "stem_part",
@@ -172,7 +173,7 @@ def write_graph(part: nn.Module, given: Sequence[Slot], outputs: Sequence[str], 
     Raises:
         PonderError: PyTorch cannot trace it.
     """
-    onnx = _libraries()
+    onnx = libraries()
     values = [slot.value.clone() for slot in given]  # one tensor in two places would be traced as one input
     try:
         with warnings.catch_warnings(), _quiet("onnx_ir", "onnxscript", "torch.onnx"):
@@ -213,10 +214,18 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _libraries() -> Any:
+def libraries() -> Any:
+    """The package `onnx`, with all else that an export needs.
+
+    Raises:
+        PonderError: One of them is not installed.
+    """
     try:
         import onnx
+        import onnxruntime  # noqa: F401 (every graph is run once)
         import onnxscript  # noqa: F401 (torch.onnx.export needs it)
     except ImportError as error:
-        raise PonderError("exporting needs onnx and onnxscript: pip install 'ponder-torch[onnx]'.") from error
+        raise PonderError(
+            "exporting needs onnx, onnxruntime and onnxscript: pip install 'ponder-torch[onnx]'."
+        ) from error
     return onnx

@@ -29,6 +29,11 @@ class Answers:
     Args:
         outputs: The head's outputs at each row's exit, `(rows, …)`.
         exit_step: The step at which each row left, `(rows,)`, from 1.
+
+    Example:
+        >>> answers = OnnxModel(folder).predict(inputs.numpy(), policy=policies.FixedStep(2))
+        >>> len(answers), answers.outputs.shape, answers.exit_step[:3]
+        (300, (300, 3), array([2, 2, 2]))
     """
 
     outputs: Array
@@ -45,6 +50,11 @@ class Record:
     Args:
         outputs: Outputs of every step, `(rows, steps, …)`.
         hazard_logits: Of every step, `(rows, steps)`; None without a Lambda head.
+
+    Example:
+        >>> record = OnnxModel(folder).record(inputs.numpy())
+        >>> len(record), record.outputs.shape, record.hazard_logits
+        (300, (300, 4, 3), None)
     """
 
     outputs: Array
@@ -64,6 +74,13 @@ class OnnxModel:
     Raises:
         CheckpointError: The folder is no export, or is broken.
         PonderError: onnxruntime is not installed (the extra ``onnx`` brings it).
+
+    Example:
+        >>> exported = OnnxModel(folder)
+        >>> exported.num_steps, exported.policy
+        (4, {'name': 'confidence', 'threshold': 0.9})
+        >>> exported.predict(inputs.numpy()).exit_step.shape
+        (300,)
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:

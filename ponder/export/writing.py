@@ -24,6 +24,7 @@ from ponder.export.graphs import (
     flatten,
     head_part,
     lambda_part,
+    libraries,
     readout_part,
     split_stem,
     stem_part,
@@ -83,11 +84,17 @@ def onnx(
         ArgumentError: A policy or a task that cannot be expressed without PyTorch (the message says which can), a
             folder that cannot be written, or calibration examples that cannot be read.
         PonderError: onnx or onnxscript is not installed (the extra ``onnx``), or a part cannot be traced.
+
+    Example:
+        >>> folder = ponder.export.onnx(model, "exported", example=torch.randn(2, 8))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['export.json', 'head.onnx', 'model.onnx', 'readout.onnx', 'step_1.onnx']
     """
     if int8 not in (False, True, "all"):
         raise ArgumentError("int8", expected="True, False or 'all'", got=repr(int8), remedy="Pass int8=True, say.")
     if max_length is not None:
         check_int("max_length", max_length)
+    libraries()  # before anything is written
     source = source_of(model, example)
     _check(source.model)
     target = make_folder(folder)

@@ -53,7 +53,12 @@ def compile_steps(model: EarlyExitModel, **options: Any) -> None:
 
 
 def uncompile_steps(model: EarlyExitModel) -> None:
-    """Run the steps of `model` as they were before `compile_steps`."""
+    """Run the steps of `model` as they were before `compile_steps`.
+
+    Example:
+        >>> compile_steps(model, backend="eager")
+        >>> uncompile_steps(model)
+    """
     check_type("model", model, EarlyExitModel)
     for step in model.steps.fns:
         step._compiled_call_impl = None

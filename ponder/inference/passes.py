@@ -89,7 +89,8 @@ class DatasetPass:
         if self.sort_by_length:
             examples = by_length(examples)
             self._check_sizes(len(examples))
-        total = len(dataset) if isinstance(dataset, Sized) and not isinstance(dataset, DataLoader) else None
+        counted = examples if self.sort_by_length else dataset
+        total = len(counted) if isinstance(counted, Sized) and not isinstance(counted, DataLoader) else None
         kind = "cpu" if self._device is None else self._device.type
         precision = nullcontext() if self.dtype is None else torch.autocast(kind, dtype=self.dtype)
         bar = progress_bar(self.label, total) if self.progress else nullcontext(_unseen)

@@ -36,6 +36,11 @@ class Predictions:
         outputs: The head's outputs at each row's exit, `(rows, …)`; where they have a length, zeros stand beyond the
             end of a row.
         exit_step: The step at which each row left, `(rows,)` long, 1-based.
+
+    Example:
+        >>> predictions = ponder.predict(model, inputs, policy=policies.FixedStep(2))
+        >>> len(predictions), predictions.outputs.shape, predictions.exit_step[:3]
+        (300, torch.Size([300, 3]), tensor([2, 2, 2]))
     """
 
     outputs: Tensor

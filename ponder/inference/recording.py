@@ -73,10 +73,8 @@ def record(
         ArgumentError: An empty data set, an example that cannot be read or run, or labels that do not fit.
 
     Example:
-        >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
-        >>> trajectory = record(model, torch.randn(100, 8), labels=torch.zeros(100, dtype=torch.long))
-        >>> trajectory.outputs.shape
-        torch.Size([100, 4, 3])
+        >>> record(model, inputs, labels=labels).outputs.shape
+        torch.Size([300, 4, 3])
     """
     check_type("model", model, EarlyExitModel)
     check_int("first_row", first_row, 0)

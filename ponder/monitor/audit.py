@@ -30,6 +30,13 @@ class StepBack:
         low: Lowest disagreement that the audits leave possible.
         high: Highest.
         statement: The same in words.
+
+    Example:
+        >>> audit = Audit(level=0.01, confidence=0.95)
+        >>> audit.record(True)  # one disagreement is not enough
+        >>> told = audit.record(True)
+        >>> told.stage, told.audits, told.disagreements
+        (0, 2, 2)
     """
 
     stage: int

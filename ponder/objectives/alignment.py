@@ -25,6 +25,11 @@ class Alignment(Objective):
 
     Args:
         weight: w ≥ 0.
+
+    Example:
+        >>> model.objective = objectives.FinalStep() + objectives.Alignment(0.1)
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
     """
 
     weight: float = 1.0

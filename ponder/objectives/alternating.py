@@ -24,6 +24,12 @@ class Alternating(Objective):
     Args:
         even: The objective of steps 0, 2, 4, ….
         odd: The objective of steps 1, 3, 5, ….
+
+    Example:
+        >>> model.objective = Alternating(objectives.FinalStep(), objectives.DeepSupervision("uniform"))
+        >>> model.progress = ponder.Progress(step=1, total=100)  # an odd step of the optimiser: the loss of all steps
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
     """
 
     even: Objective

@@ -34,6 +34,12 @@ class Depth:
     Args:
         warm_up: Steps that run first, without a gradient; their outputs are not looked at.
         steps: Steps that follow, with a gradient, ≥ 1: what an objective sees.
+
+    Example:
+        >>> model.objective.depth(num_steps=12)
+        Depth(warm_up=0, steps=12)
+        >>> Depth(warm_up=8, steps=2).total
+        10
     """
 
     warm_up: int
@@ -59,6 +65,13 @@ class Unrolled:
         features: The readout's features, `(batch, steps, …)`; None where the objective does not need them.
         progress: How far training has come; None where nobody said.
         teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or needed.
+
+    Example:
+        >>> task = ponder.tasks.Classification()
+        >>> losses = torch.tensor([[1.0, 0.5, 0.2, 0.1], [2.0, 1.0, 0.8, 0.4]])  # of two rows at four steps
+        >>> unrolled = Unrolled(torch.zeros(2, 4, 3), losses, task, halting=None, prior=None)
+        >>> objectives.FinalStep().per_example(unrolled)
+        tensor([0.1000, 0.4000])
     """
 
     outputs: Tensor
@@ -76,6 +89,16 @@ class Objective(Plugin, ABC):
     """Base of the objectives; leaves are frozen dataclasses that define `per_example`.
 
     Objectives add up: ``Ponder(0.5) + 0.3 * Distillation(2.0)``.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Worst(objectives.Objective):
+        ...     def per_example(self, unrolled):
+        ...         return unrolled.losses.amax(1)
+        >>> model.objective = Worst()  # it needs none of `objectives.NEEDS`
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
     """
 
     registry = registry

@@ -30,6 +30,12 @@ class SignalCalibration(Objective):
     Args:
         margin: ε ≥ 0.
         signal: The certainty of a class that the policy will read; ``"energy"`` is the paper's.
+
+    Example:
+        >>> model.objective = objectives.SimulatedExits() + 0.1 * objectives.SignalCalibration()
+        >>> model.progress = ponder.Progress(step=10, total=100)
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
     """
 
     margin: float = 0.3

@@ -38,6 +38,12 @@ class SimulatedExits(Objective):
         sharpness: β at the end of training, ≥ 0; 0 weighs all steps alike.
         signal: What the simulated policy reads: ``"confidence"``, ``"energy"`` (the paper's choice), ``"margin"`` or
             ``"negative_entropy"`` of class logits, or ``"halting"``, the Lambda head's CDF, which every task has.
+
+    Example:
+        >>> model.objective = objectives.SimulatedExits(thresholds=5, sharpness=10.0)
+        >>> model.progress = ponder.Progress(step=10, total=100)
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
     """
 
     thresholds: int = 5

@@ -30,7 +30,7 @@ _INLINE = (
     (re.compile(r"&lt;u&gt;(.+?)&lt;/u&gt;"), r"<u>\1</u>"),
 )
 _MARKS = re.compile(r"\*|</?u>")
-_NUMBER = re.compile(r"[×x+\-−±]?\s*[\d.]+(\s*(±|–|of|/)\s*[\d.]+)?\s*(%|×|x|s|ms)?|–|")
+_NUMBER = re.compile(r"[×x÷≤≥+\-−±]?\s*[\d.]+(\s*(±|–|of|/)\s*[\d.]+)?\s*(%|×|x|s|ms)?(\s*\([^)]*\))?|–|")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

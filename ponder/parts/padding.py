@@ -33,6 +33,11 @@ class Along:
     Args:
         dims: Dimensions of the batched tensor; 0 is the batch.
         fill: The value at padding, or a function of the tensor that gives it.
+
+    Example:
+        >>> ids = Along(dims=(1,), fill=0)  # token ids (batch, length), padded with 0
+        >>> ids.narrow(torch.tensor([[5, 6, 0, 0]]), 2)
+        tensor([[5, 6]])
     """
 
     dims: tuple[int, ...] = (1,)

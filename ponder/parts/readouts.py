@@ -89,6 +89,12 @@ class Pooled(nn.Module):
         pool: `mean`, `last` or `first_token`.
         padding: Which mask of the context says where padding is; ``attention_mask`` or ``src_key_padding_mask`` where
             None, if one is there.
+
+    Example:
+        >>> tokens: ponder.readouts.Readout = ponder.readouts.identity  # features (batch, length, width)
+        >>> pooled = ponder.readouts.Pooled(tokens, ponder.readouts.mean)
+        >>> pooled(torch.randn(2, 3, 8), attention_mask=torch.tensor([[1, 1, 1], [1, 0, 0]])).shape
+        torch.Size([2, 8])
     """
 
     def __init__(self, readout: Readout | None, pool: Readout, padding: Padding | None = None) -> None:

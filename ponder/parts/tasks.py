@@ -44,6 +44,13 @@ class Task(ABC):
     """What the outputs of a head mean.
 
     Outputs of one step are `(batch, …)`; where a method takes those of all steps, `(batch, steps, …)`, it says so.
+
+    Example:
+        >>> task = task_named("classification")
+        >>> task.losses(torch.zeros(2, 3), torch.tensor([0, 2]))  # (batch, classes) and (batch,) → (batch,)
+        tensor([1.0986, 1.0986])
+        >>> task.predictions(torch.tensor([[0.1, 0.9, 0.0]]))
+        tensor([1])
     """
 
     name: ClassVar[str]
@@ -250,7 +257,12 @@ class Unnamed(Classification):
 
 
 class Regression(Task):
-    """Real numbers: squared error, averaged over the numbers of an example; outputs and labels alike."""
+    """Real numbers: squared error, averaged over the numbers of an example; outputs and labels alike.
+
+    Example:
+        >>> Regression().losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
+        tensor([0., 4.])
+    """
 
     name = "regression"
     each_row_alone = True
@@ -289,6 +301,10 @@ class Multilabel(_Smoothable):
 
     Args:
         label_smoothing: Share ε in [0, 1): 1 becomes 1 − ε / 2, and 0 becomes ε / 2.
+
+    Example:
+        >>> Multilabel().predictions(torch.tensor([[2.0, -1.0, 0.5]]))
+        tensor([[ True, False,  True]])
     """
 
     name = "multilabel"
@@ -342,6 +358,10 @@ class TokenClassification(_Smoothable):
 
     Args:
         label_smoothing: As for `Classification`.
+
+    Example:
+        >>> TokenClassification().losses(torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]))  # the last is padding
+        tensor([0.6931])
     """
 
     name = "token_classification"
@@ -385,6 +405,10 @@ class Span(Task):
 
     Outputs `(batch, length, 2)`, labels `(batch, 2)` long: the first and the last position. A position of −100, or
     beyond the sequence (the answer was cut off), counts for nothing.
+
+    Example:
+        >>> Span().predictions(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]]))  # it starts at 1 and ends at 2
+        tensor([[1, 2]])
     """
 
     name = "span"
@@ -460,7 +484,15 @@ _UNNAMED = Unnamed()
 
 
 def as_task(task: TaskName | LossFunction | Task | None) -> Task | None:
-    """The task that a user names, or wraps in a callable; None stays None (see `infer_task` and `task_named`)."""
+    """The task that a user names, or wraps in a callable; None stays None (see `infer_task` and `task_named`).
+
+    Example:
+        >>> as_task("regression").name, as_task(None)
+        ('regression', None)
+        >>> absolute = as_task(lambda outputs, labels: (outputs - labels).abs().mean(-1))
+        >>> absolute.losses(torch.ones(2, 1), torch.zeros(2, 1))
+        tensor([1., 1.])
+    """
     if task is None or isinstance(task, Task):
         return task
     if callable(task):
@@ -479,8 +511,9 @@ def task_named(name: str | None) -> Task:
     """The task of a name that was recorded, `Task.name`; None stands for a model that names none.
 
     Example:
-        >>> task_named("classification").name
-        'classification'
+        >>> from typing import get_args
+        >>> [task_named(name).name for name in get_args(TaskName)]
+        ['classification', 'regression', 'multilabel', 'token_classification', 'span']
     """
     if name is None:
         return _UNNAMED
@@ -488,14 +521,24 @@ def task_named(name: str | None) -> Task:
 
 
 def infer_task(outputs: Tensor, labels: Tensor) -> Task:
-    """The task of a model that names none: integer labels are classes, all others are numbers."""
+    """The task of a model that names none: integer labels are classes, all others are numbers.
+
+    Example:
+        >>> infer_task(torch.zeros(2, 3), torch.tensor([0, 2])).name, infer_task(torch.zeros(2, 1), torch.zeros(2)).name
+        ('classification', 'regression')
+    """
     if labels.is_floating_point() or outputs.shape[-1] == 1:
         return _TASKS["regression"]
     return _TASKS["token_classification" if outputs.dim() == 3 else "classification"]
 
 
 def hard_labels(labels: Tensor) -> Tensor:
-    """Classes, of labels that may be probabilities of classes."""
+    """Classes, of labels that may be probabilities of classes.
+
+    Example:
+        >>> hard_labels(torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
+        tensor([1, 0])
+    """
     return labels.argmax(-1) if labels.is_floating_point() else labels
 
 

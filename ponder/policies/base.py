@@ -54,6 +54,11 @@ class PolicyBatch:
         row_ids: Who each row is, `(batch,)` long: its position, or the caller's `row_ids`.
         num_steps: N, the number of steps at full depth.
         task: What the outputs mean; a name is looked up.
+
+    Example:
+        >>> batch = PolicyBatch(row_ids=torch.arange(3), num_steps=4)
+        >>> policies.Patience(2).init(batch)  # the state of a policy before the first step
+        {'count': tensor([0, 0, 0]), 'before': None}
     """
 
     row_ids: Tensor
@@ -119,6 +124,12 @@ class StepView:
         mask: Which positions of a row are no padding, `(batch, length)` bool, where a row has an answer at each of
             its positions and its padding is known; None elsewhere.
         policy_context: What the caller gave for the policy, by name, `(batch, …)` each.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 4.0], [0.0, 0.5]])  # of two rows, which are at steps 2 and 3 of 4
+        >>> view = StepView(torch.tensor([2, 3]), 4, {"output": logits})
+        >>> policies.Confidence(0.9).decide(view, None)
+        (tensor([ True, False]), None)
     """
 
     index: Tensor
@@ -164,6 +175,16 @@ class ExitPolicy(Plugin, ABC):
 
     A leaf sets `needs` and defines `decide`, and `init` where it carries state from step to step. The exit at
     the last step belongs to the loop: a policy is not asked there.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Positive(policies.ExitPolicy):
+        ...     needs = frozenset({"output"})
+        ...     def decide(self, step, state):
+        ...         return step.output[:, 0] > 0, state
+        >>> trajectory.replay(Positive()).exit_step.shape
+        torch.Size([300])
     """
 
     registry = registry
@@ -287,6 +308,17 @@ class ThresholdPolicy(ExitPolicy):
     """Base of the policies with one statistic and one threshold; a leaf defines `statistic` and names its `tunable`.
 
     The statistic and the state must not depend on the threshold.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Norm(policies.ThresholdPolicy):
+        ...     threshold: float
+        ...     needs, tunable = frozenset({"output"}), policies.Threshold("threshold", "above")
+        ...     def statistic(self, step, state):
+        ...         return step.output.norm(dim=-1), state
+        >>> trajectory.replay(Norm(5.0)).exit_step[:3]
+        tensor([1, 2, 3])
     """
 
     tunable: ClassVar[Threshold]
@@ -401,6 +433,15 @@ class PolicyWrapper(ExitPolicy):
 
     Args:
         policy: The policy inside.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> @dataclass(frozen=True)
+        ... class Halved(policies.PolicyWrapper):
+        ...     def transform(self, step):
+        ...         return replace(step, readings={"output": step.output / 2})
+        >>> trajectory.replay(Halved(policies.Confidence(0.95))).exit_step[:3]  # sure nowhere
+        tensor([4, 4, 4])
     """
 
     policy: ExitPolicy

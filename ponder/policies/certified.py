@@ -30,6 +30,11 @@ class Certified(PolicyWrapper):
         threshold_value: Its value; None where none was certified and the policy is full depth.
         p_value: Of the chosen value; None where there is none.
         path: The values that were tested, in order, with the empirical risk and the p-value of each.
+
+    Example:
+        >>> policy = ponder.control_risk(trajectory, policies.Confidence, level=0.05).policy
+        >>> policy.risk, policy.level, policy.confidence, policy.threshold_name, policy.rows
+        ('disagreement', 0.05, 0.95, 'threshold', 300)
     """
 
     statement: str

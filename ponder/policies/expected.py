@@ -39,6 +39,13 @@ class Expected(ExitPolicy):
         edges: Bounds between the bins, rising, `(steps, bins − 1)`.
         rewards: r, `(steps, bins)`.
         transitions: T, `(steps − 1, bins, bins)`.
+
+    Example:
+        >>> policy = policies.Expected.fit(trajectory, price=0.01)
+        >>> policy
+        Expected(price=0.01, over 4 steps and 10 bins)
+        >>> trajectory.replay(policy).exit_step[:3]
+        tensor([1, 2, 3])
     """
 
     price: float

@@ -143,6 +143,13 @@ class Gate(ThresholdPolicy):
         floor: No row leaves before this step.
         target: What was fitted: ``"gain"``, ``"error"``, ``"agreement"`` or ``"unsettled"``.
         delta: By how much a later step has to lower the loss, for ``"gain"``.
+
+    Example:
+        >>> gate = ponder.calibration.fit_gate(trajectory, target="error")
+        >>> gate.signals
+        ('confidence', 'margin', 'energy', 'negative_entropy', 'streak', 'shift')
+        >>> trajectory.replay(gate.with_threshold(0.2)).exit_step[:3]
+        tensor([1, 2, 3])
     """
 
     num_steps: int | None

@@ -29,6 +29,13 @@ class LinearScorer(nn.Linear):
     """A linear layer that gives one logit from `width` features.
 
     A scorer that is to be saved with its policy has a registered name and `settings()`, the arguments of its class.
+
+    Example:
+        >>> scorer = policies.LinearScorer(width=8)
+        >>> scorer(inputs).shape
+        torch.Size([300, 1])
+        >>> policies.scorers.names()
+        ['linear']
     """
 
     def __init__(self, width: int) -> None:
@@ -51,6 +58,11 @@ class Learned(ThresholdPolicy):
     Args:
         scorer: Features `(batch, …)` → logits `(batch,)` or `(batch, 1)`. Not trained here, and run in eval mode.
         threshold: In [0, 1].
+
+    Example:
+        >>> policy = policies.Learned(policies.LinearScorer(8), threshold=0.5)
+        >>> model.eval()(inputs, policy=policy).exit_step.shape
+        torch.Size([300])
     """
 
     scorer: nn.Module

@@ -145,6 +145,11 @@ class Energy(_Certainty):
 
     Args:
         threshold: In [0, 1].
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Energy(0.85)).exit_step
+        tensor([2])
     """
 
     threshold: float

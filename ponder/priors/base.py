@@ -27,6 +27,10 @@ class MeanParameter:
         name: The field of the prior.
         low: Lower end of the open interval of its values; −inf where there is none.
         high: Upper end; inf where there is none.
+
+    Example:
+        >>> priors.Geometric.mean_parameter
+        MeanParameter(name='rate', low=0.0, high=1.0)
     """
 
     name: str
@@ -35,7 +39,12 @@ class MeanParameter:
 
 
 class PriorWeights(nn.Module):
-    """Base of what a prior learns with the model; `parameter_groups` puts it with the Lambda head."""
+    """Base of what a prior learns with the model; `parameter_groups` puts it with the Lambda head.
+
+    Example:
+        >>> isinstance(priors.Learned(4).module, PriorWeights)
+        True
+    """
 
 
 class Prior(Plugin, ABC):
@@ -44,6 +53,15 @@ class Prior(Plugin, ABC):
     A leaf needs one method, `log_pmf`. Called with a number of steps, a prior gives a `StepDistribution`. Two
     attributes say more about a family: `mean_parameter`, for `for_mean`, and `module`, the weights of a prior that
     learns, which a `PonderWrapper` makes its own.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Falling(priors.Prior):
+        ...     def log_pmf(self, num_steps):
+        ...         return torch.arange(num_steps, 0, -1).double().log().log_softmax(0)
+        >>> Falling()(3).pmf
+        tensor([0.5000, 0.3333, 0.1667])
     """
 
     registry = registry

@@ -34,6 +34,12 @@ class LambdaSpec:
         activation: Between the layers.
         start: Hazard of a new head: ``"half"``, ``"prior"``, the prior's at step 1, or a number in (0, 1). A small one
             is a deep start: halting begins late, as loops need that have to learn first what more steps are good for.
+
+    Example:
+        >>> LambdaSpec(layers=3, history=2).hazard(prior=None, num_steps=12)
+        0.5
+        >>> round(LambdaSpec(start="prior").hazard(priors.Geometric(0.1), num_steps=12), 3)
+        0.1
     """
 
     layers: int = 1
@@ -63,6 +69,12 @@ class Stage:
             ``"attached"``, or of the ``"previous"`` stage, a frozen copy of the model as this stage finds it.
         early_heads: What the heads of all steps but the last start from: they ``"go_on"``, or become copies of the
             ``"last"`` head, where the stage before has trained that one alone.
+
+    Example:
+        >>> [stage.train for stage in recipes.get("deebert").stages]
+        ['all', 'early_heads']
+        >>> Stage(objectives.FinalStep()).to_dict()["train"]
+        'all'
     """
 
     objective: Objective
@@ -109,6 +121,11 @@ class Recipe:
             that no step hears more for having more heads behind it (`ponder.parts.gradients.equilibrium`).
         tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they
             mean any encoder's own steps.
+
+    Example:
+        >>> recipe = Recipe("mine", "nowhere", stages=(Stage(objectives.FinalStep()),), policy=policies.Patience(6))
+        >>> recipe.for_steps(6).policy  # of 12 steps, where the recipe was tuned for them
+        Patience(patience=3, tolerance=0.0)
     """
 
     name: str
@@ -222,6 +239,12 @@ def start_heads(stage: Stage, head: nn.Module) -> None:
     Args:
         stage: The stage that begins.
         head: The head.
+
+    Example:
+        >>> head = ponder.PerStep([nn.Linear(8, 3) for _ in range(4)])
+        >>> start_heads(Stage(objectives.FinalStep(), early_heads="last"), head)
+        >>> bool((head.heads[0].weight == head.heads[3].weight).all())
+        True
     """
     if stage.early_heads == "last" and isinstance(head, PerStep):
         *early, last = head.heads
@@ -247,6 +270,12 @@ def freeze_for(
 
     Raises:
         ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
+
+    Example:
+        >>> head = ponder.PerStep([nn.Linear(8, 3) for _ in range(4)])
+        >>> freeze_for(recipes.get("deebert").stages[1], nn.Linear(8, 8), head)
+        >>> [one.weight.requires_grad for one in head.heads]
+        [True, True, True, False]
     """
     hazards = [module for module in halting if module is not None]
     if stage.train == "early_heads" and not isinstance(head, PerStep):

@@ -13,6 +13,10 @@ def deebert(threshold: float = 0.2) -> Recipe:
 
     Args:
         threshold: Entropy below which a row exits, in nats.
+
+    Example:
+        >>> deebert(threshold=0.3).policy
+        Entropy(threshold=0.3, normalize=False)
     """
     return Recipe(
         name="deebert",

@@ -40,6 +40,11 @@ def ponder(
         beta: Weight of the divergence from that prior.
         confidence: Highest class probability above which a row leaves.
         q: Q-exit's level, where the task has no classes.
+
+    Example:
+        >>> recipe = recipes.get("ponder", confidence=0.9)
+        >>> recipe.policy, [stage.teacher for stage in recipe.stages]
+        (Confidence(threshold=0.9), ['attached', 'previous', 'attached'])
     """
     deep = DeepSupervision("uniform")
     taught: Objective = Distillation(temperature, teacher="frozen")

@@ -13,6 +13,10 @@ def fastbert(speed: float = 0.5) -> Recipe:
 
     Args:
         speed: Normalised entropy, in [0, 1], below which a row exits.
+
+    Example:
+        >>> fastbert(speed=0.4).policy
+        Entropy(threshold=0.4, normalize=True)
     """
     return Recipe(
         name="fastbert",

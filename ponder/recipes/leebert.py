@@ -16,6 +16,10 @@ def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, to
         temperature: Of the distillation.
         patience: Agreements in a row, for 12 steps.
         tolerance: What counts as agreement in regression, in the unit of the labels.
+
+    Example:
+        >>> leebert(patience=4).policy
+        Patience(patience=4, tolerance=0.1)
     """
     return Recipe(
         name="leebert",

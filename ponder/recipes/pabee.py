@@ -14,6 +14,10 @@ def pabee(patience: int = 6, tolerance: float = 0.1) -> Recipe:
     Args:
         patience: Agreements in a row, for 12 steps.
         tolerance: What counts as agreement in regression, in the unit of the labels.
+
+    Example:
+        >>> pabee().for_steps(6).policy  # patience 6 of 12 steps is 3 of 6
+        Patience(patience=3, tolerance=0.1)
     """
     return Recipe(
         name="pabee",

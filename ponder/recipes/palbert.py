@@ -33,6 +33,11 @@ def palbert(
         rate: The geometric prior's hazard, for 12 steps.
         q: Q-exit's level.
         seed: Of sampling, where `q_exit` is off.
+
+    Example:
+        >>> recipe = palbert(beta=0.3)
+        >>> recipe.policy, recipe.lambda_head.layers, recipe.lambda_head.history
+        (Quantile(q=0.5), 3, 2)
     """
     return Recipe(
         name="palbert",
@@ -55,6 +60,11 @@ def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0, start: flo
         seed: Of sampling.
         start: Hazard that the Lambda head starts at, in (0, 1); one half where None. Small for loops: halting then
             begins late.
+
+    Example:
+        >>> recipe = pondernet(seed=1)
+        >>> recipe.policy, recipe.lambda_head.layers
+        (Bernoulli(seed=1), 1)
     """
     return Recipe(
         name="pondernet",

@@ -18,6 +18,10 @@ def palbert_deep(weight: float = 1.0, per_step_heads: bool = False, *, beta: flo
         per_step_heads: One head a step instead of one for all.
         beta: As in `palbert`.
         q: As in `palbert`.
+
+    Example:
+        >>> palbert_deep(weight=0.5).stages[0].objective.weights
+        (1.0, 0.5)
     """
     objective = Ponder(beta) + weight * DeepSupervision("linear")
     made = palbert(beta=beta, q=q)

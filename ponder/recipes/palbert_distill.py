@@ -18,6 +18,10 @@ def palbert_distill(weight: float = 1.0, temperature: float = 2.0, *, beta: floa
         temperature: Of the distillation.
         beta: As in `palbert`.
         q: As in `palbert`.
+
+    Example:
+        >>> palbert_distill(temperature=4.0).stages[0].objective.objectives[1]
+        Distillation(temperature=4.0, weight=1.0, teacher='last_step')
     """
     objective = Ponder(beta) + Distillation(temperature, weight)
     return replace(palbert(beta=beta, q=q), name="palbert-distill", stages=(Stage(objective),))

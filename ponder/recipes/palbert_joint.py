@@ -38,6 +38,11 @@ def palbert_joint(
         beta: Weight of the divergence.
         confidence: Highest class probability above which a row leaves.
         q: Q-exit's level, where the task is not classification.
+
+    Example:
+        >>> recipe = palbert_joint()
+        >>> recipe.for_task("classification").policy, recipe.for_task("regression").policy
+        (Confidence(threshold=0.8), Quantile(q=0.25))
     """
     objective = Ponder(beta) + deep * DeepSupervision("linear") + Distillation(2.0, distill)
     return Recipe(

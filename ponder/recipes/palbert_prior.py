@@ -18,5 +18,9 @@ def palbert_prior(depth: float = 0.4, family: str = "geometric", *, beta: float 
         family: Family of the prior.
         beta: As in `palbert`.
         q: As in `palbert`.
+
+    Example:
+        >>> palbert_prior(depth=0.4, family="poisson").prior
+        AtDepth(depth=0.4, family='poisson')
     """
     return replace(palbert(beta=beta, q=q), name="palbert-prior", prior=AtDepth(depth, family))

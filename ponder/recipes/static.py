@@ -13,6 +13,10 @@ def static(k: int = 3) -> Recipe:
 
     Args:
         k: A step of the encoder at hand; not scaled.
+
+    Example:
+        >>> static(k=3).policy, static(k=3).stages[0].objective
+        (FixedStep(step=3), OneStep(step=3))
     """
     return Recipe(
         name="static",

@@ -9,5 +9,10 @@ __all__ = ["vanilla"]
 
 @registry.register("vanilla")
 def vanilla() -> Recipe:
-    """The recipe of a plain model: the loss of the last step, and no early exit."""
+    """The recipe of a plain model: the loss of the last step, and no early exit.
+
+    Example:
+        >>> vanilla().policy, vanilla().stages[0].objective
+        (LastStep(), FinalStep())
+    """
     return Recipe("vanilla", "Devlin et al. 2019", (Stage(FinalStep()),), LastStep())

@@ -45,6 +45,12 @@ def create_app(
         model: The model, or what reads it when the application is opened.
         limits: What is accepted.
         audit: What is audited; or what makes the plan, given the model.
+
+    Example:
+        >>> from fastapi.testclient import TestClient  # in earnest: uvicorn.run(create_app(served))
+        >>> with TestClient(create_app(served)) as client:
+        ...     client.post("/predict", json={"texts": ["a text"]}).json()["num_steps"]
+        4
     """
     limits = limits or Limits()
 

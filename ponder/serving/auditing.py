@@ -46,6 +46,13 @@ class AuditPlan:
 
     Raises:
         ArgumentError: No policies, or a number out of range.
+
+    Example:
+        >>> plan = AuditPlan(ponder.monitor.Audit(level=0.01), (policies.Confidence(0.8), policies.Confidence(0.95)))
+        >>> len(plan.policies), plan.audit.level
+        (2, 0.01)
+        >>> AuditPlan.of_certificate(policies.Confidence(0.8)) is None  # nothing is certified
+        True
     """
 
     audit: Audit

@@ -12,7 +12,14 @@ __all__ = ["Batcher"]
 
 
 class Batcher(Protocol):
-    """`ponder.StreamEngine`, or a `WindowBatcher`."""
+    """`ponder.StreamEngine`, or a `WindowBatcher`.
+
+    Example:
+        >>> batcher = served.start(ponder.serving.Limits())  # a stream, as said above
+        >>> batcher.submit(torch.randn(8), policy=policies.FixedStep(2)).result().exit_step
+        2
+        >>> batcher.close()
+    """
 
     @property
     def failure(self) -> BaseException | None:

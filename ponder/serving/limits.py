@@ -25,6 +25,10 @@ class Limits:
 
     Raises:
         ArgumentError: A bound out of range, or more texts in a request than may wait.
+
+    Example:
+        >>> Limits(max_texts=8, deadline=0.5).max_waiting
+        1024
     """
 
     max_body: int = 1 << 20

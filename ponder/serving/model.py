@@ -25,6 +25,12 @@ class Tokens:
     Args:
         examples: What the batcher takes, one a text.
         truncated: Whether each text was longer than the model takes, and was cut.
+
+    Example:
+        >>> texts: list[Text] = ["a text", ("a text", "and its pair")]
+        >>> tokens = served.tokenize(texts[:1])
+        >>> len(tokens.examples), tokens.truncated
+        (1, [False])
     """
 
     examples: Sequence[Any]
@@ -45,6 +51,12 @@ class ServedModel:
         check: Raises where a policy cannot serve the model.
         folder: Where it was read from, or None.
         digests: Of the folder's files when it was read, by name; see `ponder.serving.watching`.
+
+    Example:
+        >>> served.num_steps, served.labels
+        (4, ('no', 'maybe', 'yes'))
+        >>> served.tokenize(["a text"]).truncated
+        [False]
     """
 
     num_steps: int

@@ -76,6 +76,16 @@ class Service:
     Raises:
         ArgumentError: A policy of the audit that cannot serve the model.
         CheckpointError: The audit's file holds the state of another promise.
+
+    Example:
+        >>> import asyncio
+        >>> async def answer(texts):
+        ...     service = Service(served)
+        ...     made = await service.predict(texts, max_steps=2)
+        ...     await service.close()
+        ...     return made.answers
+        >>> [one["exit_step"] for one in asyncio.run(answer(["a text", "another one"]))]
+        [2, 2]
     """
 
     def __init__(

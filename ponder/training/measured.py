@@ -32,6 +32,11 @@ def measured(
     Returns:
         `loss_step_1` … (the task's loss of each step) where there are labels; with hazards `expected_steps` (the mean
         of the halting distribution), and with a prior `kl`, from the halting distribution to it.
+
+    Example:
+        >>> found = measured(model, trajectory.outputs, trajectory.hazard_logits, labels)
+        >>> list(found), found["loss_step_1"].shape
+        (['loss_step_1', 'loss_step_2', 'loss_step_3', 'loss_step_4'], torch.Size([300]))
     """
     found: dict[str, Tensor] = {}
     if not len(outputs):
@@ -51,7 +56,15 @@ def measured(
 
 
 class Means:
-    """Means over the examples of several batches, without waiting for the device before they are asked for."""
+    """Means over the examples of several batches, without waiting for the device before they are asked for.
+
+    Example:
+        >>> means = Means()
+        >>> means.add({"loss": torch.tensor([1.0, 2.0])})
+        >>> means.add({"loss": torch.tensor([6.0])})
+        >>> means.taken()
+        {'loss': 3.0}
+    """
 
     def __init__(self) -> None:
         self._parts: dict[str, list[Tensor]] = defaultdict(list)

@@ -18,6 +18,10 @@ class EpochReport:
         expected_steps: Mean of the halting distribution in training; None without a Lambda head.
         score: Score on the held-out data, the higher the better; None where there were none.
         exit_step: Mean exit step on the held-out data, likewise.
+
+    Example:
+        >>> EpochReport(epoch=1, loss=0.7, score=0.81, exit_step=3.2).score
+        0.81
     """
 
     epoch: int
@@ -37,6 +41,11 @@ class StageReport:
         epochs: Each epoch that ran.
         best_epoch: The epoch whose weights were kept: the best on held-out data, or the last.
         seconds: How long it took.
+
+    Example:
+        >>> epochs = EpochReport(1, loss=0.7, score=0.81), EpochReport(2, loss=0.5, score=0.84)
+        >>> StageReport(objectives.FinalStep().to_dict(), "all", epochs, best_epoch=2, seconds=60.0).best.score
+        0.84
     """
 
     objective: dict[str, Any]
@@ -58,6 +67,13 @@ class FitReport:
     Args:
         stages: Each stage, in order.
         metric: What the score is; None without held-out data.
+
+    Example:
+        >>> epochs = (EpochReport(1, loss=0.7, score=0.81),)
+        >>> stage = StageReport(objectives.FinalStep().to_dict(), "all", epochs, 1, 60.0)
+        >>> print(FitReport((stage,), metric="accuracy"))
+        stage 1 of 1: final-step, 60 s
+          epoch 1: loss 0.7000, accuracy 0.8100  (kept)
     """
 
     stages: tuple[StageReport, ...]

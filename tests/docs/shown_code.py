@@ -15,6 +15,7 @@ import linecache
 import re
 import sys
 import tokenize
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,9 +141,8 @@ def main(pages: list[str]) -> None:
     print(Path(ponder.__file__).parent)
     print("benchmarks:", "there" if importlib.util.find_spec("benchmarks") else "not there")
     make_stand_ins(Path())
-    import __main__
-
-    count = sum(run_page(Path(page), Path(page).name, vars(__main__)) for page in pages)
+    shared = sys.modules["__main__"] = types.ModuleType("__main__")  # where pickle looks for the classes of a page
+    count = sum(run_page(Path(page), Path(page).name, vars(shared)) for page in pages)
     print(f"{count} blocks ran")
 
 

@@ -1,4 +1,7 @@
-"""The reference lists every public name, and every name that it lists exists and says what it is."""
+"""The reference lists every public name, and every name that it lists exists, says what it is and has an example.
+
+The examples are run by `tests/ponder/test_doctests.py`.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,31 @@ def test_a_name_of_the_reference_exists_and_is_described(name: str) -> None:
     value = resolve(name)
     if inspect.isclass(value) or inspect.isfunction(value):
         assert (inspect.getdoc(value) or "").strip(), f"{name} has no docstring"
+
+
+ALL_EXAMPLES = "\n".join(
+    inspect.getdoc(value) or "" for name in SHOWN if not isinstance(value := resolve(name), ModuleType)
+)
+OF_CLASSES = {f"{name}.{one}" for name, members in directives() for one in members if inspect.isclass(resolve(name))}
+"""Members of a class, which the example of the class shows."""
+OWN = [name for name in SHOWN if name not in OF_CLASSES]
+
+
+def own_docstring(value: Any) -> str:
+    """The docstring of a class or function; no class has that of its base."""
+    return (vars(value).get("__doc__") if inspect.isclass(value) else inspect.getdoc(value)) or ""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_name_of_the_reference_has_an_example(name: str) -> None:
+    value = resolve(name)
+    if isinstance(value, ModuleType):
+        return  # whose members are named
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert ">>> " in own_docstring(value), f"{name} has no example"
+    else:  # a table, an alias or a registry, which has no docstring of its own
+        last = name.rpartition(".")[2]
+        assert re.search(rf"^ *(>>>|\.\.\.) .*\b{last}\b", ALL_EXAMPLES, re.M), f"{name} stands in no example"
 
 
 def test_no_name_stands_twice() -> None:

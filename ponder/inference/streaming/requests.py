@@ -22,6 +22,12 @@ class StreamOutput:
         output: The head's output for the row, without a batch dimension, `(…)`.
         exit_step: The step of `output`, 1-based.
         timed_out: Whether the deadline, not the policy, chose the step.
+
+    Example:
+        >>> with ponder.StreamEngine(model) as engine:
+        ...     answer = engine.submit(inputs[0], policy=policies.FixedStep(2)).result()
+        >>> answer.output.shape, answer.exit_step, answer.timed_out
+        (torch.Size([3]), 2, False)
     """
 
     output: Tensor

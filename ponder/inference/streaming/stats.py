@@ -30,6 +30,12 @@ class StreamStats:
         cancelled: Rows whose future was cancelled.
         latency: Quantiles of seconds from submission to answer over the last 4,096 answers: 0.5, 0.95, 0.99; empty
             before the first.
+
+    Example:
+        >>> with ponder.StreamEngine(model, policies.FixedStep(2), max_batch=10) as engine:
+        ...     answers = list(engine.run(inputs[:20]))
+        >>> engine.stats.done, engine.stats.row_steps
+        (20, 40)
     """
 
     steps: int

@@ -58,6 +58,13 @@ class Captured:
         padding: Where lengths lie, if the example had a mask that hides the ends of rows, and batches were seen to be
             able to get narrower; else None. With a readout of your own that gives features without positions, pass
             `dataclasses.replace(padding, pooled=True)`.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> encoder = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+        >>> parts = capture(encoder, torch.randn(2, 5, 8))
+        >>> parts.steps.num_steps, parts.padding is None
+        (3, True)
     """
 
     stem: nn.Module

@@ -324,5 +324,5 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ponder.cli.main()
     assert stopped.value.code == 1
     told = capsys.readouterr().err
-    assert "needs no_such_library, not installed" in told
+    assert "needs no_such_library: not installed" in told
     assert "pip install 'ponder-torch[cli]'" in told

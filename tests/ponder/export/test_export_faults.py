@@ -168,6 +168,14 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         OnnxModel(path)
 
 
+def test_without_the_libraries_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Trap: the tokenizer was there already, so that the next try met a folder that was not empty.
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(PonderError, match=r"ponder-torch\[onnx\]"):
+        ponder.export.onnx(small(), tmp_path / "out", example=X)
+    assert not (tmp_path / "out").exists()
+
+
 # ---- The examples ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,52 @@
+"""The row of README on smaller models says what the results say; the message of a failure is the row to write."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+WHAT = "| a model with fewer layers, fine-tuned |"
+
+
+def shown() -> str:
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(WHAT)]
+    return row
+
+
+def expected(summary: dict[str, Any], tables: str) -> str:
+    """The row: from the suite `pays` as soon as it has runs of both, else from the tables of the earlier suites."""
+    tasks = summary["minilm"]["1.5"]["tasks"]
+    known = {task: scores for task, scores in tasks.items() if scores["static"] and scores["ponder"]}
+    if known:
+        pairs = [f"{task} {scores['static']:.1f} against {scores['ponder']:.1f}" for task, scores in known.items()]
+        return (
+            f"{WHAT} it depends on the task: MiniLM at ×1.5 in steps, against exits of `ponder`: {', '.join(pairs)} |"
+        )
+    sst_2, macro = earlier(tables, "SST-2"), earlier(tables, "macro")
+    return (
+        f"{WHAT} it depends on the task: MiniLM at ×1.5 in steps, SST-2: {sst_2[0]} against {sst_2[1]} with exits; "
+        f"mean of five GLUE tasks: {macro[0]} against {macro[1]} |"
+    )
+
+
+def earlier(tables: str, column: str) -> tuple[float, float]:
+    """The score of the encoder that was cut, and the best of any policy that looks at the examples, at ×1.5."""
+    lines = tables.partition("*×1.5 in steps;")[2].partition("*×2 in steps;")[0].splitlines()
+    rows = [[re.sub(r"\*|</?u>", "", cell).strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    place = rows[0].index(column)
+    scores = {(row[0], row[1]): float(row[place]) for row in rows[2:] if row[place] != "–"}
+    cut = scores.pop(("static", "cut"))
+    return cut, max(score for (_, policy), score in scores.items() if policy != "blind")
+
+
+def test_the_row_on_smaller_models_is_what_the_results_say() -> None:
+    summary = json.loads((ROOT / "docs" / "results-summary.json").read_text())
+    assert shown() == expected(summary, (ROOT / "docs" / "results-minilm.md").read_text())
+
+
+def test_the_row_is_read_from_the_suite_pays_once_it_has_runs() -> None:
+    runs = {"RTE": {"static": 60.04, "ponder": 61.26}, "CoLA": {"static": None, "ponder": 20.0}}
+    assert "`ponder`: RTE 60.0 against 61.3 |" in expected({"minilm": {"1.5": {"tasks": runs}}}, "")

@@ -1,0 +1,40 @@
+"""The page of `ponder exits`: FLOPs of other thresholds, where texts of different lengths leave at different steps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2", reason="pages need the extra cli")
+
+from ponder.cli.exits_page import _flops
+
+SHARES = (0.5, 0.0, 0.5)
+
+
+def run(measured: float | None) -> Any:
+    costs = {"output": [0.4, 0.7, 1.02], "": [0.35, 0.66, 1.0]}
+    told = SimpleNamespace(costs=costs, speed_up=SimpleNamespace(flops=measured))
+    return SimpleNamespace(measured=told, report=SimpleNamespace(kind="confidence", exit_shares=SHARES))
+
+
+def flops(measured: float | None, shares: tuple[float, ...], kind: str = "confidence") -> float:
+    curve: Any = SimpleNamespace(policy=kind)
+    return _flops(run(measured), curve, shares)
+
+
+def test_flops_are_those_measured_where_rows_leave_as_under_the_chosen_policy() -> None:
+    # Trap: long texts leave later than short ones, and the page said ×1.52 where ×1.41 had been measured.
+    assert flops(1.2, SHARES) == pytest.approx(1.2)
+    assert flops(1.2, (0.25, 0.25, 0.5)) < 1 / (0.25 * 0.4 + 0.25 * 0.7 + 0.5 * 1.02)
+
+
+def test_where_all_leave_at_one_step_lengths_do_not_matter() -> None:
+    assert flops(1.2, (1.0, 0.0, 0.0)) == pytest.approx(1 / 0.4)
+    assert flops(1.2, (0.0, 1.0, 0.0), "fixed step") == pytest.approx(1 / 0.66)
+
+
+def test_without_a_measurement_texts_are_taken_to_be_of_one_length() -> None:
+    assert flops(None, SHARES) == pytest.approx(1 / 0.71)
