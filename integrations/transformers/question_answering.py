@@ -43,6 +43,7 @@ class PonderQuestionAnsweringOutput(ModelOutput):
 class PonderForQuestionAnswering(PonderPreTrainedModel):
     """An encoder of texts that answers with a span of the text; see `PonderPreTrainedModel`."""
 
+    heads_name = "qa_outputs"
     pipeline_tag = "question-answering"
     readouts = ("tokens",)
 
