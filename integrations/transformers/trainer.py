@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
@@ -108,13 +109,15 @@ class PonderTrainer(Trainer):
         with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
             if wrapper is not None and outputs.get("exit_step") is not None:
-                self._seen[model.training].add(_measured(wrapper, outputs, inputs.get("labels")))
+                seen = _measured(wrapper, outputs, inputs.get("labels"))
+                # Of all processes, as Trainer gathers losses, without the rows that fill the last batch up.
+                self._seen[model.training].add(seen if model.training else self.accelerator.gather_for_metrics(seen))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in Transformers, with what training has seen since the last log."""
         if "loss" in logs:
-            logs = {**logs, **self._seen[True].taken()}
+            logs = {**logs, **self._seen[True].taken(gather_object)}
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(

@@ -140,7 +140,15 @@ def fit(
     scored = None if held_out is None else HeldOut(held_out, metric, main_input)
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     frozen = [parameter for parameter, trained in before.items() if not trained]
-    loader = accelerator.prepare(loader) if isinstance(loader, DataLoader) else loader
+    if isinstance(loader, DataLoader):
+        loader = accelerator.prepare(loader)
+    elif accelerator.num_processes > 1:
+        raise ArgumentTypeError(
+            "loader",
+            expected=f"a DataLoader, whose batches {accelerator.num_processes} processes can share",
+            got=f"a {type(loader).__name__}, of which each would train on all",
+            remedy="Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True).",
+        )
     done: list[StageReport] = []
     try:
         with progress_of(progress and accelerator.is_main_process) as bar:
@@ -315,11 +323,13 @@ class _StageRun:
                 self.tracking.log({"train/loss": loss, "train/lr": float(rates.get_last_lr()[0])})
         if not losses:
             raise _empty("loader")
-        taken = means.taken()
+        means.add({"loss": torch.tensor(losses)})
+        taken = means.taken(_gather(self.accelerator))
+        mean = taken.pop("loss")
         self.tracking.log({f"train/{name}": value for name, value in taken.items()})
         if halting and len({len(pmf) for pmf in halting}) == 1:
             self.tracking.histogram("halting", torch.stack(halting).mean(0))
-        return sum(losses) / len(losses), taken
+        return mean, taken
 
     def _step(self, out: PonderOutput, optimizer: torch.optim.Optimizer, where: str) -> float:
         """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
@@ -387,6 +397,16 @@ def _accelerator(trackers: str | Sequence[Any] | None, folder: str | PathLike[st
         )
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     return Accelerator(log_with=named or None, project_dir=folder, kwargs_handlers=handlers)
+
+
+def _gather(accelerator: Any) -> Callable[[list[Any]], list[Any]]:
+    """From what this process has seen to what all have."""
+    if accelerator.num_processes == 1:
+        return list
+    from accelerate.utils import gather_object
+
+    found: Callable[[list[Any]], list[Any]] = gather_object
+    return found
 
 
 def _check_loader(argument: str, loader: Iterable[Any], remedy: str | None) -> None:

@@ -91,8 +91,11 @@ def _answering(module: nn.Module, answer: Callable[..., Any]) -> nn.Module:
 def _branched(
     module: nn.Module, below: Branches, answers: Mapping[str, Callable[..., Any]], made: dict[str, nn.Module]
 ) -> nn.Module:
-    """A copy of `module` down to what answers otherwise. No closure: one that calls itself outlives the call, and with
-    it all tensors that answers hold, until the garbage is collected."""
+    """A copy of `module` down to what answers otherwise.
+
+    No closure: one that calls itself outlives the call, and with it all tensors that answers hold, until Python looks
+    for cycles.
+    """
     twin = shallow_copy(module)
     for name, further in below.items():
         child = module._modules[name]
