@@ -153,7 +153,9 @@ class FinetunedClassifier(nn.Module):
         with locked(place, shared=True):
             settings = read_json(place / EXITS_FILE)
             if settings.get("format") != _FORMAT:
-                raise CheckpointError(f"{place / EXITS_FILE}: expected the format {_FORMAT!r}; got another. Save again.")
+                raise CheckpointError(
+                    f"{place / EXITS_FILE}: expected the format {_FORMAT!r}; got another. Save again."
+                )
             if settings.get("digests") != _digests(place):
                 raise CheckpointError(
                     f"{place}: the model or its exits are not those that were saved together. Fit the exits again."

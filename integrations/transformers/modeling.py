@@ -448,6 +448,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             encoder.eval()
         return self
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether steps are checkpointed: peft asks by this name, and Transformers warns that it has another now."""
+        return bool(self.ponder.checkpoint_steps)
+
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
         self.gradient_checkpointing = self.ponder.checkpoint_steps = enable

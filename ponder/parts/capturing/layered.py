@@ -374,8 +374,15 @@ class _Notes:
     _state: dict[int, Mark] = field(default_factory=dict)
 
     def mark(self, leaf: Any) -> Any:
-        """Put a mark in the place of a tensor, and leave anything else."""
+        """Put a mark in the place of a tensor, and leave anything else.
+
+        Raises:
+            CodeBetweenError: It is a mask of flex attention, compiled for the rows of the call: its kernel would read the
+                memory of others for fewer. Where the module's own code runs again, it is made anew.
+        """
         if not isinstance(leaf, Tensor):
+            if type(leaf).__name__ == "BlockMask":  # by its name: its module takes long to import
+                raise CodeBetweenError("a layer is called with a mask that is compiled for the whole batch")
             return leaf
         if id(leaf) in self._state:
             mark = self._state[id(leaf)]

@@ -27,7 +27,6 @@ from tests.integrations.transformers.test_task_models import answers, batch_for,
 from tests.ponder.checks import refused
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's call
 
 TEXTS, TOKENS, SPANS = PonderForSequenceClassification, PonderForTokenClassification, PonderForQuestionAnswering
 IMAGES, SOUND = PonderForImageClassification, PonderForAudioClassification
