@@ -377,8 +377,8 @@ class _Notes:
         """Put a mark in the place of a tensor, and leave anything else.
 
         Raises:
-            CodeBetweenError: It is a mask of flex attention, compiled for the rows of the call: its kernel would read the
-                memory of others for fewer. Where the module's own code runs again, it is made anew.
+            CodeBetweenError: It is a mask of flex attention, compiled for the rows of the call: its kernel would read
+                the memory of others for fewer. Where the module's own code runs again, it is made anew.
         """
         if not isinstance(leaf, Tensor):
             if type(leaf).__name__ == "BlockMask":  # by its name: its module takes long to import
