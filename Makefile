@@ -49,7 +49,7 @@ glue: $(STAMP) ## Fine-tune and evaluate on GLUE: TASK=RTE [GLUE_DIR=] [RECIPE=]
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
 test: lint ## Everything that CI runs: lint, types, all tests with coverage, and the documentation.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --no-loadscope-reorder \
 	  --cov --cov-report=term --nbmake --nbmake-timeout=300 tests docs/notebooks
 	$(BIN)/mkdocs build --strict
 
@@ -59,8 +59,8 @@ lint: $(STAMP) ## Formatter, linter and spelling in check mode, and the type che
 	$(BIN)/codespell
 	@$(MAKE) --no-print-directory types
 
-types: $(STAMP) ## The type checker alone.
-	$(BIN)/mypy
+types: $(STAMP) ## The type checker alone, on all cores.
+	MYPY_NUM_WORKERS=auto $(BIN)/mypy
 
 format: $(STAMP) ## Format the code and repair what the linter can.
 	$(BIN)/ruff format

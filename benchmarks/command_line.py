@@ -1,18 +1,23 @@
-"""What the command lines of the benchmarks have in common: how errors are shown, and folders that are checked first."""
+"""What the command lines of the benchmarks have in common: how errors are shown, folders checked, values written."""
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ponder import policies
 from ponder.errors import ArgumentError, PonderError
+from ponder.policies import ExitPolicy
 
-__all__ = ["MAX_SEED", "check_folder", "check_writable", "run_app"]
+__all__ = ["MAX_SEED", "check_folder", "check_writable", "parse_fields", "parse_policy", "run_app"]
 
 MAX_SEED = 2**63 - 1
 """The largest seed that every generator of random numbers takes."""
@@ -33,8 +38,10 @@ def check_folder(option: str, folder: Path | None) -> None:
         raise ArgumentError(option, expected="a folder that is there", got=str(folder), remedy="Correct the path.")
 
 
-def check_writable(folder: Path, option: str = "--out") -> None:
+def check_writable(folder: Path | None, option: str = "--out") -> None:
     """Refuse, before anything is trained, a folder that cannot be written to; `option` gave it."""
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # it has no name, so a kill leaves nothing
@@ -43,3 +50,28 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         raise ArgumentError(
             option, expected="a folder that can be written", got=got, remedy="Choose another."
         ) from error
+
+
+def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
+    """`field=value` pairs, with values as in JSON (other text stays text)."""
+    fields: dict[str, Any] = {}
+    for part in parts:
+        field, equals, value = part.partition("=")
+        if not equals or not field.strip():
+            raise ArgumentError(option, expected="field=value", got=repr(part), remedy="Write for example q=0.3.")
+        try:
+            fields[field.strip()] = json.loads(value)
+        except ValueError:
+            fields[field.strip()] = value.strip()
+    return fields
+
+
+def parse_policy(text: str) -> ExitPolicy:
+    """A policy as it is written on a command line: `name`, or `name:field=value,field=value`.
+
+    Example:
+        >>> parse_policy("quantile:q=0.4")
+        Quantile(q=0.4)
+    """
+    name, _, rest = text.partition(":")
+    return policies.get(name.strip(), **parse_fields("--policy", filter(None, rest.split(","))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ponder._utils.files import write_text
 from ponder.errors import PonderError
 
-__all__ = ["markdown_table", "spread", "write_between_marks"]
+__all__ = ["mark", "markdown_table", "spread", "write_between_marks"]
 
 _BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
 
@@ -22,6 +23,20 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
         ['| depth | solved |', '| --- | --- |', '| 8 | 97.0% |']
     """
     return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+
+
+def mark(values: Iterable[float | None], competing: Sequence[bool] | None = None) -> list[str]:
+    """A column with its best value bold and its second underlined, as they are printed: ties share a mark.
+
+    Example:
+        >>> mark([56.61, 58.1, 56.58, None])
+        ['<u>56.6</u>', '**58.1**', '<u>56.6</u>', '–']
+    """
+    printed = ["–" if value is None or math.isnan(value) else f"{value:.1f}" for value in values]
+    places = [True] * len(printed) if competing is None else competing
+    ranks = sorted({float(text) for text, can in zip(printed, places, strict=True) if can and text != "–"})[::-1]
+    form = {f"{ranks[0]:.1f}": "**{}**", f"{ranks[1]:.1f}": "<u>{}</u>"} if len(ranks) > 1 else {}
+    return [form.get(t, "{}").format(t) if can else t for t, can in zip(printed, places, strict=True)]
 
 
 def spread(values: Sequence[float], form: str) -> str:

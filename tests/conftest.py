@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -28,26 +30,58 @@ def _seeded() -> None:
 
 
 LONG = (  # whole files that take tens of seconds: they start first, so that no worker is left with one at the end
-    "tests/benchmarks/test_glue_sweep_kills.py",
     "tests/ponder/export/",
     "tests/integrations/transformers/test_encoder_exports.py",
+    "tests/benchmarks/test_glue_sweep_kills.py",
+    "tests/packaging/",
     "tests/ponder/streaming/test_stream_soak.py",
     "docs/notebooks/",
-    "tests/packaging/",
     "tests/benchmarks/test_glue_run.py",
     "tests/benchmarks/test_glue_sweep.py",
     "tests/benchmarks/test_glue_report.py",
 )
+TOGETHER = {  # the first export of a process takes seconds more, and there is one wheel
+    "tests/ponder/export/": "exports",
+    "tests/integrations/transformers/test_encoder_exports.py": "exports",
+    "tests/ponder/cli/test_export_command.py": "exports",
+    "tests/packaging/": "wheel",
+}
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests of a file share a worker, and with it what they have made; so do those of exports, and of the wheel."""
+UNCOVERED = ("tests/benchmarks/", "docs/notebooks/", "tests/ponder/streaming/test_stream_soak.py")
+COVERED_PARAMETERS = 4
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the items, and count the lines of those that have something to add.
+
+    To count lines doubles the time of a test. What a test runs with its first parameters it runs with all others too,
+    and lines that only a benchmark reaches have no test of their own.
+    """
     items.sort(key=lambda item: next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG)))
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            path = item.nodeid.partition("::")[0]
-            group = next((start for start in LONG if path.startswith(start) and start.endswith("/")), path)
-            item.add_marker(pytest.mark.xdist_group(path if group == "docs/notebooks/" else group))
+    times = Counter[str]()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        times[test] += 1
+        if times[test] > COVERED_PARAMETERS or test.startswith(UNCOVERED):
+            item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file share a worker, and with it what they have made; so do those of a group.
+
+    Trap: groups of pytest-xdist 3.8 are parts of names, which pytest 9.2 no longer reads. Without a word each test is
+    dealt out by itself, and every worker makes everything.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return next((group for start, group in TOGETHER.items() if path.startswith(start)), path)
+
+    return ByFile(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from benchmarks.command_line import check_folder, run_app
-from benchmarks.glue.config import RunConfig, parse_fields, parse_recipe
-from ponder.errors import ArgumentError
+from benchmarks.command_line import check_folder, parse_fields, run_app
+from benchmarks.glue.config import RunConfig
 
 if TYPE_CHECKING:
     from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
@@ -75,7 +74,6 @@ def run_command(
     option: Annotated[
         list[str] | None, typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="Train in fp32, or (as --bf16) in bf16.")] = None,
     out: Out = _DEFAULT_OUT,
     work: Work = _DEFAULT_WORK,
     trajectories: Annotated[
@@ -97,9 +95,6 @@ def run_command(
     from benchmarks.glue.report import run_line
     from benchmarks.glue.run import run
 
-    if precision not in (None, "fp32", "bf16"):
-        raise ArgumentError("--precision", expected="fp32 or bf16", got=repr(precision), remedy="Choose one.")
-    fields["bf16"] = fields["bf16"] if precision is None else precision == "bf16"
     given = tasks.get(task)
     config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), **fields)
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
@@ -185,11 +180,11 @@ def _specs(suite: Suite, text: str) -> list[RecipeSpec]:
     """`name`, as the suite has it; or `name:argument=value:…`, with these arguments and the suite's other fields."""
     from benchmarks.glue.sweeping.suite import RecipeSpec
 
-    name, options = parse_recipe("--recipes", text)
+    name, *arguments = map(str.strip, text.split(":"))
     of_suite = [spec for spec in suite.recipes if spec.recipe == name]
-    if not options:
+    if not arguments:
         return of_suite or [RecipeSpec(name)]
-    return [RecipeSpec(name, options, of_suite[0].fields if of_suite else {})]
+    return [RecipeSpec(name, parse_fields("--recipes", arguments), of_suite[0].fields if of_suite else {})]
 
 
 def _listed(text: str) -> list[str]:
@@ -242,13 +237,7 @@ def report_command(
 
 @app.command("predict")
 def predict_command(
-    model: Annotated[
-        list[Path] | None, typer.Option(help="Folder that `--keep-model` made; repeatable, one a task.")
-    ] = None,
-    run_key: Annotated[
-        list[str] | None, typer.Option("--run", help="Key of a run whose model lies in --models; repeatable.")
-    ] = None,
-    models: Annotated[Path, typer.Option(help="Folder of kept models.")] = Path("runs/models"),
+    model: Annotated[list[Path], typer.Option(help="Folder that `--keep-model` made; repeatable, one a task.")],
     glue_dir: GlueDir = None,
     out: Annotated[Path, typer.Option(help="Folder of the files and the zip.")] = Path("runs/submission"),
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
@@ -256,9 +245,8 @@ def predict_command(
     """Answer GLUE's test sets, and zip the files that its server takes."""
     from benchmarks.glue.submission import submit
 
-    folders = [*(model or []), *(models / key for key in run_key or [])]
     console = Console(soft_wrap=True, highlight=False)
-    path = submit(folders, glue_dir, out, batch_size=batch_size, say=console.print)
+    path = submit(model, glue_dir, out, batch_size=batch_size, say=console.print)
     console.print(f"Submission: {path}")
 
 

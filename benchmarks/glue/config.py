@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.checksum import digest
-from ponder import policies
+from benchmarks.command_line import parse_policy
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.policies import ExitPolicy
 
-__all__ = ["REMADE", "RunConfig", "parse_fields", "parse_policy", "parse_recipe", "recipe_label"]
+__all__ = ["REMADE", "RunConfig", "recipe_label"]
 
 
 def _field(default: Any, help: str, expected: str = "", holds: Callable[[Any], bool] = lambda value: True) -> Any:
@@ -154,39 +153,3 @@ def recipe_label(recipe: str, options: Mapping[str, Any]) -> str:
     """
     listed = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
     return f"{recipe} ({listed})" if listed else recipe
-
-
-def parse_policy(text: str) -> ExitPolicy:
-    """A policy as it is written on a command line: `name`, or `name:field=value,field=value`.
-
-    Example:
-        >>> parse_policy("quantile:q=0.4")
-        Quantile(q=0.4)
-    """
-    name, _, rest = text.partition(":")
-    return policies.get(name.strip(), **parse_fields("--policy", filter(None, rest.split(","))))
-
-
-def parse_recipe(option: str, text: str) -> tuple[str, dict[str, Any]]:
-    """A recipe and its arguments as they are written in a list: `name`, or `name:argument=value:argument=value`.
-
-    Example:
-        >>> parse_recipe("--recipes", "static:k=3")
-        ('static', {'k': 3})
-    """
-    name, *arguments = text.split(":")
-    return name.strip(), parse_fields(option, arguments)
-
-
-def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
-    """`field=value` pairs, with values as in JSON (other text stays text)."""
-    fields: dict[str, Any] = {}
-    for part in parts:
-        field, equals, value = part.partition("=")
-        if not equals or not field.strip():
-            raise ArgumentError(option, expected="field=value", got=repr(part), remedy="Write for example q=0.3.")
-        try:
-            fields[field.strip()] = json.loads(value)
-        except ValueError:
-            fields[field.strip()] = value.strip()
-    return fields

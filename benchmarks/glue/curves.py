@@ -1,8 +1,7 @@
 """Curves: what every value of a policy's threshold gives, from the full-depth trajectory alone, as a run keeps it.
 
-An entry of `splits.<split>.curves` of a result holds `policy` (the name
-of its family), `knob` (the name of the threshold), `cost_unit` (``"flops"`` or ``"steps"``, relative to full depth
-without exits), and `points`, one list a column.
+An entry of `splits.<split>.curves` of a result holds `policy` (the name of its family), `knob` (what its threshold is
+called), `cost_unit` (``"flops"`` or ``"steps"``, relative to full depth without exits), and `points`, a list a column.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
 __all__ = ["SPEED_UPS", "read_curve", "record_curves"]
 
 SPEED_UPS = (1.5, 2.0, 3.0)
-"""In steps, at which policies are compared."""
+"""The speed-ups in steps at which policies are compared."""
 
 _VALUES = 21
-_KNOB = "knob"  # what files have called the threshold since the first
+_THRESHOLD = "knob"  # in the files, since the first of them
 
 
 def record_curves(
@@ -56,7 +55,7 @@ def _entry(
     values = family.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
     costs = None if cost is None else cost.cumulative(family.needs)
     curve = sweep(trajectory, family, [v for v in values if _fits(family, v, trajectory)], metric=score, costs=costs)
-    columns = {_KNOB if name == "threshold" else name: values for name, values in curve.to_dict().items()}
+    columns = {_THRESHOLD if name == "threshold" else name: values for name, values in curve.to_dict().items()}
     if costs is not None:  # a sweep is relative to its own last step, which pays for what the policy reads
         columns["cost"] = [value * float(costs[-1]) for value in columns["cost"]]
     kept = {
@@ -64,8 +63,8 @@ def _entry(
         for name, values in columns.items()
         if all(map(math.isfinite, values))
     }
-    unit = "steps" if cost is None else "flops"
-    return {"policy": family.to_dict()["name"], "knob": curve.threshold, "cost_unit": unit, "points": kept}
+    named = {"policy": family.to_dict()["name"], _THRESHOLD: curve.threshold}
+    return {**named, "cost_unit": "steps" if cost is None else "flops", "points": kept}
 
 
 def _fits(family: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
@@ -81,11 +80,11 @@ def read_curve(run: Result, policy: str) -> Curve | None:
     entries = [entry for split in run.reported for entry in split.get("curves") or [] if entry["policy"] == policy]
     if not entries or len(entries) != len(run.reported):
         return None
-    nothing = [math.nan] * len(entries[0]["points"][_KNOB])
+    nothing = [math.nan] * len(entries[0]["points"][_THRESHOLD])
     columns = [
         [statistics.fmean(values) for values in zip(*(e["points"].get(name, nothing) for e in entries), strict=True)]
-        for name in (_KNOB, "score", "mean_exit_step", "cost", "agreement")
+        for name in (_THRESHOLD, "score", "mean_exit_step", "cost", "agreement")
     ]
     points = tuple(Point(*values) for values in zip(*columns, strict=True))
     full = Point(math.nan, run.score("full_depth"), float(run["num_steps"]), 1.0, 1.0)
-    return Curve(entries[0]["knob"], "score", points, (), full)
+    return Curve(entries[0][_THRESHOLD], "score", points, (), full)

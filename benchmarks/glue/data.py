@@ -1,4 +1,4 @@
-"""GLUE's data behind one interface, from a folder or from the hub; and what any task's data go through before training.
+"""GLUE's data behind one interface, from a folder or from the hub.
 
 Both sources give the same splits, columns and labels. GLUE's own files have quirks that are read as they are meant: a
 byte-order mark, quotes that are part of the text, files without a header, lines without a final newline, blanks at the
@@ -14,27 +14,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
-import numpy as np
 from datasets import Dataset, DatasetDict
 
+from benchmarks.examples import MissingDataError, features_of, read_text
 from benchmarks.tasks import Task
-from ponder.errors import ArgumentError, DataError
+from ponder.errors import DataError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = ["GlueSplit", "GlueTask", "MissingDataError", "features_of", "hold_out", "load", "read_text", "tokenize"]
+__all__ = ["GlueSplit", "GlueTask"]
 
 _log = logging.getLogger(__name__)
 _HUB = "nyu-mll/glue"
 _REMEDY = "Correct or remove the line, or fetch the file anew."
-
-
-class MissingDataError(DataError):
-    """A split is not there: no file, or no hub."""
 
 
 @dataclass(frozen=True)
@@ -95,96 +88,26 @@ class GlueTask(Task):
         return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
 
     def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-        """Read splits from a folder in GLUE's layout, or (None) from the hub; see `load`."""
-        return load(self, folder, only)
+        """Read splits from a folder in GLUE's layout, `<folder>/<task>/<split>.tsv`, or (None) from the hub.
 
+        Args:
+            folder: The folder.
+            only: Names of the splits to read; all where empty. No other file need be there.
 
-def load(task: GlueTask, glue_dir: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-    """Load a task of GLUE.
-
-    Args:
-        task: The task.
-        glue_dir: A folder in GLUE's layout, `<glue_dir>/<task>/<split>.tsv`; None to load from the hub.
-        only: Names of the splits to load; all where empty. No other file need be there.
-
-    Returns:
-        Of the splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`).
-        Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is
-        the one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a
-        class number or a 32-bit score, and -1 where it is hidden.
-    """
-    splits = [split for split in task.splits if split.name in only or not only]
-    source = _from_hub(task) if glue_dir is None else Path(glue_dir) / task.name
-    read = {
-        it.name: _read(task, it, source) if isinstance(source, Path) else _of_hub(task, it, source) for it in splits
-    }
-    features = features_of(task.label_names, len(task.columns) == 2)
-    return DatasetDict({name: Dataset.from_dict(columns, features=features) for name, columns in read.items()})
-
-
-def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Features:
-    """The columns of examples: `idx`, one sentence or a pair, and a class, or a score where there are no names."""
-    label = datasets.ClassLabel(names=list(label_names)) if label_names else datasets.Value("float32")
-    sentences = {name: datasets.Value("string") for name in ("sentence1", "sentence2")[: 1 + pair]}
-    return datasets.Features({"idx": datasets.Value("int64"), **sentences, "label": label})
-
-
-def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off a part of the training data, to select an epoch or a threshold on.
-
-    The result is a function of the data, the fraction and the seed alone. Classes keep their proportions
-    to within one example, and a class is only left without a training example where nothing else is
-    possible. Neither part is ever empty.
-
-    Returns:
-        What is left for training, and what is held out; both in the order of `train`.
-    """
-    if not 0.0 < fraction < 1.0:
-        remedy = "Pass 0.1 to hold out a tenth."
-        raise ArgumentError("fraction", expected="a number in (0, 1)", got=fraction, remedy=remedy)
-    if len(train) < 2:
-        remedy = "Raise the limit on training examples: one part would be empty."
-        raise ArgumentError("train", expected="at least two examples", got=len(train), remedy=remedy)
-    labels = np.asarray(train["label"])
-    strata = np.zeros(len(labels), dtype=np.int64) if labels.dtype.kind == "f" else labels
-    total = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
-    held = np.zeros(len(labels), dtype=bool)
-    held[_draw(strata, total, np.random.default_rng(seed))] = True
-    return train.select(np.flatnonzero(~held)), train.select(np.flatnonzero(held))
-
-
-def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Turn sentences into token numbers, truncated to a length but not padded to one (the collator pads a batch).
-
-    Returns:
-        Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`, `idx`, and
-        `length` in tokens.
-    """
-    columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
-    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
-    if max_length <= special:
-        expected = f"more than the {special} special tokens of this tokenizer"
-        remedy = "Pass 128, the length of most work on GLUE."
-        raise ArgumentError("max_length", expected=expected, got=max_length, remedy=remedy)
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
-        wanted = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        return wanted | {"labels": batch["label"], "idx": batch["idx"], "length": lengths}
-
-    options = {"load_from_cache_file": False, "keep_in_memory": True, "desc": "tokenize"}
-    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, **options)
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file; one that is something else is refused, with its line."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The offset counts from behind a byte-order mark, which holds no newline either way.
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise DataError(f"{path}, line {line}: expected UTF-8 text; got the byte {byte:#04x}. {_REMEDY}") from None
+        Returns:
+            Of the splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`).
+            Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is the
+            one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a class
+            number or a 32-bit score, and -1 where it is hidden.
+        """
+        splits = [split for split in self.splits if split.name in only or not only]
+        source = _from_hub(self) if folder is None else Path(folder) / self.name
+        read = {
+            split.name: _read(self, split, source) if isinstance(source, Path) else _of_hub(self, split, source)
+            for split in splits
+        }
+        features = features_of(self.label_names, len(self.columns) == 2)
+        return DatasetDict({name: Dataset.from_dict(columns, features=features) for name, columns in read.items()})
 
 
 def _read(task: GlueTask, split: GlueSplit, folder: Path) -> dict[str, list[Any]]:
@@ -297,15 +220,3 @@ def _of_hub(task: GlueTask, split: GlueSplit, source: DatasetDict) -> dict[str, 
         raise DataError(f"{where}: expected the classes {', '.join(task.label_names)}; got {classes}.")
     texts = {f"sentence{n}": [text.strip() for text in rows[name]] for n, name in enumerate(sentences, start=1)}
     return {"idx": range(len(rows)), **texts, "label": rows["label"][:]}
-
-
-def _draw(strata: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `total` rows, from each stratum its share by largest remainder."""
-    _, stratum, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    shares = counts * total / len(strata)
-    taken = np.floor(shares).astype(np.int64)
-    would_empty = taken + 1 >= counts
-    order = np.lexsort((-(shares - taken), would_empty))
-    taken[order[: total - taken.sum()]] += 1
-    drawn = [rng.permutation(np.flatnonzero(stratum == number))[:count] for number, count in enumerate(taken)]
-    return np.concatenate(drawn)

@@ -10,46 +10,25 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from benchmarks.glue import metrics
+from benchmarks import metrics
+from benchmarks.examples import Collator
 from benchmarks.glue.curves import record_curves
-from benchmarks.glue.metrics import answers, pack
-from benchmarks.glue.model import Collator
+from benchmarks.metrics import answers, pack
 from benchmarks.tasks import Task
 from ponder import Trajectory
 from ponder.cost import Cost, measure_each, speed_up, wall_clock
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy, LastStep
 
-__all__ = ["batches", "mean_cost", "measure_costs", "measure_speed_ups", "record", "summarise"]
+__all__ = ["mean_cost", "measure_costs", "measure_speed_ups", "record", "summarise"]
 
 _TIMED = 6  # batches
-Batch = dict[str, torch.Tensor]
 
 
-def batches(data: Dataset, collate: Collator, size: int, device: torch.device) -> list[Batch]:
-    """`data` in batches of similar length (the longest first), on `device`."""
-    order = np.argsort(data["length"], kind="stable")[::-1]
-    made = []
-    for start in range(0, len(order), size):
-        rows = data.select(order[start : start + size].tolist())
-        made.append({k: v.to(device) for k, v in collate(list(rows)).items()})
-    return made
-
-
-@torch.no_grad()
-def record(
-    model: PonderForSequenceClassification, data: Dataset, collate: Collator, batch_size: int = 64
-) -> Trajectory:
-    """The full-depth trajectory of `data`, in its order, on the CPU; with features where the policy reads them."""
-    keep = "features" in model.policy.needs
-    parts = [
-        model.unroll(**batch, keep_features=keep).detach().map(torch.Tensor.cpu)
-        for batch in batches(data, collate, batch_size, model.device)
-    ]
-    whole = Trajectory.cat(parts)
-    place = {row: position for position, row in enumerate(whole.row_ids.tolist())}
-    order = torch.tensor([place[row] for row in data["idx"]])
-    return whole.map(lambda tensor: tensor[order])
+def record(model: PonderForSequenceClassification, data: Dataset, batch_size: int = 64) -> Trajectory:
+    """The full-depth trajectory of `data`, with its own row ids, and with features where the policy reads them."""
+    recorded = model.record(data, batch_size=batch_size, keep_features="features" in model.policy.needs)
+    return dataclasses.replace(recorded, row_ids=torch.tensor(data["idx"]))
 
 
 def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, cost: Cost | None = None) -> dict[str, Any]:
@@ -126,9 +105,13 @@ def measure_speed_ups(
         batch_size: Examples a batch, for wall-clock.
         pairs: Timings of full depth and exits, taken in turn; their median counts.
     """
-    made = batches(data, collate, batch_size, model.device)
-    places = {round(i * (len(made) - 1) / (_TIMED - 1)) for i in range(_TIMED)}
-    timed = [{k: v for k, v in made[place].items() if k != "labels"} for place in sorted(places)]
+    by_length = np.argsort(data["length"], kind="stable")[::-1]
+    starts = range(0, len(by_length), batch_size)
+    places = {starts[round(i * (len(starts) - 1) / (_TIMED - 1))] for i in range(_TIMED)}
+    timed = []
+    for place in sorted(places):
+        batch = collate(list(data.select(by_length[place : place + batch_size])))
+        timed.append({name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"})
 
     @torch.inference_mode()
     def run(which: PonderForSequenceClassification, policy: ExitPolicy) -> list[torch.Tensor]:

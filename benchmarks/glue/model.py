@@ -1,4 +1,4 @@
-"""The model of a run: before training, what it reads, and as it is kept after training, a folder a run."""
+"""The model of a run: before training, and as it is kept after it, a folder a run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from benchmarks import backbones
+from benchmarks.examples import load_tokenizer
 from benchmarks.glue.config import RunConfig
 from ponder import recipes
 from ponder._utils.files import make_folder, read_json, write_json
@@ -20,35 +21,10 @@ from ponder.errors import CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["Collator", "KeptModel", "build", "keep", "load_kept", "load_tokenizer", "start_at"]
+__all__ = ["KeptModel", "build", "keep", "load_kept", "start_at"]
 
 _FORMAT = "ponder-glue-model-1"
 _FILE = "glue.json"
-
-
-class Collator:
-    """Pads a batch to its own longest example, and names its rows."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._pad = DataCollatorWithPadding(tokenizer)
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors for `PonderForSequenceClassification.forward`."""
-        batch = self._pad([{k: v for k, v in e.items() if k not in ("idx", "length")} for e in examples])
-        return {**batch, "row_ids": torch.tensor([e["idx"] for e in examples])}
-
-
-def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone."""
-    source = backbones.resolve(backbone)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"backbone: no tokenizer at {str(source)!r} ({error}). Pass one of {', '.join(backbones.names())}, a "
-            "folder with a tokenizer and a safetensors encoder, or (with a network) a hub name."
-        ) from error
-    return tokenizer
 
 
 def build(config: RunConfig, num_labels: int) -> PonderForSequenceClassification:

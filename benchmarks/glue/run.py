@@ -12,19 +12,19 @@ from datasets import Dataset
 from benchmarks import tasks
 from benchmarks.command_line import check_writable
 from benchmarks.environment import environment
+from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.data import hold_out, tokenize
 from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.model import Collator, keep, load_tokenizer
+from benchmarks.glue.model import keep
 from benchmarks.glue.results import FORMAT, Result, recipe_of
 from benchmarks.glue.training import Trained, train
 from benchmarks.tasks import Task
 from ponder import Trajectory, recipes
 from ponder.integrations.transformers import PonderForSequenceClassification
 
-__all__ = ["run", "run_on"]
+__all__ = ["evaluate", "prepare", "run"]
 
 
 def run(
@@ -57,16 +57,15 @@ def run(
     recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
     places = {"--out": out, "--work": work, "--trajectories": trajectories, "--keep-model": models}
     for option, place in places.items():
-        if place is not None:
-            check_writable(place, option)
+        check_writable(place, option)
     path, own, task = out / f"{config.key}.json", work / config.key, tasks.get(config.task)
 
     def make() -> None:
-        ready = _prepare(config, task.load(folder, ["train", *task.dev_splits]))
+        ready = prepare(config, task.load(folder, ["train", *task.dev_splits]))
         selected_on = ready["held_out"] if "held_out" in ready else ready[task.dev_splits[0]]
         trained = train(config, task, ready.pop("train"), selected_on, own, models=models, progress=progress)
         if distributed.is_first():
-            result, recorded = _evaluate(config, task, trained, ready)
+            result, recorded = evaluate(config, task, trained, ready)
             if trajectories is not None:
                 for split, trajectory in recorded.items():
                     trajectory.save(trajectories / f"{config.key}-{split}.safetensors")
@@ -95,20 +94,7 @@ def run(
     return Result.of_run(path)
 
 
-def run_on(
-    config: RunConfig,
-    task: Task,
-    splits: Mapping[str, Dataset],
-    work: Path,
-    baseline: PonderForSequenceClassification | None = None,
-) -> tuple[Result, Trained]:
-    """Train and evaluate on given data; wall-clock is against the full depth of `baseline`, where it is given."""
-    ready = _prepare(config, splits)
-    trained = train(config, task, ready.pop("train"), ready["held_out"], work)
-    return _evaluate(config, task, trained, ready, baseline)[0], trained
-
-
-def _prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+def prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """Tokenised: `train`, without what is held out of it; the splits to report; `held_out`, where it is selected on."""
     tokenizer = load_tokenizer(config.backbone)
     examples = splits["train"]
@@ -120,16 +106,16 @@ def _prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Data
     return {name: tokenize(split, tokenizer, config.max_length) for name, split in parts.items()}
 
 
-def _evaluate(
+def evaluate(
     config: RunConfig,
     task: Task,
     trained: Trained,
     ready: Mapping[str, Dataset],
     baseline: PonderForSequenceClassification | None = None,
 ) -> tuple[Result, dict[str, Trajectory]]:
-    """What is written down, and the trajectory of each split."""
+    """What is written down, and the trajectory of each split; wall-clock is against the full depth of `baseline`."""
     collate = Collator(load_tokenizer(config.backbone))
-    recorded = {name: record(trained.model, split, collate) for name, split in ready.items()}
+    recorded = {name: record(trained.model, split) for name, split in ready.items()}
     model = trained.model
     reported = [name for name in ready if name != "held_out"]
     costs = [cost for name in reported for cost in measure_costs(model, ready[name], collate)]

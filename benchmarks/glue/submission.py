@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from benchmarks import tasks
-from benchmarks.glue.data import GlueTask, tokenize
-from benchmarks.glue.evaluation import batches
-from benchmarks.glue.metrics import answers
-from benchmarks.glue.model import Collator, KeptModel, load_kept
+from benchmarks.examples import tokenize
+from benchmarks.glue.data import GlueTask
+from benchmarks.glue.model import KeptModel, load_kept
 from benchmarks.glue.tasks import DIAGNOSTIC, TASKS
+from benchmarks.metrics import answers
 from ponder._utils.files import make_folder, write_text
 from ponder.errors import ArgumentError, DataError
 
@@ -86,8 +85,7 @@ def submit(
             raise ArgumentError("--model", expected="one model a task", got=got, remedy=remedy)
         kept[name] = model
     if not kept:
-        remedy = "Name a folder that `run --keep-model` made, or pass --run."
-        raise ArgumentError("--model", expected="at least one kept model", got="none", remedy=remedy)
+        raise ArgumentError("--model", expected="at least one kept model", got="none", remedy="See run --keep-model.")
     predictions: dict[str, list[float]] = {}
     for file in (file for file in FILES if file.model_of in kept):
         model = kept[file.model_of]
@@ -100,18 +98,12 @@ def submit(
     return write_submission(out, predictions)
 
 
-@torch.inference_mode()
 def predict(kept: KeptModel, data: Dataset, batch_size: int = 64) -> tuple[list[float], list[int]]:
     """Answers and exit steps of one model, in the order of `data`, by the policy of its run."""
-    task = tasks.get(kept.config.task)
     ready = tokenize(data, kept.tokenizer, kept.config.max_length)
-    found: dict[int, tuple[float, int]] = {}
-    for batch in batches(ready, Collator(kept.tokenizer), batch_size, kept.model.device):
-        out = kept.model(**{name: value for name, value in batch.items() if name != "labels"})
-        given = answers(task, out.logits.float().cpu().numpy()).tolist()
-        found.update(zip(batch["row_ids"].tolist(), zip(given, out.exit_step.tolist(), strict=True), strict=True))
-    ordered = [found[row] for row in data["idx"]]
-    return [answer for answer, _ in ordered], [step for _, step in ordered]
+    found = kept.model.predict(ready.remove_columns("labels"), batch_size=batch_size)
+    given = answers(tasks.get(kept.config.task), found.outputs.float().numpy())
+    return given.tolist(), found.exit_step.tolist()
 
 
 def write_submission(out: Path, predictions: Mapping[str, Sequence[float]]) -> Path:

@@ -29,13 +29,17 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.glue import distributed, metrics
+from benchmarks import metrics
+from benchmarks.examples import Collator, load_tokenizer
+from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.model import Collator, build, load_kept, load_tokenizer, start_at
+from benchmarks.glue.evaluation import record
+from benchmarks.glue.model import build, load_kept, start_at
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
 from ponder._utils.files import read_json, write_json
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
+from ponder.objectives import FinalStep, Ponder
 from ponder.policies import LastStep
 from ponder.recipes import Recipe
 
@@ -134,15 +138,18 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train what `model` leaves unfrozen with its objective, load the best epoch, and say what was measured.
 
-    `folder` holds the checkpoints, and the policy of `model` decides in the score.
+    `folder` holds the checkpoints. The best epoch has the best score at the exits of the model's policy or, where every
+    step has a head and all of them learn, the best mean of the steps' scores: there the same threshold lets rows go the
+    earlier the surer the heads become, so that the score at the exits would tell of the threshold, not of the steps.
     """
+    every_step = model.recipe.per_step_heads and not isinstance(model.ponder.objective, FinalStep | Ponder)
     trainer = _Trainer(
         model=model,
         args=_arguments(config, folder, len(data), progress),
         train_dataset=data,
         eval_dataset=selected_on,
         data_collator=Collator(load_tokenizer(config.backbone)),
-        compute_metrics=_score(task),
+        compute_metrics=_score_of_steps(task, model, selected_on) if every_step else _score(task),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.stop_after), KeepWhole()],
         lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
         head_lr=config.head_lr,
@@ -163,6 +170,7 @@ def train_stage(
         "objective": model.ponder.objective.to_dict(),
         "seconds": round(outcome.metrics["train_runtime"], 1),
         "epochs": len(history),
+        "selected_by": "mean over steps" if every_step else "exits",
         "held_out_scores": [round(entry["eval_score"], 6) for entry in history],
         "held_out_exit_steps": [round(entry["eval_mean_exit_step"], 4) for entry in history],
     }
@@ -170,7 +178,7 @@ def train_stage(
 
 @contextmanager
 def _attention_for_training(model: PonderForSequenceClassification) -> Iterator[None]:
-    """On a CPU, attention written out: the fused kernel has no dropout there, and what it falls back to is slower."""
+    """Write attention out on a CPU, where the fused kernel has no dropout, and what it falls back to is slower."""
     before = model.encoder.config._attn_implementation
     if not torch.accelerator.is_available():
         model.encoder.set_attn_implementation("eager")
@@ -189,7 +197,7 @@ class _Trainer(PonderTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in Transformers, but that the metrics see the exits too."""
+        """Evaluate as Transformers does, but that the metrics see the exits too."""
         return super().evaluate(eval_dataset, ignore_keys or [], *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _GroupedByLength:
@@ -247,6 +255,21 @@ def _score(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
     return compute
 
 
+def _score_of_steps(
+    task: Task, model: PonderForSequenceClassification, data: Dataset
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    at_exits = _score(task)
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        trajectory = record(model, data)
+        assert trajectory.labels is not None
+        labels, of_steps = trajectory.labels.numpy(), trajectory.outputs.float().numpy().swapaxes(0, 1)
+        scores = [metrics.score(task, metrics.answers(task, outputs), labels)["score"] for outputs in of_steps]
+        return {**at_exits(prediction), "score": float(np.mean(scores))}
+
+    return compute
+
+
 class KeepWhole(TrainerCallback):
     """Marks each checkpoint that has been written, and removes those that are neither the last nor the best.
 
@@ -289,7 +312,7 @@ def _epochs_where_it_ended(checkpoint: Path) -> float | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """By step."""
+    """All checkpoints in a folder, by step."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
     return sorted((path for path, step in steps.items() if step), key=lambda path: int(path.name[11:]))
 

@@ -10,22 +10,25 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from benchmarks import graded
 from benchmarks.command_line import check_writable
+from benchmarks.examples import load_tokenizer, tokenize
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.data import tokenize
-from benchmarks.glue.evaluation import record
-from benchmarks.glue.model import Collator, load_tokenizer
-from benchmarks.glue.report import run_table
+from benchmarks.glue.report.groups import policy_text
+from benchmarks.glue.report.tables import numbers
 from benchmarks.glue.results import Result
-from benchmarks.glue.run import run_on
+from benchmarks.glue.run import evaluate, prepare
+from benchmarks.glue.training import train
 from benchmarks.graded.report import write_report
 from benchmarks.tasks import Task
 from ponder.integrations.transformers import PonderForSequenceClassification
 
-__all__ = ["RECIPES", "demo"]
+__all__ = ["RECIPES", "demo", "run_table"]
 
 RECIPES = ("vanilla", "palbert", "pabee")
 _INTRODUCTION = (
@@ -69,9 +72,11 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Co
         baseline: PonderForSequenceClassification | None = None
         for recipe in RECIPES:
             console.rule(f"{name}: {recipe}")
+            config = _config(name, recipe, backbone)
+            ready = prepare(config, splits)
             with tempfile.TemporaryDirectory() as work:
-                config = _config(name, recipe, backbone)
-                result, trained = run_on(config, task, splits, Path(work), baseline=baseline)
+                trained = train(config, task, ready.pop("train"), ready["held_out"], Path(work))
+            result, _ = evaluate(config, task, trained, ready, baseline)
             result.save(out / f"{name}-{recipe}.json")
             results.append(result)
             if baseline is None:
@@ -90,6 +95,19 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Co
     )
     console.print(f"Report: {out / 'report.html'}")
     return results
+
+
+def run_table(results: Sequence[Result]) -> Table:
+    """One line a run, for the terminal: scores, mean exit step, and the speed-up in steps, FLOPs and wall-clock."""
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("task", no_wrap=True)
+    table.add_column("recipe\nand policy", overflow="fold")  # the one that gives way on a narrow terminal
+    for name in ("full\ndepth", "at\nexits", "exit\nstep", "×\nsteps", "×\nFLOPs", "×\nclock"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        policy = policy_text(result["policy"])
+        table.add_row(result["task"], f"{result['recipe']}\n[dim]{escape(policy)}[/dim]", *numbers(result))
+    return table
 
 
 def _config(name: str, recipe: str, backbone: str) -> RunConfig:
@@ -113,9 +131,7 @@ def _data(name: str, scale: float) -> DatasetDict:
 
 
 def _exits_by_difficulty(model: PonderForSequenceClassification, backbone: str, test: Dataset) -> dict[int, list[int]]:
-    tokenizer = load_tokenizer(backbone)
-    ready = tokenize(test, tokenizer, 128)
-    steps = record(model, ready, Collator(tokenizer)).replay(model.policy).exit_step.tolist()
+    steps = model.predict(tokenize(test, load_tokenizer(backbone), 128)).exit_step.tolist()
     exits: dict[int, list[int]] = defaultdict(list)
     for difficulty, step in zip(test["difficulty"], steps, strict=True):
         exits[difficulty].append(step)

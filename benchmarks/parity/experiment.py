@@ -103,7 +103,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def differences(result: dict[str, Any], setting: dict[str, Any], minutes: float | None) -> list[str]:
-    """In which fields a result is of another experiment."""
+    """Name the fields in which a result is of another experiment."""
     fields = [name for name, value in setting.items() if result["setting"].get(name) != value]
     return fields + ["minutes"] * (result["minutes"] != minutes)
 

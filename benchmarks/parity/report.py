@@ -45,7 +45,7 @@ class Row:
     test: list[dict[str, Any]]
 
     def cells(self) -> tuple[str, ...]:
-        """As text, under `COLUMNS`."""
+        """The row as text, under `COLUMNS`."""
         return (
             self.scene,
             self.learner,

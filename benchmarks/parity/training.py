@@ -35,7 +35,7 @@ class Training:
     history: list[dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Give all fields as plain JSON."""
         return asdict(self)
 
 

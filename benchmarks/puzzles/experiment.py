@@ -12,7 +12,7 @@ import torch
 from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.environment import environment
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
-from benchmarks.puzzles.measuring import gated_solver, measure
+from benchmarks.puzzles.measuring import measure
 from benchmarks.puzzles.setting import Setting
 from benchmarks.puzzles.streaming import MAX_BATCH, stream
 from benchmarks.puzzles.training import train
@@ -90,10 +90,9 @@ def run_stream(
     train(learner, setting, seed=seed, path=states / f"{looped_path.stem}.pt")
     learner.eval()
     policy = ExitPolicy.from_dict(looped["ways"][looped["best_rule"]]["policy"])
-    model = gated_solver(learner, setting)[0] if "hazard" in policy.needs else learner.model
     depth = looped["ways"]["best fixed depth"]["policy"]["step"]
     problems = setting if examples is None else replace(setting, examples=examples)
-    measured = stream(model, problems, policy, depth, repeats, max_batch)
+    measured = stream(learner.model, problems, policy, depth, repeats, max_batch)
     path = result_path(out, setting, "stream", seed)
     made_by = {"format": FORMAT, "setting": asdict(setting), "learner": "stream", "seed": seed}
     write_json(path, with_checksum({**made_by, **measured, "environment": environment(torch.device("cpu"))}))
@@ -111,7 +110,7 @@ def equal_depth(setting: Setting, seed: int, out: Path) -> int:
 
 
 def result_path(out: Path, setting: Setting, learner: str, seed: int) -> Path:
-    """Where a result lies."""
+    """The file of a result."""
     return out / f"{setting.puzzle}-{learner}-s{seed}.json"
 
 

@@ -62,21 +62,8 @@ class Looped(Learner):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.setting = setting
         objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
         self.model = _wrapped(setting, objective=objective)
-
-    def gated(self, gate: nn.Module) -> ponder.PonderWrapper:
-        """The same solver, weights and all, with a Lambda head."""
-        model = self.model
-        return ponder.PonderWrapper(
-            model.steps,
-            stem=model.stem,
-            readout=_readout(self.setting),
-            head=model.head,
-            lambda_head=gate,
-            task="token_classification",
-        ).eval()
 
 
 class PonderNet(Learner):
@@ -162,7 +149,7 @@ def _wrapped(setting: Setting, depth: int | None = None, **options: Any) -> pond
     else:
         side = _SIDES[setting.puzzle]
         stem = RecursiveStem(side, setting.width)
-        steps = [RecursiveStep(setting.width) for _ in range(depth or 1)]
+        steps = [RecursiveStep(setting.width, latent_updates=setting.latent_updates) for _ in range(depth or 1)]
         head = nn.Linear(setting.width, side)
     return ponder.PonderWrapper(
         steps[0] if depth is None else steps,

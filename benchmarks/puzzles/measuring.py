@@ -11,16 +11,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import ponder
-from benchmarks.puzzles.gate import fit_gate
-from benchmarks.puzzles.learners import ACT, FeedForward, Learner, Looped, PonderNet, lambda_head
+from benchmarks.puzzles.canvas import on_canvas
+from benchmarks.puzzles.learners import ACT, FeedForward, Learner, Looped, PonderNet
 from benchmarks.puzzles.puzzle import Problems
-from benchmarks.puzzles.rules import FAMILIES, SLACK, Score, cheapest
+from benchmarks.puzzles.rules import FAMILIES, SLACK, Score, cheapest, gate_rules
 from benchmarks.puzzles.setting import Setting
 from ponder import policies
+from ponder.calibration import fit_gate
 from ponder.parts.tasks import task_named
-from ponder.policies import ExitPolicy
+from ponder.policies import ExitPolicy, Gate
 
-__all__ = ["SPLITS", "gated_solver", "measure", "oracle", "problems_of", "replayed", "told"]
+__all__ = ["SPLITS", "fitted_gates", "measure", "oracle", "problems_of", "replayed", "told"]
 
 SPLITS = {"fitting": 1_000_003, "validation": 2_000_003, "test": 5_000_011}
 """Seeds of the sets, the same for every training: one fits the gate, one chooses the rules, one is reported."""
@@ -70,17 +71,17 @@ def measure(learner: Learner, setting: Setting) -> dict[str, Any]:
 
 def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
     """Rules are chosen on validation, to be as accurate there as the best fixed depth, and told on both sets."""
-    gated, gate_loss = gated_solver(learner, setting)
-    rules = [policy for family in FAMILIES.values() for policy in family]
+    families = {**FAMILIES, "fitted gate": gate_rules(fitted_gates(learner.model, setting))}
+    rules = [policy for family in families.values() for policy in family]
     on = {
-        split: replayed(gated, problems_of(setting, split), setting.run_steps, rules)
+        split: replayed(learner.model, problems_of(setting, split), setting.run_steps, rules)
         for split in ("validation", "test")
     }
     solved = on["validation"].by_step.double().mean(0)
     depth = int((solved >= float(solved.max()) - SLACK).int().argmax()) + 1
     wanted = float(solved[depth - 1])
     chosen, first = {}, 0
-    for name, family in FAMILIES.items():
+    for name, family in families.items():
         chosen[name] = first + cheapest(on["validation"].scores[first : first + len(family)], wanted)
         first += len(family)
     names = list(chosen)
@@ -96,18 +97,16 @@ def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
     ways["oracle"] = {split: told(oracle(of.by_step, of.levels)) for split, of in on.items()}
     return {
         "best_rule": best,
-        "gate_loss": gate_loss,
         "ways": ways,
         "by_step": {split: _by_step(of) for split, of in on.items()},
     }
 
 
-def gated_solver(learner: Looped, setting: Setting) -> tuple[ponder.PonderWrapper, float]:
-    """The frozen solver with a gate fitted on problems of the trained levels, and the gate's loss."""
-    fitting, gate = problems_of(setting, "fitting", setting.task.trained_levels), lambda_head(setting)
-    with torch.enable_grad():
-        loss = fit_gate(learner.model, gate, list(fitting.values()), seed=0)
-    return learner.gated(gate), loss
+def fitted_gates(model: ponder.PonderWrapper, setting: Setting) -> list[Gate]:
+    """Gates of the frozen solver, fitted on problems of the trained levels: one for each event that hindsight tells."""
+    canvas = on_canvas(problems_of(setting, "fitting", setting.task.trained_levels).values())
+    trajectory = model.unroll(canvas.inputs, labels=canvas.labels, **canvas.context(slice(None)))
+    return [fit_gate(trajectory, target, shared=True) for target in ("unsettled", "error")]
 
 
 def replayed(

@@ -59,6 +59,10 @@ class Puzzle(ABC):
         self.check_level(level)
         return self._draw(level, count, torch.Generator().manual_seed(seed * 1_000_003 + level))
 
+    def practice(self, level: int, count: int, seed: int) -> Problems:
+        """`count` problems of one level to train on; a puzzle that is slow to make may vary some that it keeps."""
+        return self.draw(level, count, seed)
+
     def check_level(self, level: int) -> None:
         """Refuse levels that the puzzle does not have."""
         top = float("inf") if self.greatest_level is None else self.greatest_level

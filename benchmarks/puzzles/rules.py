@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ponder import policies
-from ponder.policies import ExitPolicy
+from ponder.policies import ExitPolicy, Gate
 
-__all__ = ["FAMILIES", "SLACK", "Score", "cheapest"]
+__all__ = ["FAMILIES", "SLACK", "Score", "cheapest", "gate_rules"]
 
 SLACK = 0.002
 """How much less accurate than the best depth a shallower one may be on validation and still count as its equal.
@@ -29,8 +29,15 @@ FAMILIES: Mapping[str, Sequence[ExitPolicy]] = {
         for patience in (1, 2)
         for threshold in _SURE
     ],
-    "fitted gate": [policies.Quantile(q) for q in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)],
 }
+
+
+_DOUBT = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0001)
+
+
+def gate_rules(gates: Sequence[Gate]) -> list[ExitPolicy]:
+    """Gates with every threshold: the probability, below which a problem leaves, that going on pays."""
+    return [replace(gate, threshold=threshold) for gate in gates for threshold in _DOUBT]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Setting:
         rate: Hazard of PonderNet's geometric prior.
         beta: Weight of PonderNet's divergence.
         tau: Weight of ACT's ponder cost.
+        bf16: Whether training computes in bfloat16 where autocast lets it.
+        latent_updates: How often a step of the transformer works on z before it works on y.
     """
 
     puzzle: str
@@ -46,6 +48,8 @@ class Setting:
     rate: float = 0.1
     beta: float = 0.01
     tau: float = 1e-3
+    bf16: bool = False
+    latent_updates: int = 2
 
     @property
     def task(self) -> Puzzle:
@@ -57,7 +61,16 @@ SMALL = {
     setting.puzzle: setting
     for setting in (
         Setting("prefix-sums"),
-        Setting("mazes", num_steps=24, gradient_steps=24, run_steps=80, updates=5000, batch_size=32, examples=125),
+        Setting(
+            "mazes",
+            num_steps=24,
+            gradient_steps=24,
+            run_steps=80,
+            updates=12_000,
+            batch_size=32,
+            examples=125,
+            bf16=True,
+        ),
         Setting("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, updates=3000),
         Setting(
             "sudoku-9x9",

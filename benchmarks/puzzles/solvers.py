@@ -194,13 +194,9 @@ class PooledLambda(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`."""
-        logits: Tensor = self.layer(self.pooled(features)).squeeze(-1)
-        return logits
-
-    def pooled(self, features: Tensor) -> Tensor:
-        """What the layer reads, `(batch, 2 · width)`."""
         positions = features.flatten(2) if self.channels_first else features.transpose(1, 2)
-        return torch.cat([positions.mean(-1), positions.amax(-1)], dim=-1)
+        logits: Tensor = self.layer(torch.cat([positions.mean(-1), positions.amax(-1)], dim=-1)).squeeze(-1)
+        return logits
 
 
 def answer_state(hidden: tuple[Tensor, Tensor]) -> Tensor:

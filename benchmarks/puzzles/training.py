@@ -39,7 +39,7 @@ class Training:
     last_loss: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Give all fields as plain JSON."""
         return asdict(self)
 
 
@@ -82,8 +82,11 @@ def _update(learner: Learner, setting: Setting, optimizer: torch.optim.Optimizer
     """One update; `number` is its seed."""
     torch.manual_seed(number)
     puzzle = setting.task
-    level = puzzle.trained_levels[int(torch.randint(len(puzzle.trained_levels), ()))]
-    loss = learner.loss(puzzle.draw(level, setting.batch_size, seed=number))
+    levels = puzzle.trained_levels  # the higher, the more often: what is hard takes longer to learn
+    level = levels[int(torch.tensor(levels, dtype=torch.float).multinomial(1))]
+    problems = puzzle.practice(level, setting.batch_size, seed=number)
+    with torch.autocast("cpu", torch.bfloat16, enabled=setting.bf16):
+        loss = learner.loss(problems)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(learner.parameters(), _CLIP)

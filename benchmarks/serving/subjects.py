@@ -93,4 +93,4 @@ SUBJECTS: dict[str, Callable[[], ServedModel]] = {
     "window": partial(_with_exits, "window"),
     "tiny": tiny,
 }
-"""By name, what makes a model to serve."""
+"""What makes a model to serve, by name."""

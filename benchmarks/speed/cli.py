@@ -36,7 +36,7 @@ SECTIONS = {
     10: "exporting",
     11: "capturing",
 }
-"""By number, the module of a section: `measure(Options)` gives its figures."""
+"""The module of each section, by number: its `measure(Options)` gives its figures."""
 
 
 @app.command()

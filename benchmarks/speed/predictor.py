@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from benchmarks import backbones, tasks
-from benchmarks.glue import data
+from benchmarks.examples import tokenize
 from benchmarks.speed.exiting import recorded, spread
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.forced import Forced
@@ -102,7 +102,7 @@ def _rows(task: str, options: Options) -> list[dict[str, list[int]]]:
     """Rows of the dev set, evenly spread, in its order."""
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(backbones.resolve("minilm"))
-    dev = data.tokenize(tasks.get(task).load(options.glue_dir)["dev"], tokenizer, PADDED)
+    dev = tokenize(tasks.get(task).load(options.glue_dir)["dev"], tokenizer, PADDED)
     names = tokenizer.model_input_names
     wanted = min(40 if options.quick else ROWS, len(dev))
     vocabulary = 1000 if options.quick else None

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import graded, tasks
-from benchmarks.glue import data
-from benchmarks.glue.model import load_tokenizer
+from benchmarks.examples import load_tokenizer, tokenize
 from benchmarks.speed.figures import Options, figure, not_measured
 from benchmarks.speed.scale import resident
 from benchmarks.speed.subjects import minilm
@@ -65,7 +64,7 @@ def batches(options: Options, count: int) -> list[Batch]:
         source = graded.load("negation", train=rows, dev=1, test=1)["train"]
     else:
         source = tasks.get("CoLA").load(options.glue_dir)["train"].select(range(rows))
-    table = data.tokenize(source, tokenizer, LONGEST)
+    table = tokenize(source, tokenizer, LONGEST)
     made = []
     for start in range(0, rows, BATCH):
         part = table[start : start + BATCH]

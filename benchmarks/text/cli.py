@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command_line import MAX_SEED, check_writable, run_app
-from benchmarks.glue.config import parse_policy
+from benchmarks.command_line import MAX_SEED, check_writable, parse_policy, run_app
 from benchmarks.text.tagging import TaggingConfig, run
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError

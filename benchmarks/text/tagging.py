@@ -21,7 +21,7 @@ from transformers import DataCollatorForTokenClassification, PrinterCallback, Tr
 from benchmarks import backbones
 from benchmarks.checksum import digest, with_checksum
 from benchmarks.environment import environment
-from benchmarks.glue.model import load_tokenizer
+from benchmarks.examples import load_tokenizer
 from benchmarks.text.entities import EntityScore, score, spans
 from benchmarks.text.wnut import TAGS, Sentence, Tokenized, load, tokenize, word_tags
 from ponder.errors import ArgumentError

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from benchmarks.glue.data import MissingDataError, features_of, read_text
+from benchmarks.examples import MissingDataError, features_of, read_text
 from benchmarks.tasks import Task, register
 from ponder.errors import DataError
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.glue.data import MissingDataError, read_text
+from benchmarks.examples import MissingDataError, read_text
 from ponder.errors import DataError
 
 __all__ = ["SPLITS", "TAGS", "Sentence", "Tokenized", "load", "tokenize", "word_tags"]

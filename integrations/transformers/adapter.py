@@ -69,7 +69,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def padding(self) -> Padding | None:
-        """Where lengths lie in what the stem takes and gives; None where batches do not get narrower."""
+        """Say where lengths lie in what the stem takes and gives; None where batches do not get narrower."""
 
     def width(self, name: str) -> int:
         """The size of the features of a readout."""
@@ -167,7 +167,7 @@ class EncoderAdapter(Adapter):
         return hidden, context
 
     def padding(self) -> Padding:
-        """Where lengths lie in what the stem takes and gives."""
+        """Say where lengths lie in what the stem takes and gives."""
         return Padding(
             inputs=Along(fill=getattr(self.encoder.config, "pad_token_id", None) or 0),
             context={

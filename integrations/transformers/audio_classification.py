@@ -38,7 +38,7 @@ class PonderForAudioClassification(PonderPreTrainedModel):
         row_ids: Tensor | None = None,
         **ignored: Any,
     ) -> PonderSequenceClassifierOutput:
-        """As `PonderWrapper.forward`: every step in training, each row to its exit in evaluation.
+        """Run every step in training, and each row to its exit in evaluation, as `PonderWrapper.forward` does.
 
         Args:
             input_values: Samples `(batch, length)`, or a spectrogram for the encoders that call it so.

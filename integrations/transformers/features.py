@@ -112,7 +112,7 @@ class PonderModel(PonderPreTrainedModel):
         row_ids: Tensor | None = None,
         **ignored: Any,
     ) -> PonderModelOutput:
-        """As `PonderWrapper.forward`: every step in training, each row to its exit in evaluation.
+        """Run every step in training, and each row to its exit in evaluation, as `PonderWrapper.forward` does.
 
         Args:
             input_ids: Token ids, `(batch, length)`, of an encoder of texts.

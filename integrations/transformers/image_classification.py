@@ -36,7 +36,7 @@ class PonderForImageClassification(PonderPreTrainedModel):
         row_ids: Tensor | None = None,
         **ignored: Any,
     ) -> PonderSequenceClassifierOutput:
-        """As `PonderWrapper.forward`: every step in training, each row to its exit in evaluation.
+        """Run every step in training, and each row to its exit in evaluation, as `PonderWrapper.forward` does.
 
         Args:
             pixel_values: Images as the encoder's image processor gives them, `(batch, channels, height, width)`.

@@ -148,7 +148,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As Transformers does, which draws all linear layers anew; a Lambda head still starts at its hazard."""
+        """Draw all linear layers anew as Transformers does; a Lambda head still starts at its hazard."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, HazardLayer):
             initialization.constant_(module.bias, module.start_logit)
@@ -248,7 +248,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in Transformers, from safetensors only: nothing is unpickled.
+        """Load a model that was saved, as in Transformers, but from safetensors only: nothing is unpickled.
 
         Raises:
             CheckpointError: The folder does not hold a whole model.
@@ -282,7 +282,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         self.ponder.padding = _padding(self._adapter, readout)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in Transformers: the encoder's embeddings, and its configuration, which is saved with the model."""
+        """Resize the encoder's embeddings, as in Transformers, and its configuration, which is saved with the model."""
         embeddings: nn.Embedding = self.encoder.resize_token_embeddings(*args, **kwargs)
         if isinstance(self._adapter, CapturedAdapter):
             self._adapter.forget()
@@ -293,7 +293,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As in Transformers; a save is whole or has not happened, also where the process is killed in the middle.
+        """Save the model, as in Transformers, wholly or not at all, also where the process is killed in the middle.
 
         A model card is written beside the weights, unless the folder has a README of its owner's.
 
@@ -438,7 +438,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """As in PyTorch, but that an encoder whose every parameter is frozen stays in evaluation mode.
+        """Set the mode as PyTorch does, but that an encoder whose every parameter is frozen stays in evaluation mode.
 
         `PonderWrapper.train` does so for its own parts; the encoder is a part of this model, which it only borrows.
         """
@@ -625,7 +625,7 @@ def _encoder(encoder: str | PathLike[str] | PreTrainedModel, **loading: Any) -> 
 
 
 def _padding(adapter: Adapter, readout: str) -> Padding | None:
-    """Where lengths lie; answers a token have a length themselves, so that batches do not get narrower."""
+    """Say where lengths lie; answers a token have a length themselves, so that batches do not get narrower."""
     padding = adapter.padding()
     return padding if padding is None or readout != "tokens" else dataclasses.replace(padding, pooled=False)
 

@@ -87,7 +87,7 @@ class _Exits(Pipeline):
     def postprocess(  # type: ignore[override]
         self, *args: Any, exit_step: bool = False, **kwargs: Any
     ) -> Any:
-        """As in Transformers, with the exit in each result where it is asked for."""
+        """Make the results as Transformers does, with the exit in each where it is asked for."""
         base: Any = super()
         results = base.postprocess(*args, **kwargs)
         if not exit_step:

@@ -70,7 +70,7 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
         row_ids: Tensor | None = None,
         **ignored: Any,
     ) -> PonderQuestionAnsweringOutput:
-        """As `PonderWrapper.forward`: every step in training, each text to its exit in evaluation.
+        """Run every step in training, and each text to its exit in evaluation, as `PonderWrapper.forward` does.
 
         Args:
             input_ids: Token ids of question and text, `(batch, length)`.

@@ -56,7 +56,7 @@ class PonderForSequenceClassification(PonderPreTrainedModel):
         row_ids: Tensor | None = None,
         **ignored: Any,
     ) -> PonderSequenceClassifierOutput:
-        """As `PonderWrapper.forward`: every step in training, each row to its exit in evaluation.
+        """Run every step in training, and each row to its exit in evaluation, as `PonderWrapper.forward` does.
 
         Args:
             input_ids: Token ids, `(batch, length)`.

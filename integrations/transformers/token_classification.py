@@ -64,7 +64,7 @@ class PonderForTokenClassification(PonderPreTrainedModel):
         row_ids: Tensor | None = None,
         **ignored: Any,
     ) -> PonderTokenClassifierOutput:
-        """As `PonderWrapper.forward`: every step in training, each text to its exit in evaluation.
+        """Run every step in training, and each text to its exit in evaluation, as `PonderWrapper.forward` does.
 
         Args:
             input_ids: Token ids, `(batch, length)`.

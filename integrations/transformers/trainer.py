@@ -77,7 +77,7 @@ class PonderTrainer(Trainer):
             )
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in Transformers; with `all_stages`, each stage of the recipe in turn, and what the last one gave."""
+        """Train as Transformers does; with `all_stages`, each stage in turn, and give what the last one gave."""
         if not self.all_stages:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if resume_from_checkpoint:
@@ -104,7 +104,7 @@ class PonderTrainer(Trainer):
         return super().training_step(model, *args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
-        """As in Transformers, keeping in mind what is logged."""
+        """Compute the loss as Transformers does, and keep in mind what is logged of it."""
         wrapper = _wrapper_in(model)
         with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
@@ -115,7 +115,7 @@ class PonderTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in Transformers, with what training has seen since the last log."""
+        """Log as Transformers does, with what training has seen since the last log."""
         if "loss" in logs:
             logs = {**logs, **self._seen[True].taken(gather_object)}
         super().log(logs, *args, **kwargs)
@@ -128,7 +128,7 @@ class PonderTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As in Transformers, with the mean exit of the examples."""
+        """Evaluate as Transformers does, and report the mean exit of the examples too."""
         self._seen[False].taken()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         exits = {f"{metric_key_prefix}_{name}": mean for name, mean in self._seen[False].taken().items()}

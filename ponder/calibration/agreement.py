@@ -208,7 +208,7 @@ def _differences(trajectory: Trajectory, kind: _Kind, values: Sequence[float]) -
 
 
 def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[float]]:
-    """Of each value, how often answers differ, and the mean exit step."""
+    """How often answers differ at each value, and the mean exit step."""
     steps, differs = _differences(trajectory, kind, kind.values)
     return differs.double().mean(1).tolist(), steps.double().mean(1).tolist()
 

@@ -23,7 +23,8 @@ from ponder.trajectory import Trajectory
 
 __all__ = ["fit_gate", "staying_pays"]
 
-Target = Literal["gain", "error", "agreement"]
+Target = Literal["gain", "error", "agreement", "unsettled"]
+_TARGETS = ("gain", "error", "agreement", "unsettled")
 
 
 def fit_gate(
@@ -33,6 +34,7 @@ def fit_gate(
     floor: int = 1,
     *,
     model: Literal["logistic", "boosted"] = "logistic",
+    shared: bool = False,
     trees: int = 50,
     signals: Sequence[str] | None = None,
     threshold: float = 0.5,
@@ -46,11 +48,13 @@ def fit_gate(
       mostly fall a little from step to step, so that δ = 0 says yes nearly everywhere: ask for 0.1 or more;
     * ``"error"``: this step is wrong and some later step right;
     * ``"agreement"``: the answer is not that of full depth, which needs no labels. A trajectory without labels takes
-      this in place of ``"gain"``, with a warning.
+      this in place of ``"gain"``, with a warning;
+    * ``"unsettled"``: the answer is not right yet, or will not stay so. A row that is never right runs to the end.
 
     The features are what every step gives: how sure it is, how long its answer has stayed, how far it moved, and the
     Lambda head's hazards where there is one; ``"hidden"`` adds the features themselves. The idea is that of Ouro's
     second stage (Zhu et al. 2025, arXiv 2510.25741), where the gate learns from the loss that a further step saves.
+    Where a row has an answer at each of its positions, it is right when all of them are.
 
     Args:
         trajectory: A full-depth run on held-out rows.
@@ -58,12 +62,14 @@ def fit_gate(
         delta: δ ≥ 0, for ``"gain"``.
         floor: No row leaves before this step.
         model: ``"logistic"``, a logistic regression; ``"boosted"``, gradient boosting of trees of three levels.
+        shared: One small model for all steps instead of one for each: for a shared step, which may then run for more
+            steps than the trajectory has.
         trees: Their number, for ``"boosted"``.
         signals: Names from `policies.gate.GATE_SIGNALS`; what the trajectory has where None.
         threshold: Probability below which a row leaves.
 
     Returns:
-        A policy of plain numbers, for models of the same number of steps.
+        A policy of plain numbers, for models of the same number of steps, or of any number where `shared`.
 
     Raises:
         ArgumentError: No rows, or none that are finite, a run of training mode, one step only, an unknown name, or a
@@ -95,10 +101,14 @@ def fit_gate(
             "trajectory", expected="rows whose outputs are finite", got="none", remedy="See what the model computes."
         )
     pays = staying_pays(trajectory, target, delta).cpu()[finite]  # others never leave, so they teach nothing
-    tables: list[LinearTable | TreeTable] = []
-    for values, stays in zip((each[finite] for each in read), pays[:, :-1].unbind(1), strict=True):
-        tables.append(_boosted(values, stays, trees) if model == "boosted" else _logistic(values, stays))
-    return Gate(trajectory.num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta))
+    of_steps = [(values[finite], stays) for values, stays in zip(read, pays[:, :-1].unbind(1), strict=True)]
+    if shared:
+        of_steps = [(torch.cat([values for values, _ in of_steps]), torch.cat([stays for _, stays in of_steps]))]
+    tables: list[LinearTable | TreeTable] = [
+        _boosted(values, stays, trees) if model == "boosted" else _logistic(values, stays) for values, stays in of_steps
+    ]
+    num_steps = None if shared else trajectory.num_steps
+    return Gate(num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta))
 
 
 def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> Tensor:
@@ -109,7 +119,7 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
         target: The event, as for `fit_gate`.
         delta: As for `fit_gate`.
     """
-    check_choice("target", target, ("gain", "error", "agreement"))
+    check_choice("target", target, _TARGETS)
     task = trajectory.meaning
     if target == "agreement":
         if not task.comparable:
@@ -122,11 +132,15 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
             got="none",
             remedy="Record them: model.unroll(inputs, labels=labels); or pass target='agreement'.",
         )
-    if target == "error":
+    if target in ("error", "unsettled"):
         if not task.comparable:
             raise _no_target(target, trajectory, "Pass target='gain' with a delta in the unit of the loss.")
-        losses = (~task.correct(trajectory.outputs, trajectory.labels)).double()
-        delta = 0.0
+        right = task.correct(trajectory.outputs, trajectory.labels)
+        if target == "unsettled":
+            settled = right.flip(1).int().cummin(1).values.flip(1).bool()  # right here and at all later steps
+            settled[:, -1] = True
+            return ~settled
+        losses, delta = (~right).double(), 0.0
     else:
         losses = _losses(trajectory)
     later = losses.flip(1).cummin(1).values.flip(1)  # the least from each step on
@@ -179,8 +193,7 @@ class _Reading(ExitPolicy):
 
 def _signals(trajectory: Trajectory, signals: tuple[str, ...]) -> list[Tensor]:
     """The signals at each step but the last, `(batch, signals)` each; refused as the gate itself would be."""
-    blank = (0.0,) * (trajectory.num_steps - 1)
-    check_replay(trajectory, Gate(trajectory.num_steps, signals, "logistic", blank))
+    check_replay(trajectory, Gate(None, signals, "logistic", (0.0,)))
     probe = _Reading(GateReader(signals), [])
     replay(trajectory, probe)
     return probe.seen

@@ -83,7 +83,7 @@ def _summary(run: Run) -> list[list[str]]:
 
 
 def _at_levels(report: ExitReport) -> list[list[str]]:
-    """Of each kind of policy, the earliest exits that could have been promised at a few levels."""
+    """The earliest exits of each kind of policy that could have been promised at a few levels."""
     rows = []
     for level in (0.005, 0.01, 0.02, 0.05):
         found = [

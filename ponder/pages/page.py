@@ -71,7 +71,7 @@ class Text(Block):
         return self.text[2:].split("\n* ") if self.text.startswith("* ") else []
 
     def markdown(self, figures: str | None) -> str:
-        """As it is."""
+        """The text as it is."""
         return self.text
 
 

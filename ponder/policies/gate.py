@@ -34,7 +34,11 @@ GATE_SIGNALS = (*_OF_CLASSES, "streak", "shift", "movement", *_OF_HAZARDS, "hidd
 """What a gate can read of a step: certainties of a class; `streak`, the steps for which the answer has stayed; `shift`,
 the total variation between this step's class probabilities and those of the step before (1 at the first step);
 `movement`, the mean distance between this step's outputs and those before (0 at the first step), for any task; the
-hazard, the CDF, and the mean of min(halting step, n), of the Lambda head; and the features themselves."""
+hazard, the CDF, and the mean of min(halting step, n), of the Lambda head; and the features themselves.
+
+Where a row has an answer at each of its positions, the least sure one and the one that shifted most count, and padding
+does not; `hidden` is not read there.
+"""
 
 
 def default_signals(classes: bool, hazards: bool) -> tuple[str, ...]:
@@ -83,13 +87,15 @@ class GateReader:
             output = at_least_float32(step.output).float()
             before = output if state["output"] is None else state["output"]
             after["output"] = output
+            inside = _inside(output, step.mask)
             if self.reads_classes:
-                values |= {name: signal(output) for name, signal in _OF_CLASSES.items() if name in self.signals}
-                stays = (output.argmax(-1) == before.argmax(-1)) & ~first
-                after["streak"] = values["streak"] = torch.where(stays, state["streak"] + 1.0, 0.0)
-                moved = (output.softmax(-1) - before.softmax(-1)).abs().sum(-1) / 2.0
+                for name in set(_OF_CLASSES) & set(self.signals):
+                    values[name] = -_greatest(-_OF_CLASSES[name](output), inside)
+                changed = _greatest((output.argmax(-1) != before.argmax(-1)).float(), inside)
+                after["streak"] = values["streak"] = torch.where(first | (changed > 0), 0.0, state["streak"] + 1.0)
+                moved = _greatest((output.softmax(-1) - before.softmax(-1)).abs().sum(-1) / 2.0, inside)
                 values["shift"] = torch.where(first, 1.0, moved)
-            values["movement"] = torch.where(first, 0.0, (output - before).abs().flatten(1).mean(1))
+            values["movement"] = torch.where(first, 0.0, _mean((output - before).abs(), inside))
         if "hazard" in self.needs:
             values["hazard"], values["cdf"] = step.hazard.float(), step.cdf.float()
             after["expected"] = values["expected"] = state["expected"] + step.survival.float()
@@ -97,6 +103,26 @@ class GateReader:
         if "hidden" in self.signals:
             columns.append(step.features.float().flatten(1))
         return torch.cat(columns, dim=1), after
+
+
+def _inside(output: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask of positions, for outputs `(batch, positions, …)` that have them; None where all count."""
+    return None if mask is None or output.dim() < 3 else mask
+
+
+def _greatest(values: Tensor, inside: Tensor | None) -> Tensor:
+    """The greatest value of each row's positions, `(batch,)`, of `(batch,)` or `(batch, positions)`."""
+    if values.dim() == 1:
+        return values
+    return (values if inside is None else torch.where(inside, values, -torch.inf)).amax(1)
+
+
+def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
+    """The mean of each row, `(batch,)`, over the positions that count."""
+    if inside is None:
+        return values.flatten(1).mean(1)
+    of_positions = values.flatten(2).mean(2)
+    return torch.where(inside, of_positions, 0.0).sum(1) / inside.sum(1)
 
 
 @registry.register("gate")
@@ -109,17 +135,17 @@ class Gate(ThresholdPolicy):
     Models", arXiv 2510.25741). All of it is plain numbers: nothing of scikit-learn is needed to use or to load one.
 
     Args:
-        num_steps: N of the model whose trajectory it was fitted on.
+        num_steps: N of the model whose trajectory it was fitted on; None for a gate that all steps share.
         signals: What it reads, names from `GATE_SIGNALS`.
         kind: ``"logistic"`` or ``"boosted"``.
-        tables: The fitted model of each step but the last: a `LinearTable` or a `TreeTable`.
+        tables: The fitted model of each step but the last, or the one of all steps: a `LinearTable` or a `TreeTable`.
         threshold: In [0, 1]; raised, rows leave earlier.
         floor: No row leaves before this step.
-        target: What was fitted: ``"gain"``, ``"error"`` or ``"agreement"``.
+        target: What was fitted: ``"gain"``, ``"error"``, ``"agreement"`` or ``"unsettled"``.
         delta: By how much a later step has to lower the loss, for ``"gain"``.
     """
 
-    num_steps: int
+    num_steps: int | None
     signals: tuple[str, ...]
     kind: Literal["logistic", "boosted"]
     tables: tuple[Any, ...] = field(repr=False)
@@ -139,10 +165,11 @@ class Gate(ThresholdPolicy):
                 "signals", expected=f"some of {', '.join(GATE_SIGNALS)}", got=repr(self.signals), remedy="Correct them."
             )
         check_choice("kind", self.kind, ("logistic", "boosted"))
-        if len(self.tables) != self.num_steps - 1:
+        if len(self.tables) != (1 if self.num_steps is None else self.num_steps - 1):
+            before = "all steps" if self.num_steps is None else f"each of {self.num_steps - 1} steps before the last"
             raise ArgumentError(
                 "tables",
-                expected=f"one for each of {self.num_steps - 1} steps before the last",
+                expected=f"one for {before}",
                 got=len(self.tables),
                 remedy="Make gates with ponder.calibration.fit_gate.",
             )
@@ -159,19 +186,26 @@ class Gate(ThresholdPolicy):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        if spec.num_steps != self.num_steps:
+        if self.num_steps not in (None, spec.num_steps):
             raise ArgumentError(
                 "policy",
                 expected=f"a gate fitted on a model of {spec.num_steps} steps, as this one has",
                 got=f"one fitted on {self.num_steps}",
                 remedy="Fit one on this model's own trajectory with ponder.calibration.fit_gate.",
             )
-        if spec.task.per_token or (self.reader.reads_classes and not spec.task.classes):
+        if self.reader.reads_classes and not spec.task.classes:
             raise ArgumentError(
                 "policy",
-                expected="one class an example, of which a gate can read how sure it is",
+                expected="classes, of which a gate can read how sure they are",
                 got=f"the task {spec.task.name!r}",
                 remedy="Fit the gate on a trajectory of this task: it then reads what the task has.",
+            )
+        if spec.task.per_token and "hidden" in self.signals:
+            raise ArgumentError(
+                "signals",
+                expected="one number a row; features have one for each position here",
+                got="'hidden'",
+                remedy="Leave it out: how sure the least sure position is says more.",
             )
 
     def init(self, batch: PolicyBatch) -> Tree:
@@ -179,7 +213,7 @@ class Gate(ThresholdPolicy):
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         signals, state = self.reader.read(step, state)
-        place = (step.index - 1).clamp(max=self.num_steps - 2)
+        place = (step.index - 1).clamp(max=len(self.tables) - 1)
         score = self._trees(signals, place) if self.kind == "boosted" else self._line(signals, place)
         return torch.where(step.index < self.floor, torch.inf, score.sigmoid()), state
 

@@ -200,7 +200,7 @@ class _Options:
             check_real("clip", self.clip, open_low=True)
 
     def as_numbers(self) -> dict[str, Any]:
-        """For trackers."""
+        """The fields that trackers are told."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def share(self, step: int, total: int | None) -> float:

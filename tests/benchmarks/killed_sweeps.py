@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+from pretending import quick_workers
+
 from benchmarks.glue import run
 from benchmarks.glue.sweeping import executors
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
@@ -30,6 +32,8 @@ run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the cloc
 
 
 def do(backbone, glue_dir, folder, local=False):
+    if local:
+        quick_workers("benchmarks.glue.run")
     with executors.local(threads=1) if local else executors.inline() as submit:
         places = {"glue_dir": Path(glue_dir), "out": folder / "out", "work": folder / "work"}
         summary = sweep(SUITE.cells(backbone), submit, workers=2 if local else 1, **places)

@@ -9,8 +9,7 @@ from rich.text import Text
 
 from benchmarks import graded
 from benchmarks.glue.report.groups import policy_text
-from benchmarks.glue.report.tables import run_table
-from benchmarks.graded.demo import RECIPES, demo
+from benchmarks.graded.demo import RECIPES, demo, run_table
 from ponder.errors import ArgumentError
 
 

@@ -6,7 +6,7 @@ import pytest
 from glue_files import LAYOUTS, lines_of, make, rte_train, splits, write
 
 from benchmarks import tasks
-from benchmarks.glue import data
+from benchmarks.examples import MissingDataError
 from benchmarks.glue.tasks import DIAGNOSTIC
 from ponder.errors import DataError
 
@@ -123,5 +123,5 @@ def test_a_missing_folder_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(DataError, match=r"dev\.tsv.*no such file"):
         tasks.get("RTE").load(tmp_path)
     assert list(tasks.get("RTE").load(tmp_path, ["train"])) == ["train"]  # the others need not be there
-    with pytest.raises(data.MissingDataError, match=r"diagnostic\.tsv"):
+    with pytest.raises(MissingDataError, match=r"diagnostic\.tsv"):
         DIAGNOSTIC.load(tmp_path)

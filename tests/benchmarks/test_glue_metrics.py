@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import tasks
-from benchmarks.glue import metrics
+from benchmarks import metrics, tasks
 from ponder.errors import ArgumentError
 
 CLASSES = st.integers(1, 40).flatmap(

@@ -4,8 +4,7 @@ import datasets
 import pytest
 from glue_files import make
 
-from benchmarks import tasks
-from benchmarks.glue import data
+from benchmarks import examples, tasks
 from ponder.errors import ArgumentError
 
 
@@ -23,7 +22,7 @@ def labelled(labels):
     "labels", [[0, 1], [0] * 2, [0] * 70 + [1] * 30, [0, 1, 2] * 5, [0] * 9 + [1], [0.5, 1.5, 2.0, 5.0]]
 )
 def test_hold_out(labels, fraction):
-    train, held = data.hold_out(labelled(labels), fraction, seed=3)
+    train, held = examples.hold_out(labelled(labels), fraction, seed=3)
     assert sorted(train["idx"][:] + held["idx"][:]) == list(range(len(labels)))
     assert train["idx"][:] == sorted(train["idx"])
     assert held["idx"][:] == sorted(held["idx"])
@@ -38,7 +37,7 @@ def test_hold_out(labels, fraction):
 
 def test_hold_out_is_a_function_of_the_seed():
     rows = labelled([0, 1] * 50)
-    first, again, other = (data.hold_out(rows, 0.2, seed)[1]["idx"][:] for seed in (1, 1, 2))
+    first, again, other = (examples.hold_out(rows, 0.2, seed)[1]["idx"][:] for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -46,19 +45,19 @@ def test_hold_out_is_a_function_of_the_seed():
 def test_hold_out_keeps_the_rare_class_in_training():
     for seed in range(10):
         # Six of eleven: the rare class has the larger remainder, and would be left without a training example.
-        assert 1 in data.hold_out(labelled([0] * 10 + [1]), 0.55, seed)[0]["label"]
+        assert 1 in examples.hold_out(labelled([0] * 10 + [1]), 0.55, seed)[0]["label"]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_hold_out_of_no_share(fraction):
     with pytest.raises(ArgumentError, match="fraction"):
-        data.hold_out(labelled([0, 1]), fraction, 0)
+        examples.hold_out(labelled([0, 1]), fraction, 0)
 
 
 @pytest.mark.parametrize("labels", [[], [0]])
 def test_hold_out_of_too_few(labels):
     with pytest.raises(ArgumentError, match="at least two examples"):
-        data.hold_out(labelled(labels), 0.5, 0)
+        examples.hold_out(labelled(labels), 0.5, 0)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def tokenizer(tmp_path_factory):
 @pytest.mark.parametrize("name", ["CoLA", "STS-B", "RTE"])
 def test_tokenize(glue, tokenizer, name):
     rows = tasks.get(name).load(glue)["train"]
-    encoded = data.tokenize(rows, tokenizer, max_length=16)
+    encoded = examples.tokenize(rows, tokenizer, max_length=16)
     kept = {"input_ids", "attention_mask", "token_type_ids", "labels", "idx", "length"}
     assert set(encoded.column_names) == kept
     assert encoded["labels"][:] == rows["label"][:]
@@ -85,18 +84,18 @@ def test_tokenize(glue, tokenizer, name):
 
 def test_tokenize_truncates_and_does_not_pad(tokenizer):
     rows = datasets.Dataset.from_dict({"idx": [0, 1], "sentence1": ["one", "one two " * 50], "label": [0, 1]})
-    encoded = data.tokenize(rows, tokenizer, max_length=8)
+    encoded = examples.tokenize(rows, tokenizer, max_length=8)
     assert encoded["length"][:] == [3, 8]
     assert [len(ids) for ids in encoded["input_ids"]] == [3, 8]
 
 
 def test_tokenize_gives_only_what_the_model_takes(glue, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "attention_mask"])
-    encoded = data.tokenize(tasks.get("RTE").load(glue)["train"], tokenizer, max_length=16)
+    encoded = examples.tokenize(tasks.get("RTE").load(glue)["train"], tokenizer, max_length=16)
     assert "token_type_ids" not in encoded.column_names
 
 
 def test_tokenize_without_room(glue, tokenizer):
     rows = tasks.get("RTE").load(glue)["train"]
     with pytest.raises(ArgumentError, match="more than the 3 special tokens"):
-        data.tokenize(rows, tokenizer, max_length=3)
+        examples.tokenize(rows, tokenizer, max_length=3)

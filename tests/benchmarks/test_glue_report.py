@@ -17,14 +17,14 @@ from benchmarks import tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
 from benchmarks.glue.data import GlueTask
-from benchmarks.glue.metrics import pack
 from benchmarks.glue.report import PARTS, figures, report, write
 from benchmarks.glue.report.groups import BLIND, choose
 from benchmarks.glue.report.summary import COMPARED, is_of_suite, summary
-from benchmarks.glue.report.tables import mark
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.sweeping import suite as suites
+from benchmarks.metrics import pack
+from benchmarks.tables import mark
 from ponder import Trajectory, policies
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
@@ -281,7 +281,7 @@ def test_figures_show_the_numbers_of_the_results(results, monkeypatch):
         if result["recipe"] == "palbert":  # another policy on the same models
             result["splits"]["dev"]["curves"].append(curve(*CURVES["pabee"], 0.5))
     groups, _ = choose(of_one_seed)
-    monkeypatch.setattr(figures, "drawn", lambda name, caption, panels: panels)
+    monkeypatch.setattr(figures, "panels_as_figure", lambda name, caption, panels: panels)
 
     def shown(panels):
         ax = Drawing().subplots()

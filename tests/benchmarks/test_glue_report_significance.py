@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks import tasks
-from benchmarks.glue import metrics
-from benchmarks.glue.metrics import pack, unpack
-from benchmarks.glue.report import significance
-from benchmarks.glue.report.significance import Replicates, compare, holm, replicate
+from benchmarks import metrics, significance, tasks
+from benchmarks.metrics import pack, unpack
+from benchmarks.significance import Replicates, compare, holm, replicate
 
 
 def example(name, rows=60, seed=0):

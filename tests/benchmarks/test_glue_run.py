@@ -12,12 +12,13 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from benchmarks import tasks
-from benchmarks.glue import data
+from benchmarks.command_line import parse_policy
+from benchmarks.examples import Collator, load_tokenizer, tokenize
 from benchmarks.glue.cli import app
-from benchmarks.glue.config import RunConfig, parse_policy
+from benchmarks.glue.config import RunConfig
 from benchmarks.glue.distributed import BusyError, hold
-from benchmarks.glue.evaluation import batches, mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.model import Collator, build, load_kept, load_tokenizer
+from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
+from benchmarks.glue.model import build, load_kept
 from benchmarks.glue.report import report
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
@@ -106,7 +107,7 @@ def test_regression_selects_and_scores(backbone, glue_dir, tmp_path):
 def test_regression_heads_start_at_the_mean_label(backbone, glue_dir, tmp_path, recipe):
     # TRAP: heads that start far from the labels wrecked the encoder wherever all steps are trained at once.
     settings, task = config(backbone, task="STS-B", recipe=recipe, lr=1e-9), tasks.get("STS-B")
-    ready = data.tokenize(task.load(glue_dir)["train"], load_tokenizer(backbone), 32)
+    ready = tokenize(task.load(glue_dir)["train"], load_tokenizer(backbone), 32)
     trained = train(settings, task, ready, ready, tmp_path, progress=False).model
     biases = [module.bias for module in trained.ponder.head.modules() if isinstance(module, torch.nn.Linear)]
     assert len(biases) == (trained.ponder.num_steps if recipe == "pabee" else 1)
@@ -376,9 +377,9 @@ def test_brackets_in_an_error_are_shown(monkeypatch, capsys):
 def test_record_keeps_the_order_of_the_data_and_summarise_agrees_with_a_plain_loop(backbone, glue_dir):
     task = tasks.get("RTE")
     tokenizer = load_tokenizer(backbone)
-    ready = data.tokenize(task.load(glue_dir)["dev"], tokenizer, 64)
+    ready = tokenize(task.load(glue_dir)["dev"], tokenizer, 64)
     model, collate = build(config(backbone), 2).eval(), Collator(tokenizer)
-    trajectory = record(model, ready, collate, batch_size=7)
+    trajectory = record(model, ready, batch_size=7)
     assert trajectory.row_ids.tolist() == list(ready["idx"])
     assert trajectory.labels.tolist() == list(ready["labels"])
     policy = policies.Quantile(0.3)
@@ -397,7 +398,7 @@ def test_record_keeps_the_order_of_the_data_and_summarise_agrees_with_a_plain_lo
 
 def test_speed_ups_in_steps_and_flops_follow_the_exits(backbone, glue_dir):
     tokenizer = load_tokenizer(backbone)
-    ready = data.tokenize(tasks.get("RTE").load(glue_dir)["dev"], tokenizer, 64)
+    ready = tokenize(tasks.get("RTE").load(glue_dir)["dev"], tokenizer, 64)
     model = build(config(backbone, recipe="vanilla"), 2).eval()
     collate, exits = Collator(tokenizer), torch.full((len(ready),), 2)
     costs = measure_costs(model, ready, collate)
@@ -418,7 +419,7 @@ def test_flops_are_those_of_each_example_of_dev_at_its_own_exit(backbone, glue_d
     places = (tmp_path / "out", tmp_path / "work")
     done = run(settings, glue_dir, *places, models=tmp_path / "models", progress=False)
     kept = load_kept(tmp_path / "models" / settings.key)
-    ready = data.tokenize(tasks.get("RTE").load(glue_dir)["dev"], kept.tokenizer, settings.max_length)
+    ready = tokenize(tasks.get("RTE").load(glue_dir)["dev"], kept.tokenizer, settings.max_length)
     collate, plain, spent, steps = Collator(kept.tokenizer), 0.0, 0.0, []
     for row in ready:
         one = {name: tensor for name, tensor in collate([row]).items() if name != "labels"}
@@ -429,14 +430,6 @@ def test_flops_are_those_of_each_example_of_dev_at_its_own_exit(backbone, glue_d
     assert len(set(steps)) > 1
     assert done["speed_up"]["flops"] == pytest.approx(plain / spent)
     assert done["splits"]["dev"]["mean_exit_step"] == pytest.approx(np.mean(steps))
-
-
-def test_batches_hold_every_example_once_and_pad_to_their_own_longest(backbone, glue_dir):
-    tokenizer = load_tokenizer(backbone)
-    ready = data.tokenize(tasks.get("CoLA").load(glue_dir)["train"], tokenizer, 64)
-    made = batches(ready, Collator(tokenizer), 1, torch.device("cpu"))
-    assert sorted(i for batch in made for i in batch["row_ids"].tolist()) == list(ready["idx"])
-    assert all(batch["attention_mask"].all() for batch in made)
 
 
 def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):

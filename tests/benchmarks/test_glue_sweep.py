@@ -565,14 +565,18 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_fails_its_run_alone(backbone
         assert sweep(cells, executor, **places).failures == ()
 
 
-def test_nothing_is_held_out_where_dev_selects(backbone, glue_dir, tmp_path):
-    (point,) = tiny(["vanilla"], backbone)[0].points
+@pytest.mark.parametrize("recipe", ["vanilla", "pabee"])
+def test_nothing_is_held_out_where_dev_selects_and_what_selects_is_told(recipe, backbone, glue_dir, tmp_path):
+    (point,) = tiny([recipe], backbone)[0].points
     config = dataclasses.replace(point, selection="dev")
     job_out = tmp_path / "out"
     assert execute(Job(config, glue_dir, job_out, tmp_path / "work")).status == "done"
     written = Result.of_run(job_out / f"{config.key}.json")
     assert (written["selection"], set(written["splits"])) == ("dev", {"dev"})
-    assert written["training"][0]["held_out_scores"] == [round(written["splits"]["dev"]["exits"]["score"], 6)]
+    (stage,), dev = written["training"], written["splits"]["dev"]
+    selected_by = {"exits": dev["exits"]["score"], "mean over steps": sum(dev["per_step"]) / len(dev["per_step"])}
+    assert stage["selected_by"] == ("exits" if recipe == "vanilla" else "mean over steps")
+    assert stage["held_out_scores"] == [pytest.approx(selected_by[stage["selected_by"]], abs=1e-6)]
 
 
 def test_the_command_goes_on_after_a_missing_file_and_exits_with_1(backbone, glue_dir, tmp_path):

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from pretending import job, pretend
+from pretending import job, pretend, quick_workers
 
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweeping import executors
@@ -20,7 +21,9 @@ from ponder.errors import ArgumentError
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_process_that_is_killed_fails_its_own_run_alone():
+def test_a_process_that_is_killed_fails_its_own_run_alone(monkeypatch):
+    monkeypatch.setattr(executors, "multiprocessing", SimpleNamespace())
+    quick_workers("benchmarks.glue.sweeping.executors")
     with executors.local(threads=1, do=pretend) as submit:
         futures = {recipe: submit(job(recipe)) for recipe in ("vanilla", "dies", "pabee")}
         outcomes = {name: Outcome.of(future) for name, future in futures.items()}
@@ -45,7 +48,7 @@ def test_workers_end_with_the_sweep_even_where_it_is_killed(tmp_path):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from benchmarks.glue.sweeping import executors
-from pretending import job, pretend
+from pretending import job, pretend, quick_workers
 if __name__ == "__main__":
     with executors.local(threads=1, do=pretend) as submit:
         submit(job("hangs", {str(tmp_path / "worker")!r})).result(timeout=600)

@@ -12,18 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 from typer.testing import CliRunner
 
-from benchmarks.puzzles import cli, demo, experiment, gate, measuring, report, rules, setting, summary
-from benchmarks.puzzles.learners import LEARNERS, Looped, lambda_head, learner_of
+from benchmarks.puzzles import cli, demo, experiment, measuring, report, rules, setting, sudoku, summary
+from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.mazes import Mazes, path_lengths
 from benchmarks.puzzles.prefix_sums import PrefixSums
 from benchmarks.puzzles.sudoku import MiniSudoku, Sudoku
 from benchmarks.puzzles.training import train
 from ponder import policies
 from ponder.errors import ArgumentError, DataError
-from ponder.parts.tasks import task_named
 from ponder.policies import ModelSpec
 
 TINY = {
@@ -104,6 +102,26 @@ def test_problems_follow_from_the_seed(name):
     assert torch.equal(one.labels, again.labels)
     assert not torch.equal(one.inputs, other.inputs)
     assert len(one) == 5
+
+
+def test_training_varies_sudokus_and_they_stay_sudokus(monkeypatch):
+    pytest.importorskip("reasoning_gym", reason="sudoku needs reasoning-gym (extra puzzles)")
+    monkeypatch.setattr(sudoku, "_KEPT", 3)
+    sudoku._kept.cache_clear()
+    for puzzle, level in ((MiniSudoku(), 7), (Sudoku(), 25)):
+        problems, side = puzzle.practice(level, 8, seed=0), puzzle.side
+        box, digits = round(side**0.5), torch.arange(side)
+        given = problems.inputs > 0
+        assert torch.equal((problems.inputs - 1)[given], problems.labels[given])
+        assert ((~given).sum(1) == level).all()
+        rows = problems.labels.unflatten(1, (side, side))
+        boxes = rows.unflatten(2, (box, box)).unflatten(1, (box, box)).transpose(2, 3).reshape(-1, side, side)
+        for lines in (rows, rows.transpose(1, 2), boxes):
+            assert (lines.sort(-1).values == digits).all()
+        assert len(problems.inputs.unique(dim=0)) == 8, "varied"
+        assert torch.equal(puzzle.practice(level, 8, seed=0).inputs, problems.inputs)
+        assert not torch.equal(puzzle.practice(level, 8, seed=1).inputs, problems.inputs)
+    sudoku._kept.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "level"), [("prefix-sums", 0), ("mazes", 1), ("mazes", 2.5), ("sudoku-4x4", 13)])
@@ -216,30 +234,16 @@ def test_a_state_of_another_training_is_refused(tmp_path):
 # -- measuring
 
 
-def test_settled_against_a_plain_loop():
-    right = torch.rand(20, 7, generator=torch.Generator().manual_seed(0)) < 0.7
-    expected = [[all(row[step:]) for step in range(7)] for row in right.tolist()]
-    assert gate.settled(right).tolist() == expected
-
-
 @torch.no_grad()
-def test_the_gate_is_the_logistic_regression_of_what_it_reads():
-    """It sees features as they are: folding the scales into its weights changes no answer."""
-    tiny = TINY["prefix-sums"]
-    learner, head = Looped(tiny).eval(), lambda_head(tiny)
-    problems = measuring.problems_of(replace(tiny, examples=50), "fitting", [8])[8]
-    answers = learner.model.unroll(problems.inputs).outputs[:, -1].argmax(-1)
-    many = ((problems.inputs > 0).sum((1, 2)) > 4).long().unsqueeze(1)  # problems with many ones are answered wrong
-    problems = replace(problems, labels=answers ^ many)
-    with torch.enable_grad():
-        loss = gate.fit_gate(learner.model, head, [problems], seed=0)
-    trajectory = learner.gated(head).unroll(problems.inputs)
-    target = gate.settled(task_named("token_classification").correct(trajectory.outputs, problems.labels)).float()
-    assert 0 < float(target.mean()) < 1
-    again = binary_cross_entropy_with_logits(trajectory.hazard_logits, target)
-    assert float(again) == pytest.approx(loss, rel=0.05)
-    alone = binary_cross_entropy_with_logits(torch.full_like(target, float(target.mean().logit())), target)
-    assert float(again) < float(alone)
+def test_gates_are_fitted_on_the_trained_levels_and_serve_every_number_of_steps():
+    tiny = replace(TINY["prefix-sums"], examples=50)
+    model = Looped(tiny).eval().model
+    for gate in measuring.fitted_gates(model, tiny):
+        problems = measuring.problems_of(tiny, "test", [16])[16]
+        trajectory = model.unroll(problems.inputs, num_steps=tiny.run_steps)
+        assert trajectory.num_steps > tiny.num_steps
+        steps = [trajectory.replay(rule).exit_step.double().mean() for rule in rules.gate_rules([gate])]
+        assert steps == sorted(steps), "the less doubt, the later"
 
 
 def test_the_cheapest_rule_that_is_accurate_enough():

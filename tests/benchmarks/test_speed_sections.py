@@ -12,7 +12,7 @@ from benchmarks.speed import cli, device, exporting, peers, scale, streaming, tr
 from benchmarks.speed.figures import Options
 from benchmarks.speed.simulation import Costs, Row, compaction, poisson, quantile, stream
 from benchmarks.speed.subjects import minilm
-from tests.quick_exports import read_operators_once
+from tests.quick_exports import make_exports_quick
 
 QUICK = Options(quick=True, pairs=1)
 
@@ -220,7 +220,7 @@ def test_exports_are_measured_alone_and_together_with_the_same_exits(monkeypatch
         return subject
 
     monkeypatch.setattr(exporting, "minilm", of_three_layers)
-    read_operators_once()
+    make_exports_quick()
     found = exporting.measure(QUICK)
     cases = {told["case"] for told in found}
     assert len(cases) == len(exporting.SHAPES)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from test_glue_run import invoke
 
-from benchmarks import tasks
-from benchmarks.glue import metrics
+from benchmarks import metrics, tasks
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.report import report
-from benchmarks.glue.report.significance import replicate
 from benchmarks.glue.results import read_all
+from benchmarks.significance import replicate
 from ponder.errors import ArgumentError, DataError
 
 INTENTS = [f"intent {n:03}" for n in range(150)]
@@ -111,7 +110,7 @@ def test_what_is_out_of_scope_takes_no_part_in_the_score_and_none_in_the_bootstr
 def test_the_same_command_runs_and_reports_them(task, backbone, text_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TEXT_DIR", str(text_dir))
     places = ("--out", tmp_path / "out", "--work", tmp_path / "work", "--backbone", backbone)
-    budget = ("--epochs", 1, "--head-lr", "1e-2", "--precision", "bf16", "--warmup", 0.2, "--early-stopping", 2)
+    budget = ("--epochs", 1, "--head-lr", "1e-2", "--bf16", "--warmup", 0.2, "--early-stopping", 2)
     done = invoke("run", "--task", task, "--recipe", "pabee", *budget, *places, "--quiet")
     assert done.exit_code == 0, done.output
     assert ("of what is out of scope" in done.output) == (task == "CLINC150")

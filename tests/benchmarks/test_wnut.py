@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.checksum import is_intact
-from benchmarks.glue.model import load_tokenizer
+from benchmarks.examples import load_tokenizer
 from benchmarks.text import wnut
 from benchmarks.text.cli import app
 from benchmarks.text.entities import score, spans

@@ -39,8 +39,9 @@ def messages() -> list[tuple[str, str, str]]:
     found = []
     for path in SOURCES:
         text = re.sub(r'"\s*\n\s*f?"', "", path.read_text())  # strings that stand on several lines are one
-        for match in re.finditer(r"([^\n]*)pip install '?ponder-torch\[([\w,-]+)\]", text):
-            found.append((path.relative_to(ROOT).as_posix(), match[1], match[2]))
+        for line in (line for line in text.splitlines() if "pip install" in line):
+            for match in re.finditer(r"(.*)pip install '?ponder-torch\[([\w,-]+)\]", line):
+                found.append((path.relative_to(ROOT).as_posix(), match[1], match[2]))
     return found
 
 

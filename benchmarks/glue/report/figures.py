@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
+from benchmarks.figures import Draw, panels_as_figure
 from benchmarks.glue.curves import read_curve
 from benchmarks.glue.report.groups import Group, Groups, by_task
 from benchmarks.glue.results import Result
 from ponder import Trajectory, plots, recipes
 from ponder.analysis.sweeps import Curve
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError
 from ponder.pages import Figure
 
-Draw = Callable[..., object]  # given `ax`
 _HAZARD = 1e-6  # a mean posterior of exactly 0 or 1 has no logit
 
 
@@ -35,7 +34,7 @@ def posteriors(groups: Groups, prefix: str) -> list[Figure]:
         made = recipes.get(run["recipe"], **run["config"]["recipe_options"]).for_steps(run["num_steps"])
         draws[-1] = partial(draws[-1], prior=made.prior)
     caption = "Mean posterior E[p(n|x)] over dev (Figure 2 of the PALBERT paper, which takes train); dashed: the prior."
-    return drawn(f"{prefix}-posterior", caption, panels)
+    return panels_as_figure(f"{prefix}-posterior", caption, panels)
 
 
 def by_threshold(groups: Groups, prefix: str) -> list[Figure]:
@@ -46,7 +45,7 @@ def by_threshold(groups: Groups, prefix: str) -> list[Figure]:
             if group.own_policy == "quantile" and (curves := _curves(group)):
                 panels.setdefault(task, []).append(partial(plots.score_by_threshold, curves, label=group.label))
     caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
-    return drawn(f"{prefix}-score-by-q", caption, panels)
+    return panels_as_figure(f"{prefix}-score-by-q", caption, panels)
 
 
 def by_speed_up(groups: Groups, prefix: str, by: Literal["steps", "cost"] = "steps") -> list[Figure]:
@@ -62,30 +61,7 @@ def by_speed_up(groups: Groups, prefix: str, by: Literal["steps", "cost"] = "ste
     caption = (
         f"Score against speed-up in {name}, each recipe with its own policy, whose threshold is varied (as Figure 4)"
     )
-    return drawn(f"{prefix}-score-by-{name.lower()}", f"{caption}; dashed: vanilla.", panels)
-
-
-def drawn(name: str, caption: str, panels: Mapping[str, Sequence[Draw]]) -> list[Figure]:
-    """One drawing with a titled panel for each entry; none where there are none."""
-    if not panels:
-        return []
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure as Drawing
-    except ImportError as error:
-        raise PonderError("The report's figures need matplotlib: pip install 'ponder-torch[plots]'.") from error
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    # Text stays text (small, searchable); the salt makes two drawings of the same numbers the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        drawing = Drawing(figsize=(5.2 * columns, 4.0 * rows), layout="constrained")
-        for place, (title, draws) in enumerate(panels.items(), start=1):
-            ax = drawing.add_subplot(rows, columns, place, title=title)
-            for draw in draws:
-                draw(ax=ax)
-        text = io.StringIO()
-        drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return [Figure(name, caption, text.getvalue())]
+    return panels_as_figure(f"{prefix}-score-by-{name.lower()}", f"{caption}; dashed: vanilla.", panels)
 
 
 def _of_halting(run: Result) -> Trajectory:
@@ -97,7 +73,7 @@ def _of_halting(run: Result) -> Trajectory:
 
 
 def _curves(group: Group) -> list[Curve]:
-    """Of the recipe's own policy, one a seed; none where a seed lacks it."""
+    """The curves of the recipe's own policy, one a seed; none where a seed lacks it."""
     found = [read_curve(run, group.own_policy) for run in group.runs]
     return [curve for curve in found if curve is not None] if None not in found else []
 

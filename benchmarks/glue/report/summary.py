@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.glue.report.figures import drawn
+from benchmarks.figures import panels_as_figure
 from benchmarks.glue.report.groups import BLIND, Groups, choose
 from benchmarks.glue.report.tables import at_equal_cost
 from benchmarks.glue.results import Result
@@ -76,7 +76,7 @@ def headline(results: Sequence[Result]) -> list[Block]:
     )
     head = ["backbone", "", *(f"×{speed_up:g}" for speed_up in _SPEED_UPS)]
     note = f"Macro over the tasks that all recipes with runs have, medians over seeds. {'; '.join(notes)}."
-    return [*drawn("pays", caption, panels), Table(head, rows), Text(note)]
+    return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note)]
 
 
 def _by_backbone(results: Sequence[Result]) -> dict[str, Groups]:
@@ -92,7 +92,7 @@ def _common(groups: Groups) -> list[str]:
 
 
 def _scores_at(groups: Groups, task: str, speed_up: float) -> _Scores:
-    """Of `COMPARED` on one task, in percent."""
+    """The scores of `COMPARED` on one task, in percent."""
     if speed_up == 1.0:
         known = {
             name: 100 * statistics.median(run.score("full_depth") for run in groups[name, task].runs)

@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from benchmarks.glue.curves import SPEED_UPS
 from benchmarks.glue.report.groups import (
@@ -23,13 +20,13 @@ from benchmarks.glue.report.groups import (
     Group,
     Groups,
     averaged,
-    by_task,
     label,
     ordered,
     policy_text,
     task_order,
 )
 from benchmarks.glue.results import Result
+from benchmarks.tables import mark
 from ponder import recipes
 from ponder.pages import Block, Heading, Table, Text
 
@@ -51,20 +48,6 @@ _EQUAL_COST = (
     "good and out of competition): what tells examples apart should be ahead of it. *cut* is the encoder cut after k "
     "steps and fine-tuned so (recipe `static`). A dash is a curve that was not kept or does not reach so far."
 )
-
-
-def mark(values: Sequence[float | None] | pd.Series, competing: Sequence[bool] | None = None) -> list[str]:
-    """A column with its best value bold and its second underlined, as they are printed: ties share a mark.
-
-    Example:
-        >>> mark([56.61, 58.1, 56.58, None])
-        ['<u>56.6</u>', '**58.1**', '<u>56.6</u>', '–']
-    """
-    printed = ["–" if value is None or pd.isna(value) else f"{value:.1f}" for value in values]
-    places = [True] * len(printed) if competing is None else competing
-    ranks = sorted({float(text) for text, can in zip(printed, places, strict=True) if can and text != "–"})[::-1]
-    form = {f"{ranks[0]:.1f}": "**{}**", f"{ranks[1]:.1f}": "<u>{}</u>"} if len(ranks) > 1 else {}
-    return [form.get(t, "{}").format(t) if can else t for t, can in zip(printed, places, strict=True)]
 
 
 def _grid(values: Mapping[tuple[Any, str], float | None], rows: Sequence[Any], common: Sequence[str]) -> pd.DataFrame:
@@ -150,10 +133,8 @@ def equal_cost(groups: Groups) -> list[Block]:
 
 def at_equal_cost(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[tuple[str, str], str], float]]:
     """((recipe, policy), task) and the score there, as far as it is known; `("static", "cut")` is the encoder cut."""
-    by_recipe = sorted(
-        itertools.chain(*(shown for _, shown in by_task(groups))), key=lambda group: _place(groups, group)
-    )
-    for group in by_recipe:
+    recipes_by_task = itertools.product(ordered(name for name, _ in groups), task_order(task for _, task in groups))
+    for group in (groups[key] for key in recipes_by_task if key in groups):
         if group.runs[0]["recipe"] == "static" and abs(group.speed_up - speed_up) < 1e-6:
             yield (("static", "cut"), group.task), statistics.median(group.scores)
         for policy in [*group.policies, BLIND] if group.policies else []:
@@ -161,10 +142,6 @@ def at_equal_cost(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[tuple
             if score is not None:
                 named = "its own" if policy == group.own_policy else policy
                 yield ((group.label, named), group.task), score
-
-
-def _place(groups: Groups, group: Group) -> int:
-    return ordered(name for name, _ in groups).index(group.label)
 
 
 def published() -> list[Block]:
@@ -188,27 +165,14 @@ def runs(results: Sequence[Result]) -> list[Block]:
     for result in sorted(results, key=lambda r: (order.index(r["task"]), label(r), r["config"]["seed"])):
         epochs = " + ".join(str(stage["epochs"]) for stage in result["training"])
         policy = f"`{policy_text(result['policy'])}`"
-        rows.append([result["task"], label(result), policy, str(result["config"]["seed"]), epochs, *_numbers(result)])
+        rows.append([result["task"], label(result), policy, str(result["config"]["seed"]), epochs, *numbers(result)])
     head = ["task", "recipe", "policy", "seed", "epochs", "score at full depth", "score at exits", "mean exit step"]
     return [Heading("Every run", 3), Table([*head, "×steps", "×FLOPs", "×wall-clock"], rows)]
 
 
-def run_table(results: Sequence[Result]) -> RichTable:
-    """One line a run, for the terminal: scores, mean exit step, and the speed-up in steps, FLOPs and wall-clock."""
-    table = RichTable(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    table.add_column("task", no_wrap=True)
-    table.add_column("recipe\nand policy", overflow="fold")  # the one that gives way on a narrow terminal
-    for name in ("full\ndepth", "at\nexits", "exit\nstep", "×\nsteps", "×\nFLOPs", "×\nclock"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        policy = policy_text(result["policy"])
-        table.add_row(result["task"], f"{result['recipe']}\n[dim]{escape(policy)}[/dim]", *_numbers(result))
-    return table
-
-
 def run_line(result: Result) -> str:
     """One run in one line; what a task reports apart (out of scope) is said at its end."""
-    full, exits, step, steps, flops, clock = _numbers(result)
+    full, exits, step, steps, flops, clock = numbers(result)
     apart = [split["exits"].get("out_of_scope_recall") for split in result.reported]
     known = [100 * share for share in apart if share is not None]
     return (
@@ -219,7 +183,8 @@ def run_line(result: Result) -> str:
     )
 
 
-def _numbers(result: Result) -> list[str]:
+def numbers(result: Result) -> list[str]:
+    """Scores at full depth and at the exits, mean exit step, and the speed-up in steps, FLOPs and wall-clock."""
     speed = result["speed_up"]
     return [
         f"{100 * result.score('full_depth'):.1f}",

@@ -128,7 +128,7 @@ def local(threads: int, do: Callable[[Job], Outcome] = execute) -> Iterator[Subm
 
 
 def _prepare(line: Connection, threads: int) -> None:
-    """In a new process, before its run."""
+    """Prepare a new process for its run."""
 
     def end_with_the_line() -> None:
         try:

@@ -41,7 +41,7 @@ class RecipeSpec:
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """The name that tables show."""
         return recipe_label(self.recipe, self.options)
 
 

@@ -55,8 +55,7 @@ def sweep(
     given a table of the present state, often.
     """
     for option, folder in (("--out", out), ("--work", work), ("--keep-model", models)):
-        if folder is not None:
-            check_writable(folder, option)
+        check_writable(folder, option)
     folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
     studies = [CellStudy(cell, out, models) for cell in cells]
     queue, running, elsewhere = deque[Job](), dict[Future[Outcome], Job](), list[Job]()

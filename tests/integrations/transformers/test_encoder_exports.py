@@ -19,13 +19,17 @@ from ponder import policies
 from ponder.errors import ArgumentError
 from ponder.export import OnnxModel
 from tests.integrations.transformers.encoders import VOCABULARY, make_batch, make_model, segments
-from tests.quick_exports import read_operators_once
+from tests.quick_exports import make_exports_quick, single_thread_session
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
 pytestmark = pytest.mark.slow  # exporting takes seconds
 
-FAMILIES = ("albert", "albert-2-groups", "bert-of-3", "mpnet-of-3")  # a graph a layer, each of which takes a second
+FAMILIES = (
+    "albert",
+    "bert-of-3",
+    "mpnet-of-3",
+)  # a graph a layer takes a second each; ../ponder has schedules
 POLICIES = (policies.Quantile(0.5), policies.Confidence(0.6), policies.Patience(1), policies.Bernoulli(3))
 WORDS = [f"w{number}" for number in range(VOCABULARY)]
 
@@ -42,7 +46,7 @@ def make_tokenizer() -> Any:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def made(name: str) -> tuple[Any, Path]:
-        read_operators_once()
+        make_exports_quick()
         model = make_model(name, num_labels=3)
         folder = tmp_path_factory.mktemp(name)
         ponder.export.onnx(model, folder, tokenizer=make_tokenizer())
@@ -85,10 +89,8 @@ def test_texts_are_answered_as_their_tokens_are(folders: Any) -> None:
 
 
 def test_a_shared_encoder_is_one_graph_that_stops(folders: Any) -> None:
-    import onnxruntime
-
     model, folder = folders("albert")
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    session = single_thread_session(folder / "model.onnx")
     batch = make_batch(model.encoder, rows=8)
     for row in range(8):
         length = int(batch["attention_mask"][row].sum())
@@ -106,7 +108,7 @@ def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) ->
     _, folder = folders("bert-of-3")
     code = (
         "import json, sys\nfrom ponder.export import OnnxModel\n"
-        "found = OnnxModel(sys.argv[1]).predict(['w5 w9', 'w7'])\n"
+        "found = OnnxModel(sys.argv[1], threads=1).predict(['w5 w9', 'w7'])\n"
         "print(json.dumps([len(found), sorted({'torch', 'transformers'} & set(sys.modules))]))"
     )
     root = Path(__file__).resolve().parents[3]
@@ -118,7 +120,7 @@ def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) ->
 @pytest.mark.parametrize("text", ["", "   ", ("w5", "")])
 def test_an_empty_text_is_refused_by_its_position(text: Any, folders: Any) -> None:
     with pytest.raises(ArgumentError, match=r"examples\[1\].*not empty"):
-        OnnxModel(folders("bert-of-3")[1]).predict(["w5", text])
+        OnnxModel(folders("bert-of-3")[1], threads=1).predict(["w5", text])
 
 
 @pytest.mark.slow
@@ -131,7 +133,7 @@ def test_the_embedded_minilm_brings_its_tokenizer(tmp_path: Path) -> None:
     from benchmarks.backbones import resolve
     from ponder.integrations.transformers import PonderForSequenceClassification
 
-    read_operators_once()
+    make_exports_quick()
     folder = resolve("minilm")
     encoder = AutoModel.from_pretrained(folder, num_hidden_layers=2)  # a graph a layer, each of which takes seconds
     model = PonderForSequenceClassification.from_encoder(encoder, "palbert", 3).eval()

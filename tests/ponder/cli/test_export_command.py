@@ -93,7 +93,7 @@ def test_after_quantisation_the_threshold_is_chosen_again_against_fp32_at_full_d
     card = json.loads(done.stdout)
     assert card["met"] is True
     assert "Answers as the fp32 model does at full depth on all but 10%" in card["statement"]
-    exported = OnnxModel(folder)
+    exported = OnnxModel(folder, threads=1)
     assert exported.manifest.int8
     assert exported.policy["name"] == "certified"
     fresh = [{"input_ids": ids_of(text)} for text in sentences(200, seed=11)]

@@ -88,7 +88,7 @@ def test_the_certificate_is_against_full_depth_in_fp32(int8: OnnxModel) -> None:
 def test_where_even_full_depth_differs_too_often_nothing_is_promised(int8: OnnxModel) -> None:
     other = exported("scheduled").onnx
     examples = rows(400, 2)
-    broken = OnnxModel(int8.folder)
+    broken = OnnxModel(int8.folder, threads=1)
     broken._graphs = exported("words").onnx._graphs.__class__(
         **{**vars(broken._graphs), "heads": (_negated(broken._graphs.heads[0]),)}
     )
@@ -109,7 +109,7 @@ def test_a_chosen_policy_is_kept_in_the_folder(int8: OnnxModel) -> None:
     before = int8.policy
     int8.policy = policies.Confidence(0.75)
     int8.save_policy()
-    opened = OnnxModel(int8.folder)
+    opened = OnnxModel(int8.folder, threads=1)
     assert policies.from_dict(opened.policy) == policies.Confidence(0.75)
     examples = rows(20, 4)
     assert opened.predict(examples).exit_step.tolist() == int8.predict(examples).exit_step.tolist()

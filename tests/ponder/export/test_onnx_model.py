@@ -15,6 +15,7 @@ import torch
 from ponder import policies
 from ponder.policies import ExitPolicy
 from tests.ponder.export.exported import exported
+from tests.quick_exports import single_thread_session
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -140,11 +141,9 @@ def test_no_examples_give_no_answers() -> None:
 
 @pytest.mark.parametrize("name", ["words", "gru-cell", "lstm-cell"])
 def test_the_one_graph_stops_where_pytorch_does(name: str) -> None:
-    import onnxruntime
-
     made = exported(name)
     assert made.onnx.manifest.single == "model.onnx"
-    session = onnxruntime.InferenceSession(str(made.folder / "model.onnx"))
+    session = single_thread_session(made.folder / "model.onnx")
     inputs, context, arrays = made.call(12, seed=6)
     expected = made.model(inputs, **context)
     assert len(set(expected.exit_step.tolist())) > 1
@@ -178,7 +177,7 @@ import ponder
 from ponder.export import OnnxModel
 from ponder.monitor import Audit
 
-model = OnnxModel(sys.argv[1])
+model = OnnxModel(sys.argv[1], threads=1)
 found = model.predict(np.array(json.loads(sys.argv[2])))
 Audit().record(False)
 loaded = {name.partition(".")[0] for name in sys.modules}

@@ -176,6 +176,93 @@ def test_steps_where_all_rows_agree_are_constants() -> None:
     assert trajectory.replay(gate).exit_step.tolist() == [1] * 20  # P(another answer) = 0.5 / 21
 
 
+# Answers at every position, and gates that all steps share
+
+
+TOKEN_SIGNALS = ("confidence", "margin", "energy", "negative_entropy", "streak", "shift", "movement")
+
+
+def token_record(rows: int = 60, num_steps: int = 5, length: int = 4, seed: int = 0):
+    """A trajectory of answers at every position, which get better; some rows are padded."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (rows, length), generator=g)
+    mask = torch.arange(length) < torch.randint(1, length + 1, (rows, 1), generator=g)
+    steps, difficulty = torch.arange(num_steps).view(1, -1, 1, 1), torch.rand(rows, 1, length, 1, generator=g) * 4
+    signal = torch.nn.functional.one_hot(labels, 3).unsqueeze(1) * torch.sigmoid(2 * (steps - difficulty)) * 6
+    return ponder.Trajectory(
+        outputs=signal + torch.randn(rows, num_steps, length, 3, generator=g),
+        hazard_logits=None,
+        row_ids=torch.arange(rows),
+        labels=torch.where(mask, labels, -100),
+        mask=mask,
+        task="token_classification",
+    )
+
+
+def signals_of_rows(trajectory: ponder.Trajectory) -> torch.Tensor:
+    """`TOKEN_SIGNALS` of every row and step but the last, from those of each position alone."""
+    found = []
+    for outputs, mask in zip(trajectory.outputs, trajectory.mask, strict=True):
+        of_positions = torch.tensor(
+            [
+                oracles.gate_signals(oracles._Row({"outputs": outputs[:, place].tolist()}), TOKEN_SIGNALS)
+                for place in mask.nonzero().flatten().tolist()
+            ]
+        )
+        least, most, mean = of_positions.amin(0), of_positions.amax(0), of_positions.mean(0)
+        found.append(torch.cat([least[:, :5], most[:, 5:6], mean[:, 6:]], dim=1))
+    return torch.stack(found)[:, :-1]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_positions_the_least_sure_counts_and_padding_does_not(kind: str, shared: bool) -> None:
+    trajectory = token_record()
+    gate = fit_gate(trajectory, "error", model=kind, shared=shared, signals=TOKEN_SIGNALS, trees=5, threshold=0.3)
+    values, exits = signals_of_rows(trajectory), trajectory.replay(gate).exit_step.tolist()
+    assert len(set(exits)) > 2, "a gate that decides nothing proves nothing"
+    for row, exit_step in zip(values.tolist(), exits, strict=True):
+        tables = [gate.tables[0]] * 4 if shared else gate.tables
+        scores = []
+        for table, signals in zip(tables, row, strict=True):
+            line = kind == "logistic"
+            trees = 0.0 if line else sum(oracles.walk(tree, signals) for tree in table[1])
+            scores.append(
+                sum(w * v for w, v in zip(table, signals, strict=False)) + table[-1] if line else table[0] + trees
+            )
+        expected = next((n for n, score in enumerate(scores, start=1) if oracles.sigmoid(score) < 0.3), 5)
+        assert exit_step == expected
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_gate_of_positions_keeps_the_contract(shared: bool) -> None:
+    check_policy(fit_gate(token_record(), "error", shared=shared), task="token_classification", num_steps=5)
+
+
+def test_a_shared_gate_serves_more_steps_than_it_was_fitted_on() -> None:
+    gate = fit_gate(record(num_steps=4), "error", shared=True, threshold=0.2)
+    assert len(gate.tables) == 1
+    assert gate.num_steps is None
+    assert policies.from_dict(json.loads(json.dumps(gate.to_dict()))) == gate
+    check_policy(gate, num_steps=9)
+    steps = record(num_steps=9, seed=3).replay(gate).exit_step
+    assert int(steps.max()) > 4
+
+
+def test_settled_is_right_here_and_at_all_later_steps() -> None:
+    trajectory = record(rows=50)
+    right = trajectory.correct().tolist()
+    told = staying_pays(trajectory, "unsettled").tolist()
+    for row, mine in zip(right, told, strict=True):
+        assert mine == [not all(row[n:]) for n in range(5)] + [False]
+
+
+def test_features_of_positions_are_no_signal() -> None:
+    trajectory = dataclasses.replace(token_record(), features=torch.zeros(60, 5, 4, 8))
+    with refused("signals", "hidden"):
+        fit_gate(trajectory, "error", signals=("hidden",))
+
+
 # Refusals
 
 

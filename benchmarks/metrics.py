@@ -1,4 +1,4 @@
-"""The metrics of GLUE, and the one number that GLUE makes of them.
+"""What is measured on a task, and the one number that is made of it, as GLUE does.
 
 The score of a task is the mean of its metrics: Matthews correlation for CoLA; accuracy and F1 of the positive class for
 MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. The score of MNLI is the mean over its
@@ -126,7 +126,7 @@ def _spearman(p: _Array, y: _Array, inside: _Array) -> _Array:
 
 
 def _standard(values: _Array) -> _Array:
-    """Of mean 0 and length 1; all 0 where the spread is below the rounding of the values themselves."""
+    """Scaled to mean 0 and length 1; all 0 where the spread is below the rounding of the values themselves."""
     centred = values - values.mean(1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     varies = lengths > 1e-12 * np.linalg.norm(values, axis=1, keepdims=True)

@@ -1,0 +1,126 @@
+"""Examples of any task of texts, from their columns to a batch: a part held out, tokens, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from benchmarks import backbones
+from ponder.errors import ArgumentError, CheckpointError, DataError
+
+__all__ = ["Collator", "MissingDataError", "features_of", "hold_out", "load_tokenizer", "read_text", "tokenize"]
+
+
+class MissingDataError(DataError):
+    """A split is not there: no file, or no hub."""
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file; one that is something else is refused, with its line."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The offset counts from behind a byte-order mark, which holds no newline either way.
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise DataError(
+            f"{path}, line {line}: expected UTF-8 text; got the byte {byte:#04x}. Fetch the file anew."
+        ) from None
+
+
+def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Features:
+    """The columns of examples: `idx`, one sentence or a pair, and a class, or a score where there are no names."""
+    label = datasets.ClassLabel(names=list(label_names)) if label_names else datasets.Value("float32")
+    sentences = {name: datasets.Value("string") for name in ("sentence1", "sentence2")[: 1 + pair]}
+    return datasets.Features({"idx": datasets.Value("int64"), **sentences, "label": label})
+
+
+def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split off a part of the training data, to select an epoch or a threshold on.
+
+    The result is a function of the data, the fraction and the seed alone. Classes keep their proportions
+    to within one example, and a class is only left without a training example where nothing else is
+    possible. Neither part is ever empty.
+
+    Returns:
+        What is left for training, and what is held out; both in the order of `train`.
+    """
+    if not 0.0 < fraction < 1.0:
+        remedy = "Pass 0.1 to hold out a tenth."
+        raise ArgumentError("fraction", expected="a number in (0, 1)", got=fraction, remedy=remedy)
+    if len(train) < 2:
+        remedy = "Raise the limit on training examples: one part would be empty."
+        raise ArgumentError("train", expected="at least two examples", got=len(train), remedy=remedy)
+    labels = np.asarray(train["label"])
+    strata = np.zeros(len(labels), dtype=np.int64) if labels.dtype.kind == "f" else labels
+    total = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
+    held = np.zeros(len(labels), dtype=bool)
+    held[_draw(strata, total, np.random.default_rng(seed))] = True
+    return train.select(np.flatnonzero(~held)), train.select(np.flatnonzero(held))
+
+
+def _draw(strata: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `total` rows, from each stratum its share by largest remainder."""
+    _, stratum, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    shares = counts * total / len(strata)
+    taken = np.floor(shares).astype(np.int64)
+    would_empty = taken + 1 >= counts
+    order = np.lexsort((-(shares - taken), would_empty))
+    taken[order[: total - taken.sum()]] += 1
+    drawn = [rng.permutation(np.flatnonzero(stratum == number))[:count] for number, count in enumerate(taken)]
+    return np.concatenate(drawn)
+
+
+def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone."""
+    source = backbones.resolve(backbone)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"backbone: no tokenizer at {str(source)!r} ({error}). Pass one of {', '.join(backbones.names())}, a "
+            "folder with a tokenizer and a safetensors encoder, or (with a network) a hub name."
+        ) from error
+    return tokenizer
+
+
+def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Turn sentences into token numbers, truncated to a length but not padded to one (the collator pads a batch).
+
+    Returns:
+        Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`, `idx`, and
+        `length` in tokens.
+    """
+    columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+    if max_length <= special:
+        expected = f"more than the {special} special tokens of this tokenizer"
+        remedy = "Pass 128, the length of most work on GLUE."
+        raise ArgumentError("max_length", expected=expected, got=max_length, remedy=remedy)
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        encoded = tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
+        wanted = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        return wanted | {"labels": batch["label"], "idx": batch["idx"], "length": lengths}
+
+    options = {"load_from_cache_file": False, "keep_in_memory": True, "desc": "tokenize"}
+    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, **options)
+
+
+class Collator:
+    """Pads a batch to its own longest example, and names its rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._pad = DataCollatorWithPadding(tokenizer)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Tensors for `PonderForSequenceClassification.forward`."""
+        batch = self._pad([{k: v for k, v in e.items() if k not in ("idx", "length")} for e in examples])
+        return {**batch, "row_ids": torch.tensor([e["idx"] for e in examples])}
