@@ -88,10 +88,11 @@ class PonderTransformer(Transformer):
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As in the library; a `FinetunedClassifier` writes its exits beside the classifier."""
-        if not isinstance(self.model, FinetunedClassifier):
+        model: Any = self.model
+        if not isinstance(model, FinetunedClassifier):
             super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
             return
-        self.model.save_pretrained(output_path)
+        model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)
 
@@ -116,9 +117,10 @@ class PonderTransformer(Transformer):
             exit_column: Append the exit step to the scores, as one more column.
             ignored: What other modules read.
         """
-        out = self.model(**{name: features[name] for name in _GIVEN if name in features}, policy=policy)
-        if isinstance(self.model, PonderForSequenceClassification | FinetunedClassifier):
-            scores = out.outputs if isinstance(self.model, FinetunedClassifier) else out.logits
+        model: Any = self.model
+        out = model(**{name: features[name] for name in _GIVEN if name in features}, policy=policy)
+        if isinstance(model, PonderForSequenceClassification | FinetunedClassifier):
+            scores = out.outputs if isinstance(model, FinetunedClassifier) else out.logits
             features["scores"] = torch.cat([scores, out.exit_step[:, None].to(scores)], 1) if exit_column else scores
         elif out.last_hidden_state is None:
             features["sentence_embedding"] = out.pooler_output

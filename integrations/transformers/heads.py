@@ -42,6 +42,8 @@ class EncoderWrapper(PonderWrapper):
         kwargs: As for `PonderWrapper`.
     """
 
+    heads_name: str
+
     def __init__(self, *args: Any, heads_name: str, **kwargs: Any) -> None:
         object.__setattr__(self, "heads_name", heads_name)  # is read while the base class assigns its heads
         super().__init__(*args, **kwargs)
@@ -51,18 +53,23 @@ class EncoderWrapper(PonderWrapper):
     @property
     def head(self) -> Any:  # type: ignore[override]
         """The head, of the adapter that is active."""
-        return self._modules[self.heads_name].head
+        return self._heads.head
 
     @property
     def lambda_head(self) -> Any:  # type: ignore[override]
         """The Lambda head, likewise."""
-        return self._modules[self.heads_name].lambda_head
+        return self._heads.lambda_head
+
+    @property
+    def _heads(self) -> Any:
+        """Both: `Heads`, or what peft put in their place."""
+        return self._modules[self.heads_name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _NAMES:
             if self.heads_name not in self._modules:  # before the others: peft goes by the first name of a module
                 super().__setattr__(self.heads_name, Heads())
-            setattr(self._modules[self.heads_name], name, value)
+            setattr(self._heads, name, value)
             self._modules[name] = value
             return
         super().__setattr__(name, value)

@@ -377,7 +377,7 @@ def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> Non
     wrapper.prior = scaled.prior if scaled.prior is not None and wrapper.lambda_head is not None else wrapper.prior
     for stage in scaled.stages:
         stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=wrapper.prior is not None)
-    owner = next((module for module in model.modules() if module._modules.get("ponder") is wrapper), wrapper)
+    owner: Any = next((module for module in model.modules() if module._modules.get("ponder") is wrapper), wrapper)
     owner.policy = scaled.policy
     wrapper.stages = scaled.stages
 
