@@ -15,11 +15,11 @@ from benchmarks.environment import environment
 from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
 from benchmarks.glue.model import keep
 from benchmarks.glue.results import FORMAT, Result, recipe_of
 from benchmarks.glue.training import Trained, train
+from benchmarks.locking import BusyError, hold
 from benchmarks.tasks import Task
 from ponder import Trajectory, recipes
 from ponder.integrations.transformers import PonderForSequenceClassification

@@ -16,13 +16,13 @@ from benchmarks.command_line import parse_policy
 from benchmarks.examples import Collator, load_tokenizer, tokenize
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
 from benchmarks.glue.model import build, load_kept
 from benchmarks.glue.report import report
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.training import train
+from benchmarks.locking import BusyError, hold
 from ponder import Trajectory, objectives, policies, priors, recipes
 from ponder.cost import measure
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError

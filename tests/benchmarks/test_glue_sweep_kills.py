@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.training import KeepWhole, last_whole
+from benchmarks.locking import BusyError, hold
 
 ROOT = Path(__file__).parents[2]
 LONG = pytest.mark.skipif("PONDER_LONG" not in os.environ, reason="takes minutes: set PONDER_LONG=1")
@@ -50,7 +50,7 @@ def test_a_lock_keeps_others_out_and_dies_with_its_holder(tmp_path):
     path = tmp_path / "locks" / "run.lock"
     code = f"""
 import pathlib, sys
-from benchmarks.glue.distributed import hold
+from benchmarks.locking import hold
 with hold(pathlib.Path({str(path)!r}), wait=False):
     print("held", flush=True)
     sys.stdin.read()

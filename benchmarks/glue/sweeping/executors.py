@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 
 from benchmarks.glue.config import RunConfig
-from benchmarks.glue.distributed import BusyError
+from benchmarks.locking import BusyError
 from ponder.errors import ArgumentError, PonderError
 
 __all__ = ["Job", "Outcome", "Submit", "execute", "get", "inline", "local", "on_ray"]

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from benchmarks import tasks
 from benchmarks.command_line import check_writable
-from benchmarks.glue.distributed import BusyError, hold
 from benchmarks.glue.sweeping.executors import Job, Outcome, Submit
 from benchmarks.glue.sweeping.study import CellStudy, Failure
 from benchmarks.glue.sweeping.suite import Cell
+from benchmarks.locking import BusyError, hold
 from ponder._utils.files import remove_leftovers
 
 __all__ = ["Summary", "sweep"]

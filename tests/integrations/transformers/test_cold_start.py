@@ -13,18 +13,16 @@ from tests.ponder.test_imports import in_a_fresh_process
 LATE = ("pandas", "datasets", "peft", "pyarrow", "sklearn", "matplotlib", "accelerate", "sentence_transformers")
 
 
-def loaded(code: str, folder: Path) -> list[str]:
-    ran = in_a_fresh_process(f"{code}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))", folder)
-    names: list[str] = json.loads(ran.stdout.splitlines()[-1])
-    return names
-
-
 def test_the_import_adds_its_own_files_and_little_of_others(tmp_path: Path) -> None:
     """The time is measured elsewhere; modules are counted here, which no load of the machine changes."""
-    plain = "import torch, transformers\nfrom transformers import AutoModel, PreTrainedModel"
-    before = set(loaded(plain, tmp_path))
-    after = set(loaded(f"{plain}\nimport ponder.integrations.transformers", tmp_path))
-    added = after - before
+    code = (
+        "import json, sys, torch, transformers\n"
+        "from transformers import AutoModel, PreTrainedModel\n"
+        "before = set(sys.modules)\n"
+        "import ponder.integrations.transformers\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    added = set(json.loads(in_a_fresh_process(code, tmp_path).stdout.splitlines()[-1]))
     others = {name for name in added if name.split(".")[0] not in ("ponder", "einops")}
     assert not {name.split(".")[0] for name in added} & set(LATE)
     assert len(others) < 100, sorted(others)

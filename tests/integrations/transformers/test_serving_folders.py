@@ -24,6 +24,7 @@ from ponder.integrations.transformers import (
 from ponder.integrations.transformers.serving import open_folder
 from ponder.integrations.transformers.tokenizing import load_tokenizer
 from ponder.serving import create_app
+from tests.quick_exports import make_exports_quick
 from tests.word_tokenizer import VOCABULARY, WORDS, save_tokenizer
 
 LONGEST = 16
@@ -134,6 +135,7 @@ def test_pairs_and_mixed_requests(folders: dict[str, tuple[Any, Path]]) -> None:
 def test_an_export_answers_as_the_model_does(folders: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
     pytest.importorskip("onnxscript", reason="exports need the extra onnx")
+    make_exports_quick()
     model, folder = folders["from_encoder"]
     ponder.export.onnx(model, tmp_path / "export", tokenizer=folder, max_length=LONGEST)
     texts = [*sentences(20), "w1 " * 40]

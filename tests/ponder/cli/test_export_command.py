@@ -15,6 +15,7 @@ from ponder.export import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
 from ponder.policies import Confidence, LastStep
 from tests.ponder.cli.test_commands import LONGEST, WORDS, refused, run, save_tokenizer, sentences, table
+from tests.quick_exports import make_exports_quick
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.slow  # exporting takes seconds
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `ponder exits` writes it, of two layers."""
+    make_exports_quick()
     folder = tmp_path_factory.mktemp("fitted")
     torch.manual_seed(0)
     config = BertConfig(
