@@ -1,15 +1,19 @@
-"""Section 11: what a captured encoder costs: its stem, its full depth, and tokens whose states are kept.
+"""Section 11: what a captured encoder costs: its stem, its full depth, tokens whose states are kept, and the import.
 
 The encoder is of BERT-base's size and has no adapter of its own. Its stem is one forward of a twin whose layers are
 stubs; what that takes beyond the plain encoder without layers is the cost of capturing. Kept states are those of a
 token task that halts each token on its own (Universal Transformers, Dehghani et al. 2018): a layer that is known only
-as something to be called computes all tokens all the same. Seconds are those of the processor, for this process.
+as something to be called computes all tokens all the same. The import of the integration is that of a fresh process in
+which a model of Transformers can be loaded already. Seconds are those of the processor, for one process.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import statistics
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -27,7 +31,7 @@ from ponder.policies import LastStep
 __all__ = ["SECTION", "measure"]
 
 SECTION = "capturing"
-STEM, FULL = 0.5, 1.03
+STEM, FULL, IMPORT = 0.5, 1.03, 0.2
 BATCHES, LENGTH, BUDGET = (1, 32), 32, 6.0
 
 
@@ -51,7 +55,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         found.append(_stem(model, front, ids, mask, case, options))
         found.append(_full_depth(model, encoder, ids, mask, case, options))
         found.append(_kept(encoder, ids, mask, case, options))
-    return found
+    return [*found, _import(options)]
 
 
 def _stem(model: Any, front: Any, ids: Tensor, mask: Tensor, case: str, options: Options) -> dict[str, Any]:
@@ -89,6 +93,29 @@ def _kept(encoder: Any, ids: Tensor, mask: Tensor, case: str, options: Options) 
     calls = {"kept": lambda: run(True), "all": lambda: run(False)}
     value = ratio(interleaved(calls, **_rounds(options)), "kept", "all")
     return figure(SECTION, case, "CPU time where half of the tokens have halted ÷ where none has", value)
+
+
+_PROGRAM = """
+import time, torch, transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+start = time.process_time()
+import ponder.integrations.transformers
+print(time.process_time() - start)
+"""
+
+
+def _import(options: Options) -> dict[str, Any]:
+    """The first process writes the byte code, as the first import after an installation does, and is not counted."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    seconds = []
+    for _ in range(1 + (1 if options.quick else max(options.pairs, 5))):
+        ran = subprocess.run(
+            [sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, check=True
+        )
+        seconds.append(float(ran.stdout.split()[-1]))
+    value = WallClock(statistics.median(seconds[1:]), min(seconds[1:]), max(seconds[1:]))
+    name = "CPU s of importing ponder.integrations.transformers beyond a model class of Transformers"
+    return figure(SECTION, "fresh process", name, value, at_most=IMPORT)
 
 
 def _rounds(options: Options) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -9,7 +10,8 @@ import torch
 from sentence_transformers.base.modules import Transformer
 
 from ponder.errors import ArgumentTypeError
-from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
+from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification, PonderModel
+from ponder.integrations.transformers.finetuned import EXITS_FILE
 from ponder.policies import ExitPolicy
 
 __all__ = ["PonderTransformer"]
@@ -18,6 +20,7 @@ _GIVEN = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "inpu
 _TASKS: dict[type[Any], Any] = {
     PonderModel: "feature-extraction",
     PonderForSequenceClassification: "sequence-classification",
+    FinetunedClassifier: "sequence-classification",
 }
 
 
@@ -25,8 +28,9 @@ class PonderTransformer(Transformer):
     """The first module of a `SentenceTransformer` or `CrossEncoder`, whose rows leave at steps of their own.
 
     A `PonderModel` gives the tokens of each row as they were at its exit (``readout="tokens"``), and the modules behind
-    pool them; or, with another readout, the embedding itself. A `PonderForSequenceClassification` gives scores. The
-    features also hold `exit_step`: `encode(texts, output_value=None)` shows it, and `prediction.predict` gives it.
+    pool them; or, with another readout, the embedding itself. A `PonderForSequenceClassification` gives scores, and so
+    does a `FinetunedClassifier`, a classifier of pairs that was fine-tuned already. The features also hold `exit_step`:
+    `encode(texts, output_value=None)` shows it, and `prediction.predict` gives it.
 
     In training every step runs, and the answer is that of the last; the tokens of each step are in the features as
     `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit.
@@ -52,22 +56,25 @@ class PonderTransformer(Transformer):
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
 
     @classmethod
-    def of(cls, model: PonderModel | PonderForSequenceClassification, processor: Any, **options: Any) -> Self:
+    def of(
+        cls, model: PonderModel | PonderForSequenceClassification | FinetunedClassifier, processor: Any, **options: Any
+    ) -> Self:
         """The module around a model that is in memory; its weights are used, not copied.
 
         Args:
-            model: A `PonderModel` or a `PonderForSequenceClassification`.
+            model: A `PonderModel`, a `PonderForSequenceClassification`, or a `FinetunedClassifier` of texts.
             processor: Its tokenizer, or another processor of Transformers.
             options: As for `Transformer`.
 
         Raises:
-            ArgumentTypeError: Another kind of model.
+            ArgumentTypeError: Another kind of model, or of answers.
         """
-        if type(model) not in _TASKS:
+        of_tokens = isinstance(model, FinetunedClassifier) and model.kind.per_position
+        if type(model) not in _TASKS or of_tokens:
             raise ArgumentTypeError(
                 "model",
                 expected=" or ".join(kind.__name__ for kind in _TASKS),
-                got=type(model).__name__,
+                got=type(model).__name__ + (", with an answer for each token" if of_tokens else ""),
                 remedy="Build one with from_encoder; a whole SentenceTransformer is for with_exits.",
             )
         with TemporaryDirectory() as folder:  # the base class reads configuration and processor from files only
@@ -78,7 +85,22 @@ class PonderTransformer(Transformer):
 
     def _load_model(self, *args: Any, model: Any = None, **options: Any) -> Any:
         """The model that `of` was given, or else the one in the folder."""
-        return super()._load_model(*args, **options) if model is None else model
+        if model is not None:
+            return model
+        folder = Path(options["model_name_or_path"] if "model_name_or_path" in options else args[0])
+        if (folder / EXITS_FILE).is_file():
+            return FinetunedClassifier.from_pretrained(folder)
+        return super()._load_model(*args, **options)
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """As in the library; a `FinetunedClassifier` writes its exits beside the classifier."""
+        model: Any = self.model
+        if not isinstance(model, FinetunedClassifier):
+            super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
+            return
+        model.save_pretrained(output_path)
+        self.processor.save_pretrained(output_path)
+        self.save_config(output_path)
 
     def get_embedding_dimension(self) -> int:
         """The size of what is given for a token or a row."""
@@ -86,8 +108,8 @@ class PonderTransformer(Transformer):
 
     @property
     def _encoder_config(self) -> Any:
-        encoder: Any = self.model.encoder
-        return encoder.config
+        model: Any = self.model
+        return model.config if isinstance(model, FinetunedClassifier) else model.encoder.config
 
     def forward(
         self, features: dict[str, Any], policy: ExitPolicy | None = None, exit_column: bool = False, **ignored: Any
@@ -101,9 +123,10 @@ class PonderTransformer(Transformer):
             exit_column: Append the exit step to the scores, as one more column.
             ignored: What other modules read.
         """
-        out = self.model(**{name: features[name] for name in _GIVEN if name in features}, policy=policy)
-        if isinstance(self.model, PonderForSequenceClassification):
-            scores = out.logits
+        model: Any = self.model
+        out = model(**{name: features[name] for name in _GIVEN if name in features}, policy=policy)
+        if isinstance(model, PonderForSequenceClassification | FinetunedClassifier):
+            scores = out.outputs if isinstance(model, FinetunedClassifier) else out.logits
             features["scores"] = torch.cat([scores, out.exit_step[:, None].to(scores)], 1) if exit_column else scores
         elif out.last_hidden_state is None:
             features["sentence_embedding"] = out.pooler_output

@@ -1,7 +1,8 @@
 """Hugging Face Transformers: encoders of any family, a model for each task, and a trainer.
 
-The trainer and the pipelines are loaded when they are first used (PEP 562): Transformers' own, which they are made of,
-load pandas, datasets and peft where these are installed, and take longer than all the rest.
+The trainer, the pipelines and the fitting of exits are loaded when they are first used (PEP 562): Transformers' own
+trainer and pipelines, which these are made of, load pandas, datasets and peft where they are installed, and take longer
+than all the rest.
 """
 
 from importlib import import_module
@@ -25,7 +26,6 @@ from ponder.integrations.transformers.bert import BertAdapter
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
-from ponder.integrations.transformers.exits import ExitReport, fit_exits
 from ponder.integrations.transformers.features import PonderModel, PonderModelOutput
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.image_classification import PonderForImageClassification
@@ -45,6 +45,7 @@ from ponder.integrations.transformers.token_classification import (
 )
 
 if TYPE_CHECKING:
+    from ponder.integrations.transformers.exits import ExitReport, fit_exits
     from ponder.integrations.transformers.pipelines import pipeline
     from ponder.integrations.transformers.trainer import PonderTrainer
 
@@ -87,7 +88,7 @@ AutoModelForImageClassification.register(PonderConfig, PonderForImageClassificat
 AutoModelForAudioClassification.register(PonderConfig, PonderForAudioClassification, exist_ok=True)
 AutoModelForQuestionAnswering.register(PonderConfig, PonderForQuestionAnswering, exist_ok=True)
 
-_LATE = {"PonderTrainer": "trainer", "pipeline": "pipelines"}
+_LATE = {"ExitReport": "exits", "PonderTrainer": "trainer", "fit_exits": "exits", "pipeline": "pipelines"}
 
 if not TYPE_CHECKING:  # which would take any name for one of the package
 

@@ -61,13 +61,20 @@ def adapter_for(encoder: PreTrainedModel, num_steps: int | None = None) -> Adapt
 
     Raises:
         ArgumentTypeError: It is no model of Transformers.
-        ArgumentError: The model has heads already, or it cannot be captured (the message says why).
+        ArgumentError: The model has heads already, runs flex attention, or cannot be captured (the message says why).
 
     Example:
         >>> adapter_for(encoder).width("mean")
         16
     """
     encoder = encoder_of(encoder)
+    if encoder.config._attn_implementation == "flex_attention":
+        raise ArgumentError(
+            "encoder",
+            expected="attention whose mask is a tensor, from which rows can leave",
+            got="flex attention, whose mask is compiled for the whole batch",
+            remedy="Load it with attn_implementation='sdpa'.",
+        )
     family = encoder.config.model_type
     if family in registry.names():
         return registry.get(family, encoder=encoder)

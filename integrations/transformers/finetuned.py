@@ -47,11 +47,11 @@ from ponder.policies import ExitPolicy, LastStep
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
-__all__ = ["EarlyHead", "FinetunedClassifier"]
+__all__ = ["EXITS_FILE", "EarlyHead", "FinetunedClassifier"]
 
 _FORMAT = "ponder-exits-1"
 _pad_sequence = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-_EXITS, _HEADS = "exits.json", "exits.safetensors"
+EXITS_FILE, _HEADS = "exits.json", "exits.safetensors"
 
 
 class FinetunedClassifier(nn.Module):
@@ -151,15 +151,17 @@ class FinetunedClassifier(nn.Module):
                 its exits were fitted.
         """
         place = Path(folder)
-        if not (place / _EXITS).is_file():
+        if not (place / EXITS_FILE).is_file():
             raise CheckpointError(
-                f"{place}: expected a folder that `ponder exits` or save_pretrained wrote; got none with {_EXITS}. "
+                f"{place}: expected a folder that `ponder exits` or save_pretrained wrote; got none with {EXITS_FILE}. "
                 "Give a plain classifier its exits first."
             )
         with locked(place, shared=True):
-            settings = read_json(place / _EXITS)
+            settings = read_json(place / EXITS_FILE)
             if settings.get("format") != _FORMAT:
-                raise CheckpointError(f"{place / _EXITS}: expected the format {_FORMAT!r}; got another. Save again.")
+                raise CheckpointError(
+                    f"{place / EXITS_FILE}: expected the format {_FORMAT!r}; got another. Save again."
+                )
             if settings.get("digests") != _digests(place):
                 raise CheckpointError(
                     f"{place}: the model or its exits are not those that were saved together. Fit the exits again."
@@ -173,7 +175,7 @@ class FinetunedClassifier(nn.Module):
         try:
             made.policy = ExitPolicy.from_dict(settings["policy"])
         except Exception as error:  # whatever a constructor does with values that it was not written for
-            raise CheckpointError(f"{place / _EXITS}: its policy cannot be used ({error}). Save again.") from error
+            raise CheckpointError(f"{place / EXITS_FILE}: its policy cannot be used ({error}). Save again.") from error
         made.seed = settings.get("seed")
         return made
 
@@ -192,7 +194,7 @@ class FinetunedClassifier(nn.Module):
             write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
             policy = self.policy.to_dict()
             write_json(
-                place / _EXITS, {"format": _FORMAT, "digests": _digests(place), "policy": policy, "seed": self.seed}
+                place / EXITS_FILE, {"format": _FORMAT, "digests": _digests(place), "policy": policy, "seed": self.seed}
             )
 
     @property

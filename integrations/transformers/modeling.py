@@ -26,18 +26,19 @@ from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
+from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
-from ponder.parts.heads import HazardLayer, PerStep
+from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
-from ponder.wrapper import PonderOutput, PonderWrapper
+from ponder.wrapper import PonderOutput
 
 __all__ = ["PROBLEMS", "PonderPreTrainedModel", "by_problem"]
 
@@ -104,6 +105,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     """Main inputs of the encoders that this model is for."""
     problems: ClassVar[bool] = False
     """Whether `problem_type` says what an answer means."""
+    heads_name: ClassVar[str] = "classifier"
+    """Under which name peft looks for what is new in such a model; see `EncoderWrapper`."""
     pipeline_tag: ClassVar[str] = "feature-extraction"
     """What the hub calls the task, for the model card."""
 
@@ -126,8 +129,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         self._check_readout(config.readout, adapter)
         steps = adapter.steps()
         head, lambda_head = self.make_heads(recipe, steps.num_steps)
-        self.ponder = PonderWrapper(
+        self.ponder = EncoderWrapper(
             steps,
+            heads_name=self.heads_name,
             head=head,
             lambda_head=lambda_head,
             prior=recipe.prior,
@@ -352,15 +356,14 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def head_names(self) -> list[str]:
-        """The names of the heads' modules, which are new and are trained in full: peft's `modules_to_save`.
+        """The name of what is new and is trained in full, heads and Lambda head: peft's `modules_to_save`.
+
+        peft finds it itself by the `task_type` of a classifier or of question answering.
 
         Example:
-            `LoraConfig(task_type="SEQ_CLS", modules_to_save=model.head_names)`
+            `LoraConfig(target_modules=["query", "value"], modules_to_save=model.head_names)`
         """
-        head = self.ponder.head
-        each = [f"ponder.head.heads.{step}" for step in range(len(head.heads))] if isinstance(head, PerStep) else []
-        names = each or ["ponder.head"]
-        return names if self.ponder.lambda_head is None else [*names, "ponder.lambda_head"]
+        return [f"ponder.{self.heads_name}"]
 
     def attach_teacher(self, teacher: PreTrainedModel | None) -> None:
         """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.
@@ -401,7 +404,18 @@ class PonderPreTrainedModel(PreTrainedModel):
         self.ponder.attach_teacher(_Logits(teacher))
 
     def start_stage(self, stage: Stage) -> None:
-        """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
+        """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train.
+
+        Raises:
+            ArgumentError: The model has adapters of peft, beside which all else of the encoder stays frozen.
+        """
+        if getattr(self, "peft_config", None) is not None:
+            raise ArgumentError(
+                "stage",
+                expected="a model without adapters of peft, whose stages freeze and train its own weights",
+                got="one with adapters",
+                remedy="Call ponder.fit(peft_model, …), which runs all stages and trains nothing that is frozen.",
+            )
         self.ponder.start_stage(stage)
 
     @classmethod
@@ -440,6 +454,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             encoder.eval()
         return self
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether steps are checkpointed: peft asks by this name, and Transformers warns that it has another now."""
+        return bool(self.ponder.checkpoint_steps)
+
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
         self.gradient_checkpointing = self.ponder.checkpoint_steps = enable
@@ -467,6 +486,8 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=" and ".join(given) or "nothing",
                 remedy="Use the tokenizer, image processor or feature extractor of the encoder.",
             )
+        if self.training and arguments.get("labels") is not None:
+            check_heads_learn(self, self.ponder)
         out = self.ponder(self._checked(given[self.main_input_name]), **arguments)
         unrolled = out.trajectory
         return out, {

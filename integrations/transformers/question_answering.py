@@ -57,6 +57,7 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
         (torch.Size([5, 7]), tensor([4, 4, 4, 4, 4]))
     """
 
+    heads_name = "qa_outputs"
     pipeline_tag = "question-answering"
     readouts = ("tokens",)
 

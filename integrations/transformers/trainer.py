@@ -7,11 +7,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ponder.errors import ArgumentError
+from ponder.integrations.transformers.heads import check_heads_learn
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
 from ponder.optim import parameter_groups
@@ -72,7 +74,9 @@ class PonderTrainer(Trainer):
         if self.args.label_smoothing_factor:
             self._smoothed = _smoothed(self.model, self.args.label_smoothing_factor)
             self.label_smoother = None  # it would take the labels away from the model
-        _check_adapters(self.model)
+        wrapper = _wrapper_in(self.model)
+        if wrapper is not None:
+            check_heads_learn(self.model, wrapper)
         if all_stages and not isinstance(self.model, PonderPreTrainedModel):
             raise ArgumentError(
                 "all_stages",
@@ -114,13 +118,15 @@ class PonderTrainer(Trainer):
         with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
             if wrapper is not None and outputs.get("exit_step") is not None:
-                self._seen[model.training].add(_measured(wrapper, outputs, inputs.get("labels")))
+                seen = _measured(wrapper, outputs, inputs.get("labels"))
+                # Of all processes, as Trainer gathers losses, without the rows that fill the last batch up.
+                self._seen[model.training].add(seen if model.training else self.accelerator.gather_for_metrics(seen))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Transformers does, with what training has seen since the last log."""
         if "loss" in logs:
-            logs = {**logs, **self._seen[True].taken()}
+            logs = {**logs, **self._seen[True].taken(gather_object)}
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(
@@ -165,21 +171,6 @@ class PonderTrainer(Trainer):
             for decay in (True, False)
         ]
         return [part for part in parts if part["params"]]
-
-
-def _check_adapters(model: Any) -> None:
-    """Refuse adapters of peft around heads that are new and would never learn."""
-    wrapper = _wrapper_in(model)
-    if wrapper is None or getattr(model, "peft_config", None) is None:
-        return
-    heads = [*wrapper.head.parameters()]
-    if heads and not any(weight.requires_grad for weight in heads):
-        raise ArgumentError(
-            "modules_to_save",
-            expected="the heads, which are new and have to be trained in full beside the adapters",
-            got="heads that are frozen",
-            remedy="Pass LoraConfig(…, modules_to_save=model.head_names).",
-        )
 
 
 def _wrapper_in(model: Any) -> PonderWrapper | None:

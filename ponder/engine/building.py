@@ -14,7 +14,7 @@ from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice
 from ponder.engine.model import EarlyExitModel
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts import readouts
 from ponder.parts.capturing import capture
 from ponder.parts.padding import Padding
@@ -118,6 +118,13 @@ def read_encoder(
             got=f"shape {tuple(features.shape)} at step 1 of the example",
             remedy="Pass readout=ponder.readouts.mean, say, or a function hidden -> features.",
         )
+    if not features.is_floating_point():
+        raise ArgumentError(
+            "readout",
+            expected="features in floating point, from which heads can learn",
+            got=f"{features.dtype} at step 1 of the example",
+            remedy="Pass an example of the dtype of the weights, and a readout that keeps it.",
+        )
     if padding is not None and padding.pooled == per_token:
         padding = dataclasses.replace(padding, pooled=not per_token)
     return EncoderParts(steps, stem, chosen, halting, padding, features)
@@ -154,6 +161,8 @@ def _captured(module: nn.Module, example: Any, layers: str | None) -> Any:
     try:
         return capture(module, example, layers=layers)
     except ArgumentError as error:
+        if error.argument == "example":
+            raise
         raise ArgumentError(
             "module_or_steps",
             expected="a module with a list of layers, a list of steps, or one shared step with num_steps",
@@ -165,7 +174,29 @@ def _captured(module: nn.Module, example: Any, layers: str | None) -> Any:
 def _dry_run(
     steps: Steps, stem: Callable[..., Tree] | None, readout: Readout, inputs: Tree, context: Mapping[str, Any]
 ) -> Tensor:
-    """The features of the example at the first step; nothing of the model changes."""
+    """The features of the example at the first step; nothing of the model changes.
+
+    Raises:
+        ArgumentError: The example is nothing that the parts can be called with.
+    """
     probe = EarlyExitModel(steps, head=nn.Identity(), stem=stem, readout=readout)
-    with evaluating(probe), torch.no_grad():
-        return probe.exits(inputs, context, FixedStep(1)).outputs
+    try:
+        with evaluating(probe), torch.no_grad():
+            return probe.exits(inputs, context, FixedStep(1)).outputs
+    except (ArgumentError, ArgumentTypeError) as error:
+        if error.argument != "inputs":
+            raise
+        raise _not_an_example(str(error.got)) from error
+    except PonderError:  # some are errors of these kinds too
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise _not_an_example(f"{type(error).__name__}: {error}") from error
+
+
+def _not_an_example(got: str) -> ArgumentError:
+    return ArgumentError(
+        "example",
+        expected="a small batch that stem, first step and readout can be called with, in the width and dtype they take",
+        got=got,
+        remedy="Call them one after the other on it, to see what they want.",
+    )

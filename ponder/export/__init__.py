@@ -6,15 +6,21 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ponder.export.runtime import Answers, OnnxModel, Record
-
 if TYPE_CHECKING:
     from ponder.export.certifying import certify, to_trajectory
+    from ponder.export.runtime import Answers, OnnxModel, Record
     from ponder.export.writing import onnx
 
 __all__ = ["Answers", "OnnxModel", "Record", "certify", "onnx", "to_trajectory"]
 
-_HOMES = {"certify": "certifying", "onnx": "writing", "to_trajectory": "certifying"}
+_HOMES = {
+    "Answers": "runtime",
+    "OnnxModel": "runtime",
+    "Record": "runtime",
+    "certify": "certifying",
+    "onnx": "writing",
+    "to_trajectory": "certifying",
+}
 
 
 def __getattr__(name: str) -> Any:

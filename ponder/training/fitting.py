@@ -62,8 +62,9 @@ def fit(
     """Train a model through every stage of its recipe; needs the extra ``train``.
 
     The stages are those of `PonderWrapper.stages`, which `from_recipe` keeps; a model without any trains its own
-    objective. Each stage freezes what it does not train, and has an optimiser (AdamW) and a schedule of its own. Where
-    it runs, and on how many devices, is `accelerate`'s affair (`accelerate launch`).
+    objective. Each stage freezes what it does not train, and has an optimiser (AdamW) and a schedule of its own. What
+    was frozen before stays frozen in every stage: your own encoder, or all but the adapters of peft. Where it runs, and
+    on how many devices, is `accelerate`'s affair (`accelerate launch`).
 
     Afterwards the model holds the weights of the best epoch of the last stage, is in evaluation mode, and is frozen
     where it was frozen before.
@@ -101,7 +102,8 @@ def fit(
         What happened in each epoch of each stage.
 
     Raises:
-        ArgumentError: An empty loader, batches without labels, or a number out of range.
+        ArgumentError: An empty loader, batches without labels, a number out of range, or a stage that would train
+            nothing, because all of it was frozen before.
         NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before that step.
         PonderError: accelerate is not installed.
 
@@ -137,13 +139,24 @@ def fit(
     main_input = getattr(model, "main_input_name", None)
     scored = None if held_out is None else HeldOut(held_out, metric, main_input)
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    loader = accelerator.prepare(loader) if isinstance(loader, DataLoader) else loader
+    frozen = [parameter for parameter, trained in before.items() if not trained]
+    if isinstance(loader, DataLoader):
+        loader = accelerator.prepare(loader)
+    elif accelerator.num_processes > 1:
+        raise ArgumentTypeError(
+            "loader",
+            expected=f"a DataLoader, whose batches {accelerator.num_processes} processes can share",
+            got=f"a {type(loader).__name__}, of which each would train on all",
+            remedy="Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True).",
+        )
     done: list[StageReport] = []
     try:
         with progress_of(progress and accelerator.is_main_process) as bar:
             tracking = Tracking(accelerator)
             for number, stage in enumerate(stages, start=1):
                 wrapper.start_stage(stage)
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
                 policy = wrapper.policy if number == len(stages) else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
                 run = _StageRun(model, wrapper, loader, scored, policy, options, accelerator, bar, tracking, main_input)
@@ -246,6 +259,13 @@ class _StageRun:
         length = _length(self.loader)
         total = None if length is None else length * options.epochs
         groups = parameter_groups(self.wrapper, options.lr, options.lambda_lr, options.head_lr, options.weight_decay)
+        if not groups:
+            raise ArgumentError(
+                "model",
+                expected=f"something that a stage with train={stage.train!r} may train",
+                got="parameters that were all frozen before",
+                remedy="Call model.requires_grad_(True), or leave out what should learn when you freeze.",
+            )
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         rates = LambdaLR(optimizer, lambda step: options.share(step, total))
         self.bar.stage(title, total)
@@ -303,11 +323,13 @@ class _StageRun:
                 self.tracking.log({"train/loss": loss, "train/lr": float(rates.get_last_lr()[0])})
         if not losses:
             raise _empty("loader")
-        taken = means.taken()
+        means.add({"loss": torch.tensor(losses)})
+        taken = means.taken(_gather(self.accelerator))
+        mean = taken.pop("loss")
         self.tracking.log({f"train/{name}": value for name, value in taken.items()})
         if halting and len({len(pmf) for pmf in halting}) == 1:
             self.tracking.histogram("halting", torch.stack(halting).mean(0))
-        return sum(losses) / len(losses), taken
+        return mean, taken
 
     def _step(self, out: PonderOutput, optimizer: torch.optim.Optimizer, where: str) -> float:
         """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
@@ -347,15 +369,16 @@ class _StageRun:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
 
 
-def _take(recipe: str | Recipe, model: Any, wrapper: PonderWrapper) -> None:
-    """The stages and the policy of a recipe, scaled to the model."""
+def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> None:
+    """The stages and the policy of a recipe, scaled to the model; one around the wrapper saves the policy too."""
     chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
     check_type("recipe", chosen, Recipe)
     scaled = chosen.for_steps(wrapper.num_steps).for_task(wrapper.spec.task.name if wrapper.task else "classification")
     wrapper.prior = scaled.prior if scaled.prior is not None and wrapper.lambda_head is not None else wrapper.prior
     for stage in scaled.stages:
         stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=wrapper.prior is not None)
-    model.policy = scaled.policy
+    owner: Any = next((module for module in model.modules() if module._modules.get("ponder") is wrapper), wrapper)
+    owner.policy = scaled.policy
     wrapper.stages = scaled.stages
 
 
@@ -374,6 +397,16 @@ def _accelerator(trackers: str | Sequence[Any] | None, folder: str | PathLike[st
         )
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     return Accelerator(log_with=named or None, project_dir=folder, kwargs_handlers=handlers)
+
+
+def _gather(accelerator: Any) -> Callable[[list[Any]], list[Any]]:
+    """From what this process has seen to what all have."""
+    if accelerator.num_processes == 1:
+        return list
+    from accelerate.utils import gather_object
+
+    found: Callable[[list[Any]], list[Any]] = gather_object
+    return found
 
 
 def _check_loader(argument: str, loader: Iterable[Any], remedy: str | None) -> None:

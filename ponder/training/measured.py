@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +76,18 @@ class Means:
         for name, value in values.items():
             self._parts[name].append(value.detach())
 
-    def taken(self) -> dict[str, float]:
-        """The means, which are forgotten."""
+    def taken(self, gather: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
+        """The means, which are forgotten.
+
+        Args:
+            gather: From a list with what this process has seen to one with what all have: `gather_object` of accelerate
+                where several train one model.
+        """
         parts, self._parts = self._parts, defaultdict(list)
-        return {name: float(torch.cat(values).mean()) for name, values in parts.items()}
+        own = {name: (float(torch.cat(values).double().sum()), sum(map(len, values))) for name, values in parts.items()}
+        totals: dict[str, tuple[float, int]] = {}
+        for seen in gather([own]):
+            for name, (total, count) in seen.items():
+                before = totals.get(name, (0.0, 0))
+                totals[name] = before[0] + total, before[1] + count
+        return {name: total / count if count else math.nan for name, (total, count) in totals.items()}

@@ -545,3 +545,34 @@ def test_rows_whose_neighbours_padding_would_change_them_share_a_stream_with_the
             mask = torch.ones(1, length, dtype=torch.long)
             alone = model(rows[row][0][None], attention_mask=mask, row_ids=torch.tensor([row]))
             torch.testing.assert_close(answers[row].output, alone.outputs[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_that_is_compiled_for_the_whole_batch_is_made_anew_for_the_rows_that_stay() -> None:
+    """Trap: flex attention's kernel, given the mask of more rows, reads the memory of others and ends the process."""
+
+    class BlockMask:
+        def __init__(self, rows: int) -> None:
+            self.rows = rows
+
+    class Layer(nn.Linear):
+        def forward(self, states: Tensor, mask: Any = None) -> Tensor:
+            assert mask.rows == len(states)
+            return super().forward(states)
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer(4, 4) for _ in range(3))
+
+        def forward(self, states: Tensor) -> Tensor:
+            mask = BlockMask(len(states))
+            for layer in self.layers:
+                states = layer(states, mask)
+            return states
+
+    encoder, given = Encoder(), torch.randn(3, 4)
+    parts = ponder.capture(encoder, given)
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity()).eval()
+    out = model(given, policy=LongestFirst())
+    assert out.exit_step.tolist() == [3, 2, 1]
+    torch.testing.assert_close(out.outputs[0], encoder(given)[0])

@@ -146,3 +146,38 @@ def test_bad_input_is_named() -> None:
         made([nn.Linear(WIDTH, WIDTH)] * 3, example={})
     with refused("task", "classify"):
         made(encoder(), task="classify")
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (torch.randn(2, WIDTH + 1), "cannot be multiplied"),
+        (torch.randn(2, WIDTH, dtype=torch.float64), "same dtype"),
+        (torch.ones(2, WIDTH, dtype=torch.long), "same dtype"),
+        ({"hidden": torch.randn(2, WIDTH), "extra": torch.ones(2)}, "unexpected keyword argument"),
+        ("rows", "str"),
+        (None, "NoneType"),
+    ],
+    ids=["width", "double", "integers", "context", "text", "nothing"],
+)
+def test_an_example_that_the_steps_cannot_take_is_named(example: Any, words: str) -> None:
+    with refused("example", words):
+        made([nn.Linear(WIDTH, WIDTH)] * 3, example=example)
+    with refused("example", words):
+        made(nn.Linear(WIDTH, WIDTH), num_steps=4, example=example)
+
+
+def test_an_example_that_the_module_cannot_take_is_named() -> None:
+    for example, words in (
+        (torch.randn(2, 5, WIDTH + 1), "embed_dim"),
+        (torch.randn(2, 5, WIDTH, dtype=torch.float64), "dtype"),
+        ([torch.randn(2, 5, WIDTH)], "list"),
+        (torch.full((2, 5, WIDTH), torch.nan), "NaN"),
+    ):
+        for build in (made, ponder.capture):
+            with refused("example", words):
+                build(encoder(), example=example)
+    with refused("example", "cannot be multiplied"):
+        made([nn.Linear(WIDTH, WIDTH)] * 3, stem=nn.Linear(4, WIDTH), example=torch.randn(2, 5))
+    with refused("readout", "int64"):
+        made([nn.Linear(WIDTH, WIDTH)] * 3, readout=lambda states: states.long(), example=torch.randn(2, WIDTH))

@@ -313,14 +313,22 @@ def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any
             remedy="Pass a small batch of what the module is called with.",
         )
     with torch.random.fork_rng(_devices(given)):
-        return _Seen(module, given, first.shape[0], _watch(module, given), reads)
+        watched = _watch(module, given)
+    if any(bool(tensor.isnan().any()) for tensor in _tensors(reads(watched.output))):
+        raise ArgumentError(
+            "example",
+            expected="inputs for which the module's output is a number everywhere, to be compared with",
+            got="an output with NaN",
+            remedy="Look for NaN in the example and in the weights, and for rows of which everything is masked.",
+        )
+    return _Seen(module, given, first.shape[0], watched, reads)
 
 
 def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
     args = tuple(value for key, value in given.items() if isinstance(key, int))
     try:
         return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise ArgumentError(
             "example",
             expected="inputs that the module can be called with",

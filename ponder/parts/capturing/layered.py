@@ -179,22 +179,7 @@ class LayeredModule:
             return map_leaves(lambda leaf: leaf[:0] if isinstance(leaf, Tensor) else leaf, self.read(select, *one))
         if self.tail is None:
             return select(self._replay(self.num_steps, state, context))
-        made: dict[int, list[Any]] = {}
-
-        def value(leaf: Any) -> Any:
-            if not isinstance(leaf, Mark):
-                return leaf
-            if _is_state(leaf):
-                return merge_rows(_hidden(state), self._axis)
-            number, place = leaf.key
-            if number not in made:
-                path, args, kwargs = tail.calls[number]
-                module = self.module.get_submodule(path)
-                made[number] = list(leaves(module(*map_leaves(value, args), **map_leaves(value, kwargs))))
-            return made[number][place]
-
-        tail = self.tail
-        return map_leaves(value, select(tail.output))
+        return map_leaves(_Reading(self, self.tail, state).value, select(self.tail.output))
 
     def dry(self, given: Arguments) -> _Notes:
         """One forward with stubs for layers, up to the last of them (the first, where code stands between)."""
@@ -208,6 +193,10 @@ class LayeredModule:
         if notes.hidden is None:
             raise CodeBetweenError("the layers were not called")
         return notes
+
+    def merged(self, state: Tree) -> Tensor:
+        """The hidden state of `state`, as the layers have it."""
+        return merge_rows(_hidden(state), self._axis)
 
     @property
     def _axis(self) -> Axis:
@@ -312,7 +301,7 @@ class LayeredModule:
             axis, value = plan.rows[leaf.key], context[plan.names[leaf.key]]
             return value if axis is None else merge_rows(value, axis)
         if leaf.key == "hidden":
-            return merge_rows(_hidden(state), self._axis)
+            return self.merged(state)
         handed = state[leaf.key]
         axis = self.axes[leaf.key]
         return handed.value if isinstance(handed, Shared) or axis is None else merge_rows(handed, axis)
@@ -332,7 +321,7 @@ class LayeredModule:
         Beyond the last layer, it is the module's own output.
         """
         plan: _Plan = context[_PLAN]
-        hidden = merge_rows(_hidden(state), self._axis)
+        hidden = self.merged(state)
         expected, left = iter(self.calls), {path: list(answers) for path, answers in plan.before.items()}
         found: list[Any] = []
 
@@ -385,8 +374,15 @@ class _Notes:
     _state: dict[int, Mark] = field(default_factory=dict)
 
     def mark(self, leaf: Any) -> Any:
-        """Put a mark in the place of a tensor, and leave anything else."""
+        """Put a mark in the place of a tensor, and leave anything else.
+
+        Raises:
+            CodeBetweenError: It is a mask of flex attention, compiled for the rows of the call: its kernel would read
+                the memory of others for fewer. Where the module's own code runs again, it is made anew.
+        """
         if not isinstance(leaf, Tensor):
+            if type(leaf).__name__ == "BlockMask":  # by its name: its module takes long to import
+                raise CodeBetweenError("a layer is called with a mask that is compiled for the whole batch")
             return leaf
         if id(leaf) in self._state:
             mark = self._state[id(leaf)]
@@ -441,6 +437,30 @@ class _Notes:
     def __post_init__(self) -> None:
         self._keep: list[Tensor] = []  # alive, so that no other tensor gets their identity
         self._read: set[str] = set()  # what the layer that is noted reads of what was handed on
+
+
+@dataclass(eq=False)
+class _Reading:
+    """One reading of the tail: its modules are called where their answers are needed, and once each."""
+
+    layered: LayeredModule
+    tail: Tail
+    state: Tree
+    made: dict[int, list[Any]] = field(default_factory=dict)
+
+    def value(self, leaf: Any) -> Any:
+        """What a mark stands for."""
+        if not isinstance(leaf, Mark):
+            return leaf
+        if _is_state(leaf):
+            return self.layered.merged(self.state)
+        number, place = leaf.key
+        if number not in self.made:
+            path, args, kwargs = self.tail.calls[number]
+            module = self.layered.module.get_submodule(path)
+            answer = module(*map_leaves(self.value, args), **map_leaves(self.value, kwargs))
+            self.made[number] = list(leaves(answer))
+        return self.made[number][place]
 
 
 class LayeredStep:

@@ -58,22 +58,7 @@ def twin_of(root: nn.Module, branches: Branches, answers: Mapping[str, Callable[
         branches: What `branches_to` gave.
         answers: An answer for every leaf of the branches.
     """
-    made: dict[str, nn.Module] = {}
-
-    def copied(module: nn.Module, below: Branches) -> nn.Module:
-        twin = shallow_copy(module)
-        for name, further in below.items():
-            child = module._modules[name]
-            assert child is not None
-            if isinstance(further, dict):
-                twin._modules[name] = copied(child, further)
-            else:
-                if further not in made:
-                    made[further] = _answering(child, partial(answers[further], further))
-                twin._modules[name] = made[further]
-        return twin
-
-    return copied(root, branches)
+    return _branched(root, branches, answers, {})
 
 
 def evaluating(root: nn.Module) -> nn.Module:
@@ -103,16 +88,38 @@ def _answering(module: nn.Module, answer: Callable[..., Any]) -> nn.Module:
     return stub
 
 
-def _copy_all(root: nn.Module, change: Callable[[str, nn.Module], None]) -> nn.Module:
-    copies: dict[int, nn.Module] = {}
+def _branched(
+    module: nn.Module, below: Branches, answers: Mapping[str, Callable[..., Any]], made: dict[str, nn.Module]
+) -> nn.Module:
+    """A copy of `module` down to what answers otherwise.
 
-    def copied(path: str, module: nn.Module) -> nn.Module:
-        if id(module) not in copies:
-            copies[id(module)] = twin = shallow_copy(module)
-            for name, child in module._modules.items():
-                if child is not None:
-                    twin._modules[name] = copied(f"{path}.{name}".strip("."), child)
-            change(path, twin)
-        return copies[id(module)]
+    No closure: one that calls itself outlives the call, and with it all tensors that answers hold, until Python looks
+    for cycles.
+    """
+    twin = shallow_copy(module)
+    for name, further in below.items():
+        child = module._modules[name]
+        assert child is not None
+        if isinstance(further, dict):
+            twin._modules[name] = _branched(child, further, answers, made)
+        else:
+            if further not in made:
+                made[further] = _answering(child, partial(answers[further], further))
+            twin._modules[name] = made[further]
+    return twin
 
-    return copied("", root)
+
+def _copy_all(
+    module: nn.Module,
+    change: Callable[[str, nn.Module], None],
+    path: str = "",
+    copies: dict[int, nn.Module] | None = None,
+) -> nn.Module:
+    copies = {} if copies is None else copies
+    if id(module) not in copies:
+        copies[id(module)] = twin = shallow_copy(module)
+        for name, child in module._modules.items():
+            if child is not None:
+                twin._modules[name] = _copy_all(child, change, f"{path}.{name}".strip("."), copies)
+        change(path, twin)
+    return copies[id(module)]

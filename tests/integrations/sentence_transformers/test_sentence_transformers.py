@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification, BertForTokenClassification
 
 pytest.importorskip("sentence_transformers", reason="the extra sentence-transformers is not installed")
 
@@ -21,7 +21,12 @@ from benchmarks import backbones
 from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.sentence_transformers import PonderTransformer, predict, with_exits
-from ponder.integrations.transformers import PonderForSequenceClassification, PonderForTokenClassification, PonderModel
+from ponder.integrations.transformers import (
+    FinetunedClassifier,
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+    PonderModel,
+)
 from ponder.integrations.transformers.families import FAMILIES, tiny_encoder
 from ponder.policies import FixedStep, LastStep
 from tests.integrations.transformers.encoders import make_encoder, make_model, make_tokenizer, rows_computed
@@ -159,6 +164,36 @@ def test_a_cross_encoder_exits_per_pair(num_labels: int, tmp_path: Path) -> None
     assert np.array_equal(again.predict(PAIRS), model.predict(PAIRS))
 
 
+def test_a_fine_tuned_cross_encoder_keeps_its_scores_and_exits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = BertForSequenceClassification(make_encoder("bert").config).eval()
+    classifier.bert.load_state_dict(make_encoder("bert").state_dict())
+    nn.init.normal_(classifier.classifier.weight)
+    classifier.save_pretrained(tmp_path / "plain")
+    make_tokenizer().save_pretrained(tmp_path / "plain")
+    plain_scores = CrossEncoder(str(tmp_path / "plain"), device="cpu").predict(PAIRS, batch_size=4)
+    finetuned = FinetunedClassifier.from_finetuned(tmp_path / "plain")
+    model = CrossEncoder(modules=[PonderTransformer.of(finetuned, make_tokenizer())], device="cpu")
+    assert model.num_labels == 2
+    assert np.array_equal(model.predict(PAIRS, batch_size=4), plain_scores), "bit for bit at full depth"
+    given = make_tokenizer()([a for a, _ in PAIRS], [b for _, b in PAIRS], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        first = finetuned.unroll(**given).outputs[:, 0].softmax(-1).amax(-1)
+        finetuned.policy = policies.Confidence(round(float(first.mean()), 3))  # some leave at once
+        out = finetuned(**given)
+    scores, exit_step = predict(model, PAIRS, batch_size=4)
+    torch.testing.assert_close(scores, out.outputs, atol=1e-5, rtol=1e-4)
+    assert torch.equal(exit_step, out.exit_step)
+    assert len(set(exit_step.tolist())) > 1
+    model.save_pretrained(str(tmp_path / "saved"))
+    again = CrossEncoder(str(tmp_path / "saved"), device="cpu", trust_remote_code=True)
+    assert type(again[0].model) is FinetunedClassifier
+    assert np.array_equal(again.predict(PAIRS), model.predict(PAIRS))
+    assert again[0].model.policy == finetuned.policy
+    read = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(read.classifier.weight, classifier.classifier.weight), "and Transformers reads it as before"
+
+
 def test_minilm_with_its_own_tokenizer(tmp_path: Path) -> None:
     folder = backbones.resolve("minilm")
     first = Transformer(folder, processor_kwargs={"model_max_length": 64})
@@ -184,10 +219,11 @@ def test_what_it_is_not_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentTypeError, match=r"model: expected a CrossEncoder .* got SentenceTransformer"):
         predict(exiting, PAIRS)
     tagger = PonderForTokenClassification.from_encoder(make_encoder("bert"), "vanilla", num_labels=3)
-    with pytest.raises(
-        ArgumentTypeError, match="expected PonderModel or PonderForSequenceClassification; got PonderFor"
-    ):
+    with pytest.raises(ArgumentTypeError, match=r"model: expected PonderModel or .*; got PonderForTokenClassification"):
         PonderTransformer.of(tagger, tokenizer)
+    finetuned = FinetunedClassifier(BertForTokenClassification(make_encoder("bert").config))
+    with pytest.raises(ArgumentTypeError, match="got FinetunedClassifier, with an answer for each token"):
+        PonderTransformer.of(finetuned, tokenizer)
     with pytest.raises(ArgumentError, match="labels: expected None, of a model that gives all tokens"):
         exiting[0].model(**tokenizer(["a b"], return_tensors="pt"), labels=torch.zeros(1, 2, 16))
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token == "[PAD]"

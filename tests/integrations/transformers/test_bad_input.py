@@ -82,6 +82,20 @@ def test_an_encoder_that_cannot_be_captured_says_why_and_what_to_write() -> None
         assert "give PonderWrapper" in caught.value.remedy
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_flex_attention_is_refused(name: str, tmp_path: Path) -> None:
+    """Trap: its kernel takes the mask of a batch for that of the rows that stay, and reads memory that is not there."""
+    encoder = tiny_encoder(BY_NAME[name], "flex_attention")
+    with pytest.raises(
+        ArgumentError, match=r"encoder: expected attention whose mask is a tensor, .* got flex attention"
+    ):
+        PonderForSequenceClassification.from_encoder(encoder)
+    encoder.set_attn_implementation("sdpa")
+    PonderForSequenceClassification.from_encoder(encoder, "vanilla").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not support an attention implementation"):
+        load(tmp_path, attn_implementation="flex_attention")
+
+
 def test_an_encoder_without_a_token_for_padding(tmp_path: Path) -> None:
     """Trap: adapters that need a pad_token_id; padding is hidden, so that any id may stand there."""
     for name in ("bert", "albert", "distilbert", "gpt2"):

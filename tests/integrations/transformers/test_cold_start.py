@@ -27,10 +27,11 @@ def test_the_import_adds_its_own_files_and_little_of_others(tmp_path: Path) -> N
     assert not {name.split(".")[0] for name in added} & set(LATE)
     assert len(others) < 100, sorted(others)
     assert len(added) < 350, "more files of this package are loaded than a model needs"
-    assert "ponder.integrations.transformers.trainer" not in added
+    late = {"integrations.transformers.trainer", "integrations.transformers.exits", "calibration", "export.runtime"}
+    assert not added & {f"ponder.{name}" for name in late}
 
 
-@pytest.mark.parametrize("name", ["PonderTrainer", "pipeline"])
+@pytest.mark.parametrize("name", ["ExitReport", "PonderTrainer", "fit_exits", "pipeline"])
 def test_what_is_loaded_late_is_there(name: str) -> None:
     assert name in integration.__all__
     assert getattr(integration, name) is getattr(integration, name)

@@ -1,75 +1,187 @@
-"""LoRA by peft: adapters in the encoder, heads trained in full; reloaded and merged, the answers are the same."""
+"""LoRA by peft as its tutorials write it: adapters in the encoder, heads trained in full; saved, merged, and equal."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
+import ponder
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
+    PonderForAudioClassification,
+    PonderForImageClassification,
+    PonderForQuestionAnswering,
     PonderForSequenceClassification,
     PonderForTokenClassification,
+    PonderModel,
     PonderTrainer,
 )
+from tests.integrations.transformers import test_question_answering as spans
 from tests.integrations.transformers.test_task_models import answers, batch_for, labels_for, make
+from tests.ponder.checks import refused
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
-CASES = [
-    (PonderForSequenceClassification, "bert", "palbert", "SEQ_CLS"),
-    (PonderForSequenceClassification, "albert", "pabee", "SEQ_CLS"),
-    (PonderForTokenClassification, "roberta", "palbert", "TOKEN_CLS"),
+
+TEXTS, TOKENS, SPANS = PonderForSequenceClassification, PonderForTokenClassification, PonderForQuestionAnswering
+IMAGES, SOUND = PonderForImageClassification, PonderForAudioClassification
+CLASSIFIER: dict[str, Any] = {"modules_to_save": ["classifier"]}  # what tutorials of tasks without a task_type pass
+PROJECTIONS: dict[str, Any] = {**CLASSIFIER, "target_modules": ["q_proj", "v_proj"]}
+CASES: list[tuple[type[Any], str, str, dict[str, Any]]] = [
+    (TEXTS, "bert", "palbert", {"task_type": "SEQ_CLS"}),
+    (TEXTS, "albert", "pabee", {"task_type": "SEQ_CLS"}),
+    (TEXTS, "bert", "pabee", {"task_type": "SEQ_CLS", "target_modules": "all-linear"}),
+    (TOKENS, "roberta", "palbert", {"task_type": "TOKEN_CLS"}),
+    (SPANS, "bert", "palbert", {"task_type": "QUESTION_ANS"}),
+    (IMAGES, "vit", "palbert", PROJECTIONS),
+    (SOUND, "whisper", "pabee", PROJECTIONS),
+    (PonderModel, "bert", "palbert", {"task_type": "FEATURE_EXTRACTION", **CLASSIFIER}),
 ]
+cases = pytest.mark.parametrize(
+    ("kind", "family", "recipe", "options"), CASES, ids=[f"{k.__name__}-{f}-{r}" for k, f, r, _ in CASES]
+)
 
 
-@pytest.mark.parametrize(("kind", "family", "recipe", "task"), CASES)
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
-def test_lora_trains_the_heads_in_full_and_comes_back(
-    kind: type[Any], family: str, recipe: str, task: str, tmp_path: Path
+def build(kind: type[Any], family: str, recipe: str) -> Any:
+    return spans.make(recipe) if kind is SPANS else make(kind, family, recipe=recipe)
+
+
+def adapted(model: Any, **options: Any) -> Any:
+    options = {"r": 2, "target_modules": ["query", "value"], "init_lora_weights": False, **options}
+    return peft.get_peft_model(model, peft.LoraConfig(**options))
+
+
+def labelled(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(model, SPANS):
+        return {"start_positions": spans.START, "end_positions": spans.END}
+    return {"labels": labels_for(model, batch)}
+
+
+def answer(out: Any) -> Tensor:
+    return torch.stack((out.start_logits, out.end_logits), -1) if "start_logits" in out else answers(out)
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@cases
+def test_the_tutorial_trains_the_heads_in_full_and_comes_back(
+    kind: type[Any], family: str, recipe: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = make(kind, family, recipe=recipe)
-    batch = batch_for(model)
-    heads = {id(weight) for weight in model.ponder.head.parameters()}
-    config = peft.LoraConfig(
-        task_type=task,
-        r=2,
-        target_modules=["query", "value"],
-        modules_to_save=model.head_names,
-        init_lora_weights=False,
-    )
-    wrapped = peft.get_peft_model(model, config)
-    trained = {name: weight.detach().clone() for name, weight in wrapped.named_parameters() if weight.requires_grad}
-    assert all(".lora_" in name or ".modules_to_save." in name for name in trained)
-    assert sum(".ponder.head." in name for name in trained) == len(heads)
-    wrapped.train()
+    model = build(kind, family, recipe)
+    names, batch = list(model.state_dict()), batch_for(model)
+    with torch.no_grad():
+        plain = answer(model(**batch))
+    heads = [weight for part in (model.ponder.head, model.ponder.lambda_head) if part for weight in part.parameters()]
+    given = labelled(model, batch)
+    wrapped = adapted(model, **options)
+    before = trained(wrapped)
+    assert all((".lora_" in name) != (".modules_to_save." in name) for name in before), "adapters, or heads in full"
+    assert sum(".modules_to_save." in name for name in before) == len(heads)
     optimizer = torch.optim.SGD([weight for weight in wrapped.parameters() if weight.requires_grad], lr=0.1)
-    wrapped(**batch, labels=labels_for(model, batch)).loss.backward()
+    wrapped.train()(**batch, **given).loss.backward()
     optimizer.step()
-    moved = {n for n, weight in wrapped.named_parameters() if n in trained and not torch.equal(trained[n], weight)}
-    assert {name for name in trained if ".ponder.head." in name} <= moved
+    moved = {name for name, weight in trained(wrapped).items() if not torch.equal(before[name], weight)}
+    assert {name for name in before if ".modules_to_save." in name and "lambda_head" not in name} <= moved
     assert any(".lora_" in name for name in moved)
+    assert any("lambda_head" in name for name in moved) == (model.ponder.lambda_head is not None)
 
     wrapped.eval().save_pretrained(tmp_path / "adapter")
-    again = peft.PeftModel.from_pretrained(make(kind, family, recipe=recipe), tmp_path / "adapter").eval()
+    again = peft.PeftModel.from_pretrained(build(kind, family, recipe), tmp_path / "adapter").eval()
     with torch.no_grad():
         expected, found = wrapped(**batch), again(**batch)
-        assert torch.equal(answers(expected), answers(found))
+        assert torch.equal(answer(expected), answer(found))
         assert torch.equal(expected.exit_step, found.exit_step)
+        assert not torch.equal(answer(expected), plain)
+        with again.disable_adapter():
+            assert torch.equal(answer(again(**batch)), plain), "without the adapter it is the model that was wrapped"
         merged = again.merge_and_unload()
         assert type(merged) is kind
-        torch.testing.assert_close(answers(merged(**batch)), answers(expected), rtol=1e-4, atol=1e-5)
+        assert list(merged.state_dict()) == names
+        torch.testing.assert_close(answer(merged(**batch)), answer(expected), rtol=1e-4, atol=1e-5)
         merged.save_pretrained(tmp_path / "merged")
         loaded = kind.from_pretrained(tmp_path / "merged")
-        assert torch.equal(answers(loaded(**batch)), answers(merged(**batch)))
+        assert torch.equal(answer(loaded(**batch)), answer(merged(**batch)))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
-def test_heads_that_would_never_learn_are_refused(tmp_path: Path) -> None:
-    model = make(PonderForSequenceClassification, "bert")
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+def test_two_adapters_have_heads_of_their_own() -> None:
+    model = make(TEXTS, "bert")
+    batch, labels = batch_for(model), {"labels": torch.tensor([0, 1, 2])}
+    wrapped = adapted(model, task_type="SEQ_CLS")
+    wrapped.add_adapter("other", peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    with torch.no_grad():
+        first = wrapped.eval()(**batch).logits
+    wrapped.set_adapter("other")
+    optimizer = torch.optim.SGD([weight for weight in wrapped.parameters() if weight.requires_grad], lr=0.1)
+    wrapped.train()(**batch, **labels).loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert not torch.equal(wrapped.eval()(**batch).logits, first)
+        wrapped.set_adapter("default")
+        assert torch.equal(wrapped(**batch).logits, first)
+
+
+def test_the_head_has_its_rate_and_the_trainer_trains_what_learns(tmp_path: Path) -> None:
+    model = make(TEXTS, "bert")
+    wrapped = adapted(model, task_type="SEQ_CLS")
+    groups = {group["name"]: len(group["params"]) for group in ponder.parameter_groups(wrapped, 1e-5, 1e-4, 1e-3)}
+    assert groups == {"model": 4 * model.ponder.num_steps, "head": 2, "lambda": 6}
+    batch = batch_for(model)
+    rows = [{name: value[0] for name, value in batch.items()} | {"labels": label} for label in (0, 1)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), report_to="none", use_cpu=True, max_steps=2, save_strategy="no", disable_tqdm=True
+    )
+    before = trained(wrapped)
+    PonderTrainer(model=wrapped, args=arguments, train_dataset=rows, head_lr=1e-2).train()
+    assert all(not torch.equal(before[name], weight) for name, weight in trained(wrapped).items() if ".head." in name)
+
+
+def test_fit_trains_adapters_and_heads_and_nothing_else() -> None:
+    """Trap: a stage that trains all unfreezes what peft froze."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    model = make(TEXTS, "bert", recipe="deebert")
+    batch = {**batch_for(model), "labels": torch.tensor([0, 1, 2])}
+    wrapped = adapted(model, task_type="SEQ_CLS")
+    before = {name: weight.detach().clone() for name, weight in wrapped.named_parameters()}
+    learns = set(trained(wrapped))
+    ponder.fit(wrapped, [batch, batch], epochs=1, held_out=[batch], progress=False)
+    assert {n for n, weight in wrapped.named_parameters() if not torch.equal(weight, before[n])} == learns
+    ponder.fit(wrapped, [batch], "pabee", epochs=1, progress=False)
+    assert model.config.recipe["policy"] == model.ponder.policy.to_dict(), "the recipe's policy is saved with the model"
+    with pytest.raises(ArgumentError, match=r"stage: expected a model without adapters of peft"):
+        model.start_stage(model.recipe.stages[0])
+
+
+@pytest.mark.parametrize("kind", [TEXTS, PonderModel])
+def test_heads_that_would_never_learn_are_refused(kind: type[Any], tmp_path: Path) -> None:
+    """Where no task_type tells peft of them: at the first step of training, by the trainer before that."""
+    model = make(kind, "bert")
+    batch = batch_for(model)
+    given = labelled(model, batch)
+    wrapped = adapted(copy.deepcopy(model))
+    with pytest.raises(ArgumentError, match=r"modules_to_save=model\.head_names"):
+        wrapped.train()(**batch, **given)
+    assert wrapped.eval()(**batch).exit_step.shape == (3,), "it may answer"
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ArgumentError, match=r"modules_to_save=model\.head_names"):
+        PonderTrainer(model=wrapped, args=arguments)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["query"]), model)  # what model.add_adapter calls
+    with pytest.raises(ArgumentError, match=r"got a (Lambda )?head that is frozen"):
+        model.train()(**batch, **given)
+    named = adapted(make(kind, "bert"), modules_to_save=model.head_names)
+    named.train()(**batch, **given).loss.backward()
+
+
+def test_a_wrapper_of_steps_is_looked_at_by_the_trainer_too(tmp_path: Path) -> None:
+    steps = [nn.Linear(8, 8) for _ in range(3)]
+    model = ponder.PonderWrapper.from_recipe(steps, "palbert", num_outputs=2, example=torch.randn(2, 8))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=r"steps\.fns\.\d"))
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with refused("modules_to_save", "a head that is frozen"):
         PonderTrainer(model=wrapped, args=arguments)

@@ -119,8 +119,8 @@ def is_idle(name: str) -> bool:
 def trained_by(model: Any, stage: Any, readout: str = "pooler") -> set[str]:
     """Names of the parameters that a stage trains, written apart from the library's own freezing."""
     names = {name for name, _ in model.named_parameters() if readout == "pooler" or ".pooler." not in name}
-    heads = {name for name in names if name.startswith("ponder.head.heads.")}
-    last = {name for name in heads if name.startswith(f"ponder.head.heads.{model.ponder.num_steps - 1}.")}
+    heads = {name for name in names if name.startswith("ponder.classifier.head.heads.")}
+    last = {name for name in heads if name.startswith(f"ponder.classifier.head.heads.{model.ponder.num_steps - 1}.")}
     if stage.train == "early_heads":
         return heads - last
     return names - heads | last if stage.objective == FinalStep() else names
@@ -204,7 +204,9 @@ class TestStages:
         before = weights_of(model)
         make_trainer(model, tmp_path, num_train_epochs=1).train()
         still = set(before) - moved(before, model)
-        assert still == {key for key in before if key.startswith("ponder.head.heads.") and ".heads.4." not in key}
+        assert still == {
+            key for key in before if key.startswith("ponder.classifier.head.heads.") and ".heads.4." not in key
+        }
 
     @two_stages
     def test_answers_at_full_depth_are_those_of_the_first_stage(self, recipe: str, tmp_path: Path) -> None:
@@ -251,8 +253,8 @@ class TestLearningRates:
         before = weights_of(model)
         make_trainer(model, tmp_path, lambda_lr=0.0, num_train_epochs=1).train()
         changed = moved(before, model)
-        assert not any(key.startswith("ponder.lambda_head.") for key in changed)
-        assert {"ponder.head.1.weight", "encoder.pooler.dense.weight"} <= changed
+        assert not any(key.startswith("ponder.classifier.lambda_head.") for key in changed)
+        assert {"ponder.classifier.head.1.weight", "encoder.pooler.dense.weight"} <= changed
 
     def test_the_schedule_scales_both(self, tmp_path: Path) -> None:
         trainer = make_trainer(make_model("bert"), tmp_path, lambda_lr=1e-3, lr_scheduler_type="linear")
@@ -313,7 +315,7 @@ class TestRuns:
         assert all(math.isfinite(loss) for loss in losses)
         still = {key for key in set(before) - moved(before, model) if not is_idle(key)}
         late = (
-            {key for key in before if key.startswith("ponder.head.heads.")}
+            {key for key in before if key.startswith("ponder.classifier.head.heads.")}
             if recipe in (*ON_FROZEN, "ponder")
             else set()
         )
@@ -555,7 +557,7 @@ class TestLabelSmoothing:
         assert all(bool(weight.grad.any()) for weight in model.ponder.lambda_head.parameters())
         before = weights_of(model)
         trainer.train()
-        assert any(name.startswith("ponder.lambda_head.") for name in moved(before, model))
+        assert any(name.startswith("ponder.classifier.lambda_head.") for name in moved(before, model))
 
     def test_labels_that_are_no_classes_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match="label_smoothing: expected 0"):
@@ -581,9 +583,9 @@ def test_one_call_trains_all_stages(tmp_path: Path) -> None:
     before = weights_of(model)
     assert trainer.train().global_step == 2 * EXAMPLES // BATCH
     changed = moved(before, model)
-    last = f"ponder.head.heads.{model.ponder.num_steps - 1}."
+    last = f"ponder.classifier.head.heads.{model.ponder.num_steps - 1}."
     assert any(name.startswith("encoder.") for name in changed), "the first stage trains the encoder"
-    assert any(name.startswith("ponder.head.heads.0.") for name in changed), "the second the early heads"
+    assert any(name.startswith("ponder.classifier.head.heads.0.") for name in changed), "the second the early heads"
     assert any(name.startswith(last) for name in changed)
     assert not any(weight.requires_grad for weight in model.encoder.parameters())
     with pytest.raises(ArgumentError, match="resume_from_checkpoint"):

@@ -130,7 +130,7 @@ class TestThePonderRecipe:
             trainer.train_dataset = [{**row, "labels": row["labels"].float()} for row in trainer.train_dataset]
             trainer.train()
             moved = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
-            halting = {name for name in before if name.startswith("ponder.lambda_head.")}
+            halting = {name for name in before if name.startswith("ponder.classifier.lambda_head.")}
             assert moved == halting if stage.train == "lambda_head" else not moved & halting
         model.save_pretrained(tmp_path / "saved")
         again = PonderForSequenceClassification.from_pretrained(tmp_path / "saved")
@@ -169,6 +169,6 @@ class TestProgress:
         trainer = make_trainer(model, tmp_path, lambda_lr=3e-3, head_lr=5e-2)
         rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
         for name, parameter in model.named_parameters():
-            own = {"ponder.head": 5e-2, "ponder.lambda_head": 3e-3}
+            own = {"ponder.classifier.head": 5e-2, "ponder.classifier.lambda_head": 3e-3}
             expected = next((rate for prefix, rate in own.items() if name.startswith(f"{prefix}.")), 2e-3)
             assert rates[id(parameter)] == expected, name

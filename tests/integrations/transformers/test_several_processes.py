@@ -1,0 +1,79 @@
+"""`ponder.fit` and `PonderTrainer` in two processes: the ranks agree, and with one process on the joined batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integrations.transformers import two_ranks
+
+pytest.importorskip("accelerate", reason="accelerate is not installed")
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes wrote."""
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("this PyTorch has no distributed training on processors (gloo)")
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        **os.environ,
+        **shared,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, two_ranks.__file__, str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for rank, error in zip(ranks, errors, strict=True):
+        assert rank.returncode == 0, error[-3000:]
+    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_processes_train_what_one_trains_on_the_joined_batches(told: list[dict[str, Any]], tmp_path: Path) -> None:
+    alone = two_ranks.train(tmp_path)
+    for case, expected in alone.items():
+        first, second = (rank[case] for rank in told)
+        assert first["weights"] == second["weights"], f"{case}: the ranks have drifted apart"
+        start = two_ranks.build(case.split(", ")[1]).state_dict()
+        for name, weight in expected["weights"].items():
+            torch.testing.assert_close(torch.tensor(first["weights"][name]), torch.tensor(weight), atol=1e-6, rtol=1e-5)
+        assert any(start[name].flatten().tolist() != weight for name, weight in expected["weights"].items())
+        for name in expected.keys() - {"weights"}:
+            assert first[name] == second[name], f"{case}: {name} is of one rank alone"
+            assert first[name] == pytest.approx(expected[name], rel=1e-3), f"{case}: {name}"
+    assert alone["trainer, pabee"]["exit_step"] % 1, (
+        "rows leave at different steps; those that are given twice count once"
+    )
+
+
+def test_batches_that_cannot_be_shared_are_refused(told: list[dict[str, Any]]) -> None:
+    for rank in told:
+        assert "loader: expected a DataLoader, whose batches 2 processes can share; got a list" in rank["refusal"]
