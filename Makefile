@@ -11,6 +11,9 @@ RECIPE ?= ponder
 BACKBONE ?= minilm
 ARGS ?=
 
+# Tests start many processes, which read what the first of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 # MkDocs is pinned below the version that this notice is about.
 export NO_MKDOCS_2_WARNING := 1
 
