@@ -23,6 +23,7 @@ from ponder.policies import ExitPolicy
 __all__ = ["FORMAT", "read_result", "read_results", "result_path", "run", "run_stream"]
 
 FORMAT = "ponder-puzzles-1"
+_LATER = {"bf16": False, "latent_updates": 2}  # fields of settings that older results do not name
 
 
 def run(
@@ -125,7 +126,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
     if not is_intact(result):
         raise DataError(f"{path}: expected what the benchmark wrote; it was edited since. Remove it, and run it again.")
-    return result
+    return {**result, "setting": {**_LATER, **result["setting"]}}
 
 
 def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
