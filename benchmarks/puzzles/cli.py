@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.command_line import MAX_SEED, check_writable, run_app
+from benchmarks.command_line import MAX_SEED, check_writable, parse_fields, run_app
 from benchmarks.puzzles import demo as demonstration
 from benchmarks.puzzles.experiment import read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner
@@ -37,11 +37,15 @@ def run_command(
         list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Repeat for several. 0 where left out.")
     ] = None,
     large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
+    fixed: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of the setting, for example updates=12000; repeatable.")
+    ] = None,
     out: Out = Path("runs/puzzles/results"),
     states: States = Path("runs/puzzles"),
 ) -> None:
     """Train and measure the networks of one puzzle, and print its table. What is done already is not done again."""
-    setting, names = setting_of(puzzle, large=large), [check_learner(name) for name in learner or LEARNERS]
+    setting = setting_of(puzzle, large=large, **parse_fields("--set", fixed or []))
+    names = [check_learner(name) for name in learner or LEARNERS]
     setting.task.check_ready()
     check_writable(out)
     check_writable(states, "--states")

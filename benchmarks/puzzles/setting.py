@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from benchmarks.puzzles.mazes import Mazes
 from benchmarks.puzzles.prefix_sums import PrefixSums
@@ -81,8 +82,22 @@ LARGE = {
 }
 
 
-def setting_of(puzzle: str, *, large: bool = False) -> Setting:
-    """The setting of a puzzle, by its name."""
+def setting_of(puzzle: str, *, large: bool = False, **changed: Any) -> Setting:
+    """The setting of a puzzle, by its name, with fields that are not its own where they are `changed`.
+
+    Raises:
+        ArgumentError: There is no such puzzle or field, or the value is of another type.
+    """
     if puzzle not in SMALL:
         raise ArgumentError("puzzle", expected=f"one of {', '.join(SMALL)}", got=repr(puzzle), remedy="Choose one.")
-    return (LARGE if large else SMALL)[puzzle]
+    setting = (LARGE if large else SMALL)[puzzle]
+    kinds = {field.name: type(getattr(setting, field.name)) for field in fields(Setting) if field.name != "puzzle"}
+    for name, value in changed.items():
+        if name not in kinds:
+            expected = f"one of {', '.join(kinds)}"
+            raise ArgumentError("setting", expected=expected, got=repr(name), remedy="Name a field of it.")
+        if type(value) is not kinds[name] or (kinds[name] is not bool and value <= 0):
+            expected = f"{name} as a {kinds[name].__name__}" + ("" if kinds[name] is bool else " above 0")
+            remedy = f"Its own value is {getattr(setting, name)}."
+            raise ArgumentError("setting", expected=expected, got=repr(value), remedy=remedy)
+    return replace(setting, **changed)

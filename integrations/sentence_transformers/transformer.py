@@ -93,7 +93,7 @@ class PonderTransformer(Transformer):
         return super()._load_model(*args, **options)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """As in the library; a `FinetunedClassifier` writes its exits beside the classifier."""
+        """Write the model as the library does; a `FinetunedClassifier` writes its exits beside the classifier."""
         model: Any = self.model
         if not isinstance(model, FinetunedClassifier):
             super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)

@@ -6,7 +6,7 @@ import builtins
 import itertools
 import json
 from collections import deque
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,19 @@ def test_problems_follow_from_the_seed(name):
     assert torch.equal(one.labels, again.labels)
     assert not torch.equal(one.inputs, other.inputs)
     assert len(one) == 5
+
+
+def test_the_committed_longer_training_is_of_the_command_that_is_shown():
+    result = experiment.read_result(COMMITTED / "longer" / "mazes-looped-s1.json")
+    assert result["setting"] == asdict(setting.setting_of("mazes", updates=12_000, bf16=True))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"update": 5}, {"updates": "many"}, {"updates": 0}, {"bf16": 1}, {"updates": True}]
+)
+def test_fields_that_a_setting_has_not_are_refused(changed):
+    with pytest.raises(ArgumentError, match="setting: expected"):
+        setting.setting_of("mazes", **changed)
 
 
 def test_training_varies_sudokus_and_they_stay_sudokus(monkeypatch):
