@@ -14,6 +14,8 @@ from ponder.errors import CheckpointError, PonderError
 __all__ = ["Graph"]
 
 Array = NDArray[Any]
+_SLOWER = ["SkipLayerNormFusion"]
+"""Optimisations of onnxruntime that slow encoders down: its kernel takes longer than the addition and the norm."""
 
 
 class Graph:
@@ -36,9 +38,7 @@ class Graph:
                 str(path),
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=[
-                    "SkipLayerNormFusion"
-                ],  # its kernel takes 5 times as long as an addition and a norm
+                disabled_optimizers=_SLOWER,
             )
         except Exception as error:  # onnxruntime's own errors have no common base
             raise CheckpointError(f"{path}: onnxruntime cannot read it ({error}). Export again.") from error

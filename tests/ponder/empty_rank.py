@@ -1,6 +1,6 @@
 """Two processes that train one model, of which the second has an empty batch now and then.
 
-    python empty_rank.py RANK FOLDER
+    RANK=0 python empty_rank.py FOLDER
 
 Each rank writes, as JSON, its losses and a checksum of the weights.
 """
@@ -50,7 +50,7 @@ def train(kind, rank):
 
 
 if __name__ == "__main__":
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'meeting'}",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,9 @@ import pytest
 import torch
 
 from tests.integrations.transformers import two_ranks
+from tests.ranks import run_ranks
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +25,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    environment = {
-        **os.environ,
-        **shared,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "HF_HUB_OFFLINE": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, two_ranks.__file__, str(folder)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for rank, error in zip(ranks, errors, strict=True):
-        assert rank.returncode == 0, error[-3000:]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    first, second = ({**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01")
+    run_ranks(two_ranks.__file__, folder, own=(first, second))
     return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
 
 
