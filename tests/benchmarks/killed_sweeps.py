@@ -31,10 +31,21 @@ FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.sca
 run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the clock, which no two sweeps agree on
 
 
-def do(backbone, glue_dir, folder, local=False):
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def do(backbone, glue_dir, folder, local=False, outlives_a_run=True):
     if local:
         quick_workers("benchmarks.glue.run")
-    with executors.local(threads=1) if local else executors.inline() as submit:
+    with executors.local(threads=1) if local else executors.inline() as submitted:
+
+        def submit(job):
+            future = submitted(job)
+            if not outlives_a_run:
+                future.add_done_callback(die)
+            return future
+
         places = {"glue_dir": Path(glue_dir), "out": folder / "out", "work": folder / "work"}
         summary = sweep(SUITE.cells(backbone), submit, workers=2 if local else 1, **places)
     assert not summary.failures, [(o.error, o.details) for o in summary.failures]
@@ -49,7 +60,7 @@ def watch_files(folder, fatal=None):
         if event in FILE_EVENTS and arguments and str(arguments[0]).startswith(str(folder)):
             count[0] += 1
             if count[0] == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
 
     sys.addaudithook(hook)
     return count
@@ -74,7 +85,7 @@ def die_at(work, before):
     """Kill this process once there is a checkpoint that was not there before."""
     while set(work.rglob("checkpoint-*")) <= before:
         time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGKILL)
+    die()
 
 
 def results(folder):
@@ -115,18 +126,18 @@ def main(backbone, glue_dir, folder, kills, local_kills):
             watch_files(place, rng.randint(1, max(4 * events // kills, 2)))
 
     def at_work(place, attempt):
-        """Killed as soon as its workers, which take seconds to start, have trained something more."""
+        """Killed as soon as its workers have trained something more; at the latest when one of them has done a run."""
         before = set((place / "work").rglob("checkpoint-*"))
         threading.Thread(target=die_at, args=(place / "work", before), daemon=True).start()
 
-    def killed(place, disturb, most, **options):
+    def killed(place, disturb, most, local=False):
         """A sweep that dies until it has died so often, or is done; its results, and the deaths."""
         for deaths in range(most + 1):
 
             def disturbed(deaths=deaths):
                 if deaths < most:
                     disturb(place, deaths)
-                do(backbone, glue_dir, place, **options)
+                do(backbone, glue_dir, place, local=local, outlives_a_run=not (local and deaths < most))
 
             rng.random()  # the child draws from a copy, which has to differ from one attempt to the next
             status = child(disturbed)
