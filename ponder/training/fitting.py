@@ -161,6 +161,7 @@ def fit(
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
                 run = _StageRun(model, wrapper, loader, scored, policy, options, accelerator, bar, tracking, main_input)
                 done.append(run.train(stage, title))
+                wrapper.finish_stage(stage)
     finally:
         if any(stage.teacher == "previous" for stage in stages):
             wrapper.attach_teacher(None)
