@@ -342,8 +342,8 @@ def mix_weights(stage: Stage, model: nn.Module, head: nn.Module, began: nn.Modul
         >>> trained.weight.item()
         3.0
     """
-    is_new = stage.early_heads == "last" and isinstance(head, PerStep)
-    new = {id(weight) for each in head.heads[:-1] for weight in each.parameters()} if is_new else set[int]()
+    early = list(head.heads)[:-1] if isinstance(head, PerStep) and stage.early_heads == "last" else []
+    new = {id(weight) for each in early for weight in each.parameters()}
     before = dict(began.named_parameters())
     for name, weight in model.named_parameters():
         if id(weight) not in new:
