@@ -56,6 +56,8 @@ glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=
 test: export OMP_NUM_THREADS := 1
 test: lint ## All that CI runs: lint, types, tests, coverage, documentation.
 	$(BIN)/python -m slipcover -m $(PYTEST) --ignore-glob='*/test_compil*.py' --nbmake --nbmake-timeout=300 tests docs/notebooks
+	@$(BIN)/python -m slipcover --merge .coverage.json --fail-under 95 || { \
+	  echo "error: tests run fewer than 95% of the lines" >&2; exit 1; }
 	$(BIN)/python -m $(PYTEST) tests/*/test_compil*.py tests/*/*/test_compil*.py
 	$(BIN)/mkdocs build --strict
 
@@ -76,5 +78,5 @@ docs: $(STAMP) ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict
 
 clean: ## Remove what tools leave behind; .venv, runs/ and demo/ stay.
-	rm -rf .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .cache .coverage.json .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
