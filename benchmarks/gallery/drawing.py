@@ -219,7 +219,7 @@ def prior(figure: Any) -> None:
     for one in (priors.Geometric(0.1), priors.Uniform(), priors.Poisson(5.0), priors.Normal(6.0, 2.0)):
         axes.plot(range(1, 13), one(12).pmf.tolist(), marker=".", label=repr(one))
     axes.set(xlabel="step", ylabel="p(n)", ylim=(0, None))
-    axes.legend()
+    axes.legend(loc="best")
 
 
 # ---- What ponder.plots draws ---------------------------------------------------------------------------------------

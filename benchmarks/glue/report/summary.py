@@ -146,4 +146,4 @@ def _draw(groups: Groups, ax: Axes) -> None:
             ax.plot(*zip(*known, strict=True), label=_SHOWN.get(name, name), **styles.get(name, {}))
     ax.set(xlabel="speed-up in steps, N / mean exit step", ylabel="score, in percent")
     ax.xaxis.set_major_formatter("{x:g}×")
-    ax.legend()
+    ax.legend(loc="best")  # said, so that a busy machine is no reason for a warning
