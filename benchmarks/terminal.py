@@ -1,4 +1,4 @@
-"""What a terminal, a pipe or a log is shown: tables that fit it without cutting a cell, and no bars where nobody looks."""
+"""What a terminal, a pipe or a log is shown: tables that fit without a cut, and no bars where nobody looks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def print_table(
 def table_lines(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 80, *, grouped: bool = False
 ) -> list[str]:
-    """A table in plain text: numbers to the right, cells broken between words where it would be too wide, none cut.
+    r"""A table in plain text: numbers to the right, cells broken between words where it would be too wide, none cut.
 
     Args:
         columns: Their names.
@@ -57,7 +57,7 @@ def table_lines(
         grouped: The first column is a heading of the rows that share it.
 
     Example:
-        >>> print("\\n".join(table_lines(("case", "seconds"), [("one", "1.50"), ("another", "12.25")])))
+        >>> print("\n".join(table_lines(("case", "seconds"), [("one", "1.50"), ("another", "12.25")])))
         case     seconds
         ───────  ───────
         one         1.50

@@ -100,7 +100,9 @@ def run_command(
     hide_bars()
     shown = is_watched() and not quiet
     result = run(config, folder, out, work, trajectories=trajectories, models=keep_model, progress=shown)
-    print_table((f"{result['task']}, dev", f"{label(result)} on {result['backbone']}"), run_cells(result, given.metrics))
+    print_table(
+        (f"{result['task']}, dev", f"{label(result)} on {result['backbone']}"), run_cells(result, given.metrics)
+    )
     said = f"was there already (with other data, pass another --out): {result.path}" if was_there else result.path
     print(f"Result: {said}")
 

@@ -121,10 +121,10 @@ def demo_command(
     """Two minutes on one core: learn prefix sums of up to 32 bits, stop when the answer rests, solve 64 bits."""
     check_writable(out)
     told = demonstration.demo(updates)
-    shown = [(str(level["level"]), f"{level['accuracy']:.1%}", f"{level['mean_steps']:.1f}") for level in told["by_level"]]
-    print_table(
-        ("bits", "solved", "mean exit step"), shown, title="Stopping once the answer has rested for two steps:"
-    )
+    shown = [
+        (str(level["level"]), f"{level['accuracy']:.1%}", f"{level['mean_steps']:.1f}") for level in told["by_level"]
+    ]
+    print_table(("bits", "solved", "mean exit step"), shown, title="Stopping once the answer has rested for two steps:")
     path = out / "puzzles.svg"
     demonstration.draw(path, told)
     print(f"\nFigure: {path}")

@@ -58,7 +58,7 @@ def soak(
 ) -> None:
     """Clients that leave, are killed, or find the queue full: is anything lost, or answered twice?"""
     check_writable(out)
-    console, start = Console(), time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         written, notes, killed = asyncio.run(run(requests, Path(folder), seed))
     found = faults(written, notes)

@@ -6,7 +6,7 @@ import importlib
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -68,7 +68,9 @@ def speed_command(
         seconds = round(time.perf_counter() - start, 1)
         write_json(out / f"{name}.json", {**told, "seconds": seconds, "environment": environment(options.device)})
         draw(figures, f"Section {number}, {name}", out / f"{name}.svg")
-        print_table(COLUMNS, [cells(told) for told in figures], title=f"section {number}: {seconds:.0f} s", grouped=True)
+        print_table(
+            COLUMNS, [cells(told) for told in figures], title=f"section {number}: {seconds:.0f} s", grouped=True
+        )
         print()
     print(f"Results: {out}")
     if page is not None:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command_line import MAX_SEED, check_writable, parse_policy, run_app
-from benchmarks.text.tagging import TaggingConfig, run
 from benchmarks.terminal import hide_bars, is_watched, print_table
+from benchmarks.text.tagging import TaggingConfig, run
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError
 
