@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
