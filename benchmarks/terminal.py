@@ -42,7 +42,7 @@ def print_table(
         grouped: The first column is a heading of the rows that share it.
     """
     lines = table_lines(columns, rows, shutil.get_terminal_size((80, 24)).columns, grouped=grouped)
-    print("\n".join(["", *([title] if title else []), *lines]), flush=True)
+    print("\n".join([*(["", title] if title else []), *lines]), flush=True)
 
 
 def table_lines(

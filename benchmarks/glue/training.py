@@ -285,10 +285,11 @@ class ShortLines(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Write a line once an epoch was evaluated."""
-        if self.training_bar is None or logs is None or "eval_score" not in logs:
+        bar: Any = self.training_bar
+        if bar is None or logs is None or "eval_score" not in logs:
             return
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), math.nan)
-        self.training_bar.write(
+        bar.write(
             f"epoch {logs['epoch']:.0f}: loss {loss:.4g}, score {100 * logs['eval_score']:.1f} %, "
             f"mean exit step {logs['eval_mean_exit_step']:.2f}"
         )

@@ -131,7 +131,7 @@ def demo_command(
 
 
 def _show(puzzle: str, out: Path) -> None:
-    print_table(COLUMNS, rows(read_results(out, puzzle)), title=f"{puzzle}:", grouped=True)
+    print_table(COLUMNS, list(rows(read_results(out, puzzle))), title=f"{puzzle}:", grouped=True)
 
 
 def main() -> None:
