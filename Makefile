@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := pytest --numprocesses auto --no-loadscope-reorder
 
 TASK ?=
 GLUE_DIR ?=
@@ -51,9 +52,13 @@ glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=
 	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
+# What is compiled must be the code itself, without what counts its lines.
+test: export OMP_NUM_THREADS := 1
 test: lint ## All that CI runs: lint, types, tests, coverage, documentation.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --no-loadscope-reorder \
-	  --cov --cov-report=term --nbmake --nbmake-timeout=300 tests docs/notebooks
+	$(BIN)/python -m slipcover -m $(PYTEST) --ignore-glob='*/test_compil*.py' --nbmake --nbmake-timeout=300 tests docs/notebooks
+	@$(BIN)/python -m slipcover --merge .coverage.json --fail-under 95 || { \
+	  echo "error: tests run fewer than 95% of the lines" >&2; exit 1; }
+	$(BIN)/python -m $(PYTEST) tests/*/test_compil*.py tests/*/*/test_compil*.py
 	$(BIN)/mkdocs build --strict
 
 lint: $(STAMP) ## Formatter, linter, spelling and types, in check mode.
@@ -76,5 +81,5 @@ links: $(STAMP) ## Ask for every link of the documentation to another site; need
 	$(BIN)/python -m tests.docs.external_links --check
 
 clean: ## Remove what tools leave behind; .venv, runs/ and demo/ stay.
-	rm -rf .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .cache .coverage.json .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -48,29 +47,9 @@ TOGETHER = {  # the first export of a process takes seconds more, and there is o
 }
 
 
-UNCOVERED = (
-    "docs/notebooks/",
-    "tests/benchmarks/",
-    "tests/integrations/transformers/test_compiled_encoders.py",
-    "tests/ponder/streaming/test_stream_soak.py",
-    "tests/ponder/test_compiled_models.py",
-)
-COVERED_PARAMETERS = 4
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the items, and count the lines of those that have something to add.
-
-    To count lines doubles the time of a test. What a test runs with its first parameters it runs with all others too,
-    and lines that only a benchmark reaches have no test of their own.
-    """
+    """What takes longest starts first."""
     items.sort(key=lambda item: next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG)))
-    times = Counter[str]()
-    for item in items:
-        test = item.nodeid.partition("[")[0]
-        times[test] += 1
-        if times[test] > COVERED_PARAMETERS or test.startswith(UNCOVERED):
-            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.hookimpl(optionalhook=True)

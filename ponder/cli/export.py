@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from ponder.errors import ArgumentError
 from ponder.export.certifying import to_trajectory
 from ponder.export.manifest import FILE
 from ponder.export.runtime import OnnxModel
-from ponder.export.writing import onnx
+from ponder.export.writing import onnx, quantized
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.exits import split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
@@ -78,18 +79,23 @@ def run(
         rows, _ = unseen(made, encoded.rows)
 
     def write(kind: Kind, calibration: list[Mapping[str, Any]] | None = None) -> OnnxModel:
-        limit = longest if longest < 10**9 else None
-        onnx(made, out, kind, tokenizer=tokenizer, max_length=limit, calibration=calibration)
+        if kind:
+            quantized(fp32, out, kind, calibration=calibration)
         return OnnxModel(out, threads=torch.get_num_threads())
 
     told: list[tuple[str, str]] = []
     sentences: list[str] = []
     card: dict[str, Any] = {"int8": int8}
+    with TemporaryDirectory() as folder:
+        fp32, limit = Path(folder) if int8 else out, longest if longest < 10**9 else None
+        onnx(made, fp32, tokenizer=tokenizer, max_length=limit)
+        if rows:
+            model, done, kind = _written(made, write, rows, int8, disagreement, confidence)
+        else:
+            model = write(False)
     if not rows:
-        model = write(False)
         sentences.append("Exits and answers are those of the folder, within 1e-4.")
     else:
-        model, done, kind = _written(made, write, rows, int8, disagreement, confidence)
         model.policy = done.found.policy
         model.save_policy()
         clock = _seconds(made, model, rows[:_TIMED])

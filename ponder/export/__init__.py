@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ponder.export.certifying import certify, to_trajectory
     from ponder.export.runtime import Answers, OnnxModel, Record
-    from ponder.export.writing import onnx
+    from ponder.export.writing import onnx, quantized
 
-__all__ = ["Answers", "OnnxModel", "Record", "certify", "onnx", "to_trajectory"]
+__all__ = ["Answers", "OnnxModel", "Record", "certify", "onnx", "quantized", "to_trajectory"]
 
 _HOMES = {
     "Answers": "runtime",
@@ -19,6 +19,7 @@ _HOMES = {
     "Record": "runtime",
     "certify": "certifying",
     "onnx": "writing",
+    "quantized": "writing",
     "to_trajectory": "certifying",
 }
 

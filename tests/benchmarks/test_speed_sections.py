@@ -214,7 +214,7 @@ def test_exports_are_measured_alone_and_together_with_the_same_exits(monkeypatch
     pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
     pytest.importorskip("onnxscript", reason="exports need the extra onnx")
 
-    def of_three_layers(options):  # a graph a layer and kind, each of which takes a second
+    def of_three_layers(options):  # a graph a layer, each of which takes a second
         subject = minilm(options)
         del subject.wrapped.encoder.encoder.layer[3:]
         return subject

@@ -103,7 +103,6 @@ def test_nothing_and_bad_examples() -> None:
 
 
 @pytest.mark.usefixtures("_fresh")
-@pytest.mark.no_cover
 @pytest.mark.parametrize("family", ["albert", "bert", "mpnet"])
 def test_layers_are_compiled_once(family: str) -> None:
     model = make_model(family)

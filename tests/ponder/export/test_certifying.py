@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import ponder
 from ponder import policies
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.export import OnnxModel, certify, to_trajectory
 from tests.ponder.export.exported import exported
 
@@ -86,7 +87,6 @@ def test_the_certificate_is_against_full_depth_in_fp32(int8: OnnxModel) -> None:
 
 
 def test_where_even_full_depth_differs_too_often_nothing_is_promised(int8: OnnxModel) -> None:
-    other = exported("scheduled").onnx
     examples = rows(400, 2)
     broken = OnnxModel(int8.folder, threads=1)
     broken._graphs = exported("words").onnx._graphs.__class__(
@@ -95,7 +95,6 @@ def test_where_even_full_depth_differs_too_often_nothing_is_promised(int8: OnnxM
     found = certify(broken, exported("words").onnx, examples, policies.Confidence, level=0.05)
     assert not found.met
     assert "nothing could be certified" in found.statement
-    assert other.manifest.task == "classification"
 
 
 def _negated(head: Any) -> Any:
@@ -142,7 +141,7 @@ def test_fixed_ranges_leave_no_row_to_its_neighbours(tmp_path: Path) -> None:
     import onnx
 
     made = exported("words")
-    ponder.export.onnx(made.model, tmp_path, int8="all", example=made.toy.batch(3), calibration=rows(40, 4))
+    ponder.export.quantized(made.folder, tmp_path, "all", calibration=rows(40, 4))
     model, examples = OnnxModel(tmp_path, threads=1), rows(30, 1)
     kinds = {node.op_type for node in onnx.load(str(tmp_path / "step_1.onnx")).graph.node}
     assert {"MatMulInteger", "QuantizeLinear"} <= kinds
@@ -154,9 +153,25 @@ def test_fixed_ranges_leave_no_row_to_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_examples_that_give_no_ranges_are_refused(tmp_path: Path) -> None:
-    made = exported("words")
     with pytest.raises(ArgumentError, match=r"calibration: .*got none"):
-        ponder.export.onnx(made.model, tmp_path, int8=True, example=made.toy.batch(3), calibration=[])
+        ponder.export.quantized(exported("words").folder, tmp_path, calibration=[])
+
+
+def test_an_export_that_is_quantised_later_is_the_one_that_was_quantised_at_once(
+    int8: OnnxModel, tmp_path: Path
+) -> None:
+    fp32 = exported("words").folder
+    before = {path.name: path.read_bytes() for path in fp32.iterdir()}
+    later = OnnxModel(ponder.export.quantized(fp32, tmp_path), threads=1)
+    np.testing.assert_array_equal(later.record(rows(20, 5)).outputs, int8.record(rows(20, 5)).outputs)
+    assert later.manifest == replace(int8.manifest, policy=later.policy)  # another test changes that of `int8`
+    assert {path.name: path.read_bytes() for path in fp32.iterdir()} == before
+    with pytest.raises(ArgumentError, match="in 8 bits"):
+        ponder.export.quantized(tmp_path, tmp_path / "again")
+    with pytest.raises(ArgumentError, match="folder: expected another"):
+        ponder.export.quantized(fp32, fp32)
+    with pytest.raises(CheckpointError):
+        ponder.export.quantized(tmp_path / "none", tmp_path / "new")
 
 
 def _apart(examples: Any) -> list[Any]:

@@ -24,7 +24,6 @@ def audits_to_the_end(audit: Audit, rate: float, rng: random.Random, limit: int)
     return None
 
 
-@pytest.mark.no_cover
 def test_without_drift_at_most_delta_of_a_thousand_streams_step_back() -> None:
     # At a disagreement of exactly the level, the worst that the promise allows.
     rng, confidence = random.Random(0), 0.9
