@@ -261,6 +261,21 @@ def _three_rows() -> tuple[torch.Tensor, torch.Tensor]:
     return confidence, hazards
 
 
+def lengths(figure: Any) -> None:
+    """Real positions and padding of batches, in the order of the data and sorted by length."""
+    draw, both = random.Random(0), figure.subplots(1, 2, sharey=True)
+    rows = [draw.randint(4, 60) for _ in range(64)]
+    for axes, ordered, title in zip(both, (rows, sorted(rows)), ("As the data come", "Sorted by length"), strict=True):
+        batches = [ordered[start : start + 8] for start in range(0, len(ordered), 8)]
+        real = [sum(batch) for batch in batches]
+        padding = [8 * max(batch) - sum(batch) for batch in batches]
+        axes.bar(range(1, 9), real, color="#0072B2", label="tokens")
+        axes.bar(range(1, 9), padding, bottom=real, color="#CCCCCC", label="padding")
+        axes.set(xlabel="batch", title=f"{title}: {sum(padding) / sum(real + padding):.0%} padding", ylim=(0, 520))
+    both[0].set(ylabel="positions computed in a step")
+    both[1].legend(loc="upper left")
+
+
 def streaming(figure: Any) -> None:
     """Rows that a step computes: in batches that shrink as rows exit, and in a stream that fills the gaps."""
     left, right = figure.subplots(1, 2, sharey=True)
@@ -343,6 +358,7 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "speed": (speed, (9.0, 3.2)),
     "saved": (saved, (6.5, 3.0)),
     "audit": (audit, (7.0, 3.0)),
+    "lengths": (lengths, (8.0, 2.8)),
     "exits": (exits, (9.0, 3.2)),
     "streaming": (streaming, (8.0, 2.8)),
     "halting": (halting, (8.0, 3.0)),
