@@ -24,7 +24,7 @@ from ponder.errors import CheckpointError
 from ponder.integrations.transformers.encoders import encoder_of
 from ponder.integrations.transformers.saving import read_config
 
-__all__ = ["check_attention", "load_encoder", "load_whole"]
+__all__ = ["check_attention", "check_reached", "load_encoder", "load_whole"]
 
 Source = str | PathLike[str]
 _ATTENTION = (None, "eager", "sdpa", "flex_attention")  # what PyTorch computes itself
@@ -93,7 +93,7 @@ def load_whole(
     try:
         if folder is None:
             if source is not None:
-                _check_reached(str(source), arguments)
+                check_reached(str(source), _of_the_hub(arguments))
                 check_attention(PretrainedConfig.get_config_dict(source, **_of_the_hub(arguments))[0])
             model, info = load(source, **{**arguments, **always})
         else:
@@ -120,16 +120,23 @@ def load_whole(
     return model, info
 
 
-def _check_reached(source: str, arguments: Mapping[str, Any]) -> None:
+def check_reached(source: str, asked: Mapping[str, Any] | None = None) -> None:
     """Refuse at once a folder that is not there, or a name of a hub that cannot be reached.
 
     Transformers would take the first for the second, and ask the hub for half a minute before it says so.
+
+    Args:
+        source: What is no folder.
+        asked: Arguments of `from_pretrained` about the hub: `revision`, `subfolder`, `local_files_only` and the like.
+
+    Raises:
+        CheckpointError: With what `source` is not, as a part of a sentence.
     """
     if Path(source).exists():
         raise CheckpointError("it is a file")
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) is None:
         raise CheckpointError("there is no such folder")
-    asked = _of_the_hub(arguments)
+    asked = asked or {}
     file = "/".join(filter(None, (asked.get("subfolder"), "config.json")))
     at = {name: asked[name] for name in ("cache_dir", "revision") if asked.get(name) is not None}
     if asked.get("local_files_only") or try_to_load_from_cache(source, file, **at) is not None:

@@ -86,8 +86,8 @@ def run(
     told: list[tuple[str, str]] = []
     sentences: list[str] = []
     card: dict[str, Any] = {"int8": int8}
-    with TemporaryDirectory() as folder:
-        fp32, limit = Path(folder) if int8 else out, longest if longest < 10**9 else None
+    with TemporaryDirectory() as place:
+        fp32, limit = Path(place) if int8 else out, longest if longest < 10**9 else None
         onnx(made, fp32, tokenizer=tokenizer, max_length=limit)
         if rows:
             model, done, kind = _written(made, write, rows, int8, disagreement, confidence)
