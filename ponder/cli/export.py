@@ -13,6 +13,7 @@ import torch
 from ponder._utils.files import write_text
 from ponder.calibration import AgreementControl, control_agreement
 from ponder.calibration.agreement import differences
+from ponder.calibration.bounds import binomial_cdf
 from ponder.cli.doctor import unseen
 from ponder.cli.measuring import batches_of, seconds
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
@@ -27,6 +28,7 @@ from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.exits import split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 from ponder.policies import LastStep
+from ponder.trajectory import Trajectory
 
 __all__ = ["CARD", "run"]
 
@@ -86,8 +88,8 @@ def run(
     told: list[tuple[str, str]] = []
     sentences: list[str] = []
     card: dict[str, Any] = {"int8": int8}
-    with TemporaryDirectory() as place:
-        fp32, limit = Path(place) if int8 else out, longest if longest < 10**9 else None
+    with TemporaryDirectory() as scratch:
+        fp32, limit = Path(scratch) if int8 else out, longest if longest < 10**9 else None
         onnx(made, fp32, tokenizer=tokenizer, max_length=limit)
         if rows:
             model, done, kind = _written(made, write, rows, int8, disagreement, confidence)
@@ -138,20 +140,34 @@ def _written(
 ) -> tuple[OnnxModel, AgreementControl, Kind]:
     """The export, its policy against the folder's model at full depth in PyTorch, and what was quantised.
 
-    All products are, if on the choosing texts this costs at most half of what may differ. The ranges are those of
-    choosing texts; the certifying ones choose nothing.
+    All products are, if on the choosing texts this takes at most half of the differences that the certifying ones could
+    show and still promise; else what moves fewer answers. The ranges are those of choosing texts; the certifying ones
+    choose nothing.
     """
     full = made.predict(rows, policy=LastStep(), batch_size=BATCH).outputs.argmax(-1).numpy()
     choose, certify = _sides(made, rows)
     calibration = [rows[place] for place in choose[:_CALIBRATE].tolist()]
     kinds: tuple[Kind, ...] = ("all", True) if int8 else (False,)
+    tried: dict[Kind, tuple[float, Trajectory, Trajectory]] = {}
     for kind in kinds:
         model = write(kind, calibration if int8 else None)
         seen = to_trajectory(model.record(rows, batch_size=BATCH), task=model.manifest.task, labels=full)
         choosing, certifying = (seen.map(lambda t, part=part: t[part]) for part in (choose, certify))  # type: ignore[misc]
-        if kind == kinds[-1] or float(differences(choosing)[:, -1].double().mean()) <= level / 2:
+        tried[kind] = float(differences(choosing)[:, -1].double().mean()), choosing, certifying
+        if tried[kind][0] <= _bearable(len(certify), level, confidence) / 2:
             break
+    best = min(tried, key=lambda each: tried[each][0])
+    if best != kind:
+        model, kind = write(best, calibration if int8 else None), best
+    _, choosing, certifying = tried[kind]
     return model, control_agreement(choosing, certifying, level=level, confidence=confidence), kind
+
+
+def _bearable(rows: int, level: float, confidence: float) -> float:
+    """The largest share of differences among so many certifying rows that the promise bears; 0 where it bears none."""
+    counts = torch.arange(rows + 1)
+    given = binomial_cdf(counts, rows, level) <= 1.0 - confidence
+    return max(int(given.sum()) - 1, 0) / rows
 
 
 def _sides(made: FinetunedClassifier, rows: list[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

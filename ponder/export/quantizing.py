@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from ponder.errors import PonderError
+from ponder.export.products import narrowing
+from ponder.export.smoothing import Channels, smooth
 
-__all__ = ["Ranges", "products", "quantize"]
-
-Ranges = Mapping[str, tuple[float, float]]
-"""By tensor, the lowest and the highest value."""
+__all__ = ["quantize"]
 
 
-def quantize(path: Path, everything: bool, ranges: Ranges | None = None) -> None:
+def quantize(path: Path, everything: bool, channels: Channels | None = None) -> None:
     """Quantise the products with weights in a graph, in place; the file is replaced when the new one is complete.
 
-    Weights are quantised once, a scale for each output channel, and activations by one scale for each tensor: that of
-    `ranges` where they are given, or one that is looked for at each call, in which case a row's output depends a little
+    Weights are quantised once, a scale for each output channel, and activations by one scale for each tensor. Where
+    `channels` are given, it is fixed by them, after channels that are far larger than others have passed their size on
+    to the weights (`ponder.export.smoothing`). Else it is looked for at each call, and a row's output depends a little
     on the rows beside it. Embeddings, norms, readouts, heads and the Lambda head are no part of a step's graph and stay
     as they are: they cost little and decide the answer. Weights use 7 bits of the 8: processors without VNNI add pairs
     of products in 16 bits, which overflow otherwise and ruin hidden states without a word.
@@ -35,7 +35,7 @@ def quantize(path: Path, everything: bool, ranges: Ranges | None = None) -> None
     Args:
         path: The graph.
         everything: Quantise these products too: faster, where the model bears it.
-        ranges: Of all that the products read; None to look for them at each call.
+        channels: What all products read on examples; None to look for it at each call.
 
     Raises:
         PonderError: onnxruntime or onnx is not installed.
@@ -52,6 +52,8 @@ def quantize(path: Path, everything: bool, ranges: Ranges | None = None) -> None
     try:
         model = onnx.load(str(path))
         del model.graph.value_info[:]  # the quantiser infers shapes itself, and stumbles over the exporter's
+        kept = [] if everything else narrowing(model.graph)
+        ranges = None if channels is None else smooth(model.graph, channels, kept)
         quantize_dynamic(
             model,
             name,
@@ -59,7 +61,7 @@ def quantize(path: Path, everything: bool, ranges: Ranges | None = None) -> None
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[] if everything else _narrowing(model.graph),
+            nodes_to_exclude=kept,
         )
         if ranges is not None:
             made = onnx.load(name)
@@ -72,24 +74,7 @@ def quantize(path: Path, everything: bool, ranges: Ranges | None = None) -> None
         Path(name).unlink(missing_ok=True)
 
 
-def products(graph: Any) -> list[tuple[Any, tuple[int, int]]]:
-    """The nodes that multiply with a matrix of weights, each with how many inputs and outputs that has."""
-    shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
-    found = []
-    for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm") and len(shapes.get(node.input[1], ())) == 2:
-            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            inputs, outputs = shapes[node.input[1]][:: -1 if transposed else 1]
-            found.append((node, (inputs, outputs)))
-    return found
-
-
-def _narrowing(graph: Any) -> list[str]:
-    """Names of the products whose weights have more inputs than outputs."""
-    return [node.name for node, (inputs, outputs) in products(graph) if inputs > outputs]
-
-
-def _fix(graph: Any, ranges: Ranges) -> None:
+def _fix(graph: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Give the activations of a dynamically quantised graph the scales of these ranges, in which 0 is exact."""
     from onnx import helper, numpy_helper
 

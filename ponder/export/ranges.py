@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ponder.errors import ArgumentError
-from ponder.export.quantizing import Ranges, products
+from ponder.export.products import products
 from ponder.export.runtime import OnnxModel
 from ponder.export.sessions import Graph
+from ponder.export.smoothing import Channels
 
 __all__ = ["ranges_of"]
 
 
-def ranges_of(folder: Path, examples: Any) -> list[Ranges]:
-    """Of each graph of the steps, the range of every tensor that a product with weights reads, at full depth.
+def ranges_of(folder: Path, examples: Any) -> list[Channels]:
+    """Of each graph of the steps, the range of every channel of what products with weights read, at full depth.
 
     Args:
         folder: An export in fp32.
@@ -33,7 +34,7 @@ def ranges_of(folder: Path, examples: Any) -> list[Ranges]:
         steps = tuple(_Watched(folder / name, Path(scratch) / name) for name in model.manifest.steps)
         model._graphs = replace(model._graphs, steps=steps)
         seen = len(model.record(examples))
-    if not seen or not all(math.isfinite(end) for step in steps for pair in step.ranges.values() for end in pair):
+    if not seen or not all(np.isfinite(end).all() for step in steps for pair in step.ranges.values() for end in pair):
         raise ArgumentError(
             "calibration",
             expected="examples on which every value is finite",
@@ -67,13 +68,14 @@ class _Watched(Graph):
         )
         onnx.save(model, str(scratch))
         super().__init__(scratch)
-        self.ranges: dict[str, tuple[float, float]] = {}
+        self.ranges: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
 
     def __call__(self, arrays: Any) -> dict[str, NDArray[Any]]:
         """As the graph itself."""
         found = super().__call__(arrays)
         seen = {**arrays, **found}
         for name in self._names:
-            low, high = self.ranges.get(name, (math.inf, -math.inf))
-            self.ranges[name] = min(low, float(seen[name].min())), max(high, float(seen[name].max()))
+            rows = seen[name].reshape(-1, seen[name].shape[-1])
+            low, high = self.ranges.get(name, (np.inf, -np.inf))
+            self.ranges[name] = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
         return {name: value for name, value in found.items() if name not in self._inner}

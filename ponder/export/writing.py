@@ -33,10 +33,11 @@ from ponder.export.graphs import (
     write_graph,
 )
 from ponder.export.manifest import NEXT, Manifest, TensorSpec
-from ponder.export.quantizing import Ranges, quantize
+from ponder.export.quantizing import quantize
 from ponder.export.ranges import ranges_of
 from ponder.export.sessions import Graph
 from ponder.export.single import can_be_one_graph, write_single
+from ponder.export.smoothing import Channels
 from ponder.export.source import ExportSource, named, source_of
 from ponder.export.tokenizing import copy_tokenizer
 from ponder.parts.heads import PerStep
@@ -153,12 +154,12 @@ def _check_int8(int8: object) -> None:
 
 def _quantize(manifest: Manifest, folder: Path, int8: Literal[True, "all"], calibration: Any) -> Manifest:
     """Quantise the graphs of the steps where they lie."""
-    ranges: Sequence[Ranges | None] = [None] * len(manifest.steps)
+    channels: Sequence[Channels | None] = [None] * len(manifest.steps)
     if calibration is not None:
         _write(manifest, folder)
-        ranges = ranges_of(folder, calibration)
-    for name, own in zip(manifest.steps, ranges, strict=True):
-        quantize(folder / name, everything=int8 == "all", ranges=own)
+        channels = ranges_of(folder, calibration)
+    for name, own in zip(manifest.steps, channels, strict=True):
+        quantize(folder / name, everything=int8 == "all", channels=own)
     return replace(manifest, int8=True)
 
 

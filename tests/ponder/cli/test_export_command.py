@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binom
 
+import ponder
+from ponder.cli import export
 from ponder.export import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
 from ponder.policies import Confidence, LastStep
@@ -88,6 +92,50 @@ def test_after_quantisation_the_threshold_is_chosen_again_against_fp32_at_full_d
     full = FinetunedClassifier.from_pretrained(fitted).predict(fresh, policy=LastStep()).outputs.argmax(-1)
     found = torch.from_numpy(exported.predict(fresh).outputs).argmax(-1)
     assert (found != full).double().mean() <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("moved", "expected", "written"),
+    [
+        ({"all": 0, True: 0}, "all", ["all"]),
+        ({"all": 9, True: 0}, True, ["all", True]),
+        ({"all": 9, True: 30}, "all", ["all", True, "all"]),
+    ],
+)
+def test_all_products_are_quantised_where_the_promise_bears_it(
+    moved: dict[Any, int], expected: Any, written: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1,000 texts the first 400 choose; so many of these are answered otherwise."""
+
+    class Answers:
+        outputs = torch.tensor([[1.0, 0.0]]).expand(1000, 2)
+
+    def record_of(kind: Any) -> ponder.Trajectory:
+        answers = torch.zeros(1000, dtype=torch.long)
+        answers[: moved[kind]] = 1
+        outputs, labels = torch.eye(2)[answers].unsqueeze(1), torch.zeros_like(answers)
+        return ponder.Trajectory(outputs, None, torch.arange(1000), labels=labels, task="classification")
+
+    told: list[Any] = []
+    made = SimpleNamespace(predict=lambda *given, **named: Answers)
+    monkeypatch.setattr(export, "_sides", lambda *given: (torch.arange(400), torch.arange(400, 1000)))
+    monkeypatch.setattr(export, "to_trajectory", lambda recorded, **named: recorded)
+    monkeypatch.setattr(export, "control_agreement", lambda choosing, certifying, **named: (choosing, certifying))
+
+    def write(kind: Any, calibration: Any) -> Any:
+        told.append(kind)
+        manifest = SimpleNamespace(task="classification")
+        return SimpleNamespace(kind=kind, manifest=manifest, record=lambda rows, **named: record_of(kind))
+
+    model, sides, kind = export._written(made, write, [{}] * 1000, True, 0.01, 0.95)  # type: ignore[arg-type]
+    assert (model.kind, kind, told) == (expected, expected, written)  # type: ignore[attr-defined]
+    assert [len(side) for side in sides] == [400, 600]  # type: ignore[attr-defined, call-overload]
+
+
+@pytest.mark.parametrize("rows", [100, 299, 790, 3000])
+def test_so_many_differences_the_promise_bears(rows: int) -> None:
+    found = round(export._bearable(rows, 0.01, 0.95) * rows)
+    assert found == max((k for k in range(rows) if binom.cdf(k, rows, 0.01) <= 0.05), default=0)
 
 
 def test_bad_folders(fitted: Path, exported: Path, tmp_path: Path) -> None:
