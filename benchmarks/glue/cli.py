@@ -244,6 +244,7 @@ def predict_command(
     """Answer GLUE's test sets, and zip the files that its server takes."""
     from benchmarks.glue.submission import submit
 
+    hide_bars()
     console = Console(soft_wrap=True, highlight=False)
     path = submit(model, glue_dir, out, batch_size=batch_size, say=console.print)
     console.print(f"Submission: {path}")
