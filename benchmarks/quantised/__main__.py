@@ -1,0 +1,5 @@
+"""`python -m benchmarks.quantised`."""
+
+from benchmarks.quantised.cli import main
+
+main()
