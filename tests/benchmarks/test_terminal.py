@@ -78,3 +78,9 @@ def test_an_epoch_is_one_line_above_the_bar() -> None:
     for logs in ({"loss": 0.51, "epoch": 2.0}, {"eval_score": 0.875, "eval_mean_exit_step": 2.5, "epoch": 2.0}):
         callback.on_log(None, state, None, logs=logs)  # type: ignore[arg-type]
     assert written.getvalue() == "epoch 2: loss 0.51, score 87.5 %, mean exit step 2.50\n"
+
+
+def test_tables_of_commands_are_those_that_fit() -> None:
+    # Trap: rich cuts the words of a table that is too wide, into "viola…", say.
+    for path in sorted((RESULTS.parent).glob("*/cli.py")):
+        assert "rich.table" not in path.read_text(), f"{path}: use benchmarks.terminal.print_table"
