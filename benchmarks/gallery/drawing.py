@@ -67,11 +67,14 @@ def _score_by_speed_up(axes: Any) -> None:
     axes.plot(places[1:], blind[1:], ".:", color=_RECIPES["ponder"], label="ponder, one step for all")
     full = [_score(result) for result in _runs("vanilla")]
     axes.axhline(statistics.fmean(full), color=_GREY, linestyle="--", label="plain model, all layers")
-    smaller: dict[float, list[float]] = {}
-    for result in _runs("static"):
-        smaller.setdefault(result["speed_up"]["steps"], []).append(_score(result))
-    means = [statistics.fmean(scores) for scores in smaller.values()]
-    axes.plot(list(smaller), means, "D", color=_GREY, label="plain model, fewer layers")
+    for is_taught, marker, label in ((False, "D", "plain model, fewer layers"), (True, "s", "the same, distilled")):
+        smaller: dict[float, list[float]] = {}
+        for result in _runs("static"):
+            if bool(result["config"]["recipe_options"].get("taught")) == is_taught:
+                smaller.setdefault(result["speed_up"]["steps"], []).append(_score(result))
+        if smaller:
+            means = [statistics.fmean(scores) for scores in smaller.values()]
+            axes.plot(list(smaller), means, marker, color=_GREY, fillstyle="none" if is_taught else None, label=label)
     axes.set(xlabel="speed-up in steps", ylabel="accuracy", title="SST-2, MiniLM (6 layers)")
     axes.xaxis.set_major_formatter("×{x:.1f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
@@ -318,7 +321,7 @@ def prior(figure: Any) -> None:
     for one in (priors.Geometric(0.1), priors.Uniform(), priors.Poisson(5.0), priors.Normal(6.0, 2.0)):
         axes.plot(range(1, 13), one(12).pmf.tolist(), marker=".", label=repr(one))
     axes.set(xlabel="step", ylabel="p(n)", ylim=(0, None))
-    axes.legend()
+    axes.legend(loc="best")
 
 
 # ---- What ponder.plots draws ---------------------------------------------------------------------------------------

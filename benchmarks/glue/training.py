@@ -91,6 +91,7 @@ def train(
             model.start_stage(recipe_stages[number])
             model.policy = policy if number == len(recipe_stages) - 1 else LastStep()
             entry = train_stage(config, task, model, data, selected_on, folder, progress)
+            model.finish_stage(recipe_stages[number])
             model.policy = policy
             if distributed.is_first():
                 model.save_pretrained(done)

@@ -9,11 +9,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WHAT = "| a model with fewer layers, fine-tuned |"
+DISTILLED = "| a smaller model, distilled from yours |"
 
 
-def shown() -> str:
-    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(WHAT)]
+def shown(what: str = WHAT) -> str:
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(what)]
     return row
+
+
+def expected_distilled(summary: dict[str, Any]) -> str:
+    """The row, as soon as the suite `pays` has runs of an encoder that was cut and taught by the whole one."""
+    tasks = summary["minilm"]["2"]["tasks"]
+    known = {task: scores for task, scores in tasks.items() if scores["distilled"] and scores["ponder"]}
+    if not known:
+        return f"{DISTILLED} not measured: no committed run distils into an encoder that was cut |"
+    pairs = [f"{task} {scores['distilled']:.1f} against {scores['ponder']:.1f}" for task, scores in known.items()]
+    return f"{DISTILLED} MiniLM cut to half its layers and taught by the whole, as above: {', '.join(pairs)} |"
 
 
 def expected(summary: dict[str, Any], tables: str) -> str:
@@ -43,6 +54,18 @@ def earlier(tables: str, column: str) -> tuple[float, float]:
 def test_the_row_on_smaller_models_is_what_the_results_say() -> None:
     summary = json.loads((ROOT / "docs" / "results-summary.json").read_text())
     assert shown() == expected(summary, (ROOT / "docs" / "results-minilm.md").read_text())
+
+
+def test_the_row_on_distilled_models_is_what_the_results_say() -> None:
+    summary = json.loads((ROOT / "docs" / "results-summary.json").read_text())
+    assert shown(DISTILLED) == expected_distilled(summary)
+
+
+def test_the_row_on_distilled_models_waits_for_runs_of_both() -> None:
+    runs = {"RTE": {"distilled": 60.04, "ponder": 61.26}, "CoLA": {"distilled": None, "ponder": 20.0}}
+    assert expected_distilled({"minilm": {"2": {"tasks": runs}}}).endswith("as above: RTE 60.0 against 61.3 |")
+    del runs["RTE"]
+    assert "not measured" in expected_distilled({"minilm": {"2": {"tasks": runs}}})
 
 
 def test_the_row_is_read_from_the_suite_pays_once_it_has_runs() -> None:

@@ -46,7 +46,8 @@ _EQUAL_COST = (
     "for the task, and the other rows are other policies on the same models. *blind* is the best that can be had there "
     "without a look at the example, the same step for all or two by a coin (chosen by the score shown, so a little too "
     "good and out of competition): what tells examples apart should be ahead of it. *cut* is the encoder cut after k "
-    "steps and fine-tuned so (recipe `static`). A dash is a curve that was not kept or does not reach so far."
+    "steps and fine-tuned so (recipe `static`); *cut and distilled* learned from the whole one instead. "
+    "A dash is a curve that was not kept or does not reach so far."
 )
 
 
@@ -132,11 +133,16 @@ def equal_cost(groups: Groups) -> list[Block]:
 
 
 def at_equal_cost(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[tuple[str, str], str], float]]:
-    """((recipe, policy), task) and the score there, as far as it is known; `("static", "cut")` is the encoder cut."""
+    """((recipe, policy), task) and the score there, as far as it is known.
+
+    `("static", "cut")` is the encoder cut and fine-tuned so, `("static", "cut and distilled")` the one that learned
+    from the whole encoder.
+    """
     recipes_by_task = itertools.product(ordered(name for name, _ in groups), task_order(task for _, task in groups))
     for group in (groups[key] for key in recipes_by_task if key in groups):
-        if group.runs[0]["recipe"] == "static" and abs(group.speed_up - speed_up) < 1e-6:
-            yield (("static", "cut"), group.task), statistics.median(group.scores)
+        if group.is_cut and abs(group.speed_up - speed_up) < 1e-6:
+            named = "cut and distilled" if group.is_distilled else "cut"
+            yield (("static", named), group.task), statistics.median(group.scores)
         for policy in [*group.policies, BLIND] if group.policies else []:
             score = group.at(speed_up, policy)
             if score is not None:
