@@ -29,7 +29,7 @@ from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Geometric, Prior
-from ponder.recipes import Recipe, Stage, freeze_for, start_heads
+from ponder.recipes import Recipe, Stage, freeze_for, mix_weights, start_heads
 from ponder.trajectory import Trajectory
 
 __all__ = ["PonderOutput", "PonderWrapper"]
@@ -402,6 +402,26 @@ class PonderWrapper(EarlyExitModel):
         self.objective = stage.objective
         encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]
         freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
+
+    def finish_stage(self, stage: Stage) -> None:
+        """Take leave of a stage's own teacher after training, and mix the weights as `Stage.mixing` says.
+
+        Raises:
+            ArgumentError: There is something to mix, and the stage was not started, or has been finished.
+        """
+        if stage.teacher != "previous":
+            return
+        began = None if self._teacher is None else self._teacher.module
+        if stage.mixing < 1:
+            if not isinstance(began, PonderWrapper):
+                raise ArgumentError(
+                    "stage",
+                    expected="the stage that was started, once, after its training",
+                    got="one whose frozen copy is not there",
+                    remedy="Call model.start_stage(stage), train, then model.finish_stage(stage).",
+                )
+            mix_weights(stage, self, self.head, began)
+        self.attach_teacher(None)
 
     def settings(self) -> dict[str, Any]:
         """Everything that makes up the model but its weights, in plain JSON types."""

@@ -121,7 +121,7 @@ def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
         grid[1, column].set_xlabel("elements that are not zero")
     grid[0, 0].set(ylabel="accuracy", ylim=(0, 1.05))
     grid[1, 0].set(ylabel="mean exit step", ylim=(0, setting["num_steps"] + 0.5))
-    grid[0, -1].legend(fontsize=8, edgecolor="none")
+    grid[0, -1].legend(loc="best", fontsize=8, edgecolor="none")
     save_svg(path, figure)
 
 

@@ -418,6 +418,10 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         self.ponder.start_stage(stage)
 
+    def finish_stage(self, stage: Stage) -> None:
+        """Take leave of a stage's own teacher after training, and mix the weights as `Stage.mixing` says."""
+        self.ponder.finish_stage(stage)
+
     @classmethod
     def _check_input(cls, adapter: Adapter) -> None:
         if adapter.main_input not in cls.inputs:

@@ -102,6 +102,7 @@ class PonderTrainer(Trainer):
             model.start_stage(stage)
             self.optimizer = self.lr_scheduler = None
             found = super().train(None, *args, **kwargs)
+            model.finish_stage(stage)
         return found
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_choice, check_real
+from ponder._utils.validation import check_choice, check_int, check_real
+from ponder.errors import ArgumentError
 from ponder.objectives.base import Objective, Unrolled, registry
 
 __all__ = ["Distillation"]
@@ -21,28 +22,43 @@ class Distillation(Objective):
 
     The teacher is the last step, t = z_N, and the steps before it learn (FastBERT, Liu et al. 2020, Eq. 8); or it is a
     frozen model, such as a copy of the same encoder fine-tuned for its last step, and all N steps learn to agree with
-    it (`PonderWrapper.attach_teacher`). Hinton's T² keeps the temperature from scaling the gradient. In regression it
-    is the squared distance to the teacher, in multilabel tasks the binary cross-entropy to it.
+    it (`PonderWrapper.attach_teacher`), or the one `step` that a smaller model ends with (Hinton et al. 2015; Sun et
+    al. 2019). Hinton's T² keeps the temperature from scaling the gradient. In regression it is the squared distance to
+    the teacher, in multilabel tasks the binary cross-entropy to it.
 
     Args:
         temperature: T > 0.
         weight: w ≥ 0.
         teacher: ``"last_step"`` or ``"frozen"``.
+        step: The one step that a frozen teacher teaches, from 1; all steps where None.
+
+    Raises:
+        ArgumentError: A step is named, and the teacher is the last step; or the model has fewer steps.
 
     Example:
         >>> objective = objectives.FinalStep() + objectives.Distillation(2.0, 0.5)
         >>> objective.objectives[1]
-        Distillation(temperature=2.0, weight=0.5, teacher='last_step')
+        Distillation(temperature=2.0, weight=0.5, teacher='last_step', step=None)
     """
 
     temperature: float = 1.0
     weight: float = 1.0
     teacher: Literal["last_step", "frozen"] = "last_step"
+    step: int | None = None
 
     def __post_init__(self) -> None:
         check_real("temperature", self.temperature, open_low=True, remedy="Pass temperature=1.0, say.")
         check_real("weight", self.weight)
         check_choice("teacher", self.teacher, ("last_step", "frozen"))
+        if self.step is not None:
+            check_int("step", self.step, remedy="Steps count from 1.")
+            if self.teacher != "frozen":
+                raise ArgumentError(
+                    "step",
+                    expected="None where the last step teaches all steps before it",
+                    got=self.step,
+                    remedy='Pass teacher="frozen".',
+                )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -50,15 +66,14 @@ class Distillation(Objective):
         return frozenset({"teacher"} if self.teacher == "frozen" else ())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; without the teacher where it is the last step, so that earlier versions can read it."""
+        """Plain JSON types; without what is at its default, so that earlier versions can read it."""
         fields = super().to_dict()
-        if self.teacher == "last_step":
-            del fields["teacher"]
-        return fields
+        later = {"teacher": "last_step", "step": None}
+        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         if self.teacher == "frozen":
-            students, teacher = unrolled.outputs.unbind(1), unrolled.teacher_outputs
+            students, teacher = self._taught(unrolled.outputs), unrolled.teacher_outputs
             assert teacher is not None  # `check_batch` saw to it
         else:
             students, teacher = unrolled.outputs[:, :-1].unbind(1), unrolled.outputs[:, -1]
@@ -66,3 +81,11 @@ class Distillation(Objective):
             return 0.0 * unrolled.losses[:, -1]
         losses = [unrolled.task.distillation_losses(s, teacher.detach(), self.temperature) for s in students]
         return self.weight * torch.stack(losses, dim=1).mean(1)
+
+    def _taught(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the steps that a frozen teacher teaches."""
+        of_steps = outputs.unbind(1)
+        if self.step is None:
+            return of_steps
+        check_int("step", self.step, 1, len(of_steps), remedy="Choose one that the encoder has.")
+        return (of_steps[self.step - 1],)

@@ -67,7 +67,10 @@ def explain(ax: Axes, label: str, **options: Any) -> None:
 def legend(ax: Axes, **options: Any) -> None:
     """Draw a legend, where there is something to tell."""
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(**{"fontsize": 9, "framealpha": 0.8, "edgecolor": "none", "alignment": "left", **options})
+        # "best" is said, though it is the default: matplotlib warns of the default where a busy machine is slow at it.
+        ax.legend(
+            **{"loc": "best", "fontsize": 9, "framealpha": 0.8, "edgecolor": "none", "alignment": "left", **options}
+        )
 
 
 def step_ticks(ax: Axes, num_steps: int) -> None:

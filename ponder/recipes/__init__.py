@@ -1,6 +1,6 @@
 """Recipes: named combinations, one file each (PonderNet is PALBERT with four switches off, and shares its file)."""
 
-from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, registry, start_heads
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, mix_weights, registry, start_heads
 from ponder.recipes.deebert import deebert
 from ponder.recipes.default import ponder
 from ponder.recipes.fastbert import fastbert
@@ -23,6 +23,7 @@ __all__ = [
     "freeze_for",
     "get",
     "leebert",
+    "mix_weights",
     "names",
     "pabee",
     "palbert",

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ponder._utils.registry import Registry
-from ponder._utils.validation import check_choice
+from ponder._utils.validation import check_choice, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
@@ -18,7 +19,7 @@ from ponder.parts.heads import LambdaHead, PerStep
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 
-__all__ = ["LambdaSpec", "Recipe", "Stage", "freeze_for", "registry", "start_heads"]
+__all__ = ["LambdaSpec", "Recipe", "Stage", "freeze_for", "mix_weights", "registry", "start_heads"]
 
 registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
 
@@ -69,6 +70,10 @@ class Stage:
             ``"attached"``, or of the ``"previous"`` stage, a frozen copy of the model as this stage finds it.
         early_heads: What the heads of all steps but the last start from: they ``"go_on"``, or become copies of the
             ``"last"`` head, where the stage before has trained that one alone.
+        mixing: α in (0, 1]: at its end the weights become α · trained + (1 − α) · those that the stage began with
+            (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903, Eq. 1), so that less is lost of what the model knew. Below
+            1 with ``teacher="previous"`` alone, whose frozen copy holds what it began with. Early heads that began as
+            copies of the last one are left as they were trained.
 
     Example:
         >>> [stage.train for stage in recipes.get("deebert").stages]
@@ -81,11 +86,20 @@ class Stage:
     train: Literal["all", "early_heads", "lambda_head"] = "all"
     teacher: Literal["attached", "previous"] = "attached"
     early_heads: Literal["go_on", "last"] = "go_on"
+    mixing: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("train", self.train, ("all", "early_heads", "lambda_head"))
         check_choice("teacher", self.teacher, ("attached", "previous"))
         check_choice("early_heads", self.early_heads, ("go_on", "last"))
+        check_real("mixing", self.mixing, 0.0, 1.0, open_low=True, remedy="Pass 1.0 to keep what was trained.")
+        if self.mixing < 1 and self.teacher != "previous":
+            raise ArgumentError(
+                "mixing",
+                expected="1.0 where the stage keeps no frozen copy of the model as it began",
+                got=self.mixing,
+                remedy='Pass teacher="previous".',
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -94,6 +108,7 @@ class Stage:
             "train": self.train,
             "teacher": self.teacher,
             "early_heads": self.early_heads,
+            "mixing": self.mixing,
         }
 
     @classmethod
@@ -305,3 +320,32 @@ def freeze_for(
             module.requires_grad_(trained)
             if not trained:
                 module.eval()
+
+
+@torch.no_grad()
+def mix_weights(stage: Stage, model: nn.Module, head: nn.Module, began: nn.Module) -> None:
+    """Move the parameters of `model` to α · their own + (1 − α) · those that the stage began with (`Stage.mixing`).
+
+    Buffers, such as the statistics of BatchNorm, stay as they were trained.
+
+    Args:
+        stage: The stage that has been trained.
+        model: The model, with all of its parts.
+        head: Its head.
+        began: A copy of the model from before the stage.
+
+    Example:
+        >>> stage = Stage(objectives.Distillation(teacher="frozen"), teacher="previous", mixing=0.75)
+        >>> trained, began = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        >>> _ = trained.weight.data.fill_(4.0), began.weight.data.fill_(0.0)
+        >>> mix_weights(stage, trained, trained, began)
+        >>> trained.weight.item()
+        3.0
+    """
+    early = list(head.heads)[:-1] if isinstance(head, PerStep) and stage.early_heads == "last" else []
+    new = {id(weight) for each in early for weight in each.parameters()}
+    before = dict(began.named_parameters())
+    for name, weight in model.named_parameters():
+        if id(weight) not in new:
+            start = before[name].to(weight.device)
+            weight.copy_(torch.lerp(start, weight, stage.mixing))

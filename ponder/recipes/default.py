@@ -16,6 +16,7 @@ def ponder(
     labels: float = 0.0,
     temperature: float = 1.0,
     depth: float = 0.55,
+    mixing: float = 0.7,
     *,
     beta: float = 0.5,
     confidence: float = 0.8,
@@ -25,7 +26,9 @@ def ponder(
 
     1. Plain fine-tuning: the last step learns from the labels.
     2. A frozen copy of that model teaches all steps, the last included, from heads that start as copies of the last:
-       each step's loss is the KL divergence to the teacher's answer.
+       each step's loss is the KL divergence to the teacher's answer. At its end the weights, those of the early heads
+       excepted, are mixed with the ones that were fine-tuned (WiSE-FT, arXiv 2109.01903), so that the last step keeps
+       most of what it knew.
     3. Where the task has no classes, and so no confidence: a Lambda head is fitted to the frozen steps, for Q-exit.
 
     Fine-tuning first keeps the last step as good as without exits; a teacher's soft answers ask less of the early steps
@@ -37,6 +40,7 @@ def ponder(
         labels: Weight of the mean loss of all steps against the labels, beside the teacher's.
         temperature: Of the distillation.
         depth: Share of the depth at which the prior of the Lambda head expects exits.
+        mixing: α, the share of the second stage's weights in what comes out of it; 1 keeps them as they were trained.
         beta: Weight of the divergence from that prior.
         confidence: Highest class probability above which a row leaves.
         q: Q-exit's level, where the task has no classes.
@@ -53,11 +57,11 @@ def ponder(
     first = (
         (Stage(deep + Distillation(temperature) + FinalStep()),)
         if joint
-        else (Stage(FinalStep()), Stage(taught, teacher="previous", early_heads="last"))
+        else (Stage(FinalStep()), Stage(taught, teacher="previous", early_heads="last", mixing=mixing))
     )
     return Recipe(
         name="ponder",
-        paper="this library, after Hinton et al. 2015 and PALBERT, arXiv 2204.03276",
+        paper="this library, after Hinton et al. 2015, WiSE-FT and PALBERT, arXiv 2204.03276",
         stages=(*first, Stage(Ponder(beta), train="lambda_head")),
         policy=Confidence(confidence),
         otherwise=Quantile(q),

@@ -21,7 +21,7 @@ def palbert_distill(weight: float = 1.0, temperature: float = 2.0, *, beta: floa
 
     Example:
         >>> palbert_distill(temperature=4.0).stages[0].objective.objectives[1]
-        Distillation(temperature=4.0, weight=1.0, teacher='last_step')
+        Distillation(temperature=4.0, weight=1.0, teacher='last_step', step=None)
     """
     objective = Ponder(beta) + Distillation(temperature, weight)
     return replace(palbert(beta=beta, q=q), name="palbert-distill", stages=(Stage(objective),))

@@ -66,8 +66,8 @@ def fit(
     was frozen before stays frozen in every stage: your own encoder, or all but the adapters of peft. Where it runs, and
     on how many devices, is `accelerate`'s affair (`accelerate launch`).
 
-    Afterwards the model holds the weights of the best epoch of the last stage, is in evaluation mode, and is frozen
-    where it was frozen before.
+    Afterwards the model holds the weights of the best epoch of the last stage, mixed with those before it where the
+    stage says so, is in evaluation mode, and is frozen where it was frozen before.
 
     Args:
         model: A `PonderWrapper`, or a model of `ponder.integrations.transformers`.
@@ -289,12 +289,15 @@ class _StageRun:
                     break
         if self.held_out is not None:
             best.restore()
+        self.wrapper.finish_stage(stage)
+        mixed = self._scored() if stage.mixing < 1 else None
         return StageReport(
             objective=stage.objective.to_dict(),
             trained=stage.train,
             epochs=tuple(epochs),
             best_epoch=len(epochs) if self.held_out is None else best.epoch,
             seconds=round(time.perf_counter() - started, 3),
+            mixed=None if mixed is None else mixed.score,
         )
 
     def _epoch(

@@ -41,6 +41,8 @@ class StageReport:
         epochs: Each epoch that ran.
         best_epoch: The epoch whose weights were kept: the best on held-out data, or the last.
         seconds: How long it took.
+        mixed: Score on the held-out data once the weights of that epoch were mixed with those before the stage; None
+            where nothing was mixed (`ponder.recipes.Stage.mixing`), or there were no such data.
 
     Example:
         >>> epochs = EpochReport(1, loss=0.7, score=0.81), EpochReport(2, loss=0.5, score=0.84)
@@ -53,6 +55,7 @@ class StageReport:
     epochs: tuple[EpochReport, ...]
     best_epoch: int
     seconds: float
+    mixed: float | None = None
 
     @property
     def best(self) -> EpochReport:
@@ -82,7 +85,8 @@ class FitReport:
     @property
     def score(self) -> float | None:
         """The held-out score of the model as it is now."""
-        return self.stages[-1].best.score
+        last = self.stages[-1]
+        return last.best.score if last.mixed is None else last.mixed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -99,4 +103,6 @@ class FitReport:
                 told += [] if epoch.exit_step is None else [f"exit step {epoch.exit_step:.2f}"]
                 kept = "  (kept)" if epoch.epoch == stage.best_epoch else ""
                 lines.append(f"  epoch {epoch.epoch}: {', '.join(told)}{kept}")
+            if stage.mixed is not None:
+                lines.append(f"  mixed with the weights before: {self.metric} {stage.mixed:.4f}")
         return "\n".join(lines)

@@ -140,6 +140,7 @@ def test_scores_are_medians_marked_by_place_with_a_macro_over_the_tasks_of_most_
 
 def test_at_the_same_cost_scores_are_read_off_the_curves_between_knobs(results):
     results += [made("static", seed=n, score=0.6, step=2.0, recipe_options={"k": 2}) for n in range(3)]
+    results += [made("static", seed=n, score=0.62, step=2.0, recipe_options={"k": 2, "taught": True}) for n in range(3)]
     results += [made("palbert", "WNLI", score=0.2)]
     page = report(results, draw=False).markdown()
     (head, *rows) = table(page, "At the same cost")
@@ -154,6 +155,7 @@ def test_at_the_same_cost_scores_are_read_off_the_curves_between_knobs(results):
     twice = page.split("×2 in steps")[1]
     assert "| palbert | its own | **75.0**" in twice  # 2.0 steps are a threshold of the curve
     assert "| static | cut | – | 60.0" in twice
+    assert "| static | cut and distilled | – | 62.0" in twice
 
 
 @pytest.mark.parametrize(
@@ -460,6 +462,8 @@ def test_the_summary_is_what_plain_loops_give_on_runs_of_the_suite_alone():
     runs += [of_pays("vanilla", "RTE", seed, score, [0.0] * 5 + [score]) for seed, score in enumerate((0.9, 0.7, 0.8))]
     runs += [of_pays("vanilla", "MRPC", 0, 0.5, [0.5] * 6)]
     runs += [of_pays("static", "RTE", 0, 0.55, [0.55] * 6, options={"k": 3})]
+    runs += [of_pays("static", "RTE", 0, 0.57, [0.57] * 6, options={"k": 3, "taught": True})]
+    runs += [of_pays("pabee", "MRPC", 0, 0.5, [0.5] * 6)]  # lacks RTE, and shrinks no average
     others = [made("palbert", "MRPC"), made("vanilla", "RTE", score=0.1)]
     assert all(map(is_of_suite, runs))
     assert not any(map(is_of_suite, others))
@@ -469,10 +473,10 @@ def test_the_summary_is_what_plain_loops_give_on_runs_of_the_suite_alone():
     assert list(found["minilm"]) == ["1", "1.5", "2", "3"]
     at_full, fast, twice, thrice = found["minilm"].values()
     assert at_full["tasks"]["RTE"] == {**nothing, "vanilla": 80.0, "ponder": 80.0}
-    assert at_full["tasks"]["MRPC"] == {**nothing, "vanilla": 50.0}
-    assert at_full["macro"] == at_full["tasks"]["RTE"]  # the one task that all have
+    assert at_full["tasks"]["MRPC"] == {**nothing, "vanilla": 50.0, "pabee": 50.0}
+    assert at_full["macro"] == at_full["tasks"]["RTE"]  # the one task that vanilla, ponder and static have
     assert fast["tasks"]["RTE"] == {**nothing, "ponder": 70.0, BLIND: 60.0}  # 0.6, 0.6 and 0.725 by coins
-    assert twice["tasks"]["RTE"] == {**nothing, "ponder": 50.0, BLIND: 50.0, "static": 55.0}
+    assert twice["tasks"]["RTE"] == {**nothing, "ponder": 50.0, BLIND: 50.0, "static": 55.0, "distilled": 57.0}
     assert thrice["macro"] == {**nothing, "ponder": 30.0, BLIND: 37.5}  # 0.4, 0.3, and a quarter from 0.2 to 0.9
     assert found["mpnet"]["2"]["tasks"]["SST-2"] == nothing
     assert "CLINC150" not in found["mpnet"]["2"]["tasks"]

@@ -1,4 +1,4 @@
-"""The row of README on smaller models says what the results say; the message of a failure is the row to write."""
+"""Tables that are written by hand say what the results say; the message of a failure is the row to write."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WHAT = "| a model with fewer layers, fine-tuned |"
+DISTILLED = "| a smaller model, distilled from yours |"
 
 
-def shown() -> str:
-    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(WHAT)]
+def shown(what: str = WHAT) -> str:
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(what)]
     return row
+
+
+def expected_distilled(summary: dict[str, Any]) -> str:
+    """The row, as soon as the suite `pays` has runs of an encoder that was cut and taught by the whole one."""
+    tasks = summary["minilm"]["2"]["tasks"]
+    known = {task: scores for task, scores in tasks.items() if scores["distilled"] and scores["ponder"]}
+    if not known:
+        return f"{DISTILLED} not measured: no committed run distils into an encoder that was cut |"
+    pairs = [f"{task} {scores['distilled']:.1f} against {scores['ponder']:.1f}" for task, scores in known.items()]
+    return f"{DISTILLED} MiniLM cut to half its layers and taught by the whole, as above: {', '.join(pairs)} |"
 
 
 def expected(summary: dict[str, Any], tables: str) -> str:
@@ -45,6 +56,39 @@ def test_the_row_on_smaller_models_is_what_the_results_say() -> None:
     assert shown() == expected(summary, (ROOT / "docs" / "results-minilm.md").read_text())
 
 
+def test_the_row_on_distilled_models_is_what_the_results_say() -> None:
+    summary = json.loads((ROOT / "docs" / "results-summary.json").read_text())
+    assert shown(DISTILLED) == expected_distilled(summary)
+
+
+def test_the_row_on_distilled_models_waits_for_runs_of_both() -> None:
+    runs = {"RTE": {"distilled": 60.04, "ponder": 61.26}, "CoLA": {"distilled": None, "ponder": 20.0}}
+    assert expected_distilled({"minilm": {"2": {"tasks": runs}}}).endswith("as above: RTE 60.0 against 61.3 |")
+    del runs["RTE"]
+    assert "not measured" in expected_distilled({"minilm": {"2": {"tasks": runs}}})
+
+
 def test_the_row_is_read_from_the_suite_pays_once_it_has_runs() -> None:
     runs = {"RTE": {"static": 60.04, "ponder": 61.26}, "CoLA": {"static": None, "ponder": 20.0}}
     assert "`ponder`: RTE 60.0 against 61.3 |" in expected({"minilm": {"2": {"tasks": runs}}}, "")
+
+
+def test_the_table_of_fine_tuned_models_is_what_the_results_say() -> None:
+    folder = ROOT / "benchmarks" / "results" / "finetuned"
+    found = [json.loads(next(folder.glob(f"{task}-minilm-*.json")).read_text()) for task in ("sst-2", "banking77")]
+    rows = {
+        "unlabelled texts that made the exits": [f"{one['exits']['rows']:,}" for one in found],
+        "other answers, promised at most": [f"{one['exits']['level']:.0%}" for one in found],
+        "other answers on the certifying texts": [f"{one['exits']['disagreement']:.2%}" for one in found],
+        "other answers on test texts, which chose nothing": [f"{one['test']['disagreement']:.2%}" for one in found],
+        "accuracy there, without and with exits": [
+            f"{one['test']['plain_accuracy']:.1%}, {one['test']['exit_accuracy']:.1%}" for one in found
+        ],
+        "int8 at full depth: other answers, seconds saved": [
+            f"{one['int8']['moved']:.2%}, ×{one['int8']['speed_up_in_seconds']:.2f}" for one in found
+        ],
+    }
+    shown = (ROOT / "docs" / "finetuned.md").read_text().splitlines()
+    for name, cells in rows.items():
+        assert f"| {name} | {' | '.join(cells)} |" in shown
+    assert not any(one["int8"]["met"] for one in found), "the page says that nothing could be promised"

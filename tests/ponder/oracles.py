@@ -220,9 +220,12 @@ def _final_step(row: Spec) -> float:
     return float(row["losses"][-1])
 
 
-def _distillation(row: Spec, temperature: float, weight: float, teacher: str = "last_step") -> float:
+def _distillation(
+    row: Spec, temperature: float, weight: float, teacher: str = "last_step", step: int | None = None
+) -> float:
     frozen = teacher == "frozen"
     students, taught = (row["outputs"], row["teacher"]) if frozen else (row["outputs"][:-1], row["outputs"][-1])
+    students = students if step is None else [students[step - 1]]
     if not students:
         return 0.0
     losses = [distillation_loss(row["task"], student, taught, temperature) for student in students]

@@ -49,6 +49,16 @@ class Group:
         return str(self.runs[0]["policy"]["name"])
 
     @property
+    def is_cut(self) -> bool:
+        """Whether it is an encoder cut after a step (`static`), and so a smaller model."""
+        return bool(self.runs[0]["recipe"] == "static")
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it is one that the whole encoder has taught."""
+        return self.is_cut and bool(self.runs[0]["config"]["recipe_options"].get("taught"))
+
+    @property
     def policies(self) -> list[str]:
         """Policies that have a curve, the recipe's own first."""
         splits = [split for run in self.runs for split in run.reported]

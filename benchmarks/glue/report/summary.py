@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPARED", "headline", "is_of_suite", "summary"]
 
-COMPARED = ("vanilla", "ponder", "palbert", "pabee", BLIND, "static")
+COMPARED = ("vanilla", "ponder", "palbert", "pabee", BLIND, "static", "distilled")
+"""Names in the summary; `static` is the encoder cut and fine-tuned so, `distilled` the one taught by the whole."""
+
+_SHOWN = {"static": "cut and fine-tuned", "distilled": "cut and distilled"}
+_BASE = ("vanilla", "ponder", "static")  # whose tasks the macro average is over; blind is on the models of ponder
 _SUITES = {"minilm": "pays", "mpnet": "pays-mpnet"}
 _SPEED_UPS = (1.0, 1.5, 2.0, 3.0)
 _Scores = dict[str, float | None]
@@ -42,7 +46,8 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     Each is a median over the seeds that are there; what has no runs, and what a curve does not reach, is None. Under
     ``"1"`` stand `vanilla` and the others at full depth; elsewhere recipes left by their own policies at that mean exit
     step, the best blind choice on the models of `ponder`, and the encoder cut there. The macro average is over the
-    tasks on which all of these recipes have runs, of those recipes that have any.
+    tasks on which `vanilla`, `ponder` and `static` have runs, as far as they have any; it is None for a recipe that
+    lacks one of these tasks.
     """
     made: dict[str, Any] = {}
     for backbone, groups in _by_backbone(results).items():
@@ -67,15 +72,20 @@ def headline(results: Sequence[Result]) -> list[Block]:
         for name in COMPARED:
             scores = [numbers[f"{speed_up:g}"]["macro"][name] for speed_up in _SPEED_UPS]
             if any(scores):
-                rows.append([backbone, name, *("–" if score is None else f"{score:.1f}" for score in scores)])
+                rows.append(
+                    [backbone, _SHOWN.get(name, name), *("–" if score is None else f"{score:.1f}" for score in scores)]
+                )
     if not rows:
         return [Text("There are no runs of the suites `pays` yet.")]
     caption = (
-        "Score against speed-up in steps, macro over the tasks that all have: recipes left by their own policies, one "
-        "step or a coin for all rows (blind), and the encoder cut and fine-tuned so (static)."
+        "Score against speed-up in steps, macro over the same tasks: recipes left by their own policies, one step or a "
+        "coin for all rows (blind), and the encoder cut, fine-tuned so or distilled from the whole one."
     )
     head = ["backbone", "", *(f"×{speed_up:g}" for speed_up in _SPEED_UPS)]
-    note = f"Macro over the tasks that all recipes with runs have, medians over seeds. {'; '.join(notes)}."
+    note = (
+        "Macro over the tasks that vanilla, ponder and the encoder cut and fine-tuned have, medians over seeds; a dash "
+        f"where one of them was not run. {'; '.join(notes)}."
+    )
     return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note)]
 
 
@@ -85,8 +95,11 @@ def _by_backbone(results: Sequence[Result]) -> dict[str, Groups]:
 
 
 def _common(groups: Groups) -> list[str]:
-    """The tasks on which every compared recipe has runs, of those recipes that have any."""
-    of_recipe = [{task for (_, task), it in groups.items() if it.runs[0]["recipe"] == name} for name in COMPARED]
+    """The tasks on which all of `_BASE` have runs, of those that have any."""
+    of_recipe = [
+        {task for (_, task), it in groups.items() if it.runs[0]["recipe"] == name and not it.is_distilled}
+        for name in _BASE
+    ]
     present = [tasks for tasks in of_recipe if tasks]
     return sorted(set.intersection(*present)) if present else []
 
@@ -101,7 +114,7 @@ def _scores_at(groups: Groups, task: str, speed_up: float) -> _Scores:
         }
     else:
         found = dict(at_equal_cost({key: it for key, it in groups.items() if key[1] == task}, speed_up))
-        rows = {BLIND: ("ponder", BLIND), "static": ("static", "cut")}
+        rows = {BLIND: ("ponder", BLIND), "static": ("static", "cut"), "distilled": ("static", "cut and distilled")}
         places = {name: (rows.get(name, (name, "its own")), task) for name in COMPARED if name != "vanilla"}
         known = {name: found[place] for name, place in places.items() if place in found}
     return {name: round(known[name], 2) if name in known else None for name in COMPARED}
@@ -117,16 +130,20 @@ def _macro(found: Mapping[str, _Scores], common: Sequence[str]) -> _Scores:
 
 
 def _draw(groups: Groups, ax: Axes) -> None:
-    """Lines for policies and blind, crosses for encoders that were cut, a level for plain fine-tuning."""
+    """Lines for policies and blind, points for encoders that were cut, a level for plain fine-tuning."""
     common, grid = _common(groups), [1 + place / 10 for place in range(26)]
     lines = [_macro({task: _scores_at(groups, task, speed_up) for task in common}, common) for speed_up in grid]
-    styles: dict[str, Any] = {BLIND: {"color": "0.4", "linestyle": "--"}, "static": {"color": "black", "marker": "x"}}
+    styles: dict[str, Any] = {
+        BLIND: {"color": "0.4", "linestyle": "--"},
+        "static": {"color": "black", "marker": "x", "linestyle": ""},
+        "distilled": {"color": "tab:red", "marker": "D", "linestyle": ""},
+    }
     for name in COMPARED:
         known = [(speed_up, scores[name]) for speed_up, scores in zip(grid, lines, strict=True) if scores[name]]
         if name == "vanilla" and known:
             ax.axhline(known[0][1] or 0.0, color="0.5", linestyle=":", label=name)
         elif known:
-            ax.plot(*zip(*known, strict=True), label=name, **styles.get(name, {}))
+            ax.plot(*zip(*known, strict=True), label=_SHOWN.get(name, name), **styles.get(name, {}))
     ax.set(xlabel="speed-up in steps, N / mean exit step", ylabel="score, in percent")
     ax.xaxis.set_major_formatter("{x:g}×")
-    ax.legend()
+    ax.legend(loc="best")  # said, so that a busy machine is no reason for a warning

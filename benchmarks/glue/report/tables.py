@@ -46,7 +46,8 @@ _EQUAL_COST = (
     "for the task, and the other rows are other policies on the same models. *blind* is the best that can be had there "
     "without a look at the example, the same step for all or two by a coin (chosen by the score shown, so a little too "
     "good and out of competition): what tells examples apart should be ahead of it. *cut* is the encoder cut after k "
-    "steps and fine-tuned so (recipe `static`). A dash is a curve that was not kept or does not reach so far."
+    "steps and fine-tuned so (recipe `static`); *cut and distilled* learned from the whole one instead. "
+    "A dash is a curve that was not kept or does not reach so far."
 )
 
 
@@ -132,11 +133,16 @@ def equal_cost(groups: Groups) -> list[Block]:
 
 
 def at_equal_cost(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[tuple[str, str], str], float]]:
-    """((recipe, policy), task) and the score there, as far as it is known; `("static", "cut")` is the encoder cut."""
+    """((recipe, policy), task) and the score there, as far as it is known.
+
+    `("static", "cut")` is the encoder cut and fine-tuned so, `("static", "cut and distilled")` the one that learned
+    from the whole encoder.
+    """
     recipes_by_task = itertools.product(ordered(name for name, _ in groups), task_order(task for _, task in groups))
     for group in (groups[key] for key in recipes_by_task if key in groups):
-        if group.runs[0]["recipe"] == "static" and abs(group.speed_up - speed_up) < 1e-6:
-            yield (("static", "cut"), group.task), statistics.median(group.scores)
+        if group.is_cut and abs(group.speed_up - speed_up) < 1e-6:
+            named = "cut and distilled" if group.is_distilled else "cut"
+            yield (("static", named), group.task), statistics.median(group.scores)
         for policy in [*group.policies, BLIND] if group.policies else []:
             score = group.at(speed_up, policy)
             if score is not None:
@@ -170,17 +176,20 @@ def runs(results: Sequence[Result]) -> list[Block]:
     return [Heading("Every run", 3), Table([*head, "×steps", "×FLOPs", "×wall-clock"], rows)]
 
 
-def run_line(result: Result) -> str:
-    """One run in one line; what a task reports apart (out of scope) is said at its end."""
+def run_cells(result: Result, metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """One run, as names and values; what a task reports apart (out of scope) stands last."""
     full, exits, step, steps, flops, clock = numbers(result)
     apart = [split["exits"].get("out_of_scope_recall") for split in result.reported]
     known = [100 * share for share in apart if share is not None]
-    return (
-        f"{result['task']}, {label(result)} on {result['backbone']}, {policy_text(result['policy'])}: "
-        f"{exits} at the exits and {full} at full depth; mean exit step {step}, "
-        f"{steps} in steps, {flops} in FLOPs, {clock} in wall-clock"
-        + (f"; of what is out of scope {statistics.fmean(known):.1f} was told" if known else "")
-    )
+    unit = f"%, {' and '.join(metric.replace('_', ' ') for metric in metrics)}"
+    return [
+        ("policy", policy_text(result["policy"])),
+        ("at the exits", f"{exits} {unit}"),
+        ("at full depth", f"{full} {unit}"),
+        ("mean exit step", step),
+        ("speed-up", f"{steps} in steps, {flops} in FLOPs, {clock} in seconds"),
+        *([("out of scope", f"{statistics.fmean(known):.1f} % were told")] if known else []),
+    ]
 
 
 def numbers(result: Result) -> list[str]:

@@ -576,6 +576,22 @@ class TestLabelSmoothing:
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_one_call_mixes_the_weights_of_a_stage_with_those_before_it(tmp_path: Path) -> None:
+    def trained(mixing: float) -> dict[str, torch.Tensor]:
+        model = make_model("bert", recipe=recipes.get("ponder", mixing=mixing))
+        trainer = make_trainer(model, tmp_path / str(mixing))
+        trainer.all_stages = True
+        trainer.train()
+        return weights_of(model)
+
+    whole, mixed, most = trained(1.0), trained(0.5), trained(1e-9)  # the last: all but what was fine-tuned
+    last = max(name.split("heads.")[1].split(".")[0] for name in mixed if "head.heads." in name)
+    for name, weight in mixed.items():
+        is_new = "head.heads." in name and f"heads.{last}." not in name
+        expected = whole[name] if is_new else (whole[name] + most[name]) / 2
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_one_call_trains_all_stages(tmp_path: Path) -> None:
     model = make_model("bert", recipe="deebert")
     trainer = make_trainer(model, tmp_path)

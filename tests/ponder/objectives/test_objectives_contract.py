@@ -234,6 +234,8 @@ def test_objectives_written_by_users_add_up_too() -> None:
         (lambda: DeepSupervision("quadratic"), "weights"),
         (lambda: Distillation(temperature=0.0), "temperature"),
         (lambda: Distillation(weight=-1.0), "weight"),
+        (lambda: Distillation(teacher="frozen", step=0), "step"),
+        (lambda: Distillation(step=2), "step"),
         (lambda: Weighted((), ()), "weights"),
         (lambda: Weighted((FinalStep(),), (1.0, 2.0)), "weights"),
         (lambda: math.nan * FinalStep(), "weights"),
@@ -257,6 +259,18 @@ def test_the_teacher_learns_nothing_from_its_students() -> None:
     Distillation(2.0).per_example(batch).sum().backward()
     assert bool((batch.outputs.grad[:, -1] == 0).all())
     assert bool((batch.outputs.grad[:, :-1] != 0).any())
+
+
+def test_a_frozen_teacher_may_teach_one_step_alone() -> None:
+    batch, _, _ = unroll("classification", 3, 4, 1.0, 0)
+    objective = Distillation(2.0, teacher="frozen", step=3)
+    objective.per_example(batch).sum().backward()
+    moved = (batch.outputs.grad != 0).any(-1).any(0)
+    assert moved.tolist() == [False, False, True, False]
+    assert Objective.from_dict(objective.to_dict()) == objective
+    assert "step" not in Distillation(2.0, teacher="frozen").to_dict()  # as versions before read it
+    with refused("step", "from 1 to 4"):
+        Distillation(teacher="frozen", step=5).per_example(batch)
 
 
 @pytest.mark.parametrize("task", ["token_classification", lambda o, y: o.sum(-1)])

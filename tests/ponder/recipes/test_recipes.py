@@ -15,7 +15,7 @@ import ponder
 from ponder import recipes
 from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
 from ponder.parts.heads import PerStep
-from ponder.policies import Bernoulli, Confidence, Entropy, LastStep, Patience, Quantile
+from ponder.policies import Bernoulli, Confidence, Entropy, FixedStep, LastStep, Patience, Quantile
 from ponder.priors import Geometric
 from ponder.recipes import LambdaSpec, Recipe, Stage, freeze_for
 from tests.ponder.checks import refused
@@ -198,12 +198,36 @@ def test_ponder_leaves_by_confidence_and_otherwise_by_its_lambda_head() -> None:
 def test_ponder_is_fine_tuning_and_then_agreement_with_it() -> None:
     plain, taught, halting = recipes.get("ponder").stages
     assert (plain,) == recipes.get("vanilla").stages
-    assert taught == Stage(Distillation(teacher="frozen"), teacher="previous", early_heads="last")
+    assert taught == Stage(Distillation(teacher="frozen"), teacher="previous", early_heads="last", mixing=0.7)
     assert halting == Stage(Ponder(0.5), train="lambda_head")
     with_labels = recipes.get("ponder", labels=0.5, temperature=2.0).stages[1].objective
     assert with_labels == Distillation(2.0, teacher="frozen") + 0.5 * DeepSupervision("uniform")
     joint = recipes.get("ponder", joint=True).stages[0]
     assert joint == Stage(DeepSupervision("uniform") + Distillation() + FinalStep())
+
+
+def test_a_smaller_model_may_be_taught_by_the_whole_one() -> None:
+    recipe = recipes.get("static", k=3, taught=True)
+    plain, taught = recipe.stages
+    assert (plain,) == recipes.get("vanilla").stages
+    assert taught == Stage(Distillation(teacher="frozen", step=3), teacher="previous")
+    assert recipe.for_steps(6).policy == FixedStep(3)
+    assert not recipe.per_step_heads  # the head of fine-tuning goes on
+
+
+def test_what_is_behind_the_step_that_is_taught_learns_nothing() -> None:
+    recipe = recipes.get("static", k=2, taught=True)
+    head, _ = recipe.make_heads(WIDTH, 3, 4, dropout=0.0)
+    steps = [nn.Linear(WIDTH, WIDTH) for _ in range(4)]
+    model = ponder.PonderWrapper(steps, head=head, policy=recipe.policy, task="classification")
+    model.start_stage(recipe.stages[1])
+    before = copy.deepcopy(model.state_dict())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.randn(6, WIDTH)
+    model.train()(inputs, labels=torch.arange(6) % 3).loss.backward()
+    optimiser.step()
+    moved = {name.split(".weight")[0] for name, new in model.state_dict().items() if not torch.equal(new, before[name])}
+    assert {name for name in moved if "steps" in name and ".bias" not in name} == {"steps.fns.0", "steps.fns.1"}
 
 
 def test_a_lambda_head_that_the_policy_does_not_read_is_left_out() -> None:
@@ -219,6 +243,10 @@ def test_recipes_saved_by_the_version_before_come_back() -> None:
     saved = recipes.get("deebert").to_dict()
     saved["stages"] = [{"objective": s["objective"], "train": s["train"]} for s in saved["stages"]]
     assert Recipe.from_dict(saved) == recipes.get("deebert")
+    unmixed = recipes.get("ponder").to_dict()
+    for stage in unmixed["stages"]:
+        del stage["mixing"]
+    assert Recipe.from_dict(unmixed) == recipes.get("ponder", mixing=1.0)
 
 
 @pytest.mark.parametrize("train", ["all", "early_heads", "lambda_head"])
@@ -240,6 +268,53 @@ def test_a_stage_moves_what_it_trains_and_freezes_the_rest(train: str) -> None:
     early = {name for name in everything if name.startswith("head.") and not name.startswith("head.heads.3.")}
     halting = {name for name in everything if name.startswith("lambda_head.")}
     assert trained == {"all": everything, "early_heads": early, "lambda_head": halting}[train]
+
+
+def started(mixing: float, early_heads: str = "last") -> tuple[ponder.PonderWrapper, Stage]:
+    """A model in the middle of a stage with a frozen copy of itself, every weight of it moved by 1 since it began."""
+    steps = [nn.Linear(WIDTH, WIDTH) for _ in range(3)]
+    head = PerStep(nn.Linear(WIDTH, 3) for _ in range(3))
+    model = ponder.PonderWrapper(steps, head=head, task="classification")
+    stage = Stage(Distillation(teacher="frozen"), teacher="previous", early_heads=early_heads, mixing=mixing)
+    model.start_stage(stage)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1.0)
+    return model, stage
+
+
+@pytest.mark.parametrize("mixing", [0.25, 0.7, 1.0])
+@pytest.mark.parametrize("early_heads", ["last", "go_on"])
+def test_a_finished_stage_mixes_its_weights_with_those_that_it_began_with(mixing: float, early_heads: str) -> None:
+    model, stage = started(mixing, early_heads)
+    trained = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    model.finish_stage(stage)
+    for name, weight in model.named_parameters():
+        is_new = early_heads == "last" and name.startswith(("head.heads.0", "head.heads.1"))
+        moved = 1.0 if is_new else mixing  # of the 1 by which training had moved every weight
+        for now, then in zip(weight.flatten().tolist(), trained[name].flatten().tolist(), strict=True):
+            assert now == pytest.approx(then - 1 + moved, abs=1e-5)
+
+
+def test_a_stage_is_finished_once_and_after_it_was_started() -> None:
+    model, stage = started(0.5)
+    model.finish_stage(stage)
+    with refused("stage", "start_stage"):
+        model.finish_stage(stage)
+    model.attach_teacher(copy.deepcopy(model))
+    model.finish_stage(Stage(FinalStep()))  # has no teacher of its own: the one that was attached stays
+    assert model._teacher is not None
+
+
+@pytest.mark.parametrize("mixing", [0.0, -0.1, 1.5, float("nan"), "half"])
+def test_a_share_that_is_none_is_refused(mixing) -> None:
+    with refused("mixing"):
+        Stage(FinalStep(), teacher="previous", mixing=mixing)
+
+
+def test_mixing_needs_the_weights_that_the_stage_began_with() -> None:
+    with refused("mixing", "previous"):
+        Stage(FinalStep(), mixing=0.5)
 
 
 def test_a_stage_that_trains_a_lambda_head_needs_one() -> None:

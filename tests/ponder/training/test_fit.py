@@ -69,6 +69,9 @@ def test_every_recipe_runs_all_its_stages(name: str) -> None:
     assert report.score == pytest.approx(right)
     assert json.loads(json.dumps(report.to_dict()))["stages"]
     assert "(kept)" in str(report)
+    mixing = [stage.mixing < 1 for stage in model.stages]
+    assert [stage.mixed is not None for stage in report.stages] == mixing
+    assert ("mixed with" in str(report)) == any(mixing)
 
 
 def test_it_learns_and_says_what_it_expected() -> None:
