@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 
 from benchmarks import backbones
 from ponder.errors import ArgumentError, CheckpointError, DataError
+from ponder.integrations.transformers.loading import check_reached
 
 __all__ = ["Collator", "MissingDataError", "features_of", "hold_out", "load_tokenizer", "read_text", "tokenize"]
 
@@ -81,10 +82,13 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a backbone."""
     source = backbones.resolve(backbone)
     try:
+        if not Path(source).is_dir():
+            check_reached(str(source))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
         raise CheckpointError(
-            f"backbone: no tokenizer at {str(source)!r} ({error}). Pass one of {', '.join(backbones.names())}, a "
+            f"backbone: no tokenizer at {str(source)!r} ({why}). Pass one of {', '.join(backbones.names())}, a "
             "folder with a tokenizer and a safetensors encoder, or (with a network) a hub name."
         ) from error
     return tokenizer

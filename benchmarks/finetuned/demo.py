@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers.utils import logging
 
 from benchmarks import graded
 from benchmarks.command_line import check_writable
 from benchmarks.finetuned.training import accuracy, fine_tune
+from benchmarks.terminal import hide_bars
 from ponder.cli import exits
 from ponder.cli.measuring import batches_of
 from ponder.cli.running import WIDTH
@@ -49,8 +49,7 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, seed: int =
         The card of `ponder exits`, and what was measured on fresh texts besides.
     """
     check_writable(out)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hide_bars()
     console, shown, begun = Console(width=WIDTH, highlight=False), sys.stderr.isatty(), time.perf_counter()
     sizes = [max(16, round(scale * size)) for size in (TRAIN, TRAFFIC, FRESH)]
     splits = {

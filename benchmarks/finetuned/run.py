@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.utils import logging
 
 from benchmarks import tasks
 from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune, fine_tune_head
+from benchmarks.terminal import hide_bars
 from ponder._utils.files import read_json, write_json
 from ponder._utils.validation import check_int, check_real
 from ponder.cli import exits, export
@@ -71,8 +71,7 @@ def run(
     source = splits["train"].shuffle(seed=seed)
     if "sentence2" in source.column_names:
         raise ArgumentError("task", expected="single texts", got=f"{task.name}, of pairs", remedy="Choose SST-2, say.")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hide_bars()
     train = source.select(range(min(settings["train"], len(source))))
     rest = source.select(range(len(train), min(len(train) + settings["texts"], len(source))))
     test = splits[task.dev_splits[0]]

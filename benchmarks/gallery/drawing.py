@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from benchmarks.figures import new_figure, save_svg
 from ponder import StepDistribution, Trajectory, policies, priors
 from ponder import plots as shown
+from ponder.monitor import Audit
 
 __all__ = ["FIGURES", "draw"]
 
@@ -177,6 +179,106 @@ def speed(figure: Any) -> None:
     right.invert_yaxis()
 
 
+def saved(figure: Any) -> None:
+    """The same exits as three speed-ups, on two fine-tuned classifiers that got exits afterwards."""
+    axes = figure.subplots()
+    kinds = (("steps", "#0072B2"), ("FLOPs", "#009E73"), ("seconds", "#D55E00"))
+    found = [_json(f"finetuned/{task}-minilm-*s0.json")[0] for task in ("sst-2", "banking77")]
+    for place, (kind, color) in enumerate(kinds):
+        values = [each["exits"][f"speed_up_in_{kind.lower()}"] for each in found]
+        bars = axes.bar(
+            [task + 0.27 * (place - 1) for task in range(len(found))], values, 0.25, color=color, label=kind
+        )
+        axes.bar_label(bars, [f"×{value:.2f}" for value in values], padding=2)
+    axes.axhline(1, color=_GREY, linestyle="--")
+    names = [f"{each['task']}, ≤ {each['exits']['level']:.0%} other answers" for each in found]
+    axes.set_xticks(range(len(found)), names)
+    axes.set(ylabel="speed-up", ylim=(0, 2.8))
+    axes.legend(loc="upper right", ncols=3)
+
+
+def audit(figure: Any) -> None:
+    """The capital of the bet against a promise of 1%: while it holds, and where the disagreement triples."""
+    axes, audits = figure.subplots(), 2000
+    for label, late, color in (
+        ("1% of the answers differ", 0.01, "#0072B2"),
+        ("3% from audit 1,000 on", 0.03, "#D55E00"),
+    ):
+        watched, draw = Audit(0.01, 0.95), random.Random(5)
+        capital = []
+        for number in range(audits):
+            ended = watched.record(draw.random() < (late if number >= 1000 else 0.01))
+            capital.append(20.0 if ended else watched.wealth)
+            if ended:
+                break
+        axes.plot(range(1, len(capital) + 1), capital, color=color, label=label)
+        if len(capital) < audits:
+            axes.plot(len(capital), capital[-1], "o", color=color, label=f"told after {len(capital):,} audits")
+    axes.axhline(20, color=_GREY, linestyle="--")
+    axes.annotate("here the stage ends: 1 ÷ (1 − 0.95) = 20", (20, 21.5), color=_GREY)
+    axes.set(xlabel="audits", ylabel="capital of the bet", yscale="log", xlim=(0, audits), ylim=(0.008, 60))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(loc="lower left")
+
+
+def exits(figure: Any) -> None:
+    """Where a policy on answers lets three rows go, and where one on hazards does."""
+    left, right = figure.subplots(1, 2)
+    confidence, hazards = _three_rows()
+    trajectory = Trajectory(
+        torch.log(torch.stack([confidence, 1 - confidence], -1)), torch.logit(hazards), torch.arange(3)
+    )
+    steps = torch.arange(1, confidence.shape[1] + 1)
+    below = StepDistribution.from_hazard_logits(torch.logit(hazards)).pmf.cumsum(-1)
+    for axes, values, policy, name in (
+        (left, confidence, policies.Confidence(0.9), "confidence of the answer"),
+        (right, below, policies.Quantile(0.5), "probability of having stopped"),
+    ):
+        leaves = trajectory.replay(policy).exit_step.tolist()
+        rows = zip(values, leaves, ("easy", "middling", "hard"), ("#009E73", "#0072B2", "#D55E00"), strict=True)
+        for value, at, row, color in rows:
+            axes.plot(steps[:at], value[:at], color=color, label=f"{row}: leaves at {at}")
+            axes.plot(steps[at - 1 :], value[at - 1 :], ":", color=color)
+            axes.plot(at, value[at - 1], "o", color=color)
+        axes.axhline(next(iter(vars(policy).values())), color=_GREY, linestyle="--")
+        axes.set(xlabel="step n", ylabel=name, title=repr(policy), ylim=(0, 1.05))
+        axes.legend(loc="lower right")
+
+
+def _three_rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """Confidence and hazards of an easy row, a middling one and a hard one, by hand; eight steps."""
+    confidence = torch.tensor(
+        [
+            [0.72, 0.94, 0.97, 0.98, 0.98, 0.99, 0.99, 0.99],
+            [0.55, 0.68, 0.79, 0.86, 0.93, 0.95, 0.96, 0.97],
+            [0.52, 0.56, 0.54, 0.60, 0.66, 0.72, 0.78, 0.84],
+        ]
+    )
+    hazards = torch.tensor(
+        [
+            [0.15, 0.45, 0.50, 0.50, 0.50, 0.50, 0.50, 0.50],
+            [0.05, 0.08, 0.15, 0.35, 0.45, 0.50, 0.50, 0.50],
+            [0.02, 0.03, 0.04, 0.06, 0.10, 0.20, 0.35, 0.50],
+        ]
+    )
+    return confidence, hazards
+
+
+def lengths(figure: Any) -> None:
+    """Real positions and padding of batches, in the order of the data and sorted by length."""
+    draw, both = random.Random(0), figure.subplots(1, 2, sharey=True)
+    rows = [draw.randint(4, 60) for _ in range(64)]
+    for axes, ordered, title in zip(both, (rows, sorted(rows)), ("As the data come", "Sorted by length"), strict=True):
+        batches = [ordered[start : start + 8] for start in range(0, len(ordered), 8)]
+        real = [sum(batch) for batch in batches]
+        padding = [8 * max(batch) - sum(batch) for batch in batches]
+        axes.bar(range(1, 9), real, color="#0072B2", label="tokens")
+        axes.bar(range(1, 9), padding, bottom=real, color="#CCCCCC", label="padding")
+        axes.set(xlabel="batch", title=f"{title}: {sum(padding) / sum(real + padding):.0%} padding", ylim=(0, 520))
+    both[0].set(ylabel="positions computed in a step")
+    both[1].legend(loc="upper left")
+
+
 def streaming(figure: Any) -> None:
     """Rows that a step computes: in batches that shrink as rows exit, and in a stream that fills the gaps."""
     left, right = figure.subplots(1, 2, sharey=True)
@@ -257,6 +359,10 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "threshold": (threshold, (8.0, 3.0)),
     "promises": (promises, (7.0, 2.8)),
     "speed": (speed, (9.0, 3.2)),
+    "saved": (saved, (6.5, 3.0)),
+    "audit": (audit, (7.0, 3.0)),
+    "lengths": (lengths, (8.0, 2.8)),
+    "exits": (exits, (9.0, 3.2)),
     "streaming": (streaming, (8.0, 2.8)),
     "halting": (halting, (8.0, 3.0)),
     "prior": (prior, (6.0, 3.0)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,6 +16,7 @@ from rich.markup import escape
 
 from benchmarks.command_line import check_folder, parse_fields, run_app
 from benchmarks.glue.config import RunConfig
+from benchmarks.terminal import hide_bars, is_watched, print_table
 
 if TYPE_CHECKING:
     from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
@@ -88,26 +88,23 @@ def run_command(
     **fields: Any,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
-    import datasets
-    from transformers.utils import logging
-
     from benchmarks import tasks
-    from benchmarks.glue.report import run_line
+    from benchmarks.glue.report import run_cells
+    from benchmarks.glue.report.groups import label
     from benchmarks.glue.run import run
 
     given = tasks.get(task)
     config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), **fields)
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
     was_there = (out / f"{config.key}.json").exists()
-    quiet = quiet or not sys.stderr.isatty()  # where a bar would be hundreds of lines
-    if quiet:
-        datasets.disable_progress_bars()
-        logging.disable_progress_bar()
-    result = run(config, folder, out, work, trajectories=trajectories, models=keep_model, progress=not quiet)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(run_line(result), markup=False)
+    hide_bars()
+    shown = is_watched() and not quiet
+    result = run(config, folder, out, work, trajectories=trajectories, models=keep_model, progress=shown)
+    print_table(
+        (f"{result['task']}, dev", f"{label(result)} on {result['backbone']}"), run_cells(result, given.metrics)
+    )
     said = f"was there already (with other data, pass another --out): {result.path}" if was_there else result.path
-    console.print(f"Result: {said}")
+    print(f"Result: {said}")
 
 
 @app.command("sweep")
@@ -153,12 +150,14 @@ def sweep_command(
     # Workers, perhaps on other machines, need not stand in this folder.
     given = {"glue_dir": glue_dir, "text_dir": text_dir, "out": out, "work": work, "models": keep_model}
     places: dict[str, Any] = {name: None if path is None else path.resolve() for name, path in given.items()}
+    hide_bars()
     console = Console()
     pool = executors.get(executor, workers, threads, cpus_per_run, gpus_per_run, address)
     at_a_time = math.inf if executor == "ray" else workers
     with pool as submit, Live(console=console, auto_refresh=False) as live:
         show: Any = lambda table: live.update(table, refresh=True)  # noqa: E731
-        summary = sweeps.sweep(cells, submit, **places, workers=at_a_time, show=show)
+        tell: Any = (lambda line: None) if console.is_terminal else (lambda line: print(line, flush=True))
+        summary = sweeps.sweep(cells, submit, **places, workers=at_a_time, show=show, tell=tell)
     _tell(console, summary, places["out"])
     if summary.failures:
         raise typer.Exit(1)
@@ -245,6 +244,7 @@ def predict_command(
     """Answer GLUE's test sets, and zip the files that its server takes."""
     from benchmarks.glue.submission import submit
 
+    hide_bars()
     console = Console(soft_wrap=True, highlight=False)
     path = submit(model, glue_dir, out, batch_size=batch_size, say=console.print)
     console.print(f"Submission: {path}")

@@ -7,6 +7,7 @@ in part. Here a folder counts only while it holds a mark, which is written last 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PrinterCallback,
+    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -155,8 +157,9 @@ def train_stage(
         lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
         head_lr=config.head_lr,
     )
-    if not progress:
-        trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback if progress else PrinterCallback)
+    if progress:
+        trainer.add_callback(ShortLines)
     if distributed.is_first():
         last_whole(folder)  # the others look only once the first has cleared away what is broken
     distributed.wait()
@@ -269,6 +272,28 @@ def _score_of_steps(
         return {**at_exits(prediction), "score": float(np.mean(scores))}
 
     return compute
+
+
+class ShortLines(ProgressCallback):
+    """The bar of Transformers, and above it a line an epoch in place of all that is logged."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a line once an epoch was evaluated."""
+        bar: Any = self.training_bar
+        if bar is None or logs is None or "eval_score" not in logs:
+            return
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), math.nan)
+        bar.write(
+            f"epoch {logs['epoch']:.0f}: loss {loss:.4g}, score {100 * logs['eval_score']:.1f} %, "
+            f"mean exit step {logs['eval_mean_exit_step']:.2f}"
+        )
 
 
 class KeepWhole(TrainerCallback):

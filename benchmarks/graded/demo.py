@@ -26,6 +26,7 @@ from benchmarks.glue.run import evaluate, prepare
 from benchmarks.glue.training import train
 from benchmarks.graded.report import write_report
 from benchmarks.tasks import Task
+from benchmarks.terminal import hide_bars, is_watched
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["RECIPES", "demo", "run_table"]
@@ -63,7 +64,8 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Co
         The results, task by task.
     """
     check_writable(out)
-    console = console or Console()
+    hide_bars()
+    console, shown = console or Console(), is_watched()
     results: list[Result] = []
     exits: dict[str, dict[int, list[int]]] = {}
     for name in graded.names():
@@ -75,7 +77,7 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Co
             config = _config(name, recipe, backbone)
             ready = prepare(config, splits)
             with tempfile.TemporaryDirectory() as work:
-                trained = train(config, task, ready.pop("train"), ready["held_out"], Path(work))
+                trained = train(config, task, ready.pop("train"), ready["held_out"], Path(work), progress=shown)
             result, _ = evaluate(config, task, trained, ready, baseline)
             result.save(out / f"{name}-{recipe}.json")
             results.append(result)

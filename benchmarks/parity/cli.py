@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
 from benchmarks.parity.setting import PAPER, SMALL, Setting
+from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError
 from ponder.objectives import Ponder
@@ -56,7 +56,7 @@ def parity_command(
 
 def _run(setting: Setting, seeds: Sequence[int], minutes: float | None, out: Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not is_watched()) as progress:
         bar = progress.add_task("parity", total=setting.steps * len(setting.scenes) * len(LEARNERS) * len(seeds))
         titles: list[str] = []
 
@@ -94,11 +94,8 @@ def _check_finished(setting: Setting, minutes: float | None, out: Path) -> None:
 
 
 def _tell(results: Sequence[dict[str, Any]], out: Path, name: str, page: Path | None) -> None:
-    console, table = Console(), Table(*COLUMNS)
-    for row in rows(results):
-        table.add_row(*row.cells())
-    console.print(table)
-    console.print(f"Results: {out}", soft_wrap=True)
+    print_table(COLUMNS, [row.cells() for row in rows(results)], grouped=True)
+    print(f"\nResults: {out}")
     if page is None:
         draw_figure(out / f"{name}.svg", results)
     else:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from benchmarks.command_line import MAX_SEED, check_writable, parse_fields, run_app
 from benchmarks.puzzles import demo as demonstration
@@ -19,6 +18,7 @@ from benchmarks.puzzles.setting import PUZZLES, setting_of
 from benchmarks.puzzles.streaming import MAX_BATCH
 from benchmarks.puzzles.summary import summarise_all
 from benchmarks.tables import write_between_marks
+from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -50,7 +50,7 @@ def run_command(
     check_writable(out)
     check_writable(states, "--states")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not is_watched()) as progress:
         for one_seed in dict.fromkeys(seed or [0]):
             for name in names:
                 bar = progress.add_task(f"{puzzle}, {name}, seed {one_seed}", total=setting.updates)
@@ -79,9 +79,8 @@ def stream_command(
     states: States = Path("runs/puzzles"),
 ) -> None:
     """Time a stream of mixed difficulty against a fixed depth in full batches, with the solver that `run` trained."""
-    table = Table(
-        "seed", "depth", "mean steps", "steps saved", "time saved", "processor", "answers equal", title=puzzle
-    )
+    columns = ("seed", "depth", "mean steps", "steps saved", "time saved", "processor time saved", "answers equal")
+    shown = []
     for one_seed in dict.fromkeys(seed or [0]):
         setting = setting_of(puzzle, large=large)
         told = run_stream(
@@ -89,8 +88,8 @@ def stream_command(
         )
         saved = (f"{told[key]:.1%}" for key in ("steps_saved", "time_saved", "cpu_time_saved"))
         equal = f"{told['answers_equal']} of {told['problems']}"
-        table.add_row(str(one_seed), str(told["depth"]), f"{told['mean_steps']:.1f}", *saved, equal)
-    Console().print(table)
+        shown.append((str(one_seed), str(told["depth"]), f"{told['mean_steps']:.1f}", *saved, equal))
+    print_table(columns, shown, title=puzzle)
 
 
 @app.command("report")
@@ -122,20 +121,17 @@ def demo_command(
     """Two minutes on one core: learn prefix sums of up to 32 bits, stop when the answer rests, solve 64 bits."""
     check_writable(out)
     told = demonstration.demo(updates)
-    table = Table("bits", "solved", "mean exit step", title="Stopping once the answer has rested for two steps")
-    for entry in told["by_level"]:
-        table.add_row(str(entry["level"]), f"{entry['accuracy']:.1%}", f"{entry['mean_steps']:.1f}")
-    Console().print(table)
+    shown = [
+        (str(level["level"]), f"{level['accuracy']:.1%}", f"{level['mean_steps']:.1f}") for level in told["by_level"]
+    ]
+    print_table(("bits", "solved", "mean exit step"), shown, title="Stopping once the answer has rested for two steps:")
     path = out / "puzzles.svg"
     demonstration.draw(path, told)
-    Console().print(f"Figure: {path}", soft_wrap=True)
+    print(f"\nFigure: {path}")
 
 
 def _show(puzzle: str, out: Path) -> None:
-    table = Table(*COLUMNS, title=puzzle)
-    for row in rows(read_results(out, puzzle)):
-        table.add_row(*row)
-    Console().print(table)
+    print_table(COLUMNS, list(rows(read_results(out, puzzle))), title=f"{puzzle}:", grouped=True)
 
 
 def main() -> None:

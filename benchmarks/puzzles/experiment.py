@@ -130,7 +130,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
-    """The results of a puzzle by learner, each by seed.
+    """The results of a puzzle by learner, each by seed. Baselines may have been trained for fewer updates.
 
     Raises:
         DataError: There are none of the looped solver, or they are of different settings.
@@ -143,7 +143,8 @@ def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"{out}: no results {puzzle}-looped-s*.json. Run `python -m benchmarks.puzzles run {puzzle}`.")
     setting = found["looped"][0]["setting"]
     for result in (result for of_learner in found.values() for result in of_learner):
-        if result["setting"] != setting:
+        may_differ = {} if result["learner"] in ("looped", "stream") else {"updates": setting["updates"]}
+        if {**result["setting"], **may_differ} != setting:
             raise DataError(
                 f"{out}: expected results of one setting of {puzzle}; those of {result['learner']}, seed "
                 f"{result['seed']}, differ. Keep them in folders of their own."

@@ -31,12 +31,13 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
         if learner == "stream":
             continue
         chosen = [result.get("best_rule") for result in of_learner]
+        network = _NETWORKS[learner] + _shorter(of_learner, results["looped"])
         for way in dict.fromkeys(way for result in of_learner for way in result["ways"]):
             told = [result["ways"][way]["test"] for result in of_learner if way in result["ways"]]
             star = f" (chosen by {chosen.count(way)} of {len(chosen)})" if way in chosen else ""
             some = "" if len(told) == len(of_learner) else f" ({len(told)} of {len(of_learner)} seeds)"
             yield (
-                _NETWORKS[learner],
+                network,
                 way + star + some,
                 spread([one["accuracy"] for one in told], "{:.1%}"),
                 spread([one["mean_steps"] for one in told], "{:.1f}"),
@@ -97,6 +98,7 @@ def goal_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         line("solved at twice the trained size", "larger_ones_solved", _share("larger_accuracy")),
         line("processor time saved by a stream, of the steps saved", "stream_saves_what_steps_do", _stream_share),
         line("solved by a feed-forward network of the same cost", None, _share("feed_forward_accuracy")),
+        line("minutes of one core to train the solver from one seed, the baselines", None, _minutes),
         line("seeds", None, lambda told: str(len(told["seeds"]))),
     ]
     return "\n".join(markdown_table(("", "goal", *summary), lines))
@@ -204,6 +206,12 @@ def _steps(told: Mapping[str, Any]) -> str:
     return ", ".join(f"{told[key]:.1f}" for key in ("mean_steps", "best_fixed_steps", "oracle_steps"))
 
 
+def _minutes(told: Mapping[str, Any]) -> str:
+    seconds = told["training_seconds"]
+    baselines = sum(value for learner, value in seconds.items() if learner != "looped")
+    return f"{seconds['looped'] / 60:.1f}, {baselines / 60:.1f}"
+
+
 def _share(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda told: "–" if told[key] is None else f"{told[key]:.1%}"
 
@@ -211,6 +219,12 @@ def _share(key: str) -> Callable[[Mapping[str, Any]], str]:
 def _stream_share(told: Mapping[str, Any]) -> str:
     saved, steps = told["stream_cpu_time_saved"], told["stream_steps_saved"]
     return f"{saved / steps:.2f}" if steps else "–"  # None where nothing was timed
+
+
+def _shorter(of_learner: Sequence[Mapping[str, Any]], looped: Sequence[Mapping[str, Any]]) -> str:
+    """How long a baseline was trained, where that is not as long as the looped solver was."""
+    updates = {result["setting"]["updates"] for result in of_learner}
+    return "" if updates == {looped[0]["setting"]["updates"]} else f", {_listed(sorted(updates))} updates"
 
 
 def _listed(levels: Sequence[int]) -> str:

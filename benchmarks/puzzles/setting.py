@@ -63,7 +63,7 @@ SMALL = {
     for setting in (
         Setting("prefix-sums"),
         Setting("mazes", num_steps=24, gradient_steps=24, run_steps=80, updates=5000, batch_size=32, examples=125),
-        Setting("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, updates=3000),
+        Setting("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, latent_updates=1),
         Setting(
             "sudoku-9x9",
             width=64,

@@ -1,7 +1,7 @@
 """Sudoku of 4 × 4 and of 9 × 9 cells, from `reasoning-gym` (extra `puzzles`).
 
 A problem has one solution. How hard it is is told by the number of empty cells, which is its level. To make one takes
-longer than to learn from it, so training varies a thousand problems of each level by what leaves a sudoku a sudoku:
+longer than to learn from it, so training varies some hundred problems of each level by what leaves a sudoku a sudoku:
 other digits, rows and columns in another order, and the mirror image (as HRM and TRM do).
 """
 
@@ -17,7 +17,7 @@ from ponder.errors import DataError
 
 __all__ = ["MiniSudoku", "Sudoku"]
 
-_KEPT, _SEED = 1000, 9_000_011
+_SEED = 9_000_011
 
 
 class _Sudoku(Puzzle):
@@ -28,6 +28,8 @@ class _Sudoku(Puzzle):
     least_level = 1
     dataset: ClassVar[str]
     side: ClassVar[int]
+    kept: ClassVar[int]
+    """Problems of each level that training varies."""
 
     def _draw(self, level: int, count: int, generator: torch.Generator) -> Problems:
         seed = int(torch.randint(0, 2**31, (), generator=generator))
@@ -56,6 +58,7 @@ class MiniSudoku(_Sudoku):
     name = "sudoku-4x4"
     dataset = "mini_sudoku"
     side = 4
+    kept = 1000
     trained_levels = (4, 5, 6, 7, 8, 9)
     levels = (4, 5, 6, 7, 8, 9, 10, 11, 12)
     greatest_level = 12
@@ -67,6 +70,7 @@ class Sudoku(_Sudoku):
     name = "sudoku-9x9"
     dataset = "sudoku"
     side = 9
+    kept = 250
     trained_levels = (10, 15, 20, 25, 30)
     levels = (10, 15, 20, 25, 30, 35, 40)
     greatest_level = 64
@@ -75,7 +79,7 @@ class Sudoku(_Sudoku):
 @cache
 def _kept(puzzle: _Sudoku, level: int) -> Problems:
     """The problems that training varies; of a seed that no set which chooses or reports has."""
-    return puzzle.draw(level, _KEPT, _SEED)
+    return puzzle.draw(level, puzzle.kept, _SEED)
 
 
 def _cells_in_another_order(side: int, generator: torch.Generator) -> torch.Tensor:

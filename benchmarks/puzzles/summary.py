@@ -55,6 +55,7 @@ def summarise(puzzle: str, results: Results) -> dict[str, Any]:
         "rank_correlation": mean(lambda result: best_way(result)["rank_correlation"]),
         "larger_accuracy": None if larger is None else mean(lambda result: _at_level(best_way(result), larger)),
         "feed_forward_accuracy": _feed_forward(results),
+        "training_seconds": _training_seconds(results),
     }
     return {**told, **_streams(results.get("stream", ())), "goals": {**_goals(told), **_stream_goal(results)}}
 
@@ -98,6 +99,15 @@ def _feed_forward(results: Results) -> float | None:
     if not measured:
         return None
     return round(statistics.fmean(_way(result, "all layers")["accuracy"] for result in measured), 6)
+
+
+def _training_seconds(results: Results) -> dict[str, float]:
+    """What it took to train each network from one seed, in seconds of one core; the mean over seeds."""
+    return {
+        learner: round(statistics.fmean(result["training"]["seconds"] for result in of_learner), 1)
+        for learner, of_learner in results.items()
+        if learner != "stream"
+    }
 
 
 def _way(result: Mapping[str, Any], name: str, split: str = "test") -> Mapping[str, Any]:

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import backbones
 from benchmarks.command_line import check_writable, run_app
 from benchmarks.environment import environment
 from benchmarks.quantised.measuring import KINDS, measure
 from benchmarks.tables import write_between_marks
+from benchmarks.terminal import hide_bars, print_table
 from ponder._utils.files import read_json, write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,15 +34,13 @@ def run(
     """Say how near encoders in 8 bits are to those in fp32, by the cosine of their last mean hidden states."""
     check_writable(out)
     if not report:
+        hide_bars()
         cosines = {name: measure(name, texts, calibrating) for name in backbone or backbones.names()}
         settings = {"texts": texts, "calibrating": calibrating}
         made_by = environment(torch.device("cpu"))
         write_json(out / FILE, {"settings": settings, "cosines": cosines, "environment": made_by})
     cosines = read_json(out / FILE)["cosines"]
-    table = Table("quantised", *cosines, title="Cosine with fp32: median, worst")
-    for row in rows(cosines):
-        table.add_row(*row)
-    Console().print(table)
+    print_table(("quantised", *cosines), rows(cosines), title="Cosine with fp32: median, worst")
     if page is not None:
         lines = [["", *cosines], ["---"] * (1 + len(cosines)), *rows(cosines)]
         write_between_marks(page, "\n".join(f"| {' | '.join(line)} |" for line in lines))

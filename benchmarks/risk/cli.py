@@ -10,12 +10,12 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import ponder
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.environment import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
+from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json, write_text
 from ponder._utils.validation import check_real
 
@@ -48,15 +48,13 @@ def risk_command(
         scenes += [real_scene(name, whole, rows), split_scene(name, whole)]
     outcomes = [outcome.to_dict() for scene in scenes for outcome in _shown(scene, trials, confidence, seed)]
     write_json(out / "risk.json", {"outcomes": outcomes, "environment": environment(torch.device("cpu"))})
-    console, table = Console(), Table(*COLUMNS)
-    for outcome in outcomes:
-        table.add_row(*_cells(outcome))
-    console.print(table)
-    console.print(f"Result: {out / 'risk.json'}")
+    shown = [[cell.replace("_", " ") for cell in _cells(outcome)] for outcome in outcomes]
+    print_table(COLUMNS, shown, grouped=True)
+    print(f"\nResult: {out / 'risk.json'}")
     if page is not None:
         write_text(page, markdown(outcomes))
     if not all(outcome["kept"] for outcome in outcomes):
-        console.print("[bold red]a promise is broken[/] more often than the simulation's error allows")
+        print("error: a promise is broken more often than the simulation's error allows", file=sys.stderr)
         sys.exit(1)
 
 
@@ -83,8 +81,9 @@ def markdown(outcomes: list[dict[str, Any]]) -> str:
 
 
 def _shown(scene: Scene, trials: int, confidence: float, seed: int) -> Any:
-    total = 12
-    return track(simulate(scene, trials, confidence, seed), description=scene.name, total=total)
+    console = Console(stderr=True)
+    done = simulate(scene, trials, confidence, seed)
+    return track(done, description=scene.name, total=12, console=console, disable=not is_watched())
 
 
 def _cells(outcome: dict[str, Any]) -> tuple[str, ...]:

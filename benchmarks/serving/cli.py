@@ -11,13 +11,13 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.environment import environment
 from benchmarks.serving.load import Load, measure
 from benchmarks.serving.soak import LIMITS, faults, run
 from benchmarks.speed.page import COLUMNS, cells
+from benchmarks.terminal import print_table
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, PonderError
 
@@ -47,10 +47,7 @@ def load(
         figures = measure(chosen, Path(folder), console)
     told = {"section": "serving", "figures": figures, "seconds": round(time.perf_counter() - start, 1)}
     write_json(out / "load.json", {**told, "environment": environment(torch.device("cpu"))})
-    table = Table(*COLUMNS, title="serving")
-    for figure in figures:
-        table.add_row(*cells(figure), style="red" if figure["kept"] is False else None)
-    console.print(table)
+    print_table(COLUMNS, [cells(figure) for figure in figures], grouped=True)
 
 
 @app.command()
@@ -61,7 +58,7 @@ def soak(
 ) -> None:
     """Clients that leave, are killed, or find the queue full: is anything lost, or answered twice?"""
     check_writable(out)
-    console, start = Console(), time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         written, notes, killed = asyncio.run(run(requests, Path(folder), seed))
     found = faults(written, notes)
@@ -80,7 +77,7 @@ def soak(
         "seconds": round(time.perf_counter() - start, 1),
     }
     write_json(out / "soak.json", {**told, "environment": environment(torch.device("cpu"))})
-    console.print(told)
+    print_table(("what", "count"), [(name.replace("_", " "), str(count)) for name, count in told.items()])
     if found:
         raise PonderError("; ".join(found))
 

@@ -6,18 +6,17 @@ import importlib
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.command_line import check_writable, run_app
 from benchmarks.environment import environment
 from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options
 from benchmarks.speed.page import COLUMNS, cells, write_page
+from benchmarks.terminal import hide_bars, print_table
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError
 
@@ -55,25 +54,28 @@ def speed_command(
     """Measure what saved steps are worth in time; every figure is a ratio within one run."""
     chosen, place = _numbers(sections), _device(device)
     check_writable(out)
+    hide_bars()
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     options = Options(quick=quick, pairs=pairs, glue_dir=glue_dir, device=place)
-    console = Console()
-    console.print(f"threads: {threads}, device: {device}" + (", quick: the figures mean little" if quick else ""))
+    print(f"threads: {threads}, device: {device}" + (", quick: the figures mean little" if quick else ""))
     for number in chosen:
         name = SECTIONS[number]
         start = time.perf_counter()
-        console.print(f"section {number}, {name} …")
+        print(f"section {number}, {name} …", flush=True)
         figures = importlib.import_module(f"benchmarks.speed.{name}").measure(options)
         told = {"section": name, "number": number, "quick": quick, "figures": figures}
         seconds = round(time.perf_counter() - start, 1)
         write_json(out / f"{name}.json", {**told, "seconds": seconds, "environment": environment(options.device)})
         draw(figures, f"Section {number}, {name}", out / f"{name}.svg")
-        console.print(_table(figures, f"{number} {name}: {seconds:.0f} s, {threads} threads"))
-    console.print(f"Results: {out}")
+        print_table(
+            COLUMNS, [cells(told) for told in figures], title=f"section {number}: {seconds:.0f} s", grouped=True
+        )
+        print()
+    print(f"Results: {out}")
     if page is not None:
         write_page(page, out)
-        console.print(f"Page: {page}")
+        print(f"Page: {page}")
 
 
 def _device(name: str) -> torch.device:
@@ -98,13 +100,6 @@ def _numbers(sections: str) -> list[int]:
             remedy="Pass --sections 1,2,3, say.",
         )
     return [int(part) for part in asked] or list(SECTIONS)
-
-
-def _table(figures: list[dict[str, Any]], title: str) -> Table:
-    table = Table(*COLUMNS, title=title)
-    for told in figures:
-        table.add_row(*cells(told), style="red" if told["kept"] is False else None)
-    return table
 
 
 def main() -> None:

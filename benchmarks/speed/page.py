@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import markdown_table
 from ponder._utils.files import write_text
 
 __all__ = ["COLUMNS", "MARK", "cells", "markdown", "write_page"]
@@ -38,18 +40,42 @@ def cells(told: dict[str, Any]) -> tuple[str, ...]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """Sections of results, each a table."""
-    lines = []
-    for result in sorted(results, key=lambda result: result["number"]):
+    """One table that says which goals are reached, and sections of results, each a table that is folded up."""
+    ordered = sorted(results, key=lambda result: result["number"])
+    lines = [
+        *markdown_table(("what", "figures", "goals reached", "farthest from its goal"), map(_in_short, ordered)),
+        "",
+    ]
+    for result in ordered:
         where = result["environment"]
         lines += [f"## {TITLES.get(result['section'], result['section'].capitalize())}", ""]
         lines += ["A quick run on small models: the figures mean little.", ""] if result["quick"] else []
         torch = where["versions"].get("torch", "?")
         lines += [f"{where['device']}, {where['threads']} threads, torch {torch}, {where['date']}.", ""]
-        lines += [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
-        lines += [f"| {' | '.join(_plain(cell) for cell in cells(told))} |" for told in result["figures"]]
-        lines += [""]
+        lines += [f'<details markdown="1"><summary>{len(result["figures"])} figures</summary>', ""]
+        lines += markdown_table(COLUMNS, [[_plain(cell) for cell in cells(told)] for told in result["figures"]])
+        lines += ["", "</details>", ""]
     return "\n".join(lines)
+
+
+def _in_short(result: dict[str, Any]) -> list[str]:
+    """A section in one line, with a link to its table."""
+    title = TITLES.get(result["section"], result["section"].capitalize())
+    anchor = re.sub(r"[^\w\s-]", "", title).lower().replace(" ", "-")
+    goals = [told for told in result["figures"] if told["kept"] is not None]
+    missed = [told for told in goals if not told["kept"]]
+    farthest = ""
+    if missed:
+        case, figure, median, _, goal, _ = map(_plain, cells(max(missed, key=_short_of_goal)))
+        farthest = f"{case}, {figure}: {median} for {goal}"
+    reached = f"{len(goals) - len(missed)} of {len(goals)}" if goals else "none set"
+    return [f"[{title}](#{anchor})", str(len(result["figures"])), reached, farthest]
+
+
+def _short_of_goal(told: dict[str, Any]) -> float:
+    """By what factor a figure misses its goal."""
+    value, most, least = max(told["value"], 1e-9), told["at_most"], told["at_least"]
+    return max(0.0 if most is None else value / max(most, 1e-9), 0.0 if least is None else least / value)
 
 
 def write_page(page: Path, folder: Path) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.command_line import MAX_SEED, check_writable, parse_policy, run_app
+from benchmarks.terminal import hide_bars, is_watched, print_table
 from benchmarks.text.tagging import TaggingConfig, run
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError
@@ -44,7 +43,7 @@ def run_command(
     max_train: Annotated[int | None, typer.Option(help="Train on the first so many sentences.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/text"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars; a pipe or a log has none anyhow.")] = False,
 ) -> None:
     """Train one recipe and write one JSON result; a result that is there already is shown again."""
     if task != "wnut17":
@@ -71,20 +70,19 @@ def run_command(
     check_writable(out)
     path = out / f"{config.key}.json"
     if not path.exists():
-        write_json(path, run(config, text_dir, progress=not quiet))
+        hide_bars()
+        write_json(path, run(config, text_dir, progress=is_watched() and not quiet))
     _tell(read_json(path))
-    Console().print(f"Result: {path}", soft_wrap=True)
+    print(f"\nResult: {path}")
 
 
 def _tell(result: dict[str, Any]) -> None:
     test = result["splits"]["test"]
-    table = Table("entity F1 on test", "mean step")
-    for step, f1 in enumerate(test["per_step"], start=1):
-        table.add_row(f"{f1:.3f}", f"{step}")
-    for name, at in (("recipe's policy", test["exits"]), ("threshold by dev", test["exits_by_dev"])):
+    shown = [(f"all at step {step}", f"{step}", f"{f1:.3f}") for step, f1 in enumerate(test["per_step"], start=1)]
+    for name, at in (("the recipe's policy", test["exits"]), ("a threshold chosen on dev", test["exits_by_dev"])):
         if at is not None:
-            table.add_row(f"{at['f1']:.3f} ({name})", f"{at['mean_exit_step']:.2f}")
-    Console().print(table)
+            shown.append((name, f"{at['mean_exit_step']:.2f}", f"{at['f1']:.3f}"))
+    print_table(("exits by", "mean step", "entity F1 on test"), shown)
 
 
 def main() -> None:

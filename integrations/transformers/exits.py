@@ -259,7 +259,7 @@ def _recorded(
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place][name]))
     store: dict[str, Tensor] = {}
     first: Trajectory | None = None
-    with progress_bar("features", len(rows), shown=progress) as advance:
+    with progress_bar("run the model", len(rows), shown=progress) as advance:
         for start in range(0, len(order), _CHUNK):
             places = order[start : start + _CHUNK]
             seen = model.record([rows[place] for place in places], keep_features=True, batch_size=batch_size)
@@ -303,7 +303,7 @@ def _train(
     target = answers[learn].float().log_softmax(-1)
     mask = None if seen.mask is None or not seen.meaning.per_token else seen.mask[learn]
     weights = next(model.heads.parameters())
-    with progress_bar("heads", model.num_steps - 1, shown=progress) as advance, torch.enable_grad():
+    with progress_bar("train the heads", model.num_steps - 1, shown=progress) as advance, torch.enable_grad():
         for step, head in enumerate(list(model.heads.heads)[:-1]):
             own = seen.features[learn, step].to(weights.device, weights.dtype)
             _train_one(head, own, target.to(weights.device), mask, epochs, generator)

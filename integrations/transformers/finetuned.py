@@ -152,8 +152,9 @@ class FinetunedClassifier(nn.Module):
         """
         place = Path(folder)
         if not (place / EXITS_FILE).is_file():
+            got = f"one without {EXITS_FILE}" if place.is_dir() else "no folder"
             raise CheckpointError(
-                f"{place}: expected a folder that `ponder exits` or save_pretrained wrote; got none with {EXITS_FILE}. "
+                f"{place}: expected a folder that `ponder exits` or save_pretrained wrote; got {got}. "
                 "Give a plain classifier its exits first."
             )
         with locked(place, shared=True):

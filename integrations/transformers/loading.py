@@ -6,12 +6,15 @@ kinds of attention are programs that Transformers fetches from its hub of kernel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -21,7 +24,7 @@ from ponder.errors import CheckpointError
 from ponder.integrations.transformers.encoders import encoder_of
 from ponder.integrations.transformers.saving import read_config
 
-__all__ = ["check_attention", "load_encoder", "load_whole"]
+__all__ = ["check_attention", "check_reached", "load_encoder", "load_whole"]
 
 Source = str | PathLike[str]
 _ATTENTION = (None, "eager", "sdpa", "flex_attention")  # what PyTorch computes itself
@@ -90,6 +93,7 @@ def load_whole(
     try:
         if folder is None:
             if source is not None:
+                check_reached(str(source), _of_the_hub(arguments))
                 check_attention(PretrainedConfig.get_config_dict(source, **_of_the_hub(arguments))[0])
             model, info = load(source, **{**arguments, **always})
         else:
@@ -114,6 +118,36 @@ def load_whole(
         if keys:
             raise _refusal(what, source, f"{fault} {len(keys)} weights, {', '.join(keys[:3])} …", remedy)
     return model, info
+
+
+def check_reached(source: str, asked: Mapping[str, Any] | None = None) -> None:
+    """Refuse at once a folder that is not there, or a name of a hub that cannot be reached.
+
+    Transformers would take the first for the second, and ask the hub for half a minute before it says so.
+
+    Args:
+        source: What is no folder.
+        asked: Arguments of `from_pretrained` about the hub: `revision`, `subfolder`, `local_files_only` and the like.
+
+    Raises:
+        CheckpointError: With what `source` is not, as a part of a sentence.
+    """
+    if Path(source).exists():
+        raise CheckpointError("it is a file")
+    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) is None:
+        raise CheckpointError("there is no such folder")
+    asked = asked or {}
+    file = "/".join(filter(None, (asked.get("subfolder"), "config.json")))
+    at = {name: asked[name] for name in ("cache_dir", "revision") if asked.get(name) is not None}
+    if asked.get("local_files_only") or try_to_load_from_cache(source, file, **at) is not None:
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(source, file, revision=at.get("revision")), token=asked.get("token"))
+    except HfHubHTTPError:  # an answer: Transformers says what it means
+        return
+    except Exception as error:  # of the network, whichever library it goes through
+        why = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise CheckpointError(f"there is no such folder here, and no hub of models can be reached; {why}") from error
 
 
 def check_attention(config: Mapping[str, Any]) -> None:

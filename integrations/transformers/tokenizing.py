@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ponder.errors import CheckpointError
+from ponder.integrations.transformers.loading import check_reached
 
 __all__ = ["Encoded", "load_tokenizer", "max_positions", "tokenize"]
 
@@ -47,6 +48,8 @@ def load_tokenizer(source: str) -> Any:
     try:
         if folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir()):
             raise FileNotFoundError(folder)  # Transformers would make one up, in which every word is unknown
+        if not folder.is_dir():
+            check_reached(source)
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # whatever Transformers stumbles over
         raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_choice", "check_int", "check_real", "check_type"]
+__all__ = ["check_choice", "check_flag", "check_int", "check_real", "check_type"]
 
 
 def check_int(argument: str, value: Any, low: int = 1, high: int | None = None, *, remedy: str | None = None) -> None:
@@ -50,6 +50,14 @@ def check_real(
         )
 
 
+def check_flag(argument: str, value: object) -> None:
+    """Refuse what is neither True nor False: a string such as ``"no"`` would count as True."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(
+            argument, expected="True or False", got=repr(value), remedy=f"Pass {argument}=True, say."
+        )
+
+
 def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse what is none of the names `choices`."""
     known = list(choices)
@@ -65,7 +73,7 @@ def check_type(argument: str, value: object, kind: type) -> None:
         home = kind.__module__.split("._")[0]
         raise ArgumentTypeError(
             argument,
-            expected=f"a {kind.__name__} (of {home})",
+            expected=f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__} (of {home})",
             got=type(value).__name__,
             remedy=f"Pass an instance of {home}.{kind.__name__}.",
         )

@@ -221,4 +221,4 @@ def _statement(
         why = (
             f"already at {threshold} = {path[0][0]:.6g}, the latest exits tried, the loss observed is {path[0][1]:.4f}"
         )
-    return f"nothing could be certified for «{promise}», so every row runs to the last step: {why} ({bound})"
+    return f"nothing could be certified (asked for: {promise}), so every row runs to the last step: {why} ({bound})"

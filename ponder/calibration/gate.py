@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_choice, check_int, check_real
+from ponder._utils.validation import check_choice, check_flag, check_int, check_real
 from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
@@ -91,6 +91,7 @@ def fit_gate(
             "trajectory", expected="at least two steps", got="one", remedy="There is no early exit to decide on."
         )
     check_choice("model", model, ("logistic", "boosted"))
+    check_flag("shared", shared)
     if target == "gain" and trajectory.labels is None:
         warnings.warn(
             "fit_gate: the trajectory has no labels, so the gate is fitted to agreement with full depth instead of "

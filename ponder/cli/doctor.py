@@ -58,7 +58,8 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     }
     against = "Accuracy by the labels." if labels is not None else "Scores are agreement with full depth (no labels)."
     lines = [diagnosis.verdict, "", f"{against} {len(rows)} texts, {known} more, which heads may know, left out.", ""]
-    tell(card, [*lines, *_gains(diagnosis), ""], _steps(diagnosis, fixed, step, made), as_json=as_json)
+    steps = _steps(diagnosis if labels is not None else None, fixed, step, made)
+    tell(card, [*lines, *_gains(diagnosis), ""], steps, as_json=as_json)
 
 
 def unseen(made: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
@@ -104,13 +105,15 @@ def _gains(diagnosis: Diagnosis) -> list[str]:
     return lines
 
 
-def _steps(diagnosis: Diagnosis, fixed: AgreementCurve, step: int, made: FinetunedClassifier) -> list[tuple[str, str]]:
-    differ = dict(zip(fixed.values, fixed.disagreement, strict=True))
+def _steps(
+    labelled: Diagnosis | None, fixed: AgreementCurve, step: int, made: FinetunedClassifier
+) -> list[tuple[str, str]]:
+    lines = []
+    for step_of_all, share in sorted(zip(fixed.values, fixed.disagreement, strict=True)):
+        score = "" if labelled is None else f"score {labelled.scores[int(step_of_all) - 1]:.4f}, "
+        lines.append((f"step {step_of_all:g}", f"{score}other answers than full depth {100 * share:.2f}%"))
     return [
-        *(
-            (f"step {n}", f"score {score:.4f}, other answers than full depth {100 * differ[float(n)]:.2f}%")
-            for n, score in enumerate(diagnosis.scores, start=1)
-        ),
+        *lines,
         ("fixed step", f"{step}: the earliest for all texts at ≤ {100 * _LEVEL:g}% other answers (95% confidence)"),
         ("now", short(getattr(made.policy, "policy", made.policy))),
     ]

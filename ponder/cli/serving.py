@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import typer
 import uvicorn
 from transformers.utils import logging
 
+from ponder.cli.running import WIDTH
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers.serving import open_folder
 from ponder.serving import AuditPlan, Limits, ServedModel, create_app
 
@@ -35,6 +39,7 @@ def server(
     folder: Path, options: Mapping[str, Any], bounds: Mapping[str, Any], audit: Mapping[str, Any]
 ) -> uvicorn.Server:
     """The server of `serve`, which says on the standard error what it is going to do."""
+    _check_free(options["host"], options["port"])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if options["threads"]:
@@ -42,8 +47,9 @@ def server(
     limits = Limits(**bounds)
     model = open_folder(folder, batching=options["batching"])
     plan = audit_plan(model, **audit)
-    typer.echo(f"policy: {model.policy!r}", err=True)
-    typer.echo(_told(plan), err=True)
+    for line in (f"policy: {model.policy!r}", _told(plan)):
+        lines = textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        typer.echo("\n".join(lines), err=True)
     config = uvicorn.Config(
         create_app(model, limits, plan),
         host=options["host"],
@@ -58,6 +64,19 @@ def server(
 def audit_plan(model: ServedModel, share: float, path: Path | None) -> AuditPlan | None:
     """What is audited: the promise of the folder's certificate, where it has one about full depth."""
     return AuditPlan.of_certificate(model.policy, share, path) if share else None
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse an address on which nothing can listen, before the model is read."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ArgumentError(
+            "port",
+            expected=f"one that is free on {host}",
+            got=f"{port} ({error.strerror or error})",
+            remedy="Pass another, or --port 0 for any that is free.",
+        ) from error
 
 
 def _told(plan: AuditPlan | None) -> str:

@@ -69,15 +69,15 @@ def tell(card: Mapping[str, Any], sentences: Iterable[str], rows: Iterable[tuple
         typer.echo(json.dumps(card))
         return
     console = Console(width=WIDTH, highlight=False)
-    for sentence in sentences:
-        console.print(sentence, markup=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows:
         table.add_row(name, value)
-    if table.rows:
-        with console.capture() as drawn:
+    with console.capture() as drawn:
+        for sentence in sentences:
+            console.print(sentence, markup=False)
+        if table.rows:
             console.print(table, markup=False)
-        typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # it pads to the full width
+    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # it pads to the full width
 
 
 def short(policy: object) -> str:

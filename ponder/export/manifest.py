@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ponder._utils.files import read_json, write_json
+from ponder._utils.files import digest_of, read_json, write_json
 from ponder.errors import CheckpointError
 
 __all__ = ["FILE", "NEXT", "Manifest", "TensorSpec"]
@@ -74,6 +74,7 @@ class Manifest:
         int8: Whether the steps are quantised.
         labels: Names of the classes, where they are known.
         sizes: Size in bytes of every file.
+        digests: SHA-256 of every file; empty in exports of version 0.1, whose files are known by their sizes alone.
     """
 
     num_steps: int
@@ -103,6 +104,7 @@ class Manifest:
     int8: bool = False
     labels: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `export.json`, whole or not at all."""
@@ -135,6 +137,8 @@ class Manifest:
             path, size = folder / name, made.sizes.get(name)
             if Path(name).name != name or not path.is_file() or path.stat().st_size != size:
                 raise CheckpointError(f"{path}: missing, or not of the {size} bytes that were written. Export again.")
+            if made.digests and made.digests.get(name) != digest_of(path):
+                raise CheckpointError(f"{path}: other bytes than those that were written. Export again.")
         return made
 
     def files(self) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder._utils.files import make_folder
+from ponder._utils.files import digest_of, make_folder
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
@@ -165,7 +165,8 @@ def _quantize(manifest: Manifest, folder: Path, int8: Literal[True, "all"], cali
 
 def _write(manifest: Manifest, folder: Path) -> None:
     sizes = {name: (folder / name).stat().st_size for name in manifest.files()}
-    replace(manifest, sizes=sizes).write(folder)
+    digests = {name: digest_of(folder / name) for name in sizes}
+    replace(manifest, sizes=sizes, digests=digests).write(folder)
 
 
 class _Writer:

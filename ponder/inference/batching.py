@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,17 @@ class Filling:
             return False
         self._rows, self._longest = rows, longest
         return True
+
+    def take_first(self, lengths: Sequence[int]) -> int:
+        """Take in the first of some rows, as many as fit, and say how many; at once where only their number counts."""
+        if self._limits.tokens is None and self._limits.rows is not None:
+            count = min(len(lengths), self._limits.rows - self._rows)
+            self._rows += count
+            return count
+        count = 0
+        while count < len(lengths) and self.take(lengths[count]):
+            count += 1
+        return count
 
 
 def by_length(examples: Iterable[Example]) -> list[Example]:

@@ -130,9 +130,9 @@ class Audit:
             disagreements=self.disagreements,
             low=low,
             high=high,
-            statement=f"«at most {self.level:g} of the answers differ from full depth» can no longer be held with "
-            f"confidence {self.confidence:g}: {self.disagreements} of {self.audits} audited answers differ, which "
-            f"leaves a disagreement between {low:.4f} and {high:.4f}",
+            statement=f"the promise that at most {self.level:g} of the answers differ from full depth can no longer be "
+            f"held with confidence {self.confidence:g}: {self.disagreements} of {self.audits} audited answers differ, "
+            f"which leaves a disagreement between {low:.4f} and {high:.4f}",
         )
         self.stage, self.disagreements, self._capital = self.stage + 1, 0, Capital.start(self.level)
         return left

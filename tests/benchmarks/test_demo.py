@@ -1,5 +1,6 @@
 """The demo, on a tiny backbone and a few texts."""
 
+import contextlib
 import io
 import json
 
@@ -16,8 +17,10 @@ from ponder.errors import ArgumentError
 @pytest.fixture(scope="module")
 def shown(backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    console = Console(file=io.StringIO(), width=160)
-    results = demo(folder, backbone=backbone, scale=0.02, console=console)
+    console, errors = Console(file=io.StringIO(), width=160), io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        results = demo(folder, backbone=backbone, scale=0.02, console=console)
+    assert errors.getvalue() == "", "bars in a pipe"
     return folder, results, console.file.getvalue()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -71,10 +72,11 @@ def test_command_line_run_of_every_recipe(recipe, backbone, glue_dir, tmp_path):
     assert "was there already" not in done.output
     assert "was there already" in again.output
     assert done.stderr == ""  # no bar of any library
-    line = done.stdout.splitlines()[0]
-    assert line == again.stdout.splitlines()[0]
-    assert line.startswith(f"RTE, {recipe} on {backbone}, ")
-    assert " in steps, ×" in line
+    table = done.stdout.splitlines()[:-1]
+    assert table == again.stdout.splitlines()[: len(table)]
+    assert table[0].split() == ["RTE,", "dev", recipe, "on", backbone]
+    assert re.fullmatch(r"at the exits +\d+\.\d %, accuracy", table[3])
+    assert " in steps, ×" in table[-1]
     (path,) = (tmp_path / "out").glob("*.json")
     written = json.loads(path.read_text())
     assert (written["task"], written["recipe"], written["num_steps"]) == ("RTE", recipe, 4)

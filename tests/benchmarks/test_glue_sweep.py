@@ -341,6 +341,22 @@ def test_workers_are_given_whole_paths(tmp_path, monkeypatch):
         assert given[place] == tmp_path / folder
 
 
+def test_a_log_is_told_of_each_run_and_has_no_bars(glue_dir, backbone, tmp_path):
+    told = []
+    cells = GRID.cells("minilm")
+    go(cells, Pretender(failing={cells[0].points[0].key}), tmp_path, tell=told.append)
+    assert told[0] == f"{cells[0].points[0].key}: failed (MemoryError: too much) after 1 s, runs left: 5"
+    assert told[1] == f"{cells[0].points[1].key}: done after 1 s, runs left: 4"
+    places = ("--out", tmp_path / "results", "--work", tmp_path / "checkpoints", "--glue-dir", glue_dir)
+    done = invoke("--suite", "mini", "--recipes", "vanilla", "--backbone", backbone, "--executor", "inline", *places)
+    assert done.exit_code == 0, done.output
+    first, *_ = done.stdout.splitlines()
+    assert first.startswith("rte-tiny-vanilla-s0-")
+    assert first.endswith("runs left: 0")
+    assert "%|" not in done.output
+    assert "\r" not in done.output
+
+
 def test_a_suite_file_of_ones_own(tmp_path):
     path = tmp_path / "own.json"
     path.write_text(
@@ -366,7 +382,7 @@ def test_a_suite_file_of_ones_own(tmp_path):
         ({"from_the_future": 1}, "some of description, tasks, .*; got from_the_future"),
     ):
         path.write_text(json.dumps({**good, **wrong}))
-        with pytest.raises(DataError, match=rf"own\.json: expected a suite, .*{message}"):
+        with pytest.raises(DataError, match=rf"own\.json.*{message}"):
             suites.get(str(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import json
+import shutil
 from collections import deque
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -119,7 +120,8 @@ def test_fields_that_a_setting_has_not_are_refused(changed):
 
 def test_training_varies_sudokus_and_they_stay_sudokus(monkeypatch):
     pytest.importorskip("reasoning_gym", reason="sudoku needs reasoning-gym (extra puzzles)")
-    monkeypatch.setattr(sudoku, "_KEPT", 3)
+    monkeypatch.setattr(MiniSudoku, "kept", 3)
+    monkeypatch.setattr(Sudoku, "kept", 3)
     sudoku._kept.cache_clear()
     for puzzle, level in ((MiniSudoku(), 7), (Sudoku(), 25)):
         problems, side = puzzle.practice(level, 8, seed=0), puzzle.side
@@ -385,6 +387,34 @@ def test_the_committed_summary_and_page_say_what_the_committed_results_do():
     assert report.goal_table(told) in (docs / "puzzles.md").read_text()
     everything = {name: experiment.read_results(COMMITTED, name) for name in told}
     assert report.markdown(everything) in (docs / "puzzles-results.md").read_text()
+
+
+def test_the_committed_results_are_of_the_small_settings_which_train_in_an_hour_on_two_cores():
+    told = json.loads((COMMITTED / "summary.json").read_text())
+    for puzzle in told:
+        for learner, results in experiment.read_results(COMMITTED, puzzle).items():
+            for result in results:
+                small = {**asdict(setting.SMALL[puzzle])}
+                if learner not in ("looped", "stream"):  # baselines may be shorter
+                    small["updates"] = min(small["updates"], result["setting"]["updates"])
+                assert result["setting"] == small
+    seconds = sum(value for one in told.values() for value in one["training_seconds"].values())
+    assert seconds <= 2 * 60 * 60
+    page = (COMMITTED.parents[2] / "docs" / "puzzles.md").read_text().replace("\n", " ")
+    assert f"trains in {-int(-seconds // 60)} minutes on one core" in page
+
+
+def test_baselines_may_be_trained_for_fewer_updates_and_the_table_says_so(results, tmp_path):
+    shutil.copytree(results, tmp_path / "copy")
+    shorter = replace(TINY["mazes"], updates=2)
+    (tmp_path / "copy" / "mazes-act-s0.json").unlink()
+    experiment.run(shorter, "act", 0, out=tmp_path / "copy", states=tmp_path / "states")
+    networks = [row[0] for row in report.rows(experiment.read_results(tmp_path / "copy", "mazes"))]
+    assert "ACT, 2 updates" in networks
+    assert "PonderNet" in networks
+    experiment.run(shorter, "looped", 2, out=tmp_path / "copy", states=tmp_path / "states")
+    with pytest.raises(DataError, match="results of one setting"):
+        experiment.read_results(tmp_path / "copy", "mazes")
 
 
 def test_a_stream_is_told_as_it_is(results, monkeypatch):

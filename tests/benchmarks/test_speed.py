@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_the_command_line(tmp_path, glue_dir):
     text = page.read_text()
     assert text.startswith("# Speed\n\nProse.\n\n")
     assert "old figures" not in text
-    assert text.count("\n| ") == sum(map(len, figures.values())) + 2 * 3
+    assert text.count("\n| ") == sum(map(len, figures.values())) + 2 * 3 + (2 + 3)  # a table each, and that of the goals
     with pytest.raises(ArgumentError, match="sections: expected numbers out of 1, 2, 3"):
         CliRunner().invoke(cli.app, ["--sections", "1,x", "--out", str(out)], catch_exceptions=False)
 
@@ -155,4 +156,13 @@ def test_missed_goals_are_shown(tmp_path):
     for number, result in zip(itertools.count(), results, strict=False):
         (tmp_path / "out" / f"{number}.json").write_text(json.dumps(result))
     write_page(tmp_path / "new.md", tmp_path / "out")
-    assert (tmp_path / "new.md").read_text().startswith(f"# Speed\n\n{MARK}\n\n## Wrapper")
+    page = (tmp_path / "new.md").read_text()
+    assert page.startswith(f"# Speed\n\n{MARK}\n\n| what | figures | goals reached |")
+    assert "| [Scale](#scale) | 1 | 0 of 1 | uniform \\| batch 1, share: 0.90 for ≥ 0.95 |" in page
+
+
+def test_the_page_of_figures_is_that_of_the_committed_results(tmp_path):
+    committed = Path("docs/speed-figures.md").read_text()
+    (tmp_path / "page.md").write_text(committed)
+    write_page(tmp_path / "page.md", Path("benchmarks/results/speed"))
+    assert (tmp_path / "page.md").read_text() == committed

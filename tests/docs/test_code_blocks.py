@@ -114,7 +114,7 @@ def test_commands_exist(where: str, words: list[str]) -> None:
         check_make(words[1:])
     elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
         check_benchmark(words[2], words[3:])
-    elif words[:2] == ["python", "-m"] and words[2].startswith("ponder."):
+    elif words[:2] == ["python", "-m"] and words[2].startswith(("ponder.", "tests.")):
         assert '__name__ == "__main__"' in inspect.getsource(importlib.import_module(words[2])), f"{where}: {words}"
     elif words[0] == "torchrun":
         program = words.index("-m") + 1

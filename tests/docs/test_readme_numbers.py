@@ -1,4 +1,4 @@
-"""The rows of README on smaller models say what the results say; the message of a failure is the row to write."""
+"""Tables that are written by hand say what the results say; the message of a failure is the row to write."""
 
 from __future__ import annotations
 
@@ -71,3 +71,24 @@ def test_the_row_on_distilled_models_waits_for_runs_of_both() -> None:
 def test_the_row_is_read_from_the_suite_pays_once_it_has_runs() -> None:
     runs = {"RTE": {"static": 60.04, "ponder": 61.26}, "CoLA": {"static": None, "ponder": 20.0}}
     assert "`ponder`: RTE 60.0 against 61.3 |" in expected({"minilm": {"2": {"tasks": runs}}}, "")
+
+
+def test_the_table_of_fine_tuned_models_is_what_the_results_say() -> None:
+    folder = ROOT / "benchmarks" / "results" / "finetuned"
+    found = [json.loads(next(folder.glob(f"{task}-minilm-*.json")).read_text()) for task in ("sst-2", "banking77")]
+    rows = {
+        "unlabelled texts that made the exits": [f"{one['exits']['rows']:,}" for one in found],
+        "other answers, promised at most": [f"{one['exits']['level']:.0%}" for one in found],
+        "other answers on the certifying texts": [f"{one['exits']['disagreement']:.2%}" for one in found],
+        "other answers on test texts, which chose nothing": [f"{one['test']['disagreement']:.2%}" for one in found],
+        "accuracy there, without and with exits": [
+            f"{one['test']['plain_accuracy']:.1%}, {one['test']['exit_accuracy']:.1%}" for one in found
+        ],
+        "int8 at full depth: other answers, seconds saved": [
+            f"{one['int8']['moved']:.2%}, ×{one['int8']['speed_up_in_seconds']:.2f}" for one in found
+        ],
+    }
+    shown = (ROOT / "docs" / "finetuned.md").read_text().splitlines()
+    for name, cells in rows.items():
+        assert f"| {name} | {' | '.join(cells)} |" in shown
+    assert not any(one["int8"]["met"] for one in found), "the page says that nothing could be promised"

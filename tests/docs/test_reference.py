@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -55,14 +56,12 @@ def directives() -> list[tuple[str, list[str]]]:
 
 
 def resolve(name: str) -> Any:
+    """What a user gets by this name; where a function and its file have one name, that is the function."""
     parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            module = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        return reduce(getattr, parts[length:], module)
-    raise AssertionError(f"{name} does not exist")
+    for length in range(len(parts) - 1, 0, -1):
+        with suppress(ModuleNotFoundError, AttributeError):
+            return reduce(getattr, parts[length:], importlib.import_module(".".join(parts[:length])))
+    return importlib.import_module(name)
 
 
 SHOWN = [name for name, _ in directives()] + [f"{name}.{one}" for name, members in directives() for one in members]

@@ -8,6 +8,7 @@ import pytest
 
 import ponder
 from ponder import errors
+from ponder._utils.validation import check_type
 
 WRONG = {"expected": "a number", "got": 3, "remedy": "Pass one."}
 
@@ -52,3 +53,10 @@ def test_errors_are_pickled(error: Exception) -> None:
     assert type(twin) is type(error)
     assert str(twin) == str(error)
     assert twin.__dict__ == error.__dict__
+
+
+def test_articles_are_those_of_english() -> None:
+    with pytest.raises(errors.ArgumentTypeError, match=r"expected an ExitPolicy \(of ponder"):
+        check_type("policy", 1, ponder.policies.ExitPolicy)
+    with pytest.raises(errors.ArgumentTypeError, match=r"expected a Trajectory \(of ponder"):
+        check_type("trajectory", 1, ponder.Trajectory)

@@ -176,17 +176,20 @@ def runs(results: Sequence[Result]) -> list[Block]:
     return [Heading("Every run", 3), Table([*head, "×steps", "×FLOPs", "×wall-clock"], rows)]
 
 
-def run_line(result: Result) -> str:
-    """One run in one line; what a task reports apart (out of scope) is said at its end."""
+def run_cells(result: Result, metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """One run, as names and values; what a task reports apart (out of scope) stands last."""
     full, exits, step, steps, flops, clock = numbers(result)
     apart = [split["exits"].get("out_of_scope_recall") for split in result.reported]
     known = [100 * share for share in apart if share is not None]
-    return (
-        f"{result['task']}, {label(result)} on {result['backbone']}, {policy_text(result['policy'])}: "
-        f"{exits} at the exits and {full} at full depth; mean exit step {step}, "
-        f"{steps} in steps, {flops} in FLOPs, {clock} in wall-clock"
-        + (f"; of what is out of scope {statistics.fmean(known):.1f} was told" if known else "")
-    )
+    unit = f"%, {' and '.join(metric.replace('_', ' ') for metric in metrics)}"
+    return [
+        ("policy", policy_text(result["policy"])),
+        ("at the exits", f"{exits} {unit}"),
+        ("at full depth", f"{full} {unit}"),
+        ("mean exit step", step),
+        ("speed-up", f"{steps} in steps, {flops} in FLOPs, {clock} in seconds"),
+        *([("out of scope", f"{statistics.fmean(known):.1f} % were told")] if known else []),
+    ]
 
 
 def numbers(result: Result) -> list[str]:

@@ -191,6 +191,8 @@ def read(path: Path) -> Suite:
             _check_names("fields", spec, of_recipe, "fields of a recipe")
         parts = {"tasks": tuple(data["tasks"]), "recipes": tuple(RecipeSpec(**spec) for spec in specs)}
         return Suite(path.stem, **{"description": "", **data, **parts})
-    except (TypeError, ArgumentError) as error:
+    except ArgumentError as error:
+        raise DataError(f"{path}, {error}") from error
+    except TypeError as error:
         files = "the files in benchmarks/glue/sweeping/suites/"
         raise DataError(f"{path}: expected a suite, as {files} are; got {error}.") from error

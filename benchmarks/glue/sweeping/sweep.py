@@ -47,12 +47,13 @@ def sweep(
     models: Path | None = None,
     workers: float = 1,
     show: Callable[[Table], object] = lambda table: None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> Summary:
     """Do what is left of a sweep.
 
     A run that fails is recorded in `<out>/failed/`, and the others go on; the next sweep tries it again. Models of the
     chosen points are kept in `models`. So many `workers` do runs at a time (infinity where `submit` decides); `show` is
-    given a table of the present state, often.
+    given a table of the present state, often, and `tell` a line for each run that ended: for a log.
     """
     for option, folder in (("--out", out), ("--work", work), ("--keep-model", models)):
         check_writable(folder, option)
@@ -90,6 +91,10 @@ def sweep(
             else:
                 seconds.append(outcome.seconds)
             go_on(study)
+            if outcome.status != "busy":
+                left = sum(study.planned - len(study.done) - len(study.failures) for study in studies)
+                said = f"failed ({outcome.error})" if job.config.key in study.failures else "done"
+                tell(f"{job.config.key}: {said} after {outcome.seconds:.0f} s, runs left: {left}")
         if not queue and not running:  # nothing else is left: wait for the other sweep's runs
             queue.extend(replace(job, wait=True) for job in elsewhere)
             elsewhere = []

@@ -84,9 +84,8 @@ class BatchQueues:
         """Take the rows of a queue that run now, the oldest first, and the waiting ones that fill the free slots."""
         filling, chosen, rest = Filling(self._limits), list[Cohort](), list[Cohort]()
         for cohort in self._cohorts.pop(key, []):
-            count, size = 0, len(cohort.requests)
-            while not rest and count < size and filling.take(cohort.requests[count].length):
-                count += 1
+            size = len(cohort.requests)
+            count = 0 if rest else filling.take_first([request.length for request in cohort.requests])
             chosen += [cohort.take(range(count))] if count else []
             rest += [cohort.take(range(count, size))] if count < size else []
         if rest:

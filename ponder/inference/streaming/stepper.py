@@ -65,9 +65,9 @@ class Stepper:
     def begin(self, requests: Sequence[Request]) -> Cohort:
         """Run the stem for rows, which then stand before their first step."""
         hidden, context, mask = self._stemmed(requests)
-        use_hazard = any("hazard" in request.policy.needs for request in requests)
-        source = ModelSource(self.model, hidden, context, use_hazard)
         groups = start_groups(requests, self.num_steps, self._task, first_tensor(hidden).device)
+        use_hazard = any("hazard" in group.policy.needs for group in groups)
+        source = ModelSource(self.model, hidden, context, use_hazard)
         return Cohort(tuple(requests), (0,) * len(requests), groups, source.past or [], hidden, context, mask)
 
     def step(self, cohort: Cohort) -> Stepped:

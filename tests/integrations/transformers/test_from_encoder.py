@@ -298,6 +298,13 @@ class TestRefusals:
             build(source)
         assert repr(source) in str(caught.value)
         assert "with a network" in str(caught.value)
+        assert "there is no such folder" in str(caught.value)
+        assert ("no hub of models can be reached" in str(caught.value)) == (source.count("/") < 2)
+
+    def test_a_name_of_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "model").write_text("")
+        with pytest.raises(CheckpointError, match="it is a file"):
+            build(str(tmp_path / "model"))
 
 
 class TestAnotherFamily:

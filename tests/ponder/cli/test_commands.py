@@ -208,6 +208,8 @@ def test_doctor_gives_a_verdict(fitted: Path, texts: Path) -> None:
     assert "agreement with full depth" in done.stdout
     assert "best policy" in done.stdout
     assert "fixed step" in done.stdout
+    assert "step 1      other answers" in done.stdout, "without labels a score would say the same once more"
+    assert not [line for line in done.stdout.splitlines() if line != line.rstrip()]
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -291,6 +293,8 @@ def test_folders_that_are_no_classifier(texts: Path, plain: Path, tmp_path: Path
         assert message in told
     assert "exits.json" in refused("doctor", plain, "--texts", texts)
     assert "exits.json" in refused("predict", plain, "--texts", texts, "--out", tmp_path / "o.csv")
+    assert "got no folder" in refused("doctor", tmp_path / "nowhere", "--texts", texts)
+    assert "there is no such folder" in refused("exits", "no/such/folder", "--texts", texts, "--out", tmp_path / "o")
 
 
 def test_a_model_that_capture_refuses(texts: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,23 @@ def test_bounds_that_cannot_be(folder: Path, words: list[str], message: str) -> 
     done = CliRunner().invoke(app, ["serve", str(folder), *words])
     assert done.exit_code == 1
     assert message in " ".join(done.stderr.split())
+
+
+def test_a_port_that_is_taken_is_one_sentence(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(app, ["serve", str(folder), "--port", str(port)])
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert said.startswith(f"ponder: port: expected one that is free on 127.0.0.1; got {port} (")
+    assert "--port 0" in said
+
+
+def test_what_a_server_says_fits_80_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server(folder, OPTIONS, {}, {"share": 0.5, "path": None})
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("policy: ")
+    assert max(map(len, said)) <= 80
 
 
 def test_a_folder_that_cannot_be_served(tmp_path: Path) -> None:

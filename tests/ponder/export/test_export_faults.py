@@ -124,6 +124,13 @@ def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     return damage
 
 
+def _flip(path: Path) -> None:
+    """Change one bit of a weight: the graph stays one, and its size is the same."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -131,6 +138,7 @@ def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
         lambda folder: (folder / "export.json").write_text("{"),
         lambda folder: (folder / "step_1.onnx").unlink(),
         lambda folder: (folder / "step_1.onnx").write_bytes((folder / "step_1.onnx").read_bytes()[:100]),
+        lambda folder: _flip(folder / "head.onnx"),
         lambda folder: (folder / "head.onnx").write_bytes(b"\0" * (folder / "head.onnx").stat().st_size),
         _edit(lambda data: data.update(format="other")),
         _edit(lambda data: data.pop("steps")),
@@ -145,6 +153,11 @@ def test_a_broken_or_foreign_folder_is_refused(damage: Callable[[Path], object],
     damage(folder)
     with pytest.raises(CheckpointError):
         OnnxModel(folder)
+
+
+def test_an_export_of_before_digests_were_written_is_read(folder: Path) -> None:
+    _edit(lambda data: data.pop("digests"))(folder)
+    assert OnnxModel(folder).num_steps == OnnxModel(folder_of("gru-cell")).num_steps
 
 
 def test_a_foreign_policy_in_the_folder_is_refused(folder: Path) -> None:

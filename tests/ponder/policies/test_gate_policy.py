@@ -14,7 +14,7 @@ import ponder
 from ponder import policies
 from ponder.calibration import fit_gate
 from ponder.calibration.gate import staying_pays
-from ponder.errors import PonderError
+from ponder.errors import ArgumentTypeError, PonderError
 from ponder.policies import Gate
 from ponder.policies.gate import GATE_SIGNALS
 from ponder.testing import check_policy
@@ -341,3 +341,8 @@ def test_every_signal_can_be_read() -> None:
     assert gate.needs == {"output", "hazard", "features"}
     assert len(gate.tables[0]) == len(GATE_SIGNALS) - 1 + 8 + 1
     assert isinstance(gate, Gate)
+
+
+def test_shared_is_true_or_false() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"shared: expected True or False; got 'no'"):
+        fit_gate(record(), shared="no")  # type: ignore[arg-type]

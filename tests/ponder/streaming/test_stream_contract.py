@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 import ponder
 from ponder import policies
+from ponder.inference.batching import BatchLimits, Filling
 from ponder.inference.streaming import StreamEngine
 from ponder.parts.padding import Padding
 from ponder.policies import Bernoulli, LastStep, Quantile
@@ -139,6 +141,19 @@ def test_rows_of_all_lengths_share_batches(rng: random.Random, max_batch: int, m
     assert_same(answers_of(drive), plain(inputs, policy=Bernoulli(2), src_key_padding_mask=mask))
     if max_tokens is not None:
         assert all(rows * width <= max_tokens for rows, width in seen)
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 4), max_size=5), max_size=4),
+    st.sampled_from([(3, None), (6, None), (6, 8), (None, 5)]),
+)
+def test_rows_taken_at_once_are_those_taken_one_by_one(cohorts: list[list[int]], limits: tuple[Any, Any]) -> None:
+    together, one_by_one = Filling(BatchLimits(*limits)), Filling(BatchLimits(*limits))
+    for lengths in cohorts:
+        alone = list(itertools.takewhile(one_by_one.take, lengths))
+        assert together.take_first(lengths) == len(alone)
+        if len(alone) < len(lengths):
+            return
 
 
 def test_a_batch_is_as_wide_as_its_longest_row() -> None:
