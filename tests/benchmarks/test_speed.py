@@ -113,7 +113,8 @@ def test_the_command_line(tmp_path, glue_dir):
     text = page.read_text()
     assert text.startswith("# Speed\n\nProse.\n\n")
     assert "old figures" not in text
-    assert text.count("\n| ") == sum(map(len, figures.values())) + 2 * 3 + (2 + 3)  # a table each, and that of the goals
+    rows = 2 * 3 + (2 + 3)  # heads of a table each, and the table of the goals
+    assert text.count("\n| ") == sum(map(len, figures.values())) + rows
     with pytest.raises(ArgumentError, match="sections: expected numbers out of 1, 2, 3"):
         CliRunner().invoke(cli.app, ["--sections", "1,x", "--out", str(out)], catch_exceptions=False)
 
