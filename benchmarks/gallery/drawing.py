@@ -183,7 +183,7 @@ def saved(figure: Any) -> None:
     """The same exits as three speed-ups, on two fine-tuned classifiers that got exits afterwards."""
     axes = figure.subplots()
     kinds = (("steps", "#0072B2"), ("FLOPs", "#009E73"), ("seconds", "#D55E00"))
-    found = [_json(f"finetuned/{task}-minilm-*s0.json")[0] for task in ("sst-2", "banking77")]
+    found = [_json(f"finetuned/{task}-minilm-*exits-s0.json")[0] for task in ("sst-2", "banking77")]
     for place, (kind, color) in enumerate(kinds):
         values = [each["exits"][f"speed_up_in_{kind.lower()}"] for each in found]
         bars = axes.bar(

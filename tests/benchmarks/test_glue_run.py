@@ -62,7 +62,8 @@ def test_trajectories_are_kept_where_they_are_asked_for(backbone, glue_dir, tmp_
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_command_line_run_of_every_recipe(recipe, backbone, glue_dir, tmp_path):
+def test_command_line_run_of_every_recipe(recipe, backbone, glue_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # folders of tests have long names
     arguments = (
         *("run", "--task", "rte", "--recipe", recipe, "--backbone", backbone, "--glue-dir", glue_dir, "--epochs", 1),
         *("--batch-size", 16, "--out", tmp_path / "out", "--work", tmp_path / "work", "--quiet"),
