@@ -30,7 +30,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
 
     A product that has more inputs than outputs, the second of a feed-forward block, reads activations of which a few
     are far larger than all others; one scale for all of them leaves little of the rest (on MPNet-base the cosine of the
-    last hidden states with fp32 is 0.87 with it quantised, and 0.99 without).
+    last hidden states with fp32 is 0.90 with it quantised, and 0.99 without).
 
     Args:
         path: The graph.

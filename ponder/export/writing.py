@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder._utils.files import digest_of, make_folder
+from ponder._utils.files import (
+    digest_of,
+    locked,
+    make_folder,
+    part_folder,
+    put_in_place,
+    remove_leftovers,
+    unwritable,
+)
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export.deciding import read_policy
 from ponder.export.graphs import (
     FlatTree,
@@ -32,6 +41,7 @@ from ponder.export.graphs import (
     step_part,
     write_graph,
 )
+from ponder.export.manifest import FILE as MANIFEST
 from ponder.export.manifest import NEXT, Manifest, TensorSpec
 from ponder.export.quantizing import quantize
 from ponder.export.ranges import ranges_of
@@ -99,14 +109,14 @@ def onnx(
     libraries()  # before anything is written
     source = source_of(model, example)
     _check(source.model)
-    target = make_folder(folder)
-    name, limit = copy_tokenizer(source, tokenizer, max_length, target)
-    with evaluating(source.model), torch.no_grad():
-        manifest = replace(_Writer(source, target, bool(int8)).write(), tokenizer=name, max_length=limit)
-    if int8:
-        manifest = _quantize(manifest, target, int8, calibration)
-    _write(manifest, target)
-    return target
+    with _exported(folder) as made:
+        name, limit = copy_tokenizer(source, tokenizer, max_length, made)
+        with evaluating(source.model), torch.no_grad():
+            manifest = replace(_Writer(source, made, bool(int8)).write(), tokenizer=name, max_length=limit)
+        _write(manifest, made)
+        if int8:
+            _quantize(manifest, made, int8, None if calibration is None else ranges_of(made, calibration))
+    return Path(folder)
 
 
 def quantized(
@@ -124,7 +134,9 @@ def quantized(
         The new folder.
 
     Raises:
-        ArgumentError: The export is in 8 bits already, or is the same folder.
+        ArgumentTypeError: `export` is a model, say, and no folder.
+        ArgumentError: The export is in 8 bits already, or is the same folder; or calibration examples that cannot be
+            read.
         CheckpointError: `export` is the folder of no export, or of a broken one.
 
     Example:
@@ -133,18 +145,23 @@ def quantized(
         >>> ponder.export.OnnxModel(int8).manifest.int8
         True
     """
-    _check_int8(int8)
+    if int8 is not True and int8 != "all":
+        raise ArgumentError("int8", expected="True or 'all'", got=repr(int8), remedy="The export itself is in fp32.")
+    if not isinstance(export, (str, Path)):
+        remedy = "Export the model first, with ponder.export.onnx, or give that int8=True."
+        raise ArgumentTypeError("export", expected="the folder of an export", got=type(export).__name__, remedy=remedy)
     source, manifest = Path(export), Manifest.read(Path(export))
     if manifest.int8:
         raise ArgumentError("export", expected="one in fp32", got=f"{source}, in 8 bits", remedy="Export it in fp32.")
-    target = make_folder(folder)
-    if target.resolve() == source.resolve():
+    if Path(folder).resolve() == source.resolve():
         raise ArgumentError("folder", expected="another than that of the export", got=str(folder), remedy="Name a new.")
+    channels = None if calibration is None else ranges_of(source, calibration)
     manifest = replace(manifest, single=None)
-    for name in manifest.files():
-        shutil.copyfile(source / name, target / name)
-    _write(_quantize(manifest, target, int8, calibration), target)
-    return target
+    with _exported(folder) as made:
+        for name in manifest.files():
+            shutil.copyfile(source / name, made / name)
+        _quantize(manifest, made, int8, channels)
+    return Path(folder)
 
 
 def _check_int8(int8: object) -> None:
@@ -152,15 +169,40 @@ def _check_int8(int8: object) -> None:
         raise ArgumentError("int8", expected="True, False or 'all'", got=repr(int8), remedy="Pass int8=True, say.")
 
 
-def _quantize(manifest: Manifest, folder: Path, int8: Literal[True, "all"], calibration: Any) -> Manifest:
+@contextmanager
+def _exported(folder: str | Path) -> Iterator[Path]:
+    """Where an export is made: its files come into `folder` when all are there, and those of an earlier one go."""
+    new, target = not Path(folder).exists(), make_folder(folder)
+    try:
+        with locked(target), part_folder(target / "export") as made:
+            remove_leftovers(target)
+            yield made
+            _put(made, target)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
+        if new and not any(target.iterdir()):
+            target.rmdir()
+
+
+def _put(made: Path, target: Path) -> None:
+    """Move a whole export; without its description, which goes first and comes last, a folder is none."""
+    old: list[str] = []
+    with suppress(CheckpointError):
+        old = Manifest.read(target).files()
+    for name in (MANIFEST, *old):
+        (target / name).unlink(missing_ok=True)
+    for name in (*Manifest.read(made).files(), MANIFEST):
+        put_in_place(made / name, target / name)
+
+
+def _quantize(
+    manifest: Manifest, folder: Path, int8: Literal[True, "all"], channels: Sequence[Channels] | None
+) -> None:
     """Quantise the graphs of the steps where they lie."""
-    channels: Sequence[Channels | None] = [None] * len(manifest.steps)
-    if calibration is not None:
-        _write(manifest, folder)
-        channels = ranges_of(folder, calibration)
-    for name, own in zip(manifest.steps, channels, strict=True):
+    for name, own in zip(manifest.steps, channels or [None] * len(manifest.steps), strict=True):
         quantize(folder / name, everything=int8 == "all", channels=own)
-    return replace(manifest, int8=True)
+    _write(replace(manifest, int8=True), folder)
 
 
 def _write(manifest: Manifest, folder: Path) -> None:

@@ -189,6 +189,50 @@ def test_without_the_libraries_nothing_is_written(monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"export": nn.Linear(2, 2)}, ArgumentTypeError, "export: expected the folder of an export; got Linear"),
+        ({"int8": False}, ArgumentError, "int8: expected True or 'all'; got False"),
+        ({"calibration": np.full((2, WIDTH), np.inf)}, ArgumentError, "finite"),
+        ({"calibration": np.zeros((0, WIDTH))}, ArgumentError, "calibration: .*got none"),
+        ({"calibration": ["a text"]}, ArgumentError, "no tokenizer"),
+    ],
+)
+def test_a_refused_quantisation_leaves_nothing(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    # Trap: the copy in fp32 was there by then, a valid export in the folder that was to hold int8.
+    with pytest.raises(error, match=message):
+        ponder.export.quantized(**{"export": folder_of("gru-cell"), "folder": tmp_path / "int8", **options})
+    assert not (tmp_path / "int8").exists()
+
+
+def test_quantising_in_place_or_twice_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="folder: expected another"):
+        ponder.export.quantized(folder, folder)
+    int8 = ponder.export.quantized(folder, tmp_path / "int8")
+    with pytest.raises(ArgumentError, match="in 8 bits"):
+        ponder.export.quantized(int8, tmp_path / "again")
+
+
+def test_an_export_over_another_leaves_no_file_of_it(folder: Path) -> None:
+    # Trap: a model.onnx of before lay beside the new graphs, and servers that take one file would have answered by it.
+    (folder / "notes.txt").write_text("the user's own")
+    assert (folder / "model.onnx").is_file()
+    ponder.export.onnx(small(), folder, int8=True, example=X)
+    named = OnnxModel(folder).manifest.files()
+    assert {path.name for path in folder.iterdir()} == {*named, "export.json", "notes.txt"}
+    assert "model.onnx" not in named
+
+
+def test_an_export_that_fails_leaves_the_one_that_was_there(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(PonderError, match="traceable"):
+        ponder.export.onnx(ponder.PonderWrapper(Branching(), num_steps=3, head=nn.Linear(WIDTH, 2)), folder, example=X)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 # ---- The examples ----------------------------------------------------------------------------------------------------
 
 
