@@ -37,7 +37,8 @@ def test_without_early_exit_the_outputs_are_the_plain_encoders(name: str, grad: 
         run = model(inputs, policy=LastStep(), **context)
         trajectory = model.unroll(inputs, **context)
     assert torch.equal(run.outputs, expected)
-    assert torch.equal(trajectory.outputs[:, -1], expected)
+    # Rounding of products of other sizes (unroll calls the head for all steps at once) depends on the processor.
+    torch.testing.assert_close(trajectory.outputs[:, -1], expected)
     assert run.exit_step.tolist() == [NUM_STEPS] * 7
     assert run.loss is None
     assert run.trajectory is None
