@@ -147,9 +147,10 @@ def quantized(
     """
     if int8 is not True and int8 != "all":
         raise ArgumentError("int8", expected="True or 'all'", got=repr(int8), remedy="The export itself is in fp32.")
-    if not isinstance(export, (str, Path)):
+    given: object = export
+    if not isinstance(given, str | Path):
         remedy = "Export the model first, with ponder.export.onnx, or give that int8=True."
-        raise ArgumentTypeError("export", expected="the folder of an export", got=type(export).__name__, remedy=remedy)
+        raise ArgumentTypeError("export", expected="the folder of an export", got=type(given).__name__, remedy=remedy)
     source, manifest = Path(export), Manifest.read(Path(export))
     if manifest.int8:
         raise ArgumentError("export", expected="one in fp32", got=f"{source}, in 8 bits", remedy="Export it in fp32.")
@@ -200,7 +201,8 @@ def _quantize(
     manifest: Manifest, folder: Path, int8: Literal[True, "all"], channels: Sequence[Channels] | None
 ) -> None:
     """Quantise the graphs of the steps where they lie."""
-    for name, own in zip(manifest.steps, channels or [None] * len(manifest.steps), strict=True):
+    each: Sequence[Channels | None] = [None] * len(manifest.steps) if channels is None else channels
+    for name, own in zip(manifest.steps, each, strict=True):
         quantize(folder / name, everything=int8 == "all", channels=own)
     _write(replace(manifest, int8=True), folder)
 
