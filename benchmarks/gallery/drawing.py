@@ -171,7 +171,7 @@ def speed(figure: Any) -> None:
     )
     left.legend(loc="lower right")
     (told,) = _json("speed/exporting.json")
-    ways = ("PyTorch, exits", "fp32", "fp32, exits", "int8", "int8, exits")
+    ways = ("PyTorch, exits", "PyTorch, exits, bf16", "fp32", "fp32, exits", "int8 of all", "int8 of all, exits")
     values = {each["figure"]: each["value"] for each in told["figures"] if each["case"] == "MiniLM, 8 × 32"}
     right.barh(ways, [values[f"speed-up of {way} over PyTorch fp32"] for way in ways], color="#0072B2")
     right.axvline(1, color=_GREY, linestyle="--")
