@@ -28,6 +28,10 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
     as they are: they cost little and decide the answer. Weights use 7 bits of the 8: processors without VNNI add pairs
     of products in 16 bits, which overflow otherwise and ruin hidden states without a word.
 
+    With fixed ranges a product, its scale and its bias become one operation of onnxruntime's own,
+    `MatMulIntegerToFloat`, which saves a fifth of a step's time. Where ranges are looked for, onnxruntime joins them
+    itself when it reads the graph.
+
     A product that has more inputs than outputs, the second of a feed-forward block, reads activations of which a few
     are far larger than all others; one scale for all of them leaves little of the rest (on MPNet-base the cosine of the
     last hidden states with fp32 is 0.90 with it quantised, and 0.99 without).
@@ -66,6 +70,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
         if ranges is not None:
             made = onnx.load(name)
             _fix(made.graph, ranges)
+            _fuse(made)
             onnx.save(made, name)
         os.chmod(name, 0o644)
         os.replace(name, path)
@@ -91,3 +96,39 @@ def _fix(graph: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
         )
         made = helper.make_node("QuantizeLinear", [node.input[0], scale_name, zero_name], [values], name=node.name)
         graph.node[place].CopyFrom(made)
+
+
+def _fuse(model: Any) -> None:
+    """Join each product in integers with what makes numbers of it: type, scale and, where there is one, bias."""
+    from onnx import helper
+
+    graph = model.graph
+    weights = {weight.name: len(weight.dims) for weight in graph.initializer}
+    given_out = {value.name for value in graph.output}
+    maker = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for read in node.input:
+            readers.setdefault(read, []).append(node)
+    fused, gone = dict[str, Any](), set[str]()  # by the name of what a node gives
+    for product in [node for node in graph.node if node.op_type == "MatMulInteger"]:
+        (cast,) = readers[product.output[0]]
+        (scaled,) = readers[cast.output[0]]
+        scale = maker[next(name for name in scaled.input if name != cast.output[0])]
+        last, bias = scaled, ""
+        after = [] if scaled.output[0] in given_out else readers.get(scaled.output[0], [])
+        if len(after) == 1 and after[0].op_type == "Add":
+            other = next((name for name in after[0].input if name != scaled.output[0]), "")
+            if weights.get(other) == 1:
+                last, bias = after[0], other
+        values, weight, *zeros = product.input
+        given = [values, weight, *scale.input, *zeros, *([bias] if bias else [])]
+        fused[last.output[0]] = helper.make_node(
+            "MatMulIntegerToFloat", given, list(last.output), name=product.name, domain="com.microsoft"
+        )
+        gone |= {node.output[0] for node in (product, cast, scale, scaled, last)}
+    kept = [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in gone - set(fused)]
+    copies = [type(node).FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copies)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))

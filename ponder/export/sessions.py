@@ -14,8 +14,8 @@ from ponder.errors import CheckpointError, PonderError
 __all__ = ["Graph"]
 
 Array = NDArray[Any]
-_SLOWER = ["SkipLayerNormFusion"]
-"""Optimisations of onnxruntime that slow encoders down: its kernel takes longer than the addition and the norm."""
+_SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]
+"""Optimisations of onnxruntime that slow encoders down: their kernels take longer than an addition and what follows."""
 
 
 class Graph:

@@ -97,5 +97,29 @@ def test_the_small_channels_are_no_longer_lost(path: Path, monkeypatch: pytest.M
     assert error(smoothed) < error(plain) / 3
 
 
+def test_joined_products_give_what_their_parts_gave(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = onnx.load(str(path))
+    made.graph.initializer.append(onnx.numpy_helper.from_array(rows(3)[0], "bias"))
+    made.graph.node.append(
+        onnx.helper.make_node("Add", ["bias", "y_a"], ["y_d"])
+    )  # y_b has none, and y_a is read twice
+    made.graph.node.append(onnx.helper.make_node("MatMul", ["y_d", "c"], ["y_e"]))
+    made.graph.node.append(onnx.helper.make_node("Add", ["y_e", "bias"], ["y_f"]))
+    made.graph.output.append(onnx.helper.make_tensor_value_info("y_f", onnx.TensorProto.FLOAT, None))
+    onnx.save(made, str(path))
+    parts = path.with_name("parts.onnx")
+    parts.write_bytes(path.read_bytes())
+    seen = {**channels(), "y_d": (np.full(WIDTH, -30.0, np.float32), np.full(WIDTH, 30.0, np.float32))}
+    quantize(path, everything=True, channels=seen)
+    monkeypatch.setattr("ponder.export.quantizing._fuse", lambda model: None)
+    quantize(parts, everything=True, channels=seen)
+    kinds = [node.op_type for node in onnx.load(str(path)).graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == kinds.count("MatMul") + 4
+    assert not {"MatMulInteger", "Cast"} & set(kinds)
+    expected = Graph(parts, threads=1)({"x": rows(2)})
+    for name, found in Graph(path, threads=1)({"x": rows(2)}).items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-4)
+
+
 def _unsmoothed(graph: Any, seen: Any, kept: Any = ()) -> dict[str, tuple[float, float]]:
     return {name: (float(low.min()), float(high.max())) for name, (low, high) in seen.items()}
