@@ -62,7 +62,16 @@ SMALL = {
     setting.puzzle: setting
     for setting in (
         Setting("prefix-sums"),
-        Setting("mazes", num_steps=24, gradient_steps=24, run_steps=80, updates=5000, batch_size=32, examples=125),
+        Setting(
+            "mazes",
+            num_steps=24,
+            gradient_steps=24,
+            run_steps=80,
+            updates=12000,
+            batch_size=32,
+            examples=125,
+            bf16=True,
+        ),
         Setting("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, latent_updates=1),
         Setting(
             "sudoku-9x9",
