@@ -29,6 +29,8 @@ __all__ = [
     "placed",
 ]
 
+_NUMBERS = frozenset({bool, int, float})
+
 
 @dataclass(eq=False)
 class Example:
@@ -314,5 +316,5 @@ def _kind(tree: Tree, along: Along | Padding | None) -> Hashable:
 def _is_number(value: Any) -> bool:
     """Whether a value is a number, or nested lists of numbers."""
     if isinstance(value, list):
-        return all(_is_number(item) for item in value)
+        return _NUMBERS.issuperset(map(type, value)) or all(_is_number(item) for item in value)
     return isinstance(value, bool | int | float)
