@@ -39,9 +39,12 @@ LONG = (  # whole files that take tens of seconds: they start first, so that no 
     "tests/benchmarks/test_glue_sweep.py",
     "tests/benchmarks/test_glue_report.py",
 )
-TOGETHER = {  # the first export of a process takes seconds more, and there is one wheel
+TOGETHER = {  # the first export of a process takes seconds more, as the first of any code does; and there is one wheel
     "tests/ponder/export/": "exports",
     "tests/integrations/transformers/test_encoder_exports.py": "exports",
+    "tests/integrations/transformers/test_serving_folders.py": "exports",
+    "tests/benchmarks/test_quantised.py": "exports",
+    "tests/benchmarks/test_speed_sections.py": "exports",
     "tests/ponder/cli/test_export_command.py": "exports",
     "tests/packaging/": "wheel",
 }

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ponder._utils.trees import Shared, Tree, map_tensors, tensors, unwrap
 from ponder.engine.model import EarlyExitModel
@@ -21,6 +23,7 @@ from ponder.parts.heads import PerStep
 
 __all__ = [
     "FlatTree",
+    "Part",
     "Slot",
     "flatten",
     "head_part",
@@ -164,8 +167,42 @@ def lambda_part(model: EarlyExitModel) -> Part:
     return Part(model, lambda given: [head(given[0])])
 
 
+class _Reads(TorchDispatchMode):
+    """Notes which memory the operations of a block read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = tree_leaves((args, kwargs))
+        self.found |= {_address(value) for value in given if isinstance(value, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins; 0 for one that has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _narrowed(part: Part, values: list[Tensor]) -> Part:
+    """The part with those modules alone whose tensors it reads: the exporter copies all others again and again."""
+    with _Reads() as reads:
+        part([value.clone() for value in values])
+    kept, inner = list[nn.Module](), set[nn.Module]()
+    for module in part.model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if module not in inner and any(_address(tensor) in reads.found | {0} for tensor in own):
+            kept.append(module)
+            inner.update(module.modules())
+    return Part(nn.ModuleList(kept), part.run)
+
+
 @torch.no_grad()
-def write_graph(part: nn.Module, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> None:
+def write_graph(part: Part, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> None:
     """Trace a part and write it as a graph that takes any batch and any length.
 
     Inputs that the part does not read are left out of the graph.
@@ -179,7 +216,7 @@ def write_graph(part: nn.Module, given: Sequence[Slot], outputs: Sequence[str], 
         with warnings.catch_warnings(), _quiet("onnx_ir", "onnxscript", "torch.onnx"):
             warnings.simplefilter("ignore")  # of the exporter's own insides
             program: Any = torch.onnx.export(
-                part,
+                _narrowed(part, values),
                 (values,),
                 input_names=[slot.name for slot in given],
                 output_names=list(outputs),

@@ -30,6 +30,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, Pon
 from ponder.export.deciding import read_policy
 from ponder.export.graphs import (
     FlatTree,
+    Part,
     Slot,
     flatten,
     head_part,
@@ -349,12 +350,10 @@ class _Writer:
             "initial": head.initial,
         }
 
-    def _readout(self, readout: Any) -> torch.nn.Module:
+    def _readout(self, readout: Any) -> Part:
         return readout_part(self.model, readout, self.hidden, self.context)
 
-    def _graph(
-        self, name: str, part: torch.nn.Module, given: Sequence[Slot], outputs: Sequence[str]
-    ) -> tuple[str, list[Tensor]]:
+    def _graph(self, name: str, part: Part, given: Sequence[Slot], outputs: Sequence[str]) -> tuple[str, list[Tensor]]:
         """Write a part, run it, and compare with PyTorch: on the example, and on its last row alone, the shortest."""
         path = self.folder / f"{name}.onnx"
         write_graph(part, given, outputs, path)

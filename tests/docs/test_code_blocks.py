@@ -21,6 +21,7 @@ import benchmarks.graded.base as graded
 import ponder
 from ponder.integrations.transformers import adapters
 from tests.docs.shown_code import Block, blocks, make_stand_ins, run, run_page
+from tests.quick_exports import make_exports_quick
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -64,6 +65,8 @@ def test_python_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     if any(named in page.read_text() for named in ("albert-base-v2", "my-classifier")):
         make_stand_ins(tmp_path)
+    if "ponder.export" in page.read_text():
+        make_exports_quick()
     torch.manual_seed(0)
     random.seed(0)
     main = types.ModuleType("__main__")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import ponder
 from ponder import policies, readouts
 from ponder.export import OnnxModel
-from tests.quick_exports import make_exports_quick
 from tests.toys import LENGTH, NUM_STEPS, WIDTH, Toy, make_toy, wrap
 
 __all__ = ["Exported", "exported", "folder_of"]
@@ -98,7 +97,6 @@ class Exported:
 @cache
 def exported(name: str) -> Exported:
     """The export of a toy by name, made once a process."""
-    make_exports_quick()
     torch.manual_seed(0)
     toy, model = _make(name)
     folder = Path(_FOLDERS.name) / name

@@ -106,6 +106,39 @@ def test_an_export_leaves_modes_and_the_example_as_they_were(tmp_path: Path) -> 
     np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), atol=1e-5)
 
 
+class Weighty(nn.Module):
+    """A weight of its own, beside layers whose weights are read one way or another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(WIDTH))
+        self.inner, self.tied = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.tied.weight = self.inner.weight
+        self.register_buffer("shift", torch.rand(WIDTH), persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        assert isinstance(self.shift, Tensor)
+        return torch.addmm(self.shift, self.tied(hidden) * self.scale, self.inner.weight.t()).tanh()
+
+
+def test_a_part_is_traced_with_what_it_reads_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), Weighty()])
+    model = ponder.PonderWrapper(layers, head=nn.Linear(WIDTH, 2)).eval()
+    export, traced = torch.onnx.export, dict[int, set[Tensor]]()
+
+    def noted(part: nn.Module, *arguments: Any, **options: Any) -> Any:
+        traced[len(traced)] = set(part.parameters())
+        return export(part, *arguments, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", noted)
+    ponder.export.onnx(model, tmp_path, example=X)
+    every = [set(layer.parameters()) for layer in (*layers, model.head)]
+    assert [weights for weights in traced.values() if weights] == sorted(every, key=list(traced.values()).index)
+    assert len(every) == 3
+    found, expected = OnnxModel(tmp_path).predict(X.numpy()), model(X)
+    np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), atol=1e-5)
+
+
 # ---- The folder ------------------------------------------------------------------------------------------------------
 
 
