@@ -46,6 +46,11 @@ TOGETHER = {  # the first export of a process takes seconds more, as the first o
     "tests/benchmarks/test_quantised.py": "exports",
     "tests/benchmarks/test_speed_sections.py": "exports",
     "tests/ponder/cli/test_export_command.py": "exports",
+    "tests/benchmarks/test_glue_sweep_kills.py": "forks",
+    "tests/benchmarks/test_glue_sweep_parallel.py": "forks",
+    "tests/integrations/transformers/test_several_processes.py": "forks",
+    "tests/ponder/test_data_parallel.py": "forks",
+    "tests/test_killed_saves.py": "forks",
     "tests/packaging/": "wheel",
 }
 

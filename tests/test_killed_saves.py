@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forking import run_forked
 
 KILLS = int(os.environ.get("PONDER_KILLS", "15"))
 ROOT = Path(__file__).parents[1]
@@ -20,9 +20,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("saver", ["wrapper", "transformers"])
 def test_a_killed_saver_leaves_the_old_save_or_the_new_one(saver: str, tmp_path: Path) -> None:
     # Trap: of two files that are replaced one after the other, the first is new and the second old.
-    program = [sys.executable, str(ROOT / "tests" / "killed_saves.py"), saver, str(tmp_path / "saved"), str(KILLS), "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(program, capture_output=True, text=True, env=environment)
+    program = [ROOT / "tests" / "killed_saves.py", saver, tmp_path / "saved", str(KILLS), "0"]
+    (ran,) = run_forked(program)
     assert ran.returncode == 0, ran.stderr[-3000:]
     told = json.loads(ran.stdout.splitlines()[-1])
     assert told["deaths"]["killed"] == KILLS

@@ -14,9 +14,8 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing.context import ForkContext
 from pathlib import Path
-
-from pretending import quick_workers
 
 from benchmarks.glue import run
 from benchmarks.glue.sweeping import executors
@@ -31,13 +30,22 @@ FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.sca
 run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the clock, which no two sweeps agree on
 
 
+class ForkedWorkers(ForkContext):
+    """Workers are forked, where by `spawn` each would import everything; their end of a line is theirs alone all the same."""
+
+    def Pipe(self, duplex=True):
+        theirs, ours = super().Pipe(duplex)
+        os.register_at_fork(after_in_child=ours.close)
+        return theirs, ours
+
+
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def do(backbone, glue_dir, folder, local=False, outlives_a_run=True):
     if local:
-        quick_workers("benchmarks.glue.run")
+        executors.multiprocessing.get_context = lambda method: ForkedWorkers()
     with executors.local(threads=1) if local else executors.inline() as submitted:
 
         def submit(job):

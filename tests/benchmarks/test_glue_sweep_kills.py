@@ -16,6 +16,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.glue.training import KeepWhole, last_whole
 from benchmarks.locking import BusyError, hold
+from tests.forking import run_forked
 
 ROOT = Path(__file__).parents[2]
 LONG = pytest.mark.skipif("PONDER_LONG" not in os.environ, reason="takes minutes: set PONDER_LONG=1")
@@ -28,14 +29,8 @@ def environment():
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=LONG)])
 def test_a_sweep_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(kills, backbone, glue_dir, tmp_path):
-    program = [
-        sys.executable,
-        str(Path(__file__).with_name("killed_sweeps.py")),
-        backbone,
-        str(glue_dir),
-        str(tmp_path),
-    ]
-    done = subprocess.run([*program, str(kills), "2"], capture_output=True, text=True, env=environment(), cwd=ROOT)
+    program = Path(__file__).with_name("killed_sweeps.py")
+    (done,) = run_forked([program, backbone, glue_dir, tmp_path, str(kills), "2"])
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert sum(sweep["deaths"] for sweep in told["inline"]) == kills

@@ -1,29 +1,24 @@
 """Data-parallel training of one run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.glue import distributed
 from ponder.errors import ArgumentError
-
-ROOT = Path(__file__).parents[2]
+from tests.forking import run_forked
+from tests.ranks import as_torchrun
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_and_the_first_alone_writes(backbone, glue_dir, tmp_path):
-    program = [str(Path(__file__).with_name("data_parallel_run.py")), backbone, str(glue_dir)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    told = {}
-    for name, launch in (("one", [sys.executable]), ("two", torchrun)):
+    program, told = Path(__file__).with_name("data_parallel_run.py"), {}
+    for name, ranks in (("one", [{}]), ("two", as_torchrun())):
         (tmp_path / name).mkdir()
-        done = subprocess.run([*launch, *program, tmp_path / name], capture_output=True, text=True, env=env, cwd=ROOT)
-        assert done.returncode == 0, done.stderr[-3000:]
+        arguments = [backbone, glue_dir, tmp_path / name]
+        for done in run_forked(*[[program, *arguments]] * len(ranks), own=ranks):
+            assert done.returncode == 0, done.stderr[-3000:]
         told[name] = [json.loads(path.read_text()) for path in sorted((tmp_path / name).glob("told-*.json"))]
     (one,), (first, second) = told["one"], told["two"]
     assert len(one["losses"]) == 2 * 3  # two epochs of three steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from tests.integrations.transformers import two_ranks
-from tests.ranks import run_ranks
+from tests.ranks import as_torchrun, run_ranks
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
@@ -22,12 +21,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
         pytest.skip("this PyTorch has no distributed training on processors (gloo)")
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    shared |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    first, second = ({**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01")
+    first, second = ({**rank, "ACCELERATE_USE_CPU": "true"} for rank in as_torchrun())
     run_ranks(two_ranks.__file__, folder, own=(first, second))
     return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
 
