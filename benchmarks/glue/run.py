@@ -85,7 +85,7 @@ def run(
         # Of several processes that train together, the others do not wait here: they would wait for this one forever.
         with hold(work / f"{config.key}.lock", wait=wait and distributed.count() == 1):
             for part in out.glob(f".{path.name}.*"):  # what a killed writer left; nobody else writes this result now
-                part.unlink(missing_ok=True)
+                shutil.rmtree(part, ignore_errors=True)
             if is_done() and distributed.count() > 1:
                 raise BusyError(f"{path}: another process has just written it. Start again to read it.")
             if not is_done():

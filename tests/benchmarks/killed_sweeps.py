@@ -31,7 +31,7 @@ run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the cloc
 
 
 class ForkedWorkers(ForkContext):
-    """Workers are forked, where by `spawn` each would import everything; their end of a line is theirs alone all the same."""
+    """Workers are forked, where by `spawn` each would import everything; a line ends with the sweep all the same."""
 
     def Pipe(self, duplex=True):
         theirs, ours = super().Pipe(duplex)

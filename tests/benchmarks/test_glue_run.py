@@ -235,8 +235,12 @@ def test_a_run_goes_on_from_its_last_checkpoint(backbone, glue_dir, tmp_path, mo
     monkeypatch.setattr(PonderTrainer, "training_step", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run(two, glue_dir, tmp_path / "b", tmp_path / "w", progress=False)
+    left = tmp_path / "b" / f".{two.key}.json.1-00"  # where a writer made its result that was killed
+    left.mkdir(parents=True)
+    (left / "half").touch()
     resumed = run(two, glue_dir, tmp_path / "b", tmp_path / "w", progress=False)
     assert len(seen) == 6 + 4
+    assert not left.exists()
     assert resumed["splits"] == whole["splits"]
 
 

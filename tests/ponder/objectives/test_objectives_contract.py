@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -30,17 +31,18 @@ from tests.ponder.examples import OBJECTIVES, Example, make_objective
 from tests.toys import OUTPUTS, TOYS, labels_for, make_toy, wrap
 
 every_objective = pytest.mark.parametrize("case", OBJECTIVES, ids=str)
+PRIOR = priors.Geometric(0.2)
 
 
-def unroll(task: str, rows: int, num_steps: int, scale: float, seed: int) -> tuple[Unrolled, torch.Tensor, list]:
-    """A random training batch, its hazard logits, and the same batch as plain Python rows."""
+def unroll(task: str, rows: int, num_steps: int, scale: float, seed: int) -> tuple[Unrolled, torch.Tensor]:
+    """A random training batch, and its hazard logits."""
     generator = torch.Generator().manual_seed(seed)
     outputs = (torch.randn(rows, num_steps, OUTPUTS[task], generator=generator) * scale).clamp(-1e4, 1e4)
     logits = (torch.randn(rows, num_steps, generator=generator) * scale).clamp(-1e4, 1e4)
     outputs.requires_grad_(), logits.requires_grad_()
     rule, labels = as_task(task), labels_for(task, rows, seed)
-    losses = torch.stack([rule.losses(of_step, labels) for of_step in outputs.unbind(1)], dim=1)
-    prior = priors.Geometric(0.2)
+    each = torch.arange(rows).repeat_interleave(num_steps)
+    losses = rule.losses(outputs.flatten(0, 1), labels[each]).reshape(rows, num_steps)
     features = torch.randn(rows, num_steps, 4, generator=generator).requires_grad_()
     taught = torch.randn(rows, OUTPUTS[task], generator=generator) * scale
     progress = Progress(seed % 8, 7 + seed % 8)
@@ -49,29 +51,35 @@ def unroll(task: str, rows: int, num_steps: int, scale: float, seed: int) -> tup
         losses,
         rule,
         StepDistribution.from_hazard_logits(logits),
-        prior(num_steps),
+        PRIOR(num_steps),
         labels=labels,
         features=features,
         progress=progress,
         teacher_outputs=taught,
     )
-    plain = [
+    return batch, logits
+
+
+def in_plain_python(task: str, batch: Unrolled, logits: torch.Tensor) -> list[dict[str, Any]]:
+    """The rows of a batch, for the oracle."""
+    labels, features, taught, progress = batch.labels, batch.features, batch.teacher_outputs, batch.progress
+    plain: list[dict[str, Any]] = [
         {
             "task": task,
             "label": labels[i].tolist(),
             "features": features[i].tolist(),
             "teacher": taught[i].tolist(),
             "progress": (progress.step, progress.total),
-            "outputs": outputs[i].tolist(),
-            "losses": [oracles.task_loss(task, o, labels[i].tolist()) for o in outputs[i].tolist()],
+            "outputs": batch.outputs[i].tolist(),
+            "losses": [oracles.task_loss(task, o, labels[i].tolist()) for o in batch.outputs[i].tolist()],
             "hazard_logits": logits[i].tolist(),
-            "prior": oracles.prior(prior.to_dict(), num_steps),
+            "prior": oracles.prior(PRIOR.to_dict(), logits.shape[1]),
         }
-        for i in range(rows)
+        for i in range(len(logits))
     ]
     for row in plain:
         row["batch"] = plain
-    return batch, logits, plain
+    return plain
 
 
 def test_every_objective_has_an_example_and_an_oracle() -> None:
@@ -82,7 +90,8 @@ def test_every_objective_has_an_example_and_an_oracle() -> None:
 @given(st.integers(1, 12), st.sampled_from([0.1, 1.0, 3.0]), st.integers(0, 10**6))
 @example(1, 1.0, 0)
 def test_equals_the_oracle_row_by_row(case: Example, num_steps: int, scale: float, seed: int) -> None:
-    batch, _, plain = unroll(case.task, 4, num_steps, scale, seed)
+    batch, logits = unroll(case.task, 4, num_steps, scale, seed)
+    plain = in_plain_python(case.task, batch, logits)
     objective = make_objective(case)
     expected = [oracles.objective(objective.to_dict(), row) for row in plain]
     losses = objective.per_example(batch)
@@ -94,7 +103,7 @@ def test_equals_the_oracle_row_by_row(case: Example, num_steps: int, scale: floa
 @given(st.sampled_from([1, 2, 12, 100, 1000]), st.sampled_from([1.0, 1e2, 1e4]), st.integers(0, 10**6))
 @example(1000, 1e4, 0)
 def test_loss_and_gradients_are_finite_at_the_extremes(case: Example, num_steps: int, scale: float, seed: int) -> None:
-    batch, logits, _ = unroll(case.task, 2, num_steps, scale, seed)
+    batch, logits = unroll(case.task, 2, num_steps, scale, seed)
     loss = make_objective(case).per_example(batch).mean()
     assert bool(loss.isfinite())
     loss.backward()
@@ -105,7 +114,7 @@ def test_loss_and_gradients_are_finite_at_the_extremes(case: Example, num_steps:
 @every_objective
 @pytest.mark.parametrize("level", [-1e4, 1e4])
 def test_loss_and_gradients_are_finite_where_all_hazards_are_saturated(case: Example, level: float) -> None:
-    batch, _, _ = unroll(case.task, 2, 1000, 1.0, 0)
+    batch, _ = unroll(case.task, 2, 1000, 1.0, 0)
     logits = torch.full((2, 1000), level, requires_grad=True)
     batch = dataclasses.replace(batch, halting=StepDistribution.from_hazard_logits(logits))
     loss = make_objective(case).per_example(batch).mean()
@@ -170,7 +179,7 @@ def test_the_models_loss_is_the_mean_of_the_oracles(case: Example, toy_name: str
 @every_objective
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_outputs_give_finite_float32_losses(case: Example, dtype: torch.dtype) -> None:
-    batch, logits, _ = unroll(case.task, 3, 12, 3.0, 0)
+    batch, logits = unroll(case.task, 3, 12, 3.0, 0)
     outputs = batch.outputs.detach().to(dtype)
     labels = labels_for(case.task, 3, 0)
     losses = torch.stack([batch.task.losses(o, labels) for o in outputs.unbind(1)], dim=1)
@@ -207,7 +216,7 @@ def test_sums_are_flat_and_weighted() -> None:
 
 
 def test_a_sum_is_the_sum() -> None:
-    batch, _, _ = unroll("classification", 3, 5, 1.0, 0)
+    batch, _ = unroll("classification", 3, 5, 1.0, 0)
     a, b = Ponder(0.3), DeepSupervision()
     expected = a.per_example(batch) + 0.5 * b.per_example(batch)
     torch.testing.assert_close((a + 0.5 * b).per_example(batch), expected)
@@ -218,7 +227,7 @@ def test_objectives_written_by_users_add_up_too() -> None:
         def per_example(self, unrolled: Unrolled) -> torch.Tensor:
             return unrolled.losses.amax(-1)
 
-    batch, _, _ = unroll("classification", 3, 5, 1.0, 0)
+    batch, _ = unroll("classification", 3, 5, 1.0, 0)
     torch.testing.assert_close(
         (0.5 * Mine() + FinalStep()).per_example(batch), 0.5 * batch.losses.amax(-1) + batch.losses[:, -1]
     )
@@ -255,14 +264,14 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 
 def test_the_teacher_learns_nothing_from_its_students() -> None:
-    batch, _, _ = unroll("classification", 3, 4, 1.0, 0)
+    batch, _ = unroll("classification", 3, 4, 1.0, 0)
     Distillation(2.0).per_example(batch).sum().backward()
     assert bool((batch.outputs.grad[:, -1] == 0).all())
     assert bool((batch.outputs.grad[:, :-1] != 0).any())
 
 
 def test_a_frozen_teacher_may_teach_one_step_alone() -> None:
-    batch, _, _ = unroll("classification", 3, 4, 1.0, 0)
+    batch, _ = unroll("classification", 3, 4, 1.0, 0)
     objective = Distillation(2.0, teacher="frozen", step=3)
     objective.per_example(batch).sum().backward()
     moved = (batch.outputs.grad != 0).any(-1).any(0)
