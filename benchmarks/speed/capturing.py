@@ -105,15 +105,16 @@ print(time.process_time() - start)
 
 
 def _import(options: Options) -> dict[str, Any]:
-    """The first process writes the byte code, as the first import after an installation does, and is not counted."""
+    """The first of several processes writes the byte code, as the first after an installation does: it does not count."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     seconds = []
-    for _ in range(1 + (1 if options.quick else max(options.pairs, 5))):
+    for _ in range(1 if options.quick else 1 + max(options.pairs, 5)):
         ran = subprocess.run(
             [sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, check=True
         )
         seconds.append(float(ran.stdout.split()[-1]))
-    value = WallClock(statistics.median(seconds[1:]), min(seconds[1:]), max(seconds[1:]))
+    counted = seconds[1:] or seconds
+    value = WallClock(statistics.median(counted), min(counted), max(counted))
     name = "CPU s of importing ponder.integrations.transformers beyond a model class of Transformers"
     return figure(SECTION, "fresh process", name, value, at_most=IMPORT)
 
