@@ -140,13 +140,13 @@ class PolicyDriver:
                 "Refuse what cannot work in check(spec), before any batch.",
             ) from error
         self._check_needs(view, None)
-        require(
-            alike(before, self.policy.__dict__),
-            self.policy,
-            "a policy keeps nothing on itself",
-            f"{where} changed its attributes from {before} to {self.policy.__dict__}",
-            "Carry what changes in the state, which decide takes and returns.",
-        )
+        if not _kept(before, self.policy.__dict__):
+            raise ContractError(
+                self.policy,
+                "a policy keeps nothing on itself",
+                f"{where} changed its attributes from {before} to {self.policy.__dict__}",
+                "Carry what changes in the state, which decide takes and returns.",
+            )
         return answer
 
     def _check_needs(self, view: StepView | None, error: Exception | None) -> None:
@@ -172,6 +172,12 @@ class PolicyDriver:
                 f"after {where}, {error.argument.replace('[0]', '', 1)} has {error.got}, with {rows} rows",
                 "Keep one row per example; a number for all rows may be a plain Python number.",
             ) from error
+
+
+def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether attributes are what they were when they were copied; what cannot change is its own copy."""
+    same = [name for name, value in now.items() if name in before and before[name] is value]
+    return alike(*({name: value for name, value in of.items() if name not in same} for of in (before, now)))
 
 
 class _View(StepView):
