@@ -44,6 +44,7 @@ TOGETHER = {  # the first export of a process takes seconds more, as the first o
     "tests/integrations/transformers/test_encoder_exports.py": "exports",
     "tests/integrations/transformers/test_serving_folders.py": "exports",
     "tests/benchmarks/test_quantised.py": "exports",
+    "tests/benchmarks/test_finetuned_benchmark.py": "exports",
     "tests/benchmarks/test_speed_sections.py": "exports",
     "tests/ponder/cli/test_export_command.py": "exports",
     "tests/benchmarks/test_glue_sweep_kills.py": "forks",

@@ -20,8 +20,10 @@ __all__ = ["make_exports_quick", "single_thread_session"]
 @cache
 def make_exports_quick() -> None:
     """From now on, for this process; the tables change only by custom operators, which no test has."""
+    from torch._export import utils
     from torch.onnx._internal.exporter import _core, _registration
 
+    utils._materialize_cpp_cia_ops = cache(utils._materialize_cpp_cia_ops)
     torch.fx.config.do_not_emit_stack_traces = True
     torch._dynamo.config.fake_tensor_cache_enabled = False  # what is traced once pays for it and gets nothing
     registry: Any = _registration.ONNXRegistry
