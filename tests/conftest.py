@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+for device in (torch.cuda, torch.mtia, torch.xpu):  # PyTorch would note for each where every seed was set
+    if not device.is_available():
+        device.manual_seed_all = lambda seed: None
 os.environ["MPLBACKEND"] = "Agg"  # figures open no windows
 settings.register_profile(
     "ponder",
@@ -82,3 +86,7 @@ def pytest_collection_finish() -> None:
     # What is loaded by now stays. Trainers and exporters collect garbage, and would look through all of it each time.
     gc.collect()
     gc.freeze()
+    # Pytest hangs its handlers on each logger that tells its parents nothing, six times a test; PyTorch has dozens.
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.propagate = True

@@ -105,7 +105,7 @@ print(time.process_time() - start)
 
 
 def _import(options: Options) -> dict[str, Any]:
-    """The first of several processes writes the byte code, as the first after an installation does: it does not count."""
+    """The first of several writes the byte code, as the first after an installation does, and does not count."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     seconds = []
     for _ in range(1 if options.quick else 1 + max(options.pairs, 5)):
