@@ -138,6 +138,7 @@ def _used_by(fn: types.FunctionType) -> Iterator[Any]:
             yield value
 
 
+@functools.lru_cache(maxsize=1024)
 def _global_names(code: types.CodeType) -> set[str]:
     """The global names that code reads, and that functions inside it read; names of attributes are none."""
     own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}

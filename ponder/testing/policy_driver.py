@@ -176,8 +176,9 @@ class PolicyDriver:
 
 def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether attributes are what they were when they were copied; what cannot change is its own copy."""
-    same = [name for name, value in now.items() if name in before and before[name] is value]
-    return alike(*({name: value for name, value in of.items() if name not in same} for of in (before, now)))
+    same = {name for name, value in now.items() if name in before and before[name] is value}
+    old, new = ({name: value for name, value in of.items() if name not in same} for of in (before, now))
+    return alike(old, new)
 
 
 class _View(StepView):
