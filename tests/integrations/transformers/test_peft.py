@@ -88,7 +88,10 @@ def test_the_tutorial_trains_the_heads_in_full_and_comes_back(
     wrapped.train()(**batch, **given).loss.backward()
     optimizer.step()
     moved = {name for name, weight in trained(wrapped).items() if not torch.equal(before[name], weight)}
-    assert {name for name in before if ".modules_to_save." in name and "lambda_head" not in name} <= moved
+    heads_in_full = {name for name in before if ".modules_to_save." in name and "lambda_head" not in name}
+    if model.ponder.task.name == "span":  # what all positions get more of changes no start and no end
+        heads_in_full = {name for name in heads_in_full if not name.endswith(".bias")}
+    assert heads_in_full <= moved
     assert any(".lora_" in name for name in moved)
     assert any("lambda_head" in name for name in moved) == (model.ponder.lambda_head is not None)
 
