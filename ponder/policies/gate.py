@@ -76,7 +76,7 @@ class GateReader:
     def init(self, batch: PolicyBatch) -> Tree:
         """State before the first step."""
         zeros = torch.zeros(batch.size, device=batch.device)
-        return {"output": None, "streak": zeros, "expected": zeros}
+        return {"output": None, "probabilities": None, "streak": zeros, "expected": zeros}
 
     def read(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         """The signals, `(batch, signals)` float32, and the state for the next step."""
@@ -93,9 +93,12 @@ class GateReader:
                     values[name] = -_greatest(-_OF_CLASSES[name](output), inside)
                 changed = _greatest((output.argmax(-1) != before.argmax(-1)).float(), inside)
                 after["streak"] = values["streak"] = torch.where(first | (changed > 0), 0.0, state["streak"] + 1.0)
-                moved = _greatest((output.softmax(-1) - before.softmax(-1)).abs().sum(-1) / 2.0, inside)
+                after["probabilities"] = now = output.softmax(-1)
+                old = now if state["probabilities"] is None else state["probabilities"]
+                moved = _greatest((now - old).abs().sum(-1) / 2.0, inside)
                 values["shift"] = torch.where(first, 1.0, moved)
-            values["movement"] = torch.where(first, 0.0, _mean((output - before).abs(), inside))
+            if "movement" in self.signals:
+                values["movement"] = torch.where(first, 0.0, _mean((output - before).abs(), inside))
         if "hazard" in self.needs:
             values["hazard"], values["cdf"] = step.hazard.float(), step.cdf.float()
             after["expected"] = values["expected"] = state["expected"] + step.survival.float()

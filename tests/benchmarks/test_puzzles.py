@@ -105,11 +105,6 @@ def test_problems_follow_from_the_seed(name):
     assert len(one) == 5
 
 
-def test_the_committed_longer_training_is_of_the_command_that_is_shown():
-    result = experiment.read_result(COMMITTED / "longer" / "mazes-looped-s1.json")
-    assert result["setting"] == asdict(setting.setting_of("mazes", updates=12_000, bf16=True))
-
-
 @pytest.mark.parametrize(
     "changed", [{"update": 5}, {"updates": "many"}, {"updates": 0}, {"bf16": 1}, {"updates": True}]
 )
