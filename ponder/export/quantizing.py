@@ -29,7 +29,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
     of products in 16 bits, which overflow otherwise and ruin hidden states without a word.
 
     With fixed ranges a product, its scale and its bias become one operation of onnxruntime's own,
-    `MatMulIntegerToFloat`, which saves a fifth of a step's time. Where ranges are looked for, onnxruntime joins them
+    `MatMulIntegerToFloat`, which is faster. Where ranges are looked for, onnxruntime joins them
     itself when it reads the graph.
 
     A product that has more inputs than outputs, the second of a feed-forward block, reads activations of which a few
