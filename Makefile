@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := pytest --numprocesses auto --no-loadscope-reorder
 
 TASK ?=
 GLUE_DIR ?=
@@ -19,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo puzzles glue test lint types format docs links clean
+.PHONY: help install demo puzzles glue test lint types compiled format docs links clean
 
 ifneq ($(filter glue,$(MAKECMDGOALS)),)
 ifeq ($(strip $(TASK)),)
@@ -52,23 +51,26 @@ glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=
 	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
-# What is compiled must be the code itself, without what counts its lines.
+# What has one process runs side by side, before what uses all cores.
 test: export OMP_NUM_THREADS := 1
 test: lint ## All that CI runs: lint, types, tests, coverage, documentation.
-	$(BIN)/python -m slipcover -m $(PYTEST) --ignore-glob='*/test_compil*.py' --nbmake --nbmake-timeout=300 tests docs/notebooks
+	@$(MAKE) --no-print-directory --jobs=3 types compiled docs
+	$(BIN)/python -m slipcover -m pytest --numprocesses auto --no-loadscope-reorder \
+	  --ignore-glob='*/test_compil*.py' tests
 	@$(BIN)/python -m slipcover --merge .coverage.json --fail-under 95 || { \
 	  echo "error: tests run fewer than 95% of the lines" >&2; exit 1; }
-	$(BIN)/python -m $(PYTEST) tests/*/test_compil*.py tests/*/*/test_compil*.py
-	$(BIN)/mkdocs build --strict
 
-lint: $(STAMP) ## Formatter, linter, spelling and types, in check mode.
+lint: $(STAMP) ## Formatter, linter and spelling, in check mode.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/codespell
-	@$(MAKE) --no-print-directory types
 
-types: $(STAMP) ## The type checker alone, on all cores.
-	MYPY_NUM_WORKERS=auto $(BIN)/mypy
+types: $(STAMP) ## The type checker.
+	$(BIN)/mypy
+
+# What is compiled must be the code itself, without what counts its lines.
+compiled: $(STAMP)
+	$(BIN)/python -m pytest tests/*/test_compil*.py tests/*/*/test_compil*.py
 
 format: $(STAMP) ## Format the code and repair what the linter can.
 	$(BIN)/ruff format

@@ -38,7 +38,7 @@ LONG = (  # whole files that take tens of seconds: they start first, so that no 
     "tests/benchmarks/test_glue_sweep_kills.py",
     "tests/packaging/",
     "tests/ponder/streaming/test_stream_soak.py",
-    "docs/notebooks/",
+    "tests/docs/test_notebooks.py",
     "tests/benchmarks/test_glue_run.py",
     "tests/benchmarks/test_glue_sweep.py",
     "tests/benchmarks/test_glue_report.py",

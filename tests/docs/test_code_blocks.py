@@ -17,9 +17,7 @@ import pytest
 import torch
 import typer.main
 
-import benchmarks.graded.base as graded
 import ponder
-from ponder.integrations.transformers import adapters
 from tests.docs.shown_code import Block, blocks, make_stand_ins, run, run_page
 from tests.quick_exports import make_exports_quick
 
@@ -37,24 +35,6 @@ def prose(text: str) -> str:
 
 
 # ---- Python --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def registries() -> Iterator[None]:
-    """Names that a page registers are gone after it."""
-    tables: list[dict[str, Any]] = [
-        ponder.policies.base.registry._factories,
-        ponder.priors.base.registry._factories,
-        ponder.objectives.base.registry._factories,
-        ponder.recipes.base.registry._factories,
-        adapters._factories,
-        graded._TASKS,
-    ]
-    before = [dict(table) for table in tables]
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)
 
 
 @pytest.mark.filterwarnings("error")
