@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import slipcover.pytest_plugin
-import torch
 from hypothesis import HealthCheck, settings
 
 # Slipcover 1.1 on Python 3.11 writes the code anew of what it has counted, which costs more here than to count on; and
@@ -17,10 +16,6 @@ from hypothesis import HealthCheck, settings
 if (counter := getattr(slipcover.pytest_plugin, "_slipcover_instance", None)) is not None:
     counter.d_miss_threshold = 10**9
 
-torch.set_num_threads(1)
-for device in (torch.cuda, torch.mtia, torch.xpu):  # PyTorch would note for each where every seed was set
-    if not device.is_available():
-        device.manual_seed_all = lambda seed: None
 os.environ["MPLBACKEND"] = "Agg"  # figures open no windows
 settings.register_profile(
     "ponder",
@@ -35,6 +30,8 @@ settings.load_profile("ponder")
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -89,6 +86,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
+    import torch  # the process that hands out the tests does without, and all others wait for it
+
+    torch.set_num_threads(1)
+    for device in (torch.cuda, torch.mtia, torch.xpu):  # PyTorch would note for each where every seed was set
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None
     # What is loaded by now stays. Trainers and exporters collect garbage, and would look through all of it each time.
     gc.collect()
     gc.freeze()
