@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := pytest --numprocesses auto --no-loadscope-reorder
 
 TASK ?=
 GLUE_DIR ?=
@@ -51,12 +52,11 @@ glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=
 	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
-# What has one process runs side by side, before what uses all cores.
+# What leaves cores idle runs side by side, before what uses all of them.
 test: export OMP_NUM_THREADS := 1
 test: lint ## All that CI runs: lint, types, tests, coverage, documentation.
 	@$(MAKE) --no-print-directory --jobs=3 types compiled docs
-	$(BIN)/python -m slipcover -m pytest --numprocesses auto --no-loadscope-reorder \
-	  --ignore-glob='*/test_compil*.py' tests
+	$(BIN)/python -m slipcover -m $(PYTEST) --ignore-glob='*/test_compil*.py' tests
 	@$(BIN)/python -m slipcover --merge .coverage.json --fail-under 95 || { \
 	  echo "error: tests run fewer than 95% of the lines" >&2; exit 1; }
 
@@ -70,7 +70,7 @@ types: $(STAMP) ## The type checker.
 
 # What is compiled must be the code itself, without what counts its lines.
 compiled: $(STAMP)
-	$(BIN)/python -m pytest tests/*/test_compil*.py tests/*/*/test_compil*.py
+	$(BIN)/python -m $(PYTEST) tests/*/test_compil*.py tests/*/*/test_compil*.py
 
 format: $(STAMP) ## Format the code and repair what the linter can.
 	$(BIN)/ruff format

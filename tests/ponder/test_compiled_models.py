@@ -11,6 +11,7 @@ from torch import nn
 
 import ponder
 from ponder.policies import Confidence, ExitPolicy, FixedStep, LastStep, Quantile
+from tests.ponder.test_compilation import Counter
 
 WIDTH, LENGTH, STEPS = 8, 5, 3
 FIXED = [LastStep(), FixedStep(2)]
@@ -40,17 +41,6 @@ def make(kind: str) -> ponder.PonderWrapper:
     return ponder.PonderWrapper.from_recipe(encoder, recipe, num_outputs=2, example=example, num_steps=steps).eval()
 
 
-class Graphs:
-    """A backend that runs what it is given as it is, and counts."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        self.count += 1
-        return graph.forward
-
-
 kinds = pytest.mark.parametrize("kind", ["captured", "stacked", "shared"])
 fixed = pytest.mark.parametrize("policy", FIXED, ids=repr)
 
@@ -62,28 +52,28 @@ def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: ExitPolic
     model, inputs = make(kind), torch.randn(4, LENGTH, WIDTH)
     model.policy = policy
     expected = model(inputs)
-    graphs = Graphs()
-    found = torch.compile(model, backend=graphs, fullgraph=True)(inputs)  # which raises at a break
-    assert graphs.count == 1
+    counter = Counter()
+    found = torch.compile(model, backend=counter, fullgraph=True)(inputs)  # which raises at a break
+    assert counter.graphs == 1
     assert torch.equal(found.outputs, expected.outputs)
     assert found.exit_step.tolist() == [2 if policy == FixedStep(2) else STEPS] * 4
 
 
 @torch.no_grad()
 def test_compiled_steps_are_one_graph_a_step_with_exits() -> None:
-    graphs = Graphs()
+    counter = Counter()
     model, inputs = make("stacked"), torch.randn(12, LENGTH, WIDTH)
     model.policy = Confidence(0.6)
     expected = model(inputs)
     assert len(set(expected.exit_step.tolist())) > 1
-    ponder.compile_steps(model, backend=graphs)
+    ponder.compile_steps(model, backend=counter)
     found = model(inputs)
     assert found.exit_step.tolist() == expected.exit_step.tolist()
     torch.testing.assert_close(found.outputs, expected.outputs, atol=1e-5, rtol=1e-5)
-    assert 0 < graphs.count <= 2 * STEPS, "one for several rows, and one for a row alone"
-    before = graphs.count
+    assert 0 < counter.graphs <= 2 * STEPS, "one for several rows, and one for a row alone"
+    before = counter.graphs
     model(inputs)
-    assert graphs.count == before
+    assert counter.graphs == before
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""`torch.compile` and `torch.export` of a model of Transformers at a depth that is known: one graph, no break."""
+"""Models of Transformers compiled: one graph at a depth that is known, and one a step where rows leave."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ponder.policies import ExitPolicy, FixedStep, LastStep
+import ponder
+from ponder.policies import Bernoulli, ExitPolicy, FixedStep, LastStep
 from tests.integrations.transformers.encoders import make_batch, make_model
+from tests.ponder.test_compilation import Counter
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +33,22 @@ def test_one_graph_with_padding(name: str, policy: ExitPolicy) -> None:
     assert torch.equal(found.exit_step, expected.exit_step)
     program = torch.export.export(model, (), kwargs=batch, strict=False)
     torch.testing.assert_close(program.module()(**batch).logits, expected.logits)
+
+
+@pytest.mark.parametrize("family", ["albert", "bert", "mpnet"])
+def test_layers_are_compiled_once(family: str) -> None:
+    model = make_model(family)
+    counter = Counter()
+    cases = [make_batch(model.encoder, rows=rows, seed=rows) for rows in (9, 1, 5, 14)]
+    with torch.inference_mode():
+        expected = [model(**batch, policy=Bernoulli(len(batch["input_ids"]))) for batch in cases]
+        ponder.compile_steps(model.ponder, backend=counter)
+        for batch, out in zip(cases, expected, strict=True):
+            found = model(**batch, policy=Bernoulli(len(batch["input_ids"])))
+            assert found.exit_step.tolist() == out.exit_step.tolist()
+            torch.testing.assert_close(found.logits, out.logits, atol=1e-4, rtol=1e-4)
+        assert counter.graphs <= 3, "with a mask: one row, and more; one row alone needs none"
+        for batch in cases:
+            model(batch["input_ids"], policy=LastStep())
+            model(batch["input_ids"], policy=Bernoulli(3))
+        assert counter.graphs <= 4, "without a mask: two more"

@@ -1,8 +1,7 @@
-"""`predict` on what a tokenizer gives, and compiled layers of every family."""
+"""`predict` on what a tokenizer gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,17 +10,8 @@ from encoders import FAMILIES, VOCABULARY, make_batch, make_model, segments
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
-import ponder
-from ponder.policies import Bernoulli, LastStep
+from ponder.policies import Bernoulli
 from tests.ponder.checks import refused
-from tests.ponder.test_compilation import Counter
-
-
-@pytest.fixture
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def rows_of(batch: dict[str, Any], lists: bool) -> list[dict[str, Any]]:
@@ -100,23 +90,3 @@ def test_nothing_and_bad_examples() -> None:
         model.predict([{"input_ids": [3, VOCABULARY]}])
     with refused("dataset", type_error=True):
         model.predict({"input_ids": torch.ones(2, 3)})
-
-
-@pytest.mark.usefixtures("_fresh")
-@pytest.mark.parametrize("family", ["albert", "bert", "mpnet"])
-def test_layers_are_compiled_once(family: str) -> None:
-    model = make_model(family)
-    counter = Counter()
-    cases = [make_batch(model.encoder, rows=rows, seed=rows) for rows in (9, 1, 5, 14)]
-    with torch.inference_mode():
-        expected = [model(**batch, policy=Bernoulli(len(batch["input_ids"]))) for batch in cases]
-        ponder.compile_steps(model.ponder, backend=counter)
-        for batch, out in zip(cases, expected, strict=True):
-            found = model(**batch, policy=Bernoulli(len(batch["input_ids"])))
-            assert found.exit_step.tolist() == out.exit_step.tolist()
-            torch.testing.assert_close(found.logits, out.logits, atol=1e-4, rtol=1e-4)
-        assert counter.graphs <= 3, "with a mask: one row, and more; one row alone needs none"
-        for batch in cases:
-            model(batch["input_ids"], policy=LastStep())
-            model(batch["input_ids"], policy=Bernoulli(3))
-        assert counter.graphs <= 4, "without a mask: two more"
