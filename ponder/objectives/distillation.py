@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ponder._utils.validation import check_choice, check_int, check_real
@@ -76,16 +75,17 @@ class Distillation(Objective):
             students, teacher = self._taught(unrolled.outputs), unrolled.teacher_outputs
             assert teacher is not None  # `check_batch` saw to it
         else:
-            students, teacher = unrolled.outputs[:, :-1].unbind(1), unrolled.outputs[:, -1]
-        if not students:
+            students, teacher = unrolled.outputs[:, :-1], unrolled.outputs[:, -1]
+        batch, steps = students.shape[:2]
+        if not steps:
             return 0.0 * unrolled.losses[:, -1]
-        losses = [unrolled.task.distillation_losses(s, teacher.detach(), self.temperature) for s in students]
-        return self.weight * torch.stack(losses, dim=1).mean(1)
+        teachers = teacher.detach().unsqueeze(1).expand_as(students)
+        losses = unrolled.task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), self.temperature)
+        return self.weight * losses.reshape(batch, steps).mean(1)
 
-    def _taught(self, outputs: Tensor) -> tuple[Tensor, ...]:
+    def _taught(self, outputs: Tensor) -> Tensor:
         """Outputs of the steps that a frozen teacher teaches."""
-        of_steps = outputs.unbind(1)
         if self.step is None:
-            return of_steps
-        check_int("step", self.step, 1, len(of_steps), remedy="Choose one that the encoder has.")
-        return (of_steps[self.step - 1],)
+            return outputs
+        check_int("step", self.step, 1, outputs.shape[1], remedy="Choose one that the encoder has.")
+        return outputs[:, self.step - 1 : self.step]
