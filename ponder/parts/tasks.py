@@ -157,7 +157,7 @@ class Task(ABC):
         return probability, self.predictions(outputs) == labels.unsqueeze(1)
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Losses, `(batch,)`, of one step's outputs against the teacher's."""
+        """Losses, `(rows,)`, of outputs against the teacher's, each row alone: the rows of all steps come at once."""
         raise ArgumentError(
             "objective",
             expected="a task that defines what the teacher teaches",
