@@ -8,6 +8,7 @@ costs more than the work.
 from __future__ import annotations
 
 import copy
+import typing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def make_exports_quick() -> None:
     from torch._export import utils
     from torch.onnx._internal.exporter import _core, _registration
 
+    torch._ops.Callable = typing.Callable  # hundreds of thousands of annotations, which `typing` makes once each
     utils._materialize_cpp_cia_ops = cache(utils._materialize_cpp_cia_ops)
     torch.fx.config.do_not_emit_stack_traces = True
     torch._dynamo.config.fake_tensor_cache_enabled = False  # what is traced once pays for it and gets nothing
