@@ -52,6 +52,14 @@ glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=
 	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \
 	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
+# Tests write and delete thousands of files: in memory, where it has room.
+MEMORY := /dev/shm
+ifndef TMPDIR
+ifeq ($(shell [ -w $(MEMORY) ] && df -Pk $(MEMORY) | awk 'END {print ($$4 > 4e6)}'),1)
+test: export TMPDIR := $(MEMORY)
+endif
+endif
+
 # What leaves cores idle runs side by side, before what uses all of them.
 test: export OMP_NUM_THREADS := 1
 test: lint ## All that CI runs: lint, types, tests, coverage, documentation.

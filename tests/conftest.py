@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -92,9 +93,13 @@ def pytest_collection_finish() -> None:
     for device in (torch.cuda, torch.mtia, torch.xpu):  # PyTorch would note for each where every seed was set
         if not device.is_available():
             device.manual_seed_all = lambda seed: None
-    # What is loaded by now stays. Trainers and exporters collect garbage, and would look through all of it each time.
+    # What is loaded by now stays. Trainers and exporters collect garbage, and would look through all of it each time;
+    # trainers, to give devices their memory back.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+    if (memory := sys.modules.get("accelerate.utils.memory")) is not None:
+        memory.clear_device_cache = lambda garbage_collection=False: None  # type: ignore[attr-defined]
     # Pytest hangs its handlers on each logger that tells its parents nothing, six times a test; PyTorch has dozens.
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch") and isinstance(logger, logging.Logger):

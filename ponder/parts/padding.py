@@ -131,12 +131,12 @@ def check_masks(context: Mapping[str, Any]) -> None:
     for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
         mask = context.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
-            empty = ~((mask != 0) == real).any(1)
-            if bool(empty.any()):
+            filled = mask.any(1) if real else ~mask.bool().all(1)
+            if not bool(filled.all()):
                 raise ArgumentError(
                     name,
                     expected="at least one real position in every row",
-                    got=f"none in rows {empty.nonzero().flatten().tolist()}",
+                    got=f"none in rows {(filled == 0).nonzero().flatten().tolist()}",
                     remedy="Drop empty examples before the model, or answer them yourself.",
                 )
 
