@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -161,9 +160,16 @@ def quantized(
     manifest = replace(manifest, single=None)
     with _exported(folder) as made:
         for name in manifest.files():
-            shutil.copyfile(source / name, made / name)
+            (made / name).write_bytes(_bytes_of(source / name))
         _quantize(manifest, made, int8, channels)
     return Path(folder)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def _check_int8(int8: object) -> None:

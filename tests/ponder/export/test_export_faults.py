@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -247,6 +249,23 @@ def test_quantising_in_place_or_twice_is_refused(folder: Path, tmp_path: Path) -
     int8 = ponder.export.quantized(folder, tmp_path / "int8")
     with pytest.raises(ArgumentError, match="in 8 bits"):
         ponder.export.quantized(int8, tmp_path / "again")
+
+
+def test_an_export_that_cannot_be_read_is_the_one_that_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trap: an OSError in copying was told as one of the new folder, "choose another, or make room".
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == folder / "readout.onnx":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(CheckpointError, match=r"readout\.onnx: cannot be read \(Input/output error\)"):
+        ponder.export.quantized(folder, tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
 
 
 def test_an_export_over_another_leaves_no_file_of_it(folder: Path) -> None:
