@@ -70,7 +70,7 @@ counted: types docs
 
 # What is compiled must be the code itself, without what counts its lines. This leaves a core idle: `counted` runs beside it.
 compiled: $(STAMP)
-	$(BIN)/python -m pytest -q tests/*/test_compil*.py tests/*/*/test_compil*.py
+	$(BIN)/python -m pytest -q $(shell find tests -name 'test_compil*.py')
 
 lint: $(STAMP) ## Formatter, linter and spelling, in check mode.
 	$(BIN)/ruff format --check
@@ -91,5 +91,5 @@ links: $(STAMP) ## Ask for every link of the documentation to another site; need
 	$(BIN)/python -m tests.docs.external_links --check
 
 clean: ## Remove what tools leave behind; .venv, runs/ and demo/ stay.
-	rm -rf .cache .coverage.json .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

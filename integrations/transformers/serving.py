@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from ponder.integrations.transformers.tokenizing import load_tokenizer, max_posi
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 from ponder.serving import Batcher, Limits, ServedModel, Text, Tokens, WindowBatcher
+from ponder.serving.exported import open_export
 from ponder.serving.watching import digests_of
 from ponder.serving.window import BatchRunner
 from ponder.wrapper import PonderWrapper
@@ -56,8 +56,7 @@ def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -
     place = Path(folder)
     digests = digests_of(place)  # before the model is read, so that no change in between is missed
     if "export.json" in digests:
-        opened: ServedModel = import_module("ponder.serving.exported").open_export(place, digests)
-        return opened
+        return open_export(place, digests)
     if "exits.json" in digests:
         model: Any = FinetunedClassifier.from_pretrained(place)
         longest = max_positions(model.config)

@@ -5,7 +5,7 @@ That module, and PyTorch with it, is loaded when the command runs, so that `pond
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"ponder {import_module('ponder').__version__}")
+        print(f"ponder {version_of('ponder-torch')}")
         raise typer.Exit
 
 

@@ -91,11 +91,8 @@ def test_nothing_of_one_machine_is_tracked() -> None:
     hosts = [r"pypi\.o" + "rg", r"pythonhosted\.o" + "rg", r"download\.pytorch\.o" + "rg", r"index[-_]u" + "rl"]
     found = re.compile("|".join(r"(?<![\w.$}/-])" + place for place in places) + "|" + "|".join(hosts))
     for path in tracked():
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError:
-            continue
-        for number, line in enumerate(text.splitlines(), start=1):
+        # Trap: a database of coverage, which is no text, held the folder of the machine that made it.
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
             assert not found.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
 
 
