@@ -84,7 +84,7 @@ def doctor(
 
 @app.command()
 def predict(
-    folder: Annotated[Path, typer.Argument(help="What `ponder exits` or `ponder export` wrote.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Folder of `ponder exits` or `ponder export`.", metavar="FOLDER")],
     texts: TextsFile,
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     column: Columns = None,

@@ -17,7 +17,7 @@ _NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 def serve(
     folder: Annotated[
-        Path, typer.Argument(help="What `ponder exits` or `export`, or save_pretrained wrote.", metavar="FOLDER")
+        Path, typer.Argument(help="Folder of `ponder exits`, save_pretrained or an export.", metavar="FOLDER")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
