@@ -130,7 +130,7 @@ def check_reached(source: str, asked: Mapping[str, Any] | None = None) -> None:
         asked: Arguments of `from_pretrained` about the hub: `revision`, `subfolder`, `local_files_only` and the like.
 
     Raises:
-        CheckpointError: `source` is a file or no possible name, or no hub can be reached. The message is half a sentence.
+        CheckpointError: `source` is a file, no possible name, or no hub is in reach. The message is half a sentence.
     """
     if Path(source).exists():
         raise CheckpointError("it is a file")
