@@ -70,7 +70,7 @@ class Task(ABC):
         """Read splits: columns `idx` (a number of its own for every row), `sentence1`, `sentence2` of a pair, `label`.
 
         Args:
-            folder: Where the data lie; None where the benchmark has another source.
+            folder: The folder of the data; None where the benchmark has another source.
             only: Names of the splits, `train` and those of `dev_splits` among them; all where empty.
 
         Raises:

@@ -53,7 +53,7 @@ def table_lines(
     Args:
         columns: Their names.
         rows: Cells, one for each column.
-        width: Of the terminal. It is passed only where the longest words of all columns together are wider.
+        width: Width of the terminal. It is passed only where the longest words of all columns together are wider.
         grouped: The first column is a heading of the rows that share it.
 
     Example:
@@ -93,7 +93,7 @@ def table_lines(
 
 
 def _tied(text: str) -> str:
-    """With signs tied to the number that follows."""
+    """The text with signs tied to the number that follows."""
     return re.sub(r"([±≤≥]) ", "\\1\u00a0", text)
 
 

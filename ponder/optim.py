@@ -32,8 +32,8 @@ def parameter_groups(
         lr: Learning rate of all that has none of its own.
         lambda_lr: Learning rate of the Lambda head and of a learned prior; `lr` where None.
         head_lr: Learning rate of the heads; `lr` where None.
-        weight_decay: Where given, each group comes in two with this key: the weights, and, with 0, what has fewer than
-            two dimensions (biases and norms).
+        weight_decay: Weight decay; where given, each group comes in two with this key: the weights, and, with 0, what
+            has fewer than two dimensions (biases and norms).
 
     Returns:
         Groups with `params`, `lr` and `name` (``"model"``, ``"lambda"``, and ``"head"`` where `head_lr` is given); a

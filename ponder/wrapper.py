@@ -40,7 +40,7 @@ class PonderOutput:
     """What a call of a `PonderWrapper` gives.
 
     Args:
-        outputs: In training the outputs of the last step, else of each row's exit, `(batch, …)`.
+        outputs: Outputs of the last step in training, else of each row's exit, `(batch, …)`.
         exit_step: The step of `outputs`, `(batch,)` long, 1-based.
         loss: Scalar, where labels were given: in training the objective's, else the task's at the exits.
         trajectory: Every step, in training; None otherwise.
@@ -334,7 +334,7 @@ class PonderWrapper(EarlyExitModel):
             policy_context: Kept with the trajectory, for policies that read it.
             num_steps: How many steps, as for a call.
             keep_features: Record features too, for policies that read them.
-            context: As for a call.
+            context: Context of the call.
         """
         if self.training:
             warnings.warn(

@@ -15,7 +15,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Backbone = Annotated[str, typer.Option(help="An embedded backbone, a folder, or a hub name.")]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of texts, training and splits.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of texts, training and splits.")]
 
 
 @app.command("demo")
@@ -37,8 +37,8 @@ def run_command(
     backbone: Backbone = "minilm",
     train: Annotated[int, typer.Option(min=16, help="Training texts that fine-tune, at most.")] = 6000,
     texts: Annotated[int, typer.Option(min=50, help="Other training texts, which the exits get.")] = 3000,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 1,
-    lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-4,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 1,
+    lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 1e-4,
     bf16: Annotated[bool, typer.Option("--bf16", help="Fine-tune in bfloat16, where the processor has it.")] = False,
     disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.01,
     deep: Annotated[bool, typer.Option("--deep", help="Let the encoder learn too.")] = False,

@@ -43,7 +43,7 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, seed: int =
         out: Folder of the texts, the plain model, the model with exits, and the report.
         backbone: An embedded backbone, a folder, or a hub name.
         scale: Share of the default number of texts.
-        seed: Of the texts and of training.
+        seed: Seed of the texts and of training.
 
     Returns:
         The card of `ponder exits`, and what was measured on fresh texts besides.

@@ -49,9 +49,9 @@ def run(
 
     Args:
         name: A task of single texts with classes.
-        backbone: As for `benchmarks.backbones.resolve`.
+        backbone: The backbone, as for `benchmarks.backbones.resolve`.
         settings: `train`, `texts`, `epochs`, `lr`, `bf16`, `disagreement`, `seed`.
-        folders: By option, where data lie.
+        folders: The folders of data, by the option that names each.
         work: Folder of models; a plain one that is there is used again.
         out: Folder of results.
         deep: Let the encoder learn too.

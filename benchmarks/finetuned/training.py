@@ -43,14 +43,14 @@ def fine_tune(
     """Fine-tune a backbone with a new head, and save it with its tokenizer, as anyone would.
 
     Args:
-        backbone: As for `benchmarks.backbones.resolve`.
-        texts: To learn from.
+        backbone: The backbone, as for `benchmarks.backbones.resolve`.
+        texts: The texts to learn from.
         labels: Their classes.
-        names: Of the classes.
-        folder: Where model and tokenizer are saved.
+        names: Names of the classes.
+        folder: The folder in which model and tokenizer are saved.
         epochs: Passes.
         lr: Learning rate after a warm-up of a tenth of all updates; it falls to 0 in a straight line.
-        seed: Of the new head and of the order.
+        seed: Seed of the new head and of the order of the texts.
         progress: Show a progress bar.
         bf16: Compute in bfloat16 where autocasting does, on a processor that has it; weights stay in float32.
     """
@@ -101,11 +101,11 @@ def fine_tune_head(
 
     Args:
         kept: What `python -m benchmarks.glue run --keep-model` wrote, of a BERT.
-        texts: To learn from: those that the encoder has learned from.
+        texts: The texts to learn from: those that the encoder has learned from.
         labels: Their classes.
-        names: Of the classes.
-        folder: Where model and tokenizer are saved.
-        seed: Of the new head and of the order.
+        names: Names of the classes.
+        folder: The folder in which model and tokenizer are saved.
+        seed: Seed of the new head and of the order of the texts.
     """
     torch.manual_seed(seed)
     encoder = PonderForSequenceClassification.from_pretrained(kept).encoder

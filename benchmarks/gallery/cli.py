@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def _main(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = FOLDER,
-    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(FIGURES)}; all by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FIGURES)}; all by default.")] = None,
 ) -> None:
     """Draw the figures of README and documentation from committed results."""
     unknown = sorted({*(only or ())} - {*FIGURES})

@@ -109,7 +109,7 @@ def run_command(
 
 @app.command("sweep")
 def sweep_command(
-    suite: Annotated[str, typer.Option(help="Of docs/sweep.md (paper, breadth, mini, …), or a JSON file of your own.")],
+    suite: Annotated[str, typer.Option(help="Suite of docs/sweep.md (paper, mini, …), or a JSON file of your own.")],
     backbone: Backbone = "minilm",
     tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
     recipes: Annotated[
@@ -127,7 +127,7 @@ def sweep_command(
     ] = None,
     cpus_per_run: Annotated[float, typer.Option(min=0.01, help="Cores that Ray sets aside for a run.")] = 1.0,
     gpus_per_run: Annotated[float, typer.Option(min=0.0, help="GPUs that Ray sets aside for it; may be a part.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; started here where not given.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; started here if not given.")] = None,
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
     out: Out = _DEFAULT_OUT,
@@ -212,7 +212,7 @@ def report_command(
     html: Annotated[Path | None, typer.Option(help="One self-contained HTML file, and nothing else.")] = None,
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
-    replicates: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,
+    replicates: Annotated[int, typer.Option(min=100, help="Samples of the bootstrap.")] = 10_000,
     only: Annotated[
         list[str] | None, typer.Option(help="Print this part alone, such as table-1; repeatable. With --html: show it.")
     ] = None,

@@ -95,10 +95,10 @@ class GlueTask(Task):
             only: Names of the splits to read; all where empty. No other file need be there.
 
         Returns:
-            Of the splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`).
-            Columns: `idx`, the row number (in test splits of a folder the number that the file gives, which is the
-            one that GLUE's server asks for); `sentence1`; `sentence2` where the task has pairs; `label`, a class
-            number or a 32-bit score, and -1 where it is hidden.
+            The splits `train`, `dev` and `test` (MNLI: `dev_matched`, `dev_mismatched`, and likewise `test_…`), or
+            those of them that were asked for. Columns: `idx`, the row number (in test splits of a folder the number
+            that the file gives, which is the one that GLUE's server asks for); `sentence1`; `sentence2` where the task
+            has pairs; `label`, a class number or a 32-bit score, and -1 where it is hidden.
         """
         splits = [split for split in self.splits if split.name in only or not only]
         source = _from_hub(self) if folder is None else Path(folder) / self.name

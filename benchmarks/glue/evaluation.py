@@ -36,7 +36,7 @@ def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, cost: Cost
 
     Args:
         task: The task.
-        trajectory: With labels.
+        trajectory: A full-depth run of the split, with labels.
         policy: Decides; the first curve varies its threshold.
         cost: Mean cost of an example, for the curves; steps are counted where None.
 
@@ -95,12 +95,12 @@ def measure_speed_ups(
     """How much cheaper exiting is than running to the last step, as three named ratios.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         data: Tokenised examples, for wall-clock: at most six batches, evenly spread over the lengths.
         collate: Pads them.
         policy: Decides.
-        exit_step: Where each example leaves, `(examples,)`.
-        costs: Of each of these examples, from `measure_costs`.
+        exit_step: The step at which each example leaves, `(examples,)`.
+        costs: Cost of each of these examples, from `measure_costs`.
         baseline: The model that runs to its last step, for wall-clock; `model` itself where None.
         batch_size: Examples a batch, for wall-clock.
         pairs: Timings of full depth and exits, taken in turn; their median counts.

@@ -45,13 +45,13 @@ def run(
 
     Args:
         config: The run.
-        folder: Where the data of its task lie; None for the hub, where the task has one.
+        folder: The folder of its task's data; None for the hub, where the task has one.
         out: Folder of results.
         work: Folder of checkpoints, emptied of this run's once its result is written.
         trajectories: Folder for the full-depth trajectory of each split, `<key>-<split>.safetensors`.
         models: Folder in which the trained model is kept, `<models>/<key>/`, and of the model of `vanilla` from which a
             recipe of two stages goes on.
-        wait: Where another process is at this run, wait for its result, or raise.
+        wait: Whether to wait for the result where another process is at this run, or to raise.
         progress: Whether to show progress bars.
     """
     recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read

@@ -68,7 +68,7 @@ def traffic(name: str, split: str, size: int, shares: Sequence[float], seed: int
         name: A name out of `names()`.
         split: One of `SPLITS`; a text may appear in one of them only.
         size: Number of texts, about: shares are rounded.
-        shares: Of each difficulty, from the lowest on; labels are balanced within each.
+        shares: Share of the texts of each difficulty, from the lowest on; labels are balanced within each.
         seed: Another seed draws other texts.
 
     Raises:

@@ -38,7 +38,7 @@ def write_report(
         title: Heading of the page.
         intro: A paragraph under the heading.
         rows: The table, a row a recipe; columns are all keys in the order in which they first appear.
-        exits: For each early-exit recipe and each difficulty, the exit steps of the examples (1-based).
+        exits: Exit steps of the examples (1-based), for each early-exit recipe and each difficulty.
         num_steps: Number of steps of the model, the end of the figures' axis.
         notes: What a reader has to know about the numbers, one line each.
 

@@ -41,7 +41,7 @@ def experiment(
 
     Args:
         setting: The size of the experiment.
-        seed: Of first weights and of the vectors in training.
+        seed: Seed of the first weights and of the vectors in training.
         minutes: Most minutes for each model; None makes all updates.
         tell: Told of the model, its updates, and the validation accuracy where it was just measured.
         parts: Folder in which every model that is done leaves its numbers, so that an experiment that was cut off goes
@@ -91,7 +91,7 @@ def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """One result."""
+    """Read the result of one seed, which must be as the experiment wrote it."""
     result = read_json(path)
     if result.get("format") != FORMAT:
         raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")

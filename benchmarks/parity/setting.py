@@ -21,7 +21,7 @@ class Setting:
         beta: Weight of PonderNet's divergence.
         rate: λ_p, the hazard of its geometric prior.
         tau: ACT's time penalty: the weight of its ponder cost.
-        learning_rate: Of Adam, constant.
+        learning_rate: Learning rate of Adam, constant.
         batch_size: Vectors of an update.
         steps: Updates of each model.
         examples: Vectors of the validation set, and of the reported set.

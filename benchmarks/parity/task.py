@@ -65,7 +65,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Sample:
-    """Some vectors.
+    """Vectors with their labels and difficulties.
 
     Args:
         inputs: Elements −1, 0 and 1, `(batch, size)` float32.

@@ -53,10 +53,10 @@ def train(
 
     Args:
         learner: The model.
-        scene: Where vectors come from.
+        scene: The source of the vectors.
         setting: Constants.
         validation: Looked at now and then; nothing depends on what is seen there.
-        seed: Of the vectors drawn.
+        seed: Seed of the vectors that are drawn.
         minutes: Stop after this long; None makes all updates.
         tell: Told of updates made and, where there was a look, of the accuracy.
     """

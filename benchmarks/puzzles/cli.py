@@ -31,7 +31,7 @@ States = Annotated[Path, typer.Option(help="Folder of the states of trainings.")
 def run_command(
     puzzle: Annotated[str, typer.Argument(help=f"One of {', '.join(PUZZLES)}.")],
     learner: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(LEARNERS)}; repeat for several. All where left out.")
+        list[str] | None, typer.Option(help=f"One of {', '.join(LEARNERS)}; repeat for several. All where left out.")
     ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Repeat for several. 0 where left out.")
@@ -74,7 +74,7 @@ def stream_command(
     max_batch: Annotated[
         int, typer.Option(min=1, help="Problems of a step, in batches and in the stream.")
     ] = MAX_BATCH,
-    large: Annotated[bool, typer.Option("--large", help="As for run.")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
     out: Out = Path("runs/puzzles/results"),
     states: States = Path("runs/puzzles"),
 ) -> None:
@@ -116,7 +116,7 @@ def report_command(
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the figure.")] = Path("demo"),
-    updates: Annotated[int, typer.Option(min=1, help="Of the weights.")] = demonstration.UPDATES,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = demonstration.UPDATES,
 ) -> None:
     """Two minutes on one core: learn prefix sums of up to 32 bits, stop when the answer rests, solve 64 bits."""
     check_writable(out)

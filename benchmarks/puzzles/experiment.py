@@ -40,7 +40,7 @@ def run(
     Args:
         setting: Sizes and constants.
         learner: Its name.
-        seed: Of the first weights and of all that is drawn in training.
+        seed: Seed of the first weights and of all that is drawn in training.
         out: Folder of the results.
         states: Folder of the states of trainings.
         tell: Told of updates made and of the loss.
@@ -76,7 +76,7 @@ def run_stream(
 
     Args:
         setting: Sizes and constants.
-        seed: Of the training.
+        seed: Seed of the training.
         out: Folder of the results; that of the looped solver says which rule and which fixed depth are compared.
         states: Folder of the states of trainings.
         repeats: How often each way is timed.
@@ -116,7 +116,7 @@ def result_path(out: Path, setting: Setting, learner: str, seed: int) -> Path:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """One result.
+    """Read the result of one learner and seed.
 
     Raises:
         DataError: The file is foreign, or was edited.

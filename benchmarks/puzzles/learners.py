@@ -112,11 +112,11 @@ class ACT(Learner):
 
 
 class FeedForward(Learner):
-    """As many steps of the same form, each with weights of its own.
+    """A network of steps that have the same form, each with weights of its own.
 
     Args:
         setting: Sizes and constants.
-        depth: How many.
+        depth: Number of steps.
     """
 
     def __init__(self, setting: Setting, depth: int) -> None:

@@ -36,7 +36,7 @@ class Replays:
     Args:
         scores: One for each rule.
         by_step: Whether the answer of every step is right, `(problems, steps)` bool.
-        levels: Of the problems, `(problems,)` long.
+        levels: Level of each problem, `(problems,)` long.
     """
 
     scores: list[Score]
@@ -116,10 +116,10 @@ def replayed(
     """Run every problem to the last step, in chunks, and replay the rules.
 
     Args:
-        model: In evaluation mode.
-        problems: By level.
+        model: The model, in evaluation mode.
+        problems: The problems of each level.
         num_steps: How deep; the model's own number where None.
-        rules: To replay.
+        rules: The rules to replay.
     """
     parts: list[list[Score]] = []
     by_step, levels = [], []

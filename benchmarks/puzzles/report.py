@@ -47,7 +47,7 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
 
 
 def level_table(results: Results, ways: Sequence[str] = ("best fixed depth", "oracle")) -> Iterator[tuple[str, ...]]:
-    """For each level: accuracy and mean exit step of the chosen rule, and of `ways`; the mean over seeds."""
+    """Accuracy and mean exit step at each level, of the chosen rule and of `ways`; the mean over seeds."""
     looped = results["looped"]
     told = [
         [result["ways"][result["best_rule"]]["test"]["by_level"] for result in looped],
@@ -138,7 +138,7 @@ def markdown(everything: Mapping[str, Results]) -> str:
 
 
 def draw_figure(path: Path, everything: Mapping[str, Results]) -> None:
-    """For each puzzle: accuracy against mean steps, and mean exit step against difficulty (means over seeds)."""
+    """Draw, for each puzzle, accuracy against mean steps, and mean exit step against difficulty (means over seeds)."""
     figure = new_figure(9, 3.2 * len(everything))
     axes = figure.subplots(len(everything), 2, squeeze=False)
     for (puzzle, results), (left, right) in zip(everything.items(), axes, strict=True):

@@ -46,8 +46,8 @@ class Score:
 
     Args:
         right: Whether the answer at the exit is right, all positions of it, `(problems,)` bool.
-        steps: Where each problem stopped, `(problems,)` long.
-        levels: Of the problems, `(problems,)` long.
+        steps: The step at which each problem stopped, `(problems,)` long.
+        levels: Level of each problem, `(problems,)` long.
     """
 
     right: Tensor

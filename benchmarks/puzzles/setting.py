@@ -22,10 +22,10 @@ class Setting:
 
     Args:
         puzzle: Name of the puzzle.
-        width: Of the solver's state.
+        width: Width of the solver's state.
         num_steps: N, the deepest run of training.
         run_steps: The deepest run that is reported: more steps than trained.
-        updates: Of the weights.
+        updates: Number of updates of the weights.
         batch_size: Problems of an update, all of one level.
         learning_rate: Adam's, after a short rise and before it falls to 0 over the last part.
         gradient_steps: Most steps through which a gradient flows; what comes before is run without.

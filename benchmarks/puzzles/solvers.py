@@ -27,8 +27,8 @@ class ConvStem(nn.Module):
     """Inputs `(batch, channels, …)` to the first state, and the inputs as what every step reads.
 
     Args:
-        channels: Of the inputs.
-        width: Of the state.
+        channels: Channels of the inputs.
+        width: Width of the state.
         dims: Spatial dimensions, 1 or 2.
     """
 
@@ -60,8 +60,8 @@ class ConvStep(nn.Module):
     """One step: recall, and two residual blocks of two convolutions each.
 
     Args:
-        channels: Of the inputs that are read again.
-        width: Of the state.
+        channels: Channels of the inputs, which are read again.
+        width: Width of the state.
         dims: Spatial dimensions, 1 or 2.
     """
 
@@ -85,8 +85,8 @@ class ConvHead(nn.Module):
     One linear layer, since a rule that looks at the answers calls it after every step.
 
     Args:
-        width: Of the state.
-        classes: Of the answers.
+        width: Width of the state.
+        classes: Number of classes of an answer.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -104,7 +104,7 @@ class RecursiveStem(nn.Module):
 
     Args:
         side: Cells a side; digits run from 1 to it, and 0 is empty.
-        width: Of the state.
+        width: Width of the state.
     """
 
     def __init__(self, side: int, width: int) -> None:
@@ -137,8 +137,8 @@ class RecursiveStep(nn.Module):
     """One step on (y, z): the latent is worked on `latent_updates` times, then the answer once, by the same block.
 
     Args:
-        width: Of the state.
-        heads: Of the attention.
+        width: Width of the state.
+        heads: Heads of the attention.
         layers: Transformer layers of the block.
         latent_updates: How often z is updated in a step.
     """
@@ -181,7 +181,7 @@ class PooledLambda(nn.Module):
     """The hazard of a step from features of all positions: their mean and maximum, and one linear layer.
 
     Args:
-        width: Of the features.
+        width: Width of the features.
         channels_first: Whether features are `(batch, width, …)`, as a convolution's, or `(batch, positions, width)`.
         start: The hazard that a new head gives, in (0, 1).
     """

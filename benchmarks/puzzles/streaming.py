@@ -29,8 +29,8 @@ class Timing:
     """One way through all problems.
 
     Args:
-        seconds: By the clock, the median over repeats.
-        cpu_seconds: Of the process, the median over repeats: what the clock would show on an idle machine.
+        seconds: Seconds by the clock, the median over repeats.
+        cpu_seconds: CPU seconds of the process, the median over repeats: what the clock would show on an idle machine.
         outputs: `(problems, positions, classes)`, in the order of the stream.
         exit_step: `(problems,)` long.
     """
@@ -52,11 +52,11 @@ def stream(
     """Time a shuffled mixture of all levels, and compare the answers; plain JSON.
 
     Args:
-        model: In evaluation mode.
-        setting: Of its puzzle.
+        model: The model, in evaluation mode.
+        setting: Sizes and constants of its puzzle.
         policy: Lets problems go.
         depth: The fixed depth that it is compared with.
-        repeats: Of both ways, in turns.
+        repeats: How often each of both ways is timed, in turns.
         max_batch: Problems of a step, in batches and in the stream alike.
     """
     canvas = _shuffled(on_canvas(problems_of(setting, "test").values()))

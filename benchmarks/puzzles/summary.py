@@ -87,7 +87,7 @@ def _streams(streams: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _stream_goal(results: Results) -> dict[str, bool | None]:
-    """By the clock and by the processor's time, since a clock alone can be lucky on a machine that is shared."""
+    """Whether streams save time as they save steps, by the clock and by the processor's time, with the same answers."""
     streams = results.get("stream", ())
     kept = [min(one["time_saved"], one["cpu_time_saved"]) >= _CLOCK * one["steps_saved"] for one in streams]
     equal = [one["answers_equal"] == one["problems"] for one in streams]

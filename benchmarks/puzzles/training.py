@@ -29,8 +29,8 @@ class Training:
     """What a training took.
 
     Args:
-        updates: Of the weights.
-        seconds: Of the process, all sessions of a training that was cut off together.
+        updates: Number of updates of the weights.
+        seconds: CPU seconds of the process, all sessions of a training that was cut off together.
         last_loss: The mean loss of the last hundred updates.
     """
 
@@ -56,7 +56,7 @@ def train(
     Args:
         learner: The model.
         setting: Constants.
-        seed: Of the problems and of what is drawn in training.
+        seed: Seed of the problems and of what is drawn in training.
         path: File of the state, written now and then and read where it exists; None keeps none.
         tell: Told of updates made and of the loss.
     """

@@ -28,7 +28,7 @@ _TASK = "agreement"
 
 
 def measure(backbone: str, texts: int, calibrating: int) -> dict[str, dict[str, float]]:
-    """By kind of quantisation, the median and the worst cosine with fp32.
+    """The median and the worst cosine with fp32, by kind of quantisation.
 
     Args:
         backbone: A name of `benchmarks.backbones`, a folder, or a hub name.
@@ -73,7 +73,7 @@ def _cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
 
 
 def _by_default(fp32: Path, folder: Path, others: Sequence[str]) -> OnnxModel:
-    """As onnxruntime quantises where nothing is said: one scale for each matrix of weights."""
+    """Quantise as onnxruntime does where nothing is said: one scale for each matrix of weights."""
     from onnxruntime.quantization import quantize_dynamic
 
     folder.mkdir()

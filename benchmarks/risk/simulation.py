@@ -28,10 +28,10 @@ TRIALS = 1000
 
 @dataclass(frozen=True)
 class Scene:
-    """Where calibration sets come from, and what is true of a chosen knob.
+    """A source of calibration sets, and what is true of a chosen knob.
 
     Args:
-        name: For tables.
+        name: Its name in tables.
         rows: Rows of a calibration set.
         num_steps: N.
         draw: A generator → a calibration set, and the truth beside it: (risk, signed, q) → (risk, mean exit step).
@@ -58,7 +58,7 @@ class Outcome:
         risk: The risk.
         bound: The bound.
         level: What was asked.
-        confidence: With what confidence; None for conformal.
+        confidence: Probability with which the promise was to hold; None for conformal.
         trials: Calibration sets.
         rows: Rows in each.
         violations: Share of the sets whose knob has a true risk above the level.
@@ -66,7 +66,7 @@ class Outcome:
         risk_error: Standard error of that mean.
         mean_exit_step: Mean over the sets.
         saving: Steps saved, as a share of what the best knob with a true risk at the level saves; None without one.
-        exact: See `Scene`.
+        exact: Whether the truth is that of the law the rows are drawn from, as in `Scene`.
     """
 
     scene: str

@@ -16,10 +16,10 @@ _PATIENT, _GONE, _HURRIED = 0.65, 0.75, 0.85  # below: waits; leaves; has a dead
 
 @dataclass(frozen=True)
 class Asked:
-    """A request.
+    """A request, and whether its client stays for the answer.
 
     Args:
-        body: As JSON.
+        body: The request's body, to be sent as JSON.
         leaves: Whether its client breaks the connection instead of waiting.
     """
 

@@ -31,9 +31,9 @@ Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED)]
 
 @app.command()
 def load(
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Of a round.")] = 5.0,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Of each server, in turn.")] = 3,
-    clients: Annotated[int, typer.Option(min=1, max=1024, help="Of closed arrival.")] = 64,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds of a round.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of each server, in turn.")] = 3,
+    clients: Annotated[int, typer.Option(min=1, max=1024, help="Clients in closed arrival.")] = 64,
     tokens: Annotated[str, typer.Option(help="Tokens of a text, with commas.")] = "32,128",
     texts: Annotated[str, typer.Option(help="Texts of a request, with commas.")] = "1,8",
     seed: Seed = 0,

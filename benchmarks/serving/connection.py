@@ -31,7 +31,7 @@ class Connection:
 
     @classmethod
     async def open(cls, port: int) -> Self:
-        """Connect."""
+        """Connect to a port of this machine."""
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:

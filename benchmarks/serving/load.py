@@ -43,13 +43,13 @@ class Load:
     """How much is measured.
 
     Args:
-        seconds: Of a round.
-        rounds: Of each server, in turn.
-        clients: Of closed arrival.
+        seconds: Seconds of a round.
+        rounds: Rounds of each server, in turn.
+        clients: Number of clients in closed arrival.
         lengths: Tokens of a text.
         texts: Texts of a request.
-        shares: Of the capacity, for open arrival.
-        seed: Of the texts and of the arrivals.
+        shares: Shares of the capacity at which requests come in open arrival.
+        seed: Seed of the texts and of the arrivals.
     """
 
     seconds: float = 5.0
@@ -65,12 +65,12 @@ class Load:
 
 
 def measure(load: Load, folder: Path, console: Console) -> list[dict[str, Any]]:
-    """The figures.
+    """Put each server under load, and give the figures.
 
     Args:
         load: How much.
-        folder: For files of the servers.
-        console: Where progress is told.
+        folder: The folder for files of the servers.
+        console: The console on which progress is told.
     """
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:

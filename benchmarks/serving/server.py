@@ -30,7 +30,7 @@ class Running:
     """A server that runs.
 
     Args:
-        port: On the loopback interface.
+        port: Its port on the loopback interface.
         process: The process.
         ledger: The file that it writes when it ends.
     """
@@ -59,7 +59,7 @@ def running(name: str, ledger: Path, **limits: Any) -> Iterator[Running]:
     Args:
         name: The subject.
         ledger: The file that it writes when it ends.
-        limits: For `Limits`.
+        limits: Fields of `Limits`, by name.
     """
     words = [sys.executable, "-m", "benchmarks.serving.server", name, str(ledger), json.dumps(limits)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:

@@ -37,7 +37,7 @@ async def in_process(requests: int, seed: int = 0, at_once: int = 48) -> tuple[d
 
     Args:
         requests: How many.
-        seed: Of when who leaves.
+        seed: Seed of the draw that says when each client leaves.
         at_once: Requests that are asked at a time.
 
     Returns:
@@ -80,8 +80,8 @@ async def run(requests: int, folder: Path, seed: int = 0) -> tuple[dict[str, Any
 
     Args:
         requests: How many are sent at least.
-        folder: For the books.
-        seed: Of who is killed when.
+        folder: The folder for the books of server and clients.
+        seed: Seed of the draw that says which clients are killed, and when.
 
     Returns:
         What the application wrote down, what its clients did, and how many of these were killed.
@@ -118,8 +118,8 @@ def faults(written: Mapping[str, Any], notes: Notes) -> list[str]:
     """What does not hold; nothing where every request was answered once, rightly, or dropped because its client left.
 
     Args:
-        written: Of the application.
-        notes: Of its clients.
+        written: What the application wrote down.
+        notes: What its clients wrote down.
     """
     arrived, unanswered = set(written["arrived_numbers"]), set(written["unanswered"])
     expected = _expected()

@@ -45,7 +45,7 @@ def speed_command(
     pairs: Annotated[int, typer.Option(min=1, max=10**6, help="Rounds of interleaved timings, at least.")] = 3,
     threads: Annotated[int, typer.Option(min=0, max=4096, help="Threads; 0 for one each core that may be used.")] = 0,
     glue_dir: Annotated[Path | None, typer.Option(help="Folder in GLUE's layout, for sections 3 and 6.")] = None,
-    device: Annotated[str, typer.Option(help="Where models run.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device that models run on.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of results: numbers and a picture of each section.")] = Path(
         "runs/speed"
     ),

@@ -63,7 +63,7 @@ def saturating(seconds: dict[int, float]) -> int:
     """The batch beyond which rows do not get much cheaper.
 
     Args:
-        seconds: Of one step, by its number of rows, each number twice the one before.
+        seconds: Seconds of one step, by its number of rows, each number twice the one before.
 
     Example:
         >>> saturating({8: 1.0, 16: 1.1, 32: 2.1, 64: 4.2})

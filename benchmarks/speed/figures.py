@@ -21,7 +21,7 @@ class Options:
         quick: Small models and few rows, to see that it runs; the figures mean little.
         pairs: Interleaved pairs of each ratio.
         glue_dir: Folder of GLUE's files, for real lengths.
-        device: Where models run.
+        device: The device that models run on.
     """
 
     quick: bool = False
@@ -40,11 +40,11 @@ def figure(
     at_most: float | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """One figure.
+    """A figure, as it is kept: what was measured and its goal.
 
     Args:
         section: Which section gives it.
-        case: Of which model, mix of exits, batch.
+        case: The case that was measured: model, mix of exits, batch.
         name: What it is, with its unit; a ratio says of what.
         value: A number, or the median and the range of interleaved pairs.
         at_least: The goal, where more is better.

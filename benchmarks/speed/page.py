@@ -73,7 +73,7 @@ def _in_short(result: dict[str, Any]) -> list[str]:
 
 
 def _short_of_goal(told: dict[str, Any]) -> float:
-    """By what factor a figure misses its goal."""
+    """The factor by which a figure misses its goal."""
     value, most, least = max(told["value"], 1e-9), told["at_most"], told["at_least"]
     return max(0.0 if most is None else value / max(most, 1e-9), 0.0 if least is None else least / value)
 

@@ -52,7 +52,7 @@ class Logits(nn.Module):
 
     Args:
         encoder: The encoder.
-        width: Of its hidden states.
+        width: Width of its hidden states.
     """
 
     def __init__(self, encoder: Any, width: int) -> None:

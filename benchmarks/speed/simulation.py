@@ -18,7 +18,7 @@ __all__ = ["Costs", "Row", "compaction", "poisson", "quantile", "stream"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """A row that comes at a time and needs some steps.
 
     Args:
         arrival: When it comes, in seconds.
@@ -58,7 +58,7 @@ def poisson(rows: int, exits: Sequence[int], rate: float, seed: int = 0) -> list
         rows: How many.
         exits: Their steps, in turn, from the first again where there are fewer.
         rate: Rows a second.
-        seed: Of the arrivals.
+        seed: Seed of the arrivals.
     """
     rng, now, made = random.Random(seed), 0.0, []
     for position in range(rows):
@@ -71,7 +71,7 @@ def stream(rows: Sequence[Row], batch: int, cost: Callable[[int], float]) -> lis
     """Latencies in seconds, in the order of arrival, where waiting rows take free slots before every step.
 
     Args:
-        rows: By arrival.
+        rows: The rows, in the order of arrival.
         batch: Slots.
         cost: Seconds of a step, by its number of rows.
 
@@ -94,7 +94,7 @@ def stream(rows: Sequence[Row], batch: int, cost: Callable[[int], float]) -> lis
 
 
 def compaction(rows: Sequence[Row], batch: int, cost: Callable[[int], float]) -> list[float]:
-    """As `stream`, where a batch of what waits, `batch` rows at most, runs to its last exit before the next begins.
+    """Latencies as of `stream`, where `batch` waiting rows at most run to their last exit before the next begin.
 
     Example:
         >>> compaction([Row(0.0, 2), Row(0.5, 1), Row(0.6, 1)], 2, lambda rows: 1.0)

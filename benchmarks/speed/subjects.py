@@ -42,7 +42,7 @@ class Subject:
     """A plain model and a wrapped one, in evaluation mode.
 
     Args:
-        name: For tables.
+        name: Its name in tables.
         plain: The model of Transformers, with its classifier.
         wrapped: The same encoder with one exit head, whose weights are the classifier's.
     """

@@ -36,7 +36,7 @@ def interleaved(
         clock: Gives seconds; `time.process_time` counts those of this process alone, on a machine that does other work.
 
     Returns:
-        For each name one number a round, for one run of the call.
+        One number a round for each name, the seconds of one run of the call.
     """
     first = {name: _seconds(call, 1, clock) for name, call in calls.items()}
     repeats = max(1, math.ceil(least / max(min(first.values()), 1e-9)))

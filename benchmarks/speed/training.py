@@ -84,7 +84,7 @@ def trainer(kind: str, options: Options, made: Iterable[Batch]) -> Callable[[], 
 
     Args:
         kind: One of `KINDS`.
-        options: For the size of the model.
+        options: The options that choose the size of the model.
         made: The batches.
     """
     plain = minilm(options).plain

@@ -43,12 +43,12 @@ class TaggingConfig:
     Args:
         recipe: Name of a recipe.
         policy: An exit policy instead of the recipe's, as `ExitPolicy.to_dict` gives it.
-        backbone: As in `benchmarks.backbones`.
-        seed: Of first weights, order and dropout.
-        epochs: Of each stage, ≥ 1.
+        backbone: The backbone, as for `benchmarks.backbones.resolve`.
+        seed: Seed of the first weights, of order and of dropout.
+        epochs: Epochs of each stage, ≥ 1.
         lr: Learning rate of the encoder.
-        head_lr: Of the heads, which are new.
-        lambda_lr: Of the Lambda head.
+        head_lr: Learning rate of the heads, which are new.
+        lambda_lr: Learning rate of the Lambda head.
         batch_size: Sentences a step of the optimiser.
         max_length: Pieces of words; longer sentences are cut.
         max_train: Train on the first so many sentences; all where None.

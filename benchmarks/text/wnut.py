@@ -70,7 +70,7 @@ class Tokenized:
 
     Args:
         rows: Token ids, mask and labels: the tag of a word stands at its first piece, and −100 everywhere else.
-        first_pieces: Of each sentence, the place of the first piece of each word; a word that was cut off, or of which
+        first_pieces: The place of the first piece of each word, of each sentence; a word that was cut off, or of which
             no piece is left, has none.
     """
 
@@ -101,7 +101,7 @@ def word_tags(predictions: Sequence[int], sentence: Sentence, first_pieces: Mapp
     Args:
         predictions: A tag a piece, by its place in `TAGS`.
         sentence: The sentence.
-        first_pieces: Of this sentence, see `Tokenized`.
+        first_pieces: The place of the first piece of each word of this sentence; see `Tokenized`.
     """
     tags = ["O"] * len(sentence.words)
     for word, piece in first_pieces.items():

@@ -32,14 +32,15 @@ def deployment(
     Every replica reads the folder, batches the requests that reach it, and audits its own traffic.
 
     Args:
-        folder: As for `ponder.integrations.transformers.serving.open_folder`; every node must see it.
-        limits: Of each replica. Ray Serve queues before the replicas too, up to its own `max_ongoing_requests`, which
-            is `limits.max_waiting` where it is not given.
-        batching: As for `open_folder`.
+        folder: The folder of the model, as for `ponder.integrations.transformers.serving.open_folder`; every node must
+            see it.
+        limits: Limits of each replica. Ray Serve queues before the replicas too, up to its own `max_ongoing_requests`,
+            which is `limits.max_waiting` where it is not given.
+        batching: How texts share steps, as for `open_folder`.
         audit_share: The share of answers that is audited, where the folder's policy is certified; 0 for none.
-        audit_file: Where the state of the audits is kept, read and written by every replica: for one replica only.
+        audit_file: File with the state of the audits, read and written by every replica: for one replica only.
         threads: Threads of one operation, of a replica.
-        options: For `ray.serve.deployment`: `num_replicas`, `ray_actor_options`, `autoscaling_config`, …
+        options: Arguments of `ray.serve.deployment`: `num_replicas`, `ray_actor_options`, `autoscaling_config`, …
 
     Raises:
         PonderError: Ray Serve is not installed.

@@ -24,10 +24,11 @@ class Predictor:
     It adds the columns `label` and `score` (`labels` or `value` for other tasks), `exit_step` and `truncated`.
 
     Args:
-        folder: As for `ponder.integrations.transformers.serving.open_folder`; every worker must see it.
+        folder: The folder of the model, as for `ponder.integrations.transformers.serving.open_folder`; every worker
+            must see it.
         column: The column with the texts.
         second: That with the second texts of pairs, or None.
-        batching: As for `open_folder`.
+        batching: How texts share steps, as for `open_folder`.
         max_batch: Texts of a batch.
         threads: Threads of one operation, of a worker; as many workers as cores share a machine best with 1 each.
 

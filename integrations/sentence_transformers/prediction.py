@@ -22,9 +22,9 @@ def predict(
 
     Args:
         model: A `CrossEncoder` whose first module is a `PonderTransformer`.
-        pairs: As for `CrossEncoder.predict`, a list.
+        pairs: A list of pairs, as for `CrossEncoder.predict`.
         policy: Decides instead of the model's own policy.
-        options: As for `CrossEncoder.predict`: `batch_size`, `activation_fn`, `apply_softmax`, ….
+        options: Arguments of `CrossEncoder.predict`: `batch_size`, `activation_fn`, `apply_softmax`, ….
 
     Returns:
         Scores, `(pairs,)` or `(pairs, labels)`, and exit steps, `(pairs,)` long, 1-based.

@@ -37,7 +37,7 @@ class PonderTransformer(Transformer):
 
     Args:
         model_name_or_path: A folder that `save` wrote, or a saved model of this package with its tokenizer.
-        options: As for `Transformer`.
+        options: Arguments of `Transformer`.
 
     Example:
         >>> from ponder.integrations.transformers import PonderModel
@@ -64,7 +64,7 @@ class PonderTransformer(Transformer):
         Args:
             model: A `PonderModel`, a `PonderForSequenceClassification`, or a `FinetunedClassifier` of texts.
             processor: Its tokenizer, or another processor of Transformers.
-            options: As for `Transformer`.
+            options: Arguments of `Transformer`.
 
         Raises:
             ArgumentTypeError: Another kind of model, or of answers.

@@ -21,7 +21,7 @@ AUTO_FILE = "ponder_classes.py"
 
 
 class PonderConfig(PretrainedConfig):
-    """Configuration.
+    """The configuration of a model with exits: that of its encoder, its recipe, and its readout.
 
     Args:
         encoder: The encoder's own configuration, as a dict with its `model_type`.

@@ -50,7 +50,7 @@ def train_encoder(
         answers: What the plain model answers to each, `(rows, …)`.
         epochs: Passes.
         lr: Learning rate after a warm-up of a tenth of all updates; it falls to 0 in a straight line.
-        seed: Of the order.
+        seed: Seed of the order in which rows are learned.
         batch_size: Rows of an update.
         progress: Show a progress bar.
     """

@@ -55,22 +55,22 @@ class ExitReport:
         kind: Name of the kind of policy that was chosen, as in `curves`.
         threshold: Its value; NaN where nothing is promised.
         rows: Inputs that were given.
-        duplicates: Of them, those that another one repeats; each is counted once.
+        duplicates: Inputs that repeat another one; each is counted once.
         fitted: Distinct inputs that the heads learned on.
         chosen_on: Distinct inputs that chose the policy.
         certified_on: Distinct inputs that certify.
-        disagreement: On these, the share of answers that are not those of the plain model.
-        mean_exit_step: On these.
-        exit_shares: On these, the share that leaves at each step.
+        disagreement: Share of the certifying inputs whose answer is not that of the plain model.
+        mean_exit_step: Mean exit step of the certifying inputs.
+        exit_shares: The share of the certifying inputs that leaves at each step, `(steps,)`.
         num_steps: N.
         level: Upper bound of the disagreement that is promised; NaN where nothing is.
-        confidence: Of the promise.
+        confidence: Probability with which the promise holds, in (0, 1).
         best_level: The lowest level that so many rows could certify, were there no disagreement at all.
-        moved: On these, the share of answers at full depth that are not those of the plain model: 0 where only early
-            heads learned.
-        plain_accuracy: On these, of the plain model; NaN where the inputs had no labels.
-        exit_accuracy: On these, of the exits; likewise.
-        curves: What other kinds and thresholds give on these; not in `to_dict`.
+        moved: Share of the certifying inputs whose answer at full depth is not that of the plain model: 0 where only
+            early heads learned.
+        plain_accuracy: Accuracy of the plain model on the certifying inputs; NaN where the inputs had no labels.
+        exit_accuracy: Accuracy of the exits on the certifying inputs; NaN where the inputs had no labels.
+        curves: What other kinds and thresholds give on the certifying inputs; not in `to_dict`.
 
     Example:
         >>> model = FinetunedClassifier.from_finetuned(BertForSequenceClassification(config))
@@ -154,10 +154,10 @@ def fit_exits(
         encodings: What a tokenizer or a processor gives for each input: a dict with the main input, without padding.
             Where they have labels (`labels` or `label`), these tell the accuracy, and teach an encoder that learns.
         disagreement: How often answers may differ from full depth, in (0, 1).
-        confidence: Of the promise, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
         speed_up: Aim at this many times fewer steps instead, > 1; the promise is then about what that costs.
         epochs: Passes over the features at most; training stops early by the loss on a held-out tenth.
-        seed: Of the split and of the order of training.
+        seed: Seed of the split and of the order of training.
         batch_size: Rows of a batch at most, while the model runs.
         progress: Show progress bars.
         encoder_epochs: Passes of an encoder that learns too.

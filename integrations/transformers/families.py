@@ -63,7 +63,7 @@ class Family:
     """One row of the table.
 
     Args:
-        model_type: As in Transformers.
+        model_type: Name of the family, as in Transformers.
         variant: What makes this configuration another one than the family's usual, or empty.
         config: Fields of the configuration, besides `_TINY`.
     """
@@ -127,7 +127,7 @@ def tiny_encoder(family: Family, attention: str | None = None, seed: int = 0) ->
     Args:
         family: The family.
         attention: The implementation of attention; Transformers' choice where None.
-        seed: Of the weights.
+        seed: Seed of the weights.
     """
     torch.manual_seed(seed)
     chosen = {} if attention is None else {"attn_implementation": attention}
@@ -250,7 +250,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def _page(rows: Sequence[Holds]) -> str:
-    """`docs/families.md`."""
+    """The text of `docs/families.md`."""
     wrapped = [row for row in rows if not row.refused]
     lines = [
         "# Families of encoders",

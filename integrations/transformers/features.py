@@ -33,8 +33,8 @@ class PonderModelOutput(ModelOutput):
         last_hidden_state: Tokens at each row's exit, `(batch, length, width)`, of a model that reads tokens.
         pooler_output: Features at each row's exit (in training: of the last step), `(batch, width)`, of any other.
         exit_step: The step of either, `(batch,)`, 1-based.
-        step_logits: In training, either at every step, `(batch, steps, …)`.
-        hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+        step_logits: Tokens or features of every step, in training, `(batch, steps, …)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
 
     Example:
         >>> out = PonderModel.from_encoder(encoder, "vanilla", readout="tokens").eval()(**batch)

@@ -64,8 +64,8 @@ class FinetunedClassifier(nn.Module):
 
     Attributes:
         kind: What its answers mean.
-        seed: Of the split by which its exits were fitted, which `fit_exits` sets; None before. It tells which inputs
-            the heads learned on.
+        seed: Seed of the split by which its exits were fitted, which `fit_exits` sets; None before. It tells which
+            inputs the heads learned on.
 
     Raises:
         ArgumentError: It cannot be captured, or its answer is not one of several; the message says why.

@@ -37,7 +37,7 @@ class HeadKind:
         ending: How the names of its classes end.
         task: What its answers mean.
         loaders: The Auto classes of Transformers that know such models; the first that knows one loads it.
-        read: From a model's output to the answers that early heads give too.
+        read: A function from a model's output to the answers that early heads give too.
     """
 
     ending: str

@@ -37,9 +37,9 @@ class EncoderWrapper(PonderWrapper):
     """A `PonderWrapper` that reads its heads from a module which peft may exchange.
 
     Args:
-        args: As for `PonderWrapper`.
+        args: Arguments of `PonderWrapper`.
         heads_name: The name of that module.
-        kwargs: As for `PonderWrapper`.
+        kwargs: Keyword arguments of `PonderWrapper`.
     """
 
     heads_name: str

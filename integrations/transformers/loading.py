@@ -75,10 +75,10 @@ def load_whole(
         source: A folder, or a name on the hub.
         what: What is loaded, for messages.
         remedy: What to do, a full sentence.
-        make_config: From the fields of `config.json` to a configuration.
-        build: From a configuration to a model, whose shapes are compared with those in the file.
+        make_config: A function from the fields of `config.json` to a configuration.
+        build: A function from a configuration to a model, whose shapes are compared with those in the file.
         exact: Whether weights without a place in the model are a fault; a plain encoder's file may hold heads.
-        arguments: For `load`; with `ignore_mismatched_sizes`, other shapes are the caller's wish.
+        arguments: Arguments of `load`; with `ignore_mismatched_sizes`, other shapes are the caller's wish.
 
     Returns:
         The model, and Transformers' loading information.
@@ -130,7 +130,7 @@ def check_reached(source: str, asked: Mapping[str, Any] | None = None) -> None:
         asked: Arguments of `from_pretrained` about the hub: `revision`, `subfolder`, `local_files_only` and the like.
 
     Raises:
-        CheckpointError: With what `source` is not, as a part of a sentence.
+        CheckpointError: `source` is a file, no possible name, or no hub is in reach. The message is half a sentence.
     """
     if Path(source).exists():
         raise CheckpointError("it is a file")

@@ -35,8 +35,8 @@ def write_beside(model: Any, part: Path, folder: Path) -> None:
 
     Args:
         model: A `PonderPreTrainedModel`.
-        part: Where the files of this save are gathered.
-        folder: Where they will stand, with what stands there already.
+        part: The folder in which the files of this save are gathered.
+        folder: The folder in which they will stand, with what stands there already.
     """
     (part / AUTO_FILE).write_text(_AUTO_TEXT, encoding="utf-8")
     before = folder / _CARD

@@ -201,12 +201,13 @@ class PonderPreTrainedModel(PreTrainedModel):
             readout: ``"pooler"``, ``"mean"`` or ``"tokens"``, as far as the model has them (`readouts`); where None,
                 the first of these that the encoder has.
             policy: An exit policy instead of the recipe's.
-            problem_type: As in Transformers, for models that have several; taken from `num_labels` where None.
-            head_dropout: Dropout in front of the head.
-            dtype: Of the weights of an encoder that is loaded, and of the heads; float32 where None.
-            attn_implementation: Of an encoder that is loaded: ``"eager"``, ``"sdpa"``, …; Transformers' choice where
+            problem_type: The problem, as in Transformers, for models that have several; taken from `num_labels` where
                 None.
-            device_map: Of an encoder that is loaded: ``"auto"``, ``"cuda"``, …; the heads go where it is.
+            head_dropout: Dropout in front of the head.
+            dtype: Type of the weights of an encoder that is loaded, and of the heads; float32 where None.
+            attn_implementation: The attention of an encoder that is loaded: ``"eager"``, ``"sdpa"``, …; Transformers'
+                choice where None.
+            device_map: The devices of an encoder that is loaded: ``"auto"``, ``"cuda"``, …; the heads go where it is.
             config: Further fields of the configuration, for example `id2label`.
 
         Raises:
@@ -475,7 +476,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         Args:
             inputs: What may be the main input, by name; exactly the encoder's own must be given.
             ignored: What Transformers and its friends pass to any model; see `_check_ignored`.
-            arguments: For the wrapper.
+            arguments: Arguments of the wrapper.
 
         Returns:
             What the wrapper gives, and the fields that the outputs of all models share.

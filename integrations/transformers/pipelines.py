@@ -38,7 +38,7 @@ def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipel
         task: ``"text-classification"``, ``"token-classification"``, ``"image-classification"``,
             ``"audio-classification"`` or ``"feature-extraction"``, or another name of one of these.
         model: A model, a folder or a hub name.
-        arguments: As for `transformers.pipeline`.
+        arguments: Arguments of `transformers.pipeline`.
 
     Raises:
         ArgumentError: A task that models of this package do not have.

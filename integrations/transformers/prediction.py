@@ -33,7 +33,7 @@ def predict_rows(
         dataset: Examples, or a DataLoader of batches; `attention_mask` and `token_type_ids` are used where they are
             there, and nothing else.
         collate: Makes a batch from a list of examples of any kind: a collator of Transformers, say.
-        options: As for `ponder.predict`.
+        options: Arguments of `ponder.predict`.
     """
     wrapper: Any = model.ponder
     name = model.main_input_name

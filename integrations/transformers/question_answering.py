@@ -24,12 +24,12 @@ class PonderQuestionAnsweringOutput(ModelOutput):
 
     Args:
         loss: Scalar, where both positions were given.
-        start_logits: Of the first token of the answer, at each text's exit (in training: of the last step),
+        start_logits: Logits of the first token of the answer, at each text's exit (in training: of the last step),
             `(batch, length)`.
-        end_logits: Of its last token, likewise.
+        end_logits: Logits of its last token, likewise.
         exit_step: The step of these, `(batch,)`, 1-based.
-        step_logits: In training, outputs of every step, `(batch, steps, length, 2)`.
-        hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+        step_logits: Logits of both at every step in training, `(batch, steps, length, 2)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
 
     Example:
         >>> model = PonderForQuestionAnswering.from_encoder(encoder, "pabee").train()
@@ -90,9 +90,9 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
             input_ids: Token ids of question and text, `(batch, length)`.
             attention_mask: 1 at tokens and 0 at padding, `(batch, length)`.
             token_type_ids: Segments, `(batch, length)`, where the encoder has them.
-            start_positions: Where the answer starts, `(batch,)`; the length or more where it was cut off, which counts
-                for nothing.
-            end_positions: Where it ends, likewise.
+            start_positions: The place of the answer's first token, `(batch,)`; the length or more where it was cut off,
+                which counts for nothing.
+            end_positions: The place of its last token, likewise.
             policy: Decides instead of the model's own policy.
             row_ids: Who each row is, `(batch,)`, for seeded sampling.
             ignored: What callers pass to any model as None, such as `inputs_embeds`.

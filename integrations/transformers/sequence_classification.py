@@ -24,8 +24,8 @@ class PonderSequenceClassifierOutput(ModelOutput):
         loss: Scalar, where labels were given.
         logits: Outputs at each row's exit (in training: of the last step), `(batch, labels)`.
         exit_step: The step of `logits`, `(batch,)`, 1-based.
-        step_logits: In training, outputs of every step, `(batch, steps, labels)`.
-        hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+        step_logits: Outputs of every step in training, `(batch, steps, labels)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
 
     Example:
         >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))

@@ -38,8 +38,9 @@ def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -
     """Read a model to serve.
 
     Args:
-        folder: Of `ponder exits` (or `FinetunedClassifier.save_pretrained`), of
-            `PonderForSequenceClassification.save_pretrained`, or an export of `ponder.export.onnx`; with its tokenizer.
+        folder: A folder that `ponder exits` (or `FinetunedClassifier.save_pretrained`) or
+            `PonderForSequenceClassification.save_pretrained` wrote, or an export of `ponder.export.onnx`; with its
+            tokenizer.
         batching: ``"stream"``: rows at different depths share steps, and a row leaves when it is done; ``"window"``:
             whole batches of what came within a short window, as an export always does.
 
@@ -87,11 +88,11 @@ def served(
     Args:
         model: The model, in evaluation mode, on token ids with `attention_mask` and `token_type_ids`.
         id2label: Names of the classes, by number.
-        tokenizer: Of Transformers.
-        longest: To how many tokens texts are cut.
-        batching: As for `open_folder`.
-        folder: Where it was read from.
-        digests: Of the folder's files.
+        tokenizer: The model's tokenizer, one of Transformers.
+        longest: The number of tokens that texts are cut to.
+        batching: How texts share steps, as for `open_folder`.
+        folder: The folder that it was read from, or None.
+        digests: SHA-256 of the folder's files, by name.
 
     Example:
         >>> made = served(model.ponder, {0: "no", 1: "maybe", 2: "yes"}, tokenizer, longest=32)

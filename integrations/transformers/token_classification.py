@@ -25,8 +25,8 @@ class PonderTokenClassifierOutput(ModelOutput):
         loss: Scalar, where labels were given.
         logits: Outputs at each text's exit (in training: of the last step), `(batch, length, labels)`.
         exit_step: The step of `logits`, `(batch,)`, 1-based.
-        step_logits: In training, outputs of every step, `(batch, steps, length, labels)`.
-        hazard_logits: In training, with a Lambda head, `(batch, steps)`.
+        step_logits: Outputs of every step in training, `(batch, steps, length, labels)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
 
     Example:
         >>> model = PonderForTokenClassification.from_encoder(encoder, "pabee", num_labels=5).train()

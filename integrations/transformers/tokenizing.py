@@ -68,7 +68,7 @@ def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> 
     """Tokenise without padding; texts that are too long are cut as the tokenizer cuts them, and named.
 
     Args:
-        tokenizer: Of Transformers.
+        tokenizer: A tokenizer of Transformers.
         texts: One or two each, all as many.
         longest: How many positions the model has.
     """

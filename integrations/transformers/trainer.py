@@ -36,12 +36,12 @@ class PonderTrainer(Trainer):
     last step and leave the recipe's out.
 
     Args:
-        args: As for `Trainer`.
+        args: The first arguments of `Trainer`.
         lambda_lr: Learning rate of the Lambda head; that of the model where None.
         head_lr: Learning rate of the heads; that of the model where None.
         all_stages: Let `train` run every stage of the model's recipe, each as long as `args` says, with a new optimiser
             and schedule. Where False, the stage that the model was started with (`start_stage`) is trained.
-        kwargs: As for `Trainer`.
+        kwargs: Keyword arguments of `Trainer`.
 
     Raises:
         ArgumentError: `args` ask for label smoothing, and the labels are no classes; or the heads of a model with

@@ -139,7 +139,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
 
     Args:
         folder: The folder.
-        shared: For readers, who may be many at a time.
+        shared: Whether the lock is one of readers, of whom many may hold it at a time.
 
     The lock is on the folder itself, so that no file stays behind, and the system opens it when its holder is killed.
     Some systems and network drives have no such locks: callers must be safe without, and may clean up less.

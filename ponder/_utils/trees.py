@@ -28,7 +28,7 @@ class Shared:
     """Marks a context value that belongs to the whole batch: it is passed to every step as it is.
 
     Args:
-        value: For example a relative position bias, `(1, heads, length, length)`.
+        value: The value, for example a relative position bias, `(1, heads, length, length)`.
 
     Example:
         >>> def step(hidden, scale):

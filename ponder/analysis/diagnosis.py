@@ -86,8 +86,8 @@ class Difficulty:
 
     Args:
         step: That step; None for rows that are wrong at the last step.
-        share: Of all rows.
-        mean_exit_step: Where the best policy at the middle speed-up lets them go.
+        share: Their share of all rows.
+        mean_exit_step: Mean of the steps at which they leave under the best policy at the middle speed-up.
     """
 
     step: int | None
@@ -102,10 +102,11 @@ class Diagnosis:
     Args:
         verdict: The answer, in one sentence, with its uncertainty.
         metric: Name of the score, the higher the better.
-        scores: Of every step.
-        frontiers: By name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was given.
+        scores: The score at each step, `(steps,)`.
+        frontiers: The frontiers by name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was
+            given.
         gains: Policy against blind at each speed-up.
-        collapse: Of the halting distribution; None without a Lambda head.
+        collapse: What is known of a collapse of the halting distribution; None without a Lambda head.
         difficulty: Rows by the step from which they are right; empty where labels do not tell.
         rows: Their number.
 
@@ -198,7 +199,7 @@ def diagnose(
         metric: A mean over rows: ``"accuracy"``, ``"negative_squared_error"``, or the task's own where None.
         speedups: N / mean exit step at which policy and blind are compared.
         samples: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         ArgumentError: No labels, fewer than two steps or 20 rows, a run of training mode, or a metric that is no mean
@@ -335,8 +336,8 @@ class _Bootstrap:
     Args:
         values: What each row's answer is worth at each step, `(rows, steps)`.
         exits: Exit steps under every policy tried, `(policies, rows)`.
-        samples: Their number.
-        seed: Of the draw.
+        samples: Number of bootstrap samples.
+        seed: Seed by which the samples are drawn.
     """
 
     def __init__(self, values: Tensor, exits: Tensor, samples: int, seed: int) -> None:

@@ -47,7 +47,7 @@ def frontier_of(points: Iterable[tuple[float, float, str]], *, hull: bool = Fals
     """The frontier of points (mean exit step, score, name).
 
     Args:
-        points: At least one.
+        points: The points; there must be at least one.
         hull: Keep the upper concave hull alone, since a coin between two points gives all that lies between them.
 
     Example:
@@ -107,7 +107,7 @@ def oracle_frontier(values: Tensor) -> Frontier:
     of the upper hull of all ways to leave. For accuracy the last one is to leave at the first right step.
 
     Args:
-        values: Of every row and step, `(rows, steps)`; the score is their mean.
+        values: The value of each row's answer at each step, `(rows, steps)`; the score is their mean.
     """
     values = values.double()
     num_steps = values.shape[1]

@@ -22,7 +22,7 @@ class Metric:
     """A score of predictions against labels, the higher the better.
 
     Args:
-        name: For tables and plots.
+        name: Its name in tables and plots.
         per_row: Values of every row and step, `(batch, steps)` float64, where the score is their mean; else None.
         function: (outputs `(batch, …)`, labels) → score, where it is not a mean over rows.
         labels: Labels, batch first.

@@ -33,8 +33,8 @@ class Point:
 
     Args:
         threshold: Its value; NaN where there is none.
-        score: Of the predictions at the exits, the higher the better; NaN without labels.
-        mean_exit_step: From 1 to N.
+        score: Score of the predictions at the exits, the higher the better; NaN without labels.
+        mean_exit_step: Mean of the rows' exit steps, from 1 to N.
         cost: Mean cost relative to full depth.
         agreement: Share of the rows whose prediction is that of full depth; NaN in regression.
 

@@ -35,12 +35,12 @@ class AgreementCurve:
 
     Args:
         policy: Name of the kind.
-        values: Of its threshold.
-        mean_exit_step: Of each value.
-        disagreement: Of each, the share of rows whose answer is not that of the reference.
-        promise: Of each, the lowest level that these rows would have certified, had that level been asked for before
-            they were seen. Only the promise that was asked for is one.
-        exits: Of each, the share of rows that leave at each step.
+        values: The values of its threshold, from late exits to early ones.
+        mean_exit_step: The mean exit step under each value.
+        disagreement: For each value, the share of rows whose answer is not that of the reference.
+        promise: For each value, the lowest level that these rows would have certified, had that level been asked for
+            before they were seen. Only the promise that was asked for is one.
+        exits: For each value, the share of rows that leave at each step.
 
     Example:
         >>> fixed, *_ = agreement_curves(trajectory)
@@ -65,10 +65,10 @@ class AgreementControl:
         kind: Name of the kind of policy, as in `AgreementCurve`.
         level: What was asked for, or what the speed-up costs.
         rows: Number of certifying rows.
-        disagreement: On these, the share of answers that are not those of the reference.
-        moved: On these, the share at full depth.
-        mean_exit_step: On these.
-        exit_shares: On these, the share that leaves at each step.
+        disagreement: The share of the certifying rows whose answer is not that of the reference.
+        moved: The same share at full depth.
+        mean_exit_step: Mean exit step of the certifying rows.
+        exit_shares: The share of the certifying rows that leaves at each step, `(steps,)`.
 
     Example:
         >>> made = control_agreement(trajectory, trajectory, level=0.02)  # in earnest, two sets of rows
@@ -132,7 +132,7 @@ def control_agreement(
             labels are what the reference predicts.
         certifying: The same over rows on which nothing was chosen.
         level: How often answers may differ from the reference's, in (0, 1); not read where a speed-up is given.
-        confidence: Of the promise, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
         speed_up: Aim at this many times fewer steps instead; the promise is then about what that costs.
 
     Raises:
@@ -182,7 +182,7 @@ def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[
 
     Args:
         trajectory: A full-depth run.
-        confidence: Of the promises.
+        confidence: Probability with which each promise holds, in (0, 1).
 
     Example:
         >>> curves = agreement_curves(trajectory)

@@ -42,7 +42,7 @@ def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> 
 
     Args:
         losses: `(rows, thresholds)`, in [0, 1] (``"betting"`` takes [−1, 1] too).
-        level: In (0, 1).
+        level: The level that the mean loss is held against, in (0, 1).
         bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"``.
 
     Example:
@@ -62,8 +62,8 @@ def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus
     ``"betting"`` is computed, up to some 260,000 rows; beyond, this is a number that it cannot do without.
 
     Args:
-        level: In (0, 1).
-        confidence: In (0, 1).
+        level: The level to certify, in (0, 1).
+        confidence: Probability with which the certificate is to hold, in (0, 1).
         bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"``.
 
     Example:

@@ -31,7 +31,7 @@ class RiskControl:
     Args:
         policy: The policy with its certificate: give it to a model, and save both together.
         met: Whether some threshold was certified; otherwise the policy is full depth.
-        mean_exit_step: On the calibration data.
+        mean_exit_step: Mean exit step on the calibration data.
         statement: What is promised, or why nothing could be.
 
     Example:
@@ -98,7 +98,7 @@ def control_risk(
             full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. A gap can be negative on a row;
             ``"betting"`` uses that, the other bounds count gains as 0 and so promise more.
         level: What the risk is kept under, in (0, 1).
-        confidence: In (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss, sharper where
             losses vary little), ``"exact_binomial"`` (losses 0 or 1), or ``"conformal"``.
         grid: Values of the threshold, strictly rising or falling.

@@ -123,7 +123,7 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
     Args:
         trajectory: A full-depth run.
         target: The event, as for `fit_gate`.
-        delta: As for `fit_gate`.
+        delta: The amount by which a later step has to lower the loss, as for `fit_gate`.
     """
     check_choice("target", target, _TARGETS)
     task = trajectory.meaning

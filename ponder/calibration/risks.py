@@ -24,7 +24,8 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
             (NaN always is). ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way
             round. Or a callable (outputs `(batch, …)`, labels) → losses in [0, 1], `(batch,)`.
         trajectory: A full-depth run.
-        low: Where this is 0, negative losses are cut at 0, which can only raise the risk.
+        low: The lowest loss that the bound takes: where it is 0, negative losses are cut at 0, which can only raise the
+            risk.
 
     Raises:
         ArgumentError: No labels where the risk needs them, a task without right and wrong, losses out of range.

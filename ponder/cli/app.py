@@ -32,7 +32,7 @@ Labels = Annotated[
     str | None, typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME")
 ]
 Disagreement = Annotated[float, typer.Option(help="How often answers may differ from full depth.")]
-Confidence = Annotated[float, typer.Option(help="Of the promise.")]
+Confidence = Annotated[float, typer.Option(help="Probability that the promise holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -66,7 +66,7 @@ def exits(
     deep: Annotated[
         bool, typer.Option("--deep", help="Let the encoder learn too: sooner, full depth may move.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split of the texts.")] = 0,
     json: Json = False,
 ) -> None:
     """Give MODEL exits: train them on texts without labels, choose, certify, measure."""
@@ -84,7 +84,7 @@ def doctor(
 
 @app.command()
 def predict(
-    folder: Annotated[Path, typer.Argument(help="Of `ponder exits` or `ponder export`.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Folder of `ponder exits` or `ponder export`.", metavar="FOLDER")],
     texts: TextsFile,
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     column: Columns = None,

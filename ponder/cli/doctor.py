@@ -30,7 +30,7 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     Args:
         folder: What `ponder exits` wrote.
         texts: The file of texts.
-        columns: Of the file; found where empty.
+        columns: Names of the columns with the texts; found in the file where empty.
         labels: The column with labels, where there is one; without, answers are held against full depth.
         as_json: Print JSON instead of a page.
     """

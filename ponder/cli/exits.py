@@ -41,9 +41,9 @@ def run(
         model: A folder or a hub name.
         texts: The file of texts.
         out: The folder to write.
-        columns: Of the file; found where empty.
+        columns: Names of the columns with the texts; found in the file where empty.
         labels: The column with labels, where there is one.
-        options: For `fit_exits`.
+        options: Arguments of `fit_exits`, by name.
         deep: Let the encoder learn too.
         as_json: Print the card instead of a table.
 

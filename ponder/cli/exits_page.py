@@ -47,7 +47,7 @@ class Run:
 
 
 def page_of(run: Run) -> Page:
-    """The page."""
+    """The page that tells what was promised and measured."""
     report, blocks = run.report, list[Block]()
     blocks += [Text(f"**{report.statement}**")]
     if not report.met:

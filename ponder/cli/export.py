@@ -56,10 +56,10 @@ def run(
         folder: What `ponder exits` wrote.
         out: The folder to write.
         texts: The file of texts that choose and certify; needed with `int8`, since that moves answers.
-        columns: Of the file; found where empty.
+        columns: Names of the columns with the texts; found in the file where empty.
         int8: Quantise.
         disagreement: How often answers may differ from the fp32 model's at full depth.
-        confidence: Of the promise.
+        confidence: Probability with which the promise holds, in (0, 1).
         as_json: Print JSON instead of a table.
     """
     quiet()

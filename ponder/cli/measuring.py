@@ -27,10 +27,10 @@ class Measured:
     """What exits save on some texts.
 
     Args:
-        speed_up: In steps, FLOPs and seconds.
+        speed_up: How many times fewer steps, FLOPs and seconds the exits take than the plain model.
         full_depth: Seconds of the plain model by those of the model with exits where no text leaves early.
-        costs: By what a policy reads (``""`` for nothing, or ``"output"``), the FLOPs of leaving at each step, by those
-            of the plain model: means over texts.
+        costs: The FLOPs of leaving at each step ÷ those of the plain model, means over texts, by what a policy reads:
+            ``""`` for nothing, or ``"output"``.
     """
 
     speed_up: SpeedUp

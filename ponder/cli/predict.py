@@ -34,7 +34,7 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
         folder: What `ponder exits` or `ponder export` wrote.
         texts: The file of texts.
         out: The CSV file to write: the columns that were read, label, probability and exit step.
-        columns: Of the file; found where empty.
+        columns: Names of the columns with the texts; found in the file where empty.
         as_json: Print JSON instead of a sentence.
     """
     quiet()

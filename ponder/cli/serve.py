@@ -16,7 +16,9 @@ _NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(help="Of `ponder exits`, save_pretrained or an export.", metavar="FOLDER")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of `ponder exits`, save_pretrained or an export.", metavar="FOLDER")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
     batching: Annotated[
@@ -31,7 +33,7 @@ def serve(
     audit_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the answers checked at full depth, after a certificate.")
     ] = 0.01,
-    audit_file: Annotated[Path | None, typer.Option(help="Where the state of the audits is kept.")] = None,
+    audit_file: Annotated[Path | None, typer.Option(help="File with the state of the audits.")] = None,
 ) -> None:
     """Answer texts over HTTP: /predict, /healthz and /metrics."""
     missing = [name for name in _NEEDED if find_spec(name) is None]

@@ -27,9 +27,9 @@ def serve(folder: Path, options: Mapping[str, Any], bounds: Mapping[str, Any], a
     """Serve a folder until SIGINT or SIGTERM; what was accepted is answered.
 
     Args:
-        folder: The model's.
+        folder: The folder of the model.
         options: `host`, `port`, `batching` and `threads` (0 for PyTorch's choice).
-        bounds: For `Limits`.
+        bounds: Fields of `Limits`, by name.
         audit: `share` and `path`.
     """
     server(folder, options, bounds, audit).run()

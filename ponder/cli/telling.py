@@ -63,7 +63,7 @@ def tell(card: Mapping[str, Any], sentences: Iterable[str], rows: Iterable[tuple
         card: All results.
         sentences: What stands above the table.
         rows: Names and values.
-        as_json: For machines.
+        as_json: Whether to print the object for machines.
     """
     if as_json:
         typer.echo(json.dumps(card))

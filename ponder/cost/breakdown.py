@@ -28,12 +28,12 @@ class Cost:
     `needs`, below, is what the policy reads: `policy.needs`.
 
     Args:
-        stem: Of the stem.
-        steps: Of each step, `(steps,)`.
-        readouts: Of the readout at each step, `(steps,)`.
-        heads: Of the head at each step, `(steps,)`.
-        lambda_head: Of the Lambda head at one step; 0 where there is none.
-        first_readout: Of the readout of h_0, where the Lambda head reads the steps before; else 0.
+        stem: Cost of the stem.
+        steps: Cost of each step, `(steps,)`.
+        readouts: Cost of the readout at each step, `(steps,)`.
+        heads: Cost of the head at each step, `(steps,)`.
+        lambda_head: Cost of the Lambda head at one step; 0 where there is none.
+        first_readout: Cost of the readout of h_0, where the Lambda head reads the steps before; else 0.
 
     Example:
         >>> cost = Cost(stem=0, steps=(100, 100, 100), readouts=(0, 0, 0), heads=(10, 10, 10))
@@ -153,7 +153,7 @@ def break_even(costs: Sequence[float] | Tensor, plain: float) -> float:
         plain: Mean cost per example of the plain model.
 
     Returns:
-        From 1, where no exit is cheaper, to N, where none is dearer.
+        A step from 1, where no exit is cheaper, to N, where none is dearer.
 
     Example:
         >>> break_even([12.0, 22.0, 32.0, 42.0], plain=37.0)

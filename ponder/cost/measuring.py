@@ -30,8 +30,8 @@ def measure(model: EarlyExitModel, inputs: Tree, **context: Any) -> Cost:
 
     Args:
         model: A wrapped model.
-        inputs: As for a call of the model, `(batch, …)`, with one row or more.
-        context: As for a call.
+        inputs: Inputs of a call of the model, `(batch, …)`, with one row or more.
+        context: Context of the call.
 
     Example:
         >>> model = ponder.PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
@@ -71,9 +71,9 @@ def measure_each(
 
     Args:
         model: A wrapped model.
-        inputs: As for a call of the model, padded on the right.
+        inputs: Inputs of a call of the model, padded on the right.
         padding: Where the lengths lie; the model's own where None.
-        context: As for a call, with the mask that `padding` names.
+        context: Context of the call, with the mask that `padding` names.
 
     Returns:
         One cost a row; rows of one length share it.

@@ -22,9 +22,9 @@ class WallClock:
     """Ratios of seconds, of the plain model by the wrapped one, over pairs of runs.
 
     Args:
-        median: Of the pairs.
-        low: The lowest.
-        high: The highest.
+        median: Median of the ratios.
+        low: The lowest ratio.
+        high: The highest ratio.
 
     Example:
         >>> took = WallClock(median=1.7, low=1.6, high=1.8)
@@ -75,11 +75,11 @@ def speed_up(
     """The speed-up of exits over the plain model.
 
     Args:
-        exit_step: Where each example left, `(batch,)`, 1-based.
+        exit_step: The step at which each example left, `(batch,)`, 1-based.
         num_steps: N.
-        costs: For the speed-up in FLOPs: the cost of all examples, or one for each (`measure_each`).
+        costs: Cost of all examples, or one for each (`measure_each`), for the speed-up in FLOPs; None leaves it out.
         needs: What the policy reads: `policy.needs`.
-        wall_clock: Of `wall_clock`, to stand beside the others.
+        wall_clock: Ratios of seconds that `wall_clock` measured, to be shown beside the others; None leaves them out.
 
     Example:
         >>> print(speed_up(torch.tensor([1, 2, 3, 6]), 6))

@@ -40,7 +40,7 @@ class EncoderParts:
         steps: The steps.
         stem: Inputs to hidden state; None is the identity.
         readout: Hidden state to the features that the head reads; None is the identity.
-        halting_readout: To what the Lambda head reads, `(batch, width)`; None where that is the features.
+        halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`; None where that is the features.
         padding: Where lengths lie, if that is known.
         features: What a dry run gave at the first step, `(batch, width)`, or `(batch, length, width)` with an answer a
             token.

@@ -64,10 +64,10 @@ def certify(
         model: The export that will answer, with `int8`, say.
         reference: The export whose answers at full depth are the measure: that in fp32.
         examples: Examples like those to come, on which nothing else was chosen.
-        policies: As for `ponder.control_risk`.
+        policies: The policies to choose from, as for `ponder.control_risk`.
         level: Share of the answers that may differ, in (0, 1).
-        confidence: In (0, 1).
-        bound: As for `ponder.control_risk`.
+        confidence: Probability with which the promise holds, in (0, 1).
+        bound: Name of the bound, as for `ponder.control_risk`.
         grid: Values of the threshold.
         batch_size: Rows of a batch at most.
 

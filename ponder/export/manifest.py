@@ -70,7 +70,7 @@ class Manifest:
         narrows: Whether batches get narrower as long rows leave.
         single: One graph for one row, which stops by itself; None where weights are not shared.
         tokenizer: The tokenizer of the texts; None where there is none.
-        max_length: To how many tokens texts are cut.
+        max_length: The number of tokens that texts are cut to; None where they are not cut.
         int8: Whether the steps are quantised.
         labels: Names of the classes, where they are known.
         sizes: Size in bytes of every file.

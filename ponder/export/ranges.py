@@ -20,11 +20,11 @@ __all__ = ["ranges_of"]
 
 
 def ranges_of(folder: Path, examples: Any) -> list[Channels]:
-    """Of each graph of the steps, the range of every channel of what products with weights read, at full depth.
+    """The range of every channel that products with weights read, for each graph of the steps, at full depth.
 
     Args:
         folder: An export in fp32.
-        examples: As for `OnnxModel.predict`.
+        examples: Examples to run, as for `OnnxModel.predict`.
 
     Raises:
         ArgumentError: No examples, or one on which a value is not finite.
@@ -49,7 +49,7 @@ class _Watched(Graph):
 
     Args:
         path: The file.
-        scratch: Where a copy is written that gives these tensors too.
+        scratch: File into which a copy of the graph is written that gives these tensors too.
 
     Attributes:
         ranges: What was seen so far.
@@ -71,7 +71,7 @@ class _Watched(Graph):
         self.ranges: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
 
     def __call__(self, arrays: Any) -> dict[str, NDArray[Any]]:
-        """As the graph itself."""
+        """Run the graph, and note the ranges of what its products read."""
         found = super().__call__(arrays)
         seen = {**arrays, **found}
         for name in self._names:

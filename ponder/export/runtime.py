@@ -49,7 +49,7 @@ class Record:
 
     Args:
         outputs: Outputs of every step, `(rows, steps, …)`.
-        hazard_logits: Of every step, `(rows, steps)`; None without a Lambda head.
+        hazard_logits: Hazard logits of every step, `(rows, steps)`; None without a Lambda head.
 
     Example:
         >>> record = OnnxModel(folder).record(inputs.numpy())
@@ -249,7 +249,7 @@ class _Running:
         graphs: The model.
         manifest: Its description.
         arrays: Hidden state and context, by name.
-        lengths: Of each row, or None.
+        lengths: Length of each row, `(rows,)`; None where rows have none.
     """
 
     def __init__(self, graphs: _Graphs, manifest: Manifest, arrays: dict[str, Array], lengths: Array | None) -> None:

@@ -32,7 +32,7 @@ def smooth(
         strength: α, in [0, 1]: the higher, the more the weights take over. 0.75 was near the best on MiniLM and MPNet.
 
     Returns:
-        By tensor that a product reads now, the lowest and the highest value on these examples.
+        The lowest and the highest value on these examples, by the name of the tensor that a product reads now.
     """
     from onnx import helper, numpy_helper
 

@@ -23,9 +23,9 @@ class ExportSource:
         inputs: Inputs of an example call, batch first, two rows at least.
         context: The context of that call.
         name: What the inputs are called in the export.
-        defaults: By name, what a tensor of the context is filled with where a caller leaves it out.
+        defaults: The values that tensors of the context are filled with where a caller leaves them out, by name.
         tokenizer: The tokenizer's `tokenizer.json`, or None.
-        max_length: To how many tokens texts are cut; None for what the tokenizer says.
+        max_length: The number of tokens that texts are cut to; None for what the tokenizer says.
         labels: Names of the classes, where they are known.
     """
 

@@ -24,7 +24,7 @@ def copy_tokenizer(
     Args:
         source: What is exported; its own tokenizer is used where `tokenizer` is None.
         tokenizer: A file, a folder, or a fast tokenizer of Transformers or of tokenizers.
-        max_length: To how many tokens texts are cut, or None.
+        max_length: The number of tokens that texts are cut to, or None for what the tokenizer says.
         folder: The export.
 
     Returns:

@@ -84,7 +84,7 @@ def onnx(
             for models of Transformers, which bring their own.
         tokenizer: The tokenizer, so that texts can be answered: a `tokenizer.json`, a folder with one, or a fast
             tokenizer of Transformers; that of the encoder's folder where None.
-        max_length: To how many tokens texts are cut; what the tokenizer says where None.
+        max_length: The number of tokens that texts are cut to; what the tokenizer says where None.
         calibration: With `int8`, some hundred examples (texts or arrays, as for `OnnxModel.predict`) like those to
             come, by which the ranges of activations are fixed: no answer depends on the rows beside it then. Where
             None, each call looks for its own.
@@ -127,8 +127,8 @@ def quantized(
     Args:
         export: A folder that `onnx` wrote, in fp32; it stays as it is, to be compared with.
         folder: Made where it does not exist.
-        int8: As for `onnx`.
-        calibration: As for `onnx`.
+        int8: Which matrix products of the steps are quantised, as for `onnx`.
+        calibration: Some hundred examples by which the ranges of activations are fixed, as for `onnx`.
 
     Returns:
         The new folder.

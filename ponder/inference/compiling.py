@@ -30,7 +30,7 @@ def compile_steps(model: EarlyExitModel, **options: Any) -> None:
 
     Args:
         model: The model; compiled again where it is already.
-        options: Of `torch.compile`: `mode`, `backend`, `options`, …; `dynamic` is True.
+        options: Arguments of `torch.compile`: `mode`, `backend`, `options`, …; `dynamic` is True.
 
     Example:
         >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3)).eval()

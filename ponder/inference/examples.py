@@ -232,7 +232,7 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int | 
     """The labels of rows, as those of a batch; None where no row has any.
 
     Args:
-        labels: Of each row, as a batch of one; None where it has none.
+        labels: Labels of each row, as a batch of one; None where it has none.
         per_token: Whether a row has a label at each of its positions: those at padding are then ignored.
         length: The length of the batch; that of the longest labels where None.
     """

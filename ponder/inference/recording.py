@@ -53,7 +53,7 @@ def record(
 
     Args:
         model: A `ponder.PonderWrapper`.
-        dataset: As for `ponder.predict`.
+        dataset: The examples, as for `ponder.predict`.
         labels: Labels of the examples: a tensor with a row for each, or a sequence of them. Where None, those that the
             examples carry in their context as ``"labels"``, if any.
         batch_size: Rows of a batch at most; 32 where neither limit is given.

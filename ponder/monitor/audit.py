@@ -59,9 +59,10 @@ class Audit:
 
     Args:
         level: The share of answers that may differ from those at full depth, in (0, 1).
-        confidence: In (0, 1).
+        confidence: The least probability with which no stage ever ends while the disagreement is at most `level`, in
+            (0, 1).
         share: The share of answers that is audited, in (0, 1]: what an audit costs, it costs so often.
-        seed: Of the draw of the answers that are audited.
+        seed: Seed by which the answers that are audited are drawn.
 
     Example:
         >>> audit = Audit(level=0.01, confidence=0.95, share=0.5)

@@ -22,7 +22,7 @@ class StateFile:
     Args:
         path: The file.
         format: What it says that it is.
-        policies: From the cheapest to the safest.
+        policies: The policies, from the cheapest to the safest.
     """
 
     path: Path

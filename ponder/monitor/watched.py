@@ -42,12 +42,13 @@ class Watched:
 
     Args:
         model: The model, in evaluation mode. It must stay so and keep its weights.
-        policies: From the cheapest to the safest, all of them checked; full depth comes after the last by itself.
+        policies: The policies, from the cheapest to the safest, all of them checked; full depth comes after the last by
+            itself.
         audit: The promise and its state.
         path: A JSON file with the state, read where it exists and written after every audit; None for none.
         tell: Called with every `StepBack`; None warns.
         max_waiting: Audited rows that may wait for `run_audits`; the call that brings more runs them itself.
-        tolerance: For regression, by how much an answer may differ from that of full depth.
+        tolerance: In regression, the distance by which an answer may differ from that of full depth.
 
     Raises:
         ArgumentError: A model in training mode, no policies, one that cannot serve the model, or a task whose answers
@@ -127,7 +128,7 @@ class Watched:
         Args:
             inputs: Inputs of a call, batch first.
             outputs: The outputs that were given, `(batch, …)`.
-            context: As for a call.
+            context: Context of the call.
         """
         if self.at_full_depth:
             return

@@ -75,7 +75,7 @@ class Ponder(Objective):
 
         Args:
             losses: ℓ_n, `(…, steps)`.
-            prior: Over the same steps.
+            prior: The prior, over the same steps.
 
         Raises:
             ArgumentError: The objective is not the evidence lower bound with β > 0, for which alone this holds.

@@ -54,7 +54,7 @@ class Heading(Block):
     level: int = 2
 
     def markdown(self, figures: str | None) -> str:
-        """`## Heading`."""
+        """The heading as Markdown, `## Heading`."""
         return f"{'#' * self.level} {self.text}"
 
 
@@ -130,7 +130,7 @@ class Drawing(Block):
     svg: Markup
 
     def markdown(self, figures: str | None) -> str:
-        """The title."""
+        """The title of the drawing, in italics."""
         return f"*{self.title}*"
 
 
@@ -150,7 +150,7 @@ class Embedded(Block):
     script: str
 
     def markdown(self, figures: str | None) -> str:
-        """The title."""
+        """The title of the part, in italics."""
         return f"*{self.title}*"
 
 
@@ -167,7 +167,7 @@ def templates(folder: Path) -> Environment:
 
 @dataclass(frozen=True)
 class Page:
-    """A page.
+    """A page that is written as Markdown and as HTML.
 
     Args:
         title: Its heading.

@@ -106,9 +106,10 @@ class PerStep(nn.Module):
     """One head for each step (PABEE, DeeBERT, FastBERT), where a plain head is shared by all.
 
     Args:
-        heads: As many modules as the model has steps, all distinct.
-        gradient_scales: By how much the gradient of each head is multiplied where it leaves the head for the steps, as
-            `ponder.parts.gradients.equilibrium(num_steps)` has it; the heads themselves learn as always. 1 where None.
+        heads: The heads, as many modules as the model has steps, all distinct.
+        gradient_scales: Factors by which the gradient of each head is multiplied where it leaves the head for the
+            steps, as `ponder.parts.gradients.equilibrium(num_steps)` has it; the heads themselves learn as always. 1
+            where None.
 
     Raises:
         ArgumentError: The same module stands in two places, which would be a shared head after all.

@@ -92,7 +92,7 @@ class Recording:
         """Whether the prediction of each step is right, `(batch, steps)` bool; padding does not count, NaN is wrong.
 
         Raises:
-            ArgumentError: See `counted_labels`.
+            ArgumentError: What `counted_labels` refuses.
         """
         labels = self.counted_labels()
         return self.meaning.correct(self.outputs, labels) & self.answered()

@@ -129,7 +129,7 @@ class Task(ABC):
         """Whether the prediction of each step is that of the last, `(batch, steps)` bool.
 
         Args:
-            outputs: Of all steps, `(batch, steps, …)`.
+            outputs: Outputs of all steps, `(batch, steps, …)`.
             mask: Which positions count, `(batch, length)` bool; None for all.
         """
         given = self.predictions(outputs)
@@ -150,7 +150,7 @@ class Task(ABC):
         A prediction is a row, or one label or one labelled token of a row.
 
         Args:
-            outputs: Of all steps, `(batch, steps, …)`.
+            outputs: Outputs of all steps, `(batch, steps, …)`.
             labels: Labels, batch first.
         """
         probability = at_least_float32(outputs).softmax(-1).amax(-1)
@@ -357,7 +357,7 @@ class TokenClassification(_Smoothable):
     Outputs `(batch, length, classes)`, labels `(batch, length)` long.
 
     Args:
-        label_smoothing: As for `Classification`.
+        label_smoothing: Share of the labels' mass that is spread over all classes alike, as for `Classification`.
 
     Example:
         >>> TokenClassification().losses(torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]))  # the last is padding

@@ -33,11 +33,11 @@ def reliability(
     Args:
         trajectories: A full-depth run of a classifier with labels, or one a seed: means over the seeds, and for a
             single step ± one standard deviation.
-        step: From 1 to N; every step where None, from dark (early) to light.
+        step: The step to draw, from 1 to N; every step where None, from dark (early) to light.
         bins: Number of bins over [0, 1].
         ax: Where to draw; a new pyplot figure where None.
         label: Name in the legend.
-        color: Of a single step: any matplotlib colour; the next that is free where None.
+        color: Colour of a single step, any that matplotlib knows; the next that is free where None.
 
     Raises:
         ArgumentError: No labels, answers that are not classes, no such step, or no bins.

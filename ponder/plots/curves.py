@@ -82,7 +82,7 @@ def score_by_speed_up(
     which is what mixing the two policies at random gives where the score is a mean over rows.
 
     Args:
-        curves: Under each name a sweep, or one a seed.
+        curves: Sweeps by name: one, or one a seed.
         by: Speed-up in steps, N over the mean exit step, or in the costs that the sweeps were given.
         baseline: Score of a model without exits, or one a seed: a horizontal line.
         ax: Where to draw; a new pyplot figure where None.
@@ -126,8 +126,8 @@ class _Line:
 
     Args:
         dots: Speed-ups and scores of the points of each seed.
-        speed_ups: Where the seeds are compared.
-        scores: Over the seeds, there.
+        speed_ups: The speed-ups at which the seeds are compared.
+        scores: Scores over the seeds at these speed-ups.
         full_depth: Score of full depth, over the seeds.
     """
 

@@ -35,7 +35,7 @@ class Band:
 
     @classmethod
     def of(cls, series: Sequence[Sequence[float]]) -> Band:
-        """Over series of one length, one a seed; a NaN is a value that a seed does not have.
+        """The band over series of one length, one a seed; a NaN is a value that a seed does not have.
 
         Example:
             >>> Band.of([[1.0, 2.0], [3.0, float("nan")]])

@@ -28,7 +28,7 @@ class Certified(PolicyWrapper):
         rows: Number n of calibration rows.
         threshold_name: Name of the threshold that was chosen.
         threshold_value: Its value; None where none was certified and the policy is full depth.
-        p_value: Of the chosen value; None where there is none.
+        p_value: The p-value of the chosen threshold; None where there is none.
         path: The values that were tested, in order, with the empirical risk and the p-value of each.
 
     Example:

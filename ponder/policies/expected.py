@@ -35,7 +35,7 @@ class Expected(ExitPolicy):
     Siegmund 1971). Make one with `fit`; the price is its threshold. A row whose outputs are not finite stays.
 
     Args:
-        price: Of one more step, in the unit of the reward: 0.01 is a percent of accuracy.
+        price: What one more step costs, in the unit of the reward: 0.01 is a percent of accuracy.
         edges: Bounds between the bins, rising, `(steps, bins − 1)`.
         rewards: r, `(steps, bins)`.
         transitions: T, `(steps − 1, bins, bins)`.
@@ -91,7 +91,7 @@ class Expected(ExitPolicy):
         Args:
             trajectory: A full-depth run of a classifier. With labels the reward is a right answer; without, the
                 answer of full depth.
-            price: Of one more step.
+            price: What one more step costs, in the unit of the reward: 0.01 is a percent of accuracy.
             bins: Bins of the confidence at each step, with about as many rows in each; sparse ones lean on all rows.
         """
         outputs = trajectory.outputs

@@ -21,7 +21,7 @@ class FixedStep(ThresholdPolicy):
     """Every row exits at `step`.
 
     Args:
-        step: From 1 to the model's number of steps.
+        step: The step at which every row leaves, from 1 to the model's number of steps.
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))

@@ -142,10 +142,10 @@ class Gate(ThresholdPolicy):
         signals: What it reads, names from `GATE_SIGNALS`.
         kind: ``"logistic"`` or ``"boosted"``.
         tables: The fitted model of each step but the last, or the one of all steps: a `LinearTable` or a `TreeTable`.
-        threshold: In [0, 1]; raised, rows leave earlier.
+        threshold: The probability below which a row leaves, in [0, 1]; raised, rows leave earlier.
         floor: No row leaves before this step.
         target: What was fitted: ``"gain"``, ``"error"``, ``"agreement"`` or ``"unsettled"``.
-        delta: By how much a later step has to lower the loss, for ``"gain"``.
+        delta: The amount by which a later step has to lower the loss, for ``"gain"``.
 
     Example:
         >>> gate = ponder.calibration.fit_gate(trajectory, target="error")

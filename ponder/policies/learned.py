@@ -57,7 +57,7 @@ class Learned(ThresholdPolicy):
 
     Args:
         scorer: Features `(batch, …)` → logits `(batch,)` or `(batch, 1)`. Not trained here, and run in eval mode.
-        threshold: In [0, 1].
+        threshold: The probability above which a row leaves, in [0, 1].
 
     Example:
         >>> policy = policies.Learned(policies.LinearScorer(8), threshold=0.5)

@@ -64,7 +64,7 @@ class Entropy(_Certainty):
     r"""Stop once the entropy of the answer, −Σ p log p, is below a threshold (DeeBERT, Xin et al. 2020).
 
     Args:
-        threshold: In nats, ≥ 0; or, with `normalize`, in [0, 1].
+        threshold: The entropy below which a row leaves, in nats, ≥ 0; or, with `normalize`, in [0, 1].
         normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 6).
 
     Example:
@@ -93,7 +93,7 @@ class Confidence(_Certainty):
     """Stop once the most probable class has more than a threshold of the probability.
 
     Args:
-        threshold: In [0, 1].
+        threshold: The probability above which a row leaves, in [0, 1].
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
@@ -144,7 +144,7 @@ class Energy(_Certainty):
     has more of it, as with `Confidence`. It looks at the size of the logits, which a softmax forgets.
 
     Args:
-        threshold: In [0, 1].
+        threshold: The score above which a row leaves, in [0, 1].
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))

@@ -24,7 +24,8 @@ class Patience(CountingPolicy):
 
     Args:
         patience: How many agreements in a row, ≥ 1 and less than the number of steps.
-        tolerance: For regression, > 0, in the unit of the outputs; not used otherwise.
+        tolerance: In regression, the distance below which answers agree, > 0, in the unit of the outputs; not used
+            otherwise.
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))

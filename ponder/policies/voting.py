@@ -29,7 +29,7 @@ class Voting(ThresholdPolicy):
     In token classification every position votes, and the row leaves once each of them that is no padding has enough.
 
     Args:
-        votes: From 1 (leave at the first step) to the number of steps.
+        votes: The number of votes, from 1 (leave at the first step) to the number of steps.
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))

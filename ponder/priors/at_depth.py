@@ -20,7 +20,7 @@ class AtDepth(Prior):
     """The prior of `family` whose mean step is 1 + depth · (N − 1), whatever N is.
 
     Args:
-        depth: In (0, 1): 0 is the first step, 1 the last.
+        depth: The place of the mean step, in (0, 1): 0 is the first step, 1 the last.
         family: Registered name of a family that one parameter makes, for `for_mean`.
 
     Example:

@@ -46,7 +46,7 @@ class Learned(Prior):
 
     Args:
         num_steps: N, the only number of steps it serves.
-        initial: Where it starts, p₀; uniform where None. It gives every step some probability.
+        initial: The prior p₀ that it starts from; uniform where None. It gives every step some probability.
 
     Example:
         >>> prior = Learned(3)

@@ -32,7 +32,7 @@ class LambdaSpec:
         layers: Number of linear layers.
         history: Steps whose features it reads.
         initial: What stands for steps before the first.
-        activation: Between the layers.
+        activation: The activation between the layers.
         start: Hazard of a new head: ``"half"``, ``"prior"``, the prior's at step 1, or a number in (0, 1). A small one
             is a deep start: halting begins late, as loops need that have to learn first what more steps are good for.
 
@@ -123,7 +123,7 @@ class Recipe:
 
     Args:
         name: The registered name.
-        paper: Where it comes from.
+        paper: The paper that it comes from.
         stages: Training stages, in order; their epochs are the trainer's business.
         policy: The exit policy at inference.
         otherwise: The exit policy where the task is not classification, for a `policy` that reads class probabilities;
@@ -202,7 +202,7 @@ class Recipe:
             width: Size of the features.
             num_outputs: Classes, or 1 in regression.
             num_steps: N.
-            dropout: In front of the linear layer of the head.
+            dropout: Dropout in front of the linear layer of the head.
         """
 
         def head() -> nn.Module:

@@ -38,7 +38,7 @@ def ponder(
         joint: One stage instead of the first two: the mean loss of all steps, distillation from the last step, and the
             last step's loss once more.
         labels: Weight of the mean loss of all steps against the labels, beside the teacher's.
-        temperature: Of the distillation.
+        temperature: Temperature at which the answers of teacher and steps are softened before they are compared.
         depth: Share of the depth at which the prior of the Lambda head expects exits.
         mixing: α, the share of the second stage's weights in what comes out of it; 1 keeps them as they were trained.
         beta: Weight of the divergence from that prior.

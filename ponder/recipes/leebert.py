@@ -12,8 +12,8 @@ def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, to
     """A recipe in the style of LeeBERT: PABEE plus distillation between all steps, with equal weights.
 
     Args:
-        weight: Of the distillation.
-        temperature: Of the distillation.
+        weight: Weight of the distillation beside the losses against the labels.
+        temperature: Temperature at which the answers of the steps are softened before they are compared.
         patience: Agreements in a row, for 12 steps.
         tolerance: What counts as agreement in regression, in the unit of the labels.
 

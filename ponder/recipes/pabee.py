@@ -9,7 +9,7 @@ __all__ = ["pabee"]
 
 @registry.register("pabee")
 def pabee(patience: int = 6, tolerance: float = 0.1) -> Recipe:
-    """PABEE.
+    """PABEE: a head at each step, trained together, and exits once several steps in a row give the same answer.
 
     Args:
         patience: Agreements in a row, for 12 steps.

@@ -32,7 +32,7 @@ def palbert(
         beta: Weight of the divergence.
         rate: The geometric prior's hazard, for 12 steps.
         q: Q-exit's level.
-        seed: Of sampling, where `q_exit` is off.
+        seed: Seed by which exits are sampled, where `q_exit` is off.
 
     Example:
         >>> recipe = palbert(beta=0.3)
@@ -57,7 +57,7 @@ def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0, start: flo
     Args:
         beta: Weight of the divergence.
         rate: The geometric prior's hazard, for 12 steps.
-        seed: Of sampling.
+        seed: Seed by which exits are sampled.
         start: Hazard that the Lambda head starts at, in (0, 1); one half where None. Small for loops: halting then
             begins late.
 

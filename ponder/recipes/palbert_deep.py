@@ -14,10 +14,10 @@ def palbert_deep(weight: float = 1.0, per_step_heads: bool = False, *, beta: flo
     """PALBERT plus PABEE's weighted mean of the steps' losses.
 
     Args:
-        weight: Of that mean.
+        weight: Weight of PABEE's mean beside PALBERT's loss.
         per_step_heads: One head a step instead of one for all.
-        beta: As in `palbert`.
-        q: As in `palbert`.
+        beta: Weight of the divergence, as in `palbert`.
+        q: Q-exit's level, as in `palbert`.
 
     Example:
         >>> palbert_deep(weight=0.5).stages[0].objective.weights

@@ -14,10 +14,10 @@ def palbert_distill(weight: float = 1.0, temperature: float = 2.0, *, beta: floa
     """PALBERT plus distillation from the last step.
 
     Args:
-        weight: Of the distillation.
-        temperature: Of the distillation.
-        beta: As in `palbert`.
-        q: As in `palbert`.
+        weight: Weight of the distillation beside PALBERT's loss.
+        temperature: Temperature at which the answers of teacher and steps are softened before they are compared.
+        beta: Weight of the divergence, as in `palbert`.
+        q: Q-exit's level, as in `palbert`.
 
     Example:
         >>> palbert_distill(temperature=4.0).stages[0].objective.objectives[1]

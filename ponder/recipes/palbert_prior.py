@@ -16,8 +16,8 @@ def palbert_prior(depth: float = 0.4, family: str = "geometric", *, beta: float 
     Args:
         depth: Share of the depth, in (0, 1).
         family: Family of the prior.
-        beta: As in `palbert`.
-        q: As in `palbert`.
+        beta: Weight of the divergence, as in `palbert`.
+        q: Q-exit's level, as in `palbert`.
 
     Example:
         >>> palbert_prior(depth=0.4, family="poisson").prior

@@ -17,7 +17,8 @@ def static(k: int = 3, taught: bool = False, temperature: float = 1.0) -> Recipe
     Args:
         k: A step of the encoder at hand; not scaled.
         taught: Let the whole encoder, fine-tuned, teach step k, instead of the labels.
-        temperature: Of the distillation.
+        temperature: With `taught`, the temperature at which the answers of teacher and step are softened before they
+            are compared.
 
     Example:
         >>> static(k=3).policy, static(k=3).stages[0].objective

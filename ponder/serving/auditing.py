@@ -39,9 +39,10 @@ class AuditPlan:
 
     Args:
         audit: The promise, and the share of the answers that is audited.
-        policies: From the cheapest, which answers first, to the safest; full depth comes after the last by itself.
+        policies: The policies, from the cheapest, which answers first, to the safest; full depth comes after the last
+            by itself.
         path: A JSON file with the state, read where it exists and written after every audit; None for none.
-        tolerance: For regression, by how much an answer may differ from that of full depth.
+        tolerance: In regression, the distance by which an answer may differ from that of full depth.
         max_running: Audits that may run at a time; the answers that would exceed it are not audited.
 
     Raises:
@@ -80,7 +81,7 @@ class AuditPlan:
         Args:
             policy: The policy of a model.
             share: The share of answers that is audited, in (0, 1].
-            path: As for the plan.
+            path: A JSON file with the state of the audits, as for the plan.
         """
         if not isinstance(policy, Certified) or policy.risk != "disagreement" or policy.threshold_value is None:
             return None
@@ -101,7 +102,7 @@ class TrafficAudit:
     Args:
         plan: What is promised.
         task: What outputs mean.
-        batcher: Where audits run, beside the traffic.
+        batcher: The batcher that runs audits, beside the traffic.
 
     Raises:
         ArgumentError: A task whose answers cannot be compared, or a file that cannot be written.

@@ -35,7 +35,7 @@ class Metrics:
         num_steps: N, for the buckets of the exit steps.
         waiting: Texts that were accepted and are not answered.
         folder_changed: Whether the model's folder has changed since it was read.
-        audit: Where the audits stand; None without audits.
+        audit: The state of the audits; None without audits.
     """
 
     def __init__(

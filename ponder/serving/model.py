@@ -50,7 +50,7 @@ class ServedModel:
         start: Makes the batcher.
         check: Raises where a policy cannot serve the model.
         folder: Where it was read from, or None.
-        digests: Of the folder's files when it was read, by name; see `ponder.serving.watching`.
+        digests: SHA-256 of the folder's files when it was read, by name; see `ponder.serving.watching`.
 
     Example:
         >>> served.num_steps, served.labels

@@ -18,7 +18,7 @@ class OverloadedError(PonderError):
     """Too many texts wait for their answers: HTTP's 429.
 
     Args:
-        retry_after: In how many seconds it may be worth to ask again.
+        retry_after: Seconds after which it may be worth asking again.
     """
 
     def __init__(self, retry_after: int) -> None:

@@ -29,7 +29,7 @@ class PredictRequest(BaseModel):
     Args:
         text: One text, or a pair `[text, text]`.
         texts: Or many of these.
-        threshold: Instead of the threshold of the model's exit policy, for this request.
+        threshold: A threshold for this request, instead of that of the model's exit policy.
         max_steps: Every text is answered by this step at the latest.
         deadline: Seconds from the request's arrival after which it is answered as it stands.
     """

@@ -55,7 +55,7 @@ class Prediction:
         answers: One a text, as plain JSON; see `answer_of`.
         examples: The tokenised texts.
         outputs: The head's outputs of each.
-        stage: Of the audits, where the service's own policy answered all of them in time; else None.
+        stage: Number of the audits' stage, where the service's own policy answered all of them in time; else None.
     """
 
     answers: list[dict[str, Any]]
@@ -156,7 +156,7 @@ class Service:
 
         Args:
             texts: One or more.
-            threshold: Instead of the threshold of the model's policy.
+            threshold: A threshold instead of that of the model's policy.
             max_steps: Every text is answered by this step at the latest.
             deadline: Seconds from now; the service's own where None or longer.
 

@@ -54,8 +54,8 @@ def check_policy(
         num_steps: N of the models that it is tried on.
         num_outputs: Numbers a row that the head gives; 1 in regression and 3 elsewhere, where None.
         width: Size of the features.
-        context: For a policy that reads the context of a call: values of each name that it reads, `(values, …)`. Rows
-            draw from them.
+        context: Values of each name that a policy reads of the context of a call, `(values, …)`; rows draw from them.
+            Needed for such a policy alone.
 
     Raises:
         ContractError: A rule is broken.

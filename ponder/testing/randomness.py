@@ -18,8 +18,8 @@ def private_randomness(seed: int, device: torch.device | None = None) -> Iterato
     What is checked may draw from them; it must not change what the caller draws next.
 
     Args:
-        seed: Of all of them.
-        device: Where the model is, if not on the CPU; the generators of all CUDA devices take part where it is one.
+        seed: Seed of all these generators.
+        device: The device of the model, if not the CPU; the generators of all CUDA devices take part where it is one.
     """
     on_cuda = device is not None and device.type == "cuda"
     state = random.getstate()

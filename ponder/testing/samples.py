@@ -67,7 +67,7 @@ def random_trajectory(sizes: Sizes, rows: int, scale: float, seed: int) -> Traje
         sizes: Steps, outputs, width and task.
         rows: How many rows.
         scale: Spread of logits and outputs.
-        seed: Of all of it.
+        seed: Seed by which all of it is drawn.
     """
     g = generator(seed)
 

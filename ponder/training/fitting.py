@@ -79,22 +79,22 @@ def fit(
         epochs: Epochs of each stage, at most.
         held_out: Batches on which each epoch is scored, at the exits; the best epoch's weights are kept. With stages
             still to come the score is that of full depth.
-        metric: From outputs at the exits and labels, of all held-out rows, to a number, the higher the better (with an
-            answer a token, of all labelled tokens). Where None the task's own: the accuracy, or the negative squared
-            error.
+        metric: A function from outputs at the exits and labels, of all held-out rows, to a number, the higher the
+            better (with an answer a token, of all labelled tokens). Where None the task's own: the accuracy, or the
+            negative squared error.
         patience: Epochs without a better score that end a stage; None runs all.
         lr: Learning rate of the encoder.
-        head_lr: Of the heads, which are new; `lr` where None.
-        lambda_lr: Of the Lambda head; `lr` where None.
-        weight_decay: Of weights; biases and norms are spared.
+        head_lr: Learning rate of the heads, which are new; `lr` where None.
+        lambda_lr: Learning rate of the Lambda head; `lr` where None.
+        weight_decay: Weight decay of AdamW on weights; biases and norms are spared.
         warmup: Share of the steps in which the rates rise from 0, in [0, 1).
         schedule: How they fall after that: ``"linear"`` or ``"cosine"`` to 0, or ``"constant"``.
         clip: Largest norm of the gradient; None does not clip.
         bf16: Train under bfloat16 autocast.
-        seed: Of dropout and of the order of the loader, as far as PyTorch's own generator draws them.
+        seed: Seed of dropout and of the order of the loader, as far as PyTorch's own generator draws them.
         trackers: What accelerate's `log_with` takes: ``"tensorboard"``, ``"wandb"``, …; losses, expected steps,
             divergences, scores and a histogram of the halting steps go there.
-        folder: Where trackers write, if they write files.
+        folder: The folder that trackers write to, if they write files.
         progress: Show a progress bar, on a terminal; nothing is written into files and pipes.
         accelerator: An `accelerate.Accelerator` of your own; `trackers` and `folder` are then its own too.
 
@@ -403,7 +403,7 @@ def _accelerator(trackers: str | Sequence[Any] | None, folder: str | PathLike[st
 
 
 def _gather(accelerator: Any) -> Callable[[list[Any]], list[Any]]:
-    """From what this process has seen to what all have."""
+    """A function from a list of what this process has seen to the list of what all processes have."""
     if accelerator.num_processes == 1:
         return list
     from accelerate.utils import gather_object

@@ -80,8 +80,8 @@ class Means:
         """The means, which are forgotten.
 
         Args:
-            gather: From a list with what this process has seen to one with what all have: `gather_object` of accelerate
-                where several train one model.
+            gather: A function from a list of what this process has seen to the list of what all processes have:
+                `gather_object` of accelerate where several train one model.
         """
         parts, self._parts = self._parts, defaultdict(list)
         own = {name: (float(torch.cat(values).double().sum()), sum(map(len, values))) for name, values in parts.items()}

@@ -10,7 +10,7 @@ __all__ = ["EpochReport", "FitReport", "StageReport"]
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch.
+    """What one epoch of training came to.
 
     Args:
         epoch: Its number in its stage, from 1.

@@ -41,9 +41,9 @@ class HeldOut:
 
     Args:
         loader: Batches.
-        metric: From outputs at the exits and labels, of all rows that have one, to a number, the higher the better;
-            with an answer a token, of all labelled tokens. The task's own where None.
-        main_input: See `read_batch`.
+        metric: A function from outputs at the exits and labels, of all rows that have one, to a number, the higher the
+            better; with an answer a token, of all labelled tokens. The task's own where None.
+        main_input: Name of the main input in a batch that is a dict, as for `read_batch`.
     """
 
     loader: Iterable[Any]

@@ -81,7 +81,7 @@ class Tracking:
         """A distribution over the steps of the model: a number a step, and on TensorBoard a histogram.
 
         Args:
-            name: Of the distribution.
+            name: Name of the distribution.
             shares: The share of each step, `(steps,)`.
         """
         if not self.on:

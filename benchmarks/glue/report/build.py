@@ -71,10 +71,10 @@ def report(
     """Make a page of any results.
 
     Args:
-        results: As `results.read_all` gives them.
-        folders: Where the labels lie that significance needs, by `Task.folder_option`.
+        results: The results, as `results.read_all` gives them.
+        folders: Folders of the labels that significance needs, by `Task.folder_option`.
         draw: Whether to draw figures, which needs matplotlib.
-        replicates: Of the bootstrap.
+        replicates: Number of samples of the bootstrap.
         only: Names of `PARTS`; all where empty.
     """
     for name in only:

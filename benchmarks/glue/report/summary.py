@@ -121,7 +121,7 @@ def _scores_at(groups: Groups, task: str, speed_up: float) -> _Scores:
 
 
 def _macro(found: Mapping[str, _Scores], common: Sequence[str]) -> _Scores:
-    """None where a recipe lacks one of the tasks."""
+    """Each recipe's mean score over the tasks in `common`; None where it lacks one of them."""
     columns = {name: [score for task in common if (score := found[task][name]) is not None] for name in COMPARED}
     return {
         name: round(statistics.fmean(scores), 2) if scores and len(scores) == len(common) else None

@@ -121,7 +121,7 @@ class Suite:
 
         Args:
             backbone: The backbone of all runs.
-            selection: On what hyper-parameters are chosen; see `RunConfig`.
+            selection: Data on which hyper-parameters are chosen; see `RunConfig`.
         """
         pairs = [(task, spec) for task in self.tasks for spec in self.recipes if _serves(spec, tasks.get(task).kind)]
         if not pairs:

@@ -183,7 +183,7 @@ class StreamEngine:
             examples: Examples; or pairs (key, example) where `keyed`.
             keyed: Whether keys come with the examples. Without, the key is the position. Row ids for seeded sampling
                 are keys that are whole numbers, and positions else.
-            ordered: In the order of the examples instead of the order of completion.
+            ordered: Whether answers come in the order of the examples instead of the order of completion.
             errors: ``"raise"`` the error of a row that failed, or ``"return"`` it in the place of its output.
             policy: Decides instead of the engine's policy.
             policy_context: What policies may read of each row, by name: tensors with a row for each example.

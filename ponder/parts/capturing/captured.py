@@ -89,7 +89,8 @@ def capture(
             positional arguments, or a dict of keyword arguments, whose first is then the `inputs` of the wrapper and
             the others its context. What is no tensor is passed in every call.
         layers: The name of the list of layers (``"encoder.layer"``), where another than the largest is meant.
-        features: From the module's output to the tensor in it that the readout gives; its first tensor where None.
+        features: A function from the module's output to the tensor in it that the readout gives; its first tensor where
+            None.
 
     Raises:
         ArgumentError: The module cannot be read in this way; says what was met and what to do.
@@ -141,10 +142,10 @@ def learn(
         example: What it is called with.
         layers: The name of the list of layers; found where None.
         count: How many layers there should be, where the caller knows.
-        reads: From the module's output to all that readouts will read of it; its first tensor where None.
+        reads: A function from the module's output to all that readouts will read of it; its first tensor where None.
 
     Raises:
-        ArgumentError: See `capture`.
+        ArgumentError: What `capture` refuses.
     """
     shadow = evaluating(_checked(module))
     with torch.inference_mode(False), torch.no_grad():  # in inference mode, nobody counts who writes into a tensor

@@ -69,11 +69,11 @@ class _Plan:
     """What the steps of one call need, besides tensors. Equal plans can share a batch.
 
     Args:
-        calls: By layer, its arguments and keyword arguments, with marks for tensors; None for a layer left out.
-        handed: By layer, what it hands on besides the hidden state.
+        calls: Arguments and keyword arguments of each layer, with marks for tensors; None for a layer left out.
+        handed: What each layer hands on besides the hidden state.
         names: The names that the noted tensors have in the context.
-        rows: Where their rows are; None for a tensor of the whole batch.
-        before: By path, the answers of the modules that ran before the layers.
+        rows: The dimension of the rows in each noted tensor; None for a tensor of the whole batch.
+        before: The answers of the modules that ran before the layers, by path.
         given: The module's own arguments.
     """
 
@@ -284,7 +284,7 @@ class LayeredModule:
                 self.lengths[name] = Along(dims, fill=_no_fill)
 
     def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
-        """For each layer, what later ones read of what is handed on, besides the hidden state."""
+        """What later layers read of what each layer hands on, besides the hidden state."""
         if not any(notes.reads):
             return (frozenset(),) * self.num_steps
         reads = [*notes.reads, *[frozenset()] * (self.num_steps - len(notes.reads))]
@@ -488,7 +488,7 @@ class LayeredReadout:
 
     Args:
         layered: The module.
-        select: From the module's output to the part.
+        select: A function from the module's output to the part that is read.
     """
 
     borrows_modules = True

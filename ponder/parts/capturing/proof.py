@@ -35,7 +35,7 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
         given: The example.
         rows: How many rows it has.
         expected: The module's own output for it.
-        reads: From an output to what readouts read.
+        reads: A function from the module's output to what readouts read of it.
 
     Raises:
         ArgumentError: One of them does not hold.
@@ -133,7 +133,7 @@ class LearnedPadding(Padding):
     """`Padding` of a captured module, in whose state the length need not be in one place.
 
     Args:
-        state: By the number of dimensions of a tensor of the state, where its length is.
+        state: The dimension of the length in a tensor of the state, by the number of the tensor's dimensions.
     """
 
     state: Mapping[int, Along] = field(default_factory=dict)

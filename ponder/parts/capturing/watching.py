@@ -95,7 +95,7 @@ class Layers:
 
     @property
     def paths(self) -> tuple[tuple[str, ...], ...]:
-        """For each layer, the paths of the modules that it calls."""
+        """The paths of the modules that each layer calls."""
         return tuple(tuple(call.path for call in layer) for layer in self.calls)
 
 
@@ -136,7 +136,7 @@ def find_layers(module: nn.Module, watched: Watched, name: str | None, count: in
     Args:
         module: The module.
         watched: A call of it.
-        name: Where the list is, `"encoder.layer"`; found where None.
+        name: The name of the list, `"encoder.layer"`, say; found where None.
         count: How many layers there should be, where the caller knows.
 
     Raises:
@@ -187,8 +187,8 @@ def find_tail(
     Args:
         watched: The call.
         layers: Its layers.
-        hidden: From a layer's output to the hidden state in it.
-        reads: From the module's output to what must be in reach.
+        hidden: A function from a layer's output to the hidden state in it.
+        reads: A function from the module's output to what must be in reach.
     """
     last = layers.calls[-1][-1]
     state = hidden(last.output)
