@@ -41,7 +41,7 @@ def record_curves(
     if not policy.needs:
         return []
     others: list[ExitPolicy] = [] if trajectory.hazard_logits is None else [Quantile(0.5)]
-    if trajectory.task != "regression":
+    if trajectory.meaning.classes:
         others += [Patience(1), Entropy(0.2), Confidence(0.9)]
     own = [policy] if policy.tunable is not None else []
     families = [*own, *(other for other in others if type(other) is not type(policy))]

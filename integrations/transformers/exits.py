@@ -229,7 +229,7 @@ def _content(row: Encoding) -> bytes:
 
 
 def _checked(model: FinetunedClassifier, given: list[Encoding], seed: int) -> tuple[list[Encoding], Split]:
-    if model.kind.task == "span":
+    if not model.kind.task.classes:
         raise ArgumentError(
             "model",
             expected="a classifier of texts, tokens, images or audio",
