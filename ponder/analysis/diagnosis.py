@@ -319,13 +319,8 @@ def _score(values: Tensor, exit_step: Tensor) -> float:
 
 def _steps(static: Mapping[int, float], num_steps: int) -> list[tuple[int, float]]:
     for step in static:
-        if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= num_steps:
-            raise ArgumentError(
-                "static",
-                expected=f"scores by step, from 1 to {num_steps}",
-                got=repr(step),
-                remedy="Pass {3: 0.85}, say, for the encoder cut after 3 steps.",
-            )
+        remedy = "Pass scores by step, {3: 0.85}, say, for the encoder cut after 3 steps."
+        check_int("static", step, 1, num_steps, remedy=remedy)
     return sorted(static.items())
 
 
