@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -51,7 +50,7 @@ def score_by_threshold(
     same("curves", "threshold", items, lambda curve: curve.threshold)
     same("curves", "grid", items, lambda curve: tuple(point.threshold for point in curve.points))
     values = [point.threshold for point in items[0].points]
-    full_depth = statistics.fmean(curve.full_depth.score for curve in items)
+    full_depth = Band.of([[curve.full_depth.score] for curve in items]).mean[0]
     ax = as_axes(ax)
     chosen = next_color(ax, color)
     scores = Band.of([[point.score for point in curve.points] for curve in items])
