@@ -53,7 +53,7 @@ def load(name: str, *, seed: int = 0, train: int = TRAIN, dev: int = DEV, test: 
     check_int("seed", seed, None)
     splits = DatasetDict()
     for split, size in {"train": train, "dev": dev, "test": test}.items():
-        check_int(split, size, None)
+        check_int(split, size, None, remedy=f"Pass {split}=600, say.")
         if size < 1:
             raise ArgumentError(
                 split, expected="a number of examples >= 1", got=size, remedy="Ask for at least one example."
