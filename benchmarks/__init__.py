@@ -1,1 +1,1 @@
-"""Benchmarks of `ponder`: GLUE, the graded tasks, and the backbones that they run on."""
+"""Benchmarks of `ponder`: a folder each, and beside them what several share."""

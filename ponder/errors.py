@@ -59,7 +59,7 @@ class ArgumentTypeError(_WrongArgumentError, TypeError):
         ...     policies.After("quantile", 2)
         ... except ArgumentTypeError as error:
         ...     print(error)
-        policy: expected an ExitPolicy; got str. Combine policies with policies.
+        policy: expected an ExitPolicy (of ponder.policies.base); got str. Combine policies with policies.
     """
 
 

@@ -236,7 +236,7 @@ class PonderWrapper(EarlyExitModel):
             readout=readout,
             layers=layers,
         )
-        scaled = chosen.for_steps(read.steps.num_steps).for_task(meaning.name)
+        scaled = chosen.for_steps(read.steps.num_steps).for_task(meaning)
         width = read.features.shape[-1]
         heads = scaled.make_heads(width, num_outputs, read.steps.num_steps, head_dropout)
         head, lambda_head = (part if part is None else part.to(read.features) for part in heads)

@@ -22,7 +22,7 @@ from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from benchmarks.terminal import hide_bars
 from ponder._utils.files import read_json, write_json
-from ponder._utils.validation import check_int, check_real
+from ponder._utils.validation import check_int, check_real, check_share
 from ponder.cli import exits, export
 from ponder.errors import ArgumentError
 from ponder.export import Answers, OnnxModel
@@ -63,7 +63,7 @@ def run(
         DataError: Its data cannot be read.
     """
     check_real("--lr", settings["lr"], 0.0, 1.0, open_low=True)
-    check_real("--disagreement", settings["disagreement"], 0.0, 1.0, open_low=True, open_high=True)
+    check_share("--disagreement", settings["disagreement"])
     task, seed = tasks.get(name), int(settings["seed"])
     if task.kind != "classification":
         raise ArgumentError("task", expected="classes", got=f"{task.name}, {task.kind}", remedy="Choose SST-2, say.")

@@ -41,20 +41,20 @@ def record_curves(
     if not policy.needs:
         return []
     others: list[ExitPolicy] = [] if trajectory.hazard_logits is None else [Quantile(0.5)]
-    if trajectory.task != "regression":
+    if trajectory.meaning.classes:
         others += [Patience(1), Entropy(0.2), Confidence(0.9)]
     own = [policy] if policy.tunable is not None else []
-    families = [*own, *(other for other in others if type(other) is not type(policy))]
-    return [_entry(trajectory, family, score, cost) for family in families]
+    policies = [*own, *(other for other in others if type(other) is not type(policy))]
+    return [_entry(trajectory, each, score, cost) for each in policies]
 
 
 def _entry(
-    trajectory: Trajectory, family: ExitPolicy, score: Callable[[Tensor, Tensor], float], cost: Cost | None
+    trajectory: Trajectory, policy: ExitPolicy, score: Callable[[Tensor, Tensor], float], cost: Cost | None
 ) -> dict[str, Any]:
-    assert family.tunable is not None
-    values = family.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
-    costs = None if cost is None else cost.cumulative(family.needs)
-    curve = sweep(trajectory, family, [v for v in values if _fits(family, v, trajectory)], metric=score, costs=costs)
+    assert policy.tunable is not None
+    values = policy.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
+    costs = None if cost is None else cost.cumulative(policy.needs)
+    curve = sweep(trajectory, policy, [v for v in values if _fits(policy, v, trajectory)], metric=score, costs=costs)
     columns = {_THRESHOLD if name == "threshold" else name: values for name, values in curve.to_dict().items()}
     if costs is not None:  # a sweep is relative to its own last step, which pays for what the policy reads
         columns["cost"] = [value * float(costs[-1]) for value in columns["cost"]]
@@ -63,13 +63,13 @@ def _entry(
         for name, values in columns.items()
         if all(map(math.isfinite, values))
     }
-    named = {"policy": family.to_dict()["name"], _THRESHOLD: curve.threshold}
+    named = {"policy": policy.to_dict()["name"], _THRESHOLD: curve.threshold}
     return {**named, "cost_unit": "steps" if cost is None else "flops", "points": kept}
 
 
-def _fits(family: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
+def _fits(policy: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
     try:
-        trajectory.check(family.with_threshold(value))
+        trajectory.check(policy.with_threshold(value))
     except ArgumentError:
         return False
     return True

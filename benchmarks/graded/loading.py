@@ -9,7 +9,8 @@ from random import Random
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from benchmarks.graded.base import Example, GradedTask, get
-from ponder.errors import ArgumentError, ArgumentTypeError, DataError
+from ponder._utils.validation import check_int
+from ponder.errors import ArgumentError, DataError
 
 __all__ = ["DEV", "EPOCHS", "LEARNING_RATE", "SPLITS", "TEST", "TRAIN", "load", "traffic"]
 
@@ -49,10 +50,10 @@ def load(name: str, *, seed: int = 0, train: int = TRAIN, dev: int = DEV, test: 
         (12, [0, 1])
     """
     task = get(name)
-    _check_integer("seed", seed)
+    check_int("seed", seed, None)
     splits = DatasetDict()
     for split, size in {"train": train, "dev": dev, "test": test}.items():
-        _check_integer(split, size)
+        check_int(split, size, None, remedy=f"Pass {split}=600, say.")
         if size < 1:
             raise ArgumentError(
                 split, expected="a number of examples >= 1", got=size, remedy="Ask for at least one example."
@@ -152,10 +153,3 @@ def _split_of(sentence1: str, sentence2: str | None) -> str:
     """The one split that a text may appear in: three texts of five train, one is dev, one is test."""
     digest = hashlib.sha256(f"{sentence1}\n{sentence2 or ''}".encode()).digest()
     return ("train", "train", "train", "dev", "test")[int.from_bytes(digest[:8], "big") % 5]
-
-
-def _check_integer(argument: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ArgumentTypeError(
-            argument, expected="a whole number", got=repr(value), remedy=f"Pass for example {argument}=600."
-        )

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.parity.config import ExperimentConfig
 from benchmarks.parity.learners import CLASSES, Cell, Learner
-from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Sample
 from ponder.engine.loop import Exits
 
@@ -64,15 +64,15 @@ class ACT(Learner):
 
     Args:
         size: Elements of a vector.
-        setting: Sizes and constants; `tau` weighs the ponder cost.
+        config: Sizes and constants; `tau` weighs the ponder cost.
     """
 
-    def __init__(self, size: int, setting: Setting) -> None:
+    def __init__(self, size: int, config: ExperimentConfig) -> None:
         super().__init__()
-        self.tau, self.num_steps = setting.tau, setting.num_steps
-        self.cell = Cell(size, setting.hidden)
-        self.head = nn.Linear(setting.hidden, CLASSES)
-        self.halting = nn.Linear(setting.hidden, 1)
+        self.tau, self.num_steps = config.tau, config.num_steps
+        self.cell = Cell(size, config.hidden)
+        self.head = nn.Linear(config.hidden, CLASSES)
+        self.halting = nn.Linear(config.hidden, 1)
         nn.init.constant_(self.halting.bias, _START_BIAS)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Weights]:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.command_line import MAX_SEED, check_writable, run_app
+from benchmarks.parity.config import PAPER, SMALL, ExperimentConfig
 from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
-from benchmarks.parity.setting import PAPER, SMALL, Setting
 from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError
@@ -44,20 +44,20 @@ def parity_command(
     A seed whose result is there already is not trained again.
     """
     changes: dict[str, Any] = {"steps": steps, "beta": beta, "tau": tau}
-    setting = replace(PAPER if paper else SMALL, **{key: value for key, value in changes.items() if value is not None})
-    _check(setting, minutes)
+    config = replace(PAPER if paper else SMALL, **{key: value for key, value in changes.items() if value is not None})
+    _check(config, minutes)
     if not report:
-        _check_finished(setting, minutes, out)
+        _check_finished(config, minutes, out)
         check_writable(out)
         asked = dict.fromkeys(seed or [0])
-        _run(setting, [each for each in asked if not _path(out, setting, each).exists()], minutes, out)
-    _tell(read_results(out, setting.name), out, setting.name, page)
+        _run(config, [each for each in asked if not _path(out, config, each).exists()], minutes, out)
+    _tell(read_results(out, config.name), out, config.name, page)
 
 
-def _run(setting: Setting, seeds: Sequence[int], minutes: float | None, out: Path) -> None:
+def _run(config: ExperimentConfig, seeds: Sequence[int], minutes: float | None, out: Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not is_watched()) as progress:
-        bar = progress.add_task("parity", total=setting.steps * len(setting.scenes) * len(LEARNERS) * len(seeds))
+        bar = progress.add_task("parity", total=config.steps * len(config.scenes) * len(LEARNERS) * len(seeds))
         titles: list[str] = []
 
         def tell(title: str, done: int, accuracy: float | None) -> None:
@@ -66,23 +66,23 @@ def _run(setting: Setting, seeds: Sequence[int], minutes: float | None, out: Pat
                 progress.update(bar, description=title)
             if accuracy is not None:
                 progress.update(bar, description=f"{title}: {accuracy:.1%}")
-            progress.update(bar, completed=setting.steps * (len(titles) - 1) + done)
+            progress.update(bar, completed=config.steps * (len(titles) - 1) + done)
 
         for seed in seeds:
-            path = _path(out, setting, seed)
+            path = _path(out, config, seed)
             parts = path.with_suffix(".parts")
-            write_json(path, experiment(setting, seed, minutes, tell, parts))
+            write_json(path, experiment(config, seed, minutes, tell, parts))
             shutil.rmtree(parts, ignore_errors=True)
 
 
-def _path(out: Path, setting: Setting, seed: int) -> Path:
-    return out / f"{setting.name}-s{seed}.json"
+def _path(out: Path, config: ExperimentConfig, seed: int) -> Path:
+    return out / f"{config.name}-s{seed}.json"
 
 
-def _check_finished(setting: Setting, minutes: float | None, out: Path) -> None:
+def _check_finished(config: ExperimentConfig, minutes: float | None, out: Path) -> None:
     """Refuse to mix experiments in one folder, before anything is trained."""
-    expected = json.loads(json.dumps(asdict(setting)))
-    for path in sorted(out.glob(f"{setting.name}-s*.json")):
+    expected = json.loads(json.dumps(asdict(config)))
+    for path in sorted(out.glob(f"{config.name}-s*.json")):
         differing = differences(read_result(path), expected, minutes)
         if differing:
             raise ArgumentError(
@@ -102,10 +102,10 @@ def _tell(results: Sequence[dict[str, Any]], out: Path, name: str, page: Path | 
         write_page(page, results)
 
 
-def _check(setting: Setting, minutes: float | None) -> None:
+def _check(config: ExperimentConfig, minutes: float | None) -> None:
     """Refuse what no training could follow."""
-    Ponder(setting.beta)
-    for argument, value, least in (("steps", setting.steps, 1), ("tau", setting.tau, 0)):
+    Ponder(config.beta)
+    for argument, value, least in (("steps", config.steps, 1), ("tau", config.tau, 0)):
         if not least <= value < float("inf"):
             raise ArgumentError(
                 argument, expected=f"a number ≥ {least}", got=value, remedy=f"Leave --{argument} out for the default."

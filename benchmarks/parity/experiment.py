@@ -14,8 +14,8 @@ import torch
 from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.environment import environment
 from benchmarks.parity.act import ACT
+from benchmarks.parity.config import ExperimentConfig
 from benchmarks.parity.learners import Learner, PonderNet
-from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Range, Sample, Scene, draw
 from benchmarks.parity.training import measure, train
 from ponder._utils.files import read_json, write_json
@@ -24,14 +24,14 @@ from ponder.errors import DataError
 __all__ = ["FORMAT", "LEARNERS", "differences", "evaluation_sets", "experiment", "read_result", "read_results"]
 
 FORMAT = "ponder-parity-2"
-LEARNERS: dict[str, Callable[[int, Setting], Learner]] = {"PonderNet": PonderNet, "ACT": ACT}
+LEARNERS: dict[str, Callable[[int, ExperimentConfig], Learner]] = {"PonderNet": PonderNet, "ACT": ACT}
 _VALIDATION_SEED, _TEST_SEED = 1_000_003, 2_000_003  # far from those of training
 
 Tell = Callable[[str, int, float | None], object]
 
 
 def experiment(
-    setting: Setting,
+    config: ExperimentConfig,
     seed: int,
     minutes: float | None = None,
     tell: Tell = lambda *_: None,
@@ -40,7 +40,7 @@ def experiment(
     """Train and measure everything for one seed.
 
     Args:
-        setting: The size of the experiment.
+        config: The size of the experiment.
         seed: Seed of the first weights and of the vectors in training.
         minutes: Most minutes for each model; None makes all updates.
         tell: Told of the model, its updates, and the validation accuracy where it was just measured.
@@ -50,13 +50,13 @@ def experiment(
     Returns:
         The result, as plain JSON.
     """
-    experiment_of = {"format": FORMAT, "setting": asdict(setting), "seed": seed, "minutes": minutes}
+    experiment_of = {"format": FORMAT, "setting": asdict(config), "seed": seed, "minutes": minutes}
     runs = []
-    for scene in setting.scenes:
+    for scene in config.scenes:
         for name in LEARNERS:
             path = None if parts is None else parts / f"{scene.name}-{name}.json"
             done = _part(path, experiment_of)
-            run = done or _run(setting, scene, name, seed, minutes, tell)
+            run = done or _run(config, scene, name, seed, minutes, tell)
             if path is not None and done is None:
                 write_json(path, with_checksum({**experiment_of, "run": run}))
             runs.append(run)
@@ -71,7 +71,7 @@ def evaluation_sets(scene: Scene, examples: int) -> tuple[Sample, Sample]:
 
 
 def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The results of the setting `name` in a folder, by seed: those of one experiment.
+    """The results of the configuration `name` in a folder, by seed: those of one experiment.
 
     Raises:
         DataError: There are none, or a file is foreign, or they differ in more than the seed.
@@ -102,9 +102,9 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def differences(result: dict[str, Any], setting: dict[str, Any], minutes: float | None) -> list[str]:
+def differences(result: dict[str, Any], config: dict[str, Any], minutes: float | None) -> list[str]:
     """Name the fields in which a result is of another experiment."""
-    fields = [name for name, value in setting.items() if result["setting"].get(name) != value]
+    fields = [name for name, value in config.items() if result["setting"].get(name) != value]
     return fields + ["minutes"] * (result["minutes"] != minutes)
 
 
@@ -117,13 +117,15 @@ def _part(path: Path | None, experiment_of: Mapping[str, Any]) -> dict[str, Any]
     return run if part == json.loads(json.dumps(with_checksum({**experiment_of, "run": run}))) else None
 
 
-def _run(setting: Setting, scene: Scene, name: str, seed: int, minutes: float | None, tell: Tell) -> dict[str, Any]:
-    validation, test = evaluation_sets(scene, setting.examples)
+def _run(
+    config: ExperimentConfig, scene: Scene, name: str, seed: int, minutes: float | None, tell: Tell
+) -> dict[str, Any]:
+    validation, test = evaluation_sets(scene, config.examples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        learner = LEARNERS[name](scene.size, setting)
+        learner = LEARNERS[name](scene.size, config)
     told = partial(tell, f"{scene.name}, {name}, seed {seed}")
-    training = train(learner, scene, setting, validation, seed=seed, minutes=minutes, tell=told)
+    training = train(learner, scene, config, validation, seed=seed, minutes=minutes, tell=told)
     return {
         "scene": scene.name,
         "learner": name,

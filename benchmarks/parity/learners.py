@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import ponder
-from benchmarks.parity.setting import Setting
+from benchmarks.parity.config import ExperimentConfig
 from benchmarks.parity.task import Sample
 from ponder import objectives, policies, priors
 from ponder.engine.loop import Exits
@@ -58,25 +58,25 @@ class PonderNet(Learner):
 
     Args:
         size: Elements of a vector.
-        setting: Sizes and constants.
+        config: Sizes and constants.
 
     Example:
         >>> import torch
-        >>> from benchmarks.parity.setting import SMALL
+        >>> from benchmarks.parity.config import SMALL
         >>> list(PonderNet(8, SMALL).eval().answers(torch.zeros(3, 8)))
         ['sampled', 'Q-exit 0.5', 'last step']
     """
 
-    def __init__(self, size: int, setting: Setting) -> None:
+    def __init__(self, size: int, config: ExperimentConfig) -> None:
         super().__init__()
-        cell = Cell(size, setting.hidden)
+        cell = Cell(size, config.hidden)
         self.model = ponder.PonderWrapper(
             cell,
-            num_steps=setting.num_steps,
-            head=nn.Linear(setting.hidden, CLASSES),
-            lambda_head=ponder.LambdaHead(setting.hidden, start=setting.rate),
-            prior=priors.Geometric(setting.rate),
-            objective=objectives.Ponder(beta=setting.beta),
+            num_steps=config.num_steps,
+            head=nn.Linear(config.hidden, CLASSES),
+            lambda_head=ponder.LambdaHead(config.hidden, start=config.rate),
+            prior=priors.Geometric(config.rate),
+            objective=objectives.Ponder(beta=config.beta),
             policy=policies.Bernoulli(seed=0),
             stem=cell.start,
             task="classification",

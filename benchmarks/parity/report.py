@@ -67,7 +67,7 @@ class Row:
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """The rows of several seeds of one setting."""
+    """The rows of several seeds of one experiment."""
     groups: dict[tuple[str, str, str], Row] = {}
     for result in results:
         for run in result["runs"]:
@@ -81,11 +81,11 @@ def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     """A table of accuracy and exit steps; how both go with difficulty is what the figure shows."""
-    setting = results[0]["setting"]
+    config = results[0]["setting"]
     lines = [
-        f"Setting `{setting['name']}`, seeds {', '.join(str(result['seed']) for result in results)}; "
+        f"Setting `{config['name']}`, seeds {', '.join(str(result['seed']) for result in results)}; "
         f"mean ± sample standard deviation over seeds. "
-        f"{setting['examples']:,} vectors in each set; {_updates(results)} updates of each model.",
+        f"{config['examples']:,} vectors in each set; {_updates(results)} updates of each model.",
         "",
         *markdown_table(COLUMNS, (row.cells() for row in rows(results))),
     ]
@@ -102,10 +102,10 @@ def write_page(path: Path, results: Sequence[dict[str, Any]]) -> None:
 
 def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Accuracy and mean exit step over difficulty, one column a scene, as an SVG file."""
-    table, setting = _own(rows(results)), results[0]["setting"]
+    table, config = _own(rows(results)), results[0]["setting"]
     figure = new_figure(9.0, 5.5)
-    grid = figure.subplots(2, len(setting["scenes"]), squeeze=False, sharex="col", sharey="row")
-    for column, scene in enumerate(setting["scenes"]):
+    grid = figure.subplots(2, len(config["scenes"]), squeeze=False, sharex="col", sharey="row")
+    for column, scene in enumerate(config["scenes"]):
         for row in (row for row in table if row.scene == scene["name"]):
             for axes, key in zip(grid[:, column], ("accuracy", "mean_exit_step"), strict=True):
                 points = row.by_difficulty(key)
@@ -120,7 +120,7 @@ def draw_figure(path: Path, results: Sequence[dict[str, Any]]) -> None:
         grid[0, column].axhline(0.5, color="#595959", ls=":", lw=1, label="chance")
         grid[1, column].set_xlabel("elements that are not zero")
     grid[0, 0].set(ylabel="accuracy", ylim=(0, 1.05))
-    grid[1, 0].set(ylabel="mean exit step", ylim=(0, setting["num_steps"] + 0.5))
+    grid[1, 0].set(ylabel="mean exit step", ylim=(0, config["num_steps"] + 0.5))
     grid[0, -1].legend(loc="best", fontsize=8, edgecolor="none")
     save_svg(path, figure)
 

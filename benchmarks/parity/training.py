@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.parity.config import ExperimentConfig
 from benchmarks.parity.learners import Learner
-from benchmarks.parity.setting import Setting
 from benchmarks.parity.task import Sample, Scene, draw
 from ponder.engine.loop import Exits
 
@@ -42,7 +42,7 @@ class Training:
 def train(
     learner: Learner,
     scene: Scene,
-    setting: Setting,
+    config: ExperimentConfig,
     validation: Sample,
     *,
     seed: int,
@@ -54,21 +54,21 @@ def train(
     Args:
         learner: The model.
         scene: The source of the vectors.
-        setting: Constants.
+        config: Constants.
         validation: Looked at now and then; nothing depends on what is seen there.
         seed: Seed of the vectors that are drawn.
         minutes: Stop after this long; None makes all updates.
         tell: Told of updates made and, where there was a look, of the accuracy.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(learner.parameters(), lr=setting.learning_rate)
-    every, history, start, done = max(setting.steps // LOOKS, 1), [], time.monotonic(), 0
-    while done < setting.steps and (minutes is None or time.monotonic() - start < 60 * minutes):
+    optimizer = torch.optim.Adam(learner.parameters(), lr=config.learning_rate)
+    every, history, start, done = max(config.steps // LOOKS, 1), [], time.monotonic(), 0
+    while done < config.steps and (minutes is None or time.monotonic() - start < 60 * minutes):
         learner.train()
-        loss = learner.loss(draw(scene.size, scene.train, setting.batch_size, generator))
+        loss = learner.loss(draw(scene.size, scene.train, config.batch_size, generator))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(learner.parameters(), setting.clip)
+        nn.utils.clip_grad_norm_(learner.parameters(), config.clip)
         optimizer.step()
         done += 1
         accuracy = None

@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from benchmarks.command_line import MAX_SEED, check_writable, parse_fields, run_app
 from benchmarks.puzzles import demo as demonstration
+from benchmarks.puzzles.config import PUZZLES, config_of
 from benchmarks.puzzles.experiment import read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner
 from benchmarks.puzzles.report import COLUMNS, draw_figure, goal_table, markdown, rows
-from benchmarks.puzzles.setting import PUZZLES, setting_of
 from benchmarks.puzzles.streaming import MAX_BATCH
 from benchmarks.puzzles.summary import summarise_all
 from benchmarks.tables import write_between_marks
@@ -38,28 +38,29 @@ def run_command(
     ] = None,
     large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
     fixed: Annotated[
-        list[str] | None, typer.Option("--set", help="Field of the setting, for example updates=12000; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Field of the configuration, for example updates=12000; repeatable."),
     ] = None,
     out: Out = Path("runs/puzzles/results"),
     states: States = Path("runs/puzzles"),
 ) -> None:
     """Train and measure the networks of one puzzle, and print its table. What is done already is not done again."""
-    setting = setting_of(puzzle, large=large, **parse_fields("--set", fixed or []))
+    config = config_of(puzzle, large=large, **parse_fields("--set", fixed or []))
     names = [check_learner(name) for name in learner or LEARNERS]
-    setting.task.check_ready()
+    config.task.check_ready()
     check_writable(out)
     check_writable(states, "--states")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not is_watched()) as progress:
         for one_seed in dict.fromkeys(seed or [0]):
             for name in names:
-                bar = progress.add_task(f"{puzzle}, {name}, seed {one_seed}", total=setting.updates)
+                bar = progress.add_task(f"{puzzle}, {name}, seed {one_seed}", total=config.updates)
 
                 def tell(update: int, loss: float, bar: TaskID = bar) -> None:
                     progress.update(bar, completed=update)
 
-                run(setting, name, one_seed, out=out, states=states, tell=tell)
-                progress.update(bar, completed=setting.updates)
+                run(config, name, one_seed, out=out, states=states, tell=tell)
+                progress.update(bar, completed=config.updates)
     _show(puzzle, out)
 
 
@@ -82,9 +83,9 @@ def stream_command(
     columns = ("seed", "depth", "mean steps", "steps saved", "time saved", "processor time saved", "answers equal")
     shown = []
     for one_seed in dict.fromkeys(seed or [0]):
-        setting = setting_of(puzzle, large=large)
+        config = config_of(puzzle, large=large)
         told = run_stream(
-            setting, one_seed, out=out, states=states, repeats=repeats, examples=examples, max_batch=max_batch
+            config, one_seed, out=out, states=states, repeats=repeats, examples=examples, max_batch=max_batch
         )
         saved = (f"{told[key]:.1%}" for key in ("steps_saved", "time_saved", "cpu_time_saved"))
         equal = f"{told['answers_equal']} of {told['problems']}"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.figures import new_figure, save_svg
+from benchmarks.puzzles.config import SMALL
 from benchmarks.puzzles.learners import Looped
 from benchmarks.puzzles.measuring import problems_of, replayed, told
-from benchmarks.puzzles.setting import SMALL
 from benchmarks.puzzles.training import train
 from ponder import policies
 
@@ -23,14 +23,14 @@ _PATIENCE = 2
 
 def demo(updates: int = UPDATES) -> dict[str, Any]:
     """Train on up to 32 bits, stop once the answer has rested, and tell how up to 64 bits went."""
-    setting = replace(SMALL["prefix-sums"], updates=updates, examples=200)
+    config = replace(SMALL["prefix-sums"], updates=updates, examples=200)
     torch.manual_seed(0)
-    learner = Looped(setting)
-    train(learner, setting, seed=0)
+    learner = Looped(config)
+    train(learner, config, seed=0)
     learner.eval()
     with torch.no_grad():
         rules = [policies.Converged(patience=_PATIENCE)]
-        return told(replayed(learner.model, problems_of(setting, "test"), setting.run_steps, rules).scores[0])
+        return told(replayed(learner.model, problems_of(config, "test"), config.run_steps, rules).scores[0])
 
 
 def draw(path: Path, told: dict[str, Any]) -> None:

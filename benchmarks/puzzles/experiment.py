@@ -1,4 +1,4 @@
-"""One result: a learner of a setting, trained from a seed and measured; one JSON file each."""
+"""One result: a learner of one configuration, trained from a seed and measured; one JSON file each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.environment import environment
+from benchmarks.puzzles.config import ExperimentConfig
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.measuring import measure
-from benchmarks.puzzles.setting import Setting
 from benchmarks.puzzles.streaming import MAX_BATCH, stream
 from benchmarks.puzzles.training import train
 from ponder._utils.files import read_json, write_json
@@ -23,11 +23,11 @@ from ponder.policies import ExitPolicy
 __all__ = ["FORMAT", "read_result", "read_results", "result_path", "run", "run_stream"]
 
 FORMAT = "ponder-puzzles-1"
-_LATER = {"bf16": False, "latent_updates": 2}  # fields of settings that older results do not name
+_LATER = {"bf16": False, "latent_updates": 2}  # fields that older results do not name
 
 
 def run(
-    setting: Setting,
+    config: ExperimentConfig,
     learner: str,
     seed: int,
     *,
@@ -38,7 +38,7 @@ def run(
     """Train and measure one learner; a result that is there is read, and a training that was cut off goes on.
 
     Args:
-        setting: Sizes and constants.
+        config: Sizes and constants.
         learner: Its name.
         seed: Seed of the first weights and of all that is drawn in training.
         out: Folder of the results.
@@ -46,24 +46,24 @@ def run(
         tell: Told of updates made and of the loss.
 
     Raises:
-        DataError: The folder holds a result of another setting, or the depth of the feed-forward network is not known
-            since the looped solver has not been measured.
+        DataError: The folder holds a result of another configuration, or the depth of the feed-forward network is
+            not known since the looped solver has not been measured.
     """
-    path = result_path(out, setting, learner, seed)
-    made_by = {"format": FORMAT, "setting": asdict(setting), "learner": learner, "seed": seed}
+    path = result_path(out, config, learner, seed)
+    made_by = {"format": FORMAT, "setting": asdict(config), "learner": learner, "seed": seed}
     if path.exists():
         return _same(read_result(path), made_by, path)
-    depth = equal_depth(setting, seed, out) if learner == "feed-forward" else None
+    depth = equal_depth(config, seed, out) if learner == "feed-forward" else None
     torch.manual_seed(seed)
-    model = learner_of(learner, setting, depth)
-    training = train(model, setting, seed=seed, path=states / f"{path.stem}.pt", tell=tell)
-    result = {**made_by, "depth": depth, "training": training.to_dict(), **measure(model, setting)}
+    model = learner_of(learner, config, depth)
+    training = train(model, config, seed=seed, path=states / f"{path.stem}.pt", tell=tell)
+    result = {**made_by, "depth": depth, "training": training.to_dict(), **measure(model, config)}
     write_json(path, with_checksum({**result, "environment": environment(torch.device("cpu"))}))
     return read_result(path)
 
 
 def run_stream(
-    setting: Setting,
+    config: ExperimentConfig,
     seed: int,
     *,
     out: Path,
@@ -75,7 +75,7 @@ def run_stream(
     """Time the trained solver on a stream of mixed difficulty; measured anew every time.
 
     Args:
-        setting: Sizes and constants.
+        config: Sizes and constants.
         seed: Seed of the training.
         out: Folder of the results; that of the looped solver says which rule and which fixed depth are compared.
         states: Folder of the states of trainings.
@@ -83,26 +83,26 @@ def run_stream(
         examples: Problems of every level; as many as are reported where None.
         max_batch: Problems of a step.
     """
-    looped_path = result_path(out, setting, "looped", seed)
+    looped_path = result_path(out, config, "looped", seed)
     if not looped_path.exists():
         raise DataError(f"{looped_path}: expected the looped solver's result, which names the rule. Run it first.")
     looped = read_result(looped_path)
-    learner = Looped(setting)
-    train(learner, setting, seed=seed, path=states / f"{looped_path.stem}.pt")
+    learner = Looped(config)
+    train(learner, config, seed=seed, path=states / f"{looped_path.stem}.pt")
     learner.eval()
     policy = ExitPolicy.from_dict(looped["ways"][looped["best_rule"]]["policy"])
     depth = looped["ways"]["best fixed depth"]["policy"]["step"]
-    problems = setting if examples is None else replace(setting, examples=examples)
+    problems = config if examples is None else replace(config, examples=examples)
     measured = stream(learner.model, problems, policy, depth, repeats, max_batch)
-    path = result_path(out, setting, "stream", seed)
-    made_by = {"format": FORMAT, "setting": asdict(setting), "learner": "stream", "seed": seed}
+    path = result_path(out, config, "stream", seed)
+    made_by = {"format": FORMAT, "setting": asdict(config), "learner": "stream", "seed": seed}
     write_json(path, with_checksum({**made_by, **measured, "environment": environment(torch.device("cpu"))}))
     return read_result(path)
 
 
-def equal_depth(setting: Setting, seed: int, out: Path) -> int:
+def equal_depth(config: ExperimentConfig, seed: int, out: Path) -> int:
     """The layers of a feed-forward network that costs what the looped solver's best rule does, rounded up."""
-    path = result_path(out, setting, "looped", seed)
+    path = result_path(out, config, "looped", seed)
     if not path.exists():
         raise DataError(f"{path}: expected the looped solver's result, whose cost sets the depth. Run it first.")
     looped = read_result(path)
@@ -110,9 +110,9 @@ def equal_depth(setting: Setting, seed: int, out: Path) -> int:
     return -int(-steps // 1)
 
 
-def result_path(out: Path, setting: Setting, learner: str, seed: int) -> Path:
+def result_path(out: Path, config: ExperimentConfig, learner: str, seed: int) -> Path:
     """The file of a result."""
-    return out / f"{setting.puzzle}-{learner}-s{seed}.json"
+    return out / f"{config.puzzle}-{learner}-s{seed}.json"
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
     """The results of a puzzle by learner, each by seed. Baselines may have been trained for fewer updates.
 
     Raises:
-        DataError: There are none of the looped solver, or they are of different settings.
+        DataError: There are none of the looped solver, or they are of different configurations.
     """
     found = {
         learner: sorted((read_result(path) for path in out.glob(f"{puzzle}-{learner}-s*.json")), key=_seed)
@@ -141,12 +141,12 @@ def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
     }
     if not found["looped"]:
         raise DataError(f"{out}: no results {puzzle}-looped-s*.json. Run `python -m benchmarks.puzzles run {puzzle}`.")
-    setting = found["looped"][0]["setting"]
+    config = found["looped"][0]["setting"]
     for result in (result for of_learner in found.values() for result in of_learner):
-        may_differ = {} if result["learner"] in ("looped", "stream") else {"updates": setting["updates"]}
-        if {**result["setting"], **may_differ} != setting:
+        may_differ = {} if result["learner"] in ("looped", "stream") else {"updates": config["updates"]}
+        if {**result["setting"], **may_differ} != config:
             raise DataError(
-                f"{out}: expected results of one setting of {puzzle}; those of {result['learner']}, seed "
+                f"{out}: expected results of one configuration of {puzzle}; those of {result['learner']}, seed "
                 f"{result['seed']}, differ. Keep them in folders of their own."
             )
     return {learner: results for learner, results in found.items() if results}
@@ -160,7 +160,7 @@ def _same(result: dict[str, Any], made_by: dict[str, Any], path: Path) -> dict[s
     other = [name for name, value in made_by.items() if result.get(name) != value]
     if other:
         raise DataError(
-            f"{path}: expected a result of this setting; got one that differs in {', '.join(other)}. "
+            f"{path}: expected a result of this configuration; got one that differs in {', '.join(other)}. "
             f"Choose another folder, or the same options."
         )
     return result

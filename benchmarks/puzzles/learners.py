@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import ponder
 from benchmarks.parity.act import Weights, act_weights
+from benchmarks.puzzles.config import ExperimentConfig
 from benchmarks.puzzles.puzzle import Problems
-from benchmarks.puzzles.setting import Setting
 from benchmarks.puzzles.solvers import (
     ConvHead,
     ConvStem,
@@ -57,29 +57,29 @@ class Looped(Learner):
     """The solver, trained to go on from any depth (progressive loss, Bansal et al. 2022).
 
     Args:
-        setting: Sizes and constants.
+        config: Sizes and constants.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: ExperimentConfig) -> None:
         super().__init__()
-        objective = objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
-        self.model = _wrapped(setting, objective=objective)
+        objective = objectives.RandomDepth(1, config.gradient_steps, warm_up=config.num_steps - 1)
+        self.model = _wrapped(config, objective=objective)
 
 
 class PonderNet(Learner):
     """The solver with a Lambda head and PonderNet's objective (Banino et al. 2021).
 
     Args:
-        setting: Sizes and constants.
+        config: Sizes and constants.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: ExperimentConfig) -> None:
         super().__init__()
         self.model = _wrapped(
-            setting,
-            objective=objectives.Ponder(beta=setting.beta),
-            lambda_head=lambda_head(setting),
-            prior=priors.Geometric(setting.rate),
+            config,
+            objective=objectives.Ponder(beta=config.beta),
+            lambda_head=lambda_head(config),
+            prior=priors.Geometric(config.rate),
             policy=policies.Bernoulli(seed=0),
         )
 
@@ -88,13 +88,13 @@ class ACT(Learner):
     """The solver under Adaptive Computation Time (Graves 2016): answers are mixed, and steps cost.
 
     Args:
-        setting: Sizes and constants; `tau` weighs the ponder cost.
+        config: Sizes and constants; `tau` weighs the ponder cost.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: ExperimentConfig) -> None:
         super().__init__()
-        self.tau = setting.tau
-        self.model = _wrapped(setting, objective=objectives.FinalStep(), lambda_head=lambda_head(setting, start=0.1))
+        self.tau = config.tau
+        self.model = _wrapped(config, objective=objectives.FinalStep(), lambda_head=lambda_head(config, start=0.1))
 
     def mixed(self, inputs: Tensor, num_steps: int | None = None) -> tuple[Tensor, Weights]:
         """Mixed outputs, and how they were mixed, in runs of `num_steps` at most (as in training, where None)."""
@@ -115,21 +115,21 @@ class FeedForward(Learner):
     """A network of steps that have the same form, each with weights of its own.
 
     Args:
-        setting: Sizes and constants.
+        config: Sizes and constants.
         depth: Number of steps.
     """
 
-    def __init__(self, setting: Setting, depth: int) -> None:
+    def __init__(self, config: ExperimentConfig, depth: int) -> None:
         super().__init__()
-        self.model = _wrapped(setting, objective=objectives.FinalStep(), depth=depth)
+        self.model = _wrapped(config, objective=objectives.FinalStep(), depth=depth)
 
 
-def learner_of(name: str, setting: Setting, depth: int | None = None) -> Learner:
+def learner_of(name: str, config: ExperimentConfig, depth: int | None = None) -> Learner:
     """A new learner by its name; `depth` is that of the feed-forward network, N where None."""
     if check_learner(name) == "feed-forward":
-        return FeedForward(setting, setting.num_steps if depth is None else depth)
-    made: dict[str, Callable[[Setting], Learner]] = {"looped": Looped, "pondernet": PonderNet, "act": ACT}
-    return made[name](setting)
+        return FeedForward(config, config.num_steps if depth is None else depth)
+    made: dict[str, Callable[[ExperimentConfig], Learner]] = {"looped": Looped, "pondernet": PonderNet, "act": ACT}
+    return made[name](config)
 
 
 def check_learner(name: str) -> str:
@@ -139,33 +139,33 @@ def check_learner(name: str) -> str:
     return name
 
 
-def _wrapped(setting: Setting, depth: int | None = None, **options: Any) -> ponder.PonderWrapper:
-    """The stem, the step (shared, or `depth` of their own) and the head of a setting's puzzle."""
-    if setting.puzzle in _CHANNELS:
-        channels, dims = _CHANNELS[setting.puzzle]
-        stem: nn.Module = ConvStem(channels, setting.width, dims)
-        steps: list[nn.Module] = [ConvStep(channels, setting.width, dims) for _ in range(depth or 1)]
-        head: nn.Module = ConvHead(setting.width, classes=2)
+def _wrapped(config: ExperimentConfig, depth: int | None = None, **options: Any) -> ponder.PonderWrapper:
+    """The stem, the step (shared, or `depth` of their own) and the head of a configuration's puzzle."""
+    if config.puzzle in _CHANNELS:
+        channels, dims = _CHANNELS[config.puzzle]
+        stem: nn.Module = ConvStem(channels, config.width, dims)
+        steps: list[nn.Module] = [ConvStep(channels, config.width, dims) for _ in range(depth or 1)]
+        head: nn.Module = ConvHead(config.width, classes=2)
     else:
-        side = _SIDES[setting.puzzle]
-        stem = RecursiveStem(side, setting.width)
-        steps = [RecursiveStep(setting.width, latent_updates=setting.latent_updates) for _ in range(depth or 1)]
-        head = nn.Linear(setting.width, side)
+        side = _SIDES[config.puzzle]
+        stem = RecursiveStem(side, config.width)
+        steps = [RecursiveStep(config.width, latent_updates=config.latent_updates) for _ in range(depth or 1)]
+        head = nn.Linear(config.width, side)
     return ponder.PonderWrapper(
         steps[0] if depth is None else steps,
-        num_steps=setting.num_steps if depth is None else None,
+        num_steps=config.num_steps if depth is None else None,
         stem=stem,
-        readout=_readout(setting),
+        readout=_readout(config),
         head=head,
         task="token_classification",
         **options,
     )
 
 
-def _readout(setting: Setting) -> Callable[..., Tensor]:
-    return ponder.readouts.identity if setting.puzzle in _CHANNELS else answer_state
+def _readout(config: ExperimentConfig) -> Callable[..., Tensor]:
+    return ponder.readouts.identity if config.puzzle in _CHANNELS else answer_state
 
 
-def lambda_head(setting: Setting, start: float = 0.05) -> PooledLambda:
-    """A Lambda head for the features of a setting's solver; halting starts late."""
-    return PooledLambda(setting.width, channels_first=setting.puzzle in _CHANNELS, start=start)
+def lambda_head(config: ExperimentConfig, start: float = 0.05) -> PooledLambda:
+    """A Lambda head for the features of a configuration's solver; halting starts late."""
+    return PooledLambda(config.width, channels_first=config.puzzle in _CHANNELS, start=start)

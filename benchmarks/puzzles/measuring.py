@@ -12,10 +12,10 @@ from torch import Tensor
 
 import ponder
 from benchmarks.puzzles.canvas import on_canvas
+from benchmarks.puzzles.config import ExperimentConfig
 from benchmarks.puzzles.learners import ACT, FeedForward, Learner, Looped, PonderNet
 from benchmarks.puzzles.puzzle import Problems
 from benchmarks.puzzles.rules import FAMILIES, SLACK, Score, cheapest, gate_rules
-from benchmarks.puzzles.setting import Setting
 from ponder import policies
 from ponder.calibration import fit_gate
 from ponder.parts.tasks import task_named
@@ -44,37 +44,37 @@ class Replays:
     levels: Tensor
 
 
-def problems_of(setting: Setting, split: str, levels: Sequence[int] | None = None) -> dict[int, Problems]:
+def problems_of(config: ExperimentConfig, split: str, levels: Sequence[int] | None = None) -> dict[int, Problems]:
     """The problems of a split by level, as many of every level."""
-    puzzle = setting.task
-    return {level: puzzle.draw(level, setting.examples, SPLITS[split]) for level in levels or puzzle.levels}
+    puzzle = config.task
+    return {level: puzzle.draw(level, config.examples, SPLITS[split]) for level in levels or puzzle.levels}
 
 
 @torch.no_grad()
-def measure(learner: Learner, setting: Setting) -> dict[str, Any]:
+def measure(learner: Learner, config: ExperimentConfig) -> dict[str, Any]:
     """Accuracy and steps of a learner's ways to stop, as plain JSON."""
     learner.eval()
     if isinstance(learner, Looped):
-        return _looped(learner, setting)
+        return _looped(learner, config)
     ways: dict[str, Any] = {}
-    test = problems_of(setting, "test")
+    test = problems_of(config, "test")
     if isinstance(learner, PonderNet):
         rules = {"sampled": learner.model.policy, "Q-exit 0.5": policies.Quantile(0.5)}
-        scores = replayed(learner.model, test, setting.run_steps, list(rules.values())).scores
+        scores = replayed(learner.model, test, config.run_steps, list(rules.values())).scores
         ways = dict(zip(rules, scores, strict=True))
     elif isinstance(learner, FeedForward):
         ways = {"all layers": replayed(learner.model, test, None, [policies.LastStep()]).scores[0]}
     elif isinstance(learner, ACT):
-        ways = {"mixed": Score.cat([_mixed(learner, setting, level, chunk) for level, chunk in chunks(test)])}
+        ways = {"mixed": Score.cat([_mixed(learner, config, level, chunk) for level, chunk in chunks(test)])}
     return {"ways": {name: {"test": told(score)} for name, score in ways.items()}}
 
 
-def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
+def _looped(learner: Looped, config: ExperimentConfig) -> dict[str, Any]:
     """Rules are chosen on validation, to be as accurate there as the best fixed depth, and told on both sets."""
-    families = {**FAMILIES, "fitted gate": gate_rules(fitted_gates(learner.model, setting))}
+    families = {**FAMILIES, "fitted gate": gate_rules(fitted_gates(learner.model, config))}
     rules = [policy for family in families.values() for policy in family]
     on = {
-        split: replayed(learner.model, problems_of(setting, split), setting.run_steps, rules)
+        split: replayed(learner.model, problems_of(config, split), config.run_steps, rules)
         for split in ("validation", "test")
     }
     solved = on["validation"].by_step.double().mean(0)
@@ -93,7 +93,7 @@ def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
     ways["best fixed depth"] = {"policy": policies.FixedStep(depth).to_dict()} | {
         split: told(fixed(of, depth)) for split, of in on.items()
     }
-    ways["last step"] = {split: told(fixed(of, setting.run_steps)) for split, of in on.items()}
+    ways["last step"] = {split: told(fixed(of, config.run_steps)) for split, of in on.items()}
     ways["oracle"] = {split: told(oracle(of.by_step, of.levels)) for split, of in on.items()}
     return {
         "best_rule": best,
@@ -102,9 +102,9 @@ def _looped(learner: Looped, setting: Setting) -> dict[str, Any]:
     }
 
 
-def fitted_gates(model: ponder.PonderWrapper, setting: Setting) -> list[Gate]:
+def fitted_gates(model: ponder.PonderWrapper, config: ExperimentConfig) -> list[Gate]:
     """Gates of the frozen solver, fitted on problems of the trained levels: one for each event that hindsight tells."""
-    canvas = on_canvas(problems_of(setting, "fitting", setting.task.trained_levels).values())
+    canvas = on_canvas(problems_of(config, "fitting", config.task.trained_levels).values())
     context: dict[str, Any] = {**canvas.context(slice(None))}
     trajectory = model.unroll(canvas.inputs, labels=canvas.labels, **context)
     return [fit_gate(trajectory, target, shared=True) for target in ("unsettled", "error")]
@@ -186,8 +186,8 @@ def _score(right: Tensor, exit_step: Tensor, levels: Tensor) -> Score:
     return Score(right.gather(1, exit_step.unsqueeze(1) - 1).squeeze(1), exit_step, levels)
 
 
-def _mixed(learner: ACT, setting: Setting, level: int, problems: Problems) -> Score:
-    outputs, mixed = learner.mixed(problems.inputs, setting.run_steps)
+def _mixed(learner: ACT, config: ExperimentConfig, level: int, problems: Problems) -> Score:
+    outputs, mixed = learner.mixed(problems.inputs, config.run_steps)
     right = _TASK.correct(outputs.unsqueeze(1), problems.labels).squeeze(1)
     return Score(right, mixed.exit_step, torch.full_like(mixed.exit_step, level))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import new_figure, save_svg
-from benchmarks.puzzles.setting import PUZZLES
+from benchmarks.puzzles.config import PUZZLES
 from benchmarks.puzzles.summary import GOALS, Results
 from benchmarks.tables import markdown_table, spread
 
@@ -109,13 +109,13 @@ def markdown(everything: Mapping[str, Results]) -> str:
     lines: list[str] = []
     for puzzle, results in everything.items():
         task, looped = PUZZLES[puzzle], results["looped"]
-        setting = looped[0]["setting"]
+        config = looped[0]["setting"]
         lines += [
             f"### {puzzle.capitalize()}",
             "",
-            f"Trained on {_listed(task.trained_levels)} {task.level_name}, {setting['num_steps']} steps at most; "
-            f"reported on {setting['examples']:,} problems of each of {_listed(task.levels)}, up to "
-            f"{setting['run_steps']} steps. Seeds, and processor time of a training: {_trainings(results)}.",
+            f"Trained on {_listed(task.trained_levels)} {task.level_name}, {config['num_steps']} steps at most; "
+            f"reported on {config['examples']:,} problems of each of {_listed(task.levels)}, up to "
+            f"{config['run_steps']} steps. Seeds, and processor time of a training: {_trainings(results)}.",
             "",
             *markdown_table(COLUMNS, rows(results)),
             "",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import ponder
 from benchmarks.puzzles.canvas import Canvas, on_canvas
+from benchmarks.puzzles.config import ExperimentConfig
 from benchmarks.puzzles.measuring import problems_of
-from benchmarks.puzzles.setting import Setting
 from ponder.policies import ExitPolicy, FixedStep
 
 __all__ = ["MAX_BATCH", "Timing", "stream", "timed"]
@@ -43,7 +43,7 @@ class Timing:
 
 def stream(
     model: ponder.PonderWrapper,
-    setting: Setting,
+    config: ExperimentConfig,
     policy: ExitPolicy,
     depth: int,
     repeats: int = 3,
@@ -53,17 +53,17 @@ def stream(
 
     Args:
         model: The model, in evaluation mode.
-        setting: Sizes and constants of its puzzle.
+        config: Sizes and constants of its puzzle.
         policy: Lets problems go.
         depth: The fixed depth that it is compared with.
         repeats: How often each of both ways is timed, in turns.
         max_batch: Problems of a step, in batches and in the stream alike.
     """
-    canvas = _shuffled(on_canvas(problems_of(setting, "test").values()))
+    canvas = _shuffled(on_canvas(problems_of(config, "test").values()))
     ways: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-        "fixed": lambda: _in_batches(model, canvas, FixedStep(depth), setting.run_steps, max_batch),
-        "batches": lambda: _in_batches(model, canvas, policy, setting.run_steps, max_batch),
-        "stream": lambda: _streamed(model, canvas, policy, setting.run_steps, max_batch),
+        "fixed": lambda: _in_batches(model, canvas, FixedStep(depth), config.run_steps, max_batch),
+        "batches": lambda: _in_batches(model, canvas, policy, config.run_steps, max_batch),
+        "stream": lambda: _streamed(model, canvas, policy, config.run_steps, max_batch),
     }
     timed_ways = timed(ways, repeats)
     fixed, batches, streamed = (timed_ways[name] for name in ways)

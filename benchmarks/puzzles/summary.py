@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.puzzles.config import PUZZLES
 from benchmarks.puzzles.experiment import read_results
-from benchmarks.puzzles.setting import PUZZLES
 
 __all__ = ["GOALS", "Results", "best_way", "summarise", "summarise_all"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.puzzles.config import ExperimentConfig
 from benchmarks.puzzles.learners import Learner
-from benchmarks.puzzles.setting import Setting
 from ponder.errors import DataError
 
 __all__ = ["Training", "train"]
@@ -45,7 +45,7 @@ class Training:
 
 def train(
     learner: Learner,
-    setting: Setting,
+    config: ExperimentConfig,
     *,
     seed: int,
     path: Path | None = None,
@@ -55,37 +55,37 @@ def train(
 
     Args:
         learner: The model.
-        setting: Constants.
+        config: Constants.
         seed: Seed of the problems and of what is drawn in training.
         path: File of the state, written now and then and read where it exists; None keeps none.
         tell: Told of updates made and of the loss.
     """
-    optimizer = torch.optim.Adam(learner.parameters(), lr=setting.learning_rate)
-    made_by = {"setting": asdict(setting), "seed": seed}
+    optimizer = torch.optim.Adam(learner.parameters(), lr=config.learning_rate)
+    made_by = {"setting": asdict(config), "seed": seed}
     done, seconds, losses = _restored(learner, optimizer, path, made_by)
     start = time.process_time() - seconds
     learner.train()
-    while done < setting.updates:
+    while done < config.updates:
         for group in optimizer.param_groups:
-            group["lr"] = setting.learning_rate * _schedule(done, setting.updates)
-        losses.append(_update(learner, setting, optimizer, seed * 10_000_019 + done))
+            group["lr"] = config.learning_rate * _schedule(done, config.updates)
+        losses.append(_update(learner, config, optimizer, seed * 10_000_019 + done))
         done, losses = done + 1, losses[-100:]
-        if done % _TOLD_EVERY == 0 or done == setting.updates:
+        if done % _TOLD_EVERY == 0 or done == config.updates:
             tell(done, sum(losses) / len(losses))
-        if path is not None and (done % _SAVED_EVERY == 0 or done == setting.updates):
+        if path is not None and (done % _SAVED_EVERY == 0 or done == config.updates):
             progress = {"done": done, "seconds": time.process_time() - start, "losses": losses}
             _save(path, learner, optimizer, {**made_by, **progress})
     return Training(done, round(time.process_time() - start, 1), sum(losses) / len(losses))
 
 
-def _update(learner: Learner, setting: Setting, optimizer: torch.optim.Optimizer, number: int) -> float:
+def _update(learner: Learner, config: ExperimentConfig, optimizer: torch.optim.Optimizer, number: int) -> float:
     """One update; `number` is its seed."""
     torch.manual_seed(number)
-    puzzle = setting.task
+    puzzle = config.task
     levels = puzzle.trained_levels  # the higher, the more often: what is hard takes longer to learn
     level = levels[int(torch.tensor(levels, dtype=torch.float).multinomial(1))]
-    problems = puzzle.practice(level, setting.batch_size, seed=number)
-    with torch.autocast("cpu", torch.bfloat16, enabled=setting.bf16):
+    problems = puzzle.practice(level, config.batch_size, seed=number)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
         loss = learner.loss(problems)
     optimizer.zero_grad()
     loss.backward()
@@ -119,7 +119,7 @@ def _restored(
     other = [name for name, value in made_by.items() if state.get(name) != value]
     if other:
         raise DataError(
-            f"{path}: expected a training of this setting and seed; got one that differs in {', '.join(other)}. "
+            f"{path}: expected a training of this configuration and seed; got one that differs in {', '.join(other)}. "
             f"Remove it, or choose another folder of states."
         )
     learner.load_state_dict(state["weights"])

@@ -17,7 +17,7 @@ from benchmarks.environment import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
 from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json, write_text
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_share
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLUMNS = ("scene", "risk", "bound", "level", "asked", "violations", "mean risk", "mean exit step", "saving kept")
@@ -37,7 +37,7 @@ def risk_command(
     page: Annotated[Path | None, typer.Option(help="Markdown page of the table.")] = None,
 ) -> None:
     """Count broken promises of risk control over many calibration sets, and what each bound leaves of the saving."""
-    check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass --confidence 0.95, say.")
+    check_share("confidence", confidence, remedy="Pass --confidence 0.95, say.")
     check_writable(out)
     scenes = [synthetic_scene(rows)]
     if trajectory:

@@ -28,7 +28,7 @@ TRIALS = 1000
 
 @dataclass(frozen=True)
 class Scene:
-    """A source of calibration sets, and what is true of a chosen knob.
+    """A source of calibration sets, and what is true of a chosen threshold.
 
     Args:
         name: Its name in tables.
@@ -61,11 +61,11 @@ class Outcome:
         confidence: Probability with which the promise was to hold; None for conformal.
         trials: Calibration sets.
         rows: Rows in each.
-        violations: Share of the sets whose knob has a true risk above the level.
+        violations: Share of the sets whose threshold has a true risk above the level.
         mean_risk: Mean of the true risk.
         risk_error: Standard error of that mean.
         mean_exit_step: Mean over the sets.
-        saving: Steps saved, as a share of what the best knob with a true risk at the level saves; None without one.
+        saving: Steps saved, as a share of what the best threshold with a true risk at the level saves, if there is one.
         exact: Whether the truth is that of the law the rows are drawn from, as in `Scene`.
     """
 
@@ -173,7 +173,7 @@ def split_scene(name: str, population: ponder.Trajectory) -> Scene:
 
 
 class _Truth:
-    """Risk and mean exit step of every knob of the grid over all rows of a trajectory."""
+    """Risk and mean exit step of every threshold of the grid over all rows of a trajectory."""
 
     def __init__(self, population: ponder.Trajectory) -> None:
         self._population = population
@@ -202,7 +202,7 @@ def _levels(population: ponder.Trajectory) -> dict[str, float]:
 def _cheapest(
     truth: Callable[[str, bool, float | None], tuple[float, float]], risk: str, signed: bool, level: float, steps: int
 ) -> float:
-    """Mean exit step of the cheapest knob of the grid whose true risk, and that of all later ones, is at the level."""
+    """Mean exit step of the cheapest threshold whose true risk, and that of all later ones, is at the level."""
     best = float(steps)
     for q in reversed(GRID):
         found, step = truth(risk, signed, q)

@@ -37,7 +37,7 @@ def true_risk(risk: str, q: float | None, *, signed: bool = True) -> float:
 
     Args:
         risk: ``"disagreement"``, ``"error"`` or ``"error_gap"``.
-        q: The knob.
+        q: The threshold.
         signed: Whether an error that the early exit avoids counts as −1 in the gap, or as 0.
     """
     out = 0.0 if q is None else 1.0 - q

@@ -1,4 +1,4 @@
-"""Section 9: a thousand values of a knob on a recorded trajectory, and against replaying value by value."""
+"""Section 9: a thousand values of a threshold on a recorded trajectory, and against replaying value by value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
 __all__ = ["SECTION", "measure", "recorded"]
 
 SECTION = "sweeps"
-ROWS, STEPS, CLASSES, KNOBS = 10_000, 12, 3, 1000
+ROWS, STEPS, CLASSES, VALUES = 10_000, 12, 3, 1000
 REPLAYED = 20
 FAMILIES: dict[str, tuple[Callable[[float], ExitPolicy], float]] = {
     "Quantile": (Quantile, 2.0),
@@ -30,11 +30,11 @@ FAMILIES: dict[str, tuple[Callable[[float], ExitPolicy], float]] = {
 
 def measure(options: Options) -> list[dict[str, Any]]:
     """The section's figures: seconds of a sweep, and replays of as many values ÷ one sweep."""
-    rows, knobs = (500, 50) if options.quick else (ROWS, KNOBS)
+    rows, count = (500, 50) if options.quick else (ROWS, VALUES)
     trajectory, found = recorded(rows), []
-    grid = torch.linspace(0.0, 1.0, knobs).tolist()
+    grid = torch.linspace(0.0, 1.0, count).tolist()
     for name, (family, goal) in FAMILIES.items():
-        some = grid[:: max(knobs // REPLAYED, 1)]
+        some = grid[:: max(count // REPLAYED, 1)]
         calls: dict[str, Callable[[], object]] = {
             "sweep": partial(trajectory.sweep, family, grid),
             "replays": partial(_replays, trajectory, [family(value) for value in some]),
@@ -42,9 +42,9 @@ def measure(options: Options) -> list[dict[str, Any]]:
         seconds = interleaved(calls, rounds=options.pairs)
         spent, times = sorted(seconds["sweep"]), ratio(seconds, "replays", "sweep")
         each = WallClock(spent[len(spent) // 2], spent[0], spent[-1])
-        case = f"{name}, {knobs:,} values, {rows:,} rows × {STEPS} steps × {CLASSES} classes"
+        case = f"{name}, {count:,} values, {rows:,} rows × {STEPS} steps × {CLASSES} classes"
         found.append(figure(SECTION, case, "seconds of a sweep", each, at_most=goal))
-        scaled = WallClock(*(value * knobs / len(some) for value in (times.median, times.low, times.high)))
+        scaled = WallClock(*(value * count / len(some) for value in (times.median, times.low, times.high)))
         found.append(figure(SECTION, case, "replays of all values ÷ sweep", scaled, replayed=len(some)))
     return found
 

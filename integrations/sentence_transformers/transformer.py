@@ -69,7 +69,7 @@ class PonderTransformer(Transformer):
         Raises:
             ArgumentTypeError: Another kind of model, or of answers.
         """
-        of_tokens = isinstance(model, FinetunedClassifier) and model.kind.per_position
+        of_tokens = isinstance(model, FinetunedClassifier) and model.kind.task.per_position
         if type(model) not in _TASKS or of_tokens:
             raise ArgumentTypeError(
                 "model",

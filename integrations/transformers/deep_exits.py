@@ -77,9 +77,9 @@ def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Te
     labels = batch.pop("labels", None)
     outputs = model.unroll(**batch).outputs.float()  # (batch, steps, …)
     length = outputs.shape[2]  # of the batch, where there are answers at positions
-    target = (answers[:, :length] if model.kind.per_position else answers).to(outputs).log_softmax(-1)
+    target = (answers[:, :length] if model.kind.task.per_position else answers).to(outputs).log_softmax(-1)
     counted = torch.ones(outputs[:, 0, ..., 0].shape, dtype=torch.bool, device=outputs.device)
-    if model.kind.per_position and "attention_mask" in batch:
+    if model.kind.task.per_position and "attention_mask" in batch:
         counted = batch["attention_mask"] != 0
     weights = torch.arange(1.0, model.num_steps + 1, device=outputs.device)
     losses = []

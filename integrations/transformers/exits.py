@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ponder._utils.progress import progress_bar
-from ponder._utils.validation import check_int, check_real
+from ponder._utils.validation import check_int, check_real, check_share
 from ponder.calibration.agreement import (
     AgreementControl,
     AgreementCurve,
@@ -174,8 +174,8 @@ def fit_exits(
         >>> report.rows, report.num_steps, model.policy.risk
         (400, 4, 'disagreement')
     """
-    check_real("disagreement", disagreement, 0.0, 1.0, open_low=True, open_high=True)
-    check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True)
+    check_share("disagreement", disagreement)
+    check_share("confidence", confidence)
     check_int("epochs", epochs)
     check_int("encoder_epochs", encoder_epochs)
     if speed_up is not None:
@@ -229,7 +229,7 @@ def _content(row: Encoding) -> bytes:
 
 
 def _checked(model: FinetunedClassifier, given: list[Encoding], seed: int) -> tuple[list[Encoding], Split]:
-    if model.kind.task == "span":
+    if not model.kind.task.classes:
         raise ArgumentError(
             "model",
             expected="a classifier of texts, tokens, images or audio",

@@ -95,16 +95,16 @@ class FinetunedClassifier(nn.Module):
             parts.stem.layered.lengths["token_type_ids"] = Along(fill=0)  # the example had none
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
             streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
-            padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.per_position)
+            padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.task.per_position)
         width = _state_width(parts.stem, example, kind)
-        early = [EarlyHead(labels, width, 1 if kind.per_position else 2) for _ in range(parts.steps.num_steps - 1)]
+        early = [EarlyHead(labels, width, 1 if kind.task.per_position else 2) for _ in range(parts.steps.num_steps - 1)]
         weights = next(classifier.parameters())
         self.ponder = PonderWrapper(
             parts.steps,
             head=PerStep([*early, _OwnAnswer(labels)]).to(weights.device, weights.dtype),
             policy=LastStep(),
             stem=stem,
-            readout=_Readout(parts.readout, kind.per_position),
+            readout=_Readout(parts.readout, kind.task.per_position),
             task=kind.task,
             padding=padding,
         )
@@ -418,11 +418,11 @@ def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) ->
     with torch.no_grad():
         hidden, _ = stem(inputs, **given)
     states = _states(hidden)
-    if states.dim() != 3 or (kind.per_position and states.shape[1] != inputs.shape[1]):
+    if states.dim() != 3 or (kind.task.per_position and states.shape[1] != inputs.shape[1]):
         raise ArgumentError(
             "model",
             expected="layers with a hidden state (batch, length, width)"
-            + (", as long as the input" if kind.per_position else ""),
+            + (", as long as the input" if kind.task.per_position else ""),
             got=f"one of shape {tuple(states.shape)}",
             remedy="Capture it with ponder.capture, and give it heads of your own.",
         )

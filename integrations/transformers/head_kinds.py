@@ -24,7 +24,7 @@ from transformers import (
 
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.loading import load_whole
-from ponder.parts.tasks import TaskName
+from ponder.parts.tasks import Classification, Span, Task, TokenClassification
 
 __all__ = ["HeadKind", "kind_of", "load_finetuned"]
 
@@ -41,14 +41,9 @@ class HeadKind:
     """
 
     ending: str
-    task: TaskName
+    task: Task
     loaders: tuple[Any, ...]
     read: Callable[[Any], Any]
-
-    @property
-    def per_position(self) -> bool:
-        """Whether there are answers at each position of the input."""
-        return self.task != "classification"
 
 
 def _logits(output: Any) -> Any:
@@ -63,14 +58,14 @@ def _start_and_end(output: Any) -> Any:
 _KINDS = (
     HeadKind(
         "ForSequenceClassification",
-        "classification",
+        Classification(),
         (AutoModelForSequenceClassification, AutoModelForAudioClassification),
         _logits,
     ),
-    HeadKind("ForImageClassification", "classification", (AutoModelForImageClassification,), _logits),
-    HeadKind("ForAudioClassification", "classification", (AutoModelForAudioClassification,), _logits),
-    HeadKind("ForTokenClassification", "token_classification", (AutoModelForTokenClassification,), _logits),
-    HeadKind("ForQuestionAnswering", "span", (AutoModelForQuestionAnswering,), _start_and_end),
+    HeadKind("ForImageClassification", Classification(), (AutoModelForImageClassification,), _logits),
+    HeadKind("ForAudioClassification", Classification(), (AutoModelForAudioClassification,), _logits),
+    HeadKind("ForTokenClassification", TokenClassification(), (AutoModelForTokenClassification,), _logits),
+    HeadKind("ForQuestionAnswering", Span(), (AutoModelForQuestionAnswering,), _start_and_end),
 )
 
 

@@ -226,7 +226,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         if cls.problems:
             problem_type = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
         task = cls.task_of(PonderConfig(num_labels=num_labels, problem_type=problem_type))
-        recipe = recipe.for_steps(num_steps).for_task(task if isinstance(task, str) else task.name)
+        recipe = recipe.for_steps(num_steps).for_task(task)
         made = PonderConfig(
             encoder=_as_fields(encoder),
             recipe=recipe.to_dict(),

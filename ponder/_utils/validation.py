@@ -11,12 +11,19 @@ from typing import Any
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_choice", "check_flag", "check_int", "check_real", "check_type"]
+__all__ = ["check_choice", "check_flag", "check_int", "check_real", "check_share", "check_type"]
 
 
-def check_int(argument: str, value: Any, low: int = 1, high: int | None = None, *, remedy: str | None = None) -> None:
-    """Refuse what is not a whole number from `low` to `high` (None: without end)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+def check_int(
+    argument: str, value: Any, low: int | None = 1, high: int | None = None, *, remedy: str | None = None
+) -> None:
+    """Refuse what is not a whole number from `low` to `high` (None: without end); where any is one, it is the type."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if low is None and not whole:
+        raise ArgumentTypeError(
+            argument, expected="a whole number", got=repr(value), remedy=remedy or f"Pass {argument}=0, say."
+        )
+    if not whole or (low is not None and value < low) or (high is not None and value > high):
         bounds = f"≥ {low}" if high is None else f"from {low} to {high}"
         raise ArgumentError(
             argument,
@@ -40,21 +47,28 @@ def check_real(
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     above = number and (value > low if open_low else value >= low)
     if not above or not (value < high if open_high else value <= high):
-        if high == math.inf:
+        if (low, high) == (-math.inf, math.inf):
+            expected = "a finite number"
+        elif high == math.inf:
             expected = f"a finite number {'>' if open_low else '≥'} {low:g}"
         else:
             expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        example = low + 0.1 if high == math.inf else (low + high) / 2
+        example = min(high, 1.0) if low == -math.inf else low + 0.1 if high == math.inf else (low + high) / 2
         raise ArgumentError(
             argument, expected=expected, got=repr(value), remedy=remedy or f"Pass {argument}={example:g}, say."
         )
 
 
-def check_flag(argument: str, value: object) -> None:
+def check_share(argument: str, value: Any, *, remedy: str | None = None) -> None:
+    """Refuse what is not a number between 0 and 1, both of which are none."""
+    check_real(argument, value, 0.0, 1.0, open_low=True, open_high=True, remedy=remedy)
+
+
+def check_flag(argument: str, value: object, *, remedy: str | None = None) -> None:
     """Refuse what is neither True nor False: a string such as ``"no"`` would count as True."""
     if not isinstance(value, bool):
         raise ArgumentTypeError(
-            argument, expected="True or False", got=repr(value), remedy=f"Pass {argument}=True, say."
+            argument, expected="True or False", got=repr(value), remedy=remedy or f"Pass {argument}=True, say."
         )
 
 
@@ -67,7 +81,7 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
         )
 
 
-def check_type(argument: str, value: object, kind: type) -> None:
+def check_type(argument: str, value: object, kind: type, *, remedy: str | None = None) -> None:
     """Refuse what is no instance of the class `kind`."""
     if not isinstance(value, kind):
         home = kind.__module__.split("._")[0]
@@ -75,5 +89,5 @@ def check_type(argument: str, value: object, kind: type) -> None:
             argument,
             expected=f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__} (of {home})",
             got=type(value).__name__,
-            remedy=f"Pass an instance of {home}.{kind.__name__}.",
+            remedy=remedy or f"Pass an instance of {home}.{kind.__name__}.",
         )

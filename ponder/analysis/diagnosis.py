@@ -217,17 +217,15 @@ def diagnose(
     check_int("samples", samples, remedy="Pass samples=500, say.")
     values, metric_name = _values(trajectory, metric)
     rows, num_steps = values.shape
-    families = _families(trajectory, compare)
-    exits = {name: family.exit_steps(trajectory).cpu() for name, family in families.items()}
-    policies = {
-        _name(name, family, place): p for name, family in families.items() for place, p in enumerate(family.policies)
-    }
+    grids = _policy_grids(trajectory, compare)
+    exits = {name: grid.exit_steps(trajectory).cpu() for name, grid in grids.items()}
+    policies = {_name(name, grid, place): p for name, grid in grids.items() for place, p in enumerate(grid.policies)}
     tried = {
         name: [
-            (float(left.double().mean()), _score(values, left), _name(name, family, place))
+            (float(left.double().mean()), _score(values, left), _name(name, grid, place))
             for place, left in enumerate(exits[name])
         ]
-        for name, family in families.items()
+        for name, grid in grids.items()
     }
     scores = values.mean(0).tolist()
     frontiers = {name: frontier_of(points) for name, points in tried.items()}
@@ -236,7 +234,7 @@ def diagnose(
         points = [(float(step), float(score), f"cut after step {step}") for step, score in _steps(static, num_steps)]
         frontiers["static"] = frontier_of(points)
     bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
-    gains = tuple(_gain(speedup, num_steps, frontiers, list(families), bootstrap) for speedup in speedups)
+    gains = tuple(_gain(speedup, num_steps, frontiers, list(grids), bootstrap) for speedup in speedups)
     middle = gains[len(gains) // 2]
     chosen = policies.get(middle.policy)
     return Diagnosis(
@@ -278,7 +276,7 @@ def _values(trajectory: Recording, metric: MetricLike | None) -> tuple[Tensor, s
     return made.per_row.cpu(), made.name
 
 
-def _families(
+def _policy_grids(
     trajectory: Recording, compare: PolicyGridLike | Sequence[PolicyGridLike] | None
 ) -> dict[str, PolicyGrid]:
     """The policies to try, by name."""
@@ -302,8 +300,8 @@ def _families(
     return made
 
 
-def _name(family_name: str, family: PolicyGrid, place: int) -> str:
-    return f"{family_name}({family.threshold}={family.values[place]:.6g})"
+def _name(kind: str, grid: PolicyGrid, place: int) -> str:
+    return f"{kind}({grid.threshold}={grid.values[place]:.6g})"
 
 
 def _cheapest_step(values: Tensor) -> int:
@@ -320,13 +318,8 @@ def _score(values: Tensor, exit_step: Tensor) -> float:
 
 def _steps(static: Mapping[int, float], num_steps: int) -> list[tuple[int, float]]:
     for step in static:
-        if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= num_steps:
-            raise ArgumentError(
-                "static",
-                expected=f"scores by step, from 1 to {num_steps}",
-                got=repr(step),
-                remedy="Pass {3: 0.85}, say, for the encoder cut after 3 steps.",
-            )
+        remedy = "Pass scores by step, {3: 0.85}, say, for the encoder cut after 3 steps."
+        check_int("static", step, 1, num_steps, remedy=remedy)
     return sorted(static.items())
 
 

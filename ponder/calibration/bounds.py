@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_choice, check_real
+from ponder._utils.validation import check_choice, check_share
 
 __all__ = ["BOUNDS", "Bound", "p_values", "rows_needed"]
 
@@ -51,7 +51,7 @@ def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> 
         >>> sorted(BOUNDS)
         ['betting', 'exact_binomial', 'hoeffding_bentkus']
     """
-    _check_share("level", level)
+    check_share("level", level)
     return find(bound).p_values(losses.double(), level)
 
 
@@ -70,8 +70,8 @@ def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus
         >>> rows_needed(0.02, 0.95)
         149
     """
-    _check_share("level", level)
-    _check_share("confidence", confidence)
+    check_share("level", level)
+    check_share("confidence", confidence)
     delta, chosen = 1.0 - confidence, find(bound)
     fewest = math.ceil(min(-math.log(delta) / chosen.best_row(level), sys.float_info.max))
     if bound != "betting" or fewest > _TRIED_OUT:
@@ -87,10 +87,6 @@ def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus
 
 
 _TRIED_OUT = 2**18
-
-
-def _check_share(argument: str, value: float) -> None:
-    check_real(argument, value, 0.0, 1.0, open_low=True, open_high=True)
 
 
 def find(bound: str) -> Bound:

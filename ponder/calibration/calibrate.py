@@ -110,10 +110,10 @@ def calibrate(
         )
     if isinstance(policies, Sequence):
 
-        def calibrated(family: PolicyGridLike) -> Calibration:
+        def calibrated(policy_grid: PolicyGridLike) -> Calibration:
             return calibrate(
                 trajectory,
-                family,
+                policy_grid,
                 metric=metric,
                 at_least=at_least,
                 at_most_steps=at_most_steps,
@@ -146,27 +146,27 @@ def calibrate(
 
 
 def _best_among(
-    families: Sequence[PolicyGridLike], calibrated: Callable[[PolicyGridLike], Calibration], *, cheapest: bool
+    policy_grids: Sequence[PolicyGridLike], calibrated: Callable[[PolicyGridLike], Calibration], *, cheapest: bool
 ) -> Calibration:
     """The family whose calibration is best, `FixedStep` before all others: a tie goes to what looks at nothing.
 
     So what comes out is never worse, on the data that it saw, than one step for all rows at no greater cost.
 
     Args:
-        families: Families of policies, at least one.
+        policy_grids: Families of policies, at least one.
         calibrated: Calibrates one of them to the target.
         cheapest: Whether the target asks for the least cost, or else for the best score.
 
     Raises:
         ArgumentError: There are none, or whatever the calibration of one refuses.
     """
-    if not families:
+    if not policy_grids:
         raise ArgumentError(
             "policies", expected="at least one family", got="none", remedy="Pass policies.Confidence, say."
         )
-    if FixedStep not in families:
-        families = [FixedStep, *families]
-    tried = [calibrated(family) for family in sorted(families, key=lambda family: family is not FixedStep)]
+    if FixedStep not in policy_grids:
+        policy_grids = [FixedStep, *policy_grids]
+    tried = [calibrated(each) for each in sorted(policy_grids, key=lambda each: each is not FixedStep)]
     met = [each for each in tried if each.met] or tried[:1]
     best = met[0]
     for each in met[1:]:
@@ -176,7 +176,7 @@ def _best_among(
         if better or (same and further):
             best = each
     chosen = type(best.policy).__name__
-    return replace(best, statement=f"{chosen}, the best of {len(families)} families, {best.statement}")
+    return replace(best, statement=f"{chosen}, the best of {len(policy_grids)} families, {best.statement}")
 
 
 def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: float | None) -> tuple[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_choice, check_real
+from ponder._utils.validation import check_choice, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
 from ponder.calibration.fresh import check_fresh
@@ -114,8 +114,8 @@ def control_risk(
         >>> control_risk(trajectory, policies.Confidence, level=0.02).mean_exit_step
         1.0
     """
-    check_real("level", level, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass level=0.05, say.")
-    check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass confidence=0.95, say.")
+    check_share("level", level, remedy="Pass level=0.05, say.")
+    check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     check_choice("bound", bound, [*sorted(BOUNDS), "conformal"])
     check_has_rows(trajectory)
     check_evaluated(trajectory)

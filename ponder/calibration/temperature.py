@@ -35,8 +35,7 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
     """
     check_has_rows(trajectory)
     outputs, labels = trajectory.outputs.double(), trajectory.labels
-    one_class = trajectory.meaning.comparable and trajectory.meaning.classes
-    if labels is None or outputs.dim() != 3 or not one_class:
+    if labels is None or outputs.dim() != 3 or not trajectory.meaning.one_class:
         raise ArgumentError(
             "trajectory",
             expected="classes (batch, steps, classes), with labels",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.validation import check_real, check_type
+from ponder._utils.validation import check_share, check_type
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective, Progress, Unrolled
@@ -162,7 +162,7 @@ def check_truncation(truncate_below: float | None, objective: Objective, has_haz
     """
     if truncate_below is None:
         return
-    check_real("truncate_below", truncate_below, 0.0, 1.0, open_low=True, open_high=True)
+    check_share("truncate_below", truncate_below)
     if not has_hazard:
         raise ArgumentError(
             "truncate_below",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from ponder._utils.files import read_json, write_json
-from ponder._utils.validation import check_int, check_real
-from ponder.errors import ArgumentTypeError, CheckpointError
+from ponder._utils.validation import check_flag, check_int, check_real, check_share
+from ponder.errors import CheckpointError
 from ponder.monitor.betting import Capital, confidence_sequence
 
 __all__ = ["Audit", "StepBack"]
@@ -73,8 +73,8 @@ class Audit:
     """
 
     def __init__(self, level: float = 0.01, confidence: float = 0.95, share: float = 0.01, *, seed: int = 0) -> None:
-        check_real("level", level, 0.0, 1.0, open_low=True, open_high=True)
-        check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True)
+        check_share("level", level)
+        check_share("confidence", confidence)
         check_real("share", share, 0.0, 1.0, open_low=True)
         check_int("seed", seed, 0)
         self.level, self.confidence, self.share, self.seed = level, confidence, share, seed
@@ -113,13 +113,8 @@ class Audit:
         Returns:
             A `StepBack` where the promise can no longer be held: the next stage, with a safer policy, has begun.
         """
-        if not isinstance(disagrees, bool):
-            raise ArgumentTypeError(
-                "disagrees",
-                expected="True or False, for one audited answer",
-                got=repr(disagrees),
-                remedy="Call record once an audit; bool(x) turns a tensor or an array of one value.",
-            )
+        remedy = "Call record once an audit; bool(x) turns a tensor or an array of one value."
+        check_flag("disagrees", disagrees, remedy=remedy)
         self._capital = self._capital.after(disagrees)
         self.disagreements += disagrees
         if self.wealth * (1.0 - self.confidence) < 1.0:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ponder._utils.validation import check_int, check_real
+from ponder._utils.validation import check_int, check_real, check_share
 from ponder.errors import CheckpointError
 
 __all__ = ["Capital", "audits_needed", "confidence_sequence"]
@@ -44,7 +44,7 @@ class Capital:
     @classmethod
     def start(cls, level: float) -> Self:
         """Half of the money, spread over the bets; the other half comes in later."""
-        check_real("level", level, 0.0, 1.0, open_low=True, open_high=True)
+        check_share("level", level)
         bets = len(alternatives(level))
         return cls(level, 0, (0.5 / bets,) * bets)
 
@@ -106,8 +106,8 @@ def audits_needed(level: float, confidence: float, disagreement: float, *, after
         >>> round(audits_needed(0.01, 0.95, 0.03))
         500
     """
-    check_real("level", level, 0.0, 1.0, open_low=True, open_high=True)
-    check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True)
+    check_share("level", level)
+    check_share("confidence", confidence)
     check_real("disagreement", disagreement, level, 1.0, open_low=True)
     check_int("after", after, 0)
     bets = alternatives(level)
@@ -141,7 +141,7 @@ def confidence_sequence(disagreements: int, audits: int, confidence: float) -> t
     """
     check_int("audits", audits, 0)
     check_int("disagreements", disagreements, 0, audits)
-    check_real("confidence", confidence, 0.0, 1.0, open_low=True, open_high=True)
+    check_share("confidence", confidence)
     if not audits:
         return 0.0, 1.0
     k, n = disagreements, audits

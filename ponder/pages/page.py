@@ -115,10 +115,9 @@ class Figure(Block):
         return base64.b64encode(self.svg.encode()).decode()
 
     def markdown(self, figures: str | None) -> str:
-        """A link to `<figures>/<name>.svg`, and the caption."""
-        if figures is None:
-            return f"*{self.caption}* (Drawn with `--figures`.)"
-        return f"![{self.caption}]({figures}/{self.name}.svg)\n\n*{self.caption}*"
+        """A link to `<figures>/<name>.svg`, and the caption; the caption alone where no figures were written."""
+        shown = "" if figures is None else f"![{self.caption}]({figures}/{self.name}.svg)\n\n"
+        return f"{shown}*{self.caption}*"
 
 
 @dataclass(frozen=True)

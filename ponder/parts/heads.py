@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ponder._utils.validation import check_choice, check_int, check_real
+from ponder._utils.validation import check_choice, check_int, check_real, check_share
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import as_module
 from ponder.parts.gradients import rescaled_gradient
@@ -65,7 +65,7 @@ class LambdaHead(nn.Module):
         check_choice("initial", initial, ("stem", "zeros"))
         check_choice("activation", activation, _ACTIVATIONS)
         check_real("dropout", dropout, 0.0, 1.0, open_high=True)
-        check_real("start", start, 0.0, 1.0, open_low=True, open_high=True)
+        check_share("start", start)
         self.width, self.history, self.initial = width, history, initial
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []

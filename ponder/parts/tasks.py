@@ -64,8 +64,15 @@ class Task(ABC):
     """Whether predictions are the same or not, and right or wrong, with nothing in between."""
     per_token: ClassVar[bool] = False
     """Whether an example has an answer at each of its positions."""
+    per_position: ClassVar[bool] = False
+    """Whether outputs are `(batch, length, …)`, to answer at each position or to choose among them."""
     metric: ClassVar[str | None] = "accuracy"
     """Name of the task's own score, the mean over rows of `scores`; None where there is none."""
+
+    @property
+    def one_class(self) -> bool:
+        """Whether the answer of an example is one class, which is right or wrong."""
+        return self.classes and self.comparable and not self.per_token
 
     @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -368,6 +375,7 @@ class TokenClassification(_Smoothable):
     each_row_alone = True
     classes = True
     per_token = True
+    per_position = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         per_token = F.cross_entropy(
@@ -413,6 +421,7 @@ class Span(Task):
 
     name = "span"
     each_row_alone = True
+    per_position = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         each = F.cross_entropy(at_least_float32(outputs), labels, reduction="none", ignore_index=IGNORED_LABEL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ponder._utils.seeds import Band
 from ponder.errors import PonderError
-from ponder.plots.seeds import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

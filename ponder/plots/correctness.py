@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ponder._utils.seeds import Band
 from ponder._utils.validation import check_int
 from ponder.plots.axes import GREY, as_axes, band, explain, legend, next_color, shades, step_ticks
 from ponder.plots.protocols import ReliabilityLike, Run
-from ponder.plots.seeds import Band, as_runs
+from ponder.plots.seeds import as_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ponder._utils.numerics import interpolate
+from ponder._utils.seeds import Band, at_equal_costs, relative
 from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
 from ponder.plots.axes import GREY, as_axes, band, explain, legend, next_color, whole_ticks
 from ponder.plots.protocols import CurveLike
-from ponder.plots.seeds import Band, as_items, same
+from ponder.plots.seeds import as_items, same
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["score_by_speed_up", "score_by_threshold"]
-
-_GRID = 64  # places between the ends of a line over several seeds; what is between is drawn straight
 
 
 def score_by_threshold(
@@ -53,7 +50,7 @@ def score_by_threshold(
     same("curves", "threshold", items, lambda curve: curve.threshold)
     same("curves", "grid", items, lambda curve: tuple(point.threshold for point in curve.points))
     values = [point.threshold for point in items[0].points]
-    full_depth = statistics.fmean(curve.full_depth.score for curve in items)
+    full_depth = Band.of([[curve.full_depth.score] for curve in items]).mean[0]
     ax = as_axes(ax)
     chosen = next_color(ax, color)
     scores = Band.of([[point.score for point in curve.points] for curve in items])
@@ -139,19 +136,16 @@ class _Line:
     @classmethod
     def of(cls, name: str, curves: Sequence[CurveLike], by: Literal["steps", "cost"]) -> _Line:
         field = "mean_exit_step" if by == "steps" else "cost"
-        fulls = [float(getattr(curve.full_depth, field)) for curve in curves]
-        # Relative to full depth, so that models of other depths compare; rounded, so that equal ones are one cost.
-        costs = [
-            [round(getattr(point, field) / full, 12) for point in curve.points]
-            for curve, full in zip(curves, fulls, strict=True)
+        costs = [  # relative to full depth, so that models of other depths compare
+            relative([getattr(point, field) for point in curve.points], getattr(curve.full_depth, field))
+            for curve in curves
         ]
         scores = [[point.score for point in curve.points] for curve in curves]
-        at = _shared_costs(name, costs)
-        lines = [interpolate(cost, score, at) for cost, score in zip(costs, scores, strict=True)]
+        at, compared = at_equal_costs(f"curves[{name!r}]", costs, scores)
         return cls(
             [([1 / cost for cost in each], score) for each, score in zip(costs, scores, strict=True)],
             [1 / cost for cost in at],
-            Band.of(lines),
+            compared,
             Band.of([[curve.full_depth.score] for curve in curves]),
         )
 
@@ -163,21 +157,6 @@ class _Line:
             ax.plot(speed_ups, scores, color=color, linestyle="", marker="o", markersize=size, alpha=alpha, mew=0)
         errors = self.full_depth.std if several else None
         ax.errorbar([1.0], self.full_depth.mean, errors, color=color, marker="D", markersize=6, mfc="white", zorder=3)
-
-
-def _shared_costs(name: str, costs: Sequence[Sequence[float]]) -> list[float]:
-    """Costs at which all seeds are compared, rising: a fine grid, and every measured one, where all seeds have been."""
-    low, high = max(map(min, costs)), min(map(max, costs))
-    if low > high:
-        raise ArgumentError(
-            f"curves[{name!r}]",
-            expected="seeds whose costs overlap",
-            got=f"a seed that begins at {low:.3g} of full depth, and one that ends at {high:.3g}",
-            remedy="Sweep a wider grid, or draw each seed under a name of its own.",
-        )
-    grid = [low + (high - low) * place / _GRID for place in range(1, _GRID)]
-    measured = [cost for each in costs for cost in each]
-    return sorted({low, high, *(cost for cost in (*grid, *measured) if low < cost < high)})
 
 
 def _level(baseline: float | Sequence[float]) -> Band:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ponder._utils.numerics import exit_shares
+from ponder._utils.seeds import Band
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.plots.axes import GREY, as_axes, band, legend, next_color, shades, step_ticks
 from ponder.plots.protocols import Run
-from ponder.plots.seeds import Band, as_runs
+from ponder.plots.seeds import as_runs
 from ponder.priors.base import Prior
 
 if TYPE_CHECKING:

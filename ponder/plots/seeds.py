@@ -1,69 +1,17 @@
-"""Seeds: one run or several of the same kind, and their mean and standard deviation."""
+"""What figures are given: one run, or several of the same kind, one a seed."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
 from ponder.plots.protocols import Run
 
-__all__ = ["Band", "as_items", "as_runs", "same"]
+__all__ = ["as_items", "as_runs", "same"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Band:
-    """Means and standard deviations over seeds, a pair a place.
-
-    The standard deviation is that of a sample (divided by seeds − 1), as in the tables; 0 where one seed has a value.
-
-    Args:
-        mean: Means, NaN where no seed has a value.
-        std: Standard deviations.
-        seeds: Number of seeds.
-    """
-
-    mean: list[float]
-    std: list[float]
-    seeds: int
-
-    @classmethod
-    def of(cls, series: Sequence[Sequence[float]]) -> Band:
-        """The band over series of one length, one a seed; a NaN is a value that a seed does not have.
-
-        Example:
-            >>> Band.of([[1.0, 2.0], [3.0, float("nan")]])
-            Band(mean=[2.0, 2.0], std=[1.4142135623730951, 0.0], seeds=2)
-        """
-        places = [[value for value in place if not math.isnan(value)] for place in zip(*series, strict=True)]
-        return cls(
-            [statistics.fmean(place) if place else math.nan for place in places],
-            [statistics.stdev(place) if len(place) > 1 else 0.0 for place in places],
-            len(series),
-        )
-
-    @property
-    def low(self) -> list[float]:
-        """The means less one standard deviation."""
-        return [mean - std for mean, std in zip(self.mean, self.std, strict=True)]
-
-    @property
-    def high(self) -> list[float]:
-        """The means plus one standard deviation."""
-        return [mean + std for mean, std in zip(self.mean, self.std, strict=True)]
-
-    def name(self, label: str | None) -> str | None:
-        """The label, which says what the band is where there are several seeds."""
-        if self.seeds == 1:
-            return label
-        seeds = f"mean ± std, {self.seeds} seeds"
-        return seeds if label is None else f"{label} ({seeds})"
 
 
 def as_items(argument: str, data: object, kind: type, name: str) -> list[Any]:

@@ -21,8 +21,8 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_int
-from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder._utils.validation import check_int, check_type
+from ponder.errors import ArgumentError, PonderError
 from ponder.parts.tasks import Task, task_named
 from ponder.policies.threshold import Threshold
 
@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 READINGS = frozenset({"hazard", "output", "features", "context"})
+_COMBINE = "Combine policies with policies."
 _PROVIDED_BY = {"cdf": "hazard", "survival": "hazard"}
 
 registry: Registry[ExitPolicy] = Registry("policy", "ponder.policies")
@@ -353,7 +354,7 @@ class _Several(ExitPolicy):
                 "policies", expected="at least one policy", got="none", remedy="Use policies.LastStep() for no exit."
             )
         for policy in self.policies:
-            _check_policy(policy)
+            check_type("policy", policy, ExitPolicy, remedy=_COMBINE)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -453,7 +454,7 @@ class PolicyWrapper(ExitPolicy):
             cls.transform = vars(cls)["seen"]  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
-        _check_policy(self.policy)
+        check_type("policy", self.policy, ExitPolicy, remedy=_COMBINE)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -549,13 +550,3 @@ def _undeclared(name: str) -> NoReturn:
 def _are_readiness(one: Any, other: Any) -> bool:
     """Whether two answers are numbers, not masks."""
     return isinstance(one, Tensor) and one.dtype != torch.bool and isinstance(other, Tensor)
-
-
-def _check_policy(policy: object) -> None:
-    if not isinstance(policy, ExitPolicy):
-        raise ArgumentTypeError(
-            "policy",
-            expected="an ExitPolicy",
-            got=type(policy).__name__,
-            remedy="Combine policies with policies.",
-        )

@@ -96,7 +96,7 @@ class Expected(ExitPolicy):
         """
         outputs = trajectory.outputs
         task = trajectory.meaning
-        if not len(trajectory) or outputs.dim() != 3 or not (task.classes and task.comparable and not task.per_token):
+        if not len(trajectory) or outputs.dim() != 3 or not task.one_class:
             raise ArgumentError(
                 "trajectory",
                 expected="classes (batch, steps, classes) of at least one row",

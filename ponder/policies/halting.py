@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_real
-from ponder.errors import ArgumentTypeError
+from ponder._utils.validation import check_int, check_real
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy, registry
 from ponder.policies.threshold import Threshold
 
@@ -69,10 +68,8 @@ class Bernoulli(ExitPolicy):
     needs = frozenset({"hazard"})
 
     def __post_init__(self) -> None:
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
-            raise ArgumentTypeError(
-                "seed", expected="a whole number or None", got=repr(self.seed), remedy="Pass seed=0, say."
-            )
+        if self.seed is not None:
+            check_int("seed", self.seed, None, remedy="Pass seed=0, say, or None.")
 
     def init(self, batch: PolicyBatch) -> Tree:
         if self.seed is None:

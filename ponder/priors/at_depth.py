@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_share
 from ponder.priors.base import Prior, registry
 from ponder.priors.mean import for_mean
 
@@ -32,7 +32,7 @@ class AtDepth(Prior):
     family: str = "geometric"
 
     def __post_init__(self) -> None:
-        check_real("depth", self.depth, 0.0, 1.0, open_low=True, open_high=True)
+        check_share("depth", self.depth)
         registry.find(self.family)
 
     def log_pmf(self, num_steps: int) -> Tensor:

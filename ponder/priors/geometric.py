@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_share
 from ponder.distributions import StepDistribution
 from ponder.priors.base import MeanParameter, Prior, registry
 
@@ -34,7 +34,7 @@ class Geometric(Prior):
     mean_parameter = MeanParameter("rate", 0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check_real("rate", self.rate, 0.0, 1.0, open_low=True, open_high=True, remedy="Pass for example rate=0.1.")
+        check_share("rate", self.rate, remedy="Pass for example rate=0.1.")
 
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""

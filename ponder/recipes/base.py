@@ -16,6 +16,7 @@ from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import LambdaHead, PerStep
+from ponder.parts.tasks import Task, task_named
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 
@@ -177,14 +178,15 @@ class Recipe:
             tuned_for=num_steps,
         )
 
-    def for_task(self, task: str) -> Recipe:
-        """The recipe with the policy that it has for a task, such as ``"classification"`` or ``"regression"``.
+    def for_task(self, task: str | Task) -> Recipe:
+        """The recipe with the policy that it has for a task, or for the name of one, such as ``"regression"``.
 
         A Lambda head that this policy does not read is left out, and so are the stages that train it alone, unless
         another stage needs its hazards.
         """
         chosen = self
-        if task != "classification" and self.otherwise is not None:
+        meaning = task if isinstance(task, Task) else task_named(task)
+        if not meaning.one_class and self.otherwise is not None:
             chosen = dataclasses.replace(self, policy=self.otherwise)
         stages = tuple(stage for stage in self.stages if stage.train != "lambda_head")
         if "hazard" in chosen.policy.needs.union(*(stage.objective.needs for stage in stages)):

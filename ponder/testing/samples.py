@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,6 @@ from ponder.wrapper import PonderWrapper
 __all__ = ["LENGTH", "Sizes", "extreme_trajectories", "labels", "random_trajectory", "readings_of", "toy_model"]
 
 LENGTH = 4
-_OUTPUTS = {"regression": 1}
 _MANY_OUTPUTS = 3
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,8 +45,9 @@ class Sizes:
     @property
     def outputs(self) -> tuple[int, ...]:
         """Shape of the outputs of a row at a step."""
-        size = self.num_outputs or _OUTPUTS.get(self.task or "", _MANY_OUTPUTS)
-        return (LENGTH, size) if task_named(self.task).per_token else (size,)
+        task = task_named(self.task)
+        size = self.num_outputs or (1 if task.numbers else _MANY_OUTPUTS)
+        return (LENGTH, size) if task.per_token else (size,)
 
     def context_of(self, rows: int, seed: int) -> dict[str, Tensor] | None:
         """The context of some rows, or None."""
@@ -133,16 +132,16 @@ def toy_model(sizes: Sizes, policy: ExitPolicy) -> PonderWrapper:
     for module in (step, head, hazards):
         for weight in module.parameters():
             nn.init.normal_(weight, std=0.6)
-    task: Any = sizes.task if sizes.task != "custom" else None
+    task = task_named(sizes.task)
     model = PonderWrapper(step, sizes.num_steps, head=head, lambda_head=hazards, policy=policy, task=task)
     return model.eval().double()
 
 
 def labels(sizes: Sizes, rows: int, seed: int) -> Tensor:
     """Labels of the type and shape that the task takes."""
-    g, shape = generator(seed), (rows, *sizes.outputs)
-    if sizes.task == "regression":
+    g, shape, task = generator(seed), (rows, *sizes.outputs), task_named(sizes.task)
+    if task.numbers:
         return torch.randn(shape, generator=g, dtype=torch.float64)
-    if sizes.task == "multilabel":
-        return torch.randint(0, 2, shape, generator=g).double()
-    return torch.randint(0, sizes.outputs[-1], shape[:-1], generator=g)
+    if task.classes:
+        return torch.randint(0, sizes.outputs[-1], shape[:-1], generator=g)
+    return torch.randint(0, 2, shape, generator=g).double()

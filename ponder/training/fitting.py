@@ -376,7 +376,7 @@ def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> Non
     """The stages and the policy of a recipe, scaled to the model; one around the wrapper saves the policy too."""
     chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
     check_type("recipe", chosen, Recipe)
-    scaled = chosen.for_steps(wrapper.num_steps).for_task(wrapper.spec.task.name if wrapper.task else "classification")
+    scaled = chosen.for_steps(wrapper.num_steps).for_task(wrapper.spec.task)
     wrapper.prior = scaled.prior if scaled.prior is not None and wrapper.lambda_head is not None else wrapper.prior
     for stage in scaled.stages:
         stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=wrapper.prior is not None)

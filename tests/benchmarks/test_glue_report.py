@@ -28,7 +28,7 @@ from benchmarks.tables import mark
 from ponder import Trajectory, policies
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
-from ponder.pages import Page, Table
+from ponder.pages import Figure, Page, Table
 
 STEPS = 4
 DEV = 20  # examples of RTE's dev in `glue_dir`
@@ -94,11 +94,11 @@ def dev_labels():
     return [int(n % 3 == 0) for n in range(DEV)]
 
 
-def curve(policy, knob, values, score):
+def curve(policy, threshold, values, score):
     steps = [1.5, 2.0, 3.0]
     points = {"knob": values, "score": [score - 0.1, score, score], "mean_exit_step": steps}
     points |= {"cost": [step / STEPS for step in steps], "agreement": [0.8, 0.9, 1.0]}
-    return {"policy": policy, "knob": knob, "cost_unit": "flops", "points": points}
+    return {"policy": policy, "knob": threshold, "cost_unit": "flops", "points": points}
 
 
 def table(page, heading):
@@ -138,7 +138,7 @@ def test_scores_are_medians_marked_by_place_with_a_macro_over_the_tasks_of_most_
     assert [row[1] for row in rows] == ["×1.33", "×1.60", "–", "×1.67"]
 
 
-def test_at_the_same_cost_scores_are_read_off_the_curves_between_knobs(results):
+def test_at_the_same_cost_scores_are_read_off_the_curves_between_thresholds(results):
     results += [made("static", seed=n, score=0.6, step=2.0, recipe_options={"k": 2}) for n in range(3)]
     results += [made("static", seed=n, score=0.62, step=2.0, recipe_options={"k": 2, "taught": True}) for n in range(3)]
     results += [made("palbert", "WNLI", score=0.2)]
@@ -146,7 +146,7 @@ def test_at_the_same_cost_scores_are_read_off_the_curves_between_knobs(results):
     (head, *rows) = table(page, "At the same cost")
     assert head == ["recipe", "policy", "QNLI", "RTE", "WNLI", "macro"]
     assert "×1.5 in steps; macro over QNLI, RTE" in page
-    # STEPS / 1.5 = 2.67 steps: two thirds of the way between the knobs with 2 and 3 steps, where both score the same
+    # STEPS / 1.5 = 2.67 steps: two thirds of the way between those with 2 and 3 steps, where both score the same
     shown = {(recipe, policy): cells for recipe, policy, *cells in rows}
     assert shown["palbert", "its own"] == ["**75.0**", "**75.0**", "20.0", "**75.0**"]
     assert shown["pabee", "its own"] == ["<u>65.0</u>", "<u>65.0</u>", "–", "<u>65.0</u>"]
@@ -291,9 +291,9 @@ def test_figures_show_the_numbers_of_the_results(results, monkeypatch):
             draw(ax=ax)
         return {line.get_label(): {tuple(point) for point in line.get_xydata().round(6)} for line in ax.lines}
 
-    by_knob = shown(figures.by_threshold(groups, ""))
-    assert by_knob["palbert"] == {(0.2, 0.65), (0.5, 0.75), (0.8, 0.75)}
-    assert "pabee" not in by_knob
+    by_threshold = shown(figures.by_threshold(groups, ""))
+    assert by_threshold["palbert"] == {(0.2, 0.65), (0.5, 0.75), (0.8, 0.75)}
+    assert "pabee" not in by_threshold
     speed_ups = [round(STEPS / steps, 6) for steps in (1.5, 2.0, 3.0)]
     by_speed_up = shown(figures.by_speed_up(groups, ""))
     assert by_speed_up["palbert"] >= set(zip(speed_ups, (0.65, 0.75, 0.75), strict=True))
@@ -373,6 +373,12 @@ def test_a_pipe_in_a_cell_does_not_end_it():
     page = Table(["p(n|x)", "b"], [["a|b", "c"]])
     assert page.markdown(None).splitlines() == [r"| p(n\|x) | b |", "| --- | --- |", r"| a\|b | c |"]
     assert "<td>a|b</td>" in Page("", (page,)).html()
+
+
+def test_a_figure_that_was_not_written_is_its_caption():
+    page = Page("Scores", (Figure("one", "A figure.", "<svg/>"),))
+    assert page.markdown() == "# Scores\n\n*A figure.*\n"
+    assert page.markdown("shown") == "# Scores\n\n![A figure.](shown/one.svg)\n\n*A figure.*\n"
 
 
 def test_no_results_are_refused():

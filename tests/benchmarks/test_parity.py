@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from benchmarks.parity.act import ACT, act_weights
 from benchmarks.parity.cli import app, main
+from benchmarks.parity.config import PAPER, SMALL
 from benchmarks.parity.experiment import LEARNERS, evaluation_sets, experiment, read_results
 from benchmarks.parity.learners import PonderNet
 from benchmarks.parity.report import markdown, write_page
-from benchmarks.parity.setting import PAPER, SMALL
 from benchmarks.parity.task import Range, Sample, Scene, draw
 from benchmarks.parity.training import measure, train
 from ponder._utils.files import write_json
@@ -258,8 +258,8 @@ def test_the_papers_size_is_an_option(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["--paper", "--steps", "1", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["paper-s0.json", "paper.svg"]
-    setting = json.loads((tmp_path / "paper-s0.json").read_text())["setting"]
-    assert [(scene["size"], scene["train"]["high"], scene["test"]["high"]) for scene in setting["scenes"]] == [
+    config = json.loads((tmp_path / "paper-s0.json").read_text())["setting"]
+    assert [(scene["size"], scene["train"]["high"], scene["test"]["high"]) for scene in config["scenes"]] == [
         (64, 64, 64),
         (96, 48, 96),
     ]
@@ -291,8 +291,8 @@ def test_wrong_pages_and_folders(tmp_path):
         write_page(tmp_path / "page.md", [experiment(TINY, 0)])
     with pytest.raises(DataError, match="no results"):
         read_results(tmp_path, "small")
-    for seed, setting in ((0, TINY), (1, replace(TINY, beta=0.2))):
-        write_json(tmp_path / f"small-s{seed}.json", experiment(setting, seed))
+    for seed, config in ((0, TINY), (1, replace(TINY, beta=0.2))):
+        write_json(tmp_path / f"small-s{seed}.json", experiment(config, seed))
     with pytest.raises(DataError, match="seeds 0 and 1 differ in beta"):
         read_results(tmp_path, "small")
     edited = json.loads((tmp_path / "small-s0.json").read_text())

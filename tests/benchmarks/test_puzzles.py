@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.puzzles import cli, demo, experiment, measuring, report, rules, setting, sudoku, summary
+from benchmarks.puzzles import cli, config, demo, experiment, measuring, report, rules, sudoku, summary
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.mazes import Mazes, path_lengths
 from benchmarks.puzzles.prefix_sums import PrefixSums
@@ -27,7 +27,7 @@ from ponder.policies import ModelSpec
 
 TINY = {
     name: replace(one, width=8, num_steps=5, gradient_steps=3, run_steps=9, updates=3, batch_size=4, examples=4)
-    for name, one in setting.SMALL.items()
+    for name, one in config.SMALL.items()
 }
 GENERATED = ("prefix-sums", "mazes")
 
@@ -92,11 +92,11 @@ def test_sudokus_are_solved_by_their_labels(puzzle, level):
                 assert set(group.tolist()) == digits
 
 
-@pytest.mark.parametrize("name", setting.PUZZLES)
+@pytest.mark.parametrize("name", config.PUZZLES)
 def test_problems_follow_from_the_seed(name):
     if name not in GENERATED:
         needs_reasoning_gym()
-    puzzle = setting.PUZZLES[name]
+    puzzle = config.PUZZLES[name]
     level = puzzle.trained_levels[0]
     one, again, other = (puzzle.draw(level, 5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.inputs, again.inputs)
@@ -108,9 +108,9 @@ def test_problems_follow_from_the_seed(name):
 @pytest.mark.parametrize(
     "changed", [{"update": 5}, {"updates": "many"}, {"updates": 0}, {"bf16": 1}, {"updates": True}]
 )
-def test_fields_that_a_setting_has_not_are_refused(changed):
+def test_fields_that_a_configuration_has_not_are_refused(changed):
     with pytest.raises(ArgumentError, match="setting: expected"):
-        setting.setting_of("mazes", **changed)
+        config.config_of("mazes", **changed)
 
 
 def test_training_varies_sudokus_and_they_stay_sudokus(monkeypatch):
@@ -137,7 +137,7 @@ def test_training_varies_sudokus_and_they_stay_sudokus(monkeypatch):
 @pytest.mark.parametrize(("name", "level"), [("prefix-sums", 0), ("mazes", 1), ("mazes", 2.5), ("sudoku-4x4", 13)])
 def test_levels_that_a_puzzle_does_not_have(name, level):
     with pytest.raises(ArgumentError, match="level: expected a whole number of"):
-        setting.PUZZLES[name].draw(level, 1, seed=0)
+        config.PUZZLES[name].draw(level, 1, seed=0)
 
 
 def test_puzzles_without_reasoning_gym_say_so(monkeypatch):
@@ -151,9 +151,9 @@ def test_puzzles_without_reasoning_gym_say_so(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     for name in ("sudoku-4x4", "sudoku-9x9"):
         with pytest.raises(DataError, match=r"reasoning-gym.*ponder-torch\[puzzles\]"):
-            setting.PUZZLES[name].check_ready()
+            config.PUZZLES[name].check_ready()
     for name in GENERATED:
-        setting.PUZZLES[name].check_ready()
+        config.PUZZLES[name].check_ready()
 
 
 # -- solvers
@@ -163,7 +163,7 @@ def test_puzzles_without_reasoning_gym_say_so(monkeypatch):
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_problem_inside_a_larger_canvas_is_answered_as_alone(name):
     """Sizes can share a batch: a mask makes a canvas end where the problem does, for the solver and for policies."""
-    puzzle, model = setting.PUZZLES[name], learner_of("looped", TINY[name]).model.eval()
+    puzzle, model = config.PUZZLES[name], learner_of("looped", TINY[name]).model.eval()
     problems = puzzle.draw(5, 3, seed=0)
     canvas = torch.zeros(*problems.inputs.shape[:2], *(8 for _ in problems.inputs.shape[2:]))
     inside = torch.zeros_like(canvas[:, :1])
@@ -321,7 +321,7 @@ def test_the_oracle_against_a_plain_loop():
         assert step == (row.index(True) + 1 if right else 1)
 
 
-def test_a_result_that_is_there_is_read_and_one_of_another_setting_refused(results):
+def test_a_result_that_is_there_is_read_and_one_of_another_configuration_refused(results):
     tiny = TINY["mazes"]
     path = experiment.result_path(results, tiny, "looped", 0)
     before = path.read_bytes()
@@ -389,7 +389,7 @@ def test_the_committed_results_are_of_the_small_settings_which_train_in_an_hour_
     for puzzle in told:
         for learner, results in experiment.read_results(COMMITTED, puzzle).items():
             for result in results:
-                small = {**asdict(setting.SMALL[puzzle])}
+                small = {**asdict(config.SMALL[puzzle])}
                 if learner not in ("looped", "stream"):  # baselines may be shorter
                     small["updates"] = min(small["updates"], result["setting"]["updates"])
                 assert result["setting"] == small
@@ -408,7 +408,7 @@ def test_baselines_may_be_trained_for_fewer_updates_and_the_table_says_so(result
     assert "ACT, 2 updates" in networks
     assert "PonderNet" in networks
     experiment.run(shorter, "looped", 2, out=tmp_path / "copy", states=tmp_path / "states")
-    with pytest.raises(DataError, match="results of one setting"):
+    with pytest.raises(DataError, match="results of one configuration"):
         experiment.read_results(tmp_path / "copy", "mazes")
 
 
@@ -432,7 +432,7 @@ def test_a_stream_is_told_as_it_is(results, monkeypatch):
 
 
 def test_run_report_and_demo(monkeypatch, tmp_path):
-    monkeypatch.setattr(setting, "SMALL", TINY)
+    monkeypatch.setattr(config, "SMALL", TINY)
     monkeypatch.setattr(demo, "SMALL", TINY)
     out, states = tmp_path / "results", tmp_path / "states"
     arguments = ["run", "prefix-sums", "--learner", "looped", "--out", str(out), "--states", str(states)]
@@ -472,7 +472,7 @@ def test_names_that_are_not_known(arguments, tmp_path):
 
 
 def test_rules_serve_the_settings_that_they_are_chosen_for():
-    for one in setting.SMALL.values():
+    for one in config.SMALL.values():
         for family in rules.FAMILIES.values():
             for rule in family:
                 assert isinstance(rule, policies.ExitPolicy)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 
 import pytest
 
 import ponder
 from ponder import errors
-from ponder._utils.validation import check_type
+from ponder._utils.validation import check_real, check_share, check_type
 
 WRONG = {"expected": "a number", "got": 3, "remedy": "Pass one."}
 
@@ -60,3 +61,11 @@ def test_articles_are_those_of_english() -> None:
         check_type("policy", 1, ponder.policies.ExitPolicy)
     with pytest.raises(errors.ArgumentTypeError, match=r"expected a Trajectory \(of ponder"):
         check_type("trajectory", 1, ponder.Trajectory)
+
+
+def test_what_is_expected_of_numbers_can_be_passed() -> None:
+    with pytest.raises(errors.ArgumentError, match=r"^q: expected a finite number; got nan\. Pass q=1, say\.$"):
+        check_real("q", math.nan, -math.inf)
+    for share in (0, 1.0, True):
+        with pytest.raises(errors.ArgumentError, match=r"^q: expected a number in \(0, 1\); got .*\. Pass q=0\.5, say"):
+            check_share("q", share)

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 import ponder
 from ponder import plots, policies, priors
 from ponder._utils.numerics import exit_shares, interpolate
+from ponder._utils.seeds import Band
 from ponder.analysis.overthinking import overthinking_of
 from ponder.analysis.reliability import Reliability, confidences
 from ponder.errors import PonderError
 from ponder.plots.axes import shades
-from ponder.plots.seeds import Band
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponder.parts.tasks import Task, as_task, infer_task
+from ponder.parts.tasks import Task, TaskName, as_task, infer_task, task_named
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 
@@ -118,6 +120,10 @@ def test_a_users_loss_is_one_number_per_example(losses: object) -> None:
     task = as_task(lambda outputs, labels: losses)
     with refused("task", "one loss per example, (4,)", "reduction='none'"):
         task.losses(torch.zeros(4, 2), torch.zeros(4))
+
+
+def test_outputs_of_positions_are_those_of_tokens_and_spans() -> None:
+    assert {name for name in get_args(TaskName) if task_named(name).per_position} == {"token_classification", "span"}
 
 
 def test_tasks_are_found_by_name_and_inferred() -> None:

@@ -1,4 +1,4 @@
-"""Calibration to a target: the chosen knob is the best by brute force; nothing is pretended; tests stay fresh."""
+"""Calibration to a target: the chosen threshold is the best by brute force; nothing is pretended; tests stay fresh."""
 
 from __future__ import annotations
 

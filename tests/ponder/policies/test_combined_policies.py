@@ -59,13 +59,13 @@ def test_state_runs_from_the_first_step_although_no_exit_is_allowed() -> None:
 
 
 def test_parts_are_checked_against_the_model() -> None:
-    setting = ModelSpec(6, "classification", has_hazard=False)
+    spec = ModelSpec(6, "classification", has_hazard=False)
     for policy in (Quantile(0.5) | LastStep(), LastStep() & Bernoulli(), Quantile(0.5).after(2)):
         with refused("policy", "needs no hazard"):
-            policy.check(setting)
+            policy.check(spec)
     for policy in (Patience(9) | LastStep(), Patience(9).before(2)):
         with refused("patience"):
-            policy.check(setting)
+            policy.check(spec)
 
 
 def test_parts_are_rescaled() -> None:

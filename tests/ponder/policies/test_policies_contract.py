@@ -207,12 +207,12 @@ def rows_of(tree: Any) -> int:
 def test_needs_what_it_declares_and_says_so(case: Example) -> None:
     policy = make_policy(case)
     assert policy.needs <= {"hazard", "output", "features"}
-    setting = ModelSpec(6, case.task, has_hazard=False)
+    spec = ModelSpec(6, case.task, has_hazard=False)
     if "hazard" in policy.needs:
         with refused("policy", "needs no hazard", "lambda_head=ponder.LambdaHead(width)"):
-            policy.check(setting)
+            policy.check(spec)
     else:
-        policy.check(setting)
+        policy.check(spec)
 
 
 @every_policy

@@ -9,12 +9,14 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import ponder
 from ponder import recipes
 from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
 from ponder.parts.heads import PerStep
+from ponder.parts.tasks import Classification, as_task, task_named
 from ponder.policies import Bernoulli, Confidence, Entropy, FixedStep, LastStep, Patience, Quantile
 from ponder.priors import Geometric
 from ponder.recipes import LambdaSpec, Recipe, Stage, freeze_for
@@ -189,6 +191,11 @@ def test_ponder_leaves_by_confidence_and_otherwise_by_its_lambda_head() -> None:
     recipe = recipes.get("ponder", confidence=0.7, q=0.4).for_steps(6)
     assert recipe.policy == recipe.for_task("classification").policy == Confidence(0.7)
     assert recipe.for_task("regression").policy == recipe.for_task("multilabel").policy == Quantile(0.4)
+    assert recipe.for_task(task_named("regression")) == recipe.for_task("regression")
+    for one_class in (task_named(None), Classification(label_smoothing=0.1)):
+        assert recipe.for_task(one_class).policy == Confidence(0.7)
+    for other in (as_task(F.mse_loss), "custom", "span", "token_classification"):
+        assert recipe.for_task(other).policy == Quantile(0.4)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert recipes.get("palbert").for_task("regression") == recipes.get("palbert")
     before = {name: value for name, value in recipes.get("pabee").to_dict().items() if name != "otherwise"}

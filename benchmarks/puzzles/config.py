@@ -1,4 +1,4 @@
-"""Sizes and constants of the benchmark, one setting a puzzle; the larger ones by `--large`."""
+"""Sizes and constants of the benchmark, one configuration a puzzle; the larger ones by `--large`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks.puzzles.puzzle import Puzzle
 from benchmarks.puzzles.sudoku import MiniSudoku, Sudoku
 from ponder.errors import ArgumentError
 
-__all__ = ["LARGE", "PUZZLES", "SMALL", "Setting", "setting_of"]
+__all__ = ["LARGE", "PUZZLES", "SMALL", "ExperimentConfig", "config_of"]
 
 PUZZLES: dict[str, Puzzle] = {puzzle.name: puzzle for puzzle in (PrefixSums(), Mazes(), MiniSudoku(), Sudoku())}
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentConfig:
     """What is trained, and how.
 
     Args:
@@ -59,10 +59,10 @@ class Setting:
 
 
 SMALL = {
-    setting.puzzle: setting
-    for setting in (
-        Setting("prefix-sums"),
-        Setting(
+    config.puzzle: config
+    for config in (
+        ExperimentConfig("prefix-sums"),
+        ExperimentConfig(
             "mazes",
             num_steps=24,
             gradient_steps=24,
@@ -72,8 +72,8 @@ SMALL = {
             examples=125,
             bf16=True,
         ),
-        Setting("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, latent_updates=1),
-        Setting(
+        ExperimentConfig("sudoku-4x4", width=64, num_steps=10, gradient_steps=4, run_steps=30, latent_updates=1),
+        ExperimentConfig(
             "sudoku-9x9",
             width=64,
             num_steps=16,
@@ -86,27 +86,29 @@ SMALL = {
     )
 }
 LARGE = {
-    name: replace(setting, width=2 * setting.width, updates=10 * setting.updates, examples=1000)
-    for name, setting in SMALL.items()
+    name: replace(config, width=2 * config.width, updates=10 * config.updates, examples=1000)
+    for name, config in SMALL.items()
 }
 
 
-def setting_of(puzzle: str, *, large: bool = False, **changed: Any) -> Setting:
-    """The setting of a puzzle, by its name, with fields that are not its own where they are `changed`.
+def config_of(puzzle: str, *, large: bool = False, **changed: Any) -> ExperimentConfig:
+    """The configuration of a puzzle, by its name, with fields that are not its own where they are `changed`.
 
     Raises:
         ArgumentError: There is no such puzzle or field, or the value is of another type.
     """
     if puzzle not in SMALL:
         raise ArgumentError("puzzle", expected=f"one of {', '.join(SMALL)}", got=repr(puzzle), remedy="Choose one.")
-    setting = (LARGE if large else SMALL)[puzzle]
-    kinds = {field.name: type(getattr(setting, field.name)) for field in fields(Setting) if field.name != "puzzle"}
+    config = (LARGE if large else SMALL)[puzzle]
+    kinds = {
+        field.name: type(getattr(config, field.name)) for field in fields(ExperimentConfig) if field.name != "puzzle"
+    }
     for name, value in changed.items():
         if name not in kinds:
             expected = f"one of {', '.join(kinds)}"
             raise ArgumentError("setting", expected=expected, got=repr(name), remedy="Name a field of it.")
         if type(value) is not kinds[name] or (kinds[name] is not bool and value <= 0):
             expected = f"{name} as a {kinds[name].__name__}" + ("" if kinds[name] is bool else " above 0")
-            remedy = f"Its own value is {getattr(setting, name)}."
+            remedy = f"Its own value is {getattr(config, name)}."
             raise ArgumentError("setting", expected=expected, got=repr(value), remedy=remedy)
-    return replace(setting, **changed)
+    return replace(config, **changed)

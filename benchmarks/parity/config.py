@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from benchmarks.parity.task import Range, Scene
 
-__all__ = ["PAPER", "SMALL", "Setting"]
+__all__ = ["PAPER", "SMALL", "ExperimentConfig"]
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentConfig:
     """Everything but the seed.
 
     Args:
@@ -42,7 +42,7 @@ class Setting:
     clip: float = 1.0
 
 
-SMALL = Setting(
+SMALL = ExperimentConfig(
     name="small",
     scenes=(
         Scene("interpolation", 8, Range(1, 8), Range(1, 8)),
@@ -59,7 +59,7 @@ SMALL = Setting(
     examples=4000,
 )
 
-PAPER = Setting(
+PAPER = ExperimentConfig(
     name="paper",
     scenes=(
         Scene("interpolation", 64, Range(1, 64), Range(1, 64)),
