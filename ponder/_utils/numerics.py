@@ -1,15 +1,15 @@
-"""Small numerical tools: the precision of statistics, roots, lines through points, shares."""
+"""Small numerical tools: the precision of statistics, lines through points, shares."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "bisect", "exit_shares", "interpolate"]
+__all__ = ["at_least_float32", "exit_shares", "interpolate"]
 
 _FINE = (torch.float32, torch.float64)
 
@@ -17,26 +17,6 @@ _FINE = (torch.float32, torch.float64)
 def at_least_float32(tensor: Tensor) -> Tensor:
     """`tensor` in float64 if it is, else in float32: statistics are computed so, whatever the model runs in."""
     return tensor if tensor.dtype in _FINE else tensor.float()
-
-
-def bisect(is_below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int = 100) -> Tensor:
-    """Find where a condition turns from true to false between `low` and `high`, by halving the interval.
-
-    Args:
-        is_below: Whether a place is still below the root, elementwise.
-        low: Lower ends, of any shape; every element is a search of its own.
-        high: Upper ends.
-        halvings: How often the interval is halved.
-
-    Example:
-        >>> bisect(lambda x: x**2 < 2, torch.tensor(0.0), torch.tensor(2.0))
-        tensor(1.4142)
-    """
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        below = is_below(middle)
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
 
 
 def interpolate(costs: Sequence[float], scores: Sequence[float], at: Sequence[float]) -> list[float]:

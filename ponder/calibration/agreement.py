@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ponder._utils.bisection import bisect
 from ponder._utils.validation import check_real
 from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
@@ -278,9 +279,8 @@ def _upper_bound(differing: int, rows: int, confidence: float) -> float:
     """The lowest level that so many differing rows certify, by bisection to 10⁻⁶ from above."""
     losses = torch.zeros(rows, 1, dtype=torch.float64)
     losses[:differing] = 1.0
-    low, high = differing / rows, 1.0 - 1e-9
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        passed = float(p_values(losses, middle, _BOUND)) <= 1.0 - confidence
-        low, high = (low, middle) if passed else (middle, high)
-    return high
+
+    def fails(level: float) -> bool:
+        return float(p_values(losses, level, _BOUND)) > 1.0 - confidence
+
+    return bisect(fails, differing / rows, 1.0 - 1e-9, halvings=20)[1]

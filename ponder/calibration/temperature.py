@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.numerics import bisect
+from ponder._utils.bisection import bisect
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_has_rows
 from ponder.parts.tasks import hard_labels
@@ -58,9 +57,12 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
     outputs = outputs.masked_fill(~finite.unsqueeze(2), 0.0)  # where all classes are alike the slope is 0
     of_label = outputs.gather(2, labels[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(2)
 
-    def falls(log_beta: Tensor) -> Tensor:
-        shares = F.softmax(outputs * (10**log_beta)[:, None], dim=-1)
-        return ((shares * outputs).sum(-1) - of_label).mean(0) <= 0
+    return tuple(map(_fit, outputs.unbind(1), of_label.unbind(1)))
 
-    ends = torch.full((trajectory.num_steps,), 2.0, dtype=torch.float64, device=outputs.device)
-    return tuple((10 ** -bisect(falls, -ends, ends, halvings=60)).tolist())
+
+def _fit(outputs: Tensor, of_label: Tensor) -> float:
+    def falls(log_beta: float) -> bool:
+        shares = F.softmax(outputs * 10**log_beta, dim=-1)
+        return bool(((shares * outputs).sum(-1) - of_label).mean() <= 0)
+
+    return float(10 ** -bisect(falls, -2.0, 2.0, halvings=60)[0])

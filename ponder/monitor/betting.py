@@ -14,10 +14,11 @@ at the first audit, and the rest comes in afterwards, a little at each audit; th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from ponder._utils.bisection import bisect
 from ponder._utils.validation import check_int, check_real, check_share
 from ponder.errors import CheckpointError
 
@@ -152,17 +153,9 @@ def confidence_sequence(disagreements: int, audits: int, confidence: float) -> t
         return mixed - spent < -math.log(1.0 - confidence)
 
     middle = k / n
-    low = 0.0 if k == 0 else _edge(possible, middle, 0.0)
-    high = 1.0 if k == n else _edge(possible, middle, 1.0)
+    low = 0.0 if k == 0 else bisect(possible, middle, 0.0)[1]
+    high = 1.0 if k == n else bisect(possible, middle, 1.0)[1]
     return low, high
-
-
-def _edge(possible: Callable[[float], bool], inside: float, outside: float) -> float:
-    """The border of an interval between a value inside and one outside, by bisection."""
-    for _ in range(60):
-        middle = (inside + outside) / 2.0
-        inside, outside = (middle, outside) if possible(middle) else (inside, middle)
-    return outside
 
 
 def _reserve(audits: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 
 import torch
 
-from ponder._utils.numerics import bisect
+from ponder._utils.bisection import bisect
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.priors.base import MeanParameter, Prior, registry
@@ -65,8 +65,7 @@ def for_mean(family: type[Prior] | str, mean: float, num_steps: int, **fixed: An
     if reached[0] == reached[1]:  # one step: every member has the mean
         return build(0.0)
     rising = mean_at(low) < mean_at(high)
-    ends = torch.tensor([low, high], dtype=torch.float64)
-    return build(float(bisect(lambda u: torch.tensor((mean_at(float(u)) < mean) == rising), *ends)))
+    return build(bisect(lambda u: (mean_at(u) < mean) == rising, low, high)[1])
 
 
 def _builder(family: type[Prior] | str, fixed: dict[str, Any]) -> Callable[[float], Prior]:
