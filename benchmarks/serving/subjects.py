@@ -52,12 +52,7 @@ def _plain() -> ServedModel:
         outputs = plain(inputs, attention_mask=context["attention_mask"]).logits
         return Exits(outputs.clone(), torch.full((len(examples),), made.num_steps))
 
-    def start(limits: Limits) -> Batcher:
-        return WindowBatcher(
-            run, max_batch=limits.max_batch, window=limits.window, max_waiting=limits.max_waiting + limits.max_texts
-        )
-
-    return replace(made, start=start, policy=policies.LastStep())
+    return replace(made, start=partial(WindowBatcher.within, run), policy=policies.LastStep())
 
 
 def tiny() -> ServedModel:

@@ -24,14 +24,14 @@ from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 from ponder.serving import Batcher, Limits, ServedModel, Text, Tokens, WindowBatcher
 from ponder.serving.exported import open_export
+from ponder.serving.model import check_texts
 from ponder.serving.watching import digests_of
 from ponder.serving.window import BatchRunner
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["Batching", "batch_runner", "open_folder", "served"]
+__all__ = ["Batching", "open_folder", "served"]
 
 Batching = Literal["stream", "window"]
-_SPARE = 64  # places of the batcher for what the service does besides: audits
 
 
 def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -> ServedModel:
@@ -123,10 +123,8 @@ def _architecture(folder: Path) -> str | None:
 
 
 def _tokens(tokenizer: Any, longest: int, texts: Sequence[Text]) -> Tokens:
-    sides = [(text,) if isinstance(text, str) else text for text in texts]
-    if len({len(side) for side in sides}) > 1:
-        raise ArgumentError("texts", expected="single texts, or pairs", got="both", remedy="Send two requests.")
-    made = tokenize(tokenizer, sides, longest)
+    check_texts(texts)
+    made = tokenize(tokenizer, [(text,) if isinstance(text, str) else text for text in texts], longest)
     return Tokens([_example(row) for row in made.rows], made.cut)
 
 
@@ -136,19 +134,14 @@ def _example(row: Mapping[str, Any]) -> Any:
 
 
 def _stream(model: PonderWrapper, limits: Limits) -> Batcher:
-    return StreamEngine(model, max_batch=limits.max_batch, max_waiting=limits.max_waiting + _SPARE)
+    return StreamEngine(model, max_batch=limits.max_batch, max_waiting=limits.places)
 
 
 def _window(model: PonderWrapper, limits: Limits) -> Batcher:
-    return WindowBatcher(
-        batch_runner(model),
-        max_batch=limits.max_batch,
-        window=limits.window,
-        max_waiting=limits.max_waiting + _SPARE,
-    )
+    return WindowBatcher.within(_batch_runner(model), limits)
 
 
-def batch_runner(model: PonderWrapper) -> BatchRunner:
+def _batch_runner(model: PonderWrapper) -> BatchRunner:
     """What runs a batch of examples to their exits, for a `WindowBatcher`."""
     reader, device = ExampleReader(model.padding), next(model.parameters()).device
 

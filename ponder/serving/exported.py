@@ -17,15 +17,12 @@ from ponder.export.examples import open_tokenizer
 from ponder.export.runtime import OnnxModel
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
-from ponder.serving.batcher import Batcher
-from ponder.serving.limits import Limits
-from ponder.serving.model import ServedModel, Text, Tokens
+from ponder.serving.model import ServedModel, Text, Tokens, check_texts
 from ponder.serving.window import WindowBatcher
 
 __all__ = ["open_export"]
 
 _NAMES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-_SPARE = 64
 
 
 def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
@@ -46,7 +43,7 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
         task=task,
         labels=() if task.numbers else manifest.labels or tuple(str(place) for place in range(manifest.outputs[-1])),
         tokenize=partial(_tokens, tokenizer, [spec.name for spec in manifest.inputs]),
-        start=partial(_window, model),
+        start=partial(WindowBatcher.within, partial(_run, model)),
         check=lambda policy: read_policy(policy.to_dict()),
         folder=folder,
         digests=digests,
@@ -54,8 +51,7 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
 
 
 def _tokens(tokenizer: Any, inputs: Sequence[str], texts: Sequence[Text]) -> Tokens:
-    if len({type(text) for text in texts}) > 1:
-        raise ArgumentError("texts", expected="single texts, or pairs", got="both", remedy="Send two requests.")
+    check_texts(texts)
     made = tokenizer.encode_batch(list(texts))
     if not all(encoding.ids for encoding in made):
         raise ArgumentError("texts", expected="texts with a token in them", got="an empty one", remedy="Leave it out.")
@@ -65,9 +61,6 @@ def _tokens(tokenizer: Any, inputs: Sequence[str], texts: Sequence[Text]) -> Tok
     return Tokens(rows, [bool(encoding.overflowing) for encoding in made])
 
 
-def _window(model: OnnxModel, limits: Limits) -> Batcher:
-    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
-        answers = model.predict(examples, batch_size=limits.max_batch, policy=policy, row_ids=np.asarray(row_ids))
-        return Exits(torch.from_numpy(answers.outputs), torch.from_numpy(answers.exit_step))
-
-    return WindowBatcher(run, max_batch=limits.max_batch, window=limits.window, max_waiting=limits.max_waiting + _SPARE)
+def _run(model: OnnxModel, examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
+    answers = model.predict(examples, batch_size=len(examples), policy=policy, row_ids=np.asarray(row_ids))
+    return Exits(torch.from_numpy(answers.outputs), torch.from_numpy(answers.exit_step))

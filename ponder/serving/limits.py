@@ -9,6 +9,8 @@ from ponder.errors import ArgumentError
 
 __all__ = ["Limits"]
 
+_SPARE = 64  # places of a batcher for what the service does besides: audits
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -51,3 +53,8 @@ class Limits:
                 got=self.max_texts,
                 remedy="A request of more texts than may wait could never be accepted.",
             )
+
+    @property
+    def places(self) -> int:
+        """How many rows may wait in the batcher: the texts that were accepted, and what audits add."""
+        return self.max_waiting + _SPARE

@@ -7,15 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder.errors import ArgumentError
 from ponder.parts.tasks import Task
 from ponder.policies import ExitPolicy
 from ponder.serving.batcher import Batcher
 from ponder.serving.limits import Limits
 
-__all__ = ["ServedModel", "Text", "Tokens"]
+__all__ = ["ServedModel", "Text", "Tokens", "check_texts"]
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
+
+
+def check_texts(texts: Sequence[Text]) -> None:
+    """Refuse single texts beside pairs: no tokenizer takes both at once.
+
+    Raises:
+        ArgumentError: There are both.
+    """
+    if len({type(text) for text in texts}) > 1:
+        raise ArgumentError("texts", expected="single texts, or pairs", got="both", remedy="Send two requests.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from ponder._utils.validation import check_int, check_real
 from ponder.engine.loop import Exits
 from ponder.errors import PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.policies import ExitPolicy
+from ponder.serving.limits import Limits
 
 __all__ = ["BatchRunner", "WindowBatcher"]
 
@@ -78,6 +79,20 @@ class WindowBatcher:
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="ponder-window", daemon=True)
         self._worker.start()
+
+    @classmethod
+    def within(cls, run: BatchRunner, limits: Limits) -> Self:
+        """A batcher with the limits of a service.
+
+        Example:
+            >>> def run(examples, policy, row_ids):
+            ...     return Exits(torch.stack(examples) + 1, torch.ones(len(examples), dtype=torch.long))
+            >>> batcher = WindowBatcher.within(run, ponder.serving.Limits(max_batch=2))
+            >>> batcher.submit(torch.tensor([1.0])).result().output.item()
+            2.0
+            >>> batcher.close()
+        """
+        return cls(run, max_batch=limits.max_batch, window=limits.window, max_waiting=limits.places)
 
     @property
     def failure(self) -> BaseException | None:
