@@ -121,15 +121,15 @@ async def _case(
     found = []
     for name in servers:
         own = f"{case}, {name}"
-        found.append(figure(SECTION, own, "texts a second, closed arrival", _spread(rates[name]), **more))
-        found.append(figure(SECTION, own, "CPU seconds of the server a text", _spread(work[name]), **more))
+        found.append(figure(SECTION, own, "texts a second, closed arrival", WallClock.of(rates[name]), **more))
+        found.append(figure(SECTION, own, "CPU seconds of the server a text", WallClock.of(work[name]), **more))
         if name != "plain":
             ratios = [one / plain / saving for one, plain in zip(rates[name], rates["plain"], strict=True)]
             told = "throughput ÷ (saving in steps × plain)"
-            found.append(figure(SECTION, own, told, _spread(ratios), at_least=GOAL, **more))
+            found.append(figure(SECTION, own, told, WallClock.of(ratios), at_least=GOAL, **more))
             ratios = [plain / one / saving for one, plain in zip(work[name], work["plain"], strict=True)]
             told = "texts a CPU second ÷ (saving in steps × plain)"
-            found.append(figure(SECTION, own, told, _spread(ratios), **more))
+            found.append(figure(SECTION, own, told, WallClock.of(ratios), **more))
     draw = random.Random(load.seed)
     for share in load.shares:
         for name, server in servers.items():
@@ -183,7 +183,3 @@ async def _answered(connection: Connection, request: bytes) -> None:
     status, body = await connection.ask(request)
     if status != 200:
         raise ConnectionError(f"the server answered {status}: {body[:200]!r}")
-
-
-def _spread(values: Sequence[float]) -> WallClock:
-    return WallClock(statistics.median(values), min(values), max(values))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -65,7 +64,7 @@ def _stem(model: Any, front: Any, ids: Tensor, mask: Tensor, case: str, options:
     }
     seconds = interleaved(calls, **_rounds(options))
     more = [1e3 * (stem - plain) for stem, plain in zip(seconds["stem"], seconds["front"], strict=True)]
-    value = WallClock(statistics.median(more), min(more), max(more))
+    value = WallClock.of(more)
     return figure(SECTION, case, "CPU ms of the stem beyond the plain encoder without layers", value, at_most=STEM)
 
 
@@ -113,8 +112,7 @@ def _import(options: Options) -> dict[str, Any]:
             [sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, check=True
         )
         seconds.append(float(ran.stdout.split()[-1]))
-    counted = seconds[1:] or seconds
-    value = WallClock(statistics.median(counted), min(counted), max(counted))
+    value = WallClock.of(seconds[1:] or seconds)
     name = "CPU s of importing ponder.integrations.transformers beyond a model class of Transformers"
     return figure(SECTION, "fresh process", name, value, at_most=IMPORT)
 

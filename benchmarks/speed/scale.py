@@ -6,7 +6,6 @@ machine does cancels out; memory is what the process holds after a run, relative
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +45,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         for _ in range(repeats):
             before, seconds, after = (streamed(model, policy, rows) / rows for rows in (reference, size, reference))
             ratios.append(2 * seconds / (before + after))
-        found += _figures(size, WallClock(statistics.median(ratios), min(ratios), max(ratios)), memory, reference)
+        found += _figures(size, WallClock.of(ratios), memory, reference)
     return found
 
 

@@ -40,8 +40,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
             "replays": partial(_replays, trajectory, [family(value) for value in some]),
         }
         seconds = interleaved(calls, rounds=options.pairs)
-        spent, times = sorted(seconds["sweep"]), ratio(seconds, "replays", "sweep")
-        each = WallClock(spent[len(spent) // 2], spent[0], spent[-1])
+        each, times = WallClock.of(seconds["sweep"]), ratio(seconds, "replays", "sweep")
         case = f"{name}, {count:,} values, {rows:,} rows × {STEPS} steps × {CLASSES} classes"
         found.append(figure(SECTION, case, "seconds of a sweep", each, at_most=goal))
         scaled = WallClock(*(value * count / len(some) for value in (times.median, times.low, times.high)))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 
-import torch
-
 from ponder.cost import WallClock
+from ponder.cost.speed import seconds
 
 __all__ = ["Seconds", "interleaved", "ratio"]
 
@@ -38,31 +36,16 @@ def interleaved(
     Returns:
         One number a round for each name, the seconds of one run of the call.
     """
-    first = {name: _seconds(call, 1, clock) for name, call in calls.items()}
+    first = {name: seconds(call, 1, clock) for name, call in calls.items()}
     repeats = max(1, math.ceil(least / max(min(first.values()), 1e-9)))
     rounds = max(rounds, min(MOST_ROUNDS, int(budget / (repeats * sum(first.values())))))
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in list(calls)[:: 1 if number % 2 else -1]:
-            found[name].append(_seconds(calls[name], repeats, clock))
+            found[name].append(seconds(calls[name], repeats, clock))
     return found
 
 
-def ratio(seconds: Seconds, over: str, under: str) -> WallClock:
+def ratio(took: Seconds, over: str, under: str) -> WallClock:
     """Seconds of `over` ÷ seconds of `under`: median and range over the rounds."""
-    ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
-    return WallClock(statistics.median(ratios), min(ratios), max(ratios))
-
-
-def _seconds(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
-    _wait()
-    start = clock()
-    for _ in range(repeats):
-        call()
-    _wait()
-    return (clock() - start) / repeats
-
-
-def _wait() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    return WallClock.of([a / b for a, b in zip(took[over], took[under], strict=True)])

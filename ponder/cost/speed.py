@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ponder._utils.validation import check_int
 from ponder.cost.breakdown import Cost
 from ponder.errors import ArgumentError
 
-__all__ = ["SpeedUp", "WallClock", "speed_up", "wall_clock"]
+__all__ = ["SpeedUp", "WallClock", "seconds", "speed_up", "wall_clock"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class WallClock:
     median: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """The median and the range of measured values.
+
+        Example:
+            >>> WallClock.of([1.8, 1.6, 1.7])
+            WallClock(median=1.7, low=1.6, high=1.8)
+        """
+        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -135,20 +146,29 @@ def wall_clock(
     ratios = []
     for pair in range(pairs):
         if pair % 2:
-            after = _seconds(wrapped)
-            ratios.append(_seconds(plain) / after)
+            after = seconds(wrapped)
+            ratios.append(seconds(plain) / after)
         else:
-            before = _seconds(plain)
-            ratios.append(before / _seconds(wrapped))
-    return WallClock(statistics.median(ratios), min(ratios), max(ratios))
+            before = seconds(plain)
+            ratios.append(before / seconds(wrapped))
+    return WallClock.of(ratios)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object], repeats: int = 1, clock: Callable[[], float] | None = None) -> float:
+    """Seconds of one run of `call`, the mean over some; accelerators are waited for.
+
+    Args:
+        call: What is timed.
+        repeats: How often it is run, ≥ 1.
+        clock: Gives seconds; `time.perf_counter` where None.
+    """
+    clock = clock or time.perf_counter
     _wait()
-    start = time.perf_counter()
-    call()
+    start = clock()
+    for _ in range(repeats):
+        call()
     _wait()
-    return time.perf_counter() - start
+    return (clock() - start) / repeats
 
 
 def _wait() -> None:
