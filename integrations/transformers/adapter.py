@@ -128,7 +128,7 @@ class EncoderAdapter(Adapter):
     @property
     def has_pooler(self) -> bool:
         """Whether `pool` can be called; False for an encoder that was built without its pooler."""
-        return True
+        return getattr(self.encoder, "pooler", True) is not None
 
     def has_readout(self, name: str) -> bool:
         """See `Adapter.has_readout`."""
@@ -239,11 +239,6 @@ class StackAdapter(EncoderAdapter):
     def steps(self) -> Steps:
         """One step a layer."""
         return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
-
-    @property
-    def has_pooler(self) -> bool:
-        """See `EncoderAdapter.has_pooler`."""
-        return self.encoder.pooler is not None
 
     def pool(self, hidden: Tensor) -> Tensor:
         """See `EncoderAdapter.pool`."""

@@ -34,11 +34,6 @@ class AlbertAdapter(EncoderAdapter):
         per_group = config.num_hidden_layers / config.num_hidden_groups
         return Steps(groups, schedule=[int(step / per_group) for step in range(config.num_hidden_layers)])
 
-    @property
-    def has_pooler(self) -> bool:
-        """See `EncoderAdapter.has_pooler`."""
-        return self.encoder.pooler is not None
-
     def pool(self, hidden: Tensor) -> Tensor:
         """See `EncoderAdapter.pool`."""
         pooled: Tensor = self.encoder.pooler_activation(self.encoder.pooler(hidden[:, 0]))

@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ponder.integrations.transformers.configuration import PonderConfig
-from ponder.integrations.transformers.modeling import PonderPreTrainedModel, by_problem
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.sequence_classification import PonderSequenceClassifierOutput
-from ponder.parts.tasks import TaskName
 from ponder.policies import ExitPolicy
 
 __all__ = ["PonderForAudioClassification"]
@@ -31,11 +29,6 @@ class PonderForAudioClassification(PonderPreTrainedModel):
     main_input_name = "input_values"
     inputs = ("input_values", "input_features")
     problems = True
-
-    @classmethod
-    def task_of(cls, config: PonderConfig) -> TaskName:
-        """See `PonderPreTrainedModel.task_of`."""
-        return by_problem(config)
 
     def forward(
         self,

@@ -6,7 +6,7 @@ What an answer is (a class a text, a class a token, features, …) is a subclass
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -40,7 +40,7 @@ from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput
 
-__all__ = ["PROBLEMS", "PonderPreTrainedModel", "by_problem"]
+__all__ = ["PROBLEMS", "PonderPreTrainedModel"]
 
 _OWNED = "ponder.stem.encoder."
 _ARGUMENTS = (
@@ -161,12 +161,12 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def task_of(cls, config: PonderConfig) -> TaskName | Task:
-        """What an answer means, by the configuration.
+        """What an answer means, by the configuration: here by its `problem_type`.
 
         Raises:
             ArgumentError: The configuration asks for something else than this model does.
         """
-        raise NotImplementedError
+        return _by_problem(config)
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
         """The head and the Lambda head."""
@@ -599,17 +599,12 @@ def _with_second_names(model: nn.Module, state: dict[str, Any], prefix: str, *re
     )
 
 
-def by_problem(config: PonderConfig, problems: Sequence[str] = tuple(PROBLEMS)) -> TaskName:
-    """The task of a `problem_type`.
-
-    Raises:
-        ArgumentError: It is none of `problems`.
-    """
+def _by_problem(config: PonderConfig) -> TaskName:
     problem = str(config.problem_type)
-    if problem not in problems:
+    if problem not in PROBLEMS:
         raise ArgumentError(
             "problem_type",
-            expected=f"one of {', '.join(problems)}",
+            expected=f"one of {', '.join(PROBLEMS)}",
             got=repr(config.problem_type),
             remedy="Choose one, or leave it out.",
         )

@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from ponder.integrations.transformers.configuration import PonderConfig
-from ponder.integrations.transformers.modeling import PonderPreTrainedModel, by_problem
-from ponder.parts.tasks import TaskName
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.policies import ExitPolicy
 
 __all__ = ["PonderForSequenceClassification", "PonderSequenceClassifierOutput"]
@@ -52,11 +50,6 @@ class PonderForSequenceClassification(PonderPreTrainedModel):
 
     pipeline_tag = "text-classification"
     problems = True
-
-    @classmethod
-    def task_of(cls, config: PonderConfig) -> TaskName:
-        """See `PonderPreTrainedModel.task_of`."""
-        return by_problem(config)
 
     def forward(
         self,
