@@ -18,7 +18,18 @@ from torch.utils import _pytree as pytree
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Shared", "Tree", "alike", "check_rows", "first_tensor", "map_tensors", "take_rows", "tensors", "unwrap"]
+__all__ = [
+    "Shared",
+    "Tree",
+    "alike",
+    "check_rows",
+    "distance",
+    "first_tensor",
+    "map_tensors",
+    "take_rows",
+    "tensors",
+    "unwrap",
+]
 
 Tree = Any
 
@@ -133,6 +144,14 @@ def alike(first: Tree, second: Tree, tolerance: float = 0.0) -> bool:
     others, other_structure = pytree.tree_flatten(second)
     pairs = zip(leaves, others, strict=False)
     return bool(structure == other_structure) and all(_alike_leaves(one, other, tolerance) for one, other in pairs)
+
+
+def distance(first: Tensor, second: Tensor) -> str:
+    """By what two tensors differ, in words: their shapes, or how far their values are apart at most."""
+    if first.shape != second.shape:
+        return f"their shapes, {tuple(first.shape)} and {tuple(second.shape)}"
+    apart = (first.detach().double() - second.detach().double()).abs()
+    return f"{float(apart.max()) if apart.numel() else 0.0:.3g}"
 
 
 def _alike_leaves(one: Any, other: Any, tolerance: float) -> bool:

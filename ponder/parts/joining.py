@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Shared, Tree
+from ponder._utils.trees import Shared, Tree, alike
 from ponder.errors import ArgumentError
 from ponder.parts.padding import Along
 
@@ -155,15 +155,9 @@ def _join_shared(values: Sequence[Shared], lengths: Lengths, length: int, path: 
         longest = max((shared.value for shared in values), key=lambda tensor: tensor.shape[along.dims[-1]])
         return Shared(along.narrow(longest, length))
     for shared in values[1:]:
-        if shared.value is not first and not _equal(shared.value, first):
+        if shared.value is not first and not alike(shared.value, first):
             raise _misfit(path, "one Shared value for all rows of a batch", "two that differ")
     return values[0]
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and bool(torch.equal(a, b))
-    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
 
 
 def _all_of(trees: Sequence[Tree], kind: type, path: str) -> Sequence[Any]:

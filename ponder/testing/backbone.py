@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, alike, check_rows, take_rows, tensors
+from ponder._utils.modes import evaluating
+from ponder._utils.trees import Tree, alike, check_rows, distance, take_rows, tensors
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.padding import real_positions
@@ -64,7 +65,7 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
         raise ArgumentError("inputs", expected="two rows or more", got=size, remedy="Pass a batch of some examples.")
     check_rows("context", context, size)
     case = _Case(model, inputs, context, size)
-    with private_randomness(0, case.device), _evaluating(model), torch.no_grad():
+    with private_randomness(0, case.device), evaluating(model), torch.no_grad():
         whole = case.unroll(torch.arange(size))
         _check_identity(case, whole)
         _check_rows_alone(case, whole)
@@ -150,7 +151,7 @@ def _check_identity(case: _Case, whole: Trajectory) -> None:
         same and full.exit_step.tolist() == [n] * case.size,
         "the backbone",
         "with LastStep() the outputs are those of the last step of unroll",
-        f"they differ by {_distance(full.outputs, whole.outputs[:, -1])}",
+        f"they differ by {distance(full.outputs, whole.outputs[:, -1])}",
         "Keep no state in the parts, draw no random numbers in evaluation mode, and set that mode on modules that "
         "the wrapper does not own.",
     )
@@ -170,7 +171,7 @@ def _check_rows_alone(case: _Case, whole: Trajectory) -> None:
                 alike(got, expected, _tolerance(got)),
                 "the backbone",
                 "a row's outputs do not depend on the other rows, their number or their order",
-                f"{name} of rows {rows.tolist()} as a batch differ by {_distance(got, expected)}",
+                f"{name} of rows {rows.tolist()} as a batch differ by {distance(got, expected)}",
                 "Use no statistic of the batch (BatchNorm in training mode, a sum over dimension 0), and pass what "
                 "belongs to a row as context, batch first.",
             )
@@ -187,7 +188,7 @@ def _check_replay(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
             "the backbone",
             "running with a policy gives what replaying the full-depth run gives",
             f"row {row} left at step {step} under {policy}, where the replay has {sorted(steps)}; its outputs "
-            f"differ by {_distance(ran.outputs[row], expected)} from those of the full-depth run at that step",
+            f"differ by {distance(ran.outputs[row], expected)} from those of the full-depth run at that step",
             "Every tensor of the hidden state and of the context must be per example, or marked with ponder.Shared.",
         )
 
@@ -299,7 +300,7 @@ def _check_copies(case: _Case) -> None:
             torch.equal(got.outputs, expected.outputs) and torch.equal(got.exit_step, expected.exit_step),
             "the backbone",
             "copies give the same outputs",
-            f"outputs differ by {_distance(got.outputs, expected.outputs)} after {way}",
+            f"outputs differ by {distance(got.outputs, expected.outputs)} after {way}",
             "Register weights as parameters and buffers (persistent ones) of the modules that the wrapper is given.",
         )
 
@@ -314,22 +315,5 @@ def _can_be_saved(model: PonderWrapper) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _evaluating(model: PonderWrapper) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _tolerance(tensor: Tensor) -> float:
     return _TOLERANCES.get(tensor.dtype, _HALF)
-
-
-def _distance(first: Tensor, second: Tensor) -> str:
-    if first.shape != second.shape:
-        return f"their shapes, {tuple(first.shape)} and {tuple(second.shape)}"
-    return f"{float((first - second).abs().max()) if first.numel() else 0.0:.3g}"

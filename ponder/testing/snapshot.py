@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
+
+from ponder._utils.trees import alike
 
 __all__ = ["differences", "snapshot"]
 
@@ -26,7 +27,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 def differences(before: dict[str, Any], model: nn.Module) -> list[str]:
     """What is not as it was when the snapshot `before` was taken."""
     after = snapshot(model)
-    return [name for name in {**before, **after} if not _equal(before.get(name), after.get(name))]
+    return [name for name in {**before, **after} if not alike(before.get(name), after.get(name))]
 
 
 def _hooks(module: nn.Module) -> list[int]:
@@ -35,9 +36,3 @@ def _hooks(module: nn.Module) -> list[int]:
 
 def _named(name: str) -> str:
     return name or "the model"
-
-
-def _equal(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return torch.equal(first, second)
-    return type(first) is type(second) and bool(first == second)

@@ -6,12 +6,14 @@ and change none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from ponder._utils.trees import tensors
 
 __all__ = ["DeviceWatch", "NanWatch"]
 
@@ -46,7 +48,7 @@ class NanWatch(TorchFunctionMode):
     ) -> Any:
         """Called by PyTorch for every operation; see the class."""
         name = _name(func)
-        given = [t for t in _tensors((args, kwargs)) if t.is_floating_point()] if name in _COMPARISONS else []
+        given = [t for _, t in tensors((args, kwargs)) if t.is_floating_point()] if name in _COMPARISONS else []
         if any(bool(t.isnan().any()) for t in given):
             self.compared.append(name)
         return func(*args, **(kwargs or {}))
@@ -81,7 +83,7 @@ class DeviceWatch(TorchFunctionMode):
         if name == "cpu" or _moves_to_literal(name, args, kwargs):
             self._mark(result, f"Tensor.{name}")
             return result
-        given = [tensor for tensor in _tensors((args, kwargs)) if tensor.dim()]
+        given = [tensor for _, tensor in tensors((args, kwargs)) if tensor.dim()]
         makers = [maker for tensor in given if (maker := self.maker(tensor)) is not None]
         if not makers:
             return result
@@ -100,7 +102,7 @@ class DeviceWatch(TorchFunctionMode):
         return None if found is None else found[1]
 
     def _mark(self, result: Any, maker: str) -> None:
-        for tensor in _tensors(result):
+        for _, tensor in tensors(result):
             if tensor.dim():
                 self._made[id(tensor)] = (tensor, maker)  # holding the tensor keeps its id from being used again
 
@@ -118,14 +120,3 @@ def _moves_to_literal(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 def _name(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", "")
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _tensors(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _tensors(value)

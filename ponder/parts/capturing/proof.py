@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, map_tensors, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, distance, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import grown_lengths, one_more_column
 from ponder.parts.capturing.layered import CodeBetweenError, LayeredModule
@@ -51,7 +51,7 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
         if not _close(part, whole):
             raise refusal(
                 "rows that do not affect one another",
-                f"other states of the rows that stay when the first row leaves: {_distance(part, whole)}",
+                f"other states of the rows that stay when the first row leaves: they differ by {distance(part, whole)}",
             )
     try:
         for state, around in ((states[0], context), (states[1], context), (few, there)):
@@ -175,7 +175,7 @@ def _check_depth(
         if isinstance(own, Tensor) and (mine.shape != own.shape or not torch.equal(mine, own)):
             raise refusal(
                 "layers between which nothing but the hidden state is handed on",
-                f"other outputs than the module's: {_distance(mine, own)}",
+                f"other outputs than the module's: they differ by {distance(mine, own)}",
             )
 
 
@@ -193,9 +193,3 @@ def _close(mine: Tensor, own: Tensor) -> bool:
     fine = mine.dtype in (torch.float32, torch.float64)
     scale = float(own.abs().max()) if own.is_floating_point() and own.numel() else 1.0
     return torch.allclose(mine, own, rtol=0, atol=(1e-4 if fine else 0.05) * max(scale, 1.0))
-
-
-def _distance(mine: Tensor, own: Tensor) -> str:
-    if mine.shape != own.shape:
-        return f"shape {tuple(mine.shape)} where {tuple(own.shape)} was expected"
-    return f"they differ by {float((mine.detach().double() - own.detach().double()).abs().max()):.2g}"
