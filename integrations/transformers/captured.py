@@ -16,7 +16,7 @@ from ponder._utils.trees import Tree
 from ponder.integrations.transformers.adapter import Adapter
 from ponder.integrations.transformers.examples import example_for
 from ponder.parts import readouts
-from ponder.parts.capturing.captured import first_tensor, learn
+from ponder.parts.capturing.captured import first_output, learn
 from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.capturing.layered import LayeredModule, LayeredReadout
 from ponder.parts.padding import Along, Padding
@@ -183,7 +183,7 @@ def _last_hidden_state(output: Any) -> Any:
 def _what_is_read(output: Any) -> list[Any]:
     """All that the readouts read of an output, where it is there."""
     found = [output[name] for name in dict.fromkeys(_FIELDS.values()) if output.get(name) is not None]
-    return found or [first_tensor(output)]
+    return found or [first_output(output)]
 
 
 _FIELDS = {"pooler": "pooler_output", "mean": "last_hidden_state", "tokens": "last_hidden_state"}

@@ -6,8 +6,8 @@ None, `Shared` values) belong to the whole batch and pass unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -25,6 +25,8 @@ __all__ = [
     "check_rows",
     "distance",
     "first_tensor",
+    "leaves",
+    "map_leaves",
     "map_tensors",
     "take_rows",
     "tensors",
@@ -54,14 +56,32 @@ class Shared:
 
 def map_tensors(fn: Callable[[Any], Any], tree: Tree, kind: type = Tensor) -> Tree:
     """Apply `fn` to every per-example tensor of `tree` (or to what is of another kind) and keep the structure."""
-    if isinstance(tree, kind):
-        return fn(tree)
-    if isinstance(tree, Mapping):
-        return type(tree)({key: map_tensors(fn, value, kind) for key, value in tree.items()})  # type: ignore[call-arg]
+    return map_leaves(lambda leaf: fn(leaf) if isinstance(leaf, kind) else leaf, tree)
+
+
+def map_leaves(change: Callable[[Any], Any], tree: Tree) -> Tree:
+    """`tree` with `change` of its leaves, tensors or not."""
+    if isinstance(tree, Tensor):  # nearly always
+        return change(tree)
     if isinstance(tree, list | tuple):
-        parts = [map_tensors(fn, value, kind) for value in tree]
+        parts = [map_leaves(change, value) for value in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return tree
+    if isinstance(tree, Mapping):
+        kind: Any = type(tree)
+        values = {key: map_leaves(change, value) for key, value in tree.items()}
+        return kind(**values) if is_dataclass(tree) else kind(values)
+    return change(tree)
+
+
+def leaves(tree: Tree) -> Iterator[Any]:
+    """The leaves of `tree`, in the order of `map_leaves`."""
+    if isinstance(tree, Mapping):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        yield tree
+        return
+    for value in tree:
+        yield from leaves(value)
 
 
 def tensors(tree: Tree, path: str = "") -> list[tuple[str, Tensor]]:

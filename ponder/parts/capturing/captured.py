@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, tensors
+from ponder._utils.trees import Tree, leaves, map_leaves, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.growth import grown_rows, one_more_row
 from ponder.parts.capturing.joinable import joinable
@@ -32,8 +32,6 @@ from ponder.parts.capturing.watching import (
     Watched,
     find_layers,
     find_tail,
-    leaves,
-    map_leaves,
     watch,
     widened,
 )
@@ -105,7 +103,7 @@ def capture(
         >>> model.eval()(torch.randn(4, 5, 8)).outputs.shape
         torch.Size([4, 2])
     """
-    features = features or first_tensor
+    features = features or first_output
     layered = learn(module, example, layers=layers, reads=features)
     return Captured(CapturedStem(layered), layered.steps(), layered.readout(features), layered.padding)
 
@@ -149,7 +147,7 @@ def learn(
     """
     shadow = evaluating(_checked(module))
     with torch.inference_mode(False), torch.no_grad():  # in inference mode, nobody counts who writes into a tensor
-        seen = _see(shadow, _read_example(example), reads or first_tensor)
+        seen = _see(shadow, _read_example(example), reads or first_output)
         with torch.random.fork_rng(_devices(seen.given)):
             layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
             padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
@@ -161,8 +159,8 @@ def learn(
     return layered
 
 
-def first_tensor(output: Any) -> Any:
-    """The first tensor of a module's output."""
+def first_output(output: Any) -> Any:
+    """The first tensor of a module's output, or the mark that stands for it."""
     return next(leaf for leaf in leaves(output) if isinstance(leaf, Tensor | Mark))
 
 

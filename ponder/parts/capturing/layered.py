@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Shared, Tree, map_tensors, take_rows, tensors
+from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import (
     Arguments,
@@ -25,7 +25,7 @@ from ponder.parts.capturing.growth import (
     split_rows,
 )
 from ponder.parts.capturing.twin import branches_to, twin_of
-from ponder.parts.capturing.watching import Mark, Tail, leaves, map_leaves
+from ponder.parts.capturing.watching import Mark, Tail
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 

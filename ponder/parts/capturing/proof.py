@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, distance, map_tensors, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, distance, leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import grown_lengths, one_more_column
 from ponder.parts.capturing.layered import CodeBetweenError, LayeredModule
-from ponder.parts.capturing.watching import leaves
 from ponder.parts.padding import Along, Padding
 
 __all__ = ["LearnedPadding", "learned_padding", "prove", "refusal"]

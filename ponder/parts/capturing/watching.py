@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ponder._utils.trees import leaves, map_leaves
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.twin import watched_copy
 
@@ -22,8 +23,6 @@ __all__ = [
     "Watched",
     "find_layers",
     "find_tail",
-    "leaves",
-    "map_leaves",
     "watch",
     "widened",
 ]
@@ -207,33 +206,6 @@ def find_tail(
         calls.append(made)
     output = tree_map(mark, watched.output)
     return None if _LOST in leaves(reads(output)) else Tail(tuple(calls), output)
-
-
-def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
-    """`tree` with `change` of its leaves; tuples, lists and dicts are nodes."""
-    kind = type(tree)
-    if kind is tuple:
-        return tuple([map_leaves(change, value) for value in tree])
-    if kind is dict:
-        return {key: map_leaves(change, value) for key, value in tree.items()}
-    if kind is list:
-        return [map_leaves(change, value) for value in tree]
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return kind(*(map_leaves(change, value) for value in tree))
-    if isinstance(tree, dict):
-        return kind(**{key: map_leaves(change, value) for key, value in tree.items()})
-    return change(tree)
-
-
-def leaves(tree: Any) -> Iterator[Any]:
-    """The leaves of `tree`, in the order of `map_leaves`."""
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, list | tuple):
-        yield tree
-        return
-    for value in tree:
-        yield from leaves(value)
 
 
 def _version(leaf: Any) -> int:
