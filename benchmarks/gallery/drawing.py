@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import statistics
@@ -15,6 +14,7 @@ import torch
 from benchmarks.figures import new_figure, save_svg
 from ponder import StepDistribution, Trajectory, policies, priors
 from ponder import plots as shown
+from ponder._utils.numerics import interpolate
 from ponder.monitor import Audit
 
 __all__ = ["FIGURES", "draw"]
@@ -58,8 +58,10 @@ def _score_by_speed_up(axes: Any) -> None:
     for recipe, color in _RECIPES.items():
         of_seeds = [_curve(result, "confidence") for result in _runs(recipe)]
         if of_seeds and all(of_seeds):
-            grid = [1 + 0.1 * place for place in range(31)]
-            means = [statistics.fmean(_read(curve, speed_up) for curve in of_seeds) for speed_up in grid]
+            least, most = max(curve[0][0] for curve in of_seeds), min(curve[-1][0] for curve in of_seeds)
+            grid = [at for at in (1 + 0.1 * place for place in range(31)) if least <= at <= most]
+            of_grid = [interpolate([at for at, _ in curve], [score for _, score in curve], grid) for curve in of_seeds]
+            means = [statistics.fmean(scores) for scores in zip(*of_grid, strict=True)]
             axes.plot(grid, means, color=color, label=recipe, linewidth=2)
     of_steps = [result["splits"]["dev"]["per_step"] for result in _runs("ponder")]
     blind = [statistics.fmean(scores) for scores in zip(*of_steps, strict=True)]
@@ -100,14 +102,6 @@ def _curve(result: dict[str, Any], policy: str) -> list[tuple[float, float]]:
             pairs = zip(points["mean_exit_step"], points["score"], strict=True)
             return sorted((result["num_steps"] / step, found) for step, found in pairs)
     return []
-
-
-def _read(curve: list[tuple[float, float]], speed_up: float) -> float:
-    """The score at a speed-up, on straight lines between the thresholds that were tried."""
-    for (low, first), (high, last) in itertools.pairwise(curve):
-        if low <= speed_up <= high:
-            return first + (last - first) * (speed_up - low) / max(high - low, 1e-9)
-    return float("nan")
 
 
 def _steps_by_difficulty(axes: Any) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.glue.config import RunConfig, recipe_label
 from benchmarks.glue.curves import read_curve
 from benchmarks.glue.results import Result
 from benchmarks.tasks import names
+from ponder._utils.numerics import interpolate
 from ponder.analysis.frontiers import blind_frontier
 
 BLIND = "blind"
@@ -158,5 +158,4 @@ def _score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
     steps = [] if curve is None else [point.mean_exit_step for point in curve.points]
     if curve is None or not min(steps) <= mean_exit_step <= max(steps):
         return None
-    known = pd.Series([point.score for point in curve.points]).groupby(steps).mean()  # in order; equal costs are one
-    return float(np.interp(mean_exit_step, known.index, known))
+    return interpolate(steps, [point.score for point in curve.points], [mean_exit_step])[0]
