@@ -1,4 +1,4 @@
-"""Tables of results as Markdown, and pages that hold them between two marks."""
+"""What tables of results are made of, and pages that hold them between two marks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,9 @@ from pathlib import Path
 from ponder._utils.files import write_text
 from ponder.errors import PonderError
 
-__all__ = ["mark", "markdown_table", "spread", "write_between_marks"]
+__all__ = ["mark", "spread", "write_between_marks"]
 
 _BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table.
-
-    Example:
-        >>> markdown_table(("depth", "solved"), [("8", "97.0%")])
-        ['| depth | solved |', '| --- | --- |', '| 8 | 97.0% |']
-    """
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 def mark(values: Iterable[float | None], competing: Sequence[bool] | None = None) -> list[str]:

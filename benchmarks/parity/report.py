@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import new_figure, save_svg
-from benchmarks.tables import markdown_table, spread, write_between_marks
+from benchmarks.tables import spread, write_between_marks
+from ponder._utils.markdown import markdown_table
 
 __all__ = ["COLUMNS", "Row", "draw_figure", "markdown", "rows", "write_page"]
 

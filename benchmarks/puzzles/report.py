@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.figures import new_figure, save_svg
 from benchmarks.puzzles.config import PUZZLES
 from benchmarks.puzzles.summary import GOALS, Results
-from benchmarks.tables import markdown_table, spread
+from benchmarks.tables import spread
+from ponder._utils.markdown import markdown_table
 
 __all__ = ["COLUMNS", "draw_figure", "goal_table", "level_table", "markdown", "rows"]
 

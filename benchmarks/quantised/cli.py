@@ -15,6 +15,7 @@ from benchmarks.quantised.measuring import KINDS, measure
 from benchmarks.tables import write_between_marks
 from benchmarks.terminal import hide_bars, print_table
 from ponder._utils.files import read_json, write_json
+from ponder._utils.markdown import markdown_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 FILE = "quantised.json"
@@ -42,8 +43,7 @@ def run(
     cosines = read_json(out / FILE)["cosines"]
     print_table(("quantised", *cosines), rows(cosines), title="Cosine with fp32: median, worst")
     if page is not None:
-        lines = [["", *cosines], ["---"] * (1 + len(cosines)), *rows(cosines)]
-        write_between_marks(page, "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        write_between_marks(page, "\n".join(markdown_table(("", *cosines), rows(cosines))))
 
 
 def rows(cosines: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:

@@ -17,6 +17,7 @@ from benchmarks.environment import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
 from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json, write_text
+from ponder._utils.markdown import markdown_table
 from ponder._utils.validation import check_share
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -73,9 +74,7 @@ def markdown(outcomes: list[dict[str, Any]]) -> str:
         "",
         _ABOVE,
         "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|" + " --- |" * len(COLUMNS),
-        *(f"| {' | '.join(_cells(outcome))} |" for outcome in outcomes),
+        *markdown_table(COLUMNS, map(_cells, outcomes)),
     ]
     return "\n".join(lines) + "\n"
 

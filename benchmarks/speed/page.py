@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import markdown_table
 from ponder._utils.files import write_text
+from ponder._utils.markdown import markdown_table
 
 __all__ = ["COLUMNS", "MARK", "cells", "markdown", "write_page"]
 
@@ -53,7 +53,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         torch = where["versions"].get("torch", "?")
         lines += [f"{where['device']}, {where['threads']} threads, torch {torch}, {where['date']}.", ""]
         lines += [f'<details markdown="1"><summary>{len(result["figures"])} figures</summary>', ""]
-        lines += markdown_table(COLUMNS, [[_plain(cell) for cell in cells(told)] for told in result["figures"]])
+        lines += markdown_table(COLUMNS, map(cells, result["figures"]))
         lines += ["", "</details>", ""]
     return "\n".join(lines)
 
@@ -66,7 +66,7 @@ def _in_short(result: dict[str, Any]) -> list[str]:
     missed = [told for told in goals if not told["kept"]]
     farthest = ""
     if missed:
-        case, figure, median, _, goal, _ = map(_plain, cells(max(missed, key=_short_of_goal)))
+        case, figure, median, _, goal, _ = cells(max(missed, key=_short_of_goal))
         farthest = f"{case}, {figure}: {median} for {goal}"
     reached = f"{len(goals) - len(missed)} of {len(goals)}" if goals else "none set"
     return [f"[{title}](#{anchor})", str(len(result["figures"])), reached, farthest]
@@ -87,7 +87,3 @@ def write_page(page: Path, folder: Path) -> None:
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
-
-
-def _plain(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").split())

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
+from ponder._utils.markdown import markdown_table
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
@@ -271,31 +272,26 @@ def _page(rows: Sequence[Holds]) -> str:
         "  for rows of its own length.",
         "",
     ]
+    columns = ("Layers", "Readouts", "Narrows", "Joins", "Families")
     for reads in dict.fromkeys(row.reads for row in wrapped):
-        lines += [
-            f"## Reading `{reads}`",
-            "",
-            "| Layers | Readouts | Narrows | Joins | Families |",
-            "|---|---|---|---|---|",
-        ]
-        alike: dict[str, list[str]] = {}
+        alike: dict[tuple[str, ...], list[str]] = {}
         for row in wrapped:
             if row.reads == reads:
                 alike.setdefault(_cells(row), []).append(f"`{row.name}`")
-        lines += [f"| {cells} | {', '.join(names)} |" for cells, names in alike.items()] + [""]
-    lines += ["## Refused", "", "| Family | Why |", "|---|---|"]
-    lines += [f"| `{row.name}` | {_why(row.refused)} |" for row in rows if row.refused]
+        table = [(*cells, ", ".join(names)) for cells, names in alike.items()]
+        lines += [f"## Reading `{reads}`", "", *markdown_table(columns, table), ""]
+    refused = [(f"`{row.name}`", _why(row.refused)) for row in rows if row.refused]
+    lines += ["## Refused", "", *markdown_table(("Family", "Why"), refused)]
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Holds) -> str:
+def _cells(row: Holds) -> tuple[str, ...]:
     named = {"own": "own", "layers": "called", "between": "between"}
-    cells = (
+    return (
         named[row.how],
         "".join(name[0] for name in row.readouts),
         *("yes" if y else "no" for y in (row.narrows, row.joins)),
     )
-    return " | ".join(cells)
 
 
 def _why(refused: str) -> str:

@@ -6,10 +6,11 @@ README without the marker of this file is its owner's, and is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ponder._utils.markdown import markdown_table
 from ponder.analysis.metrics import MetricLike, as_metric
 from ponder.analysis.sweeps import measure
 from ponder.errors import ArgumentError
@@ -83,13 +84,16 @@ def _card(model: Any, name: str) -> str:
         "`import ponder.integrations.transformers`, or with `trust_remote_code=True`, which runs the one file of this "
         "folder that imports the package.",
         "## What it is",
-        _table(
-            {
-                "Recipe": f"`{model.recipe.name}` ({model.recipe.paper})",
-                "Policy": f"`{model.policy!r}`",
-                "Reads": f"`{config.readout}`",
-                "Answers": _answers(model),
-            }
+        "\n".join(
+            markdown_table(
+                ("", ""),
+                [
+                    ("Recipe", f"`{model.recipe.name}` ({model.recipe.paper})"),
+                    ("Policy", f"`{model.policy!r}`"),
+                    ("Reads", f"`{config.readout}`"),
+                    ("Answers", _answers(model)),
+                ],
+            )
         ),
         "## What is promised of its exits",
         *(
@@ -126,12 +130,9 @@ def _certificates(policy: ExitPolicy) -> Iterator[Certified]:
 def _measured(evaluations: list[dict[str, Any]]) -> str:
     if not evaluations:
         return "Nothing was noted. `model.note_evaluation(model.record(rows), data=…)` measures and notes it."
-    lines = [
-        "| Data | Rows | Policy | Score | At full depth | Mean exit step | Speed-up in steps |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in evaluations:
-        cells = (
+    columns = ("Data", "Rows", "Policy", "Score", "At full depth", "Mean exit step", "Speed-up in steps")
+    cells = [
+        (
             row["data"],
             row["rows"],
             f"`{row['policy']}`",
@@ -140,17 +141,10 @@ def _measured(evaluations: list[dict[str, Any]]) -> str:
             f"{row['mean_exit_step']:.2f}",
             f"{row['speed_up']:.2f}",
         )
-        lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
-    lines += ["", "A speed-up in steps is N ÷ the mean exit step; embeddings and heads are left out of it."]
-    return "\n".join(lines)
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in rows.items())])
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+        for row in evaluations
+    ]
+    note = "A speed-up in steps is N ÷ the mean exit step; embeddings and heads are left out of it."
+    return "\n".join([*markdown_table(columns, cells), "", note])
 
 
 def _text(path: Path) -> str:

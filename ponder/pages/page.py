@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ponder._utils.files import write_text
+from ponder._utils.markdown import markdown_table
 
 __all__ = ["Block", "Drawing", "Embedded", "Figure", "Heading", "Page", "Table", "Text", "templates"]
 
@@ -90,8 +91,7 @@ class Table(Block):
 
     def markdown(self, figures: str | None) -> str:
         """Pipes and dashes; a pipe in a cell is escaped."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+        return "\n".join(markdown_table(self.head, self.rows))
 
 
 @dataclass(frozen=True)
