@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -17,8 +17,8 @@ from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
 from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.parts.tasks import infer_task
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
-from ponder.policies.gate import Gate, GateReader, LinearTable, TreeTable, default_signals
+from ponder.policies.base import StepView
+from ponder.policies.gate import Gate, LinearTable, TreeTable, default_signals
 from ponder.trajectory import Trajectory
 
 __all__ = ["fit_gate", "staying_pays"]
@@ -178,18 +178,10 @@ def _default_signals(trajectory: Trajectory) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Reading(ExitPolicy):
-    """Lets nobody go, and writes down the signals of every step but the last."""
+class _Reading(Gate):
+    """A gate that lets nobody go, and writes down the signals of every step but the last."""
 
-    reader: GateReader
-    seen: list[Tensor]
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return self.reader.needs
-
-    def init(self, batch: PolicyBatch) -> Tree:
-        return self.reader.init(batch)
+    seen: list[Tensor] = field(default_factory=list)
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         values, state = self.reader.read(step, state)
@@ -199,8 +191,8 @@ class _Reading(ExitPolicy):
 
 def _signals(trajectory: Trajectory, signals: tuple[str, ...]) -> list[Tensor]:
     """The signals at each step but the last, `(batch, signals)` each; refused as the gate itself would be."""
-    check_replay(trajectory, Gate(None, signals, "logistic", (0.0,)))
-    probe = _Reading(GateReader(signals), [])
+    probe = _Reading(None, signals, "logistic", (0.0,))
+    check_replay(trajectory, probe)
     replay(trajectory, probe)
     return probe.seen
 

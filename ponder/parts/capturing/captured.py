@@ -25,7 +25,7 @@ from ponder.parts.capturing.growth import grown_rows, one_more_row
 from ponder.parts.capturing.joinable import joinable
 from ponder.parts.capturing.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
-from ponder.parts.capturing.twin import evaluating
+from ponder.parts.capturing.twin import evaluating_twin
 from ponder.parts.capturing.watching import (
     Layers,
     Mark,
@@ -145,7 +145,7 @@ def learn(
     Raises:
         ArgumentError: What `capture` refuses.
     """
-    shadow = evaluating(_checked(module))
+    shadow = evaluating_twin(_checked(module))
     with torch.inference_mode(False), torch.no_grad():  # in inference mode, nobody counts who writes into a tensor
         seen = _see(shadow, _read_example(example), reads or first_output)
         with torch.random.fork_rng(_devices(seen.given)):

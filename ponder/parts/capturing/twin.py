@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Branches", "branches_to", "evaluating", "shallow_copy", "twin_of", "watched_copy"]
+__all__ = ["Branches", "branches_to", "evaluating_twin", "twin_of", "watched_copy"]
 
 Branches = dict[str, Any]
 """The paths to some modules as nested dicts by attribute name; a leaf is the path under which its module is known."""
@@ -61,7 +61,7 @@ def twin_of(root: nn.Module, branches: Branches, answers: Mapping[str, Callable[
     return _branched(root, branches, answers, {})
 
 
-def evaluating(root: nn.Module) -> nn.Module:
+def evaluating_twin(root: nn.Module) -> nn.Module:
     """A twin of `root` with all its modules, in evaluation mode; `root` keeps its mode."""
 
     def still(_: str, module: nn.Module) -> None:
