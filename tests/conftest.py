@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,6 +35,16 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """What was compiled before and during a test is forgotten."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 LONG = (  # whole files that take tens of seconds: they start first, so that no worker is left with one at the end

@@ -19,7 +19,7 @@ from ponder.testing.contract import ContractError, require
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
 from ponder.testing.policy_driver import PolicyDriver
 from ponder.testing.randomness import generator, private_randomness
-from ponder.testing.samples import Sizes, extreme_trajectories, random_trajectory, toy_model
+from ponder.testing.samples import Sizes, extreme_trajectories, random_trajectory, row_choices, toy_model
 from ponder.testing.tensor_watch import DeviceWatch, NanWatch
 
 __all__ = ["check_policy"]
@@ -127,12 +127,7 @@ def _check_rows_alone(driver: PolicyDriver) -> None:
     draws = not alike(start, driver.init(everyone))
     masks, states = driver.walk(everyone, start)
     remedy = "Reduce over every dimension but the first, and use no statistic of the batch and no batch size."
-    for rows in (
-        torch.randperm(_ROWS, generator=generator(3)),
-        torch.tensor([3]),
-        torch.arange(_ROWS - 1, 0, -3),
-        torch.tensor([5, 5, 2, 5]),
-    ):
+    for rows in row_choices(_ROWS):
         company = f"with rows {rows.tolist()} as the batch"
         own = take_rows(start, rows)
         if not draws:

@@ -17,11 +17,30 @@ from ponder.testing.randomness import generator
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["LENGTH", "Sizes", "extreme_trajectories", "labels", "random_trajectory", "readings_of", "toy_model"]
+__all__ = [
+    "LENGTH",
+    "Sizes",
+    "extreme_trajectories",
+    "labels",
+    "random_trajectory",
+    "readings_of",
+    "row_choices",
+    "toy_model",
+]
 
 LENGTH = 4
 _MANY_OUTPUTS = 3
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def row_choices(rows: int) -> tuple[Tensor, ...]:
+    """Some of `rows` rows (six or more) in other company: in another order, alone, a few, and one of them repeated."""
+    return (
+        torch.randperm(rows, generator=generator(3)),
+        torch.tensor([3]),
+        torch.arange(rows - 1, 0, -3),
+        torch.tensor([5, 5, 2, 5]),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,15 +12,10 @@ import ponder
 from ponder.policies import Confidence, ExitPolicy, FixedStep, LastStep, Quantile
 from tests.ponder.test_compilation import Counter
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 WIDTH, LENGTH, STEPS = 8, 5, 3
 FIXED = [LastStep(), FixedStep(2)]
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def layer() -> nn.Module:

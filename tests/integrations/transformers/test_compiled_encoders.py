@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -12,12 +10,7 @@ from ponder.policies import Bernoulli, ExitPolicy, FixedStep, LastStep
 from tests.integrations.transformers.encoders import make_batch, make_model
 from tests.ponder.test_compilation import Counter
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("policy", [LastStep(), FixedStep(2)], ids=repr)

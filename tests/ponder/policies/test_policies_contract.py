@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import ponder
 from ponder import policies
 from ponder.policies import ModelSpec
+from ponder.testing.samples import row_choices
 from tests.ponder import oracles
 from tests.ponder.checks import assert_exits, records, refused, take, to_dtype
 from tests.ponder.examples import FITTED_POLICIES, POLICIES, Example, make_policy
@@ -115,13 +116,7 @@ def test_a_row_does_not_depend_on_its_company(case: Example, toy_name: str) -> N
     toy, model, inputs, context = model_and_batch(case, toy_name, torch.float64)
     ids = torch.arange(100, 100 + BATCH)
     whole = model(inputs, row_ids=ids, **context)
-    generator = torch.Generator().manual_seed(3)
-    for rows in (
-        torch.randperm(BATCH, generator=generator),
-        torch.tensor([3]),
-        torch.arange(BATCH - 1, 0, -3),
-        torch.tensor([5, 5, 2, 5]),
-    ):
+    for rows in row_choices(BATCH):
         part = model(take(inputs, rows), row_ids=ids[rows], **take(context, rows))
         assert part.exit_step.tolist() == whole.exit_step[rows].tolist()
         torch.testing.assert_close(part.outputs, whole.outputs[rows])
