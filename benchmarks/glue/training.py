@@ -45,7 +45,7 @@ from ponder.objectives import FinalStep, Ponder
 from ponder.policies import LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["KeepWhole", "Trained", "begins_plain", "last_whole", "plain", "train", "train_stage"]
+__all__ = ["KeepWhole", "Trained", "last_whole", "plain", "train", "train_stage"]
 
 _MARK = "complete"
 

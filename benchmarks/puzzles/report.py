@@ -13,7 +13,7 @@ from benchmarks.puzzles.summary import GOALS, Results
 from benchmarks.tables import spread
 from ponder._utils.markdown import markdown_table
 
-__all__ = ["COLUMNS", "draw_figure", "goal_table", "level_table", "markdown", "rows"]
+__all__ = ["COLUMNS", "draw_figure", "goal_table", "markdown", "rows"]
 
 COLUMNS = ("network", "halting", "accuracy", "mean steps", "largest level", "rank correlation")
 _NETWORKS = {"looped": "looped", "pondernet": "PonderNet", "act": "ACT", "feed-forward": "feed-forward"}

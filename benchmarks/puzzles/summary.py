@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.puzzles.config import PUZZLES
 from benchmarks.puzzles.experiment import read_results
 
-__all__ = ["GOALS", "Results", "best_way", "summarise", "summarise_all"]
+__all__ = ["GOALS", "Results", "summarise", "summarise_all"]
 
 _SOLVED, _SHARE, _ORACLE, _CORRELATION, _CLOCK = 0.95, 0.60, 1.35, 0.8, 0.95
 GOALS = {

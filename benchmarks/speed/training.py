@@ -29,7 +29,7 @@ from benchmarks.speed.subjects import minilm
 from benchmarks.speed.timing import interleaved, ratio
 from ponder.integrations.transformers import PonderForSequenceClassification
 
-__all__ = ["KINDS", "batches", "measure", "padded_loss", "peak_bytes", "trainer"]
+__all__ = ["KINDS", "batches", "measure", "padded_loss", "trainer"]
 
 SECTION = "training"
 PLAIN, PADDED = 0.95, 3.0

@@ -22,7 +22,7 @@ from ponder.parts.readouts import Pooled, Readout
 from ponder.parts.steps import Step, Steps
 from ponder.policies import FixedStep
 
-__all__ = ["EncoderParts", "ReadoutName", "as_call", "read_encoder"]
+__all__ = ["EncoderParts", "ReadoutName", "read_encoder"]
 
 ReadoutName = Literal["mean", "first_token", "last"]
 _POOLS: dict[str, Readout] = {

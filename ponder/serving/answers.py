@@ -12,7 +12,7 @@ from ponder.errors import NonFiniteError
 from ponder.inference.streaming import StreamOutput
 from ponder.parts.tasks import Task
 
-__all__ = ["answer_of", "read_outputs"]
+__all__ = ["answer_of"]
 
 
 def answer_of(task: Task, labels: Sequence[str], answer: StreamOutput, *, truncated: bool) -> dict[str, Any]:
