@@ -55,26 +55,24 @@ class Shared:
 
 
 def map_tensors(fn: Callable[[Any], Any], tree: Tree, kind: type = Tensor) -> Tree:
-    """Apply `fn` to every per-example tensor of `tree` (or to what is of another kind) and keep the structure."""
-    return map_leaves(lambda leaf: fn(leaf) if isinstance(leaf, kind) else leaf, tree)
+    """Apply `fn` to every per-example tensor of `tree` (or to leaves of another kind) and keep the structure."""
+    if isinstance(tree, Tensor) or not isinstance(tree, list | tuple | Mapping):
+        return fn(tree) if isinstance(tree, kind) else tree
+    made: Any = type(tree)
+    if isinstance(tree, Mapping):
+        values = {key: map_tensors(fn, value, kind) for key, value in tree.items()}
+        return made(**values) if is_dataclass(tree) else made(values)
+    parts = [map_tensors(fn, value, kind) for value in tree]
+    return made(*parts) if hasattr(tree, "_fields") else made(parts)
 
 
 def map_leaves(change: Callable[[Any], Any], tree: Tree) -> Tree:
     """`tree` with `change` of its leaves, tensors or not."""
-    if isinstance(tree, Tensor):  # nearly always
-        return change(tree)
-    if isinstance(tree, list | tuple):
-        parts = [map_leaves(change, value) for value in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    if isinstance(tree, Mapping):
-        kind: Any = type(tree)
-        values = {key: map_leaves(change, value) for key, value in tree.items()}
-        return kind(**values) if is_dataclass(tree) else kind(values)
-    return change(tree)
+    return map_tensors(change, tree, object)
 
 
 def leaves(tree: Tree) -> Iterator[Any]:
-    """The leaves of `tree`, in the order of `map_leaves`."""
+    """The leaves of `tree`, in the order of `map_tensors`."""
     if isinstance(tree, Mapping):
         tree = tree.values()
     elif not isinstance(tree, list | tuple):
