@@ -449,9 +449,15 @@ def test_a_result_of_a_recipe_that_has_changed_since_is_refused(tmp_path):
     for path in read:
         Result.of_run(path)  # the committed ones are of the recipes as they are
         assert "digest" in json.loads(path.read_text())
-    (path, *_) = (path for path in read if "-palbert-" in path.name)
-    for field, value in (("training", [{"objective": {"name": "final-step"}}]), ("policy", {"name": "last-step"})):
-        changed = Result({**json.loads(path.read_text()), field: value})
+    of_palbert = {path: json.loads(path.read_text()) for path in read if "-palbert-" in path.name}
+    before = next(path for path, data in of_palbert.items() if "recipe_fields" not in data)
+    now = next(path for path, data in of_palbert.items() if "recipe_fields" in data)
+    for path, field, value in (
+        (before, "training", [{"objective": {"name": "final-step"}}]),
+        (before, "policy", {"name": "last-step"}),
+        (now, "recipe_fields", {**of_palbert[now]["recipe_fields"], "policy": {"name": "last-step"}}),
+    ):
+        changed = Result({**of_palbert[path], field: value})
         changed.save(tmp_path / path.name)
         with pytest.raises(DataError, match="has changed since"):
             Result.of_run(tmp_path / path.name)
