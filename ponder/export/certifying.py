@@ -82,7 +82,7 @@ def certify(
         ('disagreement_with_reference', 300)
     """
     own, other = model.manifest, reference.manifest
-    task = task_named(None if own.task == "unnamed" else own.task)
+    task = task_named(own.task)
     if (own.task, own.outputs) != (other.task, other.outputs) or not task.comparable:
         raise ArgumentError(
             "reference",

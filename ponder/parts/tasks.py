@@ -23,12 +23,14 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "Classification",
+    "Custom",
     "Multilabel",
     "Regression",
     "Span",
     "Task",
     "TaskName",
     "TokenClassification",
+    "Unnamed",
     "as_task",
     "hard_labels",
     "infer_task",
@@ -519,12 +521,14 @@ def as_task(task: TaskName | LossFunction | Task | None) -> Task | None:
 def task_named(name: str | None) -> Task:
     """The task of a name that was recorded, `Task.name`; None stands for a model that names none.
 
+    A name that is not one of this library's is that of a user's own task, of which no more is known here.
+
     Example:
         >>> from typing import get_args
         >>> [task_named(name).name for name in get_args(TaskName)]
         ['classification', 'regression', 'multilabel', 'token_classification', 'span']
     """
-    if name is None:
+    if name is None or name == Unnamed.name:
         return _UNNAMED
     return _TASKS.get(name) or Custom()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import LambdaHead, PerStep
-from ponder.parts.tasks import Task, task_named
+from ponder.parts.tasks import Custom, Task, TaskName, Unnamed, task_named
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 
@@ -183,8 +183,13 @@ class Recipe:
 
         A Lambda head that this policy does not read is left out, and so are the stages that train it alone, unless
         another stage needs its hazards.
+
+        Raises:
+            ArgumentError: The task is neither a `Task` nor the name of one of this library's.
         """
         chosen = self
+        if not isinstance(task, Task):
+            check_choice("task", task, (*get_args(TaskName), Custom.name, Unnamed.name))
         meaning = task if isinstance(task, Task) else task_named(task)
         if not meaning.one_class and self.otherwise is not None:
             chosen = dataclasses.replace(self, policy=self.otherwise)

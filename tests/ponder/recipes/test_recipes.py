@@ -196,6 +196,10 @@ def test_ponder_leaves_by_confidence_and_otherwise_by_its_lambda_head() -> None:
         assert recipe.for_task(one_class).policy == Confidence(0.7)
     for other in (as_task(F.mse_loss), "custom", "span", "token_classification"):
         assert recipe.for_task(other).policy == Quantile(0.4)
+    assert recipe.for_task("unnamed").policy == Confidence(0.7)
+    for unknown in ("regresion", 3, None):
+        with refused("task", "one of classification, regression"):
+            recipe.for_task(unknown)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert recipes.get("palbert").for_task("regression") == recipes.get("palbert")
     before = {name: value for name, value in recipes.get("pabee").to_dict().items() if name != "otherwise"}
