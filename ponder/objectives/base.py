@@ -115,7 +115,7 @@ class Objective(Plugin, ABC):
     """Whether `depth` draws how many steps a batch runs, which shared steps alone can do."""
 
     def depth(self, num_steps: int) -> Depth:
-        """How deep a batch goes in training: all N steps by default."""
+        """How deep a batch goes in training: all N steps by default, fewer where no step behind them is read."""
         return Depth(0, num_steps)
 
     def check_depth(self, num_steps: int) -> None:
@@ -225,8 +225,8 @@ class Weighted(Objective):
         return any(objective.draws_depth for objective in self.objectives)
 
     def depth(self, num_steps: int) -> Depth:
-        """How deep a batch goes: as the only term says, where that draws its depth, and all N steps elsewhere."""
-        return self.objectives[0].depth(num_steps)
+        """How deep a batch goes: as deep as the term that reads the most steps."""
+        return max((objective.depth(num_steps) for objective in self.objectives), key=lambda depth: depth.total)
 
     def check_depth(self, num_steps: int) -> None:
         for objective in self.objectives:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
-from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled, registry
 
 __all__ = ["Distillation"]
 
@@ -69,6 +69,12 @@ class Distillation(Objective):
         fields = super().to_dict()
         later = {"teacher": "last_step", "step": None}
         return {name: value for name, value in fields.items() if name not in later or value != later[name]}
+
+    def depth(self, num_steps: int) -> Depth:
+        if self.step is None:
+            return super().depth(num_steps)
+        check_int("step", self.step, 1, num_steps, remedy="Choose one that the encoder has.")
+        return Depth(0, self.step)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         if self.teacher == "frozen":

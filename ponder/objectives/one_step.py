@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ponder._utils.validation import check_int
-from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled, registry
 
 __all__ = ["OneStep"]
 
@@ -15,7 +15,7 @@ __all__ = ["OneStep"]
 @registry.register("one-step")
 @dataclass(frozen=True)
 class OneStep(Objective):
-    """ℓ_k, as if the encoder ended after step k; steps behind it learn nothing.
+    """ℓ_k, as if the encoder ended after step k: in training no step behind it runs, and none learns.
 
     Args:
         step: k, from 1 to the number of steps.
@@ -23,12 +23,18 @@ class OneStep(Objective):
     Example:
         >>> objectives.OneStep(2)
         OneStep(step=2)
+        >>> objectives.OneStep(2).depth(num_steps=12)
+        Depth(warm_up=0, steps=2)
     """
 
     step: int
 
     def __post_init__(self) -> None:
         check_int("step", self.step, remedy="Steps count from 1.")
+
+    def depth(self, num_steps: int) -> Depth:
+        check_int("step", self.step, 1, num_steps, remedy="Choose one that the encoder has.")
+        return Depth(0, self.step)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         steps = unrolled.losses.shape[1]
