@@ -23,14 +23,12 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "Classification",
-    "Custom",
     "Multilabel",
     "Regression",
     "Span",
     "Task",
     "TaskName",
     "TokenClassification",
-    "Unnamed",
     "as_task",
     "hard_labels",
     "infer_task",
