@@ -197,7 +197,7 @@ def test_ponder_leaves_by_confidence_and_otherwise_by_its_lambda_head() -> None:
     for other in (as_task(F.mse_loss), "custom", "span", "token_classification"):
         assert recipe.for_task(other).policy == Quantile(0.4)
     assert recipe.for_task("unnamed").policy == Confidence(0.7)
-    for unknown in ("regresion", 3, None):
+    for unknown in ("regress", 3, None):
         with refused("task", "one of classification, regression"):
             recipe.for_task(unknown)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
