@@ -14,13 +14,13 @@ from operator import add
 from torch import Tensor
 
 from ponder._utils.registry import Plugin, Registry
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_int, check_real
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives.progress import Progress
 from ponder.parts.tasks import Task
 
-__all__ = ["NEEDS", "Depth", "Objective", "Unrolled", "Weighted", "check_same_steps", "registry"]
+__all__ = ["NEEDS", "Depth", "Objective", "Unrolled", "Weighted", "check_same_steps", "cut_after", "registry"]
 
 NEEDS = ("features", "hazard", "labels", "prior", "progress", "teacher")
 
@@ -158,6 +158,12 @@ class Objective(Plugin, ABC):
     def __rmul__(self, weight: float) -> Weighted:
         """The objective, multiplied by a weight."""
         return Weighted((self,), (float(weight),))
+
+
+def cut_after(step: int, num_steps: int) -> Depth:
+    """The depth of an objective that reads no step behind `step`; refused where the encoder has no such step."""
+    check_int("step", step, 1, num_steps, remedy="Choose one that the encoder has.")
+    return Depth(0, step)
 
 
 def check_same_steps(*objectives: Objective) -> None:

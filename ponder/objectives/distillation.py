@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
-from ponder.objectives.base import Depth, Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled, cut_after, registry
 
 __all__ = ["Distillation"]
 
@@ -71,10 +71,7 @@ class Distillation(Objective):
         return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
     def depth(self, num_steps: int) -> Depth:
-        if self.step is None:
-            return super().depth(num_steps)
-        check_int("step", self.step, 1, num_steps, remedy="Choose one that the encoder has.")
-        return Depth(0, self.step)
+        return super().depth(num_steps) if self.step is None else cut_after(self.step, num_steps)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         if self.teacher == "frozen":
@@ -93,5 +90,5 @@ class Distillation(Objective):
         """Outputs of the steps that a frozen teacher teaches."""
         if self.step is None:
             return outputs
-        check_int("step", self.step, 1, outputs.shape[1], remedy="Choose one that the encoder has.")
-        return outputs[:, self.step - 1 : self.step]
+        cut = cut_after(self.step, outputs.shape[1])
+        return outputs[:, cut.total - 1 : cut.total]

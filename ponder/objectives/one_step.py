@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ponder._utils.validation import check_int
-from ponder.objectives.base import Depth, Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled, cut_after, registry
 
 __all__ = ["OneStep"]
 
@@ -33,10 +33,8 @@ class OneStep(Objective):
         check_int("step", self.step, remedy="Steps count from 1.")
 
     def depth(self, num_steps: int) -> Depth:
-        check_int("step", self.step, 1, num_steps, remedy="Choose one that the encoder has.")
-        return Depth(0, self.step)
+        return cut_after(self.step, num_steps)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        steps = unrolled.losses.shape[1]
-        check_int("step", self.step, 1, steps, remedy="Choose one that the encoder has.")
-        return unrolled.losses[:, self.step - 1]
+        cut = cut_after(self.step, unrolled.losses.shape[1])
+        return unrolled.losses[:, cut.total - 1]

@@ -190,8 +190,8 @@ class Recipe:
         chosen = self
         if not isinstance(task, Task):
             check_choice("task", task, (*get_args(TaskName), Custom.name, Unnamed.name))
-        meaning = task if isinstance(task, Task) else task_named(task)
-        if not meaning.one_class and self.otherwise is not None:
+            task = task_named(task)
+        if not task.one_class and self.otherwise is not None:
             chosen = dataclasses.replace(self, policy=self.otherwise)
         stages = tuple(stage for stage in self.stages if stage.train != "lambda_head")
         if "hazard" in chosen.policy.needs.union(*(stage.objective.needs for stage in stages)):
