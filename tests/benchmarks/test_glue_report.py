@@ -18,6 +18,7 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
 from benchmarks.glue.data import GlueTask
 from benchmarks.glue.report import PARTS, figures, report, write
+from benchmarks.glue.report.goals import goals_table
 from benchmarks.glue.report.groups import BLIND, choose
 from benchmarks.glue.report.summary import COMPARED, is_of_suite, summary
 from benchmarks.glue.results import FORMAT, Result, read_all
@@ -502,6 +503,30 @@ def test_the_headline_is_put_into_its_place(tmp_path):
         assert text.endswith("<!-- end of results -->\n\nRest.\n")
     assert (tmp_path / "figures" / "pays.svg").exists()
     assert "the suite `pays`" in (tmp_path / "results-minilm.md").read_text()
+
+
+def test_goals_are_met_missed_or_not_known():
+    def at(**macro):
+        return {"macro": {**dict.fromkeys(COMPARED), **macro}}
+
+    minilm = {
+        "1": at(vanilla=80.0, ponder=79.7),
+        "1.5": at(ponder=80.5, blind=80.0, static=80.2),
+        "2": at(ponder=79.0, blind=78.01),
+        "3": at(ponder=76.0, blind=76.5),
+    }
+    mpnet = {key: at(ponder=90.0, vanilla=90.8 if key == "1" else None) for key in minilm}
+    table = goals_table({"minilm": minilm, "mpnet": mpnet})
+    assert table.head == ["`ponder` at", "against", "goal", "minilm", "mpnet"]
+    assert [tuple(row) for row in table.rows] == [
+        ("×1.5", "blind", "+0.5", "+0.5, met", "–"),
+        ("×2", "blind", "+1.0", "+1.0, missed", "–"),
+        ("×3", "blind", "+2.0", "-0.5, missed", "–"),
+        ("×1.5", "cut and fine-tuned", "+0.5", "+0.3, missed", "–"),
+        ("×2", "cut and fine-tuned", "+1.0", "–", "–"),
+        ("×1", "vanilla at full depth", "-0.3", "-0.3, met", "-0.8, missed"),
+        ("×2", "vanilla at full depth", "-0.7", "–", "-0.8, missed"),
+    ]
 
 
 def test_the_parts_are_documented():

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from pathlib import Path
 from typing import Any
-
-from benchmarks.glue.report.summary import is_of_suite
-from benchmarks.glue.results import Result, read_all
-from ponder._utils.numerics import interpolate
 
 ROOT = Path(__file__).resolve().parents[2]
 WHAT = "| a model with fewer layers, fine-tuned |"
@@ -76,38 +71,6 @@ def test_the_row_on_distilled_models_waits_for_runs_of_both() -> None:
 def test_the_row_is_read_from_the_suite_pays_once_it_has_runs() -> None:
     runs = {"RTE": {"static": 60.04, "ponder": 61.26}, "CoLA": {"static": None, "ponder": 20.0}}
     assert "`ponder`: RTE 60.0 against 61.3 |" in expected({"minilm": {"2": {"tasks": runs}}}, "")
-
-
-def by_confidence(runs: list[Result], recipe: str, *, held_out: bool) -> str:
-    """Means over the tasks of classes at ×1.5, ×2 and ×3, medians over the seeds, as a sentence lists them."""
-    scores: dict[float, dict[str, list[float]]] = {1.5: {}, 2: {}, 3: {}}
-    for run in runs:
-        if run["recipe"] != recipe or run["task"] == "STS-B":
-            continue
-        (split,) = (split for name, split in run["splits"].items() if (name == "held_out") == held_out)
-        (points,) = (curve["points"] for curve in split["curves"] if curve["policy"] == "confidence")
-        pairs = sorted(zip(points["mean_exit_step"], points["score"], strict=True))
-        for speed_up, of_task in scores.items():
-            at = interpolate([step for step, _ in pairs], [score for _, score in pairs], [run["num_steps"] / speed_up])
-            of_task.setdefault(run["task"], []).append(100 * at[0])
-    assert all(len(of_task) == 6 for of_task in scores.values())
-    low, middle, high = (
-        f"{statistics.fmean(map(statistics.median, of_task.values())):.1f}" for of_task in scores.values()
-    )
-    return f"{low}, {middle} and {high}"
-
-
-def test_what_is_said_of_pabees_models_left_by_confidence_is_what_the_results_say() -> None:
-    found = read_all(ROOT / "benchmarks" / "results" / "glue")
-    runs = [run for run in found if run["backbone"] == "minilm" and is_of_suite(run)]
-    reported, held_out = (
-        [by_confidence(runs, recipe, held_out=where) for recipe in ("pabee", "ponder")] for where in (False, True)
-    )
-    said = (
-        f"PABEE's models have {reported[0]} over the six tasks of classes, and `ponder` {reported[1]}; "
-        f"on the held-out parts {held_out[0]}, and {held_out[1]}."
-    )
-    assert said in " ".join((ROOT / "docs" / "benchmark.md").read_text().split())
 
 
 def test_the_table_of_fine_tuned_models_is_what_the_results_say() -> None:

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import panels_as_figure
+from benchmarks.glue.report.goals import goals_table
 from benchmarks.glue.report.groups import BLIND, Groups, choose
 from benchmarks.glue.report.tables import at_equal_cost
 from benchmarks.glue.results import Result
@@ -60,9 +61,9 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def headline(results: Sequence[Result]) -> list[Block]:
-    """A figure and a table: the macro averages of `summary`, and over which tasks and seeds they are."""
-    panels, rows, notes = {}, [], []
-    for (backbone, numbers), groups in zip(summary(results).items(), _by_backbone(results).values(), strict=True):
+    """A figure and two tables: the macro averages of `summary`, over which tasks and seeds they are, and the goals."""
+    panels, rows, notes, found = {}, [], [], summary(results)
+    for (backbone, numbers), groups in zip(found.items(), _by_backbone(results).values(), strict=True):
         common = _common(groups)
         if common:
             counts = sorted({len(group.runs) for (_, task), group in groups.items() if task in common})
@@ -86,7 +87,9 @@ def headline(results: Sequence[Result]) -> list[Block]:
         "Macro over the tasks that vanilla, ponder and the encoder cut and fine-tuned have, medians over seeds; a dash "
         f"where one of them was not run. {'; '.join(notes)}."
     )
-    return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note)]
+    told = "The gaps that `ponder` was to have, in points of that average, and those that it has:"
+    goals = goals_table(found)
+    return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note), Text(told), goals]
 
 
 def _by_backbone(results: Sequence[Result]) -> dict[str, Groups]:

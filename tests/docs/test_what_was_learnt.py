@@ -1,0 +1,269 @@
+"""What docs/benchmark.md says was learnt is what the results say; the message of a failure is what to write."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.glue.report import tables
+from benchmarks.glue.report.groups import BLIND, Group, Groups, choose
+from benchmarks.glue.report.summary import is_of_suite
+from benchmarks.glue.results import Result, read_all
+from ponder._utils.files import read_json
+from ponder.pages import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+CLASSES = ("Banking77", "CLINC150", "CoLA", "MRPC", "RTE", "SST-2")
+SPEED_UPS = (1.5, 2.0, 3.0)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+PAGE = one_line((ROOT / "docs" / "benchmark.md").read_text())
+
+
+def says(words: str) -> None:
+    assert words in PAGE
+
+
+def listed(numbers: Iterable[float]) -> str:
+    *first, last = [f"{number:.1f}" for number in numbers]
+    return f"{', '.join(first)} and {last}"
+
+
+def repeated(folder: str) -> dict[str, Result]:
+    """Runs by task that an earlier version of their recipe made, which are kept beside those of now."""
+    paths = sorted((RESULTS / "repeated" / folder).glob("*-minilm-*-s0-*.json"))
+    return {result["task"]: result for result in (Result(read_json(path), path) for path in paths)}
+
+
+def of_one(result: Result) -> Group:
+    return Group(result["recipe"], result["task"], (result,))
+
+
+def at(group: Group, speed_up: float, policy: str | None = None) -> float:
+    score = group.at(speed_up, policy or group.own_policy)
+    assert score is not None
+    return score
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    return read_all(RESULTS / "glue")
+
+
+def chosen(results: list[Result], backbone: str, *, of_suite: bool) -> Groups:
+    """The groups that the report shows in one of its sections."""
+    return choose(run for run in results if run["backbone"] == backbone and is_of_suite(run) == of_suite)[0]
+
+
+@pytest.fixture(scope="module")
+def pays(results: list[Result]) -> Groups:
+    return chosen(results, "minilm", of_suite=True)
+
+
+@pytest.fixture(scope="module")
+def before(results: list[Result]) -> Groups:
+    return chosen(results, "minilm", of_suite=False)
+
+
+@pytest.fixture(scope="module")
+def before_on_mpnet(results: list[Result]) -> Groups:
+    return chosen(results, "mpnet", of_suite=False)
+
+
+@pytest.fixture(scope="module")
+def summary() -> dict[str, Any]:
+    return dict(read_json(ROOT / "docs" / "results-summary.json"))
+
+
+def test_where_exits_pay(summary: dict[str, Any]) -> None:
+    twice, thrice = (summary["minilm"][key]["tasks"] for key in "23")
+    ahead = {task: f"{it['ponder'] - it['blind']:.1f}" for task, it in twice.items() if it["ponder"]}
+    has = {task: f"{it['ponder']:.1f}" for task, it in twice.items() if it["ponder"]}
+    where = ("SST-2", "MRPC", "Banking77", "CLINC150")
+    of_cut = sorted(twice[task]["ponder"] - twice[task]["static"] for task in where)
+    says(
+        f"at ×2 `ponder` is {ahead['SST-2']} points ahead of a blind choice on the same model on SST-2 "
+        f"({has['SST-2']}), {ahead['MRPC']} on MRPC ({has['MRPC']}), {ahead['Banking77']} on Banking77 "
+        f"({has['Banking77']}) and {ahead['CLINC150']} on CLINC150 ({has['CLINC150']}), and {of_cut[0]:.1f} to "
+        f"{of_cut[-1]:.1f} ahead of the encoder cut after three steps."
+    )
+    sst_2, clinc = thrice["SST-2"], thrice["CLINC150"]
+    says(
+        f"at ×3 it has {sst_2['ponder']:.1f} on SST-2, where the encoder cut after two has {sst_2['static']:.1f}, and "
+        f"on CLINC150 {clinc['ponder']:.1f} and {clinc['static']:.1f}."
+    )
+    once, twice, thrice = (summary["mpnet"][key]["tasks"]["SST-2"] for key in "123")
+    says(
+        f"on `mpnet`, SST-2 has {twice['ponder']:.1f} at ×2, {once['vanilla'] - twice['ponder']:.1f} below plain "
+        f"fine-tuning, and at ×3 it is {thrice['ponder'] - thrice['blind']:.1f} above blind."
+    )
+
+
+def test_where_exits_do_not_pay(summary: dict[str, Any]) -> None:
+    twice = summary["minilm"]["2"]["tasks"]
+    sts_b, cola, rte, sst_2, mrpc = (twice[task] for task in ("STS-B", "CoLA", "RTE", "SST-2", "MRPC"))
+    assert abs(sts_b["ponder"] - sts_b["blind"]) < 0.05
+    says(f"({sts_b['ponder']:.1f} at ×2), and the encoder cut after three steps has {sts_b['static']:.1f}.")
+    assert f"{cola['blind']:.1f}" == f"{cola['static']:.1f}"
+    says(f"On CoLA blind and the cut encoder have {cola['blind']:.1f} at ×2, and `ponder` {cola['ponder']:.1f};")
+    says(f"({rte['blind']:.1f}, {rte['static']:.1f} and {rte['ponder']:.1f}; three seeds).")
+    says(
+        f"The cut encoder that is distilled has {sst_2['distilled']:.1f} on SST-2 and {mrpc['distilled']:.1f} on MRPC "
+        f"(fine-tuned: {sst_2['static']:.1f} and {mrpc['static']:.1f}; `ponder`: {sst_2['ponder']:.1f} and "
+        f"{mrpc['ponder']:.1f})."
+    )
+
+
+def test_the_order_of_the_averages(summary: dict[str, Any]) -> None:
+    once, *faster = (summary["minilm"][key]["macro"] for key in ("1", "1.5", "2", "3"))
+    assert len(sorted(task for task, it in summary["minilm"]["2"]["tasks"].items() if it["ponder"])) == 7
+    for macro, goal in zip(faster, (0.5, 1.0, 2.0), strict=True):
+        assert 0 < macro["ponder"] - macro["blind"] < goal
+        assert macro["palbert"] < macro["blind"]
+    assert [macro["static"] > macro["ponder"] for macro in faster] == [True, False, False]
+    assert once["pabee"] == max(score for score in once.values() if score is not None)
+    assert summary["minilm"]["3"]["macro"]["pabee"] is None
+
+
+def over_the_classes(groups: Sequence[Group], *, held_out: bool) -> str:
+    """Means over the tasks of classes at each speed-up, by confidence."""
+    scores = []
+    for speed_up in SPEED_UPS:
+        of_task = [
+            at(Group(group.label, group.task, tuple(map(seen_on_held_out, group.runs)) if held_out else group.runs),
+               speed_up, "confidence")
+            for group in groups
+        ]  # fmt: skip
+        scores.append(statistics.fmean(of_task))
+    return listed(scores)
+
+
+def seen_on_held_out(run: Result) -> Result:
+    return Result({**run.data, "splits": {"dev": run["splits"]["held_out"]}}, run.path)
+
+
+def test_pabees_models_left_by_confidence(pays: Groups) -> None:
+    pabee, ponder = ([pays[name, task] for task in CLASSES] for name in ("pabee", "ponder"))
+    says(
+        f"PABEE's models have {over_the_classes(pabee, held_out=False)} over the six tasks of classes, and `ponder` "
+        f"{over_the_classes(ponder, held_out=False)}; on the held-out parts {over_the_classes(pabee, held_out=True)}, "
+        f"and {over_the_classes(ponder, held_out=True)}."
+    )
+
+
+def test_what_mixing_the_weights_gives_back(pays: Groups) -> None:
+    without = {task: of_one(run) for task, run in repeated("unmixed").items()}
+    mixed, vanilla = ([pays[name, task] for task in without] for name in ("ponder", "vanilla"))
+
+    def full(groups: Iterable[Group]) -> float:
+        return statistics.fmean(100 * group.runs[0].score("full_depth") for group in groups)
+
+    def mean(groups: Iterable[Group], speed_up: float, policy: str | None = None) -> float:
+        return statistics.fmean(at(group, speed_up, policy) for group in groups)
+
+    assert all(len(group.runs) == 1 for group in [*mixed, *vanilla]), "the runs without mixing have one seed"
+    says(
+        f"over Banking77, MRPC, SST-2 and STS-B `ponder` has {full(mixed):.1f} at full depth, "
+        f"{full(vanilla) - full(mixed):.1f} below plain fine-tuning, and without it {full(without.values()):.1f}; at "
+        f"×2 it has {mean(mixed, 2):.1f}, and without it {mean(without.values(), 2):.1f}."
+    )
+    says(f"blind at ×3 has {mean(mixed, 3, BLIND):.1f}, and had {mean(without.values(), 3, BLIND):.1f}.")
+
+
+def test_which_epoch_is_selected() -> None:
+    by_mean, at_exits = (
+        {task: at(of_one(run), 3) for task, run in repeated(folder).items()}
+        for folder in ("unmixed", "selected-at-exits")
+    )
+    assert repeated("selected-at-exits")["SST-2"]["training"][1]["epochs"] == 3
+    says(
+        f"selection by the score at the exits stopped SST-2 after three epochs, with {at_exits['SST-2']:.1f} at ×3, "
+        f"and by the mean of the steps' scores it had {by_mean['SST-2']:.1f}"
+    )
+    says(f"({by_mean['Banking77']:.1f} and {at_exits['Banking77']:.1f} at ×3;")
+
+
+def test_the_four_changes_of_palbert(before: Groups) -> None:
+    (table,) = [block for block in tables.ablation(before) if isinstance(block, Table)]
+    place = list(table.head).index("CoLA")
+    plain, q_exit, rate, layers, _, both = (row[place].partition(" ")[0] for row in table.rows if row[0] != "vanilla")
+    says(
+        f"on CoLA {plain} → {q_exit} with Q-exit → {rate} with a rate of its own for the Lambda head → {layers} with "
+        f"three layers → {both} with the hidden state of the step before."
+    )
+    rte = repeated("as-the-paper")["RTE"]
+    assert rte["training"][0]["epochs"] == 7
+    says(
+        f"(a constant rate, until five epochs bring nothing: seven), on `minilm` it has {100 * rte.score('exits'):.1f}"
+    )
+
+
+def test_the_order_of_the_paper_on_mpnet(before_on_mpnet: Groups) -> None:
+    common = ("CoLA", "MRPC", "STS-B", "RTE")
+
+    def macro(recipe: str) -> float:
+        return statistics.fmean(statistics.median(before_on_mpnet[recipe, task].scores) for task in common)
+
+    order = [macro(recipe) for recipe in ("palbert", "pabee", "pondernet")]
+    assert order == sorted(order, reverse=True)
+    says(f"PALBERT before PABEE before PonderNet ({listed(order)} over four tasks)")
+    says(f"plain fine-tuning has {macro('vanilla'):.1f}.")
+
+
+def test_q_exit_hardly_tells_examples_apart(before: Groups) -> None:
+    cola, mrpc = before["palbert", "CoLA"], before["palbert", "MRPC"]
+    rows = [f"{run.reported[0]['exit_histogram'][3]:,}" for run in cola.runs]
+    of = sum(cola.runs[0].reported[0]["exit_histogram"])
+    says(f"it sends {', '.join(rows[:-1])} and {rows[-1]} of {of:,} rows out at step 4.")
+    pairs = [(at(group, 2, "confidence"), at(group, 2)) for group in (cola, mrpc)]
+    says("have {:.1f} and not {:.1f} on CoLA, and {:.1f} and not {:.1f} on MRPC.".format(*pairs[0], *pairs[1]))
+
+
+def test_patience_is_behind_a_blind_choice(before: Groups, before_on_mpnet: Groups) -> None:
+    pairs = []
+    for group in [*before.values(), *before_on_mpnet.values()]:
+        if "patience" in group.policies and group.task != "WNLI":
+            pairs.append((group.at(2, "patience"), group.at(2, BLIND)))
+    known = [(own, blind) for own, blind in pairs if own is not None and blind is not None]
+    behind = sum(own < blind for own, blind in known)
+    says(
+        f"at ×2 it is behind a blind choice on the same models in {behind} of the {len(known)} pairs of recipe and task"
+    )
+
+
+def test_the_strongest_rival_at_the_smallest_speed_up(before: Groups) -> None:
+    common = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE")
+    cut = statistics.fmean(statistics.median(before["static (k=4)", task].scores) for task in common)
+    own, blind = (
+        statistics.fmean(at(before["palbert-joint", task], 1.5, policy) for task in common) for policy in (None, BLIND)
+    )
+    says(
+        f"MiniLM cut after four of its six layers has {cut:.1f} over five tasks, `palbert-joint` {own:.1f}, and a "
+        f"blind choice on its models {blind:.1f}."
+    )
+
+
+def test_saved_steps_become_seconds() -> None:
+    kept = sorted((RESULTS / "glue" / "clock").glob("*.json"))
+    measured: list[tuple[float, float]] = []
+    for path in kept:
+        result = Result(read_json(path.parents[1] / path.name))
+        curves = {curve["policy"]: curve["points"] for curve in result.reported[0]["curves"]}
+        for row in read_json(path)["rows"]:
+            points = curves[row["policy"]]
+            step = points["mean_exit_step"][points["knob"].index(row["knob"])]
+            measured.append((result["num_steps"] / step, row["wall_clock"]))
+    steps = [in_steps for in_steps, _ in measured]
+    assert len(kept) == 3
+    says(f"{len(measured)} policies and thresholds on three kept models")
+    says(f"between ×{min(steps):.2f} and ×{max(steps):.1f} in steps")
+    assert max(abs(seconds / in_steps - 1) for in_steps, seconds in measured) < 1 / 12
