@@ -250,6 +250,29 @@ def predict_command(
     console.print(f"Submission: {path}")
 
 
+@app.command("gates")
+def gates_command(
+    model: Annotated[
+        list[Path], typer.Option(help="Folder that `--keep-model` made, of a task of classes; repeatable.")
+    ],
+    glue_dir: GlueDir = None,
+    text_dir: TextDir = None,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/gates"),
+) -> None:
+    """Fit gates to kept models, and compare them with certainties at the same mean exit steps."""
+    from benchmarks import tasks
+    from benchmarks.glue.gates import measure, rows_of
+    from benchmarks.glue.model import load_kept
+
+    hide_bars()
+    for folder in model:
+        kept = load_kept(folder)
+        data = {"--glue-dir": glue_dir, "--text-dir": text_dir}[tasks.get(kept.config.task).folder_option]
+        path = measure(kept, data, out)
+        print_table((f"{kept.config.key}, dev", "score in percent at ×1.5, ×2 and ×3 in steps"), rows_of(path))
+        print(f"Result: {path}")
+
+
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo"),

@@ -1,0 +1,128 @@
+"""Would a gate that is fitted afterwards leave better than a certainty does, on the same kept model?
+
+A gate reads what the steps of a frozen model give, their features among it, and is fitted to what hindsight tells
+(`ponder.calibration.fit_gate`) on the held-out part of train. Where that is no better than the confidence of the
+answer, a Lambda head that reads the same has nothing to know that the answer does not tell.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks import metrics, tasks
+from benchmarks.checksum import with_checksum
+from benchmarks.environment import environment
+from benchmarks.glue.curves import SPEED_UPS
+from benchmarks.glue.model import KeptModel
+from benchmarks.glue.run import prepare
+from benchmarks.metrics import answers
+from ponder import Trajectory
+from ponder._utils.files import read_json, write_json
+from ponder._utils.numerics import interpolate
+from ponder.analysis.frontiers import blind_frontier, oracle_frontier
+from ponder.calibration import fit_gate
+from ponder.errors import ArgumentError
+from ponder.policies import Confidence, Energy, Entropy, ExitPolicy, Margin
+from ponder.policies.gate import default_signals
+
+__all__ = ["FORMAT", "compare", "measure", "rows_of"]
+
+FORMAT = "ponder-glue-gates-1"
+_CERTAINTIES: dict[str, ExitPolicy] = {
+    "confidence": Confidence(0.9),
+    "entropy": Entropy(0.2),
+    "margin": Margin(0.5),
+    "energy": Energy(0.5),
+}
+_TARGETS: dict[str, dict[str, Any]] = {
+    "agreement": {"target": "agreement"},
+    "error": {"target": "error"},
+    "gain": {"target": "gain", "delta": 0.1},
+}
+_VALUES = 101
+
+
+def measure(kept: KeptModel, folder: Path | None, out: Path) -> Path:
+    """Compare policies on a kept model's dev, write `<out>/<key>.json`, and return its path.
+
+    Args:
+        kept: The model: of a task of classes, and trained with a part of train held out.
+        folder: The folder of its task's data; None for the hub, where the task has one.
+        out: Folder of results.
+    """
+    config, task = kept.config, tasks.get(kept.config.task)
+    if task.kind != "classification" or config.selection != "held_out":
+        expected, got = "a model of a task of classes that held out a part of train", f"{config.key} ({task.kind})"
+        raise ArgumentError("--model", expected=expected, got=got, remedy="Leave it out.")
+    ready = prepare(config, task.load(folder, ["train", *task.dev_splits]))
+    fitting, dev = (
+        kept.model.record(ready[name], batch_size=64, keep_features=True) for name in ("held_out", task.dev_splits[0])
+    )
+
+    def score(outputs: Tensor, labels: Tensor) -> float:
+        return metrics.score(task, answers(task, outputs.float().numpy()), labels.numpy())["score"]
+
+    data = {
+        "format": FORMAT,
+        **{name: getattr(config, name) for name in ("key", "task", "recipe", "backbone", "seed")},
+        "rows": {"fitted_on": len(fitting), "dev": len(dev)},
+        "scores": compare(fitting, dev, score),
+        "environment": environment(kept.model.device),
+    }
+    path = out / f"{config.key}.json"
+    write_json(path, with_checksum(data))
+    return path
+
+
+def rows_of(path: Path) -> list[tuple[str, str]]:
+    """What `measure` wrote, as names and scores in percent."""
+    scores: dict[str, list[float | None]] = read_json(path)["scores"]
+    return [
+        (name, "  ".join("–" if it is None else f"{100 * it:.1f}" for it in of_name))
+        for name, of_name in scores.items()
+    ]
+
+
+def compare(
+    fitting: Trajectory, dev: Trajectory, score: Callable[[Tensor, Tensor], float]
+) -> dict[str, list[float | None]]:
+    """The score of each policy at the speed-ups in steps of `SPEED_UPS`, by name; None where its curve does not reach.
+
+    `blind` is the best step for all rows, or coin between two, by the score shown; `oracle` the share of right answers
+    of one who knows the labels and leaves as early as they allow.
+
+    Args:
+        fitting: A full-depth run with labels and features, on which gates are fitted.
+        dev: One on other rows, on which all are scored.
+        score: Of outputs at the exits `(batch, classes)` and labels.
+    """
+    assert dev.labels is not None
+    labels, steps = dev.labels, [dev.num_steps / speed_up for speed_up in SPEED_UPS]
+    blind = blind_frontier(score(outputs, labels) for outputs in dev.outputs.unbind(1))
+    oracle = oracle_frontier((dev.outputs.argmax(-1) == labels.unsqueeze(1)).double())
+    found: dict[str, list[float | None]] = {
+        "blind": [blind.mixed(step) for step in steps],
+        "oracle": [oracle.mixed(step) for step in steps],
+    }
+    for name, policy in _policies(fitting):
+        assert policy.tunable is not None
+        values = policy.tunable.values(dev.num_steps, dev.outputs.shape[-1], _VALUES)
+        points = dev.sweep(policy, values, metric=score).points
+        reached, scores = [point.mean_exit_step for point in points], [point.score for point in points]
+        found[name] = [
+            interpolate(reached, scores, [step])[0] if min(reached) <= step <= max(reached) else None for step in steps
+        ]
+    return {name: [None if it is None else round(it, 6) for it in scores] for name, scores in found.items()}
+
+
+def _policies(fitting: Trajectory) -> Iterator[tuple[str, ExitPolicy]]:
+    yield from _CERTAINTIES.items()
+    signals = default_signals(True, fitting.hazard_logits is not None)
+    for (target, options), model in itertools.product(_TARGETS.items(), ("logistic", "boosted")):
+        yield f"gate, {target}, {model}", fit_gate(fitting, **options, model=model, signals=signals)
+    yield "gate, agreement, logistic, features", fit_gate(fitting, "agreement", signals=(*signals, "hidden"))

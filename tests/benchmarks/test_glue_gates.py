@@ -1,0 +1,79 @@
+"""Gates that are fitted to kept models, beside certainties at the same mean exit step."""
+
+import json
+
+import pytest
+import torch
+from test_glue_run import config, invoke
+
+from benchmarks.checksum import is_intact
+from benchmarks.glue.gates import FORMAT, compare, measure
+from benchmarks.glue.model import load_kept
+from benchmarks.glue.run import run
+from ponder import Trajectory
+from ponder.errors import ArgumentError
+
+
+@pytest.fixture(scope="module")
+def kept(backbone, glue_dir, tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("kept"), {}
+    for task, recipe in (("RTE", "palbert"), ("STS-B", "pabee")):
+        settings = config(backbone, task=task, recipe=recipe)
+        run(settings, glue_dir, folder / "out", folder / "work", models=folder / "models", progress=False)
+        made[task] = folder / "models" / settings.key
+    return made
+
+
+def rows(seed, count=400):
+    """Three steps of two classes: the last is right; the first is as sure where it is wrong, which a feature tells."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    wrong = torch.rand(count, generator=generator) < 0.5
+    right = torch.nn.functional.one_hot(labels, 2) * 4.0 - 2.0
+    first = torch.where(wrong.unsqueeze(1), -right, right)
+    hidden = torch.zeros(count, 3, 1)
+    hidden[:, 0, 0] = wrong.double()
+    outputs = torch.stack([first, right, right], 1)
+    return Trajectory(outputs, None, torch.arange(count), labels=labels, features=hidden, task="classification")
+
+
+def accuracy(outputs, labels):
+    return (outputs.argmax(-1) == labels).double().mean().item()
+
+
+def test_a_gate_is_ahead_where_features_tell_what_the_answer_does_not():
+    fitting, dev = rows(0), rows(1)
+    wrong = dev.features[:, 0, 0] > 0
+    found = compare(fitting, dev, accuracy)
+    share = wrong.double().mean().item()
+    at_mean = {1.5: 2.0, 2.0: 1.5, 3.0: 1.0}
+    # Blind: step 1 has 1 − share, step 2 all; the coin between them has what lies on the line.
+    assert found["blind"] == pytest.approx([1 - share * (2 - mean) for mean in at_mean.values()], abs=1e-6)
+    # Who knows sends the wrong rows to step 2, at a mean of 1 + share, and has all from there on.
+    expected = [1 - share + min((mean - 1) / share, 1) * share for mean in at_mean.values()]
+    assert found["oracle"] == pytest.approx(expected, abs=1e-6)
+    assert found["confidence"][2] == pytest.approx(1 - share, abs=1e-6)  # all rows are equally sure
+    assert found["gate, agreement, logistic, features"][0] == pytest.approx(1.0, abs=1e-6)
+    assert found["gate, agreement, logistic, features"][1] > found["blind"][1] + 0.1
+
+
+def test_one_command_measures_kept_models(kept, glue_dir, tmp_path):
+    ran = invoke("gates", "--model", kept["RTE"], "--glue-dir", glue_dir, "--out", tmp_path)
+    assert ran.exit_code == 0, ran.output
+    path = tmp_path / f"{kept['RTE'].name}.json"
+    made = json.loads(path.read_text())
+    assert is_intact(made)
+    assert made["format"] == FORMAT
+    assert made["rows"] == {"fitted_on": 6, "dev": 20}
+    names = [
+        f"gate, {target}, {model}" for target in ("agreement", "error", "gain") for model in ("logistic", "boosted")
+    ]
+    certainties = ["confidence", "entropy", "margin", "energy"]
+    assert list(made["scores"]) == ["blind", "oracle", *certainties, *names, f"{names[0]}, features"]
+    assert all(name in ran.output for name in made["scores"])
+
+
+def test_a_model_without_classes_is_refused(kept, glue_dir, tmp_path):
+    with pytest.raises(ArgumentError, match="--model: expected a model of a task of classes"):
+        measure(load_kept(kept["STS-B"]), glue_dir, tmp_path)
+    assert not list(tmp_path.iterdir())
