@@ -140,6 +140,8 @@ class PonderWrapper(EarlyExitModel):
         """How far training has come, for objectives that change while it runs; set by the trainer, never saved."""
         self.stages: tuple[Stage, ...] = ()
         """The stages of training of the recipe that the model was made from, which `ponder.fit` runs; else none."""
+        self.started_stage: Stage | None = None
+        """The stage that `start_stage` started last; None before, and in a model that was just read."""
         self._teacher: FrozenTeacher | None = None
 
     @property
@@ -231,7 +233,7 @@ class PonderWrapper(EarlyExitModel):
             module_or_steps,
             example,
             num_steps,
-            per_token=meaning.per_token,
+            per_position=meaning.per_position,
             stem=stem,
             readout=readout,
             layers=layers,
@@ -399,7 +401,7 @@ class PonderWrapper(EarlyExitModel):
             self.attach_teacher(None)
             self.attach_teacher(frozen_copy(self))
         start_heads(stage, self.head)
-        self.objective = stage.objective
+        self.objective, self.started_stage = stage.objective, stage
         encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]
         freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
 
@@ -503,12 +505,26 @@ class PonderWrapper(EarlyExitModel):
             return PonderOutput(outputs, last, None, trajectory)
         if not len(trajectory):
             return PonderOutput(outputs, last, no_loss(outputs, self), trajectory)
+        self._tell_of_stages()
         prior = None if self._prior is None else self._prior(depth.steps, device=outputs.device)
         taught = None
         if self._teacher is not None and "teacher" in needs:
             taught = self._teacher.outputs(inputs, context, outputs)
         loss = training_loss(trajectory, self.task, objective, prior, progress=self.progress, teacher_outputs=taught)
         return PonderOutput(outputs, last, loss, trajectory)
+
+    def _tell_of_stages(self) -> None:
+        """Warn, once, where a recipe has several stages and training goes on with the first, which nobody started."""
+        if len(self.stages) < 2 or self.started_stage is not None or self._objective != self.stages[0].objective:
+            return
+        self.started_stage = self.stages[0]
+        warnings.warn(
+            f"The recipe of this model has {len(self.stages)} stages of training, and none was started: this trains "
+            "the first alone, and what later stages teach stays as it is, such as the heads of early steps. Call "
+            "ponder.fit(model, …) or PonderTrainer(…, all_stages=True), which run all of them, or "
+            "model.start_stage(stage) for each in turn.",
+            stacklevel=4,
+        )
 
     def _unroll(
         self,

@@ -24,7 +24,7 @@ from benchmarks.metrics import answers
 from ponder import Trajectory
 from ponder._utils.files import read_json, write_json
 from ponder._utils.numerics import interpolate
-from ponder.analysis.frontiers import blind_frontier, oracle_frontier
+from ponder.analysis.frontiers import blind_frontier
 from ponder.calibration import fit_gate
 from ponder.errors import ArgumentError
 from ponder.policies import Confidence, Energy, Entropy, ExitPolicy, Margin
@@ -93,22 +93,17 @@ def compare(
 ) -> dict[str, list[float | None]]:
     """The score of each policy at the speed-ups in steps of `SPEED_UPS`, by name; None where its curve does not reach.
 
-    `blind` is the best step for all rows, or coin between two, by the score shown; `oracle` the share of right answers
-    of one who knows the labels and leaves as early as they allow.
+    `blind` is the best step for all rows, or coin between two, by the score shown.
 
     Args:
         fitting: A full-depth run with labels and features, on which gates are fitted.
         dev: One on other rows, on which all are scored.
-        score: Of outputs at the exits `(batch, classes)` and labels.
+        score: A function of outputs at the exits `(batch, classes)` and labels `(batch,)`.
     """
     assert dev.labels is not None
     labels, steps = dev.labels, [dev.num_steps / speed_up for speed_up in SPEED_UPS]
     blind = blind_frontier(score(outputs, labels) for outputs in dev.outputs.unbind(1))
-    oracle = oracle_frontier((dev.outputs.argmax(-1) == labels.unsqueeze(1)).double())
-    found: dict[str, list[float | None]] = {
-        "blind": [blind.mixed(step) for step in steps],
-        "oracle": [oracle.mixed(step) for step in steps],
-    }
+    found: dict[str, list[float | None]] = {"blind": [blind.mixed(step) for step in steps]}
     for name, policy in _policies(fitting):
         assert policy.tunable is not None
         values = policy.tunable.values(dev.num_steps, dev.outputs.shape[-1], _VALUES)

@@ -59,7 +59,7 @@ def read_encoder(
     example: Any,
     num_steps: int | None,
     *,
-    per_token: bool,
+    per_position: bool,
     stem: Callable[..., Tree] | None = None,
     readout: Readout | ReadoutName | None = None,
     layers: str | None = None,
@@ -70,7 +70,7 @@ def read_encoder(
         encoder: A module with a list of layers, one step, several, or `ponder.Steps`.
         example: What it is called with, see `as_call`.
         num_steps: N, for one shared step; None for everything else.
-        per_token: Whether there is an answer at each position.
+        per_position: Whether there is an answer at each position.
         stem: Inputs to h_0, for steps; a module with a list of layers has its own.
         readout: Hidden state to features. A name pools the positions. Where None, features with positions are averaged
             over those that are no padding, unless there is an answer at each.
@@ -105,16 +105,16 @@ def read_encoder(
     inputs, context = as_call(example)
     features = _dry_run(steps, stem, readouts.identity if chosen is None else chosen, inputs, context)
     halting: Readout | None = None
-    if per_token:
+    if per_position:
         chosen = chosen or readouts.identity
         halting = Pooled(chosen, readouts.mean, padding)
     elif features.dim() == 3 and readout is None:
         chosen = Pooled(own, readouts.mean, padding)
         features = _dry_run(steps, stem, chosen, inputs, context)
-    if features.dim() != (3 if per_token else 2):
+    if features.dim() != (3 if per_position else 2):
         raise ArgumentError(
             "readout",
-            expected=f"features {'(batch, length, width)' if per_token else '(batch, width)'}",
+            expected=f"features {'(batch, length, width)' if per_position else '(batch, width)'}",
             got=f"shape {tuple(features.shape)} at step 1 of the example",
             remedy="Pass readout=ponder.readouts.mean, say, or a function hidden -> features.",
         )
@@ -125,8 +125,8 @@ def read_encoder(
             got=f"{features.dtype} at step 1 of the example",
             remedy="Pass an example of the dtype of the weights, and a readout that keeps it.",
         )
-    if padding is not None and padding.pooled == per_token:
-        padding = dataclasses.replace(padding, pooled=not per_token)
+    if padding is not None and padding.pooled == per_position:
+        padding = dataclasses.replace(padding, pooled=not per_position)
     return EncoderParts(steps, stem, chosen, halting, padding, features)
 
 

@@ -11,7 +11,7 @@ from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Depth, Objective, Unrolled, cut_after, registry
 
-__all__ = ["Distillation"]
+__all__ = ["Distillation", "distilled"]
 
 
 @registry.register("distillation")
@@ -79,12 +79,10 @@ class Distillation(Objective):
             assert teacher is not None  # `check_batch` saw to it
         else:
             students, teacher = unrolled.outputs[:, :-1], unrolled.outputs[:, -1]
-        batch, steps = students.shape[:2]
-        if not steps:
+        if not students.shape[1]:
             return 0.0 * unrolled.losses[:, -1]
         teachers = teacher.detach().unsqueeze(1).expand_as(students)
-        losses = unrolled.task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), self.temperature)
-        return self.weight * losses.reshape(batch, steps).mean(1)
+        return self.weight * distilled(unrolled, students, teachers, self.temperature).mean(1)
 
     def _taught(self, outputs: Tensor) -> Tensor:
         """Outputs of the steps that a frozen teacher teaches."""
@@ -92,3 +90,13 @@ class Distillation(Objective):
             return outputs
         cut = cut_after(self.step, outputs.shape[1])
         return outputs[:, cut.total - 1 : cut.total]
+
+
+def distilled(unrolled: Unrolled, students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    """The task's losses of students against their teachers, `(batch, pairs)`; outputs of both `(batch, pairs, …)`."""
+    batch, pairs = students.shape[:2]
+    labels = unrolled.labels
+    if labels is not None:
+        labels = labels.unsqueeze(1).expand(batch, pairs, *labels.shape[1:]).flatten(0, 1)
+    losses = unrolled.task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, labels)
+    return losses.reshape(batch, pairs)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.distillation import distilled
 
 __all__ = ["MutualDistillation"]
 
@@ -37,10 +38,8 @@ class MutualDistillation(Objective):
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         outputs = unrolled.outputs
-        batch, steps = outputs.shape[:2]
+        steps = outputs.shape[1]
         if steps == 1:
             return 0.0 * unrolled.losses[:, -1]
         students, teachers = (~torch.eye(steps, dtype=torch.bool, device=outputs.device)).nonzero(as_tuple=True)
-        student, teacher = outputs[:, students].flatten(0, 1), outputs.detach()[:, teachers].flatten(0, 1)
-        losses = unrolled.task.distillation_losses(student, teacher, self.temperature)
-        return losses.reshape(batch, -1).mean(1)
+        return distilled(unrolled, outputs[:, students], outputs.detach()[:, teachers], self.temperature).mean(1)

@@ -163,13 +163,22 @@ class Task(ABC):
         probability = at_least_float32(outputs).softmax(-1).amax(-1)
         return probability, self.predictions(outputs) == labels.unsqueeze(1)
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Losses, `(rows,)`, of outputs against the teacher's, each row alone: the rows of all steps come at once."""
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+    ) -> Tensor:
+        """Losses, `(rows,)`, of outputs against the teacher's, each row alone: the rows of all steps come at once.
+
+        Args:
+            student: Outputs, `(rows, …)`.
+            teacher: The teacher's outputs of the same rows.
+            temperature: By which both are divided, where they are logits.
+            labels: Labels of the rows; of the positions of a text those without one are not taught. All are where None.
+        """
         raise ArgumentError(
             "objective",
             expected="a task that defines what the teacher teaches",
             got=f"Distillation with the task {self.name!r}",
-            remedy="Distil in classification, multilabel or regression.",
+            remedy=f"Distil in {', '.join(_TASKS)}.",
         )
 
 
@@ -240,11 +249,10 @@ class Classification(_Smoothable):
         probability, right = super().confidences(outputs, hard)
         return probability[hard != IGNORED_LABEL], right[hard != IGNORED_LABEL]
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        log_student = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
-        log_teacher = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
-        divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
-        return temperature**2 * divergence.sum(-1)
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+    ) -> Tensor:
+        return _divergence(student, teacher, temperature, dim=-1)
 
 
 class Unnamed(Classification):
@@ -297,7 +305,9 @@ class Regression(Task):
         error = (given - labels.reshape(labels.shape[0], 1, *given.shape[2:]).double()) ** 2
         return -(error.flatten(2).mean(2) if error.dim() > 2 else error)
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+    ) -> Tensor:
         return self.losses(student, at_least_float32(teacher))
 
 
@@ -352,7 +362,9 @@ class Multilabel(_Smoothable):
         probability, known = at_least_float32(outputs).abs().sigmoid(), labels != IGNORED_LABEL
         return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+    ) -> Tensor:
         target = torch.sigmoid(at_least_float32(teacher) / temperature)
         each = F.binary_cross_entropy_with_logits(at_least_float32(student) / temperature, target, reduction="none")
         return temperature**2 * each.mean(-1)
@@ -407,6 +419,15 @@ class TokenClassification(_Smoothable):
         labelled = labels != IGNORED_LABEL
         return probability.movedim(1, -1)[labelled], right.movedim(1, -1)[labelled]
 
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+    ) -> Tensor:
+        per_token = _divergence(student, teacher, temperature, dim=-1)
+        if labels is None:
+            return per_token.mean(1)
+        taught = labels != IGNORED_LABEL
+        return torch.where(taught, per_token, 0.0).sum(1) / taught.sum(1).clamp(min=1)
+
 
 class Span(Task):
     """Where an answer starts and ends in a sequence: the mean of two cross-entropies over its positions.
@@ -444,6 +465,11 @@ class Span(Task):
         probability = at_least_float32(outputs).softmax(-2).amax(-2)
         right = self.predictions(outputs) == labels.unsqueeze(1)
         return probability.movedim(1, -1).flatten(0, -2), right.movedim(1, -1).flatten(0, -2)
+
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+    ) -> Tensor:
+        return _divergence(student, teacher, temperature, dim=-2).mean(-1)
 
 
 class Custom(Task):
@@ -551,6 +577,14 @@ def hard_labels(labels: Tensor) -> Tensor:
         tensor([1, 0])
     """
     return labels.argmax(-1) if labels.is_floating_point() else labels
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    """T² KL(teacher ‖ student) of logits over a dimension, which is gone from what is given."""
+    log_student = F.log_softmax(at_least_float32(student) / temperature, dim=dim)
+    log_teacher = F.log_softmax(at_least_float32(teacher) / temperature, dim=dim)
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    return temperature**2 * divergence.sum(dim)
 
 
 def _all_parts(each: Tensor, kept: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ponder
-from ponder import policies, readouts, recipes
+from ponder import objectives, policies, readouts, recipes
 from ponder.parts.heads import PerStep
 from tests.ponder.checks import refused
 
@@ -181,3 +181,35 @@ def test_an_example_that_the_module_cannot_take_is_named() -> None:
         made([nn.Linear(WIDTH, WIDTH)] * 3, stem=nn.Linear(4, WIDTH), example=torch.randn(2, 5))
     with refused("readout", "int64"):
         made([nn.Linear(WIDTH, WIDTH)] * 3, readout=lambda states: states.long(), example=torch.randn(2, WIDTH))
+
+
+CASES = [("token_classification", CLASSES, name) for name in recipes.names()]
+CASES += [("span", 2, name) for name in recipes.names() if name not in ("deebert", "fastbert")]  # entropy is of a class
+
+
+@pytest.mark.parametrize(("task", "outputs", "name"), CASES)
+def test_every_recipe_trains_answers_at_positions(task: Any, outputs: int, name: str) -> None:
+    model = made(encoder(), name, task=task, num_outputs=outputs)
+    inputs = torch.randn(6, 5, WIDTH)
+    labels = torch.randint(CLASSES, (6, 5) if outputs == CLASSES else (6, 2))
+    for stage in model.stages:
+        model.start_stage(stage)
+        model.progress = ponder.Progress(1, 10)
+        loss = model.train()(inputs, labels=labels).loss
+        loss.backward()
+        assert loss.isfinite()
+        model.finish_stage(stage)
+    assert model.eval()(inputs).outputs.shape == (6, 5, outputs)
+
+
+def test_training_the_first_of_several_stages_unasked_is_told_once() -> None:
+    inputs, labels = torch.randn(6, 5, WIDTH), torch.randint(CLASSES, (6,))
+    unasked = made(encoder(), "ponder").train()
+    with pytest.warns(UserWarning, match=r"has 2 stages of training, and none was started.*fit.*all_stages=True"):
+        unasked(inputs, labels=labels)
+    unasked(inputs, labels=labels)  # warnings are errors here
+    started, other, single = (made(encoder(), name).train() for name in ("ponder", "ponder", "palbert"))
+    started.start_stage(started.stages[0])
+    other.objective = objectives.DeepSupervision("uniform")
+    for model in (started, other, single):
+        model(inputs, labels=labels)

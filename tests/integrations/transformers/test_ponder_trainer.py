@@ -16,7 +16,12 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from ponder import StepDistribution, recipes
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
+from ponder.integrations.transformers import (
+    PonderForQuestionAnswering,
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+    PonderTrainer,
+)
 from ponder.objectives import FinalStep
 from ponder.policies import Bernoulli, LastStep
 from tests.integrations.transformers.encoders import (
@@ -33,6 +38,18 @@ from tests.integrations.transformers.encoders import (
 
 EXAMPLES, BATCH = 24, 8
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+QUIET: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH,
+    "per_device_eval_batch_size": BATCH,
+    "save_strategy": "no",
+    "logging_strategy": "epoch",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "seed": 7,
+}
+"""Arguments of a training that prints, reports and saves nothing."""
 ON_FROZEN = [name for name in recipes.names() if recipes.get(name).stages[-1].train == "early_heads"]
 families = pytest.mark.parametrize("name", FAMILIES)
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
@@ -73,20 +90,7 @@ class Collator:
 def make_trainer(model: Any, folder: Path, kind: type[Trainer] = PonderTrainer, **arguments: Any) -> Any:
     """A trainer of two epochs that prints, reports and saves nothing; `arguments` change that."""
     own = {name: arguments.pop(name) for name in ("lambda_lr", "eval_dataset", "compute_metrics") if name in arguments}
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "num_train_epochs": 2,
-        "learning_rate": 2e-3,
-        "per_device_train_batch_size": BATCH,
-        "per_device_eval_batch_size": BATCH,
-        "save_strategy": "no",
-        "logging_strategy": "epoch",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "seed": 7,
-    }
+    defaults = {"output_dir": str(folder), "num_train_epochs": 2, "learning_rate": 2e-3, **QUIET}
     data = arguments.pop("data", None) or examples()
     return kind(
         model=model,
@@ -606,3 +610,25 @@ def test_one_call_trains_all_stages(tmp_path: Path) -> None:
     assert not any(weight.requires_grad for weight in model.encoder.parameters())
     with pytest.raises(ArgumentError, match="resume_from_checkpoint"):
         trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("kind", [PonderForTokenClassification, PonderForQuestionAnswering])
+def test_the_default_recipe_teaches_every_step_of_tokens_and_spans(kind: Any, tmp_path: Path) -> None:
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = torch.stack([torch.tensor(row["input_ids"][:3]) for row in rows])
+        if kind is PonderForTokenClassification:
+            return {"input_ids": ids, "labels": ids % 2}
+        return {"input_ids": ids, "start_positions": ids.argmax(1), "end_positions": ids.argmin(1)}
+
+    def apart(all_stages: bool) -> float:
+        """How far the answers of the early steps are from the last one's, after the first stage or after all."""
+        model = kind.from_encoder(make_encoder("bert"), "ponder", num_labels=2)
+        model.start_stage(model.recipe.stages[0])
+        arguments = TrainingArguments(str(tmp_path), **QUIET, num_train_epochs=5, learning_rate=5e-3)
+        data = {"train_dataset": examples(), "data_collator": collate}
+        PonderTrainer(model=model, args=arguments, **data, all_stages=all_stages).train()
+        with torch.no_grad():
+            steps = model.eval().ponder.unroll(collate(examples())["input_ids"]).outputs
+        return model.ponder.task.distillation_losses(steps[:, 0], steps[:, -1], 1.0).mean().item()
+
+    assert apart(all_stages=True) < apart(all_stages=False) / 2

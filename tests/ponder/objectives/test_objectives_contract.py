@@ -284,8 +284,36 @@ def test_a_frozen_teacher_may_teach_one_step_alone() -> None:
         Distillation(teacher="frozen", step=5).per_example(batch)
 
 
-@pytest.mark.parametrize("task", ["token_classification", lambda o, y: o.sum(-1)])
-def test_distillation_is_refused_where_the_task_does_not_define_it(task) -> None:
+@pytest.mark.parametrize("teacher", ["last_step", "frozen"])
+def test_distillation_of_tokens_teaches_those_that_have_a_label(teacher) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, taught = torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 4, 5, generator=generator)
+    labels = torch.tensor([[1, -100, 0, 4], [-100, -100, -100, 2]])
+    batch = Unrolled(
+        outputs, torch.zeros(2, 3), as_task("token_classification"), None, None, labels=labels, teacher_outputs=taught
+    )
+    steps, of = (range(3), taught) if teacher == "frozen" else (range(2), outputs[:, -1])
+    expected = []
+    for row, places in enumerate(([0, 2, 3], [3])):
+        pairs = [(outputs[row, n, t].tolist(), of[row, t].tolist()) for n in steps for t in places]
+        each = [oracles.distillation_loss("classification", *pair, 2.0) for pair in pairs]
+        expected.append(sum(each) / len(each))
+    found = Distillation(2.0, teacher=teacher).per_example(batch)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    whole = dataclasses.replace(batch, labels=torch.zeros_like(labels))
+    bare = dataclasses.replace(batch, labels=None)
+    torch.testing.assert_close(Distillation().per_example(bare), Distillation().per_example(whole))
+
+
+def test_distillation_of_a_span_teaches_where_it_starts_and_where_it_ends() -> None:
+    outputs = torch.randn(1, 2, 6, 2, generator=torch.Generator().manual_seed(0))
+    batch = Unrolled(outputs, torch.zeros(1, 2), as_task("span"), None, None, labels=torch.tensor([[1, 3]]))
+    pairs = [(outputs[0, 0, :, end].tolist(), outputs[0, 1, :, end].tolist()) for end in (0, 1)]
+    ends = [oracles.distillation_loss("classification", *pair, 3.0) for pair in pairs]
+    torch.testing.assert_close(Distillation(3.0).per_example(batch), torch.tensor([sum(ends) / 2]))
+
+
+def test_distillation_is_refused_where_the_task_does_not_define_it() -> None:
     outputs = torch.zeros(2, 3, 4, 5)
     with refused("objective", "Distillation"):
-        Distillation().per_example(Unrolled(outputs, torch.zeros(2, 3), as_task(task), None, None))
+        Distillation().per_example(Unrolled(outputs, torch.zeros(2, 3), as_task(lambda o, y: o.sum(-1)), None, None))

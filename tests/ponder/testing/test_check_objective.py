@@ -9,7 +9,7 @@ import torch
 
 from ponder import objectives
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.objectives import Distillation, FinalStep, Objective, Ponder
+from ponder.objectives import Distillation, FinalStep, Objective, Ponder, SignalCalibration
 from ponder.testing import ContractError, check_objective
 from tests.ponder.examples import OBJECTIVES, Example, make_objective
 
@@ -226,8 +226,9 @@ def test_statistics_of_the_batch_are_allowed_to_an_objective_that_says_so() -> N
 
 
 def test_what_the_objective_refuses_is_refused_in_its_own_words() -> None:
-    with pytest.raises(ArgumentError, match="Distil in classification"):
-        check_objective(Distillation(), task="token_classification")
+    with pytest.raises(ArgumentError, match="a task with one class an example"):
+        check_objective(SignalCalibration(), task="token_classification")
+    check_objective(Distillation(), task="token_classification")
 
 
 def test_what_is_no_objective() -> None:
