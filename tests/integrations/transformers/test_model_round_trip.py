@@ -230,6 +230,7 @@ class TestTypes:
     @every_recipe
     def test_bfloat16_trains_and_exits(self, name: str, recipe: str) -> None:
         model = make_model(name, recipe=recipe).to(torch.bfloat16).train()
+        model.start_stage(model.recipe.stages[0])
         batch = make_batch(model.encoder)
         loss = model(**batch, labels=torch.tensor([0, 1, 1, 0, 1, 0])).loss
         assert loss.dtype == torch.float32
@@ -260,6 +261,7 @@ class TestSeeds:
             encoder = make_encoder("bert")
             torch.manual_seed(seed)
             model = PonderForSequenceClassification.from_encoder(encoder, recipe).train()
+            model.start_stage(model.recipe.stages[0])
             return model(**make_batch(encoder), labels=labels).loss.item()
 
         assert loss_with(3) == loss_with(3)

@@ -310,6 +310,7 @@ class TestRuns:
     @every_recipe
     def test_two_epochs(self, name: str, recipe: str, tmp_path: Path) -> None:
         model = make_model(name, recipe=recipe)
+        model.start_stage(model.recipe.stages[0])
         before = weights_of(model)
         trainer = make_trainer(model, tmp_path, lambda_lr=1e-3 if model.recipe.own_lambda_lr else None)
         result = trainer.train()
@@ -332,6 +333,7 @@ class TestRuns:
         torch.manual_seed(0)
         model = PonderForSequenceClassification.from_encoder(make_encoder("bert"), recipe)
         switch_dropout_off(model)
+        model.start_stage(model.recipe.stages[0])
         trainer = make_trainer(model, tmp_path, num_train_epochs=6, learning_rate=3e-3, lr_scheduler_type="constant")
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
