@@ -131,6 +131,20 @@ def test_committed_results_are_whole(path: Path) -> None:
     assert result["splits"]["test"]["sentences"] == 1287
 
 
+def test_the_page_shows_what_was_measured() -> None:
+    def at(told: dict[str, Any] | None) -> str:
+        return f"{told['f1']:.3f} at {told['mean_exit_step']:.1f} steps" if told else ""
+
+    page = (RESULTS.parents[2] / "docs" / "transformers.md").read_text()
+    for path in RESULTS.glob("wnut17-*.json"):
+        result = json.loads(path.read_text())
+        test, recipe = result["splits"]["test"], result["config"]["recipe"]
+        full, exits = f"{test['full_depth']['f1']:.3f}", "" if recipe == "vanilla" else at(test["exits"])
+        cells = [*(f"{test['per_step'][step]:.3f}" for step in (1, 2, 3)), full, exits, at(test["exits_by_dev"])]
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{recipe}`") and "0." in line]
+        assert [cell.strip() for cell in row.split("|")[2:-1]] == cells
+
+
 def test_the_real_files() -> None:
     given = os.environ.get("TEXT_DIR")
     folder = Path(given) if given else Path(__file__).parents[2].parent / "shared" / "text"
