@@ -175,7 +175,7 @@ def test_what_mixing_the_weights_gives_back(pays: Groups) -> None:
     says(
         f"over Banking77, MRPC, SST-2 and STS-B `ponder` has {full(mixed):.1f} at full depth, "
         f"{full(vanilla) - full(mixed):.1f} below plain fine-tuning, and without it {full(without.values()):.1f}; at "
-        f"×2 it has {mean(mixed, 2):.1f}, and without it {mean(without.values(), 2):.1f}."
+        f"×2 it has {mean(mixed, 2):.1f}, and without it {mean(without.values(), 2):.1f} (seed 0)."
     )
     says(f"blind at ×3 has {mean(mixed, 3, BLIND):.1f}, and had {mean(without.values(), 3, BLIND):.1f}.")
 

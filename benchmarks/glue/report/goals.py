@@ -55,7 +55,8 @@ def goals_table(numbers: Mapping[str, Any]) -> Table:
     for goal in GOALS:
         gaps = {name: goal.gap_in(of) if name in goal.backbones else None for name, of in numbers.items()}
         cells = [
-            "–" if gap is None else f"{gap:+.1f}, {'met' if gap >= goal.gap else 'missed'}" for gap in gaps.values()
+            "–" if gap is None else f"{round(gap, 1) + 0.0:+.1f}, {'met' if gap >= goal.gap else 'missed'}"
+            for gap in gaps.values()
         ]
         rows.append([f"×{goal.speed_up:g}", _RIVALS[goal.rival], f"{goal.gap:+.1f}", *cells])
     return Table(["`ponder` at", "against", "goal", *numbers], rows)
