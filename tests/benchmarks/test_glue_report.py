@@ -20,7 +20,7 @@ from benchmarks.glue.data import GlueTask
 from benchmarks.glue.report import PARTS, figures, report, write
 from benchmarks.glue.report.goals import goals_table
 from benchmarks.glue.report.groups import BLIND, choose
-from benchmarks.glue.report.summary import COMPARED, is_of_suite, summary
+from benchmarks.glue.report.summary import COMPARED, headline, is_of_suite, summary
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
 from benchmarks.glue.sweeping import suite as suites
@@ -430,6 +430,8 @@ def test_the_pages_and_the_summary_are_those_of_the_committed_files():
     """All but the significance, which needs labels, and the figures: `python -m benchmarks.glue report` makes them."""
     results = read_all(COMMITTED)
     assert json.loads((DOCS / "results-summary.json").read_text()) == summary(results)
+    shown = (DOCS / "benchmark.md").read_text(encoding="utf-8")
+    assert [block.markdown("figures") for block in headline(results) if block.markdown("figures") not in shown] == []
     for backbone in ("minilm", "mpnet"):
         runs = [result for result in results if result["backbone"] == backbone]
         page = (DOCS / f"results-{backbone}.md").read_text(encoding="utf-8")
