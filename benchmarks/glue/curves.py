@@ -15,12 +15,13 @@ from torch import Tensor
 
 from benchmarks.glue.results import Result
 from ponder import Trajectory
+from ponder._utils.numerics import interpolate
 from ponder.analysis.sweeps import Curve, Point, sweep
 from ponder.cost import Cost
 from ponder.errors import ArgumentError
 from ponder.policies import Confidence, Entropy, ExitPolicy, Patience, Quantile
 
-__all__ = ["SPEED_UPS", "read_curve", "record_curves"]
+__all__ = ["SPEED_UPS", "read_curve", "record_curves", "score_at"]
 
 SPEED_UPS = (1.5, 2.0, 3.0)
 """The speed-ups in steps at which policies are compared."""
@@ -73,6 +74,14 @@ def _fits(policy: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
     except ArgumentError:
         return False
     return True
+
+
+def score_at(curve: Curve, mean_exit_step: float) -> float | None:
+    """The score on straight lines between the points of a curve; None where it does not reach so far."""
+    steps = [point.mean_exit_step for point in curve.points]
+    if not steps or not min(steps) <= mean_exit_step <= max(steps):
+        return None
+    return interpolate(steps, [point.score for point in curve.points], [mean_exit_step])[0]
 
 
 def read_curve(run: Result, policy: str) -> Curve | None:

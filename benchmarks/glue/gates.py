@@ -16,14 +16,14 @@ from torch import Tensor
 
 from benchmarks import metrics, tasks
 from benchmarks.checksum import with_checksum
+from benchmarks.command_line import check_writable
 from benchmarks.environment import environment
-from benchmarks.glue.curves import SPEED_UPS
+from benchmarks.glue.curves import SPEED_UPS, score_at
 from benchmarks.glue.model import KeptModel
 from benchmarks.glue.run import prepare
 from benchmarks.metrics import answers
 from ponder import Trajectory
 from ponder._utils.files import read_json, write_json
-from ponder._utils.numerics import interpolate
 from ponder.analysis.frontiers import blind_frontier
 from ponder.calibration import fit_gate
 from ponder.errors import ArgumentError
@@ -59,6 +59,7 @@ def measure(kept: KeptModel, folder: Path | None, out: Path) -> Path:
     if task.kind != "classification" or config.selection != "held_out":
         expected, got = "a model of a task of classes that held out a part of train", f"{config.key} ({task.kind})"
         raise ArgumentError("--model", expected=expected, got=got, remedy="Leave it out.")
+    check_writable(out, "--out")
     ready = prepare(config, task.load(folder, ["train", *task.dev_splits]))
     fitting, dev = (
         kept.model.record(ready[name], batch_size=64, keep_features=True) for name in ("held_out", task.dev_splits[0])
@@ -107,11 +108,8 @@ def compare(
     for name, policy in _policies(fitting):
         assert policy.tunable is not None
         values = policy.tunable.values(dev.num_steps, dev.outputs.shape[-1], _VALUES)
-        points = dev.sweep(policy, values, metric=score).points
-        reached, scores = [point.mean_exit_step for point in points], [point.score for point in points]
-        found[name] = [
-            interpolate(reached, scores, [step])[0] if min(reached) <= step <= max(reached) else None for step in steps
-        ]
+        curve = dev.sweep(policy, values, metric=score)
+        found[name] = [score_at(curve, step) for step in steps]
     return {name: [None if it is None else round(it, 6) for it in scores] for name, scores in found.items()}
 
 

@@ -95,8 +95,9 @@ class Distillation(Objective):
 def distilled(unrolled: Unrolled, students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """The task's losses of students against their teachers, `(batch, pairs)`; outputs of both `(batch, pairs, …)`."""
     batch, pairs = students.shape[:2]
-    labels = unrolled.labels
-    if labels is not None:
-        labels = labels.unsqueeze(1).expand(batch, pairs, *labels.shape[1:]).flatten(0, 1)
-    losses = unrolled.task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, labels)
+    task, labels = unrolled.task, unrolled.labels
+    told = {}
+    if task.per_token and labels is not None:  # the others teach a row whatever its label is
+        told["labels"] = labels.repeat_interleave(pairs, dim=0)
+    losses = task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, **told)
     return losses.reshape(batch, pairs)

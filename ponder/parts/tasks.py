@@ -422,11 +422,12 @@ class TokenClassification(_Smoothable):
     def distillation_losses(
         self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
     ) -> Tensor:
-        per_token = _divergence(student, teacher, temperature, dim=-1)
         if labels is None:
-            return per_token.mean(1)
-        taught = labels != IGNORED_LABEL
-        return torch.where(taught, per_token, 0.0).sum(1) / taught.sum(1).clamp(min=1)
+            return _divergence(student, teacher, temperature, dim=-1).mean(1)
+        untaught = labels == IGNORED_LABEL
+        student, teacher = (outputs.masked_fill(untaught.unsqueeze(-1), 0.0) for outputs in (student, teacher))
+        per_token = _divergence(student, teacher, temperature, dim=-1)  # 0 where both are 0, whatever stood there
+        return per_token.sum(1) / (~untaught).sum(1).clamp(min=1)
 
 
 class Span(Task):

@@ -12,10 +12,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.glue.config import RunConfig, recipe_label
-from benchmarks.glue.curves import read_curve
+from benchmarks.glue.curves import read_curve, score_at
 from benchmarks.glue.results import Result
 from benchmarks.tasks import names
-from ponder._utils.numerics import interpolate
 from ponder.analysis.frontiers import blind_frontier
 
 BLIND = "blind"
@@ -155,7 +154,4 @@ def _score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
     if policy == BLIND:
         return blind_frontier(run.per_step).mixed(mean_exit_step)
     curve = read_curve(run, policy)
-    steps = [] if curve is None else [point.mean_exit_step for point in curve.points]
-    if curve is None or not min(steps) <= mean_exit_step <= max(steps):
-        return None
-    return interpolate(steps, [point.score for point in curve.points], [mean_exit_step])[0]
+    return None if curve is None else score_at(curve, mean_exit_step)

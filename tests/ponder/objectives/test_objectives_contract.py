@@ -300,6 +300,10 @@ def test_distillation_of_tokens_teaches_those_that_have_a_label(teacher) -> None
         expected.append(sum(each) / len(each))
     found = Distillation(2.0, teacher=teacher).per_example(batch)
     torch.testing.assert_close(found, torch.tensor(expected))
+    broken = outputs.masked_fill((labels == -100)[:, None, :, None], math.nan).requires_grad_()
+    loss = Distillation(2.0, teacher=teacher).per_example(dataclasses.replace(batch, outputs=broken))
+    torch.testing.assert_close(loss, found)  # what stands at padding does not count, in the gradient neither
+    assert torch.autograd.grad(loss.sum(), broken)[0].isfinite().all()
     whole = dataclasses.replace(batch, labels=torch.zeros_like(labels))
     bare = dataclasses.replace(batch, labels=None)
     torch.testing.assert_close(Distillation().per_example(bare), Distillation().per_example(whole))
