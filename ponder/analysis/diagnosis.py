@@ -234,7 +234,7 @@ def diagnose(
         points = [(float(step), float(score), f"cut after step {step}") for step, score in _steps(static, num_steps)]
         frontiers["static"] = frontier_of(points)
     bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
-    gains = tuple(_gain(speedup, num_steps, frontiers, list(grids), bootstrap) for speedup in speedups)
+    gains = tuple(_gain(speedup, scores, frontiers, list(grids), bootstrap) for speedup in speedups)
     middle = gains[len(gains) // 2]
     chosen = policies.get(middle.policy)
     return Diagnosis(
@@ -272,6 +272,14 @@ def _values(trajectory: Recording, metric: MetricLike | None) -> tuple[Tensor, s
             expected="a score that is a mean over rows, such as 'accuracy' or 'negative_squared_error'",
             got=repr(metric) if made is None else made.name,
             remedy="Name one of them; a correlation cannot be compared row by row.",
+        )
+    broken = ~made.per_row.isfinite().all(1)
+    if bool(broken.any()):
+        raise ArgumentError(
+            "trajectory",
+            expected=f"a {made.name.replace('_', ' ')} that is finite for every row and step",
+            got=f"none for {int(broken.sum())} of {len(broken)} rows",
+            remedy="Look for NaN in the outputs or labels of those rows; one of them makes every mean NaN.",
         )
     return made.per_row.cpu(), made.name
 
@@ -372,15 +380,15 @@ def _draw(rows: int, samples: int, generator: torch.Generator) -> Tensor:
 
 
 def _gain(
-    speedup: float, num_steps: int, frontiers: Mapping[str, Frontier], tried: list[str], bootstrap: _Bootstrap
+    speedup: float, scores: Sequence[float], frontiers: Mapping[str, Frontier], tried: list[str], bootstrap: _Bootstrap
 ) -> Gain:
     if not speedup >= 1.0:
         raise ArgumentError("speedups", expected="numbers ≥ 1", got=speedup, remedy="Pass (1.5, 2.0), say.")
-    mean_step = max(num_steps / speedup, 1.0)
+    mean_step = max(len(scores) / speedup, 1.0)
     places = {name: frontiers[name].best_within(mean_step) for name in tried}
     found = {name: place for name, place in places.items() if place is not None}
     blind = frontiers["blind"]
-    blind_step = max(range(1, int(mean_step + 1e-9) + 1), key=lambda n: _at_step(blind, n))
+    blind_step = max(range(1, int(mean_step + 1e-9) + 1), key=lambda step: scores[step - 1])
     if not found:
         nothing = (f"none within {mean_step:.2f} steps", math.nan, blind.mixed(mean_step), blind_step)
         return Gain(speedup, *nothing, math.nan, math.nan, math.nan, math.nan, math.nan)
@@ -404,11 +412,6 @@ def _gain(
         low,
         high,
     )
-
-
-def _at_step(blind: Frontier, step: int) -> float:
-    """The score of a single step on the blind frontier; minus infinity for one that another beats."""
-    return dict(zip(blind.steps, blind.scores, strict=True)).get(float(step), -math.inf)
 
 
 def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
@@ -456,8 +459,7 @@ def _difficulty(trajectory: Recording, exit_step: Tensor) -> tuple[Difficulty, .
     """Rows by the step from which all answers are right."""
     if not trajectory.meaning.comparable:
         return ()
-    assert trajectory.labels is not None
-    right = trajectory.meaning.correct(trajectory.outputs, trajectory.labels).cpu()
+    right = trajectory.correct().cpu()
     stays = right.flip(1).long().cummin(1).values.sum(1)  # how many of the last answers are right
     groups = []
     for count in range(right.shape[1], -1, -1):

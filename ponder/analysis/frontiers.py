@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -103,23 +102,38 @@ def blind_mix(chosen_by: Tensor, scores: Tensor, mean_step: Tensor) -> Tensor:
 def oracle_frontier(values: Tensor) -> Frontier:
     """What one who knows the value of every answer gets: no policy on these answers lies above.
 
-    At a price λ a step, each row leaves where value − λ · step is greatest; prices from dear to free give the corners
-    of the upper hull of all ways to leave. For accuracy the last one is to leave at the first right step.
+    Each row climbs the upper hull of its own values, and the steepest climbs of all rows come first: as many as a mean
+    exit step allows are the best that can be had for it. For accuracy the last corner is to leave at the first right
+    step. Of more than a thousand corners a thousand are kept, evenly over the climbs.
 
     Args:
-        values: The value of each row's answer at each step, `(rows, steps)`; the score is their mean.
+        values: The value of each row's answer at each step, `(rows, steps)`, finite; the score is their mean.
     """
     values = values.double()
+    rows = len(values)
+    slope, steps = _climbs(values)
+    slope, of_slope = slope.unique(return_inverse=True)
+    climbed = torch.zeros_like(slope).index_add_(0, of_slope, steps).flip(0)
+    slope = slope.flip(0)
+    mean_step = 1.0 + climbed.cumsum(0) / rows
+    score = values[:, 0].mean() + (slope * climbed).cumsum(0) / rows
+    shown = torch.linspace(0, len(slope) - 1, min(len(slope), 1000)).round().long()
+    corners = zip(*(column[shown].tolist() for column in (mean_step, score, slope)), strict=True)
+    points = [(1.0, float(values[:, 0].mean()), "oracle(price=inf)")]
+    return frontier_of([*points, *((n, s, f"oracle(price={price:.4g})") for n, s, price in corners)], hull=True)
+
+
+def _climbs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The rising edges of the upper hull of each row over its steps, `(edges,)` of all rows: gain a step, and steps."""
     num_steps = values.shape[1]
-    steps = torch.arange(1, num_steps + 1, dtype=torch.float64)
-    spread = float(values.max() - values.min())
-    exact = [spread / apart for apart in range(1, num_steps)]  # all there are where values are two, as right and wrong
-    fine = [spread * 10 ** (-place / 40) for place in range(161)]
-    prices = sorted({0.0, *exact, *fine})
-    between = [(low + high) / 2 for low, high in itertools.pairwise(prices)] or [0.0]
-    points = []
-    for price in [1e-9 * spread, *between, spread + 1.0]:
-        left = (values - price * steps).argmax(1)
-        score = float(values.gather(1, left.unsqueeze(1)).mean())
-        points.append((float(left.double().mean()) + 1.0, score, f"oracle(price={price:.4g})"))
-    return frontier_of(points, hull=True)
+    place = torch.arange(num_steps, dtype=values.dtype)
+    at = torch.zeros(len(values), 1, dtype=torch.long)
+    slopes, steps = list[Tensor](), list[Tensor]()
+    for _ in range(num_steps - 1):
+        gain = (values - values.gather(1, at)) / (place - at)
+        slope, to = torch.where(place > at, gain, -torch.inf).max(1, keepdim=True)
+        rising = slope > 0.0
+        slopes.append(slope[rising])
+        steps.append((to - at)[rising].to(values.dtype))
+        at = torch.where(rising, to, at)
+    return (torch.cat(slopes), torch.cat(steps)) if slopes else (values.new_zeros(0), values.new_zeros(0))

@@ -161,10 +161,10 @@ class _Ruler:
         task = trajectory.meaning
         agrees = trajectory.agreement().double() if task.comparable else None
         steps = torch.arange(1, trajectory.num_steps + 1, dtype=torch.float64)
-        self._columns: dict[str, Tensor | None] = {
+        self._columns: dict[str, Tensor | None] = {  # a value for each row and step, or for each step alone
             "score": None if metric is None else metric.per_row,
-            "mean_exit_step": steps.expand(len(trajectory), -1),
-            "cost": costs.expand(len(trajectory), -1),
+            "mean_exit_step": steps,
+            "cost": costs,
             "agreement": agrees,
         }
 
@@ -173,9 +173,8 @@ class _Ruler:
 
     def point(self, threshold: float, exit_step: Tensor) -> Point:
         exit_step = exit_step.cpu()
-        rows = torch.arange(len(exit_step))
         means = {
-            name: math.nan if each is None else float(each.cpu()[rows, exit_step - 1].mean())
+            name: math.nan if each is None else float(_at_exits(each.cpu(), exit_step).mean())
             for name, each in self._columns.items()
         }
         if self.metric is not None and self.metric.per_row is None:
@@ -207,23 +206,31 @@ class _Ruler:
         return by_row and all(each is None or bool(each.isfinite().all()) for each in self._columns.values())
 
 
+def _at_exits(each: Tensor, exit_step: Tensor) -> Tensor:
+    """The values at the exits, `(batch,)`, of values `(batch, steps)`, or `(steps,)` where all rows have the same."""
+    return each[exit_step - 1] if each.dim() == 1 else each.gather(1, exit_step.unsqueeze(1) - 1).squeeze(1)
+
+
 def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
     """Means over the rows of their value at the exit, for every threshold from early to late, `(thresholds,)` float64.
 
-    Row b leaves at step n under the thresholds from rank[b, n−1] to rank[b, n]: its value is added at the first and
-    taken away at the second, and a running sum over the thresholds gives the totals.
+    Row b leaves at step n under the thresholds from rank[b, n−1] to rank[b, n]: it is added at the first and taken away
+    at the second, and a running sum over the thresholds gives the totals. Where all rows have the same values, rows are
+    counted, which is exact, and not their values added, whose rounding would run on.
 
     Args:
-        each: Values, `(batch, steps)` float64.
+        each: Values, `(batch, steps)` or `(steps,)`, float64.
         rank: `(batch, steps − 1)`, see `PolicyGrid.places`.
         thresholds: Their number.
     """
-    rows = rank.shape[0]
+    rows, steps = rank.shape[0], rank.shape[1] + 1
     edges = torch.cat([rank.new_zeros(rows, 1), rank, rank.new_full((rows, 1), thresholds)], dim=1)
-    totals = torch.zeros(thresholds + 1, dtype=torch.float64)
-    totals.index_add_(0, edges[:, :-1].reshape(-1), each.reshape(-1))
-    totals.index_add_(0, edges[:, 1:].reshape(-1), -each.reshape(-1))
-    return totals.cumsum(0)[:-1] / rows
+    added = torch.eye(steps, dtype=torch.float64).repeat(rows, 1) if each.dim() == 1 else each.reshape(-1, 1)
+    totals = torch.zeros(thresholds + 1, added.shape[1], dtype=torch.float64)
+    totals.index_add_(0, edges[:, :-1].reshape(-1), added)
+    totals.index_add_(0, edges[:, 1:].reshape(-1), -added)
+    running = totals.cumsum(0)[:-1]
+    return (running @ each if each.dim() == 1 else running.squeeze(1)) / rows
 
 
 def _relative(costs: Sequence[float] | Tensor | None, num_steps: int) -> Tensor:

@@ -20,6 +20,8 @@ from ponder.trajectory import Trajectory
 
 __all__ = ["Calibration", "calibrate"]
 
+_ROUNDING = 1e-9  # by which a mean may miss a target that it meets
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -206,10 +208,10 @@ def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
                 got=full,
                 remedy="Pass a metric that grows from 0, for example a correlation, or set at_most_steps.",
             )
-        fit = [i for i in places if curve.points[i].score >= value * full]
+        fit = [i for i in places if curve.points[i].score >= value * full - _ROUNDING]
         best = min(fit, key=lambda i: (curve.points[i].cost, -curve.points[i].score), default=None)
         return best, f"cheapest with at least {value:g} of the score at full depth"
     field = "mean_exit_step" if name == "at_most_steps" else "cost"
-    fit = [i for i in places if getattr(curve.points[i], field) <= value]
+    fit = [i for i in places if getattr(curve.points[i], field) <= value + _ROUNDING]
     best = max(fit, key=lambda i: (curve.points[i].score, -curve.points[i].cost), default=None)
     return best, f"best with a {'mean exit step' if name == 'at_most_steps' else 'cost'} of at most {value:g}"

@@ -16,7 +16,7 @@ from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
 from ponder.parts.recording import check_evaluated, check_has_rows
-from ponder.parts.tasks import infer_task
+from ponder.parts.tasks import check_labelled, infer_task
 from ponder.policies.base import StepView
 from ponder.policies.gate import Gate, LinearTable, TreeTable, default_signals
 from ponder.trajectory import Trajectory
@@ -72,8 +72,8 @@ def fit_gate(
         A policy of plain numbers, for models of the same number of steps, or of any number where `shared`.
 
     Raises:
-        ArgumentError: No rows, or none that are finite, a run of training mode, one step only, an unknown name, or a
-            task without answers to compare.
+        ArgumentError: No rows, or none that are finite, rows without a label where the target reads labels, a run of
+            training mode, one step only, an unknown name, or a task without answers to compare.
         PonderError: scikit-learn is not installed.
 
     Example:
@@ -141,7 +141,7 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
     if target in ("error", "unsettled"):
         if not task.comparable:
             raise _no_target(target, trajectory, "Pass target='gain' with a delta in the unit of the loss.")
-        right = task.correct(trajectory.outputs, trajectory.labels)
+        right = trajectory.correct()
         if target == "unsettled":
             settled = right.flip(1).int().cummin(1).values.flip(1).bool()  # right here and at all later steps
             settled[:, -1] = True
@@ -159,7 +159,9 @@ def _losses(trajectory: Trajectory) -> Tensor:
     labels, last = trajectory.labels, trajectory.outputs[:, -1]
     assert labels is not None
     task = infer_task(last, labels) if trajectory.task is None else trajectory.meaning
-    return step_losses(task, trajectory.outputs, task.check(last, labels)).double()
+    checked = task.check(last, labels)
+    check_labelled(task, checked)
+    return step_losses(task, trajectory.outputs, checked).double()
 
 
 def _no_target(target: str, trajectory: Trajectory, remedy: str) -> ArgumentError:

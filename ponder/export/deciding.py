@@ -147,15 +147,17 @@ class _Patience(NumpyPolicy):
     needs = frozenset({"output"})
 
     def init(self, row_ids: Array) -> Any:
-        return np.zeros(len(row_ids), dtype=np.int64), None
+        return np.zeros(len(row_ids), dtype=np.int64), None, np.zeros(len(row_ids), dtype=bool)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        count, before = state
-        answer = step.task.predictions(_given(step.output))
+        count, before, answered_before = state
+        output = _given(step.output)
+        answer, answered = step.task.predictions(output), ~np.isnan(output).reshape(len(output), -1).any(1)
         if before is not None:
             equal = np.abs(answer - before) < self.tolerance if step.task.numbers else answer == before
-            count = np.where(equal.reshape(len(equal), -1).all(1), count + 1, 0)
-        return count >= self.patience, (count, answer)
+            same = equal.reshape(len(equal), -1).all(1) & answered & answered_before
+            count = np.where(same, count + 1, 0)
+        return count >= self.patience, (count, answer, answered)
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,9 @@ class _Voting(NumpyPolicy):
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         output = _given(step.output)
         answer = step.task.predictions(output)
-        votes = np.eye(output.shape[-1], dtype=np.int64)[answer] + (0 if state is None else state)
-        return votes[np.arange(len(answer)), answer] >= self.votes, votes
+        answered = ~np.isnan(output).any(-1)
+        votes = np.eye(output.shape[-1], dtype=np.int64)[answer] * answered[:, None] + (0 if state is None else state)
+        return (votes[np.arange(len(answer)), answer] >= self.votes) & answered, votes
 
 
 @dataclass(frozen=True)

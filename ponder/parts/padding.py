@@ -124,14 +124,22 @@ class Padding:
 def check_masks(context: Mapping[str, Any]) -> None:
     """Refuse rows without one real position: their attention is undefined, and their mean is no answer.
 
+    And a float `attention_mask` of other numbers than 0 and 1, which says something else than what positions are real.
     Not in a graph that is being compiled or exported, which cannot look.
     """
     if torch.compiler.is_compiling():
         return
     for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
         mask = context.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
-            filled = mask.any(1) if real else ~mask.bool().all(1)
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            if real and mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+                raise ArgumentError(
+                    name,
+                    expected="1 where a position is real and 0 where it is padding, (batch, length)",
+                    got=mask,
+                    remedy="Pass masks that are added to scores with four dimensions, (batch, 1, length, length).",
+                )
+            filled = ((mask != 0) == real).any(1)
             if not bool(filled.all()):
                 raise ArgumentError(
                     name,
@@ -145,7 +153,7 @@ def real_positions(context: Mapping[str, Any]) -> Tensor | None:
     """Which positions are not padding, `(batch, length)` bool, by the mask of a call's context; None without one."""
     for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
         mask = context.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+        if isinstance(mask, Tensor) and mask.dim() == 2:
             return (mask != 0) == real
     return None
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ponder.distributions import StepDistribution
@@ -73,10 +74,7 @@ class Recording:
 
     def answered(self) -> Tensor:
         """Where there is an answer at all, `(batch, steps)` bool: outputs without NaN, padding aside."""
-        nan = self.outputs.isnan()
-        if self.meaning.per_token and self.mask is not None:
-            nan = nan.flatten(3).any(3) & self.mask.unsqueeze(1)
-        return ~(nan.flatten(2).any(2) if nan.dim() > 2 else nan)
+        return torch.stack([self.meaning.answered(of_step, self.mask) for of_step in self.outputs.unbind(1)], dim=1)
 
     def agreement(self) -> Tensor:
         """Whether the prediction of each step is that of full depth, `(batch, steps)` bool; padding does not count.

@@ -103,6 +103,18 @@ class Task(ABC):
         """Whether the outputs of one step have the shape of class logits, where the task has classes."""
         return not self.classes or (outputs.dim() == (3 if self.per_token else 2) and outputs.shape[-1] > 1)
 
+    def answered(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Which rows have an answer at all, `(batch,)` bool: outputs `(batch, …)` of one step without NaN.
+
+        Args:
+            outputs: Outputs of one step.
+            mask: Which positions count, `(batch, length)` bool; None for all.
+        """
+        nan = outputs.isnan()
+        if self.per_token and mask is not None:
+            nan = nan.flatten(2).any(2) & mask
+        return ~(nan.flatten(1).any(1) if nan.dim() > 1 else nan)
+
     def predictions(self, outputs: Tensor) -> Tensor:
         """What the outputs `(…, outputs)` predict: the most probable class, `(…)` long, where nothing else is said."""
         return outputs.argmax(-1)
@@ -234,15 +246,8 @@ class Classification(_Smoothable):
         return labels.long()
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        hard = hard_labels(labels)
-        if bool((hard == IGNORED_LABEL).any()):
-            raise ArgumentError(
-                "labels",
-                expected="a class for every row, where rows are counted as right or wrong",
-                got=f"{IGNORED_LABEL} for {int((hard == IGNORED_LABEL).sum())} of {len(hard)} rows",
-                remedy="Record the rows that have a label.",
-            )
-        return super().correct(outputs, hard)
+        check_labelled(self, labels)
+        return super().correct(outputs, hard_labels(labels))
 
     def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         hard = hard_labels(labels)
@@ -354,6 +359,7 @@ class Multilabel(_Smoothable):
         return outputs > 0
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        check_labelled(self, labels)
         right = self.predictions(outputs) == (labels.unsqueeze(1) > 0.5)
         return _all_parts(right | (labels.unsqueeze(1) == IGNORED_LABEL), 2)
 
@@ -411,13 +417,12 @@ class TokenClassification(_Smoothable):
         return labels.long()
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        right = self.predictions(outputs) == labels.unsqueeze(1)
-        return _all_parts(right | (labels.unsqueeze(1) == IGNORED_LABEL), 2)
+        return _right_where_known(self, outputs, labels)
 
     def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         probability, right = super().confidences(outputs, labels)
-        labelled = labels != IGNORED_LABEL
-        return probability.movedim(1, -1)[labelled], right.movedim(1, -1)[labelled]
+        known = labels != IGNORED_LABEL
+        return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
     def distillation_losses(
         self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
@@ -462,10 +467,13 @@ class Span(Task):
     def predictions(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(-2)
 
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return _right_where_known(self, outputs, labels)
+
     def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         probability = at_least_float32(outputs).softmax(-2).amax(-2)
-        right = self.predictions(outputs) == labels.unsqueeze(1)
-        return probability.movedim(1, -1).flatten(0, -2), right.movedim(1, -1).flatten(0, -2)
+        right, known = self.predictions(outputs) == labels.unsqueeze(1), labels != IGNORED_LABEL
+        return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
     def distillation_losses(
         self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
@@ -570,6 +578,23 @@ def infer_task(outputs: Tensor, labels: Tensor) -> Task:
     return _TASKS["token_classification" if outputs.dim() == 3 else "classification"]
 
 
+def check_labelled(task: Task, labels: Tensor) -> None:
+    """Refuse rows without a label where rows are counted as right or wrong: they are neither.
+
+    Args:
+        task: What the labels mean.
+        labels: Labels, batch first; those of padding are ignored ones.
+    """
+    labelled = task.labelled(labels)
+    if labelled is not None and not bool(labelled.all()):
+        raise ArgumentError(
+            "labels",
+            expected="a label for every row, where rows are counted as right or wrong",
+            got=f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows",
+            remedy="Record the rows that have a label.",
+        )
+
+
 def hard_labels(labels: Tensor) -> Tensor:
     """Classes, of labels that may be probabilities of classes.
 
@@ -578,6 +603,13 @@ def hard_labels(labels: Tensor) -> Tensor:
         tensor([1, 0])
     """
     return labels.argmax(-1) if labels.is_floating_point() else labels
+
+
+def _right_where_known(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Whether each step is right in every part that has a label, `(batch, steps)` bool; a row has at least one."""
+    check_labelled(task, labels)
+    right = task.predictions(outputs) == labels.unsqueeze(1)
+    return _all_parts(right | (labels.unsqueeze(1) == IGNORED_LABEL), 2)
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:

@@ -49,6 +49,10 @@ class CountingPolicy(ThresholdPolicy):
             )
         return step.task.predictions(step.output)
 
+    def answered(self, step: StepView) -> Tensor:
+        """Which rows have something to compare, `(batch,)` bool: NaN is no answer, and equals none."""
+        return step.task.answered(step.output, step.mask)
+
     def __post_init__(self) -> None:
         check_int("patience", self.patience, remedy="Pass patience=6, say.")
         check_real("tolerance", self.tolerance)
@@ -71,10 +75,13 @@ class CountingPolicy(ThresholdPolicy):
             )
 
     def init(self, batch: PolicyBatch) -> Tree:
-        return {"count": torch.zeros(batch.size, dtype=torch.long, device=batch.device), "before": None}
+        count = torch.zeros(batch.size, dtype=torch.long, device=batch.device)
+        return {"count": count, "before": None, "answered": torch.zeros_like(count, dtype=torch.bool)}
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         now, count, before = self.compared(step), state["count"], state["before"]
+        answered = self.answered(step)
         if before is not None:
-            count = torch.where(self.unchanged(now, before, step) & (step.index > 1), count + 1, 0)
-        return count, {"count": count, "before": now}
+            comparable = answered & state["answered"] & (step.index > 1)
+            count = torch.where(self.unchanged(now, before, step) & comparable, count + 1, 0)
+        return count, {"count": count, "before": now, "answered": answered}

@@ -225,6 +225,7 @@ class Gate(ThresholdPolicy):
         signals, state = self.reader.read(step, state)
         place = (step.index - 1).clamp(max=len(self.tables) - 1)
         score = self._trees(signals, place) if self.kind == "boosted" else self._line(signals, place)
+        score = score.masked_fill(~signals.isfinite().all(1), torch.nan)  # such rows taught nothing, and never leave
         return torch.where(step.index < self.floor, torch.inf, score.sigmoid()), state
 
     def _line(self, signals: Tensor, place: Tensor) -> Tensor:

@@ -55,9 +55,10 @@ class Voting(ThresholdPolicy):
         if not step.task.fits(output):
             raise self._refusal(f"outputs of shape {tuple(output.shape)}")
         answer = step.task.predictions(output)
-        votes = F.one_hot(answer, output.shape[-1])
+        nan = output.isnan().any(-1)  # no answer, which has no vote
+        votes = F.one_hot(answer, output.shape[-1]).masked_fill(nan.unsqueeze(-1), 0)
         votes = votes if state is None else votes + state
-        for_answer = votes.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
+        for_answer = votes.gather(-1, answer.unsqueeze(-1)).squeeze(-1).masked_fill(nan, 0)
         if for_answer.dim() == 1:
             return for_answer, votes
         if step.mask is not None:

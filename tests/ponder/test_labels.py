@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ponder
-from ponder import calibration, objectives, priors, tasks
+from ponder import calibration, objectives, policies, priors, tasks
 from ponder.objectives import Ponder, SignalCalibration
 from ponder.parts.tasks import as_task
 from tests.ponder import oracles
@@ -215,3 +215,28 @@ class TestNoLabel:
         task = as_task("classification")
         assert task.confidences(trajectory.outputs, trajectory.labels)[1].shape == (3, 4)
         assert len(calibration.fit_temperatures(trajectory)) == 4
+
+    @pytest.mark.parametrize("task", ["multilabel", "token_classification", "span"])
+    def test_rows_without_one_are_no_right_answers_in_any_task(self, task: str) -> None:
+        outputs = torch.randn(4, 3, 5, 2) if task != "multilabel" else torch.randn(4, 3, 5)
+        labels = torch.zeros(4, 2 if task == "span" else 5, dtype=torch.long)
+        labels[:3] = -100
+        trajectory = ponder.Trajectory(outputs, torch.randn(4, 3), torch.arange(4), labels=labels, task=task)
+        for ask in (
+            trajectory.correct,
+            lambda: trajectory.sweep(policies.FixedStep),
+            lambda: ponder.control_risk(trajectory, policies.Quantile, risk="error", level=0.5),
+            lambda: calibration.fit_gate(trajectory, target="error"),
+            lambda: calibration.fit_gate(trajectory, target="gain", delta=0.1),
+        ):
+            with refused("labels", "-100 for 3 of 4 rows"):
+                ask()
+        assert len(calibration.fit_gate(trajectory, target="agreement").tables) == 2
+        known = trajectory.map(lambda tensor: tensor[3:])
+        assert known.correct().shape == (1, 3)
+
+    def test_a_position_of_a_span_without_one_counts_for_nothing(self) -> None:
+        span, outputs = as_task("span"), torch.tensor([[[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]]]).unsqueeze(1)
+        assert span.correct(outputs, torch.tensor([[0, -100]])).tolist() == [[True]]
+        assert span.correct(outputs, torch.tensor([[0, 2]])).tolist() == [[False]]
+        assert span.confidences(outputs, torch.tensor([[-100, 1]]))[1].tolist() == [[True]]

@@ -7,17 +7,34 @@ go at once, and a certificate said 0.0000 where the risk was 0.3.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import ponder
 from ponder import policies
-from ponder.calibration import fit_temperatures
-from ponder.policies import Confidence, Entropy, Expected, Learned, LinearScorer, Margin, Patience, Quantile, Tempered
+from ponder.calibration import fit_gate, fit_temperatures
+from ponder.export import deciding
+from ponder.policies import (
+    Confidence,
+    Converged,
+    Entropy,
+    Expected,
+    Learned,
+    LinearScorer,
+    Margin,
+    Patience,
+    Quantile,
+    Tempered,
+    Voting,
+)
 from tests.ponder.test_sweep import recorded
+
+CLASSES = deciding.TaskSpec("classification", classes=True, numbers=False)
 
 
 def poisoned(task: str = "classification", rows: int = 60) -> ponder.Trajectory:
@@ -72,6 +89,49 @@ def test_a_row_without_a_finite_step_runs_to_the_end(policy: policies.ExitPolicy
     never = ~trajectory.hazard_logits[:, :-1].isfinite().any(1)
     assert bool(never.any())
     assert trajectory.replay(policy).exit_step[never].tolist() == [6] * int(never.sum())
+
+
+COUNTING = [Patience(1), Patience(1, 0.1), Converged(), Converged(0.1, on="features")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "task"),
+    [
+        *itertools.product(COUNTING, ["classification", "multilabel", "token_classification"]),
+        (Voting(2), "classification"),
+        (Voting(2), "token_classification"),
+    ],
+    ids=str,
+)
+def test_nan_is_no_answer_that_could_be_counted(policy: policies.ExitPolicy, task: str) -> None:
+    """The most probable class of NaN is always the same one: it agreed with itself, and voted."""
+    outputs = torch.full((2, 4, 3), torch.nan)
+    outputs[0, 2:] = torch.tensor([9.0, -1.0, -1.0])  # the class that NaN seemed to be
+    if task == "token_classification":
+        outputs = outputs.unsqueeze(2).expand(-1, -1, 5, -1)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(2), features=outputs, task=task)
+    assert trajectory.replay(policy).exit_step.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("policy", [Patience(1), Voting(1), Voting(2)], ids=str)
+def test_an_export_counts_as_pytorch_does(policy: policies.ExitPolicy) -> None:
+    trajectory = poisoned()
+    ready, rows = deciding.read_policy(policy.to_dict()), len(trajectory)
+    state, left = ready.init(trajectory.row_ids.numpy()), np.full(rows, 6)
+    for index, output in enumerate(trajectory.outputs[:, :-1].unbind(1), start=1):
+        exits, state = ready.decide(deciding.StepView(index, CLASSES, output=output.numpy()), state)
+        left = np.minimum(left, np.where(exits, index, 6))
+    assert left.tolist() == trajectory.replay(policy).exit_step.tolist()
+
+
+@pytest.mark.parametrize("kind", ["logistic", "boosted"])
+def test_a_gate_lets_no_row_go_of_which_it_learnt_nothing(kind: str) -> None:
+    pytest.importorskip("sklearn", reason="gates are fitted with scikit-learn, which is not installed")
+    trajectory = poisoned()
+    gate = fit_gate(trajectory, target="agreement", model=kind, trees=3, threshold=1.0)
+    never = ~trajectory.answered()[:, :-1].any(1)
+    assert bool(never.any())
+    assert trajectory.replay(gate).exit_step[never].tolist() == [6] * int(never.sum())
 
 
 def hidden_risk(rows: int = 400) -> ponder.Trajectory:

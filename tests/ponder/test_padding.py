@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies, readouts
-from ponder.parts.padding import Along, Padding
+from ponder.parts.padding import Along, Padding, check_masks, real_positions
+from tests.ponder.checks import refused
 from tests.ponder.test_loop import Appointed
 from tests.toys import LENGTH, NUM_STEPS, WIDTH, make_toy, wrap
 
@@ -95,3 +96,17 @@ def test_gradients_flow_through_a_batch_that_got_narrower() -> None:
     out = model(inputs, policy=Appointed(), row_ids=torch.tensor([1, 3]), attention_mask=mask)
     out.outputs.sum().backward()
     torch.testing.assert_close(inputs.grad[:, :, 0], torch.tensor([[2 / 3] * 3, [8.0, 0, 0]]))
+
+
+def test_a_float_mask_says_what_a_whole_one_says() -> None:
+    hidden, mask = torch.tensor([[[1.0], [1.0], [100.0]]]), torch.tensor([[1, 1, 0]])
+    for given in (mask, mask.bool(), mask.float(), mask.half()):
+        assert readouts.Pooled(None, readouts.mean)(hidden, attention_mask=given).item() == 1.0
+        assert real_positions({"attention_mask": given}).tolist() == [[True, True, False]]
+        check_masks({"attention_mask": given})
+        with refused("attention_mask", "none in rows [0]"):
+            check_masks({"attention_mask": given * 0})
+    added = torch.tensor([[0.0, 0.0, -torch.inf]])
+    assert real_positions({"src_key_padding_mask": added}).tolist() == [[True, True, False]]
+    with refused("attention_mask", "0 where it is padding", "four dimensions"):
+        check_masks({"attention_mask": added})

@@ -155,3 +155,19 @@ def test_trajectories_that_tell_nothing_are_refused() -> None:
         ponder.diagnose(make(rows=5))
     with refused("trajectory", "1 steps"):
         ponder.diagnose(make(rows=50, num_steps=1))
+
+
+def test_one_nan_is_refused_where_it_would_make_a_mean_nan() -> None:
+    numbers = torch.randn(50, 4, 1)
+    labels = numbers[:, -1, 0].clone()
+    numbers[0, 0] = torch.nan
+    with refused("trajectory", "none for 1 of 50 rows"):
+        ponder.diagnose(ponder.Trajectory(numbers, None, torch.arange(50), labels=labels, task="regression"))
+
+
+def test_the_best_single_step_is_found_under_a_coin_between_two_others_too() -> None:
+    rows = torch.arange(200)
+    right = torch.stack([rows < share * 200 for share in (0.5, 0.6, 0.9, 0.9)], dim=1)
+    outputs = torch.stack([right * 2.0, ~right * 2.0], dim=-1)
+    made = ponder.Trajectory(outputs, None, rows, labels=torch.zeros(200).long(), task="classification")
+    assert ponder.diagnose(made, speedups=(2.0,), samples=20).gains[0].blind_step == 2

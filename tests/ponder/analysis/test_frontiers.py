@@ -80,3 +80,21 @@ def test_no_numbers_of_a_regression_lie_above_the_oracle() -> None:
     for _ in range(200):
         exits = torch.randint(5, (40, 1), generator=generator)
         assert values.gather(1, exits).mean().item() <= made.mixed(exits.double().mean().item() + 1) + 1e-9
+
+
+def test_one_value_far_off_hides_nothing_from_the_oracle() -> None:
+    values = -torch.rand(1000, 4, generator=torch.Generator().manual_seed(0)).double()
+    values[0, 0] = -1e7
+    made = oracle_frontier(values)
+    assert len(made.steps) <= 1001
+    for limit in torch.linspace(-1.0, 0.0, 21).tolist():
+        enough = values > limit
+        enough[:, -1] = True
+        left = enough.long().argmax(1)
+        score = values.gather(1, left.unsqueeze(1)).mean().item()
+        assert score <= made.mixed(left.double().mean().item() + 1) + 1e-9
+
+
+def test_an_oracle_with_nothing_to_gain_leaves_at_once() -> None:
+    assert oracle_frontier(torch.tensor([[1.0, 1.0], [0.5, 0.0]])).steps == (1.0,)
+    assert oracle_frontier(torch.tensor([[0.5]])).scores == (0.5,)

@@ -10,7 +10,8 @@ import torch
 
 import ponder
 from ponder.calibration import check_fresh
-from ponder.policies import Confidence, Expected, LastStep, Patience, Quantile
+from ponder.policies import Confidence, Expected, FixedStep, LastStep, Patience, Quantile
+from ponder.trajectory import Trajectory
 from tests.ponder.checks import refused
 from tests.ponder.test_sweep import recorded
 
@@ -44,6 +45,22 @@ def test_at_most_takes_the_best_within_the_budget(target: dict[str, float]) -> N
     assert done.met
     assert done.point.score == pytest.approx(max(scores))
     assert done.point.mean_exit_step <= 3.0
+
+
+@pytest.mark.parametrize("num_steps", [6, 12])
+def test_a_budget_of_exactly_a_step_allows_it(num_steps: int) -> None:
+    """Rounding must not: a running sum over thresholds misses 1/2 by 1e-14 with a thousand rows."""
+    steps, rows = torch.arange(1, num_steps + 1), 1000
+    right = torch.arange(rows).unsqueeze(1) < rows * steps / (num_steps + 1)
+    outputs = torch.stack([right.float(), (~right).float()], dim=-1)
+    trajectory = ponder.Trajectory(
+        outputs, None, torch.arange(rows), labels=torch.zeros(rows).long(), task="classification"
+    )
+    for step in steps.tolist():
+        for target in ({"at_most_steps": step}, {"at_most_cost": step / num_steps}):
+            done = ponder.calibrate(trajectory, FixedStep, **target)
+            assert done.policy == FixedStep(step)
+            assert done.point.mean_exit_step == step
 
 
 def test_what_cannot_be_met_is_said() -> None:
@@ -100,6 +117,10 @@ def test_evaluation_is_on_fresh_rows_only() -> None:
     with refused("test", "5 rows with the same id", "first_row"):
         done.evaluate(repeated)
     assert done.evaluate(replace(repeated, row_ids=repeated.row_ids + 40)).mean_exit_step > 0
+    for part in (first, second):  # unrolled in two calls, each with ids from 0
+        both = Trajectory.cat([first, replace(second, row_ids=first.row_ids)])
+        with refused("test", "40 rows with the same id"):
+            check_fresh(replace(part, row_ids=first.row_ids), both)
     check_fresh(recorded(4, steps=3), first)  # of another model
     check_fresh(first.map(lambda tensor: tensor[:0]), first)
     check_fresh(first, first.map(lambda tensor: tensor[:0]))
