@@ -384,7 +384,7 @@ class PonderWrapper(EarlyExitModel):
         if teacher is None:
             self._teacher = None
         elif isinstance(teacher, PonderWrapper):
-            self._teacher = FrozenTeacher(_FullDepth(teacher), teacher)
+            self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True)
         elif callable(teacher):
             self._teacher = FrozenTeacher(teacher, teacher if isinstance(teacher, nn.Module) else None)
         else:
@@ -506,7 +506,9 @@ class PonderWrapper(EarlyExitModel):
         if not len(trajectory):
             return PonderOutput(outputs, last, no_loss(outputs, self), trajectory)
         self._tell_of_stages()
-        prior = None if self._prior is None else self._prior(depth.steps, device=outputs.device)
+        prior = None
+        if self._prior is not None and "prior" in needs:
+            prior = self._prior(depth.steps, device=outputs.device)
         taught = None
         if self._teacher is not None and "teacher" in needs:
             taught = self._teacher.outputs(inputs, context, outputs)

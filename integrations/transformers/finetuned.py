@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ponder._utils.files import digest_of, locked, make_folder, read_json, read_tensors, write_json, write_tensors
+from ponder._utils.files import digest_of, locked, read_json, read_tensors, write_json, write_tensors
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice
 from ponder.engine.teaching import frozen_copy
@@ -168,7 +168,7 @@ class FinetunedClassifier(nn.Module):
                     f"{place}: the model or its exits are not those that were saved together. Fit the exits again."
                 )
             heads = read_tensors(place / _HEADS, _FORMAT)[0]
-        made = cls(load_finetuned(place))
+            made = cls(load_finetuned(place))
         own = made.heads.state_dict()
         if own.keys() != heads.keys() or any(own[name].shape != heads[name].shape for name in own):
             raise CheckpointError(f"{place / _HEADS}: the heads are of another model. Fit the exits again.")
@@ -189,14 +189,14 @@ class FinetunedClassifier(nn.Module):
         Raises:
             ArgumentError: The folder cannot be written.
         """
-        place = make_folder(Path(folder))
-        save_whole(lambda part: self.classifier.save_pretrained(part), place)
-        with locked(place):
-            write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
-            policy = self.policy.to_dict()
-            write_json(
-                place / EXITS_FILE, {"format": _FORMAT, "digests": _digests(place), "policy": policy, "seed": self.seed}
-            )
+        save_whole(lambda part: self.classifier.save_pretrained(part), folder, self._save_exits)
+
+    def _save_exits(self, place: Path) -> None:
+        write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
+        policy = self.policy.to_dict()
+        write_json(
+            place / EXITS_FILE, {"format": _FORMAT, "digests": _digests(place), "policy": policy, "seed": self.seed}
+        )
 
     @property
     def plain(self) -> PreTrainedModel:

@@ -31,6 +31,7 @@ from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
+from ponder.integrations.transformers.tokenizing import max_positions
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
@@ -554,7 +555,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             name="input_ids",
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer if tokenizer.is_file() else None,
-            max_length=getattr(config, "max_position_embeddings", None),
+            max_length=max_positions(config),
             labels=tuple(str(names[place]) for place in range(self.config.num_labels or 0)),
         )
 

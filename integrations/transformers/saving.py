@@ -38,8 +38,14 @@ _CONFIG, _NEXT = "config.json", ".config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
-def save_whole(write: Callable[[Path], object], folder: str | os.PathLike[str]) -> None:
+def save_whole(
+    write: Callable[[Path], object],
+    folder: str | os.PathLike[str],
+    beside: Callable[[Path], object] = lambda folder: None,
+) -> None:
     """Have `write` make the files in a folder of their own, and swap them into `folder`.
+
+    Then `beside` writes what belongs to them, before another save can come between.
 
     A model in several files of weights (`max_shard_size`) has more than one moment at which it can be killed: what is
     mixed then is not repaired, but refused when it is loaded.
@@ -71,6 +77,7 @@ def save_whole(write: Callable[[Path], object], folder: str | os.PathLike[str]) 
             os.replace(folder / _NEXT, folder / _CONFIG)
             for name in cards:
                 put_in_place(made / name, folder / name)
+            beside(folder)
     except SafetensorError as error:  # a full disk, in the words of that library
         raise unwritable(folder, OSError(str(error))) from error
     except OSError as error:

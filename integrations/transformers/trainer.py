@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -86,7 +87,11 @@ class PonderTrainer(Trainer):
             )
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as Transformers does; with `all_stages`, each stage in turn, and give what the last one gave."""
+        """Train as Transformers does; with `all_stages`, each stage in turn, and give what the last one gave.
+
+        What was frozen before stays frozen in every stage. Several stages write their checkpoints to folders of their
+        own, `stage-1` … in `args.output_dir`.
+        """
         if not self.all_stages:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if resume_from_checkpoint:
@@ -97,12 +102,23 @@ class PonderTrainer(Trainer):
                 remedy="Start the stage (model.start_stage) and resume with all_stages=False.",
             )
         model: Any = self.model
+        stages, folder = model.recipe.stages, self.args.output_dir
+        before = {parameter: parameter.requires_grad for parameter in model.parameters()}
         found = None
-        for stage in model.recipe.stages:
-            model.start_stage(stage)
-            self.optimizer = self.lr_scheduler = None
-            found = super().train(None, *args, **kwargs)
-            model.finish_stage(stage)
+        try:
+            for number, stage in enumerate(stages, start=1):
+                model.start_stage(stage)
+                for parameter, trained in before.items():
+                    parameter.requires_grad_(parameter.requires_grad and trained)
+                self.optimizer = self.lr_scheduler = None
+                if len(stages) > 1 and folder is not None:
+                    self.args.output_dir = os.path.join(folder, f"stage-{number}")
+                found = super().train(None, *args, **kwargs)
+                model.finish_stage(stage)
+        finally:
+            self.args.output_dir = folder
+            for parameter, trained in before.items():
+                parameter.requires_grad_(trained)
         return found
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -38,6 +38,7 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
         as_json: Print JSON instead of a sentence.
     """
     quiet()
+    _check_out(out, texts, folder)
     answer = _of_export if (folder / FILE).is_file() else _of_exits
     found = read_texts(texts, columns)
     outputs, exit_step, names, steps = answer(folder, found)
@@ -59,9 +60,26 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     tell(card, [f"{len(labels)} answers in {out}; mean exit step {mean:.2f} of {steps}."], [], as_json=as_json)
 
 
+def _check_out(out: Path, texts: Path, folder: Path) -> None:
+    """Refuse to write over what is read: the texts, and the model."""
+    written = out.resolve()
+    if written == texts.resolve() or written.is_relative_to(folder.resolve()) or out.is_dir():
+        raise ArgumentError(
+            "out",
+            expected="a file of its own, which is neither that of the texts nor in the model's folder",
+            got=out,
+            remedy="Name another.",
+        )
+
+
 def _of_exits(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], int]:
     """Outputs, exit steps, names of the classes and N, from a folder of `ponder exits`."""
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
+    if not made.kind.task.one_class:
+        raise CheckpointError(
+            f"{folder}: expected exits of a classifier of texts; got the task {made.kind.task.name!r}. "
+            "Call the model itself: FinetunedClassifier.from_pretrained(folder).predict(rows)."
+        )
     encoded = tokenize(tokenizer, texts.rows, max_positions(made.config))
     say_left_out(texts, encoded, left_out=False)
     found = made.predict(encoded.rows, batch_size=BATCH, progress=sys.stderr.isatty())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -141,11 +142,11 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
         return _table(path, text, "\t" if kind == ".tsv" else ",")
     if kind in (".jsonl", ".ndjson"):
         return [_object(path, place, line) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return [{"text": line} for line in text.splitlines()]
+    return [{"text": line} for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         rows = list(reader)
     except csv.Error as error:

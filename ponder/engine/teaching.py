@@ -32,11 +32,13 @@ class FrozenTeacher:
     Args:
         answer: (inputs, **context) → outputs `(batch, …)`; called without gradients.
         module: The module behind it, kept in evaluation mode and on the device of the student; None for a function.
+        marked: Whether `answer` takes `ponder.Shared` values of the context with their mark, as a wrapped model does.
     """
 
-    def __init__(self, answer: Callable[..., Any], module: nn.Module | None) -> None:
+    def __init__(self, answer: Callable[..., Any], module: nn.Module | None, *, marked: bool = False) -> None:
         self.answer = answer
         self.module = module
+        self.marked = marked
 
     @torch.no_grad()
     def outputs(self, inputs: Tree, context: Mapping[str, Any], of_student: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class FrozenTeacher:
             weight = next(self.module.parameters(), None)
             if weight is not None and weight.device != of_student.device:
                 self.module.to(of_student.device)
-        outputs = self.answer(inputs, **unwrap(context))
+        outputs = self.answer(inputs, **(context if self.marked else unwrap(context)))
         if not isinstance(outputs, Tensor):
             raise ArgumentTypeError(
                 "teacher",

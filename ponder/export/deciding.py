@@ -5,6 +5,7 @@ Each policy here has the registered name and the fields of one there, and the te
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
 
-__all__ = ["NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take"]
+__all__ = ["ModelSpec", "NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take"]
 
 Array = NDArray[Any]
 
@@ -43,6 +45,21 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class ModelSpec:
+    """What a policy has to know of the model that it is to decide for.
+
+    Args:
+        num_steps: N.
+        task: What outputs mean.
+        has_hazard: Whether there is a Lambda head.
+    """
+
+    num_steps: int
+    task: TaskSpec
+    has_hazard: bool
+
+
+@dataclass(frozen=True)
 class StepView:
     """What a policy sees of the running rows after a step; fields that it does not need are None.
 
@@ -64,6 +81,16 @@ class NumpyPolicy(ABC):
 
     needs: frozenset[str] = frozenset()
 
+    def check(self, model: ModelSpec) -> None:
+        """Raise where the policy cannot serve a model, as that of PyTorch does."""
+        if "hazard" in self.needs and not model.has_hazard:
+            raise ArgumentError(
+                "policy",
+                expected="a policy that needs no hazard, since there is no Lambda head",
+                got=repr(self),
+                remedy="Use a policy on outputs.",
+            )
+
     def init(self, row_ids: Array) -> Any:
         """State before the first step: nested arrays, batch first, or None."""
         return None
@@ -80,10 +107,26 @@ def take(state: Any, rows: Array) -> Any:
     return tuple(take(part, rows) for part in state) if isinstance(state, tuple) else state
 
 
+class _OfClasses(NumpyPolicy):
+    needs = frozenset({"output"})
+
+    def check(self, model: ModelSpec) -> None:
+        if not model.task.classes:
+            raise ArgumentError(
+                "policy",
+                expected=f"class logits under {self!r}",
+                got=f"the task {model.task.name!r}",
+                remedy="Use a policy on the hazard, or Patience (with a tolerance, where answers are numbers).",
+            )
+
+
 @dataclass(frozen=True)
 class _Quantile(NumpyPolicy):
     q: float
     needs = frozenset({"hazard"})
+
+    def __post_init__(self) -> None:
+        check_real("q", self.q, 0.0, 1.0)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         return _given(step.cdf) > np.float32(self.q), state
@@ -105,9 +148,11 @@ class _Bernoulli(NumpyPolicy):
 
 
 @dataclass(frozen=True)
-class _Confidence(NumpyPolicy):
+class _Confidence(_OfClasses):
     threshold: float
-    needs = frozenset({"output"})
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         surest = np.exp(_log_softmax(_given(step.output)).max(-1))
@@ -115,10 +160,12 @@ class _Confidence(NumpyPolicy):
 
 
 @dataclass(frozen=True)
-class _Entropy(NumpyPolicy):
+class _Entropy(_OfClasses):
     threshold: float
     normalize: bool = False
-    needs = frozenset({"output"})
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         log_p = _log_softmax(_given(step.output))
@@ -131,9 +178,11 @@ class _Entropy(NumpyPolicy):
 
 
 @dataclass(frozen=True)
-class _Margin(NumpyPolicy):
+class _Margin(_OfClasses):
     threshold: float
-    needs = frozenset({"output"})
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         two = np.exp(np.sort(_log_softmax(_given(step.output)), axis=-1)[..., -2:])
@@ -145,6 +194,21 @@ class _Patience(NumpyPolicy):
     patience: int
     tolerance: float = 0.0
     needs = frozenset({"output"})
+
+    def __post_init__(self) -> None:
+        check_int("patience", self.patience)
+        check_real("tolerance", self.tolerance)
+
+    def check(self, model: ModelSpec) -> None:
+        most = model.num_steps - 1
+        check_int("patience", self.patience, 1, most, remedy="Use policies.LastStep() to run to the end.")
+        if model.task.numbers and self.tolerance == 0.0:
+            raise ArgumentError(
+                "tolerance",
+                expected="a positive number for regression, where two answers are never exactly equal",
+                got=self.tolerance,
+                remedy="Give Patience a tolerance=0.1, say, in the unit of the outputs.",
+            )
 
     def init(self, row_ids: Array) -> Any:
         return np.zeros(len(row_ids), dtype=np.int64), None, np.zeros(len(row_ids), dtype=bool)
@@ -161,14 +225,17 @@ class _Patience(NumpyPolicy):
 
 
 @dataclass(frozen=True)
-class _Voting(NumpyPolicy):
+class _Voting(_OfClasses):
     votes: int
-    needs = frozenset({"output"})
+
+    def check(self, model: ModelSpec) -> None:
+        check_int("votes", self.votes, 1, model.num_steps)
+        super().check(model)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         output = _given(step.output)
         answer = step.task.predictions(output)
-        answered = ~np.isnan(output).any(-1)
+        answered = np.asarray(~np.isnan(output).any(-1))
         votes = np.eye(output.shape[-1], dtype=np.int64)[answer] * answered[:, None] + (0 if state is None else state)
         return (votes[np.arange(len(answer)), answer] >= self.votes) & answered, votes
 
@@ -176,6 +243,9 @@ class _Voting(NumpyPolicy):
 @dataclass(frozen=True)
 class _FixedStep(NumpyPolicy):
     step: int
+
+    def check(self, model: ModelSpec) -> None:
+        check_int("step", self.step, 1, model.num_steps, remedy="Steps count from 1.")
 
     def init(self, row_ids: Array) -> Any:
         return row_ids
@@ -200,6 +270,10 @@ class _Several(NumpyPolicy):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset[str]().union(*(policy.needs for policy in self.policies))
+
+    def check(self, model: ModelSpec) -> None:
+        for policy in self.policies:
+            policy.check(model)
 
     def init(self, row_ids: Array) -> Any:
         return tuple(policy.init(row_ids) for policy in self.policies)
@@ -233,6 +307,9 @@ class _Around(NumpyPolicy):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return self.policy.needs
+
+    def check(self, model: ModelSpec) -> None:
+        self.policy.check(model)
 
     def init(self, row_ids: Array) -> Any:
         return self.policy.init(row_ids)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
-from ponder.export.deciding import NumpyPolicy, StepView, TaskSpec, read_policy, take
+from ponder.export.deciding import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy, take
 from ponder.export.examples import Batch, batches, join, open_tokenizer, read_rows
 from ponder.export.manifest import NEXT, Manifest
 from ponder.export.sessions import Graph
@@ -90,7 +90,7 @@ class OnnxModel:
         self.manifest = Manifest.read(self.folder)
         self._graphs = _Graphs.open(self.folder, self.manifest, threads)
         self._tokenizer: Any = None
-        self._set(self.manifest.policy)
+        self._policy = self._read(self.manifest.policy)
 
     @property
     def num_steps(self) -> int:
@@ -104,7 +104,7 @@ class OnnxModel:
 
     @policy.setter
     def policy(self, policy: Any) -> None:
-        self._set(policy)
+        self._policy = self._read(policy)
 
     def save_policy(self) -> None:
         """Keep the policy in the folder, for those who open it later."""
@@ -124,8 +124,7 @@ class OnnxModel:
         Raises:
             ArgumentError: An example that cannot be read; the message names its position.
         """
-        own = self._policy[1] if policy is None else _read(policy)[1]
-        self._check(own)
+        own = self._policy[1] if policy is None else self._read(policy)[1]
         ids = None if row_ids is None else np.asarray(row_ids)
         exit_step: Array = np.zeros(0, dtype=np.int64)
         outputs: Array = np.zeros((0, *self.manifest.outputs), dtype=np.float32)
@@ -162,7 +161,7 @@ class OnnxModel:
 
     def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
         """Outputs and exit steps of a batch: the loop of `ponder.engine.loop`, in numpy."""
-        steps, task = self.num_steps, TaskSpec(self.manifest.task, self.manifest.classes, self.manifest.numbers)
+        steps, task = self.num_steps, self._task
         running, state = _Running.start(self._graphs, self.manifest, batch), policy.init(row_ids)
         rows, exit_step = np.arange(len(row_ids)), np.full(len(row_ids), steps)
         log_survival: Array = np.zeros(len(row_ids), dtype=np.float32)
@@ -201,19 +200,23 @@ class OnnxModel:
             self._tokenizer = open_tokenizer(self.folder / self.manifest.tokenizer, self.manifest.max_length)
         return self._tokenizer
 
-    def _set(self, policy: Any) -> None:
-        read = _read(policy)
-        self._check(read[1])
-        self._policy = read
+    def check(self, policy: Any) -> None:
+        """Raise where a policy, or what its `to_dict` gives, cannot decide for this model.
 
-    def _check(self, policy: NumpyPolicy) -> None:
-        if "hazard" in policy.needs and self._graphs.lambda_head is None:
-            raise ArgumentError(
-                "policy",
-                expected="a policy that needs no hazard, since there is no Lambda head",
-                got=repr(policy),
-                remedy="Use a policy on outputs.",
-            )
+        Raises:
+            ArgumentError: It reads what there is not, or has no place in the task or the steps of the model.
+        """
+        self._read(policy)
+
+    @property
+    def _task(self) -> TaskSpec:
+        return TaskSpec(self.manifest.task, self.manifest.classes, self.manifest.numbers)
+
+    def _read(self, policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
+        data = getattr(policy, "to_dict", lambda: policy)()
+        read = read_policy(data)
+        read.check(ModelSpec(self.num_steps, self._task, has_hazard=self._graphs.lambda_head is not None))
+        return dict(data), read
 
 
 @dataclass(frozen=True)
@@ -330,9 +333,3 @@ class _Running:
     def _answer(self, features: Array) -> Array:
         heads = self._graphs.heads
         return (heads[0] if len(heads) == 1 else heads[self._step - 1])({"features": features})["output"]
-
-
-def _read(policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
-    data = getattr(policy, "to_dict", lambda: policy)()
-    read = read_policy(data)
-    return dict(data), read

@@ -12,7 +12,6 @@ import torch
 
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.export.deciding import read_policy
 from ponder.export.examples import open_tokenizer
 from ponder.export.runtime import OnnxModel
 from ponder.parts.tasks import task_named
@@ -44,7 +43,7 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
         labels=() if task.numbers else manifest.labels or tuple(str(place) for place in range(manifest.outputs[-1])),
         tokenize=partial(_tokens, tokenizer, [spec.name for spec in manifest.inputs]),
         start=partial(WindowBatcher.within, partial(_run, model)),
-        check=lambda policy: read_policy(policy.to_dict()),
+        check=model.check,
         folder=folder,
         digests=digests,
     )

@@ -79,3 +79,12 @@ class ServedModel:
     check: Callable[[ExitPolicy], object]
     folder: Path | None = None
     digests: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task.per_position:
+            raise ArgumentError(
+                "task",
+                expected="one answer a text",
+                got=f"{self.task.name!r}, which answers at each position",
+                remedy="Call the model itself: model.predict(rows).",
+            )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import cos, inf, pi
+from math import cos, inf, isnan, pi
 from os import PathLike
 from typing import Any, Literal
 
@@ -129,6 +129,13 @@ def fit(
         _check_loader("held_out", held_out, None)
     own = accelerator is None
     accelerator = _accelerator(trackers, folder) if own else accelerator
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ArgumentError(
+            "accelerator",
+            expected="gradient_accumulation_steps=1: the optimiser steps once a batch",
+            got=accelerator.gradient_accumulation_steps,
+            remedy="Pass larger batches, or train with PonderTrainer, which accumulates.",
+        )
     if seed is not None:
         torch.manual_seed(seed)
     if recipe is not None:
@@ -157,7 +164,8 @@ def fit(
                 wrapper.start_stage(stage)
                 for parameter in frozen:
                     parameter.requires_grad_(False)
-                policy = wrapper.policy if number == len(stages) else LastStep()
+                exits_tell = number == len(stages) or stage.train == "early_heads"  # full depth cannot change there
+                policy = wrapper.policy if exits_tell else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
                 run = _StageRun(model, wrapper, loader, scored, policy, options, accelerator, bar, tracking, main_input)
                 done.append(run.train(stage, title))
@@ -224,9 +232,9 @@ class _Best:
         self._weights: dict[str, Tensor] = {}
 
     def see(self, epoch: int, score: float) -> None:
-        """Keep the weights of this epoch where it is the best, or the first."""
+        """Keep the weights of this epoch where it is the best, or the first; a score that is NaN is the worst."""
         if score > self.best or not self._weights:
-            self.best, self.since, self.epoch = score, 0, epoch
+            self.best, self.since, self.epoch = -inf if isnan(score) else score, 0, epoch
             state = self._model.state_dict()
             self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         else:
@@ -253,9 +261,18 @@ class _StageRun:
     main_input: str | None
 
     def train(self, stage: Stage, title: str) -> StageReport:
-        """Train, and leave the best epoch in the model."""
-        started, options = time.perf_counter(), self.options
+        """Train, and leave the best epoch in the model, and nothing of accelerate."""
+        own = "forward" in vars(self.wrapper)
         prepared = self.accelerator.prepare(self.wrapper)
+        try:
+            return self._train(prepared, stage, title)
+        finally:
+            self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+            if not own:  # mixed precision puts one around that of the class
+                vars(self.wrapper).pop("forward", None)
+
+    def _train(self, prepared: nn.Module, stage: Stage, title: str) -> StageReport:
+        started, options = time.perf_counter(), self.options
         length = _length(self.loader)
         total = None if length is None else length * options.epochs
         groups = parameter_groups(self.wrapper, options.lr, options.lambda_lr, options.head_lr, options.weight_decay)

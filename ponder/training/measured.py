@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ponder.distributions import StepDistribution
-from ponder.engine.losses import checked_labels, step_losses
+from ponder.engine.losses import checked_labels, collected, step_losses
 from ponder.parts.tasks import infer_task
 from ponder.wrapper import PonderWrapper
 
@@ -33,7 +33,7 @@ def measured(
 
     Returns:
         `loss_step_1` … (the task's loss of each step) where there are labels; with hazards `expected_steps` (the mean
-        of the halting distribution), and with a prior `kl`, from the halting distribution to it.
+        of the halting distribution), and where the objective reads a prior `kl`, from that distribution to it.
 
     Example:
         >>> found = measured(model, trajectory.outputs, trajectory.hazard_logits, labels)
@@ -51,8 +51,10 @@ def measured(
         return found
     halting = StepDistribution.from_hazard_logits(hazard_logits)
     found["expected_steps"] = halting.mean
-    if model.prior is not None:
-        log_pmf = model.prior(halting.num_steps).log_pmf.to(hazard_logits.device).expand(len(hazard_logits), -1)
+    if model.prior is not None and "prior" in model.objective.needs:
+        asked = halting.num_steps if model.truncate_below is None else model.num_steps  # the loss asks for as many
+        prior = collected(model.prior(asked), halting.num_steps)
+        log_pmf = prior.log_pmf.to(hazard_logits.device).expand(len(hazard_logits), -1)
         found["kl"] = kl_divergence(halting, StepDistribution(log_pmf, validate_args=False))
     return found
 

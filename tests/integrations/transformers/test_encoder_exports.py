@@ -73,6 +73,17 @@ def test_exits_and_outputs_are_those_of_pytorch(name: str, folders: Any) -> None
     assert len(steps) > 2
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_is_cut_to_the_positions_that_there_are(name: str, folders: Any) -> None:
+    """Positions of MPNet's kind begin behind the number of the padding."""
+    model, folder = folders(name)
+    exported = OnnxModel(folder, threads=1)
+    assert exported.predict(["w31 w6 " * 40]).exit_step.shape == (1,)
+    config = model.encoder.config
+    behind = config.pad_token_id + 1 if name.startswith("mpnet") else 0
+    assert exported.manifest.max_length == config.max_position_embeddings - behind
+
+
 def test_texts_are_answered_as_their_tokens_are(folders: Any) -> None:
     model, folder = folders("bert-of-3")
     exported = OnnxModel(folder, threads=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification
+from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification, finetuned
 from ponder.policies import Confidence, FixedStep, LastStep
 
 SIZES: dict[str, Any] = {
@@ -174,6 +175,38 @@ def test_a_model_that_changed_after_its_exits_were_fitted_is_refused(tmp_path: P
     plain.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="not those that were saved together"):
         FinetunedClassifier.from_pretrained(tmp_path)
+
+
+def test_two_saves_at_a_time_are_never_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second saver between the two halves of the first would leave its weights under the other's heads."""
+    fcntl = pytest.importorskip("fcntl", reason="there are no such locks on this system")
+    tried: list[bool] = []
+    write = finetuned.write_tensors
+
+    def watched(path: Path, *given: Any) -> None:
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tried.append(True)
+        os.close(handle)
+        write(path, *given)
+
+    monkeypatch.setattr(finetuned, "write_tensors", watched)
+    FinetunedClassifier.from_finetuned(classifier()).save_pretrained(tmp_path)
+    assert tried == [True], "no other writer may come between the classifier and its heads"
+
+    load = finetuned.load_finetuned
+
+    def loading(place: Path) -> Any:
+        handle = os.open(place, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+        return load(place)
+
+    monkeypatch.setattr(finetuned, "load_finetuned", loading)
+    FinetunedClassifier.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"format": "other"}, {"policy": {"name": "nobody"}}])

@@ -609,9 +609,26 @@ def test_one_call_trains_all_stages(tmp_path: Path) -> None:
     assert any(name.startswith("encoder.") for name in changed), "the first stage trains the encoder"
     assert any(name.startswith("ponder.classifier.head.heads.0.") for name in changed), "the second the early heads"
     assert any(name.startswith(last) for name in changed)
-    assert not any(weight.requires_grad for weight in model.encoder.parameters())
+    assert all(weight.requires_grad for weight in model.parameters()), "as it was before"
     with pytest.raises(ArgumentError, match="resume_from_checkpoint"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_all_stages_spare_what_was_frozen_and_the_checkpoints_of_one_another(tmp_path: Path) -> None:
+    model = make_model("bert", recipe="deebert")
+    frozen = model.encoder.embeddings
+    frozen.requires_grad_(False)
+    before = weights_of(frozen)
+    trainer = make_trainer(model, tmp_path, save_strategy="steps", save_steps=1, save_total_limit=1)
+    trainer.all_stages = True
+    trainer.train()
+    assert not moved(before, frozen)
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+    last = f"checkpoint-{2 * EXAMPLES // BATCH}"
+    assert sorted(path.name for path in tmp_path.glob("stage-*")) == ["stage-1", "stage-2"]
+    assert all((tmp_path / stage / last / "model.safetensors").is_file() for stage in ("stage-1", "stage-2"))
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert trainer.args.output_dir == str(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [PonderForTokenClassification, PonderForQuestionAnswering])

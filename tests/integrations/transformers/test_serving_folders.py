@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 import ponder
 from ponder import policies
-from ponder.errors import CheckpointError
+from ponder.cli import predict
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import (
     FinetunedClassifier,
     PonderForSequenceClassification,
@@ -169,3 +170,15 @@ def test_folders_that_cannot_be_served(folders: dict[str, tuple[Any, Path]], tmp
     (empty / "export.json").write_text("{}")
     with pytest.raises(CheckpointError):
         open_folder(empty)
+
+
+def test_an_answer_at_each_token_is_refused_before_a_request_comes(
+    folders: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
+    FinetunedClassifier.from_finetuned(BertForTokenClassification(config()).eval()).save_pretrained(tmp_path)
+    load_tokenizer(str(folders["finetuned"][1])).save_pretrained(tmp_path)
+    with pytest.raises(ArgumentError, match="one answer a text"):
+        open_folder(tmp_path)
+    (tmp_path / "in.txt").write_text("w1\n")
+    with pytest.raises(CheckpointError, match="a classifier of texts"):
+        predict.run(tmp_path, tmp_path / "in.txt", tmp_path.parent / "out.csv", (), as_json=False)

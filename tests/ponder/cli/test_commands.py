@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 import ponder
 import ponder.cli
 from ponder.cli.app import app
+from ponder.cli.texts import read_texts
 from tests.exits_folder import LONGEST, tiny_classifier
 from tests.word_tokenizer import WORDS, save_tokenizer
 
@@ -228,6 +229,25 @@ def test_other_files_and_pairs(fitted: Path, tmp_path: Path, kind: str) -> None:
     done = run("predict", fitted, "--texts", path, "--out", tmp_path / "out.csv", *more)
     assert done.exit_code == 0, done.output
     assert "6 answers" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "txt"])
+def test_separators_within_a_line_divide_no_text(tmp_path: Path, kind: str) -> None:
+    """Python's splitlines cuts at these, and CSV is written without quotes around them."""
+    rows = ["one\u2028line", "two\x85 words", "three\x0c", "four\x1e parts"]
+    separator = "\t" if kind == "tsv" else ","
+    lines = rows if kind == "txt" else [f"id{separator}text", *(f"{n}{separator}{row}" for n, row in enumerate(rows))]
+    (tmp_path / f"in.{kind}").write_bytes("\r\n".join([*lines, ""]).encode())
+    assert [row for (row,) in read_texts(tmp_path / f"in.{kind}").rows] == rows
+    table(tmp_path / "in.csv", [[row, "a"] for row in ["quoted\nline", *rows]], ("text", "label"))
+    assert [row for (row,) in read_texts(tmp_path / "in.csv", labels="label").rows] == ["quoted\nline", *rows]
+
+
+def test_predict_writes_over_nothing_that_it_reads(fitted: Path, texts: Path) -> None:
+    before = texts.read_bytes()
+    for out in (texts, texts.parent / "." / texts.name, fitted / "config.json", texts.parent):
+        assert "a file of its own" in refused("predict", fitted, "--texts", texts, "--out", out)
+    assert texts.read_bytes() == before
 
 
 def test_over_long_texts_are_cut_and_counted(fitted: Path, tmp_path: Path) -> None:

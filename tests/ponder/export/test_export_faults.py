@@ -334,6 +334,43 @@ def test_a_policy_that_the_model_cannot_serve_is_refused() -> None:
         model.policy = policies.Quantile(0.5)
 
 
+@pytest.mark.parametrize("name", ["regression", "multilabel", "gru-cell"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policies.Confidence(0.4),
+        policies.Entropy(0.2),
+        policies.Margin(0.1).after(2),
+        policies.Voting(2) | policies.LastStep(),
+        policies.Voting(99),
+        policies.Patience(2),
+        policies.Patience(2, 0.1),
+        policies.Patience(99, 0.1),
+        policies.FixedStep(99),
+        policies.FixedStep(2),
+    ],
+    ids=str,
+)
+def test_an_export_refuses_the_policies_that_pytorch_refuses(name: str, policy: ExitPolicy) -> None:
+    found = exported(name)
+    refusals = []
+    for check in (found.model.checked, found.onnx.check):
+        try:
+            check(policy)
+            refusals.append(None)
+        except ArgumentError as error:
+            refusals.append(str(error).split(":")[0])
+    assert refusals[0] == refusals[1]
+
+
+@pytest.mark.parametrize(
+    "policy", [{"name": "confidence", "threshold": -3}, {"name": "entropy", "threshold": 1.5, "normalize": True}]
+)
+def test_a_threshold_out_of_range_is_refused(policy: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="threshold"):
+        exported("gru-cell").onnx.check(policy)
+
+
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("[")
     for tokenizer in (tmp_path / "nowhere", tmp_path, 7):

@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import ponder
-from ponder import objectives, recipes
+from ponder import objectives, policies, priors, recipes
 from ponder.errors import NonFiniteError
-from ponder.training import FitReport
+from ponder.training import FitReport, measured
 from ponder.training.fitting import _Options
 from tests.ponder.checks import refused
 
@@ -133,6 +133,21 @@ class TestSelection:
         assert [epoch.score for epoch in stage.epochs] == [0.3, 0.9, 0.1, 0.2]
         assert (stage.best_epoch, report.score, report.metric) == (2, 0.9, "metric")
         assert all(torch.equal(tensor, kept[1][name]) for name, tensor in model.state_dict().items())
+
+    def test_a_score_that_is_nan_is_the_worst(self) -> None:
+        """A correlation is NaN while all answers are the same, as in a first epoch."""
+        scores = iter([math.nan, 0.5, math.nan, 0.4])
+        report = fit(make("vanilla"), epochs=4, held_out=[data(8)], metric=lambda *_: next(scores), patience=2)
+        assert (report.stages[0].best_epoch, report.score) == (2, 0.5)
+
+    def test_early_heads_are_scored_at_the_exits_wherever_their_stage_stands(self) -> None:
+        """Full depth cannot change there, so that the first epoch was kept whatever came after it."""
+        first, early = recipes.get("deebert").for_steps(STEPS).stages
+        model = make("deebert")
+        model.stages = (first, early, early)
+        model.policy = policies.FixedStep(1)
+        report = fit(model, held_out=[data(32)])
+        assert [stage.epochs[0].exit_step for stage in report.stages] == [STEPS, 1, 1]
 
     def test_stages_before_the_last_are_scored_at_full_depth(self) -> None:
         report = fit(make("deebert"), held_out=[data(32)], epochs=1)
@@ -346,6 +361,74 @@ def test_an_accelerator_of_ones_own_is_used_and_left_alone() -> None:
     own = Accelerator(cpu=True)
     fit(make(), accelerator=own, epochs=1)
     assert fit(make(), accelerator=own, epochs=1).stages[0].epochs[0].loss > 0
+
+
+def test_mixed_precision_of_an_accelerator_ends_with_the_training() -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    try:
+        model = make("ponder")
+        fit(model, accelerator=Accelerator(cpu=True, mixed_precision="bf16"), epochs=1)
+    finally:
+        AcceleratorState._reset_state(True)
+    assert "forward" not in vars(model)
+    with torch.no_grad():
+        outputs = model(data(8)[0]).outputs
+    assert outputs.dtype == torch.float32
+    assert torch.equal(outputs, ponder.predict(model, data(8)[0]).outputs)
+
+
+def test_an_accelerator_that_accumulates_is_refused() -> None:
+    from accelerate import Accelerator
+
+    with refused("accelerator", "gradient_accumulation_steps=1", "4"):
+        fit(make(), accelerator=Accelerator(cpu=True, gradient_accumulation_steps=4))
+
+
+def test_a_truncated_unroll_is_measured_against_the_prior_of_its_loss() -> None:
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(
+        nn.Linear(WIDTH, WIDTH),
+        num_steps=20,
+        head=nn.Linear(WIDTH, 2),
+        lambda_head=ponder.LambdaHead(WIDTH),
+        prior=priors.Learned(20),
+        objective=objectives.Ponder(0.1),
+        truncate_below=0.05,
+        task="classification",
+    )
+    out = model.train()(data(16)[0], labels=data(16)[1])
+    halting, steps = out.trajectory.halting, out.trajectory.num_steps
+    assert steps < 20
+    p, prior = halting.pmf, model.prior(20).pmf
+    prior = torch.cat([prior[: steps - 1], prior[steps - 1 :].sum(0, keepdim=True)])
+    found = measured(model, out.trajectory.outputs, out.trajectory.hazard_logits, data(16)[1])
+    torch.testing.assert_close(found["kl"], (p * (p.log() - prior.log())).sum(1), atol=1e-4, rtol=1e-3)
+    assert fit(model, [data(16)], epochs=1).stages[0].epochs[0].loss > 0
+
+
+def test_one_step_of_a_model_with_a_prior_over_all_of_them() -> None:
+    model = make("palbert", task="classification")
+    model.prior, model.objective, model.stages = priors.Learned(STEPS), objectives.OneStep(2), ()
+    assert fit(model, [data(16)], epochs=1).stages[0].epochs[0].loss > 0
+
+
+def test_what_is_shared_by_a_batch_reaches_the_frozen_teacher() -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            return self.linear(hidden) + bias
+
+    head = ponder.PerStep([nn.Linear(WIDTH, 2) for _ in range(STEPS)])
+    model = ponder.PonderWrapper([Step() for _ in range(STEPS)], head=head, task="classification")
+    inputs, labels = data(16)
+    batch = (inputs, {"labels": labels, "bias": ponder.Shared(torch.randn(1, WIDTH))})
+    assert len(fit(model, [batch], recipe="ponder", epochs=1).stages) == 2
 
 
 def test_a_model_of_transformers() -> None:
