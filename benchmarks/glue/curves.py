@@ -11,11 +11,13 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.glue.results import Result
 from ponder import Trajectory
 from ponder._utils.numerics import interpolate
+from ponder.analysis.policy_grid import as_policy_grid
 from ponder.analysis.sweeps import Curve, Point, sweep
 from ponder.cost import Cost
 from ponder.errors import ArgumentError
@@ -26,7 +28,7 @@ __all__ = ["SPEED_UPS", "read_curve", "record_curves", "score_at"]
 SPEED_UPS = (1.5, 2.0, 3.0)
 """The speed-ups in steps at which policies are compared."""
 
-_VALUES = 21
+_TRIED, _KEPT = 2001, 41
 _THRESHOLD = "knob"  # in the files, since the first of them
 
 
@@ -35,9 +37,12 @@ def record_curves(
 ) -> list[dict[str, Any]]:
     """Sweep the threshold of a recipe's policy, first, and of the others that its model can be run with.
 
+    Thresholds lie where they spread the mean exit steps evenly, and no label takes part in that: between values that
+    are spread evenly themselves, all rows of a sure model may leave at once.
+
     A policy that reads nothing (full depth, a fixed step) has no curve. `score` is given outputs at the exits
     `(batch, labels)` and labels, and `cost` is the mean cost of an example; steps are counted where it is None. Numbers
-    are rounded to six digits.
+    but thresholds are rounded to six digits.
     """
     if not policy.needs:
         return []
@@ -53,19 +58,31 @@ def _entry(
     trajectory: Trajectory, policy: ExitPolicy, score: Callable[[Tensor, Tensor], float], cost: Cost | None
 ) -> dict[str, Any]:
     assert policy.tunable is not None
-    values = policy.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _VALUES)
     costs = None if cost is None else cost.cumulative(policy.needs)
-    curve = sweep(trajectory, policy, [v for v in values if _fits(policy, v, trajectory)], metric=score, costs=costs)
+    curve = sweep(trajectory, policy, _values(trajectory, policy), metric=score, costs=costs)
     columns = {_THRESHOLD if name == "threshold" else name: values for name, values in curve.to_dict().items()}
     if costs is not None:  # a sweep is relative to its own last step, which pays for what the policy reads
         columns["cost"] = [value * float(costs[-1]) for value in columns["cost"]]
     kept = {
-        name: [round(value, 6) for value in values]
+        name: values if name == _THRESHOLD else [round(value, 6) for value in values]
         for name, values in columns.items()
         if all(map(math.isfinite, values))
     }
     named = {"policy": policy.to_dict()["name"], _THRESHOLD: curve.threshold}
     return {**named, "cost_unit": "steps" if cost is None else "flops", "points": kept}
+
+
+def _values(trajectory: Trajectory, policy: ExitPolicy) -> list[float]:
+    """Thresholds whose mean exit steps are nearest to evenly spread ones; of whole numbers all."""
+    assert policy.tunable is not None
+    tried = policy.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _TRIED)
+    fit = [value for value in tried if _fits(policy, value, trajectory)]
+    if policy.tunable.whole:
+        return fit
+    made = as_policy_grid(policy, fit, trajectory).exit_steps(trajectory).double().mean(1)
+    wanted = torch.linspace(1.0, trajectory.num_steps, _KEPT, dtype=torch.float64)
+    nearest = (made.unsqueeze(0) - wanted.unsqueeze(1)).abs().argmin(1).tolist()
+    return [fit[place] for place in sorted({0, *nearest, len(fit) - 1})]
 
 
 def _fits(policy: ExitPolicy, value: float, trajectory: Trajectory) -> bool:

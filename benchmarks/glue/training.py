@@ -70,10 +70,14 @@ def train(
 ) -> Trained:
     """Run all stages of the recipe on tokenised examples; the epoch is selected on others.
 
-    Checkpoints lie in `work`, and a run that was cut off goes on from them. Where the model of `vanilla` is among the
+    Checkpoints lie in `work`, and a run that was cut off goes on from them; one whose model is among the kept `models`
+    is trained already. Where the model of `vanilla` is among the
     kept `models`, a recipe whose first stage that is (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train
     its own.
     """
+    before = _finished(config, models)
+    if before is not None:
+        return before
     model = build(config, task.num_labels)
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))

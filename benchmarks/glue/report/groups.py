@@ -71,9 +71,22 @@ class Group:
         of two policies a row meets. `BLIND` is the best of one step for all rows and of coins between two steps that
         costs no more.
         """
-        found = [_score_at(run, policy, run["num_steps"] / speed_up) for run in self.runs]
-        known = [100 * score for score in found if score is not None]
-        return statistics.median(known) if len(known) == len(found) else None
+        known = self.by_seed(speed_up, policy)
+        return statistics.median(known.values()) if len(known) == len(self.runs) else None
+
+    def by_seed(self, speed_up: float, policy: str) -> dict[int, float]:
+        """The same of each seed that has it; full depth at a speed-up of 1, and what an encoder that was cut has."""
+        found = {}
+        for run in self.runs:
+            if self.is_cut:
+                score: float | None = run.score("exits")
+            elif speed_up == 1.0:
+                score = run.score("full_depth")
+            else:
+                score = _score_at(run, policy, run["num_steps"] / speed_up)
+            if score is not None:
+                found[run["config"]["seed"]] = 100 * score
+        return found
 
 
 Groups = Mapping[tuple[str, str], Group]

@@ -62,8 +62,8 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 
 def headline(results: Sequence[Result]) -> list[Block]:
     """A figure and two tables: the macro averages of `summary`, over which tasks and seeds they are, and the goals."""
-    panels, rows, notes, found = {}, [], [], summary(results)
-    for (backbone, numbers), groups in zip(found.items(), _by_backbone(results).values(), strict=True):
+    panels, rows, notes, found, by_backbone = {}, [], [], summary(results), _by_backbone(results)
+    for (backbone, numbers), groups in zip(found.items(), by_backbone.values(), strict=True):
         common = _common(groups)
         if common:
             counts = sorted({len(group.runs) for (_, task), group in groups.items() if task in common})
@@ -87,8 +87,8 @@ def headline(results: Sequence[Result]) -> list[Block]:
         "Macro over the tasks that vanilla, ponder and the encoder cut and fine-tuned have, medians over seeds; a dash "
         f"where one of them was not run. {'; '.join(notes)}."
     )
-    told = "The gaps that `ponder` was to have, in points of that average, and those that it has:"
-    goals = goals_table(found)
+    told = "The gaps that `ponder` was to have, and those that it has, in points, between runs of the same seed:"
+    goals = goals_table({name: (groups, _common(groups)) for name, groups in by_backbone.items()})
     return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note), Text(told), goals]
 
 
@@ -120,14 +120,14 @@ def _scores_at(groups: Groups, task: str, speed_up: float) -> _Scores:
         rows = {BLIND: ("ponder", BLIND), "static": ("static", "cut"), "distilled": ("static", "cut and distilled")}
         places = {name: (rows.get(name, (name, "its own")), task) for name in COMPARED if name != "vanilla"}
         known = {name: found[place] for name, place in places.items() if place in found}
-    return {name: round(known[name], 2) if name in known else None for name in COMPARED}
+    return {name: round(known[name], 6) if name in known else None for name in COMPARED}
 
 
 def _macro(found: Mapping[str, _Scores], common: Sequence[str]) -> _Scores:
     """Each recipe's mean score over the tasks in `common`; None where it lacks one of them."""
     columns = {name: [score for task in common if (score := found[task][name]) is not None] for name in COMPARED}
     return {
-        name: round(statistics.fmean(scores), 2) if scores and len(scores) == len(common) else None
+        name: round(statistics.fmean(scores), 6) if scores and len(scores) == len(common) else None
         for name, scores in columns.items()
     }
 
