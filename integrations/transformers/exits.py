@@ -194,7 +194,14 @@ def fit_exits(
         _train(model, seen, answers, split.learn, epochs, torch.Generator().manual_seed(seed), progress)
         parts = [_with_heads(model, seen, answers, part) for part in (split.choose, split.certify)]
     choosing, certifying = parts
-    done = control_agreement(choosing, certifying, level=disagreement, confidence=confidence, speed_up=speed_up)
+    done = control_agreement(
+        choosing,
+        certifying,
+        level=disagreement,
+        confidence=confidence,
+        speed_up=speed_up,
+        own_full_depth=not model.deep,
+    )
     model.policy, model.seed = done.found.policy, seed
     return _report(model, done, certifying, seen.labels, split, confidence, len(given))
 

@@ -125,6 +125,7 @@ def control_agreement(
     level: float,
     confidence: float = 0.95,
     speed_up: float | None = None,
+    own_full_depth: bool = False,
 ) -> AgreementControl:
     """Choose among a fixed step, confidence, margin and entropy, and certify the threshold of the chosen kind.
 
@@ -135,6 +136,8 @@ def control_agreement(
         level: How often answers may differ from the reference's, in (0, 1); not read where a speed-up is given.
         confidence: Probability with which the promise holds, in (0, 1).
         speed_up: Aim at this many times fewer steps instead; the promise is then about what that costs.
+        own_full_depth: Whether the reference is full depth of the model itself. The certificate is then one of
+            ``"disagreement"``, which a service can audit, and else of ``"disagreement_with_reference"``.
 
     Raises:
         ArgumentError: A trajectory without labels, or a number out of range.
@@ -154,7 +157,7 @@ def control_agreement(
     if speed_up is None:
         cheapest = [min((s for d, s in zip(*curve, strict=True) if d <= level), default=math.inf) for curve in curves]
         kind = kinds[cheapest.index(min(cheapest))]
-        return _control(certifying, kind, kind.values, level, confidence)
+        return _control(certifying, kind, kind.values, level, confidence, own_full_depth)
     most = choosing.num_steps / speed_up
     allowed = [
         (d, s, place, value)
@@ -166,7 +169,7 @@ def control_agreement(
     kind = kinds[place]
     differs = _differences(certifying, kind, [value])[1][0]
     bound = _upper_bound(int(differs.sum()), len(differs), confidence)
-    return _control(certifying, kind, [value], bound, confidence)
+    return _control(certifying, kind, [value], bound, confidence, own_full_depth)
 
 
 def differences(trajectory: Trajectory) -> Tensor:
@@ -238,10 +241,12 @@ def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[fl
 
 
 def _control(
-    trajectory: Trajectory, kind: _Kind, values: Sequence[float], level: float, confidence: float
+    trajectory: Trajectory, kind: _Kind, values: Sequence[float], level: float, confidence: float, own: bool
 ) -> AgreementControl:
+    risk = _risk(trajectory)
+    risk.__name__ = "disagreement" if own else "disagreement_with_reference"  # which the certificate says
     found = control_risk(
-        trajectory, kind.make, risk=_risk(trajectory), level=level, confidence=confidence, bound=_BOUND, grid=values
+        trajectory, kind.make, risk=risk, level=level, confidence=confidence, bound=_BOUND, grid=values
     )
     differ, steps = differences(trajectory), trajectory.replay(found.policy).exit_step.cpu()
     rows = len(trajectory)
@@ -268,8 +273,8 @@ def _risk(trajectory: Trajectory) -> Callable[[Tensor, Tensor], Tensor]:
     task, mask = trajectory.meaning, trajectory.mask
 
     def disagreement(outputs: Tensor, labels: Tensor) -> Tensor:
-        unknown = outputs.isnan().flatten(1).any(1)  # NaN is no answer, so it is that of no reference
-        return (unknown | ~task.same(task.predictions(outputs), labels, mask=mask)).double()
+        same = task.same(task.predictions(outputs), labels, mask=mask)
+        return (~(same & task.answered(outputs, mask))).double()  # NaN is no answer, so it is that of no reference
 
     return disagreement
 

@@ -160,7 +160,8 @@ def _written(
     if best != kind:
         model, kind = write(best, calibration if int8 else None), best
     _, choosing, certifying = tried[kind]
-    return model, control_agreement(choosing, certifying, level=level, confidence=confidence), kind
+    done = control_agreement(choosing, certifying, level=level, confidence=confidence, own_full_depth=not int8)
+    return model, done, kind
 
 
 def _bearable(rows: int, level: float, confidence: float) -> float:

@@ -13,7 +13,7 @@ from ponder.analysis.policy_grid import PolicyGridLike
 from ponder.calibration import RiskControl, control_risk
 from ponder.errors import ArgumentError
 from ponder.export.runtime import OnnxModel, Record
-from ponder.parts.tasks import task_named
+from ponder.parts.tasks import Unnamed, task_named
 from ponder.trajectory import Trajectory
 
 __all__ = ["certify", "to_trajectory"]
@@ -38,7 +38,7 @@ def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None
         hazard_logits=None if record.hazard_logits is None else torch.from_numpy(record.hazard_logits),
         row_ids=torch.arange(first_row, first_row + len(record)),
         labels=None if labels is None else torch.as_tensor(np.asarray(labels)),
-        task=None if task in (None, "unnamed") else task,
+        task=None if task in (None, Unnamed.name) else task,
     )
 
 
@@ -91,12 +91,13 @@ def certify(
             remedy="Export one model twice: with int8=True and without.",
         )
     full = torch.from_numpy(reference.record(examples, batch_size=batch_size).outputs[:, -1])
+    known = task.answered(full)  # NaN is no answer, and agrees with none
     trajectory = to_trajectory(
         model.record(examples, batch_size=batch_size), task=own.task, labels=task.predictions(full)
     )
 
     def disagreement_with_reference(outputs: Tensor, labels: Tensor) -> Tensor:
-        return (~task.same(task.predictions(outputs), labels)).double()
+        return (~(task.same(task.predictions(outputs), labels) & task.answered(outputs) & known)).double()
 
     return control_risk(
         trajectory,

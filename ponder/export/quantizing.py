@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ponder.errors import PonderError
-from ponder.export.products import narrowing
+from ponder.export.products import narrowing, others
 from ponder.export.smoothing import Channels, smooth
 
 __all__ = ["quantize"]
@@ -56,7 +56,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
     try:
         model = onnx.load(str(path))
         del model.graph.value_info[:]  # the quantiser infers shapes itself, and stumbles over the exporter's
-        kept = [] if everything else narrowing(model.graph)
+        kept = [*others(model.graph), *([] if everything else narrowing(model.graph))]
         ranges = None if channels is None else smooth(model.graph, channels, kept)
         quantize_dynamic(
             model,
@@ -65,7 +65,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=kept,
+            nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],  # as onnxruntime calls what Gemm becomes
         )
         if ranges is not None:
             made = onnx.load(name)
@@ -103,7 +103,7 @@ def _fuse(model: Any) -> None:
     from onnx import helper
 
     graph = model.graph
-    weights = {weight.name: len(weight.dims) for weight in graph.initializer}
+    weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     given_out = {value.name for value in graph.output}
     maker = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list[Any]] = {}
@@ -119,7 +119,7 @@ def _fuse(model: Any) -> None:
         after = [] if scaled.output[0] in given_out else readers.get(scaled.output[0], [])
         if len(after) == 1 and after[0].op_type == "Add":
             other = next((name for name in after[0].input if name != scaled.output[0]), "")
-            if weights.get(other) == 1:
+            if weights.get(other) == weights[product.input[1]][1:]:
                 last, bias = after[0], other
         values, weight, *zeros = product.input
         given = [values, weight, *scale.input, *zeros, *([bias] if bias else [])]

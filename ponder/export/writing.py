@@ -210,8 +210,33 @@ def _quantize(
     """Quantise the graphs of the steps where they lie."""
     each: Sequence[Channels | None] = [None] * len(manifest.steps) if channels is None else channels
     for name, own in zip(manifest.steps, each, strict=True):
+        trial = _Trial(manifest)
+        runs = trial.outputs(folder / name) is not None
         quantize(folder / name, everything=int8 == "all", channels=own)
+        if runs and trial.outputs(folder / name) is None:
+            raise PonderError(f"{name} does not run in 8 bits: export with int8=False, and please report this model.")
     _write(replace(manifest, int8=True), folder)
+
+
+class _Trial:
+    """Two rows of ones, on which a graph of a step shows that it runs."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        specs = (*manifest.hidden, *manifest.context)
+        self._arrays = {spec.name: np.ones([size or 2 for size in spec.shape], dtype=spec.dtype) for spec in specs}
+        self._arrays["index"] = np.ones(2, dtype=np.int64)
+        for name, array in self._arrays.items():
+            if name.removeprefix("context.") == manifest.mask:
+                array.fill(manifest.real)
+
+    def outputs(self, path: Path) -> dict[str, Any] | None:
+        """What the graph gives, by name; None where it fails, or gives NaN."""
+        try:
+            found = Graph(path, threads=1)(self._arrays)
+        except Exception:  # onnxruntime's own errors have no common base
+            return None
+        finite = all(np.isfinite(array).all() for array in found.values() if array.dtype.kind == "f")
+        return found if finite else None
 
 
 def _write(manifest: Manifest, folder: Path) -> None:

@@ -18,7 +18,6 @@ from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError
 from ponder.monitor.audit import Audit, StepBack
 from ponder.monitor.state_file import StateFile
-from ponder.parts.padding import real_positions
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, LastStep
 
@@ -147,18 +146,20 @@ class Watched:
         Returns:
             How many rows were audited.
         """
-        waiting, self._waiting, count = self._waiting, [], 0
-        for given in waiting:
+        count = 0
+        while self._waiting:
+            given = self._waiting.pop(0)
             if given.stage != self.audit.stage:
                 continue  # an answer of a policy that was stepped back from says nothing of this one
+            left: StepBack | None = None
             for disagrees in self._disagreements(given):
                 count += 1
                 left = self.audit.record(disagrees)
                 if left is not None:
-                    self._tell(left)
                     break
-        if waiting:
-            self.save()
+            self.save()  # before anybody is told, who may raise
+            if left is not None:
+                self._tell(left)
         return count
 
     def save(self) -> None:
@@ -168,12 +169,14 @@ class Watched:
 
     def _disagreements(self, given: _Given) -> list[bool]:
         full = self.model.exits(given.inputs, given.context, LastStep())
+        mask = self.model.positions(given.context) if self._task.per_token else None
         same = self._task.same(
             self._task.predictions(given.outputs),
             self._task.predictions(full.outputs),
             tolerance=self.tolerance,
-            mask=real_positions(given.context) if self._task.per_token else None,
+            mask=mask,
         )
+        same &= self._task.answered(given.outputs, mask) & self._task.answered(full.outputs, mask)
         return [not agrees for agrees in same.tolist()]
 
 

@@ -188,8 +188,9 @@ class TrafficAudit:
         try:
             if full.cancelled():
                 return
-            given, deepest = (self.task.predictions(each[None]) for each in (output, full.result().output))
-            agrees = bool(self.task.same(given, deepest, tolerance=self.plan.tolerance))
+            outputs = [each[None] for each in (output, full.result().output)]
+            same = self.task.same(*map(self.task.predictions, outputs), tolerance=self.plan.tolerance)
+            agrees = bool(same) and all(map(self.task.answered, outputs))
             with self._lock:
                 if stage != self._audit.stage:
                     return

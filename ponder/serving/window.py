@@ -118,15 +118,24 @@ class WindowBatcher:
                 raise PonderError("the batcher is closed and takes no more rows.")
             self._waiting.append(row)
             self._changed.notify_all()
+        row.future.add_done_callback(self._hear_of_cancelling)
         return row.future
+
+    def _hear_of_cancelling(self, future: Future[StreamOutput]) -> None:
+        """Free the place of a row that its caller no longer wants."""
+        if future.cancelled():
+            with self._changed:
+                self._waiting = [row for row in self._waiting if row.future is not future]
+                self._changed.notify_all()
 
     def close(self, *, cancel: bool = False) -> None:
         """Take no more rows, and return when the others are answered, or cancelled."""
         with self._changed:
             self._closed = True
-            for row in self._waiting if cancel else ():
-                row.future.cancel()
+            rows = list(self._waiting) if cancel else []
             self._changed.notify_all()
+        for row in rows:
+            row.future.cancel()
         if threading.current_thread() is not self._worker:
             self._worker.join()
 

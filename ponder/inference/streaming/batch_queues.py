@@ -58,17 +58,21 @@ class BatchQueues:
             self._cohorts.setdefault(BatchKey(weights, signature), []).append(cohort.take(positions))
 
     def next(self) -> BatchKey | None:
-        """The queue to run: one that was passed over too often, else the fullest, the deepest of equals."""
+        """The queue to run: one that was passed over too often, else the fullest, the deepest of equals.
+
+        While too many rows are running, nobody is let in; a queue in which rows only wait is then passed over as well.
+        """
         first = self._schedule[0]
-        counts = {} if len(self) >= self.max_active else self._waiting.counts()
-        waiting = {BatchKey(first, signature): rows for signature, rows in counts.items()}
+        waiting = {BatchKey(first, signature): rows for signature, rows in self._waiting.counts().items()}
         keys = list(dict.fromkeys([*self._cohorts, *waiting]))
+        full = len(self) >= self.max_active
+        candidates = list(self._cohorts) if full else keys
         if len(keys) < 2:
             self._skips = {}
-            return keys[0] if keys else None
-        chosen, best = keys[0], (-1, -1, -1)
-        for key in keys:
-            rank = self._rank(key, waiting.get(key, 0))
+            return candidates[0] if candidates else None
+        chosen, best = candidates[0], (-1, -1, -1)
+        for key in candidates:
+            rank = self._rank(key, 0 if full else waiting.get(key, 0))
             if rank > best:
                 chosen, best = key, rank
         self._skips = {key: self._skips.get(key, 0) + 1 for key in keys if key != chosen}

@@ -240,9 +240,9 @@ class StreamEngine:
         """
         if self._queue.elsewhere:
             return
+        self._queue.close()  # first: what is taken after the last sweep of the thread that answers would wait for ever
         if cancel:
             self._abort.set()
-        self._queue.close()
         if threading.current_thread() is not self._worker:
             self._worker.join()
 
@@ -286,8 +286,8 @@ def _end(waiting: RequestQueue, abort: threading.Event, worker: threading.Thread
     """Stop an engine that nobody closed."""
     if waiting.elsewhere:
         return
-    abort.set()
     waiting.close()
+    abort.set()
     if worker is not threading.current_thread():
         worker.join()
 

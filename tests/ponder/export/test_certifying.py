@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 import ponder
 from ponder import policies
-from ponder.errors import ArgumentError, CheckpointError
-from ponder.export import OnnxModel, certify, to_trajectory
+from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.export import OnnxModel, certify, to_trajectory, writing
 from tests.ponder.export.exported import exported
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
@@ -177,3 +179,80 @@ def test_an_export_that_is_quantised_later_is_the_one_that_was_quantised_at_once
 def _apart(examples: Any) -> list[Any]:
     names = list(examples)
     return [{name: examples[name][row] for name in names} for row in range(len(examples[names[0]]))]
+
+
+def test_answers_that_are_nan_agree_with_nothing(int8: OnnxModel) -> None:
+    for names in (("own",), ("other",), ("own", "other")):
+        models = {"own": OnnxModel(int8.folder, threads=1), "other": OnnxModel(exported("words").folder, threads=1)}
+        for name in names:
+            graphs = models[name]._graphs
+            models[name]._graphs = replace(graphs, heads=(_nan(graphs.heads[0]),))
+        found = certify(models["own"], models["other"], rows(400, 2), policies.FixedStep, level=0.3)
+        assert not found.met
+
+
+def _nan(head: Any) -> Any:
+    return lambda arrays: {"output": np.full_like(head(arrays)["output"], np.nan)}
+
+
+class PerHead(nn.Module):
+    """A matrix for each of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 8, 8) * 0.3)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh((hidden[:, None, None] @ self.weight).mean((1, 2)))
+
+
+class WithVector(nn.Module):
+    """A product with a vector, and one with a bias that is a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector, self.bias = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(1))
+        self.linear = nn.Linear(8, 8, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.linear(hidden) + self.bias) + (hidden @ self.vector)[:, None]
+
+
+class Narrowing(nn.Module):
+    """A feed-forward block on hidden states of two dimensions, whose products are called Gemm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.down(torch.relu(self.up(hidden)))
+
+
+@pytest.mark.parametrize("step", [PerHead, WithVector, Narrowing])
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("kind", [True, "all"])
+def test_int8_runs_whatever_the_weights_are(step: Any, calibrated: bool, kind: Any, tmp_path: Path) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    options = {"head": nn.Linear(8, 3), "policy": policies.LastStep(), "task": "classification"}
+    model = ponder.PonderWrapper(step(), num_steps=3, **options).eval()
+    inputs = torch.randn(64, 8)
+    calibration = inputs.numpy() if calibrated else None
+    ponder.export.onnx(model, tmp_path, int8=kind, example=inputs[:2], calibration=calibration)
+    found = OnnxModel(tmp_path, threads=1).predict(inputs.numpy()).outputs
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(inputs).outputs.numpy(), atol=0.15)
+    graph = onnx.load(str(tmp_path / "step_1.onnx")).graph
+    quantised = sum(node.op_type in ("MatMulInteger", "MatMulIntegerToFloat") for node in graph.node)
+    assert quantised == {PerHead: 0, WithVector: 0, Narrowing: 2 if kind == "all" else 1}[step]
+
+
+def test_a_graph_that_no_longer_runs_is_refused_when_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "quantize", lambda path, **_: path.write_bytes(b"no graph"))
+    with pytest.raises(PonderError, match="does not run in 8 bits"):
+        ponder.export.quantized(exported("words").folder, tmp_path / "int8")
+    assert not (tmp_path / "int8" / "export.json").exists()

@@ -155,3 +155,50 @@ def test_bad_arguments_are_refused() -> None:
             Watched(model, order)
     with pytest.raises(ArgumentError, match="max_waiting"):
         Watched(agreeing(), ORDER, max_waiting=0)
+
+
+def test_a_step_back_is_kept_before_anybody_is_told_who_may_raise(tmp_path: Path) -> None:
+    def broken(left: StepBack) -> None:
+        raise RuntimeError("pager is down")
+
+    path = tmp_path / "audit.json"
+    watched = Watched(flipping(), ORDER, every(), path=path, tell=broken, max_waiting=100)
+    for _ in range(2):
+        watched(torch.randn(40, 3))
+    with pytest.raises(RuntimeError, match="pager"):
+        watched.run_audits()
+    assert watched.audit.stage == 1
+    assert Watched(flipping(), ORDER, every(), path=path).policy == ORDER[1]
+    assert watched.waiting == 40, "what was not audited yet still waits"
+
+
+def test_nan_agrees_with_nothing() -> None:
+    nan = torch.full((20, 3), torch.nan)
+    watched = Watched(agreeing(), ORDER, every(), tell=lambda left: None)
+    watched.seen(torch.tensor([3.0, 0.0, 0.0]).expand(20, 3), nan)
+    watched.run_audits()
+    assert watched.audit.stage == 1
+
+
+class FlippingPadding(nn.Module):
+    """A step that turns the answers at padding round, and no other."""
+
+    def forward(self, hidden: Tensor, valid: Tensor) -> Tensor:
+        return torch.where(valid[..., None] != 0, hidden, -hidden)
+
+
+def test_padding_is_what_the_model_says_it_is() -> None:
+    model = ponder.PonderWrapper(
+        FlippingPadding(),
+        num_steps=4,
+        head=nn.Identity(),
+        readout=ponder.readouts.identity,
+        task="token_classification",
+        padding=ponder.Padding(mask="valid", pooled=False),
+    ).eval()
+    inputs = torch.tensor([1.0, 0.0]).expand(20, 5, 2).contiguous()
+    valid = torch.tensor([1, 1, 1, 0, 0]).expand(20, 5).contiguous()
+    watched = Watched(model, ORDER, every())
+    watched(inputs, valid=valid)
+    assert watched.run_audits() == 20
+    assert watched.audit.disagreements == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from fastapi import FastAPI
 
 import ponder
 from ponder import policies
+from ponder.calibration import control_agreement
 from ponder.errors import ArgumentError, CheckpointError
+from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
+from ponder.parts.tasks import task_named
 from ponder.policies import Certified, ExitPolicy
 from ponder.serving import AuditPlan
+from ponder.serving.auditing import TrafficAudit
 from tests.ponder.serving.serving_toys import STEPS, application, features, opened, toy
 
 pytestmark = pytest.mark.anyio
 
+CLASSES = "classification"
 TEXTS = [f"text {number}" for number in range(60)]
 
 
@@ -184,3 +190,32 @@ async def test_a_file_that_cannot_be_written_is_told_before_anything_is_served(t
     with pytest.raises(ArgumentError, match="a place that can be written"):
         async with opened(app(tmp_path / "file" / "audit.json")):
             pass
+
+
+def test_an_audit_whose_answer_is_nan_is_a_disagreement() -> None:
+    """The most probable class of NaN is the first, so that it agreed with all answers of that class."""
+    given, nan = torch.tensor([1.0, 0.0, 0.0]), torch.full((3,), torch.nan)
+    for answer, deepest, expected in ((given, nan, 1), (nan, given, 1), (nan, nan, 1), (given, given, 0)):
+
+        class Answering:
+            def submit(self, *_: Any, deepest: torch.Tensor = deepest, **__: Any) -> Future[StreamOutput]:
+                future: Future[StreamOutput] = Future()
+                future.set_result(StreamOutput(deepest, STEPS))
+                return future
+
+        audit = TrafficAudit(plan(), task_named("classification"), Answering())  # type: ignore[arg-type]
+        audit.seen(["a text"], [answer], 0)
+        audit.close()
+        assert (audit.state()["audits"], audit.state()["disagreements"]) == (1, expected)
+
+
+def test_a_promise_about_another_model_is_no_plan() -> None:
+    """An audit compares with full depth of what is served; that of int8 is not the fp32 that was promised."""
+    torch.manual_seed(0)
+    outputs = torch.randn(400, STEPS, 3).cumsum(1)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(400), labels=outputs[:, -1].argmax(1), task=CLASSES)
+    for own, risk in ((True, "disagreement"), (False, "disagreement_with_reference")):
+        found = control_agreement(trajectory, trajectory, level=0.2, own_full_depth=own).found
+        assert found.met
+        assert found.policy.risk == risk
+        assert (AuditPlan.of_certificate(found.policy) is not None) == own

@@ -76,6 +76,17 @@ def test_cancelled_and_late_rows_are_not_computed() -> None:
     batcher.close()
 
 
+def test_cancelled_rows_give_their_places_back_and_fill_no_batch() -> None:
+    recorder, batcher = held(max_batch=2, max_waiting=4)
+    gone = [batcher.submit(n) for n in range(1, 5)]
+    assert all(future.cancel() for future in gone)
+    kept = [batcher.submit(n, block=False) for n in range(5, 9)]
+    recorder.go_on.set()
+    assert [future.result().output.item() for future in kept] == [5, 6, 7, 8]
+    assert [batch for batch, _ in recorder.batches] == [[0], [5, 6], [7, 8]]
+    batcher.close()
+
+
 def test_bounds() -> None:
     recorder, batcher = held(max_waiting=2)
     batcher.submit(1)

@@ -257,6 +257,23 @@ def test_a_queue_that_is_passed_over_too_often_goes_first() -> None:
     assert all(request.future.done() for request in drive.requests)
 
 
+def test_a_kind_that_only_waits_is_not_starved_by_two_that_fill_the_engine() -> None:
+    drive = Drive(wrap(make_toy("transformer")).eval(), LastStep(), max_batch=2, max_skips=3)
+
+    def crowd() -> None:
+        for length in (4, 5) * 30:
+            drive.add(torch.randn(length, WIDTH))
+
+    crowd()
+    rare = drive.add(torch.randn(3, WIDTH))
+    crowd()
+    while not rare.future.done():
+        drive.turns(1)
+    assert sum(request.future.done() for request in drive.requests) < 40
+    drive.turns()
+    assert all(request.future.done() for request in drive.requests)
+
+
 # What comes out
 
 

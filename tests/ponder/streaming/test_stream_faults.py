@@ -367,3 +367,17 @@ def test_what_an_engine_refuses() -> None:
         StreamEngine(model, Patience(5))
     with refused("policy", type_error=True):
         StreamEngine(model, "patience")
+
+
+def test_no_row_is_taken_after_the_last_sweep_of_an_engine_that_is_closed() -> None:
+    """One that came between would wait for ever: the thread that answers has gone."""
+    _, engine = gated()
+    close, aborted = engine._queue.close, list[bool]()
+
+    def watched(*given: Any) -> None:
+        aborted.append(engine._abort.is_set())
+        close(*given)
+
+    engine._queue.close = watched
+    engine.close(cancel=True)
+    assert aborted == [False]
