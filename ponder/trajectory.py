@@ -109,12 +109,14 @@ class Trajectory(Recording):
                     remedy="Join trajectories of one model.",
                 )
         sizes = [len(trajectory) for trajectory in trajectories]
-        length = max(t.outputs.shape[2] for t in trajectories) if first.meaning.per_token else 0
+        task = first.meaning
+        length = max(t.outputs.shape[2] for t in trajectories) if task.per_position else 0
+        along = _LENGTHS if task.per_token else {"outputs": Along((2,), fill=task.blank), "features": Along((2,))}
         joined = {
             name: join_rows(
                 [tensors[name] for tensors in parts],
                 sizes,
-                lengths=with_lengths(_LENGTHS.get(name) if length else None),
+                lengths=with_lengths(along.get(name) if length else None),
                 length=length,
                 path=name,
             )

@@ -39,6 +39,7 @@ __all__ = ["ExitReport", "Split", "distinct", "fit_exits", "split_rows"]
 _FEWEST = 50
 _SHARES = (0.4, 0.2)  # to learn and to choose; the rest certifies
 _CHUNK = 512  # rows that are recorded at once
+_INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
 _MEMORY = 2.0**30  # bytes of features that are kept in memory
 
 Encoding = Mapping[str, Any]
@@ -230,8 +231,8 @@ def split_rows(rows: Sequence[Encoding], seed: int) -> Split:
 
 
 def _content(row: Encoding) -> bytes:
-    """What makes two inputs the same: all but the mask and labels."""
-    names = sorted(name for name in row if name not in ("attention_mask", "labels", "label") and row[name] is not None)
+    """What makes two inputs the same: what the model is given but the mask, and no column that stands beside it."""
+    names = sorted(name for name in row if name in _INPUTS and row[name] is not None)
     return b"|".join(name.encode() + torch.as_tensor(row[name]).numpy().tobytes() for name in names)
 
 

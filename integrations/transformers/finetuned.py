@@ -92,7 +92,8 @@ class FinetunedClassifier(nn.Module):
         assert isinstance(parts.stem, CapturedStem)
         padding, stem = parts.padding, _Stem(parts.stem)
         if padding is not None:
-            parts.stem.layered.lengths["token_type_ids"] = Along(fill=0)  # the example had none
+            for name in ("token_type_ids", "given_token_type_ids"):  # the example had none
+                parts.stem.layered.lengths[name] = Along(fill=0)
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
             streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
             padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.task.per_position)
@@ -357,10 +358,12 @@ class _OwnAnswer(nn.Module):
 class _Stem(nn.Module):
     """The captured stem, which registers the classifier; token types are left out where it has none."""
 
+    takes_shared = True
+
     def __init__(self, captured: CapturedStem) -> None:
         super().__init__()
         self.captured = captured
-        self.takes = frozenset(inspect.signature(captured.module.forward).parameters)
+        self.takes = self.argument_names = captured.argument_names
 
     def forward(
         self, inputs: Tree, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **named: Any
@@ -418,7 +421,8 @@ def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) ->
     with torch.no_grad():
         hidden, _ = stem(inputs, **given)
     states = _states(hidden)
-    if states.dim() != 3 or (kind.task.per_position and states.shape[1] != inputs.shape[1]):
+    turned = inputs.dim() == 2 and states.dim() == 3 and (states.shape[1] != inputs.shape[1] == states.shape[2])
+    if states.dim() != 3 or turned or (kind.task.per_position and states.shape[1] != inputs.shape[1]):
         raise ArgumentError(
             "model",
             expected="layers with a hidden state (batch, length, width)"

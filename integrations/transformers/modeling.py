@@ -180,7 +180,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         cls,
         encoder: str | PathLike[str] | PreTrainedModel,
         recipe: str | Recipe = "palbert",
-        num_labels: int = 2,
+        num_labels: int | None = None,
         *,
         readout: Literal["pooler", "mean", "tokens"] | None = None,
         policy: ExitPolicy | None = None,
@@ -198,7 +198,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 encoder-decoder, the encoder is used.
             recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
                 encoder's steps.
-            num_labels: Classes; 1 is regression.
+            num_labels: Classes; 1 is regression. Where None as many as `id2label` names, and else 2.
             readout: ``"pooler"``, ``"mean"`` or ``"tokens"``, as far as the model has them (`readouts`); where None,
                 the first of these that the encoder has.
             policy: An exit policy instead of the recipe's.
@@ -216,6 +216,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
         _check_fields(config)
+        num_labels = _count_labels(num_labels, config.get("id2label"))
         encoder = _encoder(encoder, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
         adapter = adapter_for(encoder)
         cls._check_input(adapter)
@@ -309,6 +310,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             ArgumentError: The folder cannot be written.
         """
         self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
+        self.config.recipe = {**self.config.recipe, **self._assigned()}
         save = super().save_pretrained
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)
@@ -319,6 +321,14 @@ class PonderPreTrainedModel(PreTrainedModel):
             write_beside(self, part, Path(save_directory))
 
         save_whole(write, save_directory)
+
+    def _assigned(self) -> dict[str, Any]:
+        """The fields of the recipe that were assigned to `ponder`, the wrapper, and not to the model."""
+        inside, recipe = self.ponder, self.recipe
+        changed = {} if inside.policy == recipe.policy else {"policy": inside.policy.to_dict()}
+        if inside.prior is not None and inside.prior != recipe.prior:
+            changed["prior"] = inside.prior.to_dict()
+        return changed
 
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: MetricLike | None = None) -> dict[str, Any]:
         """Measure the model's policy on labelled rows, and note it in the configuration and on the model card.
@@ -566,6 +576,20 @@ class PonderPreTrainedModel(PreTrainedModel):
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Every step of every example of a prepared data set, in its order; see `record_rows`."""
         return record_rows(self, dataset, **options)
+
+
+def _count_labels(num_labels: int | None, id2label: Any) -> int:
+    """The number of labels: that of their names, where those are given."""
+    if not id2label:
+        return 2 if num_labels is None else num_labels
+    if num_labels not in (None, len(id2label)):
+        raise ArgumentError(
+            "num_labels",
+            expected=f"the number of names in id2label, {len(id2label)}",
+            got=num_labels,
+            remedy="Leave it out, or name all labels.",
+        )
+    return len(id2label)
 
 
 class _Logits(nn.Module):

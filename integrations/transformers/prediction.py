@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from ponder.errors import ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference.examples import examples_in
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
@@ -17,6 +18,7 @@ from ponder.trajectory import Trajectory
 __all__ = ["predict_rows", "record_rows"]
 
 _CONTEXT = ("attention_mask", "token_type_ids")
+_LABELS = ("labels", "label", "start_positions", "end_positions")
 
 
 def predict_rows(
@@ -31,16 +33,16 @@ def predict_rows(
     Args:
         model: A model of this package, whose `ponder` is a `PonderWrapper`.
         dataset: Examples, or a DataLoader of batches; `attention_mask` and `token_type_ids` are used where they are
-            there, and nothing else.
+            there. What else the encoder reads, such as `bbox`, is refused; other columns are not looked at.
         collate: Makes a batch from a list of examples of any kind: a collator of Transformers, say.
         options: Arguments of `ponder.predict`.
     """
     wrapper: Any = model.ponder
-    name = model.main_input_name
+    pair = _Pair.of(model)
     if collate is None:
-        found = predict(wrapper, _Pairs(dataset, name), owner=model, **options)
+        found = predict(wrapper, _Pairs(dataset, pair), owner=model, **options)
     else:
-        found = predict(wrapper, dataset, collate=lambda rows: _pair(collate(rows), name), owner=model, **options)
+        found = predict(wrapper, dataset, collate=lambda rows: pair(collate(rows)), owner=model, **options)
     return found if len(found) else replace(found, outputs=found.outputs.reshape(0, int(model.config.num_labels or 1)))
 
 
@@ -55,30 +57,56 @@ def record_rows(
 
     The labels are those of the call, or those that the examples carry as `labels` or `label`.
     """
-    name = model.main_input_name
+    pair = _Pair.of(model)
     if collate is None:
-        return record(model.ponder, _Pairs(dataset, name), owner=model, **options)
-    return record(model.ponder, dataset, collate=lambda rows: _pair(collate(rows), name), owner=model, **options)
+        return record(model.ponder, _Pairs(dataset, pair), owner=model, **options)
+    return record(model.ponder, dataset, collate=lambda rows: pair(collate(rows)), owner=model, **options)
 
 
 class _Pairs:
     """A data set as pairs (inputs, context)."""
 
-    def __init__(self, dataset: Any, name: str) -> None:
-        self.dataset, self.name = dataset, name
+    def __init__(self, dataset: Any, pair: Callable[[Any], tuple[Any, dict[str, Any]]]) -> None:
+        self.dataset, self.pair = dataset, pair
 
     def __iter__(self) -> Any:
-        return (_pair(example, self.name) for example in examples_in(self.dataset))
+        return map(self.pair, examples_in(self.dataset))
 
 
-def _pair(example: Any, name: str) -> tuple[Any, dict[str, Any]]:
-    if not isinstance(example, Mapping) or name not in example:
-        raise ArgumentTypeError(
-            "example",
-            expected=f"a dict with {name}",
-            got=f"a dict with {', '.join(example)}" if isinstance(example, Mapping) else type(example).__name__,
-            remedy="Tokenise texts first, without padding; prepare images and audio by their processor.",
-        )
-    context = {key: example[key] for key in _CONTEXT if example.get(key) is not None}
-    labels = example.get("labels", example.get("label"))  # as the collators of Transformers read them
-    return example[name], context if labels is None else {**context, "labels": labels}
+@dataclass(frozen=True)
+class _Pair:
+    """An example or a batch as a pair (inputs, context).
+
+    Args:
+        name: The name of the main input.
+        unread: What the encoder's own forward reads and nothing here passes on, such as `bbox`: an example with it is
+            refused, whose answer would be another one.
+    """
+
+    name: str
+    unread: frozenset[str]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Self:
+        whole: Any = getattr(model, "classifier", None) or model.encoder
+        reads = frozenset(inspect.signature(whole.forward).parameters)
+        return cls(model.main_input_name, reads - {model.main_input_name, *_CONTEXT, *_LABELS})
+
+    def __call__(self, example: Any) -> tuple[Any, dict[str, Any]]:
+        if not isinstance(example, Mapping) or self.name not in example:
+            raise ArgumentTypeError(
+                "example",
+                expected=f"a dict with {self.name}",
+                got=f"a dict with {', '.join(example)}" if isinstance(example, Mapping) else type(example).__name__,
+                remedy="Tokenise texts first, without padding; prepare images and audio by their processor.",
+            )
+        if others := sorted(name for name in example if name in self.unread and example[name] is not None):
+            raise ArgumentError(
+                "example",
+                expected=f"no inputs but {self.name} and {' and '.join(_CONTEXT)}",
+                got=f"{', '.join(others)}, which the encoder reads too",
+                remedy="Call the model itself on batches, model(**batch), or remove the column where it says nothing.",
+            )
+        context = {key: example[key] for key in _CONTEXT if example.get(key) is not None}
+        labels = example.get("labels", example.get("label"))  # as the collators of Transformers read them
+        return example[self.name], context if labels is None else {**context, "labels": labels}

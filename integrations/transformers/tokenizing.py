@@ -76,7 +76,7 @@ def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> 
     limit = _FALLBACK_LENGTH if limit > _NO_LENGTH else limit
     sides = [list(side) for side in zip(*texts, strict=True)]
     made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
+    names = [name for name in tokenizer.model_input_names if name in made]
     rows = [{name: made[name][place] for name in names} for place in range(len(texts))]
     full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
     again = tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)["input_ids"] if full else []

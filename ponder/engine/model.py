@@ -228,6 +228,7 @@ def _parameters(parts: Sequence[nn.Module | None]) -> set[str]:
     names: set[str] = set()
     for part in parts:
         if part is not None:
+            names.update(getattr(part, "argument_names", ()))  # of a captured module, whose stem takes any
             call = part.fn if isinstance(part, FunctionModule) else part.forward
             try:
                 names.update(inspect.signature(call).parameters)

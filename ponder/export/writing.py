@@ -409,7 +409,7 @@ def _check(model: EarlyExitModel) -> None:
     """Refuse what cannot be answered without PyTorch."""
     read_policy(model.policy.to_dict())
     task = model.task or task_named(None)
-    if task.per_token:
+    if task.per_position:
         raise ArgumentError(
             "model",
             expected="a task with one answer a row",

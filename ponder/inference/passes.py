@@ -214,14 +214,16 @@ def rows_at(labels: Any, examples: Sequence[Example]) -> list[Tensor | None]:
     ]
 
 
-def blank_padding(outputs: Tensor, context: Mapping[str, Any], padding: Padding | None, dim: int = 1) -> Tensor:
-    """`outputs` with zeros beyond the end of every row, whose positions lie in the dimension `dim`."""
+def blank_padding(
+    outputs: Tensor, context: Mapping[str, Any], padding: Padding | None, dim: int = 1, blank: float = 0.0
+) -> Tensor:
+    """`outputs` with `blank` beyond the end of every row, whose positions lie in the dimension `dim`."""
     lengths = None if padding is None else padding.lengths(context)
     if lengths is None or outputs.dim() <= dim or bool((lengths >= outputs.shape[dim]).all()):
         return outputs
     beyond = torch.arange(outputs.shape[dim]) >= lengths[:, None]
     beyond = beyond.to(outputs.device).view(len(lengths), *[1] * (dim - 1), outputs.shape[dim])
-    return outputs.masked_fill(beyond.view(*beyond.shape, *[1] * (outputs.dim() - dim - 1)), 0)
+    return outputs.masked_fill(beyond.view(*beyond.shape, *[1] * (outputs.dim() - dim - 1)), blank)
 
 
 def _unseen(count: int) -> None:

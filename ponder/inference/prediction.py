@@ -126,28 +126,32 @@ def predict(
         dtype=dtype,
         sizes=check_row_count("policy_context", policy_context),
     )
-    has_length = model.spec.task.per_token or (padding is not None and not padding.pooled)
+    task = model.spec.task
+    has_length = task.per_position or (padding is not None and not padding.pooled)
 
     def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Exits:
         context.pop("labels", None)
         row_ids = torch.tensor([first_row + example.position for example in examples])
         given = row_context(policy_context, examples, None)
         found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
-        outputs = blank_padding(found.outputs, context, padding) if has_length else found.outputs
+        outputs = found.outputs
+        if has_length:
+            outputs = blank_padding(outputs, context, padding, blank=task.blank)
         return Exits(outputs.cpu(), found.exit_step.cpu())
 
     found, order = going.run(dataset, call)
     if not found:
         return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    outputs = _joined([exits.outputs for exits in found], has_length)
+    outputs = _joined([exits.outputs for exits in found], has_length, task.blank)
     return Predictions(outputs[order], torch.cat([exits.exit_step for exits in found])[order])
 
 
-def _joined(outputs: Sequence[Tensor], has_length: bool) -> Tensor:
+def _joined(outputs: Sequence[Tensor], has_length: bool, blank: float) -> Tensor:
     """The outputs of all batches: ordinary tensors, out of inference mode."""
     if not has_length or outputs[0].dim() < 2:
         return torch.cat(list(outputs))
     length = max([part.shape[1] for part in outputs])
     sizes = [len(part) for part in outputs]
-    joined: Tensor = join_rows(outputs, sizes, lengths=with_lengths(Along()), length=length, path="outputs")
+    lengths = with_lengths(Along(fill=blank))
+    joined: Tensor = join_rows(outputs, sizes, lengths=lengths, length=length, path="outputs")
     return joined

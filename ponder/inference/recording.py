@@ -120,7 +120,7 @@ def _unrolled(
     num_steps: int,
     keep_features: bool,
 ) -> Trajectory:
-    """The trajectory of a batch, on the CPU, with zeros beyond the end of every row."""
+    """The trajectory of a batch, on the CPU, with the task's `blank` beyond the end of every row."""
     found = model.unroll(
         inputs,
         labels=labels,
@@ -130,7 +130,8 @@ def _unrolled(
         keep_features=keep_features,
         **context,
     )
-    if found.meaning.per_token:
+    if found.meaning.per_position:
         padding = model.padding  # type: ignore[attr-defined]
-        found = replace(found, outputs=blank_padding(found.outputs, context, padding, dim=2))
+        outputs = blank_padding(found.outputs, context, padding, dim=2, blank=found.meaning.blank)
+        found = replace(found, outputs=outputs)
     return found.map(Tensor.cpu)

@@ -66,6 +66,8 @@ class Task(ABC):
     """Whether an example has an answer at each of its positions."""
     per_position: ClassVar[bool] = False
     """Whether outputs are `(batch, length, …)`, to answer at each position or to choose among them."""
+    blank: ClassVar[float] = 0.0
+    """What stands in outputs beyond the end of a row, where they have positions."""
     metric: ClassVar[str | None] = "accuracy"
     """Name of the task's own score, the mean over rows of `scores`; None where there is none."""
 
@@ -449,6 +451,7 @@ class Span(Task):
     name = "span"
     each_row_alone = True
     per_position = True
+    blank = -1e4  # no answer starts or ends there
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         each = F.cross_entropy(at_least_float32(outputs), labels, reduction="none", ignore_index=IGNORED_LABEL)

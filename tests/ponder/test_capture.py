@@ -576,3 +576,54 @@ def test_a_mask_that_is_compiled_for_the_whole_batch_is_made_anew_for_the_rows_t
     out = model(given, policy=LongestFirst())
     assert out.exit_step.tolist() == [3, 2, 1]
     torch.testing.assert_close(out.outputs[0], encoder(given)[0])
+
+
+class Positions(nn.Module):
+    """A table of positions, which has no rows, is added before every layer; `input_ids` is a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor, table: Tensor, input_ids: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x + table).tanh()
+        return (x if input_ids is None else x + input_ids[..., None]).mean(1)
+
+
+@pytest.mark.parametrize("rows", [4, 5, 6])
+def test_what_is_marked_as_shared_has_no_rows_however_many_rows_there_are(rows: int) -> None:
+    """A table `(length, width)` was cut like the batch where that had `length` rows."""
+    torch.manual_seed(0)
+    x, table = torch.randn(3, 5, WIDTH), torch.randn(5, WIDTH)
+    parts = ponder.capture(Positions(), {"x": x, "table": table})
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity(), task="classification").eval()
+    inputs, shared = torch.randn(rows, 5, WIDTH), ponder.Shared(table)
+    record = model.unroll(inputs, table=shared).detach()
+    least = float(record.outputs[:, 0].softmax(-1).amax(-1).min())
+    policy = ponder.policies.Confidence(least + 1e-5)  # all but one row leave at the first step
+    found, expected = model(inputs, table=shared, policy=policy), record.replay(policy)
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    assert len(set(found.exit_step.tolist())) == 2
+    torch.testing.assert_close(found.outputs, expected.outputs, rtol=0, atol=1e-6)
+
+
+def test_the_modules_own_arguments_are_no_misspelt_ones() -> None:
+    x, table, ids = torch.randn(3, 5, WIDTH), torch.randn(5, WIDTH), torch.ones(3, 5)
+    parts = ponder.capture(Positions(), {"x": x, "table": table, "input_ids": ids})
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity()).eval()
+    assert model(x, table=ponder.Shared(table), input_ids=ids).outputs.shape == (3, WIDTH)
+    with pytest.raises(ArgumentError, match="Did you mean"):
+        model(x, table=ponder.Shared(table), input_idss=ids)
+
+
+def test_a_causal_mask_is_no_mask_of_rows() -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, dropout=0.0)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    mask = nn.Transformer.generate_square_subsequent_mask(6)
+    parts = ponder.capture(encoder, {"src": torch.randn(3, 6, WIDTH), "mask": mask})
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity()).eval()
+    inputs = torch.randn(4, 6, WIDTH)
+    with torch.no_grad():
+        expected = encoder(inputs, mask=mask)
+        torch.testing.assert_close(model(inputs, mask=ponder.Shared(mask)).outputs, expected, atol=1e-5, rtol=1e-4)

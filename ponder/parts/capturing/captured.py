@@ -12,6 +12,7 @@ leave, and refuses with the reason what does not hold.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,10 +116,18 @@ class CapturedStem(nn.Module):
         layered: What was learned of the module.
     """
 
+    takes_shared = True
+    """Whether the stem is called with `ponder.Shared` values as they are."""
+
     def __init__(self, layered: LayeredModule) -> None:
         super().__init__()
         self.module = layered.module
         self.layered = layered
+
+    @property
+    def argument_names(self) -> frozenset[str]:
+        """The names of the module's own arguments, with which it may be called."""
+        return frozenset(inspect.signature(self.module.forward).parameters)
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """Give h_0 and the context of the steps."""
@@ -241,8 +250,13 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
         between=between,
         first=first if isinstance(first, str) else None,
         constants={key: value for key, value in seen.given.items() if not isinstance(value, Tensor)},
-        mask=next((name for name in _MASKS if name in seen.given), None),
+        mask=next((name for name in _MASKS if _is_row_mask(seen.given.get(name), seen.rows)), None),
     )
+
+
+def _is_row_mask(value: Any, rows: int) -> bool:
+    """Whether an argument is a mask `(rows, length)`, and no causal one `(length, length)` of the whole batch."""
+    return isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == rows
 
 
 def _entering(layers: Layers) -> Tensor:

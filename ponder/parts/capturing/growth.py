@@ -15,7 +15,16 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError
 
-__all__ = ["Axis", "grown_lengths", "grown_rows", "merge_rows", "one_more_column", "one_more_row", "split_rows"]
+__all__ = [
+    "Axis",
+    "grown_lengths",
+    "grown_rows",
+    "is_long",
+    "merge_rows",
+    "one_more_column",
+    "one_more_row",
+    "split_rows",
+]
 
 Arguments = Mapping[str | int, Any]
 
@@ -44,11 +53,14 @@ def one_more_row(given: Arguments, rows: int) -> dict[str | int, Any]:
 def one_more_column(given: Arguments, rows: int, length: int) -> dict[str | int, Any]:
     """Arguments with the last column once more at the end of every tensor `(rows, length, …)`."""
     return {
-        key: torch.cat([value, value[:, -1:]], 1)
-        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == (rows, length)
-        else value
+        key: torch.cat([value, value[:, -1:]], 1) if is_long(value, rows, length) else value
         for key, value in given.items()
     }
+
+
+def is_long(value: Any, rows: int, length: int) -> bool:
+    """Whether an argument is a tensor `(rows, length, …)`."""
+    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == (rows, length)
 
 
 def grown_rows(small: Tensor, large: Tensor, rows: int, what: str) -> Axis | None:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors
+from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import (
     Arguments,
     Axis,
     grown_lengths,
     grown_rows,
+    is_long,
     merge_rows,
     one_more_column,
     one_more_row,
@@ -121,7 +122,7 @@ class LayeredModule:
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
         self.lengths: dict[str, Along] = {}
         self._known: dict[Any, tuple[tuple[str, ...], tuple[Axis | None, ...]]] = {}
-        self._kinds: dict[tuple[Axis | None, ...], int] = {}
+        self._kinds: dict[tuple[tuple[Axis | None, ...], tuple[torch.dtype, ...]], int] = {}
         paths = dict.fromkeys(call.path for call in calls)
         self._to_layers = branches_to(module, paths)
         self._to_all = branches_to(module, [*paths, *self.before])
@@ -145,13 +146,14 @@ class LayeredModule:
         return self.between or self.tail is None
 
     def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
-        """The module's arguments to h_0 and the context of the steps."""
-        given = self._arguments(inputs, named)
+        """The module's arguments to h_0 and the context of the steps; `ponder.Shared` ones have no rows."""
+        shared = frozenset(name for name, value in named.items() if isinstance(value, Shared))
+        given = self._arguments(inputs, unwrap(named))
         rows = self._rows(given)
         if rows:
-            return self._stem(given, rows)
+            return self._stem(given, rows, shared)
         some = {key: value.new_ones(1, *value.shape[1:]) if _has(value, 0) else value for key, value in given.items()}
-        hidden, context = take_rows(self._stem(some, 1), torch.arange(0, device=self._device(given)))
+        hidden, context = take_rows(self._stem(some, 1, shared), torch.arange(0, device=self._device(given)))
         return hidden, context
 
     def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
@@ -228,9 +230,9 @@ class LayeredModule:
     def _device(self, given: Arguments) -> torch.device:
         return next(tensor.device for _, tensor in tensors(dict(given)))
 
-    def _stem(self, given: Arguments, rows: int) -> tuple[Tree, dict[str, Any]]:
+    def _stem(self, given: Arguments, rows: int, shared: frozenset[str]) -> tuple[Tree, dict[str, Any]]:
         notes = self.dry(given)
-        names, axes = self._learned(notes, given, rows)
+        names, axes = self._learned(notes, given, rows, shared)
         context: dict[str, Any] = {
             name: Shared(tensor) if axis is None else split_rows(tensor, axis, rows)
             for name, axis, tensor in zip(names, axes, notes.tensors, strict=True)
@@ -242,36 +244,50 @@ class LayeredModule:
             for key, value in given.items():
                 kept[key] = Mark("given", f"given_{key}") if isinstance(value, Tensor) else value
                 if isinstance(value, Tensor):
-                    context[f"given_{key}"] = value if _has(value, rows) else Shared(value)
+                    context[f"given_{key}"] = value if _has(value, rows) and key not in shared else Shared(value)
         calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
         plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept)
         hidden = split_rows(notes.hidden, self._axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, _PLAN: Shared(plan)}
 
-    def _learned(self, notes: _Notes, given: Arguments, rows: int) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
+    def _learned(
+        self, notes: _Notes, given: Arguments, rows: int, shared: frozenset[str]
+    ) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
         """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
-        key = (frozenset(given), tuple(_kind(tensor, rows) for tensor in notes.tensors))
+        key = (frozenset(given), shared, tuple(_kind(tensor, rows) for tensor in notes.tensors))
         if key not in self._known:
             with torch.no_grad(), torch.random.fork_rng(_cuda(notes.hidden)):
-                more = self.dry(one_more_row(given, rows))
+                own = {name: value for name, value in given.items() if name not in shared}
+                more = self.dry({**given, **one_more_row(own, rows)})
                 _check_counts(notes, more)
                 pairs = zip(notes.tensors, more.tensors, strict=True)
                 axes = tuple(grown_rows(small, large, rows, "an argument") for small, large in pairs)
-                kind = self._kinds.setdefault(axes, len(self._kinds)) or ""  # one name for what may share a batch
+                likes = axes, tuple(tensor.dtype for tensor in notes.tensors)  # what may share a batch has one name
+                kind = self._kinds.setdefault(likes, len(self._kinds)) or ""
                 names = tuple(f"noted{kind}_{slot}" for slot in range(len(axes)))
-                self._learn_lengths(notes, given, rows, names, axes)
+                self._learn_lengths(notes, given, rows, names, axes, shared)
             self._known[key] = names, axes
         return self._known[key]
 
     def _learn_lengths(
-        self, notes: _Notes, given: Arguments, rows: int, names: tuple[str, ...], axes: tuple[Axis | None, ...]
+        self,
+        notes: _Notes,
+        given: Arguments,
+        rows: int,
+        names: tuple[str, ...],
+        axes: tuple[Axis | None, ...],
+        shared: frozenset[str],
     ) -> None:
         mask = given.get(self.mask) if self.mask else None
         if mask is None or mask.dim() != 2:
             return
         length = mask.shape[1]
+        own = {name: value for name, value in given.items() if name not in shared}
+        for key, value in own.items():  # those that the example had are known already
+            if is_long(value, rows, length):
+                self.lengths.setdefault(f"given_{key}", Along())
         try:
-            longer = self.dry(one_more_column(given, rows, length))
+            longer = self.dry({**given, **one_more_column(own, rows, length)})
         except (RuntimeError, IndexError, ValueError):  # the longest that the module takes
             return
         if len(longer.tensors) != len(notes.tensors):

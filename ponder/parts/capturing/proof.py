@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, distance, leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
-from ponder.parts.capturing.growth import grown_lengths, one_more_column
+from ponder.parts.capturing.growth import grown_lengths, is_long, one_more_column
 from ponder.parts.capturing.layered import CodeBetweenError, LayeredModule
 from ponder.parts.padding import Along, Padding
 
@@ -44,8 +44,11 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
     _check_depth(layered, states[-1], context, expected, reads)
     kept = torch.arange(1, rows, device=_device(states[0]))
     few, there = take_rows((states[1], context), kept)
-    for number in range(1, layered.num_steps):
-        few = layered.step(number, few, unwrap(there))
+    try:
+        for number in range(1, layered.num_steps):
+            few = layered.step(number, few, unwrap(there))
+    except (RuntimeError, IndexError) as error:
+        raise refusal("layers that can be called with fewer rows than the one before", str(error)) from error
     for (_, part), (_, whole) in zip(tensors(few), tensors(take_rows(states[-1], kept)), strict=True):
         if not _close(part, whole):
             raise refusal(
@@ -87,7 +90,7 @@ def learned_padding(
         if dims := grown_lengths(small, large, length):
             along[small.dim()] = Along(dims)
     layered.lengths.update(
-        {f"given_{key}": Along() for key, value in given.items() if _is_long(value, rows, length)}
+        {f"given_{key}": Along() for key, value in given.items() if is_long(value, rows, length)}
         | {layered.mask: Along(fill=not _REAL.get(layered.mask, 1))}
     )
     features, more = (_features(layered, call, reads) for call in (given, longer_call))
@@ -180,10 +183,6 @@ def _check_depth(
 
 def _device(state: Tree) -> torch.device:
     return next(tensor.device for _, tensor in tensors(state))
-
-
-def _is_long(value: Any, rows: int, length: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == (rows, length)
 
 
 def _close(mine: Tensor, own: Tensor) -> bool:

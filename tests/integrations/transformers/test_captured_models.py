@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BartConfig, BartModel, T5EncoderModel
 
+from ponder import StreamEngine
 from ponder._utils.trees import unwrap
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import CapturedAdapter, PonderForSequenceClassification, adapter_for
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.families import FAMILIES, Family, supported, tiny_encoder
-from ponder.policies import FixedStep, LastStep
+from ponder.policies import Bernoulli, Confidence, FixedStep, LastStep
 
 build = PonderForSequenceClassification.from_encoder
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -268,3 +269,37 @@ def test_a_call_leaves_nothing_for_the_garbage_collector(name: str) -> None:
             assert garbage(call) == []
     model.train()
     assert garbage(lambda: model(**batch, labels=labels).loss.backward()) == []
+
+
+def test_another_attention_shows_a_stream_no_padding() -> None:
+    """A boolean mask became a float one of the same name, and was filled with False: 0.0, which is "attend"."""
+    torch.manual_seed(0)
+    model = make("distilbert", recipe="pabee", readout="mean")
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.3)
+    model.set_attn_implementation("sdpa")
+    texts = [torch.randint(5, 40, (length,)) for length in (7, 5, 4, 3, 6, 2) * 4]
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            sure = [model.ponder.unroll(text[None]).outputs[0, 0].softmax(-1).amax().item() for text in texts]
+            policy = Confidence(sorted(sure)[12])
+            alone = torch.cat([model(text[None], policy=policy).logits for text in texts])
+        with StreamEngine(model.ponder, max_batch=4, policy=policy) as engine:
+            streamed = torch.stack([future.result().output for future in [engine.submit(text) for text in texts]])
+        torch.testing.assert_close(streamed, alone, rtol=0, atol=1e-5)
+
+
+def test_arguments_that_the_example_lacked_get_narrower_too() -> None:
+    torch.manual_seed(0)
+    model = make("gpt2", recipe="pondernet", readout="mean")
+    mask = (torch.arange(7) < torch.tensor([7, 5, 4, 3])[:, None]).long()
+    batch = {"input_ids": torch.randint(5, 40, (4, 7)), "attention_mask": mask, "token_type_ids": mask}
+    with torch.no_grad():
+        record = model.unroll(**batch)
+        for seed in range(4):
+            found, expected = model(**batch, policy=Bernoulli(seed)), record.replay(Bernoulli(seed))
+            assert found.exit_step.tolist() == expected.exit_step.tolist()
+            torch.testing.assert_close(found.logits, expected.outputs, atol=1e-5, rtol=1e-4)

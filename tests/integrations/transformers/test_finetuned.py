@@ -20,6 +20,8 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
+    SqueezeBertConfig,
+    SqueezeBertForSequenceClassification,
 )
 
 from ponder.errors import ArgumentError, CheckpointError
@@ -139,6 +141,14 @@ def test_what_cannot_be_captured_is_refused_with_the_reason() -> None:
     one = plain.bert.encoder.layer
     del one[1:]
     with pytest.raises(ArgumentError, match="a list of layers"):
+        FinetunedClassifier.from_finetuned(plain)
+
+
+def test_states_with_the_length_behind_the_width_are_refused() -> None:
+    groups = dict.fromkeys(["q_groups", "k_groups", "v_groups", "post_attention_groups"], 1)
+    more = {**groups, "intermediate_groups": 1, "output_groups": 1, "embedding_size": 16}
+    plain = SqueezeBertForSequenceClassification(SqueezeBertConfig(**SIZES, **more)).eval()
+    with pytest.raises(ArgumentError, match="hidden state \\(batch, length, width\\)"):
         FinetunedClassifier.from_finetuned(plain)
 
 

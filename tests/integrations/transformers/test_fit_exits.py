@@ -219,3 +219,19 @@ def test_curves_are_counted_from_the_certifying_rows() -> None:
     assert curve.promise[place] <= 0.1
     assert list(curve.promise) == sorted(curve.promise)
     assert all(low <= high for low, high in zip(curve.disagreement, curve.promise, strict=True))
+
+
+def test_columns_beside_the_inputs_do_not_hide_repeated_ones() -> None:
+    base = rows(30)
+    repeated = [{**base[place % 30], "idx": place, "text": f"row {place}"} for place in range(90)]
+    assert len(distinct(repeated)) == 30
+    mine, theirs = (split_rows(distinct(given), 0) for given in (base, repeated))
+    assert mine.certify.tolist() == theirs.certify.tolist()
+
+
+def test_a_column_that_the_model_reads_and_rows_cannot_carry_is_refused() -> None:
+    """Dropped in silence, it made another model of which the exits were certified."""
+    made = model()
+    with pytest.raises(ArgumentError, match="position_ids, which the encoder reads too"):
+        made.record([{**row, "position_ids": list(range(8))} for row in rows(3)])
+    assert len(made.predict([{**row, "idx": 3} for row in rows(3)])) == 3

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ponder import policies, recipes
+from ponder import policies, priors, recipes
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderConfig, PonderForSequenceClassification
 from ponder.policies import FixedStep, LastStep
 from tests.integrations.transformers.encoders import (
@@ -275,3 +276,23 @@ class TestSeeds:
         assert torch.equal(first.logits, second.logits)
         assert torch.equal(first.exit_step, second.exit_step)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_was_assigned_to_the_wrapper_is_saved(tmp_path: Path) -> None:
+    model = make_model("bert", recipe="palbert")
+    model.ponder.policy = FixedStep(2)
+    model.ponder.prior = priors.Learned(model.ponder.num_steps)
+    model.save_pretrained(tmp_path)
+    again = reload(tmp_path)
+    assert again.policy == FixedStep(2)
+    assert again.ponder.prior == model.ponder.prior
+    assert_same(again.eval(), model.eval())
+
+
+def test_names_of_labels_say_how_many_there_are() -> None:
+    names = {place: f"label {place}" for place in range(9)}
+    model = PonderForSequenceClassification.from_encoder(make_encoder("bert"), "pabee", id2label=names)
+    assert model.config.num_labels == 9
+    assert model.config.id2label == names
+    with pytest.raises(ArgumentError, match="the number of names in id2label, 9"):
+        PonderForSequenceClassification.from_encoder(make_encoder("bert"), "pabee", num_labels=3, id2label=names)

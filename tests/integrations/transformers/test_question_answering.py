@@ -99,3 +99,21 @@ def test_what_cannot_be_an_answer_is_refused() -> None:
         model(**batch, start_positions=START[:2], end_positions=END[:2])
     with pytest.raises(ArgumentError, match="num_labels and problem_type: expected 2"):
         PonderForQuestionAnswering.from_encoder(tiny_encoder(BY_NAME["bert"]), num_labels=3)
+
+
+def test_no_answer_begins_in_the_padding_and_batches_of_other_lengths_are_joined() -> None:
+    model = make()
+    with torch.no_grad():
+        model.ponder.head[1].bias.fill_(-30.0)  # all logits are below 0
+    rows = [{"input_ids": torch.randint(5, 40, (length,))} for length in (9, 5, 4, 3, 7, 2)]
+    for found in (
+        model.predict(rows, policy=LastStep(), batch_size=2).outputs,
+        model.predict(rows, policy=LastStep(), batch_size=8).outputs,
+        model.record(rows, batch_size=2).outputs[:, -1],
+    ):
+        for row, answer in zip(rows, found, strict=True):
+            with torch.no_grad():
+                alone = model(row["input_ids"][None], policy=LastStep())
+            spans = torch.stack([alone.start_logits[0], alone.end_logits[0]], dim=1)
+            torch.testing.assert_close(answer[: len(spans)], spans, atol=1e-4, rtol=1e-4)
+            assert answer.argmax(0).tolist() == spans.argmax(0).tolist()

@@ -67,9 +67,10 @@ def test_sampling_without_a_seed_is_refused(tmp_path: Path) -> None:
         ponder.export.onnx(model, tmp_path, example=X)
 
 
-def test_an_answer_at_each_position_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="token_classification"):
-        ponder.export.onnx(small(task="token_classification", readout=ponder.readouts.identity), tmp_path, example=X)
+@pytest.mark.parametrize("task", ["token_classification", "span"])
+def test_an_answer_at_each_position_is_refused(task: Any, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=task):
+        ponder.export.onnx(small(task=task, readout=ponder.readouts.identity), tmp_path, example=X)
 
 
 def test_half_precision_is_refused(tmp_path: Path) -> None:
