@@ -127,6 +127,12 @@ def test_where_exits_do_not_pay(summary: dict[str, Any]) -> None:
     assert f"{cola['blind']:.1f}" == f"{cola['static']:.1f}"
     says(f"On CoLA blind and the cut encoder have {cola['blind']:.1f} at ×2, and `ponder` {cola['ponder']:.1f};")
     says(f"({rte['blind']:.1f}, {rte['static']:.1f} and {rte['ponder']:.1f}; three seeds).")
+    full, fast, twice = (summary["mpnet"][key]["tasks"]["RTE"] for key in ("1", "1.5", "2"))
+    says(
+        f"On `mpnet` RTE is learnt ({full['vanilla']:.1f}), in the upper half of the steps: `ponder` has "
+        f"{full['ponder']:.1f} at full depth, {fast['ponder']:.1f} at ×1.5 and {twice['ponder']:.1f} at ×2, where the "
+        f"encoder cut after six has {twice['static']:.1f}."
+    )
 
 
 def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> None:

@@ -79,8 +79,8 @@ def headline(results: Sequence[Result]) -> list[Block]:
     if not rows:
         return [Text("There are no runs of the suites `pays` yet.")]
     caption = (
-        "Score against speed-up in steps, macro over the same tasks: recipes left by their own policies, one step or a "
-        "coin for all rows (blind), and the encoder cut, fine-tuned so or distilled from the whole one."
+        "Score against speed-up in steps, macro over the same tasks: recipes left by their own policies, blind "
+        "choices, and encoders that were cut."
     )
     head = ["backbone", "", *(f"×{speed_up:g}" for speed_up in _SPEED_UPS)]
     note = (

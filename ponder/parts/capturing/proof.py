@@ -93,7 +93,10 @@ def learned_padding(
         {f"given_{key}": Along() for key, value in given.items() if is_long(value, rows, length)}
         | {layered.mask: Along(fill=not _REAL.get(layered.mask, 1))}
     )
-    features, more = (_features(layered, call, reads) for call in (given, longer_call))
+    try:
+        features, more = (_features(layered, call, reads) for call in (given, longer_call))
+    except _FAILURES:  # layers that remember the length of the call before
+        return None
     padding = LearnedPadding(
         mask=layered.mask,
         real=_REAL.get(layered.mask, 1),

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, LlamaConfig, LlamaForQuestionAnswering
 
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import PonderForQuestionAnswering
+from ponder.integrations.transformers import FinetunedClassifier, PonderForQuestionAnswering
 from ponder.integrations.transformers.families import tiny_encoder
 from ponder.policies import FixedStep, LastStep, Patience, Quantile
 from tests.integrations.transformers.test_task_models import BY_NAME, batch_for
+from tests.ponder.test_loop import Appointed
 
 START, END = torch.tensor([2, 0, 1]), torch.tensor([5, 3, 40])  # the last answer was cut off
 
@@ -117,3 +118,27 @@ def test_no_answer_begins_in_the_padding_and_batches_of_other_lengths_are_joined
             spans = torch.stack([alone.start_logits[0], alone.end_logits[0]], dim=1)
             torch.testing.assert_close(answer[: len(spans)], spans, atol=1e-4, rtol=1e-4)
             assert answer.argmax(0).tolist() == spans.argmax(0).tolist()
+
+
+def test_a_decoder_that_keeps_keys_answers_spans_with_rows_leaving() -> None:
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    plain = LlamaForQuestionAnswering(config).eval()
+    model = FinetunedClassifier.from_finetuned(plain)
+    ids, row_ids = torch.randint(5, 40, (8, 9)), torch.tensor([1, 2, 3, 4, 1, 2, 3, 4])
+    with torch.no_grad():
+        record = model.unroll(ids, row_ids=row_ids)
+        out = plain(ids)
+        for _ in range(2):  # a second call does not see the keys of the first
+            found = model(ids, policy=Appointed(), row_ids=row_ids)
+            assert found.exit_step.tolist() == row_ids.tolist()
+            torch.testing.assert_close(found.outputs, record.replay(Appointed()).outputs)
+    full = torch.stack([out.start_logits, out.end_logits], dim=-1)
+    torch.testing.assert_close(record.outputs[:, -1], full)
