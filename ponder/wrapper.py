@@ -26,7 +26,7 @@ from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, infer_task, task_named
+from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
 from ponder.policies import ExitPolicy, LastStep
 from ponder.priors import Geometric, Prior
 from ponder.recipes import Recipe, Stage, freeze_for, mix_weights, start_heads
@@ -567,10 +567,7 @@ class PonderWrapper(EarlyExitModel):
         )
         if labels is None:
             return trajectory
-        last = trajectory.outputs[:, -1]
-        labels = checked_labels(self.task, last, labels)
-        task = self.task or infer_task(last, labels)
-        return replace(trajectory, labels=labels, task=task.name, task_object=task)
+        return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
 
 
 torch.export.register_dataclass(PonderOutput)

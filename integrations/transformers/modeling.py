@@ -6,6 +6,7 @@ What an answer is (a class a text, a class a token, features, …) is a subclass
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from os import PathLike
@@ -324,10 +325,14 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def _assigned(self) -> dict[str, Any]:
         """The fields of the recipe that were assigned to `ponder`, the wrapper, and not to the model."""
-        inside, recipe = self.ponder, self.recipe
-        changed = {} if inside.policy == recipe.policy else {"policy": inside.policy.to_dict()}
-        if inside.prior is not None and inside.prior != recipe.prior:
-            changed["prior"] = inside.prior.to_dict()
+        inside, recipe, changed = self.ponder, self.recipe, dict[str, Any]()
+        for name, own, of_recipe in (("policy", inside.policy, recipe.policy), ("prior", inside.prior, recipe.prior)):
+            if own is None or own == of_recipe:
+                continue
+            try:
+                changed[name] = own.to_dict()
+            except ArgumentError as error:  # one that is not registered
+                warnings.warn(f"{name}: {own!r} is not saved, and {of_recipe!r} is. {error}", stacklevel=3)
         return changed
 
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: MetricLike | None = None) -> dict[str, Any]:

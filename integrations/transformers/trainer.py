@@ -99,7 +99,8 @@ class PonderTrainer(Trainer):
                 "resume_from_checkpoint",
                 expected="None where all stages are trained: a checkpoint does not say which one it is of",
                 got=repr(resume_from_checkpoint),
-                remedy="Start the stage (model.start_stage) and resume with all_stages=False.",
+                remedy="Start the stage, model.start_stage(model.recipe.stages[k - 1]), and resume with "
+                "all_stages=False and output_dir='…/stage-k', where its checkpoints lie.",
             )
         model: Any = self.model
         stages, folder = model.recipe.stages, self.args.output_dir

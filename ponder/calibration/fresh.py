@@ -33,12 +33,18 @@ def check_fresh(test: Recording, calibration: Recording) -> None:
         return
     first, end = (torch.searchsorted(ids, test.row_ids, right=right) for right in (False, True))
     same = torch.zeros_like(first, dtype=torch.bool)
+    one, other = (
+        each.outputs[:, -1].reshape(len(each), -1)[:, 0] for each in (test, calibration)
+    )  # tells most rows apart
     for twin in range(int((end - first).max())):
-        row = places[(first + twin).clamp(max=len(ids) - 1)]
-        equal = _equal_rows(test.outputs, calibration.outputs[row])
+        rows = (~same & (first + twin < end)).nonzero().flatten()
+        twins = places[first[rows] + twin]
+        alike = _equal_rows(one[rows, None], other[twins, None])
+        rows, twins = rows[alike], twins[alike]
+        equal = _equal_rows(test.outputs[rows], calibration.outputs[twins])
         if test.hazard_logits is not None and calibration.hazard_logits is not None:
-            equal &= _equal_rows(test.hazard_logits, calibration.hazard_logits[row])
-        same |= equal & (first + twin < end)
+            equal &= _equal_rows(test.hazard_logits[rows], calibration.hazard_logits[twins])
+        same[rows] = equal
     if bool(same.any()):
         shown = test.row_ids[same][:5].tolist()
         raise ArgumentError(

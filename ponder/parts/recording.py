@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.parts.tasks import IGNORED_LABEL, Task, task_named
+from ponder.parts.tasks import IGNORED_LABEL, Task, Unnamed, infer_task, task_named
 
 __all__ = ["Recording", "check_evaluated", "check_has_rows"]
 
@@ -109,6 +109,13 @@ class Recording:
                 remedy="Record a classifier with model.unroll(inputs, labels=labels).",
             )
         labels = self.labels.to(self.outputs.device)
+        if isinstance(self.meaning, Unnamed) and not (shown := infer_task(self.outputs[:, -1], labels)).one_class:
+            raise ArgumentError(
+                "trajectories",
+                expected="one class for each row, where the model names no task",
+                got=f"labels of shape {tuple(labels.shape)} and type {labels.dtype}, as those of {shown.name!r} are",
+                remedy=f"Build the model with task={shown.name!r}.",
+            )
         if self.meaning.per_token and self.mask is not None:
             return labels.masked_fill(~self.mask, IGNORED_LABEL)
         return labels

@@ -161,12 +161,15 @@ class WindowBatcher:
     def _next(self) -> list[_Row]:
         """The next batch: the oldest row, and those after it with the same policy; none when all is done."""
         with self._changed:
-            idle = not self._waiting
-            self._changed.wait_for(lambda: self._closed or bool(self._waiting))
-            if idle:
-                self._changed.wait_for(lambda: self._closed or len(self._waiting) >= self._max_batch, self._window)
-            if not self._waiting:
-                return []
+            while True:
+                idle = not self._waiting
+                self._changed.wait_for(lambda: self._closed or bool(self._waiting))
+                if idle:
+                    self._changed.wait_for(lambda: self._closed or len(self._waiting) >= self._max_batch, self._window)
+                if self._waiting:
+                    break
+                if self._closed:
+                    return []
             policy = self._waiting[0].policy
             taken = [row for row in self._waiting if row.policy == policy][: self._max_batch]
             places = {id(row) for row in taken}

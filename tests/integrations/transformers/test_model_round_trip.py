@@ -289,6 +289,18 @@ def test_what_was_assigned_to_the_wrapper_is_saved(tmp_path: Path) -> None:
     assert_same(again.eval(), model.eval())
 
 
+def test_a_policy_that_is_not_registered_is_told_and_the_recipes_is_saved(tmp_path: Path) -> None:
+    class Mine(LastStep):
+        pass
+
+    model = make_model("bert", recipe="palbert")
+    before = model.policy
+    model.ponder.policy = Mine()
+    with pytest.warns(UserWarning, match="policy: .* is not saved"):
+        model.save_pretrained(tmp_path)
+    assert reload(tmp_path).policy == before
+
+
 def test_names_of_labels_say_how_many_there_are() -> None:
     names = {place: f"label {place}" for place in range(9)}
     model = PonderForSequenceClassification.from_encoder(make_encoder("bert"), "pabee", id2label=names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -84,6 +84,28 @@ def test_cancelled_rows_give_their_places_back_and_fill_no_batch() -> None:
     recorder.go_on.set()
     assert [future.result().output.item() for future in kept] == [5, 6, 7, 8]
     assert [batch for batch, _ in recorder.batches] == [[0], [5, 6], [7, 8]]
+    batcher.close()
+
+
+def test_a_batcher_outlives_a_window_whose_rows_were_all_cancelled() -> None:
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
+        return Exits(torch.zeros(len(examples), 1), torch.ones(len(examples)).long())
+
+    batcher, taken_back = WindowBatcher(run), threading.Event()
+    wait_for = batcher._changed.wait_for
+
+    def waits(predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        if timeout is None or taken_back.is_set():
+            return wait_for(predicate, timeout)
+        batcher._waiting[0].future.cancel()  # within the window
+        taken_back.set()
+        return False
+
+    batcher._changed.wait_for = waits  # type: ignore[method-assign, assignment]
+    batcher.submit(1)
+    assert taken_back.wait(30)
+    assert batcher.submit(2).result(30).exit_step == 1
+    assert batcher.failure is None
     batcher.close()
 
 
