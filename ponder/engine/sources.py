@@ -40,9 +40,10 @@ def call_stem(
     Without a stem, h_0 is a copy of the inputs: a step may change its state in place, and the inputs are the caller's.
     A pair whose second item is a dict is read as (hidden, context).
     """
-    marked = getattr(stem, "takes_shared", False)  # a captured module, which has to know what has no rows
-    called = context if marked else unwrap(context)
-    hidden = map_tensors(Tensor.clone, inputs) if stem is None else stem(inputs, **called)
+    if stem is None:
+        hidden = map_tensors(Tensor.clone, inputs)
+    else:  # a captured module has to know what has no rows
+        hidden = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
     if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
         hidden, context = hidden
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)

@@ -59,7 +59,7 @@ class PolicyBatch:
     Example:
         >>> batch = PolicyBatch(row_ids=torch.arange(3), num_steps=4)
         >>> policies.Patience(2).init(batch)  # the state of a policy before the first step
-        {'count': tensor([0, 0, 0]), 'before': None}
+        {'count': tensor([0, 0, 0]), 'before': None, 'answered': tensor([False, False, False])}
     """
 
     row_ids: Tensor
