@@ -225,12 +225,15 @@ def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
     """
     rows, steps = rank.shape[0], rank.shape[1] + 1
     edges = torch.cat([rank.new_zeros(rows, 1), rank, rank.new_full((rows, 1), thresholds)], dim=1)
-    added = torch.eye(steps, dtype=torch.float64).repeat(rows, 1) if each.dim() == 1 else each.reshape(-1, 1)
-    totals = torch.zeros(thresholds + 1, added.shape[1], dtype=torch.float64)
-    totals.index_add_(0, edges[:, :-1].reshape(-1), added)
-    totals.index_add_(0, edges[:, 1:].reshape(-1), -added)
-    running = totals.cumsum(0)[:-1]
-    return (running @ each if each.dim() == 1 else running.squeeze(1)) / rows
+    first, end = edges[:, :-1], edges[:, 1:]
+    if each.dim() == 1:
+        place, size = torch.arange(steps), (thresholds + 1) * steps
+        came, went = (torch.bincount((edge * steps + place).flatten(), minlength=size) for edge in (first, end))
+        return (came - went).view(-1, steps).cumsum(0)[:-1].double() @ each / rows
+    totals = torch.zeros(thresholds + 1, dtype=torch.float64)
+    totals.index_add_(0, first.flatten(), each.flatten())
+    totals.index_add_(0, end.flatten(), -each.flatten())
+    return totals.cumsum(0)[:-1] / rows
 
 
 def _relative(costs: Sequence[float] | Tensor | None, num_steps: int) -> Tensor:

@@ -44,8 +44,8 @@ def call_stem(
         hidden = map_tensors(Tensor.clone, inputs)
     else:  # a captured module has to know what has no rows
         hidden = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
-    if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
-        hidden, context = hidden
+        if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
+            hidden, context = hidden
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)

@@ -60,10 +60,8 @@ class Converged(CountingPolicy):
         features = at_least_float32(step.features)
         return features if step.mask is None else torch.where(step.mask.unsqueeze(-1), features, 0.0)
 
-    def answered(self, step: StepView) -> Tensor:
-        if self.on == "answers":
-            return super().answered(step)
-        return ~self.compared(step).flatten(1).isnan().any(1)
+    def answered(self, now: Tensor, step: StepView) -> Tensor:
+        return super().answered(now, step) if self.on == "answers" else ~now.flatten(1).isnan().any(1)
 
     def unchanged(self, now: Tensor, before: Tensor, step: StepView) -> Tensor:
         moved = step.task.distance(now, before, mask=step.mask) if self.on == "answers" else _residual(now, before)

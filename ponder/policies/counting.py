@@ -49,8 +49,13 @@ class CountingPolicy(ThresholdPolicy):
             )
         return step.task.predictions(step.output)
 
-    def answered(self, step: StepView) -> Tensor:
-        """Which rows have something to compare, `(batch,)` bool: NaN is no answer, and equals none."""
+    def answered(self, now: Tensor, step: StepView) -> Tensor:
+        """Which rows have something to compare, `(batch,)` bool: NaN is no answer, and equals none.
+
+        Args:
+            now: What `compared` gives of the step.
+            step: The step.
+        """
         return step.task.answered(step.output, step.mask)
 
     def __post_init__(self) -> None:
@@ -80,7 +85,7 @@ class CountingPolicy(ThresholdPolicy):
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         now, count, before = self.compared(step), state["count"], state["before"]
-        answered = self.answered(step)
+        answered = self.answered(now, step)
         if before is not None:
             comparable = answered & state["answered"] & (step.index > 1)
             count = torch.where(self.unchanged(now, before, step) & comparable, count + 1, 0)

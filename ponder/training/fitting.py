@@ -78,7 +78,7 @@ def fit(
             the heads that it needs.
         epochs: Epochs of each stage, at most.
         held_out: Batches on which each epoch is scored, at the exits; the best epoch's weights are kept. With stages
-            still to come the score is that of full depth.
+            still to come the score is that of full depth, unless a stage trains early heads alone.
         metric: A function from outputs at the exits and labels, of all held-out rows, to a number, the higher the
             better (with an answer a token, of all labelled tokens). Where None the task's own: the accuracy, or the
             negative squared error.

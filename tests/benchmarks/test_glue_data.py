@@ -8,6 +8,7 @@ import pytest
 from glue_files import LAYOUTS, make, rte_train, splits, write
 
 from benchmarks import tasks
+from benchmarks.examples import hold_out
 from benchmarks.glue.tasks import DIAGNOSTIC
 
 OFFICIAL_ROWS = {
@@ -150,3 +151,21 @@ def test_the_official_diagnostic_set():
     if not (folder / "diagnostic").is_dir():
         pytest.skip(f"no folder {folder / 'diagnostic'}: set GLUE_DIR to a folder in GLUE's layout")
     assert len(DIAGNOSTIC.load(folder)["test"]) == 1104
+
+
+def test_held_out_rows_share_with_train_what_the_page_says():
+    folder = real_folder()
+    if not (folder / "SST-2").is_dir() or not (folder / "RTE").is_dir():
+        pytest.skip(f"no SST-2 or RTE in {folder}: set GLUE_DIR to a folder in GLUE's layout")
+    page = " ".join((Path(__file__).parents[2] / "docs" / "benchmark-details.md").read_text().split())
+    phrases = tasks.get("SST-2").load(folder, ["train", "dev"])
+    train, held_out = hold_out(phrases["train"].shuffle(seed=0).select(range(10_000)), 0.1, 0)
+    whole = " \n ".join(train["sentence1"])
+    inside = [sum(phrase in whole for phrase in split["sentence1"]) for split in (held_out, phrases["dev"])]
+    assert f"of {len(held_out):,} held-out phrases of SST-2" in page
+    assert inside == [393, 1]
+    assert "393 stand in a longer phrase of what is trained on (of *dev* one of 872 does)" in page
+    train, held_out = hold_out(tasks.get("RTE").load(folder, ["train"])["train"], 0.1, 0)
+    known = {*train["sentence1"], *train["sentence2"]}
+    shared = sum(row["sentence1"] in known or row["sentence2"] in known for row in held_out)
+    assert f"and {shared} of {len(held_out)} held-out rows of RTE share a sentence with it" in page

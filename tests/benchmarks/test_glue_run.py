@@ -439,6 +439,16 @@ def test_flops_are_those_of_each_example_of_dev_at_its_own_exit(backbone, glue_d
     assert done["splits"]["dev"]["mean_exit_step"] == pytest.approx(np.mean(steps))
 
 
+def test_a_kept_model_without_its_result_is_evaluated_and_not_trained(backbone, glue_dir, tmp_path, monkeypatch):
+    settings, places = config(backbone, recipe="deebert"), (tmp_path / "out", tmp_path / "work")
+    before = run(settings, glue_dir, *places, models=tmp_path / "models", progress=False)
+    before.path.unlink()
+    monkeypatch.setattr("benchmarks.glue.training.train_stage", lambda *_: pytest.fail("it is trained already"))
+    again = run(settings, glue_dir, *places, models=tmp_path / "models", progress=False)
+    assert again["splits"] == before["splits"]
+    assert again["training"] == before["training"]
+
+
 def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
     with pytest.raises(DataError, match="folder of results"):
         read_all(tmp_path / "none")

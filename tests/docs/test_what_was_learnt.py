@@ -294,3 +294,17 @@ def test_saved_steps_become_seconds() -> None:
     says(f"{len(measured)} policies and thresholds on three kept models")
     says(f"between ×{min(steps):.2f} and ×{max(steps):.1f} in steps")
     assert max(abs(seconds / in_steps - 1) for in_steps, seconds in measured) < 1 / 12
+
+
+def test_how_many_epochs_the_recipes_took(pays: Groups) -> None:
+    tasks = sorted({task for name, task in pays if name == "ponder"})
+
+    def epochs(name: str) -> int:
+        return sum(stage["epochs"] for task in tasks for stage in pays[name, task].runs[0]["training"])
+
+    (cut,) = {name for name, _ in pays if "k=3" in name and "taught" not in name}
+    page = one_line((ROOT / "docs" / "benchmark-details.md").read_text())
+    assert (
+        f"`ponder` took {epochs('ponder')} epochs over the seven tasks of `minilm` (seed 0), plain fine-tuning "
+        f"{epochs('vanilla')}, PABEE {epochs('pabee')} and the encoder cut after three steps {epochs(cut)}."
+    ) in page
