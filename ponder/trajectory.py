@@ -111,7 +111,9 @@ class Trajectory(Recording):
         sizes = [len(trajectory) for trajectory in trajectories]
         task = first.meaning
         length = max(t.outputs.shape[2] for t in trajectories) if task.per_position else 0
-        along = _LENGTHS if task.per_token else {"outputs": Along((2,), fill=task.blank), "features": Along((2,))}
+        along = {**_LENGTHS, "outputs": Along((2,), fill=task.blank)}
+        if not task.per_token:
+            del along["labels"]
         joined = {
             name: join_rows(
                 [tensors[name] for tensors in parts],

@@ -65,7 +65,7 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
     if task.metric is not None and metric in (None, task.metric):
         if not task.comparable:
             return Metric(task.metric, task.scores(trajectory.outputs, trajectory.labels))
-        scores = task.scores(trajectory.outputs, trajectory.counted_labels())
+        scores = task.scores(trajectory.read_outputs(), trajectory.counted_labels())
         return Metric(task.metric, scores.masked_fill(~trajectory.answered(), 0.0))  # NaN is never right
     raise ArgumentError(
         "metric",

@@ -64,7 +64,7 @@ def confidences(trajectory: Recording) -> tuple[Tensor, Tensor]:
         raise ArgumentError(
             "trajectories", expected="outputs that are numbers", got="NaN", remedy="Look for its source."
         )
-    return trajectory.meaning.confidences(at_least_float32(trajectory.outputs.detach()), labels)
+    return trajectory.meaning.confidences(at_least_float32(trajectory.read_outputs().detach()), labels)
 
 
 def reliability_of(trajectory: Recording, bins: int = 10) -> list[Reliability]:

@@ -273,7 +273,7 @@ def _risk(trajectory: Trajectory) -> Callable[[Tensor, Tensor], Tensor]:
     task, mask = trajectory.meaning, trajectory.mask
 
     def disagreement(outputs: Tensor, labels: Tensor) -> Tensor:
-        same = task.same(task.predictions(outputs), labels, mask=mask)
+        same = task.same(task.predictions(task.without_padding(outputs, mask)), labels, mask=mask)
         return (~(same & task.answered(outputs, mask))).double()  # NaN is no answer, so it is that of no reference
 
     return disagreement

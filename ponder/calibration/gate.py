@@ -130,7 +130,7 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
     if target == "agreement":
         if not task.comparable:
             raise _no_target(target, trajectory, "Record labels, and pass target='gain' with a delta.")
-        return ~task.agreement(trajectory.outputs, trajectory.mask)
+        return ~task.agreement(trajectory.read_outputs(), trajectory.mask)
     if trajectory.labels is None:
         raise ArgumentError(
             "trajectory",

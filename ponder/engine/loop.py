@@ -155,20 +155,21 @@ def ask(
         log_survival = log_survival.to(logit.dtype) + F.logsigmoid(-logit)
         readings["cdf"] = -torch.expm1(log_survival)
     if "output" in needs:
-        readings["output"] = source.output()
+        outputs, mask = source.output(), source.mask
+        readings["output"] = outputs if mask is None else task.without_padding(outputs, mask)
     if "features" in needs:
         readings["features"] = source.features()
     context = source.policy_context if "context" in needs else None
-    mask, state = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
+    leaves, state = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
     if state is not None:
         check_rows("policy state", state, index.shape[0])
-    if not isinstance(mask, bool):
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != index.shape:
-            raise _no_mask(policy, mask, len(index))
-        mask = mask.cpu()
-        if not mask.any() or mask.all():
-            mask = bool(mask[0])
-    return mask, Running(index, state, log_survival)
+    if not isinstance(leaves, bool):
+        if not isinstance(leaves, Tensor) or leaves.dtype != torch.bool or leaves.shape != index.shape:
+            raise _no_mask(policy, leaves, len(index))
+        leaves = leaves.cpu()
+        if not leaves.any() or leaves.all():
+            leaves = bool(leaves[0])
+    return leaves, Running(index, state, log_survival)
 
 
 def _no_mask(policy: ExitPolicy, mask: object, rows: int) -> ArgumentError:

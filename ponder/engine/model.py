@@ -195,14 +195,14 @@ class EarlyExitModel(nn.Module):
             check_rows("policy_context", policy_context, size)
         task, padding = self.task or task_named(None), self.padding
         in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
-        narrows = padding is not None and padding.pooled and in_batches and not task.per_token
+        narrows = padding is not None and padding.pooled and in_batches and not task.per_position
         source = ModelSource(
             self,
             hidden,
             step_context,
             use_hazard and size > 0,
             lengths=padding.lengths(context) if narrows and padding is not None else None,
-            mask=self.positions(context) if task.per_token else None,
+            mask=self.positions(context) if task.per_position else None,
             policy_context=policy_context or {},
         )
         return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)

@@ -169,10 +169,10 @@ class Watched:
 
     def _disagreements(self, given: _Given) -> list[bool]:
         full = self.model.exits(given.inputs, given.context, LastStep())
-        mask = self.model.positions(given.context) if self._task.per_token else None
+        mask = self.model.positions(given.context) if self._task.per_position else None
         same = self._task.same(
-            self._task.predictions(given.outputs),
-            self._task.predictions(full.outputs),
+            self._task.predictions(self._task.without_padding(given.outputs, mask)),
+            self._task.predictions(self._task.without_padding(full.outputs, mask)),
             tolerance=self.tolerance,
             mask=mask,
         )

@@ -27,7 +27,7 @@ class Recording:
         features: The readout's features, `(batch, steps, …)`; None unless they were kept.
         labels: Labels of the examples, batch first, where they were given.
         task: Name of the task, or None.
-        mask: Which positions are no padding, `(batch, length)` bool, where a row has an answer at each of them.
+        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions.
         policy_context: What the caller gave for policies to read, by name, `(batch, …)` each.
         training: Whether the run was one of training mode, with dropout and the statistics of the batch: such answers
             are not those that the model gives, and no certificate is based on them.
@@ -72,6 +72,10 @@ class Recording:
             )
         return StepDistribution.from_hazard_logits(self.hazard_logits)
 
+    def read_outputs(self) -> Tensor:
+        """The outputs from which predictions are read, `(batch, steps, …)`: no position of padding is chosen."""
+        return self.meaning.without_padding(self.outputs, self.mask)
+
     def answered(self) -> Tensor:
         """Where there is an answer at all, `(batch, steps)` bool: outputs without NaN, padding aside."""
         return torch.stack([self.meaning.answered(of_step, self.mask) for of_step in self.outputs.unbind(1)], dim=1)
@@ -82,7 +86,7 @@ class Recording:
         NaN is no prediction, so it agrees with none; full depth agrees with itself.
         """
         answered = self.answered()
-        agrees = self.meaning.agreement(self.outputs, self.mask) & answered & answered[:, -1:]
+        agrees = self.meaning.agreement(self.read_outputs(), self.mask) & answered & answered[:, -1:]
         agrees[:, -1] = True
         return agrees
 
@@ -93,7 +97,7 @@ class Recording:
             ArgumentError: What `counted_labels` refuses.
         """
         labels = self.counted_labels()
-        return self.meaning.correct(self.outputs, labels) & self.answered()
+        return self.meaning.correct(self.read_outputs(), labels) & self.answered()
 
     def counted_labels(self) -> Tensor:
         """The labels by which predictions are right or wrong; those of padding are ignored ones.

@@ -113,9 +113,18 @@ class Task(ABC):
             mask: Which positions count, `(batch, length)` bool; None for all.
         """
         nan = outputs.isnan()
-        if self.per_token and mask is not None:
+        if self.per_position and mask is not None:
             nan = nan.flatten(2).any(2) & mask
         return ~(nan.flatten(1).any(1) if nan.dim() > 1 else nan)
+
+    def without_padding(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        """The outputs of one step or of all, of which none is an answer at padding, where one position is chosen.
+
+        Args:
+            outputs: `(batch, length, …)` or `(batch, steps, length, …)`.
+            mask: Which positions count, `(batch, length)` bool; None for all.
+        """
+        return outputs
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """What the outputs `(…, outputs)` predict: the most probable class, `(…)` long, where nothing else is said."""
@@ -131,7 +140,7 @@ class Task(ABC):
             mask: Which positions count, `(batch, length)` bool; None for all.
         """
         equal = (one - other).abs() < tolerance if self.numbers else one == other
-        return _all_parts(equal if mask is None else equal | ~mask, 1)
+        return _all_parts(equal if mask is None or not self.per_token else equal | ~mask, 1)
 
     def distance(self, one: Tensor, other: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """How far predictions `(batch, …)` are apart, `(batch,)`: the share of parts that are others, from 0 to 1.
@@ -139,12 +148,13 @@ class Task(ABC):
         For tasks of numbers, the greatest difference. Arguments as for `same`.
         """
         apart = (one - other).abs() if self.numbers else (one != other).float()
-        if mask is not None:
-            apart = torch.where(mask, apart, 0.0)
+        counted = mask if self.per_token else None
+        if counted is not None:
+            apart = torch.where(counted, apart, 0.0)
         parts = apart.flatten(1) if apart.dim() > 1 else apart.unsqueeze(1)
         if self.numbers:
             return parts.amax(1)
-        return parts.sum(1) / (parts.shape[1] if mask is None else mask.sum(1))
+        return parts.sum(1) / (parts.shape[1] if counted is None else counted.sum(1))
 
     def agreement(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Whether the prediction of each step is that of the last, `(batch, steps)` bool.
@@ -155,7 +165,7 @@ class Task(ABC):
         """
         given = self.predictions(outputs)
         equal = given == given[:, -1:]
-        return _all_parts(equal if mask is None else equal | ~mask.unsqueeze(1), 2)
+        return _all_parts(equal if mask is None or not self.per_token else equal | ~mask.unsqueeze(1), 2)
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Whether the prediction of each step is right in every part, `(batch, steps)` bool."""
@@ -466,6 +476,12 @@ class Span(Task):
         _check_shape(labels, torch.Size((outputs.shape[0], 2)))
         _check_integer(labels)
         return torch.where((labels >= 0) & (labels < outputs.shape[1]), labels.long(), IGNORED_LABEL)
+
+    def without_padding(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None or outputs.dim() < 3:
+            return outputs
+        beyond = ~mask.view(mask.shape[0], *[1] * (outputs.dim() - 3), mask.shape[1], 1)
+        return outputs.masked_fill(beyond, self.blank)
 
     def predictions(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(-2)

@@ -65,6 +65,8 @@ class Sizes:
     def outputs(self) -> tuple[int, ...]:
         """Shape of the outputs of a row at a step."""
         task = task_named(self.task)
+        if task.per_position and not task.per_token:
+            return (LENGTH, 2)
         size = self.num_outputs or (1 if task.numbers else _MANY_OUTPUTS)
         return (LENGTH, size) if task.per_token else (size,)
 
@@ -79,7 +81,7 @@ class Sizes:
 def random_trajectory(sizes: Sizes, rows: int, scale: float, seed: int) -> Trajectory:
     """Hazards, outputs and features in float64; every third row hardly changes its answer, so that it can settle.
 
-    Where rows have an answer at each position, they have padding too, of which a mask tells.
+    Where outputs have positions, rows have padding too, of which a mask tells.
 
     Args:
         sizes: Steps, outputs, width and task.
@@ -96,7 +98,7 @@ def random_trajectory(sizes: Sizes, rows: int, scale: float, seed: int) -> Traje
     outputs[::3] = outputs[::3, :1] + 0.05 * normal(*sizes.outputs)[::3]
     ids = torch.randint(-(2**62), 2**62, (rows,), generator=g)
     mask = None
-    if task_named(sizes.task).per_token:
+    if task_named(sizes.task).per_position:
         mask = torch.arange(LENGTH) < torch.randint(1, LENGTH + 1, (rows, 1), generator=g)
     hazards, features = normal() * scale, normal(sizes.width)
     context = sizes.context_of(rows, seed)
@@ -135,7 +137,7 @@ def readings_of(trajectory: Trajectory) -> dict[str, Tensor]:
         "hazard": trajectory.hazard_logits.sigmoid(),
         "cdf": -torch.expm1(log_survival),
         "survival": F.pad(log_survival[:, :-1], (1, 0)).exp(),
-        "output": trajectory.outputs,
+        "output": trajectory.read_outputs(),
         "features": trajectory.features,
     }
 
@@ -161,6 +163,8 @@ def labels(sizes: Sizes, rows: int, seed: int) -> Tensor:
     g, shape, task = generator(seed), (rows, *sizes.outputs), task_named(sizes.task)
     if task.numbers:
         return torch.randn(shape, generator=g, dtype=torch.float64)
+    if task.per_position and not task.per_token:
+        return torch.randint(0, LENGTH, (rows, 2), generator=g)
     if task.classes:
         return torch.randint(0, sizes.outputs[-1], shape[:-1], generator=g)
     return torch.randint(0, 2, shape, generator=g).double()

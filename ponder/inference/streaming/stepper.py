@@ -57,7 +57,7 @@ class Stepper:
         self.schedule = model.steps.schedule_of(self.num_steps)
         self._device, self._task = device, model.spec.task
         padding = self.padding
-        one_length = self._task.per_token or (padding is not None and not (padding.pooled and padding.mixed))
+        one_length = self._task.per_position or (padding is not None and not (padding.pooled and padding.mixed))
         self.reader = ExampleReader(padding, one_length=one_length, check=True)
         padded = None if self.padding is None else self.padding.stem
         self._stem = model.stem if padded is None else padded
@@ -110,7 +110,7 @@ class Stepper:
         """The hidden states, the steps' context and the mask of rows before their first step."""
         inputs, context = self.reader.batch([request.example for request in requests])
         inputs, context = placed(inputs, context, self._device)
-        mask = self.model.positions(context) if self._task.per_token else None
+        mask = self.model.positions(context) if self._task.per_position else None
         hidden, step_context, _ = call_stem(self._stem, inputs, context)
         return hidden, step_context, mask
 
