@@ -188,8 +188,8 @@ def _checking_values(distribution: D, validate: bool) -> D:
 
 
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """Weight · value where weight > 0, and 0 (with zero gradient) where it is 0 and value may be infinite."""
-    inside = weight > 0
+    """Weight · value, and 0 (with zero gradient) where the weight is 0 and value may be infinite; NaN stays NaN."""
+    inside = weight != 0
     return torch.where(inside, weight * torch.where(inside, value, 0.0), 0.0)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ponder._utils.files import read_tensors, write_tensors
@@ -98,6 +99,7 @@ class Trajectory(Recording):
         """
         if not trajectories:
             raise ArgumentError("trajectories", expected="at least one", got="none", remedy="Unroll a batch first.")
+        trajectories = _with_masks(trajectories)
         first = trajectories[0]
         parts = [trajectory.tensors() for trajectory in trajectories]
         for other, tensors in zip(trajectories[1:], parts[1:], strict=True):
@@ -156,6 +158,20 @@ class Trajectory(Recording):
         given = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
         own = {name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)}
         return dataclasses.replace(self, **own, policy_context=given or None)  # type: ignore[arg-type]
+
+
+def _with_masks(trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """Trajectories without masks, with masks where their lengths differ: what pads the shorter ones is no answer."""
+    bare = [t for t in trajectories if t.mask is None]
+    if not bare or not all(t.meaning.per_position and t.outputs.dim() > 2 for t in trajectories):
+        return trajectories
+    if len({t.outputs.shape[2] for t in trajectories}) == 1 and len(bare) == len(trajectories):
+        return trajectories
+    whole = [torch.ones(t.outputs.shape[:1] + t.outputs.shape[2:3], dtype=torch.bool) for t in trajectories]
+    return [
+        t if t.mask is not None else dataclasses.replace(t, mask=own.to(t.outputs.device))
+        for t, own in zip(trajectories, whole, strict=True)
+    ]
 
 
 def _check_saved(path: str | Path, tensors: Mapping[str, Tensor]) -> None:

@@ -82,13 +82,24 @@ def run_stream(
         repeats: How often each way is timed.
         examples: Problems of every level; as many as are reported where None.
         max_batch: Problems of a step.
+
+    Raises:
+        DataError: There is no result of the looped solver, or it is of another configuration, or its weights are gone.
     """
     looped_path = result_path(out, config, "looped", seed)
     if not looped_path.exists():
         raise DataError(f"{looped_path}: expected the looped solver's result, which names the rule. Run it first.")
-    looped = read_result(looped_path)
+    made_by = {"format": FORMAT, "setting": asdict(config), "learner": "looped", "seed": seed}
+    looped = _same(read_result(looped_path), made_by, looped_path)
+    state = states / f"{looped_path.stem}.pt"
+    if not state.exists():
+        raise DataError(
+            f"{state}: expected the weights of the solver that {looped_path} is about; one that is trained anew is "
+            f"another solver. Train and measure it here: run it with another folder of results."
+        )
+    torch.manual_seed(seed)
     learner = Looped(config)
-    train(learner, config, seed=seed, path=states / f"{looped_path.stem}.pt")
+    train(learner, config, seed=seed, path=state)
     learner.eval()
     policy = ExitPolicy.from_dict(looped["ways"][looped["best_rule"]]["policy"])
     depth = looped["ways"]["best fixed depth"]["policy"]["step"]

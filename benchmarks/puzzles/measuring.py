@@ -123,8 +123,11 @@ def replayed(
     """
     parts: list[list[Score]] = []
     by_step, levels = [], []
+    done = 0
     for level, chunk in chunks(problems):
-        trajectory = model.unroll(chunk.inputs, num_steps=num_steps)
+        row_ids = torch.arange(done, done + len(chunk))  # each problem its own: sampled exits follow from them
+        trajectory = model.unroll(chunk.inputs, num_steps=num_steps, row_ids=row_ids)
+        done += len(chunk)
         right = _TASK.correct(trajectory.outputs, chunk.labels)
         of_level = torch.full((len(chunk),), level)
         parts.append([_score(right, trajectory.replay(rule).exit_step, of_level) for rule in rules])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,9 +44,7 @@ def risk_command(
     scenes = [synthetic_scene(rows)]
     if trajectory:
         whole = ponder.Trajectory.cat([ponder.Trajectory.load(path) for path in trajectory])
-        whole = ponder.Trajectory(
-            whole.outputs, whole.hazard_logits, torch.arange(len(whole)), labels=whole.labels, task=whole.task
-        )
+        whole = replace(whole, row_ids=torch.arange(len(whole)))
         scenes += [real_scene(name, whole, rows), split_scene(name, whole)]
     outcomes = [outcome.to_dict() for scene in scenes for outcome in _shown(scene, trials, confidence, seed)]
     write_json(out / "risk.json", {"outcomes": outcomes, "environment": environment(torch.device("cpu"))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.heads import check_heads_learn
@@ -23,6 +24,8 @@ from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]
+
+_END = "end"  # in the folder of a stage: the weights with which it ended
 
 
 class PonderTrainer(Trainer):
@@ -90,37 +93,61 @@ class PonderTrainer(Trainer):
         """Train as Transformers does; with `all_stages`, each stage in turn, and give what the last one gave.
 
         What was frozen before stays frozen in every stage. Several stages write their checkpoints to folders of their
-        own, `stage-1` … in `args.output_dir`.
+        own, `stage-1` … in `args.output_dir`, and, where checkpoints are saved at all, what a stage ended with to
+        `stage-1/end` …, from which `resume_from_checkpoint=True` goes on with the stage that was cut off.
         """
         if not self.all_stages:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        if resume_from_checkpoint:
+        if resume_from_checkpoint not in (None, False, True):
             raise ArgumentError(
                 "resume_from_checkpoint",
-                expected="None where all stages are trained: a checkpoint does not say which one it is of",
+                expected="True, to go on with the stage that was cut off: a checkpoint does not say which one it is of",
                 got=repr(resume_from_checkpoint),
-                remedy="Start the stage, model.start_stage(model.recipe.stages[k - 1]), and resume with "
-                "all_stages=False and output_dir='…/stage-k', where its checkpoints lie.",
+                remedy="Pass True, and the folder of the stages as output_dir.",
             )
         model: Any = self.model
-        stages, folder = model.recipe.stages, self.args.output_dir
+        stages, folder = model.recipe.stages, self.args.output_dir or ""
         before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        apart = len(stages) > 1
+        folders = [os.path.join(folder, f"stage-{n}") if apart else folder for n in range(1, len(stages) + 1)]
+        first, checkpoint = self._left_off(folders) if resume_from_checkpoint else (0, None)
+        if apart and not resume_from_checkpoint and self.is_world_process_zero():
+            for own in folders:  # what a run of before ended with is no state to go on from
+                shutil.rmtree(os.path.join(own, _END), ignore_errors=True)
         found = None
         try:
-            for number, stage in enumerate(stages, start=1):
+            for stage, self.args.output_dir in list(zip(stages, folders, strict=True))[first:]:
                 model.start_stage(stage)
                 for parameter, trained in before.items():
                     parameter.requires_grad_(parameter.requires_grad and trained)
                 self.optimizer = self.lr_scheduler = None
-                if len(stages) > 1 and folder is not None:
-                    self.args.output_dir = os.path.join(folder, f"stage-{number}")
-                found = super().train(None, *args, **kwargs)
+                found = super().train(checkpoint, *args, **kwargs)
+                checkpoint = None
                 model.finish_stage(stage)
+                if apart and stage is not stages[-1] and self.args.save_strategy != "no":
+                    self.save_model(os.path.join(self.args.output_dir, _END))
         finally:
             self.args.output_dir = folder
             for parameter, trained in before.items():
                 parameter.requires_grad_(trained)
         return found
+
+    def _left_off(self, folders: list[str]) -> tuple[int, str | None]:
+        """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any."""
+        done = 0
+        while done < len(folders) - 1 and os.path.isdir(os.path.join(folders[done], _END)):
+            done += 1
+        checkpoint = get_last_checkpoint(folders[done]) if os.path.isdir(folders[done]) else None
+        if not done and checkpoint is None:
+            raise ArgumentError(
+                "resume_from_checkpoint",
+                expected=f"checkpoints of a stage in {folders[0]!r}",
+                got="none",
+                remedy="Train with save_strategy='epoch' or 'steps', and leave resume_from_checkpoint out at first.",
+            )
+        if done:
+            self._load_from_checkpoint(os.path.join(folders[done - 1], _END))
+        return done, checkpoint
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step of training, after the model was told which."""

@@ -204,6 +204,13 @@ class Plugin:
         """Plain JSON types: the registered name under ``"name"``, and every field."""
         name = self.registry.name_of(type(self))
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        if "name" in own:
+            raise ArgumentError(
+                f"{type(self).__name__}.name",
+                expected="fields of other names, since 'name' is where the registered name is written",
+                got="a field 'name'",
+                remedy="Rename the field.",
+            )
         return {"name": name, **{k: _encode(k, v) for k, v in own.items()}}
 
     @classmethod

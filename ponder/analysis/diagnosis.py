@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_int
+from ponder._utils.validation import check_int, check_real
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
@@ -19,11 +19,12 @@ from ponder.engine.replay import replay
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.plots import frontiers
-from ponder.policies import Confidence, Entropy, FixedStep, Margin, Patience, Quantile
+from ponder.policies import Confidence, Entropy, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain", "diagnose"]
 
+_TOLERANCES = 41
 _TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
 
 
@@ -194,7 +195,8 @@ def diagnose(
     Args:
         trajectory: A full-depth run, with labels, on rows that chose nothing.
         compare: Classes of policies with a threshold, or policies whose threshold is moved; those that the trajectory
-            can be replayed with, of the ones that the papers use, where None.
+            can be replayed with, of the ones that the papers use, where None (of numbers, `Patience(1)` with tolerances
+            between the changes of the rows).
         static: Scores of the encoder cut after a step and trained so, by step.
         metric: A mean over rows: ``"accuracy"``, ``"negative_squared_error"``, or the task's own where None.
         speedups: N / mean exit step at which policy and blind are compared.
@@ -215,6 +217,8 @@ def diagnose(
     check_has_rows(trajectory)
     check_evaluated(trajectory)
     check_int("samples", samples, remedy="Pass samples=500, say.")
+    if not len(speedups):
+        raise ArgumentError("speedups", expected="at least one number ≥ 1", got="none", remedy="Pass (1.5, 2.0), say.")
     values, metric_name = _values(trajectory, metric)
     rows, num_steps = values.shape
     grids = _policy_grids(trajectory, compare)
@@ -273,6 +277,13 @@ def _values(trajectory: Recording, metric: MetricLike | None) -> tuple[Tensor, s
             got=repr(metric) if made is None else made.name,
             remedy="Name one of them; a correlation cannot be compared row by row.",
         )
+    if trajectory.hazard_logits is not None and bool(trajectory.hazard_logits.isnan().any()):
+        raise ArgumentError(
+            "trajectory",
+            expected="hazards that are numbers",
+            got=f"NaN in {int(trajectory.hazard_logits.isnan().any(1).sum())} of {len(trajectory)} rows",
+            remedy="Look for NaN in the features of those rows.",
+        )
     broken = ~made.per_row.isfinite().all(1)
     if bool(broken.any()):
         raise ArgumentError(
@@ -292,10 +303,12 @@ def _policy_grids(
         found = {}
         for kind in _TRIED:
             try:
-                found[kind.__name__] = as_policy_grid(kind, None, trajectory)
+                found[kind.__name__] = as_policy_grid(kind, None, trajectory, look=True)
             except ArgumentError:  # not for this task, or not without a Lambda head
                 continue
-        return found or {"FixedStep": as_policy_grid(FixedStep, None, trajectory)}
+        if trajectory.meaning.numbers:
+            found["Patience"] = _patience_on_numbers(trajectory)
+        return found
     listed = list(compare) if isinstance(compare, Sequence) else [compare]
     if not listed:
         raise ArgumentError(
@@ -304,7 +317,8 @@ def _policy_grids(
     made: dict[str, PolicyGrid] = {}
     for each in listed:
         name = getattr(each, "__name__", type(each).__name__)
-        made[name if name not in made else f"{name} ({len(made) + 1})"] = as_policy_grid(each, None, trajectory)
+        name = name if name not in made else f"{name} ({len(made) + 1})"
+        made[name] = as_policy_grid(each, None, trajectory, look=True)
     return made
 
 
@@ -328,7 +342,17 @@ def _steps(static: Mapping[int, float], num_steps: int) -> list[tuple[int, float
     for step in static:
         remedy = "Pass scores by step, {3: 0.85}, say, for the encoder cut after 3 steps."
         check_int("static", step, 1, num_steps, remedy=remedy)
+        check_real(f"static[{step}]", static[step], -math.inf, remedy=remedy)
     return sorted(static.items())
+
+
+def _patience_on_numbers(trajectory: Recording) -> PolicyGrid:
+    """Patience of one step, with tolerances between the changes that the steps make."""
+    changes = trajectory.outputs.detach().double().diff(dim=1).abs().flatten(2).amax(2).flatten()
+    places = torch.linspace(0, len(changes) - 1, _TOLERANCES).long()
+    values = changes.sort().values[places.to(changes.device)].unique().tolist()
+    tolerances = tuple(value for value in values if value > 0.0) or (1.0,)
+    return PolicyGrid("tolerance", tolerances, tuple(Patience(1, tolerance=each) for each in tolerances))
 
 
 class _Bootstrap:
@@ -431,13 +455,17 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
                 f", but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}: use that there"
             )
         return sentence + "."
+    than, beaten = "", [gain for gain in gains if gain.static > gain.blind]
+    if beaten:
+        cut = max(beaten, key=lambda gain: gain.static - gain.blind)
+        than = f"; at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}"
     if not told:
-        return f"No policy that was tried is cheap enough for any of the speed-ups: use FixedStep({cheapest})."
+        return f"No policy that was tried is cheap enough for any of the speed-ups: use FixedStep({cheapest}){than}."
     best = max(told, key=lambda gain: gain.gain)
     return (
         f"On this model one fixed step is as good as any policy tried: use FixedStep({cheapest}), the first step that "
         f"is not clearly worse than the best (the largest gain of a policy over blind is {best.gain:+.4f} at "
-        f"×{best.speedup:g}, 95% interval {best.low:+.4f} to {best.high:+.4f})."
+        f"×{best.speedup:g}, 95% interval {best.low:+.4f} to {best.high:+.4f}){than}."
     )
 
 

@@ -18,8 +18,9 @@ from ponder.parts.recording import Recording
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy
 from ponder.policies.threshold import Threshold
 
-__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid"]
+__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of"]
 
+_BETWEEN = 201
 PolicyGridLike = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
 
 
@@ -74,6 +75,22 @@ class PolicyGrid:
         bounds = bounds if threshold.higher_exits_later else -bounds
         return order, torch.searchsorted(bounds.contiguous(), readiness.contiguous(), right=threshold.inclusive)
 
+    def between(self, trajectory: Recording) -> list[float]:
+        """Values of the threshold between the statistics of the rows, where one pass tells them; no label takes part.
+
+        They lie so that about the same number of exits change from one to the next.
+        """
+        free = self._free()
+        if free is None or not len(trajectory) or trajectory.num_steps < 2:
+            return []
+        reached = _readiness(trajectory, self.policies[0], free).cummax(1).values.double().flatten()
+        reached = reached[reached.isfinite()].sort().values
+        if len(reached) > _BETWEEN:
+            reached = reached[torch.linspace(0, len(reached) - 1, _BETWEEN).long()]
+        reached = reached.unique()
+        middles = ((reached[1:] + reached[:-1]) / 2.0).tolist()
+        return middles if free.tunable.higher_exits_later else [-value for value in reversed(middles)]
+
     def _free(self) -> ThresholdPolicy | None:
         """The one policy inside the first that differs between all of them in its threshold and in nothing else."""
         candidates = (leaf for leaf in _leaves(self.policies[0]) if isinstance(leaf, ThresholdPolicy))
@@ -91,7 +108,9 @@ class PolicyGrid:
             return False
 
 
-def as_policy_grid(like: PolicyGridLike, grid: Iterable[float] | None, trajectory: Recording) -> PolicyGrid:
+def as_policy_grid(
+    like: PolicyGridLike, grid: Iterable[float] | None, trajectory: Recording, *, look: bool = False
+) -> PolicyGrid:
     """What a user passes, as policies that have been checked against a trajectory.
 
     Args:
@@ -99,9 +118,17 @@ def as_policy_grid(like: PolicyGridLike, grid: Iterable[float] | None, trajector
             value → policy.
         grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
         trajectory: What the policies will be tried on.
+        look: Whether, where no grid is given, values between the statistics of the rows are tried too: all rows of a
+            sure model may leave between two of those that are declared. A certificate wants values that no data
+            chose.
     """
     build, declared, default = _builder(like, trajectory)
     values = default if grid is None else _ordered(grid)
+    if look and grid is None and declared is not None and not declared.whole and len(default) > 1:
+        tried = PolicyGrid(declared.field, tuple(default), tuple(map(build, default)))
+        found = (value for value in tried.between(trajectory) if default[0] <= value <= default[-1])
+        between = [value for value in found if _accepts(build, value, trajectory)]
+        values = sorted({*default, *between})
     if not values:
         raise ArgumentError(
             "grid",
@@ -113,6 +140,28 @@ def as_policy_grid(like: PolicyGridLike, grid: Iterable[float] | None, trajector
     for policy in made:
         check_replay(trajectory, policy)
     return PolicyGrid("threshold" if declared is None else declared.field, tuple(values), tuple(made))
+
+
+def grids_of(policy: ExitPolicy, trajectory: Recording, count: int) -> Iterator[PolicyGrid]:
+    """For each threshold inside a policy, the policies in which that one is moved and the others stay.
+
+    Args:
+        policy: The policy.
+        trajectory: What the policies will be tried on.
+        count: How many values, where not only whole numbers make sense.
+    """
+    for leaf in _leaves(policy):
+        threshold = leaf.tunable
+        if threshold is None:
+            continue
+
+        def moved(value: float, leaf: ExitPolicy = leaf) -> ExitPolicy:
+            return _exchanged(policy, {id(leaf): leaf.with_threshold(value)})
+
+        values = threshold.values(trajectory.num_steps, trajectory.outputs.shape[-1], count)
+        accepted = [value for value in values if _accepts(moved, value, trajectory)]
+        if len(accepted) > 1:
+            yield PolicyGrid(threshold.field, tuple(accepted), tuple(map(moved, accepted)))
 
 
 def _builder(

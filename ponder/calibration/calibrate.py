@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ponder._utils.validation import check_real
 from ponder.analysis.metrics import MetricLike
-from ponder.analysis.policy_grid import PolicyGridLike
+from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.analysis.sweeps import Curve, Point, measure, sweep
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
@@ -87,7 +87,8 @@ def calibrate(
         at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
         at_most_cost: Take the best score at a mean cost of at most this, relative to full depth.
-        grid: Values of the threshold to try, strictly rising or falling; those that the policy declares where None.
+        grid: Values of the threshold to try, strictly rising or falling; those that the policy declares, and some
+            between the statistics of the rows, where None.
         costs: Cost of leaving after each step, `(steps,)`; n where None.
 
     Raises:
@@ -131,7 +132,8 @@ def calibrate(
                 remedy="Leave it out, or calibrate one family.",
             )
         return _best_among(policies, calibrated, cheapest=at_least is not None)
-    curve = sweep(trajectory, policies, grid, metric=metric, costs=costs)
+    values = as_policy_grid(policies, None, trajectory, look=True).values if grid is None else grid
+    curve = sweep(trajectory, policies, values, metric=metric, costs=costs)
     chosen, asked = _choose(curve, *target)
     policy = LastStep() if chosen is None else curve.policies[chosen]
     point = curve.full_depth if chosen is None else curve.points[chosen]

@@ -24,6 +24,7 @@ from ponder.trajectory import Trajectory
 __all__ = ["fit_gate", "staying_pays"]
 
 Target = Literal["gain", "error", "agreement", "unsettled"]
+_NOISE = 1e-5
 _TARGETS = ("gain", "error", "agreement", "unsettled")
 
 
@@ -208,9 +209,10 @@ def _logistic(values: Tensor, stays: Tensor) -> LinearTable:
     fitted = _sklearn("linear_model").LogisticRegression(max_iter=1000)
     x = values.double()
     centre, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, 1.0)
-    fitted.fit(((x - centre) / scale).numpy(), stays.numpy())
-    weights = torch.as_tensor(fitted.coef_[0]) / scale
+    tells = scale > _NOISE * centre.abs()  # what differs by less is rounding, which other rows do not share
+    scale = torch.where(tells, scale, 1.0)
+    fitted.fit(torch.where(tells, (x - centre) / scale, 0.0).numpy(), stays.numpy())
+    weights = torch.where(tells, torch.as_tensor(fitted.coef_[0]) / scale, 0.0)
     bias = float(fitted.intercept_[0]) - float((weights * centre).sum())
     return (*weights.tolist(), bias)
 

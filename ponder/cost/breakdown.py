@@ -118,7 +118,7 @@ class Cost:
 
     def _exits(self, needs: Iterable[str]) -> Tensor:
         """The cost of exiting at each step, `(steps,)` float64."""
-        needs = _check_needs(needs)
+        needs = _check_needs(needs) - {"context"}  # nothing is computed for it
         steps, readouts, heads = (
             torch.tensor(each, dtype=torch.float64) for each in (self.steps, self.readouts, self.heads)
         )

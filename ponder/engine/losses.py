@@ -60,6 +60,7 @@ def training_loss(
         features=recording.features,
         progress=progress,
         teacher_outputs=teacher_outputs,
+        mask=recording.mask,
     )
     objective.check_batch(unrolled)
     labelled = task.labelled(labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class Alignment(Objective):
 
     After LEAP (Kapadia et al. 2026, "LEAP: Layer-wise Exit-Aware Pretraining for Efficient Transformer Inference",
     arXiv 2605.01058), which adds one term to distillation so that intermediate layers approximate the representation of
-    the last; there in pretraining of an embedding model, here beside any loss. Features are what the readout gives.
+    the last; there in pretraining of an embedding model, here beside any loss. Features are what the readout gives;
+    where they have positions, those of padding do not count.
 
     Args:
         weight: w ≥ 0.
@@ -44,4 +46,7 @@ class Alignment(Objective):
         if features.shape[1] == 1:
             return 0.0 * unrolled.losses[:, -1]
         distance = 1.0 - F.cosine_similarity(features[:, :-1], features[:, -1:].detach(), dim=-1)
+        if unrolled.mask is not None and distance.dim() == 3:
+            inside = unrolled.mask.unsqueeze(1).expand_as(distance)
+            return self.weight * torch.where(inside, distance, 0.0).sum((1, 2)) / inside.sum((1, 2))
         return self.weight * distance.flatten(1).mean(1)

@@ -18,8 +18,9 @@ class Alternating(Objective):
     """`even` at the even steps of the optimiser, `odd` at the odd ones, counted from 0.
 
     BERxiT (Xin et al. 2021, "BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension to Regression",
-    Section 3.1) alternates the loss of the last classifier with the sum of all, so that the last one is trained as
-    well as without early exits: ``Alternating(FinalStep(), DeepSupervision("uniform"))``.
+    Section 3.1) alternates the loss of the last classifier with the sum of all N, so that the last one is trained as
+    well as without early exits: ``Alternating(FinalStep(), N * DeepSupervision("uniform"))``, since deep supervision is
+    a mean here; without N, the odd steps weigh as much as the even ones.
 
     Args:
         even: The objective of steps 0, 2, 4, ….

@@ -65,6 +65,8 @@ class Unrolled:
         features: The readout's features, `(batch, steps, …)`; None where the objective does not need them.
         progress: How far training has come; None where nobody said.
         teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or needed.
+        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions and the padding is
+            known; None elsewhere.
 
     Example:
         >>> task = ponder.tasks.Classification()
@@ -83,6 +85,7 @@ class Unrolled:
     features: Tensor | None = None
     progress: Progress | None = None
     teacher_outputs: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Objective(Plugin, ABC):

@@ -19,13 +19,20 @@ def check_signal(signal: str) -> None:
     check_choice("signal", signal, (*SIGNALS, _HALTING))
 
 
-def certainty(signal: str, unrolled: Unrolled, *, gradient: bool = False) -> Tensor:
+def certainty(
+    signal: str,
+    unrolled: Unrolled,
+    *,
+    gradient: bool = False,
+    remedy: str = "Give the model a Lambda head and pass signal='halting', or use DeepSupervision.",
+) -> Tensor:
     """The signal of every row at every step, `(batch, steps)`, growing with certainty.
 
     Args:
         signal: Its name.
         unrolled: The training batch.
         gradient: Whether it stays in the graph.
+        remedy: What to do where the task has no such signal.
 
     Raises:
         ArgumentError: The signal is that of a class, and the task's answers are no classes.
@@ -36,11 +43,11 @@ def certainty(signal: str, unrolled: Unrolled, *, gradient: bool = False) -> Ten
         return sure if gradient else sure.detach()
     outputs = unrolled.outputs
     task = unrolled.task
-    if task.per_token or not task.classes or not task.fits(outputs[:, -1]):
+    if not task.one_class or not task.fits(outputs[:, -1]):
         raise ArgumentError(
             "signal",
             expected=f"a task with one class an example, outputs (batch, steps, classes ≥ 2), for signal={signal!r}",
             got=f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}",
-            remedy="Give the model a Lambda head and pass signal='halting', or use DeepSupervision.",
+            remedy=remedy,
         )
     return SIGNALS[signal](outputs if gradient else outputs.detach())

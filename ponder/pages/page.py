@@ -23,8 +23,9 @@ from ponder._utils.markdown import markdown_table
 
 __all__ = ["Block", "Drawing", "Embedded", "Figure", "Heading", "Page", "Table", "Text", "templates"]
 
+_CODE = re.compile(r"`([^`]+)`")  # in which nothing else is a mark
+_PUT_ASIDE = re.compile("\0(\\d+)\0")
 _INLINE = (
-    (re.compile(r"`([^`]+)`"), r"<code>\1</code>"),
     (re.compile(r"\*\*([^*]+)\*\*"), r"<strong>\1</strong>"),
     (re.compile(r"\*([^*]+)\*"), r"<em>\1</em>"),
     (re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)"), r'<a href="\2">\1</a>'),
@@ -217,7 +218,13 @@ _TEMPLATES = templates(Path(__file__).parent)
 
 
 def _inline(text: str) -> Markup:
-    result = str(escape(" ".join(text.split())))
+    codes: list[str] = []
+
+    def put_aside(match: re.Match[str]) -> str:
+        codes.append(match[1])
+        return f"\0{len(codes) - 1}\0"
+
+    result = _CODE.sub(put_aside, str(escape(" ".join(text.replace("\0", "\ufffd").split()))))
     for pattern, replacement in _INLINE:
         result = pattern.sub(replacement, result)
-    return Markup(result)
+    return Markup(_PUT_ASIDE.sub(lambda match: f"<code>{codes[int(match[1])]}</code>", result))

@@ -41,11 +41,13 @@ def rescaled_gradient(tensor: Tensor, scale: float) -> Tensor:
 
 
 def equilibrium(num_steps: int) -> tuple[float, ...]:
-    """Scales under which no step's parameters get a larger gradient for having more heads behind them.
+    """Scales under which the early steps get hardly a larger gradient for having more heads behind them.
 
-    The head of step n teaches the steps before it with the weight 1 / (N − n + 1): step n itself hears N − n + 1 heads.
-    After the gradient equilibrium of Li et al. 2019, "Improved Techniques for Training Adaptive Deep Networks"
-    (arXiv 1908.06294), which also rescales between the steps; here only where a head reads.
+    The head of step n teaches what lies before it with the weight 1 / (N − n + 1). Step n hears N − n + 1 heads: with
+    the same pull of each, N − n + 1 times that of one without the scales, and 1 + 1/2 + … + 1/(N − n + 1) times with
+    them, 3.1 instead of 12 for the first of 12 steps. After the gradient equilibrium of Li et al. 2019, "Improved
+    Techniques for Training Adaptive Deep Networks" (arXiv 1908.06294), which also rescales between the steps, and so
+    makes all equal; here only where a head reads, which leaves the steps as they are.
 
     Example:
         >>> equilibrium(4)

@@ -229,9 +229,10 @@ class Gate(ThresholdPolicy):
         return torch.where(step.index < self.floor, torch.inf, score.sigmoid()), state
 
     def _line(self, signals: Tensor, place: Tensor) -> Tensor:
-        tables = _arrays(self.kind, self.tables)["tables"].to(signals.device)[place]
+        exact = torch.float32 if signals.device.type == "mps" else torch.float64  # great weights cancel one another
+        tables = _arrays(self.kind, self.tables)["tables"].to(signals.device, exact)[place]
         self._check_width(signals, tables.shape[1] - 1)
-        return (signals * tables[:, :-1]).sum(1) + tables[:, -1]
+        return ((signals.to(exact) * tables[:, :-1]).sum(1) + tables[:, -1]).float()
 
     def _trees(self, signals: Tensor, place: Tensor) -> Tensor:
         """Walk down all trees of all rows at once, from the root to the leaves."""
@@ -262,7 +263,7 @@ class Gate(ThresholdPolicy):
 def _arrays(kind: str, tables: tuple[Any, ...]) -> dict[str, Tensor]:
     """The tables as tensors, `(steps − 1, …)`; trees padded with leaves of 0."""
     if kind == "logistic":
-        return {"tables": torch.tensor(tables)}
+        return {"tables": torch.tensor(tables, dtype=torch.float64)}
     trees = [table[1] for table in tables]
     many, nodes = max(map(len, trees), default=0), max((len(tree) for of in trees for tree in of), default=1)
     padded = torch.zeros(len(trees), max(many, 1), nodes, 5, dtype=torch.float64)

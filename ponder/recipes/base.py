@@ -134,7 +134,7 @@ class Recipe:
         per_step_heads: One head a step, or one shared by all.
         own_lambda_lr: Whether the Lambda head has a learning rate of its own.
         early_gradient: How much the heads of early steps teach the steps before them: ``"full"``, or scaled down so
-            that no step hears more for having more heads behind it (`ponder.parts.gradients.equilibrium`).
+            that a step with more heads behind it hears little more than others (`ponder.parts.gradients.equilibrium`).
         tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they
             mean any encoder's own steps.
 

@@ -64,6 +64,7 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     if size < 2:
         raise ArgumentError("inputs", expected="two rows or more", got=size, remedy="Pass a batch of some examples.")
     check_rows("context", context, size)
+    _check_different((inputs, context), size)
     case = _Case(model, inputs, context, size)
     with private_randomness(0, case.device), evaluating(model), torch.no_grad():
         whole = case.unroll(torch.arange(size))
@@ -77,6 +78,24 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
         _check_empty(case, whole)
         _check_exception(case)
         _check_copies(case)
+
+
+def _check_different(given: Tree, size: int) -> None:
+    """Refuse rows that are equal: what goes from one to another would not be seen."""
+    seen: dict[tuple[bytes, ...], int] = {}
+    for row in range(size):
+        own = tuple(
+            tensor[row].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            for _, tensor in tensors(given)
+        )
+        if own in seen:
+            raise ArgumentError(
+                "inputs",
+                expected="rows that are all different, or what goes from one to another is not seen",
+                got=f"row {row} equal to row {seen[own]}",
+                remedy="Pass a batch of other examples, torch.randn(6, …), say.",
+            )
+        seen[own] = row
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ponder._utils.trees import alike, take_rows
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import NEEDS, Objective, Progress, Unrolled
-from ponder.parts.tasks import TaskName, as_task
+from ponder.parts.tasks import IGNORED_LABEL, TaskName, as_task
 from ponder.priors import Geometric
 from ponder.testing.contract import ContractError, require
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
@@ -40,7 +40,8 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
     The rules: a frozen dataclass that is registered and comes back from JSON, pickle and deepcopy; it reads what
     `needs` declares; one finite loss per example, with finite gradients, for hazard logits of ±10⁴, outputs of any
     floating-point type, and a single step; a row's loss depends on the row alone, or, where the objective says that it
-    `reads_whole_batch`, not on the order of the rows; `per_example` is pure.
+    `reads_whole_batch`, not on the order of the rows, and not on positions of a text that have no label; the losses can
+    be learnt from; `per_example` is pure.
 
     Args:
         objective: The objective.
@@ -63,6 +64,7 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
         _check_declared(objective, _batch(sizes))
         _check_pure(objective, _batch(sizes))
         _check_rows_alone(objective, _batch(sizes))
+        _check_unlabelled(objective, sizes)
         for n in sorted({1, num_steps}):
             for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
                 for level in (None, -1e4, 1e4):
@@ -77,7 +79,7 @@ def _batch(sizes: Sizes) -> Unrolled:
 
 
 def _batch_of_logits(sizes: Sizes, dtype: torch.dtype, level: float | None) -> tuple[Unrolled, Tensor]:
-    """A training batch with outputs of `dtype`, and its hazard logits, of `level` or random; both take gradients."""
+    """A training batch of `dtype`, and its hazard logits, of `level` or random; all that is read takes gradients."""
     trajectory = random_trajectory(sizes, _ROWS, 1.0, 2)
     outputs, logits = trajectory.outputs.to(dtype).requires_grad_(), trajectory.hazard_logits
     assert logits is not None
@@ -97,7 +99,7 @@ def _batch_of_logits(sizes: Sizes, dtype: torch.dtype, level: float | None) -> t
         halting,
         Geometric(0.2)(sizes.num_steps, dtype=losses.dtype),
         labels=of_rows,
-        features=None if trajectory.features is None else trajectory.features.to(dtype),
+        features=None if trajectory.features is None else trajectory.features.to(dtype).requires_grad_(),
         progress=Progress(3, 5),
         teacher_outputs=random_trajectory(sizes, _ROWS, 1.0, 4).outputs[:, 0].to(dtype),
     )
@@ -173,6 +175,29 @@ def _check_rows_alone(objective: Objective, batch: Unrolled) -> None:
         )
 
 
+def _check_unlabelled(objective: Objective, sizes: Sizes) -> None:
+    """Positions of a text that have no label are not learnt from."""
+    batch = _batch(sizes)
+    if not batch.task.per_token:
+        return
+    assert batch.labels is not None
+    of_rows, other = batch.labels.clone(), batch.outputs.detach().clone()
+    of_rows[:, -1] = IGNORED_LABEL
+    other[:, :, -1] *= -7.0
+    found = []
+    for outputs in (batch.outputs, other):
+        losses = torch.stack([batch.task.losses(of_step, of_rows) for of_step in outputs.unbind(1)], dim=1)
+        given = dataclasses.replace(batch, outputs=outputs, losses=losses, labels=of_rows)
+        found.append(_losses(objective, given, f"a batch with labels of {IGNORED_LABEL}").detach())
+    require(
+        alike(found[0], found[1], _TOLERANCE),
+        objective,
+        f"positions with the label {IGNORED_LABEL} count for nothing",
+        f"losses {found[0].tolist()}, and with other outputs there {found[1].tolist()}",
+        "Build on unrolled.losses, or look at the positions where unrolled.labels is no ignored label.",
+    )
+
+
 def _check_finite(objective: Objective, sizes: Sizes, dtype: torch.dtype, level: float | None) -> None:
     name = str(dtype).removeprefix("torch.")
     hazards = "random" if level is None else f"{level:+.0e}"
@@ -181,9 +206,17 @@ def _check_finite(objective: Objective, sizes: Sizes, dtype: torch.dtype, level:
     losses = _losses(objective, batch, what)
     remedy = "Compute in log space and in float32 at least: unrolled.halting.log_pmf, log_softmax, logsumexp."
     require(bool(losses.isfinite().all()), objective, "losses are finite", f"{losses.tolist()}, {what}", remedy)
+    require(
+        losses.requires_grad or sizes.num_steps == 1,  # a teacher that is the last step has nobody to teach
+        objective,
+        "losses can be learnt from",
+        f"they have no gradient, {what}",
+        "Stay with tensors, and detach only what is to stay as it is.",
+    )
     if not losses.requires_grad:
         return
-    gradients = torch.autograd.grad(losses.sum(), [batch.outputs, logits], allow_unused=True)
+    read = [batch.outputs, logits, *([] if batch.features is None else [batch.features])]
+    gradients = torch.autograd.grad(losses.sum(), read, allow_unused=True)
     sound = all(g is None or bool(g.isfinite().all()) for g in gradients)
     require(sound, objective, "gradients are finite", what, remedy)
 
@@ -198,6 +231,7 @@ def _take(batch: Unrolled, rows: Tensor) -> Unrolled:
         labels=take_rows(batch.labels, rows),
         features=take_rows(batch.features, rows),
         teacher_outputs=take_rows(batch.teacher_outputs, rows),
+        mask=take_rows(batch.mask, rows),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree, alike, take_rows, tensors
+from ponder.analysis.policy_grid import grids_of
 from ponder.errors import ArgumentError
 from ponder.parts.joining import join_rows
 from ponder.parts.tasks import task_named
@@ -27,6 +28,7 @@ __all__ = ["check_policy"]
 _ROWS = 12
 _SCALES = (0.3, 1.0, 3.0)
 _TOLERANCE = 1e-4
+_THRESHOLDS = 7
 
 
 def check_policy(
@@ -44,7 +46,8 @@ def check_policy(
     states with the batch first; `decide` is pure and reads what `needs` declares; a row's exit depends on the row
     alone, also where rows at different steps share a batch, and not on its padding; tensors are made on the batch's
     device; finite answers of the model, however large, never lead to NaN; replaying a trajectory gives what running the
-    model gives.
+    model gives; where a threshold is declared, moving it moves the exits the way that is declared, and one pass tells
+    the exits under all of its values, as sweeps and certificates read them.
 
     A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as they are.
 
@@ -85,6 +88,7 @@ def check_policy(
             _check_depths(driver)
             _check_leaving(driver)
             _check_threshold(driver)
+        _check_other_thresholds(policy, sizes)
         _check_device(policy, sizes)
         _check_extremes(policy, sizes)
         _check_padding(policy, sizes)
@@ -231,6 +235,38 @@ def _check_threshold(driver: PolicyDriver) -> None:
         )
 
 
+def _check_other_thresholds(policy: ExitPolicy, sizes: Sizes) -> None:
+    """Statistics and states do not depend on the threshold, which moves exits the way that is declared."""
+    trajectory = random_trajectory(sizes, _ROWS, 1.0, 10)
+    for grid in grids_of(policy, trajectory, _THRESHOLDS):
+        told = f"with {grid.threshold} at {[round(value, 3) for value in grid.values]}, rows leave on average at "
+        with private_randomness(6):
+            read = grid.exit_steps(trajectory)
+        each = []
+        for moved in grid.policies:
+            with private_randomness(6):
+                each.append(trajectory.replay(moved).exit_step)
+        found = torch.stack(each)
+        means, expected = ([round(mean, 3) for mean in steps.double().mean(1).tolist()] for steps in (read, found))
+        require(
+            torch.equal(read, found),
+            policy,
+            "one pass tells the exits under every threshold",
+            f"{told}{expected}, and by readiness at {means}",
+            "Let statistic and state not depend on the threshold, and let a wrapper change readiness as it changes "
+            "decide.",
+        )
+        later, moves = grid.exits_get_later, found.diff(dim=0)
+        require(
+            later is None or bool((moves >= 0 if later else moves <= 0).all()),
+            policy,
+            "a threshold moves exits the way that it declares",
+            f"{told}{expected}, but rows were to leave {'later and later' if later else 'earlier and earlier'}",
+            "Correct how the statistic stands to the threshold of a row that leaves: "
+            "Threshold(field, 'above' | 'at_least' | 'below' | 'at_most').",
+        )
+
+
 def _check_device(policy: ExitPolicy, sizes: Sizes) -> None:
     watch = DeviceWatch()
     driver = PolicyDriver(policy, random_trajectory(sizes, 3, 1.0, 5), watch=watch)
@@ -245,8 +281,9 @@ def _check_device(policy: ExitPolicy, sizes: Sizes) -> None:
         not leaks,
         policy,
         "new tensors are made on the batch's device",
-        f"{leaks[0] if leaks else ''}(…) was called without it, and what it made met the batch",
-        "Pass device=batch.device in init and device=step.index.device in decide, or use torch.zeros_like and its kin.",
+        f"{leaks[0] if leaks else ''}(…) gives what is on the CPU, beside the batch's tensors",
+        "Pass device=batch.device in init and device=step.index.device in decide, or use torch.zeros_like and its kin; "
+        "do not leave PyTorch.",
     )
 
 

@@ -25,7 +25,8 @@ def check_prior(prior: Prior, *, num_steps: Sequence[int] = (1, 2, 5, 12, 100)) 
 
     The rules: a frozen dataclass that is registered and comes back from JSON, pickle and deepcopy; `log_pmf` is pure,
     float64, `(steps,)`, and sums to 1 within 1e-6; the divergence of a posterior with full support from it is finite,
-    or infinite where the prior excludes a step; `rescaled` to the same number of steps changes nothing.
+    or infinite where the prior excludes a step; `rescaled` to the same number of steps changes nothing, and to more of
+    them moves the mean no earlier; the probabilities of a prior that learns have a gradient.
 
     Args:
         prior: The prior.
@@ -83,6 +84,13 @@ def _check_pmf(prior: Prior, n: int) -> None:
         f"{form} for {n} steps",
         "Compute in dtype=torch.float64, without a batch dimension.",
     )
+    require(
+        prior.module is None or log_pmf.requires_grad or n == 1,
+        prior,
+        "a prior that learns has a gradient",
+        f"log_pmf({n}) has none, although there is a module",
+        "Compute log_pmf from the module's parameters, without detaching them.",
+    )
     log_pmf = log_pmf.detach()
     total = float(log_pmf.exp().sum())
     require(
@@ -128,5 +136,17 @@ def _check_rescaled(prior: Prior, n: int) -> None:
         prior,
         "rescaling to the same number of steps changes nothing",
         f"rescaled({n}, {n}) is {again!r}",
+        "Scale by num_steps / tuned_for.",
+    )
+    wider = prior.rescaled(n, 2 * n)
+    if not _serves(wider, 2 * n):
+        return
+    both = [prior.log_pmf(n).detach(), wider.log_pmf(2 * n).detach()]
+    mean, then = (float(StepDistribution(log_pmf, validate_args=False).mean) for log_pmf in both)
+    require(
+        then >= mean - _WITHIN,
+        prior,
+        "rescaling to more steps moves the mean no earlier",
+        f"the mean is {mean:.4g} over {n} steps, and {then:.4g} of rescaled({n}, {2 * n}) over {2 * n}",
         "Scale by num_steps / tuned_for.",
     )

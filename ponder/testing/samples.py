@@ -112,6 +112,7 @@ def extreme_trajectories(sizes: Sizes) -> list[tuple[str, Trajectory]]:
     sign = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
     by_row = sign.view(3, *(1 for _ in sizes.outputs), 1)
     ramp = torch.arange(sizes.outputs[-1], dtype=torch.float64)
+    ramp = ramp * min(3e3, 6e4 / max(len(ramp) - 1, 1))  # far apart, and finite in half precision
     peaks = torch.zeros_like(ramp)
     peaks[-1] = 1e4
     for dtype in _DTYPES:
@@ -119,9 +120,11 @@ def extreme_trajectories(sizes: Sizes) -> list[tuple[str, Trajectory]]:
             ("of ±10⁴ and 0", 1e4 * sign[:, None], 1e4 * by_row.expand_as(base.outputs)),
             ("of 0", 0.0 * sign[:, None], 0.0 * by_row * base.outputs),
             ("with one of 10⁴ and hazard logits of -10⁴", -1e4 + 0 * sign[:, None], peaks + 0.0 * base.outputs),
-            ("far apart and hazard logits of 10⁴", 1e4 + 0 * sign[:, None], by_row * ramp * 3e3 + 0.0 * base.outputs),
+            ("far apart and hazard logits of 10⁴", 1e4 + 0 * sign[:, None], by_row * ramp + 0.0 * base.outputs),
         ):
-            features = base.features.to(dtype) if base.features is not None else None
+            features = None if base.features is None else base.features.to(dtype)
+            if features is not None and what == "of 0":
+                features = torch.zeros_like(features)
             logits = at_least_float32(logit.expand(3, sizes.num_steps).to(dtype))
             name = f"{str(dtype).removeprefix('torch.')} outputs {what}"
             found.append((name, replace(base, outputs=of_row.to(dtype), hazard_logits=logits, features=features)))

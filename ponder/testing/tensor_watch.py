@@ -21,19 +21,22 @@ _COMPARISONS = frozenset(
     {
         *("lt", "le", "gt", "ge", "less", "less_equal", "greater", "greater_equal"),
         *("max", "min", "amax", "amin", "argmax", "argmin", "topk", "sort", "argsort"),
+        *("sign", "sgn", "signbit", "isclose", "heaviside", "bucketize", "searchsorted", "long", "int"),
+        *("item", "tolist", "numpy", "__array__", "__float__"),  # what is done with it then is not seen
     }
 )
 _CONSTRUCTORS = frozenset(
     {
         *("tensor", "as_tensor", "asarray", "scalar_tensor", "empty", "zeros", "ones", "full", "eye"),
-        *("arange", "linspace", "logspace", "rand", "randint", "randn", "randperm", "normal"),
+        *("arange", "linspace", "logspace", "rand", "randint", "randn", "randperm", "normal", "from_numpy"),
     }
 )
+_ON_THE_HOST = frozenset({"numpy", "__array__"})
 _MOVES = frozenset({"type_as", "copy_"})
 
 
 class NanWatch(TorchFunctionMode):
-    """Collects the ordering comparisons that were given NaN: their answer is False, whatever was meant."""
+    """Collects the comparisons that were given NaN, whose answer is False whatever was meant, and NaN taken out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +87,9 @@ class DeviceWatch(TorchFunctionMode):
             self._mark(result, f"Tensor.{name}")
             return result
         given = [tensor for _, tensor in tensors((args, kwargs)) if tensor.dim()]
+        if name in _ON_THE_HOST:
+            self.leaks.extend(f"Tensor.{name}" for tensor in given if self.maker(tensor) is None)
+            return result
         makers = [maker for tensor in given if (maker := self.maker(tensor)) is not None]
         if not makers:
             return result

@@ -275,6 +275,13 @@ class _StageRun:
         started, options = time.perf_counter(), self.options
         length = _length(self.loader)
         total = None if length is None else length * options.epochs
+        if total is None and "progress" in stage.objective.needs:
+            raise ArgumentError(
+                "loader",
+                expected=f"a loader with a length: {stage.objective!r} reads how much of the training is done",
+                got=f"a {type(self.loader).__name__} without one",
+                remedy="Give its dataset a __len__, or train with another objective.",
+            )
         groups = parameter_groups(self.wrapper, options.lr, options.lambda_lr, options.head_lr, options.weight_decay)
         if not groups:
             raise ArgumentError(

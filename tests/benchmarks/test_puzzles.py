@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 from collections import deque
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -426,6 +426,30 @@ def test_a_stream_is_told_as_it_is(results, monkeypatch):
     assert summed["stream_steps_saved"] == pytest.approx(told["steps_saved"], abs=1e-6)
     with pytest.raises(DataError, match="names the rule"):
         experiment.run_stream(tiny, 7, out=results, states=results / "states")
+    with pytest.raises(DataError, match="expected the weights of the solver"):
+        experiment.run_stream(tiny, 0, out=results, states=results / "elsewhere")
+    with pytest.raises(DataError, match="of this configuration"):
+        experiment.run_stream(replace(tiny, updates=2), 0, out=results, states=results / "states")
+
+
+def test_every_problem_has_random_numbers_of_its_own(monkeypatch):
+    """Problems in other chunks, and of other levels, are other rows to a policy that draws by their ids."""
+    monkeypatch.setattr(measuring, "_ROWS", 8)
+    seen = []
+
+    @dataclass(frozen=True)
+    class Notes(policies.ExitPolicy):
+        def init(self, batch):
+            seen.append(batch.row_ids)
+
+        def decide(self, step, state):
+            return False, state
+
+    model = Looped(TINY["prefix-sums"]).model
+    puzzle = PrefixSums()
+    measuring.replayed(model.eval(), {level: puzzle.draw(level, 20, seed=0) for level in (8, 12)}, None, [Notes()])
+    ids = torch.cat(seen)
+    assert torch.equal(ids, torch.arange(40))
 
 
 # -- command line

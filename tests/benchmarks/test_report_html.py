@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.graded.report import write_report
 from ponder.errors import ArgumentError
+from ponder.pages import Page, Text
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -188,3 +189,20 @@ def test_figures_are_legible_on_a_telephone():
     # Trap: a rule for narrow screens that stands above the general one is overruled by it.
     template = (ROOT / "ponder" / "pages" / "page.html.jinja").read_text()
     assert template.index("svg text {") < template.index("svg text, svg .tick { font-size: 18px; }")
+
+
+def test_nothing_inside_code_is_a_mark() -> None:
+    for text, shown in (
+        (
+            "use `**kwargs` and `a*b*c`; `x *y` z*",
+            "use <code>**kwargs</code> and <code>a*b*c</code>; <code>x *y</code> z*",
+        ),
+        ("cell `2**3**4`", "cell <code>2**3**4</code>"),
+        (
+            "**`x`** and [`a`](b.md) *is*",
+            '<strong><code>x</code></strong> and <a href="b.md"><code>a</code></a> <em>is</em>',
+        ),
+    ):
+        html = Page("t", (Text(text),)).html()
+        ET.fromstring(html.removeprefix("<!DOCTYPE html>\n"))
+        assert shown in html

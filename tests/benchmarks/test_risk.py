@@ -67,3 +67,27 @@ def test_savings_are_shares_of_what_is_possible():
     for outcome in outcomes.values():
         assert outcome.mean_exit_step < 2
         assert 0.3 < outcome.saving < 1.2
+
+
+def test_masks_and_the_mode_of_the_run_are_kept(tmp_path, monkeypatch):
+    tokens = ponder.Trajectory(
+        torch.randn(40, 4, 5, 3),
+        None,
+        torch.arange(40),
+        labels=torch.randint(3, (40, 5)),
+        task="token_classification",
+        mask=torch.arange(5) < torch.arange(1, 41)[:, None] % 5 + 1,
+        training=True,
+    )
+    tokens.save(tmp_path / "tokens.safetensors")
+    seen = []
+    monkeypatch.setattr("benchmarks.risk.cli.synthetic_scene", lambda rows: None)
+    monkeypatch.setattr("benchmarks.risk.cli.real_scene", lambda name, whole, rows: seen.append(whole))
+    monkeypatch.setattr("benchmarks.risk.cli.split_scene", lambda name, whole: seen.append(whole))
+    monkeypatch.setattr("benchmarks.risk.cli._shown", lambda *given: [])
+    done = CliRunner().invoke(app, [f"--trajectory={tmp_path / 'tokens.safetensors'}", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    for whole in seen:
+        assert torch.equal(whole.mask, tokens.mask)
+        assert whole.training
+    assert len(seen) == 2

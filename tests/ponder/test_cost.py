@@ -26,6 +26,7 @@ from tests.toys import NUM_STEPS, TOYS, make_toy, wrap
 NEEDS = [
     frozenset(chosen) for size in range(4) for chosen in itertools.combinations(("features", "hazard", "output"), size)
 ]
+CONTEXT = frozenset({"context"})
 
 
 def linear(rows: int, inputs: int, outputs: int) -> int:
@@ -121,9 +122,10 @@ def test_exits_cost_what_real_calls_cost(name: str) -> None:
     with counted() as plain:
         model(inputs, policy=LastStep(), **context)
     assert plain.total == 3 * measured.plain
-    for needs, step in itertools.product(NEEDS, (1, 2, NUM_STEPS)):
+    given = {"budget": torch.ones(3)}
+    for needs, step in itertools.product([*NEEDS, CONTEXT, CONTEXT | {"output"}], (1, 2, NUM_STEPS)):
         with counted() as call:
-            model(inputs, policy=reader(needs, step), **context)
+            model(inputs, policy=reader(needs, step), policy_context=given if "context" in needs else None, **context)
         assert call.total == 3 * measured.of(needs, step).item(), (needs, step)
 
 

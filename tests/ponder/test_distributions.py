@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 
-from ponder import StepDistribution
+from ponder import StepDistribution, priors
 from ponder.errors import ArgumentError
 from tests.ponder import oracles
 from tests.ponder.checks import refused
@@ -230,3 +230,10 @@ def test_values_are_checked_whatever_the_process_default() -> None:
             StepDistribution.from_hazard_logits(torch.zeros(3)).icdf(torch.tensor(1.5))
     finally:
         torch.distributions.Distribution.set_default_validate_args(before)
+
+
+def test_nan_stays_nan() -> None:
+    broken = StepDistribution.from_hazard_logits(torch.tensor([[math.nan, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert broken.entropy().isnan().tolist() == [True, False]
+    divergence = kl_divergence(broken, priors.Geometric(0.3)(3).expand((2,)))
+    assert divergence.isnan().tolist() == [True, False]

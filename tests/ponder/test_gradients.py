@@ -33,6 +33,21 @@ def test_equilibrium_by_a_plain_loop() -> None:
         assert equilibrium(num_steps) == tuple(1 / heard for heard in heads_behind)
 
 
+def test_what_equilibrium_leaves_of_the_pull_on_early_steps() -> None:
+    """With heads that pull alike, the first of 12 steps hears 12 times the last; with the scales 3.1 times."""
+    heard = []
+    for scales in ((1.0,) * 12, equilibrium(12)):
+        bias = [torch.zeros((), requires_grad=True) for _ in range(12)]
+        state, loss = torch.zeros(()), torch.zeros(())
+        for own, scale in zip(bias, scales, strict=True):
+            state = state + own
+            loss = loss + rescaled_gradient(state, scale)
+        loss.backward()
+        heard.append([float(own.grad) for own in bias])
+    assert heard[0] == [float(n) for n in range(12, 0, -1)]
+    assert heard[1] == pytest.approx([sum(1 / k for k in range(1, n + 1)) for n in range(12, 0, -1)])
+
+
 def gradients(scales: tuple[float, ...] | None) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     steps = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(3)]

@@ -287,3 +287,13 @@ def test_every_registry_has_its_group() -> None:
         assert registry.group == group
         assert registry.names()
     assert issubclass(ArgumentTypeError, TypeError)
+
+
+def test_a_field_called_name_would_be_read_as_another_plug_in() -> None:
+    @dataclass(frozen=True)
+    class Named(Shape):
+        name: str = "unit"
+
+    shapes.register("named")(Named)
+    with refused("Named.name", "Rename the field"):
+        Named().to_dict()

@@ -84,3 +84,23 @@ def test_confidences_are_of_real_tokens() -> None:
     assert probability.shape == right.shape == (int(trajectory.mask.sum()), STEPS)
     ignored = dataclasses.replace(trajectory, labels=torch.full_like(trajectory.labels, -100))
     assert confidences(ignored)[0].shape == (0, STEPS)
+
+
+def test_what_pads_shorter_batches_is_no_answer() -> None:
+    """Without masks every position is one, up to the end of its own batch."""
+    generator = torch.Generator().manual_seed(3)
+    made = [torch.randn(4, STEPS, length, 3, generator=generator).cumsum(1) for length in (4, 6)]
+    parts = [
+        ponder.Trajectory(outputs, None, torch.arange(4), labels=outputs[:, -1].argmax(-1), task="token_classification")
+        for outputs in made
+    ]
+    both = ponder.Trajectory.cat(parts)
+    for policy in (Confidence(0.5), Confidence(0.4)):
+        exits = torch.cat([part.replay(policy).exit_step for part in parts])
+        assert torch.equal(both.replay(policy).exit_step, exits)
+        assert len(exits.unique()) > 1
+    assert torch.equal(both.correct(), torch.cat([part.correct() for part in parts]))
+    masked = dataclasses.replace(parts[0], mask=torch.ones(4, 4, dtype=torch.bool))
+    mixed = ponder.Trajectory.cat([masked, parts[1]])
+    assert torch.equal(mixed.replay(Confidence(0.5)).exit_step, both.replay(Confidence(0.5)).exit_step)
+    assert ponder.Trajectory.cat([parts[0], parts[0]]).mask is None  # of one length nothing is padded

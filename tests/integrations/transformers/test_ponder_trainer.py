@@ -610,8 +610,55 @@ def test_one_call_trains_all_stages(tmp_path: Path) -> None:
     assert any(name.startswith("ponder.classifier.head.heads.0.") for name in changed), "the second the early heads"
     assert any(name.startswith(last) for name in changed)
     assert all(weight.requires_grad for weight in model.parameters()), "as it was before"
-    with pytest.raises(ArgumentError, match="resume_from_checkpoint"):
+    with pytest.raises(ArgumentError, match="resume_from_checkpoint: expected checkpoints of a stage"):
         trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(ArgumentError, match="resume_from_checkpoint: expected True"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "stage-1" / "checkpoint-1"))
+
+
+class Cut(TrainerCallback):
+    """Ends the process, as it were, at a step of a stage."""
+
+    def __init__(self, stage: int, step: int) -> None:
+        self.stage, self.step = stage, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.output_dir.endswith(f"stage-{self.stage}") and state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_stages_go_on_where_they_were_cut_off(stage: int, tmp_path: Path) -> None:
+    """In a model built anew, with the teacher and the mixed weights of one run."""
+
+    def trainer(folder: Path) -> Any:
+        model = make_model("bert", recipe=recipes.get("ponder"))
+        made = make_trainer(model, folder, save_strategy="steps", save_steps=1)
+        made.all_stages = True
+        return made
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    cut = trainer(tmp_path / "cut")
+    cut.add_callback(Cut(stage, step=3))
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    again = trainer(tmp_path / "cut")
+    with torch.no_grad():
+        for weight in again.model.parameters():
+            weight.add_(0.1)  # all of it has to be read
+    again.train(resume_from_checkpoint=True)
+    expected = weights_of(whole.model)
+    for name, weight in weights_of(again.model).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert all(weight.requires_grad for weight in again.model.parameters())
+    assert [path.parent.name for path in (tmp_path / "cut").glob("stage-*/end")] == ["stage-1"]
+    once_more = trainer(tmp_path / "cut")
+    once_more.args.max_steps = 1
+    once_more.add_callback(Cut(1, step=1))
+    with pytest.raises(KeyboardInterrupt):
+        once_more.train()
+    assert not list((tmp_path / "cut").glob("stage-*/end")), "the ends of another run are no state to go on from"
 
 
 def test_all_stages_spare_what_was_frozen_and_the_checkpoints_of_one_another(tmp_path: Path) -> None:

@@ -171,3 +171,66 @@ def test_the_best_single_step_is_found_under_a_coin_between_two_others_too() -> 
     outputs = torch.stack([right * 2.0, ~right * 2.0], dim=-1)
     made = ponder.Trajectory(outputs, None, rows, labels=torch.zeros(200).long(), task="classification")
     assert ponder.diagnose(made, speedups=(2.0,), samples=20).gains[0].blind_step == 2
+
+
+def very_sure(rows: int = 2000) -> ponder.Trajectory:
+    """Right answers are surer than wrong ones, and all confidences lie above those that `Confidence` declares."""
+    g = torch.Generator().manual_seed(0)
+    labels, hard = torch.randint(2, (rows,), generator=g), torch.randint(1, 7, (rows, 1), generator=g)
+    right = torch.arange(1, 7) >= hard
+    given = torch.where(right, labels[:, None], 1 - labels[:, None])
+    margins = torch.where(right, 13.0, 11.5) + 0.3 * torch.randn(rows, 6, generator=g)
+    outputs = torch.nn.functional.one_hot(given, 2) * margins.unsqueeze(-1)
+    return ponder.Trajectory(outputs, None, torch.arange(rows), labels=labels, task="classification")
+
+
+def test_thresholds_are_tried_where_a_sure_model_tells_rows_apart() -> None:
+    trajectory = very_sure()
+    assert max(policies.Confidence.tunable.values(6, 2)[:-1]) < trajectory.outputs.softmax(-1).amax(-1).min()
+    found = ponder.diagnose(trajectory, policies.Confidence, speedups=(1.5,), samples=50)
+    assert found.verdict.startswith("Early exits pay")
+    assert found.gains[0].score > 0.99
+    for families in (policies.Confidence, [policies.Confidence]):
+        calibration = ponder.calibrate(trajectory, families, at_most_steps=3.6)
+        assert calibration.point.score > 0.99
+        assert isinstance(calibration.policy, policies.Confidence)
+    certified = ponder.control_risk(trajectory, policies.Confidence, risk="error", level=0.05)
+    assert certified.policy.policy.threshold in policies.Confidence.tunable.values(6, 2)  # no data chose its values
+
+
+def numbers(rows: int = 600, steps: int = 12) -> ponder.Trajectory:
+    """Answers that are noise until a step that differs, and right from there on."""
+    g = torch.Generator().manual_seed(0)
+    labels, good = torch.randn(rows, generator=g), torch.randint(1, 8, (rows, 1), generator=g)
+    noise = 2.0 * torch.randn(rows, steps, generator=g) * (torch.arange(1, steps + 1) < good)
+    outputs = labels[:, None] + noise + 0.01 * torch.randn(rows, steps, generator=g)
+    return ponder.Trajectory(outputs.unsqueeze(-1), None, torch.arange(rows), labels=labels, task="regression")
+
+
+def test_numbers_without_hazards_are_tried_with_tolerances() -> None:
+    found = ponder.diagnose(numbers(), samples=100)
+    assert set(found.frontiers) == {"Patience", "blind", "oracle"}
+    assert found.verdict.startswith("Early exits pay")
+    assert "Patience(tolerance=" in found.gains[1].policy
+    by_hand = ponder.diagnose(numbers(), policies.Patience(1, tolerance=0.2), samples=100)
+    assert found.gains[1].score >= by_hand.gains[1].score - 1e-9
+
+
+def test_the_cut_encoder_is_told_of_where_no_policy_pays() -> None:
+    trajectory = make(knows=0.0)
+    found = ponder.diagnose(trajectory, [policies.Confidence], static={2: 0.45, 3: 0.90}, samples=50)
+    assert found.verdict.startswith("On this model one fixed step is as good")
+    assert found.verdict.endswith("; at ×2 the encoder cut and trained so scores 0.9000.")
+    worse = ponder.diagnose(trajectory, [policies.Confidence], static={3: 0.1}, samples=50)
+    assert "cut and trained" not in worse.verdict
+
+
+def test_what_is_no_number_is_refused() -> None:
+    with refused("static[2]", "finite"):
+        ponder.diagnose(make(), static={1: 0.9, 2: float("nan")}, samples=20)
+    with refused("speedups", "at least one"):
+        ponder.diagnose(make(), speedups=(), samples=20)
+    broken = make(hazards=True)
+    broken.hazard_logits[7, 2] = float("nan")
+    with refused("trajectory", "hazards that are numbers", "NaN in 1 of 2000 rows"):
+        ponder.diagnose(broken, samples=20)

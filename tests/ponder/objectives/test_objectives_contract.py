@@ -321,3 +321,69 @@ def test_distillation_is_refused_where_the_task_does_not_define_it() -> None:
     outputs = torch.zeros(2, 3, 4, 5)
     with refused("objective", "Distillation"):
         Distillation().per_example(Unrolled(outputs, torch.zeros(2, 3), as_task(lambda o, y: o.sum(-1)), None, None))
+
+
+# Alignment, calibration of the signal
+
+
+def test_alignment_does_not_look_at_padding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 4, 5, generator=generator)
+    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    batch = Unrolled(
+        torch.zeros(2, 3, 4, 2),
+        torch.zeros(2, 3),
+        as_task("token_classification"),
+        None,
+        None,
+        features=features,
+        mask=mask,
+    )
+    found = objectives.Alignment(2.0).per_example(batch)
+    for row, length in enumerate((4, 2)):
+        own = features[row : row + 1, :, :length]
+        alone = dataclasses.replace(batch, features=own, losses=torch.zeros(1, 3), mask=None)
+        torch.testing.assert_close(found[row], objectives.Alignment(2.0).per_example(alone)[0])
+
+
+class PerPosition(torch.nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden)
+
+
+@pytest.mark.parametrize("task", ["token_classification", "span"])
+def test_the_loss_of_a_row_does_not_depend_on_the_padding_beside_it(task: str) -> None:
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(
+        [PerPosition() for _ in range(3)],
+        head=torch.nn.Linear(4, 2),
+        readout=lambda hidden: hidden,
+        task=task,
+        objective=objectives.Alignment(),
+        padding=ponder.Padding(),
+    )
+    x, labels = (
+        torch.randn(2, 5, 4),
+        torch.tensor([[1, 0, 1, 0, 1]] * 2) if task != "span" else torch.tensor([[1, 3]] * 2),
+    )
+    seen = []
+    for more in (0, 7):
+        given = torch.nn.functional.pad(x, (0, 0, 0, more), value=3.0)
+        mask = torch.nn.functional.pad(torch.ones(2, 5), (0, more))
+        of_rows = labels if task == "span" else torch.nn.functional.pad(labels, (0, more), value=-100)
+        seen.append(float(model.train()(given, labels=of_rows, attention_mask=mask).loss.detach()))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
+
+
+def test_the_signal_is_calibrated_for_one_class_an_example_alone() -> None:
+    absolute = as_task(lambda outputs, labels: (outputs - labels).abs().mean(-1))
+    outputs = torch.randn(4, 3, 2)
+    for task, labels in ((absolute, torch.randn(4, 2)), (as_task("multilabel"), torch.ones(4, 2))):
+        batch = Unrolled(outputs, torch.rand(4, 3), task, None, None, labels=labels, progress=Progress(1, 2))
+        with refused("signal", "one class an example", "Leave SignalCalibration out"):
+            objectives.SignalCalibration().per_example(batch)
+        with refused("signal", "one class an example", "signal='halting'"):
+            objectives.SimulatedExits().per_example(batch)

@@ -346,3 +346,18 @@ def test_every_signal_can_be_read() -> None:
 def test_shared_is_true_or_false() -> None:
     with pytest.raises(ArgumentTypeError, match=r"shared: expected True or False; got 'no'"):
         fit_gate(record(), shared="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("signal", ["hazard", "energy"])
+def test_what_differs_by_rounding_alone_teaches_nothing(signal: str) -> None:
+    """A collapsed Lambda head, or a saturated energy: of such a signal great weights would let rows go by chance."""
+    train, fresh = record(300, seed=1), record(4000, seed=2)
+    if signal == "hazard":
+        train, fresh = (dataclasses.replace(t, hazard_logits=0.3 + 1e-7 * t.hazard_logits) for t in (train, fresh))
+    else:
+        train, fresh = (dataclasses.replace(t, outputs=t.outputs + 14.0) for t in (train, fresh))
+    gate = fit_gate(train, signals=("confidence", signal))
+    assert all(abs(table[1]) < 1e3 for table in gate.tables)
+    exact = dataclasses.replace(fresh, outputs=fresh.outputs.double(), hazard_logits=fresh.hazard_logits.double())
+    same = fresh.replay(gate).exit_step == exact.replay(gate).exit_step
+    assert float(same.double().mean()) > 0.999

@@ -234,3 +234,40 @@ def test_what_the_objective_refuses_is_refused_in_its_own_words() -> None:
 def test_what_is_no_objective() -> None:
     with pytest.raises(ArgumentTypeError, match="got float"):
         check_objective(0.5)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LearnsNothing(Objective):
+    def per_example(self, unrolled):
+        return unrolled.losses.detach().mean(1)
+
+
+def test_losses_without_a_gradient_are_caught() -> None:
+    with pytest.raises(ContractError, match="losses can be learnt from"):
+        check_objective(LearnsNothing())
+
+
+@dataclass(frozen=True)
+class OwnTokenLoss(Objective):
+    """Cross-entropy of its own, in which a position without a label counts as one of class 0."""
+
+    needs = frozenset({"labels"})
+    clamped: bool = True
+
+    def per_example(self, unrolled):
+        labels = unrolled.labels.clamp(min=0) if self.clamped else unrolled.labels
+        log_p = unrolled.outputs.float().log_softmax(-1)
+        index = labels[:, None, :, None].expand(*log_p.shape[:3], 1)
+        return -log_p.gather(-1, index).squeeze(-1).mean((1, 2))
+
+
+@pytest.mark.parametrize(("clamped", "told"), [(True, "count for nothing"), (False, "labels of -100")])
+def test_positions_without_a_label_that_count_are_caught(clamped: bool, told: str) -> None:
+    with pytest.raises(ContractError, match=told):
+        check_objective(OwnTokenLoss(clamped), task="token_classification")
+
+
+def test_the_librarys_own_objectives_look_at_no_position_without_a_label() -> None:
+    frozen = objectives.Distillation(teacher="frozen")
+    for objective in (objectives.Ponder(0.5), objectives.DeepSupervision(), objectives.Distillation(), frozen):
+        check_objective(objective, task="token_classification")

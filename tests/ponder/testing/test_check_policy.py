@@ -602,3 +602,150 @@ def test_what_is_no_policy() -> None:
     for wrong in (Quantile, "quantile"):
         with pytest.raises(ArgumentTypeError, match="an instance of ExitPolicy"):
             check_policy(wrong)  # type: ignore[arg-type]
+
+
+# Thresholds that move, as sweeps and certificates move them
+
+
+@dataclass(frozen=True)
+class Twice(ThresholdPolicy):
+    """Its state depends on the threshold: sure twice in a row."""
+
+    threshold: float = 0.6
+    needs, tunable = frozenset({"output"}), Threshold("threshold", "above")
+
+    def init(self, batch):
+        return torch.zeros(batch.size, dtype=torch.bool, device=batch.device)
+
+    def statistic(self, step, state):
+        sure = step.output.softmax(-1).amax(-1)
+        return torch.where(state, sure, 0.0), sure > self.threshold
+
+
+@dataclass(frozen=True)
+class WrongWay(policies.Entropy):
+    """A row leaves below the threshold, and the class says above."""
+
+    tunable = Threshold("threshold", "above")
+
+    def decide(self, step, state):
+        value, state = self.statistic(step, state)
+        return value < self.threshold, state
+
+    def readiness(self, step, state, free):
+        if self is not free:
+            return super().readiness(step, state, free)
+        mask, state = self.decide(step, state)
+        return torch.where(mask, self.threshold + 1e-3, -torch.inf), state
+
+
+@dataclass(frozen=True)
+class Later(policies.PolicyWrapper):
+    """No exit before the third step, of which readiness knows nothing."""
+
+    def decide(self, step, state):
+        mask, state = super().decide(step, state)
+        return mask & (step.index >= 3), state
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [
+        (Twice(), "one pass tells the exits under every threshold"),
+        (WrongWay(0.6), "one pass tells the exits under every threshold"),
+        (Later(policies.Confidence(0.5)), "one pass tells the exits under every threshold"),
+        (Later(policies.Confidence(0.5)) | Quantile(0.9), "one pass tells the exits under every threshold"),
+    ],
+    ids=repr,
+)
+def test_thresholds_that_sweeps_would_misread_are_caught(policy: ExitPolicy, rule: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        check_policy(policy)
+    assert caught.value.rule == rule
+    assert "at [0.0, " in caught.value.seen
+
+
+@dataclass(frozen=True)
+class Upside(ExitPolicy):
+    """Rows leave above the threshold, and the class says below; it has no statistic, so all is replayed."""
+
+    threshold: float = 0.5
+    needs, tunable = frozenset({"output"}), Threshold("threshold", "below")
+
+    def decide(self, step, state):
+        return step.output.softmax(-1).amax(-1) > self.threshold, state
+
+    def readiness(self, step, state, free):
+        mask, state = self.decide(step, state)
+        return torch.where(mask, 1.0 - self.threshold, -self.threshold - 1.0), state
+
+
+def test_a_threshold_that_moves_exits_the_other_way_is_caught() -> None:
+    with pytest.raises(ContractError, match="rows were to leave earlier and earlier") as caught:
+        check_policy(Upside())
+    assert caught.value.rule == "a threshold moves exits the way that it declares"
+
+
+@pytest.mark.parametrize("task", ["classification", "token_classification"])
+def test_any_number_of_classes(task: str) -> None:
+    for policy in (policies.Confidence(0.3), policies.Entropy(0.9), policies.Patience(1)):
+        check_policy(policy, num_outputs=150, task=task)
+    check_policy(policies.Patience(1, 0.1), num_outputs=40, task="regression")
+
+
+# What leaves PyTorch
+
+
+@dataclass(frozen=True)
+class RawEntropyIn(Broken):
+    """The trap once more: entropy from raw exponentials, compared where no comparison of PyTorch is seen."""
+
+    how: str = "numpy"
+    needs = frozenset({"output"})
+
+    def decide(self, step, state):
+        raw = step.output.exp()
+        p = raw / raw.sum(-1, keepdim=True)
+        entropy = -(p * p.log()).sum(-1)
+        if self.how == "numpy":
+            return torch.from_numpy(entropy.cpu().float().numpy() < 0.7).to(step.index.device), state
+        if self.how == "python":
+            return torch.tensor([value < 0.7 for value in entropy.tolist()], device=step.index.device), state
+        return (entropy - 0.7).sign() == -1, state
+
+
+@dataclass(frozen=True)
+class AnswersInNumpy(Broken):
+    needs = frozenset({"output"})
+
+    def decide(self, step, state):
+        sure = step.output.softmax(-1).amax(-1).numpy()  # no tensor of a GPU gives this
+        return torch.from_numpy(sure > 0.6), state
+
+
+@dataclass(frozen=True)
+class Cosine(Broken):
+    needs = frozenset({"features"})
+
+    def decide(self, step, state):
+        now = step.features
+        cosine = (now * now).sum(-1) / (now.norm(dim=-1) * now.norm(dim=-1))
+        return cosine > 0.5, state
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule", "seen"),
+    [
+        (RawEntropyIn("numpy"), NAN, "numpy was given NaN"),
+        (RawEntropyIn("python"), NAN, "tolist was given NaN"),
+        (RawEntropyIn("sign"), NAN, "sign was given NaN"),
+        (AnswersInNumpy(), DEVICE, "Tensor.numpy(…)"),
+        (Cosine(), NAN, "gt was given NaN"),
+    ],
+    ids=repr,
+)
+def test_what_is_done_outside_of_comparisons_is_seen(policy: ExitPolicy, rule: str, seen: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        check_policy(policy)
+    assert rule in caught.value.rule
+    assert seen in caught.value.seen

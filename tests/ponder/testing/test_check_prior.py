@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -156,3 +156,33 @@ def test_a_field_that_does_not_come_back() -> None:
 def test_what_is_no_prior() -> None:
     with pytest.raises(ArgumentTypeError, match="got the class Uniform"):
         check_prior(Uniform)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class UpsideDown(priors.Prior):
+    """The mean of the prior, the wrong way round where there are more steps."""
+
+    mean: float = 3.0
+
+    def log_pmf(self, num_steps):
+        places = torch.arange(1, num_steps + 1, dtype=torch.float64)
+        return (-((places - self.mean) ** 2)).log_softmax(0)
+
+    def rescaled(self, tuned_for, num_steps):
+        return replace(self, mean=self.mean * tuned_for / num_steps)
+
+
+def test_a_prior_that_is_rescaled_the_wrong_way_is_caught() -> None:
+    with pytest.raises(ContractError, match="moves the mean no earlier"):
+        check_prior(UpsideDown(), num_steps=[5])
+
+
+@dataclass(frozen=True, repr=False)
+class LearnsNothing(priors.Learned):
+    def log_pmf(self, num_steps):
+        return super().log_pmf(num_steps).detach()
+
+
+def test_a_prior_whose_weights_get_no_gradient_is_caught() -> None:
+    with pytest.raises(ContractError, match="has a gradient"):
+        check_prior(LearnsNothing(5), num_steps=[5])

@@ -252,6 +252,10 @@ class TestBatches:
         with refused("loader", "without a length", "schedule='constant'"):
             fit(make(), DataLoader(Endless(), batch_size=4))
         assert len(fit(make(), DataLoader(Endless(), batch_size=4), schedule="constant").stages[0].epochs) == 2
+        staged = make()
+        staged.stages = (recipes.Stage(objectives.SimulatedExits()),)
+        with refused("loader", "how much of the training is done", "SimulatedExits"):
+            fit(staged, DataLoader(Endless(), batch_size=4), schedule="constant")
 
 
 class TestFaults:
