@@ -2,7 +2,8 @@
 
 A gate reads what the steps of a frozen model give, their features among it, and is fitted to what hindsight tells
 (`ponder.calibration.fit_gate`) on the held-out part of train. Where that is no better than the confidence of the
-answer, a Lambda head that reads the same has nothing to know that the answer does not tell.
+answer, a Lambda head that reads the same has nothing to know that the answer does not tell. Beside them stand the
+averaged answers of all steps so far, left by their confidence (`benchmarks.glue.ensembles`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from benchmarks.checksum import with_checksum
 from benchmarks.command_line import check_writable
 from benchmarks.environment import environment
 from benchmarks.glue.curves import SPEED_UPS, score_at
+from benchmarks.glue.ensembles import ensembles
 from benchmarks.glue.model import KeptModel
 from benchmarks.glue.run import prepare
 from benchmarks.metrics import answers
 from ponder import Trajectory
 from ponder._utils.files import read_json, write_json
 from ponder.analysis.frontiers import blind_frontier
+from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration import fit_gate
 from ponder.errors import ArgumentError
 from ponder.policies import Confidence, Energy, Entropy, ExitPolicy, Margin
@@ -44,7 +47,6 @@ _TARGETS: dict[str, dict[str, Any]] = {
     "error": {"target": "error"},
     "gain": {"target": "gain", "delta": 0.1},
 }
-_VALUES = 101
 
 
 def measure(kept: KeptModel, folder: Path | None, out: Path) -> Path:
@@ -105,10 +107,10 @@ def compare(
     labels, steps = dev.labels, [dev.num_steps / speed_up for speed_up in SPEED_UPS]
     blind = blind_frontier(score(outputs, labels) for outputs in dev.outputs.unbind(1))
     found: dict[str, list[float | None]] = {"blind": [blind.mixed(step) for step in steps]}
-    for name, policy in _policies(fitting):
-        assert policy.tunable is not None
-        values = policy.tunable.values(dev.num_steps, dev.outputs.shape[-1], _VALUES)
-        curve = dev.sweep(policy, values, metric=score)
+    ways = [(name, policy, dev) for name, policy in _policies(fitting)]
+    ways += [(f"ensemble, {name}", _CERTAINTIES["confidence"], of) for name, of in ensembles(fitting, dev)]
+    for name, policy, of in ways:
+        curve = of.sweep(policy, as_policy_grid(policy, None, of, look=True).values, metric=score)
         found[name] = [score_at(curve, step) for step in steps]
     return {name: [None if it is None else round(it, 6) for it in scores] for name, scores in found.items()}
 

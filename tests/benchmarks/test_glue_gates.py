@@ -7,6 +7,7 @@ import torch
 from test_glue_run import config, invoke
 
 from benchmarks.checksum import is_intact
+from benchmarks.glue.ensembles import averaged, ensembles, fitted_weights
 from benchmarks.glue.gates import FORMAT, compare, measure
 from benchmarks.glue.model import load_kept
 from benchmarks.glue.run import run
@@ -66,8 +67,31 @@ def test_one_command_measures_kept_models(kept, glue_dir, tmp_path):
         f"gate, {target}, {model}" for target in ("agreement", "error", "gain") for model in ("logistic", "boosted")
     ]
     certainties = ["confidence", "entropy", "margin", "energy"]
-    assert list(made["scores"]) == ["blind", *certainties, *names, f"{names[0]}, features"]
+    averages = [f"ensemble, {weights}" for weights in ("uniform", "linear", "fitted")]
+    assert list(made["scores"]) == ["blind", *certainties, *names, f"{names[0]}, features", *averages]
     assert all(name in ran.output for name in made["scores"])
+
+
+def test_answers_are_averaged_over_the_steps_so_far():
+    dev = rows(1, count=7)
+    weights = torch.tensor([[1.0, 0.0, 0.0], [1.0, 3.0, 0.0], [1.0, 1.0, 2.0]])
+    found = averaged(dev, weights).outputs.exp()
+    p = dev.outputs.double().softmax(-1)
+    for row in range(7):
+        for step, shares in enumerate(([1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.25, 0.25, 0.5])):
+            by_hand = sum(share * p[row, m] for m, share in enumerate(shares))
+            torch.testing.assert_close(found[row, step].double(), by_hand, rtol=1e-5, atol=1e-7)
+    names = dict(ensembles(rows(0), dev))
+    assert list(names) == ["uniform", "linear", "fitted"]
+    torch.testing.assert_close(names["uniform"].outputs[:, 2].exp().double(), p.mean(1), rtol=1e-5, atol=1e-7)
+
+
+def test_fitted_weights_leave_out_what_is_wrong():
+    weights = fitted_weights(rows(0))  # half of the first answers are wrong, all later ones right
+    assert weights.sum(1).tolist() == pytest.approx([1.0] * 3)
+    assert bool((weights.triu(1) == 0).all())
+    assert float(weights[1, 0]) < 0.01
+    assert float(weights[2, 0]) < 0.01
 
 
 def test_a_model_without_classes_is_refused(kept, glue_dir, tmp_path):
