@@ -26,6 +26,7 @@ from ponder._utils.files import (
     write_json,
     write_tensors,
 )
+from ponder.engine.model import check_model
 from ponder.errors import CheckpointError
 from ponder.wrapper import PonderWrapper
 
@@ -62,6 +63,7 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
         >>> again.policy
         Confidence(threshold=0.9)
     """
+    check_model(model)
     settings = {"format": _FORMAT, **model.settings()}
     weights = {name: tensor.contiguous() for name, tensor in _unshared(model.state_dict()).items()}
     folder = make_folder(folder)

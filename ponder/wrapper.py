@@ -27,8 +27,9 @@ from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
-from ponder.policies import ExitPolicy, LastStep
+from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.priors import Geometric, Prior
+from ponder.priors.base import check_mass
 from ponder.recipes import Recipe, Stage, freeze_for, mix_weights, start_heads
 from ponder.trajectory import Trajectory
 
@@ -141,6 +142,7 @@ class PonderWrapper(EarlyExitModel):
         self.stages: tuple[Stage, ...] = ()
         """The stages of training of the recipe that the model was made from, which `ponder.fit` runs; else none."""
         self.started_stage: Stage | None = None
+        self._told_of: ExitPolicy | None = None  # whose certificate training has been warned of
         """The stage that `start_stage` started last; None before, and in a model that was just read."""
         self._teacher: FrozenTeacher | None = None
 
@@ -470,7 +472,7 @@ class PonderWrapper(EarlyExitModel):
     def _check_prior(self, prior: Prior | None) -> None:
         if prior is not None:
             check_type("prior", prior, Prior)
-            prior(self.num_steps)
+            check_mass(prior, prior(self.num_steps), self.num_steps)
 
     def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
         check_type("objective", objective, Objective)
@@ -506,6 +508,7 @@ class PonderWrapper(EarlyExitModel):
         if not len(trajectory):
             return PonderOutput(outputs, last, no_loss(outputs, self), trajectory)
         self._tell_of_stages()
+        self._tell_of_certificate()
         prior = None
         if self._prior is not None and "prior" in needs:
             prior = self._prior(depth.steps, device=outputs.device)
@@ -514,6 +517,16 @@ class PonderWrapper(EarlyExitModel):
             taught = self._teacher.outputs(inputs, context, outputs)
         loss = training_loss(trajectory, self.task, objective, prior, progress=self.progress, teacher_outputs=taught)
         return PonderOutput(outputs, last, loss, trajectory)
+
+    def _tell_of_certificate(self) -> None:
+        """Warn, once a policy, where training changes the weights that its certificate is about."""
+        if isinstance(self._policy, Certified) and self._told_of is not self._policy:
+            self._told_of = self._policy
+            warnings.warn(
+                "The policy of this model was certified for the weights before this training, and what is promised "
+                "need not hold after it. Certify one again, and assign it to model.policy.",
+                stacklevel=4,
+            )
 
     def _tell_of_stages(self) -> None:
         """Warn, once, where a recipe has several stages and training goes on with the first, which nobody started."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -40,6 +41,7 @@ _FEWEST = 50
 _SHARES = (0.4, 0.2)  # to learn and to choose; the rest certifies
 _CHUNK = 512  # rows that are recorded at once
 _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
+_DATASET = re.compile(r"dataset\[(\d+)\]")
 _MEMORY = 2.0**30  # bytes of features that are kept in memory
 
 Encoding = Mapping[str, Any]
@@ -190,7 +192,9 @@ def fit_exits(
         taught = [rows[place] for place in split.learn.tolist()]
         train_encoder(model, taught, answers[split.learn], encoder_epochs, encoder_lr, seed, batch_size, progress)
     with tempfile.TemporaryDirectory(prefix="ponder-") as folder, torch.no_grad():
-        seen = _recorded(model, rows, batch_size, progress, memory, Path(folder))
+        first = {id(row): place for place, row in reversed(list(enumerate(given)))}
+        numbers = [first[id(row)] for row in rows]
+        seen = _recorded(model, rows, numbers, batch_size, progress, memory, Path(folder))
         answers = seen.outputs[:, -1] if answers is None else answers
         _train(model, seen, answers, split.learn, epochs, torch.Generator().manual_seed(seed), progress)
         parts = [_with_heads(model, seen, answers, part) for part in (split.choose, split.certify)]
@@ -257,11 +261,17 @@ def _checked(model: FinetunedClassifier, given: list[Encoding], seed: int) -> tu
 
 
 def _recorded(
-    model: FinetunedClassifier, rows: list[Encoding], batch_size: int, progress: bool, memory: float, folder: Path
+    model: FinetunedClassifier,
+    rows: list[Encoding],
+    numbers: Sequence[int],
+    batch_size: int,
+    progress: bool,
+    memory: float,
+    folder: Path,
 ) -> Trajectory:
     """Every step of every row, with what the early heads read; in a file in `folder` where that is more than `memory`.
 
-    Rows are run by length, a chunk at a time.
+    Rows are run by length, a chunk at a time; `numbers` says which of the caller's encodings each is.
     """
     name = model.main_input_name
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place][name]))
@@ -270,7 +280,16 @@ def _recorded(
     with progress_bar("run the model", len(rows), shown=progress) as advance:
         for start in range(0, len(order), _CHUNK):
             places = order[start : start + _CHUNK]
-            seen = model.record([rows[place] for place in places], keep_features=True, batch_size=batch_size)
+            try:
+                seen = model.record([rows[place] for place in places], keep_features=True, batch_size=batch_size)
+            except ArgumentError as error:
+                named = _DATASET.fullmatch(error.argument)
+                if named is None:
+                    raise
+                number = numbers[places[int(named[1])]]
+                raise ArgumentError(
+                    f"encodings[{number}]", expected=error.expected, got=error.got, remedy=error.remedy
+                ) from error
             first = first or seen
             for key, part in seen.tensors().items():
                 if key == "row_ids":

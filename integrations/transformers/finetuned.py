@@ -12,6 +12,7 @@ A saved folder is the plain classifier's own, which Transformers reads as before
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -138,6 +139,12 @@ class FinetunedClassifier(nn.Module):
                     got=type(model).__name__,
                     remedy="Capture any other module with ponder.capture.",
                 )
+            if has_exits(model):
+                warnings.warn(
+                    f"{model} holds exits that were fitted: they, and what was certified, are left out. Read them with "
+                    "FinetunedClassifier.from_pretrained.",
+                    stacklevel=2,
+                )
             model = load_finetuned(model)
         if recipe == "exits":
             return cls(model)
@@ -152,10 +159,10 @@ class FinetunedClassifier(nn.Module):
                 its exits were fitted.
         """
         place = Path(folder)
-        if not (place / EXITS_FILE).is_file():
+        if not has_exits(place):
             got = f"one without {EXITS_FILE}" if place.is_dir() else "no folder"
             raise CheckpointError(
-                f"{place}: expected a folder that `ponder exits` or save_pretrained wrote; got {got}. "
+                f"{place}: expected a folder that `ponder exits` or FinetunedClassifier.save_pretrained wrote; got {got}. "
                 "Give a plain classifier its exits first."
             )
         with locked(place, shared=True):
@@ -315,6 +322,11 @@ class FinetunedClassifier(nn.Module):
     def record(self, dataset: Iterable[Any], **options: Any) -> Trajectory:
         """Every step of every example of a tokenised data set; see `record_rows`."""
         return record_rows(self, dataset, **options)  # type: ignore[arg-type]
+
+
+def has_exits(folder: str | PathLike[str]) -> bool:
+    """Whether a folder holds exits beside a classifier, as `FinetunedClassifier.save_pretrained` writes them."""
+    return (Path(folder) / EXITS_FILE).is_file()
 
 
 class EarlyHead(nn.Module):

@@ -7,6 +7,7 @@ does not know, such as `policy`, goes to the tokenizer there, which ignores it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import transformers
@@ -20,7 +21,9 @@ from transformers import (
     TokenClassificationPipeline,
 )
 
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.integrations.transformers.finetuned import FinetunedClassifier, has_exits
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.policies import ExitPolicy
 
 __all__ = ["pipeline"]
@@ -28,7 +31,7 @@ __all__ = ["pipeline"]
 _GIVEN = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipeline:
+def pipeline(task: str, model: str | PathLike[str] | PreTrainedModel, **arguments: Any) -> Pipeline:
     """A pipeline of Transformers for a model of this package.
 
     What it gives is called as any, with two further arguments, which `arguments` may hold too: `policy`, who decides to
@@ -41,7 +44,7 @@ def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipel
         arguments: Arguments of `transformers.pipeline`.
 
     Raises:
-        ArgumentError: A task that models of this package do not have.
+        ArgumentError: A task that models of this package do not have, or a model that is none of them.
 
     Example:
         >>> classify = pipeline("text-classification", model, tokenizer=tokenizer)
@@ -56,8 +59,23 @@ def pipeline(task: str, model: str | PreTrainedModel, **arguments: Any) -> Pipel
             got=repr(task),
             remedy="Use transformers.pipeline for other models.",
         )
+    if isinstance(model, FinetunedClassifier) or (isinstance(model, str | PathLike) and has_exits(model)):
+        raise ArgumentTypeError(
+            "model",
+            expected="a model of this package's own classes, such as PonderForSequenceClassification",
+            got="a fine-tuned classifier with exits, which pipelines would run without them",
+            remedy="Read it with FinetunedClassifier.from_pretrained(folder), and call its predict(…), or run "
+            "`ponder predict folder --texts …`.",
+        )
     build: Any = transformers.pipeline
     made: Pipeline = build(name, model, pipeline_class=_PIPELINES[name], **arguments)
+    if not isinstance(made.model, PonderPreTrainedModel):
+        raise ArgumentTypeError(
+            "model",
+            expected="a model of this package",
+            got=f"a {type(made.model).__name__}, which has no exits",
+            remedy="Use transformers.pipeline for it.",
+        )
     return made
 
 

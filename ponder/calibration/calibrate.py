@@ -13,13 +13,18 @@ from ponder.analysis.metrics import MetricLike
 from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.analysis.sweeps import Curve, Point, measure, sweep
 from ponder.calibration.fresh import check_fresh
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 from ponder.trajectory import Trajectory
 
 __all__ = ["Calibration", "calibrate"]
 
+_TARGETS = {
+    "at_least": "It is a share of the score at full depth: pass 0.99, say.",
+    "at_most_steps": "Every row runs one step at least: pass 2.5, say.",
+    "at_most_cost": "It is a share of the cost of full depth: pass 0.5, say.",
+}
 _ROUNDING = 1e-9  # by which a mean may miss a target that it meets
 
 
@@ -111,6 +116,13 @@ def calibrate(
             got="none",
             remedy="Record them: model.unroll(inputs, labels=labels).",
         )
+    if isinstance(policies, str):
+        raise ArgumentTypeError(
+            "policies",
+            expected="a class of policies, a policy, or a list of such",
+            got=repr(policies),
+            remedy="Pass policies.Confidence, say.",
+        )
     if isinstance(policies, Sequence):
 
         def calibrated(policy_grid: PolicyGridLike) -> Calibration:
@@ -194,7 +206,8 @@ def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: f
             remedy="Say what is to be met: at_least=0.99, say.",
         )
     name, value = asked.popitem()
-    check_real(name, value, open_low=True, remedy="Pass 0.99, say.")
+    low, high = (1.0, math.inf) if name == "at_most_steps" else (0.0, 10.0 if name == "at_least" else math.inf)
+    check_real(name, value, low, high, open_low=name != "at_most_steps", remedy=_TARGETS[name])
     return name, value
 
 

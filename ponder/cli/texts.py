@@ -77,7 +77,7 @@ def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = Non
     """Read one or two columns of a file, and that of labels.
 
     Args:
-        path: `.csv`, `.tsv`, `.jsonl`, `.parquet`; anything else is plain text, a text on each line.
+        path: `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`; anything else is plain text, a text on each line.
         columns: Their names. Where none is given: the only column there is, or the one called text or sentence.
         labels: Name of the column of labels; None where none is read.
 
@@ -142,7 +142,20 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
         return _table(path, text, "\t" if kind == ".tsv" else ",")
     if kind in (".jsonl", ".ndjson"):
         return [_object(path, place, line) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if kind == ".json":
+        return _json(path, text)
     return [{"text": line} for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def _json(path: Path, text: str) -> list[Mapping[str, Any]]:
+    """The objects of one array, or of JSON lines with another ending."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        lines = [line for line in text.split("\n") if line.strip()]
+        return [_object(path, place, line) for place, line in enumerate(lines, start=1)]
+    rows = found if isinstance(found, list) else [found]
+    return [{"text": row} if isinstance(row, str) else _checked(path, f"row {n}", row) for n, row in enumerate(rows, 1)]
 
 
 def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
@@ -162,6 +175,10 @@ def _object(path: Path, place: int, line: str) -> Mapping[str, Any]:
         found = json.loads(line)
     except ValueError as error:
         raise DataError(f"{path}: line {place} is no JSON ({error}).") from error
+    return _checked(path, f"line {place}", found)
+
+
+def _checked(path: Path, where: str, found: object) -> Mapping[str, Any]:
     if not isinstance(found, dict):
-        raise DataError(f"{path}: line {place}: expected a JSON object; got {type(found).__name__}.")
+        raise DataError(f"{path}: {where}: expected a JSON object; got {type(found).__name__}.")
     return found

@@ -9,10 +9,9 @@ import torch
 
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, check_rows, map_tensors, take_rows, tensors
-from ponder._utils.validation import check_type
 from ponder.cost.breakdown import Cost
 from ponder.cost.flops import counted
-from ponder.engine.model import EarlyExitModel
+from ponder.engine.model import EarlyExitModel, check_model
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.errors import ArgumentError
 from ponder.parts.padding import Padding, check_masks
@@ -39,7 +38,7 @@ def measure(model: EarlyExitModel, inputs: Tree, **context: Any) -> Cost:
         >>> cost.steps, cost.head
         ((128.0, 128.0, 128.0, 128.0), 48.0)
     """
-    check_type("model", model, EarlyExitModel)
+    check_model(model)
     check_masks(context)
     with evaluating(model):
         (hidden, context_of_steps, size), stem = _run(lambda: call_stem(model.stem, inputs, context))
@@ -87,7 +86,7 @@ def measure_each(
         >>> round(long.plain / short.plain, 1)
         2.2
     """
-    check_type("model", model, EarlyExitModel)
+    check_model(model)
     padding = model.padding if padding is None else padding
     if padding is None:
         raise ArgumentError(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder._utils.trees import Tree, check_rows, take_rows
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.tasks import Task
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 
@@ -160,7 +160,10 @@ def ask(
     if "features" in needs:
         readings["features"] = source.features()
     context = source.policy_context if "context" in needs else None
-    leaves, state = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
+    answer = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise _no_pair(policy, answer)
+    leaves, state = answer
     if state is not None:
         check_rows("policy state", state, index.shape[0])
     if not isinstance(leaves, bool):
@@ -170,6 +173,15 @@ def ask(
         if not leaves.any() or leaves.all():
             leaves = bool(leaves[0])
     return leaves, Running(index, state, log_survival)
+
+
+def _no_pair(policy: ExitPolicy, answer: object) -> ArgumentTypeError:
+    return ArgumentTypeError(
+        f"{type(policy).__name__}.decide",
+        expected="a pair: the exit mask, and the new state",
+        got=type(answer).__name__,
+        remedy="Write: return mask, state.",
+    )
 
 
 def _no_mask(policy: ExitPolicy, mask: object, rows: int) -> ArgumentError:

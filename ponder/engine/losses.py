@@ -71,7 +71,15 @@ def training_loss(
             got=f"none for {int((~labelled).sum())} of {len(labelled)} rows",
             remedy="Leave those rows out of the batch.",
         )
-    return _mean(objective.per_example(unrolled), labelled)
+    each = objective.per_example(unrolled)
+    if not isinstance(each, Tensor) or each.shape != losses.shape[:1]:
+        raise ArgumentError(
+            "objective",
+            expected=f"one loss per example, ({losses.shape[0]},), from {type(objective).__name__}.per_example",
+            got=f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__,
+            remedy="Reduce over every dimension but the first; the model averages over the batch.",
+        )
+    return _mean(each, labelled)
 
 
 def no_loss(outputs: Tensor, model: nn.Module) -> Tensor:

@@ -29,8 +29,9 @@ from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 
-__all__ = ["EarlyExitModel"]
+__all__ = ["EarlyExitModel", "check_model"]
 
+_INNER = frozenset({"args", "context", "hidden", "hidden_states", "input", "kwargs", "named", "self", "x"})
 _ARGUMENTS = ("inputs", "labels", "policy", "row_ids", "policy_context", "keep_features", "num_steps")
 
 
@@ -79,6 +80,7 @@ class EarlyExitModel(nn.Module):
         self.check_finite = check_finite
         self.padding = padding
         self._context_names = _parameters([self.stem, *self.steps.fns])
+        self._names_all = hasattr(self.stem, "argument_names")  # a captured module reads no others
         self.policy = policy or (LastStep() if self.lambda_head is None else Quantile(0.5))
 
     @property
@@ -187,8 +189,8 @@ class EarlyExitModel(nn.Module):
             num_steps: How many steps there are; `depth` has looked at it.
             use_hazard: Whether hazards will be asked for.
         """
-        for name in context.keys() - self._context_names:
-            self._check_name(name)
+        if context.keys() - self._context_names:
+            self.check_names(context)
         check_masks(context)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
@@ -211,16 +213,29 @@ class EarlyExitModel(nn.Module):
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
         return real_positions(context) if self.padding is None else self.padding.positions(context)
 
-    def _check_name(self, name: str) -> None:
-        """Refuse a misspelt argument, which a stem or a step that takes any keyword would swallow."""
-        if close := get_close_matches(name, _ARGUMENTS, n=1, cutoff=0.75):
-            raise ArgumentError(
-                name,
-                expected="an argument of the call, or a name that the stem or a step takes",
-                got=f"{name!r}, which none of them names",
-                remedy=f"Did you mean {close[0]!r}?",
-            )
-        self._context_names.add(name)  # looked at once
+    def check_names(self, context: Mapping[str, Any]) -> None:
+        """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword.
+
+        Args:
+            context: What a call gives the stem and the steps besides the inputs.
+        """
+        for name in context.keys() - self._context_names:
+            known = [*_ARGUMENTS, *sorted(self._context_names - _INNER)]
+            close = get_close_matches(name, known if self._names_all else _ARGUMENTS, n=1, cutoff=0.75)
+            if close or self._names_all:
+                raise ArgumentError(
+                    name,
+                    expected="an argument of the call, or a name that the stem or a step takes",
+                    got=f"{name!r}, which none of them names",
+                    remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it.",
+                )
+            self._context_names.add(name)  # looked at once
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no `EarlyExitModel`, and say where it is in a model that holds one."""
+    inside = isinstance(getattr(model, "ponder", None), EarlyExitModel)
+    check_type("model", model, EarlyExitModel, remedy="Pass its wrapper, model.ponder." if inside else None)
 
 
 def _parameters(parts: Sequence[nn.Module | None]) -> set[str]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree, map_tensors
-from ponder._utils.validation import check_type
-from ponder.engine.model import EarlyExitModel
+from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError
 
 __all__ = ["compile_steps", "uncompile_steps"]
@@ -38,7 +37,7 @@ def compile_steps(model: EarlyExitModel, **options: Any) -> None:
         >>> predict(model, torch.randn(5, 8)).exit_step
         tensor([4, 4, 4, 4, 4])
     """
-    check_type("model", model, EarlyExitModel)
+    check_model(model)
     if "dynamic" in options:
         raise ArgumentError(
             "dynamic",
@@ -59,7 +58,7 @@ def uncompile_steps(model: EarlyExitModel) -> None:
         >>> compile_steps(model, backend="eager")
         >>> uncompile_steps(model)
     """
-    check_type("model", model, EarlyExitModel)
+    check_model(model)
     for step in model.steps.fns:
         step._compiled_call_impl = None
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_int, check_type
+from ponder._utils.validation import check_int
 from ponder.engine.loop import Exits
-from ponder.engine.model import EarlyExitModel
+from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError
 from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import Example
@@ -104,7 +104,7 @@ def predict(
         >>> predict(model, torch.randn(100, 8)).outputs.shape
         torch.Size([100, 3])
     """
-    check_type("model", model, EarlyExitModel)
+    check_model(model)
     check_int("first_row", first_row, 0)
     num_steps = model.depth(num_steps)
     policy, padding = model.checked(policy, num_steps), model.padding

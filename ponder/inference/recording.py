@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_int, check_type
-from ponder.engine.model import EarlyExitModel
+from ponder._utils.validation import check_int
+from ponder.engine.model import check_model
 from ponder.errors import ArgumentError
 from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import Example, join_labels
@@ -76,7 +76,7 @@ def record(
         >>> record(model, inputs, labels=labels).outputs.shape
         torch.Size([300, 4, 3])
     """
-    check_type("model", model, EarlyExitModel)
+    check_model(model)
     check_int("first_row", first_row, 0)
     num_steps = model.depth(num_steps)
     sizes = check_row_count("policy_context", policy_context)

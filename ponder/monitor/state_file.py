@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder._utils.files import read_json, write_json
-from ponder.errors import CheckpointError
+from ponder.errors import CheckpointError, PonderError
 from ponder.monitor.audit import Audit
 from ponder.policies import ExitPolicy
 
@@ -46,12 +46,19 @@ class StateFile:
             raise CheckpointError(f"{self.path}: expected the format {self.format!r}; got {data.get('format')!r}.")
         found = Audit.from_dict(data.get("audit", {}))
         terms = [(audit.level, audit.confidence, audit.share, audit.seed) for audit in (found, own)]
-        if data.get("policies") != self._names() or terms[0] != terms[1]:
+        if not self._are_of(data.get("policies")) or terms[0] != terms[1]:
             raise CheckpointError(
                 f"{self.path}: the state of another promise or of other policies. Go on with those it was written "
                 "with, or move the file away to begin anew."
             )
         return found
+
+    def _are_of(self, written: Any) -> bool:
+        """Whether what a file names are these policies, in whichever version it was written."""
+        try:
+            return [ExitPolicy.from_dict(policy) for policy in written] == list(self.policies)
+        except (PonderError, TypeError):
+            return False
 
     def _names(self) -> list[dict[str, Any]]:
         return [policy.to_dict() for policy in self.policies]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree, take_rows
-from ponder._utils.validation import check_int, check_real, check_type
+from ponder._utils.validation import check_int, check_real
 from ponder.engine.loop import Exits
-from ponder.engine.model import EarlyExitModel
+from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError
 from ponder.monitor.audit import Audit, StepBack
 from ponder.monitor.state_file import StateFile
@@ -75,7 +75,7 @@ class Watched:
         max_waiting: int = 32,
         tolerance: float = 0.0,
     ) -> None:
-        check_type("model", model, EarlyExitModel)
+        check_model(model)
         if model.training:
             raise _refusal("model", "a model in evaluation mode", "training mode", "Call model.eval() first.")
         if not policies:

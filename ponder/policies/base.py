@@ -22,7 +22,7 @@ from ponder._utils.numerics import at_least_float32
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int, check_type
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.tasks import Task, task_named
 from ponder.policies.threshold import Threshold
 
@@ -222,7 +222,15 @@ class ExitPolicy(Plugin, ABC):
 
         A leaf that overrides this calls `super().check(spec)`.
         """
-        unknown = self.needs - READINGS
+        needs: Any = self.needs
+        if isinstance(needs, str):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}.needs",
+                expected=f"a frozenset of {sorted(READINGS)}",
+                got=repr(needs),
+                remedy=f"Write needs = frozenset({{{needs!r}}}).",
+            )
+        unknown = needs - READINGS
         if unknown:
             raise ArgumentError(
                 f"{type(self).__name__}.needs",

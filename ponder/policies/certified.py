@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ponder._utils.renaming import renamed_attribute
+from ponder.errors import ArgumentError
 from ponder.policies.base import PolicyWrapper, registry
 
 __all__ = ["Certified"]
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @registry.register("certified")
@@ -58,8 +65,25 @@ class Certified(PolicyWrapper):
         p_value = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         return f"Certified({self.policy!r}, {promise}, {self.bound}, {self.rows} rows{p_value})"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with a digest of them all: a certificate is about one policy, and no other."""
+        data = super().to_dict()
+        return {**data, "digest": _digest(data)}
+
     @classmethod
     def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields as `to_dict` gave them, also those of version 0.1, in which a threshold was called a knob."""
+        """Fields as `to_dict` gave them, also those of version 0.1, in which a threshold was called a knob.
+
+        Raises:
+            ArgumentError: Something was changed since the certificate was written, its policy, say.
+        """
+        fields = dict(fields)
+        if fields.pop("digest", None) not in (None, _digest({"name": cls.registry.name_of(cls), **fields})):
+            raise ArgumentError(
+                "certificate",
+                expected="a certified policy as it was written",
+                got="one that was changed since: the certificate says nothing of it",
+                remedy="Write the policy inside without its certificate, or certify again.",
+            )
         old = {"knob_name": "threshold_name", "knob_value": "threshold_value"}
         return super().decode({old.get(name, name): value for name, value in fields.items()})

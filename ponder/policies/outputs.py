@@ -35,12 +35,12 @@ class _Certainty(ThresholdPolicy):
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
         if not spec.task.classes:
-            raise self._refusal(f"the task {spec.task.name!r}")
+            raise self._refusal(f"the task {spec.task.name!r}", spec.task.numbers)
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         output = step.output
         if not step.task.fits(output):
-            raise self._refusal(f"outputs of shape {tuple(output.shape)}")
+            raise self._refusal(f"outputs of shape {tuple(output.shape)}", numbers=True)
         value = self.measure(output)
         if value.dim() == 1:
             return value, state
@@ -49,12 +49,13 @@ class _Certainty(ThresholdPolicy):
             value = torch.where(step.mask, value, -unsure)
         return (value.amin(1) if self.tunable.higher_exits_later else value.amax(1)), state
 
-    def _refusal(self, got: str) -> ArgumentError:
+    def _refusal(self, got: str, numbers: bool) -> ArgumentError:
+        patience = "One number has no entropy; use policies.Patience with a tolerance" if numbers else "Use Patience"
         return ArgumentError(
             "policy",
             expected=f"class logits (batch, classes ≥ 2) under {type(self).__name__}",
             got=got,
-            remedy="One number has no entropy; use policies.Patience with a tolerance, or a policy on the hazard.",
+            remedy=f"{patience}, or a policy on the hazard.",
         )
 
 

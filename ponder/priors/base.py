@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.validation import check_int
 from ponder.distributions import StepDistribution
+from ponder.errors import ArgumentError
 
 __all__ = ["MeanParameter", "Prior", "PriorWeights", "registry"]
 
@@ -92,6 +93,25 @@ class Prior(Plugin, ABC):
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """The prior for `num_steps` that means what this one means for `tuned_for`; itself by default."""
         return self
+
+
+def check_mass(prior: Prior, made: StepDistribution, num_steps: int) -> None:
+    """Refuse a prior that gives no distribution over the steps: one of another length, or of another sum than 1.
+
+    Args:
+        prior: The prior.
+        made: What it gave for so many steps.
+        num_steps: N.
+    """
+    log_pmf = made.log_pmf.detach()
+    total = 1.0 if log_pmf.is_meta else float(log_pmf.exp().sum())  # without numbers while a model is being loaded
+    if log_pmf.shape != (num_steps,) or not abs(total - 1.0) < 1e-3:
+        raise ArgumentError(
+            "prior",
+            expected=f"a log_pmf of shape ({num_steps},) whose probabilities sum to 1",
+            got=f"shape {tuple(log_pmf.shape)} and a sum of {total:.6g} from {prior!r}",
+            remedy="Normalise it: log_pmf.log_softmax(0); ponder.testing.check_prior says more.",
+        )
 
 
 def steps(num_steps: int) -> Tensor:

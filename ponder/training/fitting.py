@@ -124,6 +124,13 @@ def fit(
         )
     options = _Options(epochs, patience, lr, head_lr, lambda_lr, weight_decay, warmup, schedule, clip, bf16)
     options.check()
+    if metric is not None and not callable(metric):
+        raise ArgumentTypeError(
+            "metric",
+            expected="a function (outputs, labels) -> number, or None for the task's own score",
+            got=repr(metric),
+            remedy="Pass lambda outputs, labels: …, say.",
+        )
     _check_loader("loader", loader, None if schedule == "constant" else "schedule='constant'")
     if held_out is not None:
         _check_loader("held_out", held_out, None)

@@ -613,8 +613,13 @@ def test_the_modules_own_arguments_are_no_misspelt_ones() -> None:
     parts = ponder.capture(Positions(), {"x": x, "table": table, "input_ids": ids})
     model = ponder.PonderWrapper(**vars(parts), head=nn.Identity()).eval()
     assert model(x, table=ponder.Shared(table), input_ids=ids).outputs.shape == (3, WIDTH)
-    with pytest.raises(ArgumentError, match="Did you mean"):
-        model(x, table=ponder.Shared(table), input_idss=ids)
+    for name, told in (
+        ("input_idss", "Did you mean"),
+        ("tabel", "Did you mean 'table'"),
+        ("idx", "nothing would read"),
+    ):
+        with pytest.raises(ArgumentError, match=told):
+            model(x, table=ponder.Shared(table), **{name: ids})
 
 
 def test_a_causal_mask_is_no_mask_of_rows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -327,3 +328,55 @@ def test_settings_are_checked_before_they_are_taken() -> None:
         model.apply_settings(settings)
     assert model.prior == priors.Geometric(0.1).rescaled(12, NUM_STEPS)
     assert isinstance(model.prior, Geometric)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slip(priors.Prior):
+    """Three slips of a log_pmf: not normalised, probabilities for their logarithms, and one step too many."""
+
+    kind: str = "sum"
+
+    def log_pmf(self, num_steps):
+        steps = torch.arange(1, num_steps + 1, dtype=torch.float64)
+        if self.kind == "sum":
+            return steps.log()
+        if self.kind == "log":
+            return torch.full((num_steps,), 1.0 / num_steps, dtype=torch.float64)
+        return torch.zeros(num_steps + 1, dtype=torch.float64).log_softmax(0)
+
+
+@pytest.mark.parametrize("kind", ["sum", "log", "length"])
+def test_a_prior_that_is_no_distribution_is_refused_when_it_meets_the_model(kind: str) -> None:
+    model = wrap(make_toy("shared"))
+    before = model.prior
+    with refused("prior", "sum to 1", "log_softmax"):
+        model.prior = Slip(kind)
+    assert model.prior is before
+
+
+@pytest.mark.parametrize("shape", ["scalar", "steps"])
+def test_an_objective_that_gives_no_loss_per_example_is_refused(shape: str) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Own(objectives.Objective):
+        def per_example(self, unrolled):
+            return unrolled.losses.mean() if shape == "scalar" else unrolled.losses
+
+    toy = make_toy("shared")
+    model = wrap(toy)
+    model.objective = Own()
+    for rows in (1, NUM_STEPS, 5):  # shapes that would broadcast, and one that would not
+        inputs, context = toy.batch(rows)
+        with refused("objective", "one loss per example", f"({rows},)"):
+            model.train()(inputs, labels=labels_for("classification", rows), **context)
+
+
+def test_training_a_certified_model_warns_once() -> None:
+    toy = make_toy("shared")
+    model = wrap(toy)
+    inputs, context = toy.batch(60)
+    labels = labels_for("classification", 60)
+    trajectory = model.eval().unroll(inputs, labels=labels, **context).detach()
+    model.policy = ponder.control_risk(trajectory, policies.Confidence, level=0.3).policy
+    with pytest.warns(UserWarning, match="certified for the weights before this training"):
+        model.train()(inputs, labels=labels, **context)
+    model(inputs, labels=labels, **context)  # not again

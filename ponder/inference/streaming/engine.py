@@ -17,8 +17,8 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
-from ponder._utils.validation import check_int, check_type
-from ponder.engine.model import EarlyExitModel
+from ponder._utils.validation import check_int
+from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import as_batch_of_one
@@ -79,7 +79,7 @@ class StreamEngine:
         max_skips: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check_type("model", model, EarlyExitModel)
+        check_model(model)
         if model.training:
             raise ArgumentError(
                 "model",

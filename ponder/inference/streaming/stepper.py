@@ -109,6 +109,7 @@ class Stepper:
     def _stemmed(self, requests: Sequence[Request]) -> tuple[Tree, Mapping[str, Any], Tensor | None]:
         """The hidden states, the steps' context and the mask of rows before their first step."""
         inputs, context = self.reader.batch([request.example for request in requests])
+        self.model.check_names(context)
         inputs, context = placed(inputs, context, self._device)
         mask = self.model.positions(context) if self._task.per_position else None
         hidden, step_context, _ = call_stem(self._stem, inputs, context)

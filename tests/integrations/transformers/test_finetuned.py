@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers import (
     SqueezeBertForSequenceClassification,
 )
 
+import ponder
+from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification, finetuned
 from ponder.policies import Confidence, FixedStep, LastStep
@@ -227,4 +230,51 @@ def test_a_foreign_or_damaged_description_is_refused(tmp_path: Path, change: dic
     settings = json.loads((tmp_path / "exits.json").read_text())
     (tmp_path / "exits.json").write_text(json.dumps({**settings, **change}))
     with pytest.raises(CheckpointError, match=r"exits\.json"):
+        FinetunedClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_arguments_that_nothing_reads_are_refused(name: str) -> None:
+    model = FinetunedClassifier.from_finetuned(classifier(name))
+    given = batch()
+    ids, mask = given["input_ids"], given["attention_mask"]
+    with pytest.raises(ArgumentError, match="Did you mean 'attention_mask'"):
+        model(input_ids=ids, atention_mask=mask)
+    for more in ({"attn_mask": mask}, {"idx": mask[:, 0]}, {"output_of_all": True}):
+        with pytest.raises(ArgumentError, match=f"{next(iter(more))}: expected an argument of the call"):
+            model(input_ids=ids, **more)
+    with ponder.StreamEngine(model.ponder) as engine:
+        future = engine.submit((ids[0], {"attn_mask": mask[0]}))
+        with pytest.raises(ArgumentError, match="attn_mask"):
+            future.result(timeout=60)
+
+
+def test_exits_that_were_fitted_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    FinetunedClassifier.from_finetuned(classifier()).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="holds exits that were fitted"):
+        FinetunedClassifier.from_finetuned(tmp_path)
+
+
+def test_what_takes_a_wrapper_says_where_it_is() -> None:
+    model: Any = FinetunedClassifier.from_finetuned(classifier())
+    for call in (
+        ponder.StreamEngine,
+        lambda given: ponder.save(given, "nowhere"),
+        lambda given: ponder.predict(given, []),
+    ):
+        with pytest.raises(TypeError, match=r"Pass its wrapper, model\.ponder"):
+            call(model)
+
+
+def test_a_certificate_is_not_moved_to_another_policy(tmp_path: Path) -> None:
+    model = FinetunedClassifier.from_finetuned(classifier())
+    trajectory = model.unroll(**batch())
+    trajectory = dataclasses.replace(trajectory, labels=trajectory.outputs[:, -1].argmax(-1))
+    model.policy = ponder.control_risk(trajectory, policies.Confidence, level=0.9, risk="disagreement").policy
+    model.save_pretrained(tmp_path)
+    assert FinetunedClassifier.from_pretrained(tmp_path).policy == model.policy
+    settings = json.loads((tmp_path / "exits.json").read_text())
+    settings["policy"]["policy"] = {"name": "confidence", "threshold": 0.01}
+    (tmp_path / "exits.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="changed since"):
         FinetunedClassifier.from_pretrained(tmp_path)

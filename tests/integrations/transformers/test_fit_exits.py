@@ -235,3 +235,12 @@ def test_a_column_that_the_model_reads_and_rows_cannot_carry_is_refused() -> Non
     with pytest.raises(ArgumentError, match="position_ids, which the encoder reads too"):
         made.record([{**row, "position_ids": list(range(8))} for row in rows(3)])
     assert len(made.predict([{**row, "idx": 3} for row in rows(3)])) == 3
+
+
+@pytest.mark.parametrize("bad", [{"input_ids": [99], "attention_mask": [1]}, {"input_ids": [2] * 60}])
+def test_a_bad_encoding_is_named_by_its_place_in_what_was_passed(bad: dict[str, Any]) -> None:
+    given = rows(80)
+    given = [given[0], *given]  # one that repeats an earlier one is left out before the model runs
+    given.insert(70, bad)
+    with pytest.raises(ArgumentError, match=r"encodings\[70\]: expected an example"):
+        fit_exits(model(), given, epochs=1)

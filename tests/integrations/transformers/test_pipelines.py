@@ -10,8 +10,9 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers import (
+    FinetunedClassifier,
     PonderForAudioClassification,
     PonderForImageClassification,
     PonderForSequenceClassification,
@@ -134,3 +135,17 @@ def test_sound_is_classified() -> None:
 def test_other_tasks_are_refused(tokenizer: Any) -> None:
     with pytest.raises(ArgumentError, match="task: expected one of text-classification"):
         pipeline("fill-mask", make(PonderModel, "bert"), tokenizer=tokenizer)
+
+
+def test_models_that_pipelines_would_run_without_exits_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_hidden_layers=3, num_labels=3
+    )
+    plain = transformers.BertForSequenceClassification(config).eval()
+    exits = FinetunedClassifier.from_finetuned(plain)
+    exits.save_pretrained(tmp_path)
+    for given in (exits, str(tmp_path), tmp_path):
+        with pytest.raises(ArgumentTypeError, match="FinetunedClassifier"):
+            pipeline("text-classification", given, tokenizer=tokenizer)
+    with pytest.raises(ArgumentTypeError, match="which has no exits"):
+        pipeline("text-classification", plain, tokenizer=tokenizer, policy=FixedStep(1))

@@ -215,6 +215,7 @@ def test_a_certificate_of_the_version_before_is_read() -> None:
     trajectory = synthetic.draw(500, torch.Generator().manual_seed(0))
     policy = ponder.control_risk(trajectory, Quantile, level=0.05).policy
     data = policy.to_dict()
+    del data["digest"]
     data["knob_name"], data["knob_value"] = data.pop("threshold_name"), data.pop("threshold_value")
     old = policies.from_dict(json.loads(json.dumps({**data, "policy": {"name": "quantile", "q": data["knob_value"]}})))
     assert old == policy
@@ -315,3 +316,15 @@ def test_bad_input() -> None:
         ponder.control_risk(trajectory, Quantile, level=0.1, grid=[0.5, 0.5])
     with refused("policies", "LastStep"):
         ponder.control_risk(trajectory, LastStep, level=0.1)
+
+
+def test_a_certificate_is_about_one_policy() -> None:
+    trajectory = synthetic.draw(500, torch.Generator().manual_seed(0))
+    policy = ponder.control_risk(trajectory, Quantile, level=0.05).policy
+    data = json.loads(json.dumps(policy.to_dict()))
+    assert policies.from_dict(data) == policy
+    for changed in ({"policy": {"name": "quantile", "q": 0.01}}, {"level": 0.01}):
+        with refused("certificate", "changed since", "certify again"):
+            policies.from_dict({**data, **changed})
+    bare = {name: value for name, value in data.items() if name != "digest"}
+    assert policies.from_dict(bare) == policy  # as versions before wrote it

@@ -23,6 +23,7 @@ import ponder
 import ponder.cli
 from ponder.cli.app import app
 from ponder.cli.texts import read_texts
+from ponder.errors import DataError
 from tests.exits_folder import LONGEST, tiny_classifier
 from tests.word_tokenizer import WORDS, save_tokenizer
 
@@ -239,6 +240,13 @@ def test_separators_within_a_line_divide_no_text(tmp_path: Path, kind: str) -> N
     lines = rows if kind == "txt" else [f"id{separator}text", *(f"{n}{separator}{row}" for n, row in enumerate(rows))]
     (tmp_path / f"in.{kind}").write_bytes("\r\n".join([*lines, ""]).encode())
     assert [row for (row,) in read_texts(tmp_path / f"in.{kind}").rows] == rows
+    told = [{"text": row, "label": "x"} for row in rows]
+    for text in (json.dumps(told), json.dumps(told, indent=2), "\n".join(map(json.dumps, told)), json.dumps(rows)):
+        (tmp_path / "in.json").write_text(text)
+        assert [row for (row,) in read_texts(tmp_path / "in.json").rows] == rows
+    (tmp_path / "in.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match="row 1: expected a JSON object; got int"):
+        read_texts(tmp_path / "in.json")
     table(tmp_path / "in.csv", [[row, "a"] for row in ["quoted\nline", *rows]], ("text", "label"))
     assert [row for (row,) in read_texts(tmp_path / "in.csv", labels="label").rows] == ["quoted\nline", *rows]
 

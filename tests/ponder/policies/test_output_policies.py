@@ -21,7 +21,8 @@ def exits_of(outputs: torch.Tensor, policy: object, task: str | None = "classifi
 @certain
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
 def test_other_tasks_are_refused_when_the_policy_meets_the_model(policy, task: str) -> None:
-    with refused("policy", "class logits", task, "Patience with a tolerance"):
+    remedy = "Patience with a tolerance" if task == "regression" else "Use Patience, or a policy on the hazard"
+    with refused("policy", "class logits", task, remedy):
         policy.check(ModelSpec(6, task, has_hazard=True))
 
 
