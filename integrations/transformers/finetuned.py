@@ -162,8 +162,8 @@ class FinetunedClassifier(nn.Module):
         if not has_exits(place):
             got = f"one without {EXITS_FILE}" if place.is_dir() else "no folder"
             raise CheckpointError(
-                f"{place}: expected a folder that `ponder exits` or FinetunedClassifier.save_pretrained wrote; got {got}. "
-                "Give a plain classifier its exits first."
+                f"{place}: expected a folder that `ponder exits` or FinetunedClassifier.save_pretrained wrote; "
+                f"got {got}. Give a plain classifier its exits first."
             )
         with locked(place, shared=True):
             settings = read_json(place / EXITS_FILE)

@@ -63,13 +63,18 @@ class Task(ABC):
     comparable: ClassVar[bool] = True
     """Whether predictions are the same or not, and right or wrong, with nothing in between."""
     per_token: ClassVar[bool] = False
-    """Whether an example has an answer at each of its positions."""
+    """Whether an example has an answer at each of its positions, and so outputs that have positions."""
     per_position: ClassVar[bool] = False
     """Whether outputs are `(batch, length, …)`, to answer at each position or to choose among them."""
     blank: ClassVar[float] = 0.0
     """What stands in outputs beyond the end of a row, where they have positions."""
     metric: ClassVar[str | None] = "accuracy"
     """Name of the task's own score, the mean over rows of `scores`; None where there is none."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.per_token:
+            cls.per_position = True
 
     @property
     def one_class(self) -> bool:
@@ -405,7 +410,6 @@ class TokenClassification(_Smoothable):
     each_row_alone = True
     classes = True
     per_token = True
-    per_position = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         per_token = F.cross_entropy(

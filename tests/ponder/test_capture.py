@@ -615,7 +615,7 @@ def test_the_modules_own_arguments_are_no_misspelt_ones() -> None:
     assert model(x, table=ponder.Shared(table), input_ids=ids).outputs.shape == (3, WIDTH)
     for name, told in (
         ("input_idss", "Did you mean"),
-        ("tabel", "Did you mean 'table'"),
+        ("tables", "mean 'table'"),
         ("idx", "nothing would read"),
     ):
         with pytest.raises(ArgumentError, match=told):
