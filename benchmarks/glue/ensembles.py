@@ -38,7 +38,7 @@ def averaged(trajectory: Trajectory, weights: Tensor) -> Trajectory:
 
     Args:
         trajectory: Outputs `(batch, steps, classes)`.
-        weights: Of step n (row) for the steps m (column), `(steps, steps)`, of any sum: 0 where m > n.
+        weights: A row for each step n, a column for each step m, `(steps, steps)`, of any sum; 0 where m > n.
     """
     shares = weights / weights.sum(1, keepdim=True)
     mixed = torch.einsum("nm,bmc->bnc", shares.double(), trajectory.outputs.double().softmax(-1))

@@ -212,7 +212,7 @@ def test_which_epoch_is_selected() -> None:
 def test_what_gates_add_to_confidence() -> None:
     found = [read_json(path) for path in sorted((RESULTS / "gates").glob("*.json"))]
     assert all(is_intact(result) and result["format"] == FORMAT for result in found)
-    assert (len(found), {result["task"] for result in found}) == (6, {"SST-2", "MRPC", "CLINC150"})
+    assert (len(found), {result["task"] for result in found}) == (7, {"SST-2", "MRPC", "CLINC150"})
 
     def apart(name: str, place: int) -> float:
         """Points more than confidence, the mean over the models, at ×2 or ×3."""
@@ -229,6 +229,9 @@ def test_what_gates_add_to_confidence() -> None:
     assert {max(gates, key=lambda name: apart(name, place)) for place in (1, 2)} == {"gate, agreement, logistic"}
     says(f"costs {-apart(with_features, 1):.1f} and {-apart(with_features, 2):.1f} points.")
     says(f"A blind choice is {-apart(BLIND, 1):.1f} and {-apart(BLIND, 2):.1f} behind")
+    averaged = [-apart(f"ensemble, {weights}", 1) for weights in ("fitted", "linear", "uniform")]
+    assert averaged == sorted(averaged)
+    says(f"the averaged answers of the steps so far {averaged[0]:.1f} to {averaged[-1]:.1f} at ×2")
 
 
 def test_the_four_changes_of_palbert(before: Groups) -> None:
