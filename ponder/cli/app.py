@@ -102,7 +102,9 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Quantise; the threshold is chosen again on the texts.")] = False,
     texts: Annotated[Path | None, typer.Option(help="What chooses and certifies, as for `ponder exits`.")] = None,
     column: Columns = None,
-    disagreement: Disagreement = 0.01,
+    disagreement: Annotated[
+        float | None, typer.Option(help="How often answers may differ; what FOLDER promises where left out.")
+    ] = None,
     confidence: Confidence = 0.95,
     json: Json = False,
 ) -> None:

@@ -27,7 +27,7 @@ from ponder.export.writing import onnx, quantized
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.exits import split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
-from ponder.policies import LastStep
+from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.trajectory import Trajectory
 
 __all__ = ["CARD", "run"]
@@ -46,7 +46,7 @@ def run(
     columns: Sequence[str],
     *,
     int8: bool,
-    disagreement: float,
+    disagreement: float | None,
     confidence: float,
     as_json: bool,
 ) -> None:
@@ -58,7 +58,8 @@ def run(
         texts: The file of texts that choose and certify; needed with `int8`, since that moves answers.
         columns: Names of the columns with the texts; found in the file where empty.
         int8: Quantise.
-        disagreement: How often answers may differ from the fp32 model's at full depth.
+        disagreement: How often answers may differ from the fp32 model's at full depth; as often as the folder promises
+            where None, or 1% where it promises nothing.
         confidence: Probability with which the promise holds, in (0, 1).
         as_json: Print JSON instead of a table.
     """
@@ -92,7 +93,8 @@ def run(
         fp32, limit = Path(scratch) if int8 else out, longest if longest < 10**9 else None
         onnx(made, fp32, tokenizer=tokenizer, max_length=limit)
         if rows:
-            model, done, kind = _written(made, write, rows, int8, disagreement, confidence)
+            level = _promised(made.policy) if disagreement is None else disagreement
+            model, done, kind = _written(made, write, rows, int8, level, confidence)
         else:
             model = write(False)
     if not rows:
@@ -128,6 +130,11 @@ def run(
     told = [("int8", "yes" if int8 else "no"), ("size", f"{card['bytes'] / 1e6:.1f} MB"), *told]
     write_text(out / CARD, json.dumps(card, indent=2) + "\n")
     tell(card, sentences, [*told, ("written to", str(out))], as_json=as_json)
+
+
+def _promised(policy: ExitPolicy) -> float:
+    promises = isinstance(policy, Certified) and policy.threshold_value is not None and policy.risk == "disagreement"
+    return policy.level if promises else 0.01  # type: ignore[attr-defined]
 
 
 def _written(

@@ -79,8 +79,8 @@ class EarlyExitModel(nn.Module):
         self.task = as_task(task)
         self.check_finite = check_finite
         self.padding = padding
-        self._context_names = _parameters([self.stem, *self.steps.fns])
-        self._names_all = hasattr(self.stem, "argument_names")  # a captured module reads no others
+        self._context_names, takes_any = _parameters([self.stem, *self.steps.fns])
+        self._names_all = not takes_any or hasattr(self.stem, "argument_names")  # a captured module reads no others
         self.policy = policy or (LastStep() if self.lambda_head is None else Quantile(0.5))
 
     @property
@@ -238,15 +238,19 @@ def check_model(model: Any) -> None:
     check_type("model", model, EarlyExitModel, remedy="Pass its wrapper, model.ponder." if inside else None)
 
 
-def _parameters(parts: Sequence[nn.Module | None]) -> set[str]:
-    """The names of the parameters that the parts of a model spell out."""
+def _parameters(parts: Sequence[nn.Module | None]) -> tuple[set[str], bool]:
+    """The names of the parameters that the parts of a model spell out, and whether one of them takes any."""
     names: set[str] = set()
+    takes_any = False
     for part in parts:
         if part is not None:
             names.update(getattr(part, "argument_names", ()))  # of a captured module, whose stem takes any
             call = part.fn if isinstance(part, FunctionModule) else part.forward
             try:
-                names.update(inspect.signature(call).parameters)
+                parameters = inspect.signature(call).parameters
             except (TypeError, ValueError):  # a built-in function tells no signature
+                takes_any = True
                 continue
-    return names
+            names.update(parameters)
+            takes_any = takes_any or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return names, takes_any

@@ -43,6 +43,7 @@ class Example:
         signature: Rows with the same signature may share a batch.
         labels: What the context held under ``"labels"``, as a batch of one, or None; the model does not see it.
         position: Where the example stands in its data set.
+        unread: What stood there in the place of labels that can be read: the name of its type; None where nothing did.
     """
 
     inputs: Any
@@ -51,6 +52,7 @@ class Example:
     signature: Hashable = None
     labels: Tensor | None = None
     position: int = 0
+    unread: str | None = None
 
 
 class ExampleReader:
@@ -84,10 +86,11 @@ class ExampleReader:
             ArgumentError: There is nothing to compute on.
         """
         inputs, given = example if is_pair(example) else (example, {})
-        inputs, context, labels = _batch_of_one(inputs), {}, None
+        inputs, context, labels, unread = _batch_of_one(inputs), {}, None, None
         for name, value in given.items():
             if name == "labels":
                 labels = as_batch_of_one(value)
+                unread = type(value).__name__ if labels is None and value is not None else None
             else:
                 context[name] = _batch_of_one(value)
         if not isinstance(inputs, Tensor) and not tensors(inputs):
@@ -100,7 +103,8 @@ class ExampleReader:
         length = 0 if self.padding is None else self._measure(inputs, context, self.padding)
         if self._check and context:
             check_masks(context)
-        return Example(inputs, context, length, self._signature(inputs, context, length), labels, position)
+        signature = self._signature(inputs, context, length)
+        return Example(inputs, context, length, signature, labels, position, unread)
 
     def batch(self, examples: Sequence[Example]) -> tuple[Tree, dict[str, Any]]:
         """Inputs and context of a call with one row for each example, padded on the right to the longest.

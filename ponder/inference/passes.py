@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from ponder._utils.modes import evaluating
 from ponder._utils.progress import progress_bar
 from ponder._utils.trees import Tree, check_rows
+from ponder._utils.validation import check_type
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.inference.batching import BatchLimits, batches, by_length
 from ponder.inference.examples import (
@@ -92,6 +93,8 @@ class DatasetPass:
         counted = examples if self.sort_by_length else dataset
         total = len(counted) if isinstance(counted, Sized) and not isinstance(counted, DataLoader) else None
         kind = "cpu" if self._device is None else self._device.type
+        if self.dtype is not None:
+            check_type("dtype", self.dtype, torch.dtype, remedy="Pass dtype=torch.bfloat16, say.")
         precision = nullcontext() if self.dtype is None else torch.autocast(kind, dtype=self.dtype)
         bar = progress_bar(self.label, total) if self.progress else nullcontext(_unseen)
         results: list[_Result] = []

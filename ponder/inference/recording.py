@@ -96,7 +96,7 @@ def record(
     def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Trajectory:
         of_batch = context.pop("labels", None)
         if of_batch is None or labels is not None:
-            own = [example.labels for example in examples] if labels is None else rows_at(labels, examples)
+            own = _labels_of(examples) if labels is None else rows_at(labels, examples)
             length = None if model.padding is None else max([example.length for example in examples]) or None
             of_batch = join_labels(own, per_token, length)
         given = row_context(policy_context, examples, None)
@@ -108,6 +108,19 @@ def record(
         raise ArgumentError("dataset", expected="at least one example", got="none", remedy="Record some data.")
     joined = Trajectory.cat(parts)
     return joined.map(lambda tensor: tensor[order])
+
+
+def _labels_of(examples: Sequence[Example]) -> list[Tensor | None]:
+    """The labels that the examples carry; names of classes, say, are refused, with which nothing could be compared."""
+    for example in examples:
+        if example.unread is not None:
+            raise ArgumentError(
+                "labels",
+                expected="a number, or tensors or lists of numbers",
+                got=f"a {example.unread}",
+                remedy="Map names of classes to 0, 1, …, or leave labels out.",
+            )
+    return [example.labels for example in examples]
 
 
 def _unrolled(

@@ -244,6 +244,8 @@ def test_arguments() -> None:
         model.predict([], policy=Quantile(0.5))
     with refused("policy", type_error=True):
         model.predict([], policy="quantile")
+    with refused("dtype", "torch.bfloat16", type_error=True):
+        model.predict([], dtype="bfloat16")
     for batch in ({"inputs": torch.randn(3, WIDTH)}, 5):
         with refused("dataset", type_error=True):
             model.predict(batch)

@@ -168,3 +168,13 @@ def test_what_is_refused() -> None:
         model.record(some, batch_size=ROWS, sort_by_length=False)
     with refused("batch_size", "0"):
         model.record(rows, batch_size=0)
+
+
+def test_labels_that_are_names_are_refused() -> None:
+    toy = make_toy("shared")
+    model = wrap(toy).eval()
+    inputs, context = toy.batch(4)
+    rows = [(inputs[row], {"labels": "yes", **{k: v[row] for k, v in context.items()}}) for row in range(4)]
+    with refused("dataset[0]", "labels", "a number", "Map names of classes"):
+        model.record(rows)
+    assert len(model.predict(rows)) == 4  # which needs none

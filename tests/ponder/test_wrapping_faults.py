@@ -173,6 +173,16 @@ def test_misspelt_arguments_of_a_call_are_refused() -> None:
     assert model.eval()(x, gain=labels).outputs.shape == (2, 3)  # no near miss of any name
 
 
+def test_names_that_nothing_takes_are_refused() -> None:
+    model = ponder.PonderWrapper(lambda hidden, scale=None: hidden + 1, 3, head=nn.Linear(WIDTH, 3)).eval()
+    x = torch.randn(2, WIDTH)
+    with refused("idx", "none of them names", "nothing would read it"):
+        model(x, idx=torch.arange(2))
+    with refused("scales", "Did you mean 'scale'?"):
+        model(x, scales=torch.ones(2))
+    assert model(x, scale=torch.ones(2)).outputs.shape == (2, 3)
+
+
 def test_a_name_that_a_step_spells_out_is_no_misspelling() -> None:
     def step(hidden: Tensor, label: Tensor) -> Tensor:
         return hidden + label[:, None]

@@ -74,6 +74,19 @@ def test_an_export_answers_as_the_folder_does(fitted: Path, exported: Path, tmp_
     assert {row["label"] for row in told["onnx"]} <= {"no", "yes"}
 
 
+def test_without_a_level_an_export_promises_what_the_folder_does(fitted: Path, tmp_path: Path) -> None:
+    model = FinetunedClassifier.from_pretrained(fitted)
+    rows = [{"input_ids": ids_of(text)} for text in sentences(900, seed=3)]
+    assert fit_exits(model, rows, disagreement=0.2, epochs=1).met
+    model.save_pretrained(tmp_path / "exits")
+    save_tokenizer(tmp_path / "exits")
+    path = table(tmp_path / "t.csv", [[text] for text in sentences(900, seed=4)])
+    done = run("export", tmp_path / "exits", "--texts", path, "--out", tmp_path / "fp32", "--json")
+    assert done.exit_code == 0, done.output
+    assert "on all but 20%" in json.loads(done.stdout)["statement"]
+    assert export._promised(Confidence(0.9)) == 0.01
+
+
 def test_after_quantisation_the_threshold_is_chosen_again_against_fp32_at_full_depth(
     fitted: Path, tmp_path: Path
 ) -> None:
