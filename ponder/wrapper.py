@@ -520,7 +520,7 @@ class PonderWrapper(EarlyExitModel):
 
     def _tell_of_certificate(self) -> None:
         """Warn, once a policy, where training changes the weights that its certificate is about."""
-        if isinstance(self._policy, Certified) and self._told_of is not self._policy:
+        if self._told_of is not self._policy and _is_certified(self._policy):
             self._told_of = self._policy
             warnings.warn(
                 "The policy of this model was certified for the weights before this training, and what is promised "
@@ -584,6 +584,10 @@ class PonderWrapper(EarlyExitModel):
 
 
 torch.export.register_dataclass(PonderOutput)
+
+
+def _is_certified(policy: ExitPolicy) -> bool:
+    return isinstance(policy, Certified) or any(map(_is_certified, policy.parts()))
 
 
 class _FullDepth:

@@ -7,6 +7,7 @@ and import it before you build a model (or name it in the entry-point group ``po
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -56,6 +57,11 @@ class Adapter(ABC):
         The context has ``token_mask``, `(batch, length)` and 1 at real positions, or None: readouts take it.
         """
 
+    @property
+    def argument_names(self) -> frozenset[str]:
+        """The names of what `stem` reads."""
+        return frozenset(inspect.signature(self.stem).parameters)
+
     @abstractmethod
     def steps(self) -> Steps:
         """The layers as steps."""
@@ -93,6 +99,11 @@ class AdapterStem(nn.Module):
         super().__init__()
         self.encoder = adapter.encoder
         self.adapter = adapter
+
+    @property
+    def argument_names(self) -> frozenset[str]:
+        """The names of what the adapter's stem reads."""
+        return self.adapter.argument_names
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tree, dict[str, Any]]:
         """See `Adapter.stem`."""

@@ -73,6 +73,11 @@ class CapturedAdapter(Adapter):
         """See `Adapter.main_input`."""
         return str(self.encoder.main_input_name)
 
+    @property
+    def argument_names(self) -> frozenset[str]:
+        """What the encoder reads; token types are taken, and left out where it has none."""
+        return self._takes | {"token_type_ids"}
+
     def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
         """See `Adapter.stem`; token types are left out where the encoder has none."""
         if "token_type_ids" not in self._takes:

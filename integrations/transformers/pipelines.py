@@ -69,7 +69,7 @@ def pipeline(task: str, model: str | PathLike[str] | PreTrainedModel, **argument
         )
     build: Any = transformers.pipeline
     made: Pipeline = build(name, model, pipeline_class=_PIPELINES[name], **arguments)
-    if not isinstance(made.model, PonderPreTrainedModel):
+    if not any(isinstance(module, PonderPreTrainedModel) for module in made.model.modules()):
         raise ArgumentTypeError(
             "model",
             expected="a model of this package",

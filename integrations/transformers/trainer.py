@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput
 
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.heads import check_heads_learn
@@ -26,6 +27,7 @@ from ponder.wrapper import PonderWrapper
 __all__ = ["PonderTrainer"]
 
 _END = "end"  # in the folder of a stage: the weights with which it ended
+_BEGAN = "began"  # in that of the first: what is older is of another run
 
 
 class PonderTrainer(Trainer):
@@ -114,6 +116,8 @@ class PonderTrainer(Trainer):
         if apart and not resume_from_checkpoint and self.is_world_process_zero():
             for own in folders:  # what a run of before ended with is no state to go on from
                 shutil.rmtree(os.path.join(own, _END), ignore_errors=True)
+            os.makedirs(folders[0], exist_ok=True)
+            Path(folders[0], _BEGAN).touch()
         found = None
         try:
             for stage, self.args.output_dir in list(zip(stages, folders, strict=True))[first:]:
@@ -125,7 +129,7 @@ class PonderTrainer(Trainer):
                 checkpoint = None
                 model.finish_stage(stage)
                 if apart and stage is not stages[-1] and self.args.save_strategy != "no":
-                    self.save_model(os.path.join(self.args.output_dir, _END))
+                    self.save_model(os.path.join(self.args.output_dir, _END), _internal_call=True)
         finally:
             self.args.output_dir = folder
             for parameter, trained in before.items():
@@ -137,7 +141,8 @@ class PonderTrainer(Trainer):
         done = 0
         while done < len(folders) - 1 and os.path.isdir(os.path.join(folders[done], _END)):
             done += 1
-        checkpoint = get_last_checkpoint(folders[done]) if os.path.isdir(folders[done]) else None
+        began = Path(folders[done - 1], _END, "config.json") if done else Path(folders[0], _BEGAN)
+        checkpoint = _last_checkpoint(folders[done], began.stat().st_mtime_ns if began.is_file() else 0)
         if not done and checkpoint is None:
             raise ArgumentError(
                 "resume_from_checkpoint",
@@ -216,6 +221,16 @@ class PonderTrainer(Trainer):
             for decay in (True, False)
         ]
         return [part for part in parts if part["params"]]
+
+
+def _last_checkpoint(folder: str, after: int) -> str | None:
+    """The checkpoint with the most steps that was written at that time (in nanoseconds) or later; None without any."""
+    found = {
+        int(path.parent.name.rpartition("-")[2]): str(path.parent)
+        for path in Path(folder).glob("checkpoint-*/trainer_state.json")
+        if path.stat().st_mtime_ns >= after
+    }
+    return found[max(found)] if found else None
 
 
 def _wrapper_in(model: Any) -> PonderWrapper | None:

@@ -223,11 +223,11 @@ def diagnose(
     rows, num_steps = values.shape
     grids = _policy_grids(trajectory, compare)
     exits = {name: grid.exit_steps(trajectory).cpu() for name, grid in grids.items()}
-    policies = {_name(name, grid, place): p for name, grid in grids.items() for place, p in enumerate(grid.policies)}
+    policies = {repr(policy): policy for grid in grids.values() for policy in grid.policies}
     tried = {
         name: [
-            (float(left.double().mean()), _score(values, left), _name(name, grid, place))
-            for place, left in enumerate(exits[name])
+            (float(left.double().mean()), _score(values, left), repr(policy))
+            for policy, left in zip(grid.policies, exits[name], strict=True)
         ]
         for name, grid in grids.items()
     }
@@ -322,10 +322,6 @@ def _policy_grids(
     return made
 
 
-def _name(kind: str, grid: PolicyGrid, place: int) -> str:
-    return f"{kind}({grid.threshold}={grid.values[place]:.6g})"
-
-
 def _cheapest_step(values: Tensor) -> int:
     """The first step that is not clearly worse than the best one: by less than 1.96 standard errors, row by row."""
     best = values.mean(0).argmax()
@@ -348,7 +344,8 @@ def _steps(static: Mapping[int, float], num_steps: int) -> list[tuple[int, float
 
 def _patience_on_numbers(trajectory: Recording) -> PolicyGrid:
     """Patience of one step, with tolerances between the changes that the steps make."""
-    changes = trajectory.outputs.detach().double().diff(dim=1).abs().flatten(2).amax(2).flatten()
+    changes = trajectory.outputs.detach().double().diff(dim=1).abs()
+    changes = (changes.flatten(2).amax(2) if changes.dim() > 2 else changes).flatten()
     places = torch.linspace(0, len(changes) - 1, _TOLERANCES).long()
     values = changes.sort().values[places.to(changes.device)].unique().tolist()
     tolerances = tuple(value for value in values if value > 0.0) or (1.0,)
@@ -413,14 +410,15 @@ def _gain(
     found = {name: place for name, place in places.items() if place is not None}
     blind = frontiers["blind"]
     blind_step = max(range(1, int(mean_step + 1e-9) + 1), key=lambda step: scores[step - 1])
+    static = frontiers.get("static")
+    cut = None if static is None else static.best_within(mean_step)
+    of_cut = math.nan if static is None or cut is None else static.scores[cut]
     if not found:
         nothing = (f"none within {mean_step:.2f} steps", math.nan, blind.mixed(mean_step), blind_step)
-        return Gain(speedup, *nothing, math.nan, math.nan, math.nan, math.nan, math.nan)
+        return Gain(speedup, *nothing, math.nan, of_cut, math.nan, math.nan, math.nan)
     best = max(found, key=lambda name: frontiers[name].scores[found[name]])
     frontier, place = frontiers[best], found[best]
     step = frontier.steps[place]
-    static = frontiers.get("static")
-    cut = None if static is None else static.best_within(mean_step)
     gains = bootstrap.gains(mean_step)
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.quantile(gains, quantiles).tolist() if len(gains) else (math.nan, math.nan)
@@ -431,7 +429,7 @@ def _gain(
         blind.mixed(step),
         blind_step,
         frontiers["oracle"].mixed(step),
-        math.nan if static is None or cut is None else static.scores[cut],
+        of_cut,
         float(gains.mean()) if len(gains) else math.nan,
         low,
         high,

@@ -88,7 +88,7 @@ class PolicyGrid:
         if len(reached) > _BETWEEN:
             reached = reached[torch.linspace(0, len(reached) - 1, _BETWEEN).long()]
         reached = reached.unique()
-        middles = ((reached[1:] + reached[:-1]) / 2.0).tolist()
+        middles = [_between(low, high) for low, high in itertools.pairwise(reached.tolist())]
         return middles if free.tunable.higher_exits_later else [-value for value in reversed(middles)]
 
     def _free(self) -> ThresholdPolicy | None:
@@ -106,6 +106,12 @@ class PolicyGrid:
             )
         except ArgumentError:  # the values mean nothing to this leaf
             return False
+
+
+def _between(low: float, high: float) -> float:
+    """A number between two others, with as few digits as tell it from both."""
+    middle = (low + high) / 2.0
+    return next((short for digits in range(1, 17) if low < (short := round(middle, digits)) < high), middle)
 
 
 def as_policy_grid(

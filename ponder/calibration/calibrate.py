@@ -152,7 +152,7 @@ def calibrate(
     outcome = (
         f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
         if chosen is None
-        else f"{curve.threshold} = {point.threshold:.6g}"
+        else f"{curve.threshold} = {point.threshold!r}"
     )
     statement = (
         f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "

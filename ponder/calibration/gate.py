@@ -24,7 +24,7 @@ from ponder.trajectory import Trajectory
 __all__ = ["fit_gate", "staying_pays"]
 
 Target = Literal["gain", "error", "agreement", "unsettled"]
-_NOISE = 1e-5
+_NOISE = 1e-6
 _TARGETS = ("gain", "error", "agreement", "unsettled")
 
 

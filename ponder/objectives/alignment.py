@@ -11,6 +11,7 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.parts.tasks import fits_positions
 
 __all__ = ["Alignment"]
 
@@ -46,7 +47,7 @@ class Alignment(Objective):
         if features.shape[1] == 1:
             return 0.0 * unrolled.losses[:, -1]
         distance = 1.0 - F.cosine_similarity(features[:, :-1], features[:, -1:].detach(), dim=-1)
-        if unrolled.mask is not None and distance.dim() == 3:
+        if unrolled.mask is not None and fits_positions(unrolled.mask, distance, dim=2):
             inside = unrolled.mask.unsqueeze(1).expand_as(distance)
             return self.weight * torch.where(inside, distance, 0.0).sum((1, 2)) / inside.sum((1, 2))
         return self.weight * distance.flatten(1).mean(1)

@@ -118,7 +118,7 @@ class Task(ABC):
             mask: Which positions count, `(batch, length)` bool; None for all.
         """
         nan = outputs.isnan()
-        if self.per_position and mask is not None:
+        if mask is not None and self.per_position and fits_positions(mask, outputs):
             nan = nan.flatten(2).any(2) & mask
         return ~(nan.flatten(1).any(1) if nan.dim() > 1 else nan)
 
@@ -482,7 +482,7 @@ class Span(Task):
         return torch.where((labels >= 0) & (labels < outputs.shape[1]), labels.long(), IGNORED_LABEL)
 
     def without_padding(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None or outputs.dim() < 3:
+        if mask is None or not fits_positions(mask, outputs, dim=outputs.dim() - 2):
             return outputs
         beyond = ~mask.view(mask.shape[0], *[1] * (outputs.dim() - 3), mask.shape[1], 1)
         return outputs.masked_fill(beyond, self.blank)
@@ -599,6 +599,17 @@ def infer_task(outputs: Tensor, labels: Tensor) -> Task:
     if labels.is_floating_point() or outputs.shape[-1] == 1:
         return _TASKS["regression"]
     return _TASKS["token_classification" if outputs.dim() == 3 else "classification"]
+
+
+def fits_positions(mask: Tensor | None, tensor: Tensor, dim: int = 1) -> bool:
+    """Whether a mask tells the positions in a dimension: where a stem makes others of them, nobody knows padding.
+
+    Args:
+        mask: `(batch, length)`, or None.
+        tensor: Batch first, of at least three dimensions where it has positions.
+        dim: The dimension.
+    """
+    return mask is not None and tensor.dim() > 2 and mask.shape[1] == tensor.shape[dim]
 
 
 def check_labelled(task: Task, labels: Tensor) -> None:

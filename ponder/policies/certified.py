@@ -16,7 +16,16 @@ __all__ = ["Certified"]
 
 
 def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_canonical(data), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _canonical(data: Any) -> Any:
+    """The same JSON with every number a float: some tools write 1.0 as 1."""
+    if isinstance(data, Mapping):
+        return {key: _canonical(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_canonical(value) for value in data]
+    return float(data) if isinstance(data, int) and not isinstance(data, bool) else data
 
 
 @registry.register("certified")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.validation import check_choice
+from ponder.parts.tasks import fits_positions
 from ponder.policies.base import StepView, registry
 from ponder.policies.counting import CountingPolicy
 
@@ -58,7 +59,9 @@ class Converged(CountingPolicy):
         if self.on == "answers":
             return super().compared(step)
         features = at_least_float32(step.features)
-        return features if step.mask is None else torch.where(step.mask.unsqueeze(-1), features, 0.0)
+        if step.mask is None or not fits_positions(step.mask, features):
+            return features
+        return torch.where(step.mask.unsqueeze(-1), features, 0.0)
 
     def answered(self, now: Tensor, step: StepView) -> Tensor:
         return super().answered(now, step) if self.on == "answers" else ~now.flatten(1).isnan().any(1)

@@ -16,6 +16,7 @@ from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.signals import confidence, energy, margin, negative_entropy
+from ponder.parts.tasks import fits_positions
 from ponder.policies.base import ModelSpec, PolicyBatch, StepView, ThresholdPolicy, registry
 from ponder.policies.threshold import Threshold
 
@@ -110,7 +111,7 @@ class GateReader:
 
 def _inside(output: Tensor, mask: Tensor | None) -> Tensor | None:
     """The mask of positions, for outputs `(batch, positions, …)` that have them; None where all count."""
-    return None if mask is None or output.dim() < 3 else mask
+    return mask if fits_positions(mask, output) else None
 
 
 def _greatest(values: Tensor, inside: Tensor | None) -> Tensor:

@@ -282,13 +282,6 @@ class _StageRun:
         started, options = time.perf_counter(), self.options
         length = _length(self.loader)
         total = None if length is None else length * options.epochs
-        if total is None and "progress" in stage.objective.needs:
-            raise ArgumentError(
-                "loader",
-                expected=f"a loader with a length: {stage.objective!r} reads how much of the training is done",
-                got=f"a {type(self.loader).__name__} without one",
-                remedy="Give its dataset a __len__, or train with another objective.",
-            )
         groups = parameter_groups(self.wrapper, options.lr, options.lambda_lr, options.head_lr, options.weight_decay)
         if not groups:
             raise ArgumentError(
@@ -340,7 +333,7 @@ class _StageRun:
         for given in self.loader:
             batch = read_batch(given, self.main_input).to(self.accelerator.device)
             done = rates.last_epoch
-            self.wrapper.progress = Progress(min(done, total or done), total or done + 1)
+            self.wrapper.progress = Progress(done if total is None else min(done, total), total)
             with self._autocast():
                 out = prepared(batch.inputs, labels=batch.labels, **batch.context)
             loss, seen = self._step(out, optimizer, f"{where}, step {len(losses) + 1}"), self._measured(out, batch)

@@ -622,6 +622,27 @@ def test_the_modules_own_arguments_are_no_misspelt_ones() -> None:
             model(x, table=ponder.Shared(table), **{name: ids})
 
 
+def test_what_a_module_hands_on_may_be_given() -> None:
+    class HandsOn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Positions()
+
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            return self.inner(*args, **kwargs)
+
+    x, table, ids = torch.randn(3, 5, WIDTH), torch.randn(5, WIDTH), torch.ones(3, 5)
+    given = {"x": x, "table": table, "input_ids": ids}
+    module = HandsOn()
+    parts = ponder.capture(module, given)
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity()).eval()
+    with torch.no_grad():
+        found = model(x, table=ponder.Shared(table), input_ids=ids, policy=LastStep()).outputs
+        torch.testing.assert_close(found, module(**given))
+    with pytest.raises(ArgumentError, match="nothing would read"):
+        model(x, table=ponder.Shared(table), idx=ids)
+
+
 def test_a_causal_mask_is_no_mask_of_rows() -> None:
     layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, dropout=0.0)
     encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()

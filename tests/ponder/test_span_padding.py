@@ -117,6 +117,25 @@ def test_a_watched_model_compares_spans_without_padding() -> None:
     assert sum(audited) > 0
 
 
+def test_a_mask_of_other_positions_than_those_of_the_outputs_says_nothing_of_them() -> None:
+    """Frames of samples: the stem makes one position of two."""
+
+    def frames(inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return inputs.unflatten(1, (-1, 2)).mean(2), {}
+
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(
+        [nn.Linear(WIDTH, WIDTH) for _ in range(4)], head=nn.Linear(WIDTH, 2), stem=frames, readout=readouts.identity,
+        task="span",
+    ).eval()  # fmt: skip
+    inputs, mask = torch.randn(3, 10, WIDTH), torch.ones(3, 10)
+    with torch.no_grad():
+        exits = model(inputs, attention_mask=mask, policy=policies.Patience(1)).exit_step
+        unrolled = model.unroll(inputs, attention_mask=mask, labels=torch.tensor([[1, 2]] * 3))
+    assert torch.equal(unrolled.replay(policies.Patience(1)).exit_step, exits)
+    assert unrolled.agreement().shape == unrolled.correct().shape == (3, 4)
+
+
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "features" not in p.needs], ids=repr)
 def test_the_contract_of_policies_holds_for_spans(policy: policies.ExitPolicy) -> None:
     check_policy(policy, task="span")

@@ -270,8 +270,9 @@ def test_inputs_are_batch_first_tensors(training: bool) -> None:
     ],
 )
 def test_context_that_is_not_batch_first_is_named(training: bool, context, path: str) -> None:
+    model = ponder.PonderWrapper(lambda hidden, bias: hidden, 3, head=nn.Linear(WIDTH, 2))
     with refused(path, "(3, …)", "ponder.Shared"):
-        plain().train(training)(torch.zeros(3, WIDTH), **context)
+        model.train(training)(torch.zeros(3, WIDTH), **context)
 
 
 def test_stems_and_steps_that_change_the_batch_are_named() -> None:
@@ -380,3 +381,6 @@ def test_training_a_certified_model_warns_once() -> None:
     with pytest.warns(UserWarning, match="certified for the weights before this training"):
         model.train()(inputs, labels=labels, **context)
     model(inputs, labels=labels, **context)  # not again
+    model.policy = model.policy.before(2)
+    with pytest.warns(UserWarning, match="certified for the weights"):
+        model(inputs, labels=labels, **context)

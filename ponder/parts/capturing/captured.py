@@ -126,8 +126,8 @@ class CapturedStem(nn.Module):
 
     @property
     def argument_names(self) -> frozenset[str]:
-        """The names of the module's own arguments, with which it may be called."""
-        return frozenset(inspect.signature(self.module.forward).parameters)
+        """The names of the module's own arguments, and of those that the example had, which it may hand on."""
+        return frozenset(inspect.signature(self.module.forward).parameters) | self.layered.given_names
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """Give h_0 and the context of the steps."""
@@ -164,7 +164,7 @@ def learn(
     output = seen.watched.output
     if isinstance(output, Mapping):
         layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
-    layered.module = module
+    layered.module, layered.given_names = module, frozenset(name for name in seen.given if isinstance(name, str))
     return layered
 
 

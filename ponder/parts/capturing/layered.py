@@ -121,6 +121,7 @@ class LayeredModule:
         self.padding: Padding | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
         self.lengths: dict[str, Along] = {}
+        self.given_names: frozenset[str] = frozenset()  # of the arguments of the example
         self._known: dict[Any, tuple[tuple[str, ...], tuple[Axis | None, ...]]] = {}
         self._kinds: dict[tuple[tuple[Axis | None, ...], tuple[torch.dtype, ...]], int] = {}
         paths = dict.fromkeys(call.path for call in calls)

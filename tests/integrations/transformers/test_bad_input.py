@@ -110,3 +110,13 @@ def test_an_encoder_without_a_token_for_padding(tmp_path: Path) -> None:
             torch.testing.assert_close(found.outputs, together, atol=1e-5, rtol=1e-4)
         model.save_pretrained(tmp_path / name)
         assert load(tmp_path / name).encoder.config.pad_token_id is None
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_names_that_the_encoder_does_not_read_are_refused_by_the_wrapper_too(name: str) -> None:
+    """`distilbert` is captured, whose stem takes any name; `bert` has an adapter."""
+    model = PonderForSequenceClassification.from_encoder(tiny_encoder(BY_NAME[name]), "pabee", num_labels=2).eval()
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with pytest.raises(ArgumentError, match="Did you mean 'attention_mask'"):
+        model.ponder(ids, atention_mask=mask)
+    assert len(model.ponder(ids, attention_mask=mask, token_type_ids=torch.zeros_like(ids)).outputs) == 2

@@ -21,8 +21,11 @@ from ponder.integrations.transformers import (
     PonderForTokenClassification,
     PonderModel,
     PonderTrainer,
+    pipeline,
 )
+from ponder.policies import FixedStep
 from tests.integrations.transformers import test_question_answering as spans
+from tests.integrations.transformers.encoders import make_tokenizer
 from tests.integrations.transformers.test_task_models import answers, batch_for, labels_for, make
 from tests.ponder.checks import refused
 
@@ -188,3 +191,10 @@ def test_a_wrapper_of_steps_is_looked_at_by_the_trainer_too(tmp_path: Path) -> N
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     with refused("modules_to_save", "a head that is frozen"):
         PonderTrainer(model=wrapped, args=arguments)
+
+
+def test_a_pipeline_runs_a_model_with_adapters() -> None:
+    model = make(PonderForSequenceClassification, "bert").eval()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    classify = pipeline("text-classification", adapted.eval(), tokenizer=make_tokenizer(), policy=FixedStep(2))
+    assert classify("a b c", exit_step=True)[0]["exit_step"] == 2

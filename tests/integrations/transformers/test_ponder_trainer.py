@@ -619,12 +619,24 @@ def test_one_call_trains_all_stages(tmp_path: Path) -> None:
 class Cut(TrainerCallback):
     """Ends the process, as it were, at a step of a stage."""
 
-    def __init__(self, stage: int, step: int) -> None:
-        self.stage, self.step = stage, step
+    def __init__(self, stage: int, step: int, before_it_is_saved: bool = False) -> None:
+        self.stage, self.step, self.before = stage, step, before_it_is_saved
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.before and args.output_dir.endswith(f"stage-{self.stage}"):
+            raise KeyboardInterrupt
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith(f"stage-{self.stage}") and state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class Counts(TrainerCallback):
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(Path(args.output_dir).name)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -653,6 +665,17 @@ def test_stages_go_on_where_they_were_cut_off(stage: int, tmp_path: Path) -> Non
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6, msg=name)
     assert all(weight.requires_grad for weight in again.model.parameters())
     assert [path.parent.name for path in (tmp_path / "cut").glob("stage-*/end")] == ["stage-1"]
+    other = trainer(tmp_path / "cut")
+    other.args.num_train_epochs = 1
+    other.add_callback(Cut(2, step=1, before_it_is_saved=True))
+    with pytest.raises(KeyboardInterrupt):
+        other.train()
+    left = trainer(tmp_path / "cut")
+    left.args.num_train_epochs = 1
+    steps: list[str] = []
+    left.add_callback(Counts(steps))
+    left.train(resume_from_checkpoint=True)
+    assert steps == ["stage-2"] * (EXAMPLES // BATCH), "the checkpoints of the run before are no state to go on from"
     once_more = trainer(tmp_path / "cut")
     once_more.args.max_steps = 1
     once_more.add_callback(Cut(1, step=1))

@@ -190,6 +190,10 @@ def test_thresholds_are_tried_where_a_sure_model_tells_rows_apart() -> None:
     found = ponder.diagnose(trajectory, policies.Confidence, speedups=(1.5,), samples=50)
     assert found.verdict.startswith("Early exits pay")
     assert found.gains[0].score > 0.99
+    named = eval(found.gains[0].policy, vars(policies))  # what it names does what it says
+    right = trajectory.replay(named).outputs.argmax(-1) == trajectory.labels
+    assert right.double().mean().item() == pytest.approx(found.gains[0].score)
+    assert repr(named) in found.verdict
     for families in (policies.Confidence, [policies.Confidence]):
         calibration = ponder.calibrate(trajectory, families, at_most_steps=3.6)
         assert calibration.point.score > 0.99
@@ -211,9 +215,21 @@ def test_numbers_without_hazards_are_tried_with_tolerances() -> None:
     found = ponder.diagnose(numbers(), samples=100)
     assert set(found.frontiers) == {"Patience", "blind", "oracle"}
     assert found.verdict.startswith("Early exits pay")
-    assert "Patience(tolerance=" in found.gains[1].policy
+    assert "Patience(patience=1, tolerance=" in found.gains[1].policy
     by_hand = ponder.diagnose(numbers(), policies.Patience(1, tolerance=0.2), samples=100)
     assert found.gains[1].score >= by_hand.gains[1].score - 1e-9
+
+
+def test_numbers_without_a_dimension_of_their_own() -> None:
+    flat = dataclasses.replace(numbers(), outputs=numbers().outputs.squeeze(-1))
+    assert ponder.diagnose(flat, samples=50).gains[1].score == ponder.diagnose(numbers(), samples=50).gains[1].score
+
+
+def test_where_no_policy_is_cheap_enough_the_cut_encoder_is_told_of() -> None:
+    trajectory = make(rows=200, num_steps=3)
+    found = ponder.diagnose(trajectory, policies.Patience(1), speedups=(3.0,), static={1: 0.99}, samples=20)
+    assert found.verdict.startswith("No policy that was tried is cheap enough")
+    assert found.verdict.endswith("; at ×3 the encoder cut and trained so scores 0.9900.")
 
 
 def test_the_cut_encoder_is_told_of_where_no_policy_pays() -> None:

@@ -361,3 +361,18 @@ def test_what_differs_by_rounding_alone_teaches_nothing(signal: str) -> None:
     exact = dataclasses.replace(fresh, outputs=fresh.outputs.double(), hazard_logits=fresh.hazard_logits.double())
     same = fresh.replay(gate).exit_step == exact.replay(gate).exit_step
     assert float(same.double().mean()) > 0.999
+
+
+def test_a_sure_models_confidence_teaches_a_gate() -> None:
+    """Right answers differ from wrong ones by a hundred-thousandth, which is much more than rounding."""
+    g = torch.Generator().manual_seed(0)
+    labels, right = torch.randint(2, (2000,), generator=g), torch.rand(2000, 2, generator=g) < 0.8
+    right[:, 1] = True
+    margins = torch.where(right, 13.2, 11.4) + 0.3 * torch.randn(2000, 2, generator=g)
+    given = torch.where(right, labels[:, None], 1 - labels[:, None])
+    outputs = torch.nn.functional.one_hot(given, 2) * margins.unsqueeze(-1)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(2000), labels=labels, task="classification")
+    gate = fit_gate(trajectory, "error", signals=("confidence",))
+    exits = trajectory.replay(gate)
+    assert (exits.outputs.argmax(-1) == labels).double().mean() > 0.95
+    assert exits.exit_step.double().mean() < 1.6

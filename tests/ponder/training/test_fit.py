@@ -254,8 +254,11 @@ class TestBatches:
         assert len(fit(make(), DataLoader(Endless(), batch_size=4), schedule="constant").stages[0].epochs) == 2
         staged = make()
         staged.stages = (recipes.Stage(objectives.SimulatedExits()),)
-        with refused("loader", "how much of the training is done", "SimulatedExits"):
+        with pytest.raises(ponder.PonderError, match="how much of the training is done"):
             fit(staged, DataLoader(Endless(), batch_size=4), schedule="constant")
+        turns = objectives.Alternating(objectives.FinalStep(), objectives.DeepSupervision("uniform"))
+        staged.stages = (recipes.Stage(turns),)  # which reads no share
+        assert len(fit(staged, DataLoader(Endless(), batch_size=4), schedule="constant").stages[0].epochs) == 2
 
 
 class TestFaults:
