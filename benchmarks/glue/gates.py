@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -27,10 +27,10 @@ from benchmarks.metrics import answers
 from ponder import Trajectory
 from ponder._utils.files import read_json, write_json
 from ponder.analysis.frontiers import blind_frontier
-from ponder.analysis.policy_grid import as_policy_grid
+from ponder.analysis.policy_grid import PolicyGrid, as_policy_grid, patience_on_numbers
 from ponder.calibration import fit_gate
 from ponder.errors import ArgumentError
-from ponder.policies import Confidence, Energy, Entropy, ExitPolicy, Margin
+from ponder.policies import Confidence, Energy, Entropy, ExitPolicy, Margin, Quantile
 from ponder.policies.gate import default_signals
 
 __all__ = ["FORMAT", "compare", "measure", "rows_of"]
@@ -47,19 +47,21 @@ _TARGETS: dict[str, dict[str, Any]] = {
     "error": {"target": "error"},
     "gain": {"target": "gain", "delta": 0.1},
 }
+_MODELS: tuple[Literal["logistic", "boosted"], ...] = ("logistic", "boosted")
+_DELTAS = (0.1, 0.3)  # of the squared error
 
 
 def measure(kept: KeptModel, folder: Path | None, out: Path) -> Path:
     """Compare policies on a kept model's dev, write `<out>/<key>.json`, and return its path.
 
     Args:
-        kept: The model: of a task of classes, and trained with a part of train held out.
+        kept: The model, trained with a part of train held out.
         folder: The folder of its task's data; None for the hub, where the task has one.
         out: Folder of results.
     """
     config, task = kept.config, tasks.get(kept.config.task)
-    if task.kind != "classification" or config.selection != "held_out":
-        expected, got = "a model of a task of classes that held out a part of train", f"{config.key} ({task.kind})"
+    if config.selection != "held_out":
+        expected, got = "a model whose training held out a part of train", f"{config.key} ({config.selection})"
         raise ArgumentError("--model", expected=expected, got=got, remedy="Leave it out.")
     check_writable(out, "--out")
     ready = prepare(config, task.load(folder, ["train", *task.dev_splits]))
@@ -107,17 +109,31 @@ def compare(
     labels, steps = dev.labels, [dev.num_steps / speed_up for speed_up in SPEED_UPS]
     blind = blind_frontier(score(outputs, labels) for outputs in dev.outputs.unbind(1))
     found: dict[str, list[float | None]] = {"blind": [blind.mixed(step) for step in steps]}
-    ways = [(name, policy, dev) for name, policy in _policies(fitting)]
-    ways += [(f"ensemble, {name}", _CERTAINTIES["confidence"], of) for name, of in ensembles(fitting, dev)]
-    for name, policy, of in ways:
-        curve = of.sweep(policy, as_policy_grid(policy, None, of, look=True).values, metric=score)
+    for name, like, of in _of_numbers(fitting, dev) if dev.meaning.numbers else _of_classes(fitting, dev):
+        grid = like if isinstance(like, PolicyGrid) else as_policy_grid(like, None, of, look=True)
+        curve = of.sweep(dict(zip(grid.values, grid.policies, strict=True)).__getitem__, grid.values, metric=score)
         found[name] = [score_at(curve, step) for step in steps]
     return {name: [None if it is None else round(it, 6) for it in scores] for name, scores in found.items()}
 
 
-def _policies(fitting: Trajectory) -> Iterator[tuple[str, ExitPolicy]]:
-    yield from _CERTAINTIES.items()
+_Way = tuple[str, ExitPolicy | PolicyGrid, Trajectory]
+
+
+def _of_classes(fitting: Trajectory, dev: Trajectory) -> Iterator[_Way]:
+    for name, policy in _CERTAINTIES.items():
+        yield name, policy, dev
     signals = default_signals(True, fitting.hazard_logits is not None)
-    for (target, options), model in itertools.product(_TARGETS.items(), ("logistic", "boosted")):
-        yield f"gate, {target}, {model}", fit_gate(fitting, **options, model=model, signals=signals)
-    yield "gate, agreement, logistic, features", fit_gate(fitting, "agreement", signals=(*signals, "hidden"))
+    for (target, options), model in itertools.product(_TARGETS.items(), _MODELS):
+        yield f"gate, {target}, {model}", fit_gate(fitting, **options, model=model, signals=signals), dev
+    yield "gate, agreement, logistic, features", fit_gate(fitting, "agreement", signals=(*signals, "hidden")), dev
+    for name, averaged in ensembles(fitting, dev):
+        yield f"ensemble, {name}", _CERTAINTIES["confidence"], averaged
+
+
+def _of_numbers(fitting: Trajectory, dev: Trajectory) -> Iterator[_Way]:
+    yield "patience, by tolerance", patience_on_numbers(dev), dev
+    if dev.hazard_logits is not None:
+        yield "q-exit", Quantile(0.5), dev
+    signals = default_signals(False, fitting.hazard_logits is not None)
+    for delta, model in itertools.product(_DELTAS, _MODELS):
+        yield f"gate, gain of {delta:g}, {model}", fit_gate(fitting, delta=delta, model=model, signals=signals), dev

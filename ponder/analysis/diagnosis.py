@@ -14,7 +14,7 @@ from torch import Tensor
 from ponder._utils.validation import check_int, check_real
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
-from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
+from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid, patience_on_numbers
 from ponder.engine.replay import replay
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_evaluated, check_has_rows
@@ -24,7 +24,6 @@ from ponder.policies.base import ExitPolicy
 
 __all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain", "diagnose"]
 
-_TOLERANCES = 41
 _TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
 
 
@@ -307,7 +306,7 @@ def _policy_grids(
             except ArgumentError:  # not for this task, or not without a Lambda head
                 continue
         if trajectory.meaning.numbers:
-            found["Patience"] = _patience_on_numbers(trajectory)
+            found["Patience"] = patience_on_numbers(trajectory)
         return found
     listed = list(compare) if isinstance(compare, Sequence) else [compare]
     if not listed:
@@ -340,16 +339,6 @@ def _steps(static: Mapping[int, float], num_steps: int) -> list[tuple[int, float
         check_int("static", step, 1, num_steps, remedy=remedy)
         check_real(f"static[{step}]", static[step], -math.inf, remedy=remedy)
     return sorted(static.items())
-
-
-def _patience_on_numbers(trajectory: Recording) -> PolicyGrid:
-    """Patience of one step, with tolerances between the changes that the steps make."""
-    changes = trajectory.outputs.detach().double().diff(dim=1).abs()
-    changes = (changes.flatten(2).amax(2) if changes.dim() > 2 else changes).flatten()
-    places = torch.linspace(0, len(changes) - 1, _TOLERANCES).long()
-    values = changes.sort().values[places.to(changes.device)].unique().tolist()
-    tolerances = tuple(value for value in values if value > 0.0) or (1.0,)
-    return PolicyGrid("tolerance", tolerances, tuple(Patience(1, tolerance=each) for each in tolerances))
 
 
 class _Bootstrap:

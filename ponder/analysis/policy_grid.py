@@ -16,11 +16,13 @@ from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy
+from ponder.policies.patience import Patience
 from ponder.policies.threshold import Threshold
 
-__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of"]
+__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of", "patience_on_numbers"]
 
 _BETWEEN = 201
+_TOLERANCES = 41
 PolicyGridLike = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
 
 
@@ -146,6 +148,16 @@ def as_policy_grid(
     for policy in made:
         check_replay(trajectory, policy)
     return PolicyGrid("threshold" if declared is None else declared.field, tuple(values), tuple(made))
+
+
+def patience_on_numbers(trajectory: Recording) -> PolicyGrid:
+    """Patience of one step, with tolerances between the changes that the steps make."""
+    changes = trajectory.outputs.detach().double().diff(dim=1).abs()
+    changes = (changes.flatten(2).amax(2) if changes.dim() > 2 else changes).flatten()
+    places = torch.linspace(0, len(changes) - 1, _TOLERANCES).long()
+    values = changes.sort().values[places.to(changes.device)].unique().tolist()
+    tolerances = tuple(value for value in values if value > 0.0) or (1.0,)
+    return PolicyGrid("tolerance", tolerances, tuple(Patience(1, tolerance=each) for each in tolerances))
 
 
 def grids_of(policy: ExitPolicy, trajectory: Recording, count: int) -> Iterator[PolicyGrid]:

@@ -1,6 +1,7 @@
 """Gates that are fitted to kept models, beside certainties at the same mean exit step."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,7 +95,35 @@ def test_fitted_weights_leave_out_what_is_wrong():
     assert float(weights[2, 0]) < 0.01
 
 
-def test_a_model_without_classes_is_refused(kept, glue_dir, tmp_path):
-    with pytest.raises(ArgumentError, match="--model: expected a model of a task of classes"):
-        measure(load_kept(kept["STS-B"]), glue_dir, tmp_path)
-    assert not list(tmp_path.iterdir())
+def numbers(seed, count=300):
+    """Three steps of one number: the first is far off in half of the rows, and then the second moves it."""
+    generator = torch.Generator().manual_seed(seed)
+    labels, off = torch.randn(count, generator=generator), torch.rand(count, generator=generator) < 0.5
+    first = labels + torch.where(off, 3.0, 0.01) * torch.randn(count, generator=generator)
+    outputs = torch.stack([first, labels + 0.01, labels], 1).unsqueeze(-1)
+    hazards = torch.where(off, -4.0, 4.0).unsqueeze(1).expand(count, 3).clone()
+    return Trajectory(outputs, hazards, torch.arange(count), labels=labels, task="regression")
+
+
+def error(outputs, labels):
+    return -float(((outputs.squeeze(-1) - labels) ** 2).mean())
+
+
+def test_of_numbers_a_lambda_head_that_knows_is_ahead():
+    found = compare(numbers(0), numbers(1), error)
+    gates = [f"gate, gain of {delta}, {model}" for delta in ("0.1", "0.3") for model in ("logistic", "boosted")]
+    assert list(found) == ["blind", "patience, by tolerance", "q-exit", *gates]
+    assert found["q-exit"][1] > found["blind"][1] + 1.0
+    assert found[gates[0]][1] > found["blind"][1] + 1.0
+    assert found["patience, by tolerance"][2] is None  # it cannot leave at the first step
+
+
+def test_models_of_numbers_are_measured_and_those_that_held_out_nothing_refused(kept, glue_dir, tmp_path):
+    made = json.loads(measure(load_kept(kept["STS-B"]), glue_dir, tmp_path).read_text())
+    assert "patience, by tolerance" in made["scores"]
+    assert "q-exit" not in made["scores"]  # it has no Lambda head
+    model = load_kept(kept["RTE"])
+    on_dev = replace(model, config=replace(model.config, selection="dev"))
+    with pytest.raises(ArgumentError, match="--model: expected a model whose training held out a part of train"):
+        measure(on_dev, glue_dir, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
