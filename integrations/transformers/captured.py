@@ -75,8 +75,8 @@ class CapturedAdapter(Adapter):
 
     @property
     def argument_names(self) -> frozenset[str]:
-        """What the encoder reads; token types are taken, and left out where it has none."""
-        return self._takes | {"token_type_ids"}
+        """What the encoder reads; the mask is for readouts too, and token types are left out where it has none."""
+        return self._takes | {"attention_mask", "token_type_ids"}
 
     def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
         """See `Adapter.stem`; token types are left out where the encoder has none."""

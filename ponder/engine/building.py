@@ -184,9 +184,9 @@ def _dry_run(
         with evaluating(probe), torch.no_grad():
             return probe.exits(inputs, context, FixedStep(1)).outputs
     except (ArgumentError, ArgumentTypeError) as error:
-        if error.argument != "inputs":
+        if error.argument != "inputs" and error.argument not in context:
             raise
-        raise _not_an_example(str(error.got)) from error
+        raise _not_an_example(error.got) from error
     except PonderError:  # some are errors of these kinds too
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:

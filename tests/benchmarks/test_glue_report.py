@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import statistics
 import xml.etree.ElementTree as ElementTree
@@ -27,6 +28,7 @@ from benchmarks.glue.sweeping import suite as suites
 from benchmarks.metrics import pack
 from benchmarks.tables import mark
 from ponder import Trajectory, policies
+from ponder.analysis.sweeps import Curve, Point
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
 from ponder.pages import Figure, Page, Table
@@ -588,3 +590,17 @@ def test_a_run_is_made_once_more_for_a_model_that_is_gone(backbone, glue_dir, tm
     run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "models", progress=False)
     run(settings, glue_dir, tmp_path / "out", tmp_path / "work", models=tmp_path / "other", progress=False)
     assert (tmp_path / "other" / settings.key / "glue.json").exists()
+
+
+def test_seeds_whose_runs_tried_other_thresholds_are_drawn_on_one_grid():
+    def curve(points):
+        made = tuple(Point(t, s, 2.0 * s, s / 2, 1.0) for t, s in points)
+        return Curve("q", "score", made, (), Point(math.nan, 1.0, 6.0, 1.0, 1.0))
+
+    coarse, fine = curve([(0.0, 0.1), (0.5, 0.6), (1.0, 0.8)]), curve([(0.0, 0.2), (0.25, 0.3), (1.0, 0.9)])
+    assert figures.on_one_grid([coarse, coarse]) == [coarse, coarse]
+    one, other = figures.on_one_grid([coarse, fine])
+    assert [p.threshold for p in one.points] == [p.threshold for p in other.points] == [0.0, 0.25, 0.5, 1.0]
+    assert [p.score for p in one.points] == pytest.approx([0.1, 0.35, 0.6, 0.8])
+    assert [p.score for p in other.points] == pytest.approx([0.2, 0.3, 0.5, 0.9])
+    assert [p.mean_exit_step for p in one.points] == pytest.approx([0.2, 0.7, 1.2, 1.6])

@@ -140,10 +140,13 @@ def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> Non
     tasks = sorted(task for task, it in summary["minilm"]["2"]["tasks"].items() if it["ponder"])
     assert len(tasks) == 7
     gaps = {(goal.rival, goal.speed_up): (known(goal.gap_in(pays, tasks)), goal.gap) for goal in GOALS[:5]}
-    says("`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and ahead of the encoder that was cut,")
+    says(
+        "`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and ahead of the encoder that was cut, at ×1.5 by "
+        "what was asked."
+    )
     assert abs(gaps[BLIND, 1.5][0]) < 0.15
     assert all(0 < found < asked for (_, speed_up), (found, asked) in gaps.items() if speed_up > 1.5)
-    assert 0 < gaps["static", 1.5][0] < 0.5
+    assert gaps["static", 1.5][0] >= 0.5
     for macro in faster:
         assert macro["palbert"] < macro["blind"]
     assert once["pabee"] == max(score for score in once.values() if score is not None)

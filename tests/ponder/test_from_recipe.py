@@ -154,7 +154,7 @@ def test_bad_input_is_named() -> None:
         (torch.randn(2, WIDTH + 1), "cannot be multiplied"),
         (torch.randn(2, WIDTH, dtype=torch.float64), "same dtype"),
         (torch.ones(2, WIDTH, dtype=torch.long), "same dtype"),
-        ({"hidden": torch.randn(2, WIDTH), "extra": torch.ones(2)}, "unexpected keyword argument"),
+        ({"hidden": torch.randn(2, WIDTH), "extra": torch.ones(2)}, "'extra', which none of them names"),
         ("rows", "str"),
         (None, "NoneType"),
     ],

@@ -331,8 +331,9 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize(("below", "waits"), [(None, 0), (1e-30, NUM_STEPS - 1)])
 def test_at_most_one_wait_a_step(below: float | None, waits: int) -> None:
     toy = make_toy("shared")
+    model = wrap(toy, truncate_below=below).train()
     with Waits() as mode:
-        wrap(toy, truncate_below=below).train()(toy.batch(6)[0])
+        model(toy.batch(6)[0])
     assert mode.count == waits
 
 

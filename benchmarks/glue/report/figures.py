@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from benchmarks.glue.curves import read_curve
 from benchmarks.glue.report.groups import Group, Groups, by_task
 from benchmarks.glue.results import Result
 from ponder import Trajectory, plots, recipes
-from ponder.analysis.sweeps import Curve
+from ponder._utils.numerics import interpolate
+from ponder.analysis.sweeps import Curve, Point
 from ponder.errors import ArgumentError
 from ponder.pages import Figure
 
@@ -43,7 +45,9 @@ def by_threshold(groups: Groups, prefix: str) -> list[Figure]:
     for task, shown in by_task(groups):
         for group in shown:
             if group.own_policy == "quantile" and (curves := _curves(group)):
-                panels.setdefault(task, []).append(partial(plots.score_by_threshold, curves, label=group.label))
+                panels.setdefault(task, []).append(
+                    partial(plots.score_by_threshold, on_one_grid(curves), label=group.label)
+                )
     caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
     return panels_as_figure(f"{prefix}-score-by-q", caption, panels)
 
@@ -76,6 +80,22 @@ def _curves(group: Group) -> list[Curve]:
     """The curves of the recipe's own policy, one a seed; none where a seed lacks it."""
     found = [read_curve(run, group.own_policy) for run in group.runs]
     return [curve for curve in found if curve is not None] if None not in found else []
+
+
+def on_one_grid(curves: Sequence[Curve]) -> list[Curve]:
+    """Curves read at the thresholds of all of them, on straight lines, where some runs tried others than the rest."""
+    grids = [[point.threshold for point in curve.points] for curve in curves]
+    if all(grid == grids[0] for grid in grids):
+        return list(curves)
+    low, high = max(map(min, grids)), min(map(max, grids))
+    values = sorted({value for grid in grids for value in grid if low <= value <= high})
+    names = [field.name for field in dataclasses.fields(Point) if field.name != "threshold"]
+    made = []
+    for curve, grid in zip(curves, grids, strict=True):
+        columns = [interpolate(grid, [getattr(point, name) for point in curve.points], values) for name in names]
+        points = tuple(Point(value, *rest) for value, *rest in zip(values, *columns, strict=True))
+        made.append(dataclasses.replace(curve, points=points))
+    return made
 
 
 def _lines(curves: Mapping[str, Sequence[Curve]], **options: Any) -> object:
