@@ -128,7 +128,7 @@ class PonderTrainer(Trainer):
                 found = super().train(checkpoint, *args, **kwargs)
                 checkpoint = None
                 model.finish_stage(stage)
-                if apart and stage is not stages[-1] and self.args.save_strategy != "no":
+                if self.args.output_dir != folders[-1] and self.args.save_strategy != "no":
                     self.save_model(os.path.join(self.args.output_dir, _END), _internal_call=True)
         finally:
             self.args.output_dir = folder

@@ -125,9 +125,12 @@ def test_a_mask_of_other_positions_than_those_of_the_outputs_says_nothing_of_the
 
     torch.manual_seed(0)
     model = ponder.PonderWrapper(
-        [nn.Linear(WIDTH, WIDTH) for _ in range(4)], head=nn.Linear(WIDTH, 2), stem=frames, readout=readouts.identity,
+        [nn.Linear(WIDTH, WIDTH) for _ in range(4)],
+        head=nn.Linear(WIDTH, 2),
+        stem=frames,
+        readout=readouts.identity,
         task="span",
-    ).eval()  # fmt: skip
+    ).eval()
     inputs, mask = torch.randn(3, 10, WIDTH), torch.ones(3, 10)
     with torch.no_grad():
         exits = model(inputs, attention_mask=mask, policy=policies.Patience(1)).exit_step
