@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, alike, check_rows, distance, take_rows, tensors
@@ -38,8 +38,8 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     The rules: with no early exit the outputs are those of `unroll`; a row's outputs do not depend on the other rows or
     their order; rows that leave at any steps, the longest or the last first, get what the full-depth run had there
     (replay = run), and no step is computed for a row that has left; a batch may be of one row or of none; an exception
-    leaves nothing behind; saving and loading keep the outputs (where safetensors is there and the policy, prior and
-    objective have names).
+    leaves nothing behind; what learns is a parameter of its module; saving and loading keep the outputs (where
+    safetensors is there and the policy, prior and objective have names).
 
     The model comes back in the modes and with the weights that it had, and so do the caller's random generators.
 
@@ -77,6 +77,7 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
         _check_count(case)
         _check_empty(case, whole)
         _check_exception(case)
+        _check_weights_are_parameters(case)
         _check_copies(case)
 
 
@@ -300,6 +301,23 @@ def _check_exception(case: _Case) -> None:
         "calls and exceptions leave nothing behind",
         f"changed: {', '.join(left)}" if left else "the next call gave other outputs",
         "Keep what belongs to a call in the hidden state and the context, not on a module.",
+    )
+
+
+def _check_weights_are_parameters(case: _Case) -> None:
+    own = vars(nn.Module())
+    hidden = [
+        f"{name or 'the model'}: {attribute}"
+        for name, module in case.model.named_modules()
+        for attribute, value in vars(module).items()
+        if attribute not in own and any(tensor.requires_grad for _, tensor in tensors(value))
+    ]
+    require(
+        not hidden,
+        "the backbone",
+        "what learns is a parameter of its module",
+        f"plain attributes hold tensors with gradients, which are not saved: {', '.join(hidden)}",
+        "Use nn.Parameter as an attribute, or nn.ParameterList, nn.ParameterDict.",
     )
 
 

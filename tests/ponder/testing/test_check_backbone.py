@@ -121,16 +121,37 @@ class WeightOutOfSight(Affine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
         self.hidden_weights = [nn.Parameter(torch.randn(WIDTH))]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WeightOutOfSight:
-        twin = WeightOutOfSight()
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden) + self.hidden_weights[0]
+
+
+class OtherCopies(Affine):
+    """What its copies have in a buffer that is not saved is drawn again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.randn(WIDTH), persistent=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OtherCopies:
+        twin = OtherCopies()
         twin.load_state_dict(self.state_dict())
         return twin
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden) + self.hidden_weights[0]
+        return super().forward(hidden) + self.scale
+
+
+class WeightInAList(Affine):
+    """The same, and a copy has it: only a model built anew would not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {"weights": [torch.randn(WIDTH, requires_grad=True)]}
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden) + self.kept["weights"][0]
 
 
 class NeedsRows(Affine):
@@ -157,7 +178,9 @@ ROWS_ALONE, NOTHING_LEFT = "do not depend on the other rows", "leave nothing beh
         ({"steps": CountsInABuffer()}, NOTHING_LEFT, "calls"),
         ({"steps": Affine(), "stem": stem_that_needs_rows}, ROWS_ALONE, "differ by"),
         ({"steps": Affine(), "head": nn.Sequential(NeedsRows(), nn.Linear(WIDTH, 3))}, "may have no rows", "Assertion"),
-        ({"steps": WeightOutOfSight()}, "copies give the same outputs", "after copy.deepcopy"),
+        ({"steps": WeightOutOfSight()}, "is a parameter of its module", "steps.fns.0: hidden_weights"),
+        ({"steps": WeightInAList()}, "is a parameter of its module", "steps.fns.0: kept"),
+        ({"steps": OtherCopies()}, "copies give the same outputs", "after copy.deepcopy"),
     ],
     ids=lambda value: type(value["steps"]).__name__ if isinstance(value, dict) else None,
 )
