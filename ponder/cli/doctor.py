@@ -13,7 +13,7 @@ import torch
 from ponder.analysis.diagnosis import Diagnosis, diagnose
 from ponder.calibration import AgreementCurve, agreement_curves
 from ponder.cli.telling import BATCH, quiet, say_left_out, short, tell
-from ponder.cli.texts import read_texts
+from ponder.cli.texts import read_texts_for
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.exits import distinct, split_rows
@@ -36,7 +36,7 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     """
     quiet()
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
-    found = read_texts(texts, columns, labels)
+    found = read_texts_for(folder, texts, columns, labels)
     kept = found.without_empty()
     encoded = tokenize(tokenizer, kept.rows, max_positions(made.config))
     say_left_out(found, encoded, left_out=True)

@@ -14,14 +14,12 @@ from ponder._utils.files import write_text
 from ponder.cli.exits_page import Run, page_of
 from ponder.cli.measuring import Measured, measure
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
-from ponder.cli.texts import read_texts
+from ponder.cli.texts import CARD, read_texts
 from ponder.integrations.transformers import ExitReport, PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 
-__all__ = ["CARD", "run"]
-
-CARD = "exits-report.json"
+__all__ = ["run"]
 
 
 def run(
@@ -72,6 +70,7 @@ def run(
         **measured.to_dict(),
         "speed_up_in_steps": report.speed_up,  # on all certifying texts, of which some are timed
         "recipe": "exits-deep" if deep else "exits",
+        "columns": list(found.columns),
         "empty": found.empty,
         "truncated": encoded.truncated,
         "seconds_of_fitting": took,

@@ -17,7 +17,7 @@ from ponder.calibration.bounds import binomial_cdf
 from ponder.cli.doctor import unseen
 from ponder.cli.measuring import batches_of, seconds
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
-from ponder.cli.texts import read_texts
+from ponder.cli.texts import read_texts_for
 from ponder.cost.speed import WallClock
 from ponder.errors import ArgumentError
 from ponder.export.certifying import to_trajectory
@@ -76,7 +76,7 @@ def run(
     longest = min(max_positions(made.config), int(tokenizer.model_max_length))
     rows: list[Mapping[str, Any]] = []
     if texts is not None:
-        found = read_texts(texts, columns)
+        found = read_texts_for(folder, texts, columns)
         encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made.config))
         say_left_out(found, encoded, left_out=True)
         rows, _ = unseen(made, encoded.rows)

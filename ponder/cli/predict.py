@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ponder._utils.files import write_text
 from ponder.cli.telling import BATCH, quiet, say_left_out, tell
-from ponder.cli.texts import Texts, read_texts
+from ponder.cli.texts import Texts, read_texts_for
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.export.examples import open_tokenizer
 from ponder.export.manifest import FILE
@@ -40,7 +40,7 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     quiet()
     _check_out(out, texts, folder)
     answer = _of_export if (folder / FILE).is_file() else _of_exits
-    found = read_texts(texts, columns)
+    found = read_texts_for(folder, texts, columns)
     outputs, exit_step, names, steps = answer(folder, found)
     sure = outputs.softmax(-1)
     labels, shares = sure.argmax(-1).tolist(), sure.amax(-1).tolist()

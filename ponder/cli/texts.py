@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder._utils.files import read_json
 from ponder.errors import ArgumentError, DataError
 
-__all__ = ["Texts", "read_texts"]
+__all__ = ["CARD", "Texts", "read_texts", "read_texts_for"]
+
+CARD = "exits-report.json"
+"""What `exits` writes into its folder: among all else, the columns that it read."""
 
 _USUAL = ("text", "sentence", "texts", "content")
 
@@ -115,6 +119,31 @@ def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = Non
         made.append(texts)
     given = () if labels is None else tuple(str(row[labels]) for row in rows)
     return Texts(chosen, tuple(made), given)  # type: ignore[arg-type]
+
+
+def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels: str | None = None) -> Texts:
+    """The same for a folder that `exits` wrote, whose promise is about texts of one column, or about pairs.
+
+    Args:
+        folder: The model's folder.
+        path: The file of texts.
+        columns: Names of the columns; found in the file where empty.
+        labels: Name of the column of labels; None where none is read.
+
+    Raises:
+        DataError: As for `read_texts`.
+        ArgumentError: As for `read_texts`; or single texts where the exits were fitted to pairs, or the other way.
+    """
+    found = read_texts(path, columns, labels)
+    known = read_json(folder / CARD).get("columns") if (folder / CARD).is_file() else None
+    if known and len(known) != len(found.columns):
+        raise ArgumentError(
+            "column",
+            expected=f"{len(known)} to a row, as in the texts that the exits were fitted to ({', '.join(known)})",
+            got=f"{len(found.columns)} ({', '.join(found.columns)})",
+            remedy="Name the columns by --column, once for each.",
+        )
+    return found
 
 
 def _meant(path: Path, names: Sequence[str]) -> tuple[str, ...]:

@@ -215,21 +215,31 @@ def test_doctor_gives_a_verdict(fitted: Path, texts: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "txt", "tsv", "pair"])
-def test_other_files_and_pairs(fitted: Path, tmp_path: Path, kind: str) -> None:
-    few, path, more = sentences(6), tmp_path / f"in.{kind}", []
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "tsv"])
+def test_other_files(fitted: Path, tmp_path: Path, kind: str) -> None:
+    few, path = sentences(6), tmp_path / f"in.{kind}"
     if kind == "jsonl":
         path.write_text("\n".join(json.dumps({"id": n, "sentence": text}) for n, text in enumerate(few)))
     elif kind == "txt":
         path.write_text("\n".join(few) + "\n")
-    elif kind == "tsv":
-        path.write_text("id\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(few)))
     else:
-        path = table(tmp_path / "in.csv", [[text, text] for text in few], ("one", "two"))
-        more = ["--column", "one", "--column", "two"]
-    done = run("predict", fitted, "--texts", path, "--out", tmp_path / "out.csv", *more)
+        path.write_text("id\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(few)))
+    done = run("predict", fitted, "--texts", path, "--out", tmp_path / "out.csv")
     assert done.exit_code == 0, done.output
     assert "6 answers" in done.stdout
+
+
+def test_pairs_are_answered_where_pairs_were_certified(plain: Path, fitted: Path, tmp_path: Path) -> None:
+    pairs = [[one, two] for one, two in zip(sentences(100), sentences(100, seed=9), strict=True)]
+    path, made = table(tmp_path / "in.csv", pairs, ("one", "two")), tmp_path / "made"
+    both = ("--texts", path, "--column", "one", "--column", "two")
+    assert run("exits", plain, *both, "--out", made, "--disagreement", 0.4, "--json").exit_code == 0
+    assert "100 answers" in run("predict", made, *both, "--out", tmp_path / "out.csv").stdout
+    single = ("--texts", path, "--column", "one")
+    told = refused("predict", made, *single, "--out", tmp_path / "out.csv")
+    assert "column: expected 2 to a row, as in the texts that the exits were fitted to (one, two); got 1 (one)" in told
+    assert "expected 2 to a row" in refused("doctor", made, *single)
+    assert "expected 1 to a row" in refused("predict", fitted, *both, "--out", tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "txt"])
