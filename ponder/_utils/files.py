@@ -97,7 +97,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
+    _replace(path, lambda part: part.write_text(text, encoding="utf-8", newline=""))
 
 
 def read_json(path: Path) -> dict[str, Any]:

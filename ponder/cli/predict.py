@@ -45,7 +45,7 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     sure = outputs.softmax(-1)
     labels, shares = sure.argmax(-1).tolist(), sure.amax(-1).tolist()
     written = io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
+    table = csv.writer(written, lineterminator="\r\n")
     table.writerow([*found.columns, "label", "probability", "exit_step"])
     for row, label, share, step in zip(found.rows, labels, shares, exit_step.tolist(), strict=True):
         table.writerow([*row, names[label], f"{share:.4f}", step])

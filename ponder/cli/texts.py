@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,31 @@ class Texts:
         labels = tuple(self.labels[place] for place in kept) if self.labels else ()
         return Texts(self.columns, tuple(self.rows[place] for place in kept), labels)
 
+    def _numbers(self, by_name: Mapping[str, int]) -> Mapping[str, int]:
+        """The class of each label. Where classes have numbers for names, all labels are names, or all are numbers."""
+        by_number = {str(place): place for place in by_name.values()}
+        either, told = {**by_number, **by_name}, dict.fromkeys(self.labels)
+        shown = ", ".join(list(by_name)[:3])
+        for label in told:
+            if label not in either:
+                raise ArgumentError(
+                    "labels",
+                    expected=f"names of the model's {len(by_name)} classes ({shown}, …), or their numbers",
+                    got=repr(label),
+                    remedy="Name the right column, or leave labels out: they are not needed.",
+                )
+        if all(by_number.get(label, either[label]) == either[label] for label in told):
+            return either
+        readings = [read for read in (by_name, by_number) if all(label in read for label in told)]
+        if len(readings) != 1:
+            raise ArgumentError(
+                "labels",
+                expected=f"labels that say which class they mean, where classes have numbers for names ({shown}, …)",
+                got=f"{', '.join(list(told)[:3])}, which are names of some classes and numbers of others",
+                remedy="Rename the classes in the model's config (id2label), or leave labels out: they are not needed.",
+            )
+        return readings[0]
+
     def labelled(self, encodings: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> list[Mapping[str, Any]]:
         """The encodings of these texts with their labels as numbers, where labels were read.
 
@@ -61,19 +87,11 @@ class Texts:
             names: Names of the classes; a label is a name, or a number.
 
         Raises:
-            ArgumentError: A label is neither.
+            ArgumentError: A label is neither; or they could be both, where classes have numbers for names.
         """
-        numbers = {str(place): place for place in names} | {str(name): place for place, name in names.items()}
-        for label in self.labels:
-            if label not in numbers:
-                raise ArgumentError(
-                    "labels",
-                    expected=f"names of the model's {len(names)} classes ({', '.join(list(names.values())[:3])}, …)",
-                    got=repr(label),
-                    remedy="Name the right column, or leave labels out: they are not needed.",
-                )
         if not self.labels:
             return list(encodings)
+        numbers = self._numbers({str(name): place for place, name in names.items()})
         return [{**row, "labels": numbers[label]} for row, label in zip(encodings, self.labels, strict=True)]
 
 
@@ -116,6 +134,13 @@ def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = Non
         texts = tuple(row.get(name) for name in chosen)
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{path}: expected text in {', '.join(chosen)} of row {place}; got {texts!r}.")
+        if any(_half_of_a_pair(str(text)) for text in texts):
+            raise DataError(
+                f"{path}: row {place} holds half of a surrogate pair (a character that was cut), which is no text. "
+                "Repair the row."
+            )
+        if labels is not None and row.get(labels) is None:
+            raise DataError(f"{path}: row {place} has no {labels!r}. Label all rows, or leave labels out.")
         made.append(texts)
     given = () if labels is None else tuple(str(row[labels]) for row in rows)
     return Texts(chosen, tuple(made), given)  # type: ignore[arg-type]
@@ -165,7 +190,10 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
             datasets: Any = importlib.import_module("datasets")
         except ImportError as error:
             raise DataError(f"{path}: reading Parquet needs datasets. Run: pip install datasets") from error
-        return list(datasets.Dataset.from_parquet(str(path)))
+        try:
+            return list(datasets.Dataset.from_parquet(str(path)))
+        except Exception as error:  # of one of several libraries
+            raise DataError(f"{path}: is no Parquet that can be read ({error}).") from error
     text = path.read_text(encoding="utf-8-sig")
     if kind in (".csv", ".tsv"):
         return _table(path, text, "\t" if kind == ".tsv" else ",")
@@ -180,6 +208,8 @@ def _json(path: Path, text: str) -> list[Mapping[str, Any]]:
     """The objects of one array, or of JSON lines with another ending."""
     try:
         found = json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{path}: its JSON is nested too deeply for a table of texts.") from error
     except ValueError:
         lines = [line for line in text.split("\n") if line.strip()]
         return [_object(path, place, line) for place, line in enumerate(lines, start=1)]
@@ -188,21 +218,43 @@ def _json(path: Path, text: str) -> list[Mapping[str, Any]]:
 
 
 def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a long text is a text
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        rows = list(reader)
+        lines = list(dropwhile(_is_blank, reader))
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is no CSV ({error}).") from error
+    header, *rows = lines or [[""]]
+    other = [mark for mark in ";\t" if len(header) == 1 and mark in header[0]]
+    if other:
+        raise DataError(
+            f"{path}: expected columns that {delimiter!r} separates; got the header {header[0]!r}. "
+            f"Save it with {delimiter!r} in the place of {other[0]!r}, or tables with tabs as .tsv."
+        )
+    # A blank line is an empty text of a table of one column, and no row of another.
+    rows = [row or [""] for row in rows] if len(header) == 1 else [row for row in rows if row]
     for place, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
+        if len(row) != len(header):
             raise DataError(f"{path}: row {place} has more or fewer columns than the header. Quote texts with commas.")
-    return list(rows)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _is_blank(row: Sequence[str]) -> bool:
+    return not row
+
+
+def _half_of_a_pair(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _object(path: Path, place: int, line: str) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: line {place} is no JSON ({error}).") from error
     return _checked(path, f"line {place}", found)
 

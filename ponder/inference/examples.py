@@ -127,6 +127,13 @@ class ExampleReader:
     def _measure(self, inputs: Tree, context: dict[str, Any], padding: Padding) -> int:
         """The length of a row, whose context is given a mask where it has none."""
         lengths = padding.lengths(context) if padding.mask in context else None
+        masked = lengths is not None and len(context) == 1 and isinstance(inputs, Tensor) and inputs.dim() > 1
+        if masked:  # nearly always: one look
+            alike = context[padding.mask].shape[1] == inputs.shape[padding.inputs.dims[0]]
+        else:
+            alike = isinstance(inputs, Tensor) and not context
+        if not alike:
+            _check_lengths(inputs, context, padding)
         if lengths is not None:
             return max(int(lengths), 1)
         length, device = length_of(inputs, padding)
@@ -147,6 +154,28 @@ class ExampleReader:
                 self._along[name] = None if self.padding is None else self.padding.of_context(name)
             parts.append((name, _kind(context[name], self._along[name])))
         return tuple(parts)
+
+
+def _check_lengths(inputs: Tree, context: Mapping[str, Any], padding: Padding) -> None:
+    """Refuse an example whose parts are of several lengths: joined, it would be cut, or padding count as real."""
+    length, _ = length_of(inputs, padding)
+    if not length:
+        return
+    found = [("inputs", inputs, padding.inputs)]
+    for name, value in context.items():
+        along = padding.of_context(name)
+        if along is not None:
+            found.append((f"context[{name!r}]", value, along))
+    for place, tree, along in found:
+        for path, tensor in [(place, tree)] if isinstance(tree, Tensor) else tensors(tree, place):
+            for dim in along.dims:
+                if tensor.dim() > max(dim, 1) and tensor.shape[dim] != length:
+                    raise ArgumentError(
+                        path,
+                        expected=f"one length in all parts of an example, as in the inputs ({length})",
+                        got=f"{tensor.shape[dim]}",
+                        remedy="Cut or pad them alike; positions that are no text have no place in a mask.",
+                    )
 
 
 def length_of(inputs: Tree, padding: Padding) -> tuple[int, torch.device | None]:

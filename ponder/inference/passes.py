@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -210,11 +210,52 @@ def row_context(tree: Mapping[str, Tensor] | None, examples: Sequence[Example], 
     return rows
 
 
+def by_position(argument: str, values: Any) -> Any:
+    """Values that are read by position: a column of pandas, whose index may say otherwise, is taken as its array.
+
+    Raises:
+        ArgumentTypeError: They are in no order, or cannot be iterated at all.
+    """
+    if isinstance(values, Mapping | Set | str | bytes) or not isinstance(values, Iterable):
+        raise ArgumentTypeError(
+            argument,
+            expected="a sequence with a value for each example",
+            got=type(values).__name__,
+            remedy="Give one value an example, in the order of the data set.",
+        )
+    if hasattr(values, "iloc"):
+        return cast("Any", values).to_numpy()
+    return values if isinstance(values, Sized) and hasattr(values, "__getitem__") else list(values)
+
+
 def rows_at(labels: Any, examples: Sequence[Example]) -> list[Tensor | None]:
     """The labels of a batch's examples out of those of the whole data set, each as a batch of one."""
-    return [
-        as_batch_of_one(labels[example.position]) if example.position < len(labels) else None for example in examples
-    ]
+    return [label_of(labels[example.position]) if example.position < len(labels) else None for example in examples]
+
+
+def label_of(value: Any) -> Tensor | None:
+    """A label, or the labels of a row, as a batch of one; None stays.
+
+    Raises:
+        ArgumentError: It is no number, so that nothing could be compared with it.
+    """
+    try:
+        label = as_batch_of_one(value)
+    except (TypeError, ValueError):  # an array of text, or of rows of other lengths
+        label = None
+    if label is None and value is not None:
+        raise no_label(type(value).__name__)
+    return label
+
+
+def no_label(kind: str) -> ArgumentError:
+    """The error for something of this kind in the place of a label."""
+    return ArgumentError(
+        "labels",
+        expected="a number, or tensors or lists of numbers",
+        got=f"a {kind}",
+        remedy="Map names of classes to 0, 1, …, or leave labels out.",
+    )
 
 
 def blank_padding(

@@ -22,7 +22,7 @@ from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import Example
 from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context
 from ponder.parts.joining import join_rows, with_lengths
-from ponder.parts.padding import Along
+from ponder.parts.padding import Along, Padding
 from ponder.policies import ExitPolicy
 
 __all__ = ["Predictions", "predict"]
@@ -127,7 +127,7 @@ def predict(
         sizes=check_row_count("policy_context", policy_context),
     )
     task = model.spec.task
-    has_length = task.per_position or (padding is not None and not padding.pooled)
+    unpooled = padding is not None and not padding.pooled
 
     def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Exits:
         context.pop("labels", None)
@@ -135,22 +135,36 @@ def predict(
         given = row_context(policy_context, examples, None)
         found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
         outputs = found.outputs
-        if has_length:
+        if task.per_position or (unpooled and _are_positions(outputs, context, padding)):
             outputs = blank_padding(outputs, context, padding, blank=task.blank)
         return Exits(outputs.cpu(), found.exit_step.cpu())
 
     found, order = going.run(dataset, call)
     if not found:
         return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    outputs = _joined([exits.outputs for exits in found], has_length, task.blank)
+    outputs = _joined([exits.outputs for exits in found], task.per_position or unpooled, task.blank)
     return Predictions(outputs[order], torch.cat([exits.exit_step for exits in found])[order])
+
+
+def _are_positions(outputs: Tensor, context: Mapping[str, Any], padding: Padding | None) -> bool:
+    """Whether outputs are answers at each position, `(batch, length, …)`, although the task does not say so."""
+    mask = None if padding is None else context.get(padding.mask)
+    return isinstance(mask, Tensor) and outputs.dim() > 2 and outputs.shape[1] == mask.shape[1]
 
 
 def _joined(outputs: Sequence[Tensor], has_length: bool, blank: float) -> Tensor:
     """The outputs of all batches: ordinary tensors, out of inference mode."""
-    if not has_length or outputs[0].dim() < 2:
+    found = {part.shape[1] if part.dim() > 1 else 0 for part in outputs}
+    length = max(found)
+    if len(found) == 1:
         return torch.cat(list(outputs))
-    length = max([part.shape[1] for part in outputs])
+    if not has_length:
+        raise ArgumentError(
+            "outputs",
+            expected="outputs of one shape in all batches",
+            got=sorted({tuple(part.shape[1:]) for part in outputs}),
+            remedy="Where a model answers at each position, name its task: task='token_classification'.",
+        )
     sizes = [len(part) for part in outputs]
     lengths = with_lengths(Along(fill=blank))
     joined: Tensor = join_rows(outputs, sizes, lengths=lengths, length=length, path="outputs")

@@ -15,7 +15,16 @@ from ponder.engine.model import check_model
 from ponder.errors import ArgumentError
 from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import Example, join_labels
-from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context, rows_at
+from ponder.inference.passes import (
+    Collate,
+    DatasetPass,
+    blank_padding,
+    by_position,
+    check_row_count,
+    no_label,
+    row_context,
+    rows_at,
+)
 from ponder.trajectory import Trajectory
 
 __all__ = ["record"]
@@ -80,6 +89,8 @@ def record(
     check_int("first_row", first_row, 0)
     num_steps = model.depth(num_steps)
     sizes = check_row_count("policy_context", policy_context)
+    if labels is not None:
+        labels = by_position("labels", labels)
     going = DatasetPass(
         owner=model if owner is None else owner,
         padding=model.padding,
@@ -106,6 +117,14 @@ def record(
     parts, order = going.run(dataset, call)
     if not parts:
         raise ArgumentError("dataset", expected="at least one example", got="none", remedy="Record some data.")
+    unlabelled = sum([len(part) for part in parts if part.labels is None])
+    if 0 < unlabelled < len(order):
+        raise ArgumentError(
+            "labels",
+            expected="labels for every example, or for none",
+            got=f"none for {unlabelled} of {len(order)} rows or more",
+            remedy="Label all examples, or pass labels= to the call.",
+        )
     joined = Trajectory.cat(parts)
     return joined.map(lambda tensor: tensor[order])
 
@@ -114,12 +133,7 @@ def _labels_of(examples: Sequence[Example]) -> list[Tensor | None]:
     """The labels that the examples carry; names of classes, say, are refused, with which nothing could be compared."""
     for example in examples:
         if example.unread is not None:
-            raise ArgumentError(
-                "labels",
-                expected="a number, or tensors or lists of numbers",
-                got=f"a {example.unread}",
-                remedy="Map names of classes to 0, 1, …, or leave labels out.",
-            )
+            raise no_label(example.unread)
     return [example.labels for example in examples]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder._utils.validation import check_type
 from ponder.errors import ArgumentError
 from ponder.parts.tasks import Task
 from ponder.policies import ExitPolicy
@@ -81,6 +82,7 @@ class ServedModel:
     digests: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        check_type("task", self.task, Task, remedy="Name the model's task, or pass ponder.tasks.Classification().")
         if self.task.per_position:
             raise ArgumentError(
                 "task",

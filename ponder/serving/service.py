@@ -101,7 +101,8 @@ class Service:
             model.check(policy)
         self._batcher = model.start(self.limits)
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="ponder-tokenizer")
-        self._watch = None if model.folder is None else FolderWatch(model.folder, model.digests or {})
+        written = None if audit is None else audit.path
+        self._watch = None if model.folder is None else FolderWatch(model.folder, model.digests or {}, written)
         self._waiting = 0
         self._mean_seconds = 1.0
         self._stopping = False

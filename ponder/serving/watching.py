@@ -31,10 +31,13 @@ class FolderWatch:
     Args:
         folder: The folder.
         digests: What `digests_of` gave when the model was read. Files that came later are none of the model's.
+        written: A file that the service itself writes, which is no part of the model wherever it lies; None for none.
     """
 
-    def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
-        self._folder, self._digests = folder, dict(digests)
+    def __init__(self, folder: Path, digests: Mapping[str, str], written: Path | None = None) -> None:
+        own = None if written is None else written.resolve()
+        self._folder = folder
+        self._digests = {name: digest for name, digest in digests.items() if (folder / name).resolve() != own}
         self._stamps: list[_Stamp] | None = None
         self._changed = False
         self._lock = threading.Lock()

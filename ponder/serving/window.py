@@ -15,7 +15,8 @@ from typing import Any, Self
 from ponder._utils.validation import check_int, check_real
 from ponder.engine.loop import Exits
 from ponder.errors import PonderError
-from ponder.inference.streaming import StreamOutput
+from ponder.inference.streaming.policy_groups import same_policy
+from ponder.inference.streaming.requests import StreamOutput, seconds_of
 from ponder.policies import ExitPolicy
 from ponder.serving.limits import Limits
 
@@ -37,7 +38,8 @@ class WindowBatcher:
     """Answers rows in batches: of those that came while the last batch ran, or within a window after the first.
 
     Rows of one batch have one policy. A batch that fails is halved, down to the row that is the cause, which fails
-    alone. A row whose deadline has passed when its batch begins ends in `TimeoutError`.
+    alone. A row whose deadline has passed when its batch begins ends in `TimeoutError`; a batch that has begun is not
+    interrupted, and the rows that it answers too late say so (`timed_out`).
 
     Args:
         run: Examples, their policy (None for the model's own) and their numbers, for seeded sampling, to outputs
@@ -103,7 +105,8 @@ class WindowBatcher:
         self, example: Any, *, policy: ExitPolicy | None = None, deadline: float | None = None, block: bool = True
     ) -> Future[StreamOutput]:
         """Hand in one example; arguments and errors as for `ponder.StreamEngine.submit`."""
-        row = _Row(next(self._numbers), example, policy, None if deadline is None else self._clock() + deadline)
+        due = None if deadline is None else self._clock() + seconds_of(deadline)
+        row = _Row(next(self._numbers), example, policy, due)
         with self._changed:
             if block and threading.current_thread() is not self._worker:
                 self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting)
@@ -171,7 +174,7 @@ class WindowBatcher:
                 if self._closed:
                     return []
             policy = self._waiting[0].policy
-            taken = [row for row in self._waiting if row.policy == policy][: self._max_batch]
+            taken = [row for row in self._waiting if same_policy(row.policy, policy)][: self._max_batch]
             places = {id(row) for row in taken}
             self._waiting = [row for row in self._waiting if id(row) not in places]
             self._changed.notify_all()
@@ -193,10 +196,7 @@ class WindowBatcher:
             return
         try:
             exits = self._run([row.example for row in rows], rows[0].policy, [row.number for row in rows])
-            answers = [
-                StreamOutput(output, step)
-                for output, step in zip(exits.outputs.unbind(0), exits.exit_step.tolist(), strict=True)
-            ]
+            answers = list(zip(exits.outputs.unbind(0), exits.exit_step.tolist(), strict=True))
             if len(answers) != len(rows):
                 raise PonderError(f"a batch of {len(rows)} rows was answered with {len(answers)}.")
         except Exception as error:
@@ -207,6 +207,8 @@ class WindowBatcher:
             self._run_rows(rows[:half])
             self._run_rows(rows[half:])
             return
-        for row, answer in zip(rows, answers, strict=True):
+        now = self._clock()
+        for row, (output, step) in zip(rows, answers, strict=True):
+            late = row.due is not None and row.due <= now
             with suppress(Exception):  # of a callback
-                row.future.set_result(answer)
+                row.future.set_result(StreamOutput(output, step, late))

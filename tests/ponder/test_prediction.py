@@ -183,6 +183,41 @@ def test_answers_for_every_position_are_padded() -> None:
         torch.testing.assert_close(found.outputs[row, :length], whole[row, :length], atol=1e-5, rtol=1e-5)
 
 
+class OfFirst(nn.Module):
+    """A head that pools by itself: one answer a row, of five numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        answer: Tensor = self.linear(features[:, 0])
+        return answer
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_an_answer_a_row_has_no_padding(task: Any) -> None:
+    model, inputs, mask = lengthy(task=task, readout=ponder.readouts.identity, head=OfFirst())  # not pooled
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+    found = model.predict(rows, policy=FixedStep(2))
+    torch.testing.assert_close(
+        found.outputs, model(inputs, policy=FixedStep(2), src_key_padding_mask=mask).outputs, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("size", [-1, 1])
+def test_an_example_has_one_length(size: int) -> None:
+    """A mask of another length would cut the inputs, or make padding count."""
+    model, inputs, _ = lengthy()
+    mask = torch.zeros(LENGTH + size, dtype=torch.bool)
+    rows = [inputs[0], (inputs[1], {"src_key_padding_mask": mask})]
+    for run in (model.predict, model.record):
+        with refused("dataset[1]", "src_key_padding_mask", f"as in the inputs ({LENGTH})", f"got {LENGTH + size}"):
+            run(rows)
+    with ponder.StreamEngine(model) as engine, refused("context['src_key_padding_mask']", "one length"):
+        engine.submit(rows[1]).result(30)
+
+
 def test_nothing_gives_nothing() -> None:
     for data in ([], iter(())):
         found = wrap(make_toy("shared")).predict(data)

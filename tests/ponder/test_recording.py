@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -178,3 +179,34 @@ def test_labels_that_are_names_are_refused() -> None:
     with refused("dataset[0]", "labels", "a number", "Map names of classes"):
         model.record(rows)
     assert len(model.predict(rows)) == 4  # which needs none
+
+
+def test_labels_are_read_by_position() -> None:
+    """A column of pandas that was shuffled has an index that says otherwise."""
+    pandas = pytest.importorskip("pandas")
+    model, inputs = wrap(make_toy("shared")).eval(), make_toy("shared").batch(4)[0]
+    column = pandas.Series([0, 1, 2, 0]).iloc[::-1]
+    for labels in (column, column.iloc[:].rename("answer"), iter([0, 2, 1, 0]), column.to_numpy()):
+        found = model.record(inputs, labels=labels).labels
+        assert found is not None
+        assert found.tolist() == [0, 2, 1, 0]
+
+
+@pytest.mark.parametrize("labels", [["no", "yes"] * 2, np.array(["no", "yes"] * 2), [None, None, "no", None]])
+def test_names_of_classes_are_refused_wherever_they_stand(labels: Any) -> None:
+    model, inputs = wrap(make_toy("shared")).eval(), make_toy("shared").batch(4)[0]
+    with refused("dataset[2]" if labels[0] is None else "dataset[0]", "labels", "Map names of classes"):
+        model.record(inputs, labels=labels)
+
+
+@pytest.mark.parametrize("labels", [{"a": 1}, "text", 5])
+def test_what_holds_no_labels(labels: Any) -> None:
+    with refused("labels", "a value for each example", type_error=True):
+        wrap(make_toy("shared")).record(make_toy("shared").batch(4)[0], labels=labels)
+
+
+def test_labels_of_some_batches_are_those_of_none() -> None:
+    model, inputs = wrap(make_toy("shared")).eval(), make_toy("shared").batch(4)[0]
+    rows = [(row, {"labels": 1}) if place < 2 else row for place, row in enumerate(inputs)]
+    with refused("labels", "labels for every example", "none for 2 of 4"):
+        model.record(rows, batch_size=2, sort_by_length=False)

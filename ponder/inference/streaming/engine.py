@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 import queue
 import threading
@@ -22,8 +21,9 @@ from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import as_batch_of_one
+from ponder.inference.passes import check_row_count
 from ponder.inference.streaming.request_queue import RequestQueue
-from ponder.inference.streaming.requests import Request, StreamOutput
+from ponder.inference.streaming.requests import Request, StreamOutput, seconds_of
 from ponder.inference.streaming.scheduler import Scheduler
 from ponder.inference.streaming.stats import StreamMetrics, StreamStats
 from ponder.inference.streaming.stepper import Stepper
@@ -150,7 +150,7 @@ class StreamEngine:
         now, policy = self._clock(), self._policy if policy is None else self._model.checked(policy, self._num_steps)
         reads = self._reads if policy is self._policy else "context" in policy.needs
         given = _for_policy(policy, policy_context) if reads else {}
-        due = None if deadline is None else now + _seconds(deadline)
+        due = None if deadline is None else now + seconds_of(deadline)
         row_id = next(self._numbers) if row_id is None else operator.index(row_id)
         self._queue.check_open()
         try:
@@ -196,12 +196,13 @@ class StreamEngine:
         finished: dict[int, tuple[Any, Future[StreamOutput]]] = {}
         turn, ahead = 0, self._max_waiting + self._scheduler.max_active
         pairs = iter(examples) if keyed else enumerate(examples)
+        check_row_count("policy_context", policy_context)
         try:
             for position in itertools.count():
                 pair = next(pairs, None)
                 if pair is not None:
                     key, example = pair
-                    row_id = key if isinstance(key, int) and not isinstance(key, bool) else position
+                    row_id = _whole_number(key, position)
                     given = None if policy_context is None else _row(policy_context, position)
                     futures[position] = self.submit(example, row_id=row_id, policy=policy, policy_context=given)
                     futures[position].add_done_callback(partial(_report, done, position, key))
@@ -308,15 +309,6 @@ def _result(future: Future[StreamOutput], errors: str) -> Any:
     return future.result() if error is None else error
 
 
-def _seconds(deadline: float) -> float:
-    """A deadline; one that is no number would never come, and keep all later ones from coming."""
-    if isinstance(deadline, bool) or not isinstance(deadline, int | float) or math.isnan(deadline):
-        raise ArgumentError(
-            "deadline", expected="seconds from now, or None", got=repr(deadline), remedy="Pass deadline=0.5, say."
-        )
-    return deadline
-
-
 def _for_policy(policy: ExitPolicy, context: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """What a policy will read of a row, as a batch of one."""
     if not isinstance(context, Mapping):
@@ -338,6 +330,16 @@ def _for_policy(policy: ExitPolicy, context: Mapping[str, Any] | None) -> dict[s
             )
         given[name] = read
     return given
+
+
+def _whole_number(key: Any, otherwise: int) -> int:
+    """A key that is a whole number, one of NumPy or PyTorch too, as such."""
+    if isinstance(key, bool):
+        return otherwise
+    try:
+        return operator.index(key)
+    except TypeError:  # a text, say
+        return otherwise
 
 
 def _row(context: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:

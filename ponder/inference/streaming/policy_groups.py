@@ -16,7 +16,7 @@ from ponder.parts.joining import join_rows
 from ponder.parts.tasks import Task
 from ponder.policies import ExitPolicy, PolicyBatch
 
-__all__ = ["GroupView", "PolicyGroup", "join_groups", "start_groups", "take_groups"]
+__all__ = ["GroupView", "PolicyGroup", "join_groups", "same_policy", "start_groups", "take_groups"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ def _joined(members: Sequence[PolicyGroup], rows: Sequence[int]) -> PolicyGroup:
 
 def _alike(one: Request | PolicyGroup, other: Request | PolicyGroup) -> bool:
     """Whether rows can be of one group: their policies are equal, and so is the kind of what these may read."""
-    if one.policy is not other.policy and not _equal(one.policy, other.policy):
+    if not same_policy(one.policy, other.policy):
         return False
     if not one.policy_context and not other.policy_context:
         return True
@@ -163,8 +163,10 @@ def _kind(context: Mapping[str, Tensor]) -> dict[str, tuple[object, ...]]:
     return {name: (value.dtype, value.shape[1:]) for name, value in context.items()}
 
 
-def _equal(one: ExitPolicy, other: ExitPolicy) -> bool:
+def same_policy(one: ExitPolicy | None, other: ExitPolicy | None) -> bool:
     """Whether policies are the same by their hyper-parameters; where that cannot be told (tensors), they are not."""
+    if one is other:
+        return True
     try:
         return type(one) is type(other) and bool(one == other)
     except Exception:  # whatever a user's own __eq__, or a tensor in a field, makes of it

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ponder.errors import ArgumentError
 from ponder.inference.examples import Example
 from ponder.policies import ExitPolicy
 
-__all__ = ["Request", "StreamOutput"]
+__all__ = ["Request", "StreamOutput", "seconds_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class StreamOutput:
     Args:
         output: The head's output for the row, without a batch dimension, `(…)`.
         exit_step: The step of `output`, 1-based.
-        timed_out: Whether the deadline, not the policy, chose the step.
+        timed_out: Whether the deadline passed first: in a stream it chose the step, and not the policy.
 
     Example:
         >>> with ponder.StreamEngine(model) as engine:
@@ -61,3 +63,12 @@ class Request:
 
     def __post_init__(self) -> None:
         self.signature, self.length = self.example.signature, self.example.length
+
+
+def seconds_of(deadline: float) -> float:
+    """A deadline; one that is no number would never come, and keep all later ones from coming."""
+    if isinstance(deadline, bool) or not isinstance(deadline, int | float) or math.isnan(deadline):
+        raise ArgumentError(
+            "deadline", expected="seconds from now, or None", got=repr(deadline), remedy="Pass deadline=0.5, say."
+        )
+    return deadline

@@ -79,17 +79,15 @@ class Stepper:
         left = sorted(leaving)
         outputs = None if not left else source.output_of(None if len(left) == len(steps) else torch.tensor(left))
         if outputs is not None and len(outputs) != len(left):
-            raise ArgumentError(
-                "features of the readout",
-                expected=f"a row for each of {len(left)} rows",
-                got=f"{len(outputs)} rows",
-                remedy="Keep the batch dimension of the hidden state.",
-            )
+            raise _lost_rows(len(outputs), len(left))
         return Stepped(left, outputs, self._staying(cohort, source, steps, groups, leaving))
 
     def answer(self, cohort: Cohort) -> Tensor:
         """The outputs of a cohort (joined) at the step that each row has finished, `(rows, …)`."""
-        return self._source(cohort, cohort.steps).output()
+        outputs = self._source(cohort, cohort.steps).output()
+        if len(outputs) != len(cohort):
+            raise _lost_rows(len(outputs), len(cohort))
+        return outputs
 
     def again(self, cohort: Cohort) -> list[Cohort]:
         """A cohort with its states computed anew from its examples, in parts whose rows are at one depth each.
@@ -173,3 +171,12 @@ class Stepper:
             mask=cohort.mask,
             at=steps,
         )
+
+
+def _lost_rows(found: int, rows: int) -> ArgumentError:
+    return ArgumentError(
+        "features of the readout",
+        expected=f"a row for each of {rows} rows",
+        got=f"{found} rows",
+        remedy="Keep the batch dimension of the hidden state.",
+    )

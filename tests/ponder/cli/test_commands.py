@@ -22,8 +22,8 @@ from typer.testing import CliRunner, Result
 import ponder
 import ponder.cli
 from ponder.cli.app import app
-from ponder.cli.texts import read_texts
-from ponder.errors import DataError
+from ponder.cli.texts import Texts, read_texts
+from ponder.errors import ArgumentError, DataError
 from tests.exits_folder import LONGEST, tiny_classifier
 from tests.word_tokenizer import WORDS, save_tokenizer
 
@@ -368,3 +368,67 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     told = capsys.readouterr().err
     assert "needs no_such_library: not installed" in told
     assert "pip install 'ponder-torch[cli]'" in told
+
+
+STARS = {0: "1", 1: "2", 2: "3"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "told"),
+    [
+        (("0", "1", "2"), STARS, [0, 1, 2]),
+        (("1", "2", "3"), STARS, [0, 1, 2]),
+        (("1", "2", "1"), STARS, "say which class they mean"),
+        (("0", "3", "1"), STARS, "names of some classes and numbers of others"),
+        (("no", "1", "no"), {0: "no", 1: "yes", 2: "or"}, [0, 1, 0]),
+        (("no", "maybe", "no"), {0: "no", 1: "yes", 2: "or"}, "got 'maybe'"),
+        (("1", "0", "2"), {0: "0", 1: "1", 2: "2"}, [1, 0, 2]),
+    ],
+)
+def test_labels_are_names_or_numbers_and_never_some_of_each(labels: Any, names: Any, told: Any) -> None:
+    found = Texts(("text",), (("a",), ("b",), ("c",)), labels)
+    if isinstance(told, str):
+        with pytest.raises(ArgumentError, match=told):
+            found.labelled([{}] * 3, names)
+    else:
+        assert [row["labels"] for row in found.labelled([{}] * 3, names)] == told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("in.csv", "text;label\nw1;yes\n", "in the place of ';'"),
+        ("in.csv", "text\tlabel\nw1\tyes\n", "in the place of '\\t'"),
+        ("in.jsonl", '{"text": "a", "label": "no"}\n{"text": "b"}\n', "row 2 has no 'label'"),
+        ("in.jsonl", '{"text": "a", "label": 1}\n{"text": "\\ud83d", "label": 1}\n', "row 2 holds half of a surrogate"),
+        ("in.json", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("in.jsonl", "[" * 100_000 + "]" * 100_000, "line 1 is no JSON"),
+        ("in.csv", "\n\n", "at least one text"),
+    ],
+)
+def test_files_that_are_no_table_of_texts(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=re.escape(told)):
+        read_texts(tmp_path / name, labels="label")
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "in.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="no Parquet that can be read"):
+        read_texts(tmp_path / "in.parquet")
+
+
+def test_rows_of_a_table_stay_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("\ntext\nw1\n\nw3\n" + "w" * 200_000 + "\n")
+    assert [row for (row,) in read_texts(tmp_path / "in.csv").rows] == ["w1", "", "w3", "w" * 200_000]
+    (tmp_path / "in.csv").write_text("text,id\nw1,1\n\nw3,3\n")
+    assert [row for (row,) in read_texts(tmp_path / "in.csv").rows] == ["w1", "w3"]
+
+
+def test_answers_are_rows_whatever_stands_in_a_text(fitted: Path, tmp_path: Path) -> None:
+    rows = ["w1\rw2", "w1\nw2", "w1\r\nw2", 'w1, "w2"']
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    assert run("predict", fitted, "--texts", tmp_path / "in.jsonl", "--out", tmp_path / "o.csv").exit_code == 0
+    with (tmp_path / "o.csv").open(newline="", encoding="utf-8") as file:
+        assert [answer["text"] for answer in csv.DictReader(file)] == rows

@@ -40,6 +40,16 @@ def test_what_changes_and_what_does_not(folder: Path) -> None:
     assert not watch.changed()
 
 
+def test_what_the_service_writes_there_is_no_change(folder: Path) -> None:
+    audit = folder / "audit.json"
+    audit.write_text("{}")
+    watch = FolderWatch(folder, digests_of(folder), folder / "." / "audit.json")
+    audit.write_text('{"audits": 1}')
+    assert not watch.changed()
+    (folder / "config.json").write_text("{ }")
+    assert watch.changed()
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a folder that can be read"):
         digests_of(tmp_path / "no")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ponder import policies
 from ponder.engine.loop import Exits
-from ponder.errors import PonderError
+from ponder.errors import ArgumentError, PonderError
 from ponder.policies import ExitPolicy
 from ponder.serving import WindowBatcher
 
@@ -167,4 +169,42 @@ def test_a_batch_that_is_answered_with_another_number_of_rows_fails() -> None:
     batcher = WindowBatcher(run, window=0.0)
     with pytest.raises(PonderError, match="a batch of 1 rows was answered with 2"):
         batcher.submit(1).result(30)
+    batcher.close()
+
+
+def test_a_batch_that_has_begun_ends_and_tells_what_is_late() -> None:
+    now = [0.0]
+    recorder, batcher = held(clock=lambda: now[0])
+
+    def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
+        now[0] = 2.0
+        return recorder(examples, policy, row_ids)
+
+    batcher._run = run
+    late, early, never = batcher.submit(1, deadline=1.0), batcher.submit(2, deadline=3.0), batcher.submit(3)
+    recorder.go_on.set()
+    assert [future.result(30).timed_out for future in (late, early, never)] == [True, False, False]
+    for deadline in (float("nan"), True, "1"):
+        with pytest.raises(ArgumentError, match="deadline: expected seconds from now"):
+            batcher.submit(1, deadline=deadline)  # type: ignore[arg-type]
+    batcher.close()
+
+
+@dataclass(frozen=True)
+class PerClass(policies.ExitPolicy):
+    """Has a tensor, so that two of them cannot be compared."""
+
+    thresholds: Tensor
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return step.index >= 1, state
+
+
+def test_policies_that_cannot_be_compared_share_no_batch() -> None:
+    recorder, batcher = held()
+    one, two = PerClass(torch.tensor([0.1, 0.2])), PerClass(torch.tensor([0.1, 0.3]))
+    futures = [batcher.submit(place, policy=policy) for place, policy in enumerate((one, two, one), start=1)]
+    recorder.go_on.set()
+    assert [future.result(30).exit_step for future in futures] == [1, 1, 1]
+    assert [batch for batch, _ in recorder.batches] == [[0], [1, 3], [2]]
     batcher.close()

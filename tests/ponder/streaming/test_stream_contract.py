@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -296,6 +297,9 @@ def test_keys_and_order() -> None:
         assert [key for key, _ in named] == ["a", "b", "c"]
         assert [answer.exit_step for _, answer in named] == [1, 1, 2]  # the row id is the position
         numbered = dict(engine.run(zip([4, 2, 3], inputs, strict=True), keyed=True))
+        for keys in (np.array([4, 2, 3]), torch.tensor([4, 2, 3])):
+            alike = [answer for _, answer in engine.run(zip(keys, inputs, strict=True), keyed=True, ordered=True)]
+            assert [one.exit_step for one in alike] == [numbered[key].exit_step for key in (4, 2, 3)]
         assert {key: answer.exit_step for key, answer in numbered.items()} == {4: 4, 2: 2, 3: 3}
         assert list(engine.run([])) == []
 

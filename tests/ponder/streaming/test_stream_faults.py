@@ -347,6 +347,19 @@ def test_a_deadline_whose_answer_cannot_be_computed_fails_alone() -> None:
         bad.future.result(0)
 
 
+def test_a_deadline_in_a_model_that_loses_rows_fails_those_rows_alone() -> None:
+    model = ponder.PonderWrapper(nn.Identity(), 5, head=nn.Identity(), readout=lambda hidden: hidden[:1]).eval()
+    drive = Drive(model, policies.LastStep(), max_batch=4)
+    rows = [drive.add(torch.ones(2), deadline=1.5) for _ in range(2)]
+    drive.turns(1)
+    drive.now = 2.0
+    drive.turns()
+    for row in rows:
+        error = row.future.exception(0)
+        assert error is None or "a row for each" in str(error)
+    assert drive.scheduler.running == 0
+
+
 # What is refused
 
 
