@@ -21,6 +21,7 @@ from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
 from ponder.optim import parameter_groups
 from ponder.parts.tasks import Task
+from ponder.policies import ExitPolicy, LastStep
 from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
 
@@ -74,6 +75,7 @@ class PonderTrainer(Trainer):
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
         self.all_stages = all_stages
+        self._at_full_depth = False
         self._seen = {True: Means(), False: Means()}  # in training mode, and in evaluation mode
         super().__init__(*args, **kwargs)
         self._smoothed: Task | None = None
@@ -94,6 +96,8 @@ class PonderTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train as Transformers does; with `all_stages`, each stage in turn, and give what the last one gave.
 
+        Stages before the last are evaluated at full depth, unless they train the exits alone: until then exits say
+        nothing.
         What was frozen before stays frozen in every stage. Several stages write their checkpoints to folders of their
         own, `stage-1` … in `args.output_dir`, and, where checkpoints are saved at all, what a stage ended with to
         `stage-1/end` …, from which `resume_from_checkpoint=True` goes on with the stage that was cut off.
@@ -125,12 +129,15 @@ class PonderTrainer(Trainer):
                 for parameter, trained in before.items():
                     parameter.requires_grad_(parameter.requires_grad and trained)
                 self.optimizer = self.lr_scheduler = None
+                # As in `ponder.fit`: until the exits are trained, they say nothing of an epoch.
+                self._at_full_depth = stage is not stages[-1] and stage.train != "early_heads"
                 found = super().train(checkpoint, *args, **kwargs)
                 checkpoint = None
                 model.finish_stage(stage)
                 if self.args.output_dir != folders[-1] and self.args.save_strategy != "no":
                     self.save_model(os.path.join(self.args.output_dir, _END), _internal_call=True)
         finally:
+            self._at_full_depth = False
             self.args.output_dir = folder
             for parameter, trained in before.items():
                 parameter.requires_grad_(trained)
@@ -165,7 +172,8 @@ class PonderTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as Transformers does, and keep in mind what is logged of it."""
         wrapper = _wrapper_in(model)
-        with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
+        policy = LastStep() if self._at_full_depth and not model.training else None
+        with nullcontext() if wrapper is None else _with(wrapper, self._smoothed, policy):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
             if wrapper is not None and outputs.get("exit_step") is not None:
                 seen = _measured(wrapper, outputs, inputs.get("labels"))
@@ -251,14 +259,14 @@ def _smoothed(model: Any, share: float) -> Task:
 
 
 @contextmanager
-def _with_task(wrapper: PonderWrapper, task: Task | None) -> Iterator[None]:
-    """Another task for the length of a block; the wrapper's own where None."""
-    own = wrapper.task
-    wrapper.task = task or own
+def _with(wrapper: PonderWrapper, task: Task | None, policy: ExitPolicy | None) -> Iterator[None]:
+    """Another task and another policy for the length of a block; the wrapper's own where None."""
+    own = wrapper.task, wrapper.policy
+    wrapper.task, wrapper.policy = task or wrapper.task, policy or wrapper.policy
     try:
         yield
     finally:
-        wrapper.task = own
+        wrapper.task, wrapper.policy = own
 
 
 def _measured(wrapper: PonderWrapper, outputs: Any, labels: Tensor | None) -> dict[str, Tensor]:

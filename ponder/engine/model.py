@@ -128,13 +128,19 @@ class EarlyExitModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
-        The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move.
+        The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move. A stem or readout
+        without parameters is as the steps are.
         """
         super().train(mode)
+        if not mode:
+            return self
         heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
-        for part in (self.stem, *self.steps.fns, self.readout, *heads) if mode else ():
-            parameters = [] if part is None else list(part.parameters())
-            if part is not None and parameters and not any(parameter.requires_grad for parameter in parameters):
+        frozen_steps = all(_is_frozen(step) for step in self.steps.fns)
+        for part in (self.stem, *self.steps.fns, self.readout, *heads, self.lambda_head):
+            if part is not None and _is_frozen(part):
+                part.eval()
+        for part in (self.stem, self.readout) if frozen_steps else ():
+            if part is not None and next(part.parameters(), None) is None:  # dropout alone: a part of the encoder
                 part.eval()
         return self
 
@@ -230,6 +236,12 @@ class EarlyExitModel(nn.Module):
                     remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it.",
                 )
             self._context_names.add(name)  # looked at once
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    """Whether a part has parameters, none of which learns."""
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def check_model(model: Any) -> None:

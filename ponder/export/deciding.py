@@ -52,11 +52,13 @@ class ModelSpec:
         num_steps: N.
         task: What outputs mean.
         has_hazard: Whether there is a Lambda head.
+        num_outputs: How many numbers a row's outputs end in.
     """
 
     num_steps: int
     task: TaskSpec
     has_hazard: bool
+    num_outputs: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,17 @@ def take(state: Any, rows: Array) -> Any:
     return tuple(take(part, rows) for part in state) if isinstance(state, tuple) else state
 
 
+def _check_outputs(model: ModelSpec) -> None:
+    """Refuse one number where classes are to be compared."""
+    if model.task.classes and model.num_outputs < 2:
+        raise ArgumentError(
+            "policy",
+            expected="a policy that compares no classes, of which the model has no two",
+            got=f"{model.num_outputs} outputs of the task {model.task.name!r}",
+            remedy="Export the model with task='regression' if it answers with one number.",
+        )
+
+
 class _OfClasses(NumpyPolicy):
     needs = frozenset({"output"})
 
@@ -118,6 +131,7 @@ class _OfClasses(NumpyPolicy):
                 got=f"the task {model.task.name!r}",
                 remedy="Use a policy on the hazard, or Patience (with a tolerance, where answers are numbers).",
             )
+        _check_outputs(model)
 
 
 @dataclass(frozen=True)
@@ -202,6 +216,7 @@ class _Patience(NumpyPolicy):
     def check(self, model: ModelSpec) -> None:
         most = model.num_steps - 1
         check_int("patience", self.patience, 1, most, remedy="Use policies.LastStep() to run to the end.")
+        _check_outputs(model)
         if model.task.numbers and self.tolerance == 0.0:
             raise ArgumentError(
                 "tolerance",
@@ -322,6 +337,10 @@ class _Around(NumpyPolicy):
 class _After(_Around):
     step: int
 
+    def check(self, model: ModelSpec) -> None:
+        check_int("step", self.step, 1, model.num_steps, remedy="Steps count from 1.")
+        super().check(model)
+
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         mask, state = self.policy.decide(step, state)
         return mask if step.index >= self.step else np.zeros_like(mask), state
@@ -331,6 +350,10 @@ class _After(_Around):
 class _Before(_Around):
     step: int
 
+    def check(self, model: ModelSpec) -> None:
+        check_int("step", self.step, 1, model.num_steps, remedy="Steps count from 1.")
+        super().check(model)
+
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         mask, state = self.policy.decide(step, state)
         return np.ones_like(mask) if step.index >= self.step else mask, state
@@ -339,6 +362,16 @@ class _Before(_Around):
 @dataclass(frozen=True)
 class _Tempered(_Around):
     temperatures: tuple[float, ...]
+
+    def check(self, model: ModelSpec) -> None:
+        super().check(model)
+        if len(self.temperatures) not in (1, model.num_steps):
+            raise ArgumentError(
+                "temperatures",
+                expected=f"one, or one for each of {model.num_steps} steps",
+                got=len(self.temperatures),
+                remedy="Fit them on a trajectory of this model.",
+            )
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         if step.output is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export.manifest import Manifest, TensorSpec
 
-__all__ = ["Batch", "Row", "batches", "join", "open_tokenizer", "read_rows"]
+__all__ = ["Batch", "Row", "batches", "check_texts", "is_text", "join", "open_tokenizer", "read_rows"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -70,6 +70,24 @@ def open_tokenizer(path: Path, max_length: int | None) -> Any:
     return tokenizer
 
 
+def check_texts(manifest: Manifest) -> None:
+    """Refuse a tokenizer for a model that no text could be given to.
+
+    Raises:
+        ArgumentError: The model must be given something that a tokenizer does not make.
+    """
+    required = [spec for spec in manifest.inputs if spec.default is None]
+    ids = main_input(required)
+    missing = [spec.name for spec in required if spec.name not in _TOKENS and spec.name != ids]
+    if manifest.tokenizer is not None and missing:
+        raise ArgumentError(
+            "tokenizer",
+            expected="None, for a model that reads more than token ids and their masks",
+            got=f"one for a model that must be given {', '.join(missing)}",
+            remedy="Leave it out, or export a model whose input is token ids.",
+        )
+
+
 def read_rows(examples: Any, manifest: Manifest, tokenizer: Any) -> list[Row]:
     """The rows of what a caller gave, in his order.
 
@@ -81,7 +99,7 @@ def read_rows(examples: Any, manifest: Manifest, tokenizer: Any) -> list[Row]:
             "examples", expected="a list of texts", got="one text", remedy="Pass [text], for a batch of one."
         )
     if isinstance(examples, Mapping):
-        examples = _apart(examples)
+        examples = _apart(examples, {spec.name for spec in manifest.inputs if spec.shared})
     elif not isinstance(examples, Sequence) and not hasattr(examples, "__array__"):
         raise ArgumentTypeError(
             "examples",
@@ -104,18 +122,33 @@ def batches(rows: Sequence[Row], size: int, manifest: Manifest) -> list[list[Row
 
 
 def join(rows: Sequence[Row], manifest: Manifest) -> Batch:
-    """A batch of rows, padded on the right to the longest."""
+    """A batch of rows, padded on the right to the longest.
+
+    Raises:
+        ArgumentError: An input that the rows share is not the same for all of them.
+    """
     longest = max(row.length for row in rows)
-    arrays = {
-        spec.name: np.stack([_padded(row.arrays[spec.name], spec, longest) for row in rows]) for spec in manifest.inputs
-    }
+    arrays: dict[str, Array] = {}
+    for spec in manifest.inputs:
+        values = [row.arrays[spec.name] for row in rows]
+        if not spec.shared:
+            arrays[spec.name] = np.stack([_padded(value, spec, longest) for value in values])
+            continue
+        arrays[spec.name] = values[0]
+        if not all(np.array_equal(value, values[0]) for value in values[1:]):
+            raise ArgumentError(
+                "examples",
+                expected=f"one {spec.name!r} for all rows: the model was exported with a shared one",
+                got="several",
+                remedy="Call predict once for each of them.",
+            )
     lengths = None if manifest.mask is None else np.array([row.length for row in rows])
     return Batch(np.array([row.position for row in rows], dtype=np.int64), arrays, lengths)
 
 
-def _apart(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Take a batch, a dict of arrays, apart into its rows."""
-    sizes = {name: len(value) for name, value in batch.items()}
+def _apart(batch: Mapping[str, Any], shared: Collection[str]) -> list[dict[str, Any]]:
+    """Take a batch, a dict of arrays, apart into its rows; what these share goes to each of them whole."""
+    sizes = {name: len(value) for name, value in batch.items() if name not in shared}
     if len(set(sizes.values())) != 1:
         raise ArgumentError(
             "examples",
@@ -123,12 +156,20 @@ def _apart(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()) or "none",
             remedy="Put the batch first in each of them.",
         )
-    return [{name: value[row] for name, value in batch.items()} for row in range(next(iter(sizes.values())))]
+    count = next(iter(sizes.values()))
+    return [{name: value if name in shared else value[row] for name, value in batch.items()} for row in range(count)]
+
+
+def is_text(example: Any) -> bool:
+    """Whether an example is a text, or a pair of texts."""
+    if isinstance(example, tuple | list) and example:
+        return all(isinstance(part, str) for part in example)
+    return isinstance(example, str)
 
 
 def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
-    if isinstance(example, str) or (isinstance(example, tuple) and example and isinstance(example[0], str)):
-        example = _tokenized(place, example, tokenizer)
+    if is_text(example):
+        example = _tokenized(place, example, tokenizer, [spec for spec in manifest.inputs if spec.default is None])
     elif not isinstance(example, Mapping):
         required = [spec.name for spec in manifest.inputs if spec.default is None]
         if len(required) != 1:
@@ -151,14 +192,25 @@ def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     return Row(place, {spec.name: arrays[spec.name] for spec in manifest.inputs}, length)
 
 
-def _tokenized(place: int, text: Any, tokenizer: Any) -> dict[str, Any]:
+def _tokenized(place: int, text: Any, tokenizer: Any, required: Sequence[TensorSpec]) -> dict[str, Any]:
     if tokenizer is None:
         raise _refusal(place, "arrays, since the export has no tokenizer", "a text")
     parts = (text,) if isinstance(text, str) else text
     if len(parts) > 2 or not all(isinstance(part, str) and part.strip() for part in parts):
         raise _refusal(place, "a text, or a pair of texts, that is not empty", repr(text))
     encoded = tokenizer.encode(*parts)
-    return {name: getattr(encoded, attribute) for name, attribute in _TOKENS.items()}
+    made = {name: getattr(encoded, attribute) for name, attribute in _TOKENS.items()}
+    ids = main_input(required)
+    return made if ids is None else {**made, ids: made["input_ids"]}
+
+
+def main_input(required: Sequence[TensorSpec]) -> str | None:
+    """Name of the input that takes token ids, among those that a caller must give; None where none does."""
+    others = [spec for spec in required if spec.name not in _TOKENS]
+    if len(others) == 1 and not any(spec.name == "input_ids" for spec in required):
+        found = others[0]
+        return found.name if np.dtype(found.dtype).kind in "iu" and len(found.shape) == 2 else None
+    return None
 
 
 def _array(place: int, value: Any, spec: TensorSpec) -> Array:
@@ -169,7 +221,7 @@ def _array(place: int, value: Any, spec: TensorSpec) -> Array:
     wanted = np.dtype(spec.dtype)
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and wanted.kind in "biu" and array.size):
         raise _refusal(place, f"{spec.dtype} in {spec.name!r}", str(array.dtype))
-    shape = spec.shape[1:]
+    shape = spec.shape if spec.shared else spec.shape[1:]
     fits = array.ndim == len(shape)
     if not fits or any(own not in (None, size) for own, size in zip(shape, array.shape, strict=True)):
         named = tuple("any" if own is None else own for own in shape)
@@ -187,7 +239,7 @@ def _length(place: int, arrays: Mapping[str, Array], manifest: Manifest) -> int:
         spec.name: arrays[spec.name].shape[dim - 1]
         for spec in manifest.inputs
         for dim in spec.along
-        if spec.name in arrays
+        if spec.name in arrays and not spec.shared
     }
     if len(set(sizes.values())) != 1 or not all(sizes.values()):
         raise _refusal(place, "one length, of at least 1, in all inputs", str(sizes))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
 from ponder.export.deciding import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy, take
-from ponder.export.examples import Batch, batches, join, open_tokenizer, read_rows
+from ponder.export.examples import Batch, batches, is_text, join, open_tokenizer, read_rows
 from ponder.export.manifest import NEXT, Manifest
 from ponder.export.sessions import Graph
 
@@ -195,7 +195,8 @@ class OnnxModel:
 
     def _texts(self, examples: Any) -> Any:
         """The tokenizer, opened when the first text comes."""
-        texts = isinstance(examples, Sequence) and any(isinstance(example, str | tuple) for example in examples)
+        given = isinstance(examples, Sequence) or hasattr(examples, "__array__")
+        texts = given and any(is_text(example) for example in examples)
         if texts and self._tokenizer is None and self.manifest.tokenizer is not None:
             self._tokenizer = open_tokenizer(self.folder / self.manifest.tokenizer, self.manifest.max_length)
         return self._tokenizer
@@ -215,7 +216,8 @@ class OnnxModel:
     def _read(self, policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
         data = getattr(policy, "to_dict", lambda: policy)()
         read = read_policy(data)
-        read.check(ModelSpec(self.num_steps, self._task, has_hazard=self._graphs.lambda_head is not None))
+        width = self.manifest.outputs[-1] if self.manifest.outputs else 1
+        read.check(ModelSpec(self.num_steps, self._task, self._graphs.lambda_head is not None, width))
         return dict(data), read
 
 

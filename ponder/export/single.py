@@ -87,14 +87,14 @@ class _Parts:
         called = unwrap(self.context.filled([slot.value for slot in self.context_slots]))
         features, halting = self._features(self.hidden.filled([slot.value for slot in hidden]), called)
         self.past = 0 if model.lambda_head is None else model.lambda_head.history - 1
-        begun = model.policy.init(batch)
-        _, after, _ = self._decide(first + 1, torch.zeros(1), [halting] * self.past, begun, features, halting)
+        begun, self.survival = model.policy.init(batch), torch.zeros(1, dtype=at_least_float32(features).dtype)
+        _, after, _ = self._decide(first + 1, self.survival, [halting] * self.past, begun, features, halting)
         self.state = FlatTree(_begun(begun, after))
         self.features = _fixed("features", features)
         self.carried = [
             *hidden,
             _fixed("index", first),
-            _fixed("log_survival", torch.zeros(1)),
+            _fixed("log_survival", self.survival),
             *(_fixed(f"past.{n}", halting) for n in range(self.past)),
             *(_fixed(f"policy.{n}", tensor) for n, tensor in enumerate(self.state.values())),
             self.features,
@@ -112,7 +112,7 @@ class _Parts:
             features, halting = self._features(hidden, unwrap(after))
             head = self.model.lambda_head
             before = halting if head is not None and head.initial == "stem" else torch.zeros_like(halting)
-            kept = [torch.zeros(1, dtype=torch.long), torch.zeros(1), *[before] * self.past]
+            kept = [torch.zeros(1, dtype=torch.long), self.survival.clone(), *[before] * self.past]
             state = [tensor.clone() for tensor in self.state.values()]
             return [*flatten(after), *flatten(hidden), *kept, *state, torch.zeros_like(features)]
 

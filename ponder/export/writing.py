@@ -27,6 +27,7 @@ from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export.deciding import read_policy
+from ponder.export.examples import check_texts
 from ponder.export.graphs import (
     FlatTree,
     Part,
@@ -113,6 +114,7 @@ def onnx(
         name, limit = copy_tokenizer(source, tokenizer, max_length, made)
         with evaluating(source.model), torch.no_grad():
             manifest = replace(_Writer(source, made, bool(int8)).write(), tokenizer=name, max_length=limit)
+        check_texts(manifest)
         _write(manifest, made)
         if int8:
             _quantize(manifest, made, int8, None if calibration is None else ranges_of(made, calibration))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,4 +40,10 @@ class AtDepth(Prior):
         """See `Prior.log_pmf`."""
         if num_steps == 1:
             return torch.zeros(1, dtype=torch.float64)
-        return for_mean(self.family, 1.0 + self.depth * (num_steps - 1), num_steps).log_pmf(num_steps)
+        return _found(self.family, self.depth, num_steps).log_pmf(num_steps)
+
+
+@lru_cache(maxsize=256)
+def _found(family: str, depth: float, num_steps: int) -> Prior:
+    """The member of the family, which is searched for once, and not at every batch."""
+    return for_mean(family, 1.0 + depth * (num_steps - 1), num_steps)

@@ -34,6 +34,10 @@ class Poisson(Prior):
     def __post_init__(self) -> None:
         check_real("mean", self.mean, 1.0, open_low=True)
 
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        """The mean stretched with the number of steps, from step 1 on, below which it cannot be."""
+        return replace(self, mean=1.0 + (self.mean - 1.0) * num_steps / tuned_for)
+
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""
         before = steps(num_steps) - 1

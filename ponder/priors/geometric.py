@@ -42,5 +42,5 @@ class Geometric(Prior):
         return StepDistribution.from_hazard_logits(torch.full((num_steps,), logit, dtype=torch.float64)).log_pmf
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Geometric:
-        """The rate that leaves the same mass on the end: 1 − (1 − r)^(tuned_for / num_steps)."""
+        """The rate at which as much goes on past the last step: 1 − (1 − r)^(tuned_for / num_steps)."""
         return Geometric(-math.expm1(math.log1p(-self.rate) * tuned_for / num_steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,8 @@ class Recipe:
             self,
             policy=self.policy.rescaled(tuned_for, num_steps),
             otherwise=otherwise,
-            prior=None if self.prior is None else self.prior.rescaled(tuned_for, num_steps),
+            # A copy: what a model learns of its prior is its own, and not the recipe's.
+            prior=None if self.prior is None else copy.deepcopy(self.prior.rescaled(tuned_for, num_steps)),
             tuned_for=num_steps,
         )
 
@@ -274,6 +276,36 @@ def start_heads(stage: Stage, head: nn.Module) -> None:
             each.load_state_dict(last.state_dict())
 
 
+def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) -> None:
+    """Refuse a stage that trains heads that are not there.
+
+    Args:
+        stage: The stage.
+        head: The head; `PerStep` where the stage trains early heads.
+        lambda_head: The Lambda head, where there is one.
+
+    Raises:
+        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
+
+    Example:
+        >>> check_heads(recipes.get("deebert").stages[1], ponder.PerStep([nn.Linear(8, 3) for _ in range(4)]), None)
+    """
+    if stage.train == "early_heads" and not isinstance(head, PerStep):
+        raise ArgumentError(
+            "stage",
+            expected="one head a step for train='early_heads'",
+            got="a shared head",
+            remedy="Use PerStep.",
+        )
+    if stage.train == "lambda_head" and lambda_head is None:
+        raise ArgumentError(
+            "stage",
+            expected="a model with a Lambda head for train='lambda_head'",
+            got="one without",
+            remedy="Pass lambda_head=ponder.LambdaHead(width) to the model.",
+        )
+
+
 def freeze_for(
     stage: Stage,
     encoder: nn.Module | Sequence[nn.Module],
@@ -300,20 +332,7 @@ def freeze_for(
         [True, True, True, False]
     """
     hazards = [module for module in halting if module is not None]
-    if stage.train == "early_heads" and not isinstance(head, PerStep):
-        raise ArgumentError(
-            "stage",
-            expected="one head a step for train='early_heads'",
-            got="a shared head",
-            remedy="Use PerStep.",
-        )
-    if stage.train == "lambda_head" and not hazards:
-        raise ArgumentError(
-            "stage",
-            expected="a model with a Lambda head for train='lambda_head'",
-            got="one without",
-            remedy="Pass lambda_head=ponder.LambdaHead(width) to the model.",
-        )
+    check_heads(stage, head, hazards[0] if hazards else None)
     heads = list(head.heads) if isinstance(head, PerStep) else [head]
     parts = {
         "encoder": [encoder] if isinstance(encoder, nn.Module) else list(encoder),

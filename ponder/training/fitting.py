@@ -23,6 +23,7 @@ from ponder.objectives import Progress
 from ponder.optim import parameter_groups
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
+from ponder.recipes.base import check_heads
 from ponder.training.batches import Batch, read_batch
 from ponder.training.measured import Means, measured
 from ponder.training.report import EpochReport, FitReport, StageReport
@@ -142,6 +143,13 @@ def fit(
             expected="gradient_accumulation_steps=1: the optimiser steps once a batch",
             got=accelerator.gradient_accumulation_steps,
             remedy="Pass larger batches, or train with PonderTrainer, which accumulates.",
+        )
+    if accelerator.mixed_precision == "fp16":
+        raise ArgumentError(
+            "accelerator",
+            expected="mixed_precision='no' or 'bf16': in fp16 losses are scaled, which needs an optimiser of its own",
+            got="'fp16'",
+            remedy="Pass bf16=True, or train with PonderTrainer and fp16=True.",
         )
     if seed is not None:
         torch.manual_seed(seed)
@@ -401,9 +409,11 @@ def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> Non
     chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
     check_type("recipe", chosen, Recipe)
     scaled = chosen.for_steps(wrapper.num_steps).for_task(wrapper.spec.task)
-    wrapper.prior = scaled.prior if scaled.prior is not None and wrapper.lambda_head is not None else wrapper.prior
+    prior = scaled.prior if scaled.prior is not None and wrapper.lambda_head is not None else wrapper.prior
     for stage in scaled.stages:
-        stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=wrapper.prior is not None)
+        check_heads(stage, wrapper.head, wrapper.lambda_head)
+        stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=prior is not None)
+    wrapper.prior = prior
     owner: Any = next((module for module in model.modules() if module._modules.get("ponder") is wrapper), wrapper)
     owner.policy = scaled.policy
     wrapper.stages = scaled.stages

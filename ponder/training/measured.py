@@ -45,7 +45,12 @@ def measured(
         return found
     if labels is not None:
         task = model.task or infer_task(outputs[:, -1], labels)
-        losses = step_losses(task, outputs, checked_labels(task, outputs[:, -1], labels))
+        labels = checked_labels(task, outputs[:, -1], labels)
+        rows = task.labelled(labels)
+        if rows is not None:  # a row without a label counts for nothing
+            outputs, labels = outputs[rows], labels[rows]
+            hazard_logits = None if hazard_logits is None else hazard_logits[rows]
+        losses = step_losses(task, outputs, labels)
         found = {f"loss_step_{step}": of_step for step, of_step in enumerate(losses.unbind(1), start=1)}
     if hazard_logits is None:
         return found

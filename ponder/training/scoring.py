@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ponder._utils.modes import evaluating
 from ponder.engine.losses import checked_labels, exit_loss
@@ -58,7 +58,7 @@ class HeldOut:
         """
         outputs, labels, steps = list[Tensor](), list[Tensor](), list[Tensor]()
         task = model.task
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.no_grad():  # what a model keeps of a call, it may train with
             for given in self.loader:
                 batch = read_batch(given, self.main_input, "held_out").to(device)
                 out = model(batch.inputs, policy=policy, **batch.context)
@@ -75,7 +75,7 @@ class HeldOut:
         exit_step = torch.cat(steps)
         counts = torch.bincount(exit_step, minlength=model.num_steps + 1)[1:]
         return Score(
-            score=self._measure(task, torch.cat(outputs), torch.cat(labels)),
+            score=self._measure(task, _joined(task, outputs), torch.cat(labels)),
             exit_step=float(exit_step.double().mean()),
             exits=counts / counts.sum(),
         )
@@ -102,3 +102,12 @@ def _kept(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The rows, or the tokens, that have a label."""
     kept = labels != IGNORED_LABEL if task.per_token else task.labelled(labels)
     return (outputs, labels) if kept is None else (outputs[kept], labels[kept])
+
+
+def _joined(task: Task, outputs: Sequence[Tensor]) -> Tensor:
+    """The outputs of all batches; where a row's have a length, the task's `blank` stands behind the shorter ones."""
+    if not task.per_position or task.per_token:
+        return torch.cat(list(outputs))
+    length = max([part.shape[1] for part in outputs])
+    ends = [(*(0, 0) * (part.dim() - 2), 0, length - part.shape[1]) for part in outputs]
+    return torch.cat([nn.functional.pad(part, end, value=task.blank) for part, end in zip(outputs, ends, strict=True)])

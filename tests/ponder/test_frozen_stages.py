@@ -104,3 +104,24 @@ def test_freeze_for_leaves_other_modules_in_evaluation_mode() -> None:
     assert int(encoder[1].num_batches_tracked) == 0
     assert head.heads[0].training
     assert not head.heads[1].training
+
+
+def test_dropout_alone_is_as_the_encoder_is_and_a_frozen_lambda_head_is_off() -> None:
+    model = ponder.PonderWrapper(
+        [nn.Linear(4, 4) for _ in range(STEPS)],
+        stem=nn.Dropout(0.5),
+        head=ponder.PerStep(nn.Linear(4, 2) for _ in range(STEPS)),
+        lambda_head=ponder.LambdaHead(4, dropout=0.5),
+        task="classification",
+    )
+    model.start_stage(recipes.get("deebert").stages[1])
+    model.train()
+    assert not model.stem.training
+    assert not any(module.training for module in model.lambda_head.modules())
+    assert any(head.training for head in model.head.heads)
+    inputs = torch.randn(6, 4)
+    first, second = (model(inputs).trajectory for _ in range(2))
+    assert torch.equal(first.outputs, second.outputs)
+    assert torch.equal(first.hazard_logits, second.hazard_logits)
+    model.start_stage(recipes.get("vanilla").stages[0])
+    assert model.train().stem.training

@@ -23,7 +23,7 @@ from ponder.integrations.transformers import (
     PonderTrainer,
 )
 from ponder.objectives import FinalStep
-from ponder.policies import Bernoulli, LastStep
+from ponder.policies import Bernoulli, Confidence, LastStep
 from tests.integrations.transformers.encoders import (
     CONFIGS,
     FAMILIES,
@@ -614,6 +614,28 @@ def test_one_call_trains_all_stages(tmp_path: Path) -> None:
         trainer.train(resume_from_checkpoint=True)
     with pytest.raises(ArgumentError, match="resume_from_checkpoint: expected True"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "stage-1" / "checkpoint-1"))
+
+
+def test_early_stages_are_evaluated_at_full_depth(tmp_path: Path) -> None:
+    """Exits that nobody has trained do not choose the best epoch."""
+    model = make_model("bert", recipe="ponder")
+    often = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    trainer = make_trainer(model, tmp_path, eval_dataset=examples(), **often)
+    trainer.all_stages = True
+    kept, log = list[dict[str, Any]](), trainer.log
+    model.ponder.policy = Confidence(0.0)  # where it counts, all leave at once
+
+    def listen(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        kept.append(logs)
+        log(logs, *args, **kwargs)
+
+    trainer.log = listen
+    trainer.train()
+    exits = [logs["eval_exit_step"] for logs in kept if "eval_exit_step" in logs]
+    assert exits[0] == model.ponder.num_steps
+    assert exits[-1] == 1.0
+    saved = type(model).from_pretrained(next((tmp_path / "stage-1").glob("checkpoint-*")))
+    assert model.ponder.policy == saved.ponder.policy == Confidence(0.0)
 
 
 class Cut(TrainerCallback):

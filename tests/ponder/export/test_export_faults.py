@@ -25,6 +25,7 @@ from ponder.export import OnnxModel
 from ponder.policies import ExitPolicy, StepView
 from tests.ponder.export.exported import exported, folder_of
 from tests.toys import WIDTH
+from tests.word_tokenizer import VOCABULARY, save_tokenizer
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -304,7 +305,7 @@ def _words(**own: Any) -> dict[str, Any]:
         ([[1, 2], [0.5, 1.5]], r"examples\[1\].*int64"),
         ([[[1, 2]]], r"examples\[0\].*shape"),
         ([[]], r"examples\[0\].*at least 1"),
-        ([[1, 2], ["a", "b"]], r"examples\[1\].*int64"),
+        ([[1, 2], ["a", "b"]], r"examples\[1\].*no tokenizer"),
         (_words(src_key_padding_mask=[[True, True], [False, True]]), r"examples\[0\].*hides all"),
         (_words(src_key_padding_mask=[[False], [False]]), r"examples\[0\].*one length"),
         (_words(inputs=[[1, 2]]), "same number of rows"),
@@ -349,6 +350,10 @@ def test_a_policy_that_the_model_cannot_serve_is_refused() -> None:
         policies.Patience(99, 0.1),
         policies.FixedStep(99),
         policies.FixedStep(2),
+        policies.Quantile(0.4).after(40),
+        policies.Quantile(0.4).before(9),
+        policies.Quantile(0.4).before(2),
+        policies.Tempered(policies.Confidence(0.9), (1.0, 2.0)),
     ],
     ids=str,
 )
@@ -377,3 +382,91 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     for tokenizer in (tmp_path / "nowhere", tmp_path, 7):
         with pytest.raises(PonderError, match="tokenizer"):
             ponder.export.onnx(small(), tmp_path / "out", example=X, tokenizer=tokenizer)
+
+
+def test_one_number_is_no_class(tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), num_steps=3, head=nn.Linear(WIDTH, 1))
+    made = OnnxModel(ponder.export.onnx(model, tmp_path / "out", example=X))
+    for policy in (policies.Confidence(0.9), policies.Patience(1), policies.Voting(2)):
+        with pytest.raises(ArgumentError, match="task='regression'"):
+            made.check(policy)
+
+
+def test_float64_is_answered_in_float64(tmp_path: Path) -> None:
+    model = small(policy=policies.Confidence(0.6)).double().eval()
+    inputs = torch.randn(6, WIDTH, dtype=torch.float64)
+    folder = ponder.export.onnx(model, tmp_path / "out", example=inputs[:2])
+    found, expected = OnnxModel(folder).predict(inputs.numpy()), model(inputs)
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), rtol=1e-9)
+
+
+class Scaled(nn.Module):
+    """A step with a table that all rows share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        return torch.tanh(self.linear(hidden)) * table
+
+
+def test_what_all_rows_share_is_given_once(tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(Scaled(), 3, head=nn.Linear(WIDTH, 3), policy=policies.Margin(0.1)).eval()
+    inputs, table = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH)  # as many rows as numbers in the table
+    folder = ponder.export.onnx(model, tmp_path / "out", example=(inputs[:2], {"table": ponder.Shared(table)}))
+    made, expected = OnnxModel(folder), model(inputs, table=ponder.Shared(table))
+    rows = [{"inputs": row.numpy(), "table": table.numpy()} for row in inputs]
+    for given in ({"inputs": inputs.numpy(), "table": table.numpy()}, rows):
+        for size in (3, 8):
+            found = made.predict(given, batch_size=size)
+            assert found.exit_step.tolist() == expected.exit_step.tolist()
+            np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), rtol=1e-4, atol=1e-5)
+    rows[1]["table"] = rows[1]["table"] + 1
+    with pytest.raises(ArgumentError, match="one 'table' for all rows"):
+        made.predict(rows)
+
+
+class Reads(nn.Module):
+    """A stem on token ids and their mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(VOCABULARY), WIDTH)
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.embedding(inputs) * attention_mask.unsqueeze(-1)
+
+
+class Mixes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.tanh(self.linear(hidden)) * attention_mask.unsqueeze(-1)
+
+
+def test_texts_reach_a_model_whatever_its_input_is_called(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    model = ponder.PonderWrapper(
+        Mixes(), 3, stem=Reads(), head=nn.Linear(WIDTH, 2), readout=ponder.readouts.mean, padding=ponder.Padding()
+    ).eval()
+    ids, mask = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    folder = ponder.export.onnx(
+        model, tmp_path / "out", example=(ids, {"attention_mask": mask}), tokenizer=tmp_path / "tokenizer.json"
+    )
+    expected = model(ids, attention_mask=mask).outputs.detach().numpy()
+    for texts in (["w0 w1", "w2"], np.array(["w0 w1", "w2"])):
+        found = OnnxModel(folder).predict(texts)  # opened anew: nothing is left of the call before
+        np.testing.assert_allclose(found.outputs, expected, rtol=1e-4, atol=1e-5)
+    pair = OnnxModel(folder).predict([["w0", "w1"]])
+    np.testing.assert_array_equal(pair.outputs, OnnxModel(folder).predict([("w0", "w1")]).outputs)
+
+
+def test_a_tokenizer_for_a_model_of_numbers_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    with pytest.raises(ArgumentError, match="tokenizer: expected None"):
+        ponder.export.onnx(small(), tmp_path / "out", example=X, tokenizer=tmp_path / "tokenizer.json")
+    assert not (tmp_path / "out" / "export.json").exists()

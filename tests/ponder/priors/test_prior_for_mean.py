@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ponder import priors
+from ponder.priors import at_depth
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 
@@ -105,3 +106,20 @@ def test_bad_arguments_are_refused() -> None:
         priors.for_mean("geometric", 3.0, 0)
     with refused("std"):
         priors.for_mean("normal", 3.0, 6, std=-1.0)
+
+
+def test_a_prior_by_its_depth_is_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training asks for it at every batch."""
+    prior, asked = priors.AtDepth(0.551), list[float]()
+    searched = at_depth.for_mean
+    monkeypatch.setattr(at_depth, "for_mean", lambda *given: (asked.append(given[1]), searched(*given))[1])
+    found = [prior(12).pmf for _ in range(3)]
+    assert len(asked) == 1
+    assert all(torch.equal(pmf, found[0]) for pmf in found)
+    assert prior(6).mean.item() == pytest.approx(1 + 0.551 * 5, rel=1e-4)
+
+
+def test_a_poisson_prior_is_scaled_with_the_steps() -> None:
+    prior = priors.Poisson(6.0).rescaled(12, 6)
+    assert prior == priors.Poisson(3.5)
+    assert priors.Poisson(1.1).rescaled(12, 2)(2).pmf.isfinite().all()

@@ -18,7 +18,7 @@ from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
 from ponder.parts.heads import PerStep
 from ponder.parts.tasks import Classification, as_task, task_named
 from ponder.policies import Bernoulli, Confidence, Entropy, FixedStep, LastStep, Patience, Quantile
-from ponder.priors import Geometric
+from ponder.priors import Geometric, Learned
 from ponder.recipes import LambdaSpec, Recipe, Stage, freeze_for
 from tests.ponder.checks import refused
 from tests.ponder.examples import RECIPES, Example
@@ -359,3 +359,25 @@ def test_a_lambda_head_may_start_at_the_priors_hazard() -> None:
     features, hazard = torch.randn(200, 64), recipe.prior(6).pmf[0].item()
     assert started(features).sigmoid().mean().item() == pytest.approx(hazard, abs=0.05)
     assert plain(features).sigmoid().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_models_of_one_recipe_learn_priors_of_their_own() -> None:
+    recipe = recipes.Recipe(
+        "mine",
+        "x",
+        (Stage(Ponder(0.5)),),
+        Quantile(0.5),
+        lambda_head=LambdaSpec(),
+        prior=Learned(3),
+        tuned_for=None,
+    )
+    layers = [nn.Linear(4, 4) for _ in range(3)]
+    one, two = (
+        ponder.PonderWrapper.from_recipe(layers, recipe, num_outputs=2, example=torch.randn(2, 4)) for _ in range(2)
+    )
+    assert one.prior_weights is not None
+    with torch.no_grad():
+        one.prior_weights.logits.add_(torch.tensor([1.0, 0.0, 0.0]))
+    for other in (two.prior, recipe.prior):
+        assert other is not None
+        assert torch.equal(other(3).pmf, Learned(3)(3).pmf)

@@ -455,3 +455,68 @@ def test_a_model_of_transformers() -> None:
         right = (model(**batch).logits.argmax(1) == batch["labels"]).double().mean()
     assert report.score == pytest.approx(float(right))
     assert not model.training
+
+
+def test_spans_of_several_lengths_are_scored() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(WIDTH, WIDTH) for _ in range(STEPS)]
+    model = ponder.PonderWrapper.from_recipe(
+        layers, "pabee", num_outputs=2, example=torch.randn(2, 5, WIDTH), task="span"
+    )
+    batches = [(torch.randn(4, length, WIDTH), torch.randint(length, (4, 2))) for length in (5, 7)]
+    report = fit(model, batches, held_out=batches)
+    with torch.no_grad():
+        right = [(model.eval()(x).outputs.argmax(1) == y).all(1).double() for x, y in batches]
+    assert report.score == pytest.approx(torch.cat(right).mean().item())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "head"), [("deebert", "one head a step"), ("palbert", "lambda_head=ponder.LambdaHead")]
+)
+def test_heads_that_a_recipe_wants_are_missed_before_anything_is_trained(recipe: str, head: str) -> None:
+    model = ponder.PonderWrapper([nn.Linear(WIDTH, WIDTH) for _ in range(3)], head=nn.Linear(WIDTH, 2))
+    before, policy, stages = weights(model), model.policy, model.stages
+    with pytest.raises(ponder.PonderError, match=head):
+        fit(model, None, recipe)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert (model.policy, model.stages) == (policy, stages)
+
+
+def test_half_precision_that_scales_losses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")  # there is no such device here
+    with refused("accelerator", "mixed_precision='no' or 'bf16'", "'fp16'"):
+        fit(make(), accelerator=Accelerator(cpu=True))
+
+
+class Remembers(nn.Module):
+    """A step that keeps a table as long as what it has seen, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.table = nn.Linear(WIDTH, WIDTH), torch.zeros(0)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if len(self.table) < hidden.shape[1]:
+            self.table = torch.arange(hidden.shape[1]).float().cos()
+        return self.linear(hidden) * self.table[: hidden.shape[1], None]
+
+
+def test_what_an_encoder_keeps_of_scoring_can_be_trained_with() -> None:
+    model = ponder.PonderWrapper(
+        Remembers(), 3, head=nn.Linear(WIDTH, 2), readout=lambda hidden: hidden.mean(1), task="classification"
+    )
+    batches = {length: [(torch.randn(4, length, WIDTH), torch.tensor([0, 1, 0, 1]))] for length in (5, 9)}
+    assert fit(model, batches[5], held_out=batches[9]).stages[0].best_epoch in (1, 2)
+
+
+def test_rows_without_a_label_count_for_nothing_in_what_is_measured() -> None:
+    model, (inputs, labels) = make("vanilla").train(), data(4)
+    labels[1:] = -100
+    out = model(inputs, labels=labels)
+    assert out.loss is not None
+    found = measured(model, out.trajectory.outputs, None, labels)
+    assert found[f"loss_step_{STEPS}"].tolist() == pytest.approx([out.loss.item()])
+    labels[0] = -100
+    assert len(measured(model, out.trajectory.outputs, None, labels)["loss_step_1"]) == 0
