@@ -170,7 +170,8 @@ class EncoderAdapter(Adapter):
         layer_mask = create_bidirectional_mask(
             config=self.encoder.config, inputs_embeds=hidden, attention_mask=attention_mask
         )
-        if layer_mask is not None and layer_mask.dim() == 4:
+        of_keys = attention_mask is None or attention_mask.dim() == 2
+        if of_keys and layer_mask is not None and layer_mask.dim() == 4:
             layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
         return hidden, {
             "attention_mask": layer_mask,

@@ -131,7 +131,9 @@ class CapturedAdapter(Adapter):
         shorten = getattr(self.encoder, "_get_feature_vector_attention_mask", None)
         if shorten is None or given is None or states.dim() != 3 or given.shape[1] == states.shape[1]:
             return given
-        shortened: Tensor = shorten(states.shape[1], given)
+        lengths = getattr(self.encoder, "_get_feat_extract_output_lengths", None)
+        made = 0 if lengths is None else int(lengths(torch.tensor(given.shape[1])))  # SEW's layers see fewer
+        shortened: Tensor = shorten(max(made, states.shape[1]), given)
         return shortened
 
 
@@ -174,7 +176,15 @@ class _MeanOfTokens:
         tokens = self.tokens(hidden, **context)
         if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
             return tokens.mean((2, 3))
-        return readouts.mean(tokens, attention_mask=token_mask)
+        return readouts.mean(tokens, attention_mask=_as_long(token_mask, tokens.shape[1]))
+
+
+def _as_long(mask: Tensor | None, length: int) -> Tensor | None:
+    """A mask of so many positions: audio encoders give more, or fewer, tokens than what their mask counts."""
+    if mask is None or mask.dim() != 2 or mask.shape[1] == length:
+        return mask
+    places = torch.arange(length, device=mask.device) * mask.shape[1] // length
+    return mask[:, places]
 
 
 def _pooler_output(output: Any) -> Any:

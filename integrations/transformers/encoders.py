@@ -8,7 +8,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.adapter import Adapter, registry
 from ponder.integrations.transformers.captured import CapturedAdapter
 
-__all__ = ["adapter_for", "encoder_of"]
+__all__ = ["adapter_for", "check_block_sparse", "encoder_of"]
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -52,6 +52,21 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return half
 
 
+def check_block_sparse(model: PreTrainedModel) -> None:
+    """Refuse BigBird's block-sparse attention, which changes the model's own layers whenever a text is short.
+
+    Raises:
+        ArgumentError: The model runs it.
+    """
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ArgumentError(
+            "encoder",
+            expected="attention that does not depend on the length of the longest text",
+            got="attention_type='block_sparse', which exchanges the model's layers for short texts",
+            remedy="Load it with attention_type='original_full'.",
+        )
+
+
 def adapter_for(encoder: PreTrainedModel, num_steps: int | None = None) -> Adapter:
     """The adapter of an encoder: that of its family, found by its `model_type`, or else the encoder captured.
 
@@ -75,6 +90,7 @@ def adapter_for(encoder: PreTrainedModel, num_steps: int | None = None) -> Adapt
             got="flex attention, whose mask is compiled for the whole batch",
             remedy="Load it with attn_implementation='sdpa'.",
         )
+    check_block_sparse(encoder)
     family = encoder.config.model_type
     if family in registry.names():
         return registry.get(family, encoder=encoder)

@@ -34,6 +34,7 @@ from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
+from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.head_kinds import HeadKind, kind_of, load_finetuned
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
@@ -81,6 +82,7 @@ class FinetunedClassifier(nn.Module):
     def __init__(self, classifier: PreTrainedModel, plain: PreTrainedModel | None = None) -> None:
         super().__init__()
         kind = self.kind = kind_of(classifier)
+        check_block_sparse(classifier)
         self.seed: int | None = None
         self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
         self.main_input_name = classifier.main_input_name

@@ -333,6 +333,16 @@ class PonderPreTrainedModel(PreTrainedModel):
                 changed[name] = own.to_dict()
             except ArgumentError as error:  # one that is not registered
                 warnings.warn(f"{name}: {own!r} is not saved, and {of_recipe!r} is. {error}", stacklevel=3)
+        stages = recipe.stages
+        if inside.objective not in [stage.objective for stage in stages]:
+            if len(stages) == 1:
+                changed["stages"] = [dataclasses.replace(stages[0], objective=inside.objective).to_dict()]
+            else:
+                warnings.warn(
+                    f"objective: {inside.objective!r} is not saved: the {len(stages)} stages have their own. "
+                    "Pass a ponder.recipes.Recipe with it to from_encoder.",
+                    stacklevel=3,
+                )
         return changed
 
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: MetricLike | None = None) -> dict[str, Any]:

@@ -81,6 +81,14 @@ class Watched:
         if not policies:
             raise _refusal("policies", "at least one policy", "none", "Give them from the cheapest to the safest.")
         self._policies = tuple(model.checked(policy) for policy in policies)
+        reads = [policy for policy in self._policies if "context" in policy.needs]
+        if reads:
+            raise _refusal(
+                "policies",
+                "policies that read the model alone: the promise is about rows, whatever a caller says of them",
+                f"{reads[0]!r}, which reads policy_context",
+                "Watch policies without a budget of the call.",
+            )
         self._task = model.task or task_named(None)
         check_real("tolerance", tolerance)
         if not self._task.comparable and not (self._task.numbers and tolerance):

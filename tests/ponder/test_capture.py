@@ -653,3 +653,68 @@ def test_a_causal_mask_is_no_mask_of_rows() -> None:
     with torch.no_grad():
         expected = encoder(inputs, mask=mask)
         torch.testing.assert_close(model(inputs, mask=ponder.Shared(mask)).outputs, expected, atol=1e-5, rtol=1e-4)
+
+
+class Masked(nn.Module):
+    """Layers of PyTorch whose padding mask is called `mask`, True at padding or at real positions."""
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        self.real, self.embed = real, nn.Linear(WIDTH, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.embed(x)
+        for layer in self.layers:
+            hidden = layer(hidden, src_key_padding_mask=mask != self.real)
+        return hidden
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_what_a_mask_hides_is_seen_in_the_example(real: bool) -> None:
+    torch.manual_seed(0)
+    module, x = Masked(real).eval(), torch.randn(3, 7, WIDTH)
+    is_real = torch.arange(7) < torch.tensor([[7], [4], [5]])
+    mask = is_real == real
+    model = ponder.PonderWrapper.from_recipe(module, "pabee", num_outputs=3, example={"x": x, "mask": mask}).eval()
+    assert model.padding is not None
+    assert model.padding.real == real
+    features = model.unroll(x, mask=mask, keep_features=True).features
+    assert features is not None
+    whole = module(x, mask) * is_real.unsqueeze(-1)
+    torch.testing.assert_close(features[:, -1], whole.sum(1) / is_real.sum(1, keepdim=True), atol=1e-5, rtol=1e-5)
+    check_backbone(model, x, mask=mask)
+
+
+def test_a_mask_that_does_not_say_what_it_hides_claims_no_lengths() -> None:
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]]) == 1
+    assert ponder.capture(Masked(real=True).eval(), {"x": torch.randn(2, 3, WIDTH), "mask": mask}).padding is None
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage")
+def test_the_encoder_that_pytorch_builds_by_default() -> None:
+    """Its nested tensors have no sizes to be learned."""
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+    encoder, x = nn.TransformerEncoder(layer, 3).eval(), torch.randn(3, 7, WIDTH)
+    hidden = torch.arange(7) >= torch.tensor([[7], [4], [5]])
+    with torch.no_grad():
+        expected = encoder(x, src_key_padding_mask=hidden)
+        for example in (x, {"src": x, "src_key_padding_mask": hidden}):
+            model = ponder.PonderWrapper.from_recipe(encoder, "pabee", num_outputs=3, example=example).eval()
+            found = model.unroll(x, src_key_padding_mask=hidden, keep_features=True).features
+            assert found is not None
+            shown = expected * ~hidden.unsqueeze(-1)
+            torch.testing.assert_close(found[:, -1], shown.sum(1) / (~hidden).sum(1, True), atol=1e-5, rtol=1e-4)
+            check_backbone(model, x, src_key_padding_mask=hidden)
+    assert encoder.use_nested_tensor, "the module is as it was"
+
+
+def test_none_in_a_tuple_keeps_its_place() -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+    encoder, x = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval(), torch.randn(3, 7, WIDTH)
+    hidden = torch.arange(7) >= torch.tensor([[7], [4], [5]])
+    parts = ponder.capture(encoder, (x, None, hidden))
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity()).eval()
+    found = model((x, None, hidden), policy=LastStep()).outputs
+    torch.testing.assert_close(found, encoder(x, None, hidden), atol=1e-5, rtol=1e-4)

@@ -24,7 +24,15 @@ from ponder._utils.trees import Tree, leaves, map_leaves, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.growth import grown_rows, one_more_row
 from ponder.parts.capturing.joinable import joinable
-from ponder.parts.capturing.layered import CodeBetweenError, LayerCall, LayeredModule, first_floating, hidden_in
+from ponder.parts.capturing.layered import (
+    MASKS,
+    CodeBetweenError,
+    LayerCall,
+    LayeredModule,
+    first_floating,
+    hidden_in,
+    is_row_mask,
+)
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
 from ponder.parts.capturing.twin import evaluating_twin
 from ponder.parts.capturing.watching import (
@@ -40,9 +48,6 @@ from ponder.parts.padding import Padding
 from ponder.parts.steps import Steps
 
 __all__ = ["Captured", "capture", "learn"]
-
-_MASKS = ("attention_mask", "mask", "src_key_padding_mask")
-"""Names of masks `(batch, length)` among the arguments of a module."""
 
 
 @dataclass(frozen=True)
@@ -250,13 +255,8 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
         between=between,
         first=first if isinstance(first, str) else None,
         constants={key: value for key, value in seen.given.items() if not isinstance(value, Tensor)},
-        mask=next((name for name in _MASKS if _is_row_mask(seen.given.get(name), seen.rows)), None),
+        mask=next((name for name in MASKS if is_row_mask(seen.given.get(name), seen.rows)), None),
     )
-
-
-def _is_row_mask(value: Any, rows: int) -> bool:
-    """Whether an argument is a mask `(rows, length)`, and no causal one `(length, length)` of the whole batch."""
-    return isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == rows
 
 
 def _entering(layers: Layers) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "grown_rows",
     "is_long",
     "merge_rows",
+    "one_column_less",
     "one_more_column",
     "one_more_row",
     "split_rows",
@@ -58,9 +59,14 @@ def one_more_column(given: Arguments, rows: int, length: int) -> dict[str | int,
     }
 
 
+def one_column_less(given: Arguments, rows: int, length: int) -> dict[str | int, Any]:
+    """Arguments without the last column of every tensor `(rows, length, …)`."""
+    return {key: value[:, :-1] if is_long(value, rows, length) else value for key, value in given.items()}
+
+
 def is_long(value: Any, rows: int, length: int) -> bool:
-    """Whether an argument is a tensor `(rows, length, …)`."""
-    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == (rows, length)
+    """Whether an argument is a tensor `(rows, length, …)`, or `(1, length, …)` for all rows."""
+    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] in (1, rows) and value.shape[1] == length
 
 
 def grown_rows(small: Tensor, large: Tensor, rows: int, what: str) -> Axis | None:

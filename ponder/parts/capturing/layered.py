@@ -21,6 +21,7 @@ from ponder.parts.capturing.growth import (
     grown_rows,
     is_long,
     merge_rows,
+    one_column_less,
     one_more_column,
     one_more_row,
     split_rows,
@@ -31,6 +32,8 @@ from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
 __all__ = [
+    "MASKS",
+    "PLAN",
     "CodeBetweenError",
     "LayerCall",
     "LayeredModule",
@@ -38,10 +41,18 @@ __all__ = [
     "LayeredStep",
     "first_floating",
     "hidden_in",
+    "is_row_mask",
 ]
 
 HIDDEN = Mark("state", "hidden")
-_PLAN, _FIRST = "plan", Axis()
+PLAN, _FIRST = "plan", Axis()
+
+
+MASKS = ("attention_mask", "mask", "src_key_padding_mask")
+"""Names of masks `(batch, length)` among the arguments of a module."""
+
+_Learned = tuple[tuple[str, ...], tuple[Axis | None, ...], bool]
+"""The names of the noted tensors of a kind of call, where their rows are, and whether batches may get narrower."""
 
 
 class CodeBetweenError(Exception):
@@ -76,6 +87,7 @@ class _Plan:
         rows: The dimension of the rows in each noted tensor; None for a tensor of the whole batch.
         before: The answers of the modules that ran before the layers, by path.
         given: The module's own arguments.
+        narrows: Whether it is known where the lengths of all tensors lie, so that they can be cut off.
     """
 
     calls: tuple[Any, ...]
@@ -84,6 +96,7 @@ class _Plan:
     rows: tuple[Axis | None, ...]
     before: Mapping[str, list[Any]]
     given: Mapping[str | int, Any]
+    narrows: bool
 
 
 class LayeredModule:
@@ -122,7 +135,7 @@ class LayeredModule:
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
         self.lengths: dict[str, Along] = {}
         self.given_names: frozenset[str] = frozenset()  # of the arguments of the example
-        self._known: dict[Any, tuple[tuple[str, ...], tuple[Axis | None, ...]]] = {}
+        self._known: dict[Any, _Learned] = {}
         self._kinds: dict[tuple[tuple[Axis | None, ...], tuple[torch.dtype, ...]], int] = {}
         paths = dict.fromkeys(call.path for call in calls)
         self._to_layers = branches_to(module, paths)
@@ -159,7 +172,7 @@ class LayeredModule:
 
     def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
         """Layer `number`, counted from 0, on what the layers before gave."""
-        plan: _Plan = context[_PLAN]
+        plan: _Plan = context[PLAN]
         if self.between:
             return self._split(self._replay(number, state, context), state)
         if plan.calls[number] is None:
@@ -216,7 +229,8 @@ class LayeredModule:
             given |= dict(enumerate(inputs))
         else:
             given[0 if self.first is None else self.first] = inputs
-        return {key: value for key, value in given.items() if value is not None}
+        # None in a place keeps those behind it in theirs.
+        return {key: value for key, value in given.items() if value is not None or isinstance(key, int)}
 
     def _rows(self, given: Arguments) -> int:
         first = given.get(0 if self.first is None else self.first)
@@ -233,13 +247,14 @@ class LayeredModule:
 
     def _stem(self, given: Arguments, rows: int, shared: frozenset[str]) -> tuple[Tree, dict[str, Any]]:
         notes = self.dry(given)
-        names, axes = self._learned(notes, given, rows, shared)
+        names, axes, narrows = self._learned(notes, given, rows, shared)
         context: dict[str, Any] = {
             name: Shared(tensor) if axis is None else split_rows(tensor, axis, rows)
             for name, axis, tensor in zip(names, axes, notes.tensors, strict=True)
         }
-        if self.mask is not None and self.mask in given:
-            context[self.mask] = given[self.mask]
+        for name in MASKS:  # for readouts, also where the example had none
+            if name in given and name not in shared and (name == self.mask or is_row_mask(given[name], rows)):
+                context[name] = given[name]
         kept = {}
         if self.replays:
             for key, value in given.items():
@@ -247,13 +262,11 @@ class LayeredModule:
                 if isinstance(value, Tensor):
                     context[f"given_{key}"] = value if _has(value, rows) and key not in shared else Shared(value)
         calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
-        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept)
+        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows)
         hidden = split_rows(notes.hidden, self._axis, rows)
-        return {"hidden": hidden} if any(plan.handed) else hidden, {**context, _PLAN: Shared(plan)}
+        return {"hidden": hidden} if any(plan.handed) else hidden, {**context, PLAN: Shared(plan)}
 
-    def _learned(
-        self, notes: _Notes, given: Arguments, rows: int, shared: frozenset[str]
-    ) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
+    def _learned(self, notes: _Notes, given: Arguments, rows: int, shared: frozenset[str]) -> _Learned:
         """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
         key = (frozenset(given), shared, tuple(_kind(tensor, rows) for tensor in notes.tensors))
         if key not in self._known:
@@ -266,8 +279,8 @@ class LayeredModule:
                 likes = axes, tuple(tensor.dtype for tensor in notes.tensors)  # what may share a batch has one name
                 kind = self._kinds.setdefault(likes, len(self._kinds)) or ""
                 names = tuple(f"noted{kind}_{slot}" for slot in range(len(axes)))
-                self._learn_lengths(notes, given, rows, names, axes, shared)
-            self._known[key] = names, axes
+                narrows = self._learn_lengths(notes, given, rows, names, axes, shared)
+            self._known[key] = names, axes, narrows
         return self._known[key]
 
     def _learn_lengths(
@@ -278,27 +291,33 @@ class LayeredModule:
         names: tuple[str, ...],
         axes: tuple[Axis | None, ...],
         shared: frozenset[str],
-    ) -> None:
+    ) -> bool:
+        """Learn where the lengths of the noted tensors lie; whether that could be seen, where there is a mask."""
         mask = given.get(self.mask) if self.mask else None
         if mask is None or mask.dim() != 2:
-            return
+            return True
         length = mask.shape[1]
         own = {name: value for name, value in given.items() if name not in shared}
         for key, value in own.items():  # those that the example had are known already
             if is_long(value, rows, length):
                 self.lengths.setdefault(f"given_{key}", Along())
-        try:
-            longer = self.dry({**given, **one_more_column(own, rows, length)})
-        except (RuntimeError, IndexError, ValueError):  # the longest that the module takes
-            return
-        if len(longer.tensors) != len(notes.tensors):
-            return
-        for name, axis, small, large in zip(names, axes, notes.tensors, longer.tensors, strict=True):
+        for change in (one_more_column, one_column_less):  # the longest that a module takes grows no more
+            try:
+                other = self.dry({**given, **change(own, rows, length)})
+            except (RuntimeError, IndexError, ValueError):
+                continue
+            if len(other.tensors) == len(notes.tensors):
+                break
+        else:
+            return False
+        for name, axis, one, two in zip(names, axes, notes.tensors, other.tensors, strict=True):
             if axis is not None:
-                small, large = split_rows(small, axis, rows), split_rows(large, axis, rows)
-            dims = grown_lengths(small, large, length)
+                one, two = split_rows(one, axis, rows), split_rows(two, axis, rows)
+            small, large, shorter = (one, two, length) if change is one_more_column else (two, one, length - 1)
+            dims = grown_lengths(small, large, shorter)
             if dims and (name not in self.lengths or self.lengths[name].dims != dims):
                 self.lengths[name] = Along(dims, fill=_no_fill)
+        return True
 
     def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
         """What later layers read of what each layer hands on, besides the hidden state."""
@@ -314,7 +333,7 @@ class LayeredModule:
         if leaf.kind == "given":
             return context[leaf.key]
         if leaf.kind == "noted":
-            plan: _Plan = context[_PLAN]
+            plan: _Plan = context[PLAN]
             axis, value = plan.rows[leaf.key], context[plan.names[leaf.key]]
             return value if axis is None else merge_rows(value, axis)
         if leaf.key == "hidden":
@@ -337,7 +356,7 @@ class LayeredModule:
 
         Beyond the last layer, it is the module's own output.
         """
-        plan: _Plan = context[_PLAN]
+        plan: _Plan = context[PLAN]
         hidden = self.merged(state)
         expected, left = iter(self.calls), {path: list(answers) for path, answers in plan.before.items()}
         found: list[Any] = []
@@ -601,6 +620,11 @@ def _check_counts(notes: _Notes, more: _Notes) -> None:
 
 def _has(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
+
+
+def is_row_mask(value: Any, rows: int) -> bool:
+    """Whether an argument is a mask `(rows, length)`, and no causal one `(length, length)` of the whole batch."""
+    return isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == rows
 
 
 def _copied(value: Any) -> Any:

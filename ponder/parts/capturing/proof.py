@@ -12,7 +12,7 @@ from torch import Tensor
 from ponder._utils.trees import Tree, distance, leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import grown_lengths, is_long, one_more_column
-from ponder.parts.capturing.layered import CodeBetweenError, LayeredModule
+from ponder.parts.capturing.layered import PLAN, CodeBetweenError, LayeredModule
 from ponder.parts.padding import Along, Padding
 
 __all__ = ["LearnedPadding", "learned_padding", "prove", "refusal"]
@@ -22,8 +22,8 @@ Arguments = Mapping[str | int, Any]
 _FAILURES = (RuntimeError, IndexError, ValueError, CodeBetweenError)
 """What a module raises where it is called with what it cannot take."""
 
-_REAL: Mapping[str, int | bool] = {"src_key_padding_mask": False}
-"""What stands at real positions in the masks in which that is not 1."""
+_REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
+"""What stands at real positions, where the name of a mask tells; for others, rows begin with a real position."""
 
 
 def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, reads: Callable[[Any], Any]) -> None:
@@ -79,7 +79,9 @@ def learned_padding(
     mask = given.get(layered.mask) if layered.mask is not None else None
     if layered.mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
-    length = mask.shape[1]
+    real, length = _real(layered.mask, mask), mask.shape[1]
+    if real is None:
+        return None
     try:
         longer_call = one_more_column(given, rows, length)
         hidden, longer = (layered.stem(call) for call in (given, longer_call))
@@ -91,7 +93,7 @@ def learned_padding(
             along[small.dim()] = Along(dims)
     layered.lengths.update(
         {f"given_{key}": Along() for key, value in given.items() if is_long(value, rows, length)}
-        | {layered.mask: Along(fill=not _REAL.get(layered.mask, 1))}
+        | {name: Along(fill=not real) for name in (layered.mask, f"given_{layered.mask}")}
     )
     try:
         features, more = (_features(layered, call, reads) for call in (given, longer_call))
@@ -99,12 +101,22 @@ def learned_padding(
         return None
     padding = LearnedPadding(
         mask=layered.mask,
-        real=_REAL.get(layered.mask, 1),
+        real=real,
         context=layered.lengths,
         pooled=features.shape == more.shape,
         state=along,
     )
     return padding if along and _narrows(layered, padding, given, reads) else None
+
+
+def _real(name: str, mask: Tensor) -> int | bool | None:
+    """What stands at real positions of a mask; None where neither its name nor the example says so."""
+    if name in _REAL:
+        return _REAL[name]
+    first = mask[:, 0] != 0
+    if mask.shape[1] == 0 or not bool((first == first[0]).all()):
+        return None
+    return bool(first[0])
 
 
 def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: Callable[[Any], Any]) -> bool:
@@ -115,6 +127,8 @@ def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: 
     states, context = _run(layered, given)
     kept = (lengths < lengths.max()).nonzero().flatten()
     longest = int(lengths[kept].max())
+    if longest == 0:  # of such rows nothing could be compared
+        return False
     kept = kept.to(next(tensor.device for _, tensor in tensors(states[0])))
     state, there = padding.trim(states[1], context, longest)
     state, there = take_rows((state, there), kept)
@@ -148,7 +162,10 @@ class LearnedPadding(Padding):
         return self.state.get(tensor.dim())
 
     def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
-        """See `Padding.trim`."""
+        """See `Padding.trim`; nothing is cut off in calls of which it is not known where their lengths lie."""
+        plan = context.get(PLAN)
+        if plan is not None and not unwrap({PLAN: plan})[PLAN].narrows:
+            return hidden, dict(context)
         _, context = super().trim((), context, length)
 
         def narrow(tensor: Tensor) -> Tensor:

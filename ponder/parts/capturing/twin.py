@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,21 @@ def shallow_copy(module: nn.Module) -> nn.Module:
     twin.__dict__["_modules"] = dict(module._modules)
     twin.__dict__.pop("_compiled_call_impl", None)  # would call the module that was compiled
     twin.__dict__.pop("forward", None)  # a forward put on the instance (device hooks) is bound to the original
+    if isinstance(twin, nn.TransformerEncoder):
+        twin.use_nested_tensor = False  # of whose kind tensors have no sizes to be learned
+    if twin.training:
+        _keep_all_layers(twin)
     return twin
+
+
+def _keep_all_layers(twin: nn.Module) -> None:
+    """Switch LayerDrop off: which layers a call has is learned, and rows can leave at each of them."""
+    own = twin.__dict__
+    if own.get("layerdrop"):
+        own["layerdrop"] = 0.0
+    if getattr(own.get("config"), "layerdrop", None):
+        own["config"] = copy(own["config"])
+        own["config"].layerdrop = 0.0
 
 
 def branches_to(root: nn.Module, paths: Iterable[str]) -> Branches:

@@ -12,15 +12,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, BartConfig, BartModel, T5EncoderModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartModel,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    BigBirdModel,
+    T5EncoderModel,
+)
 
 from ponder import StreamEngine
 from ponder._utils.trees import unwrap
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import CapturedAdapter, PonderForSequenceClassification, adapter_for
+from ponder.integrations.transformers import (
+    CapturedAdapter,
+    FinetunedClassifier,
+    PonderForAudioClassification,
+    PonderForSequenceClassification,
+    PonderModel,
+    adapter_for,
+)
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.families import FAMILIES, Family, supported, tiny_encoder
+from ponder.integrations.transformers.tokenizing import max_positions
 from ponder.policies import Bernoulli, Confidence, FixedStep, LastStep
+from tests.exits_folder import tiny_classifier
+from tests.integrations.transformers.encoders import make_encoder
+from tests.ponder.capturable import ByTurns
 
 build = PonderForSequenceClassification.from_encoder
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -303,3 +322,100 @@ def test_arguments_that_the_example_lacked_get_narrower_too() -> None:
             found, expected = model(**batch, policy=Bernoulli(seed)), record.replay(Bernoulli(seed))
             assert found.exit_step.tolist() == expected.exit_step.tolist()
             torch.testing.assert_close(found.logits, expected.outputs, atol=1e-5, rtol=1e-4)
+
+
+DROPPING = {
+    "wav2vec2": PonderForAudioClassification,
+    "sew": PonderForAudioClassification,
+    "whisper": PonderForAudioClassification,
+    "bart": PonderForSequenceClassification,
+    "flaubert": PonderForSequenceClassification,
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_layers_that_training_would_drop_are_there(name: str) -> None:
+    """Every layer is a step at which rows may leave."""
+    torch.manual_seed(0)
+    encoder = tiny_encoder(BY_NAME[name])
+    drops = [module for module in encoder.modules() if getattr(module, "layerdrop", None) is not None]
+    for module in drops:
+        module.layerdrop = 0.9
+    if getattr(encoder.config, "layerdrop", None) is not None:
+        encoder.config.layerdrop = 0.9
+    model = DROPPING[name].from_encoder(encoder, "pabee", num_labels=3).train()
+    example = example_for(model.encoder)
+    if name in ("wav2vec2", "sew"):  # long enough for the masks of its training
+        example = {"input_values": torch.randn(3, 12_000)}
+    for _ in range(3):
+        out = model(**example, labels=torch.tensor([0, 1, 2]))
+        assert out.step_logits.shape[1] == model.ponder.num_steps
+    assert all(module.layerdrop == 0.9 for module in drops), "the encoder is as it was"
+    assert getattr(model.encoder.config, "layerdrop", None) in (0.9, 0.0, None)
+
+
+@pytest.mark.parametrize("name", ["roberta", "electra", "distilbert"])
+@torch.no_grad()
+def test_a_first_call_as_long_as_the_encoder_takes_teaches_where_lengths_are(name: str) -> None:
+    model = make(name).to(torch.bfloat16)
+    longest = max_positions(model.encoder.config)
+    for length in (longest, longest // 2):
+        ids = torch.randint(5, 30, (4, length), generator=torch.Generator().manual_seed(1))
+        mask = (torch.arange(length) < torch.tensor([[length], [length // 3], [length // 2], [3]])).long()
+        model.ponder.policy = ByTurns()
+        out = model(input_ids=ids, attention_mask=mask)
+        steps = model.ponder.unroll(ids, attention_mask=mask).outputs
+        expected = torch.stack([steps[row, step - 1] for row, step in enumerate(out.exit_step.tolist())])
+        assert out.exit_step.tolist() == [1 + row % model.ponder.num_steps for row in range(4)]
+        torch.testing.assert_close(out.logits.float(), expected.float(), atol=0.1, rtol=0.05)
+
+
+@torch.no_grad()
+def test_positions_for_all_rows_get_narrower() -> None:
+    model = FinetunedClassifier.from_finetuned(tiny_classifier().eval())
+    ids = torch.randint(5, 20, (4, 9), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(9) < torch.tensor([[9], [4], [6], [5]])).long()
+    called = {"attention_mask": mask, "position_ids": torch.arange(9)[None]}
+    out, steps = model.ponder(ids, policy=ByTurns(), **called), model.ponder.unroll(ids, **called).outputs
+    expected = torch.stack([steps[row, step - 1] for row, step in enumerate(out.exit_step.tolist())])
+    torch.testing.assert_close(out.outputs, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "albert-inner-2"])
+@torch.no_grad()
+def test_a_mask_of_pairs_of_positions_is_read_whole(name: str) -> None:
+    encoder = make_encoder(name).eval()
+    model = PonderModel.from_encoder(encoder, "vanilla", readout="tokens").eval()
+    ids = torch.randint(5, 20, (3, 7), generator=torch.Generator().manual_seed(1))
+    causal = torch.ones(7, 7, dtype=torch.bool).tril().expand(3, 1, 7, 7)
+    found, expected = (one(ids, attention_mask=causal).last_hidden_state for one in (model, encoder))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sew", "sew-d", "moonshine", "whisper", "wav2vec2"])
+@torch.no_grad()
+def test_the_mean_of_audio_spares_padding(name: str) -> None:
+    """Some encoders give more tokens than their layers have, and some say nothing of how long theirs are."""
+    encoder = tiny_encoder(BY_NAME[name]).eval()
+    model = PonderModel.from_encoder(encoder, "vanilla", readout="mean").eval()
+    given = next(iter(example_for(encoder).values()))
+    length = given.shape[-1]
+    mask = (torch.arange(length) < torch.tensor([[length], [length], [length // 2]])).long()
+    features = model.ponder.unroll(given, attention_mask=mask, keep_features=True).features[:, -1]
+    tokens = encoder(given, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(features[:2], tokens[:2].mean(1), atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(features[2], tokens[2].mean(0), atol=1e-4)
+
+
+def test_attention_that_exchanges_layers_is_refused() -> None:
+    config = BigBirdConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=24, block_size=4
+    )
+    for make_it in (lambda: build(BigBirdModel(config)), lambda: FinetunedClassifier.from_finetuned(_big_bird(config))):
+        with pytest.raises(ArgumentError, match="attention_type='original_full'"):
+            make_it()
+
+
+def _big_bird(config: BigBirdConfig) -> Any:
+    config.num_labels = 3
+    return BigBirdForSequenceClassification(config).eval()

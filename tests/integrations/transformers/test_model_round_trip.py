@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ponder import policies, priors, recipes
+from ponder import objectives, policies, priors, recipes
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderConfig, PonderForSequenceClassification
 from ponder.policies import FixedStep, LastStep
@@ -308,3 +308,17 @@ def test_names_of_labels_say_how_many_there_are() -> None:
     assert model.config.id2label == names
     with pytest.raises(ArgumentError, match="the number of names in id2label, 9"):
         PonderForSequenceClassification.from_encoder(make_encoder("bert"), "pabee", num_labels=3, id2label=names)
+
+
+def test_an_objective_that_is_assigned_is_saved_or_told(tmp_path: Path) -> None:
+    model = make_model("bert", recipe="palbert")
+    model.ponder.objective = objectives.Ponder(beta=2.0)
+    model.save_pretrained(tmp_path / "one")
+    again = PonderForSequenceClassification.from_pretrained(tmp_path / "one")
+    assert again.ponder.objective == again.recipe.stages[0].objective == objectives.Ponder(beta=2.0)
+    model = make_model("bert", recipe="ponder")
+    model.ponder.objective = objectives.DeepSupervision()
+    with pytest.warns(UserWarning, match="objective: DeepSupervision.* is not saved: the 2 stages have their own"):
+        model.save_pretrained(tmp_path / "two")
+    model.start_stage(model.recipe.stages[1])
+    model.save_pretrained(tmp_path / "three")  # what a stage brings is the recipe's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import ponder
 from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.monitor import Audit, StepBack, Watched
+from ponder.policies import ExitPolicy, StepView
 from tests.toys import make_toy, wrap
 
 ORDER = [policies.FixedStep(1), policies.FixedStep(3)]
@@ -202,3 +204,19 @@ def test_padding_is_what_the_model_says_it_is() -> None:
     watched(inputs, valid=valid)
     assert watched.run_audits() == 20
     assert watched.audit.disagreements == 0
+
+
+@dataclass(frozen=True)
+class Budget(ExitPolicy):
+    """Leaves at the step that the caller asks for."""
+
+    needs = frozenset({"context"})
+
+    def decide(self, step: StepView, state: Any) -> tuple[Tensor | bool, Any]:
+        return step.index >= step.context["budget"], state
+
+
+def test_a_policy_that_asks_the_caller_is_no_promise() -> None:
+    model = ponder.PonderWrapper(nn.Linear(2, 2), num_steps=4, head=nn.Identity(), task="classification").eval()
+    with pytest.raises(ArgumentError, match=r"policies: expected .* got Budget\(\), which reads policy_context"):
+        Watched(model, [Budget()])
