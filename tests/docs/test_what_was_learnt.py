@@ -109,8 +109,8 @@ def test_where_exits_pay(summary: dict[str, Any], pays: Groups, pays_on_mpnet: G
     )
     sst_2, clinc = thrice["SST-2"], thrice["CLINC150"]
     says(
-        f"And at ×3 it has {sst_2['ponder']:.1f} on SST-2, where the encoder cut after two has {sst_2['static']:.1f}, and "
-        f"on CLINC150 {clinc['ponder']:.1f} and {clinc['static']:.1f}."
+        f"And at ×3 it has {sst_2['ponder']:.1f} on SST-2, where the encoder cut after two has {sst_2['static']:.1f}, "
+        f"and on CLINC150 {clinc['ponder']:.1f} and {clinc['static']:.1f}."
     )
     once, twice = (summary["mpnet"][key]["tasks"]["SST-2"] for key in "12")
     says(
@@ -135,8 +135,8 @@ def test_where_exits_do_not_pay(summary: dict[str, Any]) -> None:
     )
     full, twice = (summary["mpnet"][key]["tasks"]["MRPC"] for key in ("1", "2"))
     says(
-        f"On MRPC there, that has {twice['static']:.1f}, more than all twelve steps ({full['vanilla']:.1f}), from which "
-        f"`ponder` ({twice['ponder']:.1f}) was taught."
+        f"On MRPC there, that has {twice['static']:.1f}, more than all twelve steps ({full['vanilla']:.1f}), from "
+        f"which `ponder` ({twice['ponder']:.1f}) was taught."
     )
     assert twice["static"] > full["vanilla"]
 
