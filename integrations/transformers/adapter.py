@@ -175,7 +175,7 @@ class EncoderAdapter(Adapter):
             layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
         return hidden, {
             "attention_mask": layer_mask,
-            "token_mask": attention_mask,
+            "token_mask": attention_mask if of_keys else None,
             **self.extra_context(hidden),
         }
 

@@ -127,6 +127,8 @@ class CapturedAdapter(Adapter):
     def _token_mask(self, mask: Tensor | None, named: dict[str, Any], hidden: Tree) -> Tensor | None:
         """The mask of the positions that layers see: audio encoders are given one of samples, which are more."""
         given = named.get("attention_mask") if mask is None else mask
+        if given is not None and given.dim() != 2:  # of pairs of positions
+            return None
         states = hidden["hidden"] if isinstance(hidden, dict) else hidden
         shorten = getattr(self.encoder, "_get_feature_vector_attention_mask", None)
         if shorten is None or given is None or states.dim() != 3 or given.shape[1] == states.shape[1]:
@@ -181,7 +183,7 @@ class _MeanOfTokens:
 
 def _as_long(mask: Tensor | None, length: int) -> Tensor | None:
     """A mask of so many positions: audio encoders give more, or fewer, tokens than what their mask counts."""
-    if mask is None or mask.dim() != 2 or mask.shape[1] == length:
+    if mask is None or mask.shape[1] == length:
         return mask
     places = torch.arange(length, device=mask.device) * mask.shape[1] // length
     return mask[:, places]

@@ -326,23 +326,30 @@ class PonderPreTrainedModel(PreTrainedModel):
     def _assigned(self) -> dict[str, Any]:
         """The fields of the recipe that were assigned to `ponder`, the wrapper, and not to the model."""
         inside, recipe, changed = self.ponder, self.recipe, dict[str, Any]()
-        for name, own, of_recipe in (("policy", inside.policy, recipe.policy), ("prior", inside.prior, recipe.prior)):
+        assigned: dict[str, tuple[Any, Any]] = {
+            "policy": (inside.policy, recipe.policy),
+            "prior": (inside.prior, recipe.prior),
+        }
+        objectives = [stage.objective for stage in recipe.stages]
+        if inside.objective not in objectives:
+            assigned["objective"] = inside.objective, objectives[0]
+        for name, (own, of_recipe) in assigned.items():
             if own is None or own == of_recipe:
                 continue
             try:
                 changed[name] = own.to_dict()
             except ArgumentError as error:  # one that is not registered
                 warnings.warn(f"{name}: {own!r} is not saved, and {of_recipe!r} is. {error}", stacklevel=3)
-        stages = recipe.stages
-        if inside.objective not in [stage.objective for stage in stages]:
-            if len(stages) == 1:
-                changed["stages"] = [dataclasses.replace(stages[0], objective=inside.objective).to_dict()]
-            else:
-                warnings.warn(
-                    f"objective: {inside.objective!r} is not saved: the {len(stages)} stages have their own. "
-                    "Pass a ponder.recipes.Recipe with it to from_encoder.",
-                    stacklevel=3,
-                )
+        if changed.pop("objective", None) is None:
+            return changed
+        if len(objectives) == 1:
+            changed["stages"] = [dataclasses.replace(recipe.stages[0], objective=inside.objective).to_dict()]
+        else:
+            warnings.warn(
+                f"objective: {inside.objective!r} is not saved: the {len(objectives)} stages have their own. "
+                "Pass a ponder.recipes.Recipe with it to from_encoder.",
+                stacklevel=3,
+            )
         return changed
 
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: MetricLike | None = None) -> dict[str, Any]:

@@ -172,8 +172,7 @@ class PonderTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as Transformers does, and keep in mind what is logged of it."""
         wrapper = _wrapper_in(model)
-        policy = LastStep() if self._at_full_depth and not model.training else None
-        with nullcontext() if wrapper is None else _with(wrapper, self._smoothed, policy):
+        with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
             if wrapper is not None and outputs.get("exit_step") is not None:
                 seen = _measured(wrapper, outputs, inputs.get("labels"))
@@ -197,7 +196,11 @@ class PonderTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Evaluate as Transformers does, and report the mean exit of the examples too."""
         self._seen[False].taken()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        wrapper = _wrapper_in(self.model) if self._at_full_depth else None
+        with nullcontext() if wrapper is None else _with_policy(wrapper, LastStep()):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         exits = {f"{metric_key_prefix}_{name}": mean for name, mean in self._seen[False].taken().items()}
         return output._replace(metrics={**(output.metrics or {}), **exits})
 
@@ -259,14 +262,24 @@ def _smoothed(model: Any, share: float) -> Task:
 
 
 @contextmanager
-def _with(wrapper: PonderWrapper, task: Task | None, policy: ExitPolicy | None) -> Iterator[None]:
-    """Another task and another policy for the length of a block; the wrapper's own where None."""
-    own = wrapper.task, wrapper.policy
-    wrapper.task, wrapper.policy = task or wrapper.task, policy or wrapper.policy
+def _with_task(wrapper: PonderWrapper, task: Task | None) -> Iterator[None]:
+    """Another task for the length of a block; the wrapper's own where None."""
+    own = wrapper.task
+    wrapper.task = task or own
     try:
         yield
     finally:
-        wrapper.task, wrapper.policy = own
+        wrapper.task = own
+
+
+@contextmanager
+def _with_policy(wrapper: PonderWrapper, policy: ExitPolicy) -> Iterator[None]:
+    """Another policy for the length of a block."""
+    own, wrapper.policy = wrapper.policy, policy
+    try:
+        yield
+    finally:
+        wrapper.policy = own
 
 
 def _measured(wrapper: PonderWrapper, outputs: Any, labels: Tensor | None) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +15,13 @@ from ponder._utils.files import write_text
 from ponder.cli.telling import BATCH, quiet, say_left_out, tell
 from ponder.cli.texts import Texts, read_texts_for
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.export.examples import open_tokenizer
+from ponder.export.examples import encoded, open_tokenizer
 from ponder.export.manifest import FILE
 from ponder.export.runtime import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.tokenizing import Encoded, load_tokenizer, max_positions, tokenize
 
 __all__ = ["run"]
-
-_TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
 def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json: bool) -> None:
@@ -95,8 +92,7 @@ def _of_export(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], i
         raise CheckpointError(f"{folder}: expected an export of a classifier with its tokenizer. Export it again.")
     tokenizer = open_tokenizer(folder / manifest.tokenizer, manifest.max_length)
     made = tokenizer.encode_batch([row if len(row) > 1 else row[0] for row in texts.rows])
-    wanted = [spec.name for spec in manifest.inputs if spec.name in _TOKENS]
-    rows = [{name: np.asarray(getattr(one, _TOKENS[name])) for name in wanted} for one in made]
+    rows = [encoded(one, manifest) for one in made]
     say_left_out(texts, Encoded(rows, [bool(one.overflowing) for one in made]), left_out=False)
     found = model.predict(rows, batch_size=BATCH)
     names = list(manifest.labels) or [str(place) for place in range(found.outputs.shape[-1])]

@@ -129,19 +129,20 @@ class EarlyExitModel(nn.Module):
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
         The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move. A stem or readout
-        without parameters is as the steps are.
+        without parameters is as the encoder is.
         """
         super().train(mode)
         if not mode:
             return self
         heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
-        frozen_steps = all(_is_frozen(step) for step in self.steps.fns)
         for part in (self.stem, *self.steps.fns, self.readout, *heads, self.lambda_head):
             if part is not None and _is_frozen(part):
                 part.eval()
-        for part in (self.stem, self.readout) if frozen_steps else ():
-            if part is not None and next(part.parameters(), None) is None:  # dropout alone: a part of the encoder
-                part.eval()
+        encoder = [weight for part in (self.stem, *self.steps.fns) if part is not None for weight in part.parameters()]
+        if encoder and not any(weight.requires_grad for weight in encoder):
+            for part in (self.stem, self.readout):
+                if part is not None and next(part.parameters(), None) is None:  # dropout alone: a part of the encoder
+                    part.eval()
         return self
 
     def exits(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export.manifest import Manifest, TensorSpec
 
-__all__ = ["Batch", "Row", "batches", "check_texts", "is_text", "join", "open_tokenizer", "read_rows"]
+__all__ = ["Batch", "Row", "batches", "check_texts", "encoded", "is_text", "join", "open_tokenizer", "read_rows"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -169,7 +169,7 @@ def is_text(example: Any) -> bool:
 
 def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     if is_text(example):
-        example = _tokenized(place, example, tokenizer, [spec for spec in manifest.inputs if spec.default is None])
+        example = _tokenized(place, example, tokenizer, manifest)
     elif not isinstance(example, Mapping):
         required = [spec.name for spec in manifest.inputs if spec.default is None]
         if len(required) != 1:
@@ -192,16 +192,22 @@ def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     return Row(place, {spec.name: arrays[spec.name] for spec in manifest.inputs}, length)
 
 
-def _tokenized(place: int, text: Any, tokenizer: Any, required: Sequence[TensorSpec]) -> dict[str, Any]:
+def _tokenized(place: int, text: Any, tokenizer: Any, manifest: Manifest) -> dict[str, Any]:
     if tokenizer is None:
         raise _refusal(place, "arrays, since the export has no tokenizer", "a text")
     parts = (text,) if isinstance(text, str) else text
     if len(parts) > 2 or not all(isinstance(part, str) and part.strip() for part in parts):
         raise _refusal(place, "a text, or a pair of texts, that is not empty", repr(text))
-    encoded = tokenizer.encode(*parts)
-    made = {name: getattr(encoded, attribute) for name, attribute in _TOKENS.items()}
-    ids = main_input(required)
-    return made if ids is None else {**made, ids: made["input_ids"]}
+    return encoded(tokenizer.encode(*parts), manifest)
+
+
+def encoded(encoding: Any, manifest: Manifest) -> dict[str, Array]:
+    """What a model reads of an encoding of tokenizers, by the names of its inputs."""
+    names = {spec.name: spec.name for spec in manifest.inputs if spec.name in _TOKENS}
+    ids = main_input([spec for spec in manifest.inputs if spec.default is None])
+    if ids is not None:
+        names[ids] = "input_ids"
+    return {name: np.asarray(getattr(encoding, _TOKENS[made])) for name, made in names.items()}
 
 
 def main_input(required: Sequence[TensorSpec]) -> str | None:

@@ -126,17 +126,31 @@ class ExampleReader:
 
     def _measure(self, inputs: Tree, context: dict[str, Any], padding: Padding) -> int:
         """The length of a row, whose context is given a mask where it has none."""
-        lengths = padding.lengths(context) if padding.mask in context else None
-        masked = lengths is not None and len(context) == 1 and isinstance(inputs, Tensor) and inputs.dim() > 1
-        if masked:  # nearly always: one look
-            alike = context[padding.mask].shape[1] == inputs.shape[padding.inputs.dims[0]]
+        dims = padding.inputs.dims
+        device: torch.device | None
+        if isinstance(inputs, Tensor) and dims and inputs.dim() > max(dims[0], 1):  # nearly always
+            length, device = inputs.shape[dims[0]], inputs.device
         else:
-            alike = isinstance(inputs, Tensor) and not context
-        if not alike:
-            _check_lengths(inputs, context, padding)
-        if lengths is not None:
+            length, device = length_of(inputs, padding)
+            _check_lengths("inputs", inputs, padding.inputs, length)
+        for name, value in context.items():
+            if name not in self._along:
+                self._along[name] = padding.of_context(name)
+            along = self._along[name]
+            if along is None:
+                continue
+            if not isinstance(value, Tensor) or value.dim() != 2 or value.shape[1] != length:  # nearly never
+                _check_lengths(f"context[{name!r}]", value, along, length)
+        if context.get(padding.mask) is not None:
+            lengths = padding.lengths(context)
+            if lengths is None:
+                raise ArgumentError(
+                    f"context[{padding.mask!r}]",
+                    expected="a mask with one number a position, by which rows of several lengths are joined",
+                    got=getattr(context[padding.mask], "shape", type(context[padding.mask]).__name__),
+                    remedy="Call the model itself for masks of pairs of positions, and for shared ones.",
+                )
             return max(int(lengths), 1)
-        length, device = length_of(inputs, padding)
         if not length:
             raise ArgumentError(
                 "example",
@@ -156,33 +170,25 @@ class ExampleReader:
         return tuple(parts)
 
 
-def _check_lengths(inputs: Tree, context: Mapping[str, Any], padding: Padding) -> None:
+def _check_lengths(place: str, tree: Tree, along: Along, length: int) -> None:
     """Refuse an example whose parts are of several lengths: joined, it would be cut, or padding count as real."""
-    length, _ = length_of(inputs, padding)
-    if not length:
-        return
-    found = [("inputs", inputs, padding.inputs)]
-    for name, value in context.items():
-        along = padding.of_context(name)
-        if along is not None:
-            found.append((f"context[{name!r}]", value, along))
-    for place, tree, along in found:
-        for path, tensor in [(place, tree)] if isinstance(tree, Tensor) else tensors(tree, place):
-            for dim in along.dims:
-                if tensor.dim() > max(dim, 1) and tensor.shape[dim] != length:
-                    raise ArgumentError(
-                        path,
-                        expected=f"one length in all parts of an example, as in the inputs ({length})",
-                        got=f"{tensor.shape[dim]}",
-                        remedy="Cut or pad them alike; positions that are no text have no place in a mask.",
-                    )
+    for path, tensor in [(place, tree)] if isinstance(tree, Tensor) else tensors(tree, place):
+        for dim in along.dims if length else ():
+            if -tensor.dim() <= dim < tensor.dim() and tensor.dim() > 1 and tensor.shape[dim] != length:
+                raise ArgumentError(
+                    path,
+                    expected=f"one length in all parts of an example, as in the inputs ({length})",
+                    got=f"{tensor.shape[dim]}",
+                    remedy="Cut or pad them alike.",
+                )
 
 
 def length_of(inputs: Tree, padding: Padding) -> tuple[int, torch.device | None]:
     """The length of the inputs of a call, by the first tensor that has one, and where it is; 0 where none has."""
+    dims = padding.inputs.dims
     for tensor in [inputs] if isinstance(inputs, Tensor) else [tensor for _, tensor in tensors(inputs)]:
-        if padding.of_inputs(tensor) is not None:
-            return tensor.shape[padding.inputs.dims[0]], tensor.device
+        if dims and tensor.dim() > max(dims[0], 1):
+            return tensor.shape[dims[0]], tensor.device
     return 0, None
 
 

@@ -216,7 +216,8 @@ def by_position(argument: str, values: Any) -> Any:
     Raises:
         ArgumentTypeError: They are in no order, or cannot be iterated at all.
     """
-    if isinstance(values, Mapping | Set | str | bytes) or not isinstance(values, Iterable):
+    indexed = isinstance(values, Sized) and hasattr(values, "__getitem__")
+    if isinstance(values, Mapping | Set | str | bytes) or not (isinstance(values, Iterable) or indexed):
         raise ArgumentTypeError(
             argument,
             expected="a sequence with a value for each example",
@@ -225,7 +226,7 @@ def by_position(argument: str, values: Any) -> Any:
         )
     if hasattr(values, "iloc"):
         return cast("Any", values).to_numpy()
-    return values if isinstance(values, Sized) and hasattr(values, "__getitem__") else list(values)
+    return values if indexed else list(values)
 
 
 def rows_at(labels: Any, examples: Sequence[Example]) -> list[Tensor | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import Example
 from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context
 from ponder.parts.joining import join_rows, with_lengths
-from ponder.parts.padding import Along, Padding
+from ponder.parts.padding import Along
+from ponder.parts.tasks import TaskName
 from ponder.policies import ExitPolicy
 
 __all__ = ["Predictions", "predict"]
@@ -127,7 +128,9 @@ def predict(
         sizes=check_row_count("policy_context", policy_context),
     )
     task = model.spec.task
-    unpooled = padding is not None and not padding.pooled
+    # A model that names none of this library's tasks may answer at each position all the same.
+    unpooled = padding is not None and not padding.pooled and task.name not in get_args(TaskName)
+    lengths = list[Tensor | None]()
 
     def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Exits:
         context.pop("labels", None)
@@ -135,21 +138,28 @@ def predict(
         given = row_context(policy_context, examples, None)
         found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
         outputs = found.outputs
-        if task.per_position or (unpooled and _are_positions(outputs, context, padding)):
+        if task.per_position:
             outputs = blank_padding(outputs, context, padding, blank=task.blank)
+        elif unpooled and padding is not None:
+            lengths.append(context.get(padding.mask))
         return Exits(outputs.cpu(), found.exit_step.cpu())
 
     found, order = going.run(dataset, call)
     if not found:
         return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    outputs = _joined([exits.outputs for exits in found], task.per_position or unpooled, task.blank)
+    parts = [exits.outputs for exits in found]
+    at_positions = unpooled and _are_positions(parts, lengths)
+    if at_positions and padding is not None:
+        masks = [{padding.mask: mask} for mask in lengths]
+        parts = [blank_padding(part, mask, padding) for part, mask in zip(parts, masks, strict=True)]
+    outputs = _joined(parts, task.per_position or at_positions, task.blank)
     return Predictions(outputs[order], torch.cat([exits.exit_step for exits in found])[order])
 
 
-def _are_positions(outputs: Tensor, context: Mapping[str, Any], padding: Padding | None) -> bool:
-    """Whether outputs are answers at each position, `(batch, length, …)`, although the task does not say so."""
-    mask = None if padding is None else context.get(padding.mask)
-    return isinstance(mask, Tensor) and outputs.dim() > 2 and outputs.shape[1] == mask.shape[1]
+def _are_positions(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> bool:
+    """Whether a model whose task does not say so answers at each position: its outputs are as long as every batch."""
+    pairs = zip(outputs, masks, strict=True)
+    return all(mask is not None and part.dim() > 1 and part.shape[1] == mask.shape[1] for part, mask in pairs)
 
 
 def _joined(outputs: Sequence[Tensor], has_length: bool, blank: float) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.export.examples import open_tokenizer
+from ponder.export.examples import encoded, open_tokenizer
+from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
@@ -20,8 +21,6 @@ from ponder.serving.model import ServedModel, Text, Tokens, check_texts
 from ponder.serving.window import WindowBatcher
 
 __all__ = ["open_export"]
-
-_NAMES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
 def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
@@ -41,7 +40,7 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
         policy=ExitPolicy.from_dict(model.policy),
         task=task,
         labels=() if task.numbers else manifest.labels or tuple(str(place) for place in range(manifest.outputs[-1])),
-        tokenize=partial(_tokens, tokenizer, [spec.name for spec in manifest.inputs]),
+        tokenize=partial(_tokens, tokenizer, manifest),
         start=partial(WindowBatcher.within, partial(_run, model)),
         check=model.check,
         folder=folder,
@@ -49,15 +48,12 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
     )
 
 
-def _tokens(tokenizer: Any, inputs: Sequence[str], texts: Sequence[Text]) -> Tokens:
+def _tokens(tokenizer: Any, manifest: Manifest, texts: Sequence[Text]) -> Tokens:
     check_texts(texts)
     made = tokenizer.encode_batch(list(texts))
     if not all(encoding.ids for encoding in made):
         raise ArgumentError("texts", expected="texts with a token in them", got="an empty one", remedy="Leave it out.")
-    rows = [
-        {name: np.asarray(getattr(encoding, _NAMES[name])) for name in inputs if name in _NAMES} for encoding in made
-    ]
-    return Tokens(rows, [bool(encoding.overflowing) for encoding in made])
+    return Tokens([encoded(encoding, manifest) for encoding in made], [bool(encoding.overflowing) for encoding in made])
 
 
 def _run(model: OnnxModel, examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:

@@ -305,12 +305,13 @@ def _check_exception(case: _Case) -> None:
 
 
 def _check_weights_are_parameters(case: _Case) -> None:
-    own = vars(nn.Module())
+    own, known = vars(nn.Module()), {id(weight) for weight in case.model.parameters()}
     hidden = [
         f"{name or 'the model'}: {attribute}"
         for name, module in case.model.named_modules()
         for attribute, value in vars(module).items()
-        if attribute not in own and any(tensor.requires_grad for _, tensor in tensors(value))
+        if attribute not in own
+        and any(tensor.requires_grad and tensor.is_leaf and id(tensor) not in known for _, tensor in tensors(value))
     ]
     require(
         not hidden,

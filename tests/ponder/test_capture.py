@@ -667,7 +667,7 @@ class Masked(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         hidden = self.embed(x)
         for layer in self.layers:
-            hidden = layer(hidden, src_key_padding_mask=mask != self.real)
+            hidden = layer(hidden, src_key_padding_mask=(mask != self.real).expand(len(hidden), -1))
         return hidden
 
 
@@ -718,3 +718,14 @@ def test_none_in_a_tuple_keeps_its_place() -> None:
     model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity()).eval()
     found = model((x, None, hidden), policy=LastStep()).outputs
     torch.testing.assert_close(found, encoder(x, None, hidden), atol=1e-5, rtol=1e-4)
+
+
+def test_a_mask_that_all_rows_share_is_seen_by_the_mean() -> None:
+    torch.manual_seed(0)
+    module, x = Masked(real=True).eval(), torch.randn(3, 6, WIDTH)
+    mask = torch.arange(6) < torch.tensor([[6], [4], [3]])
+    model = ponder.PonderWrapper.from_recipe(module, "pabee", num_outputs=2, example={"x": x, "mask": mask}).eval()
+    one = torch.arange(6)[None] < 4
+    for policy in (LastStep(), ByTurns()):
+        found = model(x, mask=ponder.Shared(one), policy=policy).outputs
+        torch.testing.assert_close(found, model(x, mask=one.expand(3, -1), policy=policy).outputs, atol=1e-5, rtol=1e-4)

@@ -125,3 +125,23 @@ def test_dropout_alone_is_as_the_encoder_is_and_a_frozen_lambda_head_is_off() ->
     assert torch.equal(first.hazard_logits, second.hazard_logits)
     model.start_stage(recipes.get("vanilla").stages[0])
     assert model.train().stem.training
+
+
+def test_a_readout_after_a_captured_encoder_is_as_the_encoder_is() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    parts = ponder.capture(nn.TransformerEncoder(layer, STEPS, enable_nested_tensor=False), torch.randn(2, 5, 8))
+    heads = ponder.PerStep(nn.Linear(8, 2) for _ in range(STEPS))
+    model = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=Pools(), head=heads, task="classification")
+    model.start_stage(recipes.get("deebert").stages[1])
+    model.train()
+    assert not any(module.training for module in model.readout.modules())
+
+
+class Pools(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        pooled: Tensor = self.dropout(hidden).mean(1)
+        return pooled

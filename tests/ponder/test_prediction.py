@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import ponder
 from ponder import policies
 from ponder.inference.prediction import Predictions
-from ponder.parts.padding import Padding
+from ponder.parts.padding import Along, Padding
 from ponder.policies import Bernoulli, FixedStep, LastStep, Quantile
 from tests.ponder.checks import Bomb, Explosion, assert_unchanged, refused, snapshot
 from tests.ponder.examples import POLICIES, Example, make_policy
@@ -216,6 +216,58 @@ def test_an_example_has_one_length(size: int) -> None:
             run(rows)
     with ponder.StreamEngine(model) as engine, refused("context['src_key_padding_mask']", "one length"):
         engine.submit(rows[1]).result(30)
+
+
+class Squeezed(nn.Module):
+    """One number a position, `(batch, length)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        answer: Tensor = self.linear(features).squeeze(-1)
+        return answer
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_answers_at_positions_are_padded_where_no_task_says_so(batch_size: int) -> None:
+    model, inputs, mask = lengthy(readout=ponder.readouts.identity, head=Squeezed(), policy=FixedStep(2))
+    model.task = None
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+    found = model.predict(rows, batch_size=batch_size).outputs
+    whole = model(inputs, src_key_padding_mask=mask).outputs[:, : found.shape[1]]
+    torch.testing.assert_close(found, whole.masked_fill(mask[:, : found.shape[1]], 0.0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_of_pairs_of_positions_has_no_lengths() -> None:
+    model, inputs, _ = lengthy()
+    pairs = torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
+    with refused("dataset[0]", "one number a position", "pairs of positions"):
+        model.predict([(inputs[0], {"src_key_padding_mask": pairs})])
+
+
+def test_inputs_may_have_no_length_where_masks_have() -> None:
+    class Patches(nn.Module):
+        def forward(self, inputs: Tensor, attention_mask: Tensor) -> Tensor:
+            return inputs.unflatten(1, (4, 8))
+
+    class Step(nn.Module):
+        def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+            return hidden * attention_mask.unsqueeze(-1)
+
+    model = ponder.PonderWrapper(
+        Step(),
+        3,
+        stem=Patches(),
+        head=nn.Linear(8, 2),
+        readout=ponder.readouts.mean,
+        padding=ponder.Padding(inputs=Along(())),
+        task="classification",
+    ).eval()
+    inputs, mask = torch.randn(2, 32), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    rows = [(row, {"attention_mask": real}) for row, real in zip(inputs, mask, strict=True)]
+    torch.testing.assert_close(model.predict(rows).outputs, model(inputs, attention_mask=mask).outputs)
 
 
 def test_nothing_gives_nothing() -> None:

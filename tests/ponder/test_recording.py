@@ -192,6 +192,24 @@ def test_labels_are_read_by_position() -> None:
         assert found.tolist() == [0, 2, 1, 0]
 
 
+class Labels(torch.utils.data.Dataset[int]):
+    """Has a length and places, and is no iterable."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, place: int) -> int:
+        return [0, 2, 1, 0][place]
+
+
+def test_labels_may_be_a_data_set() -> None:
+    model, inputs = wrap(make_toy("shared")).eval(), make_toy("shared").batch(4)[0]
+    for labels in (Labels(), torch.utils.data.Subset(Labels(), range(4))):
+        found = model.record(inputs, labels=labels).labels
+        assert found is not None
+        assert found.tolist() == [0, 2, 1, 0]
+
+
 @pytest.mark.parametrize("labels", [["no", "yes"] * 2, np.array(["no", "yes"] * 2), [None, None, "no", None]])
 def test_names_of_classes_are_refused_wherever_they_stand(labels: Any) -> None:
     model, inputs = wrap(make_toy("shared")).eval(), make_toy("shared").batch(4)[0]

@@ -253,7 +253,11 @@ class LayeredModule:
             for name, axis, tensor in zip(names, axes, notes.tensors, strict=True)
         }
         for name in MASKS:  # for readouts, also where the example had none
-            if name in given and name not in shared and (name == self.mask or is_row_mask(given[name], rows)):
+            if name not in given:
+                continue
+            if name in shared and not is_row_mask(given[name], rows):
+                context[name] = Shared(given[name])
+            elif name == self.mask or is_row_mask(given[name], rows):
                 context[name] = given[name]
         kept = {}
         if self.replays:

@@ -322,3 +322,11 @@ def test_an_objective_that_is_assigned_is_saved_or_told(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "two")
     model.start_stage(model.recipe.stages[1])
     model.save_pretrained(tmp_path / "three")  # what a stage brings is the recipe's
+
+    class Mine(objectives.FinalStep):
+        """Not registered."""
+
+    model = make_model("bert", recipe="palbert")
+    model.ponder.objective = Mine()
+    with pytest.warns(UserWarning, match="objective: .*Mine.* is not saved"):
+        model.save_pretrained(tmp_path / "four")

@@ -23,6 +23,8 @@ from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export import OnnxModel
 from ponder.policies import ExitPolicy, StepView
+from ponder.serving import Limits
+from ponder.serving.exported import open_export
 from tests.ponder.export.exported import exported, folder_of
 from tests.toys import WIDTH
 from tests.word_tokenizer import VOCABULARY, save_tokenizer
@@ -461,6 +463,11 @@ def test_texts_reach_a_model_whatever_its_input_is_called(tmp_path: Path) -> Non
     for texts in (["w0 w1", "w2"], np.array(["w0 w1", "w2"])):
         found = OnnxModel(folder).predict(texts)  # opened anew: nothing is left of the call before
         np.testing.assert_allclose(found.outputs, expected, rtol=1e-4, atol=1e-5)
+    served = open_export(folder, {})
+    batcher = served.start(Limits())
+    answer = batcher.submit(served.tokenize(["w0 w1"]).examples[0]).result(30)
+    batcher.close()
+    np.testing.assert_allclose(answer.output, expected[0], rtol=1e-4, atol=1e-5)
     pair = OnnxModel(folder).predict([["w0", "w1"]])
     np.testing.assert_array_equal(pair.outputs, OnnxModel(folder).predict([("w0", "w1")]).outputs)
 

@@ -259,3 +259,18 @@ def test_a_length_that_is_not_declared_is_found_whichever_row_is_longest(longest
     check_backbone(mixing_model(whole), inputs, attention_mask=mask)
     with pytest.raises(ContractError, match=r"(?s)rows may leave in any order.*RuntimeError (with|when)"):
         check_backbone(mixing_model(ponder.Padding()), inputs, attention_mask=mask)
+
+
+def test_names_that_parameters_have_besides_hide_nothing() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(WIDTH, WIDTH, batch_first=True)  # lists its weights in an attribute
+            self.regularised = [self.gru.weight_hh_l0]
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            after: Tensor = self.gru(hidden)[0]
+            return after
+
+    model = ponder.PonderWrapper(Recurrent(), 3, head=nn.Linear(WIDTH, 3), readout=lambda hidden: hidden.mean(1))
+    check_backbone(model, torch.randn(4, 5, WIDTH))
