@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
 from ponder.parts.recording import Recording
-from ponder.parts.tasks import IGNORED_LABEL
+from ponder.parts.tasks import IGNORED_LABEL, Custom, TaskName, task_named
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Trajectory"]
@@ -103,11 +104,13 @@ class Trajectory(Recording):
         first = trajectories[0]
         parts = [trajectory.tensors() for trajectory in trajectories]
         for other, tensors in zip(trajectories[1:], parts[1:], strict=True):
-            if tensors.keys() != parts[0].keys() or other.task != first.task or other.num_steps != first.num_steps:
+            alike = type(other.meaning) is type(first.meaning) and other.num_steps == first.num_steps
+            if not alike or tensors.keys() != parts[0].keys():
+                tasks = [f"task {each.task!r} ({type(each.meaning).__name__})" for each in (first, other)]
                 raise ArgumentError(
                     "trajectories",
-                    expected=f"{sorted(parts[0])} over {first.num_steps} steps in each, task {first.task!r}",
-                    got=f"{sorted(tensors)} over {other.num_steps} steps, task {other.task!r}",
+                    expected=f"{sorted(parts[0])} over {first.num_steps} steps in each, {tasks[0]}",
+                    got=f"{sorted(tensors)} over {other.num_steps} steps, {tasks[1]}",
                     remedy="Join trajectories of one model.",
                 )
         sizes = [len(trajectory) for trajectory in trajectories]
@@ -132,7 +135,9 @@ class Trajectory(Recording):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file (whole, or not at all)."""
         own = {name: tensor.clone() for name, tensor in self.tensors().items()}  # two may be one, as h_n with no head
-        told = {"format": _FORMAT, "task": self.task or "", **({"training": "true"} if self.training else {})}
+        own_task = type(self.meaning) is not type(task_named(self.task)) and self.task in get_args(TaskName)
+        task = Custom.name if own_task else self.task or ""  # a user's own, under a name of this library's
+        told = {"format": _FORMAT, "task": task, **({"training": "true"} if self.training else {})}
         write_tensors(path, own, told)
 
     @classmethod

@@ -12,6 +12,8 @@ import hashlib
 import math
 import re
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -29,6 +31,7 @@ from ponder.calibration.agreement import (
     AgreementCurve,
     agreement_curves,
     control_agreement,
+    differences,
 )
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.deep_exits import answers_of, train_encoder
@@ -63,6 +66,7 @@ class ExitReport:
         chosen_on: Distinct inputs that chose the policy.
         certified_on: Distinct inputs that certify.
         disagreement: Share of the certifying inputs whose answer is not that of the plain model.
+        disagreement_as_given: The same where each counts as often as it was given.
         mean_exit_step: Mean exit step of the certifying inputs.
         exit_shares: The share of the certifying inputs that leaves at each step, `(steps,)`.
         num_steps: N.
@@ -104,6 +108,7 @@ class ExitReport:
     plain_accuracy: float
     exit_accuracy: float
     curves: tuple[AgreementCurve, ...]
+    disagreement_as_given: float = math.nan
 
     @property
     def speed_up(self) -> float:
@@ -208,7 +213,15 @@ def fit_exits(
         own_full_depth=not model.deep,
     )
     model.policy, model.seed = done.found.policy, seed
-    return _report(model, done, certifying, seen.labels, split, confidence, len(given))
+    report = _report(model, done, certifying, seen.labels, split, confidence, _counts(given))
+    if report.met and report.disagreement_as_given > report.level:
+        warnings.warn(
+            f"{100 * report.disagreement_as_given:.3g}% of the certifying inputs are answered otherwise where each "
+            f"counts as often as it was given: some that repeat often are. The promise, {100 * report.level:.3g}%, is "
+            "about distinct inputs.",
+            stacklevel=2,
+        )
+    return report
 
 
 def distinct(encodings: Sequence[Encoding]) -> list[Encoding]:
@@ -217,6 +230,11 @@ def distinct(encodings: Sequence[Encoding]) -> list[Encoding]:
     for row in encodings:
         found.setdefault(_content(row), row)
     return list(found.values())
+
+
+def _counts(encodings: Sequence[Encoding]) -> Tensor:
+    """How often each of the distinct encodings was given, in the order of `distinct`."""
+    return torch.tensor(list(Counter(_content(row) for row in encodings).values()))
 
 
 def split_rows(rows: Sequence[Encoding], seed: int) -> Split:
@@ -394,8 +412,11 @@ def _report(
     labels: Tensor | None,
     split: Split,
     confidence: float,
-    given: int,
+    counts: Tensor,
 ) -> ExitReport:
+    given, duplicates = int(counts.sum()), int(counts.sum()) - len(counts)
+    often = counts[split.certify].double()
+    differs = differences(certifying)[torch.arange(done.rows), certifying.replay(done.found.policy).exit_step.cpu() - 1]
     found, plain, own = done.found, math.nan, math.nan
     if labels is not None:
         labels = labels[split.certify]
@@ -404,13 +425,13 @@ def _report(
         plain = float(_right_answers(certifying, labels).double().mean())
     threshold = found.policy.threshold_value
     return ExitReport(
-        statement=done.statement("the plain model does"),
+        statement=done.statement("the plain model does", f"{'distinct ' if duplicates else ''}inputs like these"),
         met=found.met,
         policy=repr(found.policy.policy),
         kind=done.kind,
         threshold=math.nan if threshold is None else threshold,
         rows=given,
-        duplicates=given - len(split.learn) - len(split.choose) - done.rows,
+        duplicates=duplicates,
         fitted=len(split.learn),
         chosen_on=len(split.choose),
         certified_on=done.rows,
@@ -425,6 +446,7 @@ def _report(
         plain_accuracy=plain,
         exit_accuracy=own,
         curves=agreement_curves(certifying, confidence),
+        disagreement_as_given=float((differs.double() * often).sum() / often.sum()),
     )
 
 

@@ -201,9 +201,9 @@ class Plugin:
     registry: ClassVar[Registry[Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: the registered name under ``"name"``, and every field."""
+        """Plain JSON types: the registered name under ``"name"``, and every field that the class is made of."""
         name = self.registry.name_of(type(self))
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
         if "name" in own:
             raise ArgumentError(
                 f"{type(self).__name__}.name",

@@ -94,7 +94,12 @@ class PolicyGrid:
         return middles if free.tunable.higher_exits_later else [-value for value in reversed(middles)]
 
     def _free(self) -> ThresholdPolicy | None:
-        """The one policy inside the first that differs between all of them in its threshold and in nothing else."""
+        """The one policy inside the first that differs between all of them in its threshold and in nothing else.
+
+        None, too, where a class decides otherwise than the readiness that it inherits says.
+        """
+        if not all(_tells(policy) for policy in _all_of(self.policies[0])):
+            return None
         candidates = (leaf for leaf in _leaves(self.policies[0]) if isinstance(leaf, ThresholdPolicy))
         return next((leaf for leaf in candidates if self._varies(leaf)), None)
 
@@ -210,6 +215,13 @@ def _builder(
 
         values = threshold.values(trajectory.num_steps, trajectory.outputs.shape[-1])
         accepted = [value for value in values if _accepts(build, value, trajectory)]
+        if not values:
+            raise ArgumentError(
+                "policies",
+                expected=f"a policy whose {threshold.field} has a value for {trajectory.num_steps} steps",
+                got=getattr(like, "__name__", repr(like)),
+                remedy="Record more steps, or try FixedStep.",
+            )
         if not accepted:
             check_replay(trajectory, build(values[len(values) // 2]))  # raises what is wrong with all of them
         return build, threshold, accepted
@@ -262,6 +274,21 @@ def _leaves(policy: ExitPolicy) -> Iterator[ExitPolicy]:
         yield policy
     for part in policy.parts():
         yield from _leaves(part)
+
+
+def _all_of(policy: ExitPolicy) -> Iterator[ExitPolicy]:
+    """A policy, and all that it is made of."""
+    yield policy
+    for part in policy.parts():
+        yield from _all_of(part)
+
+
+def _tells(policy: ExitPolicy) -> bool:
+    """Whether `readiness` is about what `decide` does: a class that overrides one has to override both."""
+    decides, ready = (
+        next(kind for kind in type(policy).__mro__ if name in vars(kind)) for name in ("decide", "readiness")
+    )
+    return ready is ExitPolicy or issubclass(ready, decides)
 
 
 def _exchanged(policy: ExitPolicy, new: dict[int, ExitPolicy]) -> ExitPolicy:

@@ -19,8 +19,9 @@ from ponder._utils.validation import check_real
 from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
-from ponder.calibration.risks import losses_by_step
+from ponder.calibration.risks import RecordedRisk, losses_by_step
 from ponder.errors import ArgumentError
+from ponder.parts.recording import Recording
 from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
 from ponder.trajectory import Trajectory
 
@@ -92,15 +93,16 @@ class AgreementControl:
         assert self.found.policy.confidence is not None
         return float(1.0 - (1.0 - self.found.policy.confidence) ** (1.0 / self.rows))
 
-    def statement(self, reference: str) -> str:
+    def statement(self, reference: str, inputs: str = "inputs like these") -> str:
         """What is promised, or why nothing could be, in a sentence.
 
         Args:
             reference: Who the reference is: "the plain model does", say.
+            inputs: What the promise is about.
         """
         if self.found.met:
             return (
-                f"Answers as {reference} on all but {100 * self.level:.3g}% of inputs like these, with "
+                f"Answers as {reference} on all but {100 * self.level:.3g}% of {inputs}, with "
                 f"{100 * (self.found.policy.confidence or 0.0):g}% confidence (certified on {self.rows} inputs that "
                 "chose nothing)."
             )
@@ -178,7 +180,7 @@ def differences(trajectory: Trajectory) -> Tensor:
     Raises:
         ArgumentError: The trajectory has no labels.
     """
-    return losses_by_step(_risk(trajectory), trajectory) > 0
+    return losses_by_step(_Differs("disagreement"), trajectory) > 0
 
 
 def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[AgreementCurve, ...]:
@@ -215,7 +217,7 @@ def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[
 def _kinds(trajectory: Trajectory) -> list[_Kind]:
     """The kinds of policy that the outputs admit; values are fine where answers are sure."""
     kinds = [_Kind("fixed step", _fixed, [float(step) for step in range(trajectory.num_steps, 0, -1)])]
-    if trajectory.meaning.classes:
+    if trajectory.meaning.classes and trajectory.outputs.shape[-1] > 1:
         sure = torch.linspace(12.0, -2.0, _VALUES, dtype=torch.float64).sigmoid().tolist()
         most = math.log10(math.log(trajectory.outputs.shape[-1]))
         unsure = torch.logspace(-6.0, most, _VALUES, dtype=torch.float64).tolist()
@@ -243,8 +245,7 @@ def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[fl
 def _control(
     trajectory: Trajectory, kind: _Kind, values: Sequence[float], level: float, confidence: float, own: bool
 ) -> AgreementControl:
-    risk = _risk(trajectory)
-    risk.__name__ = "disagreement" if own else "disagreement_with_reference"  # which the certificate says
+    risk = _Differs("disagreement" if own else "disagreement_with_reference")
     found = control_risk(
         trajectory, kind.make, risk=risk, level=level, confidence=confidence, bound=_BOUND, grid=values
     )
@@ -262,21 +263,24 @@ def _control(
     )
 
 
-def _risk(trajectory: Trajectory) -> Callable[[Tensor, Tensor], Tensor]:
-    if trajectory.labels is None or not trajectory.meaning.comparable:
-        raise ArgumentError(
-            "trajectory",
-            expected="answers that are the same or not, with those of the reference as labels",
-            got=f"the task {trajectory.task!r}, {'no labels' if trajectory.labels is None else 'with labels'}",
-            remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
-        )
-    task, mask = trajectory.meaning, trajectory.mask
+@dataclass(frozen=True)
+class _Differs(RecordedRisk):
+    """Whether the answer of each step is another than the label, which is what the reference predicts."""
 
-    def disagreement(outputs: Tensor, labels: Tensor) -> Tensor:
-        same = task.same(task.predictions(task.without_padding(outputs, mask)), labels, mask=mask)
-        return (~(same & task.answered(outputs, mask))).double()  # NaN is no answer, so it is that of no reference
-
-    return disagreement
+    def by_step(self, trajectory: Recording) -> Tensor:
+        if trajectory.labels is None or not trajectory.meaning.comparable:
+            raise ArgumentError(
+                "trajectory",
+                expected="answers that are the same or not, with those of the reference as labels",
+                got=f"the task {trajectory.task!r}, {'no labels' if trajectory.labels is None else 'with labels'}",
+                remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
+            )
+        task, mask, labels = trajectory.meaning, trajectory.mask, trajectory.labels
+        each = []
+        for outputs in trajectory.outputs.unbind(1):
+            same = task.same(task.predictions(task.without_padding(outputs, mask)), labels, mask=mask)
+            each.append(~(same & task.answered(outputs, mask)))  # NaN is no answer, so it is that of no reference
+        return torch.stack(each, 1).double()
 
 
 @cache

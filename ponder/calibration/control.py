@@ -84,7 +84,9 @@ def control_risk(
 
     With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is about the mean over
     calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a row is taken to lose at least what it
-    loses at later exits, which makes the risk monotone.
+    loses at later exits, which makes the risk monotone. Where nothing passes, rows run to full depth, which is as safe
+    only where it has none of the risk, as of ``"disagreement"`` and ``"error_gap"``. Of ``"error"``, and of functions
+    that full depth does not keep at 0, the promise is about what is certified alone: E[risk · 1(certified)] ≤ level.
 
     The rows must be like those to come (exchangeable with them), and neither the values nor their order may have been
     picked on them. The default grid is known in advance. Which end of a grid leaves later is read off the thresholds
@@ -135,8 +137,9 @@ def control_risk(
         for value, mean, statistic in zip(values, losses.mean(0).tolist(), statistics, strict=False)
     )
     chosen = order[passed - 1].item() if passed else None
-    name = risk if isinstance(risk, str) else getattr(risk, "__name__", "risk")
-    statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, passed)
+    name = risk if isinstance(risk, str) else getattr(risk, "name", getattr(risk, "__name__", "risk"))
+    everywhere = bool((by_step[:, -1] <= level).all())  # what is fallen back on, full depth, has none of the risk
+    statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, passed, everywhere)
     policy = Certified(
         policy=LastStep() if chosen is None else tried.policies[int(chosen)],
         statement=statement,
@@ -203,10 +206,13 @@ def _statement(
     threshold: str,
     path: tuple[tuple[float, float, float], ...],
     passed: int,
+    everywhere: bool,
 ) -> str:
     conformal = bound == "conformal"
     promise = f"{risk} on fresh data is at most {level:g}"
     promise += " in the mean over calibration sets" if conformal else f" with confidence {confidence:g}"
+    if conformal and not everywhere:
+        promise += ", those that certify nothing counted as 0"
     if passed:
         value, observed, _ = path[passed - 1]
         return f"{promise}: {threshold} = {value:.6g} ({bound}, {rows} rows, observed {observed:.4f})"

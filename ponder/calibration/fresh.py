@@ -26,22 +26,24 @@ def check_fresh(test: Recording, calibration: Recording) -> None:
             ...
         ponder.errors.ArgumentError: test: expected rows that the calibration has not seen; got 300 rows with ...
     """
-    if test.outputs.shape[1:] != calibration.outputs.shape[1:]:
+    seen, known = test.outputs, calibration.outputs
+    if test.meaning.per_position and seen.dim() == known.dim() == 4:
+        length = min(seen.shape[2], known.shape[2])  # each is as wide as its own longest row
+        seen, known = seen[:, :, :length], known[:, :, :length]
+    if seen.shape[1:] != known.shape[1:]:
         return
     ids, places = calibration.row_ids.sort()
     if not len(ids) or not len(test):
         return
     first, end = (torch.searchsorted(ids, test.row_ids, right=right) for right in (False, True))
     same = torch.zeros_like(first, dtype=torch.bool)
-    one, other = (
-        each.outputs[:, -1].reshape(len(each), -1)[:, 0] for each in (test, calibration)
-    )  # tells most rows apart
+    one, other = (each[:, -1].reshape(len(each), -1)[:, 0] for each in (seen, known))  # tells most rows apart
     for twin in range(int((end - first).max())):
         rows = (~same & (first + twin < end)).nonzero().flatten()
         twins = places[first[rows] + twin]
         alike = _equal_rows(one[rows, None], other[twins, None])
         rows, twins = rows[alike], twins[alike]
-        equal = _equal_rows(test.outputs[rows], calibration.outputs[twins])
+        equal = _equal_rows(seen[rows], known[twins])
         if test.hazard_logits is not None and calibration.hazard_logits is not None:
             equal &= _equal_rows(test.hazard_logits[rows], calibration.hazard_logits[twins])
         same[rows] = equal

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,9 +13,25 @@ from torch import Tensor
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
 
-__all__ = ["RiskLike", "losses_by_step"]
+__all__ = ["RecordedRisk", "RiskLike", "losses_by_step"]
 
-RiskLike = Literal["disagreement", "error_gap", "error"] | Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class RecordedRisk(ABC):
+    """A risk that reads more of a recording than outputs and labels: which positions are real, say.
+
+    Args:
+        name: What certificates call it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def by_step(self, trajectory: Recording) -> Tensor:
+        """The loss of each row, should it leave at each step, `(batch, steps)` in [0, 1]."""
+
+
+RiskLike = Literal["disagreement", "error_gap", "error"] | Callable[[Tensor, Tensor], Tensor] | RecordedRisk
 
 
 def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> Tensor:
@@ -30,7 +48,9 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
     Raises:
         ArgumentError: No labels where the risk needs them, a task without right and wrong, losses out of range.
     """
-    if callable(risk):
+    if isinstance(risk, RecordedRisk):
+        losses = risk.by_step(trajectory).double()
+    elif callable(risk):
         losses = _by_callable(risk, trajectory)
     elif risk == "disagreement":
         _check_comparable(risk, trajectory)

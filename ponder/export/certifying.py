@@ -91,13 +91,12 @@ def certify(
             remedy="Export one model twice: with int8=True and without.",
         )
     full = torch.from_numpy(reference.record(examples, batch_size=batch_size).outputs[:, -1])
-    known = task.answered(full)  # NaN is no answer, and agrees with none
-    trajectory = to_trajectory(
-        model.record(examples, batch_size=batch_size), task=own.task, labels=task.predictions(full)
-    )
+    labels = task.predictions(full).long()
+    labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
+    trajectory = to_trajectory(model.record(examples, batch_size=batch_size), task=own.task, labels=labels)
 
     def disagreement_with_reference(outputs: Tensor, labels: Tensor) -> Tensor:
-        return (~(task.same(task.predictions(outputs), labels) & task.answered(outputs) & known)).double()
+        return (~(task.same(task.predictions(outputs), labels) & task.answered(outputs))).double()
 
     return control_risk(
         trajectory,

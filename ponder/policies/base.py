@@ -196,6 +196,8 @@ class ExitPolicy(Plugin, ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if not {"decide", "statistic"}.isdisjoint(vars(cls)) and "exit_of_all" not in vars(cls):
+            cls.exit_of_all = ExitPolicy.exit_of_all  # type: ignore[method-assign]  # what it inherits is of another
         if "knob" in vars(cls):
             warnings.warn(f"{cls.__name__}.knob is called tunable now.", DeprecationWarning, stacklevel=2)
             cls.tunable = vars(cls)["knob"]
@@ -481,6 +483,7 @@ class PolicyWrapper(ExitPolicy):
 
     def check(self, spec: ModelSpec) -> None:
         self.policy.check(spec)
+        super().check(spec)  # a class may read more than the policy inside
 
     def parts(self) -> tuple[ExitPolicy, ...]:
         return (self.policy,)

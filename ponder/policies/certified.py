@@ -74,6 +74,11 @@ class Certified(PolicyWrapper):
         p_value = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         return f"Certified({self.policy!r}, {promise}, {self.bound}, {self.rows} rows{p_value})"
 
+    def rescaled(self, tuned_for: int, num_steps: int) -> Any:
+        """The policy for another number of steps, of which nothing is certified; itself where that changes nothing."""
+        inside = self.policy.rescaled(tuned_for, num_steps)
+        return self if inside == self.policy else inside
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with a digest of them all: a certificate is about one policy, and no other."""
         data = super().to_dict()

@@ -106,6 +106,13 @@ class Learned(ThresholdPolicy):
     def to_dict(self) -> dict[str, Any]:
         name = scorers.name_of(type(self.scorer))
         weights = {key: [str(value.dtype)[6:], value.tolist()] for key, value in self.scorer.state_dict().items()}
+        if not callable(getattr(self.scorer, "settings", None)):
+            raise ArgumentError(
+                "scorer",
+                expected="a scorer with a method settings(), which gives the arguments of its class",
+                got=type(self.scorer).__name__,
+                remedy="Write it: def settings(self): return {'width': self.width}, say.",
+            )
         scorer = {"name": name, "settings": self.scorer.settings(), "weights": weights}  # type: ignore[operator]
         return {"name": registry.name_of(type(self)), "scorer": scorer, "threshold": self.threshold}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -360,3 +361,53 @@ def test_a_curve_is_shown_in_a_line() -> None:
 def test_one_step_leaves_nothing_to_choose() -> None:
     curve = recorded(steps=1).sweep(Quantile, [0.1, 0.9])
     assert curve.to_dict()["mean_exit_step"] == [1, 1]
+
+
+@dataclass(frozen=True)
+class Later(policies.PolicyWrapper):
+    """No exit before the third step, of which `readiness` knows nothing."""
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        mask, state = super().decide(step, state)
+        return mask & (step.index >= 3), state
+
+
+@dataclass(frozen=True)
+class Hurried(policies.Confidence):
+    """Leaves for another reason too, of which `readiness` knows nothing."""
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        mask, state = super().decide(step, state)
+        return mask | (step.output.softmax(-1).amax(-1) > 0.4), state
+
+
+@pytest.mark.parametrize(
+    "like",
+    [Hurried, lambda value: Later(policies.Confidence(value)), lambda value: Hurried(value) | policies.Patience(2)],
+)
+def test_a_class_that_decides_otherwise_than_it_inherits_is_replayed(like: Any) -> None:
+    """One pass by the inherited readiness would certify another policy."""
+    trajectory, grid = recorded(200), [0.3, 0.5, 0.7, 0.9]
+    tried = as_policy_grid(like, grid, trajectory)
+    replayed = torch.stack([trajectory.replay(policy).exit_step for policy in tried.policies])
+    assert torch.equal(tried.exit_steps(trajectory), replayed)
+    found = ponder.control_risk(trajectory, like, level=0.9, grid=grid)
+    assert found.mean_exit_step == trajectory.replay(found.policy).exit_step.double().mean().item()
+
+
+def test_what_is_inherited_for_all_rows_is_not_for_another_decision() -> None:
+    class LastBut(policies.LastStep):
+        needs = frozenset({"output"})
+
+        def decide(self, step, state):
+            return step.output.softmax(-1).amax(-1) > 0.4, state
+
+    assert LastBut().exit_of_all(4) is None
+    assert policies.LastStep().exit_of_all(4) == 4
+    trajectory = recorded(50)
+    assert trajectory.replay(LastBut()).exit_step.min() < trajectory.num_steps
+
+
+def test_one_step_has_no_patience() -> None:
+    with refused("policies", "for 1 steps", "Record more steps"):
+        recorded(20, steps=1).sweep(policies.Patience)

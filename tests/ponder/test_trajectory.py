@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ponder import Trajectory
 from ponder.errors import CheckpointError, PonderError
+from ponder.parts.tasks import Classification
 from ponder.policies import Bernoulli, Confidence, Patience, Quantile
 from tests.ponder.checks import refused
 from tests.toys import labels_for, make_toy, wrap
@@ -142,3 +146,24 @@ def test_a_place_that_cannot_be_written(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with refused("folder", "can be written", "file"):
         unrolled().save(tmp_path / "file" / "run.safetensors")
+
+
+class Screening(Classification):
+    """A task of a user's own, which inherits its name."""
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return (outputs.softmax(-1)[..., 1] > 0.9).long()
+
+
+def test_a_task_of_ones_own_under_a_name_of_the_librarys_is_not_read_as_that(tmp_path: Path) -> None:
+    plain = Trajectory(torch.randn(6, 3, 2), None, torch.arange(6), task="classification")
+    own = dataclasses.replace(plain, task_object=Screening(), row_ids=torch.arange(6, 12))
+    own.save(tmp_path / "own")
+    again = Trajectory.load(tmp_path / "own")
+    assert type(again.meaning).__name__ == "Custom"
+    plain.save(tmp_path / "plain")
+    assert type(Trajectory.load(tmp_path / "plain").meaning) is Classification
+    for pair in ([plain, own], [again, own]):
+        with refused("trajectories", "task"):
+            Trajectory.cat(pair)
+    assert len(Trajectory.cat([own, own])) == 12

@@ -94,6 +94,23 @@ def test_repeated_rows_are_counted_once() -> None:
     assert len(distinct(typed)) == 2
 
 
+def test_a_text_that_repeats_often_and_is_answered_otherwise_is_told() -> None:
+    made, given = model(), rows(700)
+    report = fit_exits(made, given, disagreement=0.1)
+    assert report.met
+    assert "inputs like these" in report.statement
+    assert "distinct" not in report.statement
+    assert report.disagreement_as_given == pytest.approx(report.disagreement)
+    certifying = [given[place] for place in split_rows(given, 0).certify.tolist()]
+    exits, full = (made.predict(certifying, policy=policy).outputs.argmax(-1) for policy in (None, LastStep()))
+    wrong = int((exits != full).nonzero()[0])
+    with pytest.warns(UserWarning, match="counts as often as it was given"):
+        again = fit_exits(model(), [*given, *[certifying[wrong]] * 900], disagreement=0.1)
+    assert (again.duplicates, again.disagreement) == (900, report.disagreement)
+    assert "on all but 10% of distinct inputs like these" in again.statement
+    assert again.disagreement_as_given > 0.5
+
+
 def test_too_few_rows_for_the_level_are_told_and_nothing_exits() -> None:
     made = model()
     report = fit_exits(made, rows(200))

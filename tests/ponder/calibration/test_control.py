@@ -331,3 +331,56 @@ def test_a_certificate_is_about_one_policy() -> None:
     assert policies.from_dict(whole) == policy  # rewritten by a tool that knows one kind of number
     bare = {name: value for name, value in data.items() if name != "digest"}
     assert policies.from_dict(bare) == policy  # as versions before wrote it
+
+
+@pytest.mark.parametrize(("risk", "words"), [("error", True), ("disagreement", False)])
+def test_conformal_says_what_is_promised_where_full_depth_errs_too(risk: Any, words: bool) -> None:
+    """Where nothing passes rows run to full depth, whose own error may be above the level."""
+    trajectory = synthetic.draw(500, torch.Generator().manual_seed(0))
+    done = ponder.control_risk(trajectory, Quantile, risk=risk, level=0.3, bound="conformal")
+    assert done.met
+    assert ("those that certify nothing counted as 0" in done.statement) == words
+
+
+def test_another_number_of_steps_has_no_certificate() -> None:
+    certified = ponder.control_risk(recorded(200), Patience, level=0.5, grid=[3, 2, 1]).policy
+    assert certified.rescaled(4, 12) == Patience(certified.policy.patience * 3)
+    assert ponder.control_risk(recorded(200), Confidence, level=0.5).policy.rescaled(4, 4).rows == 200
+
+
+def tokens(rows: int, length: int, seed: int) -> ponder.Trajectory:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(rows, 3, length, 4, generator=generator)
+    outputs[:, 1:] = outputs[:, 1:] * 0.2 + outputs[:, :1]  # nearly the same answers
+    mask = torch.arange(length) < torch.randint(1, length + 1, (rows, 1), generator=generator)
+    return ponder.Trajectory(
+        outputs,
+        None,
+        torch.arange(rows) + 1000 * seed,
+        labels=outputs[:, -1].argmax(-1),
+        task="token_classification",
+        mask=mask,
+    )
+
+
+def test_fresh_rows_are_judged_by_their_own_padding() -> None:
+    made = ponder.calibration.control_agreement(tokens(200, 6, 1), tokens(200, 6, 2), level=0.6)
+    assert made.found.met
+    for fresh in (tokens(200, 6, 3), tokens(150, 8, 4)):
+        steps = fresh.replay(made.found.policy).exit_step
+        differs = ponder.calibration.agreement.differences(fresh)[torch.arange(len(fresh)), steps - 1]
+        assert made.found.evaluate(fresh)[0] == pytest.approx(differs.double().mean().item())
+
+
+def test_rows_that_are_padded_further_are_no_fresh_ones() -> None:
+    calibration = tokens(60, 6, 1)
+    found = ponder.calibrate(calibration, Confidence, at_most_steps=2.0)
+    with refused("test", "60 rows with the same id"):
+        found.evaluate(ponder.Trajectory.cat([calibration, tokens(20, 9, 2)]))
+
+
+def test_one_output_has_no_certainty() -> None:
+    outputs = torch.randn(50, 3, 1)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(50), labels=torch.zeros(50, dtype=torch.long))
+    with refused("outputs", "class logits"):
+        ponder.calibration.agreement_curves(trajectory)

@@ -639,22 +639,11 @@ class WrongWay(policies.Entropy):
         return torch.where(mask, self.threshold + 1e-3, -torch.inf), state
 
 
-@dataclass(frozen=True)
-class Later(policies.PolicyWrapper):
-    """No exit before the third step, of which readiness knows nothing."""
-
-    def decide(self, step, state):
-        mask, state = super().decide(step, state)
-        return mask & (step.index >= 3), state
-
-
 @pytest.mark.parametrize(
     ("policy", "rule"),
     [
         (Twice(), "one pass tells the exits under every threshold"),
         (WrongWay(0.6), "one pass tells the exits under every threshold"),
-        (Later(policies.Confidence(0.5)), "one pass tells the exits under every threshold"),
-        (Later(policies.Confidence(0.5)) | Quantile(0.9), "one pass tells the exits under every threshold"),
     ],
     ids=repr,
 )
