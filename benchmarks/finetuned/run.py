@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import tasks
+from benchmarks.checksum import digest
 from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from benchmarks.terminal import hide_bars
@@ -81,7 +82,8 @@ def run(
         rest, test = test.select(range(settings["texts"])), test.select(range(settings["texts"], len(test)))
     names = list(source.features["label"].names)
     stem = f"{task.name.lower()}-{Path(backbone).name}{'' if kept is None else '-kept'}"
-    plain = work / f"{stem}-s{seed}" / "plain"
+    made_by = {**{name: settings[name] for name in ("train", "epochs", "lr", "bf16")}, "kept": kept and str(kept)}
+    plain = work / f"{stem}-s{seed}-{digest(made_by)[:10]}" / "plain"  # of these settings, and of no others
     if (plain / "model.safetensors").is_file():
         pass
     elif kept is not None:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from benchmarks.command_line import check_folder, parse_fields, run_app
 from benchmarks.glue.config import RunConfig
 from benchmarks.terminal import hide_bars, is_watched, print_table
+from ponder.errors import ArgumentError
 
 if TYPE_CHECKING:
     from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
@@ -96,13 +97,16 @@ def run_command(
     given = tasks.get(task)
     config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), **fields)
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
-    was_there = (out / f"{config.key}.json").exists()
+    path = out / f"{config.key}.json"
+    before = path.stat().st_mtime_ns if path.exists() else None
     hide_bars()
     shown = is_watched() and not quiet
     result = run(config, folder, out, work, trajectories=trajectories, models=keep_model, progress=shown)
     print_table(
         (f"{result['task']}, dev", f"{label(result)} on {result['backbone']}"), run_cells(result, given.metrics)
     )
+    assert result.path is not None
+    was_there = result.path.stat().st_mtime_ns == before
     said = f"was there already (with other data, pass another --out): {result.path}" if was_there else result.path
     print(f"Result: {said}")
 
@@ -229,6 +233,10 @@ def report_command(
         return
     else:
         folder = out or (Path("docs") if results == _COMMITTED else results / "report")
+        if folder.resolve() == results.resolve():
+            raise ArgumentError(
+                "--out", expected="another folder than that of the results", got=folder, remedy="Name a folder in it."
+            )
         paths = write(found, folder, folders, replicates)
     for path in paths:
         Console().print(f"Report: {path}", soft_wrap=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def _values(trajectory: Trajectory, policy: ExitPolicy) -> list[float]:
     """Thresholds whose mean exit steps are nearest to evenly spread ones; of whole numbers all."""
     assert policy.tunable is not None
     tried = policy.tunable.values(trajectory.num_steps, trajectory.outputs.shape[-1], _TRIED)
-    fit = [value for value in tried if _fits(policy, value, trajectory)]
+    fit = [value for value in tried if fits(policy, value, trajectory)]
     if policy.tunable.whole:
         return fit
     made = as_policy_grid(policy, fit, trajectory).exit_steps(trajectory).double().mean(1)
@@ -85,7 +85,8 @@ def _values(trajectory: Trajectory, policy: ExitPolicy) -> list[float]:
     return [fit[place] for place in sorted({0, *nearest, len(fit) - 1})]
 
 
-def _fits(policy: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
+def fits(policy: ExitPolicy, value: float, trajectory: Trajectory) -> bool:
+    """Whether a policy can have a value of its threshold on such a trajectory (a normalised entropy ends at 1, say)."""
     try:
         trajectory.check(policy.with_threshold(value))
     except ArgumentError:
@@ -106,11 +107,29 @@ def read_curve(run: Result, policy: str) -> Curve | None:
     entries = [entry for split in run.reported for entry in split.get("curves") or [] if entry["policy"] == policy]
     if not entries or len(entries) != len(run.reported):
         return None
-    nothing = [math.nan] * len(entries[0]["points"][_THRESHOLD])
+    names = (_THRESHOLD, "score", "mean_exit_step", "cost", "agreement")
+    tables = [_table(entry["points"], names) for entry in entries]
+    if any(table[_THRESHOLD] != tables[0][_THRESHOLD] for table in tables):
+        tables = _at_equal_steps(tables)
     columns = [
-        [statistics.fmean(values) for values in zip(*(e["points"].get(name, nothing) for e in entries), strict=True)]
-        for name in (_THRESHOLD, "score", "mean_exit_step", "cost", "agreement")
+        [statistics.fmean(values) for values in zip(*(table[name] for table in tables), strict=True)] for name in names
     ]
     points = tuple(Point(*values) for values in zip(*columns, strict=True))
     full = Point(math.nan, run.score("full_depth"), float(run["num_steps"]), 1.0, 1.0)
     return Curve(entries[0][_THRESHOLD], "score", points, (), full)
+
+
+def _table(points: Mapping[str, list[float]], names: Sequence[str]) -> dict[str, list[float]]:
+    """The columns of a curve; NaN where one was not measured."""
+    return {name: points.get(name, [math.nan] * len(points[_THRESHOLD])) for name in names}
+
+
+def _at_equal_steps(tables: Sequence[dict[str, list[float]]]) -> list[dict[str, list[float]]]:
+    """Curves over splits whose thresholds differ, read where their mean exit steps are the same."""
+    own = [table["mean_exit_step"] for table in tables]
+    low, high = max(map(min, own)), min(map(max, own))
+    grid = sorted({step for steps in own for step in steps if low <= step <= high})
+    return [
+        {name: grid if name == "mean_exit_step" else interpolate(steps, table[name], grid) for name in table}
+        for table, steps in zip(tables, own, strict=True)
+    ]

@@ -59,12 +59,18 @@ class KeptModel:
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
     training: list[dict[str, Any]]
+    data: str = ""
+    """Digest of what it was trained on; empty where an earlier version kept it."""
 
 
 def keep(
-    model: PonderForSequenceClassification, config: RunConfig, models: Path, training: Sequence[dict[str, Any]] = ()
+    model: PonderForSequenceClassification,
+    config: RunConfig,
+    models: Path,
+    training: Sequence[dict[str, Any]] = (),
+    data: str = "",
 ) -> None:
-    """Write `<models>/<key>/`, whole or not at all: weights, tokenizer and configuration."""
+    """Write `<models>/<key>/`, whole or not at all: weights, tokenizer, configuration, and what it was trained on."""
     folder = models / config.key
     for left in models.glob(f".{config.key}.part-*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -72,7 +78,8 @@ def keep(
     try:
         model.save_pretrained(part)
         load_tokenizer(config.backbone).save_pretrained(part)
-        write_json(part / _FILE, {"format": _FORMAT, "config": config.to_dict(), "training": list(training)})
+        made = {"config": config.to_dict(), "training": list(training), "data": data}
+        write_json(part / _FILE, {"format": _FORMAT, **made})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     finally:
@@ -91,4 +98,4 @@ def load_kept(folder: Path) -> KeptModel:
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     config = RunConfig.from_dict(made["config"])
-    return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training", []))
+    return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training", []), made.get("data", ""))

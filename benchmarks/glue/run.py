@@ -70,13 +70,16 @@ def run(
                 for split, trajectory in recorded.items():
                     trajectory.save(trajectories / f"{config.key}-{split}.safetensors")
             if models is not None:  # before the result, so that no result stands without its model
-                keep(trained.model, config, models, trained.stages)
+                keep(trained.model, config, models, trained.stages, trained.data)
             result.save(path)
         distributed.wait()
 
     def is_done() -> bool:
         kept = models is None or (models / config.key).exists()
-        recorded = trajectories is None or any(trajectories.glob(f"{config.key}-*.safetensors"))
+        splits = [*task.dev_splits, *(["held_out"] if config.selection == "held_out" else [])]
+        recorded = trajectories is None or all(
+            (trajectories / f"{config.key}-{split}.safetensors").exists() for split in splits
+        )
         return path.exists() and kept and recorded
 
     if not is_done() and not distributed.is_first():

@@ -80,6 +80,9 @@ def submit(
     for folder in models:
         model = load_kept(folder)
         name = tasks.get(model.config.task).name
+        if name not in {file.model_of for file in FILES}:
+            expected, got = "a model of a task of GLUE", f"one of {name}"
+            raise ArgumentError("--model", expected=expected, got=got, remedy="Leave it out.")
         if name in kept:
             got, remedy = f"two of {name}, the second at {folder}", "Choose one, by its held-out score."
             raise ArgumentError("--model", expected="one model a task", got=got, remedy=remedy)

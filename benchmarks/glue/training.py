@@ -7,10 +7,12 @@ in part. Here a folder counts only while it holds a mark, which is written last 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +39,11 @@ from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import record
 from benchmarks.glue.model import build, load_kept, start_at
+from benchmarks.glue.results import recipe_of
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
 from ponder._utils.files import read_json, write_json
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.objectives import FinalStep, Ponder
 from ponder.policies import LastStep
@@ -56,6 +60,8 @@ class Trained:
 
     model: PonderForSequenceClassification
     stages: list[dict[str, Any]]
+    data: str = ""
+    """Digest of what it was trained on."""
 
 
 def train(
@@ -75,15 +81,17 @@ def train(
     kept `models`, a recipe whose first stage that is (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train
     its own.
     """
-    before = _finished(config, models)
+    trained_on = _digest_of(data)
+    before = _finished(config, task, models, trained_on)
     if before is not None:
         return before
     model = build(config, task.num_labels)
+    _check_work(work, {"data": trained_on, "stages": [stage.to_dict() for stage in model.recipe.stages]})
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
     policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
     if begins_plain(model.recipe):
-        begun = _finished(plain(config), models)
+        begun = _finished(plain(config), task, models, trained_on)
         begun = begun or train(plain(config), task, data, selected_on, work / "vanilla", progress=progress)
         _begin_with(model, begun.model)
         log += begun.stages
@@ -105,7 +113,7 @@ def train(
         log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
     model.train(False)
-    return Trained(model, log)
+    return Trained(model, log, trained_on)
 
 
 def begins_plain(recipe: Recipe) -> bool:
@@ -119,12 +127,51 @@ def plain(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, recipe="vanilla", recipe_options={}, policy=None)
 
 
-def _finished(config: RunConfig, models: Path | None) -> Trained | None:
-    """The kept model of a run, with what was measured; None where it was not kept."""
+def _digest_of(data: Dataset) -> str:
+    """What tokenised examples are, with their labels."""
+    found = hashlib.sha256()
+    for column in ("input_ids", "labels"):
+        for value in data[column]:
+            found.update(np.asarray(value).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _check_work(work: Path, made_by: Mapping[str, Any]) -> None:
+    """Refuse checkpoints of other data, or of the recipe as it was, and note what those to come are of."""
+    note, plain = work / "made-by.json", json.loads(json.dumps(made_by))
+    if note.exists() and read_json(note) != plain:
+        raise ArgumentError(
+            "--work",
+            expected="checkpoints of this run",
+            got=f"{work}, begun on other data or by another version of the recipe",
+            remedy="Pass another --work, or remove that folder.",
+        )
+    if distributed.is_first() and not note.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(note, plain)
+
+
+def _finished(config: RunConfig, task: Task, models: Path | None, data: str) -> Trained | None:
+    """The kept model of a run, with what was measured; None where it was not kept.
+
+    Raises:
+        ArgumentError: It was trained on other data, or by the recipe as it was.
+    """
     if models is None or not (models / config.key).exists():
         return None
     kept = load_kept(models / config.key)
-    return Trained(kept.model, kept.training) if kept.training else None
+    if not kept.training:
+        return None
+    now = recipe_of(config, task.kind, kept.model.ponder.num_steps)
+    own, stages = ([stage.to_dict() for stage in recipe.stages] for recipe in (kept.model.recipe, now))
+    if own != stages or kept.data not in ("", data):
+        raise ArgumentError(
+            "--keep-model",
+            expected=f"in {models / config.key} the model of this run",
+            got="one by another version of the recipe" if own != stages else "one that was trained on other data",
+            remedy="Move it away, or pass another folder.",
+        )
+    return Trained(kept.model, kept.training, data)
 
 
 def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:

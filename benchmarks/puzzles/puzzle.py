@@ -57,7 +57,7 @@ class Puzzle(ABC):
             ArgumentError: The puzzle has no such level.
         """
         self.check_level(level)
-        return self._draw(level, count, torch.Generator().manual_seed(seed * 1_000_003 + level))
+        return self._draw(level, count, torch.Generator().manual_seed((seed * 1_000_003 + level) % 2**63))
 
     def practice(self, level: int, count: int, seed: int) -> Problems:
         """`count` problems of one level to train on; a puzzle that is slow to make may vary some that it keeps."""

@@ -68,7 +68,7 @@ def train(
     while done < config.updates:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(done, config.updates)
-        losses.append(_update(learner, config, optimizer, seed * 10_000_019 + done))
+        losses.append(_update(learner, config, optimizer, (seed * 10_000_019 + done) % 2**63))
         done, losses = done + 1, losses[-100:]
         if done % _TOLD_EVERY == 0 or done == config.updates:
             tell(done, sum(losses) / len(losses))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.checksum import is_intact
 from benchmarks.command_line import MAX_SEED, check_writable, parse_policy, run_app
 from benchmarks.terminal import hide_bars, is_watched, print_table
-from benchmarks.text.tagging import TaggingConfig, run
+from benchmarks.text.tagging import FORMAT, TaggingConfig, run
 from ponder._utils.files import read_json, write_json
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, DataError
 
 __all__ = ["app", "main"]
 
@@ -72,8 +74,24 @@ def run_command(
     if not path.exists():
         hide_bars()
         write_json(path, run(config, text_dir, progress=is_watched() and not quiet))
-    _tell(read_json(path))
+    _tell(_checked(path, config))
     print(f"\nResult: {path}")
+
+
+def _checked(path: Path, config: TaggingConfig) -> dict[str, Any]:
+    """The result of a run, as it was written.
+
+    Raises:
+        DataError: It was changed since, or is of something else.
+    """
+    found = read_json(path)
+    own = dataclasses.asdict(config)
+    if found.get("format") != FORMAT or not is_intact(found) or {**own, **found["config"]} != own:
+        raise DataError(
+            f"{path}: expected the result of this run as it was written, of the format {FORMAT!r}; got something else. "
+            "Move it away, and run again."
+        )
+    return found
 
 
 def _tell(result: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from benchmarks import backbones
 from benchmarks.checksum import digest, with_checksum
 from benchmarks.environment import environment
 from benchmarks.examples import load_tokenizer
+from benchmarks.glue.curves import fits
 from benchmarks.text.entities import EntityScore, score, spans
 from benchmarks.text.wnut import TAGS, Sentence, Tokenized, load, tokenize, word_tags
 from ponder.errors import ArgumentError
@@ -214,7 +215,8 @@ def _choose(dev: _Measured, policy: ExitPolicy) -> ExitPolicy | None:
     outputs = dev.trajectory.outputs
     least = _KEEPS * dev.score(outputs[:, -1]).f1
     values = policy.tunable.values(dev.trajectory.num_steps, outputs.shape[-1], _VALUES)
-    measured = [(candidate, dev.at(candidate)) for candidate in map(policy.with_threshold, values)]
+    candidates = (policy.with_threshold(value) for value in values if fits(policy, value, dev.trajectory))
+    measured = [(candidate, dev.at(candidate)) for candidate in candidates]
     keeping = [(at["mean_exit_step"], place) for place, (_, at) in enumerate(measured) if at["f1"] >= least]
     return measured[min(keeping)[1]][0] if keeping else None
 

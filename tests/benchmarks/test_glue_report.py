@@ -604,3 +604,31 @@ def test_seeds_whose_runs_tried_other_thresholds_are_drawn_on_one_grid():
     assert [p.score for p in one.points] == pytest.approx([0.1, 0.35, 0.6, 0.8])
     assert [p.score for p in other.points] == pytest.approx([0.2, 0.3, 0.5, 0.9])
     assert [p.mean_exit_step for p in one.points] == pytest.approx([0.2, 0.7, 1.2, 1.6])
+
+
+class TwoSplits(dict):
+    """As much of a result of MNLI as a curve is read from: thresholds are chosen on each of its splits."""
+
+    def __init__(self, *points: dict[str, list[float]]) -> None:
+        super().__init__(num_steps=4)
+        curves = ({"policy": "confidence", "threshold": "threshold", "points": each} for each in points)
+        self.reported = [{"curves": [curve]} for curve in curves]
+
+    def score(self, name: str) -> float:
+        return 0.8
+
+
+def test_splits_with_thresholds_of_their_own_are_read_at_equal_steps() -> None:
+    first = {"threshold": [0.1, 0.5, 0.9], "score": [0.5, 0.6, 0.8], "mean_exit_step": [1.0, 2.0, 4.0]}
+    second = {"threshold": [0.2, 0.7, 0.8, 0.95], "score": [0.7, 0.8, 0.8, 0.8], "mean_exit_step": [1.0, 2.0, 3.0, 4.0]}
+    curve = read_curve(TwoSplits(first, second), "confidence")
+    assert [point.mean_exit_step for point in curve.points] == [1.0, 2.0, 3.0, 4.0]
+    assert [point.score for point in curve.points] == pytest.approx([0.6, 0.7, 0.75, 0.8])
+
+
+def test_a_report_is_not_written_among_the_results(results, tmp_path):
+    for result in results:
+        result.save(tmp_path / f"{RunConfig.from_dict(result['config']).key}.json")
+    ran = invoke("report", "--results", tmp_path, "--out", tmp_path)
+    assert ran.exit_code != 0
+    assert not (tmp_path / "results-summary.json").exists()

@@ -557,3 +557,47 @@ def test_a_result_of_a_recipe_that_is_not_here_is_named(tmp_path):
 def test_fields_out_of_their_range_are_named(field, value):
     with pytest.raises(ArgumentError, match=f"^{field}: expected .*{value}"):
         RunConfig("RTE", **{field: value})
+
+
+def test_kept_models_and_checkpoints_of_other_data_are_refused(backbone, glue_dir, tmp_path):
+    """Folders go by the configuration, which says nothing of the data."""
+    models, work = tmp_path / "models", tmp_path / "work"
+    run(config(backbone), glue_dir, tmp_path / "a", work, models=models, progress=False)
+    other = tmp_path / "glue"
+    shutil.copytree(glue_dir, other)
+    train = other / "RTE" / "train.tsv"
+    lines = train.read_text().splitlines()
+    train.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    with pytest.raises(ArgumentError, match=r"--keep-model.*other data"):
+        run(config(backbone), other, tmp_path / "b", work, models=models, progress=False)
+    (work / config(backbone).key).mkdir(parents=True)
+    (work / config(backbone).key / "made-by.json").write_text('{"data": "another", "stages": []}')
+    with pytest.raises(ArgumentError, match=r"--work.*another version of the recipe"):
+        run(config(backbone), glue_dir, tmp_path / "c", work, progress=False)
+
+
+def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(backbone, glue_dir, tmp_path, monkeypatch):
+    from benchmarks.glue import training
+
+    models = tmp_path / "models"
+    run(config(backbone), glue_dir, tmp_path / "a", tmp_path / "work", models=models, progress=False)
+    now = training.recipe_of
+
+    def changed(*given):
+        made = now(*given)
+        stages = [dataclasses.replace(stage, objective=2.0 * stage.objective) for stage in made.stages]
+        return dataclasses.replace(made, stages=tuple(stages))
+
+    monkeypatch.setattr(training, "recipe_of", changed)
+    with pytest.raises(ArgumentError, match=r"--keep-model.*another version of the recipe"):
+        run(config(backbone), glue_dir, tmp_path / "b", tmp_path / "work", models=models, progress=False)
+
+
+def test_a_trajectory_that_is_missing_is_made(backbone, glue_dir, tmp_path):
+    places = {"models": tmp_path / "models", "trajectories": tmp_path / "kept", "progress": False}
+    done = run(config(backbone), glue_dir, tmp_path, tmp_path / "work", **places)
+    saved = sorted((tmp_path / "kept").glob("*.safetensors"))
+    saved[0].unlink()
+    run(config(backbone), glue_dir, tmp_path, tmp_path / "work", **places)
+    assert sorted((tmp_path / "kept").glob("*.safetensors")) == saved
+    assert done.path.exists()

@@ -132,9 +132,14 @@ class Suite:
         made = []
         for task, spec in pairs:
             own_lambda_lr = recipes.get(spec.recipe, **spec.options).own_lambda_lr
-            grid = {name: values for name, values in self.grid.items() if name != "lambda_lr" or own_lambda_lr}
+            settled = {**self.by_task.get(task, {}), **spec.fields}  # what a task or a recipe fixes does not vary
+            grid = {
+                name: values
+                for name, values in self.grid.items()
+                if name not in settled and (name != "lambda_lr" or own_lambda_lr)
+            }
             common = {"backbone": backbone, "selection": selection, "recipe_options": spec.options}
-            rest = {**common, **self.fixed, **self.by_task.get(task, {}), **spec.fields}
+            rest = {**common, **self.fixed, **settled}
             varied = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
             points = tuple(RunConfig(task, spec.recipe, **{**rest, **fields}) for fields in varied)
             made.append(Cell(task, spec, points, tuple(grid), self.seeds))
