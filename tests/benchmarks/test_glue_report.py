@@ -611,7 +611,7 @@ class TwoSplits(dict):
 
     def __init__(self, *points: dict[str, list[float]]) -> None:
         super().__init__(num_steps=4)
-        curves = ({"policy": "confidence", "threshold": "threshold", "points": each} for each in points)
+        curves = ({"policy": "confidence", "knob": "threshold", "points": each} for each in points)
         self.reported = [{"curves": [curve]} for curve in curves]
 
     def score(self, name: str) -> float:
@@ -619,8 +619,8 @@ class TwoSplits(dict):
 
 
 def test_splits_with_thresholds_of_their_own_are_read_at_equal_steps() -> None:
-    first = {"threshold": [0.1, 0.5, 0.9], "score": [0.5, 0.6, 0.8], "mean_exit_step": [1.0, 2.0, 4.0]}
-    second = {"threshold": [0.2, 0.7, 0.8, 0.95], "score": [0.7, 0.8, 0.8, 0.8], "mean_exit_step": [1.0, 2.0, 3.0, 4.0]}
+    first = {"knob": [0.1, 0.5, 0.9], "score": [0.5, 0.6, 0.8], "mean_exit_step": [1.0, 2.0, 4.0]}
+    second = {"knob": [0.2, 0.7, 0.8, 0.95], "score": [0.7, 0.8, 0.8, 0.8], "mean_exit_step": [1.0, 2.0, 3.0, 4.0]}
     curve = read_curve(TwoSplits(first, second), "confidence")
     assert [point.mean_exit_step for point in curve.points] == [1.0, 2.0, 3.0, 4.0]
     assert [point.score for point in curve.points] == pytest.approx([0.6, 0.7, 0.75, 0.8])
