@@ -288,6 +288,7 @@ def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) ->
         ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
 
     Example:
+        >>> from ponder.recipes.base import check_heads
         >>> check_heads(recipes.get("deebert").stages[1], ponder.PerStep([nn.Linear(8, 3) for _ in range(4)]), None)
     """
     if stage.train == "early_heads" and not isinstance(head, PerStep):
