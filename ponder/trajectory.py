@@ -23,7 +23,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
 from ponder.parts.recording import Recording
-from ponder.parts.tasks import IGNORED_LABEL, Custom, TaskName, task_named
+from ponder.parts.tasks import IGNORED_LABEL, Custom, TaskName, answers_otherwise
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Trajectory"]
@@ -101,10 +101,11 @@ class Trajectory(Recording):
         if not trajectories:
             raise ArgumentError("trajectories", expected="at least one", got="none", remedy="Unroll a batch first.")
         trajectories = _with_masks(trajectories)
-        first = trajectories[0]
+        # One that was loaded knows a user's own task by its name alone.
+        first = next((one for one in trajectories if type(one.meaning) is not Custom), trajectories[0])
         parts = [trajectory.tensors() for trajectory in trajectories]
-        for other, tensors in zip(trajectories[1:], parts[1:], strict=True):
-            alike = type(other.meaning) is type(first.meaning) and other.num_steps == first.num_steps
+        for other, tensors in zip(trajectories, parts, strict=True):
+            alike = _same_task(first, other) and other.num_steps == first.num_steps
             if not alike or tensors.keys() != parts[0].keys():
                 tasks = [f"task {each.task!r} ({type(each.meaning).__name__})" for each in (first, other)]
                 raise ArgumentError(
@@ -135,8 +136,7 @@ class Trajectory(Recording):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file (whole, or not at all)."""
         own = {name: tensor.clone() for name, tensor in self.tensors().items()}  # two may be one, as h_n with no head
-        own_task = type(self.meaning) is not type(task_named(self.task)) and self.task in get_args(TaskName)
-        task = Custom.name if own_task else self.task or ""  # a user's own, under a name of this library's
+        task = Custom.name if self.task and answers_otherwise(self.meaning) else self.task or ""
         told = {"format": _FORMAT, "task": task, **({"training": "true"} if self.training else {})}
         write_tensors(path, own, told)
 
@@ -163,6 +163,13 @@ class Trajectory(Recording):
         given = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
         own = {name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)}
         return dataclasses.replace(self, **own, policy_context=given or None)  # type: ignore[arg-type]
+
+
+def _same_task(one: Trajectory, other: Trajectory) -> bool:
+    """Whether two have one task: of a name, and of a class, or of one that a file did not tell."""
+    kinds = {type(one.meaning), type(other.meaning)}
+    told = len(kinds) == 1 or (Custom in kinds and one.task not in get_args(TaskName))
+    return one.task == other.task and told
 
 
 def _with_masks(trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:

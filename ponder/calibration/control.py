@@ -138,7 +138,7 @@ def control_risk(
     )
     chosen = order[passed - 1].item() if passed else None
     name = risk if isinstance(risk, str) else getattr(risk, "name", getattr(risk, "__name__", "risk"))
-    everywhere = bool((by_step[:, -1] <= level).all())  # what is fallen back on, full depth, has none of the risk
+    everywhere = risk in ("disagreement", "error_gap")  # of which full depth, what is fallen back on, has none
     statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, passed, everywhere)
     policy = Certified(
         policy=LastStep() if chosen is None else tried.policies[int(chosen)],

@@ -44,6 +44,8 @@ def check_fresh(test: Recording, calibration: Recording) -> None:
         alike = _equal_rows(one[rows, None], other[twins, None])
         rows, twins = rows[alike], twins[alike]
         equal = _equal_rows(seen[rows], known[twins])
+        if test.mask is not None and calibration.mask is not None:
+            equal &= test.mask[rows].sum(1) == calibration.mask[twins].sum(1)
         if test.hazard_logits is not None and calibration.hazard_logits is not None:
             equal &= _equal_rows(test.hazard_logits[rows], calibration.hazard_logits[twins])
         same[rows] = equal

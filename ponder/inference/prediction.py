@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from ponder.inference.examples import Example
 from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
-from ponder.parts.tasks import TaskName
 from ponder.policies import ExitPolicy
 
 __all__ = ["Predictions", "predict"]
@@ -128,8 +127,7 @@ def predict(
         sizes=check_row_count("policy_context", policy_context),
     )
     task = model.spec.task
-    # A model that names none of this library's tasks may answer at each position all the same.
-    unpooled = padding is not None and not padding.pooled and task.name not in get_args(TaskName)
+    unpooled = padding is not None and not padding.pooled  # it may answer at each position, whatever its task
     lengths = list[Tensor | None]()
 
     def call(inputs: Tree, context: dict[str, Any], examples: Sequence[Example]) -> Exits:
@@ -148,7 +146,7 @@ def predict(
     if not found:
         return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
     parts = [exits.outputs for exits in found]
-    at_positions = unpooled and _are_positions(parts, lengths)
+    at_positions = unpooled and not task.per_position and _are_positions(parts, lengths)
     if at_positions and padding is not None:
         masks = [{padding.mask: mask} for mask in lengths]
         parts = [blank_padding(part, mask, padding) for part, mask in zip(parts, masks, strict=True)]
@@ -157,9 +155,14 @@ def predict(
 
 
 def _are_positions(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> bool:
-    """Whether a model whose task does not say so answers at each position: its outputs are as long as every batch."""
+    """Whether a model whose task does not say so answers at each position: its outputs are as long as every batch.
+
+    Of one number a position, `(batch, length)`, batches of several lengths show that they are no classes.
+    """
     pairs = zip(outputs, masks, strict=True)
-    return all(mask is not None and part.dim() > 1 and part.shape[1] == mask.shape[1] for part, mask in pairs)
+    if not all(part.dim() > 1 and (mask is None or part.shape[1] == mask.shape[1]) for part, mask in pairs):
+        return False
+    return outputs[0].dim() > 2 or len({part.shape[1] for part in outputs}) > 1
 
 
 def _joined(outputs: Sequence[Tensor], has_length: bool, blank: float) -> Tensor:

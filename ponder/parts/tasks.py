@@ -589,6 +589,35 @@ def task_named(name: str | None) -> Task:
     return _TASKS.get(name) or Custom()
 
 
+def answers_otherwise(task: Task) -> bool:
+    """Whether a task goes by a name of this library's and answers otherwise than the task of that name.
+
+    A subclass that changes losses alone, or the check of labels, does not.
+
+    Example:
+        >>> from ponder.parts.tasks import answers_otherwise
+        >>> class Focal(ponder.tasks.Classification):
+        ...     def losses(self, outputs, labels):
+        ...         return super().losses(outputs, labels) ** 2
+        >>> class Screening(ponder.tasks.Classification):
+        ...     def predictions(self, outputs):
+        ...         return (outputs.softmax(-1)[..., 1] > 0.9).long()
+        >>> answers_otherwise(Focal()), answers_otherwise(Screening())
+        (False, True)
+    """
+    own = type(task_named(task.name))
+    if own is Custom:
+        return False
+    return not isinstance(task, own) or any(getattr(type(task), name) != getattr(own, name) for name in _ANSWERS)
+
+
+_ANSWERS = (
+    *("agreement", "answered", "classes", "comparable", "confidences", "correct", "distance", "fits", "labelled"),
+    *("metric", "numbers", "per_position", "per_token", "predictions", "same", "scores", "without_padding"),
+)
+"""What of a task decides what outputs answer, and whether that is right."""
+
+
 def infer_task(outputs: Tensor, labels: Tensor) -> Task:
     """The task of a model that names none: integer labels are classes, all others are numbers.
 

@@ -729,3 +729,29 @@ def test_a_mask_that_all_rows_share_is_seen_by_the_mean() -> None:
     for policy in (LastStep(), ByTurns()):
         found = model(x, mask=ponder.Shared(one), policy=policy).outputs
         torch.testing.assert_close(found, model(x, mask=one.expand(3, -1), policy=policy).outputs, atol=1e-5, rtol=1e-4)
+
+
+class Pairs(nn.Module):
+    """Layers that take a mask of pairs of positions, for all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(3))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, src_mask=~attention_mask)
+        return x
+
+
+@pytest.mark.parametrize("rows", [5, 3])
+def test_a_shared_mask_of_pairs_is_no_padding(rows: int) -> None:
+    torch.manual_seed(0)
+    module, x = Pairs().eval(), torch.randn(rows, 5, WIDTH)
+    earlier = torch.ones(5, 5, dtype=torch.bool).tril()
+    example = {"x": x[:3], "attention_mask": earlier}
+    model = ponder.PonderWrapper.from_recipe(module, "pabee", num_outputs=2, example=example).eval()
+    found = model.unroll(x, attention_mask=ponder.Shared(earlier), keep_features=True).features
+    assert found is not None
+    torch.testing.assert_close(found[:, -1], module(x, earlier).mean(1), atol=1e-5, rtol=1e-4)

@@ -18,6 +18,7 @@ import ponder
 from ponder import policies
 from ponder.inference.prediction import Predictions
 from ponder.parts.padding import Along, Padding
+from ponder.parts.tasks import task_named
 from ponder.policies import Bernoulli, FixedStep, LastStep, Quantile
 from tests.ponder.checks import Bomb, Explosion, assert_unchanged, refused, snapshot
 from tests.ponder.examples import POLICIES, Example, make_policy
@@ -230,7 +231,7 @@ class Squeezed(nn.Module):
         return answer
 
 
-@pytest.mark.parametrize("batch_size", [1, 32])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_answers_at_positions_are_padded_where_no_task_says_so(batch_size: int) -> None:
     model, inputs, mask = lengthy(readout=ponder.readouts.identity, head=Squeezed(), policy=FixedStep(2))
     model.task = None
@@ -238,6 +239,26 @@ def test_answers_at_positions_are_padded_where_no_task_says_so(batch_size: int) 
     found = model.predict(rows, batch_size=batch_size).outputs
     whole = model(inputs, src_key_padding_mask=mask).outputs[:, : found.shape[1]]
     torch.testing.assert_close(found, whole.masked_fill(mask[:, : found.shape[1]], 0.0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_numbers_at_positions_of_a_named_task_are_padded_too(batch_size: int) -> None:
+    model, inputs, mask = lengthy(readout=ponder.readouts.identity, head=nn.Linear(WIDTH, 1), policy=FixedStep(2))
+    model.task = task_named("regression")
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+    found = model.predict(rows, batch_size=batch_size).outputs
+    whole = model(inputs, src_key_padding_mask=mask).outputs[:, : found.shape[1]]
+    expected = whole.masked_fill(mask[:, : found.shape[1], None], 0.0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_as_many_classes_as_positions_are_classes() -> None:
+    model, inputs, mask = lengthy(readout=ponder.readouts.identity, head=OfFirst(), policy=FixedStep(2))
+    model.task = None
+    model.head.linear = nn.Linear(WIDTH, LENGTH)
+    rows = [row[~padded] for row, padded in zip(inputs, mask, strict=True)]
+    expected = model(inputs, src_key_padding_mask=mask).outputs
+    torch.testing.assert_close(model.predict(rows).outputs, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_mask_of_pairs_of_positions_has_no_lengths() -> None:

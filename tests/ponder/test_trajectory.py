@@ -167,3 +167,30 @@ def test_a_task_of_ones_own_under_a_name_of_the_librarys_is_not_read_as_that(tmp
         with refused("trajectories", "task"):
             Trajectory.cat(pair)
     assert len(Trajectory.cat([own, own])) == 12
+
+
+class Focal(Classification):
+    """The same answers, taught otherwise."""
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return super().losses(outputs, labels) ** 2
+
+
+class Mine(Classification):
+    name = "mine"
+
+
+def test_other_losses_are_no_other_answers(tmp_path: Path) -> None:
+    plain = Trajectory(torch.randn(6, 3, 2), None, torch.arange(6), task="classification")
+    dataclasses.replace(plain, task_object=Focal()).save(tmp_path / "focal")
+    assert type(Trajectory.load(tmp_path / "focal").meaning) is Classification
+
+
+def test_a_task_that_a_file_did_not_tell_is_that_of_its_name(tmp_path: Path) -> None:
+    own = Trajectory(torch.randn(6, 3, 2), None, torch.arange(6), task="mine", task_object=Mine())
+    own.save(tmp_path / "own")
+    again = Trajectory.load(tmp_path / "own")
+    for pair in ([own, again], [again, own]):
+        assert type(Trajectory.cat(pair).meaning) is Mine
+    with refused("trajectories", "task 'other'"):
+        Trajectory.cat([again, dataclasses.replace(again, task="other")])

@@ -255,8 +255,9 @@ class LayeredModule:
         for name in MASKS:  # for readouts, also where the example had none
             if name not in given:
                 continue
-            if name in shared and not is_row_mask(given[name], rows):
-                context[name] = Shared(given[name])
+            if name in shared:
+                if is_row_mask(given[name], 1):  # one mask for all rows, and none of pairs of positions
+                    context[name] = Shared(given[name])
             elif name == self.mask or is_row_mask(given[name], rows):
                 context[name] = given[name]
         kept = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -377,6 +378,21 @@ def test_rows_that_are_padded_further_are_no_fresh_ones() -> None:
     found = ponder.calibrate(calibration, Confidence, at_most_steps=2.0)
     with refused("test", "60 rows with the same id"):
         found.evaluate(ponder.Trajectory.cat([calibration, tokens(20, 9, 2)]))
+
+
+def test_texts_that_begin_alike_are_two() -> None:
+    """A causal tagger answers the same at their first positions."""
+    calibration = tokens(60, 6, 1)
+    assert calibration.mask is not None
+    shorter = replace(
+        calibration,
+        outputs=calibration.outputs[:, :, :2],
+        labels=calibration.labels[:, :2],
+        mask=calibration.mask[:, :2],
+    )
+    longer = [row for row in range(60) if calibration.mask[row].sum() > 2]
+    found = ponder.calibrate(calibration, Confidence, at_most_steps=2.0)
+    found.evaluate(shorter.map(lambda tensor: tensor[longer]))
 
 
 def test_one_output_has_no_certainty() -> None:
