@@ -54,6 +54,21 @@ class Texts:
         labels = tuple(self.labels[place] for place in kept) if self.labels else ()
         return Texts(self.columns, tuple(self.rows[place] for place in kept), labels)
 
+    def labelled(self, encodings: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> list[Mapping[str, Any]]:
+        """The encodings of these texts with their labels as numbers, where labels were read.
+
+        Args:
+            encodings: One for each text.
+            names: Names of the classes; a label is a name, or a number.
+
+        Raises:
+            ArgumentError: A label is neither; or they could be both, where classes have numbers for names.
+        """
+        if not self.labels:
+            return list(encodings)
+        numbers = self._numbers({str(name): place for place, name in names.items()})
+        return [{**row, "labels": numbers[label]} for row, label in zip(encodings, self.labels, strict=True)]
+
     def _numbers(self, by_name: Mapping[str, int]) -> Mapping[str, int]:
         """The class of each label. Where classes have numbers for names, all labels are names, or all are numbers."""
         by_number = {str(place): place for place in by_name.values()}
@@ -78,21 +93,6 @@ class Texts:
                 remedy="Rename the classes in the model's config (id2label), or leave labels out: they are not needed.",
             )
         return readings[0]
-
-    def labelled(self, encodings: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> list[Mapping[str, Any]]:
-        """The encodings of these texts with their labels as numbers, where labels were read.
-
-        Args:
-            encodings: One for each text.
-            names: Names of the classes; a label is a name, or a number.
-
-        Raises:
-            ArgumentError: A label is neither; or they could be both, where classes have numbers for names.
-        """
-        if not self.labels:
-            return list(encodings)
-        numbers = self._numbers({str(name): place for place, name in names.items()})
-        return [{**row, "labels": numbers[label]} for row, label in zip(encodings, self.labels, strict=True)]
 
 
 def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = None) -> Texts:

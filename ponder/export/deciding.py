@@ -334,26 +334,23 @@ class _Around(NumpyPolicy):
 
 
 @dataclass(frozen=True)
-class _After(_Around):
+class _Bounded(_Around):
     step: int
 
     def check(self, model: ModelSpec) -> None:
         check_int("step", self.step, 1, model.num_steps, remedy="Steps count from 1.")
         super().check(model)
 
+
+@dataclass(frozen=True)
+class _After(_Bounded):
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         mask, state = self.policy.decide(step, state)
         return mask if step.index >= self.step else np.zeros_like(mask), state
 
 
 @dataclass(frozen=True)
-class _Before(_Around):
-    step: int
-
-    def check(self, model: ModelSpec) -> None:
-        check_int("step", self.step, 1, model.num_steps, remedy="Steps count from 1.")
-        super().check(model)
-
+class _Before(_Bounded):
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         mask, state = self.policy.decide(step, state)
         return np.ones_like(mask) if step.index >= self.step else mask, state
