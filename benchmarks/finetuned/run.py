@@ -22,6 +22,7 @@ from benchmarks.checksum import digest
 from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from benchmarks.terminal import hide_bars
+from ponder._utils.columns import EXPORT_REPORT
 from ponder._utils.files import read_json, write_json
 from ponder._utils.validation import check_int, check_real, check_share
 from ponder.cli import exits, export
@@ -127,7 +128,7 @@ def run(
         )
         exported = OnnxModel(target, threads=torch.get_num_threads())
         found = exported.predict(test["sentence1"])
-        result["int8"] = {**read_json(target / export.CARD), "test": _measured(found, full, test["label"])}
+        result["int8"] = {**read_json(target / EXPORT_REPORT), "test": _measured(found, full, test["label"])}
     write_json(out / f"{stem}-{recipe}-s{seed}.json", result)
     return result
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from ponder._utils.columns import fitted_columns
 from ponder._utils.files import read_json
 from ponder._utils.validation import check_choice
 from ponder.engine.loop import Exits
@@ -107,7 +108,7 @@ def served(
         policy=model.policy,
         task=model.task or task_named(None),
         labels=tuple(names),
-        tokenize=partial(_tokens, tokenizer, longest),
+        tokenize=partial(_tokens, tokenizer, longest, fitted_columns(folder) if folder else ()),
         start=partial(_stream if batching == "stream" else _window, model),
         check=model.checked,
         folder=folder,
@@ -122,8 +123,8 @@ def _architecture(folder: Path) -> str | None:
     return str(names[0]) if ours and names else None
 
 
-def _tokens(tokenizer: Any, longest: int, texts: Sequence[Text]) -> Tokens:
-    check_texts(texts)
+def _tokens(tokenizer: Any, longest: int, columns: Sequence[str], texts: Sequence[Text]) -> Tokens:
+    check_texts(texts, columns)
     made = tokenize(tokenizer, [(text,) if isinstance(text, str) else text for text in texts], longest)
     return Tokens([_example(row) for row in made.rows], made.cut)
 

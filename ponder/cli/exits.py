@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ponder._utils.columns import EXITS_REPORT
 from ponder._utils.files import write_text
 from ponder.cli.exits_page import Run, page_of
 from ponder.cli.measuring import Measured, measure
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
-from ponder.cli.texts import CARD, read_texts
+from ponder.cli.texts import read_texts
 from ponder.integrations.transformers import ExitReport, PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
@@ -75,7 +76,7 @@ def run(
         "truncated": encoded.truncated,
         "seconds_of_fitting": took,
     }
-    write_text(out / CARD, json.dumps(card, indent=2) + "\n")
+    write_text(out / EXITS_REPORT, json.dumps(card, indent=2) + "\n")
     page = page_of(Run(model, texts.name, report, measured, card))
     page.write(out / "README.md", out / "report.html")
     tell(card, _sentences(report), _rows(report, measured, took, out), as_json=as_json)

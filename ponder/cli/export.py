@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder._utils.files import write_text
 from ponder.calibration import AgreementControl, control_agreement
 from ponder.calibration.agreement import differences
@@ -30,9 +31,8 @@ from ponder.integrations.transformers.tokenizing import load_tokenizer, max_posi
 from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.trajectory import Trajectory
 
-__all__ = ["CARD", "run"]
+__all__ = ["run"]
 
-CARD = "export-report.json"
 _TIMED = 256  # texts, at most
 _CALIBRATE = 256  # texts, at most
 Kind = bool | Literal["all"]
@@ -88,7 +88,7 @@ def run(
 
     told: list[tuple[str, str]] = []
     sentences: list[str] = []
-    card: dict[str, Any] = {"int8": int8}
+    card: dict[str, Any] = {"int8": int8, "columns": list(fitted_columns(folder) if texts is None else found.columns)}
     with TemporaryDirectory() as scratch:
         fp32, limit = Path(scratch) if int8 else out, longest if longest < 10**9 else None
         onnx(made, fp32, tokenizer=tokenizer, max_length=limit)
@@ -128,7 +128,7 @@ def run(
         ]
     card |= {"bytes": sum(model.manifest.sizes.values()), "num_steps": model.num_steps}
     told = [("int8", "yes" if int8 else "no"), ("size", f"{card['bytes'] / 1e6:.1f} MB"), *told]
-    write_text(out / CARD, json.dumps(card, indent=2) + "\n")
+    write_text(out / EXPORT_REPORT, json.dumps(card, indent=2) + "\n")
     tell(card, sentences, [*told, ("written to", str(out))], as_json=as_json)
 
 

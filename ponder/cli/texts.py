@@ -12,13 +12,10 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from ponder._utils.files import read_json
+from ponder._utils.columns import fitted_columns
 from ponder.errors import ArgumentError, DataError
 
-__all__ = ["CARD", "Texts", "read_texts", "read_texts_for"]
-
-CARD = "exits-report.json"
-"""What `exits` writes into its folder: among all else, the columns that it read."""
+__all__ = ["Texts", "read_texts", "read_texts_for"]
 
 _USUAL = ("text", "sentence", "texts", "content")
 
@@ -160,7 +157,7 @@ def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels
         ArgumentError: As for `read_texts`; or single texts where the exits were fitted to pairs, or the other way.
     """
     found = read_texts(path, columns, labels)
-    known = read_json(folder / CARD).get("columns") if (folder / CARD).is_file() else None
+    known = fitted_columns(folder)
     if known and len(known) != len(found.columns):
         raise ArgumentError(
             "column",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ponder._utils.columns import fitted_columns
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.export.examples import encoded, open_tokenizer
@@ -40,7 +41,7 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
         policy=ExitPolicy.from_dict(model.policy),
         task=task,
         labels=() if task.numbers else manifest.labels or tuple(str(place) for place in range(manifest.outputs[-1])),
-        tokenize=partial(_tokens, tokenizer, manifest),
+        tokenize=partial(_tokens, tokenizer, manifest, fitted_columns(folder)),
         start=partial(WindowBatcher.within, partial(_run, model)),
         check=model.check,
         folder=folder,
@@ -48,8 +49,8 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
     )
 
 
-def _tokens(tokenizer: Any, manifest: Manifest, texts: Sequence[Text]) -> Tokens:
-    check_texts(texts)
+def _tokens(tokenizer: Any, manifest: Manifest, columns: Sequence[str], texts: Sequence[Text]) -> Tokens:
+    check_texts(texts, columns)
     made = tokenizer.encode_batch(list(texts))
     if not all(encoding.ids for encoding in made):
         raise ArgumentError("texts", expected="texts with a token in them", got="an empty one", remedy="Leave it out.")

@@ -20,14 +20,27 @@ Text = str | tuple[str, str]
 """A text, or a pair of texts."""
 
 
-def check_texts(texts: Sequence[Text]) -> None:
-    """Refuse single texts beside pairs: no tokenizer takes both at once.
+def check_texts(texts: Sequence[Text], columns: Sequence[str] = ()) -> None:
+    """Refuse single texts beside pairs, which no tokenizer takes at once, and what exits were not fitted to.
+
+    Args:
+        texts: The texts of a request.
+        columns: Names of the one or two columns that the exits were fitted to, which their promise is about; empty
+            where nobody knows.
 
     Raises:
-        ArgumentError: There are both.
+        ArgumentError: There are both; or single texts where the exits were fitted to pairs, or the other way.
     """
     if len({type(text) for text in texts}) > 1:
         raise ArgumentError("texts", expected="single texts, or pairs", got="both", remedy="Send two requests.")
+    if columns and texts and isinstance(texts[0], str) != (len(columns) == 1):
+        kinds = ("single texts", "pairs") if len(columns) == 1 else ("pairs", "single texts")
+        raise ArgumentError(
+            "texts",
+            expected=f"{kinds[0]}, to which the exits were fitted ({', '.join(columns)})",
+            got=kinds[1],
+            remedy="Send such, or fit exits to the others: ponder exits MODEL --texts FILE --column NAME.",
+        )
 
 
 @dataclass(frozen=True, eq=False)

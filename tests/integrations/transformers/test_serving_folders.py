@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,29 @@ def test_pairs_and_mixed_requests(folders: dict[str, tuple[Any, Path]]) -> None:
     assert "expected single texts, or pairs; got both" in mixed.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "fits", "other", "told"),
+    [
+        (
+            ["one", "two"],
+            ["w1", "w2"],
+            "w1",
+            "expected pairs, to which the exits were fitted (one, two); got single texts",
+        ),
+        (["text"], "w1", ["w1", "w2"], "expected single texts, to which the exits were fitted (text); got pairs"),
+    ],
+)
+def test_a_promise_about_pairs_serves_pairs_alone(
+    columns: list[str], fits: Any, other: Any, told: str, folders: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["finetuned"][1], tmp_path / "made")
+    (folder / "exits-report.json").write_text(json.dumps({"columns": columns}))
+    assert ask(folder, {"texts": [fits]}).status_code == 200
+    refused = ask(folder, {"texts": [other]})
+    assert refused.status_code == 422
+    assert told in refused.json()["detail"]
+
+
 @pytest.mark.slow
 def test_an_export_answers_as_the_model_does(folders: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
@@ -149,6 +174,9 @@ def test_an_export_answers_as_the_model_does(folders: dict[str, tuple[Any, Path]
     assert [a["exit_step"] for a in one] == [a["exit_step"] for a in other]
     refused = ask(tmp_path / "export", {"text": "w1", "threshold": 2})
     assert refused.status_code == 422
+    (tmp_path / "export" / "export-report.json").write_text(json.dumps({"columns": ["one", "two"]}))
+    assert "got single texts" in ask(tmp_path / "export", {"text": "w1"}).json()["detail"]
+    assert ask(tmp_path / "export", {"texts": [["w1", "w2"]]}).status_code == 200
 
 
 def test_folders_that_cannot_be_served(folders: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:

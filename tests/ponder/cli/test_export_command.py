@@ -97,6 +97,7 @@ def test_after_quantisation_the_threshold_is_chosen_again_against_fp32_at_full_d
     assert done.exit_code == 0, done.output
     card = json.loads(done.stdout)
     assert card["met"] is True
+    assert card["columns"] == ["text"]
     assert "Answers as the fp32 model does at full depth on all but 10%" in card["statement"]
     exported = OnnxModel(folder, threads=1)
     assert exported.manifest.int8
