@@ -25,6 +25,7 @@ __all__ = ["StepDistribution"]
 
 D = TypeVar("D", bound=Distribution)
 _VALIDATE = __debug__
+_ROUNDING = 5e-2  # how far from 1 the sum of probabilities may be whose logarithms have 8 or 11 bits
 
 
 class StepDistribution(Distribution):
@@ -32,7 +33,8 @@ class StepDistribution(Distribution):
 
     Args:
         log_pmf: Log-probabilities of the steps, `(…, steps)`, normalised over the last dimension. −inf is a
-            step that cannot happen. Half precision is promoted to float32.
+            step that cannot happen. Half precision is promoted to float32, and normalised
+            again there.
         validate_args: Whether to check arguments and values. None does, except under ``python -O``; PyTorch's own
             default is not asked, since `torch.compile` turns it off for the whole process.
 
@@ -60,9 +62,12 @@ class StepDistribution(Distribution):
                 remedy="Pass one log-probability a step.",
             )
         self.log_pmf = at_least_float32(log_pmf)
+        half = self.log_pmf.dtype != log_pmf.dtype
         super().__init__(log_pmf.shape[:-1], validate_args=_VALIDATE if validate_args is None else validate_args)
         if self._validate_args:
-            _check_normalised(self.log_pmf.detach())
+            _check_normalised(self.log_pmf.detach(), _ROUNDING if half else 1e-3)
+        if half:  # what rounding to 8 or 11 bits took away or added
+            self.log_pmf = self.log_pmf.log_softmax(-1)
 
     @classmethod
     def from_hazard_logits(cls, logits: Tensor) -> Self:
@@ -193,9 +198,9 @@ def _weighted(weight: Tensor, value: Tensor) -> Tensor:
     return torch.where(inside, weight * torch.where(inside, value, 0.0), 0.0)
 
 
-def _check_normalised(log_pmf: Tensor) -> None:
+def _check_normalised(log_pmf: Tensor, tolerance: float) -> None:
     total = log_pmf.logsumexp(-1).exp()
-    if not bool(((total - 1).abs() < 1e-3).all()):
+    if not bool(((total - 1).abs() < tolerance).all()):
         raise ArgumentError(
             "log_pmf",
             expected="log-probabilities that sum to 1 over the steps",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ponder._utils.files import (
@@ -27,7 +28,7 @@ from ponder._utils.files import (
     write_tensors,
 )
 from ponder.engine.model import check_model
-from ponder.errors import CheckpointError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["load", "save"]
@@ -52,7 +53,8 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
         folder: Made where it does not exist.
 
     Raises:
-        ArgumentError: The folder cannot be written.
+        ArgumentError: The folder cannot be written, or the model keeps what is no tensor of its own (extra state, an
+            expanded buffer).
 
     Example:
         >>> import tempfile
@@ -65,7 +67,7 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
     """
     check_model(model)
     settings = {"format": _FORMAT, **model.settings()}
-    weights = {name: tensor.contiguous() for name, tensor in _unshared(model.state_dict()).items()}
+    weights = _apart(_unshared(_tensors(model)))
     folder = make_folder(folder)
     with locked(folder) as alone:
         remove_leftovers(folder)
@@ -102,8 +104,9 @@ def load(model: M, folder: str | Path) -> M:
         (Confidence(threshold=0.9), True)
     """
     settings, weights, place = _read(Path(folder))
-    own = model.state_dict()
-    shared = own.keys() - _unshared(own).keys()
+    own = _tensors(model)
+    first = _first_names(own)
+    shared = {name for name in own if first[name] != name}
     missing, foreign = sorted(own.keys() - weights.keys() - shared), sorted(weights.keys() - own.keys())
     other = sorted(k for k in own.keys() & weights.keys() if _form(own[k]) != _form(weights[k]))
     if missing or foreign or other:
@@ -111,9 +114,19 @@ def load(model: M, folder: str | Path) -> M:
             f"{place}: of another model: missing {missing}, unknown {foreign}, other shape {other}. "
             "Build the model as it was when it was saved."
         )
+    untied = [k for k in sorted(shared & weights.keys()) if not _equal(weights[k], weights[first[k]])]
+    if untied:
+        raise CheckpointError(
+            f"{place}: of a model in which {', '.join(untied)} had weights of their own; got one that shares them with "
+            f"{', '.join(first[k] for k in untied)}. Build the model as it was when it was saved."
+        )
     model.apply_settings(settings)
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _form(tensor: Tensor) -> tuple[object, ...]:
@@ -169,13 +182,47 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
     raise CheckpointError(f"{folder}: other processes save there all the time. Load it when they are done.")
 
 
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with each shared tensor once, under its first name (safetensors refuses shared memory)."""
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    kept: dict[str, Tensor] = {}
+def _tensors(model: PonderWrapper) -> dict[str, Tensor]:
+    """The state of a model, all of it tensors that can be saved and replaced."""
+    state: dict[str, Any] = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            got = type(value).__name__
+        elif any(size > 1 and not stride for size, stride in zip(value.shape, value.stride(), strict=True)):
+            got = "an expanded tensor"
+        else:
+            continue
+        raise ArgumentError(
+            "model",
+            expected="a state of tensors with memory of their own",
+            got=f"{got} as {name!r}",
+            remedy="Keep it as a buffer that is a clone: register_buffer(name, tensor.clone()).",
+        )
+    return state
+
+
+def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name, the first under which the same tensor is known; its own where it is known once."""
+    seen: dict[object, str] = {}
+    first: dict[str, str] = {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
-        if key not in seen or not tensor.numel():
-            kept[name] = tensor
-        seen.add(key)
-    return kept
+        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())) if tensor.numel() else name
+        first[name] = seen.setdefault(key, name)
+    return first
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with each shared tensor once, under its first name."""
+    first = _first_names(state)
+    return {name: tensor for name, tensor in state.items() if first[name] == name}
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with a copy of what is a part of another tensor: safetensors refuses shared memory."""
+    seen: set[int] = set()
+    made: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage().data_ptr()
+        made[name] = tensor.clone() if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    return made

@@ -74,10 +74,10 @@ def measure_costs(model: PonderForSequenceClassification, data: Dataset, collate
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:
     """The mean of the costs of examples, part by part; of parts that are one number a step, step by step."""
-    names = [field.name for field in dataclasses.fields(Cost)]
+    names = [field.name for field in dataclasses.fields(Cost) if field.name != "hazard_reads_features"]
     columns = {name: np.mean([getattr(cost, name) for cost in costs], axis=0).tolist() for name in names}
     parts: dict[str, Any] = {name: tuple(it) if isinstance(it, list) else it for name, it in columns.items()}
-    return Cost(**parts)
+    return dataclasses.replace(costs[0], **parts)
 
 
 def measure_speed_ups(

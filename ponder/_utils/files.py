@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ try:
     import fcntl
 except ImportError:  # no POSIX system
     fcntl = None  # type: ignore[assignment]
+
+_PART = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}")  # what `part_folder` makes, and nobody else
 
 __all__ = [
     "digest_of",
@@ -173,10 +176,10 @@ def move(source: Path, target: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished files and folders of writers that were killed; those of living processes stay."""
     for path in folder.glob(".*.*-*"):
-        process = path.name.rpartition("-")[0].rpartition(".")[2]
-        if not process.isdecimal() or _lives(int(process)):
+        made = _PART.fullmatch(path.name)
+        if made is None or _lives(int(made[1])):
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -187,7 +190,7 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True
 

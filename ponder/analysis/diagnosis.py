@@ -218,6 +218,8 @@ def diagnose(
     check_int("samples", samples, remedy="Pass samples=500, say.")
     if not len(speedups):
         raise ArgumentError("speedups", expected="at least one number ≥ 1", got="none", remedy="Pass (1.5, 2.0), say.")
+    for speedup in speedups:
+        check_real("speedups", speedup, 1.0, remedy="Pass (1.5, 2.0), say.")
     values, metric_name = _values(trajectory, metric)
     rows, num_steps = values.shape
     grids = _policy_grids(trajectory, compare)
@@ -233,7 +235,7 @@ def diagnose(
     scores = values.mean(0).tolist()
     frontiers = {name: frontier_of(points) for name, points in tried.items()}
     frontiers |= {"blind": blind_frontier(scores), "oracle": oracle_frontier(values)}
-    if static is not None:
+    if static:
         points = [(float(step), float(score), f"cut after step {step}") for step, score in _steps(static, num_steps)]
         frontiers["static"] = frontier_of(points)
     bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
@@ -392,8 +394,6 @@ def _draw(rows: int, samples: int, generator: torch.Generator) -> Tensor:
 def _gain(
     speedup: float, scores: Sequence[float], frontiers: Mapping[str, Frontier], tried: list[str], bootstrap: _Bootstrap
 ) -> Gain:
-    if not speedup >= 1.0:
-        raise ArgumentError("speedups", expected="numbers ≥ 1", got=speedup, remedy="Pass (1.5, 2.0), say.")
     mean_step = max(len(scores) / speedup, 1.0)
     places = {name: frontiers[name].best_within(mean_step) for name in tried}
     found = {name: place for name, place in places.items() if place is not None}

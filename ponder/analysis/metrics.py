@@ -64,7 +64,8 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
         return Metric(getattr(metric, "__name__", "score"), None, metric, trajectory.labels)
     if task.metric is not None and metric in (None, task.metric):
         if not task.comparable:
-            return Metric(task.metric, task.scores(trajectory.outputs, trajectory.labels))
+            labels = task.check(trajectory.outputs[:, -1], trajectory.labels)
+            return Metric(task.metric, task.scores(trajectory.outputs, labels))
         scores = task.scores(trajectory.read_outputs(), trajectory.counted_labels())
         return Metric(task.metric, scores.masked_fill(~trajectory.answered(), 0.0))  # NaN is never right
     raise ArgumentError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, check_has_rows
 
 __all__ = ["Overthinking", "overthinking_of"]
 
@@ -28,13 +28,14 @@ def overthinking_of(trajectory: Recording) -> Overthinking:
     """What overthinking costs on a trajectory (Kaya et al. 2019, Section 3, the "destructive" effect).
 
     Raises:
-        ArgumentError: Predictions that are not right or wrong, or no labels.
+        ArgumentError: Predictions that are not right or wrong, no labels, or no rows.
 
     Example:
         >>> outputs = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 3.0]]])  # rows, steps, classes
         >>> overthinking_of(Trajectory(outputs, None, torch.arange(2), labels=torch.tensor([0, 1])))
         Overthinking(right=[1.0, 0.5], right_by=[1.0, 1.0], lost=0.5)
     """
+    check_has_rows(trajectory)
     right = trajectory.correct()
     right_by = right.cummax(1).values
     lost = (right_by[:, -1] & ~right[:, -1]).double().mean().item()

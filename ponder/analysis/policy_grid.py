@@ -156,12 +156,15 @@ def as_policy_grid(
 
 
 def patience_on_numbers(trajectory: Recording) -> PolicyGrid:
-    """Patience of one step, with tolerances between the changes that the steps make."""
+    """Patience of one step, with tolerances between the changes that the steps make, and one above them all."""
     changes = trajectory.outputs.detach().double().diff(dim=1).abs()
-    changes = (changes.flatten(2).amax(2) if changes.dim() > 2 else changes).flatten()
+    changes = (changes.flatten(2).amax(2) if changes.dim() > 2 else changes).flatten().sort().values
     places = torch.linspace(0, len(changes) - 1, _TOLERANCES).long()
-    values = changes.sort().values[places.to(changes.device)].unique().tolist()
-    tolerances = tuple(value for value in values if value > 0.0) or (1.0,)
+    lows, all_changes = changes[places.to(changes.device)].unique(), changes.unique()
+    ends = torch.cat([all_changes, 2.0 * all_changes[-1:]])  # the greatest change is below its double
+    highs = ends[torch.searchsorted(all_changes, lows, right=True)]
+    made = map(_between, lows.tolist(), highs.tolist())
+    tolerances = tuple(value for value in made if value > 0.0) or (1.0,)
     return PolicyGrid("tolerance", tolerances, tuple(Patience(1, tolerance=each) for each in tolerances))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, check_has_rows
 
 __all__ = ["Reliability", "confidences", "reliability_of"]
 
@@ -45,8 +45,10 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error Σ_m |B_m|/n · |acc(B_m) − conf(B_m)| (Guo et al. 2017, Eq. 3)."""
+        """Expected calibration error Σ_m |B_m|/n · |acc(B_m) − conf(B_m)| (Guo et al. 2017, Eq. 3); NaN of nothing."""
         bins = zip(self.count, self.accuracy, self.confidence, strict=True)
+        if not sum(self.count):
+            return math.nan
         return math.fsum(n * abs(right - sure) for n, right, sure in bins if n) / sum(self.count)
 
 
@@ -57,14 +59,19 @@ def confidences(trajectory: Recording) -> tuple[Tensor, Tensor]:
     padding.
 
     Raises:
-        ArgumentError: Predictions that are not classes, no labels, or outputs that are NaN.
+        ArgumentError: Predictions that are not classes, no labels, no rows, or outputs that are NaN or +inf.
     """
+    check_has_rows(trajectory)
     labels = trajectory.counted_labels()
-    if bool(trajectory.outputs.isnan().any()):
+    sure, right = trajectory.meaning.confidences(at_least_float32(trajectory.read_outputs().detach()), labels)
+    if bool(trajectory.outputs.isnan().any()) or not bool(sure.isfinite().all()):
         raise ArgumentError(
-            "trajectories", expected="outputs that are numbers", got="NaN", remedy="Look for its source."
+            "trajectories",
+            expected="outputs that are numbers",
+            got="NaN, or infinite confidence in a class",
+            remedy="Look for its source.",
         )
-    return trajectory.meaning.confidences(at_least_float32(trajectory.read_outputs().detach()), labels)
+    return sure, right
 
 
 def reliability_of(trajectory: Recording, bins: int = 10) -> list[Reliability]:

@@ -147,6 +147,7 @@ def measure(
     costs: Sequence[float] | Tensor | None = None,
 ) -> Point:
     """What one policy gives on a trajectory; arguments as for `sweep`."""
+    check_has_rows(trajectory)
     ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps))
     check_replay(trajectory, policy)
     return ruler.point(math.nan, replay(trajectory, policy).exit_step)
@@ -239,12 +240,13 @@ def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
 def _relative(costs: Sequence[float] | Tensor | None, num_steps: int) -> Tensor:
     """Costs relative to full depth, `(steps,)` float64."""
     given = torch.arange(1, num_steps + 1) if costs is None else torch.as_tensor(costs)
-    if given.shape != (num_steps,) or not bool((given > 0).all()) or not bool((given.diff() >= 0).all()):
+    given = given.double().cpu()
+    rising = given.shape == (num_steps,) and bool((given > 0).all()) and bool((given.diff() >= 0).all())
+    if not rising or not bool(given.isfinite().all()):
         raise ArgumentError(
             "costs",
             expected=f"{num_steps} positive numbers that do not fall, the cost of leaving after each step",
             got=given.tolist(),
             remedy="Pass model costs from ponder.cost, or leave it out to count steps.",
         )
-    given = given.double().cpu()
     return given / given[-1]

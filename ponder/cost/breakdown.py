@@ -8,6 +8,7 @@ nobody asks the policy.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import READINGS
 
-__all__ = ["Cost", "break_even"]
+__all__ = ["Cost", "break_even", "checked_plain"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Cost:
         heads: Cost of the head at each step, `(steps,)`.
         lambda_head: Cost of the Lambda head at one step; 0 where there is none.
         first_readout: Cost of the readout of h_0, where the Lambda head reads the steps before; else 0.
+        hazard_reads_features: Whether the Lambda head reads the features, so that a hazard costs their readout; False
+            where it has a readout of its own, which is counted in `lambda_head`.
 
     Example:
         >>> cost = Cost(stem=0, steps=(100, 100, 100), readouts=(0, 0, 0), heads=(10, 10, 10))
@@ -51,6 +55,7 @@ class Cost:
     heads: tuple[float, ...]
     lambda_head: float = 0.0
     first_readout: float = 0.0
+    hazard_reads_features: bool = True
 
     def __post_init__(self) -> None:
         if not self.steps or not len(self.steps) == len(self.readouts) == len(self.heads):
@@ -59,6 +64,11 @@ class Cost:
                 expected="as many numbers each as there are steps",
                 got=f"{len(self.steps)}, {len(self.readouts)} and {len(self.heads)}",
                 remedy="Give one number for each step.",
+            )
+        numbers = [self.stem, *self.steps, *self.readouts, *self.heads, self.lambda_head, self.first_readout]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise ArgumentError(
+                "cost", expected="numbers from 0", got=numbers, remedy="Measure again what is none of these."
             )
 
     @property
@@ -92,21 +102,21 @@ class Cost:
             One number for each step, float64.
         """
         step = torch.as_tensor(exit_step).cpu()
-        if step.is_floating_point() or bool(((step < 1) | (step > self.num_steps)).any()):
+        if step.is_floating_point() or step.dtype is torch.bool or bool(((step < 1) | (step > self.num_steps)).any()):
             raise ArgumentError(
                 "exit_step",
                 expected=f"whole numbers in 1..{self.num_steps}",
                 got=step.tolist(),
                 remedy="Steps are 1-based; pass out.exit_step.",
             )
-        return self._exits(needs)[step - 1]
+        return self._exits(needs)[step.long() - 1]
 
     def cumulative(self, needs: Iterable[str]) -> Tensor:
         """The cost of exiting at each step, relative to the unwrapped encoder, `(steps,)` float64.
 
         Pass it to a sweep as its `costs`.
         """
-        return self._exits(needs) / self._checked_plain()
+        return self._exits(needs) / checked_plain(self)
 
     def overhead(self, needs: Iterable[str]) -> float:
         """What wrapping adds to a row that reaches the last step, relative to the unwrapped encoder: 0.05 is 5%."""
@@ -114,7 +124,7 @@ class Cost:
 
     def break_even(self, needs: Iterable[str]) -> float:
         """The mean exit step below which the wrapped model costs less than the plain one; see `break_even`."""
-        return break_even(self._exits(needs), self.plain)
+        return break_even(self._exits(needs), checked_plain(self))
 
     def _exits(self, needs: Iterable[str]) -> Tensor:
         """The cost of exiting at each step, `(steps,)` float64."""
@@ -123,23 +133,30 @@ class Cost:
             torch.tensor(each, dtype=torch.float64) for each in (self.steps, self.readouts, self.heads)
         )
         zeros = torch.zeros_like(steps)
+        read = needs if self.hazard_reads_features else needs - {"hazard"}
         asked = (
-            (readouts if needs else zeros)
+            (readouts if read else zeros)
             + (heads if "output" in needs else zeros)
             + (self.lambda_head if "hazard" in needs else 0.0)
         )
-        answer = (zeros if needs else readouts) + (zeros if "output" in needs else heads)
+        answer = (zeros if read else readouts) + (zeros if "output" in needs else heads)
         asked[-1], answer[-1] = 0.0, readouts[-1] + heads[-1]
         once = self.stem + (self.first_readout if "hazard" in needs else 0.0)
         return once + (steps + asked).cumsum(0) + answer
 
-    def _checked_plain(self) -> float:
-        if self.plain <= 0:
-            raise PonderError(
-                "No part of this model costs anything that is counted (matrix products, convolutions, attention), "
-                "so nothing is relative to it. Count steps, or measure seconds."
-            )
-        return self.plain
+
+def checked_plain(cost: Cost) -> float:
+    """The cost of the unwrapped encoder, which other costs are relative to.
+
+    Raises:
+        PonderError: It is 0.
+    """
+    if cost.plain <= 0:
+        raise PonderError(
+            "No part of this model costs anything that is counted (matrix products, convolutions, attention), "
+            "so nothing is relative to it. Count steps, or measure seconds."
+        )
+    return cost.plain
 
 
 def break_even(costs: Sequence[float] | Tensor, plain: float) -> float:
@@ -160,13 +177,15 @@ def break_even(costs: Sequence[float] | Tensor, plain: float) -> float:
         3.5
     """
     exits = [float(cost) for cost in costs]
-    if not exits or any(later < earlier for earlier, later in itertools.pairwise(exits)):
+    finite = all(map(math.isfinite, exits))
+    if not exits or not finite or any(later < earlier for earlier, later in itertools.pairwise(exits)):
         raise ArgumentError(
             "costs",
             expected="one number for each step, that do not fall",
             got=exits,
             remedy="Measure again, with more repeats, where they are times.",
         )
+    check_real("plain", float(plain), low=-math.inf, remedy="Pass the mean cost of the plain model.")
     dearer = next((place for place, cost in enumerate(exits) if cost > plain), len(exits))
     if dearer in (0, len(exits)):
         return float(max(dearer, 1))

@@ -63,6 +63,15 @@ def _product_and_sum(_: torch.Size, left: torch.Size, right: torch.Size, *__: An
     return 2 * left.numel()
 
 
+def _products_and_sum(_: torch.Size, left: torch.Size, right: torch.Size, *__: Any, **___: Any) -> int:
+    return 2 * left.numel() * right[-1]
+
+
+def _bilinear(left: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """The FLOPs of `torch.nn.Bilinear`: all weights in every row; the smaller product after that is left out."""
+    return 2 * left[0] * weight.numel()
+
+
 def _recurrent(sequence: torch.Size, of_input: torch.Size, of_hidden: torch.Size, *_: Any, **__: Any) -> int:
     """The FLOPs of a recurrent layer: two products at every position, with the gates' weights `(gates · width, …)`."""
     return 2 * sequence[:-1].numel() * (of_input.numel() + of_hidden.numel())
@@ -74,5 +83,7 @@ _MISSING: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _product,
     torch.ops.aten.dot: _product,
     torch.ops.aten.addmv: _product_and_sum,
+    torch.ops.aten.addbmm: _products_and_sum,
+    torch.ops.aten._trilinear: _bilinear,
     torch.ops.aten.mkldnn_rnn_layer: _recurrent,
 }

@@ -21,7 +21,7 @@ __all__ = ["measure", "measure_each"]
 _T = TypeVar("_T")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what a module makes on its first call, and keeps, must serve training too
 def measure(model: EarlyExitModel, inputs: Tree, **context: Any) -> Cost:
     """FLOPs per example of every part of `model` on a batch, in evaluation mode; the model is left as it was.
 
@@ -58,7 +58,15 @@ def measure(model: EarlyExitModel, inputs: Tree, **context: Any) -> Cost:
     def each(flops: list[int]) -> tuple[float, ...]:
         return tuple(count / size for count in flops)
 
-    return Cost(stem / size, each(steps), each(readouts), each(heads), hazards[-1] / size, first / size)
+    return Cost(
+        stem / size,
+        each(steps),
+        each(readouts),
+        each(heads),
+        hazards[-1] / size,
+        first / size,
+        hazard_reads_features=model.halting_readout is None,
+    )
 
 
 def measure_each(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.validation import check_int
-from ponder.cost.breakdown import Cost
+from ponder.cost.breakdown import Cost, checked_plain
 from ponder.errors import ArgumentError
 
 __all__ = ["SpeedUp", "WallClock", "seconds", "speed_up", "wall_clock"]
@@ -118,7 +118,7 @@ def _in_flops(exit_step: Tensor, num_steps: int, costs: Cost | Sequence[Cost], n
             remedy="Measure the model and the examples that the exit steps are of.",
         )
     exits = sum(float(cost.of(needs, step)) for cost, step in zip(each, steps, strict=True))
-    return sum(cost.plain for cost in each) / exits
+    return sum(map(checked_plain, each)) / exits
 
 
 def wall_clock(

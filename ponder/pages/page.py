@@ -25,11 +25,11 @@ __all__ = ["Block", "Drawing", "Embedded", "Figure", "Heading", "Page", "Table",
 
 _CODE = re.compile(r"`([^`]+)`")  # in which nothing else is a mark
 _PUT_ASIDE = re.compile("\0(\\d+)\0")
-_INLINE = (
-    (re.compile(r"\*\*([^*]+)\*\*"), r"<strong>\1</strong>"),
-    (re.compile(r"\*([^*]+)\*"), r"<em>\1</em>"),
-    (re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)"), r'<a href="\2">\1</a>'),
-    (re.compile(r"&lt;u&gt;(.+?)&lt;/u&gt;"), r"<u>\1</u>"),
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+_INLINE = (  # no mark reaches over the end of another
+    (re.compile(r"&lt;u&gt;([^<]+?)&lt;/u&gt;"), r"<u>\1</u>"),
+    (re.compile(r"\*\*([^*<]+)\*\*"), r"<strong>\1</strong>"),
+    (re.compile(r"\*([^*<]+)\*"), r"<em>\1</em>"),
 )
 _MARKS = re.compile(r"\*|</?u>")
 _NUMBER = re.compile(r"[×x÷≤≥+\-−±]?\s*[\d.]+(\s*(±|–|of|/)\s*[\d.]+)?\s*(%|×|x|s|ms)?(\s*\([^)]*\))?|–|")
@@ -218,13 +218,22 @@ _TEMPLATES = templates(Path(__file__).parent)
 
 
 def _inline(text: str) -> Markup:
-    codes: list[str] = []
+    aside: list[str] = []
 
-    def put_aside(match: re.Match[str]) -> str:
-        codes.append(match[1])
-        return f"\0{len(codes) - 1}\0"
+    def put_aside(html: str) -> str:
+        aside.append(html)
+        return f"\0{len(aside) - 1}\0"
 
-    result = _CODE.sub(put_aside, str(escape(" ".join(text.replace("\0", "\ufffd").split()))))
+    result = str(escape(" ".join(text.replace("\0", "\ufffd").split())))
+    result = _CODE.sub(lambda match: put_aside(f"<code>{match[1]}</code>"), result)
+    result = _LINK.sub(lambda match: put_aside(f'<a href="{match[2]}">{_marked(match[1])}</a>'), result)
+    result = _marked(result)
+    while _PUT_ASIDE.search(result):  # a link may hold code
+        result = _PUT_ASIDE.sub(lambda match: aside[int(match[1])], result)
+    return Markup(result)
+
+
+def _marked(text: str) -> str:
     for pattern, replacement in _INLINE:
-        result = pattern.sub(replacement, result)
-    return Markup(_PUT_ASIDE.sub(lambda match: f"<code>{codes[int(match[1])]}</code>", result))
+        text = pattern.sub(replacement, text)
+    return text

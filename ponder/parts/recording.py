@@ -120,6 +120,7 @@ class Recording:
                 got=f"labels of shape {tuple(labels.shape)} and type {labels.dtype}, as those of {shown.name!r} are",
                 remedy=f"Build the model with task={shown.name!r}.",
             )
+        labels = self.meaning.check(self.outputs[:, -1], labels)  # a trajectory may be made by hand
         if self.meaning.per_token and self.mask is not None:
             return labels.masked_fill(~self.mask, IGNORED_LABEL)
         return labels

@@ -164,4 +164,7 @@ def _groups(by: Tensor | Sequence[object] | None, runs: Sequence[Tensor]) -> dic
         order = sorted(set(names))
     except TypeError:
         order = list(dict.fromkeys(names))
-    return {name: torch.tensor([row for row, other in enumerate(names) if other == name]) for name in order}
+    rows = {name: [row for row, other in enumerate(names) if other == name] for name in order}
+    if sum(map(len, rows.values())) < len(names):  # NaN is no group: it is not even itself
+        raise ArgumentError("by", expected="a group for each row", got="NaN", remedy="Name the group of those rows.")
+    return {name: torch.tensor(places, dtype=torch.long) for name, places in rows.items()}

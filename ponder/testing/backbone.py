@@ -289,9 +289,11 @@ def _check_exception(case: _Case) -> None:
             raise _Explosion
 
     hook = case.model.steps.register_forward_pre_hook(explode)
-    with contextlib.suppress(_Explosion):
-        case.run(LastStep())
-    hook.remove()
+    try:
+        with contextlib.suppress(_Explosion):
+            case.run(LastStep())
+    finally:
+        hook.remove()
     left = differences(before, case.model)
     again = case.run(_Staggered())
     same = torch.equal(expected.exit_step, again.exit_step) and torch.equal(expected.outputs, again.outputs)

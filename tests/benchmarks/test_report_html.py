@@ -206,3 +206,19 @@ def test_nothing_inside_code_is_a_mark() -> None:
         html = Page("t", (Text(text),)).html()
         ET.fromstring(html.removeprefix("<!DOCTYPE html>\n"))
         assert shown in html
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("**a [b** c](d)", '**a <a href="d">b** c</a>'),
+        ("*a <u>b* c</u>", "*a <u>b* c</u>"),
+        ("[x](http://a/*b*/c)", '<a href="http://a/*b*/c">x</a>'),
+        ("[`x`](u) *em* <u>**b**</u>", '<a href="u"><code>x</code></a> <em>em</em> <u><strong>b</strong></u>'),
+    ],
+)
+def test_marks_that_cross_are_text(tmp_path, text: str, html: str) -> None:
+    Page("Marks", [Text(text)], marked=True).write(None, tmp_path / "page.html")
+    written = (tmp_path / "page.html").read_text()
+    ET.fromstring(written.removeprefix("<!DOCTYPE html>\n"))
+    assert f">{html}</p>" in written

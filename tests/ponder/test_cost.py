@@ -102,8 +102,10 @@ def test_encoder_layers_are_counted_although_torch_fuses_them(masked: bool) -> N
         (lambda: torch.ones(3, 4) @ torch.ones(4), 24),
         (lambda: torch.addmv(torch.ones(3), torch.ones(3, 4), torch.ones(4)), 24),
         (lambda: torch.ones(4) @ torch.ones(4), 8),
+        (lambda: torch.addbmm(torch.ones(3, 5), torch.ones(2, 3, 4), torch.ones(2, 4, 5)), 2 * 2 * 3 * 4 * 5),
+        (lambda: nn.Bilinear(3, 4, 5)(torch.ones(2, 3), torch.ones(2, 4)), 2 * 2 * 3 * 4 * 5),
     ],
-    ids=["attention", "lstm", "bidirectional", "gru", "convolution", "vector", "vector and sum", "dot"],
+    ids=["attention", "lstm", "bidirectional", "gru", "convolution", "vector", "sum", "dot", "addbmm", "bilinear"],
 )
 @torch.inference_mode()
 def test_operators_are_counted(call: Any, flops: int) -> None:
@@ -349,3 +351,61 @@ def test_counts_of_pairs_are_checked() -> None:
     for argument, wrong in (("pairs", 0), ("warm_up", -1)):
         with refused(argument):
             wall_clock(lambda: None, lambda: None, **{argument: wrong})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64])
+def test_exits_may_be_integers_of_any_size(dtype: torch.dtype) -> None:
+    one = Cost(stem=0, steps=(100,) * 3, readouts=(0,) * 3, heads=(10,) * 3)
+    assert one.of({"output"}, torch.tensor([1, 2, 3], dtype=dtype)).tolist() == [110, 220, 330]
+    with refused("exit_step"):
+        one.of((), torch.tensor([True]))
+
+
+class Wide(nn.Module):
+    """A readout that costs something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden)
+
+
+@pytest.mark.parametrize("own", [lambda hidden: hidden, Wide()], ids=["free", "costly"])
+@torch.inference_mode()
+def test_a_lambda_head_with_a_readout_of_its_own_does_not_pay_for_features(own: Any) -> None:
+    parts = {"head": nn.Linear(8, 3), "lambda_head": ponder.LambdaHead(8), "readout": Wide(), "halting_readout": own}
+    model = ponder.PonderWrapper(nn.Linear(8, 8), 4, **parts).eval()
+    inputs = torch.randn(6, 8)
+    cost = measure(model, inputs)
+    for needs, step in itertools.product(NEEDS, (1, 3, 4)):
+        with counted() as real:
+            model(inputs, policy=reader(needs, step))
+        assert real.total == 6 * cost.of(needs, step).item(), (needs, step)
+
+
+def test_what_is_no_number_is_no_cost() -> None:
+    nan, inf = float("nan"), float("inf")
+    with refused("costs"):
+        break_even([1.0, inf], 1.0)
+    with refused("plain"):
+        break_even([1.0, 2.0], nan)
+    for wrong in (nan, inf, -1.0):
+        with refused("cost"):
+            Cost(stem=wrong, steps=(1,), readouts=(0,), heads=(0,))
+    nothing = Cost(stem=0, steps=(0, 0), readouts=(0, 0), heads=(0, 0))
+    with pytest.raises(PonderError, match="Count steps"):
+        nothing.break_even({"output"})
+    with pytest.raises(PonderError, match="Count steps"):
+        speed_up(torch.tensor([1, 2]), 2, costs=nothing)
+    trajectory = ponder.Trajectory(torch.zeros(3, 3, 2), None, row_ids=torch.arange(3), task="classification")
+    for costs in ([1.0, 2.0, inf], torch.tensor([3, 2, 1], dtype=torch.uint8)):
+        with refused("costs"):
+            measure_policy(trajectory, Entropy(1.0), costs=costs)
+
+
+def test_a_model_that_was_measured_can_be_trained() -> None:
+    model = ponder.PonderWrapper(nn.LazyLinear(4), 2, head=nn.LazyLinear(2))
+    measure(model, torch.randn(3, 4))
+    model.train()(torch.randn(3, 4), labels=torch.tensor([0, 1, 1])).loss.backward()

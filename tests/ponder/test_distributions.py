@@ -190,6 +190,16 @@ def test_unnormalised_masses_are_refused() -> None:
     assert StepDistribution(torch.tensor([0.5, 0.2]).log(), validate_args=False).num_steps == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_normalised_again(dtype: torch.dtype) -> None:
+    log_pmf = (3 * torch.randn(500, 60, generator=torch.Generator().manual_seed(0))).to(dtype).log_softmax(-1)
+    made = StepDistribution(log_pmf)
+    torch.testing.assert_close(made.pmf.sum(-1), torch.ones(500), atol=1e-6, rtol=0)
+    torch.testing.assert_close(made.pmf, log_pmf.float().exp(), atol=5e-3, rtol=5e-2)
+    with refused("log_pmf", "sum to 1"):
+        StepDistribution(torch.tensor([0.5, 0.3], dtype=dtype).log())
+
+
 @pytest.mark.parametrize("q", [-0.1, 1.5, math.nan])
 @pytest.mark.parametrize(
     "make",

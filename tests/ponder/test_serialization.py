@@ -344,3 +344,58 @@ def test_without_safetensors_the_error_says_what_to_install(tmp_path: Path, monk
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(PonderError, match=r"pip install 'ponder-torch\[save\]'"):
         ponder.save(model(), tmp_path)
+
+
+def test_hidden_files_of_the_user_stay(tmp_path: Path) -> None:
+    for name in (".env.20240105-backup", ".notes.2024999-draft", f".a.{10**20}-{'0' * 8}"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".data.99999999-old").mkdir()
+    before = set(tmp_path.iterdir())
+    ponder.save(model(), tmp_path)
+    assert before < set(tmp_path.iterdir())
+
+
+def test_weights_of_their_own_are_not_read_into_shared_ones(tmp_path: Path) -> None:
+    loose, target = ponder.PonderWrapper([nn.Linear(4, 4), nn.Linear(4, 4)], head=nn.Linear(4, 2)), tied(1)
+    ponder.save(loose, tmp_path)
+    x = torch.randn(3, 4)
+    before = target(x).outputs
+    with pytest.raises(CheckpointError, match=r"fns\.1\.weight had weights of their own; got one that shares them"):
+        ponder.load(target, tmp_path)
+    assert torch.equal(target(x).outputs, before)
+    with torch.no_grad():
+        loose.steps.fns[1].weight.copy_(loose.steps.fns[0].weight)
+    ponder.save(loose, tmp_path)
+    assert ponder.load(target, tmp_path) is target
+
+
+class Keeping(nn.Linear):
+    """A step that keeps something beside its weights."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__(4, 4)
+        self.kept = kept
+        if kept == "part":
+            self.register_buffer("all", torch.arange(8.0))
+            self.register_buffer("part", self.all[:4])
+        if kept == "expanded":
+            self.register_buffer("all", torch.ones(1).expand(4))
+
+
+class Told(Keeping):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_what_cannot_be_saved_is_named_and_parts_of_tensors_can(tmp_path: Path) -> None:
+    for step, name in ((Told("none"), "dict as 'steps.fns.0._extra_state'"), (Keeping("expanded"), "an expanded")):
+        with refused("model", name):
+            ponder.save(ponder.PonderWrapper(step, 2, head=nn.Linear(4, 2)), tmp_path / "no")
+    made = [ponder.PonderWrapper(Keeping("part"), 2, head=nn.Linear(4, 2)).eval() for _ in range(2)]
+    ponder.save(made[0], tmp_path)
+    ponder.load(made[1], tmp_path)
+    x = torch.randn(3, 4)
+    assert torch.equal(made[0](x).outputs, made[1](x).outputs)

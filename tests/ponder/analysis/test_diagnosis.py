@@ -10,6 +10,7 @@ import torch
 
 import ponder
 from ponder import policies
+from ponder.analysis import sweeps
 from tests.ponder.checks import refused
 
 
@@ -250,3 +251,47 @@ def test_what_is_no_number_is_refused() -> None:
     broken.hazard_logits[7, 2] = float("nan")
     with refused("trajectory", "hazards that are numbers", "NaN in 1 of 2000 rows"):
         ponder.diagnose(broken, samples=20)
+    for wrong in (float("inf"), float("nan")):
+        with refused("speedups"):
+            ponder.diagnose(make(), speedups=(wrong, 2.0), samples=20)
+
+
+def test_the_largest_tolerance_is_above_every_change() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randn(60, generator=g)
+    noise = torch.randn(60, 6, generator=g) * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25, 0.1])
+    outputs = (labels[:, None] + noise).unsqueeze(-1)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(60), labels=labels, task="regression")
+    found = ponder.diagnose(trajectory, samples=20)
+    assert found.frontiers["Patience"].steps[0] == 2.0
+    assert found.gains[-1].score > float("-inf")
+
+
+def test_labels_of_another_shape_or_class_are_refused() -> None:
+    made = make(rows=60)
+    numbers_ = dataclasses.replace(numbers(rows=60), labels=torch.zeros(1))
+    for trajectory in (
+        dataclasses.replace(made, labels=made.labels[:1]),
+        dataclasses.replace(made, labels=made.labels + 70),
+        dataclasses.replace(made, labels=made.labels.unsqueeze(1).repeat(1, 3)),
+        numbers_,
+    ):
+        with refused("labels"):
+            ponder.diagnose(trajectory, samples=20)
+    with refused("labels"):
+        dataclasses.replace(made, labels=made.labels[:1]).overthinking()
+
+
+def test_nothing_and_infinity_are_not_counted() -> None:
+    made = make(rows=60)
+    empty = dataclasses.replace(
+        made, outputs=made.outputs[:0], labels=made.labels[:0], row_ids=made.row_ids[:0], hazard_logits=None
+    )
+    for ask in (empty.overthinking, empty.reliability, lambda: sweeps.measure(empty, policies.Confidence(0.5))):
+        with refused("trajectory", "at least one row"):
+            ask()
+    made.outputs[3, 1, 0] = float("-inf")  # a class that cannot be
+    made.reliability()
+    made.outputs[3, 1, 0] = float("inf")
+    with refused("trajectories", "infinite"):
+        made.reliability()
