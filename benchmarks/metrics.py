@@ -100,20 +100,20 @@ def _accuracy(p: _Array, y: _Array, inside: _Array) -> _Array:
     return _ratio(((p == y) & inside).sum(1), inside.sum(1))
 
 
-def _counts(p: _Array, y: _Array) -> list[_Array]:
-    """True and false positives, false and true negatives of each sample, class 1 being the positive one."""
-    pairs = ((1, 1), (1, 0), (0, 1), (0, 0))
-    return [((p == answer) & (y == label)).sum(1).astype(float) for answer, label in pairs]
-
-
 def _f1(p: _Array, y: _Array, _: _Array) -> _Array:
-    tp, fp, fn, _tn = _counts(p, y)
-    return _ratio(2 * tp, 2 * tp + fp + fn)
+    """F1 of two classes, class 1 being the positive one."""
+    right, asked, told = (((p == 1) & (y == 1)).sum(1), (y == 1).sum(1), (p == 1).sum(1))
+    return _ratio(2.0 * right, 1.0 * (asked + told))
 
 
 def _matthews(p: _Array, y: _Array, _: _Array) -> _Array:
-    tp, fp, fn, tn = _counts(p, y)
-    return _ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    """Correlation of any number of classes (Gorodkin 2004, R_K), which is Matthews' for two."""
+    classes = np.union1d(p, y)
+    told, given = (np.stack([(each == name).sum(1) for name in classes], 1).astype(float) for each in (p, y))
+    rows, right = float(p.shape[1]), (p == y).sum(1).astype(float)
+    above = right * rows - (told * given).sum(1)
+    below = (rows**2 - (told**2).sum(1)) * (rows**2 - (given**2).sum(1))
+    return _ratio(above, np.sqrt(below))
 
 
 def _pearson(p: _Array, y: _Array, _: _Array) -> _Array:

@@ -45,6 +45,23 @@ class Task(ABC):
     classes: int = 0
     outside: int | None = None
 
+    def __post_init__(self) -> None:
+        known = {"regression": ("pearson", "spearman"), "classification": ("accuracy", "f1", "matthews")}[self.kind]
+        if not self.metrics or not set(self.metrics) <= set(known) or ("f1" in self.metrics and self.num_labels > 2):
+            raise ArgumentError(
+                "metrics",
+                expected=f"of {', '.join(known)}, for {self.kind} (f1 is that of the second of two classes)",
+                got=f"{self.metrics} for {self.num_labels} classes" if self.kind == "classification" else self.metrics,
+                remedy=f"Correct them in the task {self.name!r}.",
+            )
+        if self.kind == "classification" and self.num_labels < 2:
+            raise ArgumentError(
+                "label_names",
+                expected="names of two classes or more, their number in `classes`, or `label_range` for a regression",
+                got=f"{self.label_names}",
+                remedy=f"Name them in the task {self.name!r}.",
+            )
+
     @property
     def kind(self) -> Literal["classification", "regression"]:
         """What the task asks for: a class or a number."""

@@ -31,6 +31,7 @@ from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.priors import Geometric, Prior
 from ponder.priors.base import check_mass
 from ponder.recipes import Recipe, Stage, freeze_for, mix_weights, start_heads
+from ponder.recipes.base import check_heads
 from ponder.trajectory import Trajectory
 
 __all__ = ["PonderOutput", "PonderWrapper"]
@@ -139,11 +140,10 @@ class PonderWrapper(EarlyExitModel):
         self.objective = objective or (Ponder(0.5) if pondering else FinalStep())
         self.progress: Progress | None = None
         """How far training has come, for objectives that change while it runs; set by the trainer, never saved."""
-        self.stages: tuple[Stage, ...] = ()
-        """The stages of training of the recipe that the model was made from, which `ponder.fit` runs; else none."""
+        self._stages: tuple[Stage, ...] = ()
         self.started_stage: Stage | None = None
-        self._told_of: ExitPolicy | None = None  # whose certificate training has been warned of
         """The stage that `start_stage` started last; None before, and in a model that was just read."""
+        self._told_of: ExitPolicy | None = None  # whose certificate training has been warned of
         self._teacher: FrozenTeacher | None = None
 
     @property
@@ -155,6 +155,20 @@ class PonderWrapper(EarlyExitModel):
     def objective(self, objective: Objective) -> None:
         self._check_objective(objective, self.prior)
         self._objective = objective
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of training of the recipe that the model was made from, which `ponder.fit` runs; else none.
+
+        Assigning them checks each against the model, so that none is found out after others were trained.
+        """
+        return self._stages
+
+    @stages.setter
+    def stages(self, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            self._check_stage(stage, self.prior)
+        self._stages = tuple(stages)
 
     @property
     def prior(self) -> Prior | None:
@@ -454,12 +468,14 @@ class PonderWrapper(EarlyExitModel):
             stages = tuple(Stage.from_dict(stage) for stage in settings.get("stages", ()))
             self._check_prior(prior)
             self._check_objective(objective, prior)
+            for stage in stages:
+                self._check_stage(stage, prior)
         except Exception as error:  # what a constructor does with values that it was not written for is its own affair
             raise CheckpointError(
                 f"the saved prior, objective or policy cannot be used: {type(error).__name__}: {error}"
             ) from error
         self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
-        self._objective, self._policy, self.stages = objective, policy, stages
+        self._objective, self._policy, self._stages = objective, policy, stages
 
     def extra_repr(self) -> str:
         """Policy, prior and objective, which no submodule shows."""
@@ -480,6 +496,11 @@ class PonderWrapper(EarlyExitModel):
         if objective.draws_depth:
             check_drawn(objective, self.steps.shared and not isinstance(self.head, PerStep), self.num_steps)
         check_truncation(self.truncate_below, objective, self.lambda_head is not None)
+
+    def _check_stage(self, stage: Stage, prior: Prior | None) -> None:
+        check_type("stage", stage, Stage)
+        check_heads(stage, self.head, self.lambda_head)
+        self._check_objective(stage.objective, prior)
 
     def _train_on(
         self,

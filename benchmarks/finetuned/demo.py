@@ -1,6 +1,6 @@
 """The demo: a classifier of generated reviews gets exits by `ponder exits`, and answers the same texts sooner.
 
-The reviews praise or blame something under none to three nested negations (`benchmarks.graded.negation`). As in real
+The reviews praise or blame something under none to three nested negations (the graded task `negation`). As in real
 traffic most are easy: three in five have no negation, and one in twenty has three.
 """
 

@@ -1,9 +1,8 @@
 """Text tasks whose difficulty is known by construction: generated English, the same on every machine.
 
-A new task is one new file with a `GradedTask`, and its `register` line below.
+A new task is one new file in `kinds`, which registers a `GradedTask`.
 """
 
-from benchmarks.graded import agreement, negation
 from benchmarks.graded.base import Example, GradedTask, get, names, register
 from benchmarks.graded.loading import DEV, EPOCHS, LEARNING_RATE, SPLITS, TEST, TRAIN, load, traffic
 
@@ -22,6 +21,3 @@ __all__ = [
     "register",
     "traffic",
 ]
-
-register(negation.TASK)
-register(agreement.TASK)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from benchmarks.graded import kinds
 from ponder.errors import ArgumentError
 
 __all__ = ["Example", "GradedTask", "get", "names", "register"]
@@ -88,18 +92,20 @@ def register(task: GradedTask) -> GradedTask:
             "task",
             expected="a task with a name that is still free",
             got=repr(task.name),
-            remedy=f"Choose a name other than {', '.join(names())}.",
+            remedy=f"Choose a name other than {', '.join(sorted(_TASKS))}.",
         )
     return task
 
 
 def names() -> list[str]:
     """Names of the graded tasks, sorted."""
+    _read_kinds()
     return sorted(_TASKS)
 
 
 def get(name: str) -> GradedTask:
     """The task called `name`."""
+    _read_kinds()
     if name not in _TASKS:
         raise ArgumentError(
             "name",
@@ -108,3 +114,10 @@ def get(name: str) -> GradedTask:
             remedy="Pick one of these, or register a task of your own.",
         )
     return _TASKS[name]
+
+
+@cache
+def _read_kinds() -> None:
+    """Import every file of `benchmarks.graded.kinds`, each of which registers its task."""
+    for module in pkgutil.iter_modules(kinds.__path__, f"{kinds.__name__}."):
+        importlib.import_module(module.name)

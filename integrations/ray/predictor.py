@@ -63,7 +63,7 @@ class Predictor:
         """A table, as arrays by column, with the answers beside it.
 
         Raises:
-            ArgumentError: It has no such column, or not only texts in it.
+            ArgumentError: It has no such column, not only texts in it, or columns that the answers are to have.
         """
         texts = self._texts(batch)
         tokens = self._model.tokenize(texts) if texts else None
@@ -75,6 +75,13 @@ class Predictor:
         ]
         left_out = {"scores", "overdue"}
         names = [name for name in answers[0] if name not in left_out] if answers else []
+        if taken := sorted(set(batch).intersection(names)):
+            raise ArgumentError(
+                "batch",
+                expected=f"no columns of the names of answers ({', '.join(names)})",
+                got=", ".join(taken),
+                remedy="Rename them first: dataset.rename_columns({'label': 'gold'}), say.",
+            )
         return {**batch, **{name: _column([answer[name] for answer in answers]) for name in names}}
 
     def _texts(self, batch: Mapping[str, Any]) -> list[Text]:

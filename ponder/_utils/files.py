@@ -94,7 +94,15 @@ def read_tensors(
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ArgumentError(
+            "data",
+            expected=f"finite numbers alone, as JSON has them, for {path.name}",
+            got=f"NaN or infinity ({error})",
+            remedy="Look at the fields of policy, prior, objective and stages.",
+        ) from error
     write_text(path, text)
 
 

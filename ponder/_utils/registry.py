@@ -19,6 +19,8 @@ __all__ = ["Plugin", "Registry"]
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
+_REGISTRY = "registry"  # where the group of a part is written that is of another registry than what it is a part of
+_REGISTRIES: dict[str, Registry[Any]] = {}
 _GOOD_NAME = "lower-case letters and digits joined by single '-', '_' or '.'"
 
 
@@ -42,6 +44,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.group = group
         self._factories: dict[str, Callable[..., T]] = {}
+        _REGISTRIES.setdefault(group, self)
 
     def register(self, name: str) -> Callable[[F], F]:
         """Return a decorator that gives `name` to a class or function; a name can be given once.
@@ -105,7 +108,10 @@ class Registry(Generic[T]):
     def name_of(self, factory: object) -> str:
         """The name under which a class was registered, or that an entry point gives it."""
         for name, registered in self._factories.items():
-            if registered is factory or (_place(factory) is not None and _place(registered) == _place(factory)):
+            if registered is factory:
+                return name
+        for name, registered in self._factories.items():
+            if _place(factory) is not None and _place(registered) == _place(factory):
                 return name  # an instance of an earlier definition keeps its name, too
         for name, points in self._entry_points().items():
             if any(_imported(point) is factory for point in points):
@@ -211,7 +217,7 @@ class Plugin:
                 got="a field 'name'",
                 remedy="Rename the field.",
             )
-        return {"name": name, **{k: _encode(k, v) for k, v in own.items()}}
+        return {"name": name, **{k: _encode(self.registry, k, v) for k, v in own.items()}}
 
     @classmethod
     def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,11 +235,12 @@ class Plugin:
         return built
 
 
-def _encode(field: str, value: object) -> object:
+def _encode(registry: Registry[Any], field: str, value: object) -> object:
     if isinstance(value, Plugin):
-        return value.to_dict()
+        other = {} if value.registry is registry else {_REGISTRY: value.registry.group}
+        return {**value.to_dict(), **other}
     if isinstance(value, list | tuple):
-        return [_encode(field, item) for item in value]
+        return [_encode(registry, field, item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ArgumentTypeError(
@@ -252,11 +259,24 @@ def _build(registry: Registry[Any], data: object) -> Any:
             got=repr(data),
             remedy="Pass what to_dict() returned.",
         )
-    fields = {key: value for key, value in data.items() if key != "name"}
+    fields = {key: value for key, value in data.items() if key not in ("name", _REGISTRY)}
+    if _REGISTRY in data:
+        registry = _registry_of(data[_REGISTRY])
     factory = registry.find(data["name"])
     if isinstance(factory, type) and issubclass(factory, Plugin):
         return registry.get(data["name"], **factory.decode(fields))
     return registry.get(data["name"], **{key: _decode(registry, value) for key, value in fields.items()})
+
+
+def _registry_of(group: object) -> Registry[Any]:
+    if group not in _REGISTRIES:
+        raise ArgumentError(
+            "data",
+            expected=f"a part of {', '.join(sorted(_REGISTRIES))}",
+            got=repr(group),
+            remedy="Import the package that it comes from.",
+        )
+    return _REGISTRIES[str(group)]
 
 
 def _decode(registry: Registry[Any], value: object) -> object:

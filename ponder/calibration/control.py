@@ -14,7 +14,7 @@ from ponder._utils.validation import check_choice, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
 from ponder.calibration.fresh import check_fresh
-from ponder.calibration.risks import RiskLike, losses_by_step
+from ponder.calibration.risks import RiskLike, losses_by_step, name_of
 from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.policies import LastStep
@@ -137,7 +137,7 @@ def control_risk(
         for value, mean, statistic in zip(values, losses.mean(0).tolist(), statistics, strict=False)
     )
     chosen = order[passed - 1].item() if passed else None
-    name = risk if isinstance(risk, str) else getattr(risk, "name", getattr(risk, "__name__", "risk"))
+    name = name_of(risk)
     everywhere = risk in ("disagreement", "error_gap")  # of which full depth, what is fallen back on, has none
     statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, passed, everywhere)
     policy = Certified(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
 
-__all__ = ["RecordedRisk", "RiskLike", "losses_by_step"]
+__all__ = ["RecordedRisk", "RiskLike", "losses_by_step", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class RecordedRisk(ABC):
 RiskLike = Literal["disagreement", "error_gap", "error"] | Callable[[Tensor, Tensor], Tensor] | RecordedRisk
 
 
+_NAMED = ("disagreement", "error_gap", "error")
+
+
+def name_of(risk: RiskLike) -> str:
+    """What certificates call a risk."""
+    return risk if isinstance(risk, str) else str(getattr(risk, "name", getattr(risk, "__name__", "risk")))
+
+
 def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> Tensor:
     """The loss of each row, should it leave at each step, `(batch, steps)` float64.
 
@@ -51,6 +59,13 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
     if isinstance(risk, RecordedRisk):
         losses = risk.by_step(trajectory).double()
     elif callable(risk):
+        if name_of(risk) in _NAMED:
+            raise ArgumentError(
+                "risk",
+                expected="a function of another name: certificates call a risk by its name",
+                got=f"a function called {name_of(risk)!r}",
+                remedy=f"Rename it, or pass risk={name_of(risk)!r} for the one of that name.",
+            )
         losses = _by_callable(risk, trajectory)
     elif risk == "disagreement":
         _check_comparable(risk, trajectory)

@@ -9,6 +9,7 @@ from ponder._utils.validation import check_share, check_type
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective, Progress, Unrolled
+from ponder.objectives.base import losses_of
 from ponder.parts.recording import Recording
 from ponder.parts.tasks import Task, infer_task
 
@@ -71,15 +72,7 @@ def training_loss(
             got=f"none for {int((~labelled).sum())} of {len(labelled)} rows",
             remedy="Leave those rows out of the batch.",
         )
-    each = objective.per_example(unrolled)
-    if not isinstance(each, Tensor) or each.shape != losses.shape[:1]:
-        raise ArgumentError(
-            "objective",
-            expected=f"one loss per example, ({losses.shape[0]},), from {type(objective).__name__}.per_example",
-            got=f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__,
-            remedy="Reduce over every dimension but the first; the model averages over the batch.",
-        )
-    return _mean(each, labelled)
+    return _mean(losses_of(objective, unrolled), labelled)
 
 
 def no_loss(outputs: Tensor, model: nn.Module) -> Tensor:

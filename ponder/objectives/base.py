@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +22,17 @@ from ponder.errors import ArgumentError
 from ponder.objectives.progress import Progress
 from ponder.parts.tasks import Task
 
-__all__ = ["NEEDS", "Depth", "Objective", "Unrolled", "Weighted", "check_same_steps", "cut_after", "registry"]
+__all__ = [
+    "NEEDS",
+    "Depth",
+    "Objective",
+    "Unrolled",
+    "Weighted",
+    "check_same_steps",
+    "cut_after",
+    "losses_of",
+    "registry",
+]
 
 NEEDS = ("features", "hazard", "labels", "prior", "progress", "teacher")
 
@@ -130,6 +142,14 @@ class Objective(Plugin, ABC):
 
     def check(self, *, has_hazard: bool, has_prior: bool) -> None:
         """Raise where a model lacks what the objective needs; called when the model is built."""
+        given: Any = self.needs
+        if not isinstance(given, Set) or not given <= set(NEEDS):
+            raise ArgumentError(
+                f"{type(self).__name__}.needs",
+                expected=f"a frozenset of {sorted(NEEDS)}",
+                got=repr(given) if not isinstance(given, Set) else sorted(given - set(NEEDS)),
+                remedy="Write needs = frozenset({…}) with these names.",
+            )
         for need, there, remedy in (
             ("hazard", has_hazard, "Pass lambda_head=ponder.LambdaHead(width)."),
             ("prior", has_prior, "Pass prior=priors.Geometric(0.1), say."),
@@ -161,6 +181,24 @@ class Objective(Plugin, ABC):
     def __rmul__(self, weight: float) -> Weighted:
         """The objective, multiplied by a weight."""
         return Weighted((self,), (float(weight),))
+
+
+def losses_of(objective: Objective, unrolled: Unrolled) -> Tensor:
+    """What an objective gives for each row, `(batch,)`.
+
+    Raises:
+        ArgumentError: It gives something else.
+    """
+    each: Any = objective.per_example(unrolled)
+    rows = unrolled.losses.shape[:1]
+    if not isinstance(each, Tensor) or each.shape != rows:
+        raise ArgumentError(
+            "objective",
+            expected=f"one loss per example, ({rows[0]},), from {type(objective).__name__}.per_example",
+            got=f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__,
+            remedy="Reduce over every dimension but the first; the model averages over the batch.",
+        )
+    return each
 
 
 def cut_after(step: int, num_steps: int) -> Depth:
@@ -253,7 +291,7 @@ class Weighted(Objective):
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         terms = zip(self.objectives, self.weights, strict=True)
-        return reduce(add, (weight * objective.per_example(unrolled) for objective, weight in terms))
+        return reduce(add, (weight * losses_of(objective, unrolled) for objective, weight in terms))
 
     def __rmul__(self, weight: float) -> Weighted:
         """The sum with every term multiplied by a weight."""

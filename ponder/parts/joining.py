@@ -12,7 +12,7 @@ from ponder._utils.trees import Shared, Tree, alike
 from ponder.errors import ArgumentError
 from ponder.parts.padding import Along
 
-__all__ = ["Lengths", "join_rows", "with_lengths"]
+__all__ = ["Lengths", "begun", "join_rows", "with_lengths"]
 
 Lengths = Callable[[Tensor], Along | None]
 
@@ -23,6 +23,19 @@ def with_lengths(along: Along | None) -> Lengths:
 
 
 _NO_LENGTHS = with_lengths(None)
+
+
+def begun(state: Tree) -> object:
+    """Which parts of a policy's state are there at all: rows of which this differs are asked apart.
+
+    A policy tells its first call from the others where its whole state is None. Inside a mapping, None is a value that
+    is not there yet, and becomes zeros beside others.
+
+    Example:
+        >>> begun(None), begun((None, torch.ones(2))), begun({"seen": None})
+        (False, (False, True), True)
+    """
+    return tuple(map(begun, state)) if isinstance(state, tuple) else state is not None
 
 
 def join_rows(

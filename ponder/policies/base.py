@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_, or_
@@ -196,7 +196,9 @@ class ExitPolicy(Plugin, ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if not {"decide", "statistic"}.isdisjoint(vars(cls)) and "exit_of_all" not in vars(cls):
+        decides = next(kind for kind in cls.__mro__ if not {"decide", "statistic"}.isdisjoint(vars(kind)))
+        tells = next(kind for kind in cls.__mro__ if "exit_of_all" in vars(kind))
+        if not issubclass(tells, decides):
             cls.exit_of_all = ExitPolicy.exit_of_all  # type: ignore[method-assign]  # what it inherits is of another
         if "knob" in vars(cls):
             warnings.warn(f"{cls.__name__}.knob is called tunable now.", DeprecationWarning, stacklevel=2)
@@ -205,8 +207,9 @@ class ExitPolicy(Plugin, ABC):
     def init(self, batch: PolicyBatch) -> Tree:
         """State before the first step: (nested) tensors with the batch first, or None.
 
-        A None leaf stands for "no value yet": where rows at different depths share a batch, it is filled with zeros
-        beside the values of others, so `decide` tells first steps by ``step.index``.
+        None stands for "no value yet". Rows whose whole state is None are asked apart from those that have one. Inside
+        a mapping or a list, where rows at different depths share a batch, None is filled with zeros beside the values
+        of others, so `decide` tells first steps by ``step.index``.
         """
         return None
 
@@ -225,12 +228,14 @@ class ExitPolicy(Plugin, ABC):
         A leaf that overrides this calls `super().check(spec)`.
         """
         needs: Any = self.needs
-        if isinstance(needs, str):
+        if not isinstance(needs, Set):
             raise ArgumentTypeError(
                 f"{type(self).__name__}.needs",
                 expected=f"a frozenset of {sorted(READINGS)}",
                 got=repr(needs),
-                remedy=f"Write needs = frozenset({{{needs!r}}}).",
+                remedy=f"Write needs = frozenset({{{needs!r}}})."
+                if isinstance(needs, str)
+                else "Write frozenset({…}).",
             )
         unknown = needs - READINGS
         if unknown:
@@ -338,6 +343,17 @@ class ThresholdPolicy(ExitPolicy):
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         """What is compared with the threshold, `(batch,)`, and the new state. Pure, as `decide`."""
 
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        declared: Any = self.tunable
+        if not isinstance(declared, Threshold) or not hasattr(self, declared.field):
+            raise ArgumentError(
+                f"{type(self).__name__}.tunable",
+                expected="a Threshold that names a field of the class",
+                got=repr(declared),
+                remedy='Write tunable = policies.Threshold("level", "above"), say, for the field level.',
+            )
+
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         value, state = self.statistic(step, state)
         if value.is_floating_point():
@@ -348,6 +364,13 @@ class ThresholdPolicy(ExitPolicy):
         if self is not free:
             return super().readiness(step, state, free)
         value, state = self.statistic(step, state)
+        if value.shape != step.index.shape:
+            raise ArgumentError(
+                f"{type(self).__name__}.statistic",
+                expected=f"a number for each row, shape {tuple(step.index.shape)}",
+                got=f"shape {tuple(value.shape)}",
+                remedy="Reduce over every dimension but the first.",
+            )
         value = at_least_float32(value) if value.is_floating_point() else value.double()
         near = value if self.tunable.higher_exits_later else -value
         return near.masked_fill(near.isnan(), -torch.inf), state  # NaN crosses no threshold

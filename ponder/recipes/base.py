@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ponder._utils.registry import Registry
-from ponder._utils.validation import check_choice, check_real
+from ponder._utils.validation import check_choice, check_real, check_type
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
@@ -158,6 +158,15 @@ class Recipe:
     tuned_for: int | None = 12
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise ArgumentError("stages", expected="one stage or more", got="none", remedy="Pass (Stage(objective),).")
+        for stage in self.stages:
+            check_type("stages", stage, Stage, remedy="Pass (Stage(objective),).")
+        for name in ("policy", "otherwise"):
+            if getattr(self, name) is not None or name == "policy":
+                check_type(
+                    name, getattr(self, name), ExitPolicy, remedy="Pass an object: policies.Confidence(0.9), say."
+                )
         check_choice("early_gradient", self.early_gradient, ("full", "equilibrium"))
         if self.early_gradient != "full" and not self.per_step_heads:
             raise ArgumentError(

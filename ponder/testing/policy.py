@@ -12,7 +12,7 @@ from torch import Tensor
 from ponder._utils.trees import Tree, alike, take_rows, tensors
 from ponder.analysis.policy_grid import grids_of
 from ponder.errors import ArgumentError
-from ponder.parts.joining import join_rows
+from ponder.parts.joining import begun, join_rows
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, ModelSpec
 from ponder.policies.base import READINGS
@@ -165,18 +165,26 @@ def _check_depths(driver: PolicyDriver) -> None:
     half = _ROWS // 2
     early, late = everyone[:half], everyone[half:]
     for lag in sorted({1, n // 2} & set(range(1, n - 1))):
+        first = 0  # steps that the late rows have behind them when they are joined
+        while first + lag < n - 1 and begun(states[first]) != begun(states[first + lag]):
+            first += 1
+        if first + lag >= n - 1:
+            continue
         try:
             state = join_rows(
-                [take_rows(states[lag], early), take_rows(start, late)], [half, _ROWS - half], path="state"
+                [take_rows(states[first + lag], early), take_rows(states[first], late)],
+                [half, _ROWS - half],
+                path="state",
             )
         except ArgumentError as error:
             raise ContractError(
                 driver.policy,
                 "states of rows at different steps fit one batch",
-                f"before step {lag + 1} and before step 1 {error.argument}: expected {error.expected}; got {error.got}",
+                f"before step {first + lag + 1} and before step {first + 1} {error.argument}: expected "
+                f"{error.expected}; got {error.got}",
                 "Keep one structure from init on; None stands for zeros, and what counts steps is a tensor (batch,).",
             ) from error
-        _walk_together(driver, state, everyone, torch.where(everyone < half, lag + 1, 1), masks)
+        _walk_together(driver, state, everyone, torch.where(everyone < half, first + lag + 1, first + 1), masks)
 
 
 def _walk_together(driver: PolicyDriver, state: Tree, rows: Tensor, at: Tensor, masks: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from ponder import recipes
 from ponder._utils.validation import check_choice, check_int, check_real, check_type
 from ponder.errors import ArgumentError, ArgumentTypeError, NonFiniteError, PonderError
-from ponder.objectives import Progress
+from ponder.objectives import Objective, Progress
 from ponder.optim import parameter_groups
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
@@ -324,7 +324,7 @@ class _StageRun:
         self.wrapper.finish_stage(stage)
         mixed = self._scored() if stage.mixing < 1 else None
         return StageReport(
-            objective=stage.objective.to_dict(),
+            objective=_told(stage.objective),
             trained=stage.train,
             epochs=tuple(epochs),
             best_epoch=len(epochs) if self.held_out is None else best.epoch,
@@ -402,6 +402,14 @@ class _StageRun:
     def _autocast(self) -> AbstractContextManager[Any]:
         device = self.accelerator.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
+
+
+def _told(objective: Objective) -> dict[str, Any]:
+    """An objective as JSON, or as Python shows it where it has no name or no JSON; it has been trained with."""
+    try:
+        return objective.to_dict()
+    except PonderError:
+        return {"name": repr(objective)}
 
 
 def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> None:

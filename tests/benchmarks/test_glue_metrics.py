@@ -1,6 +1,8 @@
 """GLUE's metrics against plain Python."""
 
+import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -114,3 +116,29 @@ def test_bad_input(name, predictions, labels, words):
     with pytest.raises(ArgumentError) as caught:
         metrics.score(tasks.get(name), np.array(predictions), np.array(labels))
     assert all(word in str(caught.value) for word in words)
+
+
+@given(st.integers(2, 40).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 3), min_size=n, max_size=n)] * 2)))
+def test_matthews_of_several_classes_is_that_of_scikit_learn(pair):
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    task = dataclasses.replace(tasks.get("MNLI"), metrics=("matthews",), label_names=("a", "b", "c", "d"))
+    predictions, labels = map(np.array, pair)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one class alone
+        expected = sklearn.matthews_corrcoef(labels, predictions)
+    assert metrics.score(task, predictions, labels)["score"] == close(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"metrics": ("f1",), "label_names": ("a", "b", "c")}, "metrics"),
+        ({"metrics": ("macro_f1",)}, "metrics"),
+        ({"metrics": ("pearson",)}, "metrics"),
+        ({"metrics": ()}, "metrics"),
+        ({"label_names": ()}, "label_names"),
+    ],
+)
+def test_a_task_that_cannot_be_measured_is_refused_where_it_is_made(changes, argument):
+    with pytest.raises(ArgumentError, match=f"^{argument}: "):
+        dataclasses.replace(tasks.get("RTE"), **changes)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ponder import objectives, policies, priors, recipes
+from ponder._utils.files import write_json
 from ponder._utils.registry import Plugin, Registry
 from ponder.errors import ArgumentTypeError, PonderError
 from tests.ponder.checks import refused
@@ -297,3 +298,38 @@ def test_a_field_called_name_would_be_read_as_another_plug_in() -> None:
     shapes.register("named")(Named)
     with refused("Named.name", "Rename the field"):
         Named().to_dict()
+
+
+def test_two_names_for_one_place_are_two_classes() -> None:
+    """A cell that defines a class twice, under two names: each is saved under its own."""
+    registry: Registry[Any] = Registry("shape", "tests.shapes")
+    made = [dataclass(frozen=True)(type("Square", (Shape,), {"__qualname__": "Square"})) for _ in range(2)]
+    for name, kind in zip(("first", "second"), made, strict=True):
+        registry.register(name)(kind)
+    assert [registry.name_of(kind) for kind in made] == ["first", "second"]
+    again = type("Square", (Shape,), {"__qualname__": "Square"})
+    assert registry.name_of(again) == "first"  # an instance of an earlier definition
+
+
+@dataclass(frozen=True)
+class TowardsPrior(objectives.Objective):
+    prior: priors.Prior
+
+    def per_example(self, unrolled: Any) -> Any:
+        return unrolled.losses.mean(1)
+
+
+def test_a_part_of_another_registry_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = objectives.Objective.registry
+    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+    objectives.register("towards-prior")(TowardsPrior)
+    objective = 0.5 * TowardsPrior(priors.Geometric(0.2)) + objectives.FinalStep()
+    told = json.loads(json.dumps(objective.to_dict()))
+    assert told["objectives"][0]["prior"] == {"name": "geometric", "rate": 0.2, "registry": "ponder.priors"}
+    assert objectives.from_dict(told) == objective
+    assert "registry" not in json.dumps(recipes.get("palbert").to_dict())
+    told["objectives"][0]["prior"]["registry"] = "nowhere"
+    with refused("data", "'nowhere'"):
+        objectives.from_dict(told)
+    with refused("data", "NaN or infinity"):
+        write_json(tmp_path / "settings.json", {"weight": float("inf")})

@@ -12,7 +12,7 @@ from ponder._utils.trees import take_rows
 from ponder.engine.loop import Running
 from ponder.engine.sources import ModelSource
 from ponder.inference.streaming.requests import Request
-from ponder.parts.joining import join_rows
+from ponder.parts.joining import begun, join_rows
 from ponder.parts.tasks import Task
 from ponder.policies import ExitPolicy, PolicyBatch
 
@@ -42,7 +42,7 @@ class PolicyGroup:
             places: Which, by their place in the group.
             rows: Where they stand in the new cohort.
         """
-        if len(places) == len(self.rows):
+        if list(places) == list(range(len(self.rows))):
             return PolicyGroup(self.policy, tuple(rows), self.running, self.policy_context)
         index = torch.tensor(places, device=self.running.index.device)
         context = take_rows(self.policy_context, index) if self.policy_context else self.policy_context
@@ -128,7 +128,7 @@ def join_groups(of_cohorts: Sequence[Sequence[PolicyGroup]], sizes: Sequence[int
         for group in groups:
             rows = [row + offset for row in group.rows] if offset else list(group.rows)
             for first, members, all_rows in found:
-                if _alike(first, group):
+                if _alike(first, group) and begun(first.running.state) == begun(group.running.state):
                     members.append(group)
                     all_rows += rows
                     break
@@ -147,7 +147,11 @@ def _joined(members: Sequence[PolicyGroup], rows: Sequence[int]) -> PolicyGroup:
         [(m.running.index, m.running.state, m.running.log_survival) for m in members], sizes, path="policy state"
     )
     context = {name: torch.cat([m.policy_context[name] for m in members]) for name in first.policy_context}
-    return PolicyGroup(first.policy, tuple(rows), Running(index, state, log_survival), context)
+    joined = PolicyGroup(first.policy, tuple(rows), Running(index, state, log_survival), context)
+    if list(rows) == sorted(rows):
+        return joined
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    return joined.take(order, [rows[place] for place in order])
 
 
 def _alike(one: Request | PolicyGroup, other: Request | PolicyGroup) -> bool:

@@ -45,3 +45,9 @@ def test_pairs_and_columns_that_are_not_there(folder: Path) -> None:
         Predictor(folder, "sentence")(table(["w1"]))
     with pytest.raises(ArgumentError, match="text: expected texts; got None"):
         Predictor(folder)({"text": np.array(["w1", None], dtype=object)})
+
+
+def test_columns_of_the_table_stay(folder: Path) -> None:
+    given = {**table(["w1 w2"]), "label": np.array(["gold"], dtype=object), "score": np.array([1.0])}
+    with pytest.raises(ArgumentError, match=r"batch: expected no columns .* got label, score"):
+        Predictor(folder)(given)

@@ -400,3 +400,11 @@ def test_one_output_has_no_certainty() -> None:
     trajectory = ponder.Trajectory(outputs, None, torch.arange(50), labels=torch.zeros(50, dtype=torch.long))
     with refused("outputs", "class logits"):
         ponder.calibration.agreement_curves(trajectory)
+
+
+def test_a_risk_of_ones_own_has_a_name_of_its_own() -> None:
+    def disagreement(outputs: Any, labels: Any) -> Any:
+        return torch.zeros(len(labels))
+
+    with refused("risk", "a function called 'disagreement'"):
+        ponder.control_risk(recorded(150), Quantile, risk=disagreement, level=0.1)

@@ -387,3 +387,21 @@ def test_the_signal_is_calibrated_for_one_class_an_example_alone() -> None:
             objectives.SignalCalibration().per_example(batch)
         with refused("signal", "one class an example", "signal='halting'"):
             objectives.SimulatedExits().per_example(batch)
+
+
+def test_what_no_objective_can_need_is_refused() -> None:
+    for needs in (frozenset({"feature"}), frozenset({"halting"}), ["features"], "features"):
+        kind = type("Wrong", (objectives.FinalStep,), {"needs": needs})
+        with refused("Wrong.needs", "features"):
+            ponder.PonderWrapper(torch.nn.Linear(4, 4), 2, head=torch.nn.Linear(4, 2), objective=kind())
+
+
+def test_a_term_of_a_sum_gives_a_loss_for_each_row() -> None:
+    class Reduced(objectives.FinalStep):
+        def per_example(self, unrolled):
+            return super().per_example(unrolled).mean()
+
+    objective = objectives.FinalStep() + 0.5 * Reduced()
+    model = ponder.PonderWrapper(torch.nn.Linear(4, 4), 2, head=torch.nn.Linear(4, 2), objective=objective)
+    with refused("objective", "from Reduced.per_example", "shape ()"):
+        model.train()(torch.randn(3, 4), labels=torch.tensor([0, 1, 0]))

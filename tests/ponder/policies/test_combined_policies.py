@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 
 import ponder
+from ponder import policies
+from ponder.errors import PonderError
 from ponder.policies import After, All, Any_, Before, Bernoulli, FixedStep, LastStep, ModelSpec, Patience, Quantile
 from tests.ponder.checks import refused
 
@@ -101,3 +106,58 @@ def test_steps_beyond_the_model_are_refused(policy) -> None:
     with refused("step", "from 1 to 6", "7"):
         policy.check(ModelSpec(6, None, has_hazard=True))
     type(policy).check(policy, ModelSpec(7, None, has_hazard=True))
+
+
+class NeverLeaves:
+    """Decides for what it stands before."""
+
+    def decide(self, step: Any, state: Any) -> Any:
+        return False, state
+
+
+class NeverFixed(NeverLeaves, policies.FixedStep):
+    """Overrides by a base class what tells the exit of all rows."""
+
+
+def test_what_a_base_class_decides_is_not_passed_over() -> None:
+    model = ponder.PonderWrapper(torch.nn.Linear(4, 4), 5, head=torch.nn.Linear(4, 2)).eval()
+    assert model(torch.randn(3, 4), policy=NeverFixed(2)).exit_step.tolist() == [5, 5, 5]
+    assert model(torch.randn(3, 4), policy=policies.FixedStep(2)).exit_step.tolist() == [2, 2, 2]
+
+
+class Statistic(policies.ThresholdPolicy):
+    needs, level = frozenset({"output"}), 0.5
+    tunable = policies.Threshold("level", "above")
+
+    def statistic(self, step: Any, state: Any) -> Any:
+        return step.output[:, 0], state
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"tunable": policies.Threshold("levle", "above")}, "Wrong.tunable"),
+        ({"tunable": None}, "Wrong.tunable"),
+        ({"needs": ["output"]}, "Wrong.needs"),
+        ({"needs": "output"}, "Wrong.needs"),
+        ({"needs": frozenset({"logits"})}, "Wrong.needs"),
+    ],
+)
+def test_wrong_declarations_are_found_before_a_batch_comes(changes: dict[str, Any], argument: str) -> None:
+    policy = type("Wrong", (Statistic,), changes)()
+    with pytest.raises(PonderError, match=argument):
+        ponder.PonderWrapper(torch.nn.Linear(4, 4), 5, head=torch.nn.Linear(4, 2), policy=policy)
+
+
+@pytest.mark.parametrize("wrong", [lambda value: value[:, None], lambda value: value[:1], lambda value: value.sum()])
+def test_a_statistic_is_one_number_a_row(wrong: Any) -> None:
+    @dataclass(frozen=True)
+    class Wrong(Statistic):
+        level: float = 0.5
+
+        def statistic(self, step: Any, state: Any) -> Any:
+            return wrong(step.output[:, 0]), state
+
+    trajectory = ponder.Trajectory(torch.randn(30, 3, 2), None, torch.arange(30), task="classification")
+    with refused("Wrong.statistic", "shape"):
+        ponder.control_risk(trajectory, Wrong, level=0.1)

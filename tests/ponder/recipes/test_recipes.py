@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ponder
-from ponder import recipes
+from ponder import objectives, policies, recipes
 from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
 from ponder.parts.heads import PerStep
 from ponder.parts.tasks import Classification, as_task, task_named
@@ -381,3 +381,14 @@ def test_models_of_one_recipe_learn_priors_of_their_own() -> None:
     for other in (two.prior, recipe.prior):
         assert other is not None
         assert torch.equal(other(3).pmf, Learned(3)(3).pmf)
+
+
+def test_a_recipe_is_made_of_stages_and_policies() -> None:
+    stage = recipes.Stage(objectives.FinalStep())
+    with refused("stages", "none"):
+        recipes.Recipe("mine", "none", stages=(), policy=policies.LastStep())
+    with refused("stages", "FinalStep", type_error=True):
+        recipes.Recipe("mine", "none", stages=(objectives.FinalStep(),), policy=policies.LastStep())
+    for name in ("policy", "otherwise"):
+        with refused(name, "ABCMeta", type_error=True):
+            recipes.Recipe("mine", "none", stages=(stage,), **{"policy": policies.LastStep(), name: policies.Patience})

@@ -107,6 +107,33 @@ def test_equal_policies_are_asked_once_a_step() -> None:
     assert asked == [6, 6]
 
 
+@dataclass(frozen=True)
+class AverageDoubt(policies.ThresholdPolicy):
+    """A moving average, whose state begins as None and not as zeros."""
+
+    level: float
+    needs, tunable = frozenset({"output"}), policies.Threshold("level", "below")
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Tensor, Any]:
+        doubt = 1 - step.output.softmax(-1).amax(-1)
+        average = doubt if state is None else 0.5 * state + 0.5 * doubt
+        return average, average
+
+
+@pytest.mark.parametrize("among", [False, True])
+def test_a_state_that_begins_as_none_is_no_zeros_beside_others(among: bool) -> None:
+    model, inputs = wrap(make_toy("stacked")).eval(), torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0))
+    doubts = 1 - model.unroll(inputs).outputs.detach().softmax(-1).amax(-1)
+    policy: ExitPolicy = AverageDoubt(float(doubts[:, :-1].median()))
+    if among:
+        policy = policy | policies.Patience(3)
+    expected = model(inputs, policy=policy).exit_step.tolist()
+    assert len(set(expected)) > 2
+    with StreamEngine(model, max_batch=7, policy=policy) as engine:
+        told = dict(engine.run(list(inputs)))
+    assert [told[row].exit_step for row in range(60)] == expected
+
+
 @given(st.randoms(use_true_random=False), st.integers(1, 6), st.sampled_from(["shared", "stacked", "scheduled"]))
 def test_policies_read_what_was_given_for_a_row(rng: random.Random, max_batch: int, name: str) -> None:
     model = wrap(make_toy(name)).eval()

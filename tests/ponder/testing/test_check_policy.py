@@ -110,6 +110,23 @@ def test_a_state_that_takes_the_precision_of_the_hazard() -> None:
 
 
 @dataclass(frozen=True)
+class AveragesFromNone(ExitPolicy):
+    """Its state begins as None, and is an average from then on."""
+
+    needs = frozenset({"hazard"})
+
+    def decide(self, step, state):
+        average = step.hazard if state is None else 0.5 * state + 0.5 * step.hazard
+        return average > 0.4, average
+
+
+def test_a_state_that_begins_as_none() -> None:
+    policies.register("averages-from-none")(AveragesFromNone)
+    check_policy(AveragesFromNone())
+    check_policy(AveragesFromNone() & policies.Patience(1))
+
+
+@dataclass(frozen=True)
 class MakesNothingAmiss(ExitPolicy):
     """Tensors that are moved, numbers without dimensions, and an index on the CPU."""
 
@@ -276,10 +293,13 @@ class FirstRowsStep(Broken):
 class TrustsNone(Broken):
     """Takes the zeros that stand for None for a value that was seen."""
 
+    def init(self, batch):
+        return {"before": None}
+
     def decide(self, step, state):
-        if state is None:
-            return False, step.hazard
-        return step.hazard >= state, step.hazard
+        if state["before"] is None:
+            return False, {"before": step.hazard}
+        return step.hazard >= state["before"], {"before": step.hazard}
 
 
 @dataclass(frozen=True)

@@ -520,3 +520,39 @@ def test_rows_without_a_label_count_for_nothing_in_what_is_measured() -> None:
     assert found[f"loss_step_{STEPS}"].tolist() == pytest.approx([out.loss.item()])
     labels[0] = -100
     assert len(measured(model, out.trajectory.outputs, None, labels)["loss_step_1"]) == 0
+
+
+class MeanOfSteps(objectives.Objective):
+    """One that nobody gave a name."""
+
+    def per_example(self, unrolled: Any) -> Any:
+        return unrolled.losses.mean(1)
+
+    def __repr__(self) -> str:
+        return "MeanOfSteps()"
+
+
+def test_an_objective_without_a_name_is_trained_and_told() -> None:
+    model = make("vanilla")
+    model.objective, model.stages = MeanOfSteps(), ()
+    report = fit(model)
+    assert report.stages[0].objective == {"name": "MeanOfSteps()"}
+    assert json.loads(json.dumps(report.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [
+        (recipes.Stage(objectives.FinalStep(), train="early_heads"), "a shared head"),
+        (recipes.Stage(objectives.Ponder(0.5)), "no hazard"),
+    ],
+)
+def test_a_later_stage_that_cannot_run_is_found_at_once(late: Any, words: str) -> None:
+    stages = (recipes.Stage(objectives.FinalStep()), late)
+    mine = recipes.Recipe("mine", "none", stages=stages, policy=policies.LastStep())
+    with pytest.raises(ponder.PonderError, match=words):
+        make(mine)
+    model = make("vanilla")
+    with pytest.raises(ponder.PonderError, match=words):
+        model.stages = stages
+    assert len(model.stages) == 1

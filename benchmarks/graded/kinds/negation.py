@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from random import Random
 
-from benchmarks.graded.base import Example, GradedTask
+from benchmarks.graded.base import Example, GradedTask, register
 
-__all__ = ["TASK"]
+__all__ = ["generate"]
 
 _PRAISE = ("delicious", "wonderful", "excellent", "splendid", "superb", "lovely", "brilliant", "perfect")
 _BLAME = ("disgusting", "dreadful", "terrible", "awful", "horrible", "lousy", "disastrous", "miserable")
@@ -53,10 +53,12 @@ def generate(rng: Random, difficulty: int) -> Example:
     return Example(text[0].upper() + text[1:] + ".", None, int(praises) ^ (difficulty % 2))
 
 
-TASK = GradedTask(
-    name="negation",
-    labels=("negative", "positive"),
-    difficulty="nested negations",
-    levels=(0, 3),
-    generate=generate,
+register(
+    GradedTask(
+        name="negation",
+        labels=("negative", "positive"),
+        difficulty="nested negations",
+        levels=(0, 3),
+        generate=generate,
+    )
 )

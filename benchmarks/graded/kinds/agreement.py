@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from random import Random
 
-from benchmarks.graded.base import Example, GradedTask
+from benchmarks.graded.base import Example, GradedTask, register
 
-__all__ = ["TASK"]
+__all__ = ["generate"]
 
 _NOUNS = (
     ("key", "keys"), ("box", "boxes"), ("letter", "letters"), ("picture", "pictures"), ("chair", "chairs"),
@@ -59,11 +59,13 @@ def _opening(rng: Random) -> str:
     return f"{rng.choice(_PREPOSITIONS)} the {rng.choice(_NOUNS)[rng.randrange(2)]},"
 
 
-TASK = GradedTask(
-    name="agreement",
-    labels=("ungrammatical", "grammatical"),
-    difficulty="phrases between subject and verb",
-    levels=(0, 3),
-    generate=generate,
-    demo_examples=1000,
+register(
+    GradedTask(
+        name="agreement",
+        labels=("ungrammatical", "grammatical"),
+        difficulty="phrases between subject and verb",
+        levels=(0, 3),
+        generate=generate,
+        demo_examples=1000,
+    )
 )

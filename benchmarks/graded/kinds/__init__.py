@@ -1,0 +1,1 @@
+"""The graded tasks, a file each, which registers its task."""
