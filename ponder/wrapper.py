@@ -27,7 +27,8 @@ from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
-from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.policies import ExitPolicy, LastStep
+from ponder.policies.certified import is_certified
 from ponder.priors import Geometric, Prior
 from ponder.priors.base import check_mass
 from ponder.recipes import Recipe, Stage, freeze_for, mix_weights, start_heads
@@ -265,7 +266,7 @@ class PonderWrapper(EarlyExitModel):
             lambda_head=lambda_head,
             prior=scaled.prior,
             objective=scaled.stages[0].objective,
-            policy=policy or scaled.policy,
+            policy=scaled.policy if policy is None else policy,
             stem=read.stem,
             readout=read.readout,
             halting_readout=read.halting_readout if lambda_head is not None else None,
@@ -541,7 +542,7 @@ class PonderWrapper(EarlyExitModel):
 
     def _tell_of_certificate(self) -> None:
         """Warn, once a policy, where training changes the weights that its certificate is about."""
-        if self._told_of is not self._policy and _is_certified(self._policy):
+        if self._told_of is not self._policy and is_certified(self._policy):
             self._told_of = self._policy
             warnings.warn(
                 "The policy of this model was certified for the weights before this training, and what is promised "
@@ -605,10 +606,6 @@ class PonderWrapper(EarlyExitModel):
 
 
 torch.export.register_dataclass(PonderOutput)
-
-
-def _is_certified(policy: ExitPolicy) -> bool:
-    return isinstance(policy, Certified) or any(map(_is_certified, policy.parts()))
 
 
 class _FullDepth:

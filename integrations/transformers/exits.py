@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ponder._utils.progress import progress_bar
-from ponder._utils.validation import check_int, check_real, check_share
+from ponder._utils.validation import check_int, check_real, check_share, check_type
 from ponder.calibration.agreement import (
     AgreementControl,
     AgreementCurve,
@@ -33,9 +33,10 @@ from ponder.calibration.agreement import (
     control_agreement,
     differences,
 )
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.deep_exits import answers_of, train_encoder
-from ponder.integrations.transformers.finetuned import FinetunedClassifier
+from ponder.integrations.transformers.finetuned import SPLIT, FinetunedClassifier
+from ponder.policies import LastStep
 from ponder.trajectory import Trajectory
 
 __all__ = ["ExitReport", "Split", "distinct", "fit_exits", "split_rows"]
@@ -188,8 +189,11 @@ def fit_exits(
     check_int("encoder_epochs", encoder_epochs)
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(model.num_steps), open_low=True)
-    given = list(encodings)
+    check_int("seed", seed, None)
+    check_type("model", model, FinetunedClassifier, remedy="Make one: FinetunedClassifier.from_finetuned(classifier).")
+    given = _encodings(model, encodings)
     rows, split = _checked(model, given, seed)
+    _start_again(model)
     model.eval()
     answers: Tensor | None = None
     if model.deep:
@@ -212,7 +216,7 @@ def fit_exits(
         speed_up=speed_up,
         own_full_depth=not model.deep,
     )
-    model.policy, model.seed = done.found.policy, seed
+    model.policy, model.seed, model.split = done.found.policy, seed, SPLIT
     report = _report(model, done, certifying, seen.labels, split, confidence, _counts(given))
     if report.met and report.disagreement_as_given > report.level:
         warnings.warn(
@@ -224,38 +228,90 @@ def fit_exits(
     return report
 
 
-def distinct(encodings: Sequence[Encoding]) -> list[Encoding]:
-    """The encodings without those that repeat an earlier one, in their order."""
+def _encodings(model: FinetunedClassifier, encodings: Iterable[Encoding]) -> list[Encoding]:
+    """The encodings as a list, each a dict of one input; a batch in the place of the list is refused."""
+    name, given = model.main_input_name, [] if isinstance(encodings, Mapping) else list(encodings)
+    wrong = next((row for row in given if not isinstance(row, Mapping) or row.get(name) is None), None)
+    if isinstance(encodings, Mapping) or wrong is not None:
+        kind = type(encodings if isinstance(encodings, Mapping) else wrong).__name__
+        raise ArgumentTypeError(
+            "encodings",
+            expected=f"a sequence of dicts, each with {name!r} of one input",
+            got=f"a {kind}" if isinstance(encodings, Mapping) else f"a {kind} in it",
+            remedy="Pass [tokenizer(text) for text in texts], or a data set with such rows.",
+        )
+    if name == "input_ids" and given and torch.as_tensor(given[0][name]).dim() != 1:
+        raise ArgumentError(
+            "encodings",
+            expected="one input in each, its ids (length,)",
+            got=f"ids of shape {tuple(torch.as_tensor(given[0][name]).shape)}",
+            remedy="Leave out return_tensors, or pass {name: tensor[0] for name, tensor in encoding.items()}.",
+        )
+    return given
+
+
+def _start_again(model: FinetunedClassifier) -> None:
+    """Forget what was fitted before: what earlier parts of another split have taught must not be certified on them."""
+    model.policy, model.seed = LastStep(), None
+    if model.deep:
+        model.classifier.load_state_dict(model.plain.state_dict())
+    for head in list(model.heads.heads)[:-1]:
+        head.reset()  # type: ignore[operator]
+
+
+def distinct(encodings: Sequence[Encoding], version: int = SPLIT) -> list[Encoding]:
+    """The encodings without those that repeat an earlier one, in their order.
+
+    Args:
+        encodings: Encodings of inputs.
+        version: What makes two the same: that of `FinetunedClassifier.split`.
+    """
     found: dict[bytes, Encoding] = {}
     for row in encodings:
-        found.setdefault(_content(row), row)
+        found.setdefault(_content(row, version), row)
     return list(found.values())
 
 
 def _counts(encodings: Sequence[Encoding]) -> Tensor:
     """How often each of the distinct encodings was given, in the order of `distinct`."""
-    return torch.tensor(list(Counter(_content(row) for row in encodings).values()))
+    return torch.tensor(list(Counter(_content(row, SPLIT) for row in encodings).values()))
 
 
-def split_rows(rows: Sequence[Encoding], seed: int) -> Split:
+def split_rows(rows: Sequence[Encoding], seed: int, version: int = SPLIT) -> Split:
     """Which side each row is on: a matter of the row and the seed alone, so the same in whatever file it stands.
 
     Args:
         rows: Distinct encodings.
         seed: Another one splits otherwise.
+        version: What of a row tells; that of `FinetunedClassifier.split`.
     """
     sides: tuple[list[int], list[int], list[int]] = ([], [], [])
     for place, row in enumerate(rows):
-        digest = hashlib.sha256(b"%d:" % seed + _content(row)).digest()
+        digest = hashlib.sha256(b"%d:" % seed + _content(row, version)).digest()
         share = int.from_bytes(digest[:8], "big") / 2.0**64
         sides[0 if share < _SHARES[0] else 1 if share < sum(_SHARES) else 2].append(place)
     return Split(*(torch.tensor(side, dtype=torch.long) for side in sides))
 
 
-def _content(row: Encoding) -> bytes:
-    """What makes two inputs the same: what the model is given but the mask, and no column that stands beside it."""
+def _content(row: Encoding, version: int) -> bytes:
+    """What makes two inputs the same: what the model is given, and no padding, whatever the tokenizer wrote of it.
+
+    Version 1 (0.1 and earlier commits of 0.2) took padding and token types of zeros for a part of the input.
+    """
     names = sorted(name for name in row if name in _INPUTS and row[name] is not None)
-    return b"|".join(name.encode() + torch.as_tensor(row[name]).numpy().tobytes() for name in names)
+    if version == 1:
+        return b"|".join(name.encode() + torch.as_tensor(row[name]).numpy().tobytes() for name in names)
+    mask = row.get("attention_mask")
+    real = None if mask is None else torch.as_tensor(mask).bool()
+    told = []
+    for name in names:
+        values = torch.as_tensor(row[name])
+        if real is not None and real.dim() == 1 and values.dim() == 1 and len(values) == len(real):
+            values = values[real]
+        if name != "token_type_ids" or bool(values.any()):
+            values = values.float() if values.is_floating_point() else values.long()
+            told.append(name.encode() + values.contiguous().numpy().tobytes())
+    return b"|".join(told)
 
 
 def _checked(model: FinetunedClassifier, given: list[Encoding], seed: int) -> tuple[list[Encoding], Split]:
@@ -270,7 +326,7 @@ def _checked(model: FinetunedClassifier, given: list[Encoding], seed: int) -> tu
     split = split_rows(rows, seed)
     if len(rows) < _FEWEST or min(map(len, (split.learn, split.choose, split.certify))) < 2:
         raise ArgumentError(
-            "texts",
+            "encodings",
             expected=f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)",
             got=f"{len(rows)} of {len(given)}",
             remedy="Pass more texts like those that the model will be asked about; they need no labels.",

@@ -11,6 +11,7 @@ A saved folder is the plain classifier's own, which Transformers reads as before
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,6 +47,7 @@ from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, LastStep
+from ponder.policies.certified import is_certified
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
@@ -54,6 +56,8 @@ __all__ = ["EXITS_FILE", "EarlyHead", "FinetunedClassifier"]
 _FORMAT = "ponder-exits-1"
 _pad_sequence = partial(nn.utils.rnn.pad_sequence, batch_first=True)
 EXITS_FILE, _HEADS = "exits.json", "exits.safetensors"
+SPLIT = 2
+"""The version of the rule by which `exits.split_rows` tells inputs apart; models keep theirs as `split`."""
 
 
 class FinetunedClassifier(nn.Module):
@@ -68,6 +72,7 @@ class FinetunedClassifier(nn.Module):
         kind: What its answers mean.
         seed: Seed of the split by which its exits were fitted, which `fit_exits` sets; None before. It tells which
             inputs the heads learned on.
+        split: Version of the rule of that split, see `ponder.integrations.transformers.exits.split_rows`.
 
     Raises:
         ArgumentError: It cannot be captured, or its answer is not one of several; the message says why.
@@ -84,6 +89,8 @@ class FinetunedClassifier(nn.Module):
         kind = self.kind = kind_of(classifier)
         check_block_sparse(classifier)
         self.seed: int | None = None
+        self.split = SPLIT
+        self._certified: str | None = None  # the digest of the weights for which a certificate was given
         self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
         self.main_input_name = classifier.main_input_name
         labels = int(classifier.config.num_labels or 0)
@@ -187,7 +194,7 @@ class FinetunedClassifier(nn.Module):
             made.policy = ExitPolicy.from_dict(settings["policy"])
         except Exception as error:  # whatever a constructor does with values that it was not written for
             raise CheckpointError(f"{place / EXITS_FILE}: its policy cannot be used ({error}). Save again.") from error
-        made.seed = settings.get("seed")
+        made.seed, made.split = settings.get("seed"), settings.get("split", 1)
         return made
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -197,15 +204,33 @@ class FinetunedClassifier(nn.Module):
         `from_pretrained`, and never mixed with another.
 
         Raises:
-            ArgumentError: The folder cannot be written.
+            ArgumentError: The folder cannot be written, or weights were changed after the policy was certified.
         """
+        self._check_certificate()
         save_whole(lambda part: self.classifier.save_pretrained(part), folder, self._save_exits)
+
+    def _check_certificate(self) -> None:
+        """Refuse to write a certificate beside weights for which it was not given."""
+        if self._certified is not None and self._certified != weights_digest(self):
+            raise ArgumentError(
+                "model",
+                expected="the weights for which its policy was certified",
+                got="others: the classifier or its heads were changed since",
+                remedy="Fit the exits again; or set model.policy = model.policy.policy, which promises nothing.",
+            )
 
     def _save_exits(self, place: Path) -> None:
         write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
         policy = self.policy.to_dict()
         write_json(
-            place / EXITS_FILE, {"format": _FORMAT, "digests": _digests(place), "policy": policy, "seed": self.seed}
+            place / EXITS_FILE,
+            {
+                "format": _FORMAT,
+                "digests": _digests(place),
+                "policy": policy,
+                "seed": self.seed,
+                "split": self.split,
+            },
         )
 
     @property
@@ -249,6 +274,7 @@ class FinetunedClassifier(nn.Module):
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
         self.ponder.policy = policy
+        self._certified = weights_digest(self) if is_certified(policy) else None
 
     def forward(self, inputs: Tensor | None = None, policy: ExitPolicy | None = None, **context: Any) -> PonderOutput:
         """Each row to its exit, in evaluation mode.
@@ -326,6 +352,15 @@ class FinetunedClassifier(nn.Module):
         return record_rows(self, dataset, **options)  # type: ignore[arg-type]
 
 
+def weights_digest(model: nn.Module) -> str:
+    """The SHA-256 of all weights, whatever the device."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def has_exits(folder: str | PathLike[str]) -> bool:
     """Whether a folder holds exits beside a classifier, as `FinetunedClassifier.save_pretrained` writes them."""
     return (Path(folder) / EXITS_FILE).is_file()
@@ -348,6 +383,11 @@ class EarlyHead(nn.Module):
         self.labels, self.width, self.states = labels, width, states
         self.scale = nn.Parameter(torch.ones(()))
         self.linear = nn.Linear(states * width, labels)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again from the model's own head."""
+        nn.init.ones_(self.scale)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

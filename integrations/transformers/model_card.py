@@ -6,7 +6,6 @@ README without the marker of this file is its owner's, and is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from ponder.analysis.metrics import MetricLike, as_metric
 from ponder.analysis.sweeps import measure
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.configuration import AUTO_FILE
-from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.policies import ExitPolicy, LastStep
+from ponder.policies.certified import certificates
 from ponder.trajectory import Trajectory
 
 __all__ = ["evaluation_of", "write_beside"]
@@ -97,7 +97,7 @@ def _card(model: Any, name: str) -> str:
         ),
         "## What is promised of its exits",
         *(
-            [f"{each.statement} ({each.rows} calibration rows, {each.bound})" for each in _certificates(model.policy)]
+            [f"{each.statement} ({each.rows} calibration rows, {each.bound})" for each in certificates(model.policy)]
             or ["Nothing: its policy is not certified. `ponder.control_risk` certifies one."]
         ),
         "## What was measured",
@@ -118,13 +118,6 @@ def _answers(model: Any) -> str:
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
     return f"{task}: {shown}" if model.ponder.task.classes and names else task
-
-
-def _certificates(policy: ExitPolicy) -> Iterator[Certified]:
-    if isinstance(policy, Certified):
-        yield policy
-    for part in policy.parts():
-        yield from _certificates(part)
 
 
 def _measured(evaluations: list[dict[str, Any]]) -> str:

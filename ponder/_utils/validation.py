@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Number
 from typing import Any
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["check_choice", "check_flag", "check_int", "check_real", "check_share", "check_type"]
+
+
+def _remedy(argument: str, value: object, kind: str, remedy: str) -> str:
+    """What to do: numbers of NumPy and PyTorch are none that JSON can hold."""
+    is_number = not isinstance(value, int | float) and (isinstance(value, Number) or hasattr(value, "item"))
+    return f"Pass a number of Python: {kind}({argument})." if is_number else remedy
 
 
 def check_int(
@@ -21,7 +28,10 @@ def check_int(
     whole = isinstance(value, int) and not isinstance(value, bool)
     if low is None and not whole:
         raise ArgumentTypeError(
-            argument, expected="a whole number", got=repr(value), remedy=remedy or f"Pass {argument}=0, say."
+            argument,
+            expected="a whole number",
+            got=repr(value),
+            remedy=_remedy(argument, value, "int", remedy or f"Pass {argument}=0, say."),
         )
     if not whole or (low is not None and value < low) or (high is not None and value > high):
         bounds = f"≥ {low}" if high is None else f"from {low} to {high}"
@@ -29,7 +39,7 @@ def check_int(
             argument,
             expected=f"a whole number {bounds}",
             got=repr(value),
-            remedy=remedy or f"Pass {argument}={low}, say.",
+            remedy=_remedy(argument, value, "int", remedy or f"Pass {argument}={low}, say."),
         )
 
 
@@ -55,7 +65,10 @@ def check_real(
             expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
         example = min(high, 1.0) if low == -math.inf else low + 0.1 if high == math.inf else (low + high) / 2
         raise ArgumentError(
-            argument, expected=expected, got=repr(value), remedy=remedy or f"Pass {argument}={example:g}, say."
+            argument,
+            expected=expected,
+            got=repr(value),
+            remedy=_remedy(argument, value, "float", remedy or f"Pass {argument}={example:g}, say."),
         )
 
 

@@ -236,14 +236,16 @@ def diagnose(
     frontiers = {name: frontier_of(points) for name, points in tried.items()}
     frontiers |= {"blind": blind_frontier(scores), "oracle": oracle_frontier(values)}
     if static:
-        points = [(float(step), float(score), f"cut after step {step}") for step, score in _steps(static, num_steps)]
+        top = 1.0 if metric_name == "accuracy" else math.inf
+        cuts = _steps(static, num_steps, top)
+        points = [(float(step), float(score), f"cut after step {step}") for step, score in cuts]
         frontiers["static"] = frontier_of(points)
     bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
     gains = tuple(_gain(speedup, scores, frontiers, list(grids), bootstrap) for speedup in speedups)
     middle = gains[len(gains) // 2]
     chosen = policies.get(middle.policy)
     return Diagnosis(
-        verdict=_verdict(gains, _cheapest_step(values), metric_name),
+        verdict=_verdict(gains, _cheapest_step(values), metric_name, rows, _margin(scores, metric_name)),
         metric=metric_name,
         scores=tuple(scores),
         frontiers=frontiers,
@@ -335,11 +337,11 @@ def _score(values: Tensor, exit_step: Tensor) -> float:
     return float(values.gather(1, (exit_step - 1).unsqueeze(1)).mean())
 
 
-def _steps(static: Mapping[int, float], num_steps: int) -> list[tuple[int, float]]:
+def _steps(static: Mapping[int, float], num_steps: int, top: float) -> list[tuple[int, float]]:
     for step in static:
         remedy = "Pass scores by step, {3: 0.85}, say, for the encoder cut after 3 steps."
         check_int("static", step, 1, num_steps, remedy=remedy)
-        check_real(f"static[{step}]", static[step], -math.inf, remedy=remedy)
+        check_real(f"static[{step}]", static[step], -math.inf if top == math.inf else 0.0, top, remedy=remedy)
     return sorted(static.items())
 
 
@@ -425,7 +427,12 @@ def _gain(
     )
 
 
-def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
+def _margin(scores: Sequence[float], metric: str) -> float:
+    """What a gain has to be to matter: 0.03 of accuracy, or a tenth of what the steps differ by."""
+    return 0.03 if metric == "accuracy" else 0.1 * (max(scores) - min(scores))
+
+
+def _verdict(gains: Sequence[Gain], cheapest: int, metric: str, rows: int, margin: float) -> str:
     pays = [gain for gain in gains if gain.low > 0.0]
     told = [gain for gain in gains if not math.isnan(gain.gain)]
     if pays:
@@ -449,6 +456,13 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str) -> str:
     if not told:
         return f"No policy that was tried is cheap enough for any of the speed-ups: use FixedStep({cheapest}){than}."
     best = max(told, key=lambda gain: gain.gain)
+    if max(gain.high for gain in told) > max(margin, 1e-12):
+        widest = max(told, key=lambda gain: gain.high)
+        return (
+            f"These {rows} rows cannot tell whether early exits pay on this model: the gain of a policy over blind at "
+            f"×{widest.speedup:g} is {widest.gain:+.4f}, 95% interval {widest.low:+.4f} to {widest.high:+.4f}. Record "
+            f"more rows{than}."
+        )
     return (
         f"On this model one fixed step is as good as any policy tried: use FixedStep({cheapest}), the first step that "
         f"is not clearly worse than the best (the largest gain of a policy over blind is {best.gain:+.4f} at "

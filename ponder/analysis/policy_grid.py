@@ -19,7 +19,7 @@ from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPol
 from ponder.policies.patience import Patience
 from ponder.policies.threshold import Threshold
 
-__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of", "patience_on_numbers"]
+__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of", "leaves_later", "patience_on_numbers"]
 
 _BETWEEN = 201
 _TOLERANCES = 41
@@ -46,7 +46,7 @@ class PolicyGrid:
 
         This is told by what the policies declare, before any data is seen; None where they do not tell.
         """
-        moves = {_later(one, other) for one, other in itertools.pairwise(self.policies)}
+        moves = {leaves_later(one, other) for one, other in itertools.pairwise(self.policies)}
         return moves.pop() if len(moves) == 1 else None
 
     def exit_steps(self, trajectory: Recording) -> Tensor:
@@ -308,7 +308,7 @@ def _exchanged(policy: ExitPolicy, new: dict[int, ExitPolicy]) -> ExitPolicy:
     return dataclasses.replace(policy, **changes) if changes else policy  # type: ignore[type-var]
 
 
-def _later(one: ExitPolicy, other: ExitPolicy) -> bool | None:
+def leaves_later(one: ExitPolicy, other: ExitPolicy) -> bool | None:
     """Whether rows leave later under `other` than under `one`, or earlier, on any data; None where that is open.
 
     It is known where the two differ in declared thresholds alone, all of which are moved the same way.

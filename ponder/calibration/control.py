@@ -13,7 +13,7 @@ from torch import Tensor
 from ponder._utils.validation import check_choice, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
-from ponder.calibration.fresh import check_fresh
+from ponder.calibration.fresh import check_fresh, check_once
 from ponder.calibration.risks import RiskLike, losses_by_step, name_of
 from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows
@@ -121,6 +121,7 @@ def control_risk(
     check_choice("bound", bound, [*sorted(BOUNDS), "conformal"])
     check_has_rows(trajectory)
     check_evaluated(trajectory)
+    check_once(trajectory)
     low = find_low(bound)
     by_step = losses_by_step(risk, trajectory, low)
     tried = as_policy_grid(policies, grid, trajectory)

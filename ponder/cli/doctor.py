@@ -68,10 +68,10 @@ def unseen(made: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> tupl
     Raises:
         ArgumentError: They learned from all of them.
     """
-    once = distinct(rows)
+    once = distinct(rows, made.split)
     if made.seed is None:
         return once, 0
-    split = split_rows(once, made.seed)
+    split = split_rows(once, made.seed, made.split)
     kept = sorted([*split.choose.tolist(), *split.certify.tolist()])
     if not kept:
         raise ArgumentError(

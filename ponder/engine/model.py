@@ -81,7 +81,8 @@ class EarlyExitModel(nn.Module):
         self.padding = padding
         self._context_names, takes_any = _parameters([self.stem, *self.steps.fns])
         self._names_all = not takes_any or hasattr(self.stem, "argument_names")  # a captured module reads no others
-        self.policy = policy or (LastStep() if self.lambda_head is None else Quantile(0.5))
+        default = LastStep() if self.lambda_head is None else Quantile(0.5)
+        self.policy = default if policy is None else policy
 
     @property
     def spec(self) -> ModelSpec:

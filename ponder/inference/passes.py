@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from ponder._utils.modes import evaluating
 from ponder._utils.progress import progress_bar
@@ -84,6 +85,7 @@ class DatasetPass:
                 got="both",
                 remedy="Pass the loader's data set, or its collator to the loader.",
             )
+        _check_order(dataset, self.sizes)
         self._reader = ExampleReader(self.padding)
         self._device = next((parameter.device for parameter in self.owner.parameters()), None)
         examples: Iterable[Example] = self._read(examples_in(dataset))
@@ -290,3 +292,25 @@ def _refuse(position: int, example: Example | None, error: Exception) -> NoRetur
         got=told.rstrip("."),
         remedy=remedy,
     ) from error
+
+
+def _check_order(dataset: Any, sizes: Mapping[str, int]) -> None:
+    """Refuse what goes with the data by position where a loader gives them in an order of its own; else warn of it."""
+    if not isinstance(dataset, DataLoader) or isinstance(dataset.dataset, IterableDataset):
+        return
+    batches: Any = dataset.batch_sampler
+    ordered = (batches is None or type(batches) is BatchSampler) and isinstance(dataset.sampler, SequentialSampler)
+    if ordered:
+        return
+    if sizes:
+        raise ArgumentError(
+            "dataset",
+            expected=f"a loader in the order of its data set, since {' and '.join(sizes)} are given by position",
+            got=f"one that draws its order ({type(batches or dataset.sampler).__name__})",
+            remedy="Pass the loader's data set, or a loader with shuffle=False.",
+        )
+    warnings.warn(
+        "The loader draws the order of its data: rows are told in that order, which nobody knows afterwards. Pass the "
+        "loader's data set, or a loader with shuffle=False.",
+        stacklevel=2,
+    )

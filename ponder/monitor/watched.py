@@ -17,6 +17,7 @@ from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError
 from ponder.monitor.audit import Audit, StepBack
+from ponder.monitor.order import check_order
 from ponder.monitor.state_file import StateFile
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, LastStep
@@ -81,6 +82,7 @@ class Watched:
         if not policies:
             raise _refusal("policies", "at least one policy", "none", "Give them from the cheapest to the safest.")
         self._policies = tuple(model.checked(policy) for policy in policies)
+        check_order(self._policies)
         reads = [policy for policy in self._policies if "context" in policy.needs]
         if reads:
             raise _refusal(

@@ -303,6 +303,14 @@ class ExitPolicy(Plugin, ABC):
         """The policy for `num_steps` that means what this one means for `tuned_for`; itself by default."""
         return self
 
+    def __bool__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            "policy",
+            expected="policies combined by & (both exit) or | (either does)",
+            got="and, or, not, or an if, which would drop one of them",
+            remedy="Write a & b or a | b; compare with None by `is None`.",
+        )
+
     def __or__(self, other: ExitPolicy) -> Any_:
         """The policy that exits where either does."""
         return Any_((self, other))

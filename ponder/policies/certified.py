@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ponder._utils.renaming import renamed_attribute
 from ponder.errors import ArgumentError
-from ponder.policies.base import PolicyWrapper, registry
+from ponder.policies.base import ExitPolicy, PolicyWrapper, registry
 
-__all__ = ["Certified"]
+__all__ = ["Certified", "certificates", "is_certified"]
 
 
 def _digest(data: Mapping[str, Any]) -> str:
@@ -26,6 +26,19 @@ def _canonical(data: Any) -> Any:
     if isinstance(data, list):
         return [_canonical(value) for value in data]
     return float(data) if isinstance(data, int) and not isinstance(data, bool) else data
+
+
+def certificates(policy: ExitPolicy) -> Iterator[Certified]:
+    """The certificates within a policy, the outermost first."""
+    if isinstance(policy, Certified):
+        yield policy
+    for part in policy.parts():
+        yield from certificates(part)
+
+
+def is_certified(policy: ExitPolicy) -> bool:
+    """Whether there is a certificate within a policy."""
+    return next(certificates(policy), None) is not None
 
 
 @registry.register("certified")

@@ -21,6 +21,7 @@ from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
+from ponder.monitor.order import check_order
 from ponder.monitor.state_file import StateFile
 from ponder.parts.tasks import Task
 from ponder.policies import Certified, ExitPolicy, LastStep
@@ -68,6 +69,7 @@ class AuditPlan:
             raise ArgumentError(
                 "policies", expected="at least one policy", got="none", remedy="Give them from cheapest to safest."
             )
+        check_order(self.policies)
         check_real("tolerance", self.tolerance)
         check_int("max_running", self.max_running)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 
 import ponder
-from ponder import errors
+from ponder import errors, policies
 from ponder._utils.validation import check_real, check_share, check_type
 
 WRONG = {"expected": "a number", "got": 3, "remedy": "Pass one."}
@@ -69,3 +71,9 @@ def test_what_is_expected_of_numbers_can_be_passed() -> None:
     for share in (0, 1.0, True):
         with pytest.raises(errors.ArgumentError, match=r"^q: expected a number in \(0, 1\); got .*\. Pass q=0\.5, say"):
             check_share("q", share)
+
+
+@pytest.mark.parametrize("call", [lambda: policies.Patience(np.int64(2)), lambda: policies.Confidence(np.float32(0.5))])
+def test_numbers_of_numpy_are_told_what_to_become(call: Any) -> None:
+    with pytest.raises(errors.ArgumentError, match=r"Pass a number of Python: (int\(patience\)|float\(threshold\))\."):
+        call()

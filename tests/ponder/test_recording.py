@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import ponder
 from ponder import policies
@@ -228,3 +229,17 @@ def test_labels_of_some_batches_are_those_of_none() -> None:
     rows = [(row, {"labels": 1}) if place < 2 else row for place, row in enumerate(inputs)]
     with refused("labels", "labels for every example", "none for 2 of 4"):
         model.record(rows, batch_size=2, sort_by_length=False)
+
+
+def test_labels_by_position_want_the_order_of_the_data() -> None:
+    model, data = wrap(make_toy("shared")).eval(), torch.randn(ROWS, WIDTH)
+    labels = torch.arange(ROWS) % 3
+    shuffled = DataLoader(data, batch_size=4, shuffle=True)
+    with refused("dataset", "RandomSampler" if shuffled.batch_sampler is None else "BatchSampler"):
+        model.record(shuffled, labels=labels)
+    with refused("dataset", "draws its order"):
+        model.predict(shuffled, policy_context={"budget": labels})
+    with pytest.warns(UserWarning, match="The loader draws the order of its data"):
+        model.predict(shuffled)
+    found = model.record(DataLoader(data, batch_size=4), labels=labels)
+    assert torch.equal(found.outputs, model.record(data, labels=labels).outputs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from ponder.calibration.bounds import p_values
-from ponder.errors import ArgumentError
+from ponder.cli.doctor import unseen
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
 from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.policies import FixedStep, LastStep
@@ -261,3 +264,101 @@ def test_a_bad_encoding_is_named_by_its_place_in_what_was_passed(bad: dict[str, 
     given.insert(70, bad)
     with pytest.raises(ArgumentError, match=r"encodings\[70\]: expected an example"):
         fit_exits(model(), given, epochs=1)
+
+
+def test_fitting_again_forgets_what_was_fitted() -> None:
+    """Or else another seed would certify on inputs from which the heads have learned already."""
+    once, again = model(), model()
+    fit_exits(again, rows(600, seed=4), epochs=3, disagreement=0.2, seed=1)
+    reports = [fit_exits(made, rows(600), epochs=3, disagreement=0.2) for made in (once, again)]
+    assert reports[0].to_dict() == reports[1].to_dict()
+    for own, other in zip(once.heads.parameters(), again.heads.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_an_encoder_that_learned_starts_again_from_the_plain_model() -> None:
+    plain = model().classifier
+    once, again = (FinetunedClassifier.from_finetuned(plain, recipe="exits-deep") for _ in range(2))
+    options = {"epochs": 1, "encoder_epochs": 1, "disagreement": 0.3}
+    fit_exits(again, rows(200, seed=4), seed=1, **options)
+    for made in (once, again):
+        torch.manual_seed(1)  # of the dropout
+        fit_exits(made, rows(200), **options)
+    for own, other in zip(once.classifier.parameters(), again.classifier.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_a_fit_that_is_broken_off_leaves_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model()
+    assert fit_exits(made, rows(600), epochs=1, disagreement=0.3).met
+    monkeypatch.setattr("ponder.integrations.transformers.exits._train", lambda *_: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        fit_exits(made, rows(600), epochs=1, disagreement=0.3)
+    assert made.policy == LastStep()
+    assert made.seed is None
+
+
+def test_a_certificate_is_not_saved_beside_other_weights(tmp_path: Path) -> None:
+    made = model()
+    fit_exits(made, rows(600), epochs=1, disagreement=0.3)
+    made.save_pretrained(tmp_path / "made")
+    again = FinetunedClassifier.from_pretrained(tmp_path / "made")
+    again.save_pretrained(tmp_path / "again")
+    for each in (made, again):
+        with torch.no_grad():
+            each.classifier.classifier.bias.add_(0.5)
+        with pytest.raises(ArgumentError, match="model: expected the weights for which its policy was certified"):
+            each.save_pretrained(tmp_path / "stale")
+    made.policy = made.policy.policy  # type: ignore[attr-defined]
+    made.save_pretrained(tmp_path / "stale")
+    fit_exits(again, rows(600), epochs=1, disagreement=0.3)
+    again.save_pretrained(tmp_path / "anew")
+
+
+def test_however_an_input_is_encoded_it_is_on_one_side() -> None:
+    plain = rows(200)
+    for more in (
+        [{**row, "token_type_ids": [0] * 8} for row in plain],
+        [{"input_ids": torch.tensor(row["input_ids"], dtype=torch.int32)} for row in plain],
+        [{name: [*ids, 0, 0, 0] for name, ids in row.items()} for row in plain],
+        [{"input_ids": [0, 0, *row["input_ids"]], "attention_mask": [0, 0, *row["attention_mask"]]} for row in plain],
+    ):
+        for one, other in zip(*(vars(split_rows(each, 3)).values() for each in (plain, more)), strict=True):
+            assert torch.equal(one, other)
+        assert len(distinct([*plain, *more])) == len(plain)
+    pairs = [{**row, "token_type_ids": [0] * 4 + [1] * 4} for row in plain]
+    assert len(distinct([*plain, *pairs])) == 2 * len(plain)
+
+
+def test_a_folder_of_before_is_split_as_it_was(tmp_path: Path) -> None:
+    made, given = model(), [{**row, "token_type_ids": [0] * 8} for row in rows(300)]
+    fit_exits(made, given, epochs=1, disagreement=0.3)
+    made.save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "exits.json").read_text())
+    assert told.pop("split") == 2
+    (tmp_path / "exits.json").write_text(json.dumps(told))
+    old = FinetunedClassifier.from_pretrained(tmp_path)
+    assert old.split == 1
+    kept, known = unseen(old, given)
+    split = split_rows(given, 0, 1)
+    assert (len(kept), known) == (300 - len(split.learn), len(split.learn))
+    assert split.learn.tolist() != split_rows(given, 0).learn.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"input_ids": [[2, 5, 3]] * 900}, "got a dict"),
+        (["a text"] * 900, "got a str in it"),
+        (torch.ones(900, 4, dtype=torch.long), "got a Tensor in it"),
+        ([{"ids": [2, 3]}] * 900, "got a dict in it"),
+        ([{"input_ids": torch.ones(1, 5, dtype=torch.long)}] * 900, r"ids of shape \(1, 5\)"),
+    ],
+)
+def test_a_batch_in_the_place_of_encodings_is_refused(given: Any, told: str) -> None:
+    with pytest.raises(ArgumentError if "shape" in told else ArgumentTypeError, match=f"^encodings: .*{told}"):
+        fit_exits(model(), given)
+    with pytest.raises(ArgumentTypeError, match=r"^model: "):
+        fit_exits(given, model())
+    with pytest.raises(ArgumentTypeError, match=r"^seed: "):
+        fit_exits(model(), rows(60), seed="a")  # type: ignore[arg-type]

@@ -243,7 +243,7 @@ def test_the_cut_encoder_is_told_of_where_no_policy_pays() -> None:
 
 
 def test_what_is_no_number_is_refused() -> None:
-    with refused("static[2]", "finite"):
+    with refused("static[2]", "[0, 1]"):
         ponder.diagnose(make(), static={1: 0.9, 2: float("nan")}, samples=20)
     with refused("speedups", "at least one"):
         ponder.diagnose(make(), speedups=(), samples=20)
@@ -295,3 +295,15 @@ def test_nothing_and_infinity_are_not_counted() -> None:
     made.outputs[3, 1, 0] = float("inf")
     with refused("trajectories", "infinite"):
         made.reliability()
+
+
+def test_few_rows_cannot_tell() -> None:
+    found = ponder.diagnose(make(rows=25, knows=0.0), [policies.Confidence], speedups=(1.5,), samples=100)
+    assert found.gains[0].low <= 0 < 0.03 < found.gains[0].high
+    assert found.verdict.startswith("These 25 rows cannot tell whether early exits pay on this model")
+    assert "FixedStep" not in found.verdict
+
+
+def test_a_percentage_is_no_accuracy() -> None:
+    with refused("static[2]", "81.5"):
+        ponder.diagnose(make(rows=60), static={2: 81.5}, samples=20)

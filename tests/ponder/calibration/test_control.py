@@ -408,3 +408,14 @@ def test_a_risk_of_ones_own_has_a_name_of_its_own() -> None:
 
     with refused("risk", "a function called 'disagreement'"):
         ponder.control_risk(recorded(150), Quantile, risk=disagreement, level=0.1)
+
+
+def test_a_row_that_is_there_twice_is_no_evidence() -> None:
+    once = recorded(60)
+    with refused("trajectory", "60 of 120 rows a second time"):
+        ponder.control_risk(ponder.Trajectory.cat([once, once]), Quantile, level=0.3)
+    prefix = once.map(lambda tensor: tensor[:7])
+    with refused("trajectory", "7 of 67 rows a second time"):
+        ponder.control_risk(ponder.Trajectory.cat([prefix, once]), Quantile, level=0.3)
+    other = recorded(60, seed=5)  # of other rows, whose ids start anew
+    assert ponder.control_risk(ponder.Trajectory.cat([once, other]), Quantile, level=0.9).policy.rows == 120

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ def population() -> ponder.Trajectory:
     outputs[bad > 0.99] = math.nan
     hazards[(bad > 0.05) & (bad < 0.06)] = math.nan
     return ponder.Trajectory(outputs, hazards, torch.arange(POPULATION), labels=labels, task="classification")
+
+
+def resampled(whole: ponder.Trajectory, sample: torch.Tensor) -> ponder.Trajectory:
+    """Rows of a population as a sample drew them: each draw is a row of its own."""
+    return replace(whole.map(lambda tensor: tensor[sample]), row_ids=torch.arange(len(sample)))
 
 
 def gates(t: float) -> policies.ExitPolicy:
@@ -88,7 +94,7 @@ def test_promises_are_broken_no_more_often_than_said(bound: str, risk: Any, kind
         def draw(generator: torch.Generator, level: float = level) -> float | None:
             sample = torch.randint(POPULATION, (ROWS,), generator=generator)
             done = ponder.control_risk(
-                whole.map(lambda tensor: tensor[sample]),
+                resampled(whole, sample),
                 like,
                 risk=risk,
                 level=level,
@@ -124,7 +130,7 @@ def test_conformal_control_keeps_the_mean(kind: str) -> None:
     generator, seen = torch.Generator().manual_seed(13), []
     for _ in range(TRIALS):
         sample = torch.randint(POPULATION, (ROWS,), generator=generator)
-        part = whole.map(lambda tensor, sample=sample: tensor[sample])
+        part = resampled(whole, sample)
         done = ponder.control_risk(part, like, level=level, bound="conformal", grid=grid)
         seen.append(0.0 if done.policy.threshold_value is None else risks[done.policy.threshold_value])
     mean = sum(seen) / TRIALS

@@ -15,6 +15,7 @@ from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.monitor import Audit, StepBack, Watched
 from ponder.policies import ExitPolicy, StepView
+from ponder.serving import AuditPlan
 from tests.toys import make_toy, wrap
 
 ORDER = [policies.FixedStep(1), policies.FixedStep(3)]
@@ -220,3 +221,20 @@ def test_a_policy_that_asks_the_caller_is_no_promise() -> None:
     model = ponder.PonderWrapper(nn.Linear(2, 2), num_steps=4, head=nn.Identity(), task="classification").eval()
     with pytest.raises(ArgumentError, match=r"policies: expected .* got Budget\(\), which reads policy_context"):
         Watched(model, [Budget()])
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [policies.Confidence(0.5), policies.Confidence(0.4)],
+        [policies.FixedStep(3), policies.FixedStep(1)],
+        [policies.Entropy(0.2), policies.Entropy(0.4)],
+        [policies.Confidence(0.5).after(2), policies.Confidence(0.4).after(2)],
+    ],
+)
+def test_stepping_back_to_what_leaves_earlier_is_refused(order: list[ExitPolicy]) -> None:
+    with pytest.raises(ArgumentError, match="policies: expected from the cheapest to the safest"):
+        Watched(agreeing(), order, every())
+    with pytest.raises(ArgumentError, match="policies: expected from the cheapest to the safest"):
+        AuditPlan(every(), tuple(order))
+    Watched(agreeing(), order[::-1], every())

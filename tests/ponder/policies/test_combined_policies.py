@@ -136,7 +136,7 @@ class Statistic(policies.ThresholdPolicy):
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
-        ({"tunable": policies.Threshold("levle", "above")}, "Wrong.tunable"),
+        ({"tunable": policies.Threshold("other", "above")}, "Wrong.tunable"),
         ({"tunable": None}, "Wrong.tunable"),
         ({"needs": ["output"]}, "Wrong.needs"),
         ({"needs": "output"}, "Wrong.needs"),
@@ -161,3 +161,9 @@ def test_a_statistic_is_one_number_a_row(wrong: Any) -> None:
     trajectory = ponder.Trajectory(torch.randn(30, 3, 2), None, torch.arange(30), task="classification")
     with refused("Wrong.statistic", "shape"):
         ponder.control_risk(trajectory, Wrong, level=0.1)
+
+
+@pytest.mark.parametrize("wrong", [lambda a, b: a and b, lambda a, b: a or b, lambda a, b: not a])
+def test_python_s_own_and_and_or_would_drop_a_policy(wrong: Any) -> None:
+    with refused("policy", "is None", type_error=True):
+        wrong(policies.Confidence(0.9), policies.Patience(2))
