@@ -64,12 +64,13 @@ def train_encoder(
     with progress_bar("encoder", total, shown=progress) as advance, torch.enable_grad():
         for _ in range(epochs):
             for places in torch.randperm(len(rows), generator=generator).split(batch_size):
+                optimiser.zero_grad()  # first, since what was trained before may have left gradients
                 _loss(model, [rows[place] for place in places.tolist()], answers[places]).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
-                optimiser.zero_grad()
                 schedule.step()
                 advance(1)
+    optimiser.zero_grad()
 
 
 def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Tensor) -> Tensor:
