@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -155,7 +155,8 @@ def real_scene(name: str, population: ponder.Trajectory, rows: int) -> Scene:
 
     def draw(generator: torch.Generator) -> tuple[ponder.Trajectory, _Truth]:
         picked = torch.randint(len(population), (rows,), generator=generator)
-        return population.map(lambda tensor: tensor[picked]), truth
+        drawn = population.map(lambda tensor: tensor[picked])
+        return replace(drawn, row_ids=torch.arange(rows)), truth  # each draw is a row of its own
 
     return Scene(f"{name}, resampled", rows, population.num_steps, draw, _levels(population))
 

@@ -9,7 +9,7 @@ from ponder._utils.validation import check_share, check_type
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective, Progress, Unrolled
-from ponder.objectives.base import losses_of
+from ponder.objectives.base import no_loss_of_each
 from ponder.parts.recording import Recording
 from ponder.parts.tasks import Task, infer_task
 
@@ -72,7 +72,10 @@ def training_loss(
             got=f"none for {int((~labelled).sum())} of {len(labelled)} rows",
             remedy="Leave those rows out of the batch.",
         )
-    return _mean(losses_of(objective, unrolled), labelled)
+    each: object = objective.per_example(unrolled)
+    if not isinstance(each, Tensor) or each.shape != losses.shape[:1]:
+        raise no_loss_of_each(objective, each, losses.shape[0])
+    return _mean(each, labelled)
 
 
 def no_loss(outputs: Tensor, model: nn.Module) -> Tensor:

@@ -85,7 +85,8 @@ class DatasetPass:
                 got="both",
                 remedy="Pass the loader's data set, or its collator to the loader.",
             )
-        _check_order(dataset, self.sizes)
+        if isinstance(dataset, DataLoader):
+            _check_order(dataset, self.sizes)
         self._reader = ExampleReader(self.padding)
         self._device = next((parameter.device for parameter in self.owner.parameters()), None)
         examples: Iterable[Example] = self._read(examples_in(dataset))
@@ -294,9 +295,9 @@ def _refuse(position: int, example: Example | None, error: Exception) -> NoRetur
     ) from error
 
 
-def _check_order(dataset: Any, sizes: Mapping[str, int]) -> None:
+def _check_order(dataset: DataLoader[Any], sizes: Mapping[str, int]) -> None:
     """Refuse what goes with the data by position where a loader gives them in an order of its own; else warn of it."""
-    if not isinstance(dataset, DataLoader) or isinstance(dataset.dataset, IterableDataset):
+    if isinstance(dataset.dataset, IterableDataset):
         return
     batches: Any = dataset.batch_sampler
     ordered = (batches is None or type(batches) is BatchSampler) and isinstance(dataset.sampler, SequentialSampler)

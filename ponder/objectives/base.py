@@ -30,7 +30,7 @@ __all__ = [
     "Weighted",
     "check_same_steps",
     "cut_after",
-    "losses_of",
+    "no_loss_of_each",
     "registry",
 ]
 
@@ -183,22 +183,14 @@ class Objective(Plugin, ABC):
         return Weighted((self,), (float(weight),))
 
 
-def losses_of(objective: Objective, unrolled: Unrolled) -> Tensor:
-    """What an objective gives for each row, `(batch,)`.
-
-    Raises:
-        ArgumentError: It gives something else.
-    """
-    each: Any = objective.per_example(unrolled)
-    rows = unrolled.losses.shape[:1]
-    if not isinstance(each, Tensor) or each.shape != rows:
-        raise ArgumentError(
-            "objective",
-            expected=f"one loss per example, ({rows[0]},), from {type(objective).__name__}.per_example",
-            got=f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__,
-            remedy="Reduce over every dimension but the first; the model averages over the batch.",
-        )
-    return each
+def no_loss_of_each(objective: Objective, each: object, rows: int) -> ArgumentError:
+    """The error for an objective that gives something else than a loss for each row, `(batch,)`."""
+    return ArgumentError(
+        "objective",
+        expected=f"one loss per example, ({rows},), from {type(objective).__name__}.per_example",
+        got=f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__,
+        remedy="Reduce over every dimension but the first; the model averages over the batch.",
+    )
 
 
 def cut_after(step: int, num_steps: int) -> Depth:
@@ -290,8 +282,13 @@ class Weighted(Objective):
         return any(objective.reads_whole_batch for objective in self.objectives)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        terms = zip(self.objectives, self.weights, strict=True)
-        return reduce(add, (weight * losses_of(objective, unrolled) for objective, weight in terms))
+        rows, terms = unrolled.losses.shape[0], list[Tensor]()
+        for objective, weight in zip(self.objectives, self.weights, strict=True):
+            each: object = objective.per_example(unrolled)
+            if not isinstance(each, Tensor) or each.shape != (rows,):
+                raise no_loss_of_each(objective, each, rows)
+            terms.append(weight * each)
+        return reduce(add, terms)
 
     def __rmul__(self, weight: float) -> Weighted:
         """The sum with every term multiplied by a weight."""

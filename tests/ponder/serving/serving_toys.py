@@ -61,7 +61,12 @@ def toy(policy: ExitPolicy | None = None, gate: Gate | None = None, **parts: Any
     task = parts.pop("task", "classification")
     head = nn.Linear(WIDTH, parts.pop("outputs", len(LABELS)))
     return ponder.PonderWrapper(
-        ToyStep(gate), STEPS, head=head, policy=policy or policies.Confidence(0.6), task=task, **parts
+        ToyStep(gate),
+        STEPS,
+        head=head,
+        policy=policies.Confidence(0.6) if policy is None else policy,
+        task=task,
+        **parts,
     ).eval()
 
 

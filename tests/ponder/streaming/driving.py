@@ -52,7 +52,7 @@ class Drive:
         policy_context: dict[str, Tensor] | None = None,
     ) -> Request:
         row_id = len(self.requests) if row_id is None else row_id
-        policy = policy or self.policy or self.model.policy
+        policy = next(each for each in (policy, self.policy, self.model.policy) if each is not None)
         given = {name: value[None] for name, value in (policy_context or {}).items()}
         request = Request(self.stepper.reader.read(example), policy, row_id, self.now, deadline, given)
         request.future.add_done_callback(lambda done: self.scheduler.cancel(request) if done.cancelled() else None)

@@ -71,7 +71,7 @@ def test_every_row_is_asked_its_own_policy(name: str, history: int) -> None:
         chosen = [([*OWN, None] * ROWS)[row] for row in range(ROWS)]
         futures = [engine.submit(examples[row], policy=chosen[row], row_id=row) for row in range(ROWS)]
     for row, future in enumerate(futures):
-        answer, out = future.result(0), expected[chosen[row] or model.policy]
+        answer, out = future.result(0), expected[model.policy if chosen[row] is None else chosen[row]]
         assert answer.exit_step == out.exit_step[row]
         torch.testing.assert_close(answer.output, out.outputs[row], atol=1e-5, rtol=1e-4)
     assert engine.stats.row_steps == sum(future.result(0).exit_step for future in futures)
@@ -141,7 +141,7 @@ def test_policies_read_what_was_given_for_a_row(rng: random.Random, max_batch: i
     budgets = [rng.randrange(1, NUM_STEPS + 3) for _ in range(ROWS)]
     for row, budget in zip(torch.randn(ROWS, WIDTH), budgets, strict=True):
         policy = rng.choice([None, Budget(), Budget(1)])
-        given = {"budget": torch.tensor(budget - (policy.extra if policy else 0))}
+        given = {"budget": torch.tensor(budget - (0 if policy is None else policy.extra))}
         drive.add(row, policy=policy, policy_context=given)
         drive.turns(rng.randrange(3))
     drive.turns()
