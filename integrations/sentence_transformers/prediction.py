@@ -22,12 +22,12 @@ def predict(
 
     Args:
         model: A `CrossEncoder` whose first module is a `PonderTransformer`.
-        pairs: A list of pairs, as for `CrossEncoder.predict`.
+        pairs: A list of pairs, or one pair, as for `CrossEncoder.predict`.
         policy: Decides instead of the model's own policy.
         options: Arguments of `CrossEncoder.predict`: `batch_size`, `activation_fn`, `apply_softmax`, ….
 
     Returns:
-        Scores, `(pairs,)` or `(pairs, labels)`, and exit steps, `(pairs,)` long, 1-based.
+        Scores, `(pairs,)` or `(pairs, labels)`, and exit steps, `(pairs,)` long, 1-based; of one pair, without `pairs`.
 
     Raises:
         ArgumentTypeError: A model whose rows do not exit.
@@ -47,11 +47,15 @@ def predict(
             got=type(model).__name__,
             remedy="Build it: CrossEncoder(modules=[PonderTransformer.of(classifier, tokenizer)]).",
         )
+    given = list(pairs)
+    if len(given) == 2 and all(isinstance(text, str) for text in given):
+        scores, exit_step = predict(model, [tuple(given)], policy=policy, **options)
+        return scores[0], exit_step[0]
     activation = _BesideExits(
         options.pop("activation_fn", None) or model.activation_fn, options.pop("apply_softmax", False)
     )
     found = model.predict(
-        list(pairs), policy=policy, exit_column=True, activation_fn=activation, convert_to_tensor=True, **options
+        given, policy=policy, exit_column=True, activation_fn=activation, convert_to_tensor=True, **options
     )
     if not len(found):
         return found, found.long()

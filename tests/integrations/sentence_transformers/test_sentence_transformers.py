@@ -158,6 +158,9 @@ def test_a_cross_encoder_exits_per_pair(num_labels: int, tmp_path: Path) -> None
         np.testing.assert_allclose(scores, model.predict(PAIRS, apply_softmax=True), atol=1e-6)
         torch.testing.assert_close(scores.sum(1), torch.ones(4))
     assert [len(part) for part in predict(model, [])] == [0, 0]
+    one_score, one_step = predict(model, PAIRS[0])
+    np.testing.assert_allclose(one_score, model.predict(PAIRS[0]), atol=1e-6)
+    assert one_step.dim() == 0
     model.save_pretrained(str(tmp_path))
     again = CrossEncoder(str(tmp_path), device="cpu", trust_remote_code=True)
     assert type(again[0].model) is PonderForSequenceClassification
