@@ -100,7 +100,8 @@ class Diagnosis:
     """One page that answers "should I let examples exit early?".
 
     Args:
-        verdict: The answer, in one sentence, with its uncertainty.
+        verdict: The answer, in one sentence, with its uncertainty: exits pay, one fixed step is as good, or so few rows
+            cannot tell.
         metric: Name of the score, the higher the better.
         scores: The score at each step, `(steps,)`.
         frontiers: The frontiers by name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was
