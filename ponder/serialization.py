@@ -126,7 +126,7 @@ def load(model: M, folder: str | Path) -> M:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+    return one.dtype == other.dtype and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _form(tensor: Tensor) -> tuple[object, ...]:
@@ -186,8 +186,13 @@ def _tensors(model: PonderWrapper) -> dict[str, Tensor]:
     """The state of a model, all of it tensors that can be saved and replaced."""
     state: dict[str, Any] = model.state_dict()
     for name, value in state.items():
+        remedy = "Keep it as a buffer that is a clone: register_buffer(name, tensor.clone())."
         if not isinstance(value, Tensor):
             got = type(value).__name__
+        elif value.is_meta:
+            got, remedy = "a tensor on the meta device", "Give it memory first: model.to_empty(device='cpu')."
+        elif value.layout is not torch.strided:
+            got, remedy = f"a tensor of layout {value.layout}", "Keep it dense: tensor.to_dense()."
         elif any(size > 1 and not stride for size, stride in zip(value.shape, value.stride(), strict=True)):
             got = "an expanded tensor"
         else:
@@ -196,7 +201,7 @@ def _tensors(model: PonderWrapper) -> dict[str, Tensor]:
             "model",
             expected="a state of tensors with memory of their own",
             got=f"{got} as {name!r}",
-            remedy="Keep it as a buffer that is a clone: register_buffer(name, tensor.clone()).",
+            remedy=remedy,
         )
     return state
 

@@ -469,8 +469,6 @@ class PonderWrapper(EarlyExitModel):
             stages = tuple(Stage.from_dict(stage) for stage in settings.get("stages", ()))
             self._check_prior(prior)
             self._check_objective(objective, prior)
-            for stage in stages:
-                self._check_stage(stage, prior)
         except Exception as error:  # what a constructor does with values that it was not written for is its own affair
             raise CheckpointError(
                 f"the saved prior, objective or policy cannot be used: {type(error).__name__}: {error}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import re
 import tempfile
 import warnings
@@ -189,8 +190,16 @@ def fit_exits(
     check_int("encoder_epochs", encoder_epochs)
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(model.num_steps), open_low=True)
+    seed = operator.index(seed) if hasattr(seed, "__index__") else seed
     check_int("seed", seed, None)
     check_type("model", model, FinetunedClassifier, remedy="Make one: FinetunedClassifier.from_finetuned(classifier).")
+    if model.learned_by is not None and not model.deep and (seed, SPLIT) != (model.learned_by, model.split):
+        raise ArgumentError(
+            "seed",
+            expected=f"{model.learned_by}: it tells from which inputs the encoder of this model has learned",
+            got=seed,
+            remedy="Pass that seed, or start from the classifier as it was before: from_finetuned(…).",
+        )
     given = _encodings(model, encodings)
     rows, split = _checked(model, given, seed)
     _start_again(model)
@@ -217,6 +226,7 @@ def fit_exits(
         own_full_depth=not model.deep,
     )
     model.policy, model.seed, model.split = done.found.policy, seed, SPLIT
+    model.learned_by = seed if model.deep else model.learned_by
     report = _report(model, done, certifying, seen.labels, split, confidence, _counts(given))
     if report.met and report.disagreement_as_given > report.level:
         warnings.warn(

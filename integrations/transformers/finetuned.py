@@ -47,7 +47,7 @@ from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, LastStep
-from ponder.policies.certified import is_certified
+from ponder.policies.certified import certificates, is_certified
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
@@ -72,6 +72,7 @@ class FinetunedClassifier(nn.Module):
         kind: What its answers mean.
         seed: Seed of the split by which its exits were fitted, which `fit_exits` sets; None before. It tells which
             inputs the heads learned on.
+        learned_by: Seed of the split by which the encoder learned too (`exits-deep`); None where it did not.
         split: Version of the rule of that split, see `ponder.integrations.transformers.exits.split_rows`.
 
     Raises:
@@ -90,7 +91,8 @@ class FinetunedClassifier(nn.Module):
         check_block_sparse(classifier)
         self.seed: int | None = None
         self.split = SPLIT
-        self._certified: str | None = None  # the digest of the weights for which a certificate was given
+        self.learned_by: int | None = None
+        self._certified: str | None = None  # the digest of the weights for which certificates were given
         self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
         self.main_input_name = classifier.main_input_name
         labels = int(classifier.config.num_labels or 0)
@@ -195,6 +197,7 @@ class FinetunedClassifier(nn.Module):
         except Exception as error:  # whatever a constructor does with values that it was not written for
             raise CheckpointError(f"{place / EXITS_FILE}: its policy cannot be used ({error}). Save again.") from error
         made.seed, made.split = settings.get("seed"), settings.get("split", 1)
+        made.learned_by = settings.get("learned_by")
         return made
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -211,7 +214,7 @@ class FinetunedClassifier(nn.Module):
 
     def _check_certificate(self) -> None:
         """Refuse to write a certificate beside weights for which it was not given."""
-        if self._certified is not None and self._certified != weights_digest(self):
+        if is_certified(self.policy) and self._certified != weights_digest(self):
             raise ArgumentError(
                 "model",
                 expected="the weights for which its policy was certified",
@@ -230,6 +233,7 @@ class FinetunedClassifier(nn.Module):
                 "policy": policy,
                 "seed": self.seed,
                 "split": self.split,
+                "learned_by": self.learned_by,
             },
         )
 
@@ -273,8 +277,10 @@ class FinetunedClassifier(nn.Module):
 
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
+        given, before = list(certificates(policy)), list(certificates(self.ponder.policy))
         self.ponder.policy = policy
-        self._certified = weights_digest(self) if is_certified(policy) else None
+        if not all(certificate in before for certificate in given):  # the others keep what they were given for
+            self._certified = weights_digest(self)
 
     def forward(self, inputs: Tensor | None = None, policy: ExitPolicy | None = None, **context: Any) -> PonderOutput:
         """Each row to its exit, in evaluation mode.

@@ -269,14 +269,14 @@ def _build(registry: Registry[Any], data: object) -> Any:
 
 
 def _registry_of(group: object) -> Registry[Any]:
-    if group not in _REGISTRIES:
+    if not isinstance(group, str) or group not in _REGISTRIES:
         raise ArgumentError(
             "data",
             expected=f"a part of {', '.join(sorted(_REGISTRIES))}",
             got=repr(group),
             remedy="Import the package that it comes from.",
         )
-    return _REGISTRIES[str(group)]
+    return _REGISTRIES[group]
 
 
 def _decode(registry: Registry[Any], value: object) -> object:

@@ -219,6 +219,7 @@ def diagnose(
     check_int("samples", samples, remedy="Pass samples=500, say.")
     if not len(speedups):
         raise ArgumentError("speedups", expected="at least one number ≥ 1", got="none", remedy="Pass (1.5, 2.0), say.")
+    speedups = speedups.tolist() if hasattr(speedups, "tolist") else list(speedups)
     for speedup in speedups:
         check_real("speedups", speedup, 1.0, remedy="Pass (1.5, 2.0), say.")
     values, metric_name = _values(trajectory, metric)

@@ -267,6 +267,8 @@ def _control(
 class _Differs(RecordedRisk):
     """Whether the answer of each step is another than the label, which is what the reference predicts."""
 
+    built_in = True
+
     def by_step(self, trajectory: Recording) -> Tensor:
         if trajectory.labels is None or not trajectory.meaning.comparable:
             raise ArgumentError(

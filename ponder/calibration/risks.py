@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class RecordedRisk(ABC):
     """
 
     name: str
+    built_in: ClassVar[bool] = False
+    """Whether it is a risk of this library, which alone may bear the name of one."""
 
     @abstractmethod
     def by_step(self, trajectory: Recording) -> Tensor:
@@ -56,16 +58,16 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
     Raises:
         ArgumentError: No labels where the risk needs them, a task without right and wrong, losses out of range.
     """
+    if not isinstance(risk, str) and name_of(risk) in _NAMED and not getattr(risk, "built_in", False):
+        raise ArgumentError(
+            "risk",
+            expected="a risk of another name, by which certificates call it",
+            got=f"one of your own that is called {name_of(risk)!r}",
+            remedy=f"Rename it, or pass risk={name_of(risk)!r} for the one of that name.",
+        )
     if isinstance(risk, RecordedRisk):
         losses = risk.by_step(trajectory).double()
     elif callable(risk):
-        if name_of(risk) in _NAMED:
-            raise ArgumentError(
-                "risk",
-                expected="a function of another name: certificates call a risk by its name",
-                got=f"a function called {name_of(risk)!r}",
-                remedy=f"Rename it, or pass risk={name_of(risk)!r} for the one of that name.",
-            )
         losses = _by_callable(risk, trajectory)
     elif risk == "disagreement":
         _check_comparable(risk, trajectory)

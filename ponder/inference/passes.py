@@ -102,7 +102,8 @@ class DatasetPass:
         bar = progress_bar(self.label, total) if self.progress else nullcontext(_unseen)
         results: list[_Result] = []
         positions: list[int] = []
-        with evaluating(self.owner), torch.inference_mode(), precision, bar as advance:
+        # Not in inference mode: what a module makes on its first call, and keeps, must serve training too.
+        with evaluating(self.owner), torch.no_grad(), precision, bar as advance:
             for batch in batches(examples, self.limits):
                 results.append(self._run(batch, call))
                 positions += [example.position for example in batch]
@@ -299,15 +300,16 @@ def _check_order(dataset: DataLoader[Any], sizes: Mapping[str, int]) -> None:
     """Refuse what goes with the data by position where a loader gives them in an order of its own; else warn of it."""
     if isinstance(dataset.dataset, IterableDataset):
         return
-    batches: Any = dataset.batch_sampler
-    ordered = (batches is None or type(batches) is BatchSampler) and isinstance(dataset.sampler, SequentialSampler)
-    if ordered:
+    sampler: Any = dataset.sampler if dataset.batch_sampler is None else dataset.batch_sampler
+    while type(sampler) is BatchSampler or hasattr(sampler, "batch_sampler"):  # of accelerate, around another
+        sampler = sampler.sampler if type(sampler) is BatchSampler else sampler.batch_sampler
+    if isinstance(sampler, SequentialSampler) or (isinstance(sampler, range) and sampler == range(len(sampler))):
         return
     if sizes:
         raise ArgumentError(
             "dataset",
             expected=f"a loader in the order of its data set, since {' and '.join(sizes)} are given by position",
-            got=f"one that draws its order ({type(batches or dataset.sampler).__name__})",
+            got=f"one that draws its order ({type(sampler).__name__})",
             remedy="Pass the loader's data set, or a loader with shuffle=False.",
         )
     warnings.warn(

@@ -28,8 +28,8 @@ _PUT_ASIDE = re.compile("\0(\\d+)\0")
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 _INLINE = (  # no mark reaches over the end of another
     (re.compile(r"&lt;u&gt;([^<]+?)&lt;/u&gt;"), r"<u>\1</u>"),
-    (re.compile(r"\*\*([^*<]+)\*\*"), r"<strong>\1</strong>"),
-    (re.compile(r"\*([^*<]+)\*"), r"<em>\1</em>"),
+    (re.compile(r"\*\*((?:[^*<]|<(\w+)>[^<]*</\2>)+)\*\*"), r"<strong>\1</strong>"),
+    (re.compile(r"\*((?:[^*<]|<(\w+)>[^<]*</\2>)+)\*"), r"<em>\1</em>"),
 )
 _MARKS = re.compile(r"\*|</?u>")
 _NUMBER = re.compile(r"[×x÷≤≥+\-−±]?\s*[\d.]+(\s*(±|–|of|/)\s*[\d.]+)?\s*(%|×|x|s|ms)?(\s*\([^)]*\))?|–|")

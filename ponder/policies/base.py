@@ -198,7 +198,7 @@ class ExitPolicy(Plugin, ABC):
         super().__init_subclass__()
         decides = next(kind for kind in cls.__mro__ if not {"decide", "statistic"}.isdisjoint(vars(kind)))
         tells = next(kind for kind in cls.__mro__ if "exit_of_all" in vars(kind))
-        if decides not in tells.__mro__:  # issubclass answers for a class of this kind once it is made
+        if cls.__mro__.index(decides) < cls.__mro__.index(tells):
             cls.exit_of_all = ExitPolicy.exit_of_all  # type: ignore[method-assign]  # what it inherits is of another
         if "knob" in vars(cls):
             warnings.warn(f"{cls.__name__}.knob is called tunable now.", DeprecationWarning, stacklevel=2)

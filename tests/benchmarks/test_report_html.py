@@ -213,6 +213,7 @@ def test_nothing_inside_code_is_a_mark() -> None:
     [
         ("**a [b** c](d)", '**a <a href="d">b** c</a>'),
         ("*a <u>b* c</u>", "*a <u>b* c</u>"),
+        ("**<u>0.91</u>** *a **b** c*", "<strong><u>0.91</u></strong> <em>a <strong>b</strong> c</em>"),
         ("[x](http://a/*b*/c)", '<a href="http://a/*b*/c">x</a>'),
         ("[`x`](u) *em* <u>**b**</u>", '<a href="u"><code>x</code></a> <em>em</em> <u><strong>b</strong></u>'),
     ],

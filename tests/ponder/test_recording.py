@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 import ponder
 from ponder import policies
@@ -235,11 +236,34 @@ def test_labels_by_position_want_the_order_of_the_data() -> None:
     model, data = wrap(make_toy("shared")).eval(), torch.randn(ROWS, WIDTH)
     labels = torch.arange(ROWS) % 3
     shuffled = DataLoader(data, batch_size=4, shuffle=True)
-    with refused("dataset", "RandomSampler" if shuffled.batch_sampler is None else "BatchSampler"):
-        model.record(shuffled, labels=labels)
+    drawn = DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, drop_last=False))
+    for loader in (shuffled, drawn, Accelerator(cpu=True).prepare(DataLoader(data, batch_size=4, shuffle=True))):
+        with refused("dataset", "RandomSampler"):
+            model.record(loader, labels=labels)
     with refused("dataset", "draws its order"):
         model.predict(shuffled, policy_context={"budget": labels})
     with pytest.warns(UserWarning, match="The loader draws the order of its data"):
         model.predict(shuffled)
-    found = model.record(DataLoader(data, batch_size=4), labels=labels)
-    assert torch.equal(found.outputs, model.record(data, labels=labels).outputs)
+    expected = model.record(data, labels=labels).outputs
+    in_bulk = DataLoader(data, batch_size=None, sampler=BatchSampler(SequentialSampler(data), 1, drop_last=False))
+    for loader in (DataLoader(data, batch_size=4), DataLoader(data, 4, sampler=range(ROWS))):
+        torch.testing.assert_close(model.record(loader, labels=labels).outputs, expected)
+    assert len(model.record((rows[0] for rows in in_bulk), labels=labels)) == ROWS
+    model.record(Accelerator(cpu=True).prepare(DataLoader(data, batch_size=4)), labels=labels)
+
+
+class Keeping(nn.Module):
+    """A step that makes a tensor on its first call, and keeps it."""
+
+    kept: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.kept = torch.linspace(0.5, 1.0, 4) if self.kept is None else self.kept
+        return hidden * self.kept
+
+
+@pytest.mark.parametrize("call", ["record", "predict"])
+def test_a_model_that_was_evaluated_first_can_be_trained(call: str) -> None:
+    model = ponder.PonderWrapper(nn.Sequential(nn.Linear(4, 4), Keeping()), 2, head=nn.Linear(4, 2))
+    getattr(model, call)(torch.randn(5, 4))
+    model.train()(torch.randn(3, 4), labels=torch.tensor([0, 1, 1])).loss.backward()

@@ -399,3 +399,17 @@ def test_what_cannot_be_saved_is_named_and_parts_of_tensors_can(tmp_path: Path) 
     ponder.load(made[1], tmp_path)
     x = torch.randn(3, 4)
     assert torch.equal(made[0](x).outputs, made[1](x).outputs)
+
+
+def test_a_model_without_memory_is_named(folder: Path) -> None:
+    for call in (lambda: ponder.load(model().to("meta"), folder), lambda: ponder.save(model().to("meta"), folder)):
+        with refused("model", "meta device", "to_empty"):
+            call()
+
+
+def test_stages_that_the_model_no_longer_trains_are_read_all_the_same(tmp_path: Path) -> None:
+    layers = [nn.Linear(4, 4) for _ in range(2)]
+    made = ponder.PonderWrapper.from_recipe(layers, "pondernet", num_outputs=2, example=torch.randn(2, 4))
+    made.objective, made.prior = objectives.FinalStep(), None
+    ponder.save(made, tmp_path)
+    assert ponder.load(made, tmp_path).stages == made.stages

@@ -309,7 +309,10 @@ def test_a_certificate_is_not_saved_beside_other_weights(tmp_path: Path) -> None
             each.classifier.classifier.bias.add_(0.5)
         with pytest.raises(ArgumentError, match="model: expected the weights for which its policy was certified"):
             each.save_pretrained(tmp_path / "stale")
-    made.policy = made.policy.policy  # type: ignore[attr-defined]
+        each.policy = each.policy.after(2)  # the certificate in it is of before
+        with pytest.raises(ArgumentError, match="for which its policy was certified"):
+            each.save_pretrained(tmp_path / "stale")
+    made.policy = made.policy.policy.policy  # type: ignore[attr-defined]
     made.save_pretrained(tmp_path / "stale")
     fit_exits(again, rows(600), epochs=1, disagreement=0.3)
     again.save_pretrained(tmp_path / "anew")
@@ -362,3 +365,17 @@ def test_a_batch_in_the_place_of_encodings_is_refused(given: Any, told: str) -> 
         fit_exits(given, model())
     with pytest.raises(ArgumentTypeError, match=r"^seed: "):
         fit_exits(model(), rows(60), seed="a")  # type: ignore[arg-type]
+
+
+def test_an_encoder_that_learned_and_was_saved_is_fitted_by_its_own_seed(tmp_path: Path) -> None:
+    made = FinetunedClassifier.from_finetuned(model().classifier, recipe="exits-deep")
+    fit_exits(made, rows(200), epochs=1, encoder_epochs=1, disagreement=0.3, seed=5)
+    made.save_pretrained(tmp_path)
+    again = FinetunedClassifier.from_pretrained(tmp_path)
+    with pytest.raises(ArgumentError, match="seed: expected 5: it tells from which inputs the encoder"):
+        fit_exits(again, rows(200), epochs=1, seed=6)
+    assert (
+        fit_exits(again, rows(200), epochs=1, disagreement=0.3, seed=5).fitted
+        == fit_exits(made, rows(200), epochs=1, encoder_epochs=1, disagreement=0.3, seed=5).fitted
+    )
+    fit_exits(made, rows(200), epochs=1, encoder_epochs=1, disagreement=0.3, seed=6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -302,6 +303,11 @@ def test_few_rows_cannot_tell() -> None:
     assert found.gains[0].low <= 0 < 0.03 < found.gains[0].high
     assert found.verdict.startswith("These 25 rows cannot tell whether early exits pay on this model")
     assert "FixedStep" not in found.verdict
+
+
+def test_speed_ups_may_be_an_array() -> None:
+    for array in (torch.tensor([1.5, 2.0]), np.arange(2, 4)):
+        assert len(ponder.diagnose(make(rows=60), [policies.Confidence], speedups=array, samples=20).gains) == 2
 
 
 def test_a_percentage_is_no_accuracy() -> None:

@@ -15,6 +15,7 @@ import ponder
 from benchmarks.risk import synthetic
 from ponder import policies
 from ponder.calibration import BOUNDS, p_values
+from ponder.calibration.risks import RecordedRisk
 from ponder.policies import Certified, Confidence, Entropy, LastStep, Patience, Quantile
 from tests.ponder.checks import refused
 from tests.ponder.test_sweep import recorded
@@ -406,8 +407,13 @@ def test_a_risk_of_ones_own_has_a_name_of_its_own() -> None:
     def disagreement(outputs: Any, labels: Any) -> Any:
         return torch.zeros(len(labels))
 
-    with refused("risk", "a function called 'disagreement'"):
-        ponder.control_risk(recorded(150), Quantile, risk=disagreement, level=0.1)
+    class Nothing(RecordedRisk):
+        def by_step(self, trajectory: Any) -> Any:
+            return torch.zeros(trajectory.outputs.shape[:2])
+
+    for own in (disagreement, Nothing("disagreement"), Nothing("error")):
+        with refused("risk", "one of your own that is called"):
+            ponder.control_risk(recorded(150), Quantile, risk=own, level=0.1)
 
 
 def test_a_row_that_is_there_twice_is_no_evidence() -> None:

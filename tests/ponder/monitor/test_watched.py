@@ -223,6 +223,12 @@ def test_a_policy_that_asks_the_caller_is_no_promise() -> None:
         Watched(model, [Budget()])
 
 
+def certified(threshold: float) -> policies.Certified:
+    told = {"statement": "", "risk": "disagreement", "level": 0.1, "confidence": 0.95, "bound": "betting", "rows": 9}
+    chosen = {"threshold_name": "threshold", "threshold_value": threshold, "p_value": threshold / 100, "path": ()}
+    return policies.Certified(policies.Confidence(threshold), **told, **chosen)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "order",
     [
@@ -230,6 +236,9 @@ def test_a_policy_that_asks_the_caller_is_no_promise() -> None:
         [policies.FixedStep(3), policies.FixedStep(1)],
         [policies.Entropy(0.2), policies.Entropy(0.4)],
         [policies.Confidence(0.5).after(2), policies.Confidence(0.4).after(2)],
+        [policies.LastStep(), policies.Confidence(0.4)],
+        [certified(0.9), certified(0.8)],
+        [certified(0.9), policies.Confidence(0.8)],
     ],
 )
 def test_stepping_back_to_what_leaves_earlier_is_refused(order: list[ExitPolicy]) -> None:

@@ -167,3 +167,18 @@ def test_a_statistic_is_one_number_a_row(wrong: Any) -> None:
 def test_python_s_own_and_and_or_would_drop_a_policy(wrong: Any) -> None:
     with refused("policy", "is None", type_error=True):
         wrong(policies.Confidence(0.9), policies.Patience(2))
+
+
+class FixedByMixin:
+    def exit_of_all(self, num_steps: int) -> int:
+        return 2
+
+
+class LeavesAtTwo(policies.ExitPolicy):
+    def decide(self, step: Any, state: Any) -> Any:
+        return step.index >= 2, state
+
+
+def test_what_tells_the_exit_of_all_may_stand_in_front() -> None:
+    assert type("Fast", (FixedByMixin, LeavesAtTwo), {})().exit_of_all(5) == 2
+    assert type("Slow", (LeavesAtTwo, FixedByMixin), {})().exit_of_all(5) is None
