@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["digest", "is_intact", "with_checksum"]
+from ponder.errors import DataError
+
+__all__ = ["digest", "is_intact", "own_seed", "with_checksum"]
 
 
 def digest(fields: Mapping[str, Any]) -> str:
@@ -34,3 +37,14 @@ def is_intact(data: Mapping[str, Any]) -> bool:
 def _of_the_rest(data: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in data.items() if name != "digest"}
     return digest(json.loads(json.dumps(rest)))  # as a file gives it back
+
+
+def own_seed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """The result, where the name of its file is that of its seed.
+
+    Raises:
+        DataError: It is another's: a copy of one seed would count as two.
+    """
+    if not path.stem.endswith(f"-s{result['seed']}"):
+        raise DataError(f"{path}: expected the result of the seed that its name tells; got that of {result['seed']}.")
+    return result

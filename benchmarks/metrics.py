@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.tasks import Task
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, NonFiniteError
 
 __all__ = ["answers", "measure", "pack", "score", "unpack"]
 
@@ -26,7 +26,13 @@ _Array = NDArray[Any]
 
 
 def answers(task: Task, outputs: _Array) -> _Array:
-    """Predictions, `(examples,)`, from outputs `(examples, labels)`."""
+    """Predictions, `(examples,)`, from outputs `(examples, labels)`.
+
+    Raises:
+        NonFiniteError: They hold NaN or infinity: that of which nothing is predicted would be class 0.
+    """
+    if not np.isfinite(outputs).all():
+        raise NonFiniteError(f"{task.name}: the model's outputs hold NaN or infinity. Train it with a lower rate.")
     predicted: _Array = outputs[:, 0] if task.kind == "regression" else outputs.argmax(-1)
     return predicted
 

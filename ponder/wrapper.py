@@ -16,7 +16,7 @@ from ponder._utils.validation import check_int, check_type
 from ponder.engine.building import ReadoutName, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
-from ponder.engine.teaching import FrozenTeacher, frozen_copy
+from ponder.engine.teaching import FrozenTeacher, check_no_shared_weights, frozen_copy
 from ponder.engine.unroll import checkpointed, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
@@ -141,9 +141,12 @@ class PonderWrapper(EarlyExitModel):
         self.objective = objective or (Ponder(0.5) if pondering else FinalStep())
         self.progress: Progress | None = None
         """How far training has come, for objectives that change while it runs; set by the trainer, never saved."""
+        self.main_input_name: str | None = None
+        """The name of the inputs in a batch that is a dict; None where the first entry is taken."""
         self._stages: tuple[Stage, ...] = ()
         self.started_stage: Stage | None = None
         """The stage that `start_stage` started last; None before, and in a model that was just read."""
+        self._frozen_by_stage: set[str] = set()
         self._told_of: ExitPolicy | None = None  # whose certificate training has been warned of
         self._teacher: FrozenTeacher | None = None
 
@@ -274,6 +277,7 @@ class PonderWrapper(EarlyExitModel):
             padding=read.padding,
         )
         model.stages = scaled.stages
+        model.main_input_name = next(iter(example)) if isinstance(example, Mapping) else None
         return model
 
     def forward(
@@ -381,7 +385,7 @@ class PonderWrapper(EarlyExitModel):
                 None takes the teacher away.
 
         Raises:
-            ArgumentError: The teacher is the model itself.
+            ArgumentError: The teacher is the model itself, or shares weights with it.
 
         Example:
             >>> from copy import deepcopy
@@ -398,6 +402,7 @@ class PonderWrapper(EarlyExitModel):
                 got="the model itself",
                 remedy="Pass copy.deepcopy(model).",
             )
+        check_no_shared_weights(self, teacher)
         if teacher is None:
             self._teacher = None
         elif isinstance(teacher, PonderWrapper):
@@ -412,8 +417,17 @@ class PonderWrapper(EarlyExitModel):
                 remedy="Pass copy.deepcopy(model), say.",
             )
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a frozen teacher is attached."""
+        return self._teacher is not None
+
     def start_stage(self, stage: Stage) -> None:
-        """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train."""
+        """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train.
+
+        What was frozen before, by nobody but the caller, stays frozen.
+        """
+        theirs = {name for name, weight in self.named_parameters() if not weight.requires_grad} - self._frozen_by_stage
         if stage.teacher == "previous":
             self.attach_teacher(None)
             self.attach_teacher(frozen_copy(self))
@@ -421,6 +435,14 @@ class PonderWrapper(EarlyExitModel):
         self.objective, self.started_stage = stage.objective, stage
         encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]
         freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
+        self._frozen_by_stage = {name for name, weight in self.named_parameters() if not weight.requires_grad} - theirs
+        for name, weight in self.named_parameters():
+            if name in theirs:
+                weight.requires_grad_(False)
+
+    def forget_frozen(self) -> None:
+        """Take what is frozen from now on for the caller's doing, and not for that of a stage."""
+        self._frozen_by_stage = set()
 
     def finish_stage(self, stage: Stage) -> None:
         """Take leave of a stage's own teacher after training, and mix the weights as `Stage.mixing` says.

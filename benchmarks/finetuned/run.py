@@ -8,6 +8,7 @@ of them, a part of the split that is reported otherwise.
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from benchmarks.terminal import hide_bars
 from ponder._utils.columns import EXPORT_REPORT
-from ponder._utils.files import read_json, write_json
+from ponder._utils.files import digest_of, read_json, write_json
 from ponder._utils.validation import check_int, check_real, check_share
 from ponder.cli import exits, export
 from ponder.errors import ArgumentError
@@ -83,25 +84,33 @@ def run(
         rest, test = test.select(range(settings["texts"])), test.select(range(settings["texts"], len(test)))
     names = list(source.features["label"].names)
     stem = f"{task.name.lower()}-{Path(backbone).name}{'' if kept is None else '-kept'}"
-    made_by = {**{name: settings[name] for name in ("train", "epochs", "lr", "bf16")}, "kept": kept and str(kept)}
+    made_by = {
+        **{name: settings[name] for name in ("train", "epochs", "lr", "bf16")},
+        "kept": None if kept is None else {path.name: digest_of(path) for path in sorted(kept.glob("*.safetensors"))},
+        "data": digest({"texts": list(train["sentence1"]), "labels": list(train["label"])}),
+    }
     plain = work / f"{stem}-s{seed}-{digest(made_by)[:10]}" / "plain"  # of these settings, and of no others
-    if (plain / "model.safetensors").is_file():
-        pass
-    elif kept is not None:
-        fine_tune_head(kept, train["sentence1"], train["label"], names, plain, seed=seed)
-    else:
-        fine_tune(
-            backbone,
-            train["sentence1"],
-            train["label"],
-            names,
-            plain,
-            epochs=settings["epochs"],
-            lr=settings["lr"],
-            seed=seed,
-            progress=sys.stderr.isatty(),
-            bf16=settings["bf16"],
-        )
+    path = out / f"{stem}-{'exits-deep' if deep else 'exits'}-s{seed}.json"
+    _check_free(path, settings)
+    if not plain.is_dir():
+        part = plain.with_name("plain.part")  # a run that is killed leaves no half of a model
+        shutil.rmtree(part, ignore_errors=True)
+        if kept is not None:
+            fine_tune_head(kept, train["sentence1"], train["label"], names, part, seed=seed)
+        else:
+            fine_tune(
+                backbone,
+                train["sentence1"],
+                train["label"],
+                names,
+                part,
+                epochs=settings["epochs"],
+                lr=settings["lr"],
+                seed=seed,
+                progress=sys.stderr.isatty(),
+                bf16=settings["bf16"],
+            )
+        part.rename(plain)
     texts = plain.parent / "texts.csv"
     with texts.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["text"], *([text.replace("\n", " ")] for text in rest["sentence1"])])
@@ -129,8 +138,19 @@ def run(
         exported = OnnxModel(target, threads=torch.get_num_threads())
         found = exported.predict(test["sentence1"])
         result["int8"] = {**read_json(target / EXPORT_REPORT), "test": _measured(found, full, test["label"])}
-    write_json(out / f"{stem}-{recipe}-s{seed}.json", result)
+    write_json(path, result)
     return result
+
+
+def _check_free(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to write over a result of other settings."""
+    if path.is_file() and (before := read_json(path).get("settings")) != dict(settings):
+        raise ArgumentError(
+            "--out",
+            expected=f"a folder without a result of other settings called {path.name}",
+            got=f"{path.parent}, where it was made by {before}",
+            remedy="Pass another folder, or move that result.",
+        )
 
 
 def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> tuple[dict[str, Any], NDArray[Any]]:

@@ -30,7 +30,9 @@ _DEFAULT_OUT = Path("runs/results")
 _DEFAULT_WORK = Path("runs/work")
 _COMMITTED = Path("benchmarks/results/glue")
 
-GlueDir = Annotated[Path | None, typer.Option(help="GLUE's data, in its own layout; from the hub where not given.")]
+GlueDir = Annotated[
+    Path | None, typer.Option(envvar="GLUE_DIR", help="GLUE's data, in its own layout; from the hub where not given.")
+]
 TextDir = Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="The data of Banking77 and CLINC150.")]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]

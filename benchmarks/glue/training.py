@@ -81,7 +81,7 @@ def train(
     kept `models`, a recipe whose first stage that is (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train
     its own.
     """
-    trained_on = _digest_of(data)
+    trained_on = digest_of(data)
     before = _finished(config, task, models, trained_on)
     if before is not None:
         return before
@@ -127,7 +127,7 @@ def plain(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, recipe="vanilla", recipe_options={}, policy=None)
 
 
-def _digest_of(data: Dataset) -> str:
+def digest_of(data: Dataset) -> str:
     """What tokenised examples are, with their labels."""
     found = hashlib.sha256()
     for column in ("input_ids", "labels"):

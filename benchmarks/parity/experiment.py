@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checksum import is_intact, with_checksum
+from benchmarks.checksum import is_intact, own_seed, with_checksum
 from benchmarks.environment import environment
 from benchmarks.parity.act import ACT
 from benchmarks.parity.config import ExperimentConfig
@@ -76,7 +76,7 @@ def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
     Raises:
         DataError: There are none, or a file is foreign, or they differ in more than the seed.
     """
-    found = [read_result(path) for path in folder.glob(f"{name}-s*.json")]
+    found = [own_seed(path, read_result(path)) for path in folder.glob(f"{name}-s*.json")]
     results = sorted(found, key=lambda result: int(result["seed"]))
     if not results:
         raise DataError(f"{folder}: no results {name}-s*.json. Run `python -m benchmarks.parity` first.")

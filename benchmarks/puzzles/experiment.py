@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checksum import is_intact, with_checksum
+from benchmarks.checksum import is_intact, own_seed, with_checksum
 from benchmarks.environment import environment
 from benchmarks.puzzles.config import ExperimentConfig
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
@@ -147,7 +147,9 @@ def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
         DataError: There are none of the looped solver, or they are of different configurations.
     """
     found = {
-        learner: sorted((read_result(path) for path in out.glob(f"{puzzle}-{learner}-s*.json")), key=_seed)
+        learner: sorted(
+            (own_seed(path, read_result(path)) for path in out.glob(f"{puzzle}-{learner}-s*.json")), key=_seed
+        )
         for learner in (*LEARNERS, "stream")
     }
     if not found["looped"]:

@@ -52,7 +52,7 @@ def risk_command(
     print_table(COLUMNS, shown, grouped=True)
     print(f"\nResult: {out / 'risk.json'}")
     if page is not None:
-        write_text(page, markdown(outcomes))
+        write_text(page, markdown(outcomes, trials, confidence))
     if not all(outcome["kept"] for outcome in outcomes):
         print("error: a promise is broken more often than the simulation's error allows", file=sys.stderr)
         sys.exit(1)
@@ -60,18 +60,19 @@ def risk_command(
 
 _ABOVE = (
     "How often is a certificate of [risk control](certify.md) broken, and how much of the possible saving is left? "
-    "Here are 1,000 certificates for each line. A promise with confidence 95% may be broken in 5% of them. The page is "
-    "written by `python -m benchmarks.risk --page`; what is counted is explained in "
+    "Here are {trials:,} certificates for each line. A promise with confidence {kept:g}% may be broken in {broken:g}% "
+    "of them. The page is written by `python -m benchmarks.risk --page`; what is counted is explained in "
     "[Certify a risk](certify.md#does-it-hold)."
 )
 
 
-def markdown(outcomes: list[dict[str, Any]]) -> str:
-    """The table as a page."""
+def markdown(outcomes: list[dict[str, Any]], trials: int, confidence: float) -> str:
+    """The table as a page, with the number of certificates of each line and what they promise."""
+    percent = round(100 * confidence, 6)
     lines = [
         "# Risk control: promises kept, savings left",
         "",
-        _ABOVE,
+        _ABOVE.format(trials=trials, kept=percent, broken=round(100 - percent, 6)),
         "",
         *markdown_table(COLUMNS, map(_cells, outcomes)),
     ]
@@ -86,7 +87,7 @@ def _shown(scene: Scene, trials: int, confidence: float, seed: int) -> Any:
 
 def _cells(outcome: dict[str, Any]) -> tuple[str, ...]:
     confidence = outcome["confidence"]
-    asked = "mean risk ≤ level" if confidence is None else f"violations ≤ {1 - confidence:.0%}"
+    asked = "mean risk ≤ level" if confidence is None else f"violations ≤ {round(100 * (1 - confidence), 6):g}%"
     return (
         outcome["scene"],
         outcome["risk"],

@@ -71,7 +71,9 @@ def run_command(
     )
     check_writable(out)
     path = out / f"{config.key}.json"
-    if not path.exists():
+    if path.exists():
+        print(f"{path} was there already (with other data, pass another --out).\n")
+    else:
         hide_bars()
         write_json(path, run(config, text_dir, progress=is_watched() and not quiet))
     _tell(_checked(path, config))

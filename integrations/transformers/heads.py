@@ -90,7 +90,9 @@ def check_heads_learn(model: Any, wrapper: PonderWrapper) -> None:
     if getattr(model, "peft_config", None) is None:
         return
     if isinstance(wrapper, EncoderWrapper) and not isinstance(getattr(wrapper, wrapper.heads_name), Heads):
+        check_prior_learns(wrapper)
         return  # peft trains a copy; a stage of training may freeze a part of it
+    check_prior_learns(wrapper)
     for name, part in (("head", wrapper.head), ("Lambda head", wrapper.lambda_head)):
         weights = [] if part is None else list(part.parameters())
         if weights and not any(weight.requires_grad for weight in weights):
@@ -100,6 +102,22 @@ def check_heads_learn(model: Any, wrapper: PonderWrapper) -> None:
                 got=f"a {name} that is frozen",
                 remedy="Pass LoraConfig(…, modules_to_save=model.head_names), or the task_type of the model.",
             )
+
+
+def check_prior_learns(wrapper: PonderWrapper) -> None:
+    """Refuse a learned prior that is frozen: peft neither trains nor saves it.
+
+    Raises:
+        ArgumentError: All of its weights are.
+    """
+    weights = [] if wrapper.prior_weights is None else list(wrapper.prior_weights.parameters())
+    if weights and not any(weight.requires_grad for weight in weights):
+        raise ArgumentError(
+            "prior",
+            expected="one that is not learned, beside adapters of peft, which would neither train nor save it",
+            got=repr(wrapper.prior),
+            remedy="Build the model with priors.Geometric(0.1), say, or with the prior that was learned, as a table.",
+        )
 
 
 def _as_in_files(module: EncoderWrapper, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel, initializ
 
 from ponder import recipes
 from ponder.analysis.metrics import MetricLike
+from ponder.engine.teaching import check_no_shared_weights
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
@@ -408,7 +409,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 None takes the teacher away.
 
         Raises:
-            ArgumentError: The teacher is this model, or has other labels.
+            ArgumentError: The teacher is this model, shares weights with it, or has other labels.
         """
         if teacher is None:
             self.ponder.attach_teacher(None)
@@ -427,6 +428,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got="the model itself",
                 remedy="Pass copy.deepcopy(model).",
             )
+        check_no_shared_weights(self, teacher)
         own, theirs = (dict(model.config.id2label or {}) for model in (self, teacher))
         if own != theirs:
             raise ArgumentError(

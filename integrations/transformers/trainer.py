@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 
 from ponder.errors import ArgumentError
@@ -51,8 +52,8 @@ class PonderTrainer(Trainer):
         kwargs: Keyword arguments of `Trainer`.
 
     Raises:
-        ArgumentError: `args` ask for label smoothing, and the labels are no classes; or the heads of a model with
-            adapters of peft are frozen.
+        ArgumentError: `args` ask for label smoothing, and the labels are no classes; the heads of a model with
+            adapters of peft are frozen; or `all_stages` with `model_init` or `optimizers`.
 
     Example:
         >>> from transformers import TrainingArguments
@@ -76,6 +77,7 @@ class PonderTrainer(Trainer):
         self.head_lr = head_lr
         self.all_stages = all_stages
         self._at_full_depth = False
+        self._evaluated = self._rows = 0
         self._seen = {True: Means(), False: Means()}  # in training mode, and in evaluation mode
         super().__init__(*args, **kwargs)
         self._smoothed: Task | None = None
@@ -85,6 +87,14 @@ class PonderTrainer(Trainer):
         wrapper = _wrapper_in(self.model)
         if wrapper is not None:
             check_heads_learn(self.model, wrapper)
+        given = [name for name in ("model_init", "optimizers") if kwargs.get(name) not in (None, (None, None))]
+        if all_stages and given:
+            raise ArgumentError(
+                "all_stages",
+                expected="False: each stage goes on with the model of the one before, by an optimiser of its own",
+                got=f"True with {' and '.join(given)}",
+                remedy="Pass the model, lambda_lr and head_lr; or start each stage: model.start_stage(stage).",
+            )
         if all_stages and not isinstance(self.model, PonderPreTrainedModel):
             raise ArgumentError(
                 "all_stages",
@@ -129,6 +139,7 @@ class PonderTrainer(Trainer):
                 for parameter, trained in before.items():
                     parameter.requires_grad_(parameter.requires_grad and trained)
                 self.optimizer = self.lr_scheduler = None
+                self._seen[True].taken()  # what the stage before saw after its last log
                 # As in `ponder.fit`: until the exits are trained, they say nothing of an epoch.
                 self._at_full_depth = stage is not stages[-1] and stage.train != "early_heads"
                 found = super().train(checkpoint, *args, **kwargs)
@@ -141,6 +152,7 @@ class PonderTrainer(Trainer):
             self.args.output_dir = folder
             for parameter, trained in before.items():
                 parameter.requires_grad_(trained)
+            model.ponder.forget_frozen()
         return found
 
     def _left_off(self, folders: list[str]) -> tuple[int, str | None]:
@@ -196,6 +208,7 @@ class PonderTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Evaluate as Transformers does, and report the mean exit of the examples too."""
         self._seen[False].taken()
+        self._evaluated = self._rows = 0  # batches, and rows, of this process
         wrapper = _wrapper_in(self.model) if self._at_full_depth else None
         with nullcontext() if wrapper is None else _with_policy(wrapper, LastStep()):
             output = super().evaluation_loop(
@@ -203,6 +216,17 @@ class PonderTrainer(Trainer):
             )
         exits = {f"{metric_key_prefix}_{name}": mean for name, mean in self._seen[False].taken().items()}
         return output._replace(metrics={**(output.metrics or {}), **exits})
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """A batch of an evaluation, whose rows are told by their place in the data: sampled exits depend on the row."""
+        rows = find_batch_size(inputs)
+        ours = any(isinstance(module, PonderPreTrainedModel) for module in model.modules())
+        if ours and rows and "row_ids" not in inputs:
+            number = self._evaluated * self.args.world_size + self.args.process_index
+            first = number * rows if self.args.world_size > 1 else self._rows
+            inputs = {**inputs, "row_ids": torch.arange(first, first + rows)}
+            self._evaluated, self._rows = self._evaluated + 1, self._rows + rows
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of `args.optim` on the trainable parameters.

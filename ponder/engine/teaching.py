@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ponder._utils.trees import Tree, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FrozenTeacher", "frozen_copy"]
+__all__ = ["FrozenTeacher", "check_no_shared_weights", "frozen_copy"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -24,6 +24,22 @@ def frozen_copy(model: Model) -> Model:
     copied.zero_grad(set_to_none=True)
     copied.eval()
     return copied
+
+
+def check_no_shared_weights(student: nn.Module, teacher: object) -> None:
+    """Refuse a teacher that has weights in common with the student: it would be trained along.
+
+    Raises:
+        ArgumentError: It does.
+    """
+    own = {id(weight) for weight in student.parameters()}
+    if isinstance(teacher, nn.Module) and any(id(weight) in own for weight in teacher.parameters()):
+        raise ArgumentError(
+            "teacher",
+            expected="a model that does not change while this one is trained",
+            got="one that shares weights with it",
+            remedy="Pass copy.deepcopy(teacher), made before the student is trained.",
+        )
 
 
 class FrozenTeacher:

@@ -156,6 +156,7 @@ def fit(
     if recipe is not None:
         _take(recipe, model, wrapper)
     stages = wrapper.stages or (Stage(wrapper.objective),)
+    _check_teachers(stages, wrapper)
     if own and accelerator.log_with:
         accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
     main_input = getattr(model, "main_input_name", None)
@@ -191,6 +192,7 @@ def fit(
         for parameter, trained in before.items():
             parameter.requires_grad_(trained)
         model.eval()
+        wrapper.forget_frozen()
         if own and accelerator.log_with:
             accelerator.end_training()
     return FitReport(tuple(done), None if scored is None else scored.name(wrapper.task))
@@ -402,6 +404,20 @@ class _StageRun:
     def _autocast(self) -> AbstractContextManager[Any]:
         device = self.accelerator.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
+
+
+def _check_teachers(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:
+    """Refuse, before anything is trained, a stage that learns from a teacher that is not there."""
+    attached = wrapper.has_teacher
+    for stage in stages:
+        if "teacher" in stage.objective.needs and stage.teacher == "attached" and not attached:
+            raise ArgumentError(
+                "teacher",
+                expected=f"one that is attached, for {stage.objective!r}",
+                got="none any more, after a stage that had its own" if wrapper.has_teacher else "none",
+                remedy="Call model.attach_teacher(a_frozen_model) before training.",
+            )
+        attached = attached and stage.teacher != "previous"
 
 
 def _told(objective: Objective) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def measured(
         labels: Labels, or None.
 
     Returns:
-        `loss_step_1` … (the task's loss of each step) where there are labels; with hazards `expected_steps` (the mean
-        of the halting distribution), and where the objective reads a prior `kl`, from that distribution to it.
+        `loss_step_1` … (the task's loss of each step) where there are labels and the objective does not draw which
+        steps are run; with hazards `expected_steps` (the mean of the halting distribution), and where the objective
+        reads a prior `kl`, from that distribution to it.
 
     Example:
         >>> found = measured(model, trajectory.outputs, trajectory.hazard_logits, labels)
@@ -43,7 +44,9 @@ def measured(
     found: dict[str, Tensor] = {}
     if not len(outputs):
         return found
-    if labels is not None:
+    if (
+        labels is not None and not model.objective.draws_depth
+    ):  # where depth is drawn, steps have no number of their own
         task = model.task or infer_task(outputs[:, -1], labels)
         labels = checked_labels(task, outputs[:, -1], labels)
         rows = task.labelled(labels)

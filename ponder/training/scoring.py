@@ -61,7 +61,9 @@ class HeldOut:
         with evaluating(model), torch.no_grad():  # what a model keeps of a call, it may train with
             for given in self.loader:
                 batch = read_batch(given, self.main_input, "held_out").to(device)
-                out = model(batch.inputs, policy=policy, **batch.context)
+                seen = sum(map(len, steps))
+                ids = torch.arange(seen, seen + len(batch.labels), device=device)
+                out = model(batch.inputs, policy=policy, row_ids=ids, **batch.context)
                 checked = checked_labels(task, out.outputs, batch.labels)
                 task = task or infer_task(out.outputs, checked)
                 kept = _kept(task, out.outputs.float(), checked)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import metrics, tasks
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, NonFiniteError
 
 CLASSES = st.integers(1, 40).flatmap(
     lambda size: st.tuples(*[st.lists(st.integers(0, 1), min_size=size, max_size=size)] * 2)
@@ -142,3 +142,13 @@ def test_matthews_of_several_classes_is_that_of_scikit_learn(pair):
 def test_a_task_that_cannot_be_measured_is_refused_where_it_is_made(changes, argument):
     with pytest.raises(ArgumentError, match=f"^{argument}: "):
         dataclasses.replace(tasks.get("RTE"), **changes)
+
+
+@pytest.mark.parametrize("task", ["MRPC", "STS-B"])
+def test_what_is_no_number_is_no_answer(task):
+    width = tasks.get(task).num_labels
+    for wrong in (np.nan, np.inf):
+        outputs = np.zeros((4, width))
+        outputs[2, 0] = wrong
+        with pytest.raises(NonFiniteError, match="NaN or infinity"):
+            metrics.answers(tasks.get(task), outputs)

@@ -228,7 +228,15 @@ class LayeredModule:
         elif isinstance(inputs, tuple):
             given |= dict(enumerate(inputs))
         else:
-            given[0 if self.first is None else self.first] = inputs
+            name = 0 if self.first is None else self.first
+            if given.get(name) is not None and name in named:
+                raise ArgumentError(
+                    str(name),
+                    expected="it once: the inputs fill it",
+                    got="another as well, which would not be read",
+                    remedy=f"Call the model with {name} as the inputs, and leave it out of the context.",
+                )
+            given[name] = inputs
         # None in a place keeps those behind it in theirs.
         return {key: value for key, value in given.items() if value is not None or isinstance(key, int)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ from ponder import objectives, policies, priors, recipes
 from ponder.errors import NonFiniteError
 from ponder.training import FitReport, measured
 from ponder.training.fitting import _Options
+from ponder.training.scoring import HeldOut
 from tests.ponder.checks import refused
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -556,3 +558,93 @@ def test_a_later_stage_that_cannot_run_is_found_at_once(late: Any, words: str) -
     with pytest.raises(ponder.PonderError, match=words):
         model.stages = stages
     assert len(model.stages) == 1
+
+
+class Named(nn.Module):
+    """An encoder that is called with two tensors by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, signal: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = signal * mask
+        for layer in self.layers:
+            hidden = layer(hidden).tanh() * mask
+        return hidden
+
+
+def test_the_inputs_of_a_dict_are_told_by_name() -> None:
+    inputs, labels = data(16)
+    mask = torch.ones(16, 1)
+    models = []
+    for order in (("signal", "mask", "labels"), ("mask", "labels", "signal")):
+        torch.manual_seed(0)
+        example = {"signal": inputs[:2], "mask": mask[:2]}
+        model = ponder.PonderWrapper.from_recipe(
+            Named(), "vanilla", num_outputs=2, example=example, head_dropout=0.0, layers="layers"
+        )
+        batch = {"signal": inputs, "mask": mask, "labels": labels}
+        fit(model, [{name: batch[name] for name in order}])
+        models.append(weights(model))
+    for name, weight in models[0].items():
+        assert torch.equal(weight, models[1][name]), name
+    with refused("signal", "would not be read"):
+        model(mask, signal=inputs)
+
+
+def test_sampled_exits_of_held_out_data_do_not_depend_on_its_batches() -> None:
+    inputs, labels = data(48, seed=5)
+    model = make("pondernet")
+    found = []
+    for size in (1, 5, 48):
+        parts = list(zip(inputs.split(size), labels.split(size), strict=True))
+        found.append(measured_held_out(model, parts))
+    assert found[0] == found[1] == found[2]
+    assert found[0] == model.predict(inputs).exit_step.double().mean().item()
+    assert found[0] > 1.0
+
+
+def measured_held_out(model: Any, parts: Any) -> float:
+    return HeldOut(parts, None, None).score(model, model.policy, torch.device("cpu")).exit_step
+
+
+def test_a_teacher_that_shares_weights_is_refused() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(WIDTH, WIDTH) for _ in range(2)]
+    student, teacher = (
+        ponder.PonderWrapper.from_recipe(layers, "vanilla", num_outputs=2, example=torch.randn(2, WIDTH)) for _ in "ab"
+    )
+    with refused("teacher", "shares weights"):
+        student.attach_teacher(teacher)
+    student.attach_teacher(copy.deepcopy(teacher))
+
+
+def test_what_the_caller_froze_stays_frozen_in_a_stage() -> None:
+    model = make("deebert")
+    mine = model.steps.fns[0][0].bias.requires_grad_(False)
+    first, second = model.stages
+    model.start_stage(first)
+    assert not mine.requires_grad
+    assert model.steps.fns[0][0].weight.requires_grad
+    model.start_stage(second)  # freezes the encoder by itself
+    model.start_stage(first)
+    assert not mine.requires_grad
+    assert model.steps.fns[0][0].weight.requires_grad
+
+
+def test_a_later_stage_without_its_teacher_is_found_at_once() -> None:
+    stages = (recipes.Stage(objectives.FinalStep()), recipes.Stage(objectives.Distillation(teacher="frozen")))
+    model = make(recipes.Recipe("mine", "none", stages=stages, policy=policies.LastStep()))
+    before = weights(model)
+    with refused("teacher", "none"):
+        fit(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
+
+
+def test_steps_that_were_drawn_have_no_loss_of_their_own() -> None:
+    model = ponder.PonderWrapper(
+        nn.Linear(WIDTH, WIDTH), 4, head=nn.Linear(WIDTH, 2), objective=objectives.RandomDepth(warm_up=2)
+    )
+    trajectory = model.eval().unroll(torch.randn(3, WIDTH), labels=torch.tensor([0, 1, 0]))
+    assert measured.measured(model, trajectory.outputs, None, trajectory.labels) == {}
