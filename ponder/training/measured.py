@@ -44,9 +44,7 @@ def measured(
     found: dict[str, Tensor] = {}
     if not len(outputs):
         return found
-    if (
-        labels is not None and not model.objective.draws_depth
-    ):  # where depth is drawn, steps have no number of their own
+    if labels is not None and not model.objective.draws_depth:  # a step that was drawn has no number of its own
         task = model.task or infer_task(outputs[:, -1], labels)
         labels = checked_labels(task, outputs[:, -1], labels)
         rows = task.labelled(labels)

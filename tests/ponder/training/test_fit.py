@@ -647,4 +647,4 @@ def test_steps_that_were_drawn_have_no_loss_of_their_own() -> None:
         nn.Linear(WIDTH, WIDTH), 4, head=nn.Linear(WIDTH, 2), objective=objectives.RandomDepth(warm_up=2)
     )
     trajectory = model.eval().unroll(torch.randn(3, WIDTH), labels=torch.tensor([0, 1, 0]))
-    assert measured.measured(model, trajectory.outputs, None, trajectory.labels) == {}
+    assert measured(model, trajectory.outputs, None, trajectory.labels) == {}
