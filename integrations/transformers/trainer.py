@@ -187,7 +187,7 @@ class PonderTrainer(Trainer):
         with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
             if wrapper is not None and outputs.get("exit_step") is not None:
-                seen = _measured(wrapper, outputs, inputs.get("labels"))
+                seen = _measured(wrapper, outputs, _labels_of(inputs))
                 # Of all processes, as Trainer gathers losses, without the rows that fill the last batch up.
                 self._seen[model.training].add(seen if model.training else self.accelerator.gather_for_metrics(seen))
         return (loss, outputs) if return_outputs else loss
@@ -304,6 +304,14 @@ def _with_policy(wrapper: PonderWrapper, policy: ExitPolicy) -> Iterator[None]:
         yield
     finally:
         wrapper.policy = own
+
+
+def _labels_of(inputs: Any) -> Tensor | None:
+    """The labels of a batch; of spans, their first and last places, `(batch, 2)`."""
+    if "start_positions" in inputs and "end_positions" in inputs:
+        return torch.stack([inputs["start_positions"].reshape(-1), inputs["end_positions"].reshape(-1)], dim=1)
+    labels: Tensor | None = inputs.get("labels")
+    return labels
 
 
 def _measured(wrapper: PonderWrapper, outputs: Any, labels: Tensor | None) -> dict[str, Tensor]:

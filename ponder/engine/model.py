@@ -130,7 +130,8 @@ class EarlyExitModel(nn.Module):
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
         The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move. A stem or readout
-        without parameters is as the encoder is.
+        without parameters is as the encoder is. An encoder that was captured is one part, and so are the stem, each
+        step and each head: what is frozen within one that is trained is in training mode.
         """
         super().train(mode)
         if not mode:

@@ -15,6 +15,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 __all__ = ["Batch", "read_batch"]
 
 _LABELS = ("labels", "label")
+_SPAN = ("start_positions", "end_positions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,9 @@ def read_batch(batch: Any, main_input: str | None = None, argument: str = "loade
     """Read a batch.
 
     Args:
-        batch: A pair (inputs, labels); a pair (inputs, dict), whose dict holds the labels under ``"labels"`` and
-            context; or one dict, with the inputs under `main_input`, or else as its first entry.
+        batch: A pair (inputs, labels); a pair (inputs, dict), whose dict holds the labels under ``"labels"`` (those of
+            spans under ``"start_positions"`` and ``"end_positions"``) and context; or one dict, with the inputs under
+            `main_input`, or else as its first entry.
         main_input: The name of the inputs in a dict, where the model has one.
         argument: What the loader is called in messages.
 
@@ -71,6 +73,10 @@ def read_batch(batch: Any, main_input: str | None = None, argument: str = "loade
     else:
         raise _refusal(batch, argument)
     found = [given.pop(name) for name in _LABELS if name in given]
+    if not found and all(
+        isinstance(given.get(name), Tensor) for name in _SPAN
+    ):  # of a span, as Transformers names them
+        found = [torch.stack([given.pop(name).reshape(-1) for name in _SPAN], dim=1)]
     if not found or not isinstance(found[0], Tensor):
         raise _refusal(batch, argument)
     return Batch(inputs, found[0], given)

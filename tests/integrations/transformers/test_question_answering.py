@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, LlamaConfig, LlamaForQuestionAnswering
+from transformers import (
+    AutoModelForQuestionAnswering,
+    BertForQuestionAnswering,
+    LlamaConfig,
+    LlamaForQuestionAnswering,
+    TrainingArguments,
+)
 
+import ponder
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import FinetunedClassifier, PonderForQuestionAnswering
+from ponder.integrations.transformers import FinetunedClassifier, PonderForQuestionAnswering, PonderTrainer
 from ponder.integrations.transformers.families import tiny_encoder
 from ponder.policies import FixedStep, LastStep, Patience, Quantile
 from tests.integrations.transformers.test_task_models import BY_NAME, batch_for
@@ -67,6 +74,21 @@ def test_it_trains_exits_and_is_found_again(recipe: str, tmp_path: Path) -> None
             torch.testing.assert_close(
                 torch.stack([run.start_logits, run.end_logits], -1), replayed.outputs, rtol=1e-4, atol=1e-5
             )
+
+
+def test_fit_and_the_trainer_take_places_for_labels(tmp_path: Path) -> None:
+    model = make("pabee")
+    given = {**batch_for(model), "start_positions": START, "end_positions": END}
+    report = ponder.fit(model, [given], held_out=[given], epochs=2, seed=0)
+    assert [epoch.epoch for epoch in report.stages[0].epochs] == [1, 2]
+    assert report.stages[0].best.score is not None
+    rows = [{name: value[n] for name, value in given.items()} for n in range(3)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, logging_steps=1, report_to=[], disable_tqdm=True, use_cpu=True, save_strategy="no"
+    )
+    trainer = PonderTrainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    assert {"loss_step_1", f"loss_step_{model.ponder.num_steps}"} <= set(trainer.state.log_history[0])
 
 
 def test_an_answer_that_was_cut_off_counts_for_nothing() -> None:
