@@ -12,7 +12,7 @@ import pytest
 from benchmarks.checksum import is_intact
 from benchmarks.glue.gates import FORMAT
 from benchmarks.glue.report import tables
-from benchmarks.glue.report.goals import GOALS, gap
+from benchmarks.glue.report.goals import GOALS, gap, gaps_by_seed
 from benchmarks.glue.report.groups import BLIND, Group, Groups, choose
 from benchmarks.glue.report.summary import is_of_suite
 from benchmarks.glue.results import Result, read_all
@@ -129,7 +129,7 @@ def test_where_exits_do_not_pay(summary: dict[str, Any]) -> None:
     says(f"({rte['blind']:.1f}, {rte['static']:.1f} and {rte['ponder']:.1f}; three seeds).")
     full, fast, twice = (summary["mpnet"][key]["tasks"]["RTE"] for key in ("1", "1.5", "2"))
     says(
-        f"On `mpnet` RTE is learnt ({full['vanilla']:.1f}), in the upper half of the steps: `ponder` has "
+        f"On `mpnet` RTE is learnt ({full['vanilla']:.1f}): `ponder` has "
         f"{full['ponder']:.1f} at full depth, {fast['ponder']:.1f} at ×1.5 and {twice['ponder']:.1f} at ×2, where the "
         f"encoder cut after six has {twice['static']:.1f}."
     )
@@ -146,9 +146,13 @@ def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> Non
     tasks = sorted(task for task, it in summary["minilm"]["2"]["tasks"].items() if it["ponder"])
     assert len(tasks) == 7
     gaps = {(goal.rival, goal.speed_up): (known(goal.gap_in(pays, tasks)), goal.gap) for goal in GOALS[:5]}
+    by_seed = {task: gaps_by_seed(pays, task, "static", 1.5) for task in tasks}
+    means = statistics.fmean(statistics.fmean(gaps_of_task) for gaps_of_task in by_seed.values())
+    assert 0 < means < 0.5 < min(gaps[BLIND, 2.0][0], gaps["static", 1.5][0])
+    assert sorted(by_seed["RTE"])[0] < -5 < 0 < sorted(by_seed["RTE"])[1]
     says(
         "`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and ahead of the encoder that was cut, at ×1.5 by "
-        "what was asked."
+        f"what was asked (in means over seeds, by {means:+.1f}: one of RTE is far behind)."
     )
     assert abs(gaps[BLIND, 1.5][0]) < 0.15
     assert all(0 < found < asked for (_, speed_up), (found, asked) in gaps.items() if speed_up > 1.5)
@@ -279,7 +283,8 @@ def test_patience_is_behind_a_blind_choice(before: Groups, before_on_mpnet: Grou
     known = [(own, blind) for own, blind in pairs if own is not None and blind is not None]
     behind = sum(own < blind for own, blind in known)
     says(
-        f"at ×2 it is behind a blind choice on the same models in {behind} of the {len(known)} pairs of recipe and task"
+        f"at ×2 it is behind a blind choice on the same models in {behind} of the {len(known)} pairs of recipe and "
+        "task (without WNLI)"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.glue.report.groups import BLIND, Group, Groups
 from ponder.pages import Table
 
-__all__ = ["GOALS", "Goal", "gap", "goals_table"]
+__all__ = ["GOALS", "Goal", "gap", "gaps_by_seed", "goals_table"]
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,21 @@ def gap(groups: Groups, task: str, rival: str, speed_up: float) -> float | None:
 
     Seeds differ by more than recipes do, and medians of different seeds would be compared with one another.
     """
+    gaps = gaps_by_seed(groups, task, rival, speed_up)
+    return statistics.median(gaps) if gaps else None
+
+
+def gaps_by_seed(groups: Groups, task: str, rival: str, speed_up: float) -> list[float]:
+    """The points of `gap`, of each seed that both have."""
     own = groups.get(("ponder", task))
     if own is None:
-        return None
+        return []
     other = own if rival == BLIND else _rival(groups, task, rival, speed_up)
     if other is None:
-        return None
+        return []
     ours = own.by_seed(speed_up, own.own_policy)
     theirs = other.by_seed(1.0 if rival == "vanilla" else speed_up, BLIND)
-    gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    return statistics.median(gaps) if gaps else None
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
 
 def _rival(groups: Groups, task: str, rival: str, speed_up: float) -> Group | None:
