@@ -85,6 +85,8 @@ class PonderTrainer(Trainer):
             self._smoothed = _smoothed(self.model, self.args.label_smoothing_factor)
             self.label_smoother = None  # it would take the labels away from the model
         wrapper = _wrapper_in(self.model)
+        trained: Any = self.model
+        self._ours = any(isinstance(module, PonderPreTrainedModel) for module in trained.modules())
         if wrapper is not None:
             check_heads_learn(self.model, wrapper)
         given = [name for name in ("model_init", "optimizers") if kwargs.get(name) not in (None, (None, None))]
@@ -220,8 +222,7 @@ class PonderTrainer(Trainer):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """A batch of an evaluation, whose rows are told by their place in the data: sampled exits depend on the row."""
         rows = find_batch_size(inputs)
-        ours = any(isinstance(module, PonderPreTrainedModel) for module in model.modules())
-        if ours and rows and "row_ids" not in inputs:
+        if self._ours and rows and "row_ids" not in inputs:
             number = self._evaluated * self.args.world_size + self.args.process_index
             first = number * rows if self.args.world_size > 1 else self._rows
             inputs = {**inputs, "row_ids": torch.arange(first, first + rows)}

@@ -74,6 +74,15 @@ def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir:
     if INT8:
         assert result["int8"]["products"].startswith("in int8")
         assert result["int8"]["test"]["plain_accuracy"] == result["test"]["plain_accuracy"]
+    other = {**SETTINGS, "texts": 150}
+    with pytest.raises(ArgumentError, match=r"--out: expected a folder without a result of other settings"):
+        run("SST-2", backbone, other, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
+    assert json.loads(path.read_text()) == result
+    assert len(list((tmp_path / "work").iterdir())) == 1
+    changed = [f"it is {'not ' * (n % 2)}true that {' '.join(str(n))} \t{n % 2}" for n in range(260)]
+    write(tmp_path / "glue", "SST-2", "train", ["sentence\tlabel", *changed])
+    run("SST-2", backbone, SETTINGS, folders, tmp_path / "work", tmp_path / "other", deep=False, int8=False)
+    assert len(list((tmp_path / "work").iterdir())) == 2, "a model of other texts is another"
     for name in ("STS-B", "RTE"):
         with pytest.raises(ArgumentError, match="task"):
             run(name, backbone, SETTINGS, {"--glue-dir": glue_dir}, tmp_path, tmp_path, deep=False, int8=False)

@@ -127,3 +127,6 @@ def test_models_of_numbers_are_measured_and_those_that_held_out_nothing_refused(
     with pytest.raises(ArgumentError, match="--model: expected a model whose training held out a part of train"):
         measure(on_dev, glue_dir, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+    with pytest.raises(ArgumentError, match="--model: expected one that was trained on this data"):
+        measure(replace(model, data="0" * 16), glue_dir, tmp_path / "none")
+    assert not list((tmp_path / "none").glob("*.json"))

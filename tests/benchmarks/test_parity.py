@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.checksum import own_seed
 from benchmarks.parity.act import ACT, act_weights
 from benchmarks.parity.cli import app, main
 from benchmarks.parity.config import PAPER, SMALL
@@ -316,3 +317,10 @@ def test_wrong_options_are_one_message(option, tmp_path, monkeypatch, capsys):
     assert f"error: {option[0].removeprefix('--')}: expected" in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_of_a_result_is_no_other_seed(tmp_path):
+    assert own_seed(tmp_path / "small-s3.json", {"seed": 3}) == {"seed": 3}
+    for name in ("small-s9", "small-s13", "small"):
+        with pytest.raises(DataError, match="expected the result of the seed that its name tells; got that of 3"):
+            own_seed(tmp_path / f"{name}.json", {"seed": 3})

@@ -26,6 +26,9 @@ def test_the_command_line(tmp_path):
     assert len(outcomes) == 3 * 3 * 4
     assert {outcome["rows"] for outcome in outcomes} == {60, 90}
     assert page.read_text().count("\n| ") == len(outcomes) + 2  # a heading and a rule
+    assert (
+        "Here are 3 certificates for each line. A promise with confidence 95% may be broken in 5%" in page.read_text()
+    )
 
 
 def test_a_broken_promise_fails_the_command():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 import ponder
+from ponder import priors
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
     PonderForAudioClassification,
@@ -198,3 +199,12 @@ def test_a_pipeline_runs_a_model_with_adapters() -> None:
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
     classify = pipeline("text-classification", adapted.eval(), tokenizer=make_tokenizer(), policy=FixedStep(2))
     assert classify("a b c", exit_step=True)[0]["exit_step"] == 2
+
+
+def test_a_learned_prior_that_would_never_learn_is_refused() -> None:
+    model = make(TEXTS, "bert")
+    model.ponder.prior = priors.Learned(model.ponder.num_steps)
+    batch = batch_for(model)
+    wrapped = adapted(model, modules_to_save=model.head_names)
+    with pytest.raises(ArgumentError, match="prior: expected one that is not learned"):
+        wrapped.train()(**batch, **labelled(model, batch))

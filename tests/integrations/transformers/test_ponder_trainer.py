@@ -743,3 +743,11 @@ def test_the_default_recipe_teaches_every_step_of_tokens_and_spans(kind: Any, tm
         return model.ponder.task.distillation_losses(steps[:, 0], steps[:, -1], 1.0).mean().item()
 
     assert apart(all_stages=True) < apart(all_stages=False) / 2
+
+
+@pytest.mark.parametrize("given", [{"model_init": lambda: make_model("bert")}, {"optimizers": (object(), None)}])
+def test_stages_and_what_is_made_anew_for_each_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    model = None if "model_init" in given else make_model("bert")
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    with pytest.raises(ArgumentError, match=f"all_stages: expected False.*True with {next(iter(given))}"):
+        PonderTrainer(model=model, args=arguments, all_stages=True, **given)
