@@ -17,6 +17,7 @@ from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration import BOUNDS
 from ponder.calibration.control import find_low
 from ponder.calibration.risks import losses_by_step
+from ponder.engine.replay import check_replay
 from ponder.policies import Quantile
 
 __all__ = ["GRID", "RISKS", "Outcome", "Scene", "real_scene", "simulate", "split_scene", "synthetic_scene"]
@@ -151,6 +152,7 @@ def synthetic_scene(rows: int = 1000) -> Scene:
 
 def real_scene(name: str, population: ponder.Trajectory, rows: int) -> Scene:
     """Calibration sets drawn, with replacement, from a recorded trajectory that is taken as the whole world."""
+    check_replay(population, Quantile(0.5))
     truth = _Truth(population)
 
     def draw(generator: torch.Generator) -> tuple[ponder.Trajectory, _Truth]:

@@ -14,6 +14,7 @@ __all__ = ["COLUMNS", "MARK", "cells", "markdown", "write_page"]
 
 COLUMNS = ("case", "figure", "median", "range", "goal", "reached")
 MARK = "<!-- figures: everything below is written by `python -m benchmarks.speed --page` -->"
+_READ = {"section", "number", "quick", "figures", "environment"}
 TITLES = {
     "overhead": "Wrapper at full depth, compiled layers, bfloat16",
     "exiting": "Exits in wall-clock",
@@ -80,7 +81,8 @@ def _short_of_goal(told: dict[str, Any]) -> float:
 
 def write_page(page: Path, folder: Path) -> None:
     """Put the results of a folder below the mark of a page; what stands above it stays."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    results = [result for result in read if isinstance(result, dict) and result.keys() >= _READ]  # others lie beside
     before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.is_file() else "# Speed\n\n"
     write_text(page, f"{before}{MARK}\n\n{markdown(results)}")
 

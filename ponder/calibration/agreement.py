@@ -19,6 +19,7 @@ from ponder._utils.validation import check_real
 from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
+from ponder.calibration.fresh import check_fresh
 from ponder.calibration.risks import RecordedRisk, losses_by_step
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
@@ -73,7 +74,9 @@ class AgreementControl:
         exit_shares: The share of the certifying rows that leaves at each step, `(steps,)`.
 
     Example:
-        >>> made = control_agreement(trajectory, trajectory, level=0.02)  # in earnest, two sets of rows
+        >>> from dataclasses import replace
+        >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # in earnest: other rows
+        >>> made = control_agreement(trajectory, certifying, level=0.02)
         >>> print(made.statement("full depth does"))
         Answers as full depth does on all but 2% of inputs like these, with 95% confidence (certified on 300 ...).
     """
@@ -142,7 +145,8 @@ def control_agreement(
             ``"disagreement"``, which a service can audit, and else of ``"disagreement_with_reference"``.
 
     Raises:
-        ArgumentError: A trajectory without labels, or a number out of range.
+        ArgumentError: A trajectory without labels, a certifying row that is among those that choose, or a number out of
+            range.
 
     Example:
         >>> from dataclasses import replace
@@ -152,6 +156,7 @@ def control_agreement(
         >>> made.kind, made.mean_exit_step, made.disagreement
         ('confidence', 2.0, 0.0)
     """
+    check_fresh(certifying, choosing, "certifying")
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(choosing.num_steps), open_low=True)
     kinds = _kinds(choosing)

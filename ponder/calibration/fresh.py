@@ -31,11 +31,16 @@ def check_once(trajectory: Recording, argument: str = "trajectory") -> None:
         )
 
 
-def check_fresh(test: Recording, calibration: Recording) -> None:
+def check_fresh(test: Recording, calibration: Recording, argument: str = "test") -> None:
     """Refuse a test set that holds rows of the calibration set.
 
     Ids alone prove nothing, since by default they are positions, which start anew in every call; nor does the record,
     since texts repeat. A row is the same where its id is, and all that was recorded of it: outputs and hazards.
+
+    Args:
+        test: The rows that are to be fresh.
+        calibration: The rows on which something was chosen.
+        argument: What the test set is called in the message.
 
     Raises:
         ArgumentError: Rows of one are in the other.
@@ -67,11 +72,11 @@ def check_fresh(test: Recording, calibration: Recording) -> None:
     if bool(same.any()):
         shown = test.row_ids[same][:5].tolist()
         raise ArgumentError(
-            "test",
+            argument,
             expected="rows that the calibration has not seen",
             got=f"{int(same.sum())} rows with the same id and the same record, for example ids {shown}",
             remedy="Split the data first, and calibrate on one part only. Other rows that happen to give the same are "
-            "recorded with ids of their own: model.record(test, first_row=len(calibration)).",
+            "recorded with ids of their own: model.record(others, first_row=len(calibration)).",
         )
 
 

@@ -157,10 +157,12 @@ def fit(
         _take(recipe, model, wrapper)
     stages = wrapper.stages or (Stage(wrapper.objective),)
     _check_teachers(stages, wrapper)
-    if own and accelerator.log_with:
-        accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
     main_input = getattr(model, "main_input_name", None)
     scored = None if held_out is None else HeldOut(held_out, metric, main_input)
+    if scored is not None:
+        scored.check()
+    if own and accelerator.log_with:
+        accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     frozen = [parameter for parameter, trained in before.items() if not trained]
     if isinstance(loader, DataLoader):

@@ -50,6 +50,18 @@ class HeldOut:
     metric: Callable[[Tensor, Tensor], Any] | None
     main_input: str | None
 
+    def check(self) -> None:
+        """Read the first batch, before anything is trained; random numbers are drawn as if nobody had looked.
+
+        Raises:
+            ArgumentError: There is no batch, or no labels in it.
+        """
+        with torch.random.fork_rng():
+            for given in self.loader:
+                read_batch(given, self.main_input, "held_out")
+                return
+        raise ArgumentError("held_out", expected="at least one batch", got="none", remedy="Pass more data, or None.")
+
     def score(self, model: PonderWrapper, policy: ExitPolicy, device: torch.device) -> Score:
         """Run all batches to their exits, in evaluation mode.
 

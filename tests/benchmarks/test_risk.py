@@ -1,6 +1,7 @@
 """The simulation of risk control: its command line, its counting, its page."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ def test_the_command_line(tmp_path):
     assert (
         "Here are 3 certificates for each line. A promise with confidence 95% may be broken in 5%" in page.read_text()
     )
+
+
+def test_a_trajectory_that_cannot_be_replayed_is_refused_before_anything_is_counted(tmp_path):
+    replace(recorded(30), hazard_logits=None).save(tmp_path / "dev.safetensors")
+    arguments = ["--trajectory", str(tmp_path / "dev.safetensors"), "--trials", "3", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code
+    assert "Lambda head" in str(done.exception)
+    assert "synthetic" not in done.output
 
 
 def test_a_broken_promise_fails_the_command():

@@ -106,6 +106,8 @@ def test_missed_goals_are_shown(tmp_path):
     (tmp_path / "out").mkdir()
     for number, result in zip(itertools.count(), results, strict=False):
         (tmp_path / "out" / f"{number}.json").write_text(json.dumps(result))
+    (tmp_path / "out" / "other.json").write_text("[1]")  # not of this command: it lies beside, and is left alone
+    (tmp_path / "out" / "risk.json").write_text('{"outcomes": []}')
     write_page(tmp_path / "new.md", tmp_path / "out")
     page = (tmp_path / "new.md").read_text()
     assert page.startswith(f"# Speed\n\n{MARK}\n\n| what | figures | goals reached |")

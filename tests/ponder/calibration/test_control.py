@@ -365,6 +365,12 @@ def tokens(rows: int, length: int, seed: int) -> ponder.Trajectory:
     )
 
 
+def test_rows_that_choose_a_kind_of_policy_do_not_certify_it() -> None:
+    chosen = tokens(200, 6, 1)
+    with refused("certifying", "rows that the calibration has not seen"):
+        ponder.calibration.control_agreement(chosen, chosen.map(lambda tensor: tensor[150:]), level=0.6)
+
+
 def test_fresh_rows_are_judged_by_their_own_padding() -> None:
     made = ponder.calibration.control_agreement(tokens(200, 6, 1), tokens(200, 6, 2), level=0.6)
     assert made.found.met

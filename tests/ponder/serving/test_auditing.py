@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from concurrent.futures import Future
 from pathlib import Path
@@ -215,7 +216,8 @@ def test_a_promise_about_another_model_is_no_plan() -> None:
     outputs = torch.randn(400, STEPS, 3).cumsum(1)
     trajectory = ponder.Trajectory(outputs, None, torch.arange(400), labels=outputs[:, -1].argmax(1), task=CLASSES)
     for own, risk in ((True, "disagreement"), (False, "disagreement_with_reference")):
-        found = control_agreement(trajectory, trajectory, level=0.2, own_full_depth=own).found
+        fresh = dataclasses.replace(trajectory, row_ids=torch.arange(400, 800))
+        found = control_agreement(trajectory, fresh, level=0.2, own_full_depth=own).found
         assert found.met
         assert found.policy.risk == risk
         assert (AuditPlan.of_certificate(found.policy) is not None) == own

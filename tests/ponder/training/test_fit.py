@@ -233,6 +233,21 @@ class TestBatches:
             fit(model, ["text"])
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
+    def test_held_out_data_without_labels_are_found_before_anything_is_trained(self) -> None:
+        model, inputs = make(), data(4)[0]
+        before = weights(model)
+        for held_out in ([{"x": inputs}], DataLoader(TensorDataset(inputs), batch_size=2)):
+            with refused("held_out", "with labels"):
+                fit(model, held_out=held_out)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_a_look_at_held_out_data_draws_no_random_number(self) -> None:
+        torch.manual_seed(0)
+        HeldOut(loader(), None, None).check()
+        drawn = torch.rand(3)
+        torch.manual_seed(0)
+        assert torch.equal(torch.rand(3), drawn)
+
     def test_empty_loaders_and_such_as_can_be_read_once(self) -> None:
         with refused("loader", "at least one batch"):
             fit(make(), [])
@@ -240,6 +255,8 @@ class TestBatches:
             fit(make(), DataLoader(TensorDataset(*data(4)), batch_size=16, drop_last=True))
         with refused("held_out", "at least one batch"):
             fit(make(), held_out=[])
+        with refused("held_out", "at least one batch"):
+            fit(make(), held_out=DataLoader(TensorDataset(*data(4)), batch_size=16, drop_last=True))
         with refused("held_out", "row with a label"):
             fit(make(), held_out=[(data(4)[0], torch.full((4,), -100))])
         with refused("loader", "once an epoch", type_error=True):
