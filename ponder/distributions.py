@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions.utils import lazy_property
 
-from ponder._utils.numerics import at_least_float32
+from ponder._utils.numerics import at_least_float32, weighted
 from ponder.errors import ArgumentError
 
 __all__ = ["StepDistribution"]
@@ -124,7 +124,7 @@ class StepDistribution(Distribution):
 
     def entropy(self) -> Tensor:
         """The entropy in nats; steps without mass add nothing."""
-        return -_weighted(self.pmf, self.log_pmf).sum(-1)
+        return -weighted(self.pmf, self.log_pmf).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log-probability of the steps `value` (1-based), broadcast against the batch."""
@@ -183,19 +183,13 @@ def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
             got=f"{q.num_steps}",
             remedy="Use equal step counts.",
         )
-    return _weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)
+    return weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)
 
 
 def _checking_values(distribution: D, validate: bool) -> D:
     """A distribution that is normalised by construction and still refuses values outside its support."""
     distribution._validate_args = validate
     return distribution
-
-
-def _weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """Weight · value, and 0 (with zero gradient) where the weight is 0 and value may be infinite; NaN stays NaN."""
-    inside = weight != 0
-    return torch.where(inside, weight * torch.where(inside, value, 0.0), 0.0)
 
 
 def _check_normalised(log_pmf: Tensor, tolerance: float) -> None:

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ponder._utils.columns import fitted_columns
 from ponder._utils.files import digest_of, locked, read_json, read_tensors, write_json, write_tensors
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
-from ponder.export.source import ExportSource
+from ponder.export.source import ExportSource, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
@@ -321,16 +322,17 @@ class FinetunedClassifier(nn.Module):
         pad = int(config.pad_token_id or 0)
         ids = torch.full((5, 11), (pad + 1) % config.vocab_size)
         mask = (torch.arange(11) < torch.tensor([11, 11, 9, 7, 3])[:, None]).long()
-        tokenizer = Path(str(config._name_or_path or ".")) / "tokenizer.json"
+        folder = Path(config._name_or_path) if config._name_or_path else None
         return ExportSource(
             model=self.ponder,
             inputs=ids.masked_fill(mask == 0, pad),
             context={"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)},
             name="input_ids",
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
-            tokenizer=tokenizer if tokenizer.is_file() else None,
+            tokenizer=tokenizer_in(folder),
             max_length=max_positions(config),
             labels=tuple(str(config.id2label[place]) for place in range(config.num_labels)),
+            columns=fitted_columns(folder) if folder else (),
         )
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from ponder import recipes
 from ponder.analysis.metrics import MetricLike
 from ponder.engine.teaching import check_no_shared_weights
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.export.source import ExportSource
+from ponder.export.source import ExportSource, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
@@ -581,14 +581,14 @@ class PonderPreTrainedModel(PreTrainedModel):
         mask = torch.ones_like(ids)
         ids[1, 2:], mask[1, 2:] = pad, 0
         names: Any = self.config.id2label
-        tokenizer = Path(str(self.encoder.config._name_or_path or ".")) / "tokenizer.json"
+        folder = Path(config._name_or_path) if config._name_or_path else None
         return ExportSource(
             model=self.ponder,
             inputs=ids,
             context={"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)},
             name="input_ids",
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
-            tokenizer=tokenizer if tokenizer.is_file() else None,
+            tokenizer=tokenizer_in(folder),
             max_length=max_positions(config),
             labels=tuple(str(names[place]) for place in range(self.config.num_labels or 0)),
         )

@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "exit_shares", "interpolate"]
+__all__ = ["at_least_float32", "exit_shares", "interpolate", "weighted"]
 
 _FINE = (torch.float32, torch.float64)
 
@@ -17,6 +17,12 @@ _FINE = (torch.float32, torch.float64)
 def at_least_float32(tensor: Tensor) -> Tensor:
     """`tensor` in float64 if it is, else in float32: statistics are computed so, whatever the model runs in."""
     return tensor if tensor.dtype in _FINE else tensor.float()
+
+
+def weighted(weight: Tensor, value: Tensor) -> Tensor:
+    """Weight · value, and 0 (with zero gradient) where the weight is 0 and value may be infinite; NaN stays NaN."""
+    inside = weight != 0
+    return torch.where(inside, weight * torch.where(inside, value, 0.0), 0.0)
 
 
 def interpolate(costs: Sequence[float], scores: Sequence[float], at: Sequence[float]) -> list[float]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.validation import check_choice, check_share
+from ponder.errors import ArgumentError
 
 __all__ = ["BOUNDS", "Bound", "p_values", "rows_needed"]
 
@@ -43,7 +44,10 @@ def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> 
     Args:
         losses: `(rows, thresholds)`, in [0, 1] (``"betting"`` takes [−1, 1] too).
         level: The level that the mean loss is held against, in (0, 1).
-        bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"``.
+        bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"`` (losses 0 or 1).
+
+    Raises:
+        ArgumentError: Losses of another shape, none, NaN, or such as the bound says nothing of.
 
     Example:
         >>> p_values(torch.zeros(149, 1), 0.02, "exact_binomial").lt(0.05)
@@ -52,7 +56,25 @@ def p_values(losses: Tensor, level: float, bound: str = "hoeffding_bentkus") -> 
         ['betting', 'exact_binomial', 'hoeffding_bentkus']
     """
     check_share("level", level)
-    return find(bound).p_values(losses.double(), level)
+    chosen = find(bound)
+    if losses.dim() != 2 or not len(losses):
+        raise ArgumentError(
+            "losses",
+            expected="(rows, thresholds), with at least one row",
+            got=f"shape {tuple(losses.shape)}",
+            remedy="One threshold is losses.unsqueeze(1).",
+        )
+    inside = (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
+    if not bool(inside.all()):
+        raise ArgumentError(
+            "losses",
+            expected="0 or 1" if chosen.binary else f"numbers from {chosen.low:g} to 1",
+            got=f"values from {float(losses.min()):.6g} to {float(losses.max()):.6g}",
+            remedy="Choose 'hoeffding_bentkus' or 'betting' for losses between 0 and 1."
+            if chosen.binary
+            else "Divide them by the largest loss there can be; NaN is none.",
+        )
+    return chosen.p_values(losses.double(), level)
 
 
 def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus") -> int:

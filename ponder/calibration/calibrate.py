@@ -116,6 +116,13 @@ def calibrate(
             got="none",
             remedy="Record them: model.unroll(inputs, labels=labels).",
         )
+    if metric is None and trajectory.meaning.metric is None:
+        raise ArgumentError(
+            "metric",
+            expected="a callable (outputs, labels) -> number: the task has no score of its own",
+            got="None",
+            remedy="Pass metric=lambda outputs, labels: -float(loss(outputs, labels).mean()), say.",
+        )
     if isinstance(policies, str):
         raise ArgumentTypeError(
             "policies",

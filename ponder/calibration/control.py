@@ -153,6 +153,7 @@ def control_risk(
         threshold_value=path[passed - 1][0] if passed else None,
         p_value=path[passed - 1][2] if passed and bound != "conformal" else None,
         path=path,
+        num_steps=trajectory.num_steps,
     )
     mean_step = float(steps[int(chosen)].double().mean()) if chosen is not None else float(trajectory.num_steps)
     return RiskControl(policy, chosen is not None, mean_step, statement, trajectory, risk)
@@ -183,7 +184,7 @@ def _fixed_sequence(losses: Tensor, level: float, delta: float, bound: Bound) ->
             remedy="Choose one of them, or make the losses 0 or 1.",
         )
     p = bound.p_values(losses, level)
-    failed = (p > delta).nonzero()
+    failed = (~(p <= delta)).nonzero()
     passed = int(failed[0]) if len(failed) else len(p)
     return passed, p[: passed + 1].tolist()
 

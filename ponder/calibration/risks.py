@@ -66,9 +66,9 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
             remedy=f"Rename it, or pass risk={name_of(risk)!r} for the one of that name.",
         )
     if isinstance(risk, RecordedRisk):
-        losses = risk.by_step(trajectory).double()
+        losses = _checked(risk.by_step(trajectory), trajectory)
     elif callable(risk):
-        losses = _by_callable(risk, trajectory)
+        losses = _checked(_by_callable(risk, trajectory), trajectory)
     elif risk == "disagreement":
         _check_comparable(risk, trajectory)
         losses = (~trajectory.agreement()).double()
@@ -99,7 +99,20 @@ def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording
                 got=got,
                 remedy="Do not reduce over the rows.",
             )
-    losses = torch.stack(each, dim=1).double()
+    return torch.stack(each, dim=1)
+
+
+def _checked(losses: Tensor, trajectory: Recording) -> Tensor:
+    """What a risk of the user's own gave, in float64."""
+    shape = (len(trajectory), trajectory.num_steps)
+    if not isinstance(losses, Tensor) or losses.shape != shape:
+        raise ArgumentTypeError(
+            "risk",
+            expected=f"one loss for each row and step, a tensor of shape {shape}",
+            got=tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__,
+            remedy="Let by_step return the loss of leaving at each step.",
+        )
+    losses = losses.double()
     if not bool(((losses >= 0) & (losses <= 1)).all()):
         raise ArgumentError(
             "risk",

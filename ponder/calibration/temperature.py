@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ponder._utils.bisection import bisect
+from ponder._utils.numerics import weighted
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_has_rows
 from ponder.parts.tasks import hard_labels
@@ -42,11 +44,13 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
             f"{'no labels' if labels is None else 'labels'}",
             remedy="Record a classifier with model.unroll(inputs, labels=labels).",
         )
+    labels = trajectory.meaning.check(trajectory.outputs[:, -1], labels)
     labelled = trajectory.meaning.labelled(labels)
     if labelled is not None:
         outputs, labels = outputs[labelled], labels[labelled]
     labels = hard_labels(labels)
-    finite = outputs.isfinite().all(2)
+    of_label = outputs.gather(2, labels[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(2)
+    finite = (outputs < torch.inf).all(2) & of_label.isfinite()  # −inf excludes a class, which may not be the label's
     if not bool(finite.any(0).all()):
         raise ArgumentError(
             "trajectory",
@@ -55,14 +59,13 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
             remedy="Look for NaN and infinity in the model: PonderWrapper(…, check_finite=True).",
         )
     outputs = outputs.masked_fill(~finite.unsqueeze(2), 0.0)  # where all classes are alike the slope is 0
-    of_label = outputs.gather(2, labels[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(2)
-
+    of_label = of_label.masked_fill(~finite, 0.0)
     return tuple(map(_fit, outputs.unbind(1), of_label.unbind(1)))
 
 
 def _fit(outputs: Tensor, of_label: Tensor) -> float:
     def falls(log_beta: float) -> bool:
         shares = F.softmax(outputs * 10**log_beta, dim=-1)
-        return bool(((shares * outputs).sum(-1) - of_label).mean() <= 0)
+        return bool((weighted(shares, outputs).sum(-1) - of_label).mean() <= 0)
 
     return float(10 ** -bisect(falls, -2.0, 2.0, halvings=60)[0])

@@ -90,7 +90,7 @@ def _of_export(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], i
     manifest = model.manifest
     if manifest.tokenizer is None or not manifest.classes:
         raise CheckpointError(f"{folder}: expected an export of a classifier with its tokenizer. Export it again.")
-    tokenizer = open_tokenizer(folder / manifest.tokenizer, manifest.max_length)
+    tokenizer = open_tokenizer(folder, manifest)
     made = tokenizer.encode_batch([row if len(row) > 1 else row[0] for row in texts.rows])
     rows = [encoded(one, manifest) for one in made]
     say_left_out(texts, Encoded(rows, [bool(one.overflowing) for one in made]), left_out=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
 
-__all__ = ["ModelSpec", "NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take"]
+__all__ = ["ModelSpec", "NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take", "without_certificates"]
 
 Array = NDArray[Any]
 
@@ -282,6 +282,10 @@ class _LastStep(NumpyPolicy):
 class _Several(NumpyPolicy):
     policies: tuple[NumpyPolicy, ...]
 
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise _refusal("several of which there is none")
+
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset[str]().union(*(policy.needs for policy in self.policies))
@@ -360,6 +364,10 @@ class _Before(_Bounded):
 class _Tempered(_Around):
     temperatures: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        for temperature in self.temperatures:
+            check_real("temperatures", temperature, open_low=True)
+
     def check(self, model: ModelSpec) -> None:
         super().check(model)
         if len(self.temperatures) not in (1, model.num_steps):
@@ -409,17 +417,29 @@ def read_policy(data: Any) -> NumpyPolicy:
     if name == "bernoulli" and data.get("seed") is None:
         raise _refusal("a Bernoulli without a seed, whose exits nobody could check")
     fields = {key: value for key, value in data.items() if key != "name"}
-    if "policy" in fields:
-        fields["policy"] = read_policy(fields["policy"])
-    if "policies" in fields:
-        fields["policies"] = tuple(read_policy(part) for part in fields["policies"])
-    if name == "certified":
-        fields = {"policy": fields["policy"]}  # the certificate says nothing of what is done
     try:
+        if "policy" in fields:
+            fields["policy"] = read_policy(fields["policy"])
+        if "policies" in fields:
+            fields["policies"] = tuple(read_policy(part) for part in fields["policies"])
+        if name == "certified":
+            fields = {"policy": fields["policy"]}  # the certificate says nothing of what is done
         policy: NumpyPolicy = _KINDS[name](**fields)
     except (KeyError, TypeError) as error:
         raise _refusal(f"{name!r} with other fields ({error})") from error
     return policy
+
+
+def without_certificates(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What `policy.to_dict()` gave, for another model than the one that was certified."""
+    if data.get("name") == "certified":
+        return without_certificates(data["policy"])
+    made = dict(data)
+    if "policy" in made:
+        made["policy"] = without_certificates(made["policy"])
+    if "policies" in made:
+        made["policies"] = [without_certificates(part) for part in made["policies"]]
+    return made
 
 
 def _refusal(got: str) -> ArgumentError:

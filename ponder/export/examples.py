@@ -54,19 +54,21 @@ class Batch:
     lengths: Array | None
 
 
-def open_tokenizer(path: Path, max_length: int | None) -> Any:
-    """The tokenizer of an export: no padding, and texts cut to the length that the model was made for."""
+def open_tokenizer(folder: Path, manifest: Manifest) -> Any:
+    """The tokenizer of an export: no padding, and texts cut to the length that the model was made for; None without."""
+    if manifest.tokenizer is None:
+        return None
     try:
         import tokenizers
     except ImportError as error:
         raise PonderError("reading texts needs tokenizers: pip install 'ponder-torch[onnx]'.") from error
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / manifest.tokenizer))
     except Exception as error:  # tokenizers raises the bare Exception
-        raise CheckpointError(f"{path}: no tokenizer ({error}). Export again.") from error
+        raise CheckpointError(f"{folder / manifest.tokenizer}: no tokenizer ({error}). Export again.") from error
     tokenizer.no_padding()
-    if max_length is not None:
-        tokenizer.enable_truncation(max_length)
+    if manifest.max_length is not None:
+        tokenizer.enable_truncation(manifest.max_length, direction=manifest.truncation_side)
     return tokenizer
 
 
@@ -181,6 +183,9 @@ def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
             raise _refusal(place, f"the inputs {', '.join(known)}", f"also {', '.join(unknown)}")
         example = {name: value for name, value in example.items() if name in known}
     arrays = {name: _array(place, value, known[name]) for name, value in example.items()}
+    for name in {*_TOKENS, main_input([spec for spec in manifest.inputs if spec.default is None])} & arrays.keys():
+        if arrays[name].size and arrays[name].min() < 0:  # a graph would count them from the end of its table
+            raise _refusal(place, f"numbers from 0 on in {name!r}", str(arrays[name].min()))
     length = _length(place, arrays, manifest)
     for spec in manifest.inputs:
         if spec.name in arrays:
@@ -198,7 +203,10 @@ def _tokenized(place: int, text: Any, tokenizer: Any, manifest: Manifest) -> dic
     parts = (text,) if isinstance(text, str) else text
     if len(parts) > 2 or not all(isinstance(part, str) and part.strip() for part in parts):
         raise _refusal(place, "a text, or a pair of texts, that is not empty", repr(text))
-    return encoded(tokenizer.encode(*parts), manifest)
+    try:
+        return encoded(tokenizer.encode(*parts), manifest)
+    except TypeError as error:  # half of a surrogate pair
+        raise _refusal(place, "a text that is Unicode", repr(text)) from error
 
 
 def encoded(encoding: Any, manifest: Manifest) -> dict[str, Array]:
@@ -232,9 +240,17 @@ def _array(place: int, value: Any, spec: TensorSpec) -> Array:
     if not fits or any(own not in (None, size) for own, size in zip(shape, array.shape, strict=True)):
         named = tuple("any" if own is None else own for own in shape)
         raise _refusal(place, f"one row of {spec.name!r}, of shape {named}", f"shape {array.shape}")
-    if wanted.kind == "f" and not np.isfinite(array).all():
-        raise _refusal(place, f"finite numbers in {spec.name!r}", "NaN or infinity")
-    return array.astype(wanted)
+    if wanted.kind in "iu" and array.size:
+        low, high = np.iinfo(wanted).min, np.iinfo(wanted).max
+        if array.min() < low or array.max() > high:
+            raise _refusal(
+                place, f"numbers from {low} to {high} in {spec.name!r}", f"some from {array.min()} to {array.max()}"
+            )
+    with np.errstate(over="ignore"):
+        made = array.astype(wanted)
+    if wanted.kind == "f" and not np.isfinite(made).all():
+        raise _refusal(place, f"finite numbers in {spec.name!r}", f"NaN or infinity, as {spec.dtype}")
+    return made
 
 
 def _length(place: int, arrays: Mapping[str, Array], manifest: Manifest) -> int:

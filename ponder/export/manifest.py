@@ -71,8 +71,10 @@ class Manifest:
         single: One graph for one row, which stops by itself; None where weights are not shared.
         tokenizer: The tokenizer of the texts; None where there is none.
         max_length: The number of tokens that texts are cut to; None where they are not cut.
+        truncation_side: Where they are cut, ``"right"`` or ``"left"``.
         int8: Whether the steps are quantised.
         labels: Names of the classes, where they are known.
+        columns: Names of the one or two columns of texts that the exits were fitted to; empty where nobody said.
         sizes: Size in bytes of every file.
         digests: SHA-256 of every file; empty in exports of version 0.1, whose files are known by their sizes alone.
     """
@@ -101,8 +103,10 @@ class Manifest:
     single: str | None = None
     tokenizer: str | None = None
     max_length: int | None = None
+    truncation_side: str = "right"
     int8: bool = False
     labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
@@ -123,12 +127,16 @@ class Manifest:
         try:
             for name in ("inputs", "hidden", "context"):
                 data[name] = tuple(_tensor(spec) for spec in data[name])
-            for name in ("schedule", "outputs", "steps", "heads", "labels"):
+            for name in ("schedule", "outputs", "steps", "heads", "labels", "columns"):
                 data[name] = tuple(data.get(name, ()))
             made = cls(**data)
             places = range(len(made.steps))
             sound = len(made.schedule) == made.num_steps and all(place in places for place in made.schedule)
             sound = sound and len(made.heads) in (1, made.num_steps)
+            if not (made.max_length is None or made.max_length >= 1) or made.truncation_side not in ("right", "left"):
+                raise ValueError(f"texts cut to {made.max_length!r} on the {made.truncation_side!r}")
+            if made.labels and made.classes and len(made.labels) != made.outputs[-1]:
+                raise ValueError(f"{len(made.labels)} labels of {made.outputs[-1]} classes")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / FILE}: damaged or of another version ({error!r}).") from error
         if not sound:

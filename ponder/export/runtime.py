@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.files import locked
 from ponder._utils.validation import check_int
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.export.deciding import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy, take
-from ponder.export.examples import Batch, batches, is_text, join, open_tokenizer, read_rows
+from ponder.export.examples import Batch, Row, batches, is_text, join, open_tokenizer, read_rows
 from ponder.export.manifest import NEXT, Manifest
 from ponder.export.sessions import Graph
 
@@ -107,9 +109,18 @@ class OnnxModel:
         self._policy = self._read(policy)
 
     def save_policy(self) -> None:
-        """Keep the policy in the folder, for those who open it later."""
-        self.manifest = replace(self.manifest, policy=self.policy)
-        self.manifest.write(self.folder)
+        """Keep the policy in the folder, for those who open it later.
+
+        Raises:
+            CheckpointError: The folder is gone, or holds another export by now.
+        """
+        with locked(self.folder):
+            if Manifest.read(self.folder).digests != self.manifest.digests:
+                raise CheckpointError(
+                    f"{self.folder}: holds another export than the one that was opened. Open it again."
+                )
+            self.manifest = replace(self.manifest, policy=self.policy)
+            self.manifest.write(self.folder)
 
     def predict(self, examples: Any, *, batch_size: int = 32, policy: Any = None, row_ids: Any = None) -> Answers:
         """Every example to its exit; in batches of similar length.
@@ -137,7 +148,8 @@ class OnnxModel:
                 remedy="One id for each example.",
             )
         for number, chunk in enumerate(self._batches(rows, batch_size)):
-            found, steps = self._run(chunk, own, chunk.positions if ids is None else ids[chunk.positions])
+            with self._naming(chunk, rows):
+                found, steps = self._run(chunk, own, chunk.positions if ids is None else ids[chunk.positions])
             if number == 0:
                 outputs = np.zeros((len(rows), *found.shape[1:]), dtype=found.dtype)
                 exit_step = np.zeros(len(rows), dtype=np.int64)
@@ -151,12 +163,13 @@ class OnnxModel:
         outputs: Array = np.zeros((len(rows), steps, *self.manifest.outputs), dtype=np.float32)
         hazards: Array = np.zeros((len(rows), steps), dtype=np.float32)
         for chunk in self._batches(rows, batch_size):
-            running = _Running.start(self._graphs, self.manifest, chunk)
-            for step in range(1, steps + 1):
-                running.advance(step)
-                outputs[chunk.positions, step - 1] = running.output()
-                if self._graphs.lambda_head is not None:
-                    hazards[chunk.positions, step - 1] = running.hazard_logit()
+            with self._naming(chunk, rows):
+                running = _Running.start(self._graphs, self.manifest, chunk)
+                for step in range(1, steps + 1):
+                    running.advance(step)
+                    outputs[chunk.positions, step - 1] = running.output()
+                    if self._graphs.lambda_head is not None:
+                        hazards[chunk.positions, step - 1] = running.hazard_logit()
         return Record(outputs, None if self._graphs.lambda_head is None else hazards)
 
     def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
@@ -189,6 +202,25 @@ class OnnxModel:
         order = np.argsort(np.concatenate([rows for rows, _ in left]))
         return np.concatenate([outputs for _, outputs in left])[order], exit_step
 
+    @contextmanager
+    def _naming(self, batch: Batch, rows: Sequence[Row]) -> Iterator[None]:
+        """Where a batch cannot be run, say which of its rows is the cause: the first that cannot be run alone."""
+        try:
+            yield
+        except PonderError as error:
+            for position in batch.positions.tolist():
+                alone = join([rows[position]], self.manifest)
+                try:
+                    _Running.start(self._graphs, self.manifest, alone).advance(1)
+                except PonderError as cause:
+                    raise ArgumentError(
+                        f"examples[{position}]",
+                        expected="an example that the model can run",
+                        got=str(cause),
+                        remedy="Repair this example, or leave it out.",
+                    ) from error
+            raise
+
     def _batches(self, rows: Any, batch_size: int) -> list[Batch]:
         check_int("batch_size", batch_size)
         return [join(chunk, self.manifest) for chunk in batches(rows, batch_size, self.manifest)]
@@ -198,7 +230,7 @@ class OnnxModel:
         given = isinstance(examples, Sequence) or hasattr(examples, "__array__")
         texts = given and any(is_text(example) for example in examples)
         if texts and self._tokenizer is None and self.manifest.tokenizer is not None:
-            self._tokenizer = open_tokenizer(self.folder / self.manifest.tokenizer, self.manifest.max_length)
+            self._tokenizer = open_tokenizer(self.folder, self.manifest)
         return self._tokenizer
 
     def check(self, policy: Any) -> None:

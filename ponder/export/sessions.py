@@ -46,8 +46,16 @@ class Graph:
         self.outputs = [made.name for made in self._session.get_outputs()]
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs by name; `arrays` may hold more than the graph reads."""
-        found = self._session.run(None, {name: np.ascontiguousarray(arrays[name]) for name in self.inputs})
+        """The outputs by name; `arrays` may hold more than the graph reads.
+
+        Raises:
+            PonderError: onnxruntime cannot run them.
+        """
+        given = {name: np.ascontiguousarray(arrays[name]) for name in self.inputs}
+        try:
+            found = self._session.run(None, given)
+        except Exception as error:  # onnxruntime's own errors have no common base
+            raise PonderError(f"the export cannot run these examples ({error}).") from error
         return dict(zip(self.outputs, found, strict=True))
 
 

@@ -11,7 +11,7 @@ from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, tenso
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["ExportSource", "SupportsExport", "named", "source_of"]
+__all__ = ["ExportSource", "SupportsExport", "named", "source_of", "tokenizer_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,7 @@ class ExportSource:
         tokenizer: The tokenizer's `tokenizer.json`, or None.
         max_length: The number of tokens that texts are cut to; None for what the tokenizer says.
         labels: Names of the classes, where they are known.
+        columns: Names of the columns of texts that the exits were fitted to, where they are known.
     """
 
     model: EarlyExitModel
@@ -37,6 +38,13 @@ class ExportSource:
     tokenizer: Path | None = None
     max_length: int | None = None
     labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+def tokenizer_in(folder: Path | None) -> Path | None:
+    """The `tokenizer.json` of a folder, where there is one."""
+    path = None if folder is None else folder / "tokenizer.json"
+    return path if path is not None and path.is_file() else None
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ _NO_LIMIT = 1_000_000  # what tokenizers without a limit have is larger still
 
 def copy_tokenizer(
     source: ExportSource, tokenizer: Any, max_length: int | None, folder: Path
-) -> tuple[str | None, int | None]:
+) -> tuple[str | None, int | None, str]:
     """Copy the tokenizer into the export.
 
     Args:
@@ -28,20 +28,31 @@ def copy_tokenizer(
         folder: The export.
 
     Returns:
-        Name of the copy and the length that texts are cut to; None and None without a tokenizer.
+        Name of the copy, the length that texts are cut to, and where they are cut; None, None and ``"right"`` without
+        a tokenizer.
+
+    Raises:
+        ArgumentError: Texts would be longer than the model can read.
     """
+    if max_length is not None and source.max_length is not None and max_length > source.max_length:
+        raise ArgumentError(
+            "max_length",
+            expected=f"at most {source.max_length} tokens, which the model has positions for",
+            got=max_length,
+            remedy=f"Pass max_length={source.max_length}, or leave it out.",
+        )
     if tokenizer is None:
         tokenizer = source.tokenizer
         if tokenizer is None:
-            return None, None
-    text, limits = _read(tokenizer)
+            return None, None, "right"
+    text, limits, side = _read(tokenizer)
     write_text(folder / _NAME, text)
     known = [limit for limit in (*limits, source.max_length) if limit is not None and 0 < limit < _NO_LIMIT]
-    return _NAME, max_length or min(known, default=None)
+    return _NAME, max_length or min(known, default=None), side
 
 
-def _read(tokenizer: Any) -> tuple[str, list[int | None]]:
-    """The text of `tokenizer.json`, and the lengths that texts may have."""
+def _read(tokenizer: Any) -> tuple[str, list[int | None], str]:
+    """The text of `tokenizer.json`, the lengths that texts may have, and the side on which they are cut."""
     if isinstance(tokenizer, str | Path):
         path = Path(tokenizer)
         path = path / _NAME if path.is_dir() else path
@@ -52,7 +63,10 @@ def _read(tokenizer: Any) -> tuple[str, list[int | None]]:
                 got=str(tokenizer),
                 remedy="Save a fast tokenizer there: tokenizer.save_pretrained(folder).",
             )
-        return _checked(path.read_text(encoding="utf-8"), path), [_configured(path.parent)]
+        config = _configured(path.parent)
+        limit, side = config.get("model_max_length"), config.get("truncation_side")
+        text = _checked(path.read_text(encoding="utf-8"), path)
+        return text, [int(limit) if isinstance(limit, int | float) else None], _side(side)
     fast = getattr(tokenizer, "backend_tokenizer", tokenizer)  # Transformers wraps one of tokenizers
     if not hasattr(fast, "to_str"):
         raise ArgumentTypeError(
@@ -61,7 +75,12 @@ def _read(tokenizer: Any) -> tuple[str, list[int | None]]:
             got=type(tokenizer).__name__,
             remedy="Load it with AutoTokenizer.from_pretrained(folder).",
         )
-    return str(fast.to_str()), [getattr(tokenizer, "model_max_length", None)]
+    side = getattr(tokenizer, "truncation_side", None) or (getattr(fast, "truncation", None) or {}).get("direction")
+    return str(fast.to_str()), [getattr(tokenizer, "model_max_length", None)], _side(side)
+
+
+def _side(side: object) -> str:
+    return "left" if side == "left" else "right"  # which Transformers takes where nothing is said
 
 
 def _checked(text: str, path: Path) -> str:
@@ -74,11 +93,11 @@ def _checked(text: str, path: Path) -> str:
     return text
 
 
-def _configured(folder: Path) -> int | None:
-    """What `tokenizer_config.json` says of the longest text."""
+def _configured(folder: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says of the longest text, and of the side on which longer ones are cut."""
     path = folder / "tokenizer_config.json"
     try:
-        limit = json.loads(path.read_text(encoding="utf-8")).get("model_max_length")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return int(limit) if isinstance(limit, int | float) else None
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

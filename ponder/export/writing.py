@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder._utils.files import (
     digest_of,
     locked,
@@ -26,7 +27,7 @@ from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.export.deciding import read_policy
+from ponder.export.deciding import read_policy, without_certificates
 from ponder.export.examples import check_texts
 from ponder.export.graphs import (
     FlatTree,
@@ -111,9 +112,11 @@ def onnx(
     source = source_of(model, example)
     _check(source.model)
     with _exported(folder) as made:
-        name, limit = copy_tokenizer(source, tokenizer, max_length, made)
+        name, limit, side = copy_tokenizer(source, tokenizer, max_length, made)
         with evaluating(source.model), torch.no_grad():
-            manifest = replace(_Writer(source, made, bool(int8)).write(), tokenizer=name, max_length=limit)
+            manifest = replace(
+                _Writer(source, made, bool(int8)).write(), tokenizer=name, max_length=limit, truncation_side=side
+            )
         check_texts(manifest)
         _write(manifest, made)
         if int8:
@@ -159,7 +162,7 @@ def quantized(
     if Path(folder).resolve() == source.resolve():
         raise ArgumentError("folder", expected="another than that of the export", got=str(folder), remedy="Name a new.")
     channels = None if calibration is None else ranges_of(source, calibration)
-    manifest = replace(manifest, single=None)
+    manifest = replace(manifest, single=None, columns=fitted_columns(source))
     with _exported(folder) as made:
         for name in manifest.files():
             (made / name).write_bytes(_bytes_of(source / name))
@@ -200,7 +203,7 @@ def _put(made: Path, target: Path) -> None:
     old: list[str] = []
     with suppress(CheckpointError):
         old = Manifest.read(target).files()
-    for name in (MANIFEST, *old):
+    for name in (MANIFEST, EXPORT_REPORT, *old):  # the report is about what lay there
         (target / name).unlink(missing_ok=True)
     for name in (*Manifest.read(made).files(), MANIFEST):
         put_in_place(made / name, target / name)
@@ -217,7 +220,8 @@ def _quantize(
         quantize(folder / name, everything=int8 == "all", channels=own)
         if runs and trial.outputs(folder / name) is None:
             raise PonderError(f"{name} does not run in 8 bits: export with int8=False, and please report this model.")
-    _write(replace(manifest, int8=True), folder)
+    bare = without_certificates(manifest.policy)  # a promise is about the model that was certified
+    _write(replace(manifest, int8=True, policy=bare), folder)
 
 
 class _Trial:
@@ -306,6 +310,7 @@ class _Writer:
             narrows=padding is not None and padding.pooled,
             single=self._write_single(),
             labels=self.source.labels,
+            columns=self.source.columns,
             **self._write_halting(state, features[0]),
         )
 

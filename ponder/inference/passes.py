@@ -32,7 +32,7 @@ from ponder.inference.examples import (
 )
 from ponder.parts.padding import Padding
 
-__all__ = ["Collate", "DatasetPass", "blank_padding", "check_row_count", "row_context", "rows_at"]
+__all__ = ["Collate", "DatasetPass", "blank_padding", "check_row_count", "check_sizes", "row_context", "rows_at"]
 
 Collate = Callable[[list[Any]], Any]
 _End = object()
@@ -92,7 +92,7 @@ class DatasetPass:
         examples: Iterable[Example] = self._read(examples_in(dataset))
         if self.sort_by_length:
             examples = by_length(examples)
-            self._check_sizes(len(examples))
+            check_sizes(self.sizes, len(examples))
         counted = examples if self.sort_by_length else dataset
         total = len(counted) if isinstance(counted, Sized) and not isinstance(counted, DataLoader) else None
         kind = "cpu" if self._device is None else self._device.type
@@ -108,7 +108,7 @@ class DatasetPass:
                 results.append(self._run(batch, call))
                 positions += [example.position for example in batch]
                 advance(len(batch))
-        self._check_sizes(len(positions))
+        check_sizes(self.sizes, len(positions))
         return results, torch.argsort(torch.tensor(positions, dtype=torch.long))
 
     def _read(self, examples: Iterator[Any]) -> Iterator[Example]:
@@ -171,15 +171,17 @@ class DatasetPass:
         inputs, context = placed(inputs, context, self._device)
         return call(inputs, context, examples)
 
-    def _check_sizes(self, rows: int) -> None:
-        for argument, size in self.sizes.items():
-            if size != rows:
-                raise ArgumentError(
-                    argument,
-                    expected=f"a row for each of the {rows} examples",
-                    got=f"{size} rows",
-                    remedy="Give one row an example, in the order of the data set.",
-                )
+
+def check_sizes(sizes: Mapping[str, int], rows: int) -> None:
+    """Refuse arguments, by name with their number of rows, that have another number than there were examples."""
+    for argument, size in sizes.items():
+        if size != rows:
+            raise ArgumentError(
+                argument,
+                expected=f"a row for each of the {rows} examples",
+                got=f"{size} rows",
+                remedy="Give one row an example, in the order of the data set.",
+            )
 
 
 def check_row_count(argument: str, tree: Mapping[str, Any] | None) -> dict[str, int]:

@@ -62,6 +62,8 @@ class Ponder(Objective):
             fit = (posterior.pmf * unrolled.losses).sum(-1)
         else:
             fit = -torch.logsumexp(posterior.log_pmf - unrolled.losses, dim=-1)
+        if not self.beta:
+            return fit  # 0 · ∞, where the prior excludes a step
         forward = self.kl == "posterior_prior"
         divergence = kl_divergence(posterior, prior) if forward else kl_divergence(prior, posterior)
         return fit + self.beta * divergence

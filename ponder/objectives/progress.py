@@ -44,6 +44,7 @@ class Progress:
         if self.total is None:
             raise PonderError(
                 "the objective reads how much of the training is done, and nobody knows how many steps there will be. "
-                "Train on a loader with a length, or write model.progress = ponder.Progress(step, total)."
+                "Train on a loader with a length; in a loop of your own, write "
+                "model.progress = ponder.Progress(step, total)."
             )
         return self.step / self.total

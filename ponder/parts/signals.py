@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.numerics import at_least_float32
+from ponder._utils.numerics import at_least_float32, weighted
 
 __all__ = ["SIGNALS", "confidence", "energy", "margin", "negative_entropy"]
 
@@ -32,7 +31,7 @@ def negative_entropy(logits: Tensor) -> Tensor:
     """The negative entropy of the class probabilities, Σ p log p, `(…)`, from −log(classes) to 0."""
     log_p = F.log_softmax(at_least_float32(logits), dim=-1)
     p = log_p.exp()
-    return torch.where(p == 0, 0.0, p * log_p).sum(-1)  # 0 log 0 = 0, also for a logit of −inf
+    return weighted(p, log_p).sum(-1)  # 0 log 0 = 0, also for a logit of −inf
 
 
 def energy(logits: Tensor) -> Tensor:

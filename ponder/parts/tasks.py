@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.numerics import at_least_float32
+from ponder._utils.numerics import at_least_float32, weighted
 from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
 
@@ -219,7 +220,9 @@ class _Smoothable(Task):
         self.label_smoothing = float(label_smoothing)
 
     def smoothed(self, label_smoothing: float) -> Task:
-        return type(self)(label_smoothing)
+        made = copy(self)  # with all that a subclass adds
+        _Smoothable.__init__(made, label_smoothing)
+        return made
 
 
 class Classification(_Smoothable):
@@ -679,7 +682,7 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) 
     """T² KL(teacher ‖ student) of logits over a dimension, which is gone from what is given."""
     log_student = F.log_softmax(at_least_float32(student) / temperature, dim=dim)
     log_teacher = F.log_softmax(at_least_float32(teacher) / temperature, dim=dim)
-    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    divergence = weighted(log_teacher.exp(), log_teacher - log_student)  # a class of logit −inf is not taught
     return temperature**2 * divergence.sum(dim)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ponder._utils.renaming import renamed_attribute
 from ponder.errors import ArgumentError
-from ponder.policies.base import ExitPolicy, PolicyWrapper, registry
+from ponder.policies.base import ExitPolicy, ModelSpec, PolicyWrapper, registry
 
 __all__ = ["Certified", "certificates", "is_certified"]
 
@@ -59,6 +59,7 @@ class Certified(PolicyWrapper):
         threshold_value: Its value; None where none was certified and the policy is full depth.
         p_value: The p-value of the chosen threshold; None where there is none.
         path: The values that were tested, in order, with the empirical risk and the p-value of each.
+        num_steps: N of the run that certified it, the only number of steps that it serves; None in files of before.
 
     Example:
         >>> policy = ponder.control_risk(trajectory, policies.Confidence, level=0.05).policy
@@ -76,6 +77,7 @@ class Certified(PolicyWrapper):
     threshold_value: float | None
     p_value: float | None
     path: tuple[tuple[float, float, float], ...]
+    num_steps: int | None = None
     knob_name = renamed_attribute("knob_name", "threshold_name")
     knob_value = renamed_attribute("knob_value", "threshold_value")
 
@@ -88,9 +90,19 @@ class Certified(PolicyWrapper):
         return f"Certified({self.policy!r}, {promise}, {self.bound}, {self.rows} rows{p_value})"
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Any:
-        """The policy for another number of steps, of which nothing is certified; itself where that changes nothing."""
-        inside = self.policy.rescaled(tuned_for, num_steps)
-        return self if inside == self.policy else inside
+        """The policy for another number of steps, of which nothing is certified; itself where it is the same number."""
+        return self if tuned_for == num_steps else self.policy.rescaled(tuned_for, num_steps)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse another number of steps than that of the run that certified the policy, too."""
+        super().check(spec)
+        if self.num_steps not in (None, spec.num_steps):
+            raise ArgumentError(
+                "policy",
+                expected=f"one that is certified for {spec.num_steps} steps",
+                got=f"a certificate for {self.num_steps}: it says nothing of others",
+                remedy="Run the policy inside, policy.policy, without a promise, or certify it on such a run.",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with a digest of them all: a certificate is about one policy, and no other."""

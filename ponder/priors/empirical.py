@@ -16,6 +16,7 @@ from torch import Tensor
 from ponder._utils.validation import check_choice, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
+from ponder.parts.tasks import hard_labels
 from ponder.priors.base import registry
 from ponder.priors.tabulated import Tabulated
 
@@ -85,7 +86,8 @@ def _holds(trajectory: Recording, rule: str) -> Tensor:
     if rule == "stays_same":
         return trajectory.agreement()
     shape = task.predictions(outputs[:, 0]).shape
-    if labels is None or labels.shape != shape:
+    hard = hard_labels(labels) if labels is not None and task.one_class else labels
+    if labels is None or hard is None or hard.shape != shape:
         raise ArgumentError(
             "trajectory",
             expected=f"labels {tuple(shape)} for the rule 'stays_right'",

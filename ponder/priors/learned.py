@@ -36,7 +36,8 @@ class Learned(Prior):
 
     The weights are in `module`, which a `PonderWrapper` makes its own: they are among its `parameters()` and in its
     `state_dict()`, move with it, and are saved with it. The hyper-parameters are frozen, and are what equality and
-    `to_dict` are about; weights are not. Copies and pickles keep the weights. Weight decay pulls to the initial prior.
+    `to_dict` are about; weights are not. Copies and pickles keep the weights. Weight decay would pull to the
+    initial prior; `parameter_groups` spares them, as it does biases.
 
     Warning:
         A prior that only the KL trains follows the posterior: its best value is the posterior's average over the

@@ -30,11 +30,11 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
     Raises:
         CheckpointError: The folder is broken, or has no tokenizer.
     """
-    model = OnnxModel(folder)
+    model = OnnxModel(folder, threads=torch.get_num_threads())
     manifest = model.manifest
     if manifest.tokenizer is None:
         raise CheckpointError(f"{folder}: has no tokenizer, so no texts can be served. Export it with tokenizer=….")
-    tokenizer = open_tokenizer(folder / manifest.tokenizer, manifest.max_length)
+    tokenizer = open_tokenizer(folder, manifest)
     task = task_named(manifest.task)
     return ServedModel(
         num_steps=manifest.num_steps,

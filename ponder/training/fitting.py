@@ -132,7 +132,8 @@ def fit(
             got=repr(metric),
             remedy="Pass lambda outputs, labels: …, say.",
         )
-    _check_loader("loader", loader, None if schedule == "constant" else "schedule='constant'")
+    counted = schedule != "constant" or warmup > 0.0
+    _check_loader("loader", loader, "schedule='constant', warmup=0" if counted else None)
     if held_out is not None:
         _check_loader("held_out", held_out, None)
     own = accelerator is None
@@ -487,7 +488,7 @@ def _check_loader(argument: str, loader: Iterable[Any], remedy: str | None) -> N
     if length is None and remedy is not None:
         raise ArgumentError(
             argument,
-            expected="batches that can be counted, by which the learning rates fall",
+            expected="batches that can be counted, by which the learning rates rise and fall",
             got=f"a {type(loader).__name__} without a length",
             remedy=f"Pass {remedy}.",
         )

@@ -104,12 +104,16 @@ class HeldOut:
         if self.metric is not None:
             return float(self.metric(outputs, labels))
         if task.per_token:
-            return float((outputs.argmax(-1) == labels).double().mean())
+            right = (outputs.argmax(-1) == labels) & ~outputs.isnan().any(-1)  # NaN is never right
+            return float(right.double().mean())
         if task.metric is None:
             loss = exit_loss(task, outputs, labels)
             assert loss is not None
             return -float(loss)
-        return float(task.scores(outputs.unsqueeze(1), labels).mean())
+        scores = task.scores(outputs.unsqueeze(1), labels)
+        if task.comparable:
+            scores = scores.masked_fill(~task.answered(outputs).unsqueeze(1), 0.0)
+        return float(scores.mean())
 
 
 def _kept(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

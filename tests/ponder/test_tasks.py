@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponder.parts.tasks import Task, TaskName, as_task, infer_task, task_named
+from ponder.parts.tasks import (
+    Classification,
+    Multilabel,
+    Task,
+    TaskName,
+    TokenClassification,
+    as_task,
+    infer_task,
+    task_named,
+)
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 
@@ -167,3 +176,20 @@ def test_distances_against_a_plain_loop(name: str, masked: bool) -> None:
     assert bool((task.distance(one, one, mask=mask) == 0).all())
     if not task.numbers:
         assert torch.equal(found == 0, task.same(one, other, mask=mask))
+
+
+@pytest.mark.parametrize("kind", [Classification, Multilabel, TokenClassification])
+def test_smoothing_keeps_what_a_task_of_ones_own_adds(kind: type[Any]) -> None:
+    """Class weights were gone in silence where a Trainer smoothed the labels."""
+
+    class Weighted(kind):
+        def __init__(self, weights: list[float], label_smoothing: float = 0.0) -> None:
+            super().__init__(label_smoothing)
+            self.weights = weights
+
+    task = Weighted([1.0, 100.0])
+    smoothed = task.smoothed(0.1)
+    assert (type(smoothed), smoothed.weights, smoothed.label_smoothing) == (Weighted, [1.0, 100.0], 0.1)
+    assert task.label_smoothing == 0.0
+    with refused("label_smoothing"):
+        task.smoothed(1.0)

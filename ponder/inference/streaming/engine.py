@@ -16,12 +16,12 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
-from ponder._utils.validation import check_int
+from ponder._utils.validation import check_choice, check_int
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batching import BatchLimits
-from ponder.inference.examples import as_batch_of_one
-from ponder.inference.passes import check_row_count
+from ponder.inference.examples import as_batch_of_one, examples_in
+from ponder.inference.passes import check_row_count, check_sizes
 from ponder.inference.streaming.request_queue import RequestQueue
 from ponder.inference.streaming.requests import Request, StreamOutput, seconds_of
 from ponder.inference.streaming.scheduler import Scheduler
@@ -188,15 +188,31 @@ class StreamEngine:
             policy: Decides instead of the engine's policy.
             policy_context: What policies may read of each row, by name: tensors with a row for each example.
 
-        Yields:
-            Pairs (key, `StreamOutput`).
+        Returns:
+            An iterator over pairs (key, `StreamOutput`).
+
+        Raises:
+            ArgumentError: Another word for `errors`; and, at the end, a context of more rows than there were examples.
         """
+        check_choice("errors", errors, ("raise", "return"))
+        sizes = check_row_count("policy_context", policy_context)
+        pairs = iter(examples) if keyed else enumerate(examples_in(examples))
+        return self._answers(pairs, ordered, errors, policy, policy_context, sizes)
+
+    def _answers(
+        self,
+        pairs: Iterator[tuple[Any, Any]],
+        ordered: bool,
+        errors: str,
+        policy: ExitPolicy | None,
+        policy_context: Mapping[str, Tensor] | None,
+        sizes: Mapping[str, int],
+    ) -> Iterator[tuple[Any, Any]]:
+        """The generator of `run`."""
         done: queue.SimpleQueue[_Report] = queue.SimpleQueue()
         futures: dict[int, Future[StreamOutput]] = {}
         finished: dict[int, tuple[Any, Future[StreamOutput]]] = {}
         turn, ahead = 0, self._max_waiting + self._scheduler.max_active
-        pairs = iter(examples) if keyed else enumerate(examples)
-        check_row_count("policy_context", policy_context)
         try:
             for position in itertools.count():
                 pair = next(pairs, None)
@@ -216,6 +232,7 @@ class StreamEngine:
                         turn += 1
                         yield key, _result(future, errors)
                 if pair is None:
+                    check_sizes(sizes, position)
                     return
         finally:
             for future in futures.values():

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, leaves, map_leaves, tensors
+from ponder._utils.trees import Tree, leaves, map_leaves, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.growth import grown_rows, one_more_row
 from ponder.parts.capturing.joinable import joinable
@@ -34,7 +34,7 @@ from ponder.parts.capturing.layered import (
     is_row_mask,
 )
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
-from ponder.parts.capturing.twin import evaluating_twin
+from ponder.parts.capturing.twin import evaluating_twin, training_twin, varied_twin
 from ponder.parts.capturing.watching import (
     Layers,
     Mark,
@@ -191,6 +191,25 @@ class _Seen:
     def again(self, given: Mapping[str | int, Any]) -> Watched:
         return _watch(self.module, given)
 
+    def copied(self) -> dict[str | int, Any]:
+        """What it was called with, for a call that may write into it."""
+        given: dict[str | int, Any] = map_tensors(torch.clone, dict(self.given))
+        return given
+
+    def one_more(self) -> Watched:
+        """Call it with one row more."""
+        try:
+            return self.again(one_more_row(self.given, self.rows))
+        except ArgumentError as error:
+            raise ArgumentError(
+                "example",
+                expected=f"inputs that the module takes with one row more, too: tensors whose first size is {self.rows}"
+                " have a row each",
+                got=error.got,
+                remedy=f"Pass an example of another number of rows, where a tensor for the whole batch is {self.rows} "
+                "long.",
+            ) from error
+
 
 def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
     """The first reading of the call that is proved: of the likeliest list first, of layers called directly first."""
@@ -199,9 +218,11 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
         for between in (False, True):
             try:
                 layered = _read(seen, widened(seen.watched, layers) if between else layers, between=between)
-                prove(layered, seen.given, seen.rows, seen.watched.output, seen.reads)
+                prove(layered, seen.copied(), seen.rows, seen.watched.output, seen.reads)
+                _prove_of_other_weights(layered, seen)
+                _prove_of_training(layered, seen)
             except CodeBetweenError as error:
-                refusal_of_it = refusal("layers that are called with what the one before gave", str(error))
+                refusal_of_it = refusal("layers that are called with what the one before gave", error.met)
             except ArgumentError as error:
                 refusal_of_it = error
             else:
@@ -213,6 +234,40 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
         raise refusal("the same output when it is called again, in evaluation mode", "another: it draws random numbers")
     assert refused is not None  # `found` is not empty
     raise refused
+
+
+def _prove_of_other_weights(layered: LayeredModule, seen: _Seen) -> None:
+    """Prove it where parameters that do nothing yet, as new ones of zeros or ones, do something."""
+    torch.manual_seed(0)
+    twin = varied_twin(seen.module)
+    if twin is None:
+        return
+    try:
+        output = _watch(twin, seen.copied()).output
+    except ArgumentError:  # weights that it cannot have
+        return
+    if any(bool(tensor.isnan().any()) for tensor in _tensors(seen.reads(output))):
+        return
+    layered.module = twin
+    try:
+        prove(layered, seen.copied(), seen.rows, output, seen.reads)
+    except ArgumentError as error:
+        raise refusal(
+            error.expected, f"{error.got}, once parameters that are one number throughout have learned others"
+        ) from error
+    finally:
+        layered.module = seen.module
+
+
+def _prove_of_training(layered: LayeredModule, seen: _Seen) -> None:
+    """See that layers are called alike in training mode, where dropout between them, say, has effect."""
+    layered.module = training_twin(seen.module)
+    try:
+        layered.dry(seen.copied())
+    except (RuntimeError, IndexError, ValueError):  # of its own: inputs too small to be learned from
+        return
+    finally:
+        layered.module = seen.module
 
 
 def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
@@ -229,7 +284,7 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
     early = [call for call in seen.watched.calls if call.path and 0 <= call.end < opening.start]
     before = dict.fromkeys(call.path for call in seen.watched.outermost(early))
     tail = find_tail(seen.watched, layers, lambda output: hidden_in(closing.answer, output), seen.reads)
-    more = find_layers(seen.module, seen.again(one_more_row(seen.given, seen.rows)), layers.name, None)[0]
+    more = find_layers(seen.module, seen.one_more(), layers.name, None)[0]
     pairs = zip(
         leaves(layers.calls[0][-1].output), leaves(more.calls[0][-1].output), leaves(closing.answer), strict=True
     )
@@ -299,6 +354,13 @@ def _answer(output: Any, entering: Tensor, last: bool) -> Any:
 
 
 def _checked(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Module) and hasattr(module, "_orig_mod"):
+        raise ArgumentError(
+            "module",
+            expected="the module as it was before torch.compile, whose layers can be seen",
+            got=f"a {type(module).__name__}",
+            remedy="Pass module._orig_mod, and compile the steps: ponder.compile_steps(model).",
+        )
     if isinstance(module, nn.Module):
         return module
     raise ArgumentTypeError(
@@ -325,6 +387,15 @@ def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any
             got="no tensor" if first is None else f"a tensor of shape {tuple(first.shape)}",
             remedy="Pass a small batch of what the module is called with.",
         )
+    for key, value in given.items():
+        nested = () if isinstance(value, Tensor) else tensors(value)
+        if any(tensor.dim() and tensor.shape[0] == first.shape[0] for _, tensor in nested):
+            raise ArgumentError(
+                "example",
+                expected="tensors with rows as arguments of their own, so that rows can leave",
+                got=f"some within the argument {key!r}, a {type(value).__name__}",
+                remedy="Wrap the module in one whose forward takes them one by one.",
+            )
     with torch.random.fork_rng(_devices(given)):
         watched = _watch(module, given)
     if any(bool(tensor.isnan().any()) for tensor in _tensors(reads(watched.output))):

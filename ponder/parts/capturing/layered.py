@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 from ponder.parts.capturing.growth import (
     Arguments,
     Axis,
@@ -27,7 +27,7 @@ from ponder.parts.capturing.growth import (
     split_rows,
 )
 from ponder.parts.capturing.twin import branches_to, twin_of
-from ponder.parts.capturing.watching import Mark, Tail
+from ponder.parts.capturing.watching import Mark, Tail, version_of
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
@@ -55,8 +55,22 @@ _Learned = tuple[tuple[str, ...], tuple[Axis | None, ...], bool]
 """The names of the noted tensors of a kind of call, where their rows are, and whether batches may get narrower."""
 
 
-class CodeBetweenError(Exception):
-    """A layer is not called with what the one before gave: code of the module's own stands between them."""
+class CodeBetweenError(PonderError):
+    """A layer is not called with what the one before gave: code of the module's own stands between them.
+
+    Args:
+        met: What was met.
+    """
+
+    def __init__(self, met: str) -> None:
+        self.met = met
+        super().__init__(
+            f"The layers are not called as in the example that the module was captured with: {met}. Capture it again "
+            "with an example like these inputs, or give PonderWrapper its stem, steps and readout yourself."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.met,)
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,7 @@ class _Plan:
         before: The answers of the modules that ran before the layers, by path.
         given: The module's own arguments.
         narrows: Whether it is known where the lengths of all tensors lie, so that they can be cut off.
+        still: Whether each layer runs without gradients, by the module's own code, though the call has them.
     """
 
     calls: tuple[Any, ...]
@@ -97,6 +112,7 @@ class _Plan:
     before: Mapping[str, list[Any]]
     given: Mapping[str | int, Any]
     narrows: bool
+    still: tuple[bool, ...]
 
 
 class LayeredModule:
@@ -180,7 +196,8 @@ class LayeredModule:
         call = self.calls[number]
         fill = partial(self._fill, state, context)
         args, kwargs = map_leaves(lambda leaf: fill(leaf) if type(leaf) is Mark else leaf, plan.calls[number])
-        out = _part(self.module, call.path)(*args, **kwargs)
+        with torch.no_grad() if plan.still[number] else contextlib.nullcontext():
+            out = _part(self.module, call.path)(*args, **kwargs)
         hidden = self._split(out if isinstance(out, Tensor) else hidden_in(call.answer, out), state)
         if not isinstance(state, dict):
             return hidden
@@ -274,8 +291,9 @@ class LayeredModule:
                 kept[key] = Mark("given", f"given_{key}") if isinstance(value, Tensor) else value
                 if isinstance(value, Tensor):
                     context[f"given_{key}"] = value if _has(value, rows) and key not in shared else Shared(value)
-        calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
-        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows)
+        left_out = self.num_steps - len(notes.calls)
+        calls, still = (*notes.calls, *[None] * left_out), (*notes.still, *[False] * left_out)
+        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows, still)
         hidden = split_rows(notes.hidden, self._axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, PLAN: Shared(plan)}
 
@@ -381,11 +399,17 @@ class LayeredModule:
                 return leaf
             return standing if leaf.key == "hidden" else hidden.new_zeros(())
 
+        ended = False
+
         def layer(path: str, *args: Any, **kwargs: Any) -> Any:
+            nonlocal ended
+            if ended:  # a module that stands between the layers follows the last of them, too
+                return _part(self.module, path)(*args, **kwargs)
             call = next((call for call in expected if call.path == path), None)
             if call is None:
                 raise CodeBetweenError(f"{path} was called once more")
             if call.layer < upto:
+                ended = call.last and call.layer + 1 == self.num_steps
                 standing = hidden.clone() if call.layer == upto - 1 and call.last else spare
                 return map_leaves(lambda leaf: fake(leaf, standing), call.answer)
             answer = _part(self.module, path)(*args, **kwargs)
@@ -417,6 +441,7 @@ class _Notes:
     tensors: list[Tensor] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     reads: list[frozenset[str]] = field(default_factory=list)
+    still: list[bool] = field(default_factory=list)
     before: dict[str, list[Any]] = field(default_factory=dict)
     hidden: Any = None
     _slots: dict[int, Mark] = field(default_factory=dict)
@@ -433,7 +458,7 @@ class _Notes:
             if type(leaf).__name__ == "BlockMask":  # by its name: its module takes long to import
                 raise CodeBetweenError("a layer is called with a mask that is compiled for the whole batch")
             return leaf
-        if id(leaf) in self._state:
+        if id(leaf) in self._state and version_of(leaf) == self._versions.get(id(leaf), version_of(leaf)):
             mark = self._state[id(leaf)]
             self._read.add(mark.key)
             return mark
@@ -454,13 +479,15 @@ class _Notes:
         while number < layered.num_steps and layered.calls[number].path != path:  # layers that this call leaves out
             self.calls.append(None)
             self.reads.append(frozenset())
+            self.still.append(False)
             number += 1
         if number == layered.num_steps:
             raise CodeBetweenError(f"{path} was called once more")
         self._read.clear()
         self.calls.append((map_leaves(self.mark, args), map_leaves(self.mark, kwargs)))
         if "hidden" not in self._read:
-            raise CodeBetweenError(f"{path} is not called with what the layer before gave")
+            raise CodeBetweenError(f"{path} is not called with what the layer before gave, untouched")
+        self.still.append(self._learns and not torch.is_grad_enabled())
         self.reads.append(frozenset(self._read - {"hidden"}))
         if number + 1 == layered.num_steps:
             raise _EnoughError
@@ -479,12 +506,14 @@ class _Notes:
         if not _is_state(leaf):
             return leaf
         tensor = self.hidden.detach() if leaf.key == "hidden" else self.hidden.new_zeros(())
-        self._state[id(tensor)] = leaf
+        self._state[id(tensor)], self._versions[id(tensor)] = leaf, version_of(tensor)
         self._keep.append(tensor)
         return tensor
 
     def __post_init__(self) -> None:
         self._keep: list[Tensor] = []  # alive, so that no other tensor gets their identity
+        self._versions: dict[int, int] = {}  # by identity, when they were handed on
+        self._learns = torch.is_grad_enabled()
         self._read: set[str] = set()  # what the layer that is noted reads of what was handed on
 
 

@@ -13,9 +13,10 @@ from copy import copy
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["Branches", "branches_to", "evaluating_twin", "twin_of", "watched_copy"]
+__all__ = ["Branches", "branches_to", "evaluating_twin", "training_twin", "twin_of", "varied_twin", "watched_copy"]
 
 Branches = dict[str, Any]
 """The paths to some modules as nested dicts by attribute name; a leaf is the path under which its module is known."""
@@ -29,7 +30,8 @@ def shallow_copy(module: nn.Module) -> nn.Module:
     twin.__dict__.update(module.__dict__)
     twin.__dict__["_modules"] = dict(module._modules)
     twin.__dict__.pop("_compiled_call_impl", None)  # would call the module that was compiled
-    twin.__dict__.pop("forward", None)  # a forward put on the instance (device hooks) is bound to the original
+    if not hasattr(twin, "_orig_mod"):  # of `torch.compile`, which has no other
+        twin.__dict__.pop("forward", None)  # one put on the instance (device hooks) is bound to the original
     if isinstance(twin, nn.TransformerEncoder):
         twin.use_nested_tensor = False  # of whose kind tensors have no sizes to be learned
     if twin.training:
@@ -83,6 +85,39 @@ def evaluating_twin(root: nn.Module) -> nn.Module:
         module.__dict__["training"] = False
 
     return _copy_all(root, still)
+
+
+def training_twin(root: nn.Module) -> nn.Module:
+    """A twin of `root` with all its modules, in training mode, with buffers of its own: running statistics move."""
+
+    def learning(_: str, module: nn.Module) -> None:
+        own = {name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+        module.__dict__.update(training=True, _buffers=own)
+
+    return _copy_all(root, learning)
+
+
+def varied_twin(root: nn.Module) -> nn.Module | None:
+    """A twin of `root` in which parameters that are one number throughout have others; None where there are none.
+
+    New parameters are mostly such: zeros and ones, under which a bias, a gate or a scale does nothing yet. Random
+    numbers are drawn by PyTorch's own generator.
+    """
+    varied: dict[int, nn.Parameter] = {}
+    for parameter in root.parameters():
+        if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
+            low, high = parameter.aminmax()
+            if bool(low == high):
+                noise = torch.randn_like(parameter) * low.abs().clamp(min=1.0)
+                varied[id(parameter)] = nn.Parameter(parameter + 0.05 * noise, requires_grad=False)
+    if not varied:
+        return None
+
+    def other(_: str, module: nn.Module) -> None:
+        own = {name: varied.get(id(parameter), parameter) for name, parameter in module._parameters.items()}
+        module.__dict__["_parameters"] = own
+
+    return _copy_all(root, other)
 
 
 def watched_copy(root: nn.Module, watch: Callable[..., Any]) -> nn.Module:

@@ -23,6 +23,7 @@ __all__ = [
     "Watched",
     "find_layers",
     "find_tail",
+    "version_of",
     "watch",
     "widened",
 ]
@@ -60,12 +61,12 @@ class Call:
     def close(self, output: Any, end: int) -> None:
         """Note the answer, and the versions of its tensors, which tell whether they are written into later."""
         self.output, self.end = output, end
-        self.versions = tuple(_version(leaf) for leaf in leaves(output))
+        self.versions = tuple(version_of(leaf) for leaf in leaves(output))
 
     def untouched(self) -> Iterator[tuple[int, Tensor]]:
         """The tensors of the answer, with their places, that nobody wrote into since."""
         for place, (leaf, version) in enumerate(zip(leaves(self.output), self.versions, strict=True)):
-            if isinstance(leaf, Tensor) and _version(leaf) == version:
+            if isinstance(leaf, Tensor) and version_of(leaf) == version:
                 yield place, leaf
 
 
@@ -208,8 +209,10 @@ def find_tail(
     return None if _LOST in leaves(reads(output)) else Tail(tuple(calls), output)
 
 
-def _version(leaf: Any) -> int:
-    """How often a tensor was written into; not counted in inference mode."""
+def version_of(leaf: Any) -> int:
+    """How often a tensor was written into; not counted in inference mode, nor while a module is traced."""
+    if torch.compiler.is_compiling():
+        return 0
     return leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0
 
 
@@ -230,7 +233,8 @@ def _all_called(path: str, box: nn.Module, runs: Sequence[tuple[Call, ...]]) -> 
     depth = len(path.split(".")) if path else 0
     entries = [run[0].path.split(".")[depth] for run in runs]
     nested = any(len(run[0].path.split(".")) > depth + 1 for run in runs)
-    if len(runs) < 2 or set(entries) != set(box._modules):
+    called, there = ({id(box._modules[name]) for name in names} for names in (entries, box._modules))
+    if len(runs) < 2 or called != there:  # the same module may stand in several entries
         return False
     return not nested or len(set(entries)) == len(entries)
 

@@ -124,3 +124,16 @@ def test_shares_are_checked() -> None:
 def test_unknown_bounds_are_refused() -> None:
     with refused("bound", "hoeffding_bentkus", "'gauss'"):
         p_values(torch.zeros(3, 1), 0.1, "gauss")
+
+
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+def test_losses_of_which_a_bound_says_nothing_are_refused(bound: str) -> None:
+    """NaN was no loss at all to `exact_binomial`, and gains were set off against losses."""
+    below = -1.5 if bound == "betting" else -0.5
+    wrong = [math.nan, 1.5, below, math.inf] + ([0.004] if bound == "exact_binomial" else [])
+    for value in wrong:
+        with refused("losses", "values from"):
+            p_values(torch.tensor([[0.0], [value]]), 0.1, bound)
+    for shape in ((3,), (0, 2), (2, 2, 2)):
+        with refused("losses", f"shape {shape}"):
+            p_values(torch.zeros(shape), 0.1, bound)

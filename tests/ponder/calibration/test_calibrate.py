@@ -143,3 +143,19 @@ def test_bad_input() -> None:
         ponder.calibrate(trajectory.map(lambda tensor: tensor[:0]), Quantile, at_least=0.9)
     with refused("grid", "strictly"):
         ponder.calibrate(trajectory, Quantile, at_least=0.9, grid=[0.5, 0.2, 0.9])
+
+
+@pytest.mark.parametrize("target", [{"at_most_steps": 2.0}, {"at_least": 0.9}])
+def test_a_task_without_a_score_asks_for_a_metric(target: dict[str, float]) -> None:
+    """Its scores were NaN, of which none qualifies: exits were switched off."""
+    plain = recorded(60, steps=4)
+    trajectory = replace(plain, task="custom")
+    for families in (Confidence, [Confidence, Patience]):
+        with refused("metric", "has no score of its own"):
+            ponder.calibrate(trajectory, families, **target)
+
+    def accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+        return float((outputs.argmax(-1) == labels).double().mean())
+
+    found = ponder.calibrate(trajectory, Confidence, metric=accuracy, **target)
+    assert found.policy == ponder.calibrate(plain, Confidence, **target).policy

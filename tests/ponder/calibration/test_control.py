@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -431,3 +431,38 @@ def test_a_row_that_is_there_twice_is_no_evidence() -> None:
         ponder.control_risk(ponder.Trajectory.cat([prefix, once]), Quantile, level=0.3)
     other = recorded(60, seed=5)  # of other rows, whose ids start anew
     assert ponder.control_risk(ponder.Trajectory.cat([once, other]), Quantile, level=0.9).policy.rows == 120
+
+
+def test_a_certificate_serves_no_other_number_of_steps() -> None:
+    policy = ponder.control_risk(recorded(200, steps=4), Confidence, level=0.5).policy
+    assert policy.num_steps == 4
+    assert policy.rescaled(4, 12) == policy.policy
+    model = ponder.PonderWrapper(nn.Linear(4, 4), num_steps=4, head=nn.Linear(4, 3)).eval()
+    assert model(torch.zeros(2, 4), policy=policy).exit_step.shape == (2,)
+    for num_steps in (3, 12):
+        with refused("policy", f"certified for {num_steps} steps", "a certificate for 4"):
+            model(torch.zeros(2, 4), policy=policy, num_steps=num_steps)
+    before = {name: value for name, value in policy.to_dict().items() if name not in ("num_steps", "digest")}
+    assert policies.from_dict(before).num_steps is None  # as versions before wrote it, and it serves as it did
+    assert model(torch.zeros(2, 4), policy=policies.from_dict(before), num_steps=12).exit_step.shape == (2,)
+
+
+def test_risks_that_read_recordings_are_held_to_the_same_range() -> None:
+    @dataclass(frozen=True)
+    class Own(RecordedRisk):
+        value: float = 0.0
+
+        def by_step(self, trajectory: Any) -> torch.Tensor:
+            return torch.full(trajectory.outputs.shape[:2], self.value)
+
+    @dataclass(frozen=True)
+    class Flat(RecordedRisk):
+        def by_step(self, trajectory: Any) -> torch.Tensor:
+            return torch.zeros(len(trajectory))
+
+    assert ponder.control_risk(recorded(200), Confidence, level=0.5, risk=Own("own")).met
+    for value in (-0.5, 1.5, math.nan):
+        with refused("risk", "losses in [0, 1]"):
+            ponder.control_risk(recorded(200), Confidence, level=0.5, risk=Own("own", value))
+    with refused("risk", "each row and step", type_error=True):
+        ponder.control_risk(recorded(200), Confidence, level=0.5, risk=Flat("own"))

@@ -67,3 +67,20 @@ def test_bad_temperatures() -> None:
     for trajectory in (recorded(task="regression"), ponder.Trajectory(torch.randn(4, 3, 2), None, torch.arange(4))):
         with refused("trajectory", "labels"):
             fit_temperatures(trajectory)
+
+
+def test_excluded_classes_change_no_temperature() -> None:
+    """A logit of −inf says that a class cannot be; where it is the label, the row tells nothing."""
+    trajectory = recorded(60, steps=3)
+    aligned = trajectory.outputs + 1.5 * torch.nn.functional.one_hot(trajectory.labels, 3)[:, None]
+    plain = ponder.Trajectory(aligned, None, trajectory.row_ids, labels=trajectory.labels)
+    excluded = torch.nn.functional.pad(aligned, (0, 1), value=-math.inf)
+    wider = ponder.Trajectory(excluded, None, trajectory.row_ids, labels=trajectory.labels)
+    assert fit_temperatures(wider) == pytest.approx(fit_temperatures(plain), rel=1e-9)
+
+
+def test_labels_that_are_no_class_are_refused() -> None:
+    trajectory = recorded(20, steps=3)
+    moved = ponder.Trajectory(trajectory.outputs, None, trajectory.row_ids, labels=trajectory.labels + 1)
+    with refused("labels", "classes 0 … 2"):
+        fit_temperatures(moved)

@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 import ponder
 from ponder import policies
+from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export import OnnxModel
+from ponder.export.source import ExportSource
 from ponder.policies import ExitPolicy, StepView
 from ponder.serving import Limits
 from ponder.serving.exported import open_export
@@ -477,3 +480,142 @@ def test_a_tokenizer_for_a_model_of_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="tokenizer: expected None"):
         ponder.export.onnx(small(), tmp_path / "out", example=X, tokenizer=tmp_path / "tokenizer.json")
     assert not (tmp_path / "out" / "export.json").exists()
+
+
+def text_model(**options: Any) -> Any:
+    """A model of texts of at most five tokens, in which the side on which they are cut tells."""
+    torch.manual_seed(0)
+    return ponder.PonderWrapper(
+        Mixes(),
+        3,
+        stem=Reads(),
+        head=nn.Linear(WIDTH, 2),
+        readout=ponder.readouts.mean,
+        padding=ponder.Padding(),
+        **options,
+    ).eval()
+
+
+TOKENS = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]), {"attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_cut_where_their_tokenizer_cuts_them(side: str, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, truncation_side=side, model_max_length=5)
+    tokenizer.save_pretrained(tmp_path)
+    model, text = text_model(), "w0 w1 w2 w3 w4 w5"
+    ids = tokenizer(text, truncation=True, return_tensors="pt").input_ids
+    expected = model(ids, attention_mask=torch.ones_like(ids)).outputs.detach().numpy()
+    for given in (tokenizer, tmp_path, tmp_path / "tokenizer.json"):
+        folder = ponder.export.onnx(model, tmp_path / "out", example=TOKENS, tokenizer=given)
+        np.testing.assert_allclose(OnnxModel(folder).predict([text]).outputs, expected, rtol=1e-4, atol=1e-5)
+        assert OnnxModel(folder).manifest.truncation_side == side
+
+
+def test_tokens_that_the_model_does_not_have_are_refused_by_their_position(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    opened = OnnxModel(
+        ponder.export.onnx(text_model(), tmp_path / "out", example=TOKENS, tokenizer=tmp_path / "tokenizer.json")
+    )
+    good = {"inputs": [2, 5, 3], "attention_mask": [1, 1, 1]}
+    for bad in (-1, -100):
+        with pytest.raises(ArgumentError, match=rf"examples\[1\].*numbers from 0 on.*{bad}"):
+            opened.predict([good, {**good, "inputs": [2, bad, 3]}])
+    for run in (opened.predict, opened.record):
+        with pytest.raises(ArgumentError, match=r"examples\[2\].*the model can run"):
+            run([good, good, {**good, "inputs": [2, 4000, 3]}])
+    with pytest.raises(ArgumentError, match=r"examples\[0\].*Unicode"):
+        opened.predict(["\ud800"])
+
+
+class Bytes(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.float() / 255
+
+
+def test_numbers_that_do_not_fit_the_type_of_an_input_are_refused(tmp_path: Path) -> None:
+    example = torch.zeros(2, WIDTH, dtype=torch.uint8)
+    opened = OnnxModel(ponder.export.onnx(small(stem=Bytes()), tmp_path / "bytes", example=example))
+    for value in (300, -1):
+        with pytest.raises(ArgumentError, match=rf"examples\[0\].*numbers from 0 to 255.*{value}"):
+            opened.predict(np.array([[value, *[0] * (WIDTH - 1)]]))
+    floats = OnnxModel(ponder.export.onnx(small(), tmp_path / "floats", example=X))
+    with pytest.raises(ArgumentError, match=r"examples\[0\].*finite.*float32"):
+        floats.predict(np.full((1, WIDTH), 1e39))
+
+
+def test_a_policy_is_saved_into_the_export_that_was_opened_alone(folder: Path, tmp_path: Path) -> None:
+    opened, moved = OnnxModel(folder), tmp_path / "moved"
+    opened.policy = policies.FixedStep(2)
+    shutil.move(folder, moved)
+    with pytest.raises(CheckpointError):
+        opened.save_policy()
+    assert not folder.exists()
+    ponder.export.onnx(small(), folder, example=X)
+    with pytest.raises(CheckpointError, match="another export"):
+        opened.save_policy()
+    assert OnnxModel(folder).policy["name"] == "last-step"
+    shutil.rmtree(folder)
+    shutil.move(moved, folder)
+    opened.save_policy()
+    assert OnnxModel(folder).policy == {"name": "fixed-step", "step": 2}
+
+
+def test_a_certificate_and_a_report_do_not_go_on_to_what_they_are_not_about(tmp_path: Path) -> None:
+    sure = torch.randn(300, 3, 2)
+    trajectory = ponder.Trajectory(sure, None, torch.arange(300), task="classification")
+    policy = ponder.control_risk(trajectory, policies.Confidence, level=0.4).policy
+    assert policy.rows == 300
+    folder = ponder.export.onnx(small(policy=policy.after(2)), tmp_path / "fp32", example=X)
+    assert OnnxModel(folder).policy["policy"]["name"] == "certified"
+    (folder / EXPORT_REPORT).write_text('{"columns": ["question", "answer"]}')
+    for int8 in (
+        ponder.export.quantized(folder, tmp_path / "int8"),
+        ponder.export.onnx(small(policy=policy.after(2)), tmp_path / "again", example=X, int8=True),
+    ):
+        assert OnnxModel(int8).policy == policy.policy.after(2).to_dict()
+    assert fitted_columns(tmp_path / "int8") == ("question", "answer")
+    assert fitted_columns(ponder.export.onnx(small(), folder, example=X)) == ()
+
+
+def test_a_length_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    source = ExportSource(text_model(), *TOKENS, max_length=16)
+
+    class Told:
+        def export_source(self) -> ExportSource:
+            return source
+
+    with pytest.raises(ArgumentError, match="max_length: expected at most 16 tokens"):
+        ponder.export.onnx(Told(), tmp_path / "out", tokenizer=tmp_path, max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ({"name": "any", "policies": []}, "policy"),
+        ({"name": "any", "policies": 5}, "policy"),
+        (
+            {"name": "tempered", "policy": {"name": "confidence", "threshold": 0.5}, "temperatures": [0.0]},
+            "temperatures",
+        ),
+        (
+            {"name": "tempered", "policy": {"name": "confidence", "threshold": 0.5}, "temperatures": ["x"]},
+            "temperatures",
+        ),
+    ],
+)
+def test_policies_that_somebody_wrote_by_hand(policy: dict[str, Any], says: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=says):
+        exported("gru-cell").onnx.check(policy)
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_length": -3}, {"max_length": "x"}, {"labels": ["one"]}, {"truncation_side": "up"}]
+)
+def test_a_description_that_somebody_wrote_by_hand(change: dict[str, Any], folder: Path) -> None:
+    told = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**told, **change}))
+    with pytest.raises(CheckpointError, match="damaged"):
+        OnnxModel(folder)

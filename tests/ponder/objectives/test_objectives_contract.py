@@ -111,6 +111,21 @@ def test_loss_and_gradients_are_finite_at_the_extremes(case: Example, num_steps:
         assert tensor.grad is None or bool(tensor.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("case", [case for case in OBJECTIVES if case.task == "classification"], ids=str)
+def test_a_class_that_is_excluded_by_a_logit_of_minus_infinity_changes_nothing(case: Example) -> None:
+    batch, _ = unroll("classification", 4, 5, 1.0, 3)
+    excluded = torch.nn.functional.pad(batch.outputs.detach(), (0, 1), value=-torch.inf).requires_grad_()
+    taught = torch.nn.functional.pad(batch.teacher_outputs, (0, 1), value=-torch.inf)
+    each = batch.labels.repeat_interleave(5)
+    losses = as_task("classification").losses(excluded.flatten(0, 1), each).reshape(4, 5)
+    wider = dataclasses.replace(batch, outputs=excluded, losses=losses, teacher_outputs=taught)
+    found = make_objective(case).per_example(wider)
+    assert torch.allclose(found, make_objective(case).per_example(batch), atol=1e-6)
+    if found.requires_grad:
+        found.mean().backward()
+        assert excluded.grad is None or bool(excluded.grad.isfinite().all())
+
+
 @every_objective
 @pytest.mark.parametrize("level", [-1e4, 1e4])
 def test_loss_and_gradients_are_finite_where_all_hazards_are_saturated(case: Example, level: float) -> None:

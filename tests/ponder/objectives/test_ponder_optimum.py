@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ponder import StepDistribution, priors
+import ponder
+from ponder import StepDistribution, objectives, priors
 from ponder.errors import ArgumentError
 from ponder.objectives import Ponder, Unrolled
 from ponder.parts.tasks import as_task
@@ -57,3 +58,18 @@ def test_equal_losses_leave_the_prior_and_a_small_beta_takes_the_best_step():
 def test_objectives_without_a_closed_optimum_say_so(objective):
     with pytest.raises(ArgumentError, match=r"beta > 0.*minimise"):
         objective.optimum(torch.zeros(4), priors.Uniform()(4))
+
+
+@pytest.mark.parametrize("kl", ["posterior_prior", "prior_posterior"])
+def test_without_a_weight_the_divergence_does_not_count_where_the_prior_excludes_a_step(kl):
+    model = ponder.PonderWrapper(
+        torch.nn.Linear(4, 4),
+        num_steps=3,
+        head=torch.nn.Linear(4, 2),
+        lambda_head=ponder.LambdaHead(4),
+        prior=priors.Categorical((0.5, 0.5, 0.0)),
+        objective=objectives.Ponder(0.0, kl=kl),
+    )
+    loss = model.train()(torch.randn(3, 4), labels=torch.tensor([0, 1, 1])).loss
+    loss.backward()
+    assert loss.isfinite()

@@ -116,3 +116,9 @@ def test_bad_arguments_are_refused() -> None:
         priors.Empirical.fit(trajectory.map(lambda tensor: tensor[:0]))
     with refused("prior", "6 steps", "4 probabilities"):
         priors.Empirical.fit(trajectory)(6)
+
+
+def test_soft_labels_are_read_as_the_class_they_favour() -> None:
+    trajectory = make("classification", 30, 4, 0)
+    soft = dataclasses.replace(trajectory, labels=0.2 + 0.6 * torch.nn.functional.one_hot(trajectory.labels, 2))
+    assert priors.Empirical.fit(soft) == priors.Empirical.fit(trajectory)

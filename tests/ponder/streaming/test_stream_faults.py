@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 import ponder
 from ponder import policies
@@ -394,3 +395,34 @@ def test_no_row_is_taken_after_the_last_sweep_of_an_engine_that_is_closed() -> N
     engine._queue.close = watched
     engine.close(cancel=True)
     assert aborted == [False]
+
+
+class Indexed(Dataset[Tensor]):
+    """A data set of five rows over a longer table: Python reads on past its length until an IndexError comes."""
+
+    def __init__(self) -> None:
+        self.table = torch.randn(100, WIDTH)
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self.table[place]
+
+
+def test_a_data_set_is_read_to_its_length_and_a_loader_by_its_rows() -> None:
+    model, rows = wrap(make_toy("shared")).eval(), Indexed()
+    with StreamEngine(model) as engine:
+        told = dict(engine.run(rows))
+        assert sorted(told) == list(range(5))
+        of_loader = dict(engine.run(DataLoader(rows, batch_size=2)))
+        keyed = dict(engine.run([("a", rows[0])], keyed=True))
+    expected = ponder.predict(model, rows)
+    for found in (told, of_loader):
+        assert torch.allclose(torch.stack([found[row].output for row in range(5)]), expected.outputs, atol=1e-6)
+    assert list(keyed) == ["a"]
+
+
+def test_another_word_for_errors_is_refused_before_anything_runs() -> None:
+    with StreamEngine(wrap(make_toy("shared")).eval()) as engine, refused("errors", "raise", "'Raise'"):
+        engine.run([torch.zeros(3)], errors="Raise")  # type: ignore[arg-type]

@@ -168,6 +168,8 @@ def test_submit_and_run_take_what_policies_read() -> None:
             engine.submit(data[0], policy_context={"budget": "all"})
         with refused("policy_context['budget']", "2 rows"):
             list(engine.run(data, policy_context={"budget": budgets[:2]}))
+        with refused("policy_context", "each of the 4 examples", "6 rows"):
+            list(engine.run(data[:4], policy_context={"budget": budgets}))
         with refused("patience"):
             engine.submit(data[0], policy=policies.Patience(50))
         with refused("policy", type_error=True):

@@ -268,16 +268,18 @@ class TestBatches:
             def __iter__(self) -> Any:
                 return iter([(row, label) for row, label in zip(*data(8), strict=True)])
 
-        with refused("loader", "without a length", "schedule='constant'"):
-            fit(make(), DataLoader(Endless(), batch_size=4))
-        assert len(fit(make(), DataLoader(Endless(), batch_size=4), schedule="constant").stages[0].epochs) == 2
+        for options in ({}, {"schedule": "constant"}, {"warmup": 0.0}):
+            with refused("loader", "without a length", "schedule='constant', warmup=0"):
+                fit(make(), DataLoader(Endless(), batch_size=4), **options)
+        uncounted: dict[str, Any] = {"schedule": "constant", "warmup": 0}
+        assert len(fit(make(), DataLoader(Endless(), batch_size=4), **uncounted).stages[0].epochs) == 2
         staged = make()
         staged.stages = (recipes.Stage(objectives.SimulatedExits()),)
         with pytest.raises(ponder.PonderError, match="how much of the training is done"):
-            fit(staged, DataLoader(Endless(), batch_size=4), schedule="constant")
+            fit(staged, DataLoader(Endless(), batch_size=4), **uncounted)
         turns = objectives.Alternating(objectives.FinalStep(), objectives.DeepSupervision("uniform"))
         staged.stages = (recipes.Stage(turns),)  # which reads no share
-        assert len(fit(staged, DataLoader(Endless(), batch_size=4), schedule="constant").stages[0].epochs) == 2
+        assert len(fit(staged, DataLoader(Endless(), batch_size=4), **uncounted).stages[0].epochs) == 2
 
 
 class TestFaults:
@@ -608,6 +610,24 @@ def test_the_inputs_of_a_dict_are_told_by_name() -> None:
         assert torch.equal(weight, models[1][name]), name
     with refused("signal", "would not be read"):
         model(mask, signal=inputs)
+
+
+class Evaluated(nn.Linear):
+    """Answers NaN in evaluation mode, as a model that overflows there."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) if self.training else super().forward(inputs) * torch.nan
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "token_classification"])
+def test_nan_is_no_right_answer_of_held_out_data(task: str) -> None:
+    inputs = torch.randn(6, 3, WIDTH) if task == "token_classification" else torch.randn(6, WIDTH)
+    labels = torch.zeros(inputs.shape[:-1], dtype=torch.long)
+    labels = torch.zeros(6, 2) if task == "multilabel" else labels
+    model = ponder.PonderWrapper(
+        nn.Linear(WIDTH, WIDTH), num_steps=2, head=Evaluated(WIDTH, 2), objective=objectives.FinalStep(), task=task
+    )
+    assert fit(model, [(inputs, labels)], held_out=[(inputs, labels)], epochs=1).score == 0.0
 
 
 def test_sampled_exits_of_held_out_data_do_not_depend_on_its_batches() -> None:

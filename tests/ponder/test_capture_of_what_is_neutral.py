@@ -1,0 +1,222 @@
+"""Capture of modules in which something does nothing yet: new weights of zeros and ones, dropout, gradients off."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder.errors import ArgumentError, PonderError
+from ponder.policies import LastStep
+from tests.ponder.capturable import LAYERS, WIDTH, Block
+from tests.ponder.checks import refused
+
+EXAMPLE = torch.randn(4, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+class Stack(nn.Module):
+    """Blocks, and something between two of them."""
+
+    def __init__(self, between: Callable[[nn.Module, int, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Block() for _ in range(LAYERS)])
+        self.each = nn.Parameter(torch.zeros(LAYERS, WIDTH))
+        self.dropout, self.dropout_in_place = nn.Dropout(0.2), nn.Dropout(0.2, inplace=True)
+        self.between = between or (lambda module, place, hidden: hidden)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for place, layer in enumerate(self.layers):
+            hidden = self.between(self, place, layer(hidden))
+        return hidden.mean(1)
+
+
+class Mixed(Stack):
+    """A learnt mixture of all layers beside the last one, of which nothing is mixed in at first."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        mixed = torch.zeros_like(hidden)
+        for weight, layer in zip(self.each, self.layers, strict=True):
+            hidden = layer(hidden)
+            mixed = mixed + weight * hidden
+        return (hidden + mixed).mean(1)
+
+
+def added(module: Any, place: int, hidden: Tensor) -> Tensor:
+    hidden += module.each[place]
+    return hidden
+
+
+def scaled(module: Any, place: int, hidden: Tensor) -> Tensor:
+    return hidden.mul_(1.0 + module.each[place])
+
+
+def dropped(module: Any, place: int, hidden: Tensor) -> Tensor:
+    return module.dropout(hidden)
+
+
+def dropped_in_place(module: Any, place: int, hidden: Tensor) -> Tensor:
+    return module.dropout_in_place(hidden)
+
+
+def noisy(module: Any, place: int, hidden: Tensor) -> Tensor:
+    return hidden + 0.1 * torch.randn_like(hidden) if module.training else hidden
+
+
+def wrapped(module: nn.Module, example: Any = EXAMPLE) -> ponder.PonderWrapper:
+    return ponder.PonderWrapper(**vars(ponder.capture(module, example)), head=nn.Identity())
+
+
+@pytest.mark.parametrize("between", [added, scaled, dropped, dropped_in_place, noisy])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_what_stands_between_layers_counts_once_it_has_learned(between: Any, scale: float) -> None:
+    torch.manual_seed(0)
+    module, given = Stack(between), EXAMPLE.clone()
+    with torch.no_grad():
+        module.each.fill_(0.0).add_(scale * torch.randn(LAYERS, WIDTH))
+    model = wrapped(module, given)
+    assert torch.equal(given, EXAMPLE)  # nobody wrote into the example
+    with torch.no_grad():
+        module.each.normal_()
+    model.eval()
+    assert torch.equal(model(EXAMPLE, policy=LastStep()).outputs, module(EXAMPLE))
+    if between in (added, scaled):
+        found = []
+        for forward in (model, module):
+            model.zero_grad()
+            out = forward(EXAMPLE, policy=LastStep()).outputs if forward is model else forward(EXAMPLE)
+            out.sum().backward()
+            found.append(module.each.grad.clone())
+        assert torch.allclose(*found, atol=1e-5)
+    model.train()(EXAMPLE, labels=torch.zeros(4, dtype=torch.long))
+
+
+def test_a_mixture_that_is_not_learned_yet_is_refused() -> None:
+    with refused("module", "once parameters that are one number throughout have learned others"):
+        ponder.capture(Mixed(), EXAMPLE)
+
+
+def test_parameters_are_not_touched() -> None:
+    module = Stack()
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in module.named_parameters()}
+    ponder.capture(module, EXAMPLE)
+    for name, tensor in module.named_parameters():
+        assert id(tensor) == before[name][0]
+        assert torch.equal(tensor, before[name][1])
+
+
+def test_running_statistics_are_not_touched() -> None:
+    stem = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(5))
+    module = nn.Sequential(stem, Stack())
+    statistics = stem[1].running_mean.clone()
+    ponder.capture(module.train(), EXAMPLE, layers="1.layers")
+    assert torch.equal(stem[1].running_mean, statistics)
+    assert int(stem[1].num_batches_tracked) == 0
+
+
+class Frozen(Stack):
+    """Its own code runs the first two layers without gradients."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            for layer in self.layers[:2]:
+                hidden = layer(hidden)
+        return self.layers[2](hidden).mean(1)
+
+
+def test_layers_that_the_module_runs_without_gradients_learn_nothing() -> None:
+    module = Frozen()
+    model = ponder.PonderWrapper(**vars(ponder.capture(module, EXAMPLE)), head=nn.Linear(WIDTH, 2)).train()
+    loss = model(EXAMPLE, labels=torch.tensor([0, 1, 1, 0])).loss
+    loss.backward()
+    learned = [layer.norm1.weight.grad is not None for layer in module.layers]
+    assert learned == [False, False, True]
+
+
+class Autocast(nn.Module):
+    """It opens autocast in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening = nn.Linear(WIDTH, WIDTH)
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(LAYERS)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.opening(hidden)
+            for layer in self.layers:
+                hidden = layer(hidden)
+        return hidden.float().mean(1)
+
+
+def test_a_module_that_opens_autocast_itself() -> None:
+    module = Autocast().eval()
+    assert torch.equal(wrapped(module).eval()(EXAMPLE, policy=LastStep()).outputs, module(EXAMPLE))
+
+
+def test_one_layer_under_several_entries_of_a_list() -> None:
+    module = Stack().eval()
+    module.layers = nn.ModuleList([module.layers[0]] * 4)
+    model = wrapped(module).eval()
+    assert model.num_steps == 4
+    assert torch.equal(model(EXAMPLE, policy=LastStep()).outputs, module(EXAMPLE))
+
+
+def test_compiled_modules_are_refused_and_compiled_layers_are_not() -> None:
+    module = Stack().eval()
+    with refused("module", "before torch.compile", "_orig_mod"):
+        ponder.capture(torch.compile(module, backend="eager"), EXAMPLE)
+    with torch.no_grad():
+        plain = module(EXAMPLE)
+    for place in range(LAYERS):
+        module.layers[place] = torch.compile(module.layers[place], backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(wrapped(module).eval()(EXAMPLE, policy=LastStep()).outputs, plain, atol=1e-6)
+
+
+class Causal(nn.Module):
+    """A mask for the whole batch, and inputs in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+
+    def forward(self, source: Any, mask: Tensor) -> Tensor:
+        return self.encoder(source if isinstance(source, Tensor) else source[0] + source[1], mask=mask)
+
+
+def test_examples_from_which_rows_cannot_be_told() -> None:
+    module, states = Causal().eval(), torch.randn(4, 4, WIDTH)
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+    with refused("example", "one row more", "another number of rows"):
+        ponder.capture(module, {"source": states, "mask": mask})
+    assert ponder.capture(module, {"source": states[:3], "mask": mask}).steps.num_steps == LAYERS
+    with refused("example", "arguments of their own", "argument 0, a tuple"):
+        ponder.capture(module, ((states, states), mask))
+
+
+class Turning(Stack):
+    """Other code between its layers from the second call on."""
+
+    turned = False
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden) + 1.0 if self.turned else layer(hidden)
+        return hidden.mean(1)
+
+
+def test_a_call_that_differs_from_the_example_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(Turning().eval()).eval()
+    monkeypatch.setattr(Turning, "turned", True)
+    with pytest.raises(
+        PonderError, match=r"captured with: layers\.1 is not called with what .* Capture it again"
+    ) as met:
+        model(EXAMPLE)
+    assert not isinstance(met.value, ArgumentError)
+    assert str(pickle.loads(pickle.dumps(met.value))) == str(met.value)
