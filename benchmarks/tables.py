@@ -22,7 +22,7 @@ def mark(values: Iterable[float | None], competing: Sequence[bool] | None = None
         >>> mark([56.61, 58.1, 56.58, None])
         ['<u>56.6</u>', '**58.1**', '<u>56.6</u>', '–']
     """
-    printed = ["–" if value is None or math.isnan(value) else f"{value:.1f}" for value in values]
+    printed = ["–" if value is None or math.isnan(value) else f"{round(value, 1) + 0.0:.1f}" for value in values]
     places = [True] * len(printed) if competing is None else competing
     ranks = sorted({float(text) for text, can in zip(printed, places, strict=True) if can and text != "–"})[::-1]
     form = {f"{ranks[0]:.1f}": "**{}**", f"{ranks[1]:.1f}": "<u>{}</u>"} if len(ranks) > 1 else {}

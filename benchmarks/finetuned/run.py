@@ -85,13 +85,14 @@ def run(
     names = list(source.features["label"].names)
     stem = f"{task.name.lower()}-{Path(backbone).name}{'' if kept is None else '-kept'}"
     made_by = {
+        "backbone": backbone,
         **{name: settings[name] for name in ("train", "epochs", "lr", "bf16")},
         "kept": None if kept is None else {path.name: digest_of(path) for path in sorted(kept.glob("*.safetensors"))},
         "data": digest({"texts": list(train["sentence1"]), "labels": list(train["label"])}),
     }
     plain = work / f"{stem}-s{seed}-{digest(made_by)[:10]}" / "plain"  # of these settings, and of no others
     path = out / f"{stem}-{'exits-deep' if deep else 'exits'}-s{seed}.json"
-    _check_free(path, settings)
+    _check_free(path, {"settings": dict(settings), "backbone": backbone, "kept": None if kept is None else kept.name})
     if not plain.is_dir():
         part = plain.with_name("plain.part")  # a run that is killed leaves no half of a model
         shutil.rmtree(part, ignore_errors=True)
@@ -142,13 +143,16 @@ def run(
     return result
 
 
-def _check_free(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to write over a result of other settings."""
-    if path.is_file() and (before := read_json(path).get("settings")) != dict(settings):
+def _check_free(path: Path, made_by: Mapping[str, Any]) -> None:
+    """Refuse to write over a result of other settings, or of another model."""
+    found = read_json(path) if path.is_file() else made_by
+    before = {name: found.get(name) for name in made_by}
+    if before != made_by:
+        other = ", ".join(f"{name} {before[name]}" for name in made_by if before[name] != made_by[name])
         raise ArgumentError(
             "--out",
-            expected=f"a folder without a result of other settings called {path.name}",
-            got=f"{path.parent}, where it was made by {before}",
+            expected=f"a folder without a result of other settings, or of another model, called {path.name}",
+            got=f"{path.parent}, where it was made by {other}",
             remedy="Pass another folder, or move that result.",
         )
 

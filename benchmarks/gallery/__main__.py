@@ -1,5 +1,5 @@
 """`python -m benchmarks.gallery`."""
 
-from benchmarks.gallery.cli import app
+from benchmarks.gallery.cli import main
 
-app()
+main()

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.command_line import check_writable, run_app
 from benchmarks.gallery.drawing import FIGURES, draw
 
-__all__ = ["app"]
+__all__ = ["app", "main"]
 
 FOLDER = Path(__file__).parents[2] / "docs" / "figures"
 
@@ -25,5 +26,11 @@ def _main(
     unknown = sorted({*(only or ())} - {*FIGURES})
     if unknown:
         raise typer.BadParameter(f"no figure is called {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+    check_writable(out)
     for path in draw(out, only or list(FIGURES)):
         print(path)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)

@@ -231,6 +231,14 @@ def report_command(
     if html is not None:
         paths = report(found, folders, replicates=replicates, only=only or ()).write(None, html)
     elif only:
+        drawn = sorted({*only} & {"figure-2", "figure-3", "figure-4", "flops"})
+        if drawn:
+            raise ArgumentError(
+                "--only",
+                expected="tables, where they are printed",
+                got=", ".join(drawn),
+                remedy="Figures need a file: pass --html report.html, say.",
+            )
         print(report(found, folders, draw=False, replicates=replicates, only=only).markdown())
         return
     else:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from benchmarks.command_line import MAX_SEED, check_writable, parse_fields, run_app
 from benchmarks.puzzles import demo as demonstration
 from benchmarks.puzzles.config import PUZZLES, config_of
-from benchmarks.puzzles.experiment import read_results, run, run_stream
+from benchmarks.puzzles.experiment import check_together, read_results, run, run_stream
 from benchmarks.puzzles.learners import LEARNERS, check_learner
 from benchmarks.puzzles.report import COLUMNS, draw_figure, goal_table, markdown, rows
 from benchmarks.puzzles.streaming import MAX_BATCH
@@ -50,6 +50,7 @@ def run_command(
     config.task.check_ready()
     check_writable(out)
     check_writable(states, "--states")
+    check_together(out, config, names)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not is_watched()) as progress:
         for one_seed in dict.fromkeys(seed or [0]):
@@ -132,7 +133,7 @@ def demo_command(
 
 
 def _show(puzzle: str, out: Path) -> None:
-    print_table(COLUMNS, list(rows(read_results(out, puzzle))), title=f"{puzzle}:", grouped=True)
+    print_table(COLUMNS, list(rows(read_results(out, puzzle, whole=False))), title=f"{puzzle}:", grouped=True)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ponder._utils.files import read_json, write_json
 from ponder.errors import DataError
 from ponder.policies import ExitPolicy
 
-__all__ = ["FORMAT", "read_result", "read_results", "result_path", "run", "run_stream"]
+__all__ = ["FORMAT", "check_together", "read_result", "read_results", "result_path", "run", "run_stream"]
 
 FORMAT = "ponder-puzzles-1"
 _LATER = {"bf16": False, "latent_updates": 2}  # fields that older results do not name
@@ -117,6 +117,7 @@ def equal_depth(config: ExperimentConfig, seed: int, out: Path) -> int:
     if not path.exists():
         raise DataError(f"{path}: expected the looped solver's result, whose cost sets the depth. Run it first.")
     looped = read_result(path)
+    _check_together(out, {"setting": asdict(config), "learner": "feed-forward", "seed": seed}, looped["setting"])
     steps: float = looped["ways"][looped["best_rule"]]["validation"]["mean_steps"]
     return -int(-steps // 1)
 
@@ -140,8 +141,13 @@ def read_result(path: Path) -> dict[str, Any]:
     return {**result, "setting": {**_LATER, **result["setting"]}}
 
 
-def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
+def read_results(out: Path, puzzle: str, *, whole: bool = True) -> dict[str, list[dict[str, Any]]]:
     """The results of a puzzle by learner, each by seed. Baselines may have been trained for fewer updates.
+
+    Args:
+        out: Their folder.
+        puzzle: Name of the puzzle.
+        whole: Whether the looped solver must be among them.
 
     Raises:
         DataError: There are none of the looped solver, or they are of different configurations.
@@ -152,17 +158,36 @@ def read_results(out: Path, puzzle: str) -> dict[str, list[dict[str, Any]]]:
         )
         for learner in (*LEARNERS, "stream")
     }
-    if not found["looped"]:
+    if whole and not found["looped"]:
         raise DataError(f"{out}: no results {puzzle}-looped-s*.json. Run `python -m benchmarks.puzzles run {puzzle}`.")
-    config = found["looped"][0]["setting"]
-    for result in (result for of_learner in found.values() for result in of_learner):
-        may_differ = {} if result["learner"] in ("looped", "stream") else {"updates": config["updates"]}
-        if {**result["setting"], **may_differ} != config:
-            raise DataError(
-                f"{out}: expected results of one configuration of {puzzle}; those of {result['learner']}, seed "
-                f"{result['seed']}, differ. Keep them in folders of their own."
-            )
+    for result in (result for of_learner in found.values() for result in of_learner if found["looped"]):
+        _check_together(out, result, found["looped"][0]["setting"])
     return {learner: results for learner, results in found.items() if results}
+
+
+def check_together(out: Path, config: ExperimentConfig, learners: Iterable[str]) -> None:
+    """Refuse, before anything is trained, a folder with results that could not stand in one table with the new ones.
+
+    Raises:
+        DataError: It holds a result of another configuration; baselines may be trained for fewer updates.
+    """
+    new = {"setting": asdict(config)}
+    for path in sorted(out.glob(f"{config.puzzle}-*-s*.json")):
+        found = read_result(path)
+        if found["learner"] in ("looped", "stream"):
+            for learner in learners:
+                _check_together(out, {**new, "learner": learner, "seed": "any"}, found["setting"])
+        elif "looped" in learners:
+            _check_together(out, found, new["setting"])
+
+
+def _check_together(out: Path, result: dict[str, Any], config: dict[str, Any]) -> None:
+    may_differ = {} if result["learner"] in ("looped", "stream") else {"updates": config["updates"]}
+    if {**result["setting"], **may_differ} != config:
+        raise DataError(
+            f"{out}: expected results of one configuration of {config['puzzle']}; those of {result['learner']}, seed "
+            f"{result['seed']}, differ. Keep them in folders of their own."
+        )
 
 
 def _seed(result: dict[str, Any]) -> int:

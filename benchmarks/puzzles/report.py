@@ -32,7 +32,7 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
         if learner == "stream":
             continue
         chosen = [result.get("best_rule") for result in of_learner]
-        network = _NETWORKS[learner] + _shorter(of_learner, results["looped"])
+        network = _NETWORKS[learner] + _shorter(of_learner, results.get("looped", of_learner))
         for way in dict.fromkeys(way for result in of_learner for way in result["ways"]):
             told = [result["ways"][way]["test"] for result in of_learner if way in result["ways"]]
             star = f" (chosen by {chosen.count(way)} of {len(chosen)})" if way in chosen else ""

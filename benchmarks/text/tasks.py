@@ -99,7 +99,12 @@ class _Banking77(IntentTask):
 
     def rows(self, folder: Path, split: str) -> _Rows:
         path = folder / f"{split}.csv"
-        header, *lines = csv.reader(io.StringIO(_content(path), newline="")) or [[]]
+        try:
+            header, *lines = list(csv.reader(io.StringIO(_content(path), newline=""))) or [[]]
+        except csv.Error as error:  # a quote that nothing closes, say
+            raise DataError(
+                f"{path}: expected comma-separated values ({error}). Correct it, or fetch it anew."
+            ) from error
         if header != ["text", "category"] or not lines:
             raise DataError(f"{path}, line 1: expected the header text,category, and rows below; got {header}.")
         for number, line in enumerate(lines, start=2):

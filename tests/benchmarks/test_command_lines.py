@@ -25,6 +25,9 @@ CASES = [
     ("finetuned", ["run", "--task", "sst-2", "--lr", "nan"]),
     ("finetuned", ["run", "--task", "sst-2", "--disagreement", "nan"]),
     ("finetuned", ["run", "--task", "sst-2", "--out", "{file}/below"]),
+    ("gallery", ["--out", "{file}/below"]),
+    ("gallery", ["--only", "nothing"]),
+    ("glue", ["report", "--results", "{committed}", "--only", "figure-2"]),
     ("puzzles", ["run", "prefix-sums", "--seed", HUGE]),
     ("parity", ["--seed", HUGE]),
     ("parity", ["--seed", "-1"]),
@@ -64,6 +67,9 @@ CASES = [
 ]
 
 
+COMMITTED = Path("benchmarks/results/glue").resolve()
+
+
 def run(benchmark: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The exit code of a command line, which is run in this process as `python -m` runs it."""
     monkeypatch.setattr(sys, "argv", [f"benchmarks.{benchmark}", *arguments])
@@ -76,7 +82,7 @@ def run(benchmark: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
 def test_absurd_arguments_are_one_message(benchmark, arguments, tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
-    given = [argument.format(file=tmp_path / "file") for argument in arguments]
+    given = [argument.format(file=tmp_path / "file", committed=COMMITTED) for argument in arguments]
     assert run(benchmark, given, monkeypatch) == 2
     said = capsys.readouterr().err
     assert "error" in said.lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,14 @@ def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir:
     other = {**SETTINGS, "texts": 150}
     with pytest.raises(ArgumentError, match=r"--out: expected a folder without a result of other settings"):
         run("SST-2", backbone, other, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
+    alike = shutil.copytree(backbone, tmp_path / "elsewhere" / Path(backbone).name)
+    with pytest.raises(ArgumentError, match=r"--out: .* or of another model"):
+        run("SST-2", str(alike), SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
     assert json.loads(path.read_text()) == result
     assert len(list((tmp_path / "work").iterdir())) == 1
+    run("SST-2", str(alike), SETTINGS, folders, tmp_path / "alike", tmp_path / "alike-out", deep=False, int8=False)
+    (mine,), (other,) = (tmp_path / "work").iterdir(), (tmp_path / "alike").iterdir()
+    assert mine.name != other.name, "a model of another backbone is another"
     changed = [f"it is {'not ' * (n % 2)}true that {' '.join(str(n))} \t{n % 2}" for n in range(260)]
     write(tmp_path / "glue", "SST-2", "train", ["sentence\tlabel", *changed])
     run("SST-2", backbone, SETTINGS, folders, tmp_path / "work", tmp_path / "other", deep=False, int8=False)

@@ -1,5 +1,6 @@
 """The report, from a fixture of results that are made up here, and from one real run on a tiny backbone."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -31,7 +32,7 @@ from ponder import Trajectory, policies
 from ponder.analysis.sweeps import Curve, Point
 from ponder.cost import Cost
 from ponder.errors import ArgumentError, DataError
-from ponder.pages import Figure, Page, Table
+from ponder.pages import Figure, Heading, Page, Table
 
 STEPS = 4
 DEV = 20  # examples of RTE's dev in `glue_dir`
@@ -185,6 +186,7 @@ def test_at_the_same_cost_the_best_without_a_look_at_the_example_is_a_row(result
         ([2.0, 1.0, 2.0, 0.5], ["**2.0**", "<u>1.0</u>", "**2.0**", "0.5"]),
         ([-0.5, 0.0], ["<u>-0.5</u>", "**0.0**"]),
         ([None, 3.0], ["–", "3.0"]),
+        ([-0.04, 0.04, 0.2], ["<u>0.0</u>", "<u>0.0</u>", "**0.2**"]),
     ],
 )
 def test_marks(values, expected):
@@ -406,6 +408,23 @@ def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_pat
     page = (tmp_path / "docs" / "results-tiny.md").read_text()
     made_here = report(read_all(tmp_path), {"--glue-dir": glue_dir}, replicates=100)
     assert page == made_here.markdown("figures")
+
+
+def test_backbones_that_end_alike_have_sections_of_their_own(tmp_path):
+    others = [Result({**made().data, "backbone": place}) for place in ("/models/a/bert", "/models/b/bert/", "c/minilm")]
+    headings = [block.text for block in report(others, draw=False).blocks if isinstance(block, Heading)]
+    assert [text.split(",")[0] for text in headings if "steps" in text] == ["`a-bert`", "`b-bert`", "`minilm`"]
+    pages = {path.name for path in write(others, tmp_path)}
+    assert {"results-a-bert.md", "results-b-bert.md", "results-minilm.md"} <= pages
+
+
+def test_seeds_beyond_those_of_the_suite_are_of_it():
+    (path, *_) = sorted(COMMITTED.glob("rte-minilm-ponder-s0-*.json"))
+    result = Result.of_run(path)
+    assert is_of_suite(result)
+    config = dataclasses.replace(RunConfig.from_dict(result["config"]), seed=17)
+    more = Result({**result.data, "config": config.to_dict()}, Path(f"{config.key}.json"))
+    assert is_of_suite(more)
 
 
 def test_one_command_makes_one_part(results, tmp_path):

@@ -228,6 +228,29 @@ def test_a_point_that_is_chosen_again_takes_its_results_back(tmp_path):
         assert keys(tmp_path / "out") == sorted(run.key for run in cell.finals(chosen))
 
 
+def test_sweeps_with_other_settings_leave_one_another_their_results(tmp_path):
+    """One of other settings moved the finished runs of the first away, and both said that all was done."""
+    mine, other = GRID.cells("minilm"), GRID.with_fixed({"epochs": 1}).cells("minilm")
+    go(mine, Pretender(), tmp_path)
+    before = keys(tmp_path / "out")
+    go(other, Pretender(), tmp_path)
+    assert set(before) < set(keys(tmp_path / "out"))
+    again = Pretender()
+    go(mine, again, tmp_path)
+    assert again.asked == []
+    assert set(before) < set(keys(tmp_path / "out"))
+
+
+def test_a_grid_takes_what_a_sweep_of_one_point_has_done(tmp_path):
+    (cell,) = GRID.cells("minilm")
+    done = cell.points[1]
+    result_of(done).save(tmp_path / "out" / f"{done.key}.json")
+    asked = Pretender()
+    go([cell], asked, tmp_path)
+    tried = [job.config for job in asked.asked if job.models is None]
+    assert done not in tried
+
+
 def test_a_choice_that_cannot_be_written_down_fails_its_cell_alone(tmp_path, monkeypatch):
     cells = dataclasses.replace(GRID, tasks=("RTE", "CoLA")).cells("minilm")
 

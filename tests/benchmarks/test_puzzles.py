@@ -331,6 +331,28 @@ def test_a_result_that_is_there_is_read_and_one_of_another_configuration_refused
         experiment.run(replace(tiny, updates=4), "looped", 0, out=results, states=results)
 
 
+def test_what_could_not_stand_in_one_table_is_refused_before_it_is_trained(results, monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "SMALL", TINY)
+    monkeypatch.setattr(cli, "run", pytest.fail)
+    copy = shutil.copytree(results, tmp_path / "copy")
+    for learner, changed in (("act", "width=16"), ("looped", "updates=4"), ("pondernet", "width=16")):
+        arguments = ["run", "mazes", "--learner", learner, "--seed", "7", "--set", changed, "--out", str(copy)]
+        with pytest.raises(DataError, match="one configuration"):
+            CliRunner().invoke(cli.app, [*arguments, "--states", str(tmp_path)], catch_exceptions=False)
+    with pytest.raises(DataError, match="one configuration"):
+        experiment.equal_depth(replace(TINY["mazes"], width=16), 0, copy)
+    assert experiment.equal_depth(replace(TINY["mazes"], updates=1), 0, copy) >= 1
+    experiment.check_together(copy, replace(TINY["mazes"], updates=1), ["act"])  # baselines may be trained for less
+
+
+def test_a_baseline_alone_has_a_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "SMALL", TINY)
+    places = ["--out", str(tmp_path / "out"), "--states", str(tmp_path / "states")]
+    ran = CliRunner().invoke(cli.app, ["run", "prefix-sums", "--learner", "act", *places], catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert "ACT" in ran.output
+
+
 def test_results_that_were_edited_or_are_not_there(results, tmp_path):
     with pytest.raises(DataError, match="no results"):
         experiment.read_results(tmp_path, "mazes")

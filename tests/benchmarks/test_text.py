@@ -69,12 +69,20 @@ def test_what_is_out_of_scope_is_the_last_class(text_dir):
         ([("a", "b")], {"header": ("id", "text")}, r"train\.csv, line 1: expected the header text,category"),
         ([("a", "new")], {"split": "test"}, "Banking77, test, row 0: expected .* intent of the training data.*'new'"),
         ([(" ", INTENTS[0])], {"split": "test"}, "Banking77, test, row 0: expected a message"),
+        ([("a" * 200_000, INTENTS[0])], {}, r"train\.csv: expected comma-separated values"),  # as an unclosed quote
     ],
 )
 def test_faults_of_banking_are_named(rows, options, message, tmp_path):
     write_banking(tmp_path, [("a", name) for name in INTENTS[:77]])
     write_banking(tmp_path, rows, **options)
     with pytest.raises(DataError, match=message):
+        tasks.get("Banking77").load(tmp_path)
+
+
+def test_an_empty_file_of_banking_is_named(tmp_path):
+    write_banking(tmp_path, [("a", name) for name in INTENTS[:77]])
+    (tmp_path / "banking77" / "train.csv").write_text("")
+    with pytest.raises(DataError, match=r"train\.csv, line 1: expected the header"):
         tasks.get("Banking77").load(tmp_path)
 
 

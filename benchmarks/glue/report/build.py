@@ -108,8 +108,8 @@ def write(
     """
     written = [out / "results-summary.json"]
     write_json(written[0], summary(results))
-    for name in sorted({_short(result) for result in results}):
-        page = report([result for result in results if _short(result) == name], folders, replicates=replicates)
+    for name, of_backbone in _by_backbone(results):
+        page = report(of_backbone, folders, replicates=replicates)
         written += page.write(out / f"results-{name}.md", figures=out / "figures")
     if (out / "benchmark.md").is_file():
         shown = Page("", tuple(headline(results)))
@@ -118,14 +118,28 @@ def write(
     return written
 
 
-def _short(result: Result) -> str:
-    return str(result["backbone"]).rstrip("/").rpartition("/")[2]
+def _by_backbone(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """The runs of each backbone under its name, the last part of its path, and more of it where two end alike."""
+    paths = sorted({str(result["backbone"]).rstrip("/") for result in results})
+    names = dict(zip(paths, _endings(paths), strict=True))
+    groups = [(names[path], [r for r in results if str(r["backbone"]).rstrip("/") == path]) for path in paths]
+    return sorted(groups, key=lambda group: group[0])
+
+
+def _endings(paths: Sequence[str]) -> list[str]:
+    """As many last parts of each path, joined by hyphens, as tell it from all others."""
+    parts = [path.split("/") for path in paths]
+    made = []
+    for own in parts:
+        others = [other for other in parts if other is not own]
+        count = next(n for n in range(1, len(own) + 2) if n > len(own) or all(own[-n:] != o[-n:] for o in others))
+        made.append("-".join(own[-count:]).strip("-"))
+    return made
 
 
 def _sections(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:
     """Title, prefix of figures and runs: those of the suite `pays` apart from all others on a backbone."""
-    for backbone in sorted({_short(result) for result in results}):
-        of_backbone = [result for result in results if _short(result) == backbone]
+    for backbone, of_backbone in _by_backbone(results):
         steps = " / ".join(map(str, sorted({result["num_steps"] for result in of_backbone})))
         for is_pays, words, prefix in ((True, ": the suite `pays`", f"{backbone}-pays"), (False, "", backbone)):
             runs = [result for result in of_backbone if is_of_suite(result) == is_pays]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
@@ -32,13 +33,14 @@ _Scores = dict[str, float | None]
 
 def is_of_suite(result: Result) -> bool:
     """Whether a run is one of the suite `pays` of its backbone: its configuration, and so its key, stands there."""
-    return result.path is not None and result.path.stem in _keys(result["backbone"])
+    seed = int(result["config"]["seed"])  # of any number of seeds
+    return result.path is not None and result.path.stem in _keys(result["backbone"], seed)
 
 
 @cache
-def _keys(backbone: str) -> set[str]:
+def _keys(backbone: str, seed: int) -> set[str]:
     cells = suites.get(_SUITES[backbone]).cells(backbone) if backbone in _SUITES else []
-    return {run.key for cell in cells for point in cell.points for run in cell.finals(point)}
+    return {dataclasses.replace(point, seed=seed).key for cell in cells for point in cell.points}
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:

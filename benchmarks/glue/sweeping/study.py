@@ -92,11 +92,21 @@ class CellStudy:
 
     def _score(self, folder: Path, run: RunConfig) -> float | None:
         path = folder / f"{run.key}.json"
+        if folder != self.out and not path.exists():  # what a sweep of fewer points has done
+            path = self.out / path.name
         kept = folder != self.out or self.models is None or (self.models / run.key).exists()
         if path not in self._scores and path.exists() and kept:
             self._scores[path] = Result.of_run(path).selection_score
             (self.out / "failed" / path.name).unlink(missing_ok=True)
         return self._scores.get(path)
+
+    def _is_own(self, key: str) -> bool:
+        """Whether a result is of a point of this cell, with any seed: others are of a sweep with other settings."""
+        path = self.out / f"{key}.json"
+        if not path.exists():
+            return False
+        config = {**Result.of_run(path)["config"], "seed": None}
+        return any({**point.to_dict(), "seed": None} == config for point in self.cell.points)
 
     def _choose(self, best: RunConfig, scores: Mapping[int, float]) -> None:
         """Write the choice down, and put the results where they belong after it."""
@@ -126,7 +136,7 @@ class CellStudy:
             "tried": tried,
         }
         try:
-            for key in (key for key in before if key not in finals):  # of another point, which is no longer reported
+            for key in (key for key in before if key not in finals and self._is_own(key)):  # no longer reported
                 move(self.out / f"{key}.json", self.out / "grid" / f"{key}.json")
             write_json(path, record)
             for key in own:  # the first from the grid; others where the same point was chosen before
