@@ -137,7 +137,8 @@ def control_agreement(
     Args:
         choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold); its
             labels are what the reference predicts.
-        certifying: The same over rows on which nothing was chosen.
+        certifying: The same over rows on which nothing was chosen, with ids of their own where rows may repeat:
+            ``model.record(rows, first_row=len(choosing))``.
         level: How often answers may differ from the reference's, in (0, 1); not read where a speed-up is given.
         confidence: Probability with which the promise holds, in (0, 1).
         speed_up: Aim at this many times fewer steps instead; the promise is then about what that costs.

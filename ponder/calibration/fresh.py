@@ -76,7 +76,8 @@ def check_fresh(test: Recording, calibration: Recording, argument: str = "test")
             expected="rows that the calibration has not seen",
             got=f"{int(same.sum())} rows with the same id and the same record, for example ids {shown}",
             remedy="Split the data first, and calibrate on one part only. Other rows that happen to give the same are "
-            "recorded with ids of their own: model.record(others, first_row=len(calibration)).",
+            "recorded with ids of their own: model.record(others, first_row=len(calibration)), or to_trajectory of an "
+            "export's record with such a first_row.",
         )
 
 

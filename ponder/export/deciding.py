@@ -338,6 +338,21 @@ class _Around(NumpyPolicy):
 
 
 @dataclass(frozen=True)
+class _Certified(_Around):
+    num_steps: int | None = None
+
+    def check(self, model: ModelSpec) -> None:
+        super().check(model)
+        if self.num_steps not in (None, model.num_steps):
+            raise ArgumentError(
+                "policy",
+                expected=f"one that is certified for {model.num_steps} steps",
+                got=f"a certificate for {self.num_steps}: it says nothing of others",
+                remedy="Run the policy inside, without a promise, or certify it on such a run.",
+            )
+
+
+@dataclass(frozen=True)
 class _Bounded(_Around):
     step: int
 
@@ -401,7 +416,7 @@ _KINDS: dict[str, type[Any]] = {
     "after": _After,
     "before": _Before,
     "tempered": _Tempered,
-    "certified": _Around,
+    "certified": _Certified,
 }
 
 
@@ -423,7 +438,7 @@ def read_policy(data: Any) -> NumpyPolicy:
         if "policies" in fields:
             fields["policies"] = tuple(read_policy(part) for part in fields["policies"])
         if name == "certified":
-            fields = {"policy": fields["policy"]}  # the certificate says nothing of what is done
+            fields = {"policy": fields["policy"], "num_steps": fields.get("num_steps")}  # all else is about the promise
         policy: NumpyPolicy = _KINDS[name](**fields)
     except (KeyError, TypeError) as error:
         raise _refusal(f"{name!r} with other fields ({error})") from error

@@ -183,7 +183,9 @@ def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
             raise _refusal(place, f"the inputs {', '.join(known)}", f"also {', '.join(unknown)}")
         example = {name: value for name, value in example.items() if name in known}
     arrays = {name: _array(place, value, known[name]) for name, value in example.items()}
-    for name in {*_TOKENS, main_input([spec for spec in manifest.inputs if spec.default is None])} & arrays.keys():
+    main = main_input([spec for spec in manifest.inputs if spec.default is None])
+    ids = {"input_ids", "token_type_ids"} if manifest.tokenizer is None else {*_TOKENS, main}
+    for name in ids & arrays.keys():
         if arrays[name].size and arrays[name].min() < 0:  # a graph would count them from the end of its table
             raise _refusal(place, f"numbers from 0 on in {name!r}", str(arrays[name].min()))
     length = _length(place, arrays, manifest)

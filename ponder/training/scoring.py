@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from ponder._utils.modes import evaluating
 from ponder.engine.losses import checked_labels, exit_loss
@@ -51,16 +55,24 @@ class HeldOut:
     main_input: str | None
 
     def check(self) -> None:
-        """Read the first batch, before anything is trained; random numbers are drawn as if nobody had looked.
+        """Look for labels before anything is trained: in the first batch of a list, or the first row of a data set.
+
+        Random numbers are drawn as if nobody had looked. What can only be read on is not looked at.
 
         Raises:
-            ArgumentError: There is no batch, or no labels in it.
+            ArgumentError: There are none.
         """
-        with torch.random.fork_rng():
-            for given in self.loader:
-                read_batch(given, self.main_input, "held_out")
-                return
-        raise ArgumentError("held_out", expected="at least one batch", got="none", remedy="Pass more data, or None.")
+        loader = self.loader
+        if isinstance(loader, Sequence) and len(loader):
+            read_batch(loader[0], self.main_input, "held_out")
+        elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            with _random_state_kept():
+                try:
+                    row = loader.dataset[0]
+                except (LookupError, TypeError):  # whose rows have other names
+                    return
+                collated = loader.collate_fn(row if loader.batch_sampler is None else [row])
+            read_batch(collated, self.main_input, "held_out")
 
     def score(self, model: PonderWrapper, policy: ExitPolicy, device: torch.device) -> Score:
         """Run all batches to their exits, in evaluation mode.
@@ -114,6 +126,20 @@ class HeldOut:
         if task.comparable:
             scores = scores.masked_fill(~task.answered(outputs).unsqueeze(1), 0.0)
         return float(scores.mean())
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Give back the random states of PyTorch, Python and NumPy, from which data sets draw."""
+    numpy = sys.modules.get("numpy")
+    state, array_state = random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(array_state)
 
 
 def _kept(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

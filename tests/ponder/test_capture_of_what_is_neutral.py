@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import ponder
 from ponder.errors import ArgumentError, PonderError
@@ -220,3 +221,52 @@ def test_a_call_that_differs_from_the_example_says_so(monkeypatch: pytest.Monkey
         model(EXAMPLE)
     assert not isinstance(met.value, ArgumentError)
     assert str(pickle.loads(pickle.dumps(met.value))) == str(met.value)
+
+
+class Recomputed(Stack):
+    """Activation checkpointing by the module itself: no gradients in its forward, which its backward makes."""
+
+    def __init__(self, *, whole: bool, reentrant: bool) -> None:
+        super().__init__()
+        self.whole, self.reentrant = whole, reentrant
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.each[0]
+        if self.whole:
+            return checkpoint_sequential(self.layers, 2, hidden, use_reentrant=self.reentrant).mean(1)
+        for layer in self.layers:
+            hidden = checkpoint(layer, hidden, use_reentrant=self.reentrant)
+        return hidden.mean(1)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # capture looks without gradients
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_under_activation_checkpointing_learn(whole: bool, reentrant: bool) -> None:
+    module = Recomputed(whole=whole, reentrant=reentrant)
+    model = ponder.PonderWrapper(**vars(ponder.capture(module, EXAMPLE)), head=nn.Linear(WIDTH, 2)).train()
+    model(EXAMPLE, labels=torch.tensor([0, 1, 1, 0])).loss.backward()
+    assert all(parameter.grad is not None for parameter in module.layers.parameters())
+    assert module.each.grad is not None
+
+
+class Odd(Stack):
+    """Parameters of which no other numbers can be made, and code that looks at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Parameter(torch.zeros(4).to(torch.float8_e4m3fn), requires_grad=False)
+        self.lazy = nn.LazyLinear(2)
+        self.sparse = nn.Parameter(torch.zeros(4, 4).to_sparse(), requires_grad=False)
+        self.one = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert torch.equal(self.one, torch.ones(2))
+        if self.training:
+            assert labels is not None
+        return super().forward(hidden)
+
+
+def test_modules_that_cannot_be_looked_at_more_closely_are_captured_all_the_same() -> None:
+    model = wrapped(Odd().eval()).eval()
+    assert torch.equal(model(EXAMPLE, policy=LastStep()).outputs, Odd.forward(model.stem.module, EXAMPLE))

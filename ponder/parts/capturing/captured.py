@@ -164,6 +164,7 @@ def learn(
         seen = _see(shadow, _read_example(example), reads or first_output)
         with torch.random.fork_rng(_devices(seen.given)):
             layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
+            layered.still = _without_gradients(layered, seen)
             padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
             layered.padding = None if padding is None else joinable(layered, padding, seen.given)
     output = seen.watched.output
@@ -244,7 +245,7 @@ def _prove_of_other_weights(layered: LayeredModule, seen: _Seen) -> None:
         return
     try:
         output = _watch(twin, seen.copied()).output
-    except ArgumentError:  # weights that it cannot have
+    except Exception:  # weights that it cannot have, whatever its own code says to them
         return
     if any(bool(tensor.isnan().any()) for tensor in _tensors(seen.reads(output))):
         return
@@ -264,10 +265,20 @@ def _prove_of_training(layered: LayeredModule, seen: _Seen) -> None:
     layered.module = training_twin(seen.module)
     try:
         layered.dry(seen.copied())
-    except (RuntimeError, IndexError, ValueError):  # of its own: inputs too small to be learned from
+    except CodeBetweenError:
+        raise
+    except Exception:  # of its own: inputs too small to be learned from, or labels that are not there
         return
     finally:
         layered.module = seen.module
+
+
+def _without_gradients(layered: LayeredModule, seen: _Seen) -> frozenset[int]:
+    """The layers that the module's own code runs under `torch.no_grad`."""
+    if layered.between:  # its code runs again in every step
+        return frozenset()
+    with torch.enable_grad():
+        return frozenset(layered.dry(seen.copied()).still)
 
 
 def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
@@ -393,8 +404,10 @@ def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any
             raise ArgumentError(
                 "example",
                 expected="tensors with rows as arguments of their own, so that rows can leave",
-                got=f"some within the argument {key!r}, a {type(value).__name__}",
-                remedy="Wrap the module in one whose forward takes them one by one.",
+                got=f"some of {first.shape[0]}, as many as there are rows, within the argument {key!r}, a "
+                f"{type(value).__name__}",
+                remedy="Wrap the module in one whose forward takes them one by one; or, where they are for the whole "
+                "batch, pass an example of another number of rows.",
             )
     with torch.random.fork_rng(_devices(given)):
         watched = _watch(module, given)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError, PonderError
@@ -102,7 +105,6 @@ class _Plan:
         before: The answers of the modules that ran before the layers, by path.
         given: The module's own arguments.
         narrows: Whether it is known where the lengths of all tensors lie, so that they can be cut off.
-        still: Whether each layer runs without gradients, by the module's own code, though the call has them.
     """
 
     calls: tuple[Any, ...]
@@ -112,7 +114,6 @@ class _Plan:
     before: Mapping[str, list[Any]]
     given: Mapping[str | int, Any]
     narrows: bool
-    still: tuple[bool, ...]
 
 
 class LayeredModule:
@@ -151,6 +152,7 @@ class LayeredModule:
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
         self.lengths: dict[str, Along] = {}
         self.given_names: frozenset[str] = frozenset()  # of the arguments of the example
+        self.still: frozenset[int] = frozenset()  # the layers that the module's own code runs without gradients
         self._known: dict[Any, _Learned] = {}
         self._kinds: dict[tuple[tuple[Axis | None, ...], tuple[torch.dtype, ...]], int] = {}
         paths = dict.fromkeys(call.path for call in calls)
@@ -196,7 +198,7 @@ class LayeredModule:
         call = self.calls[number]
         fill = partial(self._fill, state, context)
         args, kwargs = map_leaves(lambda leaf: fill(leaf) if type(leaf) is Mark else leaf, plan.calls[number])
-        with torch.no_grad() if plan.still[number] else contextlib.nullcontext():
+        with torch.no_grad() if number in self.still else contextlib.nullcontext():
             out = _part(self.module, call.path)(*args, **kwargs)
         hidden = self._split(out if isinstance(out, Tensor) else hidden_in(call.answer, out), state)
         if not isinstance(state, dict):
@@ -291,9 +293,8 @@ class LayeredModule:
                 kept[key] = Mark("given", f"given_{key}") if isinstance(value, Tensor) else value
                 if isinstance(value, Tensor):
                     context[f"given_{key}"] = value if _has(value, rows) and key not in shared else Shared(value)
-        left_out = self.num_steps - len(notes.calls)
-        calls, still = (*notes.calls, *[None] * left_out), (*notes.still, *[False] * left_out)
-        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows, still)
+        calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
+        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows)
         hidden = split_rows(notes.hidden, self._axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, PLAN: Shared(plan)}
 
@@ -441,7 +442,7 @@ class _Notes:
     tensors: list[Tensor] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     reads: list[frozenset[str]] = field(default_factory=list)
-    still: list[bool] = field(default_factory=list)
+    still: set[int] = field(default_factory=set)
     before: dict[str, list[Any]] = field(default_factory=dict)
     hidden: Any = None
     _slots: dict[int, Mark] = field(default_factory=dict)
@@ -479,7 +480,6 @@ class _Notes:
         while number < layered.num_steps and layered.calls[number].path != path:  # layers that this call leaves out
             self.calls.append(None)
             self.reads.append(frozenset())
-            self.still.append(False)
             number += 1
         if number == layered.num_steps:
             raise CodeBetweenError(f"{path} was called once more")
@@ -487,7 +487,8 @@ class _Notes:
         self.calls.append((map_leaves(self.mark, args), map_leaves(self.mark, kwargs)))
         if "hidden" not in self._read:
             raise CodeBetweenError(f"{path} is not called with what the layer before gave, untouched")
-        self.still.append(self._learns and not torch.is_grad_enabled())
+        if self._learns and not torch.is_grad_enabled() and not _in_autograd_function():
+            self.still.add(number)
         self.reads.append(frozenset(self._read - {"hidden"}))
         if number + 1 == layered.num_steps:
             raise _EnoughError
@@ -632,6 +633,20 @@ def _no_fill(_: Tensor) -> float:
         got="rows of different lengths in one batch",
         remedy="Pad the examples of a stream to one length, or write an adapter that declares ponder.Padding.",
     )
+
+
+def _in_autograd_function() -> bool:
+    """Whether this runs in the forward of an autograd function, whose backward makes the gradients that it lacks.
+
+    Reentrant activation checkpointing is one.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        names = frame.f_code.co_varnames
+        if frame.f_code.co_name == "forward" and names and isinstance(frame.f_locals.get(names[0]), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _kind(tensor: Tensor, rows: int) -> Any:

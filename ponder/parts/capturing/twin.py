@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Branches", "branches_to", "evaluating_twin", "training_twin", "twin_of", "varied_twin", "watched_copy"]
 
@@ -105,11 +106,9 @@ def varied_twin(root: nn.Module) -> nn.Module | None:
     """
     varied: dict[int, nn.Parameter] = {}
     for parameter in root.parameters():
-        if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
-            low, high = parameter.aminmax()
-            if bool(low == high):
-                noise = torch.randn_like(parameter) * low.abs().clamp(min=1.0)
-                varied[id(parameter)] = nn.Parameter(parameter + 0.05 * noise, requires_grad=False)
+        if _is_one_number(parameter):
+            noise = torch.randn_like(parameter) * parameter.abs().clamp(min=1.0)
+            varied[id(parameter)] = nn.Parameter(parameter + 0.05 * noise, requires_grad=False)
     if not varied:
         return None
 
@@ -118,6 +117,16 @@ def varied_twin(root: nn.Module) -> nn.Module | None:
         module.__dict__["_parameters"] = own
 
     return _copy_all(root, other)
+
+
+def _is_one_number(parameter: nn.Parameter) -> bool:
+    """Whether a parameter holds one number throughout; of lazy, sparse and such small types as float8 nobody asks."""
+    if is_lazy(parameter) or parameter.is_meta or parameter.layout != torch.strided or not parameter.numel():
+        return False
+    if parameter.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return False
+    low, high = parameter.aminmax()
+    return bool(low == high)
 
 
 def watched_copy(root: nn.Module, watch: Callable[..., Any]) -> nn.Module:

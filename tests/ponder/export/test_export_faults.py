@@ -619,3 +619,26 @@ def test_a_description_that_somebody_wrote_by_hand(change: dict[str, Any], folde
     (folder / "export.json").write_text(json.dumps({**told, **change}))
     with pytest.raises(CheckpointError, match="damaged"):
         OnnxModel(folder)
+
+
+class Tabular(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, WIDTH)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs.float())
+
+
+def test_negative_numbers_that_are_no_tokens_are_answered(tmp_path: Path) -> None:
+    model, numbers = small(stem=Tabular()).eval(), torch.randint(-50, 50, (6, 5))
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path / "out", example=numbers))
+    expected = model(numbers).outputs.detach().numpy()
+    np.testing.assert_allclose(opened.predict(numbers.numpy()).outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_certificate_of_another_number_of_steps_serves_no_export(folder: Path) -> None:
+    trajectory = ponder.Trajectory(torch.randn(300, 7, 2), None, torch.arange(300), task="classification")
+    policy = ponder.control_risk(trajectory, policies.Confidence, level=0.4).policy
+    with pytest.raises(ArgumentError, match=r"certified for \d steps; got a certificate for 7"):
+        OnnxModel(folder).policy = policy

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import ponder
 from ponder import objectives, policies, priors, recipes
@@ -241,12 +243,33 @@ class TestBatches:
                 fit(model, held_out=held_out)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
-    def test_a_look_at_held_out_data_draws_no_random_number(self) -> None:
-        torch.manual_seed(0)
-        HeldOut(loader(), None, None).check()
-        drawn = torch.rand(3)
-        torch.manual_seed(0)
-        assert torch.equal(torch.rand(3), drawn)
+    def test_a_look_at_held_out_data_draws_no_random_number_and_reads_nothing_on(self) -> None:
+        class Augmented(Dataset[Any]):
+            def __len__(self) -> int:
+                return 8
+
+            def __getitem__(self, place: int) -> Any:
+                drawn = torch.rand(WIDTH) + random.random() + float(np.random.rand())
+                return drawn, torch.tensor(place % 2)
+
+        def drawn() -> list[Any]:
+            return [torch.rand(1).item(), random.random(), float(np.random.rand()), torch.rand(1, generator=own).item()]
+
+        found = []
+        for looks in (False, True):
+            torch.manual_seed(0), random.seed(0), np.random.seed(0)
+            own = torch.Generator().manual_seed(7)
+            if looks:
+                HeldOut(DataLoader(Augmented(), batch_size=4, shuffle=True, generator=own), None, None).check()
+            found.append(drawn())
+        assert found[0] == found[1]
+
+        class Stream(IterableDataset[Any]):
+            def __iter__(self) -> Any:
+                raise AssertionError("read before its time")
+
+        HeldOut(DataLoader(Stream(), batch_size=4), None, None).check()
+        HeldOut(DataLoader({"a": data(1)}, batch_sampler=[["a"]]), None, None).check()  # type: ignore[arg-type]
 
     def test_empty_loaders_and_such_as_can_be_read_once(self) -> None:
         with refused("loader", "at least one batch"):
@@ -624,9 +647,9 @@ def test_nan_is_no_right_answer_of_held_out_data(task: str) -> None:
     inputs = torch.randn(6, 3, WIDTH) if task == "token_classification" else torch.randn(6, WIDTH)
     labels = torch.zeros(inputs.shape[:-1], dtype=torch.long)
     labels = torch.zeros(6, 2) if task == "multilabel" else labels
-    model = ponder.PonderWrapper(
-        nn.Linear(WIDTH, WIDTH), num_steps=2, head=Evaluated(WIDTH, 2), objective=objectives.FinalStep(), task=task
-    )
+    readout = ponder.readouts.identity if task == "token_classification" else None
+    options: dict[str, Any] = {"objective": objectives.FinalStep(), "task": task, "readout": readout}
+    model = ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), num_steps=2, head=Evaluated(WIDTH, 2), **options)
     assert fit(model, [(inputs, labels)], held_out=[(inputs, labels)], epochs=1).score == 0.0
 
 
