@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from ponder._utils.columns import fitted_columns
 from ponder._utils.files import digest_of, locked, read_json, read_tensors, write_json, write_tensors
+from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice
 from ponder.engine.teaching import frozen_copy
@@ -38,7 +39,7 @@ from ponder.export.source import ExportSource, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
-from ponder.integrations.transformers.head_kinds import HeadKind, kind_of, load_finetuned
+from ponder.integrations.transformers.head_kinds import HeadKind, check_readable, kind_of, load_finetuned
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.tokenizing import max_positions
@@ -143,6 +144,17 @@ class FinetunedClassifier(nn.Module):
             CheckpointError: The folder holds no whole classifier.
         """
         check_choice("recipe", recipe, ("exits", "exits-deep"))
+        config = getattr(model, "config", None)
+        if isinstance(model, str | PathLike) and (Path(model) / "config.json").is_file():
+            config = read_json(Path(model) / "config.json")
+        kind = config.get("model_type") if isinstance(config, Mapping) else getattr(config, "model_type", None)
+        if kind == "ponder":
+            raise ArgumentError(
+                "model",
+                expected="a fine-tuned classifier of Transformers, without exits",
+                got="a model of this library, which has exits",
+                remedy="Read it with PonderForSequenceClassification.from_pretrained, or the class that saved it.",
+            )
         if not isinstance(model, PreTrainedModel):
             if not isinstance(model, str | PathLike):
                 raise ArgumentTypeError(
@@ -172,7 +184,7 @@ class FinetunedClassifier(nn.Module):
         """
         place = Path(folder)
         if not has_exits(place):
-            got = f"one without {EXITS_FILE}" if place.is_dir() else "no folder"
+            got = f"one without {EXITS_FILE}, or with that of an earlier model" if place.is_dir() else "no folder"
             raise CheckpointError(
                 f"{place}: expected a folder that `ponder exits` or FinetunedClassifier.save_pretrained wrote; "
                 f"got {got}. Give a plain classifier its exits first."
@@ -189,6 +201,7 @@ class FinetunedClassifier(nn.Module):
                 )
             heads = read_tensors(place / _HEADS, _FORMAT)[0]
             made = cls(load_finetuned(place))
+        _check_answers(made.classifier, settings, place)
         own = made.heads.state_dict()
         if own.keys() != heads.keys() or any(own[name].shape != heads[name].shape for name in own):
             raise CheckpointError(f"{place / _HEADS}: the heads are of another model. Fit the exits again.")
@@ -208,8 +221,10 @@ class FinetunedClassifier(nn.Module):
         `from_pretrained`, and never mixed with another.
 
         Raises:
-            ArgumentError: The folder cannot be written, or weights were changed after the policy was certified.
+            ArgumentError: The folder cannot be written, the classifier could not be read again, or weights were changed
+                after the policy was certified.
         """
+        check_readable(self.classifier)
         self._check_certificate()
         save_whole(lambda part: self.classifier.save_pretrained(part), folder, self._save_exits)
 
@@ -235,6 +250,8 @@ class FinetunedClassifier(nn.Module):
                 "seed": self.seed,
                 "split": self.split,
                 "learned_by": self.learned_by,
+                "answers": _answers(self.classifier).tolist(),
+                "tolerance": 1e-3 if self.classifier.dtype in (torch.float32, torch.float64) else 0.05,
             },
         )
 
@@ -370,8 +387,35 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def has_exits(folder: str | PathLike[str]) -> bool:
-    """Whether a folder holds exits beside a classifier, as `FinetunedClassifier.save_pretrained` writes them."""
-    return (Path(folder) / EXITS_FILE).is_file()
+    """Whether a folder holds exits beside a classifier, as `FinetunedClassifier.save_pretrained` writes them.
+
+    Where a model of a recipe was saved over them, they are not about it.
+    """
+    config = Path(folder) / "config.json"
+    if not (Path(folder) / EXITS_FILE).is_file():
+        return False
+    return not config.is_file() or read_json(config).get("model_type") != "ponder"
+
+
+def _answers(classifier: PreTrainedModel) -> Tensor:
+    """What a classifier answers to an example, flat: by it is seen whether the same was read that was saved."""
+    with evaluating(classifier), torch.no_grad():
+        out = classifier(**example_for(classifier))
+    given = [out[name] for name in ("logits", "start_logits", "end_logits") if out.get(name) is not None]
+    return torch.cat([part.detach().flatten() for part in given]).double().cpu()
+
+
+def _check_answers(classifier: PreTrainedModel, settings: Mapping[str, Any], place: Path) -> None:
+    """Refuse a classifier that does not answer as the one that was saved; earlier versions did not note that."""
+    if "answers" not in settings:
+        return
+    then, now = torch.tensor(settings["answers"], dtype=torch.float64), _answers(classifier)
+    near = settings.get("tolerance", 1e-3) * max(1.0, float(then.abs().max()))
+    if then.shape != now.shape or not torch.allclose(now, then, rtol=0.0, atol=near, equal_nan=True):
+        raise CheckpointError(
+            f"{place}: the classifier that was read does not answer as the one that was saved, whose code was another "
+            "than its configuration says (an exchanged activation, say). Build it as it was, and fit the exits again."
+        )
 
 
 class EarlyHead(nn.Module):

@@ -5,6 +5,7 @@ A head belongs to a kind by the name of its class, as Transformers names it: `â€
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -26,7 +27,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.loading import load_whole
 from ponder.parts.tasks import Classification, Span, Task, TokenClassification
 
-__all__ = ["HeadKind", "kind_of", "load_finetuned"]
+__all__ = ["HeadKind", "check_readable", "kind_of", "load_finetuned"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,32 @@ def load_finetuned(source: str | PathLike[str]) -> PreTrainedModel:
         raise CheckpointError(f"model: expected a whole classifier; {source} lacks {missing}. {remedy}")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def check_readable(model: PreTrainedModel) -> None:
+    """Refuse to save a model that its configuration does not make again: what is read would be another, or nothing.
+
+    Raises:
+        ArgumentError: Its class is none of Transformers, or its weights have other names or shapes.
+    """
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    try:
+        with torch.device("meta"):
+            made = _loader(config).from_config(config, trust_remote_code=False)
+    except Exception:  # a class that cannot be made without memory
+        return
+    own, theirs = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (model, made))
+    if type(made) is not type(model) or own != theirs:
+        other = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+        raise ArgumentError(
+            "model",
+            expected="a model that its configuration makes again, to be read from a folder",
+            got=f"a {type(model).__name__}, for which a {type(made).__name__} would be read"
+            + (f"; {len(other)} weights differ, {other[0]} among them" if other else ""),
+            remedy="It runs here, and cannot be saved with exits: put the change into the configuration, or fine-tune "
+            "a class of Transformers.",
+        )
 
 
 def _named(name: str) -> HeadKind | None:

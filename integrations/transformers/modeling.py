@@ -218,6 +218,8 @@ class PonderPreTrainedModel(PreTrainedModel):
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
         _check_fields(config)
+        if config.get("label2id") and not config.get("id2label"):
+            config["id2label"] = {place: name for name, place in config["label2id"].items()}
         num_labels = _count_labels(num_labels, config.get("id2label"))
         encoder = _encoder(encoder, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
         adapter = adapter_for(encoder)

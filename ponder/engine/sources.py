@@ -189,8 +189,8 @@ class ModelSource:
 
     def lasting(self, tensor: Tensor) -> Tensor:
         """`tensor`, copied where it is a view of the hidden state, which the next step may change in place."""
-        if torch.compiler.is_compiling():  # a graph has no memory to look at; the compiler drops copies nobody needs
-            return tensor.clone()
+        if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return tensor.clone()  # no memory to look at; the compiler drops copies nobody needs
         hidden = self.hidden
         owners = [hidden] if isinstance(hidden, Tensor) else [own for _, own in tensors(hidden)]
         start = tensor.data_ptr()

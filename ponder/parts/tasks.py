@@ -720,7 +720,7 @@ def _checked_probabilities(labels: Tensor) -> Tensor:
 
 def _check_range(labels: Tensor, classes: int) -> None:
     """Refuse what is neither a class nor the ignored label."""
-    if not labels.numel():
+    if not labels.numel() or torch._C._functorch.is_functorch_wrapped_tensor(labels):
         return
     counted = torch.where(labels == IGNORED_LABEL, torch.zeros_like(labels), labels)
     low, high = torch.stack(counted.aminmax()).tolist()

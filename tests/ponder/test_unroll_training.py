@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -380,3 +381,25 @@ def test_a_learned_prior_learns_from_its_tail() -> None:
     torch.testing.assert_close(log_pmf.exp(), torch.tensor([*whole.pmf[:2].tolist(), whole.pmf[2:].sum().item()]))
     log_pmf[-1].backward()
     assert all(bool((p.grad != 0).any()) for p in prior.module.parameters())
+
+
+@pytest.mark.parametrize("halting", [False, True])
+def test_gradients_of_every_example_by_torch_func(halting: bool) -> None:
+    torch.manual_seed(0)
+    lambda_head = ponder.LambdaHead(WIDTH, history=2) if halting else None
+    model = ponder.PonderWrapper(
+        nn.Linear(WIDTH, WIDTH), 3, head=nn.Linear(WIDTH, 3), lambda_head=lambda_head, task="classification"
+    ).train()
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    inputs, labels = torch.randn(4, WIDTH), torch.tensor([0, 1, 2, 1])
+
+    def loss(given: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
+        return functional_call(model, given, (one[None],), {"labels": label[None]}).loss
+
+    each = vmap(grad(loss), (None, 0, 0))(weights, inputs, labels)
+    for row in range(4):
+        model.zero_grad()
+        model(inputs[row : row + 1], labels=labels[row : row + 1]).loss.backward()
+        for name, parameter in model.named_parameters():
+            expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(each[name][row], expected, atol=1e-5, rtol=1e-4)

@@ -226,11 +226,13 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
                 refusal_of_it = refusal("layers that are called with what the one before gave", error.met)
             except ArgumentError as error:
                 refusal_of_it = error
+            except Exception as error:  # of the module's own code, which reads what a stub does not give
+                refusal_of_it = refusal("layers that can be called one by one", f"{type(error).__name__}: {error}")
             else:
                 return layered
         refused = refused or refusal_of_it
-    again = seen.again(seen.given)
-    pairs = zip(_tensors(seen.reads(seen.watched.output)), _tensors(seen.reads(again.output)), strict=True)
+    once_more, again = seen.again(seen.copied()), seen.again(seen.copied())  # a first call may set something up
+    pairs = zip(_tensors(seen.reads(once_more.output)), _tensors(seen.reads(again.output)), strict=True)
     if not all(torch.equal(once, twice) for once, twice in pairs):
         raise refusal("the same output when it is called again, in evaluation mode", "another: it draws random numbers")
     assert refused is not None  # `found` is not empty
@@ -277,8 +279,11 @@ def _without_gradients(layered: LayeredModule, seen: _Seen) -> frozenset[int]:
     """The layers that the module's own code runs under `torch.no_grad`."""
     if layered.between:  # its code runs again in every step
         return frozenset()
-    with torch.enable_grad():
-        return frozenset(layered.dry(seen.copied()).still)
+    try:
+        with torch.enable_grad():
+            return frozenset(layered.dry(seen.copied()).still)
+    except RuntimeError:  # of tensors of inference mode, from which nothing learns
+        return frozenset()
 
 
 def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:

@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForSequenceClassification,
     DistilBertConfig,
     ModernBertConfig,
     MPNetConfig,
@@ -24,6 +25,7 @@ from transformers import (
     SqueezeBertConfig,
     SqueezeBertForSequenceClassification,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 import ponder
 from ponder import policies
@@ -278,3 +280,84 @@ def test_a_certificate_is_not_moved_to_another_policy(tmp_path: Path) -> None:
     (tmp_path / "exits.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="changed since"):
         FinetunedClassifier.from_pretrained(tmp_path)
+
+
+class MeanBertForSequenceClassification(BertForSequenceClassification):
+    """A class of one's own over the weights of one of Transformers: it reads the mean, and no pooler."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, **_: Any) -> Any:
+        hidden = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
+        return SequenceClassifierOutput(logits=self.classifier(hidden.mean(1)))
+
+
+class LastTwoForSequenceClassification(BertForSequenceClassification):
+    """It reads the last two layers."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, **_: Any) -> Any:
+        states = self.bert(input_ids, attention_mask, token_type_ids, output_hidden_states=True).hidden_states
+        return SequenceClassifierOutput(logits=self.classifier((states[-1] + states[-2])[:, 0]))
+
+
+def bert(kind: type[Any] = BertForSequenceClassification) -> Any:
+    torch.manual_seed(0)
+    return kind(BertConfig(**SIZES)).eval()
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    """Another class was read in its place, under the same certificate; or the folder could not be read at all."""
+    cut, exchanged = bert(), bert()
+    cut.bert.encoder.layer = cut.bert.encoder.layer[:2]
+    exchanged.classifier = torch.nn.Sequential(torch.nn.Linear(SIZES["hidden_size"], 2))
+    for place, plain in enumerate((bert(MeanBertForSequenceClassification), cut, exchanged)):
+        model = FinetunedClassifier.from_finetuned(plain)
+        with pytest.raises(ArgumentError, match="its configuration makes again"):
+            model.save_pretrained(tmp_path / str(place))
+        assert not (tmp_path / str(place) / "exits.json").exists()
+
+
+def test_a_classifier_with_an_exchanged_part_is_not_read_as_the_one_that_was_saved(tmp_path: Path) -> None:
+    plain = bert()
+    plain.classifier.weight.data.mul_(20.0)
+    for layer in plain.bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
+        layer.intermediate.dense.weight.data.mul_(20.0)
+    FinetunedClassifier.from_finetuned(plain).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not answer as the one that was saved"):
+        FinetunedClassifier.from_pretrained(tmp_path)
+    told = json.loads((tmp_path / "exits.json").read_text())
+    del told["answers"], told["tolerance"]  # as earlier versions wrote it
+    (tmp_path / "exits.json").write_text(json.dumps(told))
+    assert FinetunedClassifier.from_pretrained(tmp_path).num_steps == 4
+
+
+def test_a_head_on_several_layers_is_refused_whether_the_model_was_called_before_or_not() -> None:
+    for calls in (0, 2):
+        plain = bert(LastTwoForSequenceClassification)
+        for _ in range(calls):
+            plain(torch.ones(2, 4, dtype=torch.long))
+        with pytest.raises(ArgumentError, match=r"^module: expected") as refusal:
+            FinetunedClassifier.from_finetuned(plain)
+        assert "random" not in str(refusal.value)
+
+
+def test_a_model_with_exits_is_sent_to_its_own_reader(tmp_path: Path) -> None:
+    made = PonderForSequenceClassification.from_encoder(bert().bert, "palbert", num_labels=2)
+    made.save_pretrained(tmp_path)
+    for model in (made, tmp_path):
+        with pytest.raises(ArgumentError, match="which has exits"):
+            FinetunedClassifier.from_finetuned(model)
+
+
+def test_a_recipe_saved_over_exits_is_read_as_what_it_is(tmp_path: Path) -> None:
+    FinetunedClassifier.from_finetuned(bert()).save_pretrained(tmp_path)
+    assert finetuned.has_exits(tmp_path)
+    PonderForSequenceClassification.from_encoder(bert().bert, "palbert", num_labels=3).save_pretrained(tmp_path)
+    assert not finetuned.has_exits(tmp_path)
+    with pytest.raises(CheckpointError, match="expected a folder that"):
+        FinetunedClassifier.from_pretrained(tmp_path)
+
+
+def test_names_of_labels_may_be_given_either_way() -> None:
+    names = {"bad": 0, "fair": 1, "good": 2}
+    made = PonderForSequenceClassification.from_encoder(bert().bert, "palbert", label2id=names)
+    assert (made.config.num_labels, made.config.id2label) == (3, {0: "bad", 1: "fair", 2: "good"})
