@@ -134,7 +134,7 @@ def _random_state_kept() -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     state, array_state = random.getstate(), None if numpy is None else numpy.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # data sets draw on the CPU
             yield
     finally:
         random.setstate(state)

@@ -241,7 +241,6 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
 
 def _prove_of_other_weights(layered: LayeredModule, seen: _Seen) -> None:
     """Prove it where parameters that do nothing yet, as new ones of zeros or ones, do something."""
-    torch.manual_seed(0)
     twin = varied_twin(seen.module)
     if twin is None:
         return
@@ -281,7 +280,7 @@ def _without_gradients(layered: LayeredModule, seen: _Seen) -> frozenset[int]:
         return frozenset()
     try:
         with torch.enable_grad():
-            return frozenset(layered.dry(seen.copied()).still)
+            return frozenset(layered.dry(seen.copied(), with_gradients=True).still)
     except RuntimeError:  # of tensors of inference mode, from which nothing learns
         return frozenset()
 

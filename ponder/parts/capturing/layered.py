@@ -216,9 +216,14 @@ class LayeredModule:
             return select(self._replay(self.num_steps, state, context))
         return map_leaves(_Reading(self, self.tail, state).value, select(self.tail.output))
 
-    def dry(self, given: Arguments) -> _Notes:
-        """One forward with stubs for layers, up to the last of them (the first, where code stands between)."""
-        notes = _Notes(self)
+    def dry(self, given: Arguments, *, with_gradients: bool = False) -> _Notes:
+        """One forward with stubs for layers, up to the last of them (the first, where code stands between).
+
+        Args:
+            given: The module's arguments.
+            with_gradients: Whether to note which layers its own code calls without gradients, in a call that has them.
+        """
+        notes = _Notes(self, with_gradients)
         answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), notes.layer)
         if self.replays:
             answers |= dict.fromkeys(self.before, notes.earlier)
@@ -439,6 +444,7 @@ class _Notes:
     """What one forward with stubs gathers: the arguments of the layers, and the answers of the modules before them."""
 
     layered: LayeredModule
+    with_gradients: bool
     tensors: list[Tensor] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     reads: list[frozenset[str]] = field(default_factory=list)
@@ -487,7 +493,7 @@ class _Notes:
         self.calls.append((map_leaves(self.mark, args), map_leaves(self.mark, kwargs)))
         if "hidden" not in self._read:
             raise CodeBetweenError(f"{path} is not called with what the layer before gave, untouched")
-        if self._learns and not torch.is_grad_enabled() and not _in_autograd_function():
+        if self.with_gradients and not torch.is_grad_enabled() and not _in_autograd_function():
             self.still.add(number)
         self.reads.append(frozenset(self._read - {"hidden"}))
         if number + 1 == layered.num_steps:
@@ -514,7 +520,6 @@ class _Notes:
     def __post_init__(self) -> None:
         self._keep: list[Tensor] = []  # alive, so that no other tensor gets their identity
         self._versions: dict[int, int] = {}  # by identity, when they were handed on
-        self._learns = torch.is_grad_enabled()
         self._read: set[str] = set()  # what the layer that is noted reads of what was handed on
 
 

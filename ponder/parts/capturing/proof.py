@@ -40,10 +40,7 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
         ArgumentError: One of them does not hold.
         CodeBetweenError: The layers are not called as was learned.
     """
-    try:
-        states, context = _run(layered, given)
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise refusal("layers that can be called one by one", str(error)) from error
+    states, context = _run(layered, given)
     _check_depth(layered, states[-1], context, expected, reads)
     kept = torch.arange(1, rows, device=_device(states[0]))
     few, there = take_rows((states[1], context), kept)

@@ -101,13 +101,13 @@ def training_twin(root: nn.Module) -> nn.Module:
 def varied_twin(root: nn.Module) -> nn.Module | None:
     """A twin of `root` in which parameters that are one number throughout have others; None where there are none.
 
-    New parameters are mostly such: zeros and ones, under which a bias, a gate or a scale does nothing yet. Random
-    numbers are drawn by PyTorch's own generator.
+    New parameters are mostly such: zeros and ones, under which a bias, a gate or a scale does nothing yet.
     """
     varied: dict[int, nn.Parameter] = {}
+    generator = torch.Generator().manual_seed(0)
     for parameter in root.parameters():
         if _is_one_number(parameter):
-            noise = torch.randn_like(parameter) * parameter.abs().clamp(min=1.0)
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter) * parameter.abs().clamp(min=1.0)
             varied[id(parameter)] = nn.Parameter(parameter + 0.05 * noise, requires_grad=False)
     if not varied:
         return None
