@@ -21,6 +21,7 @@ from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.plots import frontiers
 from ponder.policies import Confidence, Entropy, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
+from ponder.policies.fitted import check_unfitted
 
 __all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain", "diagnose"]
 
@@ -324,6 +325,7 @@ def _policy_grids(
         name = getattr(each, "__name__", type(each).__name__)
         name = name if name not in made else f"{name} ({len(made) + 1})"
         made[name] = as_policy_grid(each, None, trajectory, look=True)
+        check_unfitted(trajectory, made[name].policies)
     return made
 
 

@@ -16,6 +16,7 @@ from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.policies import ExitPolicy, FixedStep, LastStep
+from ponder.policies.fitted import check_unfitted
 from ponder.trajectory import Trajectory
 
 __all__ = ["Calibration", "calibrate"]
@@ -61,9 +62,10 @@ class Calibration:
         """Measure the policy on fresh data, as the calibration measured it.
 
         Raises:
-            ArgumentError: Rows of `test` were used to calibrate.
+            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy.
         """
         check_fresh(test, self._seen)
+        check_unfitted(test, [self.policy], "test")
         return measure(test, self.policy, metric=self._metric, costs=self._costs)
 
 
@@ -97,7 +99,8 @@ def calibrate(
         costs: Cost of leaving after each step, `(steps,)`; n where None.
 
     Raises:
-        ArgumentError: Not exactly one target, no labels, a run of training mode, or whatever `sweep` refuses.
+        ArgumentError: Not exactly one target, no labels, rows on which a policy was fitted, a run of training mode, or
+            whatever `sweep` refuses.
 
     Example:
         >>> trajectory = Trajectory(
@@ -153,6 +156,7 @@ def calibrate(
         return _best_among(policies, calibrated, cheapest=at_least is not None)
     values = as_policy_grid(policies, None, trajectory, look=True).values if grid is None else grid
     curve = sweep(trajectory, policies, values, metric=metric, costs=costs)
+    check_unfitted(trajectory, curve.policies)
     chosen, asked = _choose(curve, *target)
     policy = LastStep() if chosen is None else curve.policies[chosen]
     point = curve.full_depth if chosen is None else curve.points[chosen]

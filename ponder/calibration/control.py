@@ -19,6 +19,7 @@ from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.policies import LastStep
 from ponder.policies.certified import Certified
+from ponder.policies.fitted import check_unfitted
 from ponder.trajectory import Trajectory
 
 __all__ = ["RiskControl", "control_risk"]
@@ -55,11 +56,12 @@ class RiskControl:
         """Risk and mean exit step on fresh data.
 
         Raises:
-            ArgumentError: Rows of `test` were used to calibrate.
+            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy.
         """
         check_has_rows(test, "test")
         check_evaluated(test, "test")
         check_fresh(test, self._seen)
+        check_unfitted(test, [self.policy], "test")
         exit_step = test.replay(self.policy).exit_step.cpu()
         losses = losses_by_step(self._risk, test, find_low(self.policy.bound))
         return float(losses[torch.arange(len(test)), exit_step - 1].mean()), float(exit_step.double().mean())
@@ -107,8 +109,8 @@ def control_risk(
 
     Raises:
         ArgumentError: A level or confidence outside (0, 1), an empty trajectory or one recorded in training mode,
-            missing labels, an unordered grid, a policy with no threshold, losses out of range or, with
-            ``"exact_binomial"``, between 0 and 1.
+            missing labels, rows on which a policy was fitted, an unordered grid, a policy with no threshold, losses out
+            of range or, with ``"exact_binomial"``, between 0 and 1.
 
     Example:
         >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
@@ -125,6 +127,7 @@ def control_risk(
     low = find_low(bound)
     by_step = losses_by_step(risk, trajectory, low)
     tried = as_policy_grid(policies, grid, trajectory)
+    check_unfitted(trajectory, tried.policies)
     steps = tried.exit_steps(trajectory).cpu()
     order = _from_late_to_early(tried)
     losses = by_step.gather(1, steps[order].T - 1)

@@ -18,6 +18,7 @@ from ponder.errors import ArgumentError, PonderError
 from ponder.parts.recording import check_evaluated, check_has_rows
 from ponder.parts.tasks import check_labelled, infer_task
 from ponder.policies.base import StepView
+from ponder.policies.fitted import some_rows
 from ponder.policies.gate import Gate, LinearTable, TreeTable, default_signals
 from ponder.trajectory import Trajectory
 
@@ -115,7 +116,7 @@ def fit_gate(
         _boosted(values, stays, trees) if model == "boosted" else _logistic(values, stays) for values, stays in of_steps
     ]
     num_steps = None if shared else trajectory.num_steps
-    return Gate(num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta))
+    return Gate(num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta), some_rows(trajectory))
 
 
 def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> Tensor:
