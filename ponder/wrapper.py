@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder import recipes
+from ponder._utils.plain import check_holds_no_weights
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int, check_type
 from ponder.engine.building import ReadoutName, read_encoder
@@ -22,6 +23,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
+from ponder.objectives.base import depth_of
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
@@ -509,6 +511,8 @@ class PonderWrapper(EarlyExitModel):
     def _check_prior(self, prior: Prior | None) -> None:
         if prior is not None:
             check_type("prior", prior, Prior)
+            if prior.module is None:
+                check_holds_no_weights("prior", prior)
             check_mass(prior, prior(self.num_steps), self.num_steps)
 
     def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
@@ -532,7 +536,7 @@ class PonderWrapper(EarlyExitModel):
         num_steps: int | None,
     ) -> PonderOutput:
         objective = self._objective
-        needs, depth = objective.needs, objective.depth(self.depth(num_steps))
+        needs, depth = objective.needs, depth_of(objective, self.depth(num_steps))
         trajectory = self._unroll(
             inputs,
             context,

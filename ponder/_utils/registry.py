@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str) -> None:
         self.kind = kind
         self.group = group
+        self.base: type | None = None
+        """What all of them are; `Plugin` says so of the class that holds the registry."""
         self._factories: dict[str, Callable[..., T]] = {}
         _REGISTRIES.setdefault(group, self)
 
@@ -51,7 +54,7 @@ class Registry(Generic[T]):
 
         The same class, defined again (a notebook cell that is run twice), takes the place of its first definition.
         """
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ArgumentError(
                 "name",
                 expected=_GOOD_NAME,
@@ -60,6 +63,13 @@ class Registry(Generic[T]):
             )
 
         def give_name(factory: F) -> F:
+            if self.base is not None and isinstance(factory, type) and not issubclass(factory, self.base):
+                raise ArgumentTypeError(
+                    name,
+                    expected=f"a subclass of {self.base.__name__}, under a name of the {self.kind} registry",
+                    got=f"{factory.__module__}.{factory.__qualname__}",
+                    remedy=f"Register it where it belongs: {self.group} is for each {self.kind}.",
+                )
             holder = self._factories.setdefault(name, factory)
             if holder is not factory and _place(factory) is not None and _place(holder) == _place(factory):
                 self._factories[name] = factory
@@ -101,7 +111,7 @@ class Registry(Generic[T]):
             raise ArgumentTypeError(
                 f"arguments of {self.kind} {name!r}",
                 expected=_signature(factory),
-                got=repr(arguments),
+                got=reprlib.repr(arguments),
                 remedy=" ".join(filter(None, (f"({error})", self._fault(name, self._entry_points().get(name, []))))),
             ) from error
 
@@ -205,6 +215,11 @@ class Plugin:
     """
 
     registry: ClassVar[Registry[Any]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "registry" in vars(cls):
+            cls.registry.base = cls
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: the registered name under ``"name"``, and every field that the class is made of."""

@@ -21,6 +21,7 @@ from ponder.policies.threshold import Threshold
 
 __all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of", "leaves_later", "patience_on_numbers"]
 
+_LIBRARY = __name__.partition(".")[0]
 _BETWEEN = 201
 _TOLERANCES = 41
 PolicyGridLike = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
@@ -49,16 +50,21 @@ class PolicyGrid:
         moves = {leaves_later(one, other) for one, other in itertools.pairwise(self.policies)}
         return moves.pop() if len(moves) == 1 else None
 
-    def exit_steps(self, trajectory: Recording) -> Tensor:
-        """The step at which each row leaves under each policy, `(thresholds, batch)` long."""
-        places = self.places(trajectory)
+    def exit_steps(self, trajectory: Recording, *, trusting: bool = False) -> Tensor:
+        """The step at which each row leaves under each policy, `(thresholds, batch)` long.
+
+        Args:
+            trajectory: What the policies are tried on.
+            trusting: Whether classes of users are believed to have a statistic that does not depend on the threshold.
+        """
+        places = self.places(trajectory, trusting=trusting)
         if places is None:
             return torch.stack([replay(trajectory, policy).exit_step for policy in self.policies])
         order, rank = places
         each = torch.arange(len(self.values), device=rank.device).expand(rank.shape[0], -1).contiguous()
         return (torch.searchsorted(rank, each, right=True) + 1).T[order.argsort()]
 
-    def places(self, trajectory: Recording) -> tuple[Tensor, Tensor] | None:
+    def places(self, trajectory: Recording, *, trusting: bool = False) -> tuple[Tensor, Tensor] | None:
         """Where each row leaves, from one pass, without an exit step for every threshold.
 
         Returns:
@@ -70,7 +76,11 @@ class PolicyGrid:
         if free is None or not len(trajectory):
             return None
         threshold = free.tunable
-        readiness = _readiness(trajectory, self.policies[0], free).cummax(1).values
+        readiness = _readiness(trajectory, self.policies[0], free)
+        trusting = trusting or type(free).__module__.startswith(f"{_LIBRARY}.")
+        if not trusting and self._statistic_moves(trajectory, free, readiness):
+            return None
+        readiness = readiness.cummax(1).values
         values = torch.tensor(self.values, dtype=torch.float64, device=readiness.device)
         order = (values if threshold.higher_exits_later else -values).argsort()
         bounds = values[order].to(readiness.dtype)
@@ -102,6 +112,15 @@ class PolicyGrid:
             return None
         candidates = (leaf for leaf in _leaves(self.policies[0]) if isinstance(leaf, ThresholdPolicy))
         return next((leaf for leaf in candidates if self._varies(leaf)), None)
+
+    def _statistic_moves(self, trajectory: Recording, free: ThresholdPolicy, first: Tensor) -> bool:
+        """Whether the statistic depends on the threshold, which it must not: two more values are asked."""
+        for place in (len(self.values) // 2, -1):
+            moved = free.with_threshold(self.values[place])
+            other = _readiness(trajectory, _exchanged(self.policies[0], {id(free): moved}), moved)
+            if not torch.equal(first.nan_to_num(), other.nan_to_num()):
+                return True
+        return False
 
     def _varies(self, leaf: ThresholdPolicy) -> bool:
         """Whether moving the threshold of `leaf`, a part of the first policy, gives all of them."""

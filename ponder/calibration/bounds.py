@@ -142,8 +142,12 @@ def _betting(losses: Tensor, level: float) -> Tensor:
     (Ville). The stake ν_i looks at earlier rows only, and stays below 1 / (1 − α) so that no bet can ruin
     (Waudby-Smith & Ramdas 2020, Section 4.3, the predictable plug-in; at each time the bet is aimed at level 0.05).
     Losses may be negative: a gain on a row is then money earned.
+
+    The bets follow one another, so the rows must not come in an order that tells of their losses (class by class, short
+    ones first): they are shuffled, in the same way for all thresholds and whatever the losses are.
     """
     rows = losses.shape[0]
+    losses = losses[torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(losses.device)]
     seen = torch.arange(1, rows + 1, dtype=torch.float64, device=losses.device).unsqueeze(1)
     mean = (0.5 + losses.cumsum(0)) / (seen + 1)
     variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (seen + 1)

@@ -64,6 +64,8 @@ class Calibration:
         Raises:
             ArgumentError: Rows of `test` were used to calibrate, or to fit the policy.
         """
+        check_has_rows(test, "test")
+        check_evaluated(test, "test")
         check_fresh(test, self._seen)
         check_unfitted(test, [self.policy], "test")
         return measure(test, self.policy, metric=self._metric, costs=self._costs)

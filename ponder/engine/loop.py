@@ -155,12 +155,12 @@ def ask(
         log_survival = log_survival.to(logit.dtype) + F.logsigmoid(-logit)
         readings["cdf"] = -torch.expm1(log_survival)
     if "output" in needs:
-        outputs, mask = source.output(), source.mask
+        outputs, mask = source.output().clone(), source.mask  # a policy that changes it in place changes no answer
         readings["output"] = outputs if mask is None else task.without_padding(outputs, mask)
     if "features" in needs:
         readings["features"] = source.features()
     context = source.policy_context if "context" in needs else None
-    answer = policy.decide(StepView(index, num_steps, readings, task, source.mask, context), running.state)
+    answer = policy.decide(StepView(index.clone(), num_steps, readings, task, source.mask, context), running.state)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise _no_pair(policy, answer)
     leaves, state = answer

@@ -232,11 +232,17 @@ class EarlyExitModel(nn.Module):
             known = [*_ARGUMENTS, *sorted(self._context_names - _INNER)]
             close = get_close_matches(name, known if self._names_all else _ARGUMENTS, n=1, cutoff=0.75)
             if close or self._names_all:
+                remedy = f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it."
+                if any(each.takes(name) for each in (self.readout, self.halting_readout) if each is not None):
+                    remedy = (
+                        f"The readout reads it, and the steps do not: let them (and the stem) take {name}=None, and "
+                        "use it where they mix positions."
+                    )
                 raise ArgumentError(
                     name,
                     expected="an argument of the call, or a name that the stem or a step takes",
                     got=f"{name!r}, which none of them names",
-                    remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it.",
+                    remedy=remedy,
                 )
             self._context_names.add(name)  # looked at once
 

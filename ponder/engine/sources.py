@@ -112,8 +112,8 @@ class ModelSource:
         return [self.lasting(self.halting_features()), *self.past[:-1]] if self.past else []
 
     def features(self) -> Tensor:
-        """See `Readings.features`; a policy may keep them, so they are no view of a hidden state that may change."""
-        return self.lasting(self.read_out())
+        """See `Readings.features`: a copy, since a policy may keep it, or change it in place."""
+        return self.read_out().clone()
 
     def read_out(self) -> Tensor:
         """The features of this step, perhaps a view of the hidden state."""

@@ -93,7 +93,7 @@ def alternatives(level: float) -> tuple[float, ...]:
 def audits_needed(level: float, confidence: float, disagreement: float, *, after: int = 0) -> float:
     r"""How many audits it takes at most, in the mean, to notice that the disagreement has risen above the level.
 
-    It is a bound, to plan by: where it was simulated, a half to three fifths of it were needed.
+    It is a bound, to plan by: where it was simulated, a half to three quarters of it were needed.
 
     The money that comes in at the shift, w, has to grow to 1/δ by the best of the bets, whose logarithm grows by
     g(q) = p log(q/m) + (1 − p) log((1 − q)/(1 − m)) an audit in the mean: log(1/(δ w)) / max_q g(q), and one overshoot,

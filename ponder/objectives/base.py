@@ -13,12 +13,13 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ponder._utils.plain import check_holds_no_weights
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.validation import check_int, check_real
 from ponder.distributions import StepDistribution
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.objectives.progress import Progress
 from ponder.parts.tasks import Task
 
@@ -30,6 +31,7 @@ __all__ = [
     "Weighted",
     "check_same_steps",
     "cut_after",
+    "depth_of",
     "no_loss_of_each",
     "registry",
 ]
@@ -129,6 +131,16 @@ class Objective(Plugin, ABC):
     draws_depth: bool = False
     """Whether `depth` draws how many steps a batch runs, which shared steps alone can do."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if issubclass(cls, nn.Module):
+            raise ArgumentTypeError(
+                cls.__name__,
+                expected="a frozen dataclass of numbers and names",
+                got="a torch.nn.Module",
+                remedy="Keep what learns in the model, and read what it gives: an objective is saved as plain JSON.",
+            )
+
     def depth(self, num_steps: int) -> Depth:
         """How deep a batch goes in training: all N steps by default, fewer where no step behind them is read."""
         return Depth(0, num_steps)
@@ -142,6 +154,7 @@ class Objective(Plugin, ABC):
 
     def check(self, *, has_hazard: bool, has_prior: bool) -> None:
         """Raise where a model lacks what the objective needs; called when the model is built."""
+        check_holds_no_weights("objective", self)
         given: Any = self.needs
         if not isinstance(given, Set) or not given <= set(NEEDS):
             raise ArgumentError(
@@ -176,11 +189,25 @@ class Objective(Plugin, ABC):
 
     def __add__(self, other: Objective) -> Weighted:
         """The sum of two objectives."""
-        return Weighted.sum(self, other)
+        return Weighted.sum(self, other) if isinstance(other, Objective) else NotImplemented
 
     def __rmul__(self, weight: float) -> Weighted:
         """The objective, multiplied by a weight."""
         return Weighted((self,), (float(weight),))
+
+
+def depth_of(objective: Objective, num_steps: int) -> Depth:
+    """How deep a batch goes in a model of so many steps; refused where `depth` gives no such depth."""
+    made: Depth = objective.depth(num_steps)
+    fits = type(made) is Depth and made.warm_up >= 0 < made.steps
+    if not fits or (made.total > num_steps and not objective.draws_depth):
+        raise ArgumentError(
+            f"{type(objective).__name__}.depth",
+            expected=f"a Depth of 1 to {num_steps} steps in all",
+            got=repr(made),
+            remedy="Return Depth(0, num_steps), or fewer steps. One that draws more says draws_depth = True.",
+        )
+    return made
 
 
 def no_loss_of_each(objective: Objective, each: object, rows: int) -> ArgumentError:

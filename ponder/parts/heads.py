@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -231,12 +231,12 @@ class _PlainLambda(nn.Module):
         self.module = module
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.module(features)
-        if logits.numel() != features.shape[0]:
+        logits: Any = self.module(features)
+        if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.numel() != features.shape[0]:
             raise ArgumentError(
                 "lambda_head",
                 expected=f"one hazard logit for each of {features.shape[0]} rows",
-                got=f"shape {tuple(logits.shape)}",
+                got=f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__,
                 remedy="Return (batch,) or (batch, 1).",
             )
         return torch.flatten(logits)

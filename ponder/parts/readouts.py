@@ -145,6 +145,10 @@ class ReadoutCall(nn.Module):
             )
         return features
 
+    def takes(self, name: str) -> bool:
+        """Whether the readout is given a value of the context of this name."""
+        return self._takes_all or name in self._names
+
     def reads(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of `context` that the readout is given."""
         return context if self._takes_all else {k: v for k, v in context.items() if k in self._names}

@@ -297,6 +297,14 @@ class ExitPolicy(Plugin, ABC):
     def with_threshold(self, value: float) -> Self:
         """This policy with its threshold at `value`."""
         assert self.tunable is not None
+        kind: Any = type(self)
+        if not dataclasses.is_dataclass(kind):
+            raise ArgumentTypeError(
+                kind.__name__,
+                expected="a frozen dataclass, of which a copy with another threshold can be made",
+                got="another class",
+                remedy="Write @dataclass(frozen=True) above it, or define with_threshold.",
+            )
         return dataclasses.replace(self, **self.tunable.argument(value))  # type: ignore[type-var]
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
@@ -360,6 +368,11 @@ class ThresholdPolicy(ExitPolicy):
                 expected="a Threshold that names a field of the class",
                 got=repr(declared),
                 remedy='Write tunable = policies.Threshold("level", "above"), say, for the field level.',
+            )
+        value: Any = getattr(self, declared.field)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ArgumentTypeError(
+                declared.field, expected="a number", got=repr(value), remedy=f"Pass {declared.field}=0.5, say."
             )
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:

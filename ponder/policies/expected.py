@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -15,6 +15,7 @@ from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
 from ponder.policies.base import ExitPolicy, ModelSpec, StepView, registry
+from ponder.policies.fitted import some_rows
 from ponder.policies.threshold import Threshold
 
 __all__ = ["Expected"]
@@ -39,6 +40,7 @@ class Expected(ExitPolicy):
         edges: Bounds between the bins, rising, `(steps, bins − 1)`.
         rewards: r, `(steps, bins)`.
         transitions: T, `(steps − 1, bins, bins)`.
+        fitted_on: Some of the rows on which the tables were counted, as `Gate` has them.
 
     Example:
         >>> policy = policies.Expected.fit(trajectory, price=0.01)
@@ -52,6 +54,7 @@ class Expected(ExitPolicy):
     edges: tuple[tuple[float, ...], ...]
     rewards: tuple[tuple[float, ...], ...]
     transitions: tuple[tuple[tuple[float, ...], ...], ...]
+    fitted_on: tuple[tuple[int, float], ...] = field(default=(), compare=False)
     needs = frozenset({"output"})
     tunable = Threshold("price", "at_most")
 
@@ -86,7 +89,7 @@ class Expected(ExitPolicy):
 
     @classmethod
     def fit(cls, trajectory: Recording, price: float = 0.0, bins: int = 10) -> Self:
-        """Count the tables on a trajectory.
+        """Count the tables on a trajectory; its threshold is chosen, and judged, on other rows.
 
         Args:
             trajectory: A full-depth run of a classifier. With labels the reward is a right answer; without, the
@@ -107,11 +110,12 @@ class Expected(ExitPolicy):
         right = trajectory.agreement() if trajectory.labels is None else trajectory.correct()
         confidence = _confidence(outputs).nan_to_num(nan=0.0)
         shares = torch.arange(1, bins, dtype=torch.float64, device=outputs.device) / bins
-        edges = torch.quantile(confidence, shares, dim=0).T.contiguous()
-        places = F.one_hot((confidence.unsqueeze(2) > edges).sum(2), bins).double()
-        rewards = _mean_by_bin(places, right.double().unsqueeze(2)).squeeze(2)
-        transitions = _mean_by_bin(places[:, :-1], places[:, 1:])
-        return cls(price, _tuples(edges.tolist()), _tuples(rewards.tolist()), _tuples(transitions.tolist()))
+        bounds = torch.quantile(confidence, shares, dim=0).T.contiguous()
+        places = F.one_hot((confidence.unsqueeze(2) > bounds).sum(2), bins).double()
+        means = _mean_by_bin(places, right.double().unsqueeze(2)).squeeze(2)
+        moves = _mean_by_bin(places[:, :-1], places[:, 1:])
+        edges, rewards, transitions = (_tuples(table.tolist()) for table in (bounds, means, moves))
+        return cls(price, edges, rewards, transitions, some_rows(trajectory))
 
     @property
     def stops(self) -> tuple[tuple[bool, ...], ...]:

@@ -5,29 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
-from ponder._utils.numerics import at_least_float32
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
+from ponder.parts.tasks import fits_positions
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["check_unfitted", "some_rows"]
 
 _KEPT = 64
-_BY_CHANCE = 4  # of 64 rows, so many may have the id and, to four digits, the number of another set's
+_ROUNDING = 1e-6  # by which the sum of a row may differ where it is recorded again, relative to its numbers
+_APART = 10.0 * _ROUNDING  # by how much it has to differ from those of all other rows
 
 
 def some_rows(trajectory: Recording) -> tuple[tuple[int, float], ...]:
-    """At most 64 rows, evenly spread, each as its id and the first number of its record: so many tell it again."""
-    places = torch.arange(0, len(trajectory), max(1, -(-len(trajectory) // _KEPT)))
-    first = _first_numbers(trajectory)[places]
-    return tuple(zip(trajectory.row_ids[places].tolist(), first.tolist(), strict=True))
+    """At most 64 rows, evenly spread, each as its id and a weighted sum of its record, by which to know it again.
+
+    Rows of which another has nearly the same sum tell nothing, and are not among them.
+    """
+    sums, sizes = _sums(trajectory)
+    ordered, order = sums.sort()
+    gaps = torch.full((len(sums) + 1,), torch.inf, dtype=sums.dtype)
+    gaps[1:-1] = ordered.diff()
+    alone = torch.minimum(gaps[:-1], gaps[1:]) > _APART * sizes[order]
+    places = order[alone].sort().values
+    places = places[:: max(1, -(-len(places) // _KEPT))]
+    return tuple(zip(trajectory.row_ids.cpu()[places].tolist(), sums[places].tolist(), strict=True))
 
 
 def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argument: str = "trajectory") -> None:
     """Refuse rows on which a policy, or one within it, was fitted: there it is right more often than on others.
 
-    A fitted policy keeps some of its rows as `fitted_on`, so that the set, or a good part of it, is known again.
+    A fitted policy keeps some of its rows as `fitted_on`. Few rows in common may not be among them.
 
     Args:
         trajectory: The rows by which a threshold is to be chosen, or a policy judged.
@@ -35,7 +45,7 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
         argument: What the rows are called in the message.
 
     Raises:
-        ArgumentError: Rows of the two are the same: five of those that are kept, or all.
+        ArgumentError: A row of the one is a row of the other: its id is the same, and its record.
 
     Example:
         >>> check_unfitted(trajectory, [ponder.calibration.fit_gate(trajectory, "error")])
@@ -43,14 +53,14 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
             ...
         ponder.errors.ArgumentError: trajectory: expected rows on which the policy was not fitted: ...
     """
-    numbers = _first_numbers(trajectory).cpu()
     for kept in {kept for policy in policies for kept in _fitted_on(policy) if kept}:
-        ids, fitted = torch.tensor([key for key, _ in kept]), torch.tensor([number for _, number in kept])
-        rows = torch.isin(trajectory.row_ids.cpu(), ids).nonzero().flatten()
-        same = trajectory.row_ids.cpu()[rows, None] == ids
-        same &= torch.isclose(numbers[rows, None], fitted, rtol=1e-4, atol=1e-5)
-        many = int(same.any(0).sum())
-        if many > min(_BY_CHANCE, len(kept) - 1):
+        ids = torch.tensor([key for key, _ in kept])
+        fitted = torch.tensor([of_row for _, of_row in kept], dtype=torch.float64)
+        known = trajectory.row_ids.cpu()
+        rows = torch.isin(known, ids).nonzero().flatten()
+        sums, sizes = (each[rows, None] for each in _sums(trajectory))
+        same = (known[rows, None] == ids) & ((sums - fitted).abs() <= _ROUNDING * sizes)
+        if many := int(same.any(0).sum()):
             raise ArgumentError(
                 argument,
                 expected="rows on which the policy was not fitted: it is right there more often than on others",
@@ -67,7 +77,13 @@ def _fitted_on(policy: ExitPolicy) -> Iterator[tuple[tuple[int, float], ...]]:
         yield from _fitted_on(part)
 
 
-def _first_numbers(trajectory: Recording) -> torch.Tensor:
-    """The first number of the last step's output, `(batch,)` float32; NaN as 0, which JSON has."""
-    first = trajectory.outputs[:, -1].reshape(len(trajectory), -1)[:, 0]
-    return torch.nan_to_num(at_least_float32(first).float())
+def _sums(trajectory: Recording) -> tuple[Tensor, Tensor]:
+    """Weighted sums of what the first and the last step gave, and the sums of their sizes, `(batch,)` float64 each."""
+    ends = trajectory.outputs[:, [0, -1]].cpu().double().nan_to_num(0.0, 0.0, 0.0)
+    mask = trajectory.mask
+    if mask is not None and fits_positions(mask, ends[:, 0]):
+        inside = mask.cpu().reshape(len(mask), 1, -1, *[1] * (ends.dim() - 3))
+        ends = torch.where(inside, ends, 0.0).sum(2)  # rows are as wide as the longest beside them
+    ends = ends.flatten(1)
+    weights = torch.arange(1, ends.shape[1] + 1, dtype=torch.float64).cos()
+    return ends @ weights, ends.abs().sum(1)

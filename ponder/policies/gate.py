@@ -147,8 +147,8 @@ class Gate(ThresholdPolicy):
         floor: No row leaves before this step.
         target: What was fitted: ``"gain"``, ``"error"``, ``"agreement"`` or ``"unsettled"``.
         delta: The amount by which a later step has to lower the loss, for ``"gain"``.
-        fitted_on: Some of the rows that it was fitted on, each as its id and the first number that the last step gave:
-            rows by which a threshold must not be chosen, nor anything promised.
+        fitted_on: Some of the rows that it was fitted on, each as its id and a sum of its record: by these a threshold
+            must not be chosen, nor anything promised.
 
     Example:
         >>> gate = ponder.calibration.fit_gate(trajectory, target="error")

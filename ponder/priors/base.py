@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.validation import check_int
 from ponder.distributions import StepDistribution
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["MeanParameter", "Prior", "PriorWeights", "registry"]
 
@@ -80,7 +80,14 @@ class Prior(Plugin, ABC):
         check_int("num_steps", num_steps, remedy="Pass the number of steps.")
         dtype = torch.promote_types(dtype, torch.float32)  # rounded to half precision, the mass is no longer 1
         with torch.device("cpu"):  # numbers, even where a model is being built on the meta device
-            log_pmf = self.log_pmf(num_steps)
+            log_pmf: Any = self.log_pmf(num_steps)
+        if not isinstance(log_pmf, Tensor):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}.log_pmf",
+                expected=f"a tensor of {num_steps} log-probabilities",
+                got=type(log_pmf).__name__,
+                remedy="Return a float64 tensor, torch.log_softmax(…, 0), say.",
+            )
         return StepDistribution(log_pmf.to(dtype=dtype, device=device), validate_args=False)
 
     @abstractmethod

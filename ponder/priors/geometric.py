@@ -43,4 +43,5 @@ class Geometric(Prior):
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Geometric:
         """The rate at which as much goes on past the last step: 1 − (1 − r)^(tuned_for / num_steps)."""
-        return Geometric(-math.expm1(math.log1p(-self.rate) * tuned_for / num_steps))
+        rate = -math.expm1(math.log1p(-self.rate) * tuned_for / num_steps)
+        return Geometric(min(rate, math.nextafter(1.0, 0.0)))

@@ -91,6 +91,7 @@ class Stage:
     mixing: float = 1.0
 
     def __post_init__(self) -> None:
+        check_type("objective", self.objective, Objective)
         check_choice("train", self.train, ("all", "early_heads", "lambda_head"))
         check_choice("teacher", self.teacher, ("attached", "previous"))
         check_choice("early_heads", self.early_heads, ("go_on", "last"))
@@ -264,6 +265,9 @@ class Recipe:
             raise ArgumentError(
                 "data", expected="what Recipe.to_dict() returned", got=repr(data), remedy=f"({error})"
             ) from error
+
+
+registry.base = Recipe
 
 
 def start_heads(stage: Stage, head: nn.Module) -> None:

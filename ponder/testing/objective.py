@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -16,7 +15,7 @@ from ponder.objectives import NEEDS, Objective, Progress, Unrolled
 from ponder.parts.tasks import IGNORED_LABEL, TaskName, as_task
 from ponder.priors import Geometric
 from ponder.testing.contract import ContractError, require
-from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
+from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered, kept
 from ponder.testing.randomness import private_randomness
 from ponder.testing.samples import Sizes, labels, random_trajectory
 
@@ -146,11 +145,11 @@ def _check_declared(objective: Objective, batch: Unrolled) -> None:
 
 
 def _check_pure(objective: Objective, batch: Unrolled) -> None:
-    attributes = copy.deepcopy(objective.__dict__)
+    held = kept(objective)
     before = [tensor.detach().clone() for tensor in _tensors(batch)]
     first = _losses(objective, batch).detach().clone()
     second = _losses(objective, batch)
-    changed = not alike(before, [tensor.detach() for tensor in _tensors(batch)]) or attributes != objective.__dict__
+    changed = not alike(before, [tensor.detach() for tensor in _tensors(batch)]) or held != kept(objective)
     require(
         not changed and alike(first, second.detach()),
         objective,

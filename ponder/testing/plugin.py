@@ -12,7 +12,7 @@ from ponder._utils.registry import Plugin
 from ponder.errors import ArgumentTypeError, PonderError
 from ponder.testing.contract import ContractError, require
 
-__all__ = ["Same", "check_copies", "check_frozen", "check_needs", "check_registered"]
+__all__ = ["Same", "check_copies", "check_frozen", "check_needs", "check_registered", "check_remembers_nothing", "kept"]
 
 Same = Callable[[Any, Any], bool]
 
@@ -58,6 +58,28 @@ def check_needs(plugin: Any, known: Iterable[str]) -> None:
         f"needs is a frozenset, part of {known}",
         repr(needs),
         f"Write needs = frozenset({{{known[0]!r}}}), say, on the class, without a type annotation.",
+    )
+
+
+def kept(plugin: Plugin) -> str:
+    """What a plug-in and its class hold, in words: what a call could leave there for the next one."""
+    held = {**vars(type(plugin)), **vars(plugin)}
+    return repr({name: value for name, value in held.items() if not name.startswith("__") and not callable(value)})
+
+
+def check_remembers_nothing(plugin: Plugin, before: str) -> None:
+    """Check that nothing was left behind in a plug-in or its class.
+
+    Args:
+        plugin: The object, after it was called.
+        before: What `kept` gave before.
+    """
+    require(
+        kept(plugin) == before,
+        plugin,
+        "a plug-in remembers nothing from one call to the next",
+        f"it holds {kept(plugin)}, and before the calls it held {before}",
+        "Carry what changes in the state of a run; nothing belongs on the object or on its class.",
     )
 
 

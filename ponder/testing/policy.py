@@ -17,7 +17,14 @@ from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, ModelSpec
 from ponder.policies.base import READINGS
 from ponder.testing.contract import ContractError, require
-from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered
+from ponder.testing.plugin import (
+    check_copies,
+    check_frozen,
+    check_needs,
+    check_registered,
+    check_remembers_nothing,
+    kept,
+)
 from ponder.testing.policy_driver import PolicyDriver
 from ponder.testing.randomness import generator, private_randomness
 from ponder.testing.samples import Sizes, extreme_trajectories, random_trajectory, row_choices, toy_model
@@ -72,6 +79,7 @@ def check_policy(
     with private_randomness(0), torch.no_grad():
         check_frozen("policy", policy, ExitPolicy)
         check_needs(policy, READINGS)
+        before = kept(policy)
         if "context" in policy.needs and not context:
             raise ArgumentError(
                 "context",
@@ -93,6 +101,7 @@ def check_policy(
         _check_extremes(policy, sizes)
         _check_padding(policy, sizes)
         _check_replay(policy, sizes)
+        check_remembers_nothing(policy, before)
         check_registered(policy)
         check_copies(policy, lambda a, b: _exits(a, sizes) == _exits(b, sizes))
 
@@ -249,7 +258,7 @@ def _check_other_thresholds(policy: ExitPolicy, sizes: Sizes) -> None:
     for grid in grids_of(policy, trajectory, _THRESHOLDS):
         told = f"with {grid.threshold} at {[round(value, 3) for value in grid.values]}, rows leave on average at "
         with private_randomness(6):
-            read = grid.exit_steps(trajectory)
+            read = grid.exit_steps(trajectory, trusting=True)
         each = []
         for moved in grid.policies:
             with private_randomness(6):

@@ -63,10 +63,22 @@ def betting(losses: list[float], level: float) -> float:
 def test_bounds_equal_their_formulas(losses: list[float], level: float) -> None:
     column = torch.tensor(losses, dtype=torch.float64).unsqueeze(1)
     assert float(p_values(column, level)) == pytest.approx(hoeffding_bentkus(losses, level), rel=1e-7, abs=1e-12)
-    assert float(p_values(column, level, "betting")) == pytest.approx(betting(losses, level), rel=1e-7)
+    order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(len(losses))).tolist()
+    shuffled = [losses[place] for place in order]
+    assert float(p_values(column, level, "betting")) == pytest.approx(betting(shuffled, level), rel=1e-7)
     binary = column.round()
     exact = stats.binom.cdf(int(binary.sum()), len(losses), level)
     assert float(p_values(binary, level, "exact_binomial")) == pytest.approx(exact, rel=1e-7, abs=1e-12)
+
+
+@every_bound
+def test_rows_may_come_in_any_order(bound: str) -> None:
+    """Sorted by loss, all rows without one come first, and a bet that follows them would win in every data set."""
+    generator = torch.Generator().manual_seed(0)
+    level, delta, trials = 0.1, 0.1, 4000
+    losses = (torch.rand(200, trials, generator=generator) < level).double().sort(dim=0).values
+    rate = float((p_values(losses, level, bound) <= delta).double().mean())
+    assert rate <= delta + 3 * math.sqrt(delta * (1 - delta) / trials)
 
 
 @every_bound

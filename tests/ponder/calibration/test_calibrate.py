@@ -82,7 +82,7 @@ def test_a_combination_with_one_free_threshold() -> None:
 
 def test_the_price_of_a_step_is_a_threshold() -> None:
     trajectory = recorded(200)
-    done = ponder.calibrate(trajectory, Expected.fit(trajectory), at_most_steps=3.0)
+    done = ponder.calibrate(trajectory, Expected.fit(recorded(200, seed=1)), at_most_steps=3.0)
     assert isinstance(done.policy, Expected)
     assert done.met
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -44,26 +45,58 @@ def test_the_rows_that_fitted_a_gate_choose_certify_and_judge_nothing(rows: int)
 
 
 def test_a_part_of_the_rows_is_known_again_and_so_is_a_gate_within_another_policy_or_from_a_file() -> None:
-    trajectory = record()
-    gate = fit_gate(part(trajectory, torch.arange(300)), "error")
+    trajectory = record(rows=2000)
+    gate = fit_gate(part(trajectory, torch.arange(1500)), "error")
     read = policies.ExitPolicy.from_dict(gate.to_dict())
     for each in (gate, gate.with_threshold(0.1), wrapped(gate), read):
         with refused("trajectory", "not fitted"):
-            check_unfitted(part(trajectory, torch.arange(200, 400)), [each])
-        check_unfitted(part(trajectory, torch.arange(300, 400)), [each])
+            check_unfitted(part(trajectory, torch.arange(1400, 2000)), [each])
+        check_unfitted(part(trajectory, torch.arange(1500, 2000)), [each])
 
 
-def test_other_rows_are_not_taken_for_them_by_chance() -> None:
-    sure = record()
-    saturated = [
-        dataclasses.replace(
-            sure, outputs=3.0 + 0.1 * torch.randn(400, 6, 3, generator=torch.Generator().manual_seed(k))
-        )
-        for k in range(20)
-    ]
-    gate = fit_gate(saturated[0], "agreement")
+@pytest.mark.parametrize("links", [torch.softmax, torch.log_softmax])
+@pytest.mark.parametrize("scale", [3.0, 14.0, 20.0])
+def test_other_rows_of_the_same_ids_are_not_taken_for_them_by_chance(links: Any, scale: float) -> None:
+    made = [record(seed=seed) for seed in range(12)]
+    saturated = [dataclasses.replace(each, outputs=links(scale * each.outputs, -1)) for each in made]
+    gate = fit_gate(saturated[0], "error")
+    assert len(gate.fitted_on) > 10
     for other in saturated[1:]:
         check_unfitted(other, [gate])
+    with refused("trajectory", "not fitted"):
+        check_unfitted(dataclasses.replace(saturated[0], outputs=saturated[0].outputs * (1 + 1e-7)), [gate])
+
+
+def test_answers_that_many_rows_share_tell_nothing() -> None:
+    hard = torch.nn.functional.one_hot(record().outputs.argmax(-1), 3).float()
+    gate = fit_gate(dataclasses.replace(record(), outputs=hard), "error", signals=("streak", "hazard"))
+    assert len(gate.fitted_on) < 10
+    check_unfitted(dataclasses.replace(record(seed=3), outputs=hard.flip(0)), [gate])
+
+
+def test_the_tables_of_expected_are_not_judged_on_their_rows_either() -> None:
+    trajectory = record(hazards=False)
+    policy = policies.Expected.fit(trajectory, price=0.01)
+    with refused("trajectory", "not fitted"):
+        ponder.control_risk(trajectory, policy, risk="error", level=0.4, grid=[0.0, 0.01])
+    assert ponder.control_risk(record(seed=1, hazards=False), policy, risk="error", level=0.4, grid=[0.0, 0.01]).met
+
+
+def test_rows_of_positions_are_known_again_beside_longer_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, labels = torch.randn(60, 4, 5, 3, generator=generator), torch.randint(3, (60, 5), generator=generator)
+    mask = torch.ones(60, 5, dtype=torch.bool)
+    narrow = ponder.Trajectory(outputs, None, torch.arange(60), labels=labels, task="token_classification", mask=mask)
+    wide = torch.nn.functional.pad
+    wider = dataclasses.replace(
+        narrow,
+        outputs=wide(outputs, (0, 0, 0, 2), value=7.0),
+        labels=wide(labels, (0, 2), value=-100),
+        mask=wide(mask, (0, 2)),
+    )
+    gate = fit_gate(narrow, "agreement")
+    with refused("trajectory", "not fitted"):
+        check_unfitted(wider, [gate])
 
 
 def test_rows_without_a_number_are_kept_as_json_can_write_them() -> None:
