@@ -23,7 +23,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
-from ponder.objectives.base import depth_of
+from ponder.objectives.base import no_depth
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
@@ -536,7 +536,11 @@ class PonderWrapper(EarlyExitModel):
         num_steps: int | None,
     ) -> PonderOutput:
         objective = self._objective
-        needs, depth = objective.needs, depth_of(objective, self.depth(num_steps))
+        total = self.depth(num_steps)
+        needs, depth = objective.needs, objective.depth(total)
+        fits = type(depth) is Depth and depth.warm_up >= 0 < depth.steps
+        if not fits or (depth.warm_up + depth.steps > total and not objective.draws_depth):
+            raise no_depth(objective, depth, total)
         trajectory = self._unroll(
             inputs,
             context,

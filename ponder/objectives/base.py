@@ -31,7 +31,7 @@ __all__ = [
     "Weighted",
     "check_same_steps",
     "cut_after",
-    "depth_of",
+    "no_depth",
     "no_loss_of_each",
     "registry",
 ]
@@ -196,18 +196,14 @@ class Objective(Plugin, ABC):
         return Weighted((self,), (float(weight),))
 
 
-def depth_of(objective: Objective, num_steps: int) -> Depth:
-    """How deep a batch goes in a model of so many steps; refused where `depth` gives no such depth."""
-    made: Depth = objective.depth(num_steps)
-    fits = type(made) is Depth and made.warm_up >= 0 < made.steps
-    if not fits or (made.total > num_steps and not objective.draws_depth):
-        raise ArgumentError(
-            f"{type(objective).__name__}.depth",
-            expected=f"a Depth of 1 to {num_steps} steps in all",
-            got=repr(made),
-            remedy="Return Depth(0, num_steps), or fewer steps. One that draws more says draws_depth = True.",
-        )
-    return made
+def no_depth(objective: Objective, made: object, num_steps: int) -> ArgumentError:
+    """The error for an objective whose `depth` gives no `Depth`, or one that a model of so many steps does not have."""
+    return ArgumentError(
+        f"{type(objective).__name__}.depth",
+        expected=f"a Depth of 1 to {num_steps} steps in all",
+        got=repr(made),
+        remedy="Return Depth(0, num_steps), or fewer steps. One that draws more says draws_depth = True.",
+    )
 
 
 def no_loss_of_each(objective: Objective, each: object, rows: int) -> ArgumentError:

@@ -48,7 +48,8 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
         ArgumentError: A row of the one is a row of the other: its id is the same, and its record.
 
     Example:
-        >>> check_unfitted(trajectory, [ponder.calibration.fit_gate(trajectory, "error")])
+        >>> record = Trajectory(torch.randn(90, 4, 3), None, torch.arange(90), labels=torch.randint(3, (90,)))
+        >>> check_unfitted(record, [policies.Expected.fit(record)])
         Traceback (most recent call last):
             ...
         ponder.errors.ArgumentError: trajectory: expected rows on which the policy was not fitted: ...
