@@ -483,8 +483,8 @@ class _Stem(nn.Module):
 class _Readout:
     """What an early head reads: the model's own answer if it had ended here, and its states, side by side.
 
-    The states are the first token and the mean of the tokens; where there is an answer at each position, that of the
-    position.
+    The states are the first token and the mean of the tokens, without the padding on either side; where there is an
+    answer at each position, that of the position.
     """
 
     borrows_modules = True
@@ -506,7 +506,15 @@ class _Readout:
         if mask is not None and mask.shape[1] != states.shape[1]:  # of samples, of which a frame is many
             mask = None
         mean = readouts.mean(states, attention_mask=mask)
-        return torch.cat([logits, readouts.first_token(states).to(logits), mean.to(logits)], dim=1)
+        return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
+
+
+def _first_real(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The state of the first token that is no padding, on whichever side that is; of the first where no mask tells."""
+    if mask is None:
+        return readouts.first_token(states)
+    place = (mask != 0).long().argmax(1)  # of several ones, the first
+    return states[torch.arange(states.shape[0], device=states.device), place]
 
 
 def _states(hidden: Tree) -> Tensor:
