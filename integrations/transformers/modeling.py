@@ -25,7 +25,7 @@ from ponder.export.source import ExportSource, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
-from ponder.integrations.transformers.configuration import PonderConfig
+from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
@@ -382,6 +382,12 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
+        if policy != self.ponder.policy and getattr(self, "peft_config", None) is not None:
+            warnings.warn(
+                "policy: adapters of peft are saved without it. Assign it again after PeftModel.from_pretrained, or "
+                "save the merged model (merge_and_unload), which holds it.",
+                stacklevel=2,
+            )
         self.ponder.policy = policy
         self.config.recipe = {**self.config.recipe, "policy": policy.to_dict()}
 
@@ -717,7 +723,8 @@ def _check_ignored(given: Mapping[str, Any]) -> None:
 
 def _as_fields(encoder: PreTrainedModel) -> dict[str, Any]:
     """The configuration of an encoder, as JSON."""
-    return {**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type}
+    fields = {name: value for name, value in encoder.config.to_diff_dict().items() if name not in DTYPES}
+    return {**fields, "model_type": encoder.config.model_type}
 
 
 def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:

@@ -134,6 +134,19 @@ def test_two_adapters_have_heads_of_their_own() -> None:
         assert torch.equal(wrapped(**batch).logits, first)
 
 
+def test_a_policy_is_no_part_of_an_adapter_and_that_is_told(tmp_path: Path) -> None:
+    model = make(TEXTS, "bert")
+    model.policy = FixedStep(2)
+    wrapped = adapted(model, task_type="SEQ_CLS").eval()
+    model.policy = FixedStep(2)  # nothing to tell: it is the one that the model was wrapped with
+    with pytest.warns(UserWarning, match="policy: adapters of peft are saved without it"):
+        model.policy = FixedStep(1)
+    merged = wrapped.merge_and_unload()
+    merged.policy = FixedStep(3)  # nothing to tell again
+    merged.save_pretrained(tmp_path)
+    assert TEXTS.from_pretrained(tmp_path).policy == FixedStep(3)
+
+
 def test_the_head_has_its_rate_and_the_trainer_trains_what_learns(tmp_path: Path) -> None:
     model = make(TEXTS, "bert")
     wrapped = adapted(model, task_type="SEQ_CLS")
@@ -159,7 +172,8 @@ def test_fit_trains_adapters_and_heads_and_nothing_else() -> None:
     learns = set(trained(wrapped))
     ponder.fit(wrapped, [batch, batch], epochs=1, held_out=[batch], progress=False)
     assert {n for n, weight in wrapped.named_parameters() if not torch.equal(weight, before[n])} == learns
-    ponder.fit(wrapped, [batch], "pabee", epochs=1, progress=False)
+    with pytest.warns(UserWarning, match="adapters of peft are saved without it"):
+        ponder.fit(wrapped, [batch], "pabee", epochs=1, progress=False)
     assert model.config.recipe["policy"] == model.ponder.policy.to_dict(), "the recipe's policy is saved with the model"
     with pytest.raises(ArgumentError, match=r"stage: expected a model without adapters of peft"):
         model.start_stage(model.recipe.stages[0])
