@@ -140,7 +140,8 @@ class FinetunedClassifier(nn.Module):
                 learns with them, the model as it is being its teacher; exits come earlier, and full depth may move.
 
         Raises:
-            ArgumentError: It is no classifier of one class of several, or it cannot be captured (says why).
+            ArgumentError: It is no classifier of one class of several, it has adapters of peft, or it cannot be
+                captured (says why).
             CheckpointError: The folder holds no whole classifier.
         """
         check_choice("recipe", recipe, ("exits", "exits-deep"))
@@ -154,6 +155,13 @@ class FinetunedClassifier(nn.Module):
                 expected="a fine-tuned classifier of Transformers, without exits",
                 got="a model of this library, which has exits",
                 remedy="Read it with PonderForSequenceClassification.from_pretrained, or the class that saved it.",
+            )
+        if _has_adapters(model):
+            raise ArgumentError(
+                "model",
+                expected="a fine-tuned classifier whose weights are all its own",
+                got=f"adapters of peft ({model if isinstance(model, str | PathLike) else type(model).__name__})",
+                remedy="Merge them first, and pass what comes of it: peft_model.merge_and_unload().",
             )
         if not isinstance(model, PreTrainedModel):
             if not isinstance(model, str | PathLike):
@@ -375,6 +383,13 @@ class FinetunedClassifier(nn.Module):
     def record(self, dataset: Iterable[Any], **options: Any) -> Trajectory:
         """Every step of every example of a tokenised data set; see `record_rows`."""
         return record_rows(self, dataset, **options)  # type: ignore[arg-type]
+
+
+def _has_adapters(model: object) -> bool:
+    """Whether a model, or what was saved in a folder, holds adapters of peft that are not merged."""
+    if isinstance(model, str | PathLike):
+        return (Path(model) / "adapter_config.json").is_file()
+    return isinstance(model, nn.Module) and any(type(m).__module__.startswith("peft.") for m in model.modules())
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -201,8 +201,8 @@ class PonderPreTrainedModel(PreTrainedModel):
                 encoder-decoder, the encoder is used.
             recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
                 encoder's steps.
-            num_labels: Classes; 1 is regression. Where None as many as `id2label` names; else, with their names, those of
-                a fine-tuned model of the same kind that is loaded (its head is left out, which warns); else 2.
+            num_labels: Classes; 1 is regression. Where None as many as `id2label` names; else, with their names, those
+                of a fine-tuned model of the same kind that is loaded (its head is left out, which warns); else 2.
             readout: ``"pooler"``, ``"mean"`` or ``"tokens"``, as far as the model has them (`readouts`); where None,
                 the first of these that the encoder has.
             policy: An exit policy instead of the recipe's.

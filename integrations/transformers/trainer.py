@@ -90,9 +90,9 @@ class PonderTrainer(Trainer):
             raise ArgumentError(
                 "compute_loss_func",
                 expected="None: it would see the answers at the exits alone, and the recipe's objective would be lost",
-                got=repr(self.compute_loss_func),
-                remedy="Weigh classes by model.ponder.task = ponder.tasks.Classification(weight=(…)); any other loss of "
-                "each step is a subclass of it with losses() of its own.",
+                got=getattr(self.compute_loss_func, "__name__", repr(self.compute_loss_func)),
+                remedy="Weigh classes by model.ponder.task = ponder.tasks.Classification(weight=(…)); any other loss "
+                "of each step is that of a subclass with losses() of its own.",
             )
         trained: Any = self.model
         self._ours = any(isinstance(module, PonderPreTrainedModel) for module in trained.modules())

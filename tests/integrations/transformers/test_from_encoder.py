@@ -143,17 +143,20 @@ class TestSources:
         config.id2label, config.label2id = names, {name: place for place, name in names.items()}
         BertForSequenceClassification(config).save_pretrained(tmp_path / "texts")
         BertForTokenClassification(config).save_pretrained(tmp_path / "tokens")
-        with pytest.warns(UserWarning, match="is left out"):
-            kept, own = build(tmp_path / "texts"), build(tmp_path / "texts", num_labels=4)
-            tokens, others = PonderForTokenClassification.from_encoder(tmp_path / "tokens"), build(tmp_path / "tokens")
+
+        def made(name: str, kind: Any = PonderForSequenceClassification, **options: Any) -> Any:
+            with pytest.warns(UserWarning, match="is left out"):
+                return kind.from_encoder(tmp_path / name, "pabee", **options)
+
+        kept, own, others = made("texts"), made("texts", num_labels=4), made("tokens")
+        tokens = made("tokens", PonderForTokenClassification)
         assert kept.config.id2label == tokens.config.id2label == names
         assert kept.config.label2id == config.label2id
         assert (kept.config.num_labels, own.config.num_labels, others.config.num_labels) == (3, 4, 2)
         assert kept.config.problem_type == "single_label_classification"
         config.problem_type = "multi_label_classification"
         BertForSequenceClassification(config).save_pretrained(tmp_path / "several")
-        with pytest.warns(UserWarning, match="is left out"):
-            assert build(tmp_path / "several", "pabee").config.problem_type == "multi_label_classification"
+        assert made("several").config.problem_type == "multi_label_classification"
 
     def test_a_folder_in_half_precision_is_read_in_full(self, tmp_path: Path) -> None:
         make_encoder("bert").to(torch.bfloat16).save_pretrained(tmp_path)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 import ponder
 from ponder import priors
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
+    FinetunedClassifier,
     PonderForAudioClassification,
     PonderForImageClassification,
     PonderForQuestionAnswering,
@@ -222,3 +223,16 @@ def test_a_learned_prior_that_would_never_learn_is_refused() -> None:
     wrapped = adapted(model, modules_to_save=model.head_names)
     with pytest.raises(ArgumentError, match="prior: expected one that is not learned"):
         wrapped.train()(**batch, **labelled(model, batch))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft's own asking
+def test_a_fine_tuned_classifier_is_merged_before_it_gets_exits(tmp_path: Path) -> None:
+    """Trap: layers with adapters run as any others, and cannot be read again."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    plain = BertForSequenceClassification(BertConfig(vocab_size=40, **sizes)).eval()
+    wrapped = adapted(plain, task_type="SEQ_CLS")
+    wrapped.save_pretrained(tmp_path)
+    for model in (wrapped, wrapped.base_model.model, tmp_path, str(tmp_path)):
+        with refused("model", "adapters of peft", "peft_model.merge_and_unload()"):
+            FinetunedClassifier.from_finetuned(model)
+    assert FinetunedClassifier.from_finetuned(wrapped.merge_and_unload()).num_steps == 2
