@@ -14,10 +14,14 @@ from ponder.integrations.transformers.saving import DIGESTS
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["AUTO_FILE", "PonderConfig"]
+__all__ = ["AUTO_FILE", "DTYPES", "PonderConfig"]
 
 AUTO_FILE = "ponder_classes.py"
 """The file beside saved weights by which Auto classes find this package, where the user trusts it."""
+
+
+DTYPES = ("dtype", "torch_dtype")
+"""Names of the type of weights in the configuration of an encoder, which would win over what a caller asks for."""
 
 
 class PonderConfig(PretrainedConfig):
@@ -69,12 +73,12 @@ class PonderConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def encoder_config(self) -> PretrainedConfig:
-        """The encoder's configuration as an object.
+        """The encoder's configuration as an object, without the type of its weights: that of the whole model counts.
 
         Raises:
             CheckpointError: This is the configuration of something else.
         """
-        fields = dict(self.encoder)
+        fields = {name: value for name, value in self.encoder.items() if name not in DTYPES}
         if "model_type" not in fields:
             raise CheckpointError(
                 "config: expected an 'encoder' with its 'model_type', as save_pretrained writes it; "

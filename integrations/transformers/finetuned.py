@@ -140,7 +140,8 @@ class FinetunedClassifier(nn.Module):
                 learns with them, the model as it is being its teacher; exits come earlier, and full depth may move.
 
         Raises:
-            ArgumentError: It is no classifier of one class of several, or it cannot be captured (says why).
+            ArgumentError: It is no classifier of one class of several, it has adapters of peft, or it cannot be
+                captured (says why).
             CheckpointError: The folder holds no whole classifier.
         """
         check_choice("recipe", recipe, ("exits", "exits-deep"))
@@ -154,6 +155,13 @@ class FinetunedClassifier(nn.Module):
                 expected="a fine-tuned classifier of Transformers, without exits",
                 got="a model of this library, which has exits",
                 remedy="Read it with PonderForSequenceClassification.from_pretrained, or the class that saved it.",
+            )
+        if _has_adapters(model):
+            raise ArgumentError(
+                "model",
+                expected="a fine-tuned classifier whose weights are all its own",
+                got=f"adapters of peft ({model if isinstance(model, str | PathLike) else type(model).__name__})",
+                remedy="Merge them first, and pass what comes of it: peft_model.merge_and_unload().",
             )
         if not isinstance(model, PreTrainedModel):
             if not isinstance(model, str | PathLike):
@@ -377,6 +385,13 @@ class FinetunedClassifier(nn.Module):
         return record_rows(self, dataset, **options)  # type: ignore[arg-type]
 
 
+def _has_adapters(model: object) -> bool:
+    """Whether a model, or what was saved in a folder, holds adapters of peft that are not merged."""
+    if isinstance(model, str | PathLike):
+        return (Path(model) / "adapter_config.json").is_file()
+    return isinstance(model, nn.Module) and any(type(m).__module__.startswith("peft.") for m in model.modules())
+
+
 def weights_digest(model: nn.Module) -> str:
     """The SHA-256 of all weights, whatever the device."""
     digest = hashlib.sha256()
@@ -483,8 +498,8 @@ class _Stem(nn.Module):
 class _Readout:
     """What an early head reads: the model's own answer if it had ended here, and its states, side by side.
 
-    The states are the first token and the mean of the tokens; where there is an answer at each position, that of the
-    position.
+    The states are the first token and the mean of the tokens, without the padding on either side; where there is an
+    answer at each position, that of the position.
     """
 
     borrows_modules = True
@@ -506,7 +521,15 @@ class _Readout:
         if mask is not None and mask.shape[1] != states.shape[1]:  # of samples, of which a frame is many
             mask = None
         mean = readouts.mean(states, attention_mask=mask)
-        return torch.cat([logits, readouts.first_token(states).to(logits), mean.to(logits)], dim=1)
+        return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
+
+
+def _first_real(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The state of the first token that is no padding, on whichever side that is; of the first where no mask tells."""
+    if mask is None:
+        return readouts.first_token(states)
+    place = (mask != 0).long().argmax(1)  # of several ones, the first
+    return states[torch.arange(states.shape[0], device=states.device), place]
 
 
 def _states(hidden: Tree) -> Tensor:

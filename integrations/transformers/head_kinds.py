@@ -27,7 +27,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.loading import load_whole
 from ponder.parts.tasks import Classification, Span, Task, TokenClassification
 
-__all__ = ["HeadKind", "check_readable", "kind_of", "load_finetuned"]
+__all__ = ["HeadKind", "check_readable", "kind_of", "load_finetuned", "saved_head"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,13 @@ def kind_of(model: PreTrainedModel) -> HeadKind:
     return kind
 
 
+def saved_head(config: PretrainedConfig) -> tuple[str, HeadKind] | None:
+    """The class of a fine-tuned model that a configuration was saved with, and its kind; None where it names none."""
+    name = next(iter(getattr(config, "architectures", None) or ()), "")
+    kind = _named(name)
+    return None if kind is None else (name, kind)
+
+
 def load_finetuned(source: str | PathLike[str]) -> PreTrainedModel:
     """A whole fine-tuned model in float32; nothing of it may be random.
 
@@ -157,7 +164,7 @@ def _named(name: str) -> HeadKind | None:
 
 def _loader(config: PretrainedConfig) -> Any:
     """The Auto class that loads what a configuration says; that of sequence classifiers where it does not say."""
-    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
-    kind = _named(architecture) or _KINDS[0]
+    head = saved_head(config)
+    kind = _KINDS[0] if head is None else head[1]
     known = (loader for loader in kind.loaders if type(config) in loader._model_mapping)
     return next(known, kind.loaders[0])

@@ -25,9 +25,10 @@ from ponder.export.source import ExportSource, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
-from ponder.integrations.transformers.configuration import PonderConfig
+from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
+from ponder.integrations.transformers.head_kinds import HeadKind, saved_head
 from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
@@ -200,7 +201,8 @@ class PonderPreTrainedModel(PreTrainedModel):
                 encoder-decoder, the encoder is used.
             recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
                 encoder's steps.
-            num_labels: Classes; 1 is regression. Where None as many as `id2label` names, and else 2.
+            num_labels: Classes; 1 is regression. Where None as many as `id2label` names; else, with their names, those
+                of a fine-tuned model of the same kind that is loaded (its head is left out, which warns); else 2.
             readout: ``"pooler"``, ``"mean"`` or ``"tokens"``, as far as the model has them (`readouts`); where None,
                 the first of these that the encoder has.
             policy: An exit policy instead of the recipe's.
@@ -220,8 +222,21 @@ class PonderPreTrainedModel(PreTrainedModel):
         _check_fields(config)
         if config.get("label2id") and not config.get("id2label"):
             config["id2label"] = {place: name for name, place in config["label2id"].items()}
+        unnamed = num_labels is None and not config.get("id2label")
         num_labels = _count_labels(num_labels, config.get("id2label"))
+        source = encoder
         encoder = _encoder(encoder, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
+        head = None if isinstance(source, PreTrainedModel) else saved_head(encoder.config)
+        if head is not None:
+            warnings.warn(
+                f"{source}: the head of this {head[0]} is left out, and its encoder is used. from_finetuned keeps the "
+                "head of a fine-tuned classifier, and puts exits beside it.",
+                stacklevel=2,
+            )
+            if unnamed and cls._answers_as(head[1]):
+                num_labels, names = encoder.config.num_labels, encoder.config.id2label
+                config = {**config, "id2label": names, "label2id": encoder.config.label2id}
+                problem_type = problem_type or (encoder.config.problem_type if cls.problems else None)
         adapter = adapter_for(encoder)
         cls._check_input(adapter)
         default = next((name for name in cls.readouts if adapter.has_readout(name)), cls.readouts[-1])
@@ -382,6 +397,12 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
+        if policy != self.ponder.policy and getattr(self, "peft_config", None) is not None:
+            warnings.warn(
+                "policy: adapters of peft are saved without it. Assign it again after PeftModel.from_pretrained, or "
+                "save the merged model (merge_and_unload), which holds it.",
+                stacklevel=2,
+            )
         self.ponder.policy = policy
         self.config.recipe = {**self.config.recipe, "policy": policy.to_dict()}
 
@@ -459,6 +480,13 @@ class PonderPreTrainedModel(PreTrainedModel):
     def finish_stage(self, stage: Stage) -> None:
         """Take leave of a stage's own teacher after training, and mix the weights as `Stage.mixing` says."""
         self.ponder.finish_stage(stage)
+
+    @classmethod
+    def _answers_as(cls, kind: HeadKind) -> bool:
+        """Whether the labels of a fine-tuned head are such as this model's."""
+        return {"classification": cls.problems, "token_classification": cls.pipeline_tag == "token-classification"}.get(
+            kind.task.name, False
+        )
 
     @classmethod
     def _check_input(cls, adapter: Adapter) -> None:
@@ -717,7 +745,8 @@ def _check_ignored(given: Mapping[str, Any]) -> None:
 
 def _as_fields(encoder: PreTrainedModel) -> dict[str, Any]:
     """The configuration of an encoder, as JSON."""
-    return {**encoder.config.to_diff_dict(), "model_type": encoder.config.model_type}
+    fields = {name: value for name, value in encoder.config.to_diff_dict().items() if name not in DTYPES}
+    return {**fields, "model_type": encoder.config.model_type}
 
 
 def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:

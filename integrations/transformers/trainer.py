@@ -52,7 +52,8 @@ class PonderTrainer(Trainer):
         kwargs: Keyword arguments of `Trainer`.
 
     Raises:
-        ArgumentError: `args` ask for label smoothing, and the labels are no classes; the heads of a model with
+        ArgumentError: A `compute_loss_func` is given, which would replace the objective of the recipe; `args` ask for
+            label smoothing, and the labels are no classes; the heads of a model with
             adapters of peft are frozen; or `all_stages` with `model_init` or `optimizers`.
 
     Example:
@@ -85,6 +86,14 @@ class PonderTrainer(Trainer):
             self._smoothed = _smoothed(self.model, self.args.label_smoothing_factor)
             self.label_smoother = None  # it would take the labels away from the model
         wrapper = _wrapper_in(self.model)
+        if wrapper is not None and self.compute_loss_func is not None:
+            raise ArgumentError(
+                "compute_loss_func",
+                expected="None: it would see the answers at the exits alone, and the recipe's objective would be lost",
+                got=getattr(self.compute_loss_func, "__name__", repr(self.compute_loss_func)),
+                remedy="Weigh classes by model.ponder.task = ponder.tasks.Classification(weight=(…)); any other loss "
+                "of each step is that of a subclass with losses() of its own.",
+            )
         trained: Any = self.model
         self._ours = any(isinstance(module, PonderPreTrainedModel) for module in trained.modules())
         if wrapper is not None:

@@ -97,7 +97,7 @@ def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = Non
 
     Args:
         path: `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`; anything else is plain text, a text on each line.
-        columns: Their names. Where none is given: the only column there is, or the one called text or sentence.
+        columns: Their names. Where none is given: the only column there is, or the only one called text or sentence.
         labels: Name of the column of labels; None where none is read.
 
     Raises:
@@ -170,8 +170,9 @@ def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels
 
 def _meant(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     usual = [name for name in names if name.lower() in _USUAL]
-    if len(names) == 1 or usual:
-        return ((usual or names)[0],)
+    found = usual or names
+    if len(found) == 1:
+        return (found[0],)
     raise ArgumentError(
         "column",
         expected="the name of the column with the texts",
@@ -228,6 +229,9 @@ def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
             f"{path}: expected columns that {delimiter!r} separates; got the header {header[0]!r}. "
             f"Save it with {delimiter!r} in the place of {other[0]!r}, or tables with tabs as .tsv."
         )
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: the header names {twice[0]!r} twice. Rename one of the columns, or remove it.")
     # A blank line is an empty text of a table of one column, and no row of another.
     rows = [row or [""] for row in rows] if len(header) == 1 else [row for row in rows if row]
     for place, row in enumerate(rows, start=1):

@@ -10,7 +10,7 @@ of −100 is a number.)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import ClassVar, Literal
 
@@ -233,6 +233,9 @@ class Classification(_Smoothable):
     Args:
         label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes alike, in the loss of
             every step (Szegedy et al. 2016, "Rethinking the Inception Architecture", Section 7).
+        weight: A number > 0 for each class, by which the loss of a row of that class is multiplied, at every step. The
+            mean over rows is taken as ever, where PyTorch's own would be divided by the weights of the batch: weights
+            of about 1 keep the rate of learning. Training alone asks for them, and they are not saved with a model.
 
     Example:
         >>> task = Classification(label_smoothing=0.1)
@@ -243,11 +246,21 @@ class Classification(_Smoothable):
     name = "classification"
     each_row_alone = True
     classes = True
+    weight: tuple[float, ...] | None = None
+
+    def __init__(self, label_smoothing: float = 0.0, weight: Sequence[float] | None = None) -> None:
+        super().__init__(label_smoothing)
+        if weight is not None:
+            for each in weight:
+                check_real("weight", each, open_low=True)
+            self.weight = tuple(float(each) for each in weight)
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        outputs = at_least_float32(outputs)
         return F.cross_entropy(
-            at_least_float32(outputs),
+            outputs,
             labels,
+            weight=None if self.weight is None else outputs.new_tensor(self.weight),
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
@@ -258,6 +271,13 @@ class Classification(_Smoothable):
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.dim() != 2 or outputs.shape[-1] < 2:
             raise _wrong_outputs("(batch, classes) with at least 2 classes", outputs, "Use task='regression'?")
+        if self.weight is not None and len(self.weight) != outputs.shape[-1]:
+            raise ArgumentError(
+                "weight",
+                expected=f"a number for each of the {outputs.shape[-1]} classes",
+                got=f"{len(self.weight)} numbers",
+                remedy="Name the weights of all classes, in their order.",
+            )
         if labels.is_floating_point() and labels.shape == outputs.shape:
             return _checked_probabilities(labels.to(at_least_float32(outputs).dtype))
         _check_shape(labels, outputs.shape[:1])

@@ -193,3 +193,25 @@ def test_smoothing_keeps_what_a_task_of_ones_own_adds(kind: type[Any]) -> None:
     assert task.label_smoothing == 0.0
     with refused("label_smoothing"):
         task.smoothed(1.0)
+
+
+@given(st.integers(1, 6), st.sampled_from([0.0, 0.2]), st.integers(0, 10**6))
+def test_the_loss_of_a_row_is_multiplied_by_the_weight_of_its_class(rows: int, smoothing: float, seed: int) -> None:
+    outputs, labels = example_of("classification", rows, seed)
+    labels[0] = -100
+    weights = (0.5, 1.0, 2.0, 10.0)
+    task = Classification(weight=weights).smoothed(smoothing)
+    expected = []
+    for row, label in zip(outputs.tolist(), labels.tolist(), strict=True):
+        logs = [value - torch.tensor(row).logsumexp(0).item() for value in row]
+        spread = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / len(row)
+        loss = -(1 - smoothing) * weights[label] * logs[label] - smoothing * spread if label != -100 else 0.0
+        expected.append(loss)
+    assert task.losses(outputs, task.check(outputs, labels)).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_weights_of_other_classes_than_there_are() -> None:
+    with refused("weight", "finite number > 0"):
+        Classification(weight=(1.0, 0.0))
+    with refused("weight", "each of the 4 classes", "2 numbers"):
+        Classification(weight=(1.0, 2.0)).check(*example_of("classification", 3, seed=0))

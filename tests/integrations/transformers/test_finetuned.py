@@ -21,6 +21,7 @@ from transformers import (
     MPNetConfig,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
     RobertaConfig,
     SqueezeBertConfig,
     SqueezeBertForSequenceClassification,
@@ -128,6 +129,23 @@ def test_predict_runs_rows_of_several_lengths() -> None:
     with torch.no_grad():
         for row, output in zip(rows, found.outputs, strict=True):
             torch.testing.assert_close(plain(torch.tensor([row["input_ids"]])).logits[0], output)
+
+
+def test_early_heads_answer_alike_wherever_the_padding_is() -> None:
+    """Trap: of a row that is padded on the left, the first position is padding."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=60, num_hidden_layers=4, num_labels=3, pad_token_id=0, **sizes)
+    model = FinetunedClassifier.from_finetuned(AutoModelForSequenceClassification.from_config(config).eval())
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    right = batch()
+    right["input_ids"] = right["input_ids"] * right["attention_mask"]
+    shifts = (right["attention_mask"].sum(1, keepdim=True) + torch.arange(9)) % 9  # padding comes to the front
+    left = {name: value.gather(1, shifts) for name, value in right.items()}
+    assert left["attention_mask"][-1].tolist() == [0] * 6 + [1] * 3
+    with torch.no_grad():
+        torch.testing.assert_close(model.unroll(**left).outputs, model.unroll(**right).outputs)
 
 
 def test_a_bare_encoder_is_refused() -> None:

@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
@@ -26,7 +27,12 @@ from transformers import (
 from benchmarks import backbones
 from ponder import PerStep, policies, recipes
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
-from ponder.integrations.transformers import EncoderAdapter, PonderForSequenceClassification, adapters
+from ponder.integrations.transformers import (
+    EncoderAdapter,
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+    adapters,
+)
 from ponder.integrations.transformers.adapter import LayerStep
 from ponder.parts.steps import Steps
 from tests.integrations.transformers.encoders import (
@@ -128,7 +134,29 @@ class TestSources:
     def test_a_folder_of_a_model_with_heads_gives_its_encoder(self, tmp_path: Path) -> None:
         headed = BertForSequenceClassification(CONFIGS["bert"]())
         headed.save_pretrained(tmp_path)
-        assert equal_states(build(tmp_path).encoder.state_dict(), headed.bert.state_dict())
+        with pytest.warns(UserWarning, match="head of this BertForSequenceClassification is left out.* from_finetuned"):
+            assert equal_states(build(tmp_path).encoder.state_dict(), headed.bert.state_dict())
+
+    def test_a_folder_of_a_fine_tuned_model_names_the_labels_where_the_caller_does_not(self, tmp_path: Path) -> None:
+        config = CONFIGS["bert"]()
+        names = dict(enumerate(("card", "loan", "fees")))
+        config.id2label, config.label2id = names, {name: place for place, name in names.items()}
+        BertForSequenceClassification(config).save_pretrained(tmp_path / "texts")
+        BertForTokenClassification(config).save_pretrained(tmp_path / "tokens")
+
+        def made(name: str, kind: Any = PonderForSequenceClassification, **options: Any) -> Any:
+            with pytest.warns(UserWarning, match="is left out"):
+                return kind.from_encoder(tmp_path / name, "pabee", **options)
+
+        kept, own, others = made("texts"), made("texts", num_labels=4), made("tokens")
+        tokens = made("tokens", PonderForTokenClassification)
+        assert kept.config.id2label == tokens.config.id2label == names
+        assert kept.config.label2id == config.label2id
+        assert (kept.config.num_labels, own.config.num_labels, others.config.num_labels) == (3, 4, 2)
+        assert kept.config.problem_type == "single_label_classification"
+        config.problem_type = "multi_label_classification"
+        BertForSequenceClassification(config).save_pretrained(tmp_path / "several")
+        assert made("several").config.problem_type == "multi_label_classification"
 
     def test_a_folder_in_half_precision_is_read_in_full(self, tmp_path: Path) -> None:
         make_encoder("bert").to(torch.bfloat16).save_pretrained(tmp_path)

@@ -165,6 +165,24 @@ class TestFiles:
         assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
         assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
+    @pytest.mark.parametrize("written", [True, False])
+    def test_the_type_of_weights_is_the_callers_whatever_the_encoder_was_read_in(
+        self, written: bool, tmp_path: Path
+    ) -> None:
+        """Trap: the configuration of an encoder that was read from files names a type, as earlier versions saved it."""
+        make_encoder("bert").save_pretrained(tmp_path / "encoder")
+        model, saved = PonderForSequenceClassification.from_encoder(tmp_path / "encoder"), tmp_path / "model"
+        model.half().save_pretrained(saved)
+        config = json.loads((saved / "config.json").read_text())
+        assert "dtype" not in config["encoder"]
+        if written:
+            config["encoder"]["dtype"] = "float32"
+            (saved / "config.json").write_text(json.dumps(config))
+        for kind in (PonderForSequenceClassification, AutoModelForSequenceClassification):
+            for asked, expected in ((None, torch.float16), ("auto", torch.float16), (torch.bfloat16, torch.bfloat16)):
+                again = kind.from_pretrained(saved, **({} if asked is None else {"dtype": asked}))
+                assert {parameter.dtype for parameter in again.parameters()} == {expected}
+
     def test_training_goes_on_after_reloading(self, tmp_path: Path) -> None:
         make_model("albert").save_pretrained(tmp_path)
         model = reload(tmp_path).train()

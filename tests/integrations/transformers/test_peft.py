@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 import ponder
 from ponder import priors
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
+    FinetunedClassifier,
     PonderForAudioClassification,
     PonderForImageClassification,
     PonderForQuestionAnswering,
@@ -134,6 +135,19 @@ def test_two_adapters_have_heads_of_their_own() -> None:
         assert torch.equal(wrapped(**batch).logits, first)
 
 
+def test_a_policy_is_no_part_of_an_adapter_and_that_is_told(tmp_path: Path) -> None:
+    model = make(TEXTS, "bert")
+    model.policy = FixedStep(2)
+    wrapped = adapted(model, task_type="SEQ_CLS").eval()
+    model.policy = FixedStep(2)  # nothing to tell: it is the one that the model was wrapped with
+    with pytest.warns(UserWarning, match="policy: adapters of peft are saved without it"):
+        model.policy = FixedStep(1)
+    merged = wrapped.merge_and_unload()
+    merged.policy = FixedStep(3)  # nothing to tell again
+    merged.save_pretrained(tmp_path)
+    assert TEXTS.from_pretrained(tmp_path).policy == FixedStep(3)
+
+
 def test_the_head_has_its_rate_and_the_trainer_trains_what_learns(tmp_path: Path) -> None:
     model = make(TEXTS, "bert")
     wrapped = adapted(model, task_type="SEQ_CLS")
@@ -159,7 +173,8 @@ def test_fit_trains_adapters_and_heads_and_nothing_else() -> None:
     learns = set(trained(wrapped))
     ponder.fit(wrapped, [batch, batch], epochs=1, held_out=[batch], progress=False)
     assert {n for n, weight in wrapped.named_parameters() if not torch.equal(weight, before[n])} == learns
-    ponder.fit(wrapped, [batch], "pabee", epochs=1, progress=False)
+    with pytest.warns(UserWarning, match="adapters of peft are saved without it"):
+        ponder.fit(wrapped, [batch], "pabee", epochs=1, progress=False)
     assert model.config.recipe["policy"] == model.ponder.policy.to_dict(), "the recipe's policy is saved with the model"
     with pytest.raises(ArgumentError, match=r"stage: expected a model without adapters of peft"):
         model.start_stage(model.recipe.stages[0])
@@ -208,3 +223,16 @@ def test_a_learned_prior_that_would_never_learn_is_refused() -> None:
     wrapped = adapted(model, modules_to_save=model.head_names)
     with pytest.raises(ArgumentError, match="prior: expected one that is not learned"):
         wrapped.train()(**batch, **labelled(model, batch))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft's own asking
+def test_a_fine_tuned_classifier_is_merged_before_it_gets_exits(tmp_path: Path) -> None:
+    """Trap: layers with adapters run as any others, and cannot be read again."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    plain = BertForSequenceClassification(BertConfig(vocab_size=40, **sizes)).eval()
+    wrapped = adapted(plain, task_type="SEQ_CLS")
+    wrapped.save_pretrained(tmp_path)
+    for model in (wrapped, wrapped.base_model.model, tmp_path, str(tmp_path)):
+        with refused("model", "adapters of peft", "peft_model.merge_and_unload()"):
+            FinetunedClassifier.from_finetuned(model)
+    assert FinetunedClassifier.from_finetuned(wrapped.merge_and_unload()).num_steps == 2

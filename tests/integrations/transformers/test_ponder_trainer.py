@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from ponder import StepDistribution, recipes
+from ponder import StepDistribution, recipes, tasks
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
     PonderForQuestionAnswering,
@@ -35,6 +35,7 @@ from tests.integrations.transformers.encoders import (
     make_model,
     segments,
 )
+from tests.ponder.checks import refused
 
 EXAMPLES, BATCH = 24, 8
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
@@ -89,7 +90,8 @@ class Collator:
 
 def make_trainer(model: Any, folder: Path, kind: type[Trainer] = PonderTrainer, **arguments: Any) -> Any:
     """A trainer of two epochs that prints, reports and saves nothing; `arguments` change that."""
-    own = {name: arguments.pop(name) for name in ("lambda_lr", "eval_dataset", "compute_metrics") if name in arguments}
+    names = ("lambda_lr", "eval_dataset", "compute_metrics", "compute_loss_func")
+    own = {name: arguments.pop(name) for name in names if name in arguments}
     defaults = {"output_dir": str(folder), "num_train_epochs": 2, "learning_rate": 2e-3, **QUIET}
     data = arguments.pop("data", None) or examples()
     return kind(
@@ -537,6 +539,31 @@ class TestLogs:
             expected = nn.functional.cross_entropy(of_step, batch["labels"]).item()
             assert logged[f"loss_step_{step}"] == pytest.approx(expected, rel=1e-4)
         assert f"loss_step_{model.ponder.num_steps + 1}" not in logged
+
+
+class TestLossesOfTheUsers:
+    """A function of one answer would train the last step alone, and nothing would tell."""
+
+    def test_a_function_of_one_answer_is_refused(self, tmp_path: Path) -> None:
+        def last(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+            return nn.functional.cross_entropy(outputs.logits, labels)
+
+        with refused("compute_loss_func", "the recipe's objective", "tasks.Classification(weight="):
+            make_trainer(make_model("bert"), tmp_path, compute_loss_func=last)
+
+    def test_the_task_weighs_classes_at_every_step(self, tmp_path: Path) -> None:
+        model = make_model("bert", recipe="pabee")
+        switch_dropout_off(model)
+        batch, weight = Collator()(examples()[:6]), (1.0, 7.0)
+        model.ponder.task = tasks.Classification(weight=weight)
+        loss = make_trainer(model, tmp_path).compute_loss(model.train(), dict(batch))
+        assert batch["labels"].unique().tolist() == [0, 1]
+        each = [
+            nn.functional.cross_entropy(logits, batch["labels"], torch.tensor(weight), reduction="none").mean()
+            for logits in model(**batch).step_logits.unbind(1)
+        ]
+        steps = torch.arange(1.0, len(each) + 1)
+        assert loss.item() == pytest.approx((steps / steps.sum() @ torch.stack(each)).item(), rel=1e-5)
 
 
 class TestLabelSmoothing:

@@ -291,6 +291,9 @@ def test_bad_columns(plain: Path, tmp_path: Path) -> None:
     assert "expected the name of the column" in refused("exits", plain, "--texts", path, "--out", tmp_path / "o")
     told = refused("exits", plain, "--texts", path, "--out", tmp_path / "o", "--column", "text")
     assert "column: expected one of one, two; got 'text'." in told
+    path.write_text("sentence,Text\na,b\n")  # which of the two is meant, nobody knows
+    told = refused("exits", plain, "--texts", path, "--out", tmp_path / "o")
+    assert "got none, and in.csv has sentence, Text. Pass --column NAME" in told
 
 
 @pytest.mark.parametrize(
@@ -300,6 +303,7 @@ def test_bad_columns(plain: Path, tmp_path: Path) -> None:
         ("in.csv", b"", "expected at least one text"),
         ("in.csv", b'text\n""\n', "expected at least one that is not empty"),
         ("in.csv", b"text\na,b\n", "more or fewer columns than the header"),
+        ("in.csv", b"text,text,label\na,b,c\n", "the header names 'text' twice"),
         ("in.csv", b'text\n"never closed\n', "is no CSV"),
         ("in.csv", b"text\n\xff\xfe\n", "expected text in UTF-8"),
         ("in.jsonl", b"{\n", "line 1 is no JSON"),
