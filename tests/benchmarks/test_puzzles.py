@@ -22,7 +22,7 @@ from benchmarks.puzzles.prefix_sums import PrefixSums
 from benchmarks.puzzles.sudoku import MiniSudoku, Sudoku
 from benchmarks.puzzles.training import train
 from ponder import policies
-from ponder.errors import ArgumentError, DataError
+from ponder.errors import ArgumentError, DataError, PonderError
 from ponder.policies import ModelSpec
 
 TINY = {
@@ -378,6 +378,22 @@ def test_the_page_and_the_figure(results, tmp_path):
     assert "### Mazes" in text
     report.draw_figure(tmp_path / "figure.svg", everything)
     assert "mean exit step" in (tmp_path / "figure.svg").read_text()
+
+
+def test_a_report_of_nothing_is_refused_and_writes_nothing(results, tmp_path):
+    asked = ["report", "--out", str(tmp_path / "typo"), "--figure", str(tmp_path / "figure.svg")]
+    with pytest.raises(DataError, match=r"typo: no results of the looped solver.* Run .* first"):
+        CliRunner().invoke(cli.app, asked, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+    shutil.copy(results / "mazes-act-s0.json", tmp_path)  # which the report does not show by itself
+    with pytest.raises(DataError, match="no results of the looped solver"):
+        CliRunner().invoke(cli.app, ["report", "--out", str(tmp_path)], catch_exceptions=False)
+    (tmp_path / "page.md").write_text("# No marks\n")
+    asked = ["report", "--out", str(results), "--details", str(tmp_path / "page.md")]
+    with pytest.raises(PonderError, match="expected the lines"):
+        CliRunner().invoke(cli.app, asked, catch_exceptions=False)
+    assert not (results / "summary.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mazes-act-s0.json", "page.md"]
 
 
 def test_goals_that_are_missed_say_so(results):
