@@ -19,6 +19,7 @@ CASES = [
     ("glue", ["run", "--task", "rte", "--epochs", "0"]),
     ("glue", ["run", "--task", "rte", "--budget", "nan"]),
     ("glue", ["run", "--task", "rte", "--out", "{file}/below"]),
+    ("glue", ["demo", "--scale", "nan"]),
     ("finetuned", ["demo", "--scale", "nan"]),
     ("finetuned", ["demo", "--out", "{file}/below"]),
     ("finetuned", ["run", "--task", "sst-2", "--seed", HUGE]),
