@@ -54,6 +54,7 @@ def run_command(
     """Fine-tune on a part of a task's training texts, fit exits on others, and hold both against the labelled ones."""
     check_folder("--glue-dir", glue_dir)
     check_folder("--text-dir", text_dir)
+    check_folder("--kept", kept)
     check_writable(out)
     check_writable(work, "--work")
     settings = {

@@ -133,6 +133,7 @@ def run(
         "environment": environment(torch.device("cpu")),
     }
     if int8:
+        write_json(path, result)  # which stands where int8 fails
         target = plain.parent / f"{recipe}-int8"
         export.run(
             folder, target, texts, [], int8=True, disagreement=settings["disagreement"], confidence=0.95, as_json=False

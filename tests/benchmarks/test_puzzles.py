@@ -462,6 +462,8 @@ def test_a_stream_is_told_as_it_is(results, monkeypatch):
     assert told["steps_saved"] == pytest.approx(1 - told["mean_steps"] / told["depth"])
     summed = summary.summarise("mazes", experiment.read_results(results, "mazes"))
     assert summed["stream_steps_saved"] == pytest.approx(told["steps_saved"], abs=1e-6)
+    with pytest.raises(ArgumentError, match=r"called mazes-stream-s0.json; .* made with problems 24"):
+        experiment.run_stream(tiny, 0, out=results, states=results / "states", examples=1)
     with pytest.raises(DataError, match="names the rule"):
         experiment.run_stream(tiny, 7, out=results, states=results / "states")
     with pytest.raises(DataError, match="expected the weights of the solver"):
