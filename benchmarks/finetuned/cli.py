@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.command_line import MAX_SEED, check_folder, check_writable, run_app
+from benchmarks.command_line import MAX_SEED, check_folder, run_app
 from benchmarks.finetuned import demo as demonstration
 from benchmarks.finetuned.run import run
 
@@ -55,8 +55,6 @@ def run_command(
     check_folder("--glue-dir", glue_dir)
     check_folder("--text-dir", text_dir)
     check_folder("--kept", kept)
-    check_writable(out)
-    check_writable(work, "--work")
     settings = {
         "train": train,
         "texts": texts,

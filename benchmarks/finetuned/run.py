@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks import tasks
 from benchmarks.checksum import digest
-from benchmarks.command_line import check_free
+from benchmarks.command_line import check_free, check_writable
 from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from benchmarks.terminal import hide_bars
@@ -71,6 +71,8 @@ def run(
     task, seed = tasks.get(name), int(settings["seed"])
     if task.kind != "classification":
         raise ArgumentError("task", expected="classes", got=f"{task.name}, {task.kind}", remedy="Choose SST-2, say.")
+    check_writable(out)
+    check_writable(work, "--work")
     splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
     source = splits["train"].shuffle(seed=seed)
     if "sentence2" in source.column_names:

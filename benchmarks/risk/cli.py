@@ -48,8 +48,8 @@ def risk_command(
         scenes += [real_scene(name, whole, rows), split_scene(name, whole)]
     made_by = {"settings": settings, "trajectories": [digest_of(path) for path in trajectory or ()]}
     check_free(out / "risk.json", made_by)
-    check_writable(out)
     check_file("--page", page)
+    check_writable(out)
     outcomes = [outcome.to_dict() for scene in scenes for outcome in _shown(scene, trials, confidence, seed)]
     write_json(out / "risk.json", {**made_by, "outcomes": outcomes, "environment": environment(torch.device("cpu"))})
     shown = [[cell.replace("_", " ") for cell in _cells(outcome)] for outcome in outcomes]

@@ -56,8 +56,8 @@ def speed_command(
     check_folder("--glue-dir", glue_dir)
     for number in chosen if quick else ():  # what is measured in full takes the place of what is quick
         check_free(out / f"{SECTIONS[number]}.json", {"quick": True})
-    check_writable(out)
     check_file("--page", page)
+    check_writable(out)
     hide_bars()
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)

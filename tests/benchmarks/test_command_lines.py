@@ -92,6 +92,7 @@ def test_absurd_arguments_are_one_message(benchmark, arguments, tmp_path: Path, 
     said = capsys.readouterr().err
     assert "error" in said.lower()
     assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "no folder is made for what is refused"
 
 
 def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
