@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from ponder import policies
+from ponder._utils.files import read_json
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies import ExitPolicy
 
-__all__ = ["MAX_SEED", "check_folder", "check_writable", "parse_fields", "parse_policy", "run_app"]
+__all__ = [
+    "MAX_SEED",
+    "check_file",
+    "check_folder",
+    "check_free",
+    "check_writable",
+    "parse_fields",
+    "parse_policy",
+    "run_app",
+]
 
 MAX_SEED = 2**63 - 1
 """The largest seed that every generator of random numbers takes."""
@@ -36,6 +46,30 @@ def check_folder(option: str, folder: Path | None) -> None:
     """Refuse a folder to read from that is not there; `option` gave it."""
     if folder is not None and not folder.is_dir():
         raise ArgumentError(option, expected="a folder that is there", got=str(folder), remedy="Correct the path.")
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse, before anything is measured, a file that cannot be written; `option` gave it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ArgumentError(option, expected="a file", got=f"the folder {path}", remedy="Name a file in it.")
+    check_writable(path.parent, option)
+
+
+def check_free(path: Path, made_by: Mapping[str, Any]) -> None:
+    """Refuse, before anything is measured, to write over a result of other settings, or of another model."""
+    found = read_json(path) if path.is_file() else made_by
+    before = {name: found.get(name) for name in made_by}
+    if before != made_by:
+        told = {name: found.get(name, "that it does not tell") for name in made_by}  # as older ones
+        other = ", ".join(f"{name} {told[name]}" for name in made_by if before[name] != made_by[name])
+        raise ArgumentError(
+            "--out",
+            expected=f"a folder without a result of other settings, or of another model, called {path.name}",
+            got=f"{path.parent}, where it was made with {other}",
+            remedy="Pass another folder, or move that result.",
+        )
 
 
 def check_writable(folder: Path | None, option: str = "--out") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ponder._utils.files import write_text
 from ponder.errors import PonderError
 
-__all__ = ["mark", "spread", "write_between_marks"]
+__all__ = ["check_marks", "mark", "spread", "write_between_marks"]
 
 _BEGIN, _END = "<!-- results: written by the benchmark -->", "<!-- end of results -->"
 
@@ -46,6 +46,19 @@ def write_between_marks(page: Path, text: str) -> None:
     Raises:
         PonderError: The page is not there, or has no marks.
     """
+    before, after = _around_marks(page)
+    write_text(page, f"{before}{_BEGIN}\n\n{text.strip()}\n\n{_END}{after}")
+
+
+def check_marks(*pages: Path | None) -> None:
+    """Refuse, before anything is measured, pages that `write_between_marks` could not write into; None is no page."""
+    for page in pages:
+        if page is not None:
+            _around_marks(page)
+
+
+def _around_marks(page: Path) -> tuple[str, str]:
+    """What stands before the two marks of a page, and what behind them."""
     before, begin, rest = (page.read_text(encoding="utf-8") if page.exists() else "").partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
@@ -53,4 +66,4 @@ def write_between_marks(page: Path, text: str) -> None:
             f"{page}: expected the lines {_BEGIN!r} and {_END!r}, between which results are written. "
             f"Add them where these belong."
         )
-    write_text(page, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+    return before, after

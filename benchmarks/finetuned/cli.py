@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.command_line import MAX_SEED, check_folder, check_writable, run_app
+from benchmarks.command_line import MAX_SEED, check_folder, run_app
 from benchmarks.finetuned import demo as demonstration
 from benchmarks.finetuned.run import run
 
@@ -54,8 +54,7 @@ def run_command(
     """Fine-tune on a part of a task's training texts, fit exits on others, and hold both against the labelled ones."""
     check_folder("--glue-dir", glue_dir)
     check_folder("--text-dir", text_dir)
-    check_writable(out)
-    check_writable(work, "--work")
+    check_folder("--kept", kept)
     settings = {
         "train": train,
         "texts": texts,

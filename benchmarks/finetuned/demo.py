@@ -24,6 +24,7 @@ from benchmarks.terminal import hide_bars
 from ponder.cli import exits
 from ponder.cli.measuring import batches_of
 from ponder.cli.running import WIDTH
+from ponder.cli.telling import check_out
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 
@@ -49,6 +50,7 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, seed: int =
         The card of `ponder exits`, and what was measured on fresh texts besides.
     """
     check_writable(out)
+    check_out(out / "exits", str(out / "plain"), "exits.json")  # before anything is fine-tuned
     hide_bars()
     console, shown, begun = Console(width=WIDTH, highlight=False), sys.stderr.isatty(), time.perf_counter()
     sizes = [max(16, round(scale * size)) for size in (TRAIN, TRAFFIC, FRESH)]

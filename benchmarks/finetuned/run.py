@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks import tasks
 from benchmarks.checksum import digest
+from benchmarks.command_line import check_free, check_writable
 from benchmarks.environment import environment
 from benchmarks.finetuned.training import fine_tune, fine_tune_head
 from benchmarks.terminal import hide_bars
@@ -70,6 +71,8 @@ def run(
     task, seed = tasks.get(name), int(settings["seed"])
     if task.kind != "classification":
         raise ArgumentError("task", expected="classes", got=f"{task.name}, {task.kind}", remedy="Choose SST-2, say.")
+    check_writable(out)
+    check_writable(work, "--work")
     splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
     source = splits["train"].shuffle(seed=seed)
     if "sentence2" in source.column_names:
@@ -92,7 +95,7 @@ def run(
     }
     plain = work / f"{stem}-s{seed}-{digest(made_by)[:10]}" / "plain"  # of these settings, and of no others
     path = out / f"{stem}-{'exits-deep' if deep else 'exits'}-s{seed}.json"
-    _check_free(path, {"settings": dict(settings), "backbone": backbone, "kept": None if kept is None else kept.name})
+    check_free(path, {"settings": dict(settings), "backbone": backbone, "kept": None if kept is None else kept.name})
     if not plain.is_dir():
         part = plain.with_name("plain.part")  # a run that is killed leaves no half of a model
         shutil.rmtree(part, ignore_errors=True)
@@ -132,6 +135,7 @@ def run(
         "environment": environment(torch.device("cpu")),
     }
     if int8:
+        write_json(path, result)  # which stands where int8 fails
         target = plain.parent / f"{recipe}-int8"
         export.run(
             folder, target, texts, [], int8=True, disagreement=settings["disagreement"], confidence=0.95, as_json=False
@@ -141,20 +145,6 @@ def run(
         result["int8"] = {**read_json(target / EXPORT_REPORT), "test": _measured(found, full, test["label"])}
     write_json(path, result)
     return result
-
-
-def _check_free(path: Path, made_by: Mapping[str, Any]) -> None:
-    """Refuse to write over a result of other settings, or of another model."""
-    found = read_json(path) if path.is_file() else made_by
-    before = {name: found.get(name) for name in made_by}
-    if before != made_by:
-        other = ", ".join(f"{name} {before[name]}" for name in made_by if before[name] != made_by[name])
-        raise ArgumentError(
-            "--out",
-            expected=f"a folder without a result of other settings, or of another model, called {path.name}",
-            got=f"{path.parent}, where it was made by {other}",
-            remedy="Pass another folder, or move that result.",
-        )
 
 
 def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> tuple[dict[str, Any], NDArray[Any]]:

@@ -295,7 +295,9 @@ def gates_command(
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo"),
     backbone: Backbone = "minilm",
-    scale: Annotated[float, typer.Option(help="Share of the training data, for a quick look.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(min=0.01, max=10.0, help="Share of the training data, for a quick look.")
+    ] = 1.0,
 ) -> None:
     """Vanilla, PALBERT and PABEE on the built-in graded tasks: a table and a report page."""
     from benchmarks.graded.demo import demo

@@ -17,6 +17,7 @@ import numpy as np
 from datasets import Dataset
 
 from benchmarks import tasks
+from benchmarks.command_line import check_writable
 from benchmarks.examples import tokenize
 from benchmarks.glue.data import GlueTask
 from benchmarks.glue.model import KeptModel, load_kept
@@ -89,10 +90,12 @@ def submit(
         kept[name] = model
     if not kept:
         raise ArgumentError("--model", expected="at least one kept model", got="none", remedy="See run --keep-model.")
+    data = [(file, file.load(glue_dir)) for file in FILES if file.model_of in kept]  # all before anything is answered
+    check_writable(out)
     predictions: dict[str, list[float]] = {}
-    for file in (file for file in FILES if file.model_of in kept):
+    for file, rows in data:
         model = kept[file.model_of]
-        predictions[file.name], steps = predict(model, file.load(glue_dir), batch_size)
+        predictions[file.name], steps = predict(model, rows, batch_size)
         depth = f"mean exit step {statistics.fmean(steps):.2f}"
         say(f"{file.name}: {len(steps)} predictions by {model.config.key}, {depth}")
     missing = [file.name for file in FILES if file.name not in predictions]

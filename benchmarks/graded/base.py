@@ -11,6 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 from benchmarks.graded import kinds
+from ponder._utils.validation import check_type
 from ponder.errors import ArgumentError
 
 __all__ = ["Example", "GradedTask", "get", "names", "register"]
@@ -80,6 +81,32 @@ class GradedTask:
     def difficulties(self) -> range:
         """Every difficulty, in order."""
         return range(self.levels[0], self.levels[1] + 1)
+
+    def draw(self, rng: Random, difficulty: int) -> Example:
+        """One example of `generate`, which is refused where it is none of this task."""
+        source = f"generate of task {self.name!r}"
+        example = self.generate(rng, difficulty)
+        check_type(source, example, Example, remedy=f"Return {self._form}.")
+        first, second, label = example
+        if not isinstance(first, str) or not (isinstance(second, str) if self.pair else second is None):
+            raise ArgumentError(
+                source,
+                expected="two texts, as pair=True says" if self.pair else "one text and None, as pair=False says",
+                got=f"{first!r} and {second!r}, at difficulty {difficulty}",
+                remedy=f"Return {self._form}.",
+            )
+        if label not in range(len(self.labels)):
+            raise ArgumentError(
+                source,
+                expected=f"a label from 0 to {len(self.labels) - 1}, the index of one of {', '.join(self.labels)}",
+                got=f"{label!r}, at difficulty {difficulty}",
+                remedy="Return such an index, or name all classes in labels.",
+            )
+        return example
+
+    @property
+    def _form(self) -> str:
+        return f"Example(text, {'another' if self.pair else 'None'}, label)"
 
 
 _TASKS: dict[str, GradedTask] = {}

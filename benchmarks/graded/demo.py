@@ -68,9 +68,9 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, console: Co
     console, shown = console or Console(), is_watched()
     results: list[Result] = []
     exits: dict[str, dict[int, list[int]]] = {}
-    for name in graded.names():
+    data = {name: _data(name, scale) for name in graded.names()}  # all of it before any training
+    for name, splits in data.items():
         task = _GradedTask(name, ("accuracy",), tuple(graded.get(name).labels))
-        splits = _data(name, scale)
         baseline: PonderForSequenceClassification | None = None
         for recipe in RECIPES:
             console.rule(f"{name}: {recipe}")

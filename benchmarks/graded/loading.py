@@ -41,7 +41,7 @@ def load(name: str, *, seed: int = 0, train: int = TRAIN, dev: int = DEV, test: 
         `sentence2` where the task has pairs, `label`, and `difficulty`.
 
     Raises:
-        ArgumentError: There is no such task, or a size is below 1.
+        ArgumentError: There is no such task, a size is below 1, or what its generator makes is no example of it.
         DataError: The task cannot make that many different texts.
 
     Example:
@@ -73,7 +73,7 @@ def traffic(name: str, split: str, size: int, shares: Sequence[float], seed: int
         seed: Another seed draws other texts.
 
     Raises:
-        ArgumentError: There is no such task, or not a share for each difficulty.
+        ArgumentError: There is no such task, not a share for each difficulty, or its generator makes no example of it.
         DataError: The task cannot make that many different texts.
 
     Example:
@@ -136,7 +136,7 @@ def _generate_cell(task: GradedTask, rng: Random, split: str, cell: tuple[int, i
     found: dict[tuple[str, str | None], Example] = {}
     misses = 0
     while len(found) < count:
-        example = task.generate(rng, difficulty)
+        example = task.draw(rng, difficulty)
         texts = (example.sentence1, example.sentence2)
         if example.label == label and texts not in found and _split_of(*texts) == split:
             found[texts], misses = example, 0

@@ -17,6 +17,7 @@ from benchmarks.command_line import MAX_SEED, check_writable, run_app
 from benchmarks.parity.config import PAPER, SMALL, ExperimentConfig
 from benchmarks.parity.experiment import LEARNERS, differences, experiment, read_result, read_results
 from benchmarks.parity.report import COLUMNS, draw_figure, rows, write_page
+from benchmarks.tables import check_marks
 from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError
@@ -46,6 +47,7 @@ def parity_command(
     changes: dict[str, Any] = {"steps": steps, "beta": beta, "tau": tau}
     config = replace(PAPER if paper else SMALL, **{key: value for key, value in changes.items() if value is not None})
     _check(config, minutes)
+    check_marks(page)
     if not report:
         _check_finished(config, minutes, out)
         check_writable(out)

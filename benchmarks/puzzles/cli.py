@@ -17,7 +17,7 @@ from benchmarks.puzzles.learners import LEARNERS, check_learner
 from benchmarks.puzzles.report import COLUMNS, draw_figure, goal_table, markdown, rows
 from benchmarks.puzzles.streaming import MAX_BATCH
 from benchmarks.puzzles.summary import summarise_all
-from benchmarks.tables import write_between_marks
+from benchmarks.tables import check_marks, write_between_marks
 from benchmarks.terminal import is_watched, print_table
 from ponder._utils.files import write_json
 
@@ -102,6 +102,7 @@ def report_command(
     details: Annotated[Path | None, typer.Option(help="Markdown page to write all tables into.")] = None,
 ) -> None:
     """Train nothing; write `summary.json` and tell what a folder holds."""
+    check_marks(page, details)
     summary = summarise_all(out)
     write_json(out / "summary.json", summary)
     for puzzle in summary:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.checksum import is_intact, own_seed, with_checksum
+from benchmarks.command_line import check_free
 from benchmarks.environment import environment
 from benchmarks.puzzles.config import ExperimentConfig
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
@@ -85,6 +86,7 @@ def run_stream(
 
     Raises:
         DataError: There is no result of the looped solver, or it is of another configuration, or its weights are gone.
+        ArgumentError: The folder holds a stream of other problems, or of other batches.
     """
     looped_path = result_path(out, config, "looped", seed)
     if not looped_path.exists():
@@ -97,15 +99,16 @@ def run_stream(
             f"{state}: expected the weights of the solver that {looped_path} is about; one that is trained anew is "
             f"another solver. Train and measure it here: run it with another folder of results."
         )
+    problems = config if examples is None else replace(config, examples=examples)
+    path = result_path(out, config, "stream", seed)
+    check_free(path, {"problems": problems.examples * len(problems.task.levels), "max_batch": max_batch})
     torch.manual_seed(seed)
     learner = Looped(config)
     train(learner, config, seed=seed, path=state)
     learner.eval()
     policy = ExitPolicy.from_dict(looped["ways"][looped["best_rule"]]["policy"])
     depth = looped["ways"]["best fixed depth"]["policy"]["step"]
-    problems = config if examples is None else replace(config, examples=examples)
     measured = stream(learner.model, problems, policy, depth, repeats, max_batch)
-    path = result_path(out, config, "stream", seed)
     made_by = {"format": FORMAT, "setting": asdict(config), "learner": "stream", "seed": seed}
     write_json(path, with_checksum({**made_by, **measured, "environment": environment(torch.device("cpu"))}))
     return read_result(path)

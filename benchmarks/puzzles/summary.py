@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.puzzles.config import PUZZLES
 from benchmarks.puzzles.experiment import read_results
+from ponder.errors import DataError
 
 __all__ = ["GOALS", "Results", "summarise", "summarise_all"]
 
@@ -27,12 +28,18 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def summarise_all(out: Path) -> dict[str, Any]:
-    """The summaries of all puzzles that have results in a folder, by name."""
-    return {
-        puzzle: summarise(puzzle, read_results(out, puzzle))
-        for puzzle in PUZZLES
-        if any(out.glob(f"{puzzle}-looped-s*.json"))
-    }
+    """The summaries of all puzzles that have results of the looped solver in a folder, by name.
+
+    Raises:
+        DataError: None has.
+    """
+    found = [puzzle for puzzle in PUZZLES if any(out.glob(f"{puzzle}-looped-s*.json"))]
+    if not found:
+        raise DataError(
+            f"{out}: no results of the looped solver, *-looped-s*.json, which the others are held against. "
+            f"Run `python -m benchmarks.puzzles run mazes`, say, first."
+        )
+    return {puzzle: summarise(puzzle, read_results(out, puzzle)) for puzzle in found}
 
 
 def summarise(puzzle: str, results: Results) -> dict[str, Any]:

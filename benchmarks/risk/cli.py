@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import track
 
 import ponder
-from benchmarks.command_line import MAX_SEED, check_writable, run_app
+from benchmarks.command_line import MAX_SEED, check_file, check_free, check_writable, run_app
 from benchmarks.environment import environment
 from benchmarks.risk.simulation import TRIALS, Scene, real_scene, simulate, split_scene, synthetic_scene
 from benchmarks.terminal import is_watched, print_table
-from ponder._utils.files import write_json, write_text
+from ponder._utils.files import digest_of, write_json, write_text
 from ponder._utils.markdown import markdown_table
 from ponder._utils.validation import check_share
 
@@ -40,14 +40,18 @@ def risk_command(
 ) -> None:
     """Count broken promises of risk control over many calibration sets, and what each bound leaves of the saving."""
     check_share("confidence", confidence, remedy="Pass --confidence 0.95, say.")
-    check_writable(out)
+    settings = {"trials": trials, "rows": rows, "confidence": confidence, "seed": seed}
     scenes = [synthetic_scene(rows)]
     if trajectory:
         whole = ponder.Trajectory.cat([ponder.Trajectory.load(path) for path in trajectory])
         whole = replace(whole, row_ids=torch.arange(len(whole)))
         scenes += [real_scene(name, whole, rows), split_scene(name, whole)]
+    made_by = {"settings": settings, "trajectories": [digest_of(path) for path in trajectory or ()]}
+    check_free(out / "risk.json", made_by)
+    check_file("--page", page)
+    check_writable(out)
     outcomes = [outcome.to_dict() for scene in scenes for outcome in _shown(scene, trials, confidence, seed)]
-    write_json(out / "risk.json", {"outcomes": outcomes, "environment": environment(torch.device("cpu"))})
+    write_json(out / "risk.json", {**made_by, "outcomes": outcomes, "environment": environment(torch.device("cpu"))})
     shown = [[cell.replace("_", " ") for cell in _cells(outcome)] for outcome in outcomes]
     print_table(COLUMNS, shown, grouped=True)
     print(f"\nResult: {out / 'risk.json'}")

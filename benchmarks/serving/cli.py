@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.command_line import MAX_SEED, check_writable, run_app
+from benchmarks.command_line import MAX_SEED, check_free, check_writable, run_app
 from benchmarks.environment import environment
 from benchmarks.serving.load import Load, measure
 from benchmarks.serving.soak import LIMITS, faults, run
@@ -40,12 +41,19 @@ def load(
     out: Out = Path("runs/serving"),
 ) -> None:
     """Throughput and latency with exits, against the plain model behind the same server."""
+    chosen = Load(seconds, rounds, clients, _numbers("tokens", tokens), _numbers("texts", texts), seed=seed)
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(chosen).items()}
+    check_free(out / "load.json", {"settings": settings})
     check_writable(out)
     console, start = Console(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        chosen = Load(seconds, rounds, clients, _numbers("tokens", tokens), _numbers("texts", texts), seed=seed)
         figures = measure(chosen, Path(folder), console)
-    told = {"section": "serving", "figures": figures, "seconds": round(time.perf_counter() - start, 1)}
+    told = {
+        "section": "serving",
+        "settings": settings,
+        "figures": figures,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
     write_json(out / "load.json", {**told, "environment": environment(torch.device("cpu"))})
     print_table(COLUMNS, [cells(figure) for figure in figures], grouped=True)
 
@@ -57,6 +65,8 @@ def soak(
     out: Out = Path("runs/serving"),
 ) -> None:
     """Clients that leave, are killed, or find the queue full: is anything lost, or answered twice?"""
+    settings = {"requests": requests, "seed": seed}
+    check_free(out / "soak.json", {"settings": settings})
     check_writable(out)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +86,7 @@ def soak(
         "faults": found,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    write_json(out / "soak.json", {**told, "environment": environment(torch.device("cpu"))})
+    write_json(out / "soak.json", {"settings": settings, **told, "environment": environment(torch.device("cpu"))})
     print_table(("what", "count"), [(name.replace("_", " "), str(count)) for name, count in told.items()])
     if found:
         raise PonderError("; ".join(found))

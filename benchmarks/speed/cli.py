@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.command_line import check_writable, run_app
+from benchmarks.command_line import check_file, check_folder, check_free, check_writable, run_app
 from benchmarks.environment import environment
 from benchmarks.speed.drawing import draw
 from benchmarks.speed.figures import Options
@@ -53,6 +53,10 @@ def speed_command(
 ) -> None:
     """Measure what saved steps are worth in time; every figure is a ratio within one run."""
     chosen, place = _numbers(sections), _device(device)
+    check_folder("--glue-dir", glue_dir)
+    for number in chosen if quick else ():  # what is measured in full takes the place of what is quick
+        check_free(out / f"{SECTIONS[number]}.json", {"quick": True})
+    check_file("--page", page)
     check_writable(out)
     hide_bars()
     threads = threads or len(os.sched_getaffinity(0))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.checksum import is_intact
-from benchmarks.command_line import MAX_SEED, check_writable, parse_policy, run_app
+from benchmarks.command_line import MAX_SEED, check_folder, check_writable, parse_policy, run_app
 from benchmarks.terminal import hide_bars, is_watched, print_table
 from benchmarks.text.tagging import FORMAT, TaggingConfig, run
 from ponder._utils.files import read_json, write_json
@@ -69,6 +69,7 @@ def run_command(
         max_train=max_train,
         bf16=bf16,
     )
+    check_folder("--text-dir", text_dir)
     check_writable(out)
     path = out / f"{config.key}.json"
     if path.exists():

@@ -19,8 +19,10 @@ CASES = [
     ("glue", ["run", "--task", "rte", "--epochs", "0"]),
     ("glue", ["run", "--task", "rte", "--budget", "nan"]),
     ("glue", ["run", "--task", "rte", "--out", "{file}/below"]),
+    ("glue", ["demo", "--scale", "nan"]),
     ("finetuned", ["demo", "--scale", "nan"]),
     ("finetuned", ["demo", "--out", "{file}/below"]),
+    ("finetuned", ["run", "--task", "sst-2", "--kept", "{file}/typo"]),
     ("finetuned", ["run", "--task", "sst-2", "--seed", HUGE]),
     ("finetuned", ["run", "--task", "sst-2", "--lr", "nan"]),
     ("finetuned", ["run", "--task", "sst-2", "--disagreement", "nan"]),
@@ -56,6 +58,9 @@ CASES = [
     ("speed", ["--device", "abacus"]),
     ("speed", ["--device", "cuda:77"]),
     ("speed", ["--out", "{file}/below"]),
+    ("speed", ["--glue-dir", "{file}/typo"]),
+    ("speed", ["--page", "{file}/below"]),
+    ("text", ["run", "wnut17", "--text-dir", "{file}/typo"]),
     ("serving", ["load", "--tokens", "0"]),
     ("serving", ["load", "--texts", HUGE]),
     ("serving", ["load", "--seconds", "nan"]),
@@ -87,6 +92,7 @@ def test_absurd_arguments_are_one_message(benchmark, arguments, tmp_path: Path, 
     said = capsys.readouterr().err
     assert "error" in said.lower()
     assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "no folder is made for what is refused"
 
 
 def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -99,6 +105,16 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
     assert run("speed", ["--sections", "1", "--quick"], monkeypatch) == 2
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_quick_look_does_not_take_the_place_of_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("benchmarks.speed.overhead.measure", lambda options: pytest.fail("measured, and then refused"))
+    (tmp_path / "overhead.json").write_text('{"quick": false}')
+    assert run("speed", ["--sections", "1", "--quick", "--out", str(tmp_path)], monkeypatch) == 2
+    assert "--out: expected a folder without a result of other settings" in capsys.readouterr().err
+    assert (tmp_path / "overhead.json").read_text() == '{"quick": false}'
 
 
 def test_other_faults_stay_visible() -> None:

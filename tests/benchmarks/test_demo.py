@@ -10,8 +10,9 @@ from rich.text import Text
 
 from benchmarks import graded
 from benchmarks.glue.report.groups import policy_text
+from benchmarks.graded import base
 from benchmarks.graded.demo import RECIPES, demo, run_table
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,17 @@ def test_a_folder_that_cannot_be_written_is_refused_first(backbone, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ArgumentError, match="can be written"):
         demo(tmp_path / "file" / "demo", backbone=backbone)
+
+
+def test_a_task_that_cannot_be_loaded_is_refused_before_another_is_trained(backbone, tmp_path, monkeypatch):
+    base.names()  # reads the folder of the benchmark's own
+    monkeypatch.setattr(base, "_TASKS", dict(base._TASKS))
+    graded.register(
+        graded.GradedTask("poor", ("a", "b"), "d", (0, 1), lambda rng, d: graded.Example("one", None, rng.randrange(2)))
+    )
+    monkeypatch.setattr("benchmarks.graded.demo.train", lambda *given, **named: pytest.fail("trained, then refused"))
+    with pytest.raises(DataError, match=r"'poor'.*its grammar made"):
+        demo(tmp_path, backbone=backbone, scale=0.02)
 
 
 def test_the_table_is_whole_on_eighty_columns_and_in_a_pipe(shown):

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 from benchmarks import graded
 from benchmarks.finetuned.demo import SHARES, demo
 from benchmarks.finetuned.run import run
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification
 from tests.quick_exports import make_exports_quick
 
@@ -35,6 +35,16 @@ def test_the_demo_keeps_a_promise_and_says_what_it_saved(
     assert FinetunedClassifier.from_pretrained(tmp_path / "exits").num_steps == 4
     assert card["fresh"]["seconds_plain"] > 0
     assert sorted(card["fresh"]["mean_exit_step_by_difficulty"]) == [0, 1, 2, 3]
+
+
+def test_a_folder_that_exits_could_not_be_written_to_is_refused_before_anything_is_fine_tuned(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.finetuned.demo.fine_tune", lambda *given, **named: pytest.fail("fine-tuned"))
+    (tmp_path / "exits").mkdir()
+    (tmp_path / "exits" / "mine.txt").touch()
+    with pytest.raises(ArgumentError, match=r"out: expected a new or empty folder, or one with exits\.json"):
+        demo(tmp_path, backbone=backbone, scale=0.05)
 
 
 def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
@@ -62,7 +72,9 @@ def sentences(folder: Path, test: slice) -> dict[str, Path | None]:
     return {"--glue-dir": folder, "--text-dir": None}
 
 
-def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
+def test_a_task_is_measured_on_texts_that_chose_nothing(
+    backbone: str, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = sentences(tmp_path / "glue", slice(20))
     make_exports_quick()
     run("SST-2", backbone, SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=INT8)
@@ -83,7 +95,14 @@ def test_a_task_is_measured_on_texts_that_chose_nothing(backbone: str, glue_dir:
         run("SST-2", str(alike), SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
     assert json.loads(path.read_text()) == result
     assert len(list((tmp_path / "work").iterdir())) == 1
-    run("SST-2", str(alike), SETTINGS, folders, tmp_path / "alike", tmp_path / "alike-out", deep=False, int8=False)
+
+    def without_onnxruntime(*given: Any, **named: Any) -> None:
+        raise PonderError("no onnxruntime")
+
+    monkeypatch.setattr("benchmarks.finetuned.run.export.run", without_onnxruntime)
+    with pytest.raises(PonderError, match="no onnxruntime"):
+        run("SST-2", str(alike), SETTINGS, folders, tmp_path / "alike", tmp_path / "alike-out", deep=False, int8=True)
+    assert json.loads((tmp_path / "alike-out" / path.name).read_text())["test"], "what int8 has no part in stands"
     (mine,), (other,) = (tmp_path / "work").iterdir(), (tmp_path / "alike").iterdir()
     assert mine.name != other.name, "a model of another backbone is another"
     changed = [f"it is {'not ' * (n % 2)}true that {' '.join(str(n))} \t{n % 2}" for n in range(260)]

@@ -31,7 +31,7 @@ from benchmarks.tables import mark
 from ponder import Trajectory, policies
 from ponder.analysis.sweeps import Curve, Point
 from ponder.cost import Cost
-from ponder.errors import ArgumentError, DataError
+from ponder.errors import ArgumentError, DataError, PonderError
 from ponder.pages import Figure, Heading, Page, Table
 
 STEPS = 4
@@ -526,6 +526,13 @@ def test_the_headline_is_put_into_its_place(tmp_path):
         assert text.endswith("<!-- end of results -->\n\nRest.\n")
     assert (tmp_path / "figures" / "pays.svg").exists()
     assert "the suite `pays`" in (tmp_path / "results-minilm.md").read_text()
+
+
+def test_a_page_without_marks_is_refused_before_others_are_written(tmp_path):
+    (tmp_path / "benchmark.md").write_text("# No marks\n")
+    with pytest.raises(PonderError, match="expected the lines"):
+        write([of_pays("vanilla", "RTE", 0, 0.8, [0.8] * 6)], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark.md"]
 
 
 def test_goals_are_met_missed_or_not_known():

@@ -13,7 +13,7 @@ from benchmarks.glue.model import load_kept
 from benchmarks.glue.run import run
 from benchmarks.glue.submission import FILES, predict, submit, write_submission
 from ponder import policies
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError, CheckpointError, DataError
 
 NAMES = ["CoLA", "SST-2", "MRPC", "STS-B", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "RTE", "WNLI", "AX"]
 ROWS = 3  # of each test file of `glue_dir`
@@ -121,4 +121,16 @@ def test_models_that_cannot_answer_are_refused(kept, glue_dir, tmp_path):
         submit([tmp_path], glue_dir, tmp_path / "out")
     with pytest.raises(ArgumentError, match="at least one kept model"):
         submit([], glue_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_and_folders_are_looked_at_before_anything_is_answered(kept, glue_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.glue.submission.predict", lambda *given: pytest.fail("answered, and then refused"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ArgumentError, match="can be written"):
+        submit([kept["RTE"]], glue_dir, tmp_path / "file" / "below")
+    shutil.copytree(glue_dir, tmp_path / "glue")
+    shutil.rmtree(tmp_path / "glue" / "diagnostic")  # the last file that MNLI answers
+    with pytest.raises(DataError, match="expected the test split of diagnostic"):
+        submit([kept["RTE"], kept["MNLI"]], tmp_path / "glue", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -269,6 +269,29 @@ def test_an_exhausted_grammar_says_what_it_could_not_make():
 
 
 @pytest.mark.usefixtures("_own_registry")
+@pytest.mark.parametrize(
+    ("pair", "example", "message"),
+    [
+        (False, ("a text", None, 0), "expected an Example .*; got tuple. Return Example"),
+        (False, None, "expected an Example .*; got NoneType"),
+        (False, Example("a text", None, 3), "expected a label from 0 to 2, the index of one of a, b, c; got 3"),
+        (False, Example("a text", None, -1), "expected a label from 0 to 2.*; got -1, at difficulty 1"),
+        (False, Example("a text", None, "a"), "expected a label from 0 to 2.*; got 'a'"),
+        (False, Example(0.0267, None, 0), "expected one text and None, as pair=False says; got 0.0267 and None"),
+        (False, Example("a text", "another", 0), "expected one text and None, as pair=False says"),
+        (True, Example("a text", None, 0), "expected two texts, as pair=True says; got 'a text' and None"),
+        (True, Example("a text", 2, 0), r"expected two texts.* Return Example\(text, another, label\)"),
+    ],
+)
+def test_what_is_no_example_of_the_task_is_refused(pair, example, message):
+    graded.register(tiny(pair=pair, generate=lambda rng, difficulty: example))
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"generate of task 'tiny': {message}"):
+        graded.load("tiny", train=6, dev=6, test=6)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"generate of task 'tiny': {message}"):
+        graded.traffic("tiny", "train", 6, (0.5, 0.5))
+
+
+@pytest.mark.usefixtures("_own_registry")
 def test_a_name_can_be_given_once():
     task = graded.register(tiny())
     assert graded.register(task) is task

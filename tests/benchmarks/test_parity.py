@@ -225,6 +225,15 @@ def test_the_command_line(tmp_path, monkeypatch):
     assert "small-s10.json, which differs in beta" in str(mixed.exception)
 
 
+def test_a_page_without_marks_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.parity.cli.experiment", lambda *given: pytest.fail("trained, and then refused"))
+    (tmp_path / "page.md").write_text("# No marks\n")
+    done = CliRunner().invoke(app, ["--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
+    assert isinstance(done.exception, PonderError)
+    assert "expected the lines" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_experiment_that_was_cut_off_goes_on_after_the_models_that_are_done(tmp_path, monkeypatch):
     from benchmarks.parity import experiment as module
 

@@ -22,7 +22,7 @@ from benchmarks.puzzles.prefix_sums import PrefixSums
 from benchmarks.puzzles.sudoku import MiniSudoku, Sudoku
 from benchmarks.puzzles.training import train
 from ponder import policies
-from ponder.errors import ArgumentError, DataError
+from ponder.errors import ArgumentError, DataError, PonderError
 from ponder.policies import ModelSpec
 
 TINY = {
@@ -380,6 +380,22 @@ def test_the_page_and_the_figure(results, tmp_path):
     assert "mean exit step" in (tmp_path / "figure.svg").read_text()
 
 
+def test_a_report_of_nothing_is_refused_and_writes_nothing(results, tmp_path):
+    asked = ["report", "--out", str(tmp_path / "typo"), "--figure", str(tmp_path / "figure.svg")]
+    with pytest.raises(DataError, match=r"typo: no results of the looped solver.* Run .* first"):
+        CliRunner().invoke(cli.app, asked, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+    shutil.copy(results / "mazes-act-s0.json", tmp_path)  # which the report does not show by itself
+    with pytest.raises(DataError, match="no results of the looped solver"):
+        CliRunner().invoke(cli.app, ["report", "--out", str(tmp_path)], catch_exceptions=False)
+    (tmp_path / "page.md").write_text("# No marks\n")
+    asked = ["report", "--out", str(results), "--details", str(tmp_path / "page.md")]
+    with pytest.raises(PonderError, match="expected the lines"):
+        CliRunner().invoke(cli.app, asked, catch_exceptions=False)
+    assert not (results / "summary.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mazes-act-s0.json", "page.md"]
+
+
 def test_goals_that_are_missed_say_so(results):
     told = summary.summarise_all(results)
     reached = {**told["mazes"], "goals": dict.fromkeys(summary.GOALS, True)}
@@ -446,6 +462,8 @@ def test_a_stream_is_told_as_it_is(results, monkeypatch):
     assert told["steps_saved"] == pytest.approx(1 - told["mean_steps"] / told["depth"])
     summed = summary.summarise("mazes", experiment.read_results(results, "mazes"))
     assert summed["stream_steps_saved"] == pytest.approx(told["steps_saved"], abs=1e-6)
+    with pytest.raises(ArgumentError, match=r"called mazes-stream-s0.json; .* made with problems 24"):
+        experiment.run_stream(tiny, 0, out=results, states=results / "states", examples=1)
     with pytest.raises(DataError, match="names the rule"):
         experiment.run_stream(tiny, 7, out=results, states=results / "states")
     with pytest.raises(DataError, match="expected the weights of the solver"):

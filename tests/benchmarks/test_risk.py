@@ -41,6 +41,25 @@ def test_a_trajectory_that_cannot_be_replayed_is_refused_before_anything_is_coun
     assert "synthetic" not in done.output
 
 
+def test_a_result_of_other_settings_and_a_page_that_is_a_folder_are_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.risk.cli._shown", lambda *given: [])
+    arguments = ["--trials", "3", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    before = (tmp_path / "risk.json").read_bytes()
+    monkeypatch.setattr("benchmarks.risk.cli._shown", lambda *given: pytest.fail("counted, and then refused"))
+    other = CliRunner().invoke(app, [*arguments, "--rows", "50"])
+    assert "--out: expected a folder without a result of other settings" in str(other.exception)
+    paged = CliRunner().invoke(app, [*arguments, "--page", str(tmp_path)])
+    assert "--page: expected a file; got the folder" in str(paged.exception)
+    assert (tmp_path / "risk.json").read_bytes() == before
+    (tmp_path / "risk.json").write_text('{"outcomes": []}')  # as older ones are
+    older = CliRunner().invoke(app, arguments)
+    assert "settings that it does not tell" in str(older.exception)
+    typo = CliRunner().invoke(app, ["--trajectory", str(tmp_path / "typo"), "--out", str(tmp_path / "other")])
+    assert typo.exit_code
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_broken_promise_fails_the_command():
     told = {"scene": "s", "risk": "error", "bound": "betting", "level": 0.1, "confidence": 0.95, "trials": 100}
     seen = {"rows": 9, "mean_risk": 0.1, "risk_error": 0.01, "mean_exit_step": 1.0, "saving": 1.0}

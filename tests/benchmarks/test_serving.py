@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from benchmarks.serving import cli
 from benchmarks.serving.asking import Notes, asked, read_notes
 from benchmarks.serving.connection import Connection, request_bytes
 from benchmarks.serving.soak import faults, in_process
+from ponder.errors import ArgumentError
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,24 @@ def test_notes_of_a_client_that_was_killed_in_a_line() -> None:
     notes = read_notes(lines)
     assert (notes.sent, notes.left, notes.broken) == ({3, 4}, {4}, set())
     assert notes.answers == {3: (200, {"answers": []})}
+
+
+def test_a_result_of_other_settings_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "measure", lambda *given: [])
+    loaded = ["load", "--out", str(tmp_path)]
+    for _ in range(2):  # a measurement may be made again
+        assert CliRunner().invoke(cli.app, [*loaded, "--texts", "1"]).exit_code == 0
+    assert json.loads((tmp_path / "load.json").read_text())["settings"]["texts"] == [1]
+    (tmp_path / "soak.json").write_text('{"settings": {"requests": 50000, "seed": 0}}')
+    monkeypatch.setattr(cli, "measure", lambda *given: pytest.fail("measured, and then refused"))
+    monkeypatch.setattr(cli, "run", lambda *given: pytest.fail("asked, and then refused"))
+    for other in ([*loaded, "--texts", "2"], ["soak", "--requests", "50", "--out", str(tmp_path)]):
+        done = CliRunner().invoke(cli.app, other)
+        assert isinstance(done.exception, ArgumentError)
+        assert "--out: expected a folder without a result of other settings" in str(done.exception)
+    typo = CliRunner().invoke(cli.app, ["load", "--tokens", "many", "--out", str(tmp_path / "other")])
+    assert isinstance(typo.exception, ArgumentError)
+    assert not (tmp_path / "other").exists()
 
 
 def test_requests_are_functions_of_their_numbers() -> None:

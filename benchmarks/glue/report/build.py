@@ -11,7 +11,7 @@ from benchmarks.glue.report.groups import Groups, choose
 from benchmarks.glue.report.significance import comparisons
 from benchmarks.glue.report.summary import headline, is_of_suite, summary
 from benchmarks.glue.results import Result
-from benchmarks.tables import write_between_marks
+from benchmarks.tables import check_marks, write_between_marks
 from ponder._utils.files import write_json
 from ponder.errors import ArgumentError, DataError
 from ponder.pages import Block, Heading, Page, Text
@@ -106,15 +106,17 @@ def write(
     The summary is `<out>/results-summary.json`. Where there is a page `<out>/benchmark.md`, the figure and the table of
     the headline are put between its marks.
     """
+    marked = out / "benchmark.md" if (out / "benchmark.md").is_file() else None
+    check_marks(marked)
     written = [out / "results-summary.json"]
     write_json(written[0], summary(results))
     for name, of_backbone in _by_backbone(results):
         page = report(of_backbone, folders, replicates=replicates)
         written += page.write(out / f"results-{name}.md", figures=out / "figures")
-    if (out / "benchmark.md").is_file():
+    if marked is not None:
         shown = Page("", tuple(headline(results)))
-        written += [*shown.write(None, figures=out / "figures"), out / "benchmark.md"]
-        write_between_marks(out / "benchmark.md", "\n\n".join(block.markdown("figures") for block in shown.blocks))
+        written += [*shown.write(None, figures=out / "figures"), marked]
+        write_between_marks(marked, "\n\n".join(block.markdown("figures") for block in shown.blocks))
     return written
 
 
