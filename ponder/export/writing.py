@@ -409,8 +409,8 @@ class _Writer:
             if (other := _difference(part, graph, values, outputs)) is not None:
                 raise PonderError(
                     f"{path.name}: {other} is not what PyTorch gives for {which} of the example. "
-                    "A part whose code depends on the values of its input cannot be traced: write it without "
-                    "Python conditions on tensors, or serve the model with PyTorch."
+                    "A part cannot be traced whose code depends on the values of its input, or whose state takes "
+                    "another form: write it without Python conditions on tensors, or serve the model with PyTorch."
                 )
         _check_another_length(part, graph, path.name, given, outputs)
         return path.name, expected
