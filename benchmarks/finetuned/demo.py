@@ -96,7 +96,7 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, seed: int =
 def _on_fresh(folder: Path, texts: list[str], difficulty: list[int]) -> dict[str, Any]:
     """Seconds of the plain model and to the exits on texts, in turn, and how often answers differ."""
     model, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
-    rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model.config)).rows
+    rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model)).rows
     batches = batches_of(model, rows)
     with torch.inference_mode():
         calls: tuple[Callable[[Any], Any], ...] = (lambda b: model.classifier(**b), lambda b: model(**b))

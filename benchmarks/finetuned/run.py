@@ -151,7 +151,7 @@ def _on_test(plain: Path, folder: Path, texts: list[str], labels: list[int]) -> 
     """What the exits come to on the reported split, and the plain model's answers there."""
     model, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     own = FinetunedClassifier.from_finetuned(plain)
-    rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model.config)).rows
+    rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model)).rows
     full = own.predict(rows, policy=LastStep()).outputs.argmax(-1).numpy()
     found = model.predict(rows)
     return _measured(Answers(found.outputs.numpy(), found.exit_step.numpy()), full, labels), full

@@ -121,7 +121,8 @@ class CapturedAdapter(Adapter):
             stem=None if padding.stem is None else JoinableStem(self.stem, padding.mask, padding.real),
             pooled=True,
         )
-        self.learned().lengths["token_mask"] = Along(fill=0)
+        names = ("token_mask", "token_type_ids", "given_token_type_ids")  # of what the example had not
+        self.learned().lengths.update(dict.fromkeys(names, Along(fill=0)))
         return own
 
     def _token_mask(self, mask: Tensor | None, named: dict[str, Any], hidden: Tree) -> Tensor | None:

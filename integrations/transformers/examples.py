@@ -49,7 +49,8 @@ def example_for(encoder: PreTrainedModel) -> dict[str, Any]:
 
 def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
     """Ids that are not special; the first token of a row and padding are what the configuration names."""
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")}
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")]
+    special = {one for each in named for one in (each if isinstance(each, list | tuple) else [each])}  # several ends
     vocabulary = int(getattr(config, "vocab_size", None) or 256)
     usable = [token for token in range(min(vocabulary, 1000)) if token not in special]
     picked = torch.randint(len(usable), (_ROWS, _LENGTHS[0]), generator=generator)

@@ -35,7 +35,7 @@ from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
-from ponder.export.source import ExportSource, tokenizer_in
+from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
@@ -344,18 +344,21 @@ class FinetunedClassifier(nn.Module):
                 got=f"one that reads {self.main_input_name}",
                 remedy="Export its wrapper, model.ponder, with an example: ponder.export.onnx(model.ponder, …).",
             )
+        check_any_length(self.ponder, config.model_type)
         pad = int(config.pad_token_id or 0)
         ids = torch.full((5, 11), (pad + 1) % config.vocab_size)
         mask = (torch.arange(11) < torch.tensor([11, 11, 9, 7, 3])[:, None]).long()
+        reads = inspect.signature(self.classifier.forward).parameters
+        types = {"token_type_ids": torch.zeros_like(ids)} if "token_type_ids" in reads else {}
         folder = Path(config._name_or_path) if config._name_or_path else None
         return ExportSource(
             model=self.ponder,
             inputs=ids.masked_fill(mask == 0, pad),
-            context={"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)},
+            context={"attention_mask": mask, **types},
             name="input_ids",
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
             tokenizer=tokenizer_in(folder),
-            max_length=max_positions(config),
+            max_length=max_positions(self),
             labels=tuple(str(config.id2label[place]) for place in range(config.num_labels)),
             columns=fitted_columns(folder) if folder else (),
         )

@@ -6,6 +6,7 @@ What an answer is (a class a text, a class a token, features, …) is a subclass
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -21,7 +22,7 @@ from ponder import recipes
 from ponder.analysis.metrics import MetricLike
 from ponder.engine.teaching import check_no_shared_weights
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.export.source import ExportSource, tokenizer_in
+from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.captured import CapturedAdapter
@@ -606,20 +607,23 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=f"one that reads {self.main_input_name}",
                 remedy="Export its wrapper, model.ponder, with an example: ponder.export.onnx(model.ponder, …).",
             )
+        check_any_length(self.ponder, config.model_type)
         pad = int(config.pad_token_id or 0)
         ids = torch.full((2, 4), (pad + 1) % config.vocab_size, device=self.encoder.device)
         mask = torch.ones_like(ids)
         ids[1, 2:], mask[1, 2:] = pad, 0
+        reads = inspect.signature(self.encoder.forward).parameters
+        types = {"token_type_ids": torch.zeros_like(ids)} if "token_type_ids" in reads else {}
         names: Any = self.config.id2label
-        folder = Path(config._name_or_path) if config._name_or_path else None
+        places = [Path(place) for place in (self.config._name_or_path, config._name_or_path) if place]
         return ExportSource(
             model=self.ponder,
             inputs=ids,
-            context={"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)},
+            context={"attention_mask": mask, **types},
             name="input_ids",
             defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
-            tokenizer=tokenizer_in(folder),
-            max_length=max_positions(config),
+            tokenizer=next(filter(None, map(tokenizer_in, places)), None),
+            max_length=max_positions(self.encoder),
             labels=tuple(str(names[place]) for place in range(self.config.num_labels or 0)),
         )
 

@@ -14,7 +14,7 @@ from ponder._utils.columns import fitted_columns
 from ponder._utils.files import read_json
 from ponder._utils.validation import check_choice
 from ponder.engine.loop import Exits
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import CheckpointError
 from ponder.inference.examples import ExampleReader, placed
 from ponder.inference.streaming import StreamEngine
 from ponder.integrations.transformers.configuration import PonderConfig
@@ -25,7 +25,7 @@ from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 from ponder.serving import Batcher, Limits, ServedModel, Text, Tokens, WindowBatcher
 from ponder.serving.exported import open_export
-from ponder.serving.model import check_texts
+from ponder.serving.model import check_texts, check_tokens
 from ponder.serving.watching import digests_of
 from ponder.serving.window import BatchRunner
 from ponder.wrapper import PonderWrapper
@@ -61,10 +61,10 @@ def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -
         return open_export(place, digests)
     if "exits.json" in digests:
         model: Any = FinetunedClassifier.from_pretrained(place)
-        longest = max_positions(model.config)
+        longest = max_positions(model)
     elif "config.json" in digests and _architecture(place) == PonderForSequenceClassification.__name__:
         model = PonderForSequenceClassification.from_pretrained(place).eval()
-        longest = max_positions(model.encoder.config)
+        longest = max_positions(model.encoder)
     else:
         raise CheckpointError(
             f"{place}: expected a folder of `ponder exits`, of PonderForSequenceClassification or of "
@@ -100,14 +100,11 @@ def served(
         >>> made.labels, made.tokenize(["a short text"]).truncated
         (('no', 'maybe', 'yes'), [False])
     """
-    names = [str(id2label[place]) for place in sorted(id2label)]
-    if len(set(names)) < len(names):
-        raise ArgumentError("id2label", expected="a name of its own for each class", got=names, remedy="Rename some.")
     return ServedModel(
         num_steps=model.num_steps,
         policy=model.policy,
         task=model.task or task_named(None),
-        labels=tuple(names),
+        labels=tuple(str(id2label[place]) for place in sorted(id2label)),
         tokenize=partial(_tokens, tokenizer, longest, fitted_columns(folder) if folder else ()),
         start=partial(_stream if batching == "stream" else _window, model),
         check=model.checked,
@@ -126,6 +123,7 @@ def _architecture(folder: Path) -> str | None:
 def _tokens(tokenizer: Any, longest: int, columns: Sequence[str], texts: Sequence[Text]) -> Tokens:
     check_texts(texts, columns)
     made = tokenize(tokenizer, [(text,) if isinstance(text, str) else text for text in texts], longest)
+    check_tokens(row["input_ids"] for row in made.rows)
     return Tokens([_example(row) for row in made.rows], made.cut)
 
 

@@ -15,7 +15,6 @@ from ponder.integrations.transformers.loading import check_reached
 __all__ = ["Encoded", "load_tokenizer", "max_positions", "tokenize"]
 
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
-_SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl")
 _FALLBACK_LENGTH = 512
 _NO_LENGTH = 10**9  # tokenizers without a limit say some 10³⁰
 
@@ -58,10 +57,12 @@ def load_tokenizer(source: str) -> Any:
         ) from error
 
 
-def max_positions(config: Any) -> int:
-    """How many tokens an encoder takes; positions of RoBERTa's kind begin behind the padding's number."""
-    count = int(getattr(config, "max_position_embeddings", None) or 10**10)
-    return count - (int(config.pad_token_id or 0) + 1 if config.model_type in _SHIFTED else 0)
+def max_positions(model: Any) -> int:
+    """How many tokens an encoder takes; in a table of positions with a row for padding they begin behind that row."""
+    count = int(getattr(model.config, "max_position_embeddings", None) or 10**10)
+    tables = [table for name, table in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+    padding = [getattr(table, "padding_idx", None) for table in tables]
+    return count - max((row + 1 for row in padding if row is not None), default=0)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Encoded:

@@ -38,7 +38,7 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     found = read_texts_for(folder, texts, columns, labels)
     kept = found.without_empty()
-    encoded = tokenize(tokenizer, kept.rows, max_positions(made.config))
+    encoded = tokenize(tokenizer, kept.rows, max_positions(made))
     say_left_out(found, encoded, left_out=True)
     rows, known = unseen(made, kept.labelled(encoded.rows, made.config.id2label))
     with torch.no_grad():

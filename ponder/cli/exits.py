@@ -55,7 +55,7 @@ def run(
     kept = found.without_empty()
     made = PonderForSequenceClassification.from_finetuned(model, "exits-deep" if deep else "exits")
     tokenizer = load_tokenizer(model)
-    encoded = tokenize(tokenizer, kept.rows, max_positions(made.config))
+    encoded = tokenize(tokenizer, kept.rows, max_positions(made))
     rows = kept.labelled(encoded.rows, made.config.id2label)
     say_left_out(found, encoded, left_out=True)
     start = time.perf_counter()

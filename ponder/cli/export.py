@@ -73,11 +73,11 @@ def run(
             remedy="Pass --texts FILE, with texts like those to come.",
         )
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
-    longest = min(max_positions(made.config), int(tokenizer.model_max_length))
+    longest = min(max_positions(made), int(tokenizer.model_max_length))
     rows: list[Mapping[str, Any]] = []
     if texts is not None:
         found = read_texts_for(folder, texts, columns)
-        encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made.config))
+        encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made))
         say_left_out(found, encoded, left_out=True)
         rows, _ = unseen(made, encoded.rows)
 

@@ -77,7 +77,7 @@ def _of_exits(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], in
             f"{folder}: expected exits of a classifier of texts; got the task {made.kind.task.name!r}. "
             "Call the model itself: FinetunedClassifier.from_pretrained(folder).predict(rows)."
         )
-    encoded = tokenize(tokenizer, texts.rows, max_positions(made.config))
+    encoded = tokenize(tokenizer, texts.rows, max_positions(made))
     say_left_out(texts, encoded, left_out=False)
     found = made.predict(encoded.rows, batch_size=BATCH, progress=sys.stderr.isatty())
     names = [str(made.config.id2label[place]) for place in range(found.outputs.shape[-1])]

@@ -201,7 +201,12 @@ def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
 
 def _tokenized(place: int, text: Any, tokenizer: Any, manifest: Manifest) -> dict[str, Any]:
     if tokenizer is None:
-        raise _refusal(place, "arrays, since the export has no tokenizer", "a text")
+        raise ArgumentError(
+            f"examples[{place}]",
+            expected="arrays, since the export has no tokenizer",
+            got="a text",
+            remedy="Export the model again with tokenizer=…, or pass what its tokenizer gives.",
+        )
     parts = (text,) if isinstance(text, str) else text
     if len(parts) > 2 or not all(isinstance(part, str) and part.strip() for part in parts):
         raise _refusal(place, "a text, or a pair of texts, that is not empty", repr(text))
@@ -213,7 +218,12 @@ def _tokenized(place: int, text: Any, tokenizer: Any, manifest: Manifest) -> dic
 
 def encoded(encoding: Any, manifest: Manifest) -> dict[str, Array]:
     """What a model reads of an encoding of tokenizers, by the names of its inputs."""
-    names = {spec.name: spec.name for spec in manifest.inputs if spec.name in _TOKENS}
+    given = manifest.tokenizer_inputs or tuple(_TOKENS)
+    names = {
+        spec.name: spec.name
+        for spec in manifest.inputs
+        if spec.name in _TOKENS and (spec.default is None or spec.name in given)
+    }
     ids = main_input([spec for spec in manifest.inputs if spec.default is None])
     if ids is not None:
         names[ids] = "input_ids"

@@ -72,6 +72,8 @@ class Manifest:
         tokenizer: The tokenizer of the texts; None where there is none.
         max_length: The number of tokens that texts are cut to; None where they are not cut.
         truncation_side: Where they are cut, ``"right"`` or ``"left"``.
+        tokenizer_inputs: Which inputs the tokenizer gives in Transformers, where others have a default; empty where
+            nobody said, and it gives all.
         int8: Whether the steps are quantised.
         labels: Names of the classes, where they are known.
         columns: Names of the one or two columns of texts that the exits were fitted to; empty where nobody said.
@@ -104,6 +106,7 @@ class Manifest:
     tokenizer: str | None = None
     max_length: int | None = None
     truncation_side: str = "right"
+    tokenizer_inputs: tuple[str, ...] = ()
     int8: bool = False
     labels: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -127,7 +130,7 @@ class Manifest:
         try:
             for name in ("inputs", "hidden", "context"):
                 data[name] = tuple(_tensor(spec) for spec in data[name])
-            for name in ("schedule", "outputs", "steps", "heads", "labels", "columns"):
+            for name in ("schedule", "outputs", "steps", "heads", "labels", "columns", "tokenizer_inputs"):
                 data[name] = tuple(data.get(name, ()))
             made = cls(**data)
             places = range(len(made.steps))

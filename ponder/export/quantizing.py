@@ -18,7 +18,7 @@ from ponder.export.smoothing import Channels, smooth
 __all__ = ["quantize"]
 
 
-def quantize(path: Path, everything: bool, channels: Channels | None = None) -> None:
+def quantize(path: Path, everything: bool, channels: Channels | None = None) -> int:
     """Quantise the products with weights in a graph, in place; the file is replaced when the new one is complete.
 
     Weights are quantised once, a scale for each output channel, and activations by one scale for each tensor. Where
@@ -40,6 +40,9 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
         path: The graph.
         everything: Quantise these products too: faster, where the model bears it.
         channels: What all products read on examples; None to look for it at each call.
+
+    Returns:
+        How many products are of integers now.
 
     Raises:
         PonderError: onnxruntime or onnx is not installed.
@@ -67,13 +70,15 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],  # as onnxruntime calls what Gemm becomes
         )
+        made = onnx.load(name)
+        count: int = sum(node.op_type == "MatMulInteger" for node in made.graph.node)
         if ranges is not None:
-            made = onnx.load(name)
             _fix(made.graph, ranges)
             _fuse(made)
             onnx.save(made, name)
         os.chmod(name, 0o644)
         os.replace(name, path)
+        return count
     finally:
         logging.root.setLevel(before)
         Path(name).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, tenso
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["ExportSource", "SupportsExport", "named", "source_of", "tokenizer_in"]
+__all__ = ["ExportSource", "SupportsExport", "check_any_length", "named", "source_of", "tokenizer_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,26 @@ def tokenizer_in(folder: Path | None) -> Path | None:
     """The `tokenizer.json` of a folder, where there is one."""
     path = None if folder is None else folder / "tokenizer.json"
     return path if path is not None and path.is_file() else None
+
+
+def check_any_length(model: EarlyExitModel, family: str) -> None:
+    """Refuse a model of texts of which nobody knows where lengths lie: its graphs would take that of the example alone.
+
+    Args:
+        model: The model.
+        family: The name of its family, for the message.
+
+    Raises:
+        ArgumentError: It declares no padding.
+    """
+    if model.padding is None:
+        raise ArgumentError(
+            "model",
+            expected="a family whose exports answer texts of any length",
+            got=f"{family!r}, in which it is not known where lengths lie, so that an export could take but one",
+            remedy="Serve it with PyTorch, or export its wrapper for texts of one length: "
+            "ponder.export.onnx(model.ponder, …, example=…).",
+        )
 
 
 @runtime_checkable

@@ -13,12 +13,11 @@ from ponder.export.source import ExportSource
 __all__ = ["copy_tokenizer"]
 
 _NAME = "tokenizer.json"
+_SAID = ("model_max_length", "truncation_side", "model_input_names")
 _NO_LIMIT = 1_000_000  # what tokenizers without a limit have is larger still
 
 
-def copy_tokenizer(
-    source: ExportSource, tokenizer: Any, max_length: int | None, folder: Path
-) -> tuple[str | None, int | None, str]:
+def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None, folder: Path) -> dict[str, Any]:
     """Copy the tokenizer into the export.
 
     Args:
@@ -28,8 +27,8 @@ def copy_tokenizer(
         folder: The export.
 
     Returns:
-        Name of the copy, the length that texts are cut to, and where they are cut; None, None and ``"right"`` without
-        a tokenizer.
+        What the manifest says of it, by name: the copy, the length that texts are cut to, where they are cut, and which
+        inputs it gives; nothing without a tokenizer.
 
     Raises:
         ArgumentError: Texts would be longer than the model can read.
@@ -44,15 +43,22 @@ def copy_tokenizer(
     if tokenizer is None:
         tokenizer = source.tokenizer
         if tokenizer is None:
-            return None, None, "right"
-    text, limits, side = _read(tokenizer)
+            return {}
+    text, said = _read(tokenizer)
     write_text(folder / _NAME, text)
-    known = [limit for limit in (*limits, source.max_length) if limit is not None and 0 < limit < _NO_LIMIT]
-    return _NAME, max_length or min(known, default=None), side
+    limit, names = said.get("model_max_length"), said.get("model_input_names")
+    limits = (int(limit) if isinstance(limit, int | float) else None, source.max_length)
+    known = [limit for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
+    return {
+        "tokenizer": _NAME,
+        "max_length": max_length or min(known, default=None),
+        "truncation_side": "left" if said.get("truncation_side") == "left" else "right",  # as in Transformers
+        "tokenizer_inputs": tuple(map(str, names)) if isinstance(names, list | tuple) else (),
+    }
 
 
-def _read(tokenizer: Any) -> tuple[str, list[int | None], str]:
-    """The text of `tokenizer.json`, the lengths that texts may have, and the side on which they are cut."""
+def _read(tokenizer: Any) -> tuple[str, dict[str, Any]]:
+    """The text of `tokenizer.json`, and what is said of it beside that: see `_SAID`."""
     if isinstance(tokenizer, str | Path):
         path = Path(tokenizer)
         path = path / _NAME if path.is_dir() else path
@@ -63,10 +69,7 @@ def _read(tokenizer: Any) -> tuple[str, list[int | None], str]:
                 got=str(tokenizer),
                 remedy="Save a fast tokenizer there: tokenizer.save_pretrained(folder).",
             )
-        config = _configured(path.parent)
-        limit, side = config.get("model_max_length"), config.get("truncation_side")
-        text = _checked(path.read_text(encoding="utf-8"), path)
-        return text, [int(limit) if isinstance(limit, int | float) else None], _side(side)
+        return _checked(path.read_text(encoding="utf-8"), path), _configured(path.parent)
     fast = getattr(tokenizer, "backend_tokenizer", tokenizer)  # Transformers wraps one of tokenizers
     if not hasattr(fast, "to_str"):
         raise ArgumentTypeError(
@@ -75,12 +78,9 @@ def _read(tokenizer: Any) -> tuple[str, list[int | None], str]:
             got=type(tokenizer).__name__,
             remedy="Load it with AutoTokenizer.from_pretrained(folder).",
         )
-    side = getattr(tokenizer, "truncation_side", None) or (getattr(fast, "truncation", None) or {}).get("direction")
-    return str(fast.to_str()), [getattr(tokenizer, "model_max_length", None)], _side(side)
-
-
-def _side(side: object) -> str:
-    return "left" if side == "left" else "right"  # which Transformers takes where nothing is said
+    said = {name: getattr(tokenizer, name, None) for name in _SAID}
+    said["truncation_side"] = said["truncation_side"] or (getattr(fast, "truncation", None) or {}).get("direction")
+    return str(fast.to_str()), said
 
 
 def _checked(text: str, path: Path) -> str:
@@ -94,7 +94,7 @@ def _checked(text: str, path: Path) -> str:
 
 
 def _configured(folder: Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` says of the longest text, and of the side on which longer ones are cut."""
+    """What `tokenizer_config.json` says."""
     path = folder / "tokenizer_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -110,13 +110,11 @@ def onnx(
         check_int("max_length", max_length)
     libraries()  # before anything is written
     source = source_of(model, example)
-    _check(source.model)
+    _check(source.model, int8=bool(int8))
     with _exported(folder) as made:
-        name, limit, side = copy_tokenizer(source, tokenizer, max_length, made)
+        of_texts = copy_tokenizer(source, tokenizer, max_length, made)
         with evaluating(source.model), torch.no_grad():
-            manifest = replace(
-                _Writer(source, made, bool(int8)).write(), tokenizer=name, max_length=limit, truncation_side=side
-            )
+            manifest = replace(_Writer(source, made, bool(int8)).write(), **of_texts)
         check_texts(manifest)
         _write(manifest, made)
         if int8:
@@ -140,8 +138,7 @@ def quantized(
 
     Raises:
         ArgumentTypeError: `export` is a model, say, and no folder.
-        ArgumentError: The export is in 8 bits already, or is the same folder; or calibration examples that cannot be
-            read.
+        ArgumentError: The export is not in fp32, or is the same folder; or calibration examples that cannot be read.
         CheckpointError: `export` is the folder of no export, or of a broken one.
 
     Example:
@@ -157,8 +154,9 @@ def quantized(
         remedy = "Export the model first, with ponder.export.onnx, or give that int8=True."
         raise ArgumentTypeError("export", expected="the folder of an export", got=type(given).__name__, remedy=remedy)
     source, manifest = Path(export), Manifest.read(Path(export))
-    if manifest.int8:
-        raise ArgumentError("export", expected="one in fp32", got=f"{source}, in 8 bits", remedy="Export it in fp32.")
+    if manifest.int8 or any(spec.dtype == "float64" for spec in manifest.hidden):
+        kind = "8 bits" if manifest.int8 else "float64"
+        raise ArgumentError("export", expected="one in fp32", got=f"{source}, in {kind}", remedy="Export it in fp32.")
     if Path(folder).resolve() == source.resolve():
         raise ArgumentError("folder", expected="another than that of the export", got=str(folder), remedy="Name a new.")
     channels = None if calibration is None else ranges_of(source, calibration)
@@ -214,12 +212,17 @@ def _quantize(
 ) -> None:
     """Quantise the graphs of the steps where they lie."""
     each: Sequence[Channels | None] = [None] * len(manifest.steps) if channels is None else channels
+    made = 0
     for name, own in zip(manifest.steps, each, strict=True):
         trial = _Trial(manifest)
         runs = trial.outputs(folder / name) is not None
-        quantize(folder / name, everything=int8 == "all", channels=own)
+        made += quantize(folder / name, everything=int8 == "all", channels=own)
         if runs and trial.outputs(folder / name) is None:
             raise PonderError(f"{name} does not run in 8 bits: export with int8=False, and please report this model.")
+    if not made:
+        raise PonderError(
+            "no step has a matrix product that was quantised: int8='all' takes those that narrow too, int8=False none."
+        )
     bare = without_certificates(manifest.policy)  # a promise is about the model that was certified
     _write(replace(manifest, int8=True, policy=bare), folder)
 
@@ -285,6 +288,7 @@ class _Writer:
 
     def write(self) -> Manifest:
         """Write all graphs, and say what they are."""
+        _check_positions(self.input_slots)
         model, state = self.model, [*self.hidden_slots, *self.context_slots]
         inputs, stem = self._write_stem(state)
         readout, features = self._graph("readout", self._readout(model.readout), state, ["features"])
@@ -392,27 +396,70 @@ class _Writer:
         return readout_part(self.model, readout, self.hidden, self.context)
 
     def _graph(self, name: str, part: Part, given: Sequence[Slot], outputs: Sequence[str]) -> tuple[str, list[Tensor]]:
-        """Write a part, run it, and compare with PyTorch: on the example, and on its last row alone, the shortest."""
+        """Write a part, run it, and compare with PyTorch: on the example, its last row alone, and one position less."""
         path = self.folder / f"{name}.onnx"
         write_graph(part, given, outputs, path)
         graph = Graph(path, threads=1)
         expected: list[Tensor] = part([slot.value for slot in given])
-        for first in (0, -1):
-            values = {slot.name: slot.value if slot.spec.shared else slot.value[first:] for slot in given}
-            want = part(list(values.values()))
-            found = graph({key: value.numpy() for key, value in values.items()})
-            for key, value in zip(outputs, want, strict=True):
-                if not np.allclose(found[key], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
-                    raise PonderError(
-                        f"{path.name}: {key} is not what PyTorch gives for {'one row' if first else 'all rows'} of the "
-                        "example. "
-                        "A part whose code depends on the values of its input cannot be traced: write it without "
-                        "Python conditions on tensors."
-                    )
+        calls = {
+            "all rows": {slot.name: slot.value for slot in given},
+            "one row": {slot.name: slot.value if slot.spec.shared else slot.value[-1:] for slot in given},
+        }
+        for which, values in calls.items():
+            if (other := _difference(part, graph, values, outputs)) is not None:
+                raise PonderError(
+                    f"{path.name}: {other} is not what PyTorch gives for {which} of the example. "
+                    "A part cannot be traced whose code depends on the values of its input, or whose state takes "
+                    "another form: write it without Python conditions on tensors, or serve the model with PyTorch."
+                )
+        _check_another_length(part, graph, path.name, given, outputs)
         return path.name, expected
 
 
-def _check(model: EarlyExitModel) -> None:
+def _difference(part: Part, graph: Graph, values: Mapping[str, Tensor], outputs: Sequence[str]) -> str | None:
+    """What a graph gives that PyTorch does not; None where there is nothing."""
+    want = part(list(values.values()))
+    found = graph({key: value.numpy() for key, value in values.items()})
+    if len(want) != len(outputs):
+        return f"the number of its tensors, {len(outputs)},"
+    for key, value in zip(outputs, want, strict=True):
+        same = found[key].shape == value.shape  # or allclose would stretch them, or stumble
+        if not same or not np.allclose(found[key], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
+            return key
+    return None
+
+
+def _check_another_length(part: Part, graph: Graph, name: str, given: Sequence[Slot], outputs: Sequence[str]) -> None:
+    """Refuse a graph that cannot be called with one position less than the example has."""
+    length = max((slot.value.shape[dim] for slot in given for dim in slot.spec.along), default=1)
+    if length == 1:
+        return
+    shorter = {slot.name: Along(slot.spec.along).narrow(slot.value, length - 1) for slot in given}
+    try:
+        why = _difference(part, graph, shorter, outputs)
+    except Exception as error:  # whatever PyTorch stumbles over
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+    if why is not None:
+        raise PonderError(
+            f"{name}: takes sequences of {length} positions alone, as many as the example has; with one less it fails "
+            f"({why}). Name every tensor of the context that is as long as the sequences in `padding`, and write the "
+            "part for any length."
+        )
+
+
+def _check_positions(given: Sequence[Slot]) -> None:
+    """Refuse an example of one position: its graphs would take no other length."""
+    for slot in given:
+        if any(slot.value.shape[dim] == 1 for dim in slot.spec.along):
+            raise ArgumentError(
+                "example",
+                expected="sequences of at least two positions, or the graphs would take one alone",
+                got=f"{slot.name!r} of shape {tuple(slot.value.shape)}",
+                remedy="Pass longer ones; positions that the mask hides will do.",
+            )
+
+
+def _check(model: EarlyExitModel, *, int8: bool) -> None:
     """Refuse what cannot be answered without PyTorch."""
     read_policy(model.policy.to_dict())
     task = model.task or task_named(None)
@@ -423,8 +470,9 @@ def _check(model: EarlyExitModel) -> None:
             got=f"the task {task.name!r}",
             remedy="Exports of models with an answer at each position are not written yet; serve it with PyTorch.",
         )
+    dtypes = (torch.float32,) if int8 else (torch.float32, torch.float64)  # nothing else is quantised
     for name, parameter in model.named_parameters():
-        if parameter.dtype not in (torch.float32, torch.float64) or parameter.device.type != "cpu":
+        if parameter.dtype not in dtypes or parameter.device.type != "cpu":
             raise ArgumentError(
                 "model",
                 expected="weights in float32 on the CPU, where exports are written and checked",

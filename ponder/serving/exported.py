@@ -12,13 +12,13 @@ import torch
 
 from ponder._utils.columns import fitted_columns
 from ponder.engine.loop import Exits
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import CheckpointError
 from ponder.export.examples import encoded, open_tokenizer
 from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
-from ponder.serving.model import ServedModel, Text, Tokens, check_texts
+from ponder.serving.model import ServedModel, Text, Tokens, check_texts, check_tokens
 from ponder.serving.window import WindowBatcher
 
 __all__ = ["open_export"]
@@ -52,8 +52,7 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
 def _tokens(tokenizer: Any, manifest: Manifest, columns: Sequence[str], texts: Sequence[Text]) -> Tokens:
     check_texts(texts, columns)
     made = tokenizer.encode_batch(list(texts))
-    if not all(encoding.ids for encoding in made):
-        raise ArgumentError("texts", expected="texts with a token in them", got="an empty one", remedy="Leave it out.")
+    check_tokens(encoding.ids for encoding in made)
     return Tokens([encoded(encoding, manifest) for encoding in made], [bool(encoding.overflowing) for encoding in made])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ponder.policies import ExitPolicy
 from ponder.serving.batcher import Batcher
 from ponder.serving.limits import Limits
 
-__all__ = ["ServedModel", "Text", "Tokens", "check_texts"]
+__all__ = ["ServedModel", "Text", "Tokens", "check_texts", "check_tokens"]
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
@@ -41,6 +41,19 @@ def check_texts(texts: Sequence[Text], columns: Sequence[str] = ()) -> None:
             got=kinds[1],
             remedy="Send such, or fit exits to the others: ponder exits MODEL --texts FILE --column NAME.",
         )
+
+
+def check_tokens(ids: Iterable[Sequence[int]]) -> None:
+    """Refuse texts in which the tokenizer found nothing.
+
+    Args:
+        ids: The token ids of each text.
+
+    Raises:
+        ArgumentError: One has none.
+    """
+    if not all(len(each) for each in ids):
+        raise ArgumentError("texts", expected="texts with a token in them", got="an empty one", remedy="Leave it out.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +83,7 @@ class ServedModel:
         num_steps: N.
         policy: The exit policy, with its certificate where it has one.
         task: What outputs mean.
-        labels: Names of the classes; empty where outputs are numbers.
+        labels: Names of the classes, each another; empty where outputs are numbers.
         tokenize: Texts to examples. It is called by one thread at a time.
         start: Makes the batcher.
         check: Raises where a policy cannot serve the model.
@@ -103,3 +116,6 @@ class ServedModel:
                 got=f"{self.task.name!r}, which answers at each position",
                 remedy="Call the model itself: model.predict(rows).",
             )
+        if len(set(self.labels)) < len(self.labels):  # an answer has a score for each name
+            names = list(self.labels)
+            raise ArgumentError("labels", expected="a name of its own for each class", got=names, remedy="Rename some.")

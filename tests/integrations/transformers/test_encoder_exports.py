@@ -18,6 +18,8 @@ import ponder
 from ponder import policies
 from ponder.errors import ArgumentError
 from ponder.export import OnnxModel
+from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.integrations.transformers.families import Family, tiny_encoder
 from tests.integrations.transformers.encoders import VOCABULARY, make_batch, make_model, segments
 from tests.quick_exports import make_exports_quick, single_thread_session
 
@@ -126,6 +128,19 @@ def test_answering_texts_imports_neither_torch_nor_transformers(folders: Any) ->
     arguments = [sys.executable, "-c", code, str(folder)]
     ran = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == [2, []]
+
+
+def test_a_captured_encoder_answers_texts_of_any_length(tmp_path: Path) -> None:
+    # Trap: nobody had said where the length of token types is, and the graphs took four tokens, those of the example.
+    make_exports_quick()
+    encoder = tiny_encoder(Family("roberta", config={"num_hidden_layers": 2}))
+    model = PonderForSequenceClassification.from_encoder(encoder, "vanilla", num_labels=3).eval()
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path, tokenizer=make_tokenizer()))
+    for length in (1, 3, 9):
+        rows = [{"input_ids": torch.arange(5, 5 + length)}]
+        expected = model.predict(rows).outputs.numpy()
+        found = opened.predict([" ".join(f"w{number}" for number in range(5, 5 + length))]).outputs
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["", "   ", ("w5", "")])

@@ -24,9 +24,11 @@ from ponder.integrations.transformers import (
     PonderForSequenceClassification,
     PonderForTokenClassification,
 )
-from ponder.integrations.transformers.serving import open_folder
+from ponder.integrations.transformers.serving import open_folder, served
 from ponder.integrations.transformers.tokenizing import load_tokenizer
 from ponder.serving import create_app
+from tests.integrations.transformers.encoders import make_tokenizer
+from tests.ponder.checks import refused
 from tests.quick_exports import make_exports_quick
 from tests.word_tokenizer import VOCABULARY, WORDS, save_tokenizer
 
@@ -177,6 +179,21 @@ def test_an_export_answers_as_the_model_does(folders: dict[str, tuple[Any, Path]
     (tmp_path / "export" / "export-report.json").write_text(json.dumps({"columns": ["one", "two"]}))
     assert "got single texts" in ask(tmp_path / "export", {"text": "w1"}).json()["detail"]
     assert ask(tmp_path / "export", {"texts": [["w1", "w2"]]}).status_code == 200
+
+
+def test_the_tokenizer_of_a_folder_goes_into_its_export(folders: dict[str, tuple[Any, Path]]) -> None:
+    # Trap: it was looked for where the encoder came from, of which a model that was saved knows nothing.
+    folder = folders["from_encoder"][1]
+    model = PonderForSequenceClassification.from_pretrained(folder)
+    assert model.export_source().tokenizer == folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize("texts", [[""], ["a", "  "], [("", "")]])
+def test_a_text_without_a_token_is_refused(texts: list[Any], folders: dict[str, tuple[Any, Path]]) -> None:
+    # Trap: without special tokens nothing is left of it, and the model failed on the request.
+    made = served(folders["from_encoder"][0].ponder, NAMES, make_tokenizer(), LONGEST)
+    with refused("texts", "an empty one"):
+        made.tokenize(texts)
 
 
 def test_folders_that_cannot_be_served(folders: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:

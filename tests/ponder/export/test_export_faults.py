@@ -25,9 +25,11 @@ from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export import OnnxModel
 from ponder.export.source import ExportSource
+from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, StepView
 from ponder.serving import Limits
 from ponder.serving.exported import open_export
+from tests.ponder.checks import refused
 from tests.ponder.export.exported import exported, folder_of
 from tests.toys import WIDTH
 from tests.word_tokenizer import VOCABULARY, save_tokenizer
@@ -113,6 +115,52 @@ def test_an_export_leaves_modes_and_the_example_as_they_were(tmp_path: Path) -> 
     found = OnnxModel(tmp_path).predict(X.numpy())
     expected = model.eval()(X)
     np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), atol=1e-5)
+
+
+class Traced(nn.Module):
+    """A stem that gives an exporter something else than PyTorch, as code that looks at versions of tensors does."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([inputs, inputs]) if torch.compiler.is_compiling() else inputs
+
+
+def test_a_graph_that_gives_another_shape_than_pytorch_is_named(tmp_path: Path) -> None:
+    # Trap: shapes were stretched to one another by numpy before they were compared, or it raised an error of its own.
+    with pytest.raises(PonderError, match=r"stem\.onnx: hidden is not what.*serve the model with PyTorch"):
+        ponder.export.onnx(small(stem=Traced()), tmp_path, example=X)
+
+
+class Scores(nn.Module):
+    """A stem with a context that is as long as the sequences, whatever the padding says of it."""
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = inputs.unsqueeze(-1).expand(-1, -1, WIDTH).float()
+        return hidden, {"attention_mask": attention_mask, "scores": torch.ones_like(inputs)}
+
+
+class Scored(nn.Module):
+    def forward(self, hidden: Tensor, scores: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.tanh(hidden * scores.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_graph_that_takes_one_length_alone_is_refused(declared: bool, tmp_path: Path) -> None:
+    # Trap: graphs were run at the length of the example alone, and answered no other.
+    padding = ponder.Padding(context={"scores": Along()} if declared else {})
+    model = ponder.PonderWrapper(
+        Scored(), 2, stem=Scores(), head=nn.Linear(WIDTH, 2), readout=ponder.readouts.mean, padding=padding
+    ).eval()
+    numbers = torch.arange(8).view(2, 4), {"attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    if not declared:
+        with pytest.raises(PonderError, match=r"4 positions alone.*Name every tensor of the context"):
+            ponder.export.onnx(model, tmp_path, example=numbers)
+        return
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path, example=numbers))
+    for length in (1, 7):
+        inputs, mask = torch.arange(3 * length).view(3, length), torch.ones(3, length, dtype=torch.long)
+        expected = model(inputs, attention_mask=mask).outputs.detach().numpy()
+        found = opened.predict({"inputs": inputs.numpy(), "attention_mask": mask.numpy()}).outputs
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class Weighty(nn.Module):
@@ -258,6 +306,20 @@ def test_quantising_in_place_or_twice_is_refused(folder: Path, tmp_path: Path) -
         ponder.export.quantized(int8, tmp_path / "again")
 
 
+def test_what_8_bits_would_leave_as_it_is_is_refused(tmp_path: Path) -> None:
+    # Trap: onnxruntime quantises no product of float64, and the export said that it was in 8 bits.
+    model = small().double()
+    with refused("model", "torch.float64"):
+        ponder.export.onnx(model, tmp_path / "int8", int8=True, example=X.double())
+    fp64 = ponder.export.onnx(model, tmp_path / "fp64", example=X.double())
+    with refused("export", "float64"):
+        ponder.export.quantized(fp64, tmp_path / "int8")
+    bare = ponder.PonderWrapper(nn.Tanh(), num_steps=3, head=nn.Linear(WIDTH, 2)).eval()
+    with pytest.raises(PonderError, match="no step has a matrix product"):
+        ponder.export.onnx(bare, tmp_path / "int8", int8=True, example=X)
+    assert not (tmp_path / "int8").exists()
+
+
 def test_an_export_that_cannot_be_read_is_the_one_that_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +366,7 @@ def _words(**own: Any) -> dict[str, Any]:
     [
         ("a text", "a list of texts"),
         (7, "texts, arrays"),
-        (["a text"], r"examples\[0\].*no tokenizer"),
+        (["a text"], r"examples\[0\].*no tokenizer.*Export the model again with tokenizer="),
         ([{"src_key_padding_mask": [False]}], r"examples\[0\].*'inputs'"),
         ([{"inputs": [1, 2], "other": 3}], r"examples\[0\].*also other"),
         ([[1, 2], [0.5, 1.5]], r"examples\[1\].*int64"),
@@ -511,6 +573,64 @@ def test_texts_are_cut_where_their_tokenizer_cuts_them(side: str, tmp_path: Path
         folder = ponder.export.onnx(model, tmp_path / "out", example=TOKENS, tokenizer=given)
         np.testing.assert_allclose(OnnxModel(folder).predict([text]).outputs, expected, rtol=1e-4, atol=1e-5)
         assert OnnxModel(folder).manifest.truncation_side == side
+
+
+def test_an_example_of_one_position_is_refused(tmp_path: Path) -> None:
+    # Trap: its graphs took texts of one token, and no other.
+    ids, context = TOKENS
+    short = ids[:, :1], {"attention_mask": context["attention_mask"][:, :1]}
+    with refused("example", "(2, 1)"):
+        ponder.export.onnx(text_model(), tmp_path, example=short)
+    assert not list(tmp_path.iterdir())
+
+
+class ReadsTypes(Reads):
+    """A stem that tells the two texts of a pair apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types = nn.Embedding(2, WIDTH)
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Any:
+        hidden = super().forward(inputs, attention_mask) + self.types(token_type_ids)
+        return hidden, {"attention_mask": attention_mask}
+
+
+@pytest.mark.parametrize("by", ["folder", "object"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_pair_is_given_what_its_tokenizer_names_alone(named: bool, by: str, tmp_path: Path) -> None:
+    # Trap: in Transformers the tokenizer left token types out, and the export gave them to the model.
+    save_tokenizer(tmp_path)
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if named else [])]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, model_input_names=names)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(
+        Mixes(),
+        2,
+        stem=ReadsTypes(),
+        head=nn.Linear(WIDTH, 2),
+        readout=ponder.readouts.mean,
+        padding=ponder.Padding(context={"token_type_ids": Along()}),
+    ).eval()
+    ids, context = TOKENS[0], {**TOKENS[1], "token_type_ids": torch.zeros_like(TOKENS[0])}
+    source = ExportSource(
+        model, ids, context, name="input_ids", defaults={"attention_mask": 1.0, "token_type_ids": 0.0}
+    )
+
+    class Told:
+        def export_source(self) -> ExportSource:
+            return source
+
+    folder = ponder.export.onnx(Told(), tmp_path / "out", tokenizer=tmp_path if by == "folder" else tokenizer)
+    made = tokenizer("w0 w1", "w2", return_tensors="pt")
+    called = {"token_type_ids": torch.zeros_like(made["input_ids"]), **made}
+    expected = model(called.pop("input_ids"), **called).outputs.detach().numpy()
+    np.testing.assert_allclose(OnnxModel(folder).predict([("w0 w1", "w2")]).outputs, expected, rtol=1e-4, atol=1e-5)
+    assert ("token_type_ids" in made) == named
+    if not named:  # exports of before said nothing, and their tokenizers gave all
+        _edit(lambda data: data.pop("tokenizer_inputs"))(folder)
+        assert abs(OnnxModel(folder).predict([("w0 w1", "w2")]).outputs - expected).max() > 1e-3
 
 
 def test_tokens_that_the_model_does_not_have_are_refused_by_their_position(tmp_path: Path) -> None:

@@ -13,7 +13,18 @@ import torch
 from ponder import policies
 from ponder.policies import ExitPolicy
 from ponder.serving import Limits
-from tests.ponder.serving.serving_toys import LABELS, LONGEST, STEPS, application, features, opened, outcomes, toy
+from tests.ponder.checks import refused
+from tests.ponder.serving.serving_toys import (
+    LABELS,
+    LONGEST,
+    STEPS,
+    application,
+    features,
+    opened,
+    outcomes,
+    served,
+    toy,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +40,12 @@ def expected(texts: list[str], policy: ExitPolicy | None = None) -> tuple[list[s
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     same = one["label"] == other["label"] and one["exit_step"] == other["exit_step"]
     return same and math.isclose(one["score"], other["score"], rel_tol=1e-5)
+
+
+async def test_classes_of_one_name_are_refused() -> None:
+    # Trap: an export with two of them was served, and each answer lost the score of one.
+    with refused("labels", "'no', 'no'"):
+        served(toy(), labels=("no", "no", "yes"))
 
 
 @pytest.mark.parametrize("batching", ["stream", "window"])
