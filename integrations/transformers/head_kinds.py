@@ -97,7 +97,7 @@ def kind_of(model: PreTrainedModel) -> HeadKind:
 
 def saved_head(config: PretrainedConfig) -> tuple[str, HeadKind] | None:
     """The class of a fine-tuned model that a configuration was saved with, and its kind; None where it names none."""
-    name = next(iter(getattr(config, "architectures", None) or ()), "")
+    name = str(next(iter(getattr(config, "architectures", None) or ()), ""))
     kind = _named(name)
     return None if kind is None else (name, kind)
 

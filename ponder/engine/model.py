@@ -233,7 +233,7 @@ class EarlyExitModel(nn.Module):
             close = get_close_matches(name, known if self._names_all else _ARGUMENTS, n=1, cutoff=0.75)
             if close or self._names_all:
                 remedy = f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it."
-                if any(each.takes(name) for each in (self.readout, self.halting_readout) if each is not None):
+                if any(each.names(name) for each in (self.readout, self.halting_readout) if each is not None):
                     remedy = (
                         f"The readout reads it, and the steps do not: let them (and the stem) take {name}=None, and "
                         "use it where they mix positions."

@@ -145,9 +145,9 @@ class ReadoutCall(nn.Module):
             )
         return features
 
-    def takes(self, name: str) -> bool:
-        """Whether the readout is given a value of the context of this name."""
-        return self._takes_all or name in self._names
+    def names(self, name: str) -> bool:
+        """Whether the readout spells out that it reads a value of the context of this name."""
+        return name in self._names
 
     def reads(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of `context` that the readout is given."""
