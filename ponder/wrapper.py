@@ -512,11 +512,12 @@ class PonderWrapper(EarlyExitModel):
         if prior is not None:
             check_type("prior", prior, Prior)
             if prior.module is None:
-                check_holds_no_weights("prior", prior)
+                check_holds_no_weights("prior", prior, self)
             check_mass(prior, prior(self.num_steps), self.num_steps)
 
     def _check_objective(self, objective: Objective, prior: Prior | None) -> None:
         check_type("objective", objective, Objective)
+        check_holds_no_weights("objective", objective, self)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
         if objective.draws_depth:
             check_drawn(objective, self.steps.shared and not isinstance(self.head, PerStep), self.num_steps)

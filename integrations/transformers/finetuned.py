@@ -42,7 +42,7 @@ from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.head_kinds import HeadKind, check_readable, kind_of, load_finetuned
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
-from ponder.integrations.transformers.tokenizing import max_positions
+from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.parts import readouts
 from ponder.parts.capturing.captured import CapturedStem, capture
 from ponder.parts.capturing.joinable import JoinableStem
@@ -348,8 +348,7 @@ class FinetunedClassifier(nn.Module):
         pad = int(config.pad_token_id or 0)
         ids = torch.full((5, 11), (pad + 1) % config.vocab_size)
         mask = (torch.arange(11) < torch.tensor([11, 11, 9, 7, 3])[:, None]).long()
-        reads = inspect.signature(self.classifier.forward).parameters
-        types = {"token_type_ids": torch.zeros_like(ids)} if "token_type_ids" in reads else {}
+        types = zero_types(self.classifier, ids, mask)
         folder = Path(config._name_or_path) if config._name_or_path else None
         return ExportSource(
             model=self.ponder,

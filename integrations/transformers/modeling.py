@@ -6,7 +6,6 @@ What an answer is (a class a text, a class a token, features, …) is a subclass
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -35,7 +34,7 @@ from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
-from ponder.integrations.transformers.tokenizing import max_positions
+from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
@@ -400,8 +399,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     def policy(self, policy: ExitPolicy) -> None:
         if policy != self.ponder.policy and getattr(self, "peft_config", None) is not None:
             warnings.warn(
-                "policy: adapters of peft are saved without it. Assign it again after PeftModel.from_pretrained, or "
-                "save the merged model (merge_and_unload), which holds it.",
+                "policy: adapters of peft are saved without it. Assign it again to peft_model.get_base_model().policy "
+                "after PeftModel.from_pretrained, or save the merged model (merge_and_unload), which holds it.",
                 stacklevel=2,
             )
         self.ponder.policy = policy
@@ -612,8 +611,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         ids = torch.full((2, 4), (pad + 1) % config.vocab_size, device=self.encoder.device)
         mask = torch.ones_like(ids)
         ids[1, 2:], mask[1, 2:] = pad, 0
-        reads = inspect.signature(self.encoder.forward).parameters
-        types = {"token_type_ids": torch.zeros_like(ids)} if "token_type_ids" in reads else {}
+        types = zero_types(self.encoder, ids, mask)
         names: Any = self.config.id2label
         places = [Path(place) for place in (self.config._name_or_path, config._name_or_path) if place]
         return ExportSource(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
+from ponder._utils.modes import evaluating
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers.loading import check_reached
 
-__all__ = ["Encoded", "load_tokenizer", "max_positions", "tokenize"]
+__all__ = ["Encoded", "load_tokenizer", "max_positions", "tokenize", "zero_types"]
 
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
 _FALLBACK_LENGTH = 512
@@ -63,6 +67,24 @@ def max_positions(model: Any) -> int:
     tables = [table for name, table in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
     padding = [getattr(table, "padding_idx", None) for table in tables]
     return count - max((row + 1 for row in padding if row is not None), default=0)
+
+
+def zero_types(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Token types of zeros, where a model takes them and means by them what it means by none; else nothing.
+
+    In GPT-2, say, they are tokens, and the embedding of token 0 is added at every position.
+
+    Args:
+        model: A model of Transformers.
+        ids: Tokens, `(batch, length)`.
+        mask: Which of them are no padding.
+    """
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    zeros = {"token_type_ids": torch.zeros_like(ids)}
+    with evaluating(model), torch.no_grad():
+        without, given = (model(input_ids=ids, attention_mask=mask, **types)[0] for types in ({}, zeros))
+    return zeros if torch.allclose(without, given, atol=1e-5, equal_nan=True) else {}
 
 
 def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Encoded:

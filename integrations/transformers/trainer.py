@@ -81,9 +81,8 @@ class PonderTrainer(Trainer):
         self._evaluated = self._rows = 0
         self._seen = {True: Means(), False: Means()}  # in training mode, and in evaluation mode
         super().__init__(*args, **kwargs)
-        self._smoothed: Task | None = None
         if self.args.label_smoothing_factor:
-            self._smoothed = _smoothed(self.model, self.args.label_smoothing_factor)
+            _smoothed(self.model, self.args.label_smoothing_factor)  # or why it cannot be
             self.label_smoother = None  # it would take the labels away from the model
         wrapper = _wrapper_in(self.model)
         if wrapper is not None and self.compute_loss_func is not None:
@@ -195,7 +194,8 @@ class PonderTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as Transformers does, and keep in mind what is logged of it."""
         wrapper = _wrapper_in(model)
-        with nullcontext() if wrapper is None else _with_task(wrapper, self._smoothed):
+        share = self.args.label_smoothing_factor
+        with nullcontext() if wrapper is None else _with_task(wrapper, _smoothed(self.model, share) if share else None):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
             if wrapper is not None and outputs.get("exit_step") is not None:
                 seen = _measured(wrapper, outputs, _labels_of(inputs))

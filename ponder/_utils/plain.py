@@ -10,12 +10,13 @@ from ponder.errors import ArgumentTypeError
 __all__ = ["check_holds_no_weights"]
 
 
-def check_holds_no_weights(argument: str, plugin: object) -> None:
+def check_holds_no_weights(argument: str, plugin: object, model: nn.Module) -> None:
     """Refuse an objective or a prior that keeps parameters to itself: no optimizer would find them.
 
     Args:
         argument: What it is called in the message.
         plugin: The object.
+        model: The model, whose own parameters are found.
 
     Raises:
         ArgumentTypeError: One of its attributes is a module or a tensor that learns.
@@ -23,12 +24,14 @@ def check_holds_no_weights(argument: str, plugin: object) -> None:
     for name, value in vars(plugin).items():
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, Plugin):
-                check_holds_no_weights(argument, each)
+                check_holds_no_weights(argument, each, model)
             held = [*each.parameters()] if isinstance(each, nn.Module) else [each] if isinstance(each, Tensor) else []
-            if any(tensor.requires_grad for tensor in held):
+            learn = [tensor for tensor in held if tensor.requires_grad]
+            if learn and not {id(tensor) for tensor in learn} <= {id(tensor) for tensor in model.parameters()}:
                 raise ArgumentTypeError(
                     argument,
                     expected="numbers and names: no optimizer finds parameters in it, nor any checkpoint",
                     got=f"{type(plugin).__name__}.{name}, which holds parameters",
-                    remedy="Keep them in the model, and read what it gives. A prior that learns has a module of them.",
+                    remedy="Keep them in the model; a teacher is frozen: teacher.requires_grad_(False). A prior that "
+                    "learns has a module of them.",
                 )

@@ -218,7 +218,7 @@ class Plugin:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "registry" in vars(cls):
+        if "registry" in vars(cls) and cls.registry.base is None:
             cls.registry.base = cls
 
     def to_dict(self) -> dict[str, Any]:

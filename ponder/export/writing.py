@@ -430,21 +430,38 @@ def _difference(part: Part, graph: Graph, values: Mapping[str, Tensor], outputs:
 
 
 def _check_another_length(part: Part, graph: Graph, name: str, given: Sequence[Slot], outputs: Sequence[str]) -> None:
-    """Refuse a graph that cannot be called with one position less than the example has."""
+    """Refuse a graph that takes the example's length alone; some parts take multiples of a number, in PyTorch too."""
     length = max((slot.value.shape[dim] for slot in given for dim in slot.spec.along), default=1)
     if length == 1:
         return
-    shorter = {slot.name: Along(slot.spec.along).narrow(slot.value, length - 1) for slot in given}
-    try:
-        why = _difference(part, graph, shorter, outputs)
-    except Exception as error:  # whatever PyTorch stumbles over
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
-    if why is not None:
-        raise PonderError(
-            f"{name}: takes sequences of {length} positions alone, as many as the example has; with one less it fails "
-            f"({why}). Name every tensor of the context that is as long as the sequences in `padding`, and write the "
-            "part for any length."
-        )
+    for other in (length - 1, length // 2, 2 * length):
+        values = {slot.name: _resized(slot, other) for slot in given}
+        try:
+            why = None
+            part(list(values.values()))
+        except Exception as error:  # whatever PyTorch stumbles over
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            continue
+        try:
+            why = _difference(part, graph, values, outputs)
+        except Exception as error:
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+        if why is None:
+            return
+        break
+    raise PonderError(
+        f"{name}: takes no other number of positions than {length}, as many as the example has, of those that were "
+        f"tried ({why}). Name every tensor of the context that is as long as the sequences in `padding`, and write the "
+        "part for any length."
+    )
+
+
+def _resized(slot: Slot, length: int) -> Tensor:
+    """The value of a slot at another length: cut, or repeated."""
+    value = slot.value
+    for dim in slot.spec.along:
+        value = torch.cat([value, value], dim).narrow(dim, 0, length)
+    return value
 
 
 def _check_positions(given: Sequence[Slot]) -> None:

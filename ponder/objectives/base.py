@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ponder._utils.plain import check_holds_no_weights
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.validation import check_int, check_real
 from ponder.distributions import StepDistribution
@@ -154,7 +153,6 @@ class Objective(Plugin, ABC):
 
     def check(self, *, has_hazard: bool, has_prior: bool) -> None:
         """Raise where a model lacks what the objective needs; called when the model is built."""
-        check_holds_no_weights("objective", self)
         given: Any = self.needs
         if not isinstance(given, Set) or not given <= set(NEEDS):
             raise ArgumentError(

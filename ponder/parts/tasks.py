@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -251,9 +251,17 @@ class Classification(_Smoothable):
     def __init__(self, label_smoothing: float = 0.0, weight: Sequence[float] | None = None) -> None:
         super().__init__(label_smoothing)
         if weight is not None:
-            for each in weight:
+            listed: Any = weight.tolist() if hasattr(weight, "tolist") else weight  # of a tensor or an array
+            if not isinstance(listed, Sequence) or isinstance(listed, str):
+                raise ArgumentTypeError(
+                    "weight",
+                    expected="a number for each class, in the order of the classes",
+                    got=type(weight).__name__,
+                    remedy="Pass a tuple, a list or a tensor: weight=(1.0, 3.0), say.",
+                )
+            for each in listed:
                 check_real("weight", each, open_low=True)
-            self.weight = tuple(float(each) for each in weight)
+            self.weight = tuple(float(each) for each in listed)
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         outputs = at_least_float32(outputs)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from numbers import Real
 from operator import and_, or_
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -370,7 +371,7 @@ class ThresholdPolicy(ExitPolicy):
                 remedy='Write tunable = policies.Threshold("level", "above"), say, for the field level.',
             )
         value: Any = getattr(self, declared.field)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if isinstance(value, bool | str) or not (isinstance(value, Real) or hasattr(value, "item")):
             raise ArgumentTypeError(
                 declared.field, expected="a number", got=repr(value), remedy=f"Pass {declared.field}=0.5, say."
             )

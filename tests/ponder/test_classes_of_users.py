@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -136,6 +137,7 @@ def test_parameters_that_no_optimizer_would_find_are_refused() -> None:
     with refused("prior", "Tilted.weights", type_error=True):
         model.prior = Tilted(nn.Parameter(torch.zeros(model.num_steps)))
     model.objective = Holding(nn.Linear(6, 1).requires_grad_(False))  # a frozen one learns nothing
+    model.objective = Holding(model.head)  # its optimizer finds these
     with refused("Both", "torch.nn.Module", type_error=True):
 
         class Both(objectives.Objective, nn.Module):  # type: ignore[misc]
@@ -177,6 +179,8 @@ def test_what_is_of_another_kind_is_told_by_name() -> None:
     trajectory = ponder.Trajectory(torch.randn(30, 4, 3), None, torch.arange(30), task="classification")
     with refused("threshold", "'0.3'", type_error=True):
         trajectory.replay(Sure())
+    for number in (np.float32(0.3), np.int64(1), torch.tensor(0.3)):
+        assert len(trajectory.replay(Sure(number)).exit_step) == 30
 
     class Plain(policies.ThresholdPolicy):
         needs = frozenset({"output"})
@@ -210,6 +214,11 @@ def test_a_name_is_given_to_its_own_kind_alone() -> None:
         policies.register(Persistent)  # type: ignore[arg-type]
     with refused("a-policy", "Persistent", type_error=True):
         recipes.register("a-policy")(Persistent)
+
+    class Again(policies.FixedStep):
+        registry = policies.FixedStep.registry
+
+    assert policies.register("a-last-step")(policies.LastStep) is policies.LastStep
     free: Registry[object] = Registry("thing", "ponder.things")
     assert free.register("any")(Persistent) is Persistent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -215,3 +216,11 @@ def test_weights_of_other_classes_than_there_are() -> None:
         Classification(weight=(1.0, 0.0))
     with refused("weight", "each of the 4 classes", "2 numbers"):
         Classification(weight=(1.0, 2.0)).check(*example_of("classification", 3, seed=0))
+
+
+def test_weights_of_classes_are_taken_in_their_order() -> None:
+    for weight in ([1.0, 3.0], torch.tensor([1.0, 3.0]), np.array([1.0, 3.0])):
+        assert Classification(weight=weight).weight == (1.0, 3.0)
+    for weight in ({1.0, 3.0}, {0: 1.0}, (number for number in (1.0, 3.0)), "13"):
+        with refused("weight", type(weight).__name__, type_error=True):
+            Classification(weight=weight)  # type: ignore[arg-type]

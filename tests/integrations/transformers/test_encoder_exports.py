@@ -175,3 +175,24 @@ def test_the_embedded_minilm_brings_its_tokenizer(tmp_path: Path) -> None:
     found = OnnxModel(tmp_path, threads=1).predict(texts, batch_size=5)
     assert found.exit_step.tolist() == expected.exit_step.tolist()
     np.testing.assert_allclose(found.outputs, expected.logits.numpy(), rtol=0, atol=1e-4)
+
+
+def test_token_types_that_are_tokens_are_left_out(tmp_path: Path) -> None:
+    # Trap: the example gave zeros for token types, which GPT-2 takes for token 0 at every position.
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    from ponder.integrations.transformers import FinetunedClassifier
+
+    make_exports_quick()
+    torch.manual_seed(0)
+    classifier = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=40, num_labels=3, pad_token_id=0)
+    ).eval()
+    torch.nn.init.normal_(classifier.transformer.wte.weight)
+    model = FinetunedClassifier.from_finetuned(classifier)
+    model.policy = policies.LastStep()
+    ids = torch.randint(5, 60, (20, 7))
+    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path))
+    found = opened.predict({name: value.numpy() for name, value in rows.items()}).outputs
+    np.testing.assert_allclose(found, classifier(**rows).logits.detach().numpy(), rtol=1e-3, atol=1e-4)

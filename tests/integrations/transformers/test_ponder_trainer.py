@@ -576,6 +576,9 @@ class TestLabelSmoothing:
         batch, task = Collator()(examples()[:6]), model.ponder.task
         loss = trainer.compute_loss(model.train(), dict(batch))
         assert model.ponder.task is task, "the model keeps its own"
+        model.ponder.task = tasks.Classification(weight=(3.0,) * model.config.num_labels)
+        assert trainer.compute_loss(model, dict(batch)) > loss, "and so are classes that are weighed afterwards"
+        model.ponder.task = task
         out = model(**{name: value for name, value in batch.items() if name != "labels"})
         halting = StepDistribution.from_hazard_logits(out.hazard_logits)
         each = [

@@ -67,6 +67,21 @@ def test_other_rows_of_the_same_ids_are_not_taken_for_them_by_chance(links: Any,
         check_unfitted(dataclasses.replace(saturated[0], outputs=saturated[0].outputs * (1 + 1e-7)), [gate])
 
 
+def test_a_class_that_is_masked_hides_no_rows() -> None:
+    made = [record(seed=seed) for seed in range(12)]
+    masked = [
+        dataclasses.replace(each, outputs=torch.nn.functional.pad(each.outputs, (0, 1), value=value))
+        for each, value in zip(made, [-1e9, -1e3] * 6, strict=True)
+    ]
+    for first, *others in (masked[::2], masked[1::2]):
+        policy = policies.Expected.fit(first)
+        assert len(policy.fitted_on) > 40
+        with refused("trajectory", "not fitted"):
+            check_unfitted(first, [policy])
+        for other in others:
+            check_unfitted(other, [policy])
+
+
 def test_answers_that_many_rows_share_tell_nothing() -> None:
     hard = torch.nn.functional.one_hot(record().outputs.argmax(-1), 3).float()
     gate = fit_gate(dataclasses.replace(record(), outputs=hard), "error", signals=("streak", "hazard"))

@@ -143,6 +143,36 @@ class Scored(nn.Module):
         return torch.tanh(hidden * scores.unsqueeze(-1))
 
 
+class Windows(nn.Module):
+    """Means over windows of four positions, as sequences of multiples of four have them."""
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        windows = hidden.reshape(hidden.shape[0], hidden.shape[1] // 4, 4, WIDTH)
+        return (windows + windows.mean(2, keepdim=True)).reshape(hidden.shape)
+
+
+class Spread(nn.Module):
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.sin(inputs.unsqueeze(-1) * torch.arange(1.0, WIDTH + 1))
+
+
+def test_lengths_may_come_in_multiples(tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(
+        Windows(),
+        2,
+        stem=Spread(),
+        head=nn.Linear(WIDTH, 2),
+        readout=ponder.readouts.mean,
+        padding=ponder.Padding(),
+    ).eval()
+    ids = torch.arange(24).view(3, 8)
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path, example=(ids, {"attention_mask": torch.ones_like(ids)})))
+    longer = torch.arange(24).view(2, 12)
+    found = opened.predict({"inputs": longer.numpy(), "attention_mask": torch.ones_like(longer).numpy()})
+    expected = model(longer, attention_mask=torch.ones_like(longer)).outputs.detach().numpy()
+    np.testing.assert_allclose(found.outputs, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_graph_that_takes_one_length_alone_is_refused(declared: bool, tmp_path: Path) -> None:
     # Trap: graphs were run at the length of the example alone, and answered no other.
@@ -152,7 +182,7 @@ def test_a_graph_that_takes_one_length_alone_is_refused(declared: bool, tmp_path
     ).eval()
     numbers = torch.arange(8).view(2, 4), {"attention_mask": torch.ones(2, 4, dtype=torch.long)}
     if not declared:
-        with pytest.raises(PonderError, match=r"4 positions alone.*Name every tensor of the context"):
+        with pytest.raises(PonderError, match=r"no other number of positions than 4.*Name every tensor of the context"):
             ponder.export.onnx(model, tmp_path, example=numbers)
         return
     opened = OnnxModel(ponder.export.onnx(model, tmp_path, example=numbers))
