@@ -256,7 +256,7 @@ def test_the_four_changes_of_palbert(before: Groups) -> None:
     )
 
 
-def test_the_order_of_the_paper_on_mpnet(before_on_mpnet: Groups) -> None:
+def test_the_order_of_the_paper_on_mpnet(before_on_mpnet: Groups, summary: dict[str, Any]) -> None:
     common = ("CoLA", "MRPC", "STS-B", "RTE")
 
     def macro(recipe: str) -> float:
@@ -266,6 +266,11 @@ def test_the_order_of_the_paper_on_mpnet(before_on_mpnet: Groups) -> None:
     assert order == sorted(order, reverse=True)
     says(f"PALBERT before PABEE before PonderNet ({listed(order)} over four tasks)")
     says(f"plain fine-tuning has {macro('vanilla'):.1f}.")
+    palbert, pabee = (
+        [summary["mpnet"]["2"]["tasks"][task][recipe] for task in ("MRPC", "SST-2", "RTE")]
+        for recipe in ("palbert", "pabee")
+    )
+    says(f"In `pays` PALBERT has {listed(palbert)} at ×2 on MRPC, SST-2 and RTE, and PABEE {listed(pabee)}.")
 
 
 def test_q_exit_hardly_tells_examples_apart(before: Groups) -> None:
