@@ -178,6 +178,15 @@ def test_pabees_models_left_by_confidence(pays: Groups) -> None:
     )
 
 
+def test_deebert_beside_ponder(pays: Groups) -> None:
+    deebert, ponder = ([at(pays[recipe, "MRPC"], times) for times in (2, 3)] for recipe in ("deebert", "ponder"))
+    assert len(pays["deebert", "MRPC"].runs) == 2
+    says(
+        f"DeeBERT, on a frozen encoder, has {listed(deebert)} at ×2 and ×3 on MRPC (two seeds), where `ponder` has "
+        f"{listed(ponder)}."
+    )
+
+
 def test_what_mixing_the_weights_gives_back(pays: Groups) -> None:
     without = {task: of_one(run) for task, run in repeated("unmixed").items()}
     mixed, vanilla = ([of_one(pays[name, task].runs[0]) for task in without] for name in ("ponder", "vanilla"))
