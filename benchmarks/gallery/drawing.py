@@ -81,8 +81,8 @@ def _score_by_speed_up(axes: Any) -> None:
     axes.xaxis.set_major_formatter("×{x:.1f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
     low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.5 * (high - low), high)  # room for the legend
-    axes.legend(loc="lower left")
+    axes.set_ylim(low - 0.6 * (high - low), high)  # room for the legend
+    axes.legend(loc="lower left", ncols=2, fontsize="x-small")
 
 
 def _runs(recipe: str) -> list[dict[str, Any]]:
