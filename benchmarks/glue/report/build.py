@@ -52,6 +52,7 @@ PARTS: dict[str, Callable[[_Source], Sequence[Block]]] = {
     "figure-3": lambda of: figures.by_threshold(of.main, of.name),
     "figure-4": lambda of: figures.by_speed_up(of.main, of.name),
     "flops": lambda of: figures.by_speed_up(of.main, of.name, by="cost"),
+    "out-of-scope": lambda of: tables.out_of_scope(of.main),
     "equal-cost": lambda of: tables.equal_cost(of.main),
     "significance": lambda of: comparisons(of.main, of.folders, of.replicates),
     "runs": lambda of: tables.runs(of.results),

@@ -87,9 +87,12 @@ def headline(results: Sequence[Result]) -> list[Block]:
     head = ["backbone", "", *(f"×{speed_up:g}" for speed_up in _SPEED_UPS)]
     note = (
         "Macro over the tasks that vanilla, ponder and the encoder cut and fine-tuned have, medians over seeds; a dash "
-        f"where one of them was not run. {'; '.join(notes)}."
+        f"where a recipe was not run on one of them, or its policy does not get that far there. {'; '.join(notes)}."
     )
-    told = "The gaps that `ponder` was to have, and those that it has, in points, between runs of the same seed:"
+    told = (
+        "The gaps that `ponder` was to have, and those that it has, in points, between runs of the same seed: by their "
+        "medians over seeds, and by their means where these differ."
+    )
     goals = goals_table({name: (groups, _common(groups)) for name, groups in by_backbone.items()})
     return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note), Text(told), goals]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from benchmarks.glue.report.groups import (
     Group,
     Groups,
     averaged,
+    by_task,
     label,
     ordered,
     policy_text,
@@ -164,6 +166,28 @@ def published() -> list[Block]:
     return blocks
 
 
+def out_of_scope(groups: Groups) -> list[Block]:
+    """What takes no part in the score: the share of examples out of scope that is told, where a task has such."""
+    rows = []
+    for task, of_task in by_task(groups):
+        for group in of_task:
+            told = [statistics.median(_told(run, where) for run in group.runs) for where in ("full_depth", "exits")]
+            if all(map(math.isfinite, told)):
+                full, exits = (f"{share:.1f}" for share in told)  # of a cut encoder the last step is not trained
+                rows.append([task, group.label, "–" if group.is_cut else full, exits, str(len(group.runs))])
+    note = (
+        "Of the examples that belong to none of the classes, the percentage that is told, the median over the seeds; "
+        "the score leaves them out."
+    )
+    head = ["task", "recipe", "at full depth", "at the exits", "seeds"]
+    return [Heading("Out of scope", 3), Text(note), Table(head, rows)] if rows else []
+
+
+def _told(run: Result, where: str) -> float:
+    """Recall of what is out of scope on what is reported, in percent; NaN where the task has none."""
+    return 100 * statistics.fmean(split[where].get("out_of_scope_recall", math.nan) for split in run.reported)
+
+
 def runs(results: Sequence[Result]) -> list[Block]:
     """One line a run, by task, recipe and seed."""
     order = task_order(result["task"] for result in results)
@@ -179,8 +203,7 @@ def runs(results: Sequence[Result]) -> list[Block]:
 def run_cells(result: Result, metrics: Sequence[str]) -> list[tuple[str, str]]:
     """One run, as names and values; what a task reports apart (out of scope) stands last."""
     full, exits, step, steps, flops, clock = numbers(result)
-    apart = [split["exits"].get("out_of_scope_recall") for split in result.reported]
-    known = [100 * share for share in apart if share is not None]
+    told = _told(result, "exits")
     unit = f"%, {' and '.join(metric.replace('_', ' ') for metric in metrics)}"
     return [
         ("policy", policy_text(result["policy"])),
@@ -188,7 +211,7 @@ def run_cells(result: Result, metrics: Sequence[str]) -> list[tuple[str, str]]:
         ("at full depth", f"{full} {unit}"),
         ("mean exit step", step),
         ("speed-up", f"{steps} in steps, {flops} in FLOPs, {clock} in seconds"),
-        *([("out of scope", f"{statistics.fmean(known):.1f} % were told")] if known else []),
+        *([("out of scope", f"{told:.1f} % were told")] if math.isfinite(told) else []),
     ]
 
 
