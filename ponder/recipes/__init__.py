@@ -1,6 +1,7 @@
 """Recipes: named combinations, one file each (PonderNet is PALBERT with four switches off, and shares its file)."""
 
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, mix_weights, registry, start_heads
+from ponder.recipes.cosee import cosee
 from ponder.recipes.deebert import deebert
 from ponder.recipes.default import ponder
 from ponder.recipes.fastbert import fastbert
@@ -18,6 +19,7 @@ __all__ = [
     "LambdaSpec",
     "Recipe",
     "Stage",
+    "cosee",
     "deebert",
     "fastbert",
     "freeze_for",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ponder.objectives import DeepSupervision, Distillation, FinalStep, Objective, Ponder
+from ponder.objectives import Alignment, DeepSupervision, Distillation, FinalStep, Objective, Ponder
 from ponder.policies import Confidence, Quantile
 from ponder.priors import AtDepth
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
@@ -18,6 +18,7 @@ def ponder(
     depth: float = 0.55,
     mixing: float = 0.7,
     *,
+    alignment: float = 0.0,
     beta: float = 0.5,
     confidence: float = 0.8,
     q: float = 0.25,
@@ -41,6 +42,7 @@ def ponder(
         temperature: Temperature at which the answers of teacher and steps are softened before they are compared.
         depth: Share of the depth at which the prior of the Lambda head expects exits.
         mixing: α, the share of the second stage's weights in what comes out of it; 1 keeps them as they were trained.
+        alignment: Weight of the distance between the features of early steps and those of the last, beside the teacher.
         beta: Weight of the divergence from that prior.
         confidence: Highest class probability above which a row leaves.
         q: Q-exit's level, where the task has no classes.
@@ -52,10 +54,13 @@ def ponder(
     """
     deep = DeepSupervision("uniform")
     taught: Objective = Distillation(temperature, teacher="frozen")
+    joined: Objective = deep + Distillation(temperature) + FinalStep()
     if labels:
         taught = taught + labels * deep
+    if alignment:
+        taught, joined = taught + Alignment(alignment), joined + Alignment(alignment)
     first = (
-        (Stage(deep + Distillation(temperature) + FinalStep()),)
+        (Stage(joined),)
         if joint
         else (Stage(FinalStep()), Stage(taught, teacher="previous", early_heads="last", mixing=mixing))
     )

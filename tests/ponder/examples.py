@@ -140,6 +140,8 @@ RECIPES = [
     Example("palbert-joint", {"per_step_heads": False, "start": False}),
     Example("ponder"),
     Example("ponder", {"joint": True}),
+    Example("ponder", {"alignment": 0.1}),
+    Example("cosee", {"thresholds": 3}),
     Example("ponder", {"labels": 0.5, "temperature": 2.0}),
     Example("static", {"k": 2}),
     Example("static", {"k": 2, "taught": True, "temperature": 2.0}),

@@ -14,10 +14,18 @@ from torch import nn
 
 import ponder
 from ponder import objectives, policies, recipes
-from ponder.objectives import DeepSupervision, Distillation, FinalStep, Ponder
+from ponder.objectives import (
+    Alignment,
+    DeepSupervision,
+    Distillation,
+    FinalStep,
+    Ponder,
+    SignalCalibration,
+    SimulatedExits,
+)
 from ponder.parts.heads import PerStep
 from ponder.parts.tasks import Classification, as_task, task_named
-from ponder.policies import Bernoulli, Confidence, Entropy, FixedStep, LastStep, Patience, Quantile
+from ponder.policies import Bernoulli, Confidence, Energy, Entropy, FixedStep, LastStep, Patience, Quantile
 from ponder.priors import Geometric, Learned
 from ponder.recipes import LambdaSpec, Recipe, Stage, freeze_for
 from tests.ponder.checks import refused
@@ -53,6 +61,7 @@ def test_builds_a_model_that_trains_in_every_stage_and_exits(case: Example, num_
     labels = labels_for("classification", 6)
     for stage in recipe.stages:
         model.start_stage(stage)
+        model.progress = ponder.Progress(1, 10)
         before = copy.deepcopy(model.state_dict())
         model.zero_grad(set_to_none=True)
         optimiser = torch.optim.SGD(ponder.parameter_groups(model, lr=0.1))
@@ -113,6 +122,9 @@ def test_what_each_combines() -> None:
     assert not deebert.policy.normalize
     assert fastbert.stages == (Stage(FinalStep()), Stage(Distillation(), train="early_heads"))
     assert fastbert.policy.normalize
+    cosee = recipes.get("cosee", calibration=0.2)
+    assert cosee.stages == (Stage(SimulatedExits(signal="energy") + 0.2 * SignalCalibration(signal="energy")),)
+    assert (cosee.policy, cosee.per_step_heads) == (Energy(0.9), True)
     assert [r.per_step_heads for r in (vanilla, pondernet, palbert, pabee, deebert, fastbert)] == [False] * 3 + [
         True
     ] * 3
@@ -213,8 +225,11 @@ def test_ponder_is_fine_tuning_and_then_agreement_with_it() -> None:
     assert halting == Stage(Ponder(0.5), train="lambda_head")
     with_labels = recipes.get("ponder", labels=0.5, temperature=2.0).stages[1].objective
     assert with_labels == Distillation(2.0, teacher="frozen") + 0.5 * DeepSupervision("uniform")
+    aligned = recipes.get("ponder", alignment=0.5)
+    assert aligned.stages[1].objective == Distillation(teacher="frozen") + Alignment(0.5)
     joint = recipes.get("ponder", joint=True).stages[0]
     assert joint == Stage(DeepSupervision("uniform") + Distillation() + FinalStep())
+    assert recipes.get("ponder", joint=True, alignment=0.5).stages[0].objective == joint.objective + Alignment(0.5)
 
 
 def test_a_smaller_model_may_be_taught_by_the_whole_one() -> None:
