@@ -33,15 +33,16 @@ class Gain:
     """What the best policy has over the best blind choice, at one speed-up in steps.
 
     Policy, threshold and blind choice are chosen on one bootstrap sample of the rows and compared on the rows that it
-    left out, at the same mean exit step there; so the choice does not flatter the policy.
+    left out, where the blind choice costs no more than the policy; so the choice does not flatter the policy.
 
     Args:
         speedup: N / mean exit step that was asked for.
         policy: The one that is best on all rows, as text.
         score: Its score on all rows.
-        blind: The score of the best blind choice, on all rows, at the mean exit step of that policy.
-        blind_step: The best single step that is no later.
-        oracle: The score of one who knows the labels, at the same mean exit step; NaN where there is none.
+        blind: The score of the best blind choice, on all rows, that costs no more than that policy: one step, or a coin
+            between two. Where no policy is cheap enough, one that costs no more than was asked for.
+        blind_step: The best single step of those that are cheap enough for the speed-up.
+        oracle: The score of one who knows the labels and costs no more than that either.
         static: The score of the encoder cut there, where it was given and costs no more; else NaN.
         gain: Policy minus blind, mean over the bootstrap samples.
         low: 2.5% quantile of that.
@@ -58,6 +59,16 @@ class Gain:
     gain: float
     low: float
     high: float
+
+    @property
+    def headroom(self) -> float:
+        """What a policy could gain at most at this cost: oracle minus blind."""
+        return self.oracle - self.blind
+
+    @property
+    def share_of_headroom(self) -> float:
+        """How much of the headroom the policy gains; NaN where there is none, or no policy."""
+        return self.gain / self.headroom if self.headroom > 1e-12 else math.nan
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,10 @@ class Diagnosis:
         made = {
             **{name: getattr(self, name) for name in ("verdict", "metric", "scores", "rows")},
             "frontiers": {name: dataclasses.asdict(frontier) for name, frontier in self.frontiers.items()},
-            "gains": [dataclasses.asdict(gain) for gain in self.gains],
+            "gains": [
+                dataclasses.asdict(gain) | {"headroom": gain.headroom, "share_of_headroom": gain.share_of_headroom}
+                for gain in self.gains
+            ],
             "collapse": None
             if self.collapse is None
             else {**dataclasses.asdict(self.collapse), "collapsed": self.collapse.collapsed},
@@ -154,12 +168,16 @@ class Diagnosis:
         lines += ["  " + "  ".join(f"{n}: {score:.4g}" for n, score in enumerate(self.scores, start=1)), ""]
         lines.append(
             "speed-up  best policy                          score    blind    gain [95% interval]       oracle"
+            "   headroom"
         )
         for gain in self.gains:
+            score = "" if math.isnan(gain.score) else f"{gain.score:.4f}"
             interval = f"{gain.gain:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-            oracle = "" if math.isnan(gain.oracle) else f"{gain.oracle:.4f}"
+            interval = "not reached" if math.isnan(gain.gain) else interval
+            gained = "" if math.isnan(gain.share_of_headroom) else f" ({100 * gain.share_of_headroom:.0f}% gained)"
             lines.append(
-                f"×{gain.speedup:<8g} {gain.policy:<36} {gain.score:<8.4f} {gain.blind:<8.4f} {interval:<25} {oracle}"
+                f"×{gain.speedup:<8g} {gain.policy:<36} {score:<8} {gain.blind:<8.4f} {interval:<25} "
+                f"{gain.oracle:<8.4f} {gain.headroom:.4f}{gained}"
                 + ("" if math.isnan(gain.static) else f"  cut and trained so: {gain.static:.4f}")
             )
         if self.collapse is not None:
@@ -187,7 +205,7 @@ def diagnose(
     samples: int = 500,
     seed: int = 0,
 ) -> Diagnosis:
-    """Say whether early exits pay on a model: whether any policy is better than leaving blindly at the same cost.
+    """Say whether early exits pay on a model: whether any policy is better than leaving blindly at no greater cost.
 
     Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at nothing. Only what
     lies above it is the work of a policy; and only what lies above an encoder that was cut and trained so (`static`)
@@ -373,7 +391,7 @@ class _Bootstrap:
         self._score_outside, self._step_outside, self._blind_outside = torch.cat(outside).split(sizes, dim=1)
 
     def gains(self, mean_step: float) -> Tensor:
-        """Policy minus blind, at the mean exit step that the chosen policy has on the rows left out.
+        """Policy minus the best blind choice that costs no more than the chosen policy does on the rows left out.
 
         Samples for which no policy is cheap enough are left out.
         """
@@ -410,7 +428,7 @@ def _gain(
     of_cut = math.nan if static is None or cut is None else static.scores[cut]
     if not found:
         nothing = (f"none within {mean_step:.2f} steps", math.nan, blind.mixed(mean_step), blind_step)
-        return Gain(speedup, *nothing, math.nan, of_cut, math.nan, math.nan, math.nan)
+        return Gain(speedup, *nothing, frontiers["oracle"].mixed(mean_step), of_cut, math.nan, math.nan, math.nan)
     best = max(found, key=lambda name: frontiers[name].scores[found[name]])
     frontier, place = frontiers[best], found[best]
     step = frontier.steps[place]
@@ -443,7 +461,7 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str, rows: int, margi
         best = max(pays, key=lambda gain: gain.gain)
         sentence = (
             f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-            f"({metric.replace('_', ' ')}) where the best blind choice at the same cost scores {best.blind:.4f} "
+            f"({metric.replace('_', ' ')}) where the best blind choice that costs no more scores {best.blind:.4f} "
             f"(gain {best.gain:+.4f}, 95% interval {best.low:+.4f} to {best.high:+.4f})"
         )
         beaten = [gain for gain in pays if gain.static > gain.score]

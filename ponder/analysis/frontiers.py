@@ -31,7 +31,7 @@ class Frontier:
         return affordable[-1] if affordable else None
 
     def mixed(self, mean_step: float) -> float:
-        """The score at exactly this mean exit step, where a coin between two neighbouring points is allowed."""
+        """The best score within this mean exit step, where a coin between two neighbouring points is allowed."""
         if mean_step >= self.steps[-1]:
             return self.scores[-1]
         if mean_step <= self.steps[0]:
@@ -79,21 +79,25 @@ def blind_frontier(scores: Iterable[float]) -> Frontier:
 
 
 def blind_mix(chosen_by: Tensor, scores: Tensor, mean_step: Tensor) -> Tensor:
-    """The score of the best coin between two steps with a given mean, chosen by one set of scores, judged by another.
+    """The score of the best blind choice within a mean step, chosen by one set of scores, judged by another.
+
+    It is a single step that costs no more, or a coin between two steps with that mean. No other coin can be better: one
+    that costs less lies below a single step or below a coin with the whole mean.
 
     Args:
-        chosen_by: Scores of every step by which the two steps are chosen, `(samples, steps)`.
+        chosen_by: Scores of every step by which the choice is made, `(samples, steps)`.
         scores: Scores of every step by which the choice is judged, `(samples, steps)`.
-        mean_step: The mean of each sample's coin, `(samples,)`, from 1 to the number of steps.
+        mean_step: What each sample's choice may cost, `(samples,)`, from 1 to the number of steps.
     """
-    low, high = torch.triu_indices(scores.shape[1], scores.shape[1], offset=1)
-    share = (mean_step.unsqueeze(1) - 1.0 - low) / (high - low)
+    low, high = torch.triu_indices(scores.shape[1], scores.shape[1])  # a pair of one and the same is a single step
+    ahead = mean_step.unsqueeze(1) - 1.0 - low
+    share = torch.where(low == high, 0.0, ahead / (high - low).clamp(min=1))
 
     def mixed(of: Tensor) -> Tensor:
         made: Tensor = of[:, low] * (1.0 - share) + of[:, high] * share
         return made
 
-    possible = (share >= 0.0) & (share <= 1.0)
+    possible = (ahead >= 0.0) & (share <= 1.0)
     best = torch.where(possible, mixed(chosen_by), -torch.inf).argmax(1, keepdim=True)
     judged: Tensor = mixed(scores).gather(1, best).squeeze(1)
     return judged

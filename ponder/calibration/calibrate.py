@@ -90,7 +90,9 @@ def calibrate(
     Args:
         trajectory: A full-depth run on calibration data, with labels.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
-            Several of the first two in a list are tried one by one, `FixedStep` among them, and the best is taken.
+            Several of the first two in a list are tried one by one, `FixedStep` among them, and the best is taken. On
+            these data it is never worse than any single step that meets the target; a coin between two steps is not
+            tried, and can be better (`diagnose` tells).
         metric: ``"accuracy"``, ``"negative_squared_error"``, a callable (outputs, labels) → number, the higher the
             better, or None for the task's own.
         at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
@@ -179,7 +181,8 @@ def _best_among(
 ) -> Calibration:
     """The family whose calibration is best, `FixedStep` before all others: a tie goes to what looks at nothing.
 
-    So what comes out is never worse, on the data that it saw, than one step for all rows at no greater cost.
+    So what comes out is never worse, on the data that it saw, than any single step for all rows that meets the target.
+    A coin between two such steps is no policy: it can be better than all that are tried.
 
     Args:
         policy_grids: Families of policies, at least one.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
+import statistics
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 import ponder
 from ponder import policies
 from ponder.analysis import sweeps
+from ponder.analysis.policy_grid import as_policy_grid
 from tests.ponder.checks import refused
 
 
@@ -42,6 +47,105 @@ def test_where_the_signal_knows_nothing_one_step_is_as_good() -> None:
     assert found.verdict.startswith("On this model one fixed step is as good as any policy tried: use FixedStep(6)")
     assert all(gain.low <= 0.0 for gain in found.gains)
     assert all(abs(gain.gain) < 0.05 for gain in found.gains)
+
+
+def test_every_field_of_a_gain_by_hand() -> None:
+    """20 rows of four kinds, which `Confidence` lets go at step 1 or at step 4."""
+    kinds = [  # how many rows, the step from which they are right, and the one from which they are sure
+        (8, 1, 1),
+        (6, 4, 4),
+        (3, 4, 1),  # sure too early
+        (3, 2, 4),  # sure too late
+    ]
+    right_from, sure_from = (
+        torch.tensor([kind[place] for kind in kinds for _ in range(kind[0])]).unsqueeze(1) for place in (1, 2)
+    )
+    steps = torch.arange(1, 5)
+    wrong, sure = steps < right_from, steps >= sure_from
+    outputs = torch.nn.functional.one_hot(wrong.long(), 2) * torch.where(sure, 4.0, 1.0).unsqueeze(-1)
+    trajectory = ponder.Trajectory(
+        outputs, None, torch.arange(20), labels=torch.zeros(20).long(), task="classification"
+    )
+    found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(1.5,), samples=50)
+    (gain,) = found.gains
+    mean_step = (11 * 1 + 9 * 4) / 20  # less than the 4 / 1.5 that were asked for
+    assert gain.speedup == 1.5
+    assert gain.score == pytest.approx(17 / 20)
+    assert gain.blind == pytest.approx(0.4 + 0.6 * (mean_step - 1) / 3)  # a coin between steps 1 and 4
+    assert gain.blind_step == 2
+    assert gain.oracle == pytest.approx(0.4 + 3 / 20 + (mean_step - 1 - 3 / 20) / 3)  # the late ones at step 2
+    assert gain.headroom == pytest.approx(0.95 - 0.67)
+    assert gain.share_of_headroom == gain.gain / gain.headroom
+    assert 0.3 < gain.share_of_headroom < 0.9
+    assert f"0.9500   0.2800 ({100 * gain.share_of_headroom:.0f}% gained)" in str(found)
+    written = found.to_dict()["gains"][0]
+    assert (written["headroom"], written["share_of_headroom"]) == (gain.headroom, gain.share_of_headroom)
+    nothing = dataclasses.replace(gain, oracle=gain.blind)
+    assert nothing.headroom == 0.0
+    assert math.isnan(nothing.share_of_headroom)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gain_and_its_interval_against_plain_python(seed: int) -> None:
+    """Chosen on the rows that were drawn, judged on the others: policy and blind alike."""
+    rows, num_steps, samples, budget = 30, 5, 40, 3.0
+    g = torch.Generator().manual_seed(seed)
+    outputs = torch.randint(-16, 17, (rows, num_steps, 1), generator=g) / 8  # whose squares add up exactly
+    trajectory = ponder.Trajectory(
+        outputs,
+        torch.randn(rows, num_steps, generator=g),
+        torch.arange(rows),
+        labels=torch.zeros(rows),
+        task="regression",
+    )
+    (gain,) = ponder.diagnose(
+        trajectory, [policies.Quantile], speedups=(num_steps / budget,), samples=samples, seed=seed
+    ).gains
+    exits = as_policy_grid(policies.Quantile, None, trajectory, look=True).exit_steps(trajectory).tolist()
+    values = (-(outputs.double().squeeze(-1) ** 2)).tolist()
+
+    def mean(of: Iterable[float]) -> float:
+        return statistics.fmean(of)
+
+    drawn = torch.randint(rows, (samples, rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    gains = []
+    for inside in drawn:
+        left_out = [row for row in range(rows) if row not in inside]
+        cheap = [each for each in exits if mean(each[row] for row in inside) <= budget]
+        chosen = max(cheap, key=lambda each: mean(values[row][each[row] - 1] for row in inside))
+        at = mean(chosen[row] for row in left_out)
+        scores = {
+            name: [mean(values[row][step] for row in of) for step in range(num_steps)]
+            for name, of in (("inside", inside), ("left out", left_out))
+        }
+        choices = [{step: 1.0} for step in range(1, num_steps + 1) if step <= at]
+        choices += [
+            {low: (high - at) / (high - low), high: (at - low) / (high - low)}
+            for low, high in itertools.combinations(range(1, num_steps + 1), 2)
+            if low <= at <= high
+        ]
+        of = {
+            name: [sum(share * each[step - 1] for step, share in choice.items()) for choice in choices]
+            for name, each in scores.items()
+        }
+        blind = of["left out"][of["inside"].index(max(of["inside"]))]
+        gains.append(mean(values[row][chosen[row] - 1] for row in left_out) - blind)
+    assert gain.gain == pytest.approx(mean(gains))
+    assert [gain.low, gain.high] == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist())
+
+
+def test_a_policy_that_is_behind_a_cheaper_step_does_not_pay() -> None:
+    """Scores are best at step 2; `Patience` leaves a little later, where no coin of just that cost is as good."""
+    g = torch.Generator().manual_seed(1)
+    labels = torch.randint(2, (1500,), generator=g)
+    right = torch.rand(1500, 6, generator=g) < torch.tensor([0.55, 0.90, 0.70, 0.68, 0.66, 0.65])
+    outputs = torch.nn.functional.one_hot(torch.where(right, labels[:, None], 1 - labels[:, None]), 2) * 2.0
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(1500), labels=labels, task="classification")
+    found = ponder.diagnose(trajectory, [policies.Patience], speedups=(1.5,), samples=100)
+    (gain,) = found.gains
+    assert gain.score < gain.blind == found.scores[1]
+    assert gain.gain == pytest.approx(gain.score - gain.blind, abs=0.005)
+    assert found.verdict.startswith("On this model one fixed step is as good as any policy tried: use FixedStep(2)")
 
 
 def test_the_interval_covers_no_gain_about_as_often_as_it_says() -> None:
@@ -131,7 +235,14 @@ def test_the_same_seed_gives_the_same_page() -> None:
 def test_speed_ups_that_no_policy_reaches() -> None:
     found = ponder.diagnose(make(), [policies.Patience], speedups=(3.0,), samples=20)
     assert "cheap enough" in found.verdict
-    assert found.to_dict()["gains"][0]["score"] is None
+    page = str(found)
+    assert "nan" not in page
+    (row,) = (line for line in page.splitlines() if line.startswith("×3"))
+    assert row.split()[1:8] == ["none", "within", "2.00", "steps", f"{found.gains[0].blind:.4f}", "not", "reached"]
+    (gain,) = json.loads(json.dumps(found.to_dict(), allow_nan=False))["gains"]
+    assert (gain["score"], gain["gain"], gain["low"], gain["high"], gain["share_of_headroom"]) == (None,) * 5
+    assert gain["headroom"] == gain["oracle"] - gain["blind"]
+    assert gain["oracle"] == found.frontiers["oracle"].mixed(2.0)
 
 
 @pytest.mark.parametrize(

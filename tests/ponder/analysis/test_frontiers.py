@@ -48,6 +48,14 @@ def test_a_blind_choice_is_made_by_one_set_of_scores_and_judged_by_another() -> 
     mixed = blind_mix(chosen_by, scores, torch.tensor([2.0, 2.5], dtype=torch.float64))
     assert mixed[0].item() == pytest.approx(0.4)  # step 2 itself
     assert mixed[1].item() == pytest.approx(0.5)  # half of step 1 and half of step 4
+    assert blind_mix(chosen_by[:1], scores[:1], torch.tensor([3.0])).item() == pytest.approx(0.4)  # step 2 costs less
+
+
+def test_a_blind_choice_judged_by_what_chose_it_lies_on_the_blind_frontier() -> None:
+    scores = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).double()
+    for mean in (1.0, 1.3, 2.0, 2.0 - 1e-12, 2.7, 3.0, 4.5, 6.0, 6.0 + 1e-12):
+        made = blind_mix(scores, scores, torch.full((20,), mean, dtype=torch.float64))
+        assert made.tolist() == pytest.approx([blind_frontier(each.tolist()).mixed(mean) for each in scores])
 
 
 def test_the_oracle_is_the_upper_hull_of_all_ways_to_leave() -> None:

@@ -33,6 +33,21 @@ def test_it_is_never_worse_than_any_single_step_within_the_budget(seed: int, kno
         assert found.point.score >= max(scores[: int(budget)]) - 1e-12
 
 
+def test_a_coin_between_two_steps_is_not_tried_and_can_be_better() -> None:
+    """What the docstring says of `calibrate`, where nothing tells the rows apart: a step, and no policy above it."""
+    rows = torch.arange(40)
+    right = (rows.unsqueeze(1) < torch.tensor([16, 20, 28, 36])).long()
+    outputs = torch.nn.functional.one_hot(1 - right, 2) * 2.0
+    trajectory = ponder.Trajectory(outputs, None, rows, labels=torch.zeros(40).long(), task="classification")
+    for budget, step in ((1.5, 1), (2.5, 2), (3.5, 3)):
+        chosen = ponder.calibrate(trajectory, [policies.Confidence, policies.Margin], at_most_steps=budget)
+        assert chosen.policy == policies.FixedStep(step)
+        found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(4 / budget,), samples=20)
+        assert chosen.point.score == pytest.approx(found.scores[step - 1])
+        assert found.frontiers["blind"].mixed(budget) == pytest.approx(0.4 + (budget - 1) / 6)
+        assert chosen.point.score < found.frontiers["blind"].mixed(budget)
+
+
 def test_the_best_family_is_taken_and_named() -> None:
     trajectory = record(0)
     found = ponder.calibrate(trajectory, [policies.Confidence, policies.Patience], at_most_steps=3.5)
