@@ -114,7 +114,7 @@ class FrozenTeacher:
                 got=f"shape {tuple(outputs.shape)}",
                 remedy="Fine-tune the teacher on the student's own labels.",
             )
-        if not (self.looked_at or torch.compiler.is_compiling() or is_functorch_wrapped_tensor(outputs)):
+        if not (torch.compiler.is_compiling() or self.looked_at or is_functorch_wrapped_tensor(outputs)):
             # A class may be excluded by a logit of −∞, and anything may stand at the padding among positions.
             finite = at_least_float32(outputs).logsumexp(-1).isfinite()
             taught = finite.flatten(1).any(1) if finite.dim() > 1 else finite
