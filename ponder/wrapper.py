@@ -17,7 +17,7 @@ from ponder._utils.validation import check_int, check_type
 from ponder.engine.building import ReadoutName, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
-from ponder.engine.teaching import FrozenTeacher, check_no_shared_weights, frozen_copy
+from ponder.engine.teaching import FrozenTeacher, check_no_shared_weights, check_same_task, frozen_copy
 from ponder.engine.unroll import checkpointed, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
@@ -387,7 +387,7 @@ class PonderWrapper(EarlyExitModel):
                 None takes the teacher away.
 
         Raises:
-            ArgumentError: The teacher is the model itself, or shares weights with it.
+            ArgumentError: The teacher is the model itself, shares weights with it, or is a wrapper of another task.
 
         Example:
             >>> from copy import deepcopy
@@ -408,6 +408,7 @@ class PonderWrapper(EarlyExitModel):
         if teacher is None:
             self._teacher = None
         elif isinstance(teacher, PonderWrapper):
+            check_same_task(self.task, teacher.task)
             self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True)
         elif callable(teacher):
             self._teacher = FrozenTeacher(teacher, teacher if isinstance(teacher, nn.Module) else None)

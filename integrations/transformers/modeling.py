@@ -19,7 +19,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel, initializ
 
 from ponder import recipes
 from ponder.analysis.metrics import MetricLike
-from ponder.engine.teaching import check_no_shared_weights
+from ponder.engine.teaching import check_no_shared_weights, check_same_task
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
@@ -38,7 +38,7 @@ from ponder.integrations.transformers.tokenizing import max_positions, zero_type
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
-from ponder.parts.tasks import Task, TaskName
+from ponder.parts.tasks import Task, TaskName, as_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
@@ -432,7 +432,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 None takes the teacher away.
 
         Raises:
-            ArgumentError: The teacher is this model, shares weights with it, or has other labels.
+            ArgumentError: The teacher is this model, shares weights with it, has other labels, or another problem.
         """
         if teacher is None:
             self.ponder.attach_teacher(None)
@@ -460,6 +460,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=f"{len(theirs)} labels, {_first_difference(own, theirs)}",
                 remedy="Fine-tune the teacher on the student's labels, or give both the same id2label.",
             )
+        check_same_task(self.ponder.task, as_task(PROBLEMS.get(str(teacher.config.problem_type))))
         self.ponder.attach_teacher(_Logits(teacher))
 
     def start_stage(self, stage: Stage) -> None:

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
+from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.tasks import Task, kind_of
 
-__all__ = ["FrozenTeacher", "check_no_shared_weights", "frozen_copy"]
+__all__ = ["FrozenTeacher", "check_no_shared_weights", "check_same_task", "frozen_copy"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,6 +45,25 @@ def check_no_shared_weights(student: nn.Module, teacher: object) -> None:
         )
 
 
+def check_same_task(student: Task | None, teacher: Task | None) -> None:
+    """Refuse a teacher whose outputs mean something else than the student's, whatever their shape.
+
+    A task that is not named, or a user's own, is taken at its word: nobody knows here what its outputs mean.
+
+    Raises:
+        ArgumentError: The two have different tasks of this library.
+    """
+    if student is None or teacher is None or None in (kinds := {kind_of(student), kind_of(teacher)}):
+        return
+    if len(kinds) > 1:
+        raise ArgumentError(
+            "teacher",
+            expected=f"a model of the student's task, {student.name!r}",
+            got=f"one of the task {teacher.name!r}",
+            remedy="Fine-tune the teacher on the student's own task and labels.",
+        )
+
+
 class FrozenTeacher:
     """Holds a teacher where neither `state_dict` nor an optimiser of the student finds it.
 
@@ -50,6 +72,9 @@ class FrozenTeacher:
         module: The module behind it, kept in evaluation mode and on the device of the student; None for a function.
         marked: Whether `answer` takes `ponder.Shared` values of the context with their mark, as a wrapped model does.
     """
+
+    looked_at = False
+    """Whether the numbers of a first batch were looked at; later ones are not, since an accelerator waits for it."""
 
     def __init__(self, answer: Callable[..., Any], module: nn.Module | None, *, marked: bool = False) -> None:
         self.answer = answer
@@ -66,7 +91,8 @@ class FrozenTeacher:
             of_student: The student's outputs at one step, whose shape the teacher's must have.
 
         Raises:
-            ArgumentError: The teacher answers in another shape: it was trained on another set of labels.
+            ArgumentError: The teacher answers in another shape: it was trained on another set of labels; or there is
+                nothing finite to learn from in a row of its first batch.
         """
         if self.module is not None:
             self.module.eval()
@@ -88,4 +114,16 @@ class FrozenTeacher:
                 got=f"shape {tuple(outputs.shape)}",
                 remedy="Fine-tune the teacher on the student's own labels.",
             )
+        if not (torch.compiler.is_compiling() or self.looked_at or is_functorch_wrapped_tensor(outputs)):
+            # A class may be excluded by a logit of −∞, and anything may stand at the padding among positions.
+            finite = at_least_float32(outputs).logsumexp(-1).isfinite()
+            taught = finite.flatten(1).any(1) if finite.dim() > 1 else finite
+            if not bool(taught.all()):
+                raise ArgumentError(
+                    "teacher",
+                    expected="finite outputs for every row",
+                    got=f"NaN or infinity in {int((~taught).sum())} of the first {taught.numel()} rows",
+                    remedy="See what the teacher computes of these inputs: in half precision it may overflow.",
+                )
+            self.looked_at = True
         return outputs

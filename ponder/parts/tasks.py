@@ -620,6 +620,19 @@ def task_named(name: str | None) -> Task:
     return _TASKS.get(name) or Custom()
 
 
+def kind_of(task: Task) -> str | None:
+    """The name of the task of this library that a task is or derives from; None for any other.
+
+    Example:
+        >>> from ponder.parts.tasks import kind_of
+        >>> class Focal(ponder.tasks.Classification):
+        ...     name = "focal"
+        >>> kind_of(Focal()), kind_of(ponder.tasks.Multilabel()), kind_of(as_task(torch.nn.functional.l1_loss))
+        ('classification', 'multilabel', None)
+    """
+    return next((name for name, known in _TASKS.items() if isinstance(task, type(known))), None)
+
+
 def answers_otherwise(task: Task) -> bool:
     """Whether a task goes by a name of this library's and answers otherwise than the task of that name.
 

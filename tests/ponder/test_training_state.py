@@ -159,6 +159,51 @@ def test_teachers_that_cannot_teach_are_refused() -> None:
         model(inputs, labels=labels)
 
 
+def test_a_teacher_of_another_task_is_refused_whatever_its_shape() -> None:
+    class Focal(ponder.tasks.Classification):
+        name = "focal"
+
+    student = wrap(make_toy("stacked"), task="classification")
+    for task in ("multilabel", "regression"):
+        with refused("teacher", "'classification'", f"'{task}'"):
+            student.attach_teacher(wrap(make_toy("stacked"), task=task))
+    assert not student.has_teacher
+    for task in ("classification", None, Focal(), lambda outputs, labels: outputs[:, 0]):
+        student.attach_teacher(wrap(make_toy("stacked"), task=task, outputs=3))
+        assert student.has_teacher
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("rows", [slice(None), slice(2, 3)])
+def test_a_teacher_whose_outputs_are_not_finite_is_refused(value: float, rows: slice) -> None:
+    model, inputs, labels = model_and_batch(TAUGHT)
+    taught = torch.zeros(6, 3)
+    taught[rows] = value
+    model.attach_teacher(lambda inputs, **context: taught)
+    for _ in range(2):  # and stays so, until it is mended
+        with refused("teacher", f"infinity in {len(range(6)[rows])} of the first 6 rows"):
+            model(inputs, labels=labels)
+    taught.zero_()
+    taught[:, 1] = -torch.inf  # a class that is excluded
+    assert model(inputs, labels=labels).loss.isfinite()
+
+
+def test_what_a_teacher_says_at_padding_may_be_anything() -> None:
+    taught = torch.zeros(2, 5, 3)
+    taught[1, 3:] = torch.nan
+    model = ponder.PonderWrapper(
+        nn.Linear(4, 4), 2, head=nn.Linear(4, 3), readout=lambda hidden: hidden, task="token_classification"
+    )
+    model.objective = TAUGHT
+    model.attach_teacher(lambda inputs, **context: taught)
+    labels = torch.tensor([[0, 1, 2, 0, 1], [1, 2, 0, -100, -100]])
+    assert model.train()(torch.randn(2, 5, 4), labels=labels).loss.isfinite()
+    taught[1] = torch.nan
+    model.attach_teacher(lambda inputs, **context: taught)
+    with refused("teacher", "1 of the first 2 rows"):
+        model(torch.randn(2, 5, 4), labels=labels)
+
+
 # Signals
 
 

@@ -99,6 +99,11 @@ class TestTeaching:
         other.config.id2label = {0: "LABEL_1", 1: "LABEL_0", 2: "LABEL_2"}
         with refused("teacher", "'LABEL_1' in place of 'LABEL_0'"):
             model.attach_teacher(other)
+        other = PonderForSequenceClassification.from_encoder(
+            make_encoder("bert"), "vanilla", 3, problem_type="multi_label_classification"
+        )
+        with refused("teacher", "'multilabel'"):
+            model.attach_teacher(other)
 
     def test_any_classifier_of_transformers_can_teach(self) -> None:
         config = CONFIGS["bert"]()

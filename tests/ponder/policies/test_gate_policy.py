@@ -24,6 +24,7 @@ from tests.toys import labels_for, make_toy, wrap
 
 sklearn = pytest.importorskip("sklearn", reason="gates are fitted with scikit-learn, which is not installed")
 KINDS = ("logistic", "boosted")
+HAZARDS = ("hazard", "cdf", "expected")
 
 
 def record(
@@ -91,6 +92,43 @@ def test_its_probabilities_are_those_of_scikit_learn(kind: str) -> None:
         off = (mine[:, n].double() - expected).abs()
         assert off.quantile(0.99) < 1e-3  # a row may stand within rounding of a split of a tree
         assert off.max() < (1e-3 if kind == "logistic" else 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gain_that_it_is_fitted_to_is_more_than_delta(kind: str) -> None:
+    """Against scikit-learn on signals and labels that are made here."""
+    trajectory = record(rows=120, num_steps=3)
+    x = torch.cat([trajectory.outputs.softmax(-1).amax(-1, keepdim=True), trajectory.features], dim=-1).double()
+    losses = -trajectory.outputs.log_softmax(-1)[torch.arange(120), :, trajectory.labels]
+    gates = []
+    for delta in (0.1, 1.0):
+        gate = fit_gate(trajectory, "gain", delta, model=kind, trees=4, signals=("confidence", "hidden"))
+        assert (gate.target, gate.delta) == ("gain", delta)
+        gates.append(gate)
+        for n, table in enumerate(gate.tables):
+            pays = ((losses[:, n, None] - losses[:, n + 1 :]) > delta).any(1).numpy()
+            at = x[:, n]
+            if kind == "logistic":
+                scaled = (at - at.mean(0)) / at.std(0, correction=0)
+                theirs = sklearn.linear_model.LogisticRegression(max_iter=1000).fit(scaled.numpy(), pays)
+                mine, expected = at @ at.new_tensor(table[:-1]) + table[-1], theirs.decision_function(scaled.numpy())
+            else:
+                made = sklearn.ensemble.GradientBoostingClassifier(n_estimators=4, max_depth=3, random_state=0)
+                expected = made.fit(at.float().numpy(), pays).decision_function(at.float().numpy())
+                assert len(table[1]) == 4
+                rows = at.float().tolist()
+                mine = torch.tensor([table[0] + sum(oracles.walk(tree, row) for tree in table[1]) for row in rows])
+            torch.testing.assert_close(mine.double(), torch.as_tensor(expected), rtol=1e-3, atol=1e-3)
+    assert gates[0].tables != gates[1].tables
+
+
+def test_what_it_is_asked_for_is_what_it_decides_by() -> None:
+    trajectory = record(rows=60)
+    gate = fit_gate(trajectory, "error", floor=3, threshold=0.9)
+    assert (gate.floor, gate.threshold, gate.target, gate.delta) == (3, 0.9, "error", 0.0)
+    assert gate.signals == ("confidence", "margin", "energy", "negative_entropy", "streak", "shift", *HAZARDS)
+    assert fit_gate(record(task="regression"), delta=0.1).signals == ("movement", *HAZARDS)
+    assert int(trajectory.replay(gate).exit_step.min()) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
