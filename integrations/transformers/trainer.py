@@ -16,12 +16,13 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 
+from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.heads import check_heads_learn
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
 from ponder.optim import parameter_groups
-from ponder.parts.tasks import Task
+from ponder.parts.tasks import Span, Task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
@@ -42,6 +43,9 @@ class PonderTrainer(Trainer):
 
     `args.label_smoothing_factor` smooths the labels of every step, where Trainer itself would smooth the loss of the
     last step and leave the recipe's out.
+
+    Accumulated batches, and those of several processes, weigh as their labelled rows: they train what their joined
+    batch trains.
 
     Args:
         args: The first arguments of `Trainer`.
@@ -95,6 +99,7 @@ class PonderTrainer(Trainer):
             )
         trained: Any = self.model
         self._ours = any(isinstance(module, PonderPreTrainedModel) for module in trained.modules())
+        self._by_rows = self._ours and not self.model_accepts_loss_kwargs  # their loss is a mean over labelled rows
         if wrapper is not None:
             check_heads_learn(self.model, wrapper)
         given = [name for name in ("model_init", "optimizers") if kwargs.get(name) not in (None, (None, None))]
@@ -191,12 +196,30 @@ class PonderTrainer(Trainer):
                 module.progress = progress
         return super().training_step(model, *args, **kwargs)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as Transformers does, and keep in mind what is logged of it."""
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of one step of the optimiser, and how many of their rows have a label, in all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        wrapper = _wrapper_in(self.model)
+        if wrapper is not None and self._by_rows and len(batches) * self.args.world_size > 1:
+            own = torch.as_tensor(sum(_count_labelled(wrapper, batch) for batch in batches), device=device)
+            items = self.accelerator.gather(own).sum()
+        return batches, items
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        """Compute the loss as Transformers does, and keep in mind what is logged of it.
+
+        Where several batches, or processes, make one step of the optimiser, each weighs as its labelled rows, which
+        `num_items_in_batch` counts in all of them: what is averaged is the mean over the rows of the joined batch.
+        """
         wrapper = _wrapper_in(model)
         share = self.args.label_smoothing_factor
         with nullcontext() if wrapper is None else _with_task(wrapper, _smoothed(self.model, share) if share else None):
-            loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch, **kwargs)
+            if wrapper is not None and self._by_rows and num_items_in_batch is not None:
+                parts = self.current_gradient_accumulation_steps * self.args.world_size
+                loss = of_joined(loss, _count_labelled(wrapper, inputs), num_items_in_batch, parts)
             if wrapper is not None and outputs.get("exit_step") is not None:
                 seen = _measured(wrapper, outputs, _labels_of(inputs))
                 # Of all processes, as Trainer gathers losses, without the rows that fill the last batch up.
@@ -322,6 +345,14 @@ def _labels_of(inputs: Any) -> Tensor | None:
         return torch.stack([inputs["start_positions"].reshape(-1), inputs["end_positions"].reshape(-1)], dim=1)
     labels: Tensor | None = inputs.get("labels")
     return labels
+
+
+def _count_labelled(wrapper: PonderWrapper, inputs: Any) -> Tensor:
+    """How many rows of a batch of texts, images or sounds have a label."""
+    labels, task = _labels_of(inputs), wrapper.spec.task
+    if labels is None:
+        return torch.tensor(0)
+    return count_labelled(task, Span.within(labels, inputs["input_ids"].shape[1]) if isinstance(task, Span) else labels)
 
 
 def _measured(wrapper: PonderWrapper, outputs: Any, labels: Tensor | None) -> dict[str, Tensor]:

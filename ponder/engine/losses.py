@@ -18,8 +18,10 @@ __all__ = [
     "check_truncation",
     "checked_labels",
     "collected",
+    "count_labelled",
     "exit_loss",
     "no_loss",
+    "of_joined",
     "step_losses",
     "training_loss",
 ]
@@ -35,6 +37,10 @@ def training_loss(
     teacher_outputs: Tensor | None = None,
 ) -> Tensor | None:
     """The objective's mean over the rows that have a label; None where no labels were given.
+
+    All terms have this one denominator: the task's losses, the divergence from the prior, alignment, and what a teacher
+    teaches. A row without a label counts for nothing in any of them. Where a batch comes in parts (processes, gradient
+    accumulation), this is the mean over one part, and `of_joined` weighs it.
 
     Args:
         recording: The unrolled batch, at least one row.
@@ -76,6 +82,31 @@ def training_loss(
     if not isinstance(each, Tensor) or each.shape != losses.shape[:1]:
         raise no_loss_of_each(objective, each, losses.shape[0])
     return _mean(each, labelled)
+
+
+def count_labelled(task: Task, labels: Tensor) -> Tensor:
+    """How many rows have a label, and so count in the mean over a batch; a scalar where the labels are."""
+    labelled = task.labelled(labels)
+    return labels.new_tensor(len(labels), dtype=torch.long) if labelled is None else labelled.sum()
+
+
+def of_joined(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Tensor:
+    """The loss of one of several parts of a batch, weighed by its rows: the mean over the parts is that over all rows.
+
+    Parts of as many labelled rows keep their losses to the last bit.
+
+    Args:
+        loss: The mean over the labelled rows of this part.
+        labelled: How many those are, `count_labelled`.
+        total: How many labelled rows all parts have together.
+        parts: How many parts there are, over which losses or gradients are then averaged.
+
+    Example:
+        >>> total = torch.tensor(4)  # of two parts: a row of loss 4, and three of mean loss 2
+        >>> [of_joined(torch.tensor(loss), torch.tensor(rows), total, 2).item() for loss, rows in ((4.0, 1), (2.0, 3))]
+        [2.0, 3.0]
+    """
+    return loss * ((labelled * parts).to(loss.dtype) / total.clamp(min=1))
 
 
 def no_loss(outputs: Tensor, model: nn.Module) -> Tensor:

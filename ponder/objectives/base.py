@@ -149,7 +149,7 @@ class Objective(Plugin, ABC):
 
     @abstractmethod
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        """Losses, `(batch,)`; the model averages them over the batch."""
+        """Losses, `(batch,)`; the model averages them over the rows of the batch that have a label."""
 
     def check(self, *, has_hazard: bool, has_prior: bool) -> None:
         """Raise where a model lacks what the objective needs; called when the model is built."""

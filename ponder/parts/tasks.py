@@ -510,7 +510,12 @@ class Span(Task):
             raise _wrong_outputs("(batch, length, 2)", outputs, "Use a readout that keeps positions, and two outputs.")
         _check_shape(labels, torch.Size((outputs.shape[0], 2)))
         _check_integer(labels)
-        return torch.where((labels >= 0) & (labels < outputs.shape[1]), labels.long(), IGNORED_LABEL)
+        return self.within(labels, outputs.shape[1])
+
+    @staticmethod
+    def within(labels: Tensor, length: int) -> Tensor:
+        """Labels whose positions beyond a sequence of that length are none."""
+        return torch.where((labels >= 0) & (labels < length), labels.long(), IGNORED_LABEL)
 
     def without_padding(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or not fits_positions(mask, outputs, dim=outputs.dim() - 2):

@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 
 from ponder import recipes
 from ponder._utils.validation import check_choice, check_int, check_real, check_type
+from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError, ArgumentTypeError, NonFiniteError, PonderError
 from ponder.objectives import Objective, Progress
 from ponder.optim import parameter_groups
+from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.recipes.base import check_heads
@@ -349,7 +351,8 @@ class _StageRun:
             self.wrapper.progress = Progress(done if total is None else min(done, total), total)
             with self._autocast():
                 out = prepared(batch.inputs, labels=batch.labels, **batch.context)
-            loss, seen = self._step(out, optimizer, f"{where}, step {len(losses) + 1}"), self._measured(out, batch)
+            loss = self._step(self._shared(out), optimizer, f"{where}, step {len(losses) + 1}")
+            seen = self._measured(out, batch)
             rates.step()
             self.tracking.advance()
             losses.append(loss)
@@ -371,14 +374,23 @@ class _StageRun:
             self.tracking.histogram("halting", torch.stack(halting).mean(0))
         return mean, taken
 
-    def _step(self, out: PonderOutput, optimizer: torch.optim.Optimizer, where: str) -> float:
-        """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
+    def _shared(self, out: PonderOutput) -> Tensor:
+        """The loss, whose mean over all processes is that over the labelled rows of their batches."""
         assert out.loss is not None
+        assert out.trajectory is not None  # in training mode
+        labels, processes = out.trajectory.labels, self.accelerator.num_processes
+        if processes == 1 or labels is None:
+            return out.loss
+        own = count_labelled(self.wrapper.task or infer_task(out.outputs, labels), labels)
+        return of_joined(out.loss, own, self.accelerator.reduce(own, "sum"), processes)
+
+    def _step(self, given: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
+        """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
         optimizer.zero_grad()
-        self.accelerator.backward(out.loss)
+        self.accelerator.backward(given)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = clip_grad_norm_(trained, inf if self.options.clip is None else self.options.clip)
-        loss, size = torch.stack([out.loss.detach().float(), norm.detach().float()]).tolist()
+        loss, size = torch.stack([given.detach().float(), norm.detach().float()]).tolist()
         if not (abs(loss) < inf and size < inf):
             raise NonFiniteError(
                 f"{where}: expected a finite loss and gradient; got a loss of {loss:g}, a gradient of norm {size:g}. "

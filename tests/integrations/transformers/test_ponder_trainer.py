@@ -460,6 +460,41 @@ class TestRuns:
         assert all(torch.equal(tensor, best.state_dict()[key]) for key, tensor in model.state_dict().items())
 
 
+class TestAccumulation:
+    """Accumulated batches train what their joined batch trains, also where few of their rows have a label."""
+
+    @pytest.mark.parametrize("kind", [PonderForSequenceClassification, PonderForQuestionAnswering])
+    @pytest.mark.parametrize(
+        ("recipe", "objective"), [("vanilla", "final-step"), ("pabee", "deep-supervision"), ("palbert", "ponder")]
+    )
+    def test_rows_weigh_the_same_in_whichever_batch_they_come(
+        self, kind: Any, recipe: str, objective: str, tmp_path: Path
+    ) -> None:
+        def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            ids = torch.tensor([row["input_ids"][:3] for row in rows])
+            places = ids[:, 1] % 5  # 3 and 4 are beyond the text
+            if kind is PonderForQuestionAnswering:
+                return {"input_ids": ids, "start_positions": places, "end_positions": places}
+            return {"input_ids": ids, "labels": torch.where(places < 3, ids[:, 0] % 2, -100)}
+
+        def trained(batch: int, accumulated: int) -> tuple[float, dict[str, torch.Tensor]]:
+            model = kind.from_encoder(make_encoder("bert-of-3"), recipe, head_dropout=0.0, num_labels=2)
+            switch_dropout_off(model)
+            assert model.ponder.objective.to_dict()["name"] == objective
+            of_batch = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+            plain = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+            arguments = TrainingArguments(str(tmp_path), **{**QUIET, **of_batch, **plain, "num_train_epochs": 1})
+            rows = examples()[:22]  # 8, 8 and 6, and of these the accumulated ones are 4 and 2
+            trainer = PonderTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+            loss = trainer.train().training_loss
+            return loss, weights_of(model)
+
+        (loss, weights), (of_parts, accumulated) = trained(8, 1), trained(4, 2)
+        assert of_parts == pytest.approx(loss, rel=1e-6)
+        for name, weight in weights.items():
+            torch.testing.assert_close(accumulated[name], weight, atol=1e-6, rtol=0.0)
+
+
 class TestFrozenStages:
     """What a stage freezes does not move, dropout included: the encoder is a part of the outer model."""
 
