@@ -494,6 +494,8 @@ class _Stem(nn.Module):
         given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         hidden, context = self.captured(inputs, **{k: v for k, v in given.items() if k in self.takes}, **named)
         context.pop("attention_mask", None)
+        if attention_mask is None and _padded_within(hidden, inputs):
+            attention_mask = torch.ones_like(inputs)
         return hidden, {**context, "attention_mask": attention_mask}
 
 
@@ -520,6 +522,8 @@ class _Readout:
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
         mask = context.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and mask.shape[1] < states.shape[1]:  # padded within, see `_state_width`
+            mask = F.pad(mask, (0, states.shape[1] - mask.shape[1]))
         if mask is not None and mask.shape[1] != states.shape[1]:  # of samples, of which a frame is many
             mask = None
         mean = readouts.mean(states, attention_mask=mask)
@@ -545,8 +549,18 @@ def _constants(classifier: PreTrainedModel) -> dict[str, Any]:
     return constants if getattr(classifier.config, "return_dict", True) else {**constants, "return_dict": True}
 
 
+def _padded_within(hidden: Tree, inputs: Tree) -> bool:
+    """Whether a model of tokens has more states than tokens, as Longformer, which pads to a multiple of its window."""
+    if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.is_floating_point():
+        return False
+    return _states(hidden).shape[1] > inputs.shape[1]
+
+
 def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) -> int:
-    """The width of the hidden state; what is not `(batch, length, width)` is refused."""
+    """The width of the hidden state; what is not `(batch, length, width)` is refused.
+
+    So are more states than tokens, but for padding on the right: they are then those of the tokens padded by the caller.
+    """
     given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
     inputs = given.pop(next(iter(given)))
     with torch.no_grad():
@@ -561,7 +575,25 @@ def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) ->
             got=f"one of shape {tuple(states.shape)}",
             remedy="Capture it with ponder.capture, and give it heads of your own.",
         )
+    if _padded_within(hidden, inputs) and not _as_padded_outside(stem, inputs, given, states):
+        raise ArgumentError(
+            "model",
+            expected="layers with a state for each token, and padding on the right at most, which early heads leave out",
+            got=f"{states.shape[1]} states for {inputs.shape[1]} tokens",
+            remedy="Capture it with ponder.capture, and give it heads of your own.",
+        )
     return states.shape[-1]
+
+
+@torch.no_grad()
+def _as_padded_outside(stem: CapturedStem, inputs: Tensor, given: dict[str, Tensor], states: Tensor) -> bool:
+    """Whether a model that pads within has the states of tokens that were padded on the right to as many."""
+    more = states.shape[1] - inputs.shape[1]
+    wide = {name: F.pad(value, (0, 0) * (value.dim() - 2) + (0, more)) for name, value in given.items()}
+    padded = _states(stem(F.pad(inputs, (0, more)), **wide)[0])
+    real = wide.get("attention_mask", F.pad(torch.ones_like(inputs), (0, more))) != 0
+    near = 1e-3 * float(states.abs().max())
+    return padded.shape == states.shape and torch.allclose(padded[real], states[real], rtol=0.0, atol=near)
 
 
 def _digests(folder: Path) -> dict[str, str]:
