@@ -101,8 +101,19 @@ class FinetunedClassifier(nn.Module):
         was_training = classifier.training
         classifier.eval()
         example = {**example_for(classifier), **_constants(classifier)}
-        parts = capture(classifier, example, features=kind.read)
-        classifier.train(was_training)
+        try:
+            parts = capture(classifier, example, features=kind.read)
+        except ArgumentError as error:
+            if error.argument != "example":
+                raise
+            raise ArgumentError(
+                "model",
+                expected="a classifier that answers to inputs made up from its configuration, by which it is captured",
+                got=error.got.rstrip("."),
+                remedy="Add to its configuration what it lacks, or call ponder.capture with an example of your own.",
+            ) from error
+        finally:
+            classifier.train(was_training)
         assert isinstance(parts.stem, CapturedStem)
         padding, stem = parts.padding, _Stem(parts.stem)
         if padding is not None:
@@ -522,7 +533,7 @@ class _Readout:
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
         mask = context.get("attention_mask")
-        if mask is not None and mask.dim() == 2 and mask.shape[1] < states.shape[1]:  # padded within, see `_state_width`
+        if mask is not None and mask.dim() == 2 and mask.shape[1] < states.shape[1]:  # padded within: on the right
             mask = F.pad(mask, (0, states.shape[1] - mask.shape[1]))
         if mask is not None and mask.shape[1] != states.shape[1]:  # of samples, of which a frame is many
             mask = None
@@ -559,7 +570,7 @@ def _padded_within(hidden: Tree, inputs: Tree) -> bool:
 def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) -> int:
     """The width of the hidden state; what is not `(batch, length, width)` is refused.
 
-    So are more states than tokens, but for padding on the right: they are then those of the tokens padded by the caller.
+    So are more states than tokens, but for padding on the right: they are then those of tokens padded by the caller.
     """
     given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
     inputs = given.pop(next(iter(given)))
@@ -578,7 +589,7 @@ def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) ->
     if _padded_within(hidden, inputs) and not _as_padded_outside(stem, inputs, given, states):
         raise ArgumentError(
             "model",
-            expected="layers with a state for each token, and padding on the right at most, which early heads leave out",
+            expected="layers with a state for each token, and padding on the right at most, which is left out",
             got=f"{states.shape[1]} states for {inputs.shape[1]} tokens",
             remedy="Capture it with ponder.capture, and give it heads of your own.",
         )

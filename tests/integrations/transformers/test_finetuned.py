@@ -157,7 +157,7 @@ def longformer() -> PreTrainedModel:
 
 @torch.no_grad()
 def test_early_heads_leave_out_the_padding_that_a_model_adds_within() -> None:
-    """Trap: Longformer has more states than its mask has numbers, unless a batch is as wide as a multiple of its window."""
+    """Trap: Longformer has more states than its mask has numbers, unless a batch is as wide as a few windows."""
     model = FinetunedClassifier.from_finetuned(longformer())
     for parameter in model.heads.parameters():
         torch.nn.init.normal_(parameter)
