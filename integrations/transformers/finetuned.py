@@ -37,6 +37,7 @@ from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
+from ponder.integrations.transformers.captured import as_long, mask_of_frames
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.head_kinds import HeadKind, check_readable, kind_of, load_finetuned
@@ -130,7 +131,7 @@ class FinetunedClassifier(nn.Module):
             head=PerStep([*early, _OwnAnswer(labels)]).to(weights.device, weights.dtype),
             policy=LastStep(),
             stem=stem,
-            readout=_Readout(parts.readout, kind.task.per_position),
+            readout=_Readout(parts.readout, kind.task.per_position, classifier),
             task=kind.task,
             padding=padding,
         )
@@ -519,8 +520,8 @@ class _Readout:
 
     borrows_modules = True
 
-    def __init__(self, own: Callable[..., Tensor], per_position: bool) -> None:
-        self.own, self.per_position = own, per_position
+    def __init__(self, own: Callable[..., Tensor], per_position: bool, classifier: PreTrainedModel) -> None:
+        self.own, self.per_position, self.classifier = own, per_position, classifier
         takes = inspect.signature(own).parameters.values()
         self.reads_context = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in takes)
         self.__signature__ = Signature(
@@ -532,13 +533,20 @@ class _Readout:
         logits = self.own(hidden, **context) if self.reads_context else self.own(hidden)
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
-        mask = context.get("attention_mask")
-        if mask is not None and mask.dim() == 2 and mask.shape[1] < states.shape[1]:  # padded within: on the right
-            mask = F.pad(mask, (0, states.shape[1] - mask.shape[1]))
-        if mask is not None and mask.shape[1] != states.shape[1]:  # of samples, of which a frame is many
-            mask = None
+        mask = _mask_of(states, context.get("attention_mask"), self.classifier)
         mean = readouts.mean(states, attention_mask=mask)
         return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
+
+
+def _mask_of(states: Tensor, mask: Tensor | None, classifier: PreTrainedModel) -> Tensor | None:
+    """The mask of the states by that of a call; None where there is none, or nobody knows what a state is made of."""
+    length = states.shape[1]
+    if mask is None or mask.shape[1] == length:
+        return mask
+    if mask.dim() == 2 and mask.shape[1] < length:  # padded within: on the right, see `_state_width`
+        return F.pad(mask, (0, length - mask.shape[1]))
+    frames = mask_of_frames(classifier, mask, length) if mask.dim() == 2 else mask
+    return None if frames is mask else as_long(frames, length)
 
 
 def _first_real(states: Tensor, mask: Tensor | None) -> Tensor:

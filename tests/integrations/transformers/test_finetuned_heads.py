@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForTokenClassification,
+    SEWForSequenceClassification,
     T5Config,
     T5ForSequenceClassification,
     ViTConfig,
@@ -155,6 +156,23 @@ def test_an_early_answer_is_that_of_a_row_alone_without_its_padding(name: str) -
         alone = model(**{key: value[row : row + 1, :length] for key, value in given.items()}, policy=FixedStep(2))
         expected = together[row, :length] if name.endswith("span") else together[row]
         torch.testing.assert_close(alone.outputs[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Wav2Vec2ForSequenceClassification, SEWForSequenceClassification])
+@torch.no_grad()
+def test_early_heads_leave_out_the_frames_of_padded_samples(kind: type[PreTrainedModel]) -> None:
+    torch.manual_seed(2)
+    more = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
+    plain = kind(kind.config_class(**WAVE, **more, feat_extract_norm="layer")).eval()
+    model = FinetunedClassifier.from_finetuned(plain)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    wave, answers = torch.randn(1, 500, generator=torch.Generator().manual_seed(1)), []
+    for width in (540, 700, 1500):  # SEW halves its frames, and reads the last of an odd number only where more follow
+        mask = (torch.arange(width) < 500).long()[None]
+        padded = torch.nn.functional.pad(wave, (0, width - 500))
+        answers.append(model(input_values=padded, attention_mask=mask, policy=FixedStep(2)).outputs)
+    torch.testing.assert_close(answers[1:], answers[:1] * 2, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
