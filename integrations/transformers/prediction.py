@@ -97,7 +97,8 @@ class _Pair:
         whole: Any = getattr(model, "classifier", None) or model.encoder
         reads = frozenset(inspect.signature(whole.forward).parameters)
         unread = reads - {model.main_input_name, *_CONTEXT, *_LABELS}
-        return cls(model.main_input_name, unread, isinstance(model.ponder.task, Span))
+        wrapper: Any = model.ponder
+        return cls(model.main_input_name, unread, isinstance(wrapper.task, Span))
 
     def __call__(self, example: Any) -> tuple[Any, dict[str, Any]]:
         if not isinstance(example, Mapping) or self.name not in example:
