@@ -22,7 +22,7 @@ from ponder.parts.capturing.layered import LayeredModule, LayeredReadout
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
-__all__ = ["CapturedAdapter"]
+__all__ = ["CapturedAdapter", "as_long", "mask_of_frames"]
 
 _COUNTS = ("num_hidden_layers", "encoder_layers", "num_layers")
 
@@ -131,13 +131,7 @@ class CapturedAdapter(Adapter):
         if given is not None and given.dim() != 2:  # of pairs of positions
             return None
         states = hidden["hidden"] if isinstance(hidden, dict) else hidden
-        shorten = getattr(self.encoder, "_get_feature_vector_attention_mask", None)
-        if shorten is None or given is None or states.dim() != 3 or given.shape[1] == states.shape[1]:
-            return given
-        lengths = getattr(self.encoder, "_get_feat_extract_output_lengths", None)
-        made = 0 if lengths is None else int(lengths(torch.tensor(given.shape[1])))  # SEW's layers see fewer
-        shortened: Tensor = shorten(max(made, states.shape[1]), given)
-        return shortened
+        return given if given is None or states.dim() != 3 else mask_of_frames(self.encoder, given, states.shape[1])
 
 
 class _Step:
@@ -179,10 +173,27 @@ class _MeanOfTokens:
         tokens = self.tokens(hidden, **context)
         if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
             return tokens.mean((2, 3))
-        return readouts.mean(tokens, attention_mask=_as_long(token_mask, tokens.shape[1]))
+        return readouts.mean(tokens, attention_mask=as_long(token_mask, tokens.shape[1]))
 
 
-def _as_long(mask: Tensor | None, length: int) -> Tensor | None:
+def mask_of_frames(model: PreTrainedModel, mask: Tensor, length: int) -> Tensor:
+    """The mask of the frames that a model of audio makes of samples, by its own count; another model's as it is.
+
+    Args:
+        model: The encoder, or a classifier with it.
+        mask: What the model is called with, `(batch, samples)`.
+        length: How many states there are; SEW's layers see fewer than there are frames.
+    """
+    shorten = getattr(model, "_get_feature_vector_attention_mask", None)
+    if shorten is None or mask.shape[1] == length:
+        return mask
+    lengths = getattr(model, "_get_feat_extract_output_lengths", None)
+    made = 0 if lengths is None else int(lengths(torch.tensor(mask.shape[1])))
+    shortened: Tensor = shorten(max(made, length), mask)
+    return shortened
+
+
+def as_long(mask: Tensor | None, length: int) -> Tensor | None:
     """A mask of so many positions: audio encoders give more, or fewer, tokens than what their mask counts."""
     if mask is None or mask.shape[1] == length:
         return mask

@@ -38,6 +38,8 @@ def example_for(encoder: PreTrainedModel) -> dict[str, Any]:
     takes = set(inspect.signature(encoder.forward).parameters)
     if name == "input_ids" and "attention_mask" in takes:
         example["attention_mask"] = (torch.arange(_LENGTHS[0]) < torch.tensor(_LENGTHS)[:, None]).long()
+    if name == "input_ids" and _reads_the_end(encoder):
+        example[name][torch.arange(_ROWS), torch.tensor(_LENGTHS) - 1] = encoder.config.eos_token_id
     if name == "input_ids" and "bbox" in takes:
         example["bbox"] = torch.zeros(*example[name].shape, 4, dtype=torch.long)
     weights = next(encoder.parameters())
@@ -45,6 +47,14 @@ def example_for(encoder: PreTrainedModel) -> dict[str, Any]:
         key: value.to(weights.device, weights.dtype if value.is_floating_point() else value.dtype)
         for key, value in example.items()
     }
+
+
+def _reads_the_end(model: PreTrainedModel) -> bool:
+    """Whether the head of an encoder-decoder reads the end of each text, which BART's, say, looks for by its id."""
+    config: Any = model.config
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
+    ends = isinstance(getattr(config, "eos_token_id", None), int)
+    return classifies and ends and bool(getattr(config, "is_encoder_decoder", False))
 
 
 def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
@@ -62,6 +72,8 @@ def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
 
 
 def _images(config: Any, generator: torch.Generator) -> Tensor:
+    if not getattr(config, "image_size", None):  # of images and texts, as CLIP's
+        config = getattr(config, "vision_config", None) or config
     size = getattr(config, "image_size", None) or 224
     height, width = size if isinstance(size, list | tuple) else (size, size)
     channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3

@@ -37,6 +37,7 @@ from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
+from ponder.integrations.transformers.captured import as_long, mask_of_frames
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.head_kinds import HeadKind, check_readable, kind_of, load_finetuned
@@ -101,8 +102,19 @@ class FinetunedClassifier(nn.Module):
         was_training = classifier.training
         classifier.eval()
         example = {**example_for(classifier), **_constants(classifier)}
-        parts = capture(classifier, example, features=kind.read)
-        classifier.train(was_training)
+        try:
+            parts = capture(classifier, example, features=kind.read)
+        except ArgumentError as error:
+            if error.argument != "example":
+                raise
+            raise ArgumentError(
+                "model",
+                expected="a classifier that answers to inputs made up from its configuration, by which it is captured",
+                got=error.got.rstrip("."),
+                remedy="Add to its configuration what it lacks, or call ponder.capture with an example of your own.",
+            ) from error
+        finally:
+            classifier.train(was_training)
         assert isinstance(parts.stem, CapturedStem)
         padding, stem = parts.padding, _Stem(parts.stem)
         if padding is not None:
@@ -119,7 +131,7 @@ class FinetunedClassifier(nn.Module):
             head=PerStep([*early, _OwnAnswer(labels)]).to(weights.device, weights.dtype),
             policy=LastStep(),
             stem=stem,
-            readout=_Readout(parts.readout, kind.task.per_position),
+            readout=_Readout(parts.readout, kind.task.per_position, classifier),
             task=kind.task,
             padding=padding,
         )
@@ -494,6 +506,8 @@ class _Stem(nn.Module):
         given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         hidden, context = self.captured(inputs, **{k: v for k, v in given.items() if k in self.takes}, **named)
         context.pop("attention_mask", None)
+        if attention_mask is None and _padded_within(hidden, inputs):
+            attention_mask = torch.ones_like(inputs)
         return hidden, {**context, "attention_mask": attention_mask}
 
 
@@ -506,8 +520,8 @@ class _Readout:
 
     borrows_modules = True
 
-    def __init__(self, own: Callable[..., Tensor], per_position: bool) -> None:
-        self.own, self.per_position = own, per_position
+    def __init__(self, own: Callable[..., Tensor], per_position: bool, classifier: PreTrainedModel) -> None:
+        self.own, self.per_position, self.classifier = own, per_position, classifier
         takes = inspect.signature(own).parameters.values()
         self.reads_context = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in takes)
         self.__signature__ = Signature(
@@ -519,11 +533,20 @@ class _Readout:
         logits = self.own(hidden, **context) if self.reads_context else self.own(hidden)
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
-        mask = context.get("attention_mask")
-        if mask is not None and mask.shape[1] != states.shape[1]:  # of samples, of which a frame is many
-            mask = None
+        mask = _mask_of(states, context.get("attention_mask"), self.classifier)
         mean = readouts.mean(states, attention_mask=mask)
         return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
+
+
+def _mask_of(states: Tensor, mask: Tensor | None, classifier: PreTrainedModel) -> Tensor | None:
+    """The mask of the states by that of a call; None where there is none, or nobody knows what a state is made of."""
+    length = states.shape[1]
+    if mask is None or mask.shape[1] == length:
+        return mask
+    if mask.dim() == 2 and mask.shape[1] < length:  # padded within: on the right, see `_state_width`
+        return F.pad(mask, (0, length - mask.shape[1]))
+    frames = mask_of_frames(classifier, mask, length) if mask.dim() == 2 else mask
+    return None if frames is mask else as_long(frames, length)
 
 
 def _first_real(states: Tensor, mask: Tensor | None) -> Tensor:
@@ -545,8 +568,18 @@ def _constants(classifier: PreTrainedModel) -> dict[str, Any]:
     return constants if getattr(classifier.config, "return_dict", True) else {**constants, "return_dict": True}
 
 
+def _padded_within(hidden: Tree, inputs: Tree) -> bool:
+    """Whether a model of tokens has more states than tokens, as Longformer, which pads to a multiple of its window."""
+    if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.is_floating_point():
+        return False
+    return _states(hidden).shape[1] > inputs.shape[1]
+
+
 def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) -> int:
-    """The width of the hidden state; what is not `(batch, length, width)` is refused."""
+    """The width of the hidden state; what is not `(batch, length, width)` is refused.
+
+    So are more states than tokens, but for padding on the right: they are then those of tokens padded by the caller.
+    """
     given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
     inputs = given.pop(next(iter(given)))
     with torch.no_grad():
@@ -561,7 +594,25 @@ def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) ->
             got=f"one of shape {tuple(states.shape)}",
             remedy="Capture it with ponder.capture, and give it heads of your own.",
         )
+    if _padded_within(hidden, inputs) and not _as_padded_outside(stem, inputs, given, states):
+        raise ArgumentError(
+            "model",
+            expected="layers with a state for each token, and padding on the right at most, which is left out",
+            got=f"{states.shape[1]} states for {inputs.shape[1]} tokens",
+            remedy="Capture it with ponder.capture, and give it heads of your own.",
+        )
     return states.shape[-1]
+
+
+@torch.no_grad()
+def _as_padded_outside(stem: CapturedStem, inputs: Tensor, given: dict[str, Tensor], states: Tensor) -> bool:
+    """Whether a model that pads within has the states of tokens that were padded on the right to as many."""
+    more = states.shape[1] - inputs.shape[1]
+    wide = {name: F.pad(value, (0, 0) * (value.dim() - 2) + (0, more)) for name, value in given.items()}
+    padded = _states(stem(F.pad(inputs, (0, more)), **wide)[0])
+    real = wide.get("attention_mask", F.pad(torch.ones_like(inputs), (0, more))) != 0
+    near = 1e-3 * float(states.abs().max())
+    return padded.shape == states.shape and torch.allclose(padded[real], states[real], rtol=0.0, atol=near)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -67,6 +67,7 @@ _KINDS = (
     HeadKind("ForAudioClassification", Classification(), (AutoModelForAudioClassification,), _logits),
     HeadKind("ForTokenClassification", TokenClassification(), (AutoModelForTokenClassification,), _logits),
     HeadKind("ForQuestionAnswering", Span(), (AutoModelForQuestionAnswering,), _start_and_end),
+    HeadKind("ForQuestionAnsweringSimple", Span(), (AutoModelForQuestionAnswering,), _start_and_end),  # of XLNet, XLM
 )
 
 

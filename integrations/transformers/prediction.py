@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
 from transformers import PreTrainedModel
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference.examples import examples_in
 from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
+from ponder.parts.tasks import Span
 from ponder.trajectory import Trajectory
 
 __all__ = ["predict_rows", "record_rows"]
 
 _CONTEXT = ("attention_mask", "token_type_ids")
-_LABELS = ("labels", "label", "start_positions", "end_positions")
+_SPAN = ("start_positions", "end_positions")
+_LABELS = ("labels", "label", *_SPAN)
 
 
 def predict_rows(
@@ -55,7 +58,8 @@ def record_rows(
 ) -> Trajectory:
     """`ponder.inference.recording.record` on what a tokenizer gives; arguments as for it and for `predict_rows`.
 
-    The labels are those of the call, or those that the examples carry as `labels` or `label`.
+    The labels are those of the call, or those that the examples carry as `labels` or `label`, or, where the answer is a
+    span, as `start_positions` and `end_positions`.
     """
     pair = _Pair.of(model)
     if collate is None:
@@ -81,16 +85,20 @@ class _Pair:
         name: The name of the main input.
         unread: What the encoder's own forward reads and nothing here passes on, such as `bbox`: an example with it is
             refused, whose answer would be another one.
+        span: Whether the answer is a span, whose labels are two places.
     """
 
     name: str
     unread: frozenset[str]
+    span: bool
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
         whole: Any = getattr(model, "classifier", None) or model.encoder
         reads = frozenset(inspect.signature(whole.forward).parameters)
-        return cls(model.main_input_name, reads - {model.main_input_name, *_CONTEXT, *_LABELS})
+        unread = reads - {model.main_input_name, *_CONTEXT, *_LABELS}
+        wrapper: Any = model.ponder
+        return cls(model.main_input_name, unread, isinstance(wrapper.task, Span))
 
     def __call__(self, example: Any) -> tuple[Any, dict[str, Any]]:
         if not isinstance(example, Mapping) or self.name not in example:
@@ -99,6 +107,13 @@ class _Pair:
                 expected=f"a dict with {self.name}",
                 got=f"a dict with {', '.join(example)}" if isinstance(example, Mapping) else type(example).__name__,
                 remedy="Tokenise texts first, without padding; prepare images and audio by their processor.",
+            )
+        if _is_empty(example[self.name]):
+            raise ArgumentError(
+                "example",
+                expected=f"one token, or one element of another kind, at least in {self.name}",
+                got="none",
+                remedy="Drop empty examples before the model, or answer them yourself.",
             )
         if others := sorted(name for name in example if name in self.unread and example[name] is not None):
             raise ArgumentError(
@@ -109,4 +124,12 @@ class _Pair:
             )
         context = {key: example[key] for key in _CONTEXT if example.get(key) is not None}
         labels = example.get("labels", example.get("label"))  # as the collators of Transformers read them
+        places = [example.get(name) for name in _SPAN if self.span]
+        if labels is None and places and all(place is not None for place in places):
+            labels = torch.stack([torch.as_tensor(place) for place in places], dim=-1)
         return example[self.name], context if labels is None else {**context, "labels": labels}
+
+
+def _is_empty(value: Any) -> bool:
+    shape = getattr(value, "shape", None)
+    return isinstance(value, list | tuple) and not value if shape is None else 0 in shape

@@ -429,7 +429,7 @@ def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
     args = tuple(value for key, value in given.items() if isinstance(key, int))
     try:
         return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         raise ArgumentError(
             "example",
             expected="inputs that the module can be called with",

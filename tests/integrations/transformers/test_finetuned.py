@@ -17,6 +17,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
+    LongformerConfig,
     ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
@@ -33,6 +34,7 @@ from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification, finetuned
 from ponder.policies import Confidence, FixedStep, LastStep
+from tests.ponder.checks import refused
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -146,6 +148,38 @@ def test_early_heads_answer_alike_wherever_the_padding_is() -> None:
     assert left["attention_mask"][-1].tolist() == [0] * 6 + [1] * 3
     with torch.no_grad():
         torch.testing.assert_close(model.unroll(**left).outputs, model.unroll(**right).outputs)
+
+
+def longformer() -> PreTrainedModel:
+    torch.manual_seed(3)
+    return AutoModelForSequenceClassification.from_config(LongformerConfig(**SIZES, attention_window=8)).eval()
+
+
+@torch.no_grad()
+def test_early_heads_leave_out_the_padding_that_a_model_adds_within() -> None:
+    """Trap: Longformer has more states than its mask has numbers, unless a batch is as wide as a few windows."""
+    model = FinetunedClassifier.from_finetuned(longformer())
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    ids = torch.randint(5, 60, (1, 10), generator=torch.Generator().manual_seed(1))
+    expected = model(ids, policy=FixedStep(2)).outputs  # without a mask
+    for width in (10, 11, 16, 17, 24):
+        padded = torch.nn.functional.pad(ids, (0, width - 10), value=1)
+        found = model(padded, attention_mask=(torch.arange(width) < 10).long()[None], policy=FixedStep(2)).outputs
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_more_states_than_tokens_that_are_no_padding_on_the_right_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = longformer()
+    pad = plain.longformer._pad_to_window_size
+
+    def turned(**given: Any) -> Any:  # the padding comes to the front
+        more, ids, mask, *others = pad(**given)
+        return (more, ids.roll(more, 1), mask.roll(more, 1), *others)
+
+    monkeypatch.setattr(plain.longformer, "_pad_to_window_size", turned)
+    with refused("model", "16 states for 9 tokens"):
+        FinetunedClassifier.from_finetuned(plain)
 
 
 def test_a_bare_encoder_is_refused() -> None:

@@ -13,18 +13,33 @@ from transformers import (
     AlbertForTokenClassification,
     ASTConfig,
     ASTForAudioClassification,
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
     DistilBertConfig,
     DistilBertForQuestionAnswering,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LongformerConfig,
+    LongformerForQuestionAnswering,
     PreTrainedModel,
     RobertaConfig,
     RobertaForTokenClassification,
+    SEWForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
+    XLMConfig,
+    XLMForQuestionAnsweringSimple,
+    XLNetConfig,
+    XLNetForQuestionAnsweringSimple,
 )
 
 from ponder.errors import ArgumentError
@@ -35,6 +50,7 @@ from ponder.integrations.transformers import (
     fit_exits,
 )
 from ponder.policies import Confidence, FixedStep
+from tests.ponder.checks import refused
 
 TEXT: dict[str, Any] = {
     "vocab_size": 60,
@@ -54,6 +70,17 @@ PICTURE: dict[str, Any] = {
     "num_labels": 3,
 }
 WAVE: dict[str, Any] = {**PICTURE, "conv_dim": (8, 8), "conv_kernel": (10, 3), "conv_stride": (5, 2), "vocab_size": 12}
+BART: dict[str, Any] = {
+    "d_model": 16,
+    **dict.fromkeys(["encoder_layers", "decoder_layers"], 3),
+    **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], 2),
+    **dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim"], 24),
+    "vocab_size": 60,
+    "max_position_embeddings": 40,
+    "init_std": 0.3,
+}
+T5: dict[str, Any] = {"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}
+VISION = {**PICTURE, "image_size": 16, "patch_size": 8}
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert-tokens": lambda: BertForTokenClassification(BertConfig(**SMALL)),
@@ -61,6 +88,13 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "albert-tokens": lambda: AlbertForTokenClassification(AlbertConfig(**SMALL, embedding_size=8)),
     "bert-span": lambda: BertForQuestionAnswering(BertConfig(**TEXT)),
     "distilbert-span": lambda: DistilBertForQuestionAnswering(DistilBertConfig(**DISTIL)),
+    "xlnet-span": lambda: XLNetForQuestionAnsweringSimple(
+        XLNetConfig(vocab_size=60, d_model=16, n_layer=3, n_head=2, d_inner=24)
+    ),
+    "xlm-span": lambda: XLMForQuestionAnsweringSimple(XLMConfig(vocab_size=60, emb_dim=16, n_layers=3, n_heads=2)),
+    "bart": lambda: BartForSequenceClassification(BartConfig(**BART, num_labels=3)),
+    "t5": lambda: T5ForSequenceClassification(T5Config(**T5, num_labels=3, decoder_start_token_id=0)),
+    "clip": lambda: CLIPForImageClassification(CLIPConfig(text_config=TEXT, vision_config=VISION, num_labels=3)),
     "vit": lambda: ViTForImageClassification(ViTConfig(**PICTURE, image_size=16, patch_size=8)),
     "wav2vec2": lambda: Wav2Vec2ForSequenceClassification(
         Wav2Vec2Config(**WAVE, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, classifier_proj_size=8)
@@ -84,7 +118,10 @@ def batch(plain: PreTrainedModel, rows: int = 5) -> dict[str, torch.Tensor]:
         shape = (16, 8) if isinstance(plain, ASTForAudioClassification) else (400,)
         return {"input_values": torch.randn(rows, *shape, generator=generator)}
     ids = torch.randint(5, 60, (rows, 9), generator=generator)
-    mask = (torch.arange(9) < torch.tensor([9, 9, 7, 5, 4, *[9] * (rows - 5)])[:, None]).long()
+    lengths = torch.tensor([9, 9, 7, 5, 4, *[9] * (rows - 5)])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    if plain.config.is_encoder_decoder:
+        ids[torch.arange(rows), lengths - 1] = plain.config.eos_token_id
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -107,7 +144,51 @@ def test_full_depth_is_the_plain_model_bit_for_bit(name: str) -> None:
     assert not torch.equal(early.outputs, expected)
 
 
-@pytest.mark.parametrize("name", ["bert-tokens", "bert-span", "vit", "wav2vec2", "ast"])
+@pytest.mark.parametrize("name", ["xlnet-span", "xlm-span", "bart", "t5"])
+@torch.no_grad()
+def test_an_early_answer_is_that_of_a_row_alone_without_its_padding(name: str) -> None:
+    plain = make(name)
+    given, model = batch(plain), FinetunedClassifier.from_finetuned(plain)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    together = model(**given, policy=FixedStep(2)).outputs
+    for row, length in enumerate(given["attention_mask"].sum(1).tolist()):
+        alone = model(**{key: value[row : row + 1, :length] for key, value in given.items()}, policy=FixedStep(2))
+        expected = together[row, :length] if name.endswith("span") else together[row]
+        torch.testing.assert_close(alone.outputs[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Wav2Vec2ForSequenceClassification, SEWForSequenceClassification])
+@torch.no_grad()
+def test_early_heads_leave_out_the_frames_of_padded_samples(kind: type[PreTrainedModel]) -> None:
+    torch.manual_seed(2)
+    more = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
+    plain = kind(kind.config_class(**WAVE, **more, feat_extract_norm="layer")).eval()
+    model = FinetunedClassifier.from_finetuned(plain)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    wave, answers = torch.randn(1, 500, generator=torch.Generator().manual_seed(1)), []
+    for width in (540, 700, 1500):  # SEW halves its frames, and reads the last of an odd number only where more follow
+        mask = (torch.arange(width) < 500).long()[None]
+        padded = torch.nn.functional.pad(wave, (0, width - 500))
+        answers.append(model(input_values=padded, attention_mask=mask, policy=FixedStep(2)).outputs)
+    torch.testing.assert_close(answers[1:], answers[:1] * 2, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("plain", "reason"),
+    [
+        (lambda: T5ForSequenceClassification(T5Config(**T5, num_labels=3)), "decoder_start_token_id"),
+        (lambda: GPT2ForSequenceClassification(GPT2Config(**TEXT, num_labels=3)), "no padding token"),
+        (lambda: LongformerForQuestionAnswering(LongformerConfig(**TEXT, attention_window=4)), "separator tokens"),
+    ],
+)
+def test_a_model_that_does_not_answer_to_what_is_made_up_is_refused_by_its_own_words(plain: Any, reason: str) -> None:
+    with refused("model", reason):
+        FinetunedClassifier.from_finetuned(plain())
+
+
+@pytest.mark.parametrize("name", ["bert-tokens", "bert-span", "xlnet-span", "bart", "clip", "vit", "wav2vec2", "ast"])
 def test_folders_of_every_kind_are_read_saved_and_read_again(name: str, tmp_path: Path) -> None:
     plain = make(name)
     given = batch(plain)
@@ -168,3 +249,31 @@ def test_spans_have_no_classes_to_agree_on() -> None:
     model = FinetunedClassifier.from_finetuned(plain)
     with pytest.raises(ArgumentError, match="Confidence"):
         model.policy = Confidence(0.5)
+
+
+def test_a_recording_keeps_the_places_of_answers() -> None:
+    model = FinetunedClassifier.from_finetuned(make("bert-span"))
+    rows = [
+        {**row, "start_positions": place, "end_positions": place + 1} for place, row in enumerate(rows_of(model, 5))
+    ]
+    expected = [[place, place + 1] for place in range(5)]
+    assert model.record(rows).labels.tolist() == expected
+    loader = torch.utils.data.DataLoader(rows, batch_size=2, collate_fn=lambda rows: collated(model, rows))
+    assert model.record(loader).labels.tolist() == expected
+    assert model.record(rows, collate=lambda rows: collated(model, rows)).labels.tolist() == expected
+    assert model.record([{**row, "labels": [0, 0]} for row in rows]).labels.tolist() == [[0, 0]] * 5
+    assert FinetunedClassifier.from_finetuned(make("bert-tokens")).record(rows).labels is None
+
+
+def collated(model: FinetunedClassifier, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    places = {name: torch.tensor([row[name] for row in rows]) for name in ("start_positions", "end_positions")}
+    return {**model.collate(rows), **places}
+
+
+@pytest.mark.parametrize("empty", [[], torch.tensor([], dtype=torch.long)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_row_without_tokens_is_told_as_one(empty: Any, masked: bool) -> None:
+    model = FinetunedClassifier.from_finetuned(make("bert-tokens"))
+    row = {"input_ids": empty, **({"attention_mask": empty} if masked else {})}
+    with refused("dataset[1]", "at least in input_ids; got none", "Drop empty examples"):
+        model.predict([{"input_ids": [5, 6]}, row])
