@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ponder._utils.lengths import FALLBACK_LENGTH, length_limit
 from ponder._utils.modes import evaluating
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers.loading import check_reached
@@ -19,8 +20,7 @@ from ponder.integrations.transformers.loading import check_reached
 __all__ = ["Encoded", "load_tokenizer", "max_positions", "tokenize", "zero_types"]
 
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
-_FALLBACK_LENGTH = 512
-_NO_LENGTH = 10**9  # tokenizers without a limit say some 10³⁰
+_NO_LIMIT = 10**10
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,11 @@ def load_tokenizer(source: str) -> Any:
 
 
 def max_positions(model: Any) -> int:
-    """How many tokens an encoder takes; in a table of positions with a row for padding they begin behind that row."""
-    count = int(getattr(model.config, "max_position_embeddings", None) or 10**10)
+    """How many tokens an encoder takes, 10¹⁰ where it has no limit.
+
+    In a table of positions with a row for padding they begin behind that row.
+    """
+    count = length_limit(getattr(model.config, "max_position_embeddings", None)) or _NO_LIMIT
     tables = [table for name, table in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
     padding = [getattr(table, "padding_idx", None) for table in tables]
     return count - max((row + 1 for row in padding if row is not None), default=0)
@@ -95,8 +98,7 @@ def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> 
         texts: One or two each, all as many.
         longest: How many positions the model has.
     """
-    limit = min(longest, tokenizer.model_max_length)
-    limit = _FALLBACK_LENGTH if limit > _NO_LENGTH else limit
+    limit = length_limit(longest, tokenizer.model_max_length) or FALLBACK_LENGTH
     sides = [list(side) for side in zip(*texts, strict=True)]
     made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
     names = [name for name in tokenizer.model_input_names if name in made]

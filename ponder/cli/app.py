@@ -103,9 +103,12 @@ def export(
     texts: Annotated[Path | None, typer.Option(help="What chooses and certifies, as for `ponder exits`.")] = None,
     column: Columns = None,
     disagreement: Annotated[
-        float | None, typer.Option(help="How often answers may differ; what FOLDER promises where left out.")
+        float | None,
+        typer.Option(help="How often answers may differ; what FOLDER promises where left out. Needed after --deep."),
     ] = None,
-    confidence: Confidence = 0.95,
+    confidence: Annotated[
+        float | None, typer.Option(help="Probability that the promise holds; 0.95 where left out.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write FOLDER as ONNX graphs that stop, which run without PyTorch."""

@@ -47,7 +47,7 @@ def run(
     *,
     int8: bool,
     disagreement: float | None,
-    confidence: float,
+    confidence: float | None,
     as_json: bool,
 ) -> None:
     """Write an export, and choose and certify its threshold again where it answers otherwise than the folder does.
@@ -60,7 +60,7 @@ def run(
         int8: Quantise.
         disagreement: How often answers may differ from the fp32 model's at full depth; as often as the folder promises
             where None, or 1% where it promises nothing.
-        confidence: Probability with which the promise holds, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1); 0.95 where None.
         as_json: Print JSON instead of a table.
     """
     quiet()
@@ -72,10 +72,13 @@ def run(
             got="none",
             remedy="Pass --texts FILE, with texts like those to come.",
         )
+    if texts is None:
+        _check_unread(column=columns or None, disagreement=disagreement, confidence=confidence)
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
-    longest = min(max_positions(made), int(tokenizer.model_max_length))
     rows: list[Mapping[str, Any]] = []
+    confidence = 0.95 if confidence is None else confidence
     if texts is not None:
+        level = _promised(made.policy) if disagreement is None else disagreement
         found = read_texts_for(folder, texts, columns)
         encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made))
         say_left_out(found, encoded, left_out=True)
@@ -90,10 +93,9 @@ def run(
     sentences: list[str] = []
     card: dict[str, Any] = {"int8": int8, "columns": list(fitted_columns(folder) if texts is None else found.columns)}
     with TemporaryDirectory() as scratch:
-        fp32, limit = Path(scratch) if int8 else out, longest if longest < 10**9 else None
-        onnx(made, fp32, tokenizer=tokenizer, max_length=limit)
+        fp32 = Path(scratch) if int8 else out
+        onnx(made, fp32, tokenizer=tokenizer)
         if rows:
-            level = _promised(made.policy) if disagreement is None else disagreement
             model, done, kind = _written(made, write, rows, int8, level, confidence)
         else:
             model = write(False)
@@ -132,7 +134,32 @@ def run(
     tell(card, sentences, [*told, ("written to", str(out))], as_json=as_json)
 
 
+def _check_unread(**options: object) -> None:
+    """Refuse options about texts where there are none."""
+    for name, value in options.items():
+        if value is not None:
+            raise ArgumentError(
+                name,
+                expected=f"--texts FILE beside --{name}: without texts nothing is chosen or promised anew",
+                got="no texts",
+                remedy=f"Pass --texts FILE, or leave --{name} out.",
+            )
+
+
 def _promised(policy: ExitPolicy) -> float:
+    """How often answers may differ from those at full depth of the folder's own model, by its certificate.
+
+    Raises:
+        ArgumentError: The certificate is about the answers of another model.
+    """
+    if isinstance(policy, Certified) and policy.risk == "disagreement_with_reference":
+        raise ArgumentError(
+            "disagreement",
+            expected="a number for a folder of --deep: it promises to answer as the plain model did before its encoder "
+            "learned, and an export promises to answer as the folder does at full depth",
+            got="none",
+            remedy="Pass --disagreement 0.01, say.",
+        )
     promises = isinstance(policy, Certified) and policy.threshold_value is not None and policy.risk == "disagreement"
     return policy.level if promises else 0.01  # type: ignore[attr-defined]
 

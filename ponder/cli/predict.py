@@ -23,6 +23,8 @@ from ponder.integrations.transformers.tokenizing import Encoded, load_tokenizer,
 
 __all__ = ["run"]
 
+_ANSWER = ("label", "probability", "exit_step")
+
 
 def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json: bool) -> None:
     """Write the answers to texts, each at its exit.
@@ -38,12 +40,13 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     _check_out(out, texts, folder)
     answer = _of_export if (folder / FILE).is_file() else _of_exits
     found = read_texts_for(folder, texts, columns)
+    _check_columns(found)
     outputs, exit_step, names, steps = answer(folder, found)
     sure = outputs.softmax(-1)
     labels, shares = sure.argmax(-1).tolist(), sure.amax(-1).tolist()
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\r\n")
-    table.writerow([*found.columns, "label", "probability", "exit_step"])
+    table.writerow([*found.columns, *_ANSWER])
     for row, label, share, step in zip(found.rows, labels, shares, exit_step.tolist(), strict=True):
         table.writerow([*row, names[label], f"{share:.4f}", step])
     try:
@@ -67,6 +70,18 @@ def _check_out(out: Path, texts: Path, folder: Path) -> None:
             got=out,
             remedy="Name another.",
         )
+
+
+def _check_columns(texts: Texts) -> None:
+    """Refuse texts whose column would stand twice in the answers."""
+    for name in texts.columns:
+        if name in _ANSWER:
+            raise ArgumentError(
+                "column",
+                expected=f"texts in a column that is not called as the answers are ({', '.join(_ANSWER)})",
+                got=repr(name),
+                remedy="Rename the column in the file of texts.",
+            )
 
 
 def _of_exits(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], int]:

@@ -14,7 +14,7 @@ import uvicorn
 from transformers.utils import logging
 
 from ponder.cli.running import WIDTH
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 from ponder.integrations.transformers.serving import open_folder
 from ponder.serving import AuditPlan, Limits, ServedModel, create_app
 
@@ -47,6 +47,7 @@ def server(
     limits = Limits(**bounds)
     model = open_folder(folder, batching=options["batching"])
     plan = audit_plan(model, **audit)
+    _check_kept(plan)
     for line in (f"policy: {model.policy!r}", _told(plan)):
         lines = textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
         typer.echo("\n".join(lines), err=True)
@@ -64,6 +65,20 @@ def server(
 def audit_plan(model: ServedModel, share: float, path: Path | None) -> AuditPlan | None:
     """What is audited: the promise of the folder's certificate, where it has one about full depth."""
     return AuditPlan.of_certificate(model.policy, share, path) if share else None
+
+
+def _check_kept(plan: AuditPlan | None) -> None:
+    """Refuse a file of audits that cannot be gone on with, before anything is served."""
+    try:
+        if plan is not None:
+            plan.resumed()
+    except PonderError as error:
+        raise ArgumentError(
+            "audit_file",
+            expected="the state of these audits, or a place where it can be written",
+            got=error.got if isinstance(error, ArgumentError) else str(error).rstrip("."),
+            remedy="Pass another --audit-file.",
+        ) from error
 
 
 def _check_free(host: str, port: int) -> None:

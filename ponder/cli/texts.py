@@ -102,10 +102,18 @@ def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = Non
 
     Raises:
         DataError: No such file, not what its name says, or without rows.
-        ArgumentError: It has no such column, or none that could be meant.
+        ArgumentError: It has no such column, or none that could be meant; or a column is named twice.
     """
     if len(columns) > 2:
         raise ArgumentError("columns", expected="one or two", got=", ".join(columns), remedy="A text or a pair.")
+    given = [*columns, *(() if labels is None else (labels,))]
+    if twice := [name for name in given if given.count(name) > 1]:
+        raise ArgumentError(
+            "column",
+            expected="columns of their own for the two texts of a pair, and for labels",
+            got=f"{twice[0]!r} twice",
+            remedy="Name each column once.",
+        )
     try:
         rows = _read(path)
     except OSError as error:
@@ -139,8 +147,8 @@ def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = Non
         if labels is not None and row.get(labels) is None:
             raise DataError(f"{path}: row {place} has no {labels!r}. Label all rows, or leave labels out.")
         made.append(texts)
-    given = () if labels is None else tuple(str(row[labels]) for row in rows)
-    return Texts(chosen, tuple(made), given)  # type: ignore[arg-type]
+    told = () if labels is None else tuple(str(row[labels]) for row in rows)
+    return Texts(chosen, tuple(made), told)  # type: ignore[arg-type]
 
 
 def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels: str | None = None) -> Texts:
@@ -154,7 +162,8 @@ def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels
 
     Raises:
         DataError: As for `read_texts`.
-        ArgumentError: As for `read_texts`; or single texts where the exits were fitted to pairs, or the other way.
+        ArgumentError: As for `read_texts`; single texts where the exits were fitted to pairs, or the other way; or the
+            columns of the pairs in the other order.
     """
     found = read_texts(path, columns, labels)
     known = fitted_columns(folder)
@@ -164,6 +173,13 @@ def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels
             expected=f"{len(known)} to a row, as in the texts that the exits were fitted to ({', '.join(known)})",
             got=f"{len(found.columns)} ({', '.join(found.columns)})",
             remedy="Name the columns by --column, once for each.",
+        )
+    if known == found.columns[::-1] != found.columns:
+        raise ArgumentError(
+            "column",
+            expected=f"the order of the pairs that the exits were fitted to ({', '.join(known)})",
+            got=", ".join(found.columns),
+            remedy=f"Pass {' '.join(f'--column {name}' for name in known)}.",
         )
     return found
 
@@ -192,8 +208,10 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
             return list(datasets.Dataset.from_parquet(str(path)))
         except Exception as error:  # of one of several libraries
             raise DataError(f"{path}: is no Parquet that can be read ({error}).") from error
-    text = path.read_text(encoding="utf-8-sig")
-    if kind in (".csv", ".tsv"):
+    is_table = kind in (".csv", ".tsv")
+    with path.open(encoding="utf-8-sig", newline="" if is_table else None) as file:  # a cell keeps its own line ends
+        text = file.read()
+    if is_table:
         return _table(path, text, "\t" if kind == ".tsv" else ",")
     if kind in (".jsonl", ".ndjson"):
         return [_object(path, place, line) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]

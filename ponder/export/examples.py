@@ -69,6 +69,8 @@ def open_tokenizer(folder: Path, manifest: Manifest) -> Any:
     tokenizer.no_padding()
     if manifest.max_length is not None:
         tokenizer.enable_truncation(manifest.max_length, direction=manifest.truncation_side)
+    elif manifest.tokenizer_inputs:  # one of Transformers: its file keeps how the call before it was saved cut
+        tokenizer.no_truncation()
     return tokenizer
 
 

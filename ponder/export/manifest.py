@@ -70,7 +70,7 @@ class Manifest:
         narrows: Whether batches get narrower as long rows leave.
         single: One graph for one row, which stops by itself; None where weights are not shared.
         tokenizer: The tokenizer of the texts; None where there is none.
-        max_length: The number of tokens that texts are cut to; None where they are not cut.
+        max_length: The number of tokens that texts are cut to; None where they are not cut, or by the tokenizer itself.
         truncation_side: Where they are cut, ``"right"`` or ``"left"``.
         tokenizer_inputs: Which inputs the tokenizer gives in Transformers, where others have a default; empty where
             nobody said, and it gives all.

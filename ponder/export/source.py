@@ -25,7 +25,8 @@ class ExportSource:
         name: What the inputs are called in the export.
         defaults: The values that tensors of the context are filled with where a caller leaves them out, by name.
         tokenizer: The tokenizer's `tokenizer.json`, or None.
-        max_length: The number of tokens that texts are cut to; None for what the tokenizer says.
+        max_length: The number of tokens that the model takes, in billions where it has no limit; None where it is not
+            known, and texts are cut as the tokenizer says.
         labels: Names of the classes, where they are known.
         columns: Names of the columns of texts that the exits were fitted to, where they are known.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder._utils.files import write_text
+from ponder._utils.lengths import FALLBACK_LENGTH, length_limit
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.export.source import ExportSource
 
@@ -14,7 +15,6 @@ __all__ = ["copy_tokenizer"]
 
 _NAME = "tokenizer.json"
 _SAID = ("model_max_length", "truncation_side", "model_input_names")
-_NO_LIMIT = 1_000_000  # what tokenizers without a limit have is larger still
 
 
 def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None, folder: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
     Args:
         source: What is exported; its own tokenizer is used where `tokenizer` is None.
         tokenizer: A file, a folder, or a fast tokenizer of Transformers or of tokenizers.
-        max_length: The number of tokens that texts are cut to, or None for what the tokenizer says.
+        max_length: The number of tokens that texts are cut to, or None for what model and tokenizer take.
         folder: The export.
 
     Returns:
@@ -46,12 +46,12 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
             return {}
     text, said = _read(tokenizer)
     write_text(folder / _NAME, text)
-    limit, names = said.get("model_max_length"), said.get("model_input_names")
-    limits = (int(limit) if isinstance(limit, int | float) else None, source.max_length)
-    known = [limit for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
+    names, limit = said.get("model_input_names"), length_limit(said.get("model_max_length"), source.max_length)
+    if limit is None and source.max_length is not None:  # of Transformers, whose folder cuts there too
+        limit = FALLBACK_LENGTH
     return {
         "tokenizer": _NAME,
-        "max_length": max_length or min(known, default=None),
+        "max_length": max_length or limit,
         "truncation_side": "left" if said.get("truncation_side") == "left" else "right",  # as in Transformers
         "tokenizer_inputs": tuple(map(str, names)) if isinstance(names, list | tuple) else (),
     }

@@ -86,7 +86,8 @@ def onnx(
             for models of Transformers, which bring their own.
         tokenizer: The tokenizer, so that texts can be answered: a `tokenizer.json`, a folder with one, or a fast
             tokenizer of Transformers; that of the encoder's folder where None.
-        max_length: The number of tokens that texts are cut to; what the tokenizer says where None.
+        max_length: The number of tokens that texts are cut to. Where None, what model and tokenizer take; 512 where a
+            model of Transformers and its tokenizer have no limit.
         calibration: With `int8`, some hundred examples (texts or arrays, as for `OnnxModel.predict`) like those to
             come, by which the ranges of activations are fixed: no answer depends on the rows beside it then. Where
             None, each call looks for its own.

@@ -73,6 +73,24 @@ class AuditPlan:
         check_real("tolerance", self.tolerance)
         check_int("max_running", self.max_running)
 
+    @property
+    def file(self) -> StateFile | None:
+        """Where the state survives a restart; None where it does not."""
+        return None if self.path is None else StateFile(self.path, _FORMAT, self.policies)
+
+    def resumed(self) -> Audit:
+        """The audit as its file left it. The file is written at once, so that a place that cannot be is told at once.
+
+        Raises:
+            ArgumentError: The file cannot be written.
+            CheckpointError: It holds the state of another promise or of other policies, or no state at all.
+        """
+        if self.file is None:
+            return self.audit
+        found = self.file.read(self.audit)
+        self.file.write(found.to_dict())
+        return found
+
     @classmethod
     def of_certificate(cls, policy: ExitPolicy, share: float = 0.01, path: Path | None = None) -> AuditPlan | None:
         """The plan that a certified policy comes with, or None where nothing is certified about full depth.
@@ -115,6 +133,7 @@ class TrafficAudit:
     task: Task
     batcher: Batcher
     running: int = 0
+    skipped: int = 0
     _audit: Audit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,11 +144,8 @@ class TrafficAudit:
                 got=f"the task {self.task.name!r}",
                 remedy="Pass tolerance=0.1, say, in the unit of the outputs, or serve without an audit.",
             )
-        path = self.plan.path
-        self._file = None if path is None else StateFile(path, _FORMAT, self.plan.policies)
-        self._audit = self.plan.audit if self._file is None else self._file.read(self.plan.audit)
+        self._file, self._audit = self.plan.file, self.plan.resumed()
         self._lock = threading.Lock()
-        self._write()  # a place that cannot be written is told at once
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="ponder-audit")
 
     @property
@@ -158,6 +174,7 @@ class TrafficAudit:
                 "low": low,
                 "high": high,
                 "wealth": audit.wealth,
+                "skipped": self.skipped,
             }
 
     def seen(self, examples: Sequence[Any], outputs: Sequence[Tensor], stage: int) -> None:
@@ -166,8 +183,10 @@ class TrafficAudit:
             if stage != self.stage or stage >= len(self.plan.policies):
                 return
             with self._lock:
-                chosen = self._audit.chosen() and self.running < self.plan.max_running
+                drawn = self._audit.chosen()
+                chosen = drawn and self.running < self.plan.max_running
                 self.running += chosen
+                self.skipped += drawn - chosen
             if chosen:
                 self._send(example, output, stage)
 
@@ -182,6 +201,7 @@ class TrafficAudit:
         except (queue.Full, PonderError):  # the traffic goes first, and what stops takes no more
             with self._lock:
                 self.running -= 1
+                self.skipped += 1
             return
         future.add_done_callback(lambda full: self._judge.submit(self._judged, full, output, stage))
 
@@ -207,13 +227,11 @@ class TrafficAudit:
                 self.running -= 1
 
     def _save(self) -> None:
+        if self._file is None:
+            return
+        with self._lock:
+            state = self._audit.to_dict()
         try:
-            self._write()
+            self._file.write(state)
         except PonderError:
             _log.exception("the state of the audits could not be kept")
-
-    def _write(self) -> None:
-        if self._file is not None:
-            with self._lock:
-                state = self._audit.to_dict()
-            self._file.write(state)

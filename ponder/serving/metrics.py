@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 __all__ = ["CONTENT_TYPE", "Metrics", "Outcome"]
 
@@ -65,6 +68,7 @@ class Metrics:
         if audit is not None:
             for name, told in _AUDIT.items():
                 self._gauge(f"ponder_audit_{name}", told, partial(_value, audit, name))
+            self.registry.register(_SkippedAudits(audit))
 
     def ended(self, outcome: Outcome) -> None:
         """A request ended."""
@@ -94,6 +98,17 @@ class Metrics:
 
     def _gauge(self, name: str, told: str, read: Callable[[], float]) -> None:
         Gauge(name, told, registry=self.registry).set_function(read)
+
+
+@dataclass(frozen=True)
+class _SkippedAudits(Collector):
+    """The one counter that is kept elsewhere, with the audits."""
+
+    state: Callable[[], Mapping[str, Any]]
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        told = "Answers that were drawn for an audit when too much else was running, and were not audited."
+        yield CounterMetricFamily("ponder_audit_skipped", told, value=_value(self.state, "skipped"))
 
 
 def _value(state: Callable[[], Mapping[str, Any]], name: str) -> float:

@@ -26,6 +26,8 @@ from transformers import (
     RobertaConfig,
     SqueezeBertConfig,
     SqueezeBertForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -33,8 +35,10 @@ import ponder
 from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification, finetuned
+from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 from ponder.policies import Confidence, FixedStep, LastStep
 from tests.ponder.checks import refused
+from tests.word_tokenizer import save_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -413,3 +417,15 @@ def test_names_of_labels_may_be_given_either_way() -> None:
     names = {"bad": 0, "fair": 1, "good": 2}
     made = PonderForSequenceClassification.from_encoder(bert().bert, "palbert", label2id=names)
     assert (made.config.num_labels, made.config.id2label) == (3, {0: "bad", 1: "fair", 2: "good"})
+
+
+def test_a_model_whose_positions_are_minus_one_has_no_limit(tmp_path: Path) -> None:
+    """XLNet says so of its relative positions."""
+    config = XLNetConfig(vocab_size=60, d_model=16, n_layer=2, n_head=2, d_inner=24)
+    longest = max_positions(XLNetForSequenceClassification(config))
+    assert config.max_position_embeddings == -1
+    assert longest == 10**10
+    save_tokenizer(tmp_path)
+    made = tokenize(load_tokenizer(str(tmp_path)), [("w1 w2",), ("w1 " * 600,)], longest)
+    assert [len(row["input_ids"]) for row in made.rows] == [4, 512]
+    assert made.cut == [False, True]

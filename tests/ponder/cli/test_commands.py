@@ -24,6 +24,8 @@ import ponder.cli
 from ponder.cli.app import app
 from ponder.cli.texts import Texts, read_texts
 from ponder.errors import ArgumentError, DataError
+from ponder.integrations.transformers import FinetunedClassifier
+from ponder.policies import Certified, Confidence
 from tests.exits_folder import LONGEST, tiny_classifier
 from tests.word_tokenizer import WORDS, save_tokenizer
 
@@ -239,6 +241,10 @@ def test_pairs_are_answered_where_pairs_were_certified(plain: Path, fitted: Path
     told = refused("predict", made, *single, "--out", tmp_path / "out.csv")
     assert "column: expected 2 to a row, as in the texts that the exits were fitted to (one, two); got 1 (one)" in told
     assert "expected 2 to a row" in refused("doctor", made, *single)
+    swapped = ("--texts", path, "--column", "two", "--column", "one")
+    told = refused("predict", made, *swapped, "--out", tmp_path / "out.csv")
+    assert "fitted to (one, two); got two, one. Pass --column one --column two." in told
+    assert "got two, one" in refused("doctor", made, *swapped)
     assert "expected 1 to a row" in refused("predict", fitted, *both, "--out", tmp_path / "out.csv")
 
 
@@ -268,6 +274,36 @@ def test_predict_writes_over_nothing_that_it_reads(fitted: Path, texts: Path) ->
     assert texts.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["label", "probability", "exit_step"])
+def test_no_column_stands_twice_in_the_answers(fitted: Path, tmp_path: Path, name: str) -> None:
+    path = table(tmp_path / "in.csv", [["w1"]], (name,))
+    told = refused("predict", fitted, "--texts", path, "--out", tmp_path / "o.csv")
+    assert f"got {name!r}. Rename the column in the file of texts." in told
+    assert not (tmp_path / "o.csv").exists()
+
+
+@pytest.mark.parametrize("words", [("--disagreement", 0.02), ("--confidence", 0.99), ("--column", "text")])
+def test_options_about_texts_are_refused_by_an_export_without_texts(fitted: Path, tmp_path: Path, words: Any) -> None:
+    told = refused("export", fitted, "--out", tmp_path / "onnx", *words)
+    assert f"expected --texts FILE beside {words[0]}" in told
+    assert f"Pass --texts FILE, or leave {words[0]} out." in told
+
+
+def test_an_export_of_a_deep_folder_promises_only_what_it_is_asked_for(
+    plain: Path, texts: Path, tmp_path: Path
+) -> None:
+    """Its certificate is about the plain model, and that of an export about full depth of the folder."""
+    model = FinetunedClassifier.from_finetuned(plain)
+    model.policy = Certified(
+        Confidence(0.7), "", "disagreement_with_reference", 0.3, 0.95, "exact_binomial", 500, "threshold", 0.7, 0.0, ()
+    )
+    model.save_pretrained(tmp_path / "deep")
+    save_tokenizer(tmp_path / "deep")
+    told = refused("export", tmp_path / "deep", "--texts", texts, "--out", tmp_path / "onnx")
+    assert "disagreement: expected a number for a folder of --deep" in told
+    assert not (tmp_path / "onnx").exists()
+
+
 def test_over_long_texts_are_cut_and_counted(fitted: Path, tmp_path: Path) -> None:
     path = table(tmp_path / "in.csv", [["w1 " * 40], ["w1 " * (LONGEST - 2)], ["w1"]])
     done = run("predict", fitted, "--texts", path, "--out", tmp_path / "out.csv")
@@ -294,6 +330,8 @@ def test_bad_columns(plain: Path, tmp_path: Path) -> None:
     path.write_text("sentence,Text\na,b\n")  # which of the two is meant, nobody knows
     told = refused("exits", plain, "--texts", path, "--out", tmp_path / "o")
     assert "got none, and in.csv has sentence, Text. Pass --column NAME" in told
+    for words in (("--column", "Text", "--column", "Text"), ("--column", "Text", "--labels", "Text")):
+        assert "got 'Text' twice" in refused("exits", plain, "--texts", path, "--out", tmp_path / "o", *words)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +466,17 @@ def test_rows_of_a_table_stay_where_they_are(tmp_path: Path) -> None:
     assert [row for (row,) in read_texts(tmp_path / "in.csv").rows] == ["w1", "", "w3", "w" * 200_000]
     (tmp_path / "in.csv").write_text("text,id\nw1,1\n\nw3,3\n")
     assert [row for (row,) in read_texts(tmp_path / "in.csv").rows] == ["w1", "w3"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_ends_of_lines_within_a_cell_are_kept(tmp_path: Path, kind: str) -> None:
+    rows = ["w1\r\nw2", "w1\rw2", "w1\nw2"]
+    for end in ("\n", "\r\n", "\r"):
+        lines = ["text", *(f'"{row}"' for row in rows), ""]
+        (tmp_path / f"in.{kind}").write_bytes(end.join(lines).encode())
+        assert [row for (row,) in read_texts(tmp_path / f"in.{kind}").rows] == rows
+    (tmp_path / "in.txt").write_bytes(b"w1\r\nw2\rw3\n")
+    assert [row for (row,) in read_texts(tmp_path / "in.txt").rows] == ["w1", "w2", "w3"]
 
 
 def test_answers_are_rows_whatever_stands_in_a_text(fitted: Path, tmp_path: Path) -> None:

@@ -81,19 +81,40 @@ def test_the_options_reach_the_server(folder: Path, monkeypatch: pytest.MonkeyPa
     assert "audit: none" in done.stderr
 
 
-def test_a_certificate_is_audited(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def certified(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = FinetunedClassifier.from_pretrained(folder)
     path = ((0.99, 0.0, 0.001), (0.9, 0.0, 0.002), (0.8, 0.0, 0.003), (0.7, 0.001, 0.004))
     model.policy = Certified(
         Confidence(0.7), "…", "disagreement", 0.02, 0.9, "exact_binomial", 500, "threshold", 0.7, 0.004, path
     )
-    saved = make_folder(tmp_path)
+    saved = make_folder(tmp_path_factory.mktemp("certified"))
     model.save_pretrained(saved)
-    plan = audit_plan(open_folder(saved), 0.1, tmp_path / "audit.json")
+    return saved
+
+
+def test_a_certificate_is_audited(certified: Path, tmp_path: Path) -> None:
+    plan = audit_plan(open_folder(certified), 0.1, tmp_path / "audit.json")
     assert plan is not None
     assert (plan.audit.level, plan.audit.confidence, plan.audit.share) == (0.02, 0.9, 0.1)
     assert plan.policies[1:] == (Confidence(0.9), Confidence(0.99))
-    assert audit_plan(open_folder(saved), 0.0, None) is None
+    assert audit_plan(open_folder(certified), 0.0, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", "expected the format 'ponder-served-audit-1'; got None"),
+        ("config.json/audit.json", "config.json/audit.json: "),
+    ],
+)
+def test_a_file_of_audits_that_cannot_be_kept_is_one_sentence(certified: Path, name: str, message: str) -> None:
+    done = CliRunner().invoke(app, ["serve", str(certified), "--port", "0", "--audit-file", str(certified / name)])
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert said.startswith("ponder: audit_file: expected the state of these audits, or a place where")
+    assert message in said
+    assert said.endswith("Pass another --audit-file.")
 
 
 @pytest.mark.parametrize(

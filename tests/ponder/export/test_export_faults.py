@@ -9,13 +9,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +25,9 @@ from ponder import policies
 from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export import OnnxModel
+from ponder.export.examples import open_tokenizer
 from ponder.export.source import ExportSource
+from ponder.integrations.transformers.tokenizing import tokenize
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, StepView
 from ponder.serving import Limits
@@ -731,14 +734,39 @@ def test_a_certificate_and_a_report_do_not_go_on_to_what_they_are_not_about(tmp_
 
 def test_a_length_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
-    source = ExportSource(text_model(), *TOKENS, max_length=16)
-
-    class Told:
-        def export_source(self) -> ExportSource:
-            return source
-
     with pytest.raises(ArgumentError, match="max_length: expected at most 16 tokens"):
-        ponder.export.onnx(Told(), tmp_path / "out", tokenizer=tmp_path, max_length=64)
+        ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=tmp_path, max_length=64)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A model that says how many tokens it takes."""
+
+    longest: int
+
+    def export_source(self) -> ExportSource:
+        return ExportSource(text_model(), *TOKENS, max_length=self.longest)
+
+
+def test_without_a_limit_texts_are_cut_as_in_the_folder(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    tokenizer, long = PreTrainedTokenizerFast.from_pretrained(tmp_path), "w1 " * 600
+    tokenizer("w0 w1 w2", truncation=True, max_length=4)  # what its file keeps is this
+    folder = ponder.export.onnx(Told(10**10), tmp_path / "out", tokenizer=tokenizer)
+    manifest = OnnxModel(folder).manifest
+    (row,) = tokenize(tokenizer, [(long,)], 10**10).rows
+    assert open_tokenizer(folder, manifest).encode(long).ids == row["input_ids"]
+    assert manifest.max_length == len(row["input_ids"]) == 512
+    before = replace(manifest, max_length=None)  # as exports were written: not cut, by no call that was before
+    assert len(open_tokenizer(folder, before).encode(long).ids) == 602
+
+
+def test_a_tokenizer_that_is_none_of_transformers_cuts_as_its_file_says(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    raw.enable_truncation(4)
+    folder = ponder.export.onnx(text_model(), tmp_path / "out", example=TOKENS, tokenizer=raw)
+    assert len(open_tokenizer(folder, OnnxModel(folder).manifest).encode("w1 " * 600).ids) == 4
 
 
 @pytest.mark.parametrize(

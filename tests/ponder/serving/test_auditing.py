@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import queue
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ponder.parts.tasks import task_named
 from ponder.policies import Certified, ExitPolicy
 from ponder.serving import AuditPlan
 from ponder.serving.auditing import TrafficAudit
+from ponder.serving.metrics import Metrics
 from tests.ponder.serving.serving_toys import STEPS, application, features, opened, toy
 
 pytestmark = pytest.mark.anyio
@@ -208,6 +210,36 @@ def test_an_audit_whose_answer_is_nan_is_a_disagreement() -> None:
         audit.seen(["a text"], [answer], 0)
         audit.close()
         assert (audit.state()["audits"], audit.state()["disagreements"]) == (1, expected)
+
+
+def test_audits_that_find_no_place_are_counted() -> None:
+    class Busy:
+        """One text may wait, for ever."""
+
+        waiting = 0
+
+        def submit(self, *_: Any, **__: Any) -> Future[StreamOutput]:
+            if self.waiting:
+                raise queue.Full
+            self.waiting += 1
+            return Future()
+
+    answers = [torch.zeros(3)] * 5
+    for most in (1, 32):
+        audit = TrafficAudit(plan(max_running=most), task_named("classification"), Busy())  # type: ignore[arg-type]
+        audit.seen(["a text"] * 5, answers, 0)
+        assert (audit.running, audit.state()["skipped"]) == (1, 4)
+        page = Metrics(STEPS, lambda: 0, lambda: False, audit.state).page().decode()
+        assert "# TYPE ponder_audit_skipped_total counter" in page
+        assert "ponder_audit_skipped_total 4.0" in page
+        audit.close()
+
+
+async def test_answers_with_a_deadline_of_their_own_are_audited_unless_it_passed() -> None:
+    async with opened(app()) as client:
+        await client.post("/predict", json={"text": "a", "deadline": 60})
+        state = await quiet(client)
+    assert (state["audits"], state["skipped"]) == (1, 0)
 
 
 def test_a_promise_about_another_model_is_no_plan() -> None:
