@@ -28,7 +28,7 @@ from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
+from ponder.parts.tasks import LossFunction, Regression, Task, TaskName, as_task, task_named
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import is_certified
 from ponder.priors import Geometric, Prior
@@ -405,13 +405,15 @@ class PonderWrapper(EarlyExitModel):
                 remedy="Pass copy.deepcopy(model).",
             )
         check_no_shared_weights(self, teacher)
+        numbers = isinstance(self.task, Regression)
         if teacher is None:
             self._teacher = None
         elif isinstance(teacher, PonderWrapper):
             check_same_task(self.task, teacher.task)
-            self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True)
+            self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True, numbers=numbers)
         elif callable(teacher):
-            self._teacher = FrozenTeacher(teacher, teacher if isinstance(teacher, nn.Module) else None)
+            module = teacher if isinstance(teacher, nn.Module) else None
+            self._teacher = FrozenTeacher(teacher, module, numbers=numbers)
         else:
             raise ArgumentTypeError(
                 "teacher",

@@ -49,6 +49,7 @@ from ponder.parts.capturing.captured import CapturedStem, capture
 from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
+from ponder.parts.tasks import Span
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import certificates, is_certified
 from ponder.trajectory import Trajectory
@@ -123,7 +124,8 @@ class FinetunedClassifier(nn.Module):
             fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
             streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
             padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.task.per_position)
-        width = _state_width(parts.stem, example, kind)
+        with evaluating(classifier):
+            width, self._reads_mask = _states_of(parts.stem, example, kind, classifier)
         early = [EarlyHead(labels, width, 1 if kind.task.per_position else 2) for _ in range(parts.steps.num_steps - 1)]
         weights = next(classifier.parameters())
         self.ponder = PonderWrapper(
@@ -232,7 +234,20 @@ class FinetunedClassifier(nn.Module):
             raise CheckpointError(f"{place / EXITS_FILE}: its policy cannot be used ({error}). Save again.") from error
         made.seed, made.split = settings.get("seed"), settings.get("split", 1)
         made.learned_by = settings.get("learned_by")
+        if made._reads_mask and "reads_mask" not in settings:
+            made._forget_promise(place)
         return made
+
+    def _forget_promise(self, place: Path) -> None:
+        """Say that early heads were fitted when they read padding too, and take off what was promised of them then."""
+        for promised in certificates(self.policy):
+            self.policy = promised.policy
+        warnings.warn(
+            f"{place}: its early heads were fitted by a version in which they read the padding that "
+            f"{type(self.classifier).__name__} adds, or that stands in its samples; they leave it out now, so early "
+            "answers are others, and nothing is promised of them. Fit the exits again: `ponder exits`, or fit_exits.",
+            stacklevel=3,
+        )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the plain classifier, as Transformers does, and the exits beside it.
@@ -270,6 +285,7 @@ class FinetunedClassifier(nn.Module):
                 "seed": self.seed,
                 "split": self.split,
                 "learned_by": self.learned_by,
+                "reads_mask": True,
                 "answers": _answers(self.classifier).tolist(),
                 "tolerance": 1e-3 if self.classifier.dtype in (torch.float32, torch.float64) else 0.05,
             },
@@ -385,6 +401,9 @@ class FinetunedClassifier(nn.Module):
             each = [torch.as_tensor(value) for value in given]
             padded = torch.stack if not each[0].dim() else partial(_pad_sequence, padding_value=fill.get(name, 0))
             batch[name] = padded(each).to(device)
+        places = [[row.get(name) for row in rows] for name in ("start_positions", "end_positions")]
+        if "labels" not in batch and isinstance(self.kind.task, Span) and all(None not in of for of in places):
+            batch["labels"] = torch.tensor(places, device=device).T.contiguous()
         if "attention_mask" not in batch and self.main_input_name == "input_ids":
             lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=device)
             batch["attention_mask"] = (torch.arange(int(lengths.max()), device=device) < lengths[:, None]).long()
@@ -543,7 +562,7 @@ def _mask_of(states: Tensor, mask: Tensor | None, classifier: PreTrainedModel) -
     length = states.shape[1]
     if mask is None or mask.shape[1] == length:
         return mask
-    if mask.dim() == 2 and mask.shape[1] < length:  # padded within: on the right, see `_state_width`
+    if mask.dim() == 2 and mask.shape[1] < length:  # padded within: on the right, see `_states_of`
         return F.pad(mask, (0, length - mask.shape[1]))
     frames = mask_of_frames(classifier, mask, length) if mask.dim() == 2 else mask
     return None if frames is mask else as_long(frames, length)
@@ -575,10 +594,13 @@ def _padded_within(hidden: Tree, inputs: Tree) -> bool:
     return _states(hidden).shape[1] > inputs.shape[1]
 
 
-def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) -> int:
-    """The width of the hidden state; what is not `(batch, length, width)` is refused.
+def _states_of(
+    stem: CapturedStem, example: dict[str, Any], kind: HeadKind, classifier: PreTrainedModel
+) -> tuple[int, bool]:
+    """The width of the hidden state, and whether early heads read its mask otherwise than before version 0.2.
 
-    So are more states than tokens, but for padding on the right: they are then those of tokens padded by the caller.
+    What is not `(batch, length, width)` is refused. So are more states than tokens, but for padding on the right: they
+    are then those of tokens padded by the caller.
     """
     given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
     inputs = given.pop(next(iter(given)))
@@ -601,7 +623,8 @@ def _state_width(stem: CapturedStem, example: dict[str, Any], kind: HeadKind) ->
             got=f"{states.shape[1]} states for {inputs.shape[1]} tokens",
             remedy="Capture it with ponder.capture, and give it heads of your own.",
         )
-    return states.shape[-1]
+    counted = hasattr(classifier, "_get_feature_vector_attention_mask")
+    return states.shape[-1], not kind.task.per_position and (_padded_within(hidden, inputs) or counted)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.loading import load_whole
 from ponder.parts.tasks import Classification, Span, Task, TokenClassification
 
-__all__ = ["HeadKind", "check_readable", "kind_of", "load_finetuned", "saved_head"]
+__all__ = ["HeadKind", "check_readable", "head_of", "kind_of", "load_finetuned", "saved_head"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ def kind_of(model: PreTrainedModel) -> HeadKind:
             remedy="For regression and several labels at once, train exits with from_encoder.",
         )
     return kind
+
+
+def head_of(model: PreTrainedModel) -> HeadKind | None:
+    """The kind of a model's head, whatever its answers are; None where its class is named as none of these."""
+    return _named(type(model).__name__)
 
 
 def saved_head(config: PretrainedConfig) -> tuple[str, HeadKind] | None:

@@ -28,7 +28,7 @@ from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
-from ponder.integrations.transformers.head_kinds import HeadKind, saved_head
+from ponder.integrations.transformers.head_kinds import HeadKind, head_of, saved_head
 from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
@@ -38,7 +38,7 @@ from ponder.integrations.transformers.tokenizing import max_positions, zero_type
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
-from ponder.parts.tasks import Task, TaskName, as_task
+from ponder.parts.tasks import Classification, Task, TaskName, as_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
@@ -460,7 +460,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=f"{len(theirs)} labels, {_first_difference(own, theirs)}",
                 remedy="Fine-tune the teacher on the student's labels, or give both the same id2label.",
             )
-        check_same_task(self.ponder.task, as_task(PROBLEMS.get(str(teacher.config.problem_type))))
+        check_same_task(self.ponder.task, _task_of(teacher))
         self.ponder.attach_teacher(_Logits(teacher))
 
     def start_stage(self, stage: Stage) -> None:
@@ -662,6 +662,17 @@ class _Logits(nn.Module):
         named = {self.model.main_input_name: inputs, **{k: v for k, v in context.items() if v is not None}}
         logits: Tensor = self.model(**named).logits
         return logits
+
+
+def _task_of(teacher: PreTrainedModel) -> Task | None:
+    """What a teacher's answers mean; None where its class does not tell."""
+    if isinstance(teacher, PonderPreTrainedModel):
+        own: Task | None = teacher.ponder.task
+        return own
+    head = head_of(teacher)
+    if head is None or not isinstance(head.task, Classification):  # a `problem_type` may be left of a model before it
+        return None if head is None else head.task
+    return as_task(PROBLEMS.get(str(teacher.config.problem_type)))
 
 
 def _first_difference(own: Mapping[Any, str], theirs: Mapping[Any, str]) -> str:

@@ -45,7 +45,8 @@ class PonderTrainer(Trainer):
     last step and leave the recipe's out.
 
     Accumulated batches, and those of several processes, weigh as their labelled rows: they train what their joined
-    batch trains.
+    batch trains. That is so for the models of this package, also with adapters of peft; of a model of your own around a
+    `PonderWrapper`, whose loss may be any, batches weigh alike.
 
     Args:
         args: The first arguments of `Trainer`.

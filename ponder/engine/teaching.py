@@ -71,15 +71,19 @@ class FrozenTeacher:
         answer: (inputs, **context) → outputs `(batch, …)`; called without gradients.
         module: The module behind it, kept in evaluation mode and on the device of the student; None for a function.
         marked: Whether `answer` takes `ponder.Shared` values of the context with their mark, as a wrapped model does.
+        numbers: Whether its answers are numbers, all of which have to be finite, and no logits.
     """
 
     looked_at = False
     """Whether the numbers of a first batch were looked at; later ones are not, since an accelerator waits for it."""
 
-    def __init__(self, answer: Callable[..., Any], module: nn.Module | None, *, marked: bool = False) -> None:
+    def __init__(
+        self, answer: Callable[..., Any], module: nn.Module | None, *, marked: bool = False, numbers: bool = False
+    ) -> None:
         self.answer = answer
         self.module = module
         self.marked = marked
+        self.numbers = numbers
 
     @torch.no_grad()
     def outputs(self, inputs: Tree, context: Mapping[str, Any], of_student: Tensor) -> Tensor:
@@ -117,6 +121,8 @@ class FrozenTeacher:
         if not (torch.compiler.is_compiling() or self.looked_at or is_functorch_wrapped_tensor(outputs)):
             # A class may be excluded by a logit of −∞, and anything may stand at the padding among positions.
             finite = at_least_float32(outputs).logsumexp(-1).isfinite()
+            if self.numbers:
+                finite = outputs.isfinite().all(-1) if outputs.dim() > 1 else outputs.isfinite()
             taught = finite.flatten(1).any(1) if finite.dim() > 1 else finite
             if not bool(taught.all()):
                 raise ArgumentError(

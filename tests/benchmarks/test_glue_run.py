@@ -299,7 +299,7 @@ def test_policy_and_recipe_options_on_the_command_line(backbone, glue_dir, tmp_p
     ("arguments", "message"),
     [
         (["--task", "XYZ"], "one of CoLA"),
-        (["--task", "RTE", "--recipe", "nope"], "one of deebert"),
+        (["--task", "RTE", "--recipe", "nope"], "one of cosee"),
         (["--task", "RTE", "--recipe", "palbert", "--option", "qq=1"], "parameters q_exit, own_lambda_lr"),
         (["--task", "RTE", "--policy", "nope"], "one of"),
         (["--task", "RTE", "--policy", "quantile:q"], "field=value"),

@@ -188,6 +188,16 @@ def test_a_teacher_whose_outputs_are_not_finite_is_refused(value: float, rows: s
     assert model(inputs, labels=labels).loss.isfinite()
 
 
+def test_all_numbers_of_a_teacher_have_to_be_finite() -> None:
+    model, inputs, _ = model_and_batch(TAUGHT, task="regression")
+    with torch.no_grad():
+        taught = torch.zeros_like(model.eval()(inputs).outputs)
+    taught[2, 0] = -torch.inf  # no class that is excluded
+    model.attach_teacher(lambda inputs, **context: taught)
+    with refused("teacher", "1 of the first 6 rows"):
+        model.train()(inputs, labels=torch.zeros_like(taught))
+
+
 def test_what_a_teacher_says_at_padding_may_be_anything() -> None:
     taught = torch.zeros(2, 5, 3)
     taught[1, 3:] = torch.nan

@@ -173,6 +173,32 @@ def test_early_heads_leave_out_the_padding_that_a_model_adds_within() -> None:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_model_that_is_being_trained_is_captured_as_one_that_is_not() -> None:
+    """Dropout took two runs of the stem for another way of padding."""
+    assert FinetunedClassifier.from_finetuned(longformer().train()).num_steps == 4
+
+
+@pytest.mark.parametrize("name", ["longformer", "bert"])
+def test_a_promise_of_when_early_heads_read_padding_is_taken_off(name: str, tmp_path: Path) -> None:
+    model = FinetunedClassifier.from_finetuned(longformer() if name == "longformer" else classifier())
+    trajectory = model.unroll(**batch())
+    trajectory = dataclasses.replace(trajectory, labels=trajectory.outputs[:, -1].argmax(-1))
+    model.policy = ponder.control_risk(trajectory, policies.Confidence, level=0.9, risk="disagreement").policy
+    model.save_pretrained(tmp_path)
+    assert FinetunedClassifier.from_pretrained(tmp_path).policy == model.policy
+    settings = json.loads((tmp_path / "exits.json").read_text())
+    del settings["reads_mask"]  # as it was saved by an older version
+    (tmp_path / "exits.json").write_text(json.dumps(settings))
+    if name == "bert":
+        assert FinetunedClassifier.from_pretrained(tmp_path).policy == model.policy
+        return
+    with pytest.warns(UserWarning, match="nothing is promised of them. Fit the exits again"):
+        read = FinetunedClassifier.from_pretrained(tmp_path)
+    assert read.policy == model.policy.policy
+    read.save_pretrained(tmp_path / "again")
+    assert FinetunedClassifier.from_pretrained(tmp_path / "again").policy == read.policy
+
+
 def test_more_states_than_tokens_that_are_no_padding_on_the_right_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = longformer()
     pad = plain.longformer._pad_to_window_size

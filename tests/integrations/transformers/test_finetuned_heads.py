@@ -261,6 +261,7 @@ def test_a_recording_keeps_the_places_of_answers() -> None:
     loader = torch.utils.data.DataLoader(rows, batch_size=2, collate_fn=lambda rows: collated(model, rows))
     assert model.record(loader).labels.tolist() == expected
     assert model.record(rows, collate=lambda rows: collated(model, rows)).labels.tolist() == expected
+    assert model.record(rows, collate=model.collate).labels.tolist() == expected
     assert model.record([{**row, "labels": [0, 0]} for row in rows]).labels.tolist() == [[0, 0]] * 5
     assert FinetunedClassifier.from_finetuned(make("bert-tokens")).record(rows).labels is None
 

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertForSequenceClassification, TrainingArguments
+from transformers import BertForSequenceClassification, BertForTokenClassification, TrainingArguments
 
 from ponder import Progress
-from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
+from ponder.integrations.transformers import (
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+    PonderTrainer,
+)
 from ponder.objectives import Distillation, FinalStep, Objective, Unrolled
 from ponder.policies import Confidence, LastStep, Quantile
 from ponder.recipes import Recipe, Stage
@@ -104,6 +108,16 @@ class TestTeaching:
         )
         with refused("teacher", "'multilabel'"):
             model.attach_teacher(other)
+
+    def test_what_is_left_in_a_configuration_is_no_task(self) -> None:
+        """Trap: Transformers writes `problem_type` where a sequence classifier is trained; no other head reads it."""
+        model = PonderForTokenClassification.from_encoder(make_encoder("bert"), "pabee", 3)
+        config = CONFIGS["bert"]()
+        config.num_labels, config.problem_type = 3, "single_label_classification"
+        model.attach_teacher(BertForTokenClassification(config))
+        assert model.ponder.has_teacher
+        with refused("teacher", "'classification'"):
+            model.attach_teacher(BertForSequenceClassification(config))
 
     def test_any_classifier_of_transformers_can_teach(self) -> None:
         config = CONFIGS["bert"]()
