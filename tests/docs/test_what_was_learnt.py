@@ -234,11 +234,20 @@ def test_what_else_the_default_might_have_been(pays: Groups) -> None:
     """Runs of other objectives, of one seed, beside `ponder` of that seed."""
     runs = [Result.of_run(path) for path in sorted((RESULTS / "repeated" / "questions").glob("*.json"))]
     assert {run["config"]["seed"] for run in runs} == {1}
-    groups = choose(runs)[0]
+    groups, found = choose(runs)[0], {}
     for label in ("ponder (joint=True)", "ponder (alignment=0.1)", "cosee"):
         tasks = sorted(task for name, task in groups if name == label)
         assert tasks == ["MRPC", "SST-2"]
-        rows_beside_ponder(f"`{label}`", "minilm", [(groups[label, task], pays["ponder", task]) for task in tasks])
+        pairs = [(groups[label, task], pays["ponder", task]) for task in tasks]
+        found[label] = rows_beside_ponder(f"`{label}`", "minilm", pairs)[1][2]  # held out, at ×2
+    of_weights = statistics.fmean(
+        ahead(held_out(groups["cosee", task]), held_out(pays["pabee", task]), 2.0) for task in tasks
+    )
+    says(
+        f"one stage that distils the last step is {-found['ponder (joint=True)']:.1f} behind the two stages of "
+        f"`ponder`; COSEE's weights are {-found['cosee']:.1f} behind them, and {-of_weights:.1f} behind PABEE's "
+        f"linear ones; alignment brings {found['ponder (alignment=0.1)']:.1f}."
+    )
 
 
 def test_what_mixing_the_weights_gives_back(pays: Groups) -> None:
@@ -292,6 +301,7 @@ def test_what_gates_add_to_confidence() -> None:
     )
     signed = [f"{number:+.1f}".replace("-", "−") for number in (low, high, lower, higher)]
     says(f"differ from confidence by {signed[0]} to {signed[1]} points at ×2 and {signed[2]} to {signed[3]} at ×3")
+    says_in_short(f"beats plain confidence by more than {max(high, higher):.1f} points")
     assert {max(gates, key=lambda name: apart(name, place)) for place in (1, 2)} == {"gate, agreement, logistic"}
     says(f"costs {-apart(with_features, 1):.1f} and {-apart(with_features, 2):.1f} points.")
     says(f"A blind choice is {-apart(BLIND, 1):.1f} and {-apart(BLIND, 2):.1f} behind")
