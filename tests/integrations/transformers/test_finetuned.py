@@ -178,15 +178,20 @@ def test_a_model_that_is_being_trained_is_captured_as_one_that_is_not() -> None:
     assert FinetunedClassifier.from_finetuned(longformer().train()).num_steps == 4
 
 
-@pytest.mark.parametrize("name", ["longformer", "bert"])
-def test_a_promise_of_when_early_heads_read_padding_is_taken_off(name: str, tmp_path: Path) -> None:
-    model = FinetunedClassifier.from_finetuned(longformer() if name == "longformer" else classifier())
+def certified(plain: PreTrainedModel, folder: Path) -> tuple[FinetunedClassifier, dict[str, Any]]:
+    """A model that was saved with a certificate, and was read so, and what its folder says of its exits."""
+    model = FinetunedClassifier.from_finetuned(plain)
     trajectory = model.unroll(**batch())
     trajectory = dataclasses.replace(trajectory, labels=trajectory.outputs[:, -1].argmax(-1))
     model.policy = ponder.control_risk(trajectory, policies.Confidence, level=0.9, risk="disagreement").policy
-    model.save_pretrained(tmp_path)
-    assert FinetunedClassifier.from_pretrained(tmp_path).policy == model.policy
-    settings = json.loads((tmp_path / "exits.json").read_text())
+    model.save_pretrained(folder)
+    assert FinetunedClassifier.from_pretrained(folder).policy == model.policy
+    return model, json.loads((folder / "exits.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["longformer", "bert"])
+def test_a_promise_of_when_early_heads_read_padding_is_taken_off(name: str, tmp_path: Path) -> None:
+    model, settings = certified(longformer() if name == "longformer" else classifier(), tmp_path)
     del settings["reads_mask"]  # as it was saved by an older version
     (tmp_path / "exits.json").write_text(json.dumps(settings))
     if name == "bert":
@@ -351,13 +356,7 @@ def test_what_takes_a_wrapper_says_where_it_is() -> None:
 
 
 def test_a_certificate_is_not_moved_to_another_policy(tmp_path: Path) -> None:
-    model = FinetunedClassifier.from_finetuned(classifier())
-    trajectory = model.unroll(**batch())
-    trajectory = dataclasses.replace(trajectory, labels=trajectory.outputs[:, -1].argmax(-1))
-    model.policy = ponder.control_risk(trajectory, policies.Confidence, level=0.9, risk="disagreement").policy
-    model.save_pretrained(tmp_path)
-    assert FinetunedClassifier.from_pretrained(tmp_path).policy == model.policy
-    settings = json.loads((tmp_path / "exits.json").read_text())
+    _, settings = certified(classifier(), tmp_path)
     settings["policy"]["policy"] = {"name": "confidence", "threshold": 0.01}
     (tmp_path / "exits.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="changed since"):
