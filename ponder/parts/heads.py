@@ -15,7 +15,16 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import as_module
 from ponder.parts.gradients import rescaled_gradient
 
-__all__ = ["LAMBDA_HEADS", "HazardLayer", "LambdaHead", "PerStep", "as_head", "as_lambda_head", "not_the_rows"]
+__all__ = [
+    "LAMBDA_HEADS",
+    "HazardLayer",
+    "LambdaHead",
+    "NormPerStep",
+    "PerStep",
+    "as_head",
+    "as_lambda_head",
+    "not_the_rows",
+]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -154,6 +163,15 @@ class PerStep(nn.Module):
             return self._each_at_its_step(features, step)
         if self.training:
             features = rescaled_gradient(features, self.gradient_scales[step - 1])
+        return self._at(features, step)
+
+    def start_as_last(self) -> None:
+        """Make the heads of all steps but the last copies of the last one."""
+        *early, last = self.heads
+        for each in early:
+            each.load_state_dict(last.state_dict())
+
+    def _at(self, features: Tensor, step: int) -> Tensor:
         outputs: Tensor = self.heads[step - 1](features)
         return outputs
 
@@ -167,6 +185,37 @@ class PerStep(nn.Module):
         places = [torch.tensor(of_step, device=features.device) for of_step in rows.values()]
         outputs = torch.cat([self.forward(features[of_step], step) for step, of_step in zip(rows, places, strict=True)])
         return outputs[torch.argsort(torch.cat(places))]
+
+
+class NormPerStep(PerStep):
+    """One head that all steps share, behind a layer norm that each step but the last has of its own.
+
+    It has hardly more weights than a shared head, and lets every step bring its features to the scale that the head of
+    the last one reads.
+
+    Args:
+        head: The shared head.
+        width: Size of the features.
+        num_steps: N.
+        gradient_scales: As for `PerStep`.
+
+    Example:
+        >>> heads = NormPerStep(nn.Linear(4, 2), width=4, num_steps=3)
+        >>> heads(torch.randn(5, 4), 2).shape, sum(weight.numel() for weight in heads.parameters())
+        (torch.Size([5, 2]), 26)
+    """
+
+    def __init__(
+        self, head: nn.Module, width: int, num_steps: int, gradient_scales: Iterable[float] | None = None
+    ) -> None:
+        super().__init__([*(nn.LayerNorm(width) for _ in range(num_steps - 1)), head], gradient_scales)
+
+    def start_as_last(self) -> None:
+        """Leave the norms as they are: what they lead to is the last head already."""
+
+    def _at(self, features: Tensor, step: int) -> Tensor:
+        outputs = super()._at(features, step)
+        return outputs if step == len(self) else super()._at(outputs, len(self))
 
 
 def as_head(head: Callable[..., Tensor], num_steps: int) -> nn.Module:

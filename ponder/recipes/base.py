@@ -16,7 +16,7 @@ from ponder._utils.validation import check_choice, check_real, check_type
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
-from ponder.parts.heads import LambdaHead, PerStep
+from ponder.parts.heads import LambdaHead, NormPerStep, PerStep
 from ponder.parts.tasks import Custom, Task, TaskName, Unnamed, task_named
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
@@ -133,7 +133,8 @@ class Recipe:
             `policy` where None.
         lambda_head: The Lambda head, or None.
         prior: The prior of the halting step, or None.
-        per_step_heads: One head a step, or one shared by all.
+        per_step_heads: One head a step, or one shared by all; ``"norms"`` for one that is shared behind a layer norm
+            that each step but the last has of its own (`ponder.parts.heads.NormPerStep`).
         own_lambda_lr: Whether the Lambda head has a learning rate of its own.
         early_gradient: How much the heads of early steps teach the steps before them: ``"full"``, or scaled down so
             that a step with more heads behind it hears little more than others (`ponder.parts.gradients.equilibrium`).
@@ -153,7 +154,7 @@ class Recipe:
     otherwise: ExitPolicy | None = None
     lambda_head: LambdaSpec | None = None
     prior: Prior | None = None
-    per_step_heads: bool = False
+    per_step_heads: bool | Literal["norms"] = False
     own_lambda_lr: bool = False
     early_gradient: Literal["full", "equilibrium"] = "full"
     tuned_for: int | None = 12
@@ -168,6 +169,8 @@ class Recipe:
                 check_type(
                     name, getattr(self, name), ExitPolicy, remedy="Pass an object: policies.Confidence(0.9), say."
                 )
+        if not isinstance(self.per_step_heads, bool):
+            check_choice("per_step_heads", self.per_step_heads, ("norms",))
         check_choice("early_gradient", self.early_gradient, ("full", "equilibrium"))
         if self.early_gradient != "full" and not self.per_step_heads:
             raise ArgumentError(
@@ -228,7 +231,10 @@ class Recipe:
             return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))
 
         scales = equilibrium(num_steps) if self.early_gradient == "equilibrium" else None
-        made = PerStep((head() for _ in range(num_steps)), scales) if self.per_step_heads else head()
+        if self.per_step_heads == "norms":
+            made: nn.Module = NormPerStep(head(), width, num_steps, scales)
+        else:
+            made = PerStep((head() for _ in range(num_steps)), scales) if self.per_step_heads else head()
         spec = self.lambda_head
         if spec is None:
             return made, None
@@ -284,9 +290,7 @@ def start_heads(stage: Stage, head: nn.Module) -> None:
         True
     """
     if stage.early_heads == "last" and isinstance(head, PerStep):
-        *early, last = head.heads
-        for each in early:
-            each.load_state_dict(last.state_dict())
+        head.start_as_last()
 
 
 def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) -> None:

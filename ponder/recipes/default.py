@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ponder.objectives import Alignment, DeepSupervision, Distillation, FinalStep, Objective, Ponder
+from typing import Literal
+
+from ponder._utils.validation import check_choice
+from ponder.objectives import Alignment, Alternating, DeepSupervision, Distillation, FinalStep, Objective, Ponder
 from ponder.policies import Confidence, Quantile
 from ponder.priors import AtDepth
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
@@ -19,6 +22,9 @@ def ponder(
     mixing: float = 0.7,
     *,
     alignment: float = 0.0,
+    heads: Literal["own", "norms"] = "own",
+    early_gradient: Literal["full", "equilibrium"] = "full",
+    alternating: bool = False,
     beta: float = 0.5,
     confidence: float = 0.8,
     q: float = 0.25,
@@ -43,6 +49,12 @@ def ponder(
         depth: Share of the depth at which the prior of the Lambda head expects exits.
         mixing: α, the share of the second stage's weights in what comes out of it; 1 keeps them as they were trained.
         alignment: Weight of the distance between the features of early steps and those of the last, beside the teacher.
+        heads: ``"own"``, one a step, or ``"norms"``, one that is shared behind a norm for each step
+            (`ponder.parts.heads.NormPerStep`).
+        early_gradient: ``"equilibrium"`` for early heads that teach the steps before them less
+            (`ponder.parts.gradients.equilibrium`).
+        alternating: Whether the last step's loss against the labels takes turns with that of all steps (BERxiT, Xin et
+            al. 2021, Section 3.1).
         beta: Weight of the divergence from that prior.
         confidence: Highest class probability above which a row leaves.
         q: Q-exit's level, where the task has no classes.
@@ -52,6 +64,7 @@ def ponder(
         >>> recipe.policy, [stage.teacher for stage in recipe.stages]
         (Confidence(threshold=0.9), ['attached', 'previous', 'attached'])
     """
+    check_choice("heads", heads, ("own", "norms"))
     deep = DeepSupervision("uniform")
     taught: Objective = Distillation(temperature, teacher="frozen")
     joined: Objective = deep + Distillation(temperature) + FinalStep()
@@ -59,6 +72,8 @@ def ponder(
         taught = taught + labels * deep
     if alignment:
         taught, joined = taught + Alignment(alignment), joined + Alignment(alignment)
+    if alternating:
+        taught, joined = Alternating(FinalStep(), taught), Alternating(FinalStep(), joined)
     first = (
         (Stage(joined),)
         if joint
@@ -72,6 +87,7 @@ def ponder(
         otherwise=Quantile(q),
         lambda_head=LambdaSpec(layers=3, history=2, start="prior"),
         prior=AtDepth(depth),
-        per_step_heads=True,
+        per_step_heads=True if heads == "own" else "norms",
         own_lambda_lr=True,
+        early_gradient=early_gradient,
     )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import ponder
 from ponder import LambdaHead, PerStep
-from ponder.parts.heads import as_lambda_head
+from ponder.objectives import FinalStep
+from ponder.parts.gradients import equilibrium
+from ponder.parts.heads import NormPerStep, as_lambda_head
+from ponder.recipes import Stage, freeze_for
+from ponder.recipes.base import start_heads
 from tests.ponder.checks import refused
 from tests.toys import WIDTH, make_toy, wrap
 
@@ -163,3 +169,58 @@ def test_a_new_head_starts_at_the_hazard_that_is_asked_for(layers: int) -> None:
     for wrong in (0.0, 1.0, -1.0):
         with refused("start"):
             LambdaHead(32, start=wrong)
+
+
+def normed(num_steps: int = 3) -> NormPerStep:
+    head = NormPerStep(nn.Linear(WIDTH, 3), WIDTH, num_steps)
+    for number, norm in enumerate(head.heads[:-1], start=1):
+        nn.init.normal_(norm.weight, mean=number)
+        nn.init.normal_(norm.bias)
+    return head
+
+
+def test_a_head_behind_norms_by_hand() -> None:
+    head, features = normed(), torch.randn(5, WIDTH)
+    first, second, shared = head.heads
+    centred = (features - features.mean(1, keepdim=True)) / (features.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    for step, norm in ((1, first), (2, second)):
+        torch.testing.assert_close(head(features, step), shared(centred * norm.weight + norm.bias))
+    assert torch.equal(head(features, 3), shared(features))  # the last step reads what it always did
+    at_their_own = torch.stack([head(features, step)[row] for row, step in enumerate((3, 1, 2, 1, 3))])
+    torch.testing.assert_close(head(features, (3, 1, 2, 1, 3)), at_their_own)
+
+
+def test_a_head_behind_norms_starts_a_stage_as_it_is_and_trains_norms_alone_where_early_heads_learn() -> None:
+    head = normed()
+    before = copy.deepcopy(head.state_dict())
+    start_heads(Stage(FinalStep(), early_heads="last"), head)
+    assert all(torch.equal(weight, before[name]) for name, weight in head.state_dict().items())
+    freeze_for(Stage(FinalStep(), train="early_heads"), nn.Linear(2, 2), head)
+    trained = {name for name, weight in head.named_parameters() if weight.requires_grad}
+    assert trained == {f"heads.{step}.{kind}" for step in (0, 1) for kind in ("weight", "bias")}
+
+
+def test_the_shared_head_behind_norms_hears_every_step_and_its_gradient_is_scaled_for_the_steps_alone() -> None:
+    head, features = normed(), torch.randn(5, WIDTH, requires_grad=True)
+    scaled = NormPerStep(copy.deepcopy(head.heads[-1]), WIDTH, 3, equilibrium(3))
+    scaled.load_state_dict(head.state_dict())
+    heard = []
+    for each in (head, scaled):
+        features.grad = None
+        each.train()(features, 1).square().sum().backward()
+        heard.append((features.grad, each.heads[-1].weight.grad))
+    torch.testing.assert_close(heard[1][0], heard[0][0] / 3)
+    torch.testing.assert_close(heard[1][1], heard[0][1])
+    assert bool(heard[0][1].abs().sum() > 0)
+
+
+def test_models_with_a_head_behind_norms_are_saved_and_exit_row_by_row(tmp_path) -> None:
+    toy = make_toy("shared")
+    model = wrap(toy, head=normed(toy.num_steps)).eval()
+    inputs, _ = toy.batch(6)
+    ponder.save(model, tmp_path / "model.pt")
+    twin = ponder.load(wrap(make_toy("shared"), head=normed(toy.num_steps)), tmp_path / "model.pt").eval()
+    assert torch.equal(twin.unroll(inputs).outputs, model.unroll(inputs).outputs)
+    out = model(inputs, policy=ponder.policies.Confidence(0.5))
+    expected = torch.stack([model.unroll(inputs).outputs[row, step - 1] for row, step in enumerate(out.exit_step)])
+    torch.testing.assert_close(out.outputs, expected)

@@ -34,6 +34,7 @@ from ponder.integrations.transformers import (
     adapters,
 )
 from ponder.integrations.transformers.adapter import LayerStep
+from ponder.parts.heads import NormPerStep
 from ponder.parts.steps import Steps
 from tests.integrations.transformers.encoders import (
     CONFIGS,
@@ -76,6 +77,19 @@ def test_a_lambda_head_starts_at_the_hazard_of_its_recipe(start: bool, tmp_path:
         lambda_head.layers[-1].bias.fill_(3.0)  # as training would
     model.save_pretrained(tmp_path)
     loaded = PonderForSequenceClassification.from_pretrained(tmp_path)
+    assert equal_states(model.state_dict(), loaded.state_dict())
+
+
+@families
+def test_a_head_that_is_shared_behind_norms_comes_back(name: str, tmp_path: Path) -> None:
+    model = build(make_encoder(name), recipes.get("ponder", heads="norms"))
+    norms = model.ponder.head.heads[:-1]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.normal_()  # as training would
+    model.save_pretrained(tmp_path)
+    loaded = PonderForSequenceClassification.from_pretrained(tmp_path)
+    assert isinstance(loaded.ponder.head, NormPerStep)
     assert equal_states(model.state_dict(), loaded.state_dict())
 
 

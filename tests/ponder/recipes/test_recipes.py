@@ -16,6 +16,7 @@ import ponder
 from ponder import objectives, policies, recipes
 from ponder.objectives import (
     Alignment,
+    Alternating,
     DeepSupervision,
     Distillation,
     FinalStep,
@@ -23,7 +24,8 @@ from ponder.objectives import (
     SignalCalibration,
     SimulatedExits,
 )
-from ponder.parts.heads import PerStep
+from ponder.parts.gradients import equilibrium
+from ponder.parts.heads import NormPerStep, PerStep
 from ponder.parts.tasks import Classification, as_task, task_named
 from ponder.policies import Bernoulli, Confidence, Energy, Entropy, FixedStep, LastStep, Patience, Quantile
 from ponder.priors import Geometric, Learned
@@ -230,6 +232,26 @@ def test_ponder_is_fine_tuning_and_then_agreement_with_it() -> None:
     joint = recipes.get("ponder", joint=True).stages[0]
     assert joint == Stage(DeepSupervision("uniform") + Distillation() + FinalStep())
     assert recipes.get("ponder", joint=True, alignment=0.5).stages[0].objective == joint.objective + Alignment(0.5)
+
+
+def test_the_last_step_may_take_turns_with_all_of_them() -> None:
+    teacher, all_steps = Distillation(teacher="frozen"), DeepSupervision("uniform") + Distillation() + FinalStep()
+    assert recipes.get("ponder", alternating=True).stages[1].objective == Alternating(FinalStep(), teacher)
+    assert recipes.get("ponder", alternating=True, joint=True).stages[0].objective == Alternating(
+        FinalStep(), all_steps
+    )
+
+
+def test_one_head_may_be_shared_behind_norms() -> None:
+    recipe = recipes.get("ponder", heads="norms", early_gradient="equilibrium")
+    head, _ = recipe.make_heads(WIDTH, 3, 4, dropout=0.0)
+    assert isinstance(head, NormPerStep)
+    assert head.gradient_scales == equilibrium(4)
+    with refused("heads", "one of own, norms", "'shared'"):
+        recipes.get("ponder", heads="shared")
+    for wrong in ("shared", 1, None):
+        with refused("per_step_heads", "norms"):
+            dataclasses.replace(recipe, per_step_heads=wrong)
 
 
 def test_a_smaller_model_may_be_taught_by_the_whole_one() -> None:
