@@ -539,7 +539,7 @@ class PonderWrapper(EarlyExitModel):
         row_ids: Tensor | None,
         num_steps: int | None,
     ) -> PonderOutput:
-        objective = self._objective
+        objective = self._objective.at(self.progress)
         total = self.depth(num_steps)
         needs, depth = objective.needs, objective.depth(total)
         fits = type(depth) is Depth and depth.warm_up >= 0 < depth.steps

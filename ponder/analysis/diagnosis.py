@@ -17,7 +17,7 @@ from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid, patience_on_numbers
 from ponder.engine.replay import replay
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording, check_evaluated, check_has_rows
+from ponder.parts.recording import Recording, check_evaluated, check_has_rows, check_once
 from ponder.plots import frontiers
 from ponder.policies import Confidence, Entropy, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
@@ -180,6 +180,10 @@ class Diagnosis:
                 f"{gain.oracle:<8.4f} {gain.headroom:.4f}{gained}"
                 + ("" if math.isnan(gain.static) else f"  cut and trained so: {gain.static:.4f}")
             )
+        lines.append(
+            "score, blind and oracle are of these rows, on which the best policy was chosen; gain is of rows that "
+            "bootstrap samples left out of its choice."
+        )
         if self.collapse is not None:
             told = self.collapse
             lines += [
@@ -235,6 +239,7 @@ def diagnose(
     """
     check_has_rows(trajectory)
     check_evaluated(trajectory)
+    check_once(trajectory)
     check_int("samples", samples, remedy="Pass samples=500, say.")
     if not len(speedups):
         raise ArgumentError("speedups", expected="at least one number ≥ 1", got="none", remedy="Pass (1.5, 2.0), say.")
@@ -245,10 +250,10 @@ def diagnose(
     rows, num_steps = values.shape
     grids = _policy_grids(trajectory, compare)
     exits = {name: grid.exit_steps(trajectory).cpu() for name, grid in grids.items()}
-    policies = {repr(policy): policy for grid in grids.values() for policy in grid.policies}
+    policies: dict[str, ExitPolicy] = {}
     tried = {
         name: [
-            (float(left.double().mean()), _score(values, left), repr(policy))
+            (float(left.double().mean()), _score(values, left), _name(policy, policies))
             for policy, left in zip(grid.policies, exits[name], strict=True)
         ]
         for name, grid in grids.items()
@@ -345,6 +350,15 @@ def _policy_grids(
         made[name] = as_policy_grid(each, None, trajectory, look=True)
         check_unfitted(trajectory, made[name].policies)
     return made
+
+
+def _name(policy: ExitPolicy, named: dict[str, ExitPolicy]) -> str:
+    """What a policy is called, with a number where another one, of other tables say, is called so; noted in `named`."""
+    name, count = repr(policy), 1
+    while named.setdefault(name, policy) != policy:
+        count += 1
+        name = f"{policy!r} ({count})"
+    return name
 
 
 def _cheapest_step(values: Tensor) -> int:

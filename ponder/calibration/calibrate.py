@@ -14,7 +14,7 @@ from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.analysis.sweeps import Curve, Point, measure, sweep
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.recording import check_evaluated, check_has_rows
+from ponder.parts.recording import check_evaluated, check_has_rows, check_once
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 from ponder.policies.fitted import check_unfitted
 from ponder.trajectory import Trajectory
@@ -115,6 +115,7 @@ def calibrate(
     """
     check_has_rows(trajectory)
     check_evaluated(trajectory)
+    check_once(trajectory)
     target = _target(at_least, at_most_steps, at_most_cost)
     if metric is None and trajectory.labels is None:
         raise ArgumentError(

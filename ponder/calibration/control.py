@@ -13,10 +13,10 @@ from torch import Tensor
 from ponder._utils.validation import check_choice, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
-from ponder.calibration.fresh import check_fresh, check_once
+from ponder.calibration.fresh import check_fresh
 from ponder.calibration.risks import RiskLike, losses_by_step, name_of
 from ponder.errors import ArgumentError
-from ponder.parts.recording import check_evaluated, check_has_rows
+from ponder.parts.recording import check_evaluated, check_has_rows, check_once
 from ponder.policies import LastStep
 from ponder.policies.certified import Certified
 from ponder.policies.fitted import check_unfitted

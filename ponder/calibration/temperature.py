@@ -9,7 +9,7 @@ from torch import Tensor
 from ponder._utils.bisection import bisect
 from ponder._utils.numerics import weighted
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording, check_has_rows
+from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.parts.tasks import hard_labels
 
 __all__ = ["fit_temperatures"]
@@ -35,6 +35,7 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
         0.75
     """
     check_has_rows(trajectory)
+    check_evaluated(trajectory)
     outputs, labels = trajectory.outputs.double(), trajectory.labels
     if labels is None or outputs.dim() != 3 or not trajectory.meaning.one_class:
         raise ArgumentError(

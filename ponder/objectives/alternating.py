@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ponder._utils.validation import check_type
 from ponder.objectives.base import Objective, Unrolled, check_same_steps, registry
+from ponder.objectives.progress import Progress
 
 __all__ = ["Alternating"]
 
@@ -56,7 +57,10 @@ class Alternating(Objective):
         """Whether the loss of a row depends on the rest of its batch in either objective."""
         return self.even.reads_whole_batch or self.odd.reads_whole_batch
 
+    def at(self, progress: Progress | None) -> Objective:
+        """The objective whose turn it is; both where nobody said how far training has come."""
+        return self if progress is None else (self.odd if progress.step % 2 else self.even).at(progress)
+
     def per_example(self, unrolled: Unrolled) -> Tensor:
         assert unrolled.progress is not None  # `check_batch` saw to it
-        turn = self.odd if unrolled.progress.step % 2 else self.even
-        return turn.per_example(unrolled)
+        return self.at(unrolled.progress).per_example(unrolled)

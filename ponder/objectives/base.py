@@ -144,6 +144,10 @@ class Objective(Plugin, ABC):
         """How deep a batch goes in training: all N steps by default, fewer where no step behind them is read."""
         return Depth(0, num_steps)
 
+    def at(self, progress: Progress | None) -> Objective:
+        """What is trained at this point of training: the objective itself, unless it changes with `progress`."""
+        return self
+
     def check_depth(self, num_steps: int) -> None:
         """Raise where a model of that many steps leaves no room for what `depth` draws; called when it is built."""
 
@@ -287,6 +291,11 @@ class Weighted(Objective):
     def depth(self, num_steps: int) -> Depth:
         """How deep a batch goes: as deep as the term that reads the most steps."""
         return max((objective.depth(num_steps) for objective in self.objectives), key=lambda depth: depth.total)
+
+    def at(self, progress: Progress | None) -> Objective:
+        """The sum of what the terms are at this point of training."""
+        now = tuple(objective.at(progress) for objective in self.objectives)
+        return self if now == self.objectives else Weighted(now, self.weights)
 
     def check_depth(self, num_steps: int) -> None:
         for objective in self.objectives:

@@ -13,11 +13,17 @@ __all__ = ["equilibrium", "rescaled_gradient"]
 class _Rescaled(torch.autograd.Function):
     """The identity, whose gradient is multiplied."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, scale: float) -> Tensor:
+    def forward(tensor: Tensor, scale: float) -> Tensor:
         """Give `tensor` as it is."""
-        ctx.scale = scale
         return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        """Keep the factor."""
+        _, ctx.scale = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder._utils.numerics import at_least_float32
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.tasks import IGNORED_LABEL, Task, Unnamed, infer_task, task_named
 
-__all__ = ["Recording", "check_evaluated", "check_has_rows"]
+__all__ = ["Recording", "check_evaluated", "check_has_rows", "check_once", "equal_rows", "same_record"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,3 +155,44 @@ def check_evaluated(recording: Recording, argument: str = "trajectory") -> None:
             got="one of training mode, with dropout on",
             remedy="Call model.eval() before model.unroll(…), or use model.record(dataset).",
         )
+
+
+def check_once(recording: Recording, argument: str = "trajectory") -> None:
+    """Refuse data in which a row is twice, with its id and all that was recorded: it would count twice.
+
+    Raises:
+        ArgumentError: Rows are there more than once.
+    """
+    ids = recording.row_ids
+    by_record = recording.outputs[:, -1].reshape(len(ids), -1)[:, 0].argsort()  # equal records side by side
+    order = by_record[ids[by_record].argsort(stable=True)]
+    pairs = (ids[order[1:]] == ids[order[:-1]]).nonzero().flatten()
+    twice = same_record(recording, order[pairs], recording, order[pairs + 1])
+    if bool(twice.any()):
+        raise ArgumentError(
+            argument,
+            expected="each row once: what is estimated is about rows that are independent",
+            got=f"{int(twice.sum())} of {len(ids)} rows a second time, with the same id and the same record",
+            remedy="Record each row once, and join different rows: model.record(others, first_row=len(trajectory)).",
+        )
+
+
+def same_record(one: Recording, rows: Tensor, other: Recording, twins: Tensor) -> Tensor:
+    """Whether what was recorded of rows is what was recorded of others, `(rows,)` bool."""
+    seen, known = one.outputs, other.outputs
+    if one.meaning.per_position and seen.dim() == known.dim() == 4:
+        length = min(seen.shape[2], known.shape[2])  # each is as wide as its own longest row
+        seen, known = seen[:, :, :length], known[:, :, :length]
+    equal = equal_rows(seen[rows], known[twins])
+    if one.mask is not None and other.mask is not None:
+        equal &= one.mask[rows].sum(1) == other.mask[twins].sum(1)
+    if one.hazard_logits is not None and other.hazard_logits is not None:
+        equal &= equal_rows(one.hazard_logits[rows], other.hazard_logits[twins])
+    return equal
+
+
+def equal_rows(a: Tensor, b: Tensor) -> Tensor:
+    """Whether rows of numbers are the same but for rounding, `(rows,)` bool."""
+    return (
+        torch.isclose(at_least_float32(a), at_least_float32(b), rtol=1e-4, atol=1e-5, equal_nan=True).flatten(1).all(1)
+    )

@@ -13,7 +13,7 @@ from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, check_evaluated
 from ponder.policies.base import ExitPolicy, ModelSpec, StepView, registry
 from ponder.policies.fitted import some_rows
 from ponder.policies.threshold import Threshold
@@ -106,6 +106,7 @@ class Expected(ExitPolicy):
                 got=f"outputs of shape {tuple(outputs.shape)}, task {trajectory.task!r}",
                 remedy="Unroll a classifier on calibration data.",
             )
+        check_evaluated(trajectory)
         check_int("bins", bins, remedy="Pass bins=10, say.")
         right = trajectory.agreement() if trajectory.labels is None else trajectory.correct()
         confidence = _confidence(outputs).nan_to_num(nan=0.0)

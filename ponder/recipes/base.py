@@ -74,7 +74,8 @@ class Stage:
             ``"last"`` head, where the stage before has trained that one alone.
         mixing: α in (0, 1]: at its end the weights become α · trained + (1 − α) · those that the stage began with
             (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903, Eq. 1), so that less is lost of what the model knew. Below
-            1 with ``teacher="previous"`` alone, whose frozen copy holds what it began with. Early heads that began as
+            1 with ``teacher="previous"`` alone, whose frozen copy holds what it began with. Of LoRA the two factors are
+            mixed, which is near to a mixture of their products, and not the same. Early heads that began as
             copies of the last one are left as they were trained.
 
     Example:
@@ -321,6 +322,37 @@ def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) ->
             expected="a model with a Lambda head for train='lambda_head'",
             got="one without",
             remedy="Pass lambda_head=ponder.LambdaHead(width) to the model.",
+        )
+
+
+def check_made_for(recipe: Recipe, head: nn.Module) -> None:
+    """Refuse a model that lacks what `Recipe.make_heads` would have made: a head a step, norms, or scaled gradients.
+
+    Args:
+        recipe: The recipe.
+        head: The head of the model that is to be trained with it.
+
+    Raises:
+        ArgumentError: The head is another, and the training would be that of another recipe.
+
+    Example:
+        >>> from ponder.recipes.base import check_made_for
+        >>> check_made_for(recipes.get("pabee"), ponder.PerStep([nn.Linear(8, 3) for _ in range(4)]))
+    """
+    if not recipe.per_step_heads:
+        return
+    kind, scaled = ("NormPerStep" if recipe.per_step_heads == "norms" else "PerStep"), ""
+    fits = isinstance(head, PerStep) and isinstance(head, NormPerStep) == (kind == "NormPerStep")
+    if isinstance(head, PerStep) and recipe.early_gradient == "equilibrium":
+        fits, scaled = fits and head.gradient_scales == equilibrium(len(head)), ", gradient_scales=equilibrium(N)"
+    if not fits:
+        raise ArgumentError(
+            "recipe",
+            expected=f"for {recipe.name!r} a model whose head is ponder.parts.heads.{kind}(…{scaled})",
+            got=f"{type(head).__name__} with gradient_scales={head.gradient_scales}"
+            if isinstance(head, PerStep)
+            else f"{type(head).__name__}, shared by all steps",
+            remedy="Build the model with from_recipe or from_encoder and this recipe, or with such a head.",
         )
 
 

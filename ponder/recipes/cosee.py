@@ -1,5 +1,6 @@
 """COSEE: a head a step, each trained most on the examples that will leave there, and energy."""
 
+from ponder._utils.validation import check_real
 from ponder.objectives import SignalCalibration, SimulatedExits
 from ponder.policies import Energy
 from ponder.recipes.base import Recipe, Stage, registry
@@ -21,6 +22,7 @@ def cosee(thresholds: int = 5, sharpness: float = 10.0, calibration: float = 0.1
         >>> cosee(threshold=0.95).policy
         Energy(threshold=0.95)
     """
+    check_real("calibration", calibration)
     simulated = SimulatedExits(thresholds, sharpness, signal="energy")
     return Recipe(
         name="cosee",

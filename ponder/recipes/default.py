@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ponder._utils.validation import check_choice
+from ponder._utils.validation import check_choice, check_real
+from ponder.errors import ArgumentError
 from ponder.objectives import Alignment, Alternating, DeepSupervision, Distillation, FinalStep, Objective, Ponder
 from ponder.policies import Confidence, Quantile
 from ponder.priors import AtDepth
@@ -65,6 +66,15 @@ def ponder(
         (Confidence(threshold=0.9), ['attached', 'previous', 'attached'])
     """
     check_choice("heads", heads, ("own", "norms"))
+    check_real("labels", labels)
+    for name, given, default in (("labels", labels, 0.0), ("mixing", mixing, 0.7)):
+        if joint and given != default:
+            raise ArgumentError(
+                name,
+                expected=f"{default} with joint=True, which has no teacher to mix with or to stand beside",
+                got=given,
+                remedy="Leave it out, or leave out joint=True.",
+            )
     deep = DeepSupervision("uniform")
     taught: Objective = Distillation(temperature, teacher="frozen")
     joined: Objective = deep + Distillation(temperature) + FinalStep()

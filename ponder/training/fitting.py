@@ -25,7 +25,7 @@ from ponder.optim import parameter_groups
 from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
-from ponder.recipes.base import check_heads
+from ponder.recipes.base import check_heads, check_made_for
 from ponder.training.batches import Batch, read_batch
 from ponder.training.measured import Means, measured
 from ponder.training.report import EpochReport, FitReport, StageReport
@@ -449,6 +449,7 @@ def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> Non
     check_type("recipe", chosen, Recipe)
     scaled = chosen.for_steps(wrapper.num_steps).for_task(wrapper.spec.task)
     prior = scaled.prior if scaled.prior is not None and wrapper.lambda_head is not None else wrapper.prior
+    check_made_for(scaled, wrapper.head)
     for stage in scaled.stages:
         check_heads(stage, wrapper.head, wrapper.lambda_head)
         stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=prior is not None)

@@ -69,6 +69,29 @@ def test_turns_are_taken() -> None:
     assert seen == pytest.approx(expected * 2)
 
 
+def test_a_turn_runs_what_it_reads_and_no_more() -> None:
+    taught = Distillation(teacher="frozen")
+    model, inputs, labels = model_and_batch(Alternating(objectives.OneStep(1), taught + 0.5 * FinalStep()))
+    teacher = copy.deepcopy(model)
+    model.attach_teacher(teacher)
+    asked: list[int] = []
+    teacher.steps.fns[0].register_forward_hook(lambda *_: asked.append(model.progress.step))
+    depths, losses = [], []
+    for step in range(4):
+        model.progress = Progress(step, 4)
+        out = model(inputs, labels=labels)
+        depths.append(out.trajectory.num_steps)
+        losses.append(out.loss.item())
+    assert set(asked) == {1, 3}
+    assert depths == [1, model.num_steps, 1, model.num_steps]
+    model.objective = taught + 0.5 * FinalStep()
+    assert losses[1] == pytest.approx(model(inputs, labels=labels).loss.item())
+    summed = Alternating(FinalStep(), FinalStep()) + 2.0 * DeepSupervision("uniform")
+    assert summed.at(Progress(0, 4)) == FinalStep() + 2.0 * DeepSupervision("uniform")
+    assert summed.at(None) is summed
+    assert (FinalStep() + taught).at(Progress(0, 4)) == FinalStep() + taught
+
+
 def test_progress_is_not_saved() -> None:
     model, _, _ = model_and_batch(FinalStep())
     before = model.settings()

@@ -17,6 +17,7 @@ from ponder import objectives, priors
 from ponder.engine.losses import collected, step_losses
 from ponder.engine.unroll import one_call
 from ponder.objectives import Ponder
+from ponder.parts.gradients import equilibrium
 from ponder.parts.tasks import as_task
 from tests.ponder import oracles
 from tests.ponder.checks import refused
@@ -383,12 +384,14 @@ def test_a_learned_prior_learns_from_its_tail() -> None:
     assert all(bool((p.grad != 0).any()) for p in prior.module.parameters())
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("halting", [False, True])
-def test_gradients_of_every_example_by_torch_func(halting: bool) -> None:
+def test_gradients_of_every_example_by_torch_func(halting: bool, scaled: bool) -> None:
     torch.manual_seed(0)
     lambda_head = ponder.LambdaHead(WIDTH, history=2) if halting else None
+    head = ponder.PerStep((nn.Linear(WIDTH, 3) for _ in range(3)), equilibrium(3)) if scaled else nn.Linear(WIDTH, 3)
     model = ponder.PonderWrapper(
-        nn.Linear(WIDTH, WIDTH), 3, head=nn.Linear(WIDTH, 3), lambda_head=lambda_head, task="classification"
+        nn.Linear(WIDTH, WIDTH), 3, head=head, lambda_head=lambda_head, task="classification"
     ).train()
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
     inputs, labels = torch.randn(4, WIDTH), torch.tensor([0, 1, 2, 1])

@@ -424,3 +424,32 @@ def test_speed_ups_may_be_an_array() -> None:
 def test_a_percentage_is_no_accuracy() -> None:
     with refused("static[2]", "81.5"):
         ponder.diagnose(make(rows=60), static={2: 81.5}, samples=20)
+
+
+def test_rows_that_are_there_twice_are_refused() -> None:
+    once = make(60)
+    twice = ponder.Trajectory.cat([once, once])
+    for estimate in (
+        lambda trajectory: ponder.diagnose(trajectory, samples=20),
+        lambda trajectory: ponder.calibrate(trajectory, policies.Confidence, at_most_steps=3.0),
+        ponder.calibration.fit_gate,
+    ):
+        with refused("trajectory", "each row once", "60 of 120 rows a second time"):
+            estimate(twice)
+
+
+def test_difficulty_is_told_of_the_policy_that_won_where_another_is_called_the_same() -> None:
+    trajectory = make(400)
+    good = ponder.calibration.fit_gate(make(400, seed=1), target="error", trees=5)
+    bad = ponder.calibration.fit_gate(make(400, knows=0.0, seed=2), target="error", trees=5)
+    alone = ponder.diagnose(trajectory, good, samples=20)
+    for compared in ([good, bad], [bad, good]):
+        beside = ponder.diagnose(trajectory, compared, samples=20)
+        assert [gain.score for gain in beside.gains] == [gain.score for gain in alone.gains]
+        assert beside.difficulty == alone.difficulty
+    names = {name for frontier in beside.frontiers.values() for name in frontier.names}
+    assert any(name.endswith(" (2)") for name in names)
+
+
+def test_the_page_says_which_numbers_are_of_the_rows_that_chose() -> None:
+    assert "on which the best policy was chosen; gain is of rows" in str(ponder.diagnose(make(100), samples=20))

@@ -84,3 +84,11 @@ def test_labels_that_are_no_class_are_refused() -> None:
     moved = ponder.Trajectory(trajectory.outputs, None, trajectory.row_ids, labels=trajectory.labels + 1)
     with refused("labels", "classes 0 … 2"):
         fit_temperatures(moved)
+
+
+def test_runs_of_training_mode_are_refused() -> None:
+    trajectory = ponder.Trajectory(
+        torch.randn(30, 3, 2), None, torch.arange(30), labels=torch.arange(30) % 2, training=True
+    )
+    with refused("trajectory", "evaluation mode"):
+        fit_temperatures(trajectory)

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponder import policies
+from ponder import Trajectory, policies
 from ponder.policies import Expected, ModelSpec
 from tests.ponder import oracles
 from tests.ponder.checks import refused, take
@@ -153,3 +153,9 @@ def test_one_bin_is_the_best_fixed_step() -> None:
     assert len(steps) == 1
     scores = (trajectory.outputs.argmax(-1) == trajectory.labels[:, None]).double().mean(0)
     assert scores[steps.pop() - 1] == scores.max()
+
+
+def test_runs_of_training_mode_are_refused() -> None:
+    trajectory = Trajectory(torch.randn(30, 3, 2), None, torch.arange(30), labels=torch.arange(30) % 2, training=True)
+    with refused("trajectory", "evaluation mode"):
+        Expected.fit(trajectory)

@@ -429,3 +429,13 @@ def test_a_recipe_is_made_of_stages_and_policies() -> None:
     for name in ("policy", "otherwise"):
         with refused(name, "ABCMeta", type_error=True):
             recipes.Recipe("mine", "none", stages=(stage,), **{"policy": policies.LastStep(), name: policies.Patience})
+
+
+def test_options_that_nothing_reads_and_negative_weights_are_refused() -> None:
+    for name, value in (("labels", 0.7), ("mixing", 0.3)):
+        with refused(name, "joint=True"):
+            recipes.get("ponder", joint=True, **{name: value})
+    with refused("labels", "-1"):
+        recipes.get("ponder", labels=-1.0)
+    with refused("calibration", "-1"):
+        recipes.get("cosee", calibration=-1.0)

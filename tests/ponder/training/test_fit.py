@@ -514,9 +514,7 @@ def test_spans_of_several_lengths_are_scored() -> None:
     assert report.score == pytest.approx(torch.cat(right).mean().item())
 
 
-@pytest.mark.parametrize(
-    ("recipe", "head"), [("deebert", "one head a step"), ("palbert", "lambda_head=ponder.LambdaHead")]
-)
+@pytest.mark.parametrize(("recipe", "head"), [("deebert", "PerStep"), ("palbert", "lambda_head=ponder.LambdaHead")])
 def test_heads_that_a_recipe_wants_are_missed_before_anything_is_trained(recipe: str, head: str) -> None:
     model = ponder.PonderWrapper([nn.Linear(WIDTH, WIDTH) for _ in range(3)], head=nn.Linear(WIDTH, 2))
     before, policy, stages = weights(model), model.policy, model.stages
@@ -708,3 +706,26 @@ def test_steps_that_were_drawn_have_no_loss_of_their_own() -> None:
     )
     trajectory = model.eval().unroll(torch.randn(3, WIDTH), labels=torch.tensor([0, 1, 0]))
     assert measured(model, trajectory.outputs, None, trajectory.labels) == {}
+
+
+@pytest.mark.parametrize(
+    ("built", "wanted", "said"),
+    [
+        ("vanilla", recipes.get("pabee"), "Linear"),
+        ("cosee", recipes.get("ponder", heads="norms"), "NormPerStep"),
+        (recipes.get("ponder", heads="norms"), recipes.get("cosee"), "NormPerStep"),
+        ("ponder", recipes.get("ponder", early_gradient="equilibrium"), "gradient_scales=(1.0, 1.0, 1.0, 1.0)"),
+    ],
+)
+def test_recipes_whose_heads_the_model_has_not_are_refused(built: Any, wanted: Any, said: str) -> None:
+    model = make(built)
+    before = weights(model)
+    with refused("recipe", wanted.name, "from_recipe", said if said != "Linear" else "shared by all steps"):
+        fit(model, recipe=wanted)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+def test_recipes_whose_heads_the_model_has_are_trained() -> None:
+    for options in ({"heads": "norms"}, {"early_gradient": "equilibrium"}):
+        recipe = recipes.get("ponder", joint=True, **options)
+        assert len(fit(make(recipe), recipe=recipe, epochs=1).stages) == 1
