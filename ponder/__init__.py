@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ponder.optim import parameter_groups
     from ponder.parts import readouts, tasks
     from ponder.parts.capturing import Captured, capture
-    from ponder.parts.heads import LambdaHead, PerStep
+    from ponder.parts.heads import LambdaHead, NormPerStep, PerStep
     from ponder.parts.padding import Padding
     from ponder.parts.steps import Steps
     from ponder.serialization import load, save
@@ -40,6 +40,7 @@ __all__ = [
     "Diagnosis",
     "Exits",
     "LambdaHead",
+    "NormPerStep",
     "Padding",
     "PerStep",
     "Point",
@@ -91,7 +92,7 @@ _HOMES = {
     "optim": ("parameter_groups",),
     "parts": ("readouts", "tasks"),
     "parts.capturing": ("Captured", "capture"),
-    "parts.heads": ("LambdaHead", "PerStep"),
+    "parts.heads": ("LambdaHead", "NormPerStep", "PerStep"),
     "parts.padding": ("Padding",),
     "parts.steps": ("Steps",),
     "serialization": ("load", "save"),

@@ -135,7 +135,7 @@ class Recipe:
         lambda_head: The Lambda head, or None.
         prior: The prior of the halting step, or None.
         per_step_heads: One head a step, or one shared by all; ``"norms"`` for one that is shared behind a layer norm
-            that each step but the last has of its own (`ponder.parts.heads.NormPerStep`).
+            that each step but the last has of its own (`ponder.NormPerStep`).
         own_lambda_lr: Whether the Lambda head has a learning rate of its own.
         early_gradient: How much the heads of early steps teach the steps before them: ``"full"``, or scaled down so
             that a step with more heads behind it hears little more than others (`ponder.parts.gradients.equilibrium`).
@@ -348,7 +348,7 @@ def check_made_for(recipe: Recipe, head: nn.Module) -> None:
     if not fits:
         raise ArgumentError(
             "recipe",
-            expected=f"for {recipe.name!r} a model whose head is ponder.parts.heads.{kind}(…{scaled})",
+            expected=f"for {recipe.name!r} a model whose head is ponder.{kind}(…{scaled})",
             got=f"{type(head).__name__} with gradient_scales={head.gradient_scales}"
             if isinstance(head, PerStep)
             else f"{type(head).__name__}, shared by all steps",

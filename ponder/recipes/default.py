@@ -51,7 +51,7 @@ def ponder(
         mixing: α, the share of the second stage's weights in what comes out of it; 1 keeps them as they were trained.
         alignment: Weight of the distance between the features of early steps and those of the last, beside the teacher.
         heads: ``"own"``, one a step, or ``"norms"``, one that is shared behind a norm for each step
-            (`ponder.parts.heads.NormPerStep`).
+            (`ponder.NormPerStep`).
         early_gradient: ``"equilibrium"`` for early heads that teach the steps before them less
             (`ponder.parts.gradients.equilibrium`).
         alternating: Whether the last step's loss against the labels takes turns with that of all steps (BERxiT, Xin et
