@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature
@@ -29,7 +30,7 @@ from ponder.parts.capturing.growth import (
     one_more_row,
     split_rows,
 )
-from ponder.parts.capturing.twin import branches_to, twin_of
+from ponder.parts.capturing.twin import branches_to, twin_of, untraced_twin
 from ponder.parts.capturing.watching import Mark, Tail, version_of
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
@@ -309,7 +310,7 @@ class LayeredModule:
         if key not in self._known:
             with torch.no_grad(), torch.random.fork_rng(_cuda(notes.hidden)):
                 own = {name: value for name, value in given.items() if name not in shared}
-                more = self.dry({**given, **one_more_row(own, rows)})
+                more = self._untraced().dry({**given, **one_more_row(own, rows)})
                 _check_counts(notes, more)
                 pairs = zip(notes.tensors, more.tensors, strict=True)
                 axes = tuple(grown_rows(small, large, rows, "an argument") for small, large in pairs)
@@ -340,7 +341,7 @@ class LayeredModule:
                 self.lengths.setdefault(f"given_{key}", Along())
         for change in (one_more_column, one_column_less):  # the longest that a module takes grows no more
             try:
-                other = self.dry({**given, **change(own, rows, length)})
+                other = self._untraced().dry({**given, **change(own, rows, length)})
             except (RuntimeError, IndexError, ValueError):
                 continue
             if len(other.tensors) == len(notes.tensors):
@@ -355,6 +356,14 @@ class LayeredModule:
             if dims and (name not in self.lengths or self.lengths[name].dims != dims):
                 self.lengths[name] = Along(dims, fill=_no_fill)
         return True
+
+    def _untraced(self) -> LayeredModule:
+        """The same, whose calls in training mode leave no trace in the module: running statistics stay as they are."""
+        if not any(module.training for module in self.module.modules()):
+            return self
+        other = copy(self)
+        other.module = untraced_twin(self.module)
+        return other
 
     def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
         """What later layers read of what each layer hands on, besides the hidden state."""
