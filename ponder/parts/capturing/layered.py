@@ -43,9 +43,11 @@ __all__ = [
     "LayeredModule",
     "LayeredReadout",
     "LayeredStep",
+    "Notes",
     "first_floating",
     "hidden_in",
     "is_row_mask",
+    "told_otherwise",
 ]
 
 HIDDEN = Mark("state", "hidden")
@@ -217,14 +219,14 @@ class LayeredModule:
             return select(self._replay(self.num_steps, state, context))
         return map_leaves(_Reading(self, self.tail, state).value, select(self.tail.output))
 
-    def dry(self, given: Arguments, *, with_gradients: bool = False) -> _Notes:
+    def dry(self, given: Arguments, *, with_gradients: bool = False) -> Notes:
         """One forward with stubs for layers, up to the last of them (the first, where code stands between).
 
         Args:
             given: The module's arguments.
             with_gradients: Whether to note which layers its own code calls without gradients, in a call that has them.
         """
-        notes = _Notes(self, with_gradients)
+        notes = Notes(self, with_gradients)
         answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), notes.layer)
         if self.replays:
             answers |= dict.fromkeys(self.before, notes.earlier)
@@ -304,7 +306,7 @@ class LayeredModule:
         hidden = split_rows(notes.hidden, self._axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, PLAN: Shared(plan)}
 
-    def _learned(self, notes: _Notes, given: Arguments, rows: int, shared: frozenset[str]) -> _Learned:
+    def _learned(self, notes: Notes, given: Arguments, rows: int, shared: frozenset[str]) -> _Learned:
         """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
         key = (frozenset(given), shared, tuple(_kind(tensor, rows) for tensor in notes.tensors))
         if key not in self._known:
@@ -323,7 +325,7 @@ class LayeredModule:
 
     def _learn_lengths(
         self,
-        notes: _Notes,
+        notes: Notes,
         given: Arguments,
         rows: int,
         names: tuple[str, ...],
@@ -365,7 +367,7 @@ class LayeredModule:
         other.module = untraced_twin(self.module)
         return other
 
-    def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
+    def _handed(self, notes: Notes) -> tuple[frozenset[str], ...]:
         """What later layers read of what each layer hands on, besides the hidden state."""
         if not any(notes.reads):
             return (frozenset(),) * self.num_steps
@@ -449,7 +451,7 @@ class LayeredModule:
 
 
 @dataclass(eq=False)
-class _Notes:
+class Notes:
     """What one forward with stubs gathers: the arguments of the layers, and the answers of the modules before them."""
 
     layered: LayeredModule
@@ -462,6 +464,11 @@ class _Notes:
     hidden: Any = None
     _slots: dict[int, Mark] = field(default_factory=dict)
     _state: dict[int, Mark] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What the layers are called with, one after the other."""
+        return list(leaves(self.calls))
 
     def mark(self, leaf: Any) -> Any:
         """Put a mark in the place of a tensor, and leave anything else.
@@ -675,18 +682,23 @@ def _equal(size: Any, other: Any) -> bool:
     return bool(size == other)
 
 
-def _check_counts(notes: _Notes, more: _Notes) -> None:
+def _check_counts(notes: Notes, more: Notes) -> None:
     """Refuse numbers among the arguments of a layer that follow the number of rows."""
-    before, after = list(leaves(list(notes.calls))), list(leaves(list(more.calls)))
-    same = len(before) == len(after) and len(notes.tensors) == len(more.tensors)
-    numbers = [(a, b) for a, b in zip(before, after, strict=False) if isinstance(a, int) and isinstance(b, int)]
-    if not same or any(a != b for a, b in numbers):
+    same = len(notes.arguments) == len(more.arguments) and len(notes.tensors) == len(more.tensors)
+    if not same or told_otherwise(notes, more):
         raise ArgumentError(
             "module",
             expected="layers whose arguments, but for tensors, do not depend on the number of rows",
             got="other arguments with one row more",
             remedy="Rows cannot leave; give PonderWrapper a stem and steps that know how to tell their layers.",
         )
+
+
+def told_otherwise(one: Notes, other: Notes) -> bool:
+    """Whether layers are called with as many arguments, and other numbers (flags too) among them."""
+    before, after = one.arguments, other.arguments
+    pairs = zip(before, after, strict=False)
+    return len(before) == len(after) and any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _has(value: Any, rows: int) -> bool:

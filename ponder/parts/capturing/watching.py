@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ponder._utils.trees import leaves, map_leaves
@@ -16,6 +17,7 @@ from ponder.errors import ArgumentError
 from ponder.parts.capturing.twin import watched_copy
 
 __all__ = [
+    "Asked",
     "Call",
     "Layers",
     "Mark",
@@ -27,6 +29,25 @@ __all__ = [
     "watch",
     "widened",
 ]
+
+
+class Asked(TorchDispatchMode):
+    """While it is entered, counts what Python asks of tensors ("is any hidden?"), and answers one question otherwise.
+
+    Args:
+        otherwise: Which question, counted from 0; None for none.
+    """
+
+    def __init__(self, otherwise: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.otherwise, self.questions = otherwise, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten._local_scalar_dense.default or not isinstance(answer, bool):
+            return answer
+        self.questions += 1
+        return answer != (self.questions - 1 == self.otherwise)
 
 
 @dataclass(frozen=True)
