@@ -480,6 +480,18 @@ def test_rows_with_global_attention_may_leave_first(left: bool) -> None:
     torch.testing.assert_close(out.outputs, steps[range(4), range(4)], atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_as_many_positional_convolutions_as_layers_are_no_layers() -> None:
+    """They weigh more than the layers, where these are small."""
+    family = Family("data2vec-audio", config={**BY_NAME["data2vec-audio"].config, "num_conv_pos_embeddings": 4})
+    encoder = tiny_encoder(family)
+    assert [call.path for call in adapter_for(encoder).learned().calls] == [f"encoder.layers.{n}" for n in range(4)]
+    model = PonderModel.from_encoder(encoder, "vanilla", readout="mean").eval()
+    waves = example_for(encoder)["input_values"]
+    found = model(input_values=waves, attention_mask=torch.ones_like(waves).long()).pooler_output
+    assert torch.equal(found, encoder(waves).last_hidden_state.mean(1))
+
+
 def test_attention_that_exchanges_layers_is_refused() -> None:
     config = BigBirdConfig(
         vocab_size=60, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=24, block_size=4
