@@ -152,6 +152,8 @@ def test_running_statistics_move_once_in_a_call() -> None:
             assert torch.equal(module.get_buffer(name), expected), name
     assert (module.norm.training, module.still.training) == (True, False)
     assert int(module.norm.num_batches_tracked) == 6
+    model(EXAMPLE[:0], attention_mask=mask[:0])  # runs on a row that is made up
+    assert torch.equal(module.norm.running_mean, plain.norm.running_mean)
 
 
 class Frozen(Stack):

@@ -188,7 +188,8 @@ class LayeredModule:
         if rows:
             return self._stem(given, rows, shared)
         some = {key: value.new_ones(1, *value.shape[1:]) if _has(value, 0) else value for key, value in given.items()}
-        hidden, context = take_rows(self._stem(some, 1, shared), torch.arange(0, device=self._device(given)))
+        one = self._untraced()._stem(some, 1, shared)
+        hidden, context = take_rows(one, torch.arange(0, device=self._device(given)))
         return hidden, context
 
     def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
