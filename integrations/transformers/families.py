@@ -227,7 +227,7 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "tapas": {"type_vocab_sizes": [3, 8, 8, 2, 8, 8, 4]},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "yolos": {"image_size": [32, 32], "num_detection_tokens": 3},
-    "data2vec-audio": _WAVES,
+    "data2vec-audio": {**_WAVES, "num_conv_pos_embeddings": 2},
     "hubert": _WAVES,
     "unispeech": _WAVES,
     "unispeech-sat": _WAVES,

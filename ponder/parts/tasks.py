@@ -146,7 +146,8 @@ class Task(ABC):
             mask: Which positions count, `(batch, length)` bool; None for all.
         """
         equal = (one - other).abs() < tolerance if self.numbers else one == other
-        return _all_parts(equal if mask is None or not self.per_token else equal | ~mask, 1)
+        counted = self._counted(mask, equal)
+        return _all_parts(equal if counted is None else equal | ~counted, 1)
 
     def distance(self, one: Tensor, other: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """How far predictions `(batch, …)` are apart, `(batch,)`: the share of parts that are others, from 0 to 1.
@@ -154,13 +155,13 @@ class Task(ABC):
         For tasks of numbers, the greatest difference. Arguments as for `same`.
         """
         apart = (one - other).abs() if self.numbers else (one != other).float()
-        counted = mask if self.per_token else None
+        counted = self._counted(mask, apart)
         if counted is not None:
             apart = torch.where(counted, apart, 0.0)
         parts = apart.flatten(1) if apart.dim() > 1 else apart.unsqueeze(1)
         if self.numbers:
             return parts.amax(1)
-        return parts.sum(1) / (parts.shape[1] if counted is None else counted.sum(1))
+        return parts.sum(1) / (parts.shape[1] if counted is None else counted.expand_as(apart).flatten(1).sum(1))
 
     def agreement(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Whether the prediction of each step is that of the last, `(batch, steps)` bool.
@@ -171,7 +172,8 @@ class Task(ABC):
         """
         given = self.predictions(outputs)
         equal = given == given[:, -1:]
-        return _all_parts(equal if mask is None or not self.per_token else equal | ~mask.unsqueeze(1), 2)
+        counted = self._counted(mask, equal, dim=2)
+        return _all_parts(equal if counted is None else equal | ~counted, 2)
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Whether the prediction of each step is right in every part, `(batch, steps)` bool."""
@@ -210,6 +212,18 @@ class Task(ABC):
             got=f"Distillation with the task {self.name!r}",
             remedy=f"Distil in {', '.join(_TASKS)}.",
         )
+
+    def _counted(self, mask: Tensor | None, parts: Tensor, dim: int = 1) -> Tensor | None:
+        """Which parts of predictions count, to be broadcast to them; None for all.
+
+        Args:
+            mask: Which positions count, `(batch, length)` bool; None for all.
+            parts: A value for each part, batch first.
+            dim: The dimension of their positions: one may have several numbers.
+        """
+        if mask is None or not self.per_token or mask.shape[1] != parts.shape[dim]:
+            return None  # where a stem makes other positions, nobody knows padding
+        return mask.view(mask.shape[0], *[1] * (dim - 1), mask.shape[1], *[1] * (parts.dim() - dim - 1))
 
 
 class _Smoothable(Task):

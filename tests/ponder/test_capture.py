@@ -386,6 +386,49 @@ def test_layers_that_are_told_the_number_of_rows_are_told_anew() -> None:
     check_backbone(model, states())
 
 
+class Telling(nn.Module):
+    """Layers that are told by a flag whether any row has a mark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([ToldLayer() for _ in range(LAYERS)])
+
+    def forward(self, hidden: Tensor, marks: Tensor) -> Tensor:
+        any_marks = bool(marks.any())
+        for layer in self.layers:
+            hidden = layer(hidden, marks, any_marks)
+        return hidden.mean(1)
+
+
+class ToldLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, marks: Tensor, any_marks: bool) -> Tensor:
+        if any_marks:
+            assert bool(marks.any()), "told of marks that are not there"
+            hidden = hidden + marks.unsqueeze(-1) * self.linear(hidden)
+        return torch.tanh(hidden)
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["none in the example", "one in the example"])
+@torch.no_grad()
+def test_layers_that_are_told_by_a_flag_what_holds_of_some_rows_are_told_anew(seen: bool) -> None:
+    """Trap: a flag of the whole batch, noted once, where the rows of which it holds have left."""
+    module, hidden = Telling().eval(), states()
+    marks = torch.zeros(hidden.shape[:2])
+    marks[0, 1] = 1.0
+    model = wrapped(module, {"hidden": hidden, "marks": marks if seen else torch.zeros_like(marks)})
+    every = model.unroll(hidden, marks=marks).outputs
+    out = model(hidden, marks=marks, policy=ByTurns())
+    assert out.exit_step[0] == 1
+    assert len(set(out.exit_step.tolist())) > 1
+    torch.testing.assert_close(out.outputs, every[torch.arange(len(hidden)), out.exit_step - 1])
+    for each in (marks, torch.zeros_like(marks)):
+        assert torch.equal(model(hidden, marks=each, policy=LastStep()).outputs, module(hidden, each))
+
+
 @pytest.mark.parametrize(
     ("module", "example", "says"),
     [

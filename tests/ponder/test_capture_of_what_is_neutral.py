@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -117,6 +118,42 @@ def test_running_statistics_are_not_touched() -> None:
     ponder.capture(module.train(), EXAMPLE, layers="1.layers")
     assert torch.equal(stem[1].running_mean, statistics)
     assert int(stem[1].num_batches_tracked) == 0
+
+
+class Counted(nn.Module):
+    """Statistics of its own, of the whole batch, and a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+        self.still = nn.BatchNorm1d(WIDTH).eval()
+        self.stack = Stack()
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        entered = (self.enter(hidden) * attention_mask.unsqueeze(-1)).transpose(1, 2)
+        return self.stack(self.still(self.norm(entered)).transpose(1, 2))
+
+
+def test_running_statistics_move_once_in_a_call() -> None:
+    """The first call of a kind learns where its rows and lengths are by calls of its own, which leave no trace."""
+    torch.manual_seed(0)
+    mask = (torch.arange(5) < torch.tensor([[5], [4], [3], [2]])).long()
+    module = Counted()
+    model = ponder.PonderWrapper(
+        **vars(ponder.capture(module, {"hidden": EXAMPLE, "attention_mask": mask})), head=nn.Identity()
+    ).train()
+    module.still.eval()
+    plain = copy.deepcopy(module)
+    for rows in (4, 4, 3, 1, WIDTH, 5):
+        hidden, mask = torch.randn(rows, 5, WIDTH), torch.ones(rows, 5, dtype=torch.long)
+        model(hidden, attention_mask=mask)
+        plain(hidden, attention_mask=mask)
+        for name, expected in plain.named_buffers():
+            assert torch.equal(module.get_buffer(name), expected), name
+    assert (module.norm.training, module.still.training) == (True, False)
+    assert int(module.norm.num_batches_tracked) == 6
+    model(EXAMPLE[:0], attention_mask=mask[:0])  # runs on a row that is made up
+    assert torch.equal(module.norm.running_mean, plain.norm.running_mean)
 
 
 class Frozen(Stack):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ponder.parts.tasks import (
     Classification,
     Multilabel,
+    Regression,
     Task,
     TaskName,
     TokenClassification,
@@ -177,6 +178,40 @@ def test_distances_against_a_plain_loop(name: str, masked: bool) -> None:
     assert bool((task.distance(one, one, mask=mask) == 0).all())
     if not task.numbers:
         assert torch.equal(found == 0, task.same(one, other, mask=mask))
+
+
+class Numbers(Regression):
+    """Several numbers at each position."""
+
+    per_token = True
+
+
+@pytest.mark.parametrize("task", [Numbers(), TokenClassification()], ids=lambda task: type(task).__name__)
+@pytest.mark.parametrize("width", [3, 5])  # as wide as long: a mask laid along the parts would pass in silence
+def test_several_answers_at_a_position_are_compared_at_real_positions(task: Task, width: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    shape = (20, 4, 5, width) if task.numbers else (20, 4, 5, width, 2)
+    outputs = torch.randn(shape, generator=generator)
+    outputs[1::2, :3, :2] = outputs[1::2, -1:, :2]
+    lengths = torch.randint(1, 4, (20,), generator=generator)
+    mask = torch.arange(5) < lengths[:, None]
+    agreed = task.agreement(outputs, mask)
+    given = task.predictions(outputs)
+    same = task.same(given[:, 0], given[:, -1], tolerance=0.5, mask=mask)
+    apart = task.distance(given[:, 0], given[:, -1], mask=mask)
+    assert 0 < int(agreed[:, 0].sum()) < 20
+    for row, length in enumerate(lengths.tolist()):
+        real = given[row : row + 1, :, :length]
+        assert torch.equal(agreed[row : row + 1], task.agreement(outputs[row : row + 1, :, :length]))
+        assert bool(same[row]) == bool(task.same(real[:, 0], real[:, -1], tolerance=0.5))
+        assert apart[row].item() == pytest.approx(task.distance(real[:, 0], real[:, -1]).item())
+
+
+def test_a_mask_of_other_positions_than_there_are_hides_none() -> None:
+    one, other = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
+    other[1, 2] = 1.0
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    assert Numbers().same(one, other, tolerance=0.5, mask=mask).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("kind", [Classification, Multilabel, TokenClassification])

@@ -29,13 +29,16 @@ from ponder.parts.capturing.layered import (
     CodeBetweenError,
     LayerCall,
     LayeredModule,
+    Notes,
     first_floating,
     hidden_in,
     is_row_mask,
+    told_otherwise,
 )
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
-from ponder.parts.capturing.twin import evaluating_twin, training_twin, varied_twin
+from ponder.parts.capturing.twin import evaluating_twin, training_twin, untraced_twin, varied_twin
 from ponder.parts.capturing.watching import (
+    Asked,
     Layers,
     Mark,
     Watched,
@@ -213,9 +216,14 @@ class _Seen:
 
 
 def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
-    """The first reading of the call that is proved: of the likeliest list first, of layers called directly first."""
+    """The first reading of the call that is proved: of the likeliest list first, of layers called directly first.
+
+    Layers that are told by a number what holds of some rows are read with the code between them, if they can be: it
+    tells anew what holds of those that stay.
+    """
     refused: ArgumentError | None = None
     for layers in found:
+        told: LayeredModule | None = None
         for between in (False, True):
             try:
                 layered = _read(seen, widened(seen.watched, layers) if between else layers, between=between)
@@ -229,7 +237,11 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
             except Exception as error:  # of the module's own code, which reads what a stub does not give
                 refusal_of_it = refusal("layers that can be called one by one", f"{type(error).__name__}: {error}")
             else:
-                return layered
+                if between or not _tells_of_rows(layered, seen):
+                    return layered
+                told = layered
+        if told is not None:
+            return told
         refused = refused or refusal_of_it
     once_more, again = seen.again(seen.copied()), seen.again(seen.copied())  # a first call may set something up
     pairs = zip(_tensors(seen.reads(once_more.output)), _tensors(seen.reads(again.output)), strict=True)
@@ -270,6 +282,27 @@ def _prove_of_training(layered: LayeredModule, seen: _Seen) -> None:
         raise
     except Exception:  # of its own: inputs too small to be learned from, or labels that are not there
         return
+    finally:
+        layered.module = seen.module
+
+
+def _tells_of_rows(layered: LayeredModule, seen: _Seen) -> bool:
+    """Whether a number among the arguments of a layer, a flag say, hangs on what stands in tensors of the batch."""
+    plain, questions = _answered(layered, seen)
+    if plain is None:
+        return False
+    others = (_answered(layered, seen, otherwise=question)[0] for question in range(questions))
+    return any(other is not None and told_otherwise(plain, other) for other in others)
+
+
+def _answered(layered: LayeredModule, seen: _Seen, otherwise: int | None = None) -> tuple[Notes | None, int]:
+    """What the layers are called with where one question to a tensor is answered otherwise, and how many there are."""
+    layered.module, asked = untraced_twin(seen.module), Asked(otherwise)
+    try:
+        with asked:
+            return layered.dry(seen.copied()), asked.questions
+    except Exception:  # of its own, which takes this answer for wrong inputs
+        return None, asked.questions
     finally:
         layered.module = seen.module
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature
@@ -29,7 +30,7 @@ from ponder.parts.capturing.growth import (
     one_more_row,
     split_rows,
 )
-from ponder.parts.capturing.twin import branches_to, twin_of
+from ponder.parts.capturing.twin import branches_to, twin_of, untraced_twin
 from ponder.parts.capturing.watching import Mark, Tail, version_of
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
@@ -42,9 +43,11 @@ __all__ = [
     "LayeredModule",
     "LayeredReadout",
     "LayeredStep",
+    "Notes",
     "first_floating",
     "hidden_in",
     "is_row_mask",
+    "told_otherwise",
 ]
 
 HIDDEN = Mark("state", "hidden")
@@ -185,7 +188,8 @@ class LayeredModule:
         if rows:
             return self._stem(given, rows, shared)
         some = {key: value.new_ones(1, *value.shape[1:]) if _has(value, 0) else value for key, value in given.items()}
-        hidden, context = take_rows(self._stem(some, 1, shared), torch.arange(0, device=self._device(given)))
+        one = self._untraced()._stem(some, 1, shared)
+        hidden, context = take_rows(one, torch.arange(0, device=self._device(given)))
         return hidden, context
 
     def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
@@ -216,14 +220,14 @@ class LayeredModule:
             return select(self._replay(self.num_steps, state, context))
         return map_leaves(_Reading(self, self.tail, state).value, select(self.tail.output))
 
-    def dry(self, given: Arguments, *, with_gradients: bool = False) -> _Notes:
+    def dry(self, given: Arguments, *, with_gradients: bool = False) -> Notes:
         """One forward with stubs for layers, up to the last of them (the first, where code stands between).
 
         Args:
             given: The module's arguments.
             with_gradients: Whether to note which layers its own code calls without gradients, in a call that has them.
         """
-        notes = _Notes(self, with_gradients)
+        notes = Notes(self, with_gradients)
         answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), notes.layer)
         if self.replays:
             answers |= dict.fromkeys(self.before, notes.earlier)
@@ -303,13 +307,13 @@ class LayeredModule:
         hidden = split_rows(notes.hidden, self._axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, PLAN: Shared(plan)}
 
-    def _learned(self, notes: _Notes, given: Arguments, rows: int, shared: frozenset[str]) -> _Learned:
+    def _learned(self, notes: Notes, given: Arguments, rows: int, shared: frozenset[str]) -> _Learned:
         """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
         key = (frozenset(given), shared, tuple(_kind(tensor, rows) for tensor in notes.tensors))
         if key not in self._known:
             with torch.no_grad(), torch.random.fork_rng(_cuda(notes.hidden)):
                 own = {name: value for name, value in given.items() if name not in shared}
-                more = self.dry({**given, **one_more_row(own, rows)})
+                more = self._untraced().dry({**given, **one_more_row(own, rows)})
                 _check_counts(notes, more)
                 pairs = zip(notes.tensors, more.tensors, strict=True)
                 axes = tuple(grown_rows(small, large, rows, "an argument") for small, large in pairs)
@@ -322,7 +326,7 @@ class LayeredModule:
 
     def _learn_lengths(
         self,
-        notes: _Notes,
+        notes: Notes,
         given: Arguments,
         rows: int,
         names: tuple[str, ...],
@@ -340,7 +344,7 @@ class LayeredModule:
                 self.lengths.setdefault(f"given_{key}", Along())
         for change in (one_more_column, one_column_less):  # the longest that a module takes grows no more
             try:
-                other = self.dry({**given, **change(own, rows, length)})
+                other = self._untraced().dry({**given, **change(own, rows, length)})
             except (RuntimeError, IndexError, ValueError):
                 continue
             if len(other.tensors) == len(notes.tensors):
@@ -356,7 +360,15 @@ class LayeredModule:
                 self.lengths[name] = Along(dims, fill=_no_fill)
         return True
 
-    def _handed(self, notes: _Notes) -> tuple[frozenset[str], ...]:
+    def _untraced(self) -> LayeredModule:
+        """The same, whose calls in training mode leave no trace in the module: running statistics stay as they are."""
+        if not any(module.training for module in self.module.modules()):
+            return self
+        other = copy(self)
+        other.module = untraced_twin(self.module)
+        return other
+
+    def _handed(self, notes: Notes) -> tuple[frozenset[str], ...]:
         """What later layers read of what each layer hands on, besides the hidden state."""
         if not any(notes.reads):
             return (frozenset(),) * self.num_steps
@@ -440,7 +452,7 @@ class LayeredModule:
 
 
 @dataclass(eq=False)
-class _Notes:
+class Notes:
     """What one forward with stubs gathers: the arguments of the layers, and the answers of the modules before them."""
 
     layered: LayeredModule
@@ -453,6 +465,11 @@ class _Notes:
     hidden: Any = None
     _slots: dict[int, Mark] = field(default_factory=dict)
     _state: dict[int, Mark] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What the layers are called with, one after the other."""
+        return list(leaves(self.calls))
 
     def mark(self, leaf: Any) -> Any:
         """Put a mark in the place of a tensor, and leave anything else.
@@ -666,18 +683,23 @@ def _equal(size: Any, other: Any) -> bool:
     return bool(size == other)
 
 
-def _check_counts(notes: _Notes, more: _Notes) -> None:
+def _check_counts(notes: Notes, more: Notes) -> None:
     """Refuse numbers among the arguments of a layer that follow the number of rows."""
-    before, after = list(leaves(list(notes.calls))), list(leaves(list(more.calls)))
-    same = len(before) == len(after) and len(notes.tensors) == len(more.tensors)
-    numbers = [(a, b) for a, b in zip(before, after, strict=False) if isinstance(a, int) and isinstance(b, int)]
-    if not same or any(a != b for a, b in numbers):
+    same = len(notes.arguments) == len(more.arguments) and len(notes.tensors) == len(more.tensors)
+    if not same or told_otherwise(notes, more):
         raise ArgumentError(
             "module",
             expected="layers whose arguments, but for tensors, do not depend on the number of rows",
             got="other arguments with one row more",
             remedy="Rows cannot leave; give PonderWrapper a stem and steps that know how to tell their layers.",
         )
+
+
+def told_otherwise(one: Notes, other: Notes) -> bool:
+    """Whether layers are called with as many arguments, and other numbers (flags too) among them."""
+    before, after = one.arguments, other.arguments
+    pairs = zip(before, after, strict=False)
+    return len(before) == len(after) and any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _has(value: Any, rows: int) -> bool:

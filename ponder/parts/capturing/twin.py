@@ -17,7 +17,16 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Branches", "branches_to", "evaluating_twin", "training_twin", "twin_of", "varied_twin", "watched_copy"]
+__all__ = [
+    "Branches",
+    "branches_to",
+    "evaluating_twin",
+    "training_twin",
+    "twin_of",
+    "untraced_twin",
+    "varied_twin",
+    "watched_copy",
+]
 
 Branches = dict[str, Any]
 """The paths to some modules as nested dicts by attribute name; a leaf is the path under which its module is known."""
@@ -91,11 +100,16 @@ def evaluating_twin(root: nn.Module) -> nn.Module:
 def training_twin(root: nn.Module) -> nn.Module:
     """A twin of `root` with all its modules, in training mode, with buffers of its own: running statistics move."""
 
-    def learning(_: str, module: nn.Module) -> None:
-        own = {name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
-        module.__dict__.update(training=True, _buffers=own)
+    def learning(path: str, module: nn.Module) -> None:
+        _own_buffers(path, module)
+        module.__dict__["training"] = True
 
     return _copy_all(root, learning)
+
+
+def untraced_twin(root: nn.Module) -> nn.Module:
+    """A twin of `root` with all its modules, each in its mode, whose calls leave no trace in the buffers of `root`."""
+    return _copy_all(root, _own_buffers)
 
 
 def varied_twin(root: nn.Module) -> nn.Module | None:
@@ -117,6 +131,11 @@ def varied_twin(root: nn.Module) -> nn.Module | None:
         module.__dict__["_parameters"] = own
 
     return _copy_all(root, other)
+
+
+def _own_buffers(_: str, module: nn.Module) -> None:
+    own = {name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    module.__dict__["_buffers"] = own
 
 
 def _is_one_number(parameter: nn.Parameter) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ponder._utils.trees import leaves, map_leaves
@@ -16,6 +17,7 @@ from ponder.errors import ArgumentError
 from ponder.parts.capturing.twin import watched_copy
 
 __all__ = [
+    "Asked",
     "Call",
     "Layers",
     "Mark",
@@ -27,6 +29,25 @@ __all__ = [
     "watch",
     "widened",
 ]
+
+
+class Asked(TorchDispatchMode):
+    """While it is entered, counts what Python asks of tensors ("is any hidden?"), and answers one question otherwise.
+
+    Args:
+        otherwise: Which question, counted from 0; None for none.
+    """
+
+    def __init__(self, otherwise: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.otherwise, self.questions = otherwise, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten._local_scalar_dense.default or not isinstance(answer, bool):
+            return answer
+        self.questions += 1
+        return answer != (self.questions - 1 == self.otherwise)
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,9 @@ class Mark:
     kind: str
     key: Any
 
+
+_Found = tuple[str, nn.Module, list[tuple["Call", ...]]]
+"""A list of layers: its path, the list itself, and the calls of its entries."""
 
 _LOST = Mark("lost", None)  # a tensor of which no call of a module tells where it came from
 
@@ -130,8 +154,10 @@ def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 def find_layers(module: nn.Module, watched: Watched, name: str | None, count: int | None) -> list[Layers]:
     """The lists of layers that the watched call ran one after the other, the likeliest first.
 
-    That is the one with most weights, among those of the expected length if there are such. Other lists of the same
-    length follow, the last to end first: where a forward goes through several lists side by side, a layer ends there.
+    That is the one with most weights. Where a length is expected, it is one of that length, if there are such, of those
+    side by side that call most modules: what an encoder has of as many convolutions may weigh more than its layers.
+    Other lists of the same length follow, the last to end first: where a forward goes through several lists side by
+    side, a layer ends there.
 
     Args:
         module: The module.
@@ -155,14 +181,17 @@ def find_layers(module: nn.Module, watched: Watched, name: str | None, count: in
             "and the steps yourself.",
         )
 
-    def weight(item: tuple[str, nn.Module, list[tuple[Call, ...]]]) -> tuple[bool, bool, int]:
-        return len(item[2]) == count, _alike(item[1]), sum(p.numel() for p in item[1].parameters())
+    def beside(item: _Found) -> list[_Found]:
+        alike = [other for other in found if len(other[2]) == len(item[2])]
+        return [other for other in alike if other[0].rpartition(".")[0] == item[0].rpartition(".")[0]]
 
-    best = max(found, key=weight)
-    parent = best[0].rpartition(".")[0]
-    beside = [i for i in found if i is not best and len(i[2]) == len(best[2]) and i[0].rpartition(".")[0] == parent]
-    beside.sort(key=lambda item: -item[2][-1][-1].end)
-    return [Layers(path, tuple(runs)) for path, _, runs in [best, *beside]]
+    def likely(item: _Found) -> tuple[bool, bool, int, int]:
+        busiest = max(_duration(runs) for _, _, runs in beside(item)) if len(item[2]) == count else 0
+        return len(item[2]) == count, _alike(item[1]), busiest, sum(p.numel() for p in item[1].parameters())
+
+    best = max(found, key=likely)
+    others = sorted((item for item in beside(best) if item is not best), key=lambda item: -item[2][-1][-1].end)
+    return [Layers(path, tuple(runs)) for path, _, runs in [best, *others]]
 
 
 def widened(watched: Watched, layers: Layers) -> Layers:
@@ -237,6 +266,11 @@ def _all_called(path: str, box: nn.Module, runs: Sequence[tuple[Call, ...]]) -> 
     if len(runs) < 2 or called != there:  # the same module may stand in several entries
         return False
     return not nested or len(set(entries)) == len(entries)
+
+
+def _duration(runs: Sequence[tuple[Call, ...]]) -> int:
+    """How long runs take, in calls that begin or end."""
+    return sum(run[-1].end - run[0].start for run in runs)
 
 
 def _alike(box: nn.Module) -> bool:

@@ -19,6 +19,8 @@ from transformers import (
     BigBirdConfig,
     BigBirdForSequenceClassification,
     BigBirdModel,
+    LongformerConfig,
+    LongformerForSequenceClassification,
     T5EncoderModel,
 )
 
@@ -449,6 +451,45 @@ def test_the_mean_of_audio_spares_padding(name: str) -> None:
     tokens = encoder(given, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(features[:2], tokens[:2].mean(1), atol=1e-4, rtol=1e-3)
     assert not torch.allclose(features[2], tokens[2].mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["in one row alone", "not in rows padded on the left"])
+@torch.no_grad()
+def test_rows_with_global_attention_may_leave_first(left: bool) -> None:
+    """Layers of a Longformer are told by a flag whether any row has it."""
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=40,
+        attention_window=4,
+    )
+    plain = LongformerForSequenceClassification(config).eval()
+    model = FinetunedClassifier.from_finetuned(plain)
+    ids = torch.randint(5, 64, (4, 9), generator=torch.Generator().manual_seed(1))
+    given = {"attention_mask": (torch.arange(9) < torch.tensor([[9], [5], [3], [1]])).long().flip(1)}
+    if not left:
+        given = {"attention_mask": torch.ones_like(ids), "global_attention_mask": torch.zeros_like(ids)}
+        given["global_attention_mask"][0, 0] = 1
+    assert torch.equal(model.ponder(ids, policy=LastStep(), **given).outputs, plain(ids, **given).logits)
+    out, steps = model.ponder(ids, policy=ByTurns(), **given), model.ponder.unroll(ids, **given).outputs
+    assert out.exit_step.tolist() == [1, 2, 3, 4]
+    torch.testing.assert_close(out.outputs, steps[range(4), range(4)], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_as_many_positional_convolutions_as_layers_are_no_layers() -> None:
+    """They weigh more than the layers, where these are small."""
+    family = Family("data2vec-audio", config={**BY_NAME["data2vec-audio"].config, "num_conv_pos_embeddings": 4})
+    encoder = tiny_encoder(family)
+    assert [call.path for call in adapter_for(encoder).learned().calls] == [f"encoder.layers.{n}" for n in range(4)]
+    model = PonderModel.from_encoder(encoder, "vanilla", readout="mean").eval()
+    waves = example_for(encoder)["input_values"]
+    found = model(input_values=waves, attention_mask=torch.ones_like(waves).long()).pooler_output
+    assert torch.equal(found, encoder(waves).last_hidden_state.mean(1))
 
 
 def test_attention_that_exchanges_layers_is_refused() -> None:

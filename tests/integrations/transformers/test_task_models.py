@@ -26,7 +26,7 @@ from ponder.integrations.transformers import (
 )
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.families import FAMILIES, tiny_encoder
-from ponder.policies import FixedStep, LastStep, Quantile
+from ponder.policies import Converged, FixedStep, LastStep, Patience, Quantile
 
 BY_NAME = {family.name: family for family in FAMILIES}
 CASES: list[tuple[type[Any], str, Any]] = [
@@ -280,3 +280,22 @@ def test_features_that_exit_are_no_encoder() -> None:
     with pytest.raises(ArgumentError, match="got PonderModel, which has heads"):
         PonderForSequenceClassification.from_encoder(model)
     assert PonderForSequenceClassification.from_encoder(model.base_model).encoder is model.encoder
+
+
+@pytest.mark.parametrize("kind", [Patience, Converged])
+@pytest.mark.parametrize("length", [9, 16])  # 16 is as long as the encoder is wide
+@torch.no_grad()
+def test_tokens_come_to_rest_at_the_positions_that_are_no_padding(kind: Any, length: int) -> None:
+    model = make(PonderModel, "roberta", recipe="pabee", readout="tokens")
+    lengths = torch.tensor([length, 3, 2, 1])
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    ids = torch.randint(5, 64, (4, length), generator=torch.Generator().manual_seed(2)).masked_fill(mask == 0, 1)
+    tokens = model.unroll(ids, attention_mask=mask)
+    apart = (tokens.outputs[:, 1:] - tokens.outputs[:, :-1]).abs().amax(3)
+    moved = apart.masked_fill(mask[:, None] == 0, 0.0).amax(2)
+    tolerance = float(moved.median()) + 1e-4
+    expected = [next((n for n, by in enumerate(row, start=2) if by < tolerance), 4) for row in moved.tolist()]
+    assert len(set(expected)) > 1, "every row leaves together: this shows nothing"
+    policy = kind(patience=1, tolerance=tolerance)
+    assert model(ids, attention_mask=mask, policy=policy).exit_step.tolist() == expected
+    assert tokens.replay(policy).exit_step.tolist() == expected
