@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import Parameter, Signature
 from typing import Any
@@ -22,7 +22,7 @@ from ponder.parts.capturing.layered import LayeredModule, LayeredReadout
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
-__all__ = ["CapturedAdapter", "as_long", "mask_of_frames"]
+__all__ = ["FIELDS", "CapturedAdapter", "as_long", "constants_of", "mask_of_frames", "on_meta"]
 
 _COUNTS = ("num_hidden_layers", "encoder_layers", "num_layers")
 
@@ -53,13 +53,13 @@ class CapturedAdapter(Adapter):
         self._layered: LayeredModule | None = None
         self._num_steps = num_steps
         self._takes = frozenset(inspect.signature(encoder.forward).parameters)
-        if num_steps is None or not _on_meta(encoder):
+        if num_steps is None or not on_meta(encoder):
             self._num_steps = self.learned().num_steps
 
     def learned(self) -> LayeredModule:
         """What was learned of the encoder; learns it where that had to wait."""
         if self._layered is None:
-            example = {**example_for(self.encoder), **_constants(self.encoder)}
+            example = {**example_for(self.encoder), **constants_of(self.encoder)}
             count = next((getattr(self.encoder.config, name, None) for name in _COUNTS), None)
             self._layered = learn(self.encoder, example, count=count, reads=_what_is_read)
         return self._layered
@@ -94,12 +94,12 @@ class CapturedAdapter(Adapter):
     def has_readout(self, name: str) -> bool:
         """See `Adapter.has_readout`; taken on trust where the weights are not there yet."""
         if self._layered is None:
-            return name in _FIELDS
-        return len(self.learned().shapes.get(_FIELDS[name], ())) in _DIMENSIONS[name]
+            return name in FIELDS
+        return len(self.learned().shapes.get(FIELDS[name], ())) in _DIMENSIONS[name]
 
     def width(self, name: str) -> int:
         """See `Adapter.width`."""
-        shape = self.learned().shapes[_FIELDS[name]]
+        shape = self.learned().shapes[FIELDS[name]]
         return shape[1 if len(shape) == 4 else -1]
 
     def readout(self, name: str) -> Callable[..., Tensor]:
@@ -211,20 +211,23 @@ def _last_hidden_state(output: Any) -> Any:
 
 def _what_is_read(output: Any) -> list[Any]:
     """All that the readouts read of an output, where it is there."""
-    found = [output[name] for name in dict.fromkeys(_FIELDS.values()) if output.get(name) is not None]
+    found = [output[name] for name in dict.fromkeys(FIELDS.values()) if output.get(name) is not None]
     return found or [first_output(output)]
 
 
-_FIELDS = {"pooler": "pooler_output", "mean": "last_hidden_state", "tokens": "last_hidden_state"}
+FIELDS: Mapping[str, str] = {"pooler": "pooler_output", "mean": "last_hidden_state", "tokens": "last_hidden_state"}
+"""What a readout reads of an encoder's output, by its name."""
+
 _DIMENSIONS = {"pooler": (2,), "mean": (3, 4), "tokens": (3,)}
 _SELECTED = {"pooler": _pooler_output, "mean": _last_hidden_state, "tokens": _last_hidden_state}
 
 
-def _on_meta(encoder: PreTrainedModel) -> bool:
+def on_meta(encoder: PreTrainedModel) -> bool:
+    """Whether weights are not there yet, or wait elsewhere until they are called."""
     return any(parameter.device == torch.device("meta") for parameter in encoder.parameters())
 
 
-def _constants(encoder: PreTrainedModel) -> dict[str, Any]:
+def constants_of(encoder: PreTrainedModel) -> dict[str, Any]:
     """Arguments of every call: one pass needs no cache, and what the configuration would add is not read."""
     takes = inspect.signature(encoder.forward).parameters
     constants: dict[str, Any] = {name: False for name in ("use_cache", "use_mems") if name in takes}

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
 from transformers import MODEL_MAPPING, PreTrainedModel
 
+from ponder._utils.trees import unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.adapter import Adapter, registry
-from ponder.integrations.transformers.captured import CapturedAdapter
+from ponder.integrations.transformers.captured import FIELDS, CapturedAdapter, constants_of, on_meta
+from ponder.integrations.transformers.examples import example_for
+from ponder.parts.capturing.proof import close
+from ponder.parts.capturing.twin import evaluating_twin, varied_twin
+from ponder.parts.readouts import ReadoutCall
 
-__all__ = ["adapter_for", "check_block_sparse", "encoder_of"]
+__all__ = ["adapter_for", "check_block_sparse", "encoder_of", "is_exact"]
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -70,6 +79,8 @@ def check_block_sparse(model: PreTrainedModel) -> None:
 def adapter_for(encoder: PreTrainedModel, num_steps: int | None = None) -> Adapter:
     """The adapter of an encoder: that of its family, found by its `model_type`, or else the encoder captured.
 
+    The family's is taken where it `is_exact`: an encoder with code of its owner's around the layers is captured too.
+
     Args:
         encoder: A bare encoder, or an encoder-decoder, whose encoder is read.
         num_steps: How many steps there are, where the encoder's weights are still to be loaded.
@@ -93,5 +104,47 @@ def adapter_for(encoder: PreTrainedModel, num_steps: int | None = None) -> Adapt
     check_block_sparse(encoder)
     family = encoder.config.model_type
     if family in registry.names():
-        return registry.get(family, encoder=encoder)
+        adapter = registry.get(family, encoder=encoder)
+        if on_meta(encoder) or is_exact(encoder):
+            return adapter
     return CapturedAdapter(encoder, num_steps)
+
+
+@torch.no_grad()
+def is_exact(encoder: PreTrainedModel) -> bool:
+    """Whether the adapter of an encoder's family gives at full depth what the encoder gives, but for rounding.
+
+    Both answer to an example of three short rows, with the encoder's weights and, where some are one number throughout,
+    as new ones are, with others. What no example can be made up for is taken on trust.
+    """
+    try:
+        example = example_for(encoder)
+    except ArgumentError:
+        return True
+    still = evaluating_twin(encoder)
+    for twin in filter(None, (still, varied_twin(still))):
+        try:
+            plain = twin(**example, **constants_of(encoder))
+        except Exception:  # of inputs that it cannot take, or of weights that it cannot have
+            return twin is not still
+        try:
+            own = _at_full_depth(registry.get(encoder.config.model_type, encoder=twin), example, plain)
+        except Exception:  # of an encoder whose parts were exchanged, whatever the adapter stumbles over
+            return False
+        if not all(close(mine, plain[field]) for field, mine in own.items() if not plain[field].isnan().any()):
+            return False
+    return True
+
+
+def _at_full_depth(adapter: Adapter, example: dict[str, Any], plain: Any) -> dict[str, Tensor]:
+    """What an adapter reads after the last step, by the fields of the encoder's own output that there are."""
+    hidden, context = adapter.stem(**example)
+    given, steps = unwrap(context), adapter.steps()
+    for number in range(1, steps.num_steps + 1):
+        hidden = steps(number, hidden, **given)
+    readouts = {field: ReadoutCall(adapter.readout(name)) for name, field in FIELDS.items() if name != "mean"}
+    return {
+        field: readout(hidden, readout.reads(given))
+        for field, readout in readouts.items()
+        if plain.get(field) is not None
+    }

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ponder.errors import ArgumentError
 
-__all__ = ["example_for"]
+__all__ = ["example_for", "further_inputs"]
 
 _ROWS = 3
 _LENGTHS = (9, 6, 4)  # the longest first, so that it is seen to leave first; no two dimensions of one size
@@ -47,6 +47,13 @@ def example_for(encoder: PreTrainedModel) -> dict[str, Any]:
         key: value.to(weights.device, weights.dtype if value.is_floating_point() else value.dtype)
         for key, value in example.items()
     }
+
+
+def further_inputs(encoder: PreTrainedModel) -> list[str]:
+    """What an encoder reads besides its main input, mask and token types, in its example: boxes of words, say."""
+    if encoder.main_input_name not in _MAKERS:  # whoever wrote an adapter for it knows
+        return []
+    return sorted(example_for(encoder).keys() - {encoder.main_input_name, "attention_mask", "token_type_ids"})
 
 
 def _reads_the_end(model: PreTrainedModel) -> bool:

@@ -21,6 +21,7 @@ from ponder._utils.markdown import markdown_table
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.captured import CapturedAdapter
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of
+from ponder.integrations.transformers.examples import further_inputs
 
 __all__ = ["FAMILIES", "Family", "Holds", "supported", "tiny_encoder", "what_holds"]
 
@@ -92,6 +93,8 @@ class Holds:
         narrows: Whether batches get narrower when their longest rows have left.
         joins: Whether rows of several lengths share a batch of a stream (`ponder.StreamEngine`).
         refused: Why it cannot be wrapped; empty where it can.
+        further: What it reads besides: `adapter_for` takes it, and `from_encoder`, whose models do not hand that on,
+            refuses it.
 
     Example:
         >>> bert = next(family for family in supported() if family.name == "bert")
@@ -106,6 +109,7 @@ class Holds:
     narrows: bool = False
     joins: bool = False
     refused: str = ""
+    further: tuple[str, ...] = ()
 
 
 def supported() -> tuple[Holds, ...]:
@@ -119,7 +123,7 @@ def supported() -> tuple[Holds, ...]:
         ('own', ('pooler', 'mean', 'tokens'))
     """
     rows = json.loads(_FOUND.read_text(encoding="utf-8"))
-    return tuple(Holds(**{**row, "readouts": tuple(row["readouts"])}) for row in rows)
+    return tuple(Holds(**{**row, "readouts": tuple(row["readouts"]), "further": tuple(row["further"])}) for row in rows)
 
 
 def tiny_encoder(family: Family, attention: str | None = None, seed: int = 0) -> PreTrainedModel:
@@ -155,7 +159,8 @@ def what_holds(family: Family) -> Holds:
     readouts = tuple(name for name in ("pooler", "mean", "tokens") if adapter.has_readout(name))
     padding = adapter.padding()
     joins = padding is not None and padding.mixed and padding.stem is not None
-    return Holds(family.name, reads, how, readouts, padding is not None, joins)
+    further = tuple(further_inputs(encoder))
+    return Holds(family.name, reads, how, readouts, padding is not None, joins, further=further)
 
 
 def _tiny_config(family: Family) -> Any:
@@ -253,15 +258,22 @@ FAMILIES: tuple[Family, ...] = (
 def _page(rows: Sequence[Holds]) -> str:
     """The text of `docs/families.md`."""
     wrapped = [row for row in rows if not row.refused]
+    more = [row for row in wrapped if row.further]
+    names = ", ".join(f"`{row.name}`" for row in more)
+    inputs = " and ".join(dict.fromkeys(f"`{name}`" for row in more for name in row.further))
     lines = [
         "# Families of encoders",
         "",
         "<!-- Written by `python -m ponder.integrations.transformers.families`; a test holds it against the code. -->",
         "",
-        f"`from_encoder` and `adapter_for` take {len(wrapped)} of the {len(rows)} configurations below. Every other",
+        f"`adapter_for` takes {len(wrapped)} of the {len(rows)} configurations below, and `from_encoder` "
+        f"{len(wrapped) - len(more)}. Every other",
         "family of Transformers is tried in the same way when you pass it: it is [captured](capture.md), proved with",
         "its own weights, or refused with the reason. Each row was found by running a tiny random encoder of the",
         "family; `supported()` gives the rows as objects.",
+        "",
+        f"Of these, {names} read {inputs} too, which the models of `from_encoder` do not hand on: it refuses them.",
+        "Build a `ponder.PonderWrapper` of what `ponder.capture` or `adapter_for` gives.",
         "",
         "- **Layers**: *own*, an adapter of its own; *called*, captured, its layers are called directly;",
         "  *between*, captured, and code of the encoder's own runs between the layers, which costs a pass of its",

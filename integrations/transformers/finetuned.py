@@ -37,6 +37,7 @@ from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
+from ponder.integrations.transformers.arguments import honoured
 from ponder.integrations.transformers.captured import as_long, mask_of_frames
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
@@ -344,11 +345,13 @@ class FinetunedClassifier(nn.Module):
             policy: Decides instead of the model's own policy.
             context: `attention_mask`, `token_type_ids`, and what else `PonderWrapper.forward` takes.
         """
-        return self.ponder(self._main(inputs, context), policy=policy, **context)
+        main = self._main(inputs, context)
+        return self.ponder(main, policy=policy, **honoured(context))
 
     def unroll(self, inputs: Tensor | None = None, **context: Any) -> Trajectory:
         """Full depth, no exit; arguments as for a call and for `PonderWrapper.unroll`."""
-        return self.ponder.unroll(self._main(inputs, context), **context)
+        main = self._main(inputs, context)
+        return self.ponder.unroll(main, **honoured(context))
 
     def _main(self, inputs: Tensor | None, context: dict[str, Any]) -> Tensor:
         found: Tensor | None = context.pop(self.main_input_name, None) if inputs is None else inputs

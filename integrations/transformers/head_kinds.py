@@ -25,6 +25,7 @@ from transformers import (
 
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.loading import load_whole
+from ponder.integrations.transformers.readable import check_made_again
 from ponder.parts.tasks import Classification, Span, Task, TokenClassification
 
 __all__ = ["HeadKind", "check_readable", "head_of", "kind_of", "load_finetuned", "saved_head"]
@@ -142,26 +143,17 @@ def check_readable(model: PreTrainedModel) -> None:
     """Refuse to save a model that its configuration does not make again: what is read would be another, or nothing.
 
     Raises:
-        ArgumentError: Its class is none of Transformers, or its weights have other names or shapes.
+        ArgumentError: Its class is none of Transformers, or it has other weights or modules; see `check_made_again`.
     """
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    try:
-        with torch.device("meta"):
-            made = _loader(config).from_config(config, trust_remote_code=False)
-    except Exception:  # a class that cannot be made without memory
-        return
-    own, theirs = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (model, made))
-    if type(made) is not type(model) or own != theirs:
-        other = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
-        raise ArgumentError(
-            "model",
-            expected="a model that its configuration makes again, to be read from a folder",
-            got=f"a {type(model).__name__}, for which a {type(made).__name__} would be read"
-            + (f"; {len(other)} weights differ, {other[0]} among them" if other else ""),
-            remedy="It runs here, and cannot be saved with exits: put the change into the configuration, or fine-tune "
-            "a class of Transformers.",
-        )
+    check_made_again(
+        "model",
+        model,
+        lambda: _loader(config).from_config(config, trust_remote_code=False),
+        "It runs here, and cannot be saved with exits: put the change into the configuration, or fine-tune a class of "
+        "Transformers.",
+    )
 
 
 def _named(name: str) -> HeadKind | None:

@@ -6,6 +6,7 @@ What an answer is (a class a text, a class a token, features, …) is a subclass
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel, initialization
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel, initialization
 
 from ponder import recipes
 from ponder.analysis.metrics import MetricLike
@@ -24,15 +25,18 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
-from ponder.integrations.transformers.captured import CapturedAdapter
+from ponder.integrations.transformers.arguments import honoured
+from ponder.integrations.transformers.captured import CapturedAdapter, on_meta
 from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
-from ponder.integrations.transformers.encoders import adapter_for, encoder_of
+from ponder.integrations.transformers.encoders import adapter_for, encoder_of, is_exact
+from ponder.integrations.transformers.examples import further_inputs
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.head_kinds import HeadKind, head_of, saved_head
 from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
+from ponder.integrations.transformers.readable import check_made_again
 from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.parts.heads import HazardLayer
@@ -58,14 +62,6 @@ _ARGUMENTS = (
     "attn_implementation",
     "device_map",
 )
-_IGNORED = (
-    "inputs_embeds",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "task_ids",
-)
-
 _MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
 
 PROBLEMS: dict[str, TaskName] = {
@@ -260,6 +256,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             **config,
         )
         model = cls(made, encoder, adapter)
+        if isinstance(source, PreTrainedModel):  # what was loaded was made from its configuration
+            try:
+                model.check_readable()
+            except ArgumentError as error:
+                warnings.warn(f"The model runs here, and save_pretrained will refuse it. {error}", stacklevel=2)
         model.policy = model.policy if policy is None else policy
         return model
 
@@ -300,6 +301,12 @@ class PonderPreTrainedModel(PreTrainedModel):
         if isinstance(self._adapter, CapturedAdapter):
             self._adapter.learned()
             self._renew_readouts()
+        elif not on_meta(self.encoder) and not is_exact(self.encoder):
+            warnings.warn(
+                f"encoder: at full depth the {type(self._adapter).__name__} gives something else than the "
+                f"{type(self.encoder).__name__} itself. Build the model again with from_encoder, which captures it.",
+                stacklevel=3,
+            )
 
     def _renew_readouts(self) -> None:
         """Read anew of the adapter what it learned of the encoder."""
@@ -318,6 +325,43 @@ class PonderPreTrainedModel(PreTrainedModel):
             self._renew_readouts()
         return embeddings
 
+    def check_readable(self, state_dict: Mapping[str, Any] | None = None) -> None:
+        """Refuse what `save_pretrained` would write so that it is read as another model, or not at all.
+
+        Args:
+            state_dict: The weights to be saved, where they are not the model's own.
+
+        Raises:
+            ArgumentError: The encoder's configuration does not make it again: it is of a class of its owner's, say, its
+                parts were exchanged, or it holds adapters of peft.
+        """
+        prefix, saved = f"{self.base_model_prefix}.", None
+        if state_dict is not None:
+            saved = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
+        remedy = (
+            "Merge adapters, and put the change into encoder.config, such as num_hidden_layers of a shorter encoder. "
+            "What no configuration says is kept by torch.save(model.state_dict(), …) alone."
+        )
+        if type(self.encoder.config) not in MODEL_MAPPING:
+            raise ArgumentError(
+                "encoder",
+                expected="a model that its configuration makes again, to be read from a folder",
+                got=f"one of a {type(self.encoder.config).__name__}, which AutoModel does not know",
+                remedy=remedy,
+            )
+        check_made_again(
+            "encoder",
+            self.encoder,
+            lambda: encoder_of(
+                AutoModel.from_config(
+                    PonderConfig(encoder=_as_fields(self.encoder)).encoder_config(), trust_remote_code=False
+                )
+            ),
+            remedy,
+            may_lack="pooler",
+            state=saved,
+        )
+
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
@@ -326,7 +370,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         A model card is written beside the weights, unless the folder has a README of its owner's.
 
         Raises:
-            ArgumentError: The folder cannot be written.
+            ArgumentError: The folder cannot be written, or would be read as another model; see `check_readable`.
         """
         self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
         self.config.recipe = {**self.config.recipe, **self._assigned()}
@@ -334,6 +378,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)
             return
+        self.check_readable(kwargs.get("state_dict"))
 
         def write(part: Path) -> None:
             save(part, **kwargs)
@@ -498,6 +543,8 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=f"{type(adapter.encoder).__name__}, which reads {adapter.main_input}",
                 remedy="Use the model of its kind of inputs, or ponder.PonderWrapper with the parts of adapter_for.",
             )
+        if others := further_inputs(adapter.encoder):
+            raise _not_handed_on("encoder", f"a {type(adapter.encoder).__name__}, which reads {' and '.join(others)}")
 
     @classmethod
     def _check_readout(cls, name: str, adapter: Adapter) -> None:
@@ -548,7 +595,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             What the wrapper gives, and the fields that the outputs of all models share.
         """
         others = {name: ignored[name] for name in _MAIN_INPUTS if name in ignored}
-        _check_ignored({name: value for name, value in ignored.items() if name not in others})
+        _check_ignored({name: value for name, value in ignored.items() if name not in others}, self.encoder)
         given = {name: value for name, value in {**inputs, **others}.items() if value is not None}
         if list(given) != [self.main_input_name]:
             raise ArgumentError(
@@ -576,7 +623,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             kwargs: The other arguments of a call.
         """
         given = kwargs.pop(self.main_input_name, None) if inputs is None else inputs
-        return self.ponder.unroll(self._checked(given), **kwargs)
+        return self.ponder.unroll(self._checked(given), **honoured(kwargs))
 
     def _checked(self, inputs: Any) -> Tensor:
         """The main input, or an error where an encoder of texts was given something else than token ids."""
@@ -743,18 +790,23 @@ def _check_fields(config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_ignored(given: Mapping[str, Any]) -> None:
+def _check_ignored(given: Mapping[str, Any], encoder: PreTrainedModel) -> None:
     """Refuse arguments that a call would not honour; those that are passed as None or False ask for nothing."""
-    for name, value in given.items():
-        if name not in _IGNORED:
+    for name, value in honoured(given).items():
+        if name != "task_ids" and name not in inspect.signature(encoder.forward).parameters:
             raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
-        if value is not None and value is not (name == "return_dict"):
-            raise ArgumentError(
-                name,
-                expected="None: a model that exits early has no such thing",
-                got=type(value).__name__,
-                remedy="Leave it out; ask model.unroll(…) for every step.",
-            )
+        if value is not None:
+            raise _not_handed_on(name, type(value).__name__)
+
+
+def _not_handed_on(name: str, got: str) -> ArgumentError:
+    return ArgumentError(
+        name,
+        expected="no input besides the main one, its mask and token types: the encoder gets no other",
+        got=got,
+        remedy="Leave it out where it says nothing; else ponder.capture(encoder, example) with it in the example, and "
+        "put ponder.PonderWrapper around the parts.",
+    )
 
 
 def _as_fields(encoder: PreTrainedModel) -> dict[str, Any]:

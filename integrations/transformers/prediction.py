@@ -120,7 +120,8 @@ class _Pair:
                 "example",
                 expected=f"no inputs but {self.name} and {' and '.join(_CONTEXT)}",
                 got=f"{', '.join(others)}, which the encoder reads too",
-                remedy="Call the model itself on batches, model(**batch), or remove the column where it says nothing.",
+                remedy="Remove the column where it says nothing; else ponder.capture the model with it in the example, "
+                "and put ponder.PonderWrapper around the parts.",
             )
         context = {key: example[key] for key in _CONTEXT if example.get(key) is not None}
         labels = example.get("labels", example.get("label"))  # as the collators of Transformers read them

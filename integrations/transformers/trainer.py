@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -128,6 +129,8 @@ class PonderTrainer(Trainer):
         own, `stage-1` … in `args.output_dir`, and, where checkpoints are saved at all, what a stage ended with to
         `stage-1/end` …, from which `resume_from_checkpoint=True` goes on with the stage that was cut off.
         """
+        if isinstance(self.model, PonderPreTrainedModel) and self.args.save_strategy != "no":
+            self.model.check_readable()  # or its first checkpoint would end the training
         if not self.all_stages:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if resume_from_checkpoint not in (None, False, True):
@@ -261,6 +264,19 @@ class PonderTrainer(Trainer):
             inputs = {**inputs, "row_ids": torch.arange(first, first + rows)}
             self._evaluated, self._rows = self._evaluated + 1, self._rows + rows
         return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the columns that the encoder reads, besides those that the model takes.
+
+        Trainer drops what the model's forward does not name, and says nothing. The model refuses it, where it is there.
+        """
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            model, columns = cast(Any, self.model), cast(Any, self._signature_columns)
+            for part in model.modules():
+                if isinstance(part, PonderPreTrainedModel):
+                    reads = inspect.signature(part.encoder.forward).parameters
+                    columns.extend(name for name in reads if name not in columns)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of `args.optim` on the trainable parameters.

@@ -15,7 +15,7 @@ from ponder.parts.capturing.growth import grown_lengths, is_long, one_more_colum
 from ponder.parts.capturing.layered import PLAN, CodeBetweenError, LayeredModule
 from ponder.parts.padding import Along, Padding
 
-__all__ = ["LearnedPadding", "learned_padding", "prove", "refusal"]
+__all__ = ["LearnedPadding", "close", "learned_padding", "prove", "refusal"]
 
 Arguments = Mapping[str | int, Any]
 
@@ -50,7 +50,7 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
     except (RuntimeError, IndexError) as error:
         raise refusal("layers that can be called with fewer rows than the one before", str(error)) from error
     for (_, part), (_, whole) in zip(tensors(few), tensors(take_rows(states[-1], kept)), strict=True):
-        if not _close(part, whole):
+        if not close(part, whole):
             raise refusal(
                 "rows that do not affect one another",
                 f"other states of the rows that stay when the first row leaves: they differ by {distance(part, whole)}",
@@ -141,7 +141,7 @@ def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: 
     whole, _ = padding.trim(take_rows(states[-1], kept), {}, longest)
     real = torch.arange(longest) < lengths[lengths < lengths.max()][:, None]
     return all(
-        _close(mine[real.to(mine.device)], own[real.to(own.device)])
+        close(mine[real.to(mine.device)], own[real.to(own.device)])
         for (_, mine), (_, own) in zip(tensors(state), tensors(whole), strict=True)
         if mine.shape[:2] == real.shape
     )
@@ -205,7 +205,8 @@ def _device(state: Tree) -> torch.device:
     return next(tensor.device for _, tensor in tensors(state))
 
 
-def _close(mine: Tensor, own: Tensor) -> bool:
+def close(mine: Tensor, own: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding, in the precision that they have."""
     if mine.shape != own.shape:
         return False
     fine = mine.dtype in (torch.float32, torch.float64)

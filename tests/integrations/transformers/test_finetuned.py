@@ -386,22 +386,21 @@ def bert(kind: type[Any] = BertForSequenceClassification) -> Any:
 
 def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
     """Another class was read in its place, under the same certificate; or the folder could not be read at all."""
-    cut, exchanged = bert(), bert()
+    cut, exchanged, other = bert(), bert(), bert()
     cut.bert.encoder.layer = cut.bert.encoder.layer[:2]
     exchanged.classifier = torch.nn.Sequential(torch.nn.Linear(SIZES["hidden_size"], 2))
-    for place, plain in enumerate((bert(MeanBertForSequenceClassification), cut, exchanged)):
+    other.bert.encoder.layer[1].intermediate.intermediate_act_fn = torch.nn.ReLU()
+    for place, plain in enumerate((bert(MeanBertForSequenceClassification), cut, exchanged, other)):
         model = FinetunedClassifier.from_finetuned(plain)
         with pytest.raises(ArgumentError, match="its configuration makes again"):
             model.save_pretrained(tmp_path / str(place))
         assert not (tmp_path / str(place) / "exits.json").exists()
 
 
-def test_a_classifier_with_an_exchanged_part_is_not_read_as_the_one_that_was_saved(tmp_path: Path) -> None:
+def test_a_classifier_with_a_hook_is_not_read_as_the_one_that_was_saved(tmp_path: Path) -> None:
     plain = bert()
     plain.classifier.weight.data.mul_(20.0)
-    for layer in plain.bert.encoder.layer:
-        layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
-        layer.intermediate.dense.weight.data.mul_(20.0)
+    plain.bert.embeddings.register_forward_hook(lambda module, args, output: -3 * output)
     FinetunedClassifier.from_finetuned(plain).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="does not answer as the one that was saved"):
         FinetunedClassifier.from_pretrained(tmp_path)
@@ -454,3 +453,17 @@ def test_a_model_whose_positions_are_minus_one_has_no_limit(tmp_path: Path) -> N
     made = tokenize(load_tokenizer(str(tmp_path)), [("w1 w2",), ("w1 " * 600,)], longest)
     assert [len(row["input_ids"]) for row in made.rows] == [4, 512]
     assert made.cut == [False, True]
+
+
+@pytest.mark.parametrize("family", ["bert", "xlnet"])
+def test_arguments_that_it_cannot_honour_are_refused_whatever_the_family(family: str) -> None:
+    """Trap: some families ignored them in silence, others failed within, as each reads them elsewhere."""
+    sizes = {"vocab_size": 40, "d_model": 16, "n_layer": 3, "n_head": 2, "d_inner": 24}
+    plain = bert() if family == "bert" else XLNetForSequenceClassification(XLNetConfig(**sizes)).eval()
+    model: Any = FinetunedClassifier.from_finetuned(plain)
+    ids = torch.randint(5, 20, (3, 7), generator=torch.Generator().manual_seed(0))
+    for call in (model, model.unroll):
+        for name, value in (("output_hidden_states", True), ("output_attentions", True), ("return_dict", False)):
+            with pytest.raises(ArgumentError, match=f"{name}: expected None: a model that exits early"):
+                call(ids, **{name: value})
+        call(ids, output_attentions=False, output_hidden_states=None, return_dict=True, inputs_embeds=None)

@@ -816,3 +816,14 @@ def test_stages_and_what_is_made_anew_for_each_are_refused(given: dict[str, Any]
     arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
     with pytest.raises(ArgumentError, match=f"all_stages: expected False.*True with {next(iter(given))}"):
         PonderTrainer(model=model, args=arguments, all_stages=True, **given)
+
+
+def test_a_column_that_the_encoder_reads_and_the_model_does_not_hand_on_is_not_dropped(tmp_path: Path) -> None:
+    """Trap: Trainer drops in silence what the model's forward does not name, whatever the encoder's own does."""
+    rows = [{**row, "position_ids": list(range(len(row["input_ids"]))), "idx": 3} for row in examples()]
+    more = {**QUIET, "output_dir": str(tmp_path), "max_steps": 1, "per_device_train_batch_size": 1}
+    with refused("position_ids", "the encoder gets no other", "ponder.capture"):
+        PonderTrainer(make_model("bert"), TrainingArguments(**more), train_dataset=rows).train()
+    for row in rows:
+        del row["position_ids"]
+    assert PonderTrainer(make_model("bert"), TrainingArguments(**more), train_dataset=rows).train().global_step == 1

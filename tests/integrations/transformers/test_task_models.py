@@ -216,8 +216,16 @@ def test_arguments_that_nobody_reads_are_refused() -> None:
     model = make(PonderForSequenceClassification, "bert")
     with pytest.raises(TypeError, match="unexpected keyword argument 'polcy'"):
         model(**batch_for(model), polcy=LastStep())
-    with pytest.raises(ArgumentError, match="output_attentions: expected None"):
-        model(**batch_for(model), output_attentions=True)
+    for call in (model, model.unroll):
+        with pytest.raises(ArgumentError, match=r"output_attentions: expected None.* ask the plain encoder"):
+            call(**batch_for(model), output_attentions=True)
+        with pytest.raises(ArgumentError, match=r"inputs_embeds: .* got Tensor\. Pass input_ids.*ponder\.capture"):
+            call(**batch_for(model), inputs_embeds=torch.zeros(1, 2, 16))
+        with pytest.raises(ArgumentError, match=r"return_dict: .* got False\. .*\.to_tuple\(\)"):
+            call(**batch_for(model), return_dict=False)
+    with pytest.raises(ArgumentError, match=r"position_ids: .*the encoder gets no other"):
+        model(**batch_for(model), position_ids=torch.zeros(3, 9, dtype=torch.long))
+    assert model(**batch_for(model), position_ids=None).logits.shape == (3, 3)
     assert model(**batch_for(model), inputs_embeds=None, return_dict=True).logits.shape == (3, 3)
 
 
