@@ -45,7 +45,7 @@ def check_made_again(
     except Exception:  # a class that cannot be made without memory
         return
     own, theirs = (
-        {key: tuple(weight.shape) for key, weight in each.items()}
+        {key: tuple(getattr(weight, "shape", ())) for key, weight in each.items()}
         for each in (model.state_dict() if state is None else state, made.state_dict())
     )
     lacked = {key for key in theirs.keys() - own.keys() if may_lack in key.split(".")}
@@ -64,5 +64,6 @@ def check_made_again(
 
 
 def _class_of(module: nn.Module) -> tuple[str, str]:
-    """The class by its name: parametrised modules have one each."""
-    return type(module).__module__, type(module).__qualname__
+    """The class by its name: parametrised modules have one each; what FSDP makes of a class is that class."""
+    made = next(kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed"))
+    return made.__module__, made.__qualname__

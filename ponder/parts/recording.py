@@ -186,6 +186,9 @@ def same_record(one: Recording, rows: Tensor, other: Recording, twins: Tensor) -
     equal = equal_rows(seen[rows], known[twins])
     if one.mask is not None and other.mask is not None:
         equal &= one.mask[rows].sum(1) == other.mask[twins].sum(1)
+    if one.labels is not None and other.labels is not None and one.labels.shape[1:] == other.labels.shape[1:]:
+        labels, known_labels = (each.double().unsqueeze(1) for each in (one.labels[rows], other.labels[twins]))
+        equal &= torch.isclose(labels, known_labels, rtol=0, atol=0, equal_nan=True).flatten(1).all(1)
     if one.hazard_logits is not None and other.hazard_logits is not None:
         equal &= equal_rows(one.hazard_logits[rows], other.hazard_logits[twins])
     return equal

@@ -303,12 +303,22 @@ def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) ->
         lambda_head: The Lambda head, where there is one.
 
     Raises:
-        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
+        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there, or
+            it copies the last head to early heads of another kind.
 
     Example:
         >>> from ponder.recipes.base import check_heads
         >>> check_heads(recipes.get("deebert").stages[1], ponder.PerStep([nn.Linear(8, 3) for _ in range(4)]), None)
     """
+    if stage.early_heads == "last" and isinstance(head, PerStep) and not isinstance(head, NormPerStep):
+        shapes = [{name: weight.shape for name, weight in each.state_dict().items()} for each in head.heads]
+        if shapes.count(shapes[-1]) < len(shapes):
+            raise ArgumentError(
+                "stage",
+                expected="early heads of the last one's kind for early_heads='last', which copies it",
+                got="heads of another kind",
+                remedy="Use a recipe whose early heads go on from what they are, such as the model's own.",
+            )
     if stage.train == "early_heads" and not isinstance(head, PerStep):
         raise ArgumentError(
             "stage",
@@ -343,8 +353,10 @@ def check_made_for(recipe: Recipe, head: nn.Module) -> None:
         return
     kind, scaled = ("NormPerStep" if recipe.per_step_heads == "norms" else "PerStep"), ""
     fits = isinstance(head, PerStep) and isinstance(head, NormPerStep) == (kind == "NormPerStep")
-    if isinstance(head, PerStep) and recipe.early_gradient == "equilibrium":
-        fits, scaled = fits and head.gradient_scales == equilibrium(len(head)), ", gradient_scales=equilibrium(N)"
+    if isinstance(head, PerStep) and len(head) > 1:
+        rescaled = recipe.early_gradient == "equilibrium"
+        fits = fits and (head.gradient_scales == equilibrium(len(head))) == rescaled
+        scaled = ", gradient_scales=equilibrium(N)" if rescaled else ""
     if not fits:
         raise ArgumentError(
             "recipe",

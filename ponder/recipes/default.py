@@ -67,11 +67,11 @@ def ponder(
     """
     check_choice("heads", heads, ("own", "norms"))
     check_real("labels", labels)
-    for name, given, default in (("labels", labels, 0.0), ("mixing", mixing, 0.7)):
-        if joint and given != default:
+    for name, given, unread in (("labels", labels, (0.0,)), ("mixing", mixing, (0.7, 1.0))):
+        if joint and given not in unread:
             raise ArgumentError(
                 name,
-                expected=f"{default} with joint=True, which has no teacher to mix with or to stand beside",
+                expected="nothing with joint=True, which has no teacher to mix with or to stand beside",
                 got=given,
                 remedy="Leave it out, or leave out joint=True.",
             )

@@ -217,11 +217,13 @@ def test_exports_are_measured_alone_and_together_with_the_same_exits(monkeypatch
     def of_three_layers(options):  # a graph a layer, each of which takes a second
         subject = minilm(options)
         del subject.wrapped.encoder.encoder.layer[3:]
+        subject.wrapped.encoder.config.num_hidden_layers = 3
         return subject
 
     def of_two_layers(options):
         encoder = mpnet_encoder(options)
         del encoder.encoder.layer[2:]
+        encoder.config.num_hidden_layers = 2
         return encoder
 
     monkeypatch.setattr(exporting, "minilm", of_three_layers)

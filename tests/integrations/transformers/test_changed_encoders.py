@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AlbertModel, BertModel, MPNetModel, RobertaConfig, RobertaModel, Trainer, TrainingArguments
+from transformers import (
+    AlbertModel,
+    BertConfig,
+    BertModel,
+    MPNetModel,
+    RobertaConfig,
+    RobertaModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from ponder import policies
 from ponder.errors import ArgumentError
@@ -23,10 +32,12 @@ from ponder.integrations.transformers import (
     adapter_for,
     adapters,
 )
+from ponder.integrations.transformers.bert import BertAdapter
 from ponder.integrations.transformers.encoders import is_exact
 from tests.integrations.transformers.encoders import CONFIGS, FAMILIES, WIDTH, make_batch, make_encoder
 from tests.ponder.checks import refused
 
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 2, "vocab_size": 8}
 KINDS = {"bert": BertModel, "albert": AlbertModel, "mpnet": MPNetModel}
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -235,3 +246,28 @@ def test_checkpoints_of_an_encoder_as_it_was_made_are_written(kind: type[Any], t
     )
     kind(model=model, args=arguments, train_dataset=rows).train()
     assert PonderForSequenceClassification.from_pretrained(tmp_path / "checkpoint-1").ponder.num_steps == 5
+
+
+def test_encoders_of_few_positions_are_read_by_their_familys_adapter() -> None:
+    encoder = BertModel(BertConfig(**TINY, max_position_embeddings=8))
+    assert type(adapter_for(encoder)) is BertAdapter
+
+
+def test_encoders_that_answer_at_random_are_read_by_their_familys_adapter() -> None:
+    """The twin of a compiled layer calls the layer itself, with its dropout on."""
+    encoder = BertModel(BertConfig(**TINY, hidden_dropout_prob=0.5)).train()
+    encoder.encoder.layer[0] = torch.compile(encoder.encoder.layer[0], backend="eager")
+    assert type(adapter_for(encoder)) is BertAdapter
+
+
+def test_quantised_encoders_run_and_are_not_saved(tmp_path: Path) -> None:
+    dynamic = pytest.importorskip(
+        "torch.ao.quantization", reason="this PyTorch has no quantisation of its own any more"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated for torchao
+        encoder = dynamic.quantize_dynamic(BertModel(BertConfig(**TINY)).eval(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.warns(UserWarning, match="save_pretrained will refuse it"):
+        model = PonderForSequenceClassification.from_encoder(encoder, recipe="vanilla")
+    with refused("encoder", "weights or modules"):
+        model.save_pretrained(tmp_path / "model")

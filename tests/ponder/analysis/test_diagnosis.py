@@ -438,6 +438,14 @@ def test_rows_that_are_there_twice_are_refused() -> None:
             estimate(twice)
 
 
+def test_rows_of_other_labels_are_other_rows() -> None:
+    """Ids that start anew in every batch, and answers that are near to one another beside their size."""
+    values = 2000 + 5 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+    outputs = (values[:, None] + torch.linspace(0.5, 0.0, 4)).unsqueeze(2)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(300) % 10, labels=values, task="regression")
+    assert ponder.diagnose(trajectory, samples=20).rows == 300
+
+
 def test_difficulty_is_told_of_the_policy_that_won_where_another_is_called_the_same() -> None:
     trajectory = make(400)
     good = ponder.calibration.fit_gate(make(400, seed=1), target="error", trees=5)

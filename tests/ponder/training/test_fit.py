@@ -715,6 +715,7 @@ def test_steps_that_were_drawn_have_no_loss_of_their_own() -> None:
         ("cosee", recipes.get("ponder", heads="norms"), "NormPerStep"),
         (recipes.get("ponder", heads="norms"), recipes.get("cosee"), "NormPerStep"),
         ("ponder", recipes.get("ponder", early_gradient="equilibrium"), "gradient_scales=(1.0, 1.0, 1.0, 1.0)"),
+        (recipes.get("ponder", early_gradient="equilibrium"), recipes.get("pabee"), "gradient_scales=(0.25, 0.333"),
     ],
 )
 def test_recipes_whose_heads_the_model_has_not_are_refused(built: Any, wanted: Any, said: str) -> None:
@@ -729,3 +730,12 @@ def test_recipes_whose_heads_the_model_has_are_trained() -> None:
     for options in ({"heads": "norms"}, {"early_gradient": "equilibrium"}):
         recipe = recipes.get("ponder", joint=True, **options)
         assert len(fit(make(recipe), recipe=recipe, epochs=1).stages) == 1
+
+
+def test_early_heads_of_another_kind_are_not_copied_from_the_last() -> None:
+    heads = ponder.PerStep([*(nn.Sequential(nn.Linear(WIDTH, 2)) for _ in range(STEPS - 1)), nn.Linear(WIDTH, 2)])
+    model = ponder.PonderWrapper([nn.Linear(WIDTH, WIDTH) for _ in range(STEPS)], head=heads, task="classification")
+    before = weights(model)
+    with refused("stage", "early heads of the last one's kind"):
+        fit(model, recipe="ponder")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
