@@ -121,6 +121,7 @@ class PerStep(nn.Module):
             where None.
 
     Raises:
+        ArgumentTypeError: One of them is no head.
         ArgumentError: The same module stands in two places, which would be a shared head after all.
 
     Example:
@@ -133,7 +134,14 @@ class PerStep(nn.Module):
 
     def __init__(self, heads: Iterable[nn.Module], gradient_scales: Iterable[float] | None = None) -> None:
         super().__init__()
-        heads = list(heads)
+        if not isinstance(heads, Iterable):
+            raise ArgumentTypeError(
+                "heads",
+                expected="modules, one for each step",
+                got=type(heads).__name__,
+                remedy="Build them: PerStep(nn.Linear(768, 2) for _ in range(12)).",
+            )
+        heads = [_as_one("heads", head) for head in heads]
         if len({id(head) for head in heads}) != len(heads) or not heads:
             raise ArgumentError(
                 "heads",
@@ -161,6 +169,13 @@ class PerStep(nn.Module):
         """The outputs of step `step` (1-based), or of the step of each row, where rows stand at different ones."""
         if not isinstance(step, int):
             return self._each_at_its_step(features, step)
+        if not 1 <= step <= len(self.heads):
+            raise ArgumentError(
+                "step",
+                expected=f"a step from 1 to {len(self.heads)}",
+                got=step,
+                remedy="Steps are counted from 1.",
+            )
         if self.training:
             features = rescaled_gradient(features, self.gradient_scales[step - 1])
         return self._at(features, step)
@@ -195,9 +210,13 @@ class NormPerStep(PerStep):
 
     Args:
         head: The shared head.
-        width: Size of the features.
-        num_steps: N.
+        width: Size of the features, ≥ 1.
+        num_steps: N, ≥ 1.
         gradient_scales: As for `PerStep`.
+
+    Raises:
+        ArgumentTypeError: `head` is no head, or has one for each step.
+        ArgumentError: A number is out of range; later, features of another width.
 
     Example:
         >>> heads = NormPerStep(nn.Linear(4, 2), width=4, num_steps=3)
@@ -206,35 +225,57 @@ class NormPerStep(PerStep):
     """
 
     def __init__(
-        self, head: nn.Module, width: int, num_steps: int, gradient_scales: Iterable[float] | None = None
+        self,
+        head: Callable[..., Tensor],
+        width: int,
+        num_steps: int,
+        gradient_scales: Iterable[float] | None = None,
     ) -> None:
-        super().__init__([*(nn.LayerNorm(width) for _ in range(num_steps - 1)), head], gradient_scales)
+        check_int("width", width)
+        check_int("num_steps", num_steps)
+        shared = _as_one("head", head)
+        super().__init__([*(nn.LayerNorm(width) for _ in range(num_steps - 1)), shared], gradient_scales)
+        self.width = width
 
     def start_as_last(self) -> None:
         """Leave the norms as they are: what they lead to is the last head already."""
 
     def _at(self, features: Tensor, step: int) -> Tensor:
+        if features.shape[-1:] != (self.width,):
+            raise ArgumentError(
+                "width of NormPerStep",
+                expected=f"features (…, {self.width})",
+                got=f"features of shape {tuple(features.shape)}",
+                remedy="Pass the width of what the readout gives.",
+            )
         outputs = super()._at(features, step)
         return outputs if step == len(self) else super()._at(outputs, len(self))
 
 
 def as_head(head: Callable[..., Tensor], num_steps: int) -> nn.Module:
     """A head that can be called, and has one part for each step where it is `PerStep`."""
-    if not callable(head) or isinstance(head, nn.ModuleList | nn.ModuleDict):
-        raise ArgumentTypeError(
-            "head",
-            expected="a module features -> outputs",
-            got=type(head).__name__,
-            remedy="Pass nn.Linear(…), say, or ponder.PerStep([…]) for one head a step.",
-        )
-    if isinstance(head, PerStep) and len(head) != num_steps:
+    if not isinstance(head, PerStep):
+        return _as_one("head", head)
+    if len(head) != num_steps:
         raise ArgumentError(
             "head",
             expected=f"one head for each of {num_steps} steps",
             got=f"{len(head)} heads",
             remedy="Match them.",
         )
-    return as_module("head", head)
+    return head
+
+
+def _as_one(argument: str, head: Callable[..., Tensor]) -> nn.Module:
+    """A head of one step, or of all of them, as a module."""
+    if not callable(head) or isinstance(head, nn.ModuleList | nn.ModuleDict | PerStep):
+        raise ArgumentTypeError(
+            argument,
+            expected="a module features -> outputs",
+            got=type(head).__name__,
+            remedy="Pass nn.Linear(…), say; for one head a step, head=ponder.PerStep([…]) of the model.",
+        )
+    return as_module(argument, head)
 
 
 def not_the_rows(output: object, rows: int) -> ArgumentError:

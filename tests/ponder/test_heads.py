@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -161,6 +162,30 @@ def test_a_head_is_one_module(head: object) -> None:
         wrap(make_toy("shared"), head=head)
 
 
+@pytest.mark.parametrize(
+    "head", [None, [nn.Linear(WIDTH, 3)], nn.ModuleList(), PerStep([nn.Linear(WIDTH, 3)])], ids=lambda head: type(head)
+)
+def test_heads_of_steps_are_heads(head: object) -> None:
+    with refused("heads", type(head).__name__, type_error=True):
+        PerStep([nn.Linear(WIDTH, 3), head])
+    with refused("head", type(head).__name__, type_error=True):
+        NormPerStep(head, WIDTH, 3)
+
+
+@pytest.mark.parametrize("heads", [None, nn.Linear(WIDTH, 3)], ids=["none", "a module"])
+def test_heads_of_steps_are_several(heads: object) -> None:
+    with refused("heads", "one for each step", type_error=True):
+        PerStep(heads)
+
+
+@pytest.mark.parametrize("step", [0, -1, 4])
+def test_there_is_no_head_of_a_step_that_is_none(step: int) -> None:
+    for head in (PerStep(nn.Linear(WIDTH, 3) for _ in range(3)), NormPerStep(nn.Linear(WIDTH, 3), WIDTH, 3)):
+        for steps in (step, (1, step)):
+            with refused("step", "from 1 to 3"):
+                head(torch.zeros(2, WIDTH), steps)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_new_head_starts_at_the_hazard_that_is_asked_for(layers: int) -> None:
     torch.manual_seed(0)
@@ -188,6 +213,27 @@ def test_a_head_behind_norms_by_hand() -> None:
     assert torch.equal(head(features, 3), shared(features))  # the last step reads what it always did
     at_their_own = torch.stack([head(features, step)[row] for row, step in enumerate((3, 1, 2, 1, 3))])
     torch.testing.assert_close(head(features, (3, 1, 2, 1, 3)), at_their_own)
+
+
+@pytest.mark.parametrize(("argument", "number"), [("width", 0), ("width", 4.0), ("num_steps", 0), ("num_steps", True)])
+def test_numbers_of_norms_are_checked(argument: str, number: object) -> None:
+    with refused(argument, "whole number"):
+        NormPerStep(nn.Linear(4, 2), **{"width": 4, "num_steps": 2, argument: number})
+
+
+def test_norms_of_another_width_than_the_features_are_refused() -> None:
+    for step in (1, 2):
+        with refused("width of NormPerStep", "(…, 6)", "(5, 4)"):
+            NormPerStep(nn.Linear(4, 2), width=6, num_steps=2)(torch.zeros(5, 4), step)
+
+
+def test_the_head_behind_norms_may_be_a_function_but_owns_what_it_uses() -> None:
+    features, weights = torch.randn(5, WIDTH), nn.Linear(WIDTH, 3)
+    head = NormPerStep(functools.partial(weights), WIDTH, 2)
+    assert torch.equal(head(features, 2), weights(features))
+    assert weights in set(head.modules())
+    with refused("head", "uses a Linear"):
+        NormPerStep(lambda given: weights(given), WIDTH, 2)
 
 
 def test_a_head_behind_norms_starts_a_stage_as_it_is_and_trains_norms_alone_where_early_heads_learn() -> None:

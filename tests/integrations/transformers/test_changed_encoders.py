@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from ponder import policies
+from ponder import Steps, policies
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
     CapturedAdapter,
+    EncoderAdapter,
+    LayerStep,
     PonderForSequenceClassification,
     PonderModel,
     PonderTrainer,
@@ -156,6 +158,39 @@ def test_an_adapter_that_is_not_exact_is_told_of_where_a_model_is_loaded(
         PonderForSequenceClassification.from_pretrained(tmp_path)
 
 
+class Halving(EncoderAdapter):
+    """Another's adapter, with what it wants otherwise than the encoder: a readout less, and half of the pooler."""
+
+    def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
+        return self.encoder.embeddings(input_ids, token_type_ids)
+
+    def steps(self) -> Steps:
+        return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
+
+    def has_readout(self, name: str) -> bool:
+        return name != "tokens"
+
+    def readout(self, name: str) -> Any:
+        if not self.has_readout(name):
+            raise KeyError(name)
+        return super().readout(name)
+
+    def pool(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, 0] / 2
+
+
+@torch.no_grad()
+def test_adapters_of_others_answer_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap: they were tried against the encoder, as our own are, and left for a capture in silence."""
+    monkeypatch.setattr(adapters, "_factories", {**adapters._factories, "roberta": Halving})
+    encoder = roberta()
+    model = PonderForSequenceClassification.from_encoder(encoder, "vanilla", readout="pooler").eval()
+    assert type(model._adapter) is Halving
+    batch = make_batch(encoder)
+    features = model.unroll(**batch, keep_features=True).features
+    torch.testing.assert_close(features[:, -1], encoder(**batch).last_hidden_state[:, 0] / 2)
+
+
 def roberta(kind: type[Any] = RobertaModel) -> Any:
     torch.manual_seed(0)
     return kind(RobertaConfig(**SIZES)).eval()
@@ -216,6 +251,34 @@ def test_weights_that_are_given_are_those_that_are_looked_at(name: str, tmp_path
     lacking = next(name for name in state if name.startswith("encoder."))
     with refused("encoder", lacking.removeprefix("encoder.")):
         model.save_pretrained(tmp_path, state_dict={name: state[name] for name in state if name != lacking})
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A group of this process alone."""
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no distributed training")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_an_encoder_whose_weights_are_sharded_is_saved(tmp_path: Path) -> None:
+    """Trap: what shards a module makes its class another, of the same name, by which it was refused."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    model = PonderForSequenceClassification.from_encoder(make_encoder("bert"), "vanilla").eval()
+    batch = make_batch(model.encoder)
+    plain = model(**batch).logits
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    for module in (*model.encoder.encoder.layer, model):
+        fully_shard(module, mesh=mesh)
+    model.check_readable()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert torch.equal(PonderForSequenceClassification.from_pretrained(tmp_path)(**batch).logits, plain)
 
 
 def test_a_training_does_not_end_at_its_first_checkpoint(tmp_path: Path) -> None:
