@@ -421,7 +421,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         Args:
             trajectory: A full-depth run on rows with labels, which chose neither weights nor policy: `model.record`.
             data: What the rows are, in a few words: ``"RTE, validation"``.
-            metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own.
+            metric: The score: a name, a callable (outputs, labels) → number (of the rows that have a label, or, with an
+                answer a token, of the tokens that do), or None for the task's own.
 
         Returns:
             What was noted: the score of the policy and that of full depth, the mean exit step, and the speed-up in

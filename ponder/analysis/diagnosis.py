@@ -26,6 +26,7 @@ from ponder.policies.fitted import check_unfitted
 __all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain", "diagnose"]
 
 _TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
+_SHARES = ("accuracy", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def diagnose(
             can be replayed with, of the ones that the papers use, where None (of numbers, `Patience(1)` with tolerances
             between the changes of the rows).
         static: Scores of the encoder cut after a step and trained so, by step.
-        metric: A mean over rows: ``"accuracy"``, ``"negative_squared_error"``, or the task's own where None.
+        metric: A mean over rows: ``"accuracy"``, ``"exact_match"`` where a row has several answers,
+            ``"negative_squared_error"``, or the task's own where None.
         speedups: N / mean exit step at which policy and blind are compared.
         samples: Bootstrap samples.
         seed: Seed of the bootstrap.
@@ -262,7 +264,7 @@ def diagnose(
     frontiers = {name: frontier_of(points) for name, points in tried.items()}
     frontiers |= {"blind": blind_frontier(scores), "oracle": oracle_frontier(values)}
     if static:
-        top = 1.0 if metric_name == "accuracy" else math.inf
+        top = 1.0 if metric_name in _SHARES else math.inf
         cuts = _steps(static, num_steps, top)
         points = [(float(step), float(score), f"cut after step {step}") for step, score in cuts]
         frontiers["static"] = frontier_of(points)
@@ -464,8 +466,8 @@ def _gain(
 
 
 def _margin(scores: Sequence[float], metric: str) -> float:
-    """What a gain has to be to matter: 0.03 of accuracy, or a tenth of what the steps differ by."""
-    return 0.03 if metric == "accuracy" else 0.1 * (max(scores) - min(scores))
+    """What a gain has to be to matter: 0.03 of right answers, or a tenth of what the steps differ by."""
+    return 0.03 if metric in _SHARES else 0.1 * (max(scores) - min(scores))
 
 
 def _verdict(gains: Sequence[Gain], cheapest: int, metric: str, rows: int, margin: float) -> str:

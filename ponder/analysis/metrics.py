@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.recording import Recording
+from ponder.parts.tasks import Custom, Task, Unnamed, infer_task, labelled_part
 
 __all__ = ["Metric", "MetricLike", "as_metric"]
 
-MetricLike = Literal["accuracy", "negative_squared_error"] | Callable[[Tensor, Tensor], float]
+MetricLike = Literal["accuracy", "exact_match", "negative_squared_error"] | Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +25,17 @@ class Metric:
     Args:
         name: Its name in tables and plots.
         per_row: Values of every row and step, `(batch, steps)` float64, where the score is their mean; else None.
-        function: (outputs `(batch, …)`, labels) → score, where it is not a mean over rows.
-        labels: Labels, batch first.
+        function: (outputs, labels) → score, where it is not a mean over rows: of the rows that have a label, or, with
+            an answer a token, of the tokens that do.
+        labels: Labels, batch first, where there is a function.
+        task: What they mean, likewise.
     """
 
     name: str
     per_row: Tensor | None
     function: Callable[[Tensor, Tensor], float] | None = None
     labels: Tensor | None = None
+    task: Task = field(default_factory=Custom)
 
     def of_exits(self, trajectory: Recording, exit_step: Tensor) -> float:
         """The score of the predictions at the exits, `exit_step` `(batch,)`."""
@@ -40,8 +44,8 @@ class Metric:
             return float(self.per_row[rows, exit_step - 1].mean())
         assert self.function is not None
         assert self.labels is not None
-        value = self.function(trajectory.outputs[rows, exit_step - 1], self.labels)
-        return _number(value)
+        outputs = trajectory.outputs[rows, exit_step - 1]
+        return _number(self.function(*labelled_part(self.task, outputs, self.labels, trajectory.mask)))
 
 
 def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None:
@@ -61,19 +65,35 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
             remedy="Record them: model.unroll(inputs, labels=labels).",
         )
     if callable(metric):
-        return Metric(getattr(metric, "__name__", "score"), None, metric, trajectory.labels)
-    if task.metric is not None and metric in (None, task.metric):
+        meaning, labels = _checked(trajectory, trajectory.labels)
+        return Metric(getattr(metric, "__name__", "score"), None, metric, labels, meaning)
+    name = "exact_match" if task.exact_match else task.metric
+    if name is not None and metric in (None, name, task.metric):
         if not task.comparable:
             labels = task.check(trajectory.outputs[:, -1], trajectory.labels)
-            return Metric(task.metric, task.scores(trajectory.outputs, labels))
+            return Metric(name, task.scores(trajectory.outputs, labels))
         scores = task.scores(trajectory.read_outputs(), trajectory.counted_labels())
-        return Metric(task.metric, scores.masked_fill(~trajectory.answered(), 0.0))  # NaN is never right
+        return Metric(name, scores.masked_fill(~trajectory.answered(), 0.0))  # NaN is never right
     raise ArgumentError(
         "metric",
-        expected="a callable (outputs, labels) -> float, 'accuracy' (classes), or 'negative_squared_error' (numbers)",
+        expected="a callable (outputs, labels) -> float, 'accuracy' (classes), 'exact_match' (tokens, several labels), "
+        "or 'negative_squared_error' (numbers)",
         got=f"{metric!r} with the task {trajectory.task!r}",
         remedy="Choose the one that fits the task.",
     )
+
+
+def _checked(trajectory: Recording, labels: Tensor) -> tuple[Task, Tensor]:
+    """The task, and the labels as it takes them; where none is named, and labels fit none, they are their owner's."""
+    outputs, task = trajectory.outputs[:, -1], trajectory.meaning
+    labels = labels.to(outputs.device)
+    if not isinstance(task, Unnamed):
+        return task, task.check(outputs, labels)
+    inferred = infer_task(outputs, labels)
+    try:
+        return inferred, inferred.check(outputs, labels)
+    except PonderError:
+        return Custom(), labels
 
 
 def _number(value: object) -> float:

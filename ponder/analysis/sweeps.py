@@ -121,7 +121,8 @@ def sweep(
         trajectory: A full-depth run.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
-        metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own.
+        metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own. A callable is
+            given the rows that have a label, or, with an answer a token, the tokens that do.
         costs: Cost of leaving after each step, `(steps,)`, in any unit; n where None.
 
     Raises:

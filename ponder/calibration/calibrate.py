@@ -93,8 +93,9 @@ def calibrate(
             Several of the first two in a list are tried one by one, `FixedStep` among them, and the best is taken. On
             these data it is never worse than any single step that meets the target; a coin between two steps is not
             tried, and can be better (`diagnose` tells).
-        metric: ``"accuracy"``, ``"negative_squared_error"``, a callable (outputs, labels) → number, the higher the
-            better, or None for the task's own.
+        metric: ``"accuracy"``, ``"exact_match"`` where a row has several answers, ``"negative_squared_error"``, a
+            callable (outputs, labels) → number, the higher the better, or None for the task's own. A callable is given
+            the rows that have a label, or, with an answer a token, the tokens that do, as that of `ponder.fit` is.
         at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
         at_most_cost: Take the best score at a mean cost of at most this, relative to full depth.
@@ -231,6 +232,13 @@ def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: f
 def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
     """Place of the point that meets the target best, or None; and what was asked, in words."""
     places = [place for place, point in enumerate(curve.points) if not math.isnan(point.score)]
+    if not places:
+        raise ArgumentError(
+            "metric",
+            expected="a score that is a number at some threshold",
+            got=f"{curve.metric} NaN at all {len(curve)}",
+            remedy="Look for NaN in labels and outputs, and for what the metric divides by.",
+        )
     if name == "at_least":
         full = curve.full_depth.score
         if not full > 0.0:

@@ -11,22 +11,27 @@ from ponder._utils.numerics import weighted
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.parts.tasks import hard_labels
+from ponder.policies.fitted import some_rows
+from ponder.policies.tempered import Temperatures
 
 __all__ = ["fit_temperatures"]
 
 
-def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
+def fit_temperatures(trajectory: Recording) -> Temperatures:
     r"""The temperature T_n of each step that gives softmax(outputs_n / T_n) the least negative log-likelihood.
 
     Guo et al. 2017, Section 4.2, once for each step. In β = 1/T the likelihood is concave, and its slope
     mean(Σ_c p_c z_c − z_y) grows with β, so bisection finds the optimum; T is kept within [0.01, 100]. A row takes no
     part in the temperature of a step at which its outputs are not finite.
 
+    Choose a threshold, and certify it, on *other* rows: the temperatures fit these better than any to come.
+
     Args:
         trajectory: A full-depth run of a classifier on calibration data, with labels.
 
     Returns:
-        One temperature a step, for `policies.Tempered`.
+        One temperature a step, for `policies.Tempered`: a tuple that also keeps some of the rows (`fitted_on`), by
+        which no threshold is then chosen, nor anything promised.
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0]], [[2.0, 0.0]], [[2.0, 0.0]], [[2.0, 0.0]]])  # right 3 times of 4
@@ -36,7 +41,7 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
     """
     check_has_rows(trajectory)
     check_evaluated(trajectory)
-    outputs, labels = trajectory.outputs.double(), trajectory.labels
+    outputs, labels, row_ids = trajectory.outputs.double(), trajectory.labels, trajectory.row_ids
     if labels is None or outputs.dim() != 3 or not trajectory.meaning.one_class:
         raise ArgumentError(
             "trajectory",
@@ -48,7 +53,8 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
     labels = trajectory.meaning.check(trajectory.outputs[:, -1], labels)
     labelled = trajectory.meaning.labelled(labels)
     if labelled is not None:
-        outputs, labels = outputs[labelled], labels[labelled]
+        outputs, labels, row_ids = outputs[labelled], labels[labelled], row_ids[labelled]
+    fitted_on = some_rows(Recording(outputs, None, row_ids))
     labels = hard_labels(labels)
     of_label = outputs.gather(2, labels[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(2)
     finite = (outputs < torch.inf).all(2) & of_label.isfinite()  # −inf excludes a class, which may not be the label's
@@ -61,7 +67,7 @@ def fit_temperatures(trajectory: Recording) -> tuple[float, ...]:
         )
     outputs = outputs.masked_fill(~finite.unsqueeze(2), 0.0)  # where all classes are alike the slope is 0
     of_label = of_label.masked_fill(~finite, 0.0)
-    return tuple(map(_fit, outputs.unbind(1), of_label.unbind(1)))
+    return Temperatures(map(_fit, outputs.unbind(1), of_label.unbind(1)), fitted_on)
 
 
 def _fit(outputs: Tensor, of_label: Tensor) -> float:

@@ -431,7 +431,7 @@ def read_policy(data: Any) -> NumpyPolicy:
         raise _refusal(repr(name or data))
     if name == "bernoulli" and data.get("seed") is None:
         raise _refusal("a Bernoulli without a seed, whose exits nobody could check")
-    fields = {key: value for key, value in data.items() if key != "name"}
+    fields = {key: value for key, value in data.items() if key not in ("name", "fitted_on")}
     try:
         if "policy" in fields:
             fields["policy"] = read_policy(fields["policy"])

@@ -67,6 +67,8 @@ class Task(ABC):
     """Whether an example has an answer at each of its positions, and so outputs that have positions."""
     per_position: ClassVar[bool] = False
     """Whether outputs are `(batch, length, …)`, to answer at each position or to choose among them."""
+    several_answers: ClassVar[bool] = False
+    """Whether an example has several answers, each right or wrong by itself: one a token, or one a label."""
     blank: ClassVar[float] = 0.0
     """What stands in outputs beyond the end of a row, where they have positions."""
     metric: ClassVar[str | None] = "accuracy"
@@ -75,12 +77,17 @@ class Task(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if cls.per_token:
-            cls.per_position = True
+            cls.per_position = cls.several_answers = True
 
     @property
     def one_class(self) -> bool:
         """Whether the answer of an example is one class, which is right or wrong."""
         return self.classes and self.comparable and not self.per_token
+
+    @property
+    def exact_match(self) -> bool:
+        """Whether the accuracy of rows, its own score, asks that all of several answers be right."""
+        return self.several_answers and self.metric == "accuracy"
 
     @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -393,6 +400,7 @@ class Multilabel(_Smoothable):
 
     name = "multilabel"
     each_row_alone = True
+    several_answers = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         known = labels != IGNORED_LABEL
@@ -719,6 +727,31 @@ def check_labelled(task: Task, labels: Tensor) -> None:
             got=f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows",
             remedy="Record the rows that have a label.",
         )
+
+
+def labelled_part(task: Task, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The outputs, at least float32, and the labels of the rows that have one; with an answer a token, of the tokens.
+
+    Args:
+        task: What they mean.
+        outputs: Outputs of one step, `(batch, …)`.
+        labels: Checked labels, batch first.
+        mask: Which positions count, `(batch, length)` bool; None for all.
+
+    Example:
+        >>> from ponder.parts.tasks import labelled_part
+        >>> labelled_part(task_named("classification"), torch.eye(3), torch.tensor([2, -100, 0]), None)
+        (tensor([[1., 0., 0.],
+                [0., 0., 1.]]), tensor([2, 0]))
+    """
+    outputs = at_least_float32(task.without_padding(outputs, mask))
+    if not task.per_token:
+        kept = task.labelled(labels)
+        return (outputs, labels) if kept is None else (outputs[kept], labels[kept])
+    kept = labels != IGNORED_LABEL
+    if mask is not None and fits_positions(mask, outputs):
+        kept = kept & mask
+    return outputs[kept], labels[kept]
 
 
 def hard_labels(labels: Tensor) -> Tensor:

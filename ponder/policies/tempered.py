@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 
@@ -11,9 +13,31 @@ from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
 from ponder.policies.base import ModelSpec, PolicyWrapper, StepView, registry
 
-__all__ = ["Tempered"]
+__all__ = ["Temperatures", "Tempered"]
 
 _REMEDY = "Fit them: ponder.calibration.fit_temperatures(trajectory)."
+
+
+class Temperatures(tuple[float, ...]):
+    """Temperatures that know on which rows they were fitted; otherwise a tuple of numbers as any.
+
+    Args:
+        values: One number a step.
+        fitted_on: Some of the rows, as `Gate` has them.
+
+    Example:
+        >>> from ponder.policies.tempered import Temperatures
+        >>> fitted = Temperatures((1.5, 2.0), fitted_on=((0, 0.25),))
+        >>> fitted, policies.Tempered(policies.Confidence(0.8), fitted).fitted_on
+        ((1.5, 2.0), ((0, 0.25),))
+    """
+
+    fitted_on: tuple[tuple[int, float], ...]
+
+    def __new__(cls, values: Iterable[float], fitted_on: tuple[tuple[int, float], ...] = ()) -> Self:
+        made = super().__new__(cls, values)
+        made.fitted_on = fitted_on
+        return made
 
 
 @registry.register("tempered")
@@ -27,6 +51,8 @@ class Tempered(PolicyWrapper):
         policy: A policy on the output: entropy, confidence, margin, or a combination with one.
         temperatures: One positive number a step, for example from `ponder.calibration.fit_temperatures`; or one for
             all steps.
+        fitted_on: Some of the rows on which the temperatures were fitted, as `Gate` has them; those that the
+            temperatures themselves tell where they do. Numbers of your own were fitted on nothing that is known.
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
@@ -35,9 +61,12 @@ class Tempered(PolicyWrapper):
     """
 
     temperatures: tuple[float, ...]
+    fitted_on: tuple[tuple[int, float], ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.temperatures, Temperatures):
+            object.__setattr__(self, "fitted_on", self.temperatures.fitted_on)
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
         if not self.temperatures:
             raise ArgumentError("temperatures", expected="at least one", got="none", remedy=_REMEDY)

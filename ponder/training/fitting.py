@@ -83,8 +83,8 @@ def fit(
         held_out: Batches on which each epoch is scored, at the exits; the best epoch's weights are kept. With stages
             still to come the score is that of full depth, unless a stage trains early heads alone.
         metric: A function from outputs at the exits and labels, of all held-out rows, to a number, the higher the
-            better (with an answer a token, of all labelled tokens). Where None the task's own: the accuracy, or the
-            negative squared error.
+            better (with an answer a token, of all labelled tokens). Where None the task's own: the accuracy (of tokens
+            or labels where an example has several), or the negative squared error.
         patience: Epochs without a better score that end a stage; None runs all.
         lr: Learning rate of the encoder.
         head_lr: Learning rate of the heads, which are new; `lr` where None.
@@ -105,8 +105,8 @@ def fit(
         What happened in each epoch of each stage.
 
     Raises:
-        ArgumentError: An empty loader, batches without labels, a number out of range, or a stage that would train
-            nothing, because all of it was frozen before.
+        ArgumentError: An empty loader, batches without labels, a number out of range, a stage that would train
+            nothing, because all of it was frozen before, or a score that is NaN in every epoch of a stage.
         NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before that step.
         PonderError: accelerate is not installed.
 
@@ -327,6 +327,8 @@ class _StageRun:
                 if options.patience is not None and best.since >= options.patience:
                     break
         if self.held_out is not None:
+            if all(epoch.score is None or isnan(epoch.score) for epoch in epochs):
+                raise _no_score(self.held_out, len(epochs), title)
             best.restore()
         self.wrapper.finish_stage(stage)
         mixed = self._scored() if stage.mixing < 1 else None
@@ -513,6 +515,16 @@ def _length(loader: Iterable[Any]) -> int | None:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # of an iterable data set without a length
         return None
+
+
+def _no_score(held_out: HeldOut, epochs: int, where: str) -> ArgumentError:
+    return ArgumentError(
+        "held_out" if held_out.metric is None else "metric",
+        expected="a score that is a number in some epoch, by which the best is kept",
+        got=f"NaN in all {epochs} epochs of {where}",
+        remedy="Look for NaN in labels and outputs, and for what the metric divides by. The weights are those of the "
+        "last epoch.",
+    )
 
 
 def _empty(argument: str) -> ArgumentError:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ponder._utils.modes import evaluating
 from ponder.engine.losses import checked_labels, exit_loss
 from ponder.errors import ArgumentError
-from ponder.parts.tasks import IGNORED_LABEL, Task, infer_task
+from ponder.parts.tasks import Task, infer_task, labelled_part
 from ponder.policies import ExitPolicy
 from ponder.training.batches import read_batch
 from ponder.wrapper import PonderWrapper
@@ -46,7 +46,8 @@ class HeldOut:
     Args:
         loader: Batches.
         metric: A function from outputs at the exits and labels, of all rows that have one, to a number, the higher the
-            better; with an answer a token, of all labelled tokens. The task's own where None.
+            better; with an answer a token, of all labelled tokens. The task's own where None, which is of each token
+            or label by itself where an example has several answers.
         main_input: Name of the main input in a batch that is a dict, as for `read_batch`.
     """
 
@@ -90,7 +91,8 @@ class HeldOut:
                 out = model(batch.inputs, policy=policy, row_ids=ids, **batch.context)
                 checked = checked_labels(task, out.outputs, batch.labels)
                 task = task or infer_task(out.outputs, checked)
-                kept = _kept(task, out.outputs.float(), checked)
+                mask = model.positions(batch.context) if task.per_position else None
+                kept = labelled_part(task, out.outputs, checked, mask)
                 outputs.append(kept[0].cpu())
                 labels.append(kept[1].cpu())
                 steps.append(out.exit_step.cpu())
@@ -115,9 +117,9 @@ class HeldOut:
     def _measure(self, task: Task, outputs: Tensor, labels: Tensor) -> float:
         if self.metric is not None:
             return float(self.metric(outputs, labels))
-        if task.per_token:
-            right = (outputs.argmax(-1) == labels) & ~outputs.isnan().any(-1)  # NaN is never right
-            return float(right.double().mean())
+        if task.per_token or task.exact_match:  # all answers of a row may be right in no epoch, which tells none apart
+            sure, right = task.confidences(outputs.unsqueeze(1), labels)
+            return float((right & ~sure.isnan()).double().mean())  # NaN is never right
         if task.metric is None:
             loss = exit_loss(task, outputs, labels)
             assert loss is not None
@@ -140,12 +142,6 @@ def _random_state_kept() -> Iterator[None]:
         random.setstate(state)
         if numpy is not None:
             numpy.random.set_state(array_state)
-
-
-def _kept(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows, or the tokens, that have a label."""
-    kept = labels != IGNORED_LABEL if task.per_token else task.labelled(labels)
-    return (outputs, labels) if kept is None else (outputs[kept], labels[kept])
 
 
 def _joined(task: Task, outputs: Sequence[Tensor]) -> Tensor:

@@ -114,7 +114,7 @@ def test_other_tasks(task: str) -> None:
             assert math.isnan(point.agreement)
             expected = -((outputs[:, 0] - trajectory.labels) ** 2).double().mean()
         else:
-            assert curve.metric == "accuracy"
+            assert curve.metric == "exact_match"
             expected = ((outputs > 0) == (trajectory.labels > 0.5)).all(1).double().mean()
         assert point.score == pytest.approx(float(expected), rel=1e-5)
 

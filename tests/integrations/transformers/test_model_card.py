@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 import ponder
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
+from ponder.integrations.transformers.model_card import evaluation_of
 from ponder.policies import Confidence, LastStep, Quantile
 from tests.integrations.transformers.encoders import make_batch, make_model
 
@@ -89,6 +90,13 @@ def test_what_was_measured_and_what_is_promised_stand_on_it_and_come_back(model:
 def test_rows_without_labels_measure_nothing(model: Any) -> None:
     with pytest.raises(ArgumentError, match="trajectory: expected rows with labels"):
         model.note_evaluation(model.unroll(**make_batch(model.encoder)), "no labels")
+
+
+def test_what_asks_that_all_labels_of_a_row_be_right_is_called_so() -> None:
+    outputs, labels = torch.tensor([[[1.0, 1.0]], [[1.0, -1.0]]]), torch.ones(2, 2)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(2), labels=labels, task="multilabel")
+    noted = evaluation_of(trajectory, LastStep(), "two rows", None)
+    assert (noted["metric"], noted["score"]) == ("exact match", 0.5)
 
 
 def test_a_readme_of_the_owners_stays(model: Any, tmp_path: Path) -> None:

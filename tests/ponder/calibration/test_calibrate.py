@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -159,3 +160,13 @@ def test_a_task_without_a_score_asks_for_a_metric(target: dict[str, float]) -> N
 
     found = ponder.calibrate(trajectory, Confidence, metric=accuracy, **target)
     assert found.policy == ponder.calibrate(plain, Confidence, **target).policy
+
+
+def test_a_score_that_is_nan_throughout_is_refused() -> None:
+    for target in ({"at_most_steps": 3.0}, {"at_most_cost": 0.5}, {"at_least": 0.9}):
+        with refused("metric", "NaN at all"):
+            ponder.calibrate(recorded(), Confidence, metric=lambda *_: math.nan, **target)
+    numbers = recorded(task="regression")
+    numbers.outputs[3] = math.nan
+    with refused("metric", "negative_squared_error NaN at all"):
+        ponder.calibrate(numbers, Quantile, at_most_steps=3.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pickle
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 import ponder
 from ponder import policies
-from ponder.calibration import fit_gate
+from ponder.calibration import fit_gate, fit_temperatures
 from ponder.policies.fitted import check_unfitted
 from tests.ponder.checks import refused
 from tests.ponder.policies.test_gate_policy import record
@@ -95,6 +97,58 @@ def test_the_tables_of_expected_are_not_judged_on_their_rows_either() -> None:
     with refused("trajectory", "not fitted"):
         ponder.control_risk(trajectory, policy, risk="error", level=0.4, grid=[0.0, 0.01])
     assert ponder.control_risk(record(seed=1, hazards=False), policy, risk="error", level=0.4, grid=[0.0, 0.01]).met
+
+
+def test_the_rows_that_fitted_temperatures_choose_certify_and_judge_nothing() -> None:
+    trajectory, other = record(hazards=False), record(seed=1, hazards=False)
+    temperatures = fit_temperatures(trajectory)
+
+    def tempered(threshold: float) -> policies.ExitPolicy:
+        return policies.Tempered(policies.Confidence(threshold), temperatures)
+
+    grid = [0.5, 0.7, 0.9]
+    with refused("trajectory", "not fitted"):
+        ponder.calibrate(trajectory, tempered, at_most_steps=3.0, grid=grid)
+    with refused("trajectory", "not fitted"):
+        ponder.control_risk(trajectory, tempered, level=0.2, grid=grid)
+    made = ponder.control_risk(other, tempered, level=0.9, grid=grid)
+    read = policies.ExitPolicy.from_dict(json.loads(json.dumps(made.policy.to_dict())))
+    for each in (made.policy, read, pickle.loads(pickle.dumps(made.policy)), tempered(0.3), tempered(0.3).after(2)):
+        with refused("trajectory", "not fitted"):
+            check_unfitted(trajectory, [each])
+        check_unfitted(other, [each])
+    again = pickle.loads(pickle.dumps(temperatures))
+    assert (again, again.fitted_on) == (temperatures, temperatures.fitted_on)
+    changed = dataclasses.replace(tempered(0.3), policy=policies.Margin(0.5))
+    with refused("trajectory", "not fitted"):
+        check_unfitted(trajectory, [changed])
+    assert tempered(0.3) == policies.Tempered(policies.Confidence(0.3), tuple(temperatures))
+    assert "fitted_on" not in repr(changed)
+
+
+def test_temperatures_are_fitted_on_labelled_rows_alone() -> None:
+    trajectory = record(hazards=False)
+    labels = trajectory.labels.clone()
+    labels[100:] = -100
+    policy = policies.Tempered(
+        policies.Confidence(0.5), fit_temperatures(dataclasses.replace(trajectory, labels=labels))
+    )
+    check_unfitted(part(trajectory, torch.arange(100, len(trajectory))), [policy])
+    with refused("trajectory", "not fitted"):
+        check_unfitted(part(trajectory, torch.arange(100)), [policy])
+
+
+def test_temperatures_of_ones_own_and_of_before_say_nothing_of_their_rows() -> None:
+    trajectory = record(hazards=False)
+    temperatures = fit_temperatures(trajectory)
+    saved = policies.Tempered(policies.Confidence(0.5), temperatures).to_dict()
+    saved.pop("fitted_on")
+    for policy in (
+        policies.ExitPolicy.from_dict(saved),
+        policies.Tempered(policies.Confidence(0.5), tuple(temperatures)),
+    ):
+        assert policy.fitted_on == ()
+        check_unfitted(trajectory, [policy])
 
 
 def test_rows_of_positions_are_known_again_beside_longer_ones() -> None:

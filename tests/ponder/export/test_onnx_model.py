@@ -39,7 +39,7 @@ POLICIES: list[ExitPolicy] = [
     policies.Confidence(0.7).after(3),
     policies.Entropy(0.01).before(4),
     policies.Tempered(policies.Confidence(0.6), (2.0, 1.5, 1.0, 0.5, 0.3)),
-    policies.Tempered(policies.Entropy(0.4) | policies.Quantile(0.9), (1.7,)),
+    policies.Tempered(policies.Entropy(0.4) | policies.Quantile(0.9), (1.7,), fitted_on=((3, 0.25),)),
     policies.Certified(
         policies.Margin(0.5), **CERTIFICATE, threshold_name="", threshold_value=0.5, p_value=0.1, path=()
     ),
