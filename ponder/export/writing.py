@@ -85,7 +85,8 @@ def onnx(
         example: Inputs of a call, or a pair (inputs, context), batch first, from which shapes and types are read; not
             for models of Transformers, which bring their own.
         tokenizer: The tokenizer, so that texts can be answered: a `tokenizer.json`, a folder with one, or a fast
-            tokenizer of Transformers; that of the encoder's folder where None.
+            tokenizer of Transformers; that of the encoder's folder where None. Folders of Transformers are read by
+            it, so that texts become the tokens that they become there.
         max_length: The number of tokens that texts are cut to. Where None, what model and tokenizer take; 512 where a
             model of Transformers and its tokenizer have no limit.
         calibration: With `int8`, some hundred examples (texts or arrays, as for `OnnxModel.predict`) like those to
