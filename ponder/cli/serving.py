@@ -70,8 +70,9 @@ def audit_plan(model: ServedModel, share: float, path: Path | None) -> AuditPlan
 def _check_kept(plan: AuditPlan | None) -> None:
     """Refuse a file of audits that cannot be gone on with, before anything is served."""
     try:
-        if plan is not None:
-            plan.resumed()
+        if plan is not None and plan.file is not None:
+            with plan.file.held():
+                plan.resumed()
     except PonderError as error:
         raise ArgumentError(
             "audit_file",

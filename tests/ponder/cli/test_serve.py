@@ -14,6 +14,7 @@ import uvicorn
 from typer.testing import CliRunner
 
 import ponder.cli.serve
+from ponder._utils.files import alone
 from ponder.cli import serving
 from ponder.cli.app import app
 from ponder.cli.serving import audit_plan, server
@@ -115,6 +116,16 @@ def test_a_file_of_audits_that_cannot_be_kept_is_one_sentence(certified: Path, n
     assert said.startswith("ponder: audit_file: expected the state of these audits, or a place where")
     assert message in said
     assert said.endswith("Pass another --audit-file.")
+
+
+def test_a_file_of_audits_that_another_server_keeps_is_one_sentence(certified: Path, tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    with alone(path):
+        done = CliRunner().invoke(app, ["serve", str(certified), "--port", "0", "--audit-file", str(path)])
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert said.startswith("ponder: audit_file: expected the state of these audits, or a place where")
+    assert "audit.json: another process keeps this file." in said
 
 
 @pytest.mark.parametrize(
