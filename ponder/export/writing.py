@@ -56,7 +56,7 @@ from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.parts.tasks import task_named
 
-__all__ = ["onnx", "quantized"]
+__all__ = ["copied", "onnx", "quantized"]
 
 
 def onnx(
@@ -168,6 +168,14 @@ def quantized(
             (made / name).write_bytes(_bytes_of(source / name))
         _quantize(manifest, made, int8, channels)
     return Path(folder)
+
+
+def copied(export: Path, folder: Path) -> Path:
+    """Write an export again as it is, whole or not at all; files of an earlier one there are replaced."""
+    with _exported(folder) as made:
+        for name in (*Manifest.read(export).files(), MANIFEST):
+            (made / name).write_bytes(_bytes_of(export / name))
+    return folder
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -113,13 +113,13 @@ async def test_states_that_are_damaged_or_of_another_promise(tmp_path: Path, con
 
 
 async def test_a_file_is_kept_by_one_service_at_a_time(tmp_path: Path) -> None:
-    # Trap: the state of the service that wrote last was written over the other's, whose alarm was taken back in silence.
+    # Trap: each wrote its own state over the other's, so that an alarm was taken back in silence.
     path = tmp_path / "new" / "audit.json"
     async with opened(app(path)) as client:
         for text in TEXTS:
             await client.post("/predict", json={"text": text})
             state = await quiet(client)
-        with pytest.raises(PonderError, match="audit.json: another process keeps this file"):
+        with pytest.raises(PonderError, match=r"audit\.json: another process keeps this file"):
             async with opened(app(path)):
                 pass
     assert state["stage"] >= 1, "or nothing was tested"
