@@ -349,7 +349,7 @@ class _Writer:
         write_single(self.model, self.stem, inputs, state, path)
         for row in range(2):  # as in PyTorch, where the example's rows run alone
             values = {slot.name: slot.value if slot.spec.shared else slot.value[[row]] for slot in self.input_slots}
-            found = Graph(path, threads=1)({name: value.numpy() for name, value in values.items()})
+            found = _opened(path)({name: value.numpy() for name, value in values.items()})
             rest = [values[slot.name] for slot in self.input_slots]
             count = len(self.inputs.values())
             called = self.call.filled(rest[count:])
@@ -409,7 +409,7 @@ class _Writer:
         """Write a part, run it, and compare with PyTorch: on the example, its last row alone, and one position less."""
         path = self.folder / f"{name}.onnx"
         write_graph(part, given, outputs, path)
-        graph = Graph(path, threads=1)
+        graph = _opened(path)
         expected: list[Tensor] = part([slot.value for slot in given])
         calls = {
             "all rows": {slot.name: slot.value for slot in given},
@@ -424,6 +424,17 @@ class _Writer:
                 )
         _check_another_length(part, graph, path.name, given, outputs)
         return path.name, expected
+
+
+def _opened(path: Path) -> Graph:
+    """A graph that was just written, which onnxruntime may have no operators for."""
+    try:
+        return Graph(path, threads=1)
+    except CheckpointError as error:
+        raise PonderError(
+            f"{path.name}: onnxruntime has no such operators for numbers of the model's type ({error.__cause__}). "
+            "It has most in float32: export a copy, copy.deepcopy(model).float(), or serve the model with PyTorch."
+        ) from error
 
 
 def _difference(part: Part, graph: Graph, values: Mapping[str, Tensor], outputs: Sequence[str]) -> str | None:
