@@ -151,6 +151,22 @@ def test_a_port_that_is_taken_is_one_sentence(folder: Path) -> None:
     assert "--port 0" in said
 
 
+@pytest.mark.parametrize("fails", [socket.gaierror(-2, "no such name"), UnicodeError("label empty"), None])
+def test_a_host_that_is_none_of_this_machine_is_one_sentence(
+    fails: Exception | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(*given: Any, **named: Any) -> Any:
+        if fails is not None:
+            raise fails
+
+    monkeypatch.setattr(serving.socket, "getaddrinfo", look_up)
+    host = "192.0.2.1" if fails is None else "nohost.invalid"  # an address for documentation, which no machine has
+    done = CliRunner().invoke(app, ["serve", str(folder), "--host", host, "--port", "0"])
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert said.startswith(f"ponder: host: expected an address or a name of this machine; got {host} (")
+
+
 def test_what_a_server_says_fits_80_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server(folder, OPTIONS, {}, {"share": 0.5, "path": None})
     said = capsys.readouterr().err.splitlines()
