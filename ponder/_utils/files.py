@@ -189,7 +189,7 @@ def alone(path: Path) -> Iterator[None]:
                 handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PonderError(f"{path}: another process keeps this file.") from error
+            raise PonderError(f"{path}: another process keeps this file; each needs one of its own.") from error
         except OSError:
             pass  # whoever writes the file is told why it cannot be
         yield

@@ -125,7 +125,7 @@ def test_a_file_of_audits_that_another_server_keeps_is_one_sentence(certified: P
     assert done.exit_code == 1
     said = " ".join(done.stderr.split())
     assert said.startswith("ponder: audit_file: expected the state of these audits, or a place where")
-    assert "audit.json: another process keeps this file." in said
+    assert "audit.json: another process keeps this file" in said
 
 
 @pytest.mark.parametrize(
