@@ -25,6 +25,7 @@ OPTIONAL = {
     "sklearn",
     "ray",
     "tokenizers",
+    "transformers",
     "tqdm",
     "datasets",
     "earlyon",
@@ -37,7 +38,6 @@ LATE = {
     "ponder.cli": "says which libraries are missing before it loads them",
     "benchmarks.glue.cli": "says what is wrong with an option, and shows its help, without loading PyTorch",
     "benchmarks.glue.sweeping.executors": "a worker sets its threads before it loads what reads them",
-    "benchmarks.terminal": "is of the command lines, which load Transformers after that",
 }
 """Files whose functions import what is not optional, and why; no others do."""
 

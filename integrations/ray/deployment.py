@@ -38,7 +38,7 @@ def deployment(
             which is `limits.max_waiting` where it is not given.
         batching: How texts share steps, as for `open_folder`.
         audit_share: The share of answers that is audited, where the folder's policy is certified; 0 for none.
-        audit_file: File with the state of the audits, read and written by every replica: for one replica only.
+        audit_file: File with the state of the audits, for one replica only: one keeps it, and others are refused.
         threads: Threads of one operation, of a replica.
         options: Arguments of `ray.serve.deployment`: `num_replicas`, `ray_actor_options`, `autoscaling_config`, …
 

@@ -27,6 +27,7 @@ except ImportError:  # no POSIX system
 _PART = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}")  # what `part_folder` makes, and nobody else
 
 __all__ = [
+    "alone",
     "digest_of",
     "locked",
     "make_folder",
@@ -165,6 +166,33 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
             held = False
     try:
         yield held
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep the file `path` for one holder; who comes meanwhile is refused at once, in this process and in others.
+
+    The lock is on a hidden file beside it, which stays there, since `path` itself is another file after each writing.
+    Where there are no such locks, as for `locked`, nobody is refused.
+
+    Raises:
+        PonderError: Somebody else holds it.
+    """
+    handle = None
+    try:
+        try:
+            if fcntl is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PonderError(f"{path}: another process keeps this file; each needs one of its own.") from error
+        except OSError:
+            pass  # whoever writes the file is told why it cannot be
+        yield
     finally:
         if handle is not None:
             os.close(handle)

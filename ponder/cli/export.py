@@ -24,7 +24,7 @@ from ponder.errors import ArgumentError
 from ponder.export.certifying import to_trajectory
 from ponder.export.manifest import FILE
 from ponder.export.runtime import OnnxModel
-from ponder.export.writing import onnx, quantized
+from ponder.export.writing import copied, onnx, quantized
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.exits import split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
@@ -75,7 +75,6 @@ def run(
     if texts is None:
         _check_unread(column=columns or None, disagreement=disagreement, confidence=confidence)
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
-    rows: list[Mapping[str, Any]] = []
     confidence = 0.95 if confidence is None else confidence
     if texts is not None:
         level = _promised(made.policy) if disagreement is None else disagreement
@@ -83,27 +82,28 @@ def run(
         encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made))
         say_left_out(found, encoded, left_out=True)
         rows, _ = unseen(made, encoded.rows)
+        sides = _sides(made, rows)
 
-    def write(kind: Kind, calibration: list[Mapping[str, Any]] | None = None) -> OnnxModel:
-        if kind:
-            quantized(fp32, out, kind, calibration=calibration)
-        return OnnxModel(out, threads=torch.get_num_threads())
+    def opened(written: Path) -> OnnxModel:
+        return OnnxModel(written, threads=torch.get_num_threads())
+
+    def write(kind: Kind, calibration: list[Mapping[str, Any]] | None) -> OnnxModel:
+        return opened(quantized(fp32, small, kind, calibration=calibration) if kind else fp32)
 
     told: list[tuple[str, str]] = []
     sentences: list[str] = []
     card: dict[str, Any] = {"int8": int8, "columns": list(fitted_columns(folder) if texts is None else found.columns)}
-    with TemporaryDirectory() as scratch:
-        fp32 = Path(scratch) if int8 else out
-        onnx(made, fp32, tokenizer=tokenizer)
-        if rows:
-            model, done, kind = _written(made, write, rows, int8, level, confidence)
-        else:
-            model = write(False)
-    if not rows:
+    if texts is None:
+        model = opened(onnx(made, out, tokenizer=tokenizer))
         sentences.append("Exits and answers are those of the folder, within 1e-4.")
     else:
-        model.policy = done.found.policy
-        model.save_policy()
+        with TemporaryDirectory() as scratch:  # what fails leaves no export with a promise that is not its own
+            fp32, small = Path(scratch) / "fp32", Path(scratch) / "int8"
+            onnx(made, fp32, tokenizer=tokenizer)
+            model, done, kind = _written(made, write, rows, sides, int8, level, confidence)
+            model.policy = done.found.policy
+            model.save_policy()
+            copied(model.folder, out)
         clock = _seconds(made, model, rows[:_TIMED])
         sentences.append(done.statement("the fp32 model does at full depth"))
         card |= {
@@ -168,6 +168,7 @@ def _written(
     made: FinetunedClassifier,
     write: Callable[[Kind, list[Mapping[str, Any]] | None], OnnxModel],
     rows: list[Mapping[str, Any]],
+    sides: tuple[torch.Tensor, torch.Tensor],
     int8: bool,
     level: float,
     confidence: float,
@@ -179,7 +180,7 @@ def _written(
     choose nothing.
     """
     full = made.predict(rows, policy=LastStep(), batch_size=BATCH).outputs.argmax(-1).numpy()
-    choose, certify = _sides(made, rows)
+    choose, certify = sides
     calibration = [rows[place] for place in choose[:_CALIBRATE].tolist()]
     kinds: tuple[Kind, ...] = ("all", True) if int8 else (False,)
     tried: dict[Kind, tuple[float, Trajectory, Trajectory]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import textwrap
 from collections.abc import Mapping
@@ -70,8 +71,9 @@ def audit_plan(model: ServedModel, share: float, path: Path | None) -> AuditPlan
 def _check_kept(plan: AuditPlan | None) -> None:
     """Refuse a file of audits that cannot be gone on with, before anything is served."""
     try:
-        if plan is not None:
-            plan.resumed()
+        if plan is not None and plan.file is not None:
+            with plan.file.held():
+                plan.resumed()
     except PonderError as error:
         raise ArgumentError(
             "audit_file",
@@ -84,14 +86,28 @@ def _check_kept(plan: AuditPlan | None) -> None:
 def _check_free(host: str, port: int) -> None:
     """Refuse an address on which nothing can listen, before the model is read."""
     try:
+        socket.getaddrinfo(host or None, port)
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (socket.gaierror, UnicodeError) as error:  # a name that there is not, or that can be none
+        raise _no_host(host, error) from error
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _no_host(host, error) from error
         raise ArgumentError(
             "port",
             expected=f"one that is free on {host}",
             got=f"{port} ({error.strerror or error})",
             remedy="Pass another, or --port 0 for any that is free.",
         ) from error
+
+
+def _no_host(host: str, error: Exception) -> ArgumentError:
+    return ArgumentError(
+        "host",
+        expected="an address or a name of this machine",
+        got=f"{host} ({getattr(error, 'strerror', None) or error})",
+        remedy="Pass 127.0.0.1 for this machine alone, or 0.0.0.0 for all that reach it.",
+    )
 
 
 def _told(plan: AuditPlan | None) -> str:

@@ -14,6 +14,7 @@ from ponder.export.source import ExportSource
 __all__ = ["copy_tokenizer"]
 
 _NAME = "tokenizer.json"
+_OF_TRANSFORMERS = ("tokenizer_config.json", "config.json")  # by which its folders are known
 _SAID = ("model_max_length", "truncation_side", "model_input_names")
 
 
@@ -22,7 +23,8 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
 
     Args:
         source: What is exported; its own tokenizer is used where `tokenizer` is None.
-        tokenizer: A file, a folder, or a fast tokenizer of Transformers or of tokenizers.
+        tokenizer: A file, a folder, or a fast tokenizer of Transformers or of tokenizers. What lies in a folder of
+            Transformers is read by it where it is installed.
         max_length: The number of tokens that texts are cut to, or None for what model and tokenizer take.
         folder: The export.
 
@@ -31,7 +33,7 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         inputs it gives; nothing without a tokenizer.
 
     Raises:
-        ArgumentError: Texts would be longer than the model can read.
+        ArgumentError: Texts would be longer than the model can read, or Transformers cannot read the tokenizer.
     """
     if max_length is not None and source.max_length is not None and max_length > source.max_length:
         raise ArgumentError(
@@ -69,7 +71,9 @@ def _read(tokenizer: Any) -> tuple[str, dict[str, Any]]:
                 got=str(tokenizer),
                 remedy="Save a fast tokenizer there: tokenizer.save_pretrained(folder).",
             )
-        return _checked(path.read_text(encoding="utf-8"), path), _configured(path.parent)
+        text, tokenizer = _checked(path.read_text(encoding="utf-8"), path), _of_transformers(path)
+        if tokenizer is None:
+            return text, _configured(path.parent)
     fast = getattr(tokenizer, "backend_tokenizer", tokenizer)  # Transformers wraps one of tokenizers
     if not hasattr(fast, "to_str"):
         raise ArgumentTypeError(
@@ -83,6 +87,29 @@ def _read(tokenizer: Any) -> tuple[str, dict[str, Any]]:
     return str(fast.to_str()), said
 
 
+def _of_transformers(path: Path) -> Any:
+    """The tokenizer as Transformers reads its folder; None where it is no such folder, or Transformers is not there.
+
+    Neither file says all that holds there: which inputs a tokenizer gives is known to its class, and what
+    `tokenizer_config.json` says (`do_lower_case`) may change what `tokenizer.json` does.
+    """
+    if path.name != _NAME or not any((path.parent / name).is_file() for name in _OF_TRANSFORMERS):
+        return None
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(path.parent), trust_remote_code=False)
+    except Exception as error:  # whatever Transformers stumbles over
+        raise ArgumentError(
+            "tokenizer",
+            expected="a folder whose tokenizer Transformers reads",
+            got=f"{path.parent} ({str(error).partition(chr(10))[0]})",
+            remedy=f"Save it again, or pass tokenizers.Tokenizer.from_file({str(path)!r}), which is taken as it is.",
+        ) from error
+
+
 def _checked(text: str, path: Path) -> str:
     try:
         sound = isinstance(json.loads(text), dict)
@@ -94,7 +121,7 @@ def _checked(text: str, path: Path) -> str:
 
 
 def _configured(folder: Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` says."""
+    """What `tokenizer_config.json` says, as far as it goes without Transformers."""
     path = folder / "tokenizer_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

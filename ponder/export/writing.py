@@ -56,7 +56,7 @@ from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.parts.tasks import task_named
 
-__all__ = ["onnx", "quantized"]
+__all__ = ["copied", "onnx", "quantized"]
 
 
 def onnx(
@@ -85,7 +85,8 @@ def onnx(
         example: Inputs of a call, or a pair (inputs, context), batch first, from which shapes and types are read; not
             for models of Transformers, which bring their own.
         tokenizer: The tokenizer, so that texts can be answered: a `tokenizer.json`, a folder with one, or a fast
-            tokenizer of Transformers; that of the encoder's folder where None.
+            tokenizer of Transformers; that of the encoder's folder where None. Folders of Transformers are read by
+            it, so that texts become the tokens that they become there.
         max_length: The number of tokens that texts are cut to. Where None, what model and tokenizer take; 512 where a
             model of Transformers and its tokenizer have no limit.
         calibration: With `int8`, some hundred examples (texts or arrays, as for `OnnxModel.predict`) like those to
@@ -167,6 +168,14 @@ def quantized(
             (made / name).write_bytes(_bytes_of(source / name))
         _quantize(manifest, made, int8, channels)
     return Path(folder)
+
+
+def copied(export: Path, folder: Path) -> Path:
+    """Write an export again as it is, whole or not at all; files of an earlier one there are replaced."""
+    with _exported(folder) as made:
+        for name in (*Manifest.read(export).files(), MANIFEST):
+            (made / name).write_bytes(_bytes_of(export / name))
+    return folder
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -340,7 +349,7 @@ class _Writer:
         write_single(self.model, self.stem, inputs, state, path)
         for row in range(2):  # as in PyTorch, where the example's rows run alone
             values = {slot.name: slot.value if slot.spec.shared else slot.value[[row]] for slot in self.input_slots}
-            found = Graph(path, threads=1)({name: value.numpy() for name, value in values.items()})
+            found = _opened(path)({name: value.numpy() for name, value in values.items()})
             rest = [values[slot.name] for slot in self.input_slots]
             count = len(self.inputs.values())
             called = self.call.filled(rest[count:])
@@ -400,7 +409,7 @@ class _Writer:
         """Write a part, run it, and compare with PyTorch: on the example, its last row alone, and one position less."""
         path = self.folder / f"{name}.onnx"
         write_graph(part, given, outputs, path)
-        graph = Graph(path, threads=1)
+        graph = _opened(path)
         expected: list[Tensor] = part([slot.value for slot in given])
         calls = {
             "all rows": {slot.name: slot.value for slot in given},
@@ -415,6 +424,17 @@ class _Writer:
                 )
         _check_another_length(part, graph, path.name, given, outputs)
         return path.name, expected
+
+
+def _opened(path: Path) -> Graph:
+    """A graph that was just written, which onnxruntime may have no operators for."""
+    try:
+        return Graph(path, threads=1)
+    except CheckpointError as error:
+        raise PonderError(
+            f"{path.name}: onnxruntime has no such operators for numbers of the model's type ({error.__cause__}). "
+            "It has most in float32: export a copy, copy.deepcopy(model).float(), or serve the model with PyTorch."
+        ) from error
 
 
 def _difference(part: Part, graph: Graph, values: Mapping[str, Tensor], outputs: Sequence[str]) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ponder._utils.files import read_json, write_json
+from ponder._utils.files import alone, read_json, write_json
 from ponder.errors import CheckpointError, PonderError
 from ponder.monitor.audit import Audit
 from ponder.policies import ExitPolicy
@@ -28,6 +29,10 @@ class StateFile:
     path: Path
     format: str
     policies: Sequence[ExitPolicy]
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep the file for one writer: each writes what it knows itself, and two would take alarms back."""
+        return alone(self.path)
 
     def write(self, state: dict[str, Any]) -> None:
         """Write what `Audit.to_dict` gave, whole or not at all."""

@@ -65,14 +65,14 @@ def create_app(
             await service.close()
 
     app = FastAPI(title="ponder", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, limit=limits.max_body, refused=lambda: _service(app).metrics.ended("too_large"))
+    app.add_middleware(BodyLimit, limit=limits.max_body, refused=lambda outcome: _service(app).metrics.ended(outcome))
     _add_routes(app, limits)
     _add_errors(app)
     return app
 
 
 def _add_routes(app: FastAPI, limits: Limits) -> None:
-    @app.post("/predict", responses={code: {} for code in (413, 422, 429, 503, 504)})
+    @app.post("/predict", responses={code: {} for code in (408, 413, 422, 429, 503, 504)})
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Answer one text or many, each at its exit."""
         texts, service = body.all_texts(), _service(app)

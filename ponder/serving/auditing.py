@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class AuditPlan:
         audit: The promise, and the share of the answers that is audited.
         policies: The policies, from the cheapest, which answers first, to the safest; full depth comes after the last
             by itself.
-        path: A JSON file with the state, read where it exists and written after every audit; None for none.
+        path: A JSON file with the state, read where it exists and written after every audit; None for none. One open
+            service keeps it, and others are refused.
         tolerance: In regression, the distance by which an answer may differ from that of full depth.
         max_running: Audits that may run at a time; the answers that would exceed it are not audited.
 
@@ -127,6 +129,7 @@ class TrafficAudit:
     Raises:
         ArgumentError: A task whose answers cannot be compared, or a file that cannot be written.
         CheckpointError: The file holds the state of another promise or of other policies, or no state at all.
+        PonderError: Another service keeps the file.
     """
 
     plan: AuditPlan
@@ -144,7 +147,12 @@ class TrafficAudit:
                 got=f"the task {self.task.name!r}",
                 remedy="Pass tolerance=0.1, say, in the unit of the outputs, or serve without an audit.",
             )
-        self._file, self._audit = self.plan.file, self.plan.resumed()
+        self._file = self.plan.file
+        with ExitStack() as held:
+            if self._file is not None:
+                held.enter_context(self._file.held())
+            self._audit = self.plan.resumed()
+            self._held = held.pop_all()
         self._lock = threading.Lock()
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="ponder-audit")
 
@@ -191,9 +199,10 @@ class TrafficAudit:
                 self._send(example, output, stage)
 
     def close(self) -> None:
-        """Judge what the batcher, closed before, has answered, and keep the state."""
-        self._judge.shutdown()
-        self._save()
+        """Judge what the batcher, closed before, has answered, keep the state, and leave its file to others."""
+        with self._held:
+            self._judge.shutdown()
+            self._save()
 
     def _send(self, example: Any, output: Tensor, stage: int) -> None:
         try:

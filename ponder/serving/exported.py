@@ -12,7 +12,7 @@ import torch
 
 from ponder._utils.columns import fitted_columns
 from ponder.engine.loop import Exits
-from ponder.errors import CheckpointError
+from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.export.examples import encoded, open_tokenizer
 from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel
@@ -57,5 +57,8 @@ def _tokens(tokenizer: Any, manifest: Manifest, columns: Sequence[str], texts: S
 
 
 def _run(model: OnnxModel, examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
-    answers = model.predict(examples, batch_size=len(examples), policy=policy, row_ids=np.asarray(row_ids))
+    try:
+        answers = model.predict(examples, batch_size=len(examples), policy=policy, row_ids=np.asarray(row_ids))
+    except ArgumentError as error:  # what the export's own tokenizer made, which no client can repair
+        raise PonderError(f"the export cannot answer what its tokenizer made of a text: {error}") from error
     return Exits(torch.from_numpy(answers.outputs), torch.from_numpy(answers.exit_step))

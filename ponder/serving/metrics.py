@@ -16,9 +16,18 @@ __all__ = ["CONTENT_TYPE", "Metrics", "Outcome"]
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 Outcome = Literal[
-    "answered", "overloaded", "stopping", "broken", "timed_out", "cancelled", "failed", "invalid", "too_large"
+    "answered",
+    "overloaded",
+    "stopping",
+    "broken",
+    "timed_out",
+    "cancelled",
+    "failed",
+    "invalid",
+    "too_large",
+    "too_slow",
 ]
-"""How a request ended: 200, 429, 503, 503, 504, its client gone, 500, another 4xx, 413."""
+"""How a request ended: 200, 429, 503, 503, 504, its client gone, 500, another 4xx, 413, 408."""
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _AUDIT = {

@@ -76,6 +76,7 @@ class Service:
     Raises:
         ArgumentError: A policy of the audit that cannot serve the model.
         CheckpointError: The audit's file holds the state of another promise.
+        PonderError: Another service keeps the audit's file.
 
     Example:
         >>> import asyncio

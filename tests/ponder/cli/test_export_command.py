@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from scipy.stats import binom
 
 import ponder
 from ponder.cli import export
+from ponder.errors import PonderError
 from ponder.export import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
 from ponder.policies import Confidence, LastStep
@@ -132,7 +134,6 @@ def test_all_products_are_quantised_where_the_promise_bears_it(
 
     told: list[Any] = []
     made = SimpleNamespace(predict=lambda *given, **named: Answers)
-    monkeypatch.setattr(export, "_sides", lambda *given: (torch.arange(400), torch.arange(400, 1000)))
     monkeypatch.setattr(export, "to_trajectory", lambda recorded, **named: recorded)
     monkeypatch.setattr(export, "control_agreement", lambda choosing, certifying, **named: (choosing, certifying))
 
@@ -141,9 +142,33 @@ def test_all_products_are_quantised_where_the_promise_bears_it(
         manifest = SimpleNamespace(task="classification")
         return SimpleNamespace(kind=kind, manifest=manifest, record=lambda rows, **named: record_of(kind))
 
-    model, sides, kind = export._written(made, write, [{}] * 1000, True, 0.01, 0.95)  # type: ignore[arg-type]
+    given = torch.arange(400), torch.arange(400, 1000)
+    model, sides, kind = export._written(made, write, [{}] * 1000, given, True, 0.01, 0.95)  # type: ignore[arg-type]
     assert (model.kind, kind, told) == (expected, expected, written)  # type: ignore[attr-defined]
     assert [len(side) for side in sides] == [400, 600]  # type: ignore[attr-defined, call-overload]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_fails_replaces_no_export(
+    int8: bool, fitted: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trap: the graphs were there before the promise was made, with the folder's own, and an earlier export was gone.
+    out, options = tmp_path / "out", ["--int8"] if int8 else []
+    shutil.copytree(exported, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    few, enough = (table(tmp_path / f"{n}.csv", [[text] for text in sentences(n, seed=3)]) for n in (1, 60))
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "onnx", lambda *given, **named: pytest.fail("graphs are written before it is known"))
+        assert "to certify" in refused("export", fitted, *options, "--texts", few, "--out", out)
+
+    def fails(*given: Any, **named: Any) -> Any:
+        raise PonderError("nothing is promised.")
+
+    monkeypatch.setattr(export, "control_agreement", fails)
+    for target in (out, tmp_path / "new"):
+        assert "nothing is promised" in refused("export", fitted, *options, "--texts", enough, "--out", target)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("rows", [100, 299, 790, 3000])

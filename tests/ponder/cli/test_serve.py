@@ -14,6 +14,7 @@ import uvicorn
 from typer.testing import CliRunner
 
 import ponder.cli.serve
+from ponder._utils.files import alone
 from ponder.cli import serving
 from ponder.cli.app import app
 from ponder.cli.serving import audit_plan, server
@@ -117,6 +118,16 @@ def test_a_file_of_audits_that_cannot_be_kept_is_one_sentence(certified: Path, n
     assert said.endswith("Pass another --audit-file.")
 
 
+def test_a_file_of_audits_that_another_server_keeps_is_one_sentence(certified: Path, tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    with alone(path):
+        done = CliRunner().invoke(app, ["serve", str(certified), "--port", "0", "--audit-file", str(path)])
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert said.startswith("ponder: audit_file: expected the state of these audits, or a place where")
+    assert "audit.json: another process keeps this file" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -138,6 +149,22 @@ def test_a_port_that_is_taken_is_one_sentence(folder: Path) -> None:
     said = " ".join(done.stderr.split())
     assert said.startswith(f"ponder: port: expected one that is free on 127.0.0.1; got {port} (")
     assert "--port 0" in said
+
+
+@pytest.mark.parametrize("fails", [socket.gaierror(-2, "no such name"), UnicodeError("label empty"), None])
+def test_a_host_that_is_none_of_this_machine_is_one_sentence(
+    fails: Exception | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(*given: Any, **named: Any) -> Any:
+        if fails is not None:
+            raise fails
+
+    monkeypatch.setattr(serving.socket, "getaddrinfo", look_up)
+    host = "192.0.2.1" if fails is None else "nohost.invalid"  # an address for documentation, which no machine has
+    done = CliRunner().invoke(app, ["serve", str(folder), "--host", host, "--port", "0"])
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert said.startswith(f"ponder: host: expected an address or a name of this machine; got {host} (")
 
 
 def test_what_a_server_says_fits_80_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

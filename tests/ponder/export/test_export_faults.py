@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 import ponder
 from ponder import policies
@@ -27,6 +28,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, Pon
 from ponder.export import OnnxModel
 from ponder.export.examples import open_tokenizer
 from ponder.export.source import ExportSource
+from ponder.export.tokenizing import copy_tokenizer
 from ponder.integrations.transformers.tokenizing import tokenize
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, StepView
@@ -477,6 +479,16 @@ def test_a_threshold_out_of_range_is_refused(policy: dict[str, Any]) -> None:
         exported("gru-cell").onnx.check(policy)
 
 
+def test_operators_that_there_are_not_in_float64_are_told_with_their_part(tmp_path: Path) -> None:
+    # Trap: a file that was gone by then was to blame, and "Export again" to help.
+    step = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+    model = ponder.PonderWrapper(step, num_steps=3, head=nn.Linear(WIDTH, 2)).double()
+    with pytest.raises(PonderError, match=r"^step_1\.onnx: .*Erf.*float32.*\.float\(\)") as caught:
+        ponder.export.onnx(model, tmp_path / "out", example=X.double())
+    assert not isinstance(caught.value, CheckpointError)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("[")
     for tokenizer in (tmp_path / "nowhere", tmp_path, 7):
@@ -629,14 +641,18 @@ class ReadsTypes(Reads):
         return hidden, {"attention_mask": attention_mask}
 
 
-@pytest.mark.parametrize("by", ["folder", "object"])
-@pytest.mark.parametrize("named", [True, False])
-def test_a_pair_is_given_what_its_tokenizer_names_alone(named: bool, by: str, tmp_path: Path) -> None:
-    # Trap: in Transformers the tokenizer left token types out, and the export gave them to the model.
+@pytest.mark.parametrize(
+    ("named", "by"), [*product([True, False, None], ["folder", "object"]), (None, "file"), (None, "source")]
+)
+def test_a_pair_is_given_what_its_tokenizer_names_alone(named: bool | None, by: str, tmp_path: Path) -> None:
+    # Trap: in Transformers the tokenizer left token types out, and the export gave them to the model; by the default
+    # of its class (None here), which no file of its folder names, too.
     save_tokenizer(tmp_path)
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if named else [])]
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, model_input_names=names)
+    said = {} if named is None else {"model_input_names": names}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, **said)
     tokenizer.save_pretrained(tmp_path)
+    assert said.keys() <= json.loads((tmp_path / "tokenizer_config.json").read_text()).keys()
     torch.manual_seed(0)
     model = ponder.PonderWrapper(
         Mixes(),
@@ -647,23 +663,54 @@ def test_a_pair_is_given_what_its_tokenizer_names_alone(named: bool, by: str, tm
         padding=ponder.Padding(context={"token_type_ids": Along()}),
     ).eval()
     ids, context = TOKENS[0], {**TOKENS[1], "token_type_ids": torch.zeros_like(TOKENS[0])}
+    file = tmp_path / "tokenizer.json"
     source = ExportSource(
-        model, ids, context, name="input_ids", defaults={"attention_mask": 1.0, "token_type_ids": 0.0}
+        model, ids, context, "input_ids", {"attention_mask": 1.0, "token_type_ids": 0.0}, tokenizer=file
     )
 
     class Told:
         def export_source(self) -> ExportSource:
             return source
 
-    folder = ponder.export.onnx(Told(), tmp_path / "out", tokenizer=tmp_path if by == "folder" else tokenizer)
+    given = {"folder": tmp_path, "file": file, "object": tokenizer, "source": None}[by]
+    folder = ponder.export.onnx(Told(), tmp_path / "out", tokenizer=given)
     made = tokenizer("w0 w1", "w2", return_tensors="pt")
     called = {"token_type_ids": torch.zeros_like(made["input_ids"]), **made}
     expected = model(called.pop("input_ids"), **called).outputs.detach().numpy()
     np.testing.assert_allclose(OnnxModel(folder).predict([("w0 w1", "w2")]).outputs, expected, rtol=1e-4, atol=1e-5)
-    assert ("token_type_ids" in made) == named
+    assert ("token_type_ids" in made) == bool(named)
     if not named:  # exports of before said nothing, and their tokenizers gave all
         _edit(lambda data: data.pop("tokenizer_inputs"))(folder)
         assert abs(OnnxModel(folder).predict([("w0 w1", "w2")]).outputs - expected).max() > 1e-3
+
+
+def test_a_folder_of_transformers_is_read_by_it(tmp_path: Path) -> None:
+    # Trap: `do_lower_case` in the configuration changes what the file does, and the export followed the file alone.
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "Hello"]
+    made = BertTokenizer(vocab={word: place for place, word in enumerate(words)}, do_lower_case=True)
+    made.save_pretrained(tmp_path)
+    path, out = tmp_path / "tokenizer_config.json", tmp_path / "out"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_lower_case": False}))
+    out.mkdir()
+    told = copy_tokenizer(Told(16).export_source(), tmp_path, None, out)
+    ids = [Tokenizer.from_file(str(each / "tokenizer.json")).encode("Hello").ids for each in (out, tmp_path)]
+    assert ids == [[2, 6, 3], [2, 5, 3]]
+    assert ids[0] == AutoTokenizer.from_pretrained(tmp_path)("Hello")["input_ids"]
+    assert told["tokenizer_inputs"] == ("input_ids", "token_type_ids", "attention_mask")
+    path.write_text("[")
+    with refused("tokenizer", "a folder whose tokenizer Transformers reads", "Tokenizer.from_file("):
+        copy_tokenizer(Told(16).export_source(), tmp_path, None, out)
+
+
+def test_without_transformers_a_tokenizer_is_read_as_its_files_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    save_tokenizer(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert copy_tokenizer(Told(16).export_source(), tmp_path, None, out)["tokenizer_inputs"] == ()
+    assert (out / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
 
 
 def test_tokens_that_the_model_does_not_have_are_refused_by_their_position(tmp_path: Path) -> None:
@@ -680,6 +727,24 @@ def test_tokens_that_the_model_does_not_have_are_refused_by_their_position(tmp_p
             run([good, good, {**good, "inputs": [2, 4000, 3]}])
     with pytest.raises(ArgumentError, match=r"examples\[0\].*Unicode"):
         opened.predict(["\ud800"])
+
+
+def test_a_served_export_that_cannot_run_its_own_tokens_is_no_fault_of_the_client(tmp_path: Path) -> None:
+    # Trap: an argument error is what a client did wrong, and the answer told him to repair examples that he never sent.
+    save_tokenizer(tmp_path)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["unheard"] = 60  # the model has no row for it
+    tokenizer = Tokenizer.from_str(json.dumps(raw))
+    served = open_export(ponder.export.onnx(text_model(), tmp_path / "out", example=TOKENS, tokenizer=tokenizer), {})
+    batcher = served.start(Limits())
+    rows = served.tokenize(["w1 w2", "w3 unheard", "w4"]).examples
+    good, bad, other = [batcher.submit(row) for row in rows]
+    with pytest.raises(PonderError, match=r"its tokenizer made of a text.*the model can run") as caught:
+        bad.result(30)
+    assert not isinstance(caught.value, ArgumentError)  # so that it is answered by 500, and logged
+    assert good.result(30).output.isfinite().all()
+    assert other.result(30).output.isfinite().all()
+    batcher.close()
 
 
 class Bytes(nn.Module):

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import queue
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fastapi import FastAPI
 import ponder
 from ponder import policies
 from ponder.calibration import control_agreement
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
 from ponder.parts.tasks import task_named
@@ -111,6 +112,22 @@ async def test_states_that_are_damaged_or_of_another_promise(tmp_path: Path, con
             pass
 
 
+async def test_a_file_is_kept_by_one_service_at_a_time(tmp_path: Path) -> None:
+    # Trap: each wrote its own state over the other's, so that an alarm was taken back in silence.
+    path = tmp_path / "new" / "audit.json"
+    async with opened(app(path)) as client:
+        for text in TEXTS:
+            await client.post("/predict", json={"text": text})
+            state = await quiet(client)
+        with pytest.raises(PonderError, match=r"audit\.json: another process keeps this file"):
+            async with opened(app(path)):
+                pass
+    assert state["stage"] >= 1, "or nothing was tested"
+    for _ in range(2):  # what was refused, or closed, keeps nothing
+        async with opened(app(path)) as client:
+            assert (await quiet(client))["stage"] == state["stage"]
+
+
 async def test_answers_that_are_not_the_policys_own_are_not_audited() -> None:
     async with opened(app()) as client:
         await client.post("/predict", json={"text": "a", "max_steps": 2})
@@ -180,8 +197,7 @@ def test_what_is_not_certified_about_full_depth_is_no_plan() -> None:
 async def test_a_full_disk_does_not_stop_the_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "folder" / "audit.json"
     async with opened(app(path)) as client:
-        path.unlink()
-        path.parent.rmdir()
+        shutil.rmtree(path.parent)
         path.parent.write_text("a file in the way")
         assert (await client.post("/predict", json={"text": "a"})).status_code == 200
         assert (await quiet(client))["audits"] == 1

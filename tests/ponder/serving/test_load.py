@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -96,6 +97,28 @@ async def test_a_connection_that_breaks_frees_its_place() -> None:
         assert (await client.get("/healthz")).json()["waiting"] == 0
         gate.opened.set()
         assert await outcomes(client) == {"cancelled": 1.0}
+
+
+async def test_a_body_that_does_not_come_is_no_longer_waited_for() -> None:
+    # Trap: half a body held the server up when it was told to stop, for ever where requests have no deadline.
+    app = application()
+    app.user_middleware[0].kwargs["seconds"] = 0.0
+    parts: list[dict[str, Any]] = [{"type": "http.request", "body": b"{", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with opened(app) as client:
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+        await app({**scope, "raw_path": b"/predict", "scheme": "http"}, receive, send)  # type: ignore[arg-type]
+        assert sent[0]["status"] == 408
+        assert (b"connection", b"close") in sent[0]["headers"]
+        assert json.loads(sent[1]["body"]) == {"detail": "the request did not come within 0 seconds."}
+        assert await outcomes(client) == {"too_slow": 1.0}
 
 
 async def test_deadlines() -> None:
