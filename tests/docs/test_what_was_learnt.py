@@ -135,8 +135,10 @@ def test_where_exits_do_not_pay(summary: dict[str, Any], pays: Groups, pays_on_m
     sts_b, cola, rte = (twice[task] for task in ("STS-B", "CoLA", "RTE"))
     assert sts_b["ponder"] - sts_b["blind"] < 0.05
     says(f"({sts_b['ponder']:.1f} at ×2), and the encoder cut after three steps has {sts_b['static']:.1f}.")
-    assert f"{cola['blind']:.1f}" == f"{cola['static']:.1f}"
-    says(f"On CoLA blind and the cut encoder have {cola['blind']:.1f} at ×2, and `ponder` {cola['ponder']:.1f};")
+    says(
+        f"On CoLA blind and the cut encoder have {cola['blind']:.1f} and {cola['static']:.1f} at ×2, and `ponder` "
+        f"{cola['ponder']:.1f} (two seeds);"
+    )
     steps = [100 * score for run in pays["ponder", "RTE"].runs for score in run.per_step]
     says(
         f"on RTE they have {rte['blind']:.1f}, {rte['static']:.1f} and {rte['ponder']:.1f} (three seeds), and runs "
@@ -176,15 +178,16 @@ def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> Non
     gaps = {(goal.rival, goal.speed_up): (known(goal.gap_in(pays, tasks)), goal.gap) for goal in GOALS[:5]}
     by_seed = {task: gaps_by_seed(pays, task, "static", 1.5) for task in tasks}
     means = statistics.fmean(statistics.fmean(gaps_of_task) for gaps_of_task in by_seed.values())
-    assert 0 < means < 0.5 < min(gaps[BLIND, 2.0][0], gaps["static", 1.5][0])
-    assert sorted(by_seed["RTE"])[0] < -5 < 0 < sorted(by_seed["RTE"])[1]
+    assert means < 0 < gaps["static", 1.5][0] < gaps["static", 2.0][0] < 0.5 < gaps[BLIND, 2.0][0]
+    for task in ("CoLA", "RTE"):
+        assert sorted(by_seed[task])[0] < -5 < 0 < sorted(by_seed[task])[1]
     says(
-        "`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and ahead of the encoder that was cut, at ×1.5 by "
-        f"what was asked (in means over seeds, by {means:+.1f}: one of RTE is far behind)."
+        "`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and little ahead of the encoder that was cut (at "
+        f"×1.5 by {gaps['static', 1.5][0]:+.1f}, in means over seeds by {means:+.1f}: one seed of CoLA and one of RTE "
+        "are far behind)."
     )
     assert abs(gaps[BLIND, 1.5][0]) < 0.15
     assert all(0 < found < asked for (_, speed_up), (found, asked) in gaps.items() if speed_up > 1.5)
-    assert gaps["static", 1.5][0] >= 0.5
     for macro in faster:
         assert macro["palbert"] < macro["blind"]
     assert once["pabee"] == max(score for score in once.values() if score is not None)
@@ -241,6 +244,15 @@ def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
                 assert min(at_twice) > 0  # "with few examples ahead"
             if tasks == MANY:
                 assert max(map(abs, at_twice)) < 0.5  # "with many there is little between them"
+    ours, theirs = (
+        group.by_seed(2.0, "confidence") for group in map(held_out, (pays["pabee", "CoLA"], pays["ponder", "CoLA"]))
+    )
+    more = sorted(score - theirs[seed] for seed, score in ours.items() if seed in theirs)
+    says(
+        "Most of it is CoLA's, where on held-out parts PABEE has {:.1f} and {:.1f} more there (two seeds).".format(
+            *more
+        )
+    )
     _, _, (_, tasks) = COMPARED["minilm"]
     behind = -min(ahead(pays["deebert", task], pays["ponder", task], 2.0) for task in tasks)
     says_in_short(f"DeeBERT is {behind:.1f} points behind `ponder` at most at ×2")
