@@ -565,7 +565,8 @@ class PonderWrapper(EarlyExitModel):
         self._tell_of_certificate()
         prior = None
         if self._prior is not None and "prior" in needs:
-            prior = self._prior(depth.steps, device=outputs.device)
+            statistics = outputs if trajectory.hazard_logits is None else trajectory.hazard_logits
+            prior = self._prior(depth.steps, dtype=statistics.dtype, device=outputs.device)
         taught = None
         if self._teacher is not None and "teacher" in needs:
             taught = self._teacher.outputs(inputs, context, outputs)

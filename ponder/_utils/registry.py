@@ -9,6 +9,7 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import cache
 from importlib import metadata
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -256,13 +257,14 @@ def _encode(registry: Registry[Any], field: str, value: object) -> object:
         return {**value.to_dict(), **other}
     if isinstance(value, list | tuple):
         return [_encode(registry, field, item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     raise ArgumentTypeError(
         field,
         expected="a value that plain JSON can hold",
         got=type(value).__name__,
-        remedy="Keep tensors and modules out of hyper-parameter objects.",
+        remedy="Keep tensors, modules and members of an Enum, which would come back as plain values, out of "
+        "hyper-parameter objects.",
     )
 
 

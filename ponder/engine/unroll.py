@@ -21,6 +21,7 @@ from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder.engine.loop import Exits
 from ponder.engine.sources import ModelSource
+from ponder.errors import ArgumentError
 from ponder.parts.steps import Steps
 
 __all__ = ["StepRecord", "checkpointed", "no_exits", "no_steps", "one_call", "unroll"]
@@ -78,6 +79,8 @@ def unroll(
         if late_outputs or keep_features or (late_hazards and halting is features):
             # A copy of its own, not a view of a hidden state that would stay alive, or be changed in place.
             features.append(of_step.clone() if pooled else source.lasting(of_step))
+            if of_step.shape != features[0].shape:
+                raise _of_several_shapes(features[0], of_step)
         if late_hazards and halting is not features:
             halting.append(source.halting_features().clone())
         if not late_outputs:
@@ -109,9 +112,20 @@ def no_steps(source: ModelSource, num_steps: int, *, keep_features: bool) -> Ste
 
 
 def no_exits(source: ModelSource, num_steps: int) -> Exits:
-    """The exits of no rows: no step runs, and the last head gives their outputs a shape."""
+    """The exits of no rows: the last head gives their outputs a shape.
+
+    No step runs where the head takes h_0, since many a step cannot run without rows; in stages of several widths it
+    takes what the last of them gives.
+    """
     source.step = num_steps
-    outputs = source.output()
+    try:
+        outputs = source.output()
+    except Exception:
+        if source.parts.steps.shared:
+            raise
+        for step in range(1, num_steps + 1):
+            source.advance(step)
+        outputs = source.output()
     return Exits(outputs, torch.zeros(0, dtype=torch.long, device=outputs.device))
 
 
@@ -160,6 +174,16 @@ def _with_history(past: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
     newest_last = torch.stack([*reversed(past), *features], dim=1)
     of_ages = [newest_last[:, age : age + len(features)] for age in range(len(past), -1, -1)]
     return torch.cat(of_ages, dim=-1)
+
+
+def _of_several_shapes(first: Tensor, other: Tensor) -> ArgumentError:
+    return ArgumentError(
+        "features of the readout",
+        expected="one shape at every step, where they are kept or one head reads those of all steps",
+        got=f"{tuple(first.shape)} and {tuple(other.shape)}",
+        remedy="Give stages of several widths a head each, ponder.PerStep([…]), and an objective and a policy that do "
+        "not read features.",
+    )
 
 
 def _ran_out(hazard_logits: Sequence[Tensor], mass: float) -> bool:

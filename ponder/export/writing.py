@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -283,7 +283,8 @@ class _Writer:
             hidden, after = split_stem(self.stem(inputs, **unwrap(context)), context)
         self.inputs, self.call = FlatTree(inputs), FlatTree(context)
         self.hidden, self.context = FlatTree(hidden), FlatTree(after)
-        of_inputs, of_hidden = (None, None) if padding is None else (padding.of_inputs, padding.of_hidden)
+        of_inputs = [None if padding is None else padding.of_inputs(tensor) for tensor in self.inputs.values()]
+        of_hidden = None if padding is None else [along for _, along in padding.of_state(hidden)]
         self.input_slots = [
             *_slots(named(source.name, inputs), self.inputs.values(), of_inputs),
             *_context_slots("", context, self.model, source.defaults),
@@ -519,13 +520,9 @@ def _check(model: EarlyExitModel, *, int8: bool) -> None:
             )
 
 
-def _slots(
-    names: Sequence[str], values: Sequence[Tensor], lengths: Callable[[Tensor], Along | None] | None = None
-) -> list[Slot]:
-    return [
-        _slot(name, value, None if lengths is None else lengths(value))
-        for name, value in zip(names, values, strict=True)
-    ]
+def _slots(names: Sequence[str], values: Sequence[Tensor], lengths: Sequence[Along | None] | None = None) -> list[Slot]:
+    lengths = [None] * len(values) if lengths is None else lengths
+    return [_slot(name, value, along) for name, value, along in zip(names, values, lengths, strict=True)]
 
 
 def _context_slots(

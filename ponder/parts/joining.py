@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +10,9 @@ from torch import Tensor
 
 from ponder._utils.trees import Shared, Tree, alike
 from ponder.errors import ArgumentError
-from ponder.parts.padding import Along
+from ponder.parts.padding import Along, Lengths, with_lengths
 
 __all__ = ["Lengths", "begun", "join_rows", "with_lengths"]
-
-Lengths = Callable[[Tensor], Along | None]
-
-
-def with_lengths(along: Along | None) -> Lengths:
-    """A function that names the same lengths for every tensor."""
-    return lambda tensor: along
-
 
 _NO_LENGTHS = with_lengths(None)
 
@@ -56,7 +48,8 @@ def join_rows(
         trees: Trees of one structure, batch first.
         sizes: How many rows each gives.
         keep: The positions of these rows, long tensors beside the tree's; None takes all.
-        lengths: The dimensions of a tensor that differ from tree to tree, if any: they become `length`.
+        lengths: The dimensions of a tensor that differ from tree to tree, if any: they become `length`. A function of
+            the tensor, or such functions in a tuple or dict like the trees.
         length: The length of the joined sequences; what is longer is cropped, what is shorter padded on the right.
         path: What the trees are, for messages.
 
@@ -106,7 +99,7 @@ def _join_nodes(
             [None if tree is None else tree[key] for tree in trees],
             sizes,
             keep,
-            lengths=lengths,
+            lengths=lengths if callable(lengths) else lengths[key],
             length=length,
             path=f"{path}[{key!r}]",
         )

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Shared, Tree, map_tensors
+from ponder._utils.trees import Shared, Tree, map_leaves, map_tensors, tensors
 from ponder.errors import ArgumentError
 
-__all__ = ["Along", "Padding", "check_masks", "masked", "real_positions"]
+__all__ = ["Along", "Lengths", "Padding", "check_masks", "masked", "real_positions", "with_lengths"]
 
 Fill = float | bool | Callable[[Tensor], float]
 
@@ -55,6 +55,14 @@ class Along:
         return tensor
 
 
+Lengths = Any  # a function from a tensor to its `Along` or None, or a tuple or mapping of such
+
+
+def with_lengths(along: Along | None) -> Callable[[Tensor], Along | None]:
+    """A function that names the same lengths for every tensor."""
+    return lambda tensor: along
+
+
 @dataclass(frozen=True)
 class Padding:
     """The lengths in a model's tensors. Sequences are padded on the right.
@@ -63,7 +71,9 @@ class Padding:
         mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed example has none.
         real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`.
         inputs: The inputs' tensors of two or more dimensions.
-        hidden: The hidden states' tensors of three or more dimensions; others have no length.
+        hidden: The hidden states' tensors of three or more dimensions; others have no length. Where that is not so of
+            every part of a nested state, a tuple or dict like it: an `Along` for each part, or None for one without a
+            length, such as memory slots beside the tokens.
         context: By name, the tensors in the context of a call or of the steps that have a length; others have none. A
             `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
         stem: The stem of streamed rows, where the model's own gives a context that rows in another batch could not
@@ -76,12 +86,17 @@ class Padding:
         >>> padding = Padding(mask="src_key_padding_mask", real=False)
         >>> padding.lengths({"src_key_padding_mask": torch.tensor([[False, False, True], [False, True, True]])})
         tensor([2, 1])
+        >>> padding = Padding(hidden=(Along(), None))  # of a state (tokens, slots), both (batch, …, width)
+        >>> state = (torch.zeros(2, 5, 8), torch.zeros(2, 4, 8))
+        >>> (tokens, slots), _ = padding.trim(state, {}, length=3)
+        >>> tokens.shape, slots.shape
+        (torch.Size([2, 3, 8]), torch.Size([2, 4, 8]))
     """
 
     mask: str = "attention_mask"
     real: bool | int = 1
     inputs: Along = Along()
-    hidden: Along = Along()
+    hidden: Along | tuple[Any, ...] | Mapping[str, Any] | None = Along()
     context: Mapping[str, Along] = field(default_factory=dict)
     stem: Callable[..., Tree] | None = None
     pooled: bool = True
@@ -92,8 +107,41 @@ class Padding:
         return self.inputs if tensor.dim() > 1 else None
 
     def of_hidden(self, tensor: Tensor) -> Along | None:
-        """The lengths of a tensor of the hidden state, or None."""
-        return self.hidden if tensor.dim() > 2 else None
+        """The lengths of a tensor of the hidden state, or None, where nothing is said of its parts."""
+        return self.hidden if isinstance(self.hidden, Along) and tensor.dim() > 2 else None
+
+    @property
+    def lengths_of_hidden(self) -> Lengths:
+        """What tells the lengths of each tensor of a hidden state: a function, or functions in a tree like it."""
+        parts = isinstance(self.hidden, tuple | list | Mapping)
+        return map_leaves(with_lengths, self.hidden) if parts else self.of_hidden
+
+    def of_state(self, hidden: Tree, length: int | None = None) -> list[tuple[Tensor, Along | None]]:
+        """Every tensor of a hidden state, in order, and its lengths, or None.
+
+        Args:
+            hidden: The hidden state.
+            length: How long the batch's sequences are; where None, as the first tensor of the state that has a length.
+
+        Raises:
+            ArgumentError: A tensor is taken for a sequence, and is not as long as the sequences are.
+        """
+        if isinstance(hidden, Tensor) and isinstance(self.hidden, Along):  # nearly always
+            found = [("hidden", hidden, self.of_hidden(hidden))]
+        else:
+            found = _of_parts(self.lengths_of_hidden, hidden, "hidden")
+        for path, tensor, along in found:
+            for dim in () if along is None else along.dims:
+                length = tensor.shape[dim] if length is None else length
+                if tensor.shape[dim] != length:
+                    raise ArgumentError(
+                        path,
+                        expected=f"{length} positions in dimension {dim}, as the batch's sequences have",
+                        got=f"shape {tuple(tensor.shape)}",
+                        remedy="Say which parts of the state have a length: ponder.Padding(hidden=(Along(), None)), "
+                        "say, where the second has none.",
+                    )
+        return [(tensor, along) for _, tensor, along in found]
 
     def of_context(self, name: str) -> Along | None:
         """The lengths of a context value, or None."""
@@ -117,7 +165,11 @@ class Padding:
 
     def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
         """Hidden states and the steps' context up to `length`: views, nothing is copied."""
-        hidden = map_tensors(lambda t: t if self.of_hidden(t) is None else self.hidden.narrow(t, length), hidden)
+        mask = context.get(self.mask)
+        width = mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        state = self.of_state(hidden, width)
+        narrow = iter([tensor if along is None else along.narrow(tensor, length) for tensor, along in state])
+        hidden = next(narrow) if isinstance(hidden, Tensor) else map_tensors(lambda _: next(narrow), hidden)
         return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
 
 
@@ -156,6 +208,27 @@ def real_positions(context: Mapping[str, Any]) -> Tensor | None:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             return (mask != 0) == real
     return None
+
+
+def _of_parts(lengths: Lengths, tree: Tree, path: str) -> list[tuple[str, Tensor, Along | None]]:
+    if callable(lengths):
+        return [(place, tensor, lengths(tensor)) for place, tensor in tensors(tree, path)]
+    there, named = _parts(tree), _parts(lengths) or {}
+    if there is None or not there.keys() <= named.keys():
+        raise ArgumentError(
+            "padding.hidden",
+            expected=f"an Along or None for {path}" + ("" if there is None else f", or for each part, {list(there)}"),
+            got=f"parts {list(named)}",
+            remedy="Write a tuple or dict like the hidden state.",
+        )
+    pairs = [(named[name], part, f"{path}[{name!r}]") for name, part in there.items()]
+    return [found for pair in pairs for found in _of_parts(*pair)]
+
+
+def _parts(tree: Tree) -> Mapping[Any, Any] | None:
+    if isinstance(tree, Mapping):
+        return tree
+    return dict(enumerate(tree)) if isinstance(tree, tuple | list) else None
 
 
 def _narrow(value: Any, along: Along | None, length: int) -> Any:

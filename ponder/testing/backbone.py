@@ -8,15 +8,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree, alike, check_rows, distance, take_rows, tensors
+from ponder._utils.trees import Tree, alike, check_rows, distance, map_tensors, take_rows, tensors
 from ponder.engine.loop import Exits
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.inference.batching import BatchLimits
+from ponder.inference.streaming.batch_queues import BatchQueues
+from ponder.inference.streaming.cohort import join
+from ponder.inference.streaming.request_queue import RequestQueue
+from ponder.inference.streaming.requests import Request
+from ponder.inference.streaming.stepper import Stepper
 from ponder.parts.padding import real_positions
 from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.serialization import load, save
@@ -37,9 +44,10 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
 
     The rules: with no early exit the outputs are those of `unroll`; a row's outputs do not depend on the other rows or
     their order; rows that leave at any steps, the longest or the last first, get what the full-depth run had there
-    (replay = run), and no step is computed for a row that has left; a batch may be of one row or of none; an exception
-    leaves nothing behind; what learns is a parameter of its module; saving and loading keep the outputs (where
-    safetensors is there and the policy, prior and objective have names).
+    (replay = run), and no step is computed for a row that has left; so do rows of a stream, which meet rows at other
+    steps and of other lengths; a batch may be of one row or of none; an exception leaves nothing behind; what learns is
+    a parameter of its module; saving and loading keep the outputs (where safetensors is there and the policy, prior and
+    objective have names).
 
     The model comes back in the modes and with the weights that it had, and so do the caller's random generators.
 
@@ -74,6 +82,7 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
             _check_leaving(case, whole, f"with {policy}", policy)
         for first, order in case.orders():
             _check_leaving(case, whole, f"when {first} leaves first", _InTurn(order))
+        _check_stream(case, whole)
         _check_count(case)
         _check_empty(case, whole)
         _check_exception(case)
@@ -139,7 +148,8 @@ class _Case:
     def unroll(self, rows: Tensor) -> Trajectory:
         inputs, context = take_rows((self.inputs, self.context), self._on_device(rows))
         with private_randomness(2, self.device):  # another seed than for running: noise in the model must show
-            return self.model.unroll(inputs, row_ids=rows, keep_features=True, **context)
+            reads = "features" in self.model.policy.needs  # stages of several widths have no features to keep
+            return self.model.unroll(inputs, row_ids=rows, keep_features=reads, **context)
 
     def run(self, policy: ExitPolicy, rows: Tensor | None = None) -> Exits:
         rows = torch.arange(self.size) if rows is None else rows
@@ -147,6 +157,25 @@ class _Case:
         with private_randomness(1, self.device):
             out = self.model(inputs, policy=policy, row_ids=rows, **context)
         return Exits(out.outputs, out.exit_step)
+
+    def streamed(self, policy: ExitPolicy) -> list[tuple[Tensor, int]]:
+        """Each row's outputs and exit step in a stream of two rows a step, whose turns are taken here, in no thread."""
+        waiting, stepper = RequestQueue(self.size), Stepper(self.model, None)
+        queues = BatchQueues(stepper.schedule, waiting, BatchLimits(rows=2, tokens=None), max_skips=4)
+        for row in range(self.size):
+            example = map_tensors(itemgetter(row), (self.inputs, self.context))
+            waiting.put(Request(stepper.reader.read(example, row), policy, row, 0.0), block=False, timeout=None)
+        exits: dict[int, tuple[Tensor, int]] = {}
+        with private_randomness(1, self.device):
+            while (key := queues.next()) is not None:
+                cohorts, admitted = queues.leave(key)
+                cohort = join([*cohorts, *([stepper.begin(admitted)] if admitted else [])], stepper.padding)
+                after = stepper.step(cohort)
+                if after.staying is not None:
+                    queues.enter(after.staying)
+                for position, output in zip(after.leaving, () if after.outputs is None else after.outputs, strict=True):
+                    exits[cohort.requests[position].row_id] = output, cohort.steps[position] + 1
+        return [exits[row] for row in range(self.size)]
 
     def orders(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Orders in which rows leave, one a step: which goes first, and for each row when."""
@@ -209,7 +238,8 @@ def _check_replay(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
             "running with a policy gives what replaying the full-depth run gives",
             f"row {row} left at step {step} under {policy}, where the replay has {sorted(steps)}; its outputs "
             f"differ by {distance(ran.outputs[row], expected)} from those of the full-depth run at that step",
-            "Every tensor of the hidden state and of the context must be per example, or marked with ponder.Shared.",
+            "Every tensor of the hidden state and of the context must be per example, or marked with ponder.Shared; "
+            "and ponder.Padding must say which have a length, since batches get narrower.",
         )
 
 
@@ -226,6 +256,35 @@ def _check_leaving(case: _Case, whole: Trajectory, how: str, policy: ExitPolicy)
             "Where the longest rows leave, batches get narrower: declare every tensor that has a length in "
             "ponder.Padding, shared ones too, or no padding at all.",
         ) from error
+
+
+def _check_stream(case: _Case, whole: Trajectory) -> None:
+    rule, policy = "a row of a stream gets what it gets in a batch, whichever rows it meets there", _Staggered()
+    padding = case.model.padding
+    if padding is not None and case.context.get(padding.mask) is not None and padding.lengths(case.context) is None:
+        return  # no stream takes masks of pairs of positions
+    try:
+        exits = case.streamed(policy)
+    except Exception as error:
+        raise ContractError(
+            "the backbone",
+            rule,
+            f"{type(error).__name__}: {error}",
+            "Say in ponder.Padding what has a length, and let a row's context not depend on the other rows.",
+        ) from error
+    expected = _replayed(whole, policy, 0.0)
+    for row, (output, step) in enumerate(exits):
+        own = expected.outputs[row]
+        if padding is not None and output.dim():
+            own = own[: len(output)]  # outputs that have a length are those of the row without its padding
+        require(
+            step == int(expected.exit_step[row]) and alike(output, own, _tolerance(own)),
+            "the backbone",
+            rule,
+            f"the outputs of row {row}, which left at step {step}, differ by {distance(output, own)}",
+            "Rows of a batch may be at several steps: read index of each, not index[0]. They may be of several "
+            "lengths: say in ponder.Padding what has one, in the state and the context, and what stands at padding.",
+        )
 
 
 def _replayed(whole: Trajectory, policy: ExitPolicy, shift: float) -> Exits:
@@ -265,7 +324,7 @@ def _check_empty(case: _Case, whole: Trajectory) -> None:
             "the backbone",
             "a batch may have no rows",
             f"{type(error).__name__}: {error}",
-            "Let the stem and the head take (0, …); no step is run.",
+            "Let the stem and the head take (0, …), and steps where they change the width.",
         ) from error
     shapes = (exits.outputs.shape, exits.exit_step.shape, trajectory.outputs.shape[:2])
     require(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ponder._utils.trees import alike, take_rows
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
-from ponder.objectives import NEEDS, Objective, Progress, Unrolled
+from ponder.objectives import NEEDS, Depth, Objective, Progress, Unrolled
 from ponder.parts.tasks import IGNORED_LABEL, TaskName, as_task
 from ponder.priors import Geometric
 from ponder.testing.contract import ContractError, require
@@ -38,18 +38,19 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
 
     The rules: a frozen dataclass that is registered and comes back from JSON, pickle and deepcopy; it reads what
     `needs` declares; one finite loss per example, with finite gradients, for hazard logits of ±10⁴, outputs of any
-    floating-point type, and a single step; a row's loss depends on the row alone, or, where the objective says that it
-    `reads_whole_batch`, not on the order of the rows, and not on positions of a text that have no label; the losses can
-    be learnt from; `per_example` is pure.
+    floating-point type, and other numbers of steps, or an `ArgumentError`; `depth` gives a `Depth` that a model of N
+    steps has, and no step behind it is read; a row's loss depends on the row alone, or, where the objective says that
+    it `reads_whole_batch`, not on the order of the rows, and not on positions of a text that have no label; the losses
+    can be learnt from; `per_example` is pure.
 
     Args:
         objective: The objective.
         task: Name of the task that it is tried on.
-        num_steps: N, of which one step is always tried as well.
+        num_steps: N. One step, and one more than N, are tried as well; the objective may refuse those.
 
     Raises:
         ContractError: A rule is broken.
-        ArgumentError: The objective refuses the task.
+        ArgumentError: The objective refuses the task, or N steps.
 
     Example:
         >>> from ponder import objectives
@@ -59,17 +60,42 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
     with private_randomness(0):
         check_frozen("objective", objective, Objective)
         check_needs(objective, NEEDS)
-        sizes = Sizes(task, num_steps)
+        sizes = _sizes(objective, task, num_steps)
         _check_declared(objective, _batch(sizes))
         _check_pure(objective, _batch(sizes))
         _check_rows_alone(objective, _batch(sizes))
         _check_unlabelled(objective, sizes)
-        for n in sorted({1, num_steps}):
+        _check_depth(objective, sizes, num_steps)
+        others = [n for n in (1, num_steps + 1) if n != num_steps and _serves(objective, task, n)]
+        for tried in (sizes, *(_sizes(objective, task, n) for n in others)):
             for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
                 for level in (None, -1e4, 1e4):
-                    _check_finite(objective, dataclasses.replace(sizes, num_steps=n), dtype, level)
+                    _check_finite(objective, tried, dtype, level)
         check_registered(objective)
         check_copies(objective, lambda a, b: alike(a.per_example(_batch(sizes)), b.per_example(_batch(sizes))))
+
+
+def _sizes(objective: Objective, task: TaskName, num_steps: int) -> Sizes:
+    """The sizes of a batch as a model of `num_steps` steps shows it to the objective."""
+    made = objective.depth(num_steps)
+    fits = type(made) is Depth and made.warm_up >= 0 < made.steps
+    require(
+        fits and (objective.draws_depth or made.total <= num_steps),
+        objective,
+        "depth gives a Depth that the model has",
+        f"{made!r} for {num_steps} steps",
+        "Return Depth(0, num_steps), or fewer steps. One that draws more says draws_depth = True.",
+    )
+    return Sizes(task, made.steps)
+
+
+def _serves(objective: Objective, task: TaskName, num_steps: int) -> bool:
+    """Whether an objective takes that many steps; it may refuse them with an `ArgumentError`."""
+    try:
+        _losses(objective, _batch(_sizes(objective, task, num_steps)), f"{num_steps} steps")
+    except ArgumentError:
+        return False
+    return True
 
 
 def _batch(sizes: Sizes) -> Unrolled:
@@ -115,7 +141,7 @@ def _losses(objective: Objective, batch: Unrolled, what: str = "a random batch")
             objective,
             "per_example answers for every finite batch",
             f"{what}: {type(error).__name__}: {error}",
-            "Use what unrolled gives, and serve any number of steps from 1 on.",
+            "Use what unrolled gives, and serve any number of steps from 1 on, or refuse it with an ArgumentError.",
         ) from error
     form = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
     require(
@@ -194,6 +220,27 @@ def _check_unlabelled(objective: Objective, sizes: Sizes) -> None:
         f"positions with the label {IGNORED_LABEL} count for nothing",
         f"losses {found[0].tolist()}, and with other outputs there {found[1].tolist()}",
         "Build on unrolled.losses, or look at the positions where unrolled.labels is no ignored label.",
+    )
+
+
+def _check_depth(objective: Objective, sizes: Sizes, num_steps: int) -> None:
+    """No step behind those of `depth` is read: beside another objective, in a sum, there are more."""
+    depth, reads_distributions = objective.depth(num_steps), objective.needs & {"hazard", "prior"}
+    if objective.draws_depth or reads_distributions or depth.warm_up or depth.steps == num_steps:
+        return  # distributions are others where there are more steps
+    deeper = _batch(dataclasses.replace(sizes, num_steps=num_steps))
+    cut = {name: getattr(deeper, name)[:, : sizes.num_steps] for name in ("outputs", "losses", "features")}
+    of_those = _losses(objective, dataclasses.replace(deeper, **cut))
+    try:
+        of_all = _losses(objective, deeper)
+    except ArgumentError:
+        return  # a sum is refused, too
+    require(
+        alike(of_all.detach(), of_those.detach(), _TOLERANCE),
+        objective,
+        "no step behind those of depth is read",
+        f"losses {of_those.tolist()} of {sizes.num_steps} steps, and of {num_steps} {of_all.tolist()}",
+        "Let depth give every step that is read, and count steps from the first: a sum with other objectives has more.",
     )
 
 

@@ -114,7 +114,7 @@ def check_copies(plugin: Plugin, behaves_alike: Same) -> None:
         behaves_alike: Whether two equal objects give the same results.
     """
     ways: dict[str, Callable[[Any], Any]] = {
-        "from_dict(to_dict())": lambda p: type(p).from_dict(p.to_dict()),
+        "from_dict(to_dict()), by way of JSON,": lambda p: type(p).from_dict(json.loads(json.dumps(p.to_dict()))),
         "copy.deepcopy": copy.deepcopy,
         "pickle": lambda p: pickle.loads(pickle.dumps(p)),
     }

@@ -110,3 +110,78 @@ def test_a_float_mask_says_what_a_whole_one_says() -> None:
     assert real_positions({"src_key_padding_mask": added}).tolist() == [[True, True, False]]
     with refused("attention_mask", "0 where it is padding", "four dimensions"):
         check_masks({"attention_mask": added})
+
+
+class WithSlots(nn.Module):
+    """Tokens read memory slots, and these read the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.write = (nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, hidden: tuple[Tensor, Tensor], attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, slots = hidden
+        tokens = tokens + self.read(tokens, slots, slots)[0]
+        return tokens, slots + self.write(slots, tokens, tokens, key_padding_mask=attention_mask == 0)[0]
+
+
+class Slots(nn.Module):
+    """The stem: memory slots beside the tokens."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(1, slots, WIDTH))
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs, self.first.expand(len(inputs), -1, -1)
+
+
+def model_with_slots(slots: int, padding: Padding | None) -> ponder.PonderWrapper:
+    torch.manual_seed(0)
+    return ponder.PonderWrapper(
+        WithSlots(),
+        3,
+        stem=Slots(slots),
+        readout=lambda hidden, attention_mask: readouts.mean(hidden[0], attention_mask),
+        head=nn.Linear(WIDTH, 3),
+        padding=padding,
+        policy=Appointed(),
+    ).eval()
+
+
+@pytest.mark.parametrize("slots", [2, 4, 7])
+def test_a_part_of_the_state_without_a_length_is_neither_cropped_nor_filled_up(slots: int) -> None:
+    """Trap: any tensor of three dimensions taken for one whose second is as long as the text."""
+    inputs, lengths = torch.randn(3, 4, WIDTH, generator=torch.Generator().manual_seed(1)), torch.tensor([4, 3, 2])
+    mask, ids = (torch.arange(4) < lengths[:, None]).long(), torch.tensor([1, 2, 9])
+    model = model_with_slots(slots, Padding(hidden=(Along(), None)))
+    expected = model_with_slots(slots, None)(inputs, attention_mask=mask, row_ids=ids)
+    out = model(inputs, attention_mask=mask, row_ids=ids)
+    torch.testing.assert_close(out.outputs, expected.outputs)
+    rows = [(row, text[:length]) for row, text, length in zip(ids.tolist(), inputs, lengths.tolist(), strict=True)]
+    with ponder.StreamEngine(model, max_batch=2) as engine:
+        answers = dict(engine.run(rows, keyed=True))
+    torch.testing.assert_close(torch.stack([answers[row].output for row in ids.tolist()]), expected.outputs)
+
+
+@pytest.mark.parametrize("slots", [2, 7])
+def test_a_part_of_the_state_that_is_no_sequence_is_refused_where_nothing_says_so(slots: int) -> None:
+    inputs, model = torch.randn(2, 4, WIDTH), model_with_slots(slots, Padding())
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with refused("hidden[1]", "4 positions in dimension 1", "hidden=(Along(), None)"):
+        model(inputs, attention_mask=mask, row_ids=torch.tensor([1, 9]))
+    with ponder.StreamEngine(model) as engine, refused("hidden[1]", "hidden=(Along(), None)"):
+        engine.submit(inputs[0]).result()
+
+
+def test_lengths_are_said_of_every_part_of_a_state() -> None:
+    state = {"tokens": torch.zeros(2, 4, 8), "slots": (torch.zeros(2, 3, 8), torch.zeros(2, 9, 8)), "at": 3.5}
+    trimmed, _ = Padding(hidden={"slots": None, "tokens": Along(), "at": None}).trim(state, {}, 3)
+    assert trimmed["tokens"].shape == (2, 3, 8)
+    assert [slots.shape[1] for slots in trimmed["slots"]] == [3, 9]
+    assert Padding(hidden=None).trim(state, {}, 3)[0]["tokens"].shape == (2, 4, 8)
+    for hidden, got in (({"tokens": Along()}, "['tokens']"), ((Along(), None), "[0, 1]")):
+        with refused("padding.hidden", "'slots'", got, "like the hidden state"):
+            Padding(hidden=hidden).trim(state, {}, 3)
+    with refused("padding.hidden", "for hidden", "[0]"):
+        Padding(hidden=(Along(),)).trim(state["tokens"], {}, 3)

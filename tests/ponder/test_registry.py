@@ -7,6 +7,7 @@ import re
 import sys
 import types
 from dataclasses import dataclass
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,20 @@ def test_nested_plug_ins_round_trip() -> None:
 def test_what_plain_json_cannot_hold_is_refused() -> None:
     with refused("radius", "plain JSON", "complex", type_error=True):
         Circle(1j).to_dict()
+
+
+class Shade(StrEnum):
+    DARK = "dark"
+
+
+class Size(IntEnum):
+    SMALL = 1
+
+
+@pytest.mark.parametrize("circle", [Circle(Size.SMALL), Circle(1.0, (Shade.DARK,))], ids=["radius", "tags"])
+def test_members_of_an_enum_which_come_back_as_plain_values_are_refused(circle: Circle) -> None:
+    with refused("radius" if circle.tags == () else "tags", "plain JSON", "Enum", type_error=True):
+        circle.to_dict()
 
 
 @pytest.mark.parametrize("data", [None, "circle", {}, {"radius": 1.0}, {"name": 3}, ["name"]])

@@ -13,7 +13,7 @@ from torch import nn
 import ponder
 from ponder import objectives, policies, priors
 from ponder.policies import Bernoulli, Confidence, LastStep, Patience, Quantile
-from tests.ponder.checks import Bomb, Explosion, assert_unchanged, leaves, snapshot, to_dtype
+from tests.ponder.checks import Bomb, Explosion, assert_unchanged, leaves, refused, snapshot, to_dtype
 from tests.toys import NUM_STEPS, TOYS, WIDTH, labels_for, make_toy, wrap
 
 every_toy = pytest.mark.parametrize("name", TOYS)
@@ -120,6 +120,19 @@ def test_an_empty_batch_with_a_head_per_step() -> None:
     model = wrap(toy, head=ponder.PerStep(nn.Linear(WIDTH, 3) for _ in range(NUM_STEPS)))
     for mode in (True, False):
         assert model.train(mode)(toy.batch(0)[0]).outputs.shape == (0, 3)
+
+
+def test_an_empty_batch_of_stages_of_several_widths() -> None:
+    """Trap: h_0, given to a head that is as wide as the last stage."""
+    steps = [nn.Sequential(nn.Linear(small, large), nn.Tanh()) for small, large in ((4, 8), (8, 6))]
+    model = ponder.PonderWrapper(steps, head=ponder.PerStep([nn.Linear(8, 3), nn.Linear(6, 3)]), task="classification")
+    inputs, labels = torch.zeros(0, 4), labels_for("classification", 0)
+    assert model.eval()(inputs).outputs.shape == (0, 3)
+    assert model.unroll(inputs).outputs.shape == (0, 2, 3)
+    model.train()(inputs, labels=labels).loss.backward()
+    model.objective = objectives.FinalStep() + objectives.Alignment(0.1)
+    with refused("features of the readout", "one shape", "(2, 8) and (2, 6)", "ponder.PerStep"):
+        model(torch.randn(2, 4), labels=labels_for("classification", 2))
 
 
 # 7. Nothing left behind

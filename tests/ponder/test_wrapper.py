@@ -384,3 +384,24 @@ def test_training_a_certified_model_warns_once() -> None:
     model.policy = model.policy.before(2)
     with pytest.warns(UserWarning, match="certified for the weights"):
         model(inputs, labels=labels, **context)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hazards", [True, False])
+def test_the_prior_has_the_precision_of_what_it_is_compared_with(dtype: torch.dtype, hazards: bool) -> None:
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(objectives.Objective):
+        needs = frozenset({"prior"})
+
+        def per_example(self, unrolled):
+            over_steps = unrolled.losses if unrolled.halting is None else unrolled.halting.pmf
+            seen.append(unrolled.prior.pmf.dtype)
+            return unrolled.losses[:, -1] - over_steps @ unrolled.prior.pmf
+
+    toy = make_toy("shared")
+    parts = {} if hazards else {"lambda_head": None, "prior": Geometric(0.2)}
+    model = wrap(toy, objective=Own(), **parts).to(dtype).train()
+    loss = model(toy.batch(4)[0].to(dtype), labels=labels_for("classification", 4)).loss
+    assert seen == [loss.dtype] == [torch.promote_types(dtype, torch.float32)]

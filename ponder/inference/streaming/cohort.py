@@ -83,7 +83,11 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     keep = [None if cohort.keep is None else cohort.keep.to(cohort.device) for cohort in cohorts]
     requests = tuple([request for cohort in cohorts for request in cohort.requests])
     length = 0 if padding is None else max([request.length for request in requests])
-    masks, lengths = [cohort.mask for cohort in cohorts], with_lengths(None) if padding is None else padding.of_hidden
+    masks = [cohort.mask for cohort in cohorts]
+    if padding is None:
+        lengths = with_lengths(None)
+    else:  # one function for all tensors, nearly always
+        lengths = padding.of_hidden if isinstance(padding.hidden, Along) else padding.lengths_of_hidden
     return Cohort(
         requests=requests,
         steps=tuple([step for cohort in cohorts for step in cohort.steps]),

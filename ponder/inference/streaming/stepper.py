@@ -65,6 +65,10 @@ class Stepper:
     def begin(self, requests: Sequence[Request]) -> Cohort:
         """Run the stem for rows, which then stand before their first step."""
         hidden, context, mask = self._stemmed(requests)
+        if self.padding is not None:
+            length = max([request.length for request in requests])
+            if not isinstance(hidden, Tensor) or hidden.shape[1:2] != (length,):  # else it is one sequence a row
+                self.padding.of_state(hidden, length)
         groups = start_groups(requests, self.num_steps, self._task, first_tensor(hidden).device)
         use_hazard = any("hazard" in group.policy.needs for group in groups)
         source = ModelSource(self.model, hidden, context, use_hazard)

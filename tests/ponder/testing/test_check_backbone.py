@@ -13,6 +13,7 @@ from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.testing import ContractError, check_backbone
 from ponder.testing.snapshot import differences, snapshot
+from tests.ponder.test_padding import model_with_slots
 from tests.toys import TOYS, WIDTH, Affine, make_toy, wrap
 
 
@@ -274,3 +275,74 @@ def test_names_that_parameters_have_besides_hide_nothing() -> None:
 
     model = ponder.PonderWrapper(Recurrent(), 3, head=nn.Linear(WIDTH, 3), readout=lambda hidden: hidden.mean(1))
     check_backbone(model, torch.randn(4, 5, WIDTH))
+
+
+class NumberedStep(nn.Module):
+    """Trap: the number of the step, taken from one row of a batch whose rows are at several."""
+
+    def __init__(self, of_each: bool) -> None:
+        super().__init__()
+        self.linear, self.table, self.of_each = nn.Linear(WIDTH, WIDTH), nn.Embedding(6, WIDTH), of_each
+
+    def forward(self, hidden: Tensor, index: Tensor) -> Tensor:
+        return torch.tanh(self.linear(hidden) + self.table(index if self.of_each else index[0]))
+
+
+def test_a_step_that_takes_all_rows_of_a_stream_to_be_at_one_step() -> None:
+    def model(of_each: bool) -> ponder.PonderWrapper:
+        torch.manual_seed(0)
+        steps = ponder.Steps([NumberedStep(of_each)], [0] * 5, index=True)
+        return ponder.PonderWrapper(steps, head=nn.Linear(WIDTH, 3))
+
+    check_backbone(model(of_each=True), torch.randn(4, WIDTH))
+    with pytest.raises(ContractError, match=r"a row of a stream.*outputs of row 2.*index of each"):
+        check_backbone(model(of_each=False), torch.randn(4, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("slots", "told"), [(3, r"hidden\[1\].*Padding\(hidden="), (5, "must say which have a length")]
+)
+def test_slots_beside_the_tokens_that_are_taken_for_a_sequence(slots: int, told: str) -> None:
+    inputs, mask = torch.randn(4, 5, WIDTH), (torch.arange(5) < torch.tensor([[5], [4], [2], [3]])).long()
+    along = ponder.parts.padding.Along()
+    check_backbone(model_with_slots(slots, ponder.Padding(hidden=(along, None))), inputs, attention_mask=mask)
+    check_backbone(model_with_slots(slots, None), inputs, attention_mask=mask)
+    with pytest.raises(ContractError, match=told):
+        check_backbone(model_with_slots(slots, ponder.Padding()), inputs, attention_mask=mask)
+
+
+def test_outputs_that_have_a_length() -> None:
+    mask = (torch.arange(5) < torch.tensor([[5], [4], [2], [3]])).long()
+    for task, pooled in (("token_classification", True), (None, False)):
+        padding = ponder.Padding(pooled=pooled, context={"table": ponder.parts.padding.Along((0, 1))})
+        model = ponder.PonderWrapper(
+            Mixes(),
+            4,
+            stem=MixingStem(),
+            readout=lambda hidden: hidden,
+            head=nn.Linear(WIDTH, 3),
+            padding=padding,
+            task=task,
+        )
+        check_backbone(model, torch.randn(4, 5, WIDTH), attention_mask=mask)
+
+
+def stages(policy: policies.ExitPolicy | None = None) -> ponder.PonderWrapper:
+    """Steps that change the width, with a head for each."""
+    torch.manual_seed(0)
+    steps = [nn.Sequential(nn.Linear(small, large), nn.Tanh()) for small, large in ((8, 16), (16, 32))]
+    heads = ponder.PerStep([nn.Linear(16, 3), nn.Linear(32, 3)])
+    return ponder.PonderWrapper(steps, head=heads, policy=policy, task="classification")
+
+
+class ReadsFeatures(policies.ExitPolicy):
+    needs = frozenset({"features"})
+
+    def decide(self, step, state):
+        return step.features[:, 0] > 0, state
+
+
+def test_stages_of_several_widths() -> None:
+    check_backbone(stages(), torch.randn(4, 8))
+    with pytest.raises(ArgumentError, match=r"features of the readout.*\(4, 16\) and \(4, 32\).*PerStep"):
+        check_backbone(stages(ReadsFeatures()), torch.randn(4, 8))

@@ -168,6 +168,31 @@ class NotFrozen(Objective):
         return unrolled.losses.mean(1)
 
 
+@dataclass(frozen=True)
+class WeightsOfSixSteps(Objective):
+    """The trap: six weights times the loss of one step are a loss, too."""
+
+    def per_example(self, unrolled):
+        return (unrolled.losses * unrolled.losses.new_tensor(range(6))).sum(1)
+
+
+@dataclass(frozen=True)
+class CutTooEarly(Objective):
+    """Two steps run, and the fourth is meant: the second learns."""
+
+    def depth(self, num_steps):
+        return objectives.Depth(0, min(2, num_steps))
+
+    def per_example(self, unrolled):
+        return unrolled.losses[:, min(3, unrolled.losses.shape[1] - 1)]
+
+
+@dataclass(frozen=True)
+class DeeperThanTheModel(FinalStep):
+    def depth(self, num_steps):
+        return objectives.Depth(0, num_steps + 1)
+
+
 ONE_LOSS, ROWS_ALONE, FINITE = "one loss per example", "does not depend on the other rows", "losses are finite"
 
 
@@ -189,6 +214,9 @@ ONE_LOSS, ROWS_ALONE, FINITE = "one loss per example", "does not depend on the o
         (LogOfThePmf(), FINITE, "hazard logits -1e+04"),
         (InfiniteGradient(), "gradients are finite", "hazard logits"),
         (NeedsTwoSteps(), "answers for every finite batch", "1 steps"),
+        (WeightsOfSixSteps(), "answers for every finite batch", "7 steps"),
+        (CutTooEarly(), "no step behind those of depth is read", "of 2 steps, and of 6"),
+        (DeeperThanTheModel(), "depth gives a Depth that the model has", "Depth(warm_up=0, steps=7) for 6 steps"),
         (ChangesLosses(), "per_example is pure", "what it was given"),
         (DropsRandomly(), "per_example is pure", "different losses"),
         (Unregistered(), "is registered", "Unregistered"),
@@ -229,6 +257,31 @@ def test_what_the_objective_refuses_is_refused_in_its_own_words() -> None:
     with pytest.raises(ArgumentError, match="a task with one class an example"):
         check_objective(SignalCalibration(), task="token_classification")
     check_objective(Distillation(), task="token_classification")
+
+
+@dataclass(frozen=True)
+class OneWeightAStep(Objective):
+    """Made for one number of steps, and says so."""
+
+    weights: tuple[float, ...]
+
+    def per_example(self, unrolled):
+        steps = unrolled.losses.shape[1]
+        if len(self.weights) != steps:
+            raise ArgumentError("weights", expected=f"{steps} of them", got=self.weights, remedy="Give one a step.")
+        return (unrolled.losses * unrolled.losses.new_tensor(self.weights)).sum(1)
+
+
+def test_other_numbers_of_steps_may_be_refused() -> None:
+    objectives.register("one-weight-a-step")(OneWeightAStep)
+    for objective in (
+        objectives.OneStep(3),
+        Distillation(teacher="frozen", step=4),
+        OneWeightAStep((1.0, 0.5, 2.0, 3.0)),
+    ):
+        check_objective(objective, num_steps=4)
+        with pytest.raises(ArgumentError, match=r"step|weights"):
+            check_objective(objective, num_steps=2)
 
 
 def test_what_is_no_objective() -> None:

@@ -597,6 +597,27 @@ def test_copies_that_behave_otherwise() -> None:
         check_policy(policy)
 
 
+class Late(str):
+    """Plain text in JSON, and after it."""
+
+
+@dataclass(frozen=True)
+class TellsByType(Broken):
+    """Trap: copies that never went through JSON behave alike."""
+
+    mode: str
+
+    def decide(self, step, state):
+        return step.cdf > (0.9 if isinstance(self.mode, Late) else 0.1), state
+
+
+def test_a_field_that_json_turns_into_another_type() -> None:
+    policies.register("tells-by-type")(TellsByType)
+    check_policy(TellsByType("late"))
+    with pytest.raises(ContractError, match=r"by way of JSON.*behaves the same.*different results"):
+        check_policy(TellsByType(Late("late")))
+
+
 def test_a_class_that_pickle_cannot_find() -> None:
     @policies.register("local")
     @dataclass(frozen=True)
