@@ -15,7 +15,7 @@ from ponder.integrations.transformers.adapter import Adapter, registry
 from ponder.integrations.transformers.captured import FIELDS, CapturedAdapter, constants_of, on_meta
 from ponder.integrations.transformers.examples import example_for
 from ponder.parts.capturing.proof import close
-from ponder.parts.capturing.twin import evaluating_twin, varied_twin
+from ponder.parts.capturing.twin import evaluating_twin, unbound_forwards, varied_twin
 from ponder.parts.readouts import ReadoutCall
 
 __all__ = ["adapter_for", "check_block_sparse", "encoder_of", "is_exact"]
@@ -131,7 +131,7 @@ def is_exact(encoder: PreTrainedModel) -> bool:
             return True
         told = [field for field in set(FIELDS.values()) if plain.get(field) is not None]
         if not all(close(again[field], plain[field]) for field in told):  # NaN, or what is drawn anew
-            return True
+            return next(unbound_forwards(encoder), None) is None
         try:
             adapter = registry.get(encoder.config.model_type, encoder=twin)
             own = _at_full_depth(adapter, example, told) if _is_ours(adapter) else {}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.capturing.captured import CapturedStem
 from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.testing import check_backbone
 from tests.ponder.capturable import (
@@ -26,9 +32,11 @@ from tests.ponder.capturable import (
     WIDTH,
     Block,
     ByTurns,
+    TextEncoder,
     make,
     other_example,
     states,
+    token_ids,
 )
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -133,6 +141,51 @@ def test_batches_get_narrower_when_the_longest_rows_leave(name: str) -> None:
     full = model.unroll(example[first], **{name: example[name] for name in others}).outputs
     expected = full[torch.arange(len(LENGTHS)), out.exit_step - 1]
     torch.testing.assert_close(out.outputs, expected, atol=1e-5, rtol=1e-5)
+
+
+class Ending(nn.Module):
+    """A classifier of tokens with a mask, whose end is a function of its last states and its ids."""
+
+    def __init__(self, end: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.out, self.end = TextEncoder(), nn.Linear(WIDTH, 3), end
+        self.eval()
+
+    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.out(self.end(self.inner(ids, attention_mask)["tokens"], ids))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda tokens, ids: tokens.mean(1),
+        lambda tokens, ids: tokens.amax(1),
+        lambda tokens, ids: tokens[:, -1],
+        lambda tokens, ids: tokens - tokens.mean(1, keepdim=True),
+    ],
+    ids=["mean", "maximum", "last", "centred"],
+)
+@torch.no_grad()
+def test_an_end_that_reads_padding_keeps_batches_as_wide_as_they_are(end: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Trap: states that stay as they are in narrower batches were proved, and what is read of them was not."""
+    module, example = Ending(end), make("text-masked")[1]
+    assert ponder.capture(module, example).padding is None
+    model = ponder.PonderWrapper.from_recipe(module, "pabee", num_outputs=3, example=example).eval()
+    ran = call(model, example, policy=LongestFirst(), row_ids=LENGTHS)
+    record = model.unroll(example["ids"], attention_mask=REAL.long(), row_ids=LENGTHS)
+    expected = record.replay(LongestFirst())
+    assert torch.equal(ran.exit_step, expected.exit_step)
+    torch.testing.assert_close(ran.outputs, expected.outputs, atol=1e-6, rtol=1e-5)
+
+
+def test_an_end_that_reads_what_stands_at_padding_keeps_lengths_apart_in_a_stream() -> None:
+    example = {"ids": token_ids() % 29 + 1, "attention_mask": REAL.long()}  # a stream pads with 0
+    module = Ending(lambda tokens, ids: tokens[:, 0] * (1 + (ids[:, -1:] > 0)))
+    padding = ponder.capture(module, example).padding
+    assert padding is not None
+    assert padding.pooled
+    assert not padding.mixed
 
 
 def test_without_a_mask_no_lengths_are_claimed() -> None:
@@ -328,6 +381,44 @@ class OfTheBatch(nn.Module):
         return hidden
 
 
+class OfTheBatchAround(OfTheBatch):
+    """Statistics of the batch before or behind its layers, or handed to each of them."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.layers = nn.ModuleList([Shifted() for _ in range(2)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.where == "before":
+            hidden = hidden - hidden.mean(0)
+        shift = hidden.mean(0) if self.where == "handed on" else torch.zeros(WIDTH)
+        for layer in self.layers:
+            hidden = layer(hidden, shift)
+        return hidden - hidden.mean(0) if self.where == "behind" else hidden
+
+
+class Shifted(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, shift: Tensor) -> Tensor:
+        return super().forward(hidden - shift)
+
+
+@torch.no_grad()
+def test_layers_may_write_into_what_they_are_given() -> None:
+    """Trap: h_0 of fewer rows compared with what the first layer had made of h_0; every step ran the module again."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)) for _ in range(3)]
+    module = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(*layers)).eval()
+    parts = ponder.capture(module, states(), layers="1")
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity()).eval()
+    assert torch.equal(model(states(), policy=LastStep()).outputs, module(states()))
+    assert isinstance(parts.stem, CapturedStem)
+    assert not parts.stem.layered.between
+
+
 class Skips(nn.Module):
     """A U-Net: what the first layer gave is added after the last."""
 
@@ -434,6 +525,9 @@ def test_layers_that_are_told_by_a_flag_what_holds_of_some_rows_are_told_anew(se
     [
         (Widening(), states(), "keep the shape of the hidden state; got .* after layer 1 of 'stages'"),
         (OfTheBatch(), states(), "rows that do not affect one another"),
+        (OfTheBatchAround("before"), states(), "rows that do not affect one another; got other arguments"),
+        (OfTheBatchAround("handed on"), states(), "rows that do not affect one another"),
+        (OfTheBatchAround("behind"), states(), "rows that do not affect one another; got other outputs"),
         (Skips(), states(), "nothing but the hidden state is handed on; got other outputs"),
         (Random(), states(), "draws random numbers"),
         (nn.Linear(WIDTH, 2), states(), "a list of layers that are called"),
@@ -619,6 +713,139 @@ def test_a_mask_that_is_compiled_for_the_whole_batch_is_made_anew_for_the_rows_t
     out = model(given, policy=LongestFirst())
     assert out.exit_step.tolist() == [3, 2, 1]
     torch.testing.assert_close(out.outputs[0], encoder(given)[0])
+
+
+class Net(nn.Module):
+    """An encoder with a list of layers, and an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.out = OfLayers(), nn.Linear(WIDTH, 3)
+        self.eval()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(self.encoder(hidden).mean(1))
+
+
+class OfLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Block() for _ in range(LAYERS)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+    def other(self, hidden: Tensor) -> Tensor:
+        return OfLayers.forward(self, 4 * hidden)
+
+
+def of_maximum(self: Net, hidden: Tensor) -> Tensor:
+    return self.out(self.encoder(hidden).amax(1))
+
+
+def twice(forward: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+    return 2 * forward(hidden)
+
+
+def on_the_module(net: Any) -> None:
+    net.forward = MethodType(of_maximum, net)
+
+
+def in_part(net: Any) -> None:
+    net.forward = partial(of_maximum, net)
+
+
+def around(net: Any) -> None:
+    net.forward = partial(twice, net.forward)
+
+
+def on_the_encoder(net: Any) -> None:
+    net.encoder.forward = net.encoder.other
+
+
+def on_a_layer(net: Any) -> None:
+    net.encoder.layers[1].forward = partial(twice, net.encoder.layers[1].forward)
+
+
+def by_a_closure_on_a_layer(net: Any) -> None:
+    plain = net.encoder.layers[1].forward
+    net.encoder.layers[1].forward = lambda hidden: 2 * plain(hidden)
+
+
+def dispatched(net: Any) -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    for module in (net, net.encoder, net.encoder.layers[0], net.out):
+        hooks.add_hook_to_module(module, hooks.AlignDevicesHook("cpu", io_same_device=True))
+
+
+def patched_and_dispatched(net: Any) -> None:
+    on_the_module(net)
+    on_the_encoder(net)
+    dispatched(net)
+
+
+PATCHES = [
+    on_the_module,
+    in_part,
+    around,
+    on_the_encoder,
+    on_a_layer,
+    by_a_closure_on_a_layer,
+    dispatched,
+    patched_and_dispatched,
+]
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
+@torch.no_grad()
+def test_a_forward_that_was_put_on_a_module_is_its_own(patch: Callable[[Any], None]) -> None:
+    """Trap: it was dropped, and what was proved was the module of its class."""
+    net, hidden = Net(), states()
+    patch(net)
+    expected = net(hidden)
+    model = wrapped(net, {"hidden": hidden})
+    assert torch.equal(model(hidden, policy=LastStep()).outputs, expected)
+    assert torch.equal(net(hidden), expected)
+    again = copy.deepcopy(model)
+    assert torch.equal(again(hidden, policy=LastStep()).outputs, expected)
+
+
+@torch.no_grad()
+def test_a_forward_that_was_compiled_is_read_as_what_it_compiles() -> None:
+    net, hidden = Net(), states()
+    on_the_module(net)
+    expected = net(hidden)
+    net.forward = torch.compile(net.forward, backend="eager")
+    assert torch.equal(wrapped(net, {"hidden": hidden})(hidden, policy=LastStep()).outputs, expected)
+
+
+@torch.no_grad()
+def test_a_forward_on_a_module_leaves_nothing_for_the_garbage_collector() -> None:
+    net = Net()
+    on_the_module(net)
+    on_the_encoder(net)
+    model = wrapped(net, {"hidden": states()})
+    gc.collect()
+    gc.disable()
+    try:
+        hidden = states()
+        model(hidden)
+        kept = weakref.ref(hidden)
+        del hidden
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_a_closure_around_the_layers_is_refused_by_its_name() -> None:
+    net: Any = Net()
+    plain = net.encoder.forward
+    net.encoder.forward = lambda hidden: 2 * plain(hidden)
+    with pytest.raises(ArgumentError, match=r"got .*module\.encoder\.forward, .*module\.encoder\.forward = types\."):
+        ponder.capture(net, states())
 
 
 class Positions(nn.Module):

@@ -36,7 +36,7 @@ from ponder.parts.capturing.layered import (
     told_otherwise,
 )
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
-from ponder.parts.capturing.twin import evaluating_twin, training_twin, untraced_twin, varied_twin
+from ponder.parts.capturing.twin import evaluating_twin, training_twin, unbound_forwards, untraced_twin, varied_twin
 from ponder.parts.capturing.watching import (
     Asked,
     Layers,
@@ -163,17 +163,36 @@ def learn(
         ArgumentError: What `capture` refuses.
     """
     shadow = evaluating_twin(_checked(module))
+    try:
+        layered = _learn(shadow, _read_example(example), layers, count, reads or first_output)
+    except ArgumentError as error:
+        path = next(unbound_forwards(module), None) if error.argument == "module" else None
+        if path is None:
+            raise
+        raise _unbound(path, error) from error
+    layered.module = module
+    return layered
+
+
+def _learn(
+    shadow: nn.Module,
+    given: dict[str | int, Any],
+    layers: str | None,
+    count: int | None,
+    reads: Callable[[Any], Any],
+) -> LayeredModule:
+    """Learn and prove it of a twin in evaluation mode."""
     with torch.inference_mode(False), torch.no_grad():  # in inference mode, nobody counts who writes into a tensor
-        seen = _see(shadow, _read_example(example), reads or first_output)
+        seen = _see(shadow, given, reads)
         with torch.random.fork_rng(_devices(seen.given)):
             layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
             layered.still = _without_gradients(layered, seen)
             padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
-            layered.padding = None if padding is None else joinable(layered, padding, seen.given)
+            layered.padding = None if padding is None else joinable(layered, padding, seen.given, reads)
     output = seen.watched.output
     if isinstance(output, Mapping):
         layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
-    layered.module, layered.given_names = module, frozenset(name for name in seen.given if isinstance(name, str))
+    layered.given_names = frozenset(name for name in seen.given if isinstance(name, str))
     return layered
 
 
@@ -399,6 +418,18 @@ def _answer(output: Any, entering: Tensor, last: bool) -> Any:
         return Mark("state", place)
 
     return map_leaves(mark, output)
+
+
+def _unbound(path: str, error: ArgumentError) -> ArgumentError:
+    """What is said of a forward that calls the module itself, where its layers had to be watched."""
+    forward = ".".join(filter(None, ("module", path, "forward")))
+    return ArgumentError(
+        "module",
+        expected=f"{error.expected}; and forwards put on a module that are bound to it",
+        got=f"{error.got.rstrip('.')}; and {forward}, a function that calls what it holds itself, where nobody watches",
+        remedy=f"Write it as a function of the module, and bind it: {forward} = types.MethodType(function, "
+        f"{forward.rpartition('.')[0]}).",
+    )
 
 
 def _checked(module: nn.Module) -> nn.Module:

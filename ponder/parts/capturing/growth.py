@@ -24,6 +24,7 @@ __all__ = [
     "one_column_less",
     "one_more_column",
     "one_more_row",
+    "one_row_less",
     "split_rows",
 ]
 
@@ -47,6 +48,14 @@ def one_more_row(given: Arguments, rows: int) -> dict[str | int, Any]:
     """Arguments by name or place, with the first row once more at the end of every tensor that has rows."""
     return {
         key: torch.cat([value, value[:1]]) if isinstance(value, Tensor) and _first(value) == rows else value
+        for key, value in given.items()
+    }
+
+
+def one_row_less(given: Arguments, rows: int) -> dict[str | int, Any]:
+    """Arguments without the first row of every tensor that has rows; copies, since a call may write into them."""
+    return {
+        key: value[1:].clone() if isinstance(value, Tensor) and _first(value) == rows else value
         for key, value in given.items()
     }
 

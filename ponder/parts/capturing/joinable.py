@@ -55,7 +55,9 @@ class JoinableStem:
         return hidden, noted
 
 
-def joinable(layered: LayeredModule, padding: LearnedPadding, given: Arguments) -> LearnedPadding:
+def joinable(
+    layered: LayeredModule, padding: LearnedPadding, given: Arguments, reads: Callable[[Any], Any]
+) -> LearnedPadding:
     """`padding` with a stem for streams, where rows of several lengths were seen to share a batch.
 
     Elsewhere it says that they may not: a module that makes no mask where nothing is padded would show the padding of
@@ -65,6 +67,7 @@ def joinable(layered: LayeredModule, padding: LearnedPadding, given: Arguments) 
         layered: What was learned of the module; the lengths that it knows are given what stands at padding.
         padding: Where lengths lie.
         given: The example, whose mask hides the ends of some rows.
+        reads: A function from the module's output to what readouts read of it.
     """
     lengths = padding.lengths(dict(given))  # type: ignore[arg-type]
     assert lengths is not None  # `learned_padding` gives none without a mask
@@ -75,7 +78,7 @@ def joinable(layered: LayeredModule, padding: LearnedPadding, given: Arguments) 
         for name, along in before.items():
             if isinstance(tensor := context.get(name), Tensor) and name.startswith("noted"):
                 layered.lengths[name] = Along(along.dims, fill=_at_padding(tensor, along, lengths.tolist()))
-        if _joins(layered, padding, stem, given, lengths.tolist(), (hidden, context)):
+        if _joins(layered, padding, stem, given, lengths.tolist(), (hidden, context), reads):
             return replace(padding, stem=stem)
     except _FAILURES:
         pass
@@ -90,8 +93,12 @@ def _joins(
     given: Arguments,
     lengths: list[int],
     whole: tuple[Tree, dict[str, Any]],
+    reads: Callable[[Any], Any],
 ) -> bool:
-    """Whether rows that were given alone, at their own lengths, have in one batch the states that they had in it."""
+    """Whether rows that were given alone, at their own lengths, have in one batch the states that they had in it.
+
+    And whether what is read of these states is what was read of those.
+    """
     longest, sizes = max(lengths), [1] * len(lengths)
     alone = [stem(_row(given, row, length, longest)) for row, length in enumerate(lengths)]
     state = join_rows([hidden for hidden, _ in alone], sizes, lengths=padding.of_hidden, length=longest)
@@ -105,7 +112,16 @@ def _joins(
     for number in range(layered.num_steps):
         state, own = layered.step(number, state, unwrap(context)), layered.step(number, own, unwrap(around))
     pairs = zip(tensors(state), tensors(own), strict=True)
-    return all(_same(mine, theirs, padding.of_hidden(mine), lengths) for (_, mine), (_, theirs) in pairs)
+    if not all(_same(mine, theirs, padding.of_hidden(mine), lengths) for (_, mine), (_, theirs) in pairs):
+        return False
+    read, expected = (
+        tensors(layered.read(reads, each, unwrap(there))) for each, there in ((state, context), (own, around))
+    )
+    return all(
+        _same(mine, theirs, Along() if mine.shape[1:2] == (longest,) else None, lengths)
+        for (_, mine), (_, theirs) in zip(read, expected, strict=True)
+        if mine.is_floating_point() and mine.shape[:1] == (len(lengths),)
+    )
 
 
 def _same(mine: Tensor, theirs: Tensor, along: Along | None, lengths: list[int]) -> bool:

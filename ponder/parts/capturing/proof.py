@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, distance, leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
-from ponder.parts.capturing.growth import grown_lengths, is_long, one_more_column
+from ponder.parts.capturing.growth import grown_lengths, is_long, merge_rows, one_more_column, one_row_less
 from ponder.parts.capturing.layered import PLAN, CodeBetweenError, LayeredModule
 from ponder.parts.padding import Along, Padding
 
@@ -29,6 +29,8 @@ _REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": 
 def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, reads: Callable[[Any], Any]) -> None:
     """Full depth is the module's own output bit for bit; rows may leave; the state of every step can be read.
 
+    Rows may leave where others are not felt: neither in the steps, nor before them, nor in what is read behind them.
+
     Args:
         layered: What was learned of the module, in evaluation mode.
         given: The example.
@@ -40,26 +42,55 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
         ArgumentError: One of them does not hold.
         CodeBetweenError: The layers are not called as was learned.
     """
-    states, context = _run(layered, given)
-    _check_depth(layered, states[-1], context, expected, reads)
-    kept = torch.arange(1, rows, device=_device(states[0]))
-    few, there = take_rows((states[1], context), kept)
+    fewer = one_row_less(given, rows)
+    start, context = layered.stem(given)
+    kept = torch.arange(1, rows, device=_device(start))
+    before = take_rows((start, context), kept)  # copies, since layers may write into what they are given
+    states = _states(layered, start, context)
+    features = _check_depth(layered, states[-1], context, expected, reads)
+    few, last, there = take_rows((states[1], states[-1], context), kept)
     try:
         for number in range(1, layered.num_steps):
             few = layered.step(number, few, unwrap(there))
     except (RuntimeError, IndexError) as error:
         raise refusal("layers that can be called with fewer rows than the one before", str(error)) from error
-    for (_, part), (_, whole) in zip(tensors(few), tensors(take_rows(states[-1], kept)), strict=True):
-        if not close(part, whole):
-            raise refusal(
-                "rows that do not affect one another",
-                f"other states of the rows that stay when the first row leaves: they differ by {distance(part, whole)}",
-            )
+    for (_, part), (_, whole) in zip(tensors(few), tensors(last), strict=True):
+        _check_alone(part, whole, "states of the rows that stay when the first row leaves")
     try:
-        for state, around in ((states[0], context), (states[1], context), (few, there)):
-            layered.read(reads, state, unwrap(around))
+        for state in states[:2]:
+            layered.read(reads, state, unwrap(context))
+        left = layered.read(reads, last, unwrap(there))
     except _FAILURES as error:
         raise refusal("an end that can read the state of every step", str(error)) from error
+    for (_, part), (_, whole) in zip(tensors(left), tensors(features), strict=True):
+        if part.is_floating_point() and part.shape == (rows - 1, *whole.shape[1:]):
+            _check_alone(part, whole[1:], "outputs for the states of the rows that stay when the first row leaves")
+    _check_before(layered, fewer, *before)
+
+
+def _check_before(layered: LayeredModule, given: Arguments, hidden: Tree, context: Mapping[str, Any]) -> None:
+    """For rows that are given without the first, layers are called with what they were called with beside it.
+
+    Compared is what has the same shape: a stem may cut its rows to the longest of them.
+    """
+    try:
+        notes = layered.dry(given)
+    except Exception:  # of its own: so few rows are nothing that it takes
+        return
+    plan: Any = unwrap(context)[PLAN]
+    pairs = [(notes.hidden, layered.merged(hidden))]
+    if len(notes.tensors) == len(plan.names):
+        noted = [(context[name], axis) for name, axis in zip(plan.names, plan.rows, strict=True)]
+        own = [value.value if axis is None else merge_rows(value, axis) for value, axis in noted]
+        pairs += zip(notes.tensors, own, strict=True)
+    for mine, theirs in pairs:
+        if mine.is_floating_point() and mine.shape == theirs.shape:
+            _check_alone(mine, theirs, "arguments of the layers for rows that are given without the first")
+
+
+def _check_alone(mine: Tensor, own: Tensor, what: str) -> None:
+    if not close(mine, own):
+        raise refusal("rows that do not affect one another", f"other {what}: they differ by {distance(mine, own)}")
 
 
 def refusal(expected: str, got: str) -> ArgumentError:
@@ -96,17 +127,17 @@ def learned_padding(
         | {name: Along(fill=not real) for name in (layered.mask, f"given_{layered.mask}")}
     )
     try:
-        features, more = (_features(layered, call, reads) for call in (given, longer_call))
+        features, more = (tensors(_features(layered, call, reads)) for call in (given, longer_call))
     except _FAILURES:  # layers that remember the length of the call before
         return None
     padding = LearnedPadding(
         mask=layered.mask,
         real=real,
         context=layered.lengths,
-        pooled=features.shape == more.shape,
+        pooled=features[0][1].shape == more[0][1].shape,
         state=along,
     )
-    return padding if along and _narrows(layered, padding, given, reads) else None
+    return padding if along and _narrows(layered, padding, given, reads, features) else None
 
 
 def _real(name: str, mask: Tensor) -> int | bool | None:
@@ -119,8 +150,14 @@ def _real(name: str, mask: Tensor) -> int | bool | None:
     return bool(first[0])
 
 
-def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: Callable[[Any], Any]) -> bool:
-    """Whether the states of shorter rows stay as they are when the longest rows leave and their columns with them."""
+def _narrows(
+    layered: LayeredModule,
+    padding: Padding,
+    given: Arguments,
+    reads: Callable[[Any], Any],
+    features: list[tuple[str, Tensor]],
+) -> bool:
+    """Whether shorter rows keep their states, and what is read of them, when the longest and their columns leave."""
     lengths = padding.lengths(dict(given))  # type: ignore[arg-type]
     if lengths is None or not bool((lengths < lengths.max()).any()):
         return False
@@ -129,22 +166,35 @@ def _narrows(layered: LayeredModule, padding: Padding, given: Arguments, reads: 
     longest = int(lengths[kept].max())
     if longest == 0:  # of such rows nothing could be compared
         return False
-    kept = kept.to(next(tensor.device for _, tensor in tensors(states[0])))
+    real = torch.arange(longest) < lengths[kept][:, None]
+    kept = kept.to(_device(states[0]))
     state, there = padding.trim(states[1], context, longest)
     state, there = take_rows((state, there), kept)
     try:
         for number in range(1, layered.num_steps):
             state = layered.step(number, state, unwrap(there))
-        layered.read(reads, state, unwrap(there))
+        read = layered.read(reads, state, unwrap(there))
     except _FAILURES:
         return False
     whole, _ = padding.trim(take_rows(states[-1], kept), {}, longest)
-    real = torch.arange(longest) < lengths[lengths < lengths.max()][:, None]
     return all(
         close(mine[real.to(mine.device)], own[real.to(own.device)])
         for (_, mine), (_, own) in zip(tensors(state), tensors(whole), strict=True)
         if mine.shape[:2] == real.shape
+    ) and all(
+        _read_alike(mine, own[kept], real)
+        for (_, mine), (_, own) in zip(tensors(read), features, strict=True)
+        if mine.is_floating_point() and own.shape[:1] == lengths.shape
     )
+
+
+def _read_alike(mine: Tensor, own: Tensor, real: Tensor) -> bool:
+    """Whether narrowed rows are read as whole ones are: at real positions, where what is read of them has positions."""
+    if mine.shape != own.shape:
+        if mine.shape[:2] != real.shape:
+            return False
+        mine, own = mine[real.to(mine.device)], own[:, : real.shape[1]][real.to(own.device)]
+    return close(mine, own)
 
 
 @dataclass(frozen=True)
@@ -175,23 +225,28 @@ class LearnedPadding(Padding):
         return map_tensors(narrow, hidden), context
 
 
-def _features(layered: LayeredModule, given: Arguments, reads: Callable[[Any], Any]) -> Tensor:
+def _features(layered: LayeredModule, given: Arguments, reads: Callable[[Any], Any]) -> Any:
     states, context = _run(layered, given)
-    return next(leaf for leaf in leaves(layered.read(reads, states[-1], unwrap(context))) if isinstance(leaf, Tensor))
+    return layered.read(reads, states[-1], unwrap(context))
 
 
 def _run(layered: LayeredModule, given: Arguments) -> tuple[list[Tree], dict[str, Any]]:
     """Run the example through all steps: its states h_0 … h_N, and the context."""
     state, context = layered.stem(given)
+    return _states(layered, state, context), context
+
+
+def _states(layered: LayeredModule, state: Tree, context: Mapping[str, Any]) -> list[Tree]:
     states = [state]
     for number in range(layered.num_steps):
         states.append(layered.step(number, states[-1], unwrap(context)))
-    return states, context
+    return states
 
 
 def _check_depth(
     layered: LayeredModule, last: Tree, context: Mapping[str, Any], expected: Any, reads: Callable[[Any], Any]
-) -> None:
+) -> Any:
+    """What is read of the last state, which is the module's own output."""
     got = layered.read(reads, last, unwrap(context))
     for mine, own in zip(leaves(got), leaves(reads(expected)), strict=True):
         if isinstance(own, Tensor) and (mine.shape != own.shape or not torch.equal(mine, own)):
@@ -199,6 +254,7 @@ def _check_depth(
                 "layers between which nothing but the hidden state is handed on",
                 f"other outputs than the module's: they differ by {distance(mine, own)}",
             )
+    return got
 
 
 def _device(state: Tree) -> torch.device:

@@ -8,10 +8,13 @@ microseconds, and the copy is thrown away after the call.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from functools import partial
+from operator import is_
+from types import MethodType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -23,6 +26,7 @@ __all__ = [
     "evaluating_twin",
     "training_twin",
     "twin_of",
+    "unbound_forwards",
     "untraced_twin",
     "varied_twin",
     "watched_copy",
@@ -40,13 +44,67 @@ def shallow_copy(module: nn.Module) -> nn.Module:
     twin.__dict__.update(module.__dict__)
     twin.__dict__["_modules"] = dict(module._modules)
     twin.__dict__.pop("_compiled_call_impl", None)  # would call the module that was compiled
-    if not hasattr(twin, "_orig_mod"):  # of `torch.compile`, which has no other
-        twin.__dict__.pop("forward", None)  # one put on the instance (device hooks) is bound to the original
+    if "forward" in twin.__dict__:  # one put on the instance
+        _bind_forward(twin, module)
     if isinstance(twin, nn.TransformerEncoder):
         twin.use_nested_tensor = False  # of whose kind tensors have no sizes to be learned
     if twin.training:
         _keep_all_layers(twin)
     return twin
+
+
+def unbound_forwards(root: nn.Module) -> Iterator[str]:
+    """The modules with lists of modules whose forward, put on the instance, calls them and no twin: a closure, say."""
+    for path, module in root.named_modules():
+        if "forward" not in module.__dict__ or hasattr(module, "_orig_mod"):  # that of `torch.compile`
+            continue
+        forward = _own_forward(module)
+        holds_lists = any(isinstance(part, nn.ModuleList | nn.Sequential) for part in module.modules())
+        if holds_lists and _bound_to(nn.Module(), module, forward) is forward:
+            yield path
+
+
+def _bind_forward(twin: nn.Module, module: nn.Module) -> None:
+    """Bind the forward that was put on `module` itself to its twin; one that is not bound to it stays as it is."""
+    forward = _own_forward(module)
+    own = isinstance(forward, MethodType) and forward.__self__ is module
+    if own and forward.__func__ is type(module).forward:
+        del twin.__dict__["forward"]
+    elif _bound_to(twin, module, forward) is not forward:
+        # Not a method of the twin: that would hold all tensors of the call until Python looks for cycles.
+        twin.__dict__["forward"] = partial(_call_bound, ref(twin), module)
+
+
+def _call_bound(twin: ref[nn.Module], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _bound_to(twin(), module, _own_forward(module))(*args, **kwargs)
+
+
+def _own_forward(module: nn.Module) -> Any:
+    """The forward on `module` itself; without what `torch.compile` and the device hooks of accelerate put around it."""
+    forward = module.__dict__["forward"]
+    if isinstance(forward, partial) and forward.func.__module__ == "accelerate.hooks":
+        forward = module.__dict__["_old_forward"]
+    if not isinstance(forward, MethodType):  # which has the attributes of its function
+        forward = getattr(forward, "_torchdynamo_orig_callable", forward)
+    return forward
+
+
+def _bound_to(twin: nn.Module | None, module: nn.Module, part: Any) -> Any:
+    """`part` of a forward with the twin in the place of the module; itself, where nothing tells that it has it."""
+    if part is module:
+        return twin
+    if isinstance(part, ref):
+        return ref(twin) if part() is module else part
+    if isinstance(part, MethodType):
+        return partial(part.__func__, twin) if part.__self__ is module else part
+    if not isinstance(part, partial):
+        return part
+    held = [part.func, *part.args, *part.keywords.values()]
+    func, *bound = (_bound_to(twin, module, each) for each in held)
+    if all(map(is_, held, (func, *bound))):
+        return part
+    count = len(part.args)
+    return partial(func, *bound[:count], **dict(zip(part.keywords, bound[count:], strict=True)))
 
 
 def _keep_all_layers(twin: nn.Module) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -99,6 +101,29 @@ def hooked(_: str) -> Any:
     return encoder
 
 
+def doubled(self: Any, *args: Any, **kwargs: Any) -> Any:
+    out = type(self).forward(self, *args, **kwargs)
+    return type(out)(last_hidden_state=2 * out.last_hidden_state)
+
+
+def patched(name: str) -> Any:
+    encoder: Any = make_encoder(name)
+    encoder.forward = MethodType(doubled, encoder)
+    return encoder
+
+
+def patched_inside(name: str) -> Any:
+    encoder: Any = make_encoder(name)
+    encoder.encoder.forward = partial(doubled, encoder.encoder)
+    return encoder
+
+
+def of_another_family(_: str) -> Any:
+    encoder = roberta()
+    encoder.encoder.forward = MethodType(doubled, encoder.encoder)
+    return encoder
+
+
 def exchanged(_: str) -> Any:
     encoder: Any = make_encoder("bert")
     new = ending_with(type(encoder.encoder), stirred_norm)(encoder.config)
@@ -112,9 +137,12 @@ def exchanged(_: str) -> Any:
         *((lambda name: made(name, stirred_norm), name) for name in KINDS),
         (lambda name: made(name, Gated), "bert"),
         (hooked, "bert"),
+        (patched, "bert"),
+        (patched_inside, "bert"),
+        (of_another_family, "roberta"),
         (exchanged, "bert"),
     ],
-    ids=[*KINDS, "gate of zero", "hook", "exchanged encoder"],
+    ids=[*KINDS, "gate of zero", "hook", "forward", "forward inside", "forward of another family", "exchanged encoder"],
 )
 @torch.no_grad()
 def test_code_around_the_layers_is_not_skipped(make: Callable[[str], Any], name: str) -> None:
@@ -129,6 +157,16 @@ def test_code_around_the_layers_is_not_skipped(make: Callable[[str], Any], name:
     batch = make_batch(encoder)
     plain = encoder(**batch).last_hidden_state
     assert torch.equal(model(**batch, policy=policies.LastStep()).last_hidden_state, plain)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_closure_around_the_layers_is_refused(training: bool) -> None:
+    """Trap: it was skipped, in silence."""
+    encoder: Any = make_encoder("bert").train(training)
+    plain = encoder.encoder.forward
+    encoder.encoder.forward = lambda *args, **kwargs: plain(*args, **kwargs)
+    with pytest.raises(ArgumentError, match=r"module\.encoder\.forward = types\.MethodType"):
+        PonderModel.from_encoder(encoder, "vanilla", readout="tokens")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
