@@ -23,7 +23,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
 from ponder.parts.recording import Recording
-from ponder.parts.tasks import IGNORED_LABEL, Custom, TaskName, answers_otherwise
+from ponder.parts.tasks import IGNORED_LABEL, Custom, Task, TaskName, answers_otherwise, task_named
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Trajectory"]
@@ -138,7 +138,7 @@ class Trajectory(Recording):
         own = {name: tensor.clone() for name, tensor in self.tensors().items()}  # two may be one, as h_n with no head
         task = Custom.name if self.task and answers_otherwise(self.meaning) else self.task or ""
         told = {"format": _FORMAT, "task": task, **({"training": "true"} if self.training else {})}
-        write_tensors(path, own, told)
+        write_tensors(path, own, told | _said(task, self.meaning))
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
@@ -149,12 +149,14 @@ class Trajectory(Recording):
         """
         tensors, metadata = read_tensors(path, _FORMAT, required=("outputs", "row_ids"))
         _check_saved(path, tensors)
+        said = metadata.get("classes")
         empty = cls(
             outputs=tensors["outputs"],
             hazard_logits=None,
             row_ids=tensors["row_ids"],
             task=metadata.get("task") or None,
             training=metadata.get("training") == "true",
+            task_object=None if said is None else Custom(classes=said == "true"),
         )
         return empty._with(tensors)
 
@@ -163,6 +165,14 @@ class Trajectory(Recording):
         given = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
         own = {name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)}
         return dataclasses.replace(self, **own, policy_context=given or None)  # type: ignore[arg-type]
+
+
+def _said(name: str, task: Task) -> dict[str, str]:
+    """What a user's own task says and its name does not tell: whether outputs are logits of classes, or numbers."""
+    known = not name or not isinstance(task_named(name), Custom)
+    if known or task.supposed or task.classes == task.numbers:
+        return {}
+    return {"classes": "true" if task.classes else "false"}
 
 
 def _same_task(one: Trajectory, other: Trajectory) -> bool:

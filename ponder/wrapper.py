@@ -522,6 +522,7 @@ class PonderWrapper(EarlyExitModel):
         check_type("objective", objective, Objective)
         check_holds_no_weights("objective", objective, self)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
+        objective.check_task(self.spec.task)
         if objective.draws_depth:
             check_drawn(objective, self.steps.shared and not isinstance(self.head, PerStep), self.num_steps)
         check_truncation(self.truncate_below, objective, self.lambda_head is not None)

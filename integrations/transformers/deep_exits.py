@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ponder._utils.progress import progress_bar
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.prediction import record_rows
+from ponder.parts.tasks import IGNORED_LABEL
 
 __all__ = ["answers_of", "train_encoder"]
 
@@ -86,7 +87,7 @@ def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Te
     losses = []
     for own in outputs.unbind(1):
         loss = F.kl_div(own.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)[counted].mean()
-        if labels is not None:
-            loss = loss + F.cross_entropy(own.flatten(0, -2), labels.flatten(), ignore_index=-100)
+        if labels is not None and bool((labels != IGNORED_LABEL).any()):  # the mean of none would be NaN
+            loss = loss + F.cross_entropy(own.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL)
         losses.append(loss)
     return (torch.stack(losses) * weights).sum() / weights.sum()

@@ -37,7 +37,7 @@ from ponder.calibration.agreement import (
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.deep_exits import answers_of, train_encoder
 from ponder.integrations.transformers.finetuned import SPLIT, FinetunedClassifier
-from ponder.policies import LastStep
+from ponder.policies import ExitPolicy, LastStep
 from ponder.trajectory import Trajectory
 
 __all__ = ["ExitReport", "Split", "distinct", "fit_exits", "split_rows"]
@@ -77,8 +77,8 @@ class ExitReport:
         best_level: The lowest level that so many rows could certify, were there no disagreement at all.
         moved: Share of the certifying inputs whose answer at full depth is not that of the plain model: 0 where only
             early heads learned.
-        plain_accuracy: Accuracy of the plain model on the certifying inputs; NaN where the inputs had no labels.
-        exit_accuracy: Accuracy of the exits on the certifying inputs; NaN where the inputs had no labels.
+        plain_accuracy: Accuracy of the plain model on the certifying inputs that have a label; NaN where none has.
+        exit_accuracy: Accuracy of the exits on the same.
         curves: What other kinds and thresholds give on the certifying inputs; not in `to_dict`.
 
     Example:
@@ -485,10 +485,7 @@ def _report(
     differs = differences(certifying)[torch.arange(done.rows), certifying.replay(done.found.policy).exit_step.cpu() - 1]
     found, plain, own = done.found, math.nan, math.nan
     if labels is not None:
-        labels = labels[split.certify]
-        right, steps = replace(certifying, labels=labels).correct(), certifying.replay(found.policy).exit_step
-        own = float(right[torch.arange(done.rows), steps - 1].double().mean())
-        plain = float(_right_answers(certifying, labels).double().mean())
+        plain, own = _accuracies(certifying, labels[split.certify], found.policy)
     threshold = found.policy.threshold_value
     return ExitReport(
         statement=done.statement("the plain model does", f"{'distinct ' if duplicates else ''}inputs like these"),
@@ -514,6 +511,18 @@ def _report(
         curves=agreement_curves(certifying, confidence),
         disagreement_as_given=float((differs.double() * often).sum() / often.sum()),
     )
+
+
+def _accuracies(certifying: Trajectory, labels: Tensor, policy: ExitPolicy) -> tuple[float, float]:
+    """The accuracies of the plain model and of the exits over the rows that have a label; NaN where none has."""
+    told = replace(certifying, labels=labels)
+    labelled = certifying.meaning.labelled(told.counted_labels())
+    rows = torch.arange(len(labels)) if labelled is None else labelled.nonzero().flatten()
+    if not len(rows):
+        return math.nan, math.nan
+    right, steps = told.map(lambda tensor: tensor[rows]).correct(), certifying.replay(policy).exit_step[rows]
+    own = right[torch.arange(len(rows)), steps - 1]
+    return float(_right_answers(certifying, labels)[rows].double().mean()), float(own.double().mean())
 
 
 def _right_answers(certifying: Trajectory, labels: Tensor) -> Tensor:

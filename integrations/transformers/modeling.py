@@ -244,6 +244,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             problem_type = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
         task = cls.task_of(PonderConfig(num_labels=num_labels, problem_type=problem_type))
         recipe = recipe.for_steps(num_steps).for_task(task)
+        recipe = recipe if policy is None else dataclasses.replace(recipe, policy=policy)
         made = PonderConfig(
             encoder=_as_fields(encoder),
             recipe=recipe.to_dict(),
@@ -261,7 +262,6 @@ class PonderPreTrainedModel(PreTrainedModel):
                 model.check_readable()
             except ArgumentError as error:
                 warnings.warn(f"The model runs here, and save_pretrained will refuse it. {error}", stacklevel=2)
-        model.policy = model.policy if policy is None else policy
         return model
 
     @classmethod

@@ -9,6 +9,7 @@ from torch import Tensor
 from ponder._utils.validation import check_type
 from ponder.objectives.base import Objective, Unrolled, check_same_steps, registry
 from ponder.objectives.progress import Progress
+from ponder.parts.tasks import Task
 
 __all__ = ["Alternating"]
 
@@ -60,6 +61,10 @@ class Alternating(Objective):
     def at(self, progress: Progress | None) -> Objective:
         """The objective whose turn it is; both where nobody said how far training has come."""
         return self if progress is None else (self.odd if progress.step % 2 else self.even).at(progress)
+
+    def check_task(self, task: Task) -> None:
+        self.even.check_task(task)
+        self.odd.check_task(task)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         assert unrolled.progress is not None  # `check_batch` saw to it

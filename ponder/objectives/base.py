@@ -174,6 +174,9 @@ class Objective(Plugin, ABC):
                     "objective", expected=f"an objective that needs no {need}", got=repr(self), remedy=remedy
                 )
 
+    def check_task(self, task: Task) -> None:
+        """Raise where the task's answers are none that the objective can teach; called when the model is built."""
+
     def check_batch(self, unrolled: Unrolled) -> None:
         """Raise where a training batch lacks what the objective needs; called once a batch."""
         for need, there, remedy in (
@@ -300,6 +303,10 @@ class Weighted(Objective):
     def check_depth(self, num_steps: int) -> None:
         for objective in self.objectives:
             objective.check_depth(num_steps)
+
+    def check_task(self, task: Task) -> None:
+        for objective in self.objectives:
+            objective.check_task(task)
 
     @property
     def truncatable(self) -> bool:  # type: ignore[override]

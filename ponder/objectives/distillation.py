@@ -10,6 +10,7 @@ from torch import Tensor
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Depth, Objective, Unrolled, cut_after, registry
+from ponder.parts.tasks import Task, check_distils
 
 __all__ = ["Distillation", "distilled"]
 
@@ -70,6 +71,9 @@ class Distillation(Objective):
         later = {"teacher": "last_step", "step": None}
         return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
+    def check_task(self, task: Task) -> None:
+        check_distils(task)
+
     def depth(self, num_steps: int) -> Depth:
         return super().depth(num_steps) if self.step is None else cut_after(self.step, num_steps)
 
@@ -95,9 +99,9 @@ class Distillation(Objective):
 def distilled(unrolled: Unrolled, students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """The task's losses of students against their teachers, `(batch, pairs)`; outputs of both `(batch, pairs, …)`."""
     batch, pairs = students.shape[:2]
-    task, labels = unrolled.task, unrolled.labels
+    task, mask = unrolled.task, unrolled.mask
     told = {}
-    if task.per_token and labels is not None:  # the others teach a row whatever its label is
-        told["labels"] = labels.repeat_interleave(pairs, dim=0)
+    if task.per_token and mask is not None:  # what policies compare is what is taught, whether it has a label or not
+        told["mask"] = mask.repeat_interleave(pairs, dim=0)
     losses = task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, **told)
     return losses.reshape(batch, pairs)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.objectives.distillation import distilled
+from ponder.parts.tasks import Task, check_distils
 
 __all__ = ["MutualDistillation"]
 
@@ -35,6 +36,9 @@ class MutualDistillation(Objective):
 
     def __post_init__(self) -> None:
         check_real("temperature", self.temperature, open_low=True)
+
+    def check_task(self, task: Task) -> None:
+        check_distils(task)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         outputs = unrolled.outputs

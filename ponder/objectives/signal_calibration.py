@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ponder._utils.validation import check_choice, check_real
 from ponder.objectives.base import Objective, Unrolled, registry
-from ponder.objectives.signals import certainty
+from ponder.objectives.signals import certainty, check_one_class
 from ponder.parts.signals import SIGNALS
-from ponder.parts.tasks import hard_labels
+from ponder.parts.tasks import Task, hard_labels
 
 __all__ = ["SignalCalibration"]
+
+_REMEDY = "Leave SignalCalibration out: it compares how sure right and wrong classes are."
 
 
 @registry.register("signal-calibration")
@@ -47,11 +49,13 @@ class SignalCalibration(Objective):
         check_real("margin", self.margin)
         check_choice("signal", self.signal, SIGNALS)
 
+    def check_task(self, task: Task) -> None:
+        check_one_class(self.signal, task, _REMEDY)
+
     def per_example(self, unrolled: Unrolled) -> Tensor:
         labels = unrolled.labels
         assert labels is not None  # `check_batch` saw to it
-        remedy = "Leave SignalCalibration out: it compares how sure right and wrong classes are."
-        sure = certainty(self.signal, unrolled, gradient=True, remedy=remedy)[:, :-1]
+        sure = certainty(self.signal, unrolled, gradient=True, remedy=_REMEDY)[:, :-1]
         right = (unrolled.outputs[:, :-1].argmax(-1) == hard_labels(labels).unsqueeze(1)).to(sure.dtype)
         many_right, many_wrong = right.sum(0), (1.0 - right).sum(0)
         of_right = (sure * right).sum(0) / many_right.clamp(min=1.0)

@@ -8,10 +8,12 @@ from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Unrolled
 from ponder.parts.signals import SIGNALS
+from ponder.parts.tasks import Task
 
-__all__ = ["certainty", "check_signal"]
+__all__ = ["certainty", "check_one_class", "check_signal"]
 
 _HALTING = "halting"
+_REMEDY = "Give the model a Lambda head and pass signal='halting', or use DeepSupervision."
 
 
 def check_signal(signal: str) -> None:
@@ -19,13 +21,26 @@ def check_signal(signal: str) -> None:
     check_choice("signal", signal, (*SIGNALS, _HALTING))
 
 
-def certainty(
-    signal: str,
-    unrolled: Unrolled,
-    *,
-    gradient: bool = False,
-    remedy: str = "Give the model a Lambda head and pass signal='halting', or use DeepSupervision.",
-) -> Tensor:
+def check_one_class(signal: str, task: Task, remedy: str = _REMEDY, outputs: Tensor | None = None) -> None:
+    """Refuse a signal that is that of a class where the task's answers are no classes.
+
+    Args:
+        signal: Its name.
+        task: The task.
+        remedy: What to do.
+        outputs: Outputs of one step, `(batch, …)`, where there are some; they may be of another shape than the task's.
+    """
+    if signal == _HALTING or (task.one_class and (outputs is None or task.fits(outputs))):
+        return
+    raise ArgumentError(
+        "signal",
+        expected=f"a task with one class an example, outputs (batch, steps, classes ≥ 2), for signal={signal!r}",
+        got=f"the task {task.name!r}" + ("" if outputs is None else f" with outputs of shape {tuple(outputs.shape)}"),
+        remedy=remedy,
+    )
+
+
+def certainty(signal: str, unrolled: Unrolled, *, gradient: bool = False, remedy: str = _REMEDY) -> Tensor:
     """The signal of every row at every step, `(batch, steps)`, growing with certainty.
 
     Args:
@@ -42,12 +57,5 @@ def certainty(
         sure = unrolled.halting.pmf.cumsum(-1)
         return sure if gradient else sure.detach()
     outputs = unrolled.outputs
-    task = unrolled.task
-    if not task.one_class or not task.fits(outputs[:, -1]):
-        raise ArgumentError(
-            "signal",
-            expected=f"a task with one class an example, outputs (batch, steps, classes ≥ 2), for signal={signal!r}",
-            got=f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}",
-            remedy=remedy,
-        )
+    check_one_class(signal, unrolled.task, remedy, outputs[:, -1])
     return SIGNALS[signal](outputs if gradient else outputs.detach())

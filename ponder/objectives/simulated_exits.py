@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ponder._utils.validation import check_int, check_real
 from ponder.objectives.base import Objective, Unrolled, registry
-from ponder.objectives.signals import certainty, check_signal
+from ponder.objectives.signals import certainty, check_one_class, check_signal
+from ponder.parts.tasks import Task
 
 __all__ = ["SimulatedExits"]
 
@@ -60,6 +61,9 @@ class SimulatedExits(Objective):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """How far training has come, and the hazard where the halting distribution is the signal."""
         return frozenset({"progress", "hazard"} if self.signal == "halting" else {"progress"})
+
+    def check_task(self, task: Task) -> None:
+        check_one_class(self.signal, task)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         losses, progress = unrolled.losses, unrolled.progress

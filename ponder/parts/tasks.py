@@ -4,7 +4,7 @@ A task tells the loss of an answer, what is predicted, when two predictions are 
 sure the head is of it. Policies, scores, risks and plots ask the task object; none of them knows a task by its name.
 
 A class label of −100 is none, as in PyTorch: what has it counts for nothing, in the loss and in its gradient. (A number
-of −100 is a number.)
+of −100 is a number; and of a text a teacher teaches every position that is no padding, see `Task.distillation_losses`.)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "Classification",
+    "Custom",
     "Multilabel",
     "Regression",
     "Span",
@@ -59,6 +60,8 @@ class Task(ABC):
     """Whether `losses` may be called once with the rows of all steps: it looks at each row alone."""
     classes: ClassVar[bool] = False
     """Whether the last dimension of the outputs holds the logits of classes, of which one is predicted."""
+    supposed: bool = False
+    """Whether nobody said if they are `classes`, so that what reads class probabilities warns."""
     numbers: ClassVar[bool] = False
     """Whether predictions are numbers, which are the same only within a tolerance."""
     comparable: ClassVar[bool] = True
@@ -203,7 +206,7 @@ class Task(ABC):
         return probability, self.predictions(outputs) == labels.unsqueeze(1)
 
     def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
         """Losses, `(rows,)`, of outputs against the teacher's, each row alone: the rows of all steps come at once.
 
@@ -211,14 +214,10 @@ class Task(ABC):
             student: Outputs, `(rows, …)`.
             teacher: The teacher's outputs of the same rows.
             temperature: By which both are divided, where they are logits.
-            labels: Labels of the rows; of the positions of a text those without one are not taught. All are where None.
+            mask: Which positions of a row are no padding, `(rows, length)` bool, where it has an answer at each: these
+                are taught, whether they have a label or not, since policies compare the answers of all. None for all.
         """
-        raise ArgumentError(
-            "objective",
-            expected="a task that defines what the teacher teaches",
-            got=f"Distillation with the task {self.name!r}",
-            remedy=f"Distil in {', '.join(_TASKS)}.",
-        )
+        raise _no_distillation(self)
 
     def _counted(self, mask: Tensor | None, parts: Tensor, dim: int = 1) -> Tensor | None:
         """Which parts of predictions count, to be broadcast to them; None for all.
@@ -254,9 +253,11 @@ class Classification(_Smoothable):
     Args:
         label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes alike, in the loss of
             every step (Szegedy et al. 2016, "Rethinking the Inception Architecture", Section 7).
-        weight: A number > 0 for each class, by which the loss of a row of that class is multiplied, at every step. The
-            mean over rows is taken as ever, where PyTorch's own would be divided by the weights of the batch: weights
-            of about 1 keep the rate of learning. Training alone asks for them, and they are not saved with a model.
+        weight: A number > 0 for each class, by which the loss of a row of that class is multiplied, smoothed or not, at
+            every step; a soft label is so much of each class. PyTorch's own weighs the smoothing by class instead: all
+            rows would then learn the heavy class. The mean over rows is taken as ever, where PyTorch's would be divided
+            by the weights of the batch: weights of about 1 keep the rate of learning. Training alone asks for them, and
+            they are not saved with a model.
 
     Example:
         >>> task = Classification(label_smoothing=0.1)
@@ -285,14 +286,17 @@ class Classification(_Smoothable):
             self.weight = tuple(float(each) for each in listed)
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        outputs = at_least_float32(outputs)
-        return F.cross_entropy(
-            outputs,
-            labels,
-            weight=None if self.weight is None else outputs.new_tensor(self.weight),
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
+        outputs, weights = at_least_float32(outputs), None
+        if self.weight is not None:
+            of_class = outputs.new_tensor(self.weight)
+            if labels.is_floating_point():
+                shares = labels * of_class
+                weights = shares.sum(-1)
+                labels = shares / weights.unsqueeze(-1)
+            else:
+                weights = of_class[labels.clamp(min=0)]
+        losses = F.cross_entropy(outputs, labels, reduction="none", label_smoothing=self.label_smoothing)
+        return losses if weights is None else losses * weights
 
     def labelled(self, labels: Tensor) -> Tensor | None:
         return None if labels.is_floating_point() else labels != IGNORED_LABEL
@@ -324,7 +328,7 @@ class Classification(_Smoothable):
         return probability[hard != IGNORED_LABEL], right[hard != IGNORED_LABEL]
 
     def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
         return _divergence(student, teacher, temperature, dim=-1)
 
@@ -369,7 +373,9 @@ class Regression(Task):
         single = outputs.dim() == 2 and outputs.shape[-1] == 1
         if labels.shape != outputs.shape and not (single and labels.shape == outputs.shape[:1]):
             _check_shape(labels, outputs.shape[:1] if single else outputs.shape)
-        return labels.to(at_least_float32(outputs).dtype)
+        labels = labels.to(at_least_float32(outputs).dtype)
+        _check_finite(labels)
+        return labels
 
     def predictions(self, outputs: Tensor) -> Tensor:
         return at_least_float32(outputs)
@@ -380,7 +386,7 @@ class Regression(Task):
         return -(error.flatten(2).mean(2) if error.dim() > 2 else error)
 
     def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
         return self.losses(student, at_least_float32(teacher))
 
@@ -439,7 +445,7 @@ class Multilabel(_Smoothable):
         return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
     def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
         target = torch.sigmoid(at_least_float32(teacher) / temperature)
         each = F.binary_cross_entropy_with_logits(at_least_float32(student) / temperature, target, reduction="none")
@@ -494,14 +500,14 @@ class TokenClassification(_Smoothable):
         return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
     def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
-        if labels is None:
+        taught = self._counted(mask, student)
+        if taught is None:
             return _divergence(student, teacher, temperature, dim=-1).mean(1)
-        untaught = labels == IGNORED_LABEL
-        student, teacher = (outputs.masked_fill(untaught.unsqueeze(-1), 0.0) for outputs in (student, teacher))
+        student, teacher = (outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher))
         per_token = _divergence(student, teacher, temperature, dim=-1)  # 0 where both are 0, whatever stood there
-        return per_token.sum(1) / (~untaught).sum(1).clamp(min=1)
+        return per_token.sum(1) / taught.flatten(1).sum(1).clamp(min=1)
 
 
 class Span(Task):
@@ -557,7 +563,7 @@ class Span(Task):
         return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
     def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
         return _divergence(student, teacher, temperature, dim=-2).mean(-1)
 
@@ -567,6 +573,13 @@ class Custom(Task):
 
     Args:
         function: The loss; None where it is not known any more, as in a trajectory that was read from a file.
+        classes: Whether outputs are the logits of classes, which policies on probabilities read, or numbers. Where
+            None, as for a bare function, they are taken for classes, and such a policy warns.
+
+    Example:
+        >>> task = Custom(lambda outputs, labels: (outputs - labels).abs().mean(-1), classes=False)
+        >>> task.predictions(torch.tensor([[0.5, 2.0]]))  # numbers, and no class
+        tensor([[0.5000, 2.0000]])
     """
 
     name = "custom"
@@ -574,8 +587,14 @@ class Custom(Task):
     comparable = False
     metric = None
 
-    def __init__(self, function: LossFunction | None = None) -> None:
+    def __init__(self, function: LossFunction | None = None, classes: bool | None = None) -> None:
         self.function = function
+        self.supposed = classes is None
+        if classes is not None:
+            self.classes, self.numbers = classes, not classes  # type: ignore[misc]  # said of this one alone
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return at_least_float32(outputs) if self.numbers else super().predictions(outputs)
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if self.function is None:
@@ -712,6 +731,12 @@ def fits_positions(mask: Tensor | None, tensor: Tensor, dim: int = 1) -> bool:
     return mask is not None and tensor.dim() > 2 and mask.shape[1] == tensor.shape[dim]
 
 
+def check_distils(task: Task) -> None:
+    """Refuse a task that does not define what a teacher teaches."""
+    if type(task).distillation_losses is Task.distillation_losses:
+        raise _no_distillation(task)
+
+
 def check_labelled(task: Task, labels: Tensor) -> None:
     """Refuse rows without a label where rows are counted as right or wrong: they are neither.
 
@@ -824,6 +849,28 @@ def _check_range(labels: Tensor, classes: int) -> None:
             got=f"values between {low} and {high}",
             remedy="Give the head one output per class, or map the labels to 0, 1, ….",
         )
+
+
+def _check_finite(labels: Tensor) -> None:
+    """Refuse numbers that are none: one of them would make all weights NaN."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(labels) or bool(labels.isfinite().all()):
+        return
+    rows = (~labels.isfinite()).reshape(len(labels), -1).any(1)
+    raise ArgumentError(
+        "labels",
+        expected="finite numbers",
+        got=f"NaN or infinity in {int(rows.sum())} of {len(rows)} rows",
+        remedy="Leave those rows out: a number that is not known cannot be taught.",
+    )
+
+
+def _no_distillation(task: Task) -> ArgumentError:
+    return ArgumentError(
+        "objective",
+        expected="a task that defines what the teacher teaches",
+        got=f"Distillation with the task {task.name!r}",
+        remedy=f"Distil in {', '.join(_TASKS)}, or in a class of your own that derives from one of these tasks.",
+    )
 
 
 def _wrong_label_type(expected: str, labels: Tensor) -> ArgumentTypeError:

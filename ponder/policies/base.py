@@ -38,6 +38,7 @@ __all__ = [
     "PolicyWrapper",
     "StepView",
     "ThresholdPolicy",
+    "has_classes",
     "registry",
 ]
 
@@ -110,6 +111,21 @@ class ModelSpec:
         named: Any = self.task
         if not isinstance(named, Task):
             object.__setattr__(self, "task", task_named(named))
+
+
+def has_classes(spec: ModelSpec, policy: ExitPolicy) -> bool:
+    """Whether the outputs of a model are logits of classes, which a policy reads; warns where nobody said so."""
+    task = spec.task
+    if task.classes and task.supposed:
+        public = next(kind.__name__ for kind in type(policy).__mro__ if not kind.__name__.startswith("_"))
+        warnings.warn(
+            f"{public} reads class probabilities, and nobody said whether the outputs of the task "
+            f"{task.name!r} are logits of classes; over numbers they mean nothing. Say it: "
+            "ponder.tasks.Custom(loss, classes=True) as the task of the model (or the task_object of a trajectory); "
+            "with classes=False such policies are refused.",
+            stacklevel=4,
+        )
+    return task.classes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_evaluated
-from ponder.policies.base import ExitPolicy, ModelSpec, StepView, registry
+from ponder.policies.base import ExitPolicy, ModelSpec, StepView, has_classes, registry
 from ponder.policies.fitted import some_rows
 from ponder.policies.threshold import Threshold
 
@@ -126,7 +126,7 @@ class Expected(ExitPolicy):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        if len(self.rewards) != spec.num_steps or not spec.task.classes:
+        if len(self.rewards) != spec.num_steps or not has_classes(spec, self):
             raise ArgumentError(
                 "policy",
                 expected=f"a policy fitted to classes over {spec.num_steps} steps, and such a task",

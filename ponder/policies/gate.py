@@ -17,7 +17,7 @@ from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.signals import confidence, energy, margin, negative_entropy
 from ponder.parts.tasks import fits_positions
-from ponder.policies.base import ModelSpec, PolicyBatch, StepView, ThresholdPolicy, registry
+from ponder.policies.base import ModelSpec, PolicyBatch, StepView, ThresholdPolicy, has_classes, registry
 from ponder.policies.threshold import Threshold
 
 __all__ = ["GATE_SIGNALS", "Gate", "GateReader", "LinearTable", "TreeTable", "default_signals"]
@@ -207,7 +207,7 @@ class Gate(ThresholdPolicy):
                 got=f"one fitted on {self.num_steps}",
                 remedy="Fit one on this model's own trajectory with ponder.calibration.fit_gate.",
             )
-        if self.reader.reads_classes and not spec.task.classes:
+        if self.reader.reads_classes and not has_classes(spec, self):
             raise ArgumentError(
                 "policy",
                 expected="classes, of which a gate can read how sure they are",

@@ -17,7 +17,7 @@ from ponder._utils.trees import Tree
 from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
 from ponder.parts.signals import confidence, energy, margin, negative_entropy
-from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, registry
+from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, has_classes, registry
 from ponder.policies.threshold import Threshold
 
 __all__ = ["Confidence", "Energy", "Entropy", "Margin"]
@@ -34,7 +34,7 @@ class _Certainty(ThresholdPolicy):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        if not spec.task.classes:
+        if not has_classes(spec, self):
             raise self._refusal(f"the task {spec.task.name!r}", spec.task.numbers)
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
-from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, registry
+from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, has_classes, registry
 from ponder.policies.threshold import Threshold
 
 __all__ = ["Voting"]
@@ -47,7 +47,7 @@ class Voting(ThresholdPolicy):
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
         check_int("votes", self.votes, 1, spec.num_steps)
-        if not spec.task.classes:
+        if not has_classes(spec, self):
             raise self._refusal(f"the task {spec.task.name!r}")
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:

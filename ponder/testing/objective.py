@@ -40,8 +40,8 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
     `needs` declares; one finite loss per example, with finite gradients, for hazard logits of ±10⁴, outputs of any
     floating-point type, and other numbers of steps, or an `ArgumentError`; `depth` gives a `Depth` that a model of N
     steps has, and no step behind it is read; a row's loss depends on the row alone, or, where the objective says that
-    it `reads_whole_batch`, not on the order of the rows, and not on positions of a text that have no label; the losses
-    can be learnt from; `per_example` is pure.
+    it `reads_whole_batch`, not on the order of the rows, and not on the padding of a text; the losses can be learnt
+    from; `per_example` is pure.
 
     Args:
         objective: The objective.
@@ -64,7 +64,7 @@ def check_objective(objective: Objective, *, task: TaskName = "classification", 
         _check_declared(objective, _batch(sizes))
         _check_pure(objective, _batch(sizes))
         _check_rows_alone(objective, _batch(sizes))
-        _check_unlabelled(objective, sizes)
+        _check_padding(objective, sizes)
         _check_depth(objective, sizes, num_steps)
         others = [n for n in (1, num_steps + 1) if n != num_steps and _serves(objective, task, n)]
         for tried in (sizes, *(_sizes(objective, task, n) for n in others)):
@@ -200,26 +200,28 @@ def _check_rows_alone(objective: Objective, batch: Unrolled) -> None:
         )
 
 
-def _check_unlabelled(objective: Objective, sizes: Sizes) -> None:
-    """Positions of a text that have no label are not learnt from."""
+def _check_padding(objective: Objective, sizes: Sizes) -> None:
+    """The padding of a text, which has no label, is not learnt from."""
     batch = _batch(sizes)
     if not batch.task.per_token:
         return
     assert batch.labels is not None
     of_rows, other = batch.labels.clone(), batch.outputs.detach().clone()
     of_rows[:, -1] = IGNORED_LABEL
+    mask = torch.ones(of_rows.shape, dtype=torch.bool)
+    mask[:, -1] = False
     other[:, :, -1] *= -7.0
     found = []
     for outputs in (batch.outputs, other):
         losses = torch.stack([batch.task.losses(of_step, of_rows) for of_step in outputs.unbind(1)], dim=1)
-        given = dataclasses.replace(batch, outputs=outputs, losses=losses, labels=of_rows)
+        given = dataclasses.replace(batch, outputs=outputs, losses=losses, labels=of_rows, mask=mask)
         found.append(_losses(objective, given, f"a batch with labels of {IGNORED_LABEL}").detach())
     require(
         alike(found[0], found[1], _TOLERANCE),
         objective,
-        f"positions with the label {IGNORED_LABEL} count for nothing",
+        f"padding, with the label {IGNORED_LABEL}, counts for nothing",
         f"losses {found[0].tolist()}, and with other outputs there {found[1].tolist()}",
-        "Build on unrolled.losses, or look at the positions where unrolled.labels is no ignored label.",
+        "Build on unrolled.losses, or look where unrolled.mask is True, or unrolled.labels no ignored label.",
     )
 
 

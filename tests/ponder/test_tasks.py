@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
@@ -10,8 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ponder
+from ponder import policies
 from ponder.parts.tasks import (
     Classification,
+    Custom,
     Multilabel,
     Regression,
     Task,
@@ -86,6 +92,8 @@ def test_rows_without_a_labelled_token_cost_nothing() -> None:
         ("classification", (4, 3), torch.tensor([0, 1, -100, -101]), ("classes 0 … 2", "between -101 and 1")),
         ("regression", (4, 1), torch.zeros(3), ("shape (4,)", "shape (3,)")),
         ("regression", (4, 2), torch.zeros(4), ("shape (4, 2)", "shape (4,)")),
+        ("regression", (4, 1), torch.tensor([0.0, math.nan, 1.0, math.inf]), ("finite numbers", "2 of 4 rows")),
+        ("regression", (4, 2), torch.tensor([[0.0, math.nan]] + [[0.0, 1.0]] * 3), ("finite numbers", "1 of 4 rows")),
         ("multilabel", (4, 3), torch.zeros(4), ("shape (4, 3)", "shape (4,)")),
         ("multilabel", (4, 3), torch.full((4, 3), 2.0), ("0 or 1",)),
         ("token_classification", (4, 5, 3), torch.zeros(4).long(), ("shape (4, 5)", "shape (4,)")),
@@ -231,19 +239,38 @@ def test_smoothing_keeps_what_a_task_of_ones_own_adds(kind: type[Any]) -> None:
         task.smoothed(1.0)
 
 
+WEIGHTS = (0.5, 1.0, 2.0, 10.0)
+
+
+def weighed(row: list[float], label: int, smoothing: float) -> float:
+    """The smoothed cross-entropy of a label, times the weight of its class."""
+    logs = oracles.log_softmax(row)
+    return WEIGHTS[label] * -((1 - smoothing) * logs[label] + smoothing * sum(logs) / len(logs))
+
+
 @given(st.integers(1, 6), st.sampled_from([0.0, 0.2]), st.integers(0, 10**6))
 def test_the_loss_of_a_row_is_multiplied_by_the_weight_of_its_class(rows: int, smoothing: float, seed: int) -> None:
+    """PyTorch weighs the smoothing of a row by all classes: with weights (1, 20) every row taught the second."""
     outputs, labels = example_of("classification", rows, seed)
     labels[0] = -100
-    weights = (0.5, 1.0, 2.0, 10.0)
-    task = Classification(weight=weights).smoothed(smoothing)
-    expected = []
-    for row, label in zip(outputs.tolist(), labels.tolist(), strict=True):
-        logs = [value - torch.tensor(row).logsumexp(0).item() for value in row]
-        spread = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / len(row)
-        loss = -(1 - smoothing) * weights[label] * logs[label] - smoothing * spread if label != -100 else 0.0
-        expected.append(loss)
+    task = Classification(weight=WEIGHTS).smoothed(smoothing)
+    pairs = zip(outputs.tolist(), labels.tolist(), strict=True)
+    expected = [weighed(row, label, smoothing) if label != -100 else 0.0 for row, label in pairs]
     assert task.losses(outputs, task.check(outputs, labels)).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@given(st.integers(1, 6), st.sampled_from([0.0, 0.2]), st.integers(0, 10**6))
+def test_a_soft_label_costs_so_much_of_what_each_class_costs(rows: int, smoothing: float, seed: int) -> None:
+    outputs, hard = example_of("classification", rows, seed)
+    soft = (outputs.flip(0) / 3).softmax(-1)
+    task = Classification(smoothing, weight=WEIGHTS)
+    expected = [
+        sum(share * weighed(row, label, smoothing) for label, share in enumerate(shares))
+        for row, shares in zip(outputs.tolist(), soft.tolist(), strict=True)
+    ]
+    assert task.losses(outputs, task.check(outputs, soft)).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    certain = torch.nn.functional.one_hot(hard, 4).float()
+    torch.testing.assert_close(task.losses(outputs, certain), task.losses(outputs, hard))
 
 
 def test_weights_of_other_classes_than_there_are() -> None:
@@ -259,3 +286,67 @@ def test_weights_of_classes_are_taken_in_their_order() -> None:
     for weight in ({1.0, 3.0}, {0: 1.0}, (number for number in (1.0, 3.0)), "13"):
         with refused("weight", type(weight).__name__, type_error=True):
             Classification(weight=weight)  # type: ignore[arg-type]
+
+
+def focal(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    log_p = outputs.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return -((1 - log_p.exp()) ** 2) * log_p
+
+
+def huber(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.smooth_l1_loss(outputs, labels, reduction="none").mean(-1)
+
+
+READS_CLASSES = [
+    lambda: policies.Entropy(0.2),
+    lambda: policies.Tempered(policies.Confidence(0.9), (1.0,)),
+    lambda: policies.Voting(2),
+    lambda: policies.Gate(3, ("confidence",), "logistic", ((0.0, 0.0), (0.0, 0.0))),
+]
+
+
+@pytest.mark.parametrize("policy", READS_CLASSES)
+def test_a_loss_of_ones_own_says_whether_outputs_are_classes(policy: Callable[[], policies.ExitPolicy]) -> None:
+    """Rows of numbers left by the entropy of a softmax over them, in silence."""
+
+    def wrapped(task: Any) -> ponder.PonderWrapper:
+        steps = [torch.nn.Linear(4, 4) for _ in range(3)]
+        return ponder.PonderWrapper(steps, head=torch.nn.Linear(4, 2), task=task, policy=policy())
+
+    with pytest.warns(UserWarning, match=r"nobody said .* logits of classes.*Custom\(loss, classes=True\)"):
+        model = wrapped(huber)
+    with pytest.warns(UserWarning, match="nobody said"):
+        model.eval().unroll(torch.randn(5, 4)).replay(policy())
+    for unsaid in (policies.LastStep(), policies.Patience(1)):
+        model.policy = unsaid
+    with refused("policy", "'custom'"):
+        wrapped(Custom(huber, classes=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = wrapped(Custom(focal, classes=True))
+    assert model.train()(torch.randn(5, 4), labels=torch.tensor([0, 1, 0, 1, 0])).loss.isfinite()
+
+
+def test_the_answers_of_a_loss_on_numbers_are_numbers(tmp_path: Any) -> None:
+    steps = [torch.nn.Linear(4, 4) for _ in range(3)]
+    model = ponder.PonderWrapper(steps, head=torch.nn.Linear(4, 2), task=Custom(huber, classes=False)).eval()
+    with refused("tolerance", "positive number"):
+        model.policy = policies.Patience(1)
+    model.policy = policies.Patience(1, tolerance=0.1)
+    trajectory = model.unroll(torch.randn(9, 4))
+    plain = ponder.Trajectory(trajectory.outputs, None, trajectory.row_ids, task="regression")
+    assert torch.equal(trajectory.agreement(), plain.agreement())
+    trajectory.save(tmp_path / "numbers")
+    with refused("policy", "'custom'"):
+        ponder.Trajectory.load(tmp_path / "numbers").replay(policies.Confidence(0.9))
+
+
+@pytest.mark.parametrize(("task", "told"), [(None, False), (Custom(focal, classes=True), False), (focal, True)])
+def test_what_was_said_is_told_by_the_file_of_a_trajectory(task: Any, told: bool, tmp_path: Any) -> None:
+    model = ponder.PonderWrapper(torch.nn.Linear(4, 4), 3, head=torch.nn.Linear(4, 2), task=task).eval()
+    model.unroll(torch.randn(9, 4)).save(tmp_path / "file")
+    again = ponder.Trajectory.load(tmp_path / "file")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        again.replay(policies.Confidence(0.9))
+    assert bool(seen) == told

@@ -221,20 +221,31 @@ def test_all_numbers_of_a_teacher_have_to_be_finite() -> None:
         model.train()(inputs, labels=torch.zeros_like(taught))
 
 
+class PerPosition(nn.Linear):
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden)
+
+
 def test_what_a_teacher_says_at_padding_may_be_anything() -> None:
     taught = torch.zeros(2, 5, 3)
     taught[1, 3:] = torch.nan
     model = ponder.PonderWrapper(
-        nn.Linear(4, 4), 2, head=nn.Linear(4, 3), readout=lambda hidden: hidden, task="token_classification"
+        PerPosition(4, 4),
+        2,
+        head=nn.Linear(4, 3),
+        readout=lambda hidden: hidden,
+        task="token_classification",
+        padding=ponder.Padding(),
     )
     model.objective = TAUGHT
     model.attach_teacher(lambda inputs, **context: taught)
-    labels = torch.tensor([[0, 1, 2, 0, 1], [1, 2, 0, -100, -100]])
-    assert model.train()(torch.randn(2, 5, 4), labels=labels).loss.isfinite()
+    labels = torch.tensor([[-100, 1, 2, 0, 1], [1, 2, 0, -100, -100]])
+    mask = (~taught.isnan().any(-1)).long()
+    assert model.train()(torch.randn(2, 5, 4), labels=labels, attention_mask=mask).loss.isfinite()
     taught[1] = torch.nan
     model.attach_teacher(lambda inputs, **context: taught)
     with refused("teacher", "1 of the first 2 rows"):
-        model(torch.randn(2, 5, 4), labels=labels)
+        model(torch.randn(2, 5, 4), labels=labels, attention_mask=mask)
 
 
 # Signals
@@ -242,10 +253,10 @@ def test_what_a_teacher_says_at_padding_may_be_anything() -> None:
 
 @pytest.mark.parametrize("signal", ["confidence", "energy", "margin", "negative_entropy"])
 def test_numbers_have_no_confidence_and_the_remedy_is_the_halting_distribution(signal: str) -> None:
-    model, inputs, labels = model_and_batch(SimulatedExits(signal=signal), task="regression")
+    model, inputs, labels = model_and_batch(FinalStep(), task="regression")
     model.progress = Progress(1, 2)
     with refused("signal", "regression") as caught:
-        model(inputs, labels=labels)
+        model.objective = SimulatedExits(signal=signal)
     assert "signal='halting'" in str(caught.value)
     model.objective = SimulatedExits(signal="halting")
     assert model(inputs, labels=labels).loss.isfinite()

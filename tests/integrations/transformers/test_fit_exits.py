@@ -209,6 +209,29 @@ def test_labels_tell_the_accuracy_and_change_nothing_else() -> None:
     assert abs(report.exit_accuracy - report.plain_accuracy) <= report.disagreement
 
 
+@pytest.mark.parametrize("recipe", ["exits", "exits-deep"])
+@pytest.mark.parametrize("every", [3, 1000])  # of the inputs has a label
+def test_inputs_without_a_label_count_for_no_accuracy(recipe: Any, every: int) -> None:
+    """They were an error once everything had been trained, and a batch of them made the weights of `exits-deep` NaN."""
+    made, given = FinetunedClassifier.from_finetuned(model().classifier, recipe), rows(150)
+    for place, row in enumerate(given):
+        row["labels"] = place % 2 if place % every == 1 else -100
+    report = fit_exits(made, given, disagreement=0.3, epochs=1, encoder_epochs=1, batch_size=8)
+    assert all(bool(weight.isfinite().all()) for weight in made.parameters())
+    places = split_rows(given, 0).certify.tolist()
+    certifying = [given[place] for place in places if given[place]["labels"] >= 0]
+    if not certifying:
+        assert math.isnan(report.plain_accuracy)
+        assert math.isnan(report.exit_accuracy)
+        return
+    labels = torch.tensor([row["labels"] for row in certifying])
+    exits = made.predict(certifying).outputs.argmax(-1)
+    assert report.exit_accuracy == pytest.approx(float((exits == labels).double().mean()))
+    if recipe == "exits":
+        plain = made.predict(certifying, policy=LastStep()).outputs.argmax(-1)
+        assert report.plain_accuracy == pytest.approx(float((plain == labels).double().mean()))
+
+
 def test_the_encoder_learns_too_from_a_frozen_copy_and_full_depth_may_move() -> None:
     frozen = model(depth=1.0)
     plain = frozen.classifier

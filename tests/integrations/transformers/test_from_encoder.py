@@ -265,6 +265,18 @@ class TestRecipesAndLabels:
         assert policies.from_dict(model.config.recipe["policy"]) == model.policy
         assert model.recipe.policy == model.policy
 
+    @pytest.mark.parametrize("recipe", sorted(CLASSES_ONLY))
+    def test_a_policy_of_ones_own_stands_in_for_one_that_the_task_has_not(self, recipe: str, tmp_path: Path) -> None:
+        """The error said "Use Patience", and with it came again."""
+        own = policies.Patience(1, tolerance=0.1)
+        for labels, problem in ((1, None), (3, "multi_label_classification")):
+            model = build(make_encoder("bert"), recipe, labels, problem_type=problem, policy=own)
+            assert model.policy == model.recipe.policy == own
+        model.save_pretrained(tmp_path)
+        assert PonderForSequenceClassification.from_pretrained(tmp_path).policy == own
+        with pytest.raises(ArgumentError, match="policy: expected class logits"):
+            build(make_encoder("bert"), "vanilla", 1, policy=policies.Entropy(0.2))
+
     def test_fields_of_the_configuration(self) -> None:
         names = {0: "no", 1: "yes", 2: "maybe"}
         model = build(

@@ -150,7 +150,7 @@ def test_bad_input() -> None:
 def test_a_task_without_a_score_asks_for_a_metric(target: dict[str, float]) -> None:
     """Its scores were NaN, of which none qualifies: exits were switched off."""
     plain = recorded(60, steps=4)
-    trajectory = replace(plain, task="custom")
+    trajectory = replace(plain, task="custom", task_object=ponder.tasks.Custom(classes=True))
     for families in (Confidence, [Confidence, Patience]):
         with refused("metric", "has no score of its own"):
             ponder.calibrate(trajectory, families, **target)

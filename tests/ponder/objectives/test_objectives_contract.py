@@ -25,6 +25,7 @@ from ponder.objectives import (
     Weighted,
 )
 from ponder.parts.tasks import as_task
+from ponder.recipes import Stage
 from tests.ponder import oracles
 from tests.ponder.checks import refused
 from tests.ponder.examples import OBJECTIVES, Example, make_objective
@@ -300,27 +301,35 @@ def test_a_frozen_teacher_may_teach_one_step_alone() -> None:
 
 
 @pytest.mark.parametrize("teacher", ["last_step", "frozen"])
-def test_distillation_of_tokens_teaches_those_that_have_a_label(teacher) -> None:
+def test_distillation_of_tokens_teaches_all_that_are_no_padding(teacher) -> None:
+    """Policies and certificates compare the answers at all of them, whether they have a label or not."""
     generator = torch.Generator().manual_seed(0)
     outputs, taught = torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 4, 5, generator=generator)
-    labels = torch.tensor([[1, -100, 0, 4], [-100, -100, -100, 2]])
+    labels = torch.tensor([[-100, 0, 4, -100], [2, -100, -100, -100]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
     batch = Unrolled(
-        outputs, torch.zeros(2, 3), as_task("token_classification"), None, None, labels=labels, teacher_outputs=taught
+        outputs,
+        torch.zeros(2, 3),
+        as_task("token_classification"),
+        None,
+        None,
+        labels=labels,
+        teacher_outputs=taught,
+        mask=mask,
     )
     steps, of = (range(3), taught) if teacher == "frozen" else (range(2), outputs[:, -1])
     expected = []
-    for row, places in enumerate(([0, 2, 3], [3])):
+    for row, places in enumerate(([0, 1, 2, 3], [0, 1])):
         pairs = [(outputs[row, n, t].tolist(), of[row, t].tolist()) for n in steps for t in places]
         each = [oracles.distillation_loss("classification", *pair, 2.0) for pair in pairs]
         expected.append(sum(each) / len(each))
     found = Distillation(2.0, teacher=teacher).per_example(batch)
     torch.testing.assert_close(found, torch.tensor(expected))
-    broken = outputs.masked_fill((labels == -100)[:, None, :, None], math.nan).requires_grad_()
+    broken = outputs.masked_fill(~mask[:, None, :, None], math.nan).requires_grad_()
     loss = Distillation(2.0, teacher=teacher).per_example(dataclasses.replace(batch, outputs=broken))
     torch.testing.assert_close(loss, found)  # what stands at padding does not count, in the gradient neither
     assert torch.autograd.grad(loss.sum(), broken)[0].isfinite().all()
-    whole = dataclasses.replace(batch, labels=torch.zeros_like(labels))
-    bare = dataclasses.replace(batch, labels=None)
+    whole, bare = (dataclasses.replace(batch, mask=each) for each in (torch.ones_like(mask), None))
     torch.testing.assert_close(Distillation().per_example(bare), Distillation().per_example(whole))
 
 
@@ -402,6 +411,46 @@ def test_the_signal_is_calibrated_for_one_class_an_example_alone() -> None:
             objectives.SignalCalibration().per_example(batch)
         with refused("signal", "one class an example", "signal='halting'"):
             objectives.SimulatedExits().per_example(batch)
+
+
+OWN_LOSS = as_task(lambda outputs, labels: (outputs - labels).abs().mean(-1))
+
+
+@pytest.mark.parametrize(
+    ("objective", "task", "argument"),
+    [
+        (Distillation(), OWN_LOSS, "objective"),
+        (objectives.FinalStep() + 0.5 * objectives.MutualDistillation(), OWN_LOSS, "objective"),
+        (objectives.SimulatedExits(), OWN_LOSS, "signal"),
+        (objectives.SimulatedExits() + objectives.SignalCalibration(), "token_classification", "signal"),
+        (objectives.SignalCalibration(), "multilabel", "signal"),
+        (objectives.Alternating(objectives.FinalStep(), objectives.SignalCalibration()), "regression", "signal"),
+        (objectives.Alternating(Distillation(), objectives.FinalStep()), OWN_LOSS, "objective"),
+    ],
+)
+def test_a_task_that_an_objective_cannot_teach_is_refused_before_a_batch_comes(objective, task, argument) -> None:
+    """A later stage was refused when those before it had been trained."""
+
+    def wrapped(named):
+        steps = [torch.nn.Linear(4, 4) for _ in range(2)]
+        return ponder.PonderWrapper(steps, head=torch.nn.Linear(4, 2), task=named)
+
+    model = wrapped(task)
+    with refused(argument):
+        model.stages = (Stage(objectives.FinalStep()), Stage(objective))
+    with refused(argument):
+        model.objective = objective
+    assert (model.stages, model.objective) == ((), objectives.FinalStep())
+    for able in (None, "classification", as_task("classification").smoothed(0.1)):
+        wrapped(able).objective = objective
+    wrapped(task).objective = objectives.DeepSupervision()
+
+
+def test_the_halting_distribution_is_a_signal_that_every_task_has() -> None:
+    model = ponder.PonderWrapper(
+        torch.nn.Linear(4, 4), 2, head=torch.nn.Linear(4, 2), task=OWN_LOSS, lambda_head=ponder.LambdaHead(4)
+    )
+    model.objective = objectives.SimulatedExits(signal="halting")
 
 
 def test_what_no_objective_can_need_is_refused() -> None:

@@ -339,7 +339,7 @@ def test_trajectories_that_tell_nothing_are_refused() -> None:
         fit_gate(record(num_steps=1))
     with refused("target", "regression"):
         fit_gate(record(task="regression"), "agreement")
-    with refused("task", "custom"):
+    with pytest.warns(UserWarning, match="Gate reads class probabilities, and nobody said"), refused("task", "custom"):
         fit_gate(record(task="custom"))
     with refused("policy", "no hazard"):
         fit_gate(record(hazards=False), signals=("cdf",))

@@ -314,13 +314,13 @@ class OwnTokenLoss(Objective):
         return -log_p.gather(-1, index).squeeze(-1).mean((1, 2))
 
 
-@pytest.mark.parametrize(("clamped", "told"), [(True, "count for nothing"), (False, "labels of -100")])
+@pytest.mark.parametrize(("clamped", "told"), [(True, "counts for nothing"), (False, "labels of -100")])
 def test_positions_without_a_label_that_count_are_caught(clamped: bool, told: str) -> None:
     with pytest.raises(ContractError, match=told):
         check_objective(OwnTokenLoss(clamped), task="token_classification")
 
 
-def test_the_librarys_own_objectives_look_at_no_position_without_a_label() -> None:
+def test_the_librarys_own_objectives_look_at_no_padding() -> None:
     frozen = objectives.Distillation(teacher="frozen")
     for objective in (objectives.Ponder(0.5), objectives.DeepSupervision(), objectives.Distillation(), frozen):
         check_objective(objective, task="token_classification")
