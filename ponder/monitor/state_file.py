@@ -38,6 +38,10 @@ class StateFile:
         """Write what `Audit.to_dict` gave, whole or not at all."""
         write_json(self.path, {"format": self.format, "policies": self._names(), "audit": state})
 
+    def held_state(self) -> Any:
+        """What the file holds now, as `write` was given it; None where there is none."""
+        return read_json(self.path).get("audit") if self.path.exists() else None
+
     def read(self, own: Audit) -> Audit:
         """The audit of the file; `own` where there is none yet.
 

@@ -15,7 +15,7 @@ from ponder._utils.trees import Tree, take_rows
 from ponder._utils.validation import check_int, check_real
 from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel, check_model
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.monitor.audit import Audit, StepBack
 from ponder.monitor.order import check_order
 from ponder.monitor.state_file import StateFile
@@ -45,7 +45,8 @@ class Watched:
         policies: The policies, from the cheapest to the safest, all of them checked; full depth comes after the last by
             itself.
         audit: The promise and its state.
-        path: A JSON file with the state, read where it exists and written after every audit; None for none.
+        path: A JSON file with the state, read where it exists and written after every audit; None for none. It is of
+            one writer: each knows its own audits alone.
         tell: Called with every `StepBack`; None warns.
         max_waiting: Audited rows that may wait for `run_audits`; the call that brings more runs them itself.
         tolerance: In regression, the distance by which an answer may differ from that of full depth.
@@ -53,7 +54,8 @@ class Watched:
     Raises:
         ArgumentError: A model in training mode, no policies, one that cannot serve the model, or a task whose answers
             cannot be compared.
-        CheckpointError: The file holds the state of other policies or of another promise, or no state at all.
+        CheckpointError: The file holds the state of other policies or of another promise, or no state at all; later,
+            somebody else wrote it meanwhile.
 
     Example:
         >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), task="classification").eval()
@@ -105,8 +107,10 @@ class Watched:
         self._file = None if path is None else StateFile(Path(path), _FORMAT, self._policies)
         self._tell, self._max_waiting = tell or _warn, max_waiting
         self._waiting: list[_Given] = []
+        self._written: Any = None
         if self._file is not None:
             self.audit = self._file.read(self.audit)
+            self._written = self._file.held_state()
 
     @property
     def policy(self) -> ExitPolicy:
@@ -173,9 +177,20 @@ class Watched:
         return count
 
     def save(self) -> None:
-        """Write the state to `path`, where there is one."""
-        if self._file is not None:
-            self._file.write(self.audit.to_dict())
+        """Write the state to `path`, where there is one.
+
+        Raises:
+            CheckpointError: Somebody else wrote the file meanwhile, whose alarm this state would take back.
+        """
+        if self._file is None:
+            return
+        if self._file.held_state() not in (None, self._written):
+            raise CheckpointError(
+                f"{self._file.path}: another writer has changed it since this one read or wrote it, and each knows its "
+                "own audits alone. Give each a file of its own."
+            )
+        self._written = self.audit.to_dict()
+        self._file.write(self._written)
 
     def _disagreements(self, given: _Given) -> list[bool]:
         full = self.model.exits(given.inputs, given.context, LastStep())

@@ -455,6 +455,7 @@ def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> Non
     for stage in scaled.stages:
         check_heads(stage, wrapper.head, wrapper.lambda_head)
         stage.objective.check(has_hazard=wrapper.lambda_head is not None, has_prior=prior is not None)
+        stage.objective.check_task(wrapper.spec.task)
     wrapper.prior = prior
     owner: Any = next((module for module in model.modules() if module._modules.get("ponder") is wrapper), wrapper)
     owner.policy = scaled.policy

@@ -138,6 +138,23 @@ def test_the_state_of_other_policies_or_of_another_promise_is_refused(tmp_path: 
         Watched(agreeing(), ORDER, every(), path=path)
 
 
+def test_a_file_has_one_writer(tmp_path: Path) -> None:
+    """Trap: two that shared a file wrote what each knew, and one took back the alarm of the other in silence."""
+    path = tmp_path / "state.json"
+    alarmed, calm = (
+        Watched(model, ORDER, every(), path=path, tell=lambda left: None) for model in (flipping(), agreeing())
+    )
+    alarmed(torch.randn(40, 3))
+    calm(torch.randn(20, 3))
+    with pytest.raises(CheckpointError, match="another writer has changed it"):
+        calm.save()
+    assert Watched(flipping(), ORDER, every(), path=path).audit.to_dict() == alarmed.audit.to_dict()
+    path.unlink()  # to begin anew
+    calm.save()
+    calm.save()
+    assert Watched(agreeing(), ORDER, every(), path=path).audit.to_dict() == calm.audit.to_dict()
+
+
 def test_regression_is_watched_within_a_tolerance() -> None:
     model = ponder.PonderWrapper(Flipping(), num_steps=3, head=nn.Linear(3, 1), task="regression").eval()
     with pytest.raises(ArgumentError, match="tolerance"):

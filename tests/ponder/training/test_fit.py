@@ -726,6 +726,16 @@ def test_recipes_whose_heads_the_model_has_not_are_refused(built: Any, wanted: A
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
 
 
+def test_a_recipe_that_cannot_teach_the_task_leaves_the_model_as_it_was() -> None:
+    own = ponder.tasks.Custom(lambda outputs, labels: (outputs[:, 0] - labels).abs(), classes=True)
+    model = make("pabee", task=own, policy=policies.Patience(1))
+    before, policy, stages = weights(model), model.policy, model.stages
+    with refused("objective", "defines what the teacher teaches"):
+        fit(model, recipe="ponder")
+    assert (model.policy, model.stages) == (policy, stages)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
 def test_recipes_whose_heads_the_model_has_are_trained() -> None:
     for options in ({"heads": "norms"}, {"early_gradient": "equilibrium"}):
         recipe = recipes.get("ponder", joint=True, **options)
