@@ -84,14 +84,13 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
 
 
 def _checked(trajectory: Recording, labels: Tensor) -> tuple[Task, Tensor]:
-    """The task, and the labels as it takes them; where none is named, and labels fit none, they are their owner's."""
+    """The task, and the labels as it takes them; labels that do not fit it are those of the function's owner."""
     outputs, task = trajectory.outputs[:, -1], trajectory.meaning
     labels = labels.to(outputs.device)
-    if not isinstance(task, Unnamed):
-        return task, task.check(outputs, labels)
-    inferred = infer_task(outputs, labels)
+    if isinstance(task, Unnamed):
+        task = infer_task(outputs, labels)
     try:
-        return inferred, inferred.check(outputs, labels)
+        return task, task.check(outputs, labels)
     except PonderError:
         return Custom(), labels
 

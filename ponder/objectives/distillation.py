@@ -10,7 +10,7 @@ from torch import Tensor
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Depth, Objective, Unrolled, cut_after, registry
-from ponder.parts.tasks import Task, check_distils
+from ponder.parts.tasks import IGNORED_LABEL, Task, check_distils
 
 __all__ = ["Distillation", "distilled"]
 
@@ -100,8 +100,16 @@ def distilled(unrolled: Unrolled, students: Tensor, teachers: Tensor, temperatur
     """The task's losses of students against their teachers, `(batch, pairs)`; outputs of both `(batch, pairs, …)`."""
     batch, pairs = students.shape[:2]
     task, mask = unrolled.task, unrolled.mask
+    if task.per_token and mask is None and unrolled.labels is not None:
+        mask = _up_to_the_last_label(unrolled.labels)
     told = {}
     if task.per_token and mask is not None:  # what policies compare is what is taught, whether it has a label or not
         told["mask"] = mask.repeat_interleave(pairs, dim=0)
     losses = task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, **told)
     return losses.reshape(batch, pairs)
+
+
+def _up_to_the_last_label(labels: Tensor) -> Tensor:
+    """Positions that are no padding as far as labels tell, `(batch, length)` bool: none behind a row's last label."""
+    labelled = (labels != IGNORED_LABEL).flip(1)
+    return labelled.cumsum(1).flip(1) > 0

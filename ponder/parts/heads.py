@@ -141,25 +141,26 @@ class PerStep(nn.Module):
                 got=type(heads).__name__,
                 remedy="Build them: PerStep(nn.Linear(768, 2) for _ in range(12)).",
             )
-        heads = [_as_one("heads", head) for head in heads]
-        if len({id(head) for head in heads}) != len(heads) or not heads:
+        given = list(heads)
+        if len({id(head) for head in given}) != len(given) or not given:
             raise ArgumentError(
                 "heads",
                 expected="distinct modules, one for each step",
-                got="the same module more than once" if heads else "no module",
+                got="the same module more than once" if given else "no module",
                 remedy="Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head needs no PerStep.",
             )
-        scales = (1.0,) * len(heads) if gradient_scales is None else tuple(gradient_scales)
-        if len(scales) != len(heads):
+        made = [_as_one("heads", head) for head in given]
+        scales = (1.0,) * len(made) if gradient_scales is None else tuple(gradient_scales)
+        if len(scales) != len(made):
             raise ArgumentError(
                 "gradient_scales",
-                expected=f"one for each of {len(heads)} heads",
+                expected=f"one for each of {len(made)} heads",
                 got=len(scales),
                 remedy="Pass ponder.parts.gradients.equilibrium(num_steps), say.",
             )
         for scale in scales:
             check_real("gradient_scales", scale)
-        self.heads = nn.ModuleList(heads)
+        self.heads = nn.ModuleList(made)
         self.gradient_scales = scales
 
     def __len__(self) -> int:
@@ -268,7 +269,8 @@ def as_head(head: Callable[..., Tensor], num_steps: int) -> nn.Module:
 
 def _as_one(argument: str, head: Callable[..., Tensor]) -> nn.Module:
     """A head of one step, or of all of them, as a module."""
-    if not callable(head) or isinstance(head, nn.ModuleList | nn.ModuleDict | PerStep):
+    empty = isinstance(head, nn.Module) and getattr(head.forward, "__func__", None) is nn.Module.forward
+    if not callable(head) or empty or isinstance(head, PerStep):  # empty: a list of modules has no forward, say
         raise ArgumentTypeError(
             argument,
             expected="a module features -> outputs",

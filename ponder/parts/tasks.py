@@ -12,11 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ponder._utils.numerics import at_least_float32, weighted
 from ponder._utils.validation import check_real
@@ -589,7 +591,8 @@ class Custom(Task):
 
     def __init__(self, function: LossFunction | None = None, classes: bool | None = None) -> None:
         self.function = function
-        self.supposed = classes is None
+        above = type(self).__mro__[: type(self).__mro__.index(Custom)]
+        self.supposed = classes is None and not any("classes" in vars(kind) for kind in above)
         if classes is not None:
             self.classes, self.numbers = classes, not classes  # type: ignore[misc]  # said of this one alone
 
@@ -735,6 +738,14 @@ def check_distils(task: Task) -> None:
     """Refuse a task that does not define what a teacher teaches."""
     if type(task).distillation_losses is Task.distillation_losses:
         raise _no_distillation(task)
+    taken = signature(task.distillation_losses).parameters
+    if task.per_token and not any(one.name == "mask" or one.kind is one.VAR_KEYWORD for one in taken.values()):
+        raise ArgumentError(
+            "task",
+            expected="distillation_losses(student, teacher, temperature, mask=None) of a task of tokens",
+            got=f"the arguments {', '.join(taken)}",
+            remedy="Take mask, (batch, length) bool: the positions to be taught.",
+        )
 
 
 def check_labelled(task: Task, labels: Tensor) -> None:
@@ -851,9 +862,16 @@ def _check_range(labels: Tensor, classes: int) -> None:
         )
 
 
+def _has_values(labels: Tensor) -> bool:
+    """Whether values can be looked at: not while a call is traced, without memory, or for each row by `torch.func`."""
+    if torch.compiler.is_compiling() or labels.is_meta or isinstance(labels, FakeTensor):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(labels)
+
+
 def _check_finite(labels: Tensor) -> None:
     """Refuse numbers that are none: one of them would make all weights NaN."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(labels) or bool(labels.isfinite().all()):
+    if not _has_values(labels) or bool(labels.isfinite().all()):
         return
     rows = (~labels.isfinite()).reshape(len(labels), -1).any(1)
     raise ArgumentError(

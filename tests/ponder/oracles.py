@@ -482,7 +482,7 @@ def _certified(row: _Row, policy: Spec, **_: object) -> list[Answer]:
     return _answers(policy, row)
 
 
-def _tempered(row: _Row, policy: Spec, temperatures: Sequence[float]) -> list[Answer]:
+def _tempered(row: _Row, policy: Spec, temperatures: Sequence[float], **_: Any) -> list[Answer]:
     own = list(temperatures) * (row.num_steps if len(temperatures) == 1 else 1)
     outputs = [[z / t for z in output] for output, t in zip(row.record["outputs"], own, strict=True)]
     return _answers(policy, _Row({**row.record, "outputs": outputs}))

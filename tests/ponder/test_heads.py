@@ -172,6 +172,17 @@ def test_heads_of_steps_are_heads(head: object) -> None:
         NormPerStep(head, WIDTH, 3)
 
 
+def test_a_list_of_modules_with_a_forward_of_its_own_is_a_head_and_one_function_is_one() -> None:
+    class Both(nn.ModuleList):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self[1](self[0](features).tanh())
+
+    heads = PerStep(Both([nn.Linear(WIDTH, 4), nn.Linear(4, 3)]) for _ in range(2))
+    assert heads(torch.randn(5, WIDTH), 2).shape == (5, 3)
+    with refused("heads", "more than once"):
+        PerStep([torch.sin, torch.sin])
+
+
 @pytest.mark.parametrize("heads", [None, nn.Linear(WIDTH, 3)], ids=["none", "a module"])
 def test_heads_of_steps_are_several(heads: object) -> None:
     with refused("heads", "one for each step", type_error=True):

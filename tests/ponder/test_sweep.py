@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,6 +132,23 @@ def test_a_metric_of_the_users() -> None:
         assert point.score == pytest.approx(float(first_class(trajectory.replay(policy).outputs, trajectory.labels)))
     with refused("metric", "one number", type_error=True):
         trajectory.sweep(Quantile, [0.2], metric=lambda outputs, labels: [1.0, 2.0])
+
+
+def test_labels_that_a_metric_alone_reads_are_its_own() -> None:
+    """A class and a group for each row, under a task of classes, which would refuse them."""
+    trajectory = recorded()
+    assert trajectory.labels is not None
+    both = torch.stack([trajectory.labels, torch.arange(len(trajectory.labels)) % 2], dim=1)
+
+    def worst_group(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+        right = (outputs.argmax(-1) == labels[:, 0]).double()
+        return min(float(right[labels[:, 1] == group].mean()) for group in (0, 1))
+
+    told = dataclasses.replace(trajectory, labels=both, task="classification")
+    [point] = told.sweep(Quantile, [0.5], metric=worst_group).points
+    assert point.score == worst_group(told.replay(Quantile(0.5)).outputs, both)
+    with refused("labels"):
+        told.sweep(Quantile, [0.5])
 
 
 def test_full_depth_and_one_policy() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ponder
 from ponder import policies
@@ -350,3 +351,46 @@ def test_what_was_said_is_told_by_the_file_of_a_trajectory(task: Any, told: bool
         warnings.simplefilter("always")
         again.replay(policies.Confidence(0.9))
     assert bool(seen) == told
+
+
+def test_a_class_over_custom_says_itself_what_outputs_are() -> None:
+    class Focal(Custom):
+        classes = True
+
+        def __init__(self) -> None:
+            super().__init__(focal)
+
+    class Below(Focal):
+        pass
+
+    assert not Focal().supposed
+    assert not Below().supposed
+    assert Custom(focal).supposed
+
+
+def test_numbers_are_not_looked_at_where_they_have_no_values() -> None:
+    """Trap: the look at NaN ended exports, estimates of memory, and graphs that were whole."""
+    task, outputs, labels = Regression(), torch.randn(5, 1), torch.randn(5)
+
+    def loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return task.losses(given, task.check(given, wanted))
+
+    plain = loss(outputs, labels)
+    assert loss(outputs.to("meta"), labels.to("meta")).shape == (5,)
+    with FakeTensorMode():
+        assert loss(torch.randn(5, 1), torch.randn(5)).shape == (5,)
+    assert torch.equal(torch.compile(loss, fullgraph=True, backend="eager")(outputs, labels), plain)
+
+
+def test_a_task_of_tokens_that_takes_labels_for_its_teacher_is_refused_when_the_model_is_built() -> None:
+    class Before(TokenClassification):
+        def distillation_losses(self, student: Any, teacher: Any, temperature: float, labels: Any = None) -> Any:
+            return super().distillation_losses(student, teacher, temperature)
+
+    class Now(TokenClassification):
+        def distillation_losses(self, *given: Any, **told: Any) -> Any:
+            return super().distillation_losses(*given, **told)
+
+    ponder.objectives.Distillation().check_task(Now())
+    with refused("task", "mask=None", "labels"):
+        ponder.objectives.Distillation().check_task(Before())

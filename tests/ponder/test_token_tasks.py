@@ -190,3 +190,31 @@ def test_without_a_halting_readout_the_lambda_head_says_what_it_needs() -> None:
     inputs, mask = batch()
     with refused("width of the Lambda head", "halting_readout"):
         model(inputs, attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["padding_mask", None])
+def test_a_teacher_of_tokens_teaches_no_padding_where_labels_alone_tell_of_it(name: str | None) -> None:
+    class Step(nn.Linear):
+        def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+            return hidden + super().forward(hidden).tanh()
+
+    torch.manual_seed(0)
+    real = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
+    labels = torch.randint(CLASSES, real.shape).masked_fill(~real, -100)
+    labels[:, 0] = -100  # as of [CLS], which is taught
+    model = ponder.PonderWrapper(
+        Step(WIDTH, WIDTH),
+        num_steps=STEPS,
+        head=nn.Linear(WIDTH, CLASSES),
+        readout=lambda hidden, **_: hidden,
+        task="token_classification",
+        objective=ponder.objectives.Distillation(),
+    )
+    inputs = torch.randn(*real.shape, WIDTH)
+    of_padding, of_start = inputs.clone(), inputs.clone()
+    of_padding[~real] += 9.0
+    of_start[0, 0] += 9.0
+    masks = {} if name is None else {name: real}
+    plain, padded, other = (model(each, labels=labels, **masks).loss for each in (inputs, of_padding, of_start))
+    torch.testing.assert_close(padded, plain)
+    assert abs(float((other - plain).detach())) > 1e-4

@@ -329,8 +329,9 @@ def test_distillation_of_tokens_teaches_all_that_are_no_padding(teacher) -> None
     loss = Distillation(2.0, teacher=teacher).per_example(dataclasses.replace(batch, outputs=broken))
     torch.testing.assert_close(loss, found)  # what stands at padding does not count, in the gradient neither
     assert torch.autograd.grad(loss.sum(), broken)[0].isfinite().all()
-    whole, bare = (dataclasses.replace(batch, mask=each) for each in (torch.ones_like(mask), None))
-    torch.testing.assert_close(Distillation().per_example(bare), Distillation().per_example(whole))
+    up_to_labels = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    told, bare = (dataclasses.replace(batch, mask=each) for each in (up_to_labels, None))
+    torch.testing.assert_close(Distillation().per_example(bare), Distillation().per_example(told))
 
 
 def test_distillation_of_a_span_teaches_where_it_starts_and_where_it_ends() -> None:
