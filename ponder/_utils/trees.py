@@ -168,7 +168,8 @@ def distance(first: Tensor, second: Tensor) -> str:
     """By what two tensors differ, in words: their shapes, or how far their values are apart at most."""
     if first.shape != second.shape:
         return f"their shapes, {tuple(first.shape)} and {tuple(second.shape)}"
-    apart = (first.detach().double() - second.detach().double()).abs()
+    differ = first != second  # infinities that are the same have no distance
+    apart = (first.detach()[differ].double() - second.detach()[differ].double()).abs()
     return f"{float(apart.max()) if apart.numel() else 0.0:.3g}"
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import ponder
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.captured import CapturedStem
+from ponder.parts.capturing.proof import close
 from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.testing import check_backbone
 from tests.ponder.capturable import (
@@ -186,6 +187,59 @@ def test_an_end_that_reads_what_stands_at_padding_keeps_lengths_apart_in_a_strea
     assert padding is not None
     assert padding.pooled
     assert not padding.mixed
+
+
+class Hiding(nn.Module):
+    """Scores of tokens, of which a mask hides those at padding; rows may feel each other behind the layers."""
+
+    def __init__(self, hide: Callable[[Tensor, Tensor], Tensor], centred: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.out, self.hide, self.centred = TextEncoder(), nn.Linear(WIDTH, 2), hide, centred
+        self.eval()
+
+    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        tokens = self.inner(ids, attention_mask)["tokens"]
+        scores = self.out(tokens - tokens.mean(0) if self.centred else tokens)
+        return self.hide(scores, (attention_mask == 0)[..., None])
+
+
+hidings = pytest.mark.parametrize(
+    "hide",
+    [
+        lambda scores, hidden: scores.masked_fill(hidden, -1e4),
+        lambda scores, hidden: scores.masked_fill(hidden, torch.finfo(scores.dtype).min),
+        lambda scores, hidden: scores.masked_fill(hidden, -torch.inf),
+        lambda scores, hidden: scores.masked_fill(hidden, 1e9),
+        lambda scores, hidden: scores - 1e4 * hidden,
+    ],
+    ids=["-1e4", "lowest", "-inf", "1e9", "added"],
+)
+
+
+@hidings
+def test_rows_that_feel_each_other_are_refused_beside_the_numbers_of_a_mask(hide: Callable[..., Tensor]) -> None:
+    """Trap: a mask's large number, the same in both outputs, was the measure of how far the others may be apart."""
+    with pytest.raises(ArgumentError, match=r"rows that do not affect one another; got other .* differ by [0-9.]+\."):
+        ponder.capture(Hiding(hide, centred=True), make("text-masked")[1])
+
+
+@hidings
+def test_lengths_share_a_stream_where_an_end_hides_padding(hide: Callable[..., Tensor]) -> None:
+    """Trap: an end that hides padding by minus infinity was asked for outputs that are finite."""
+    padding = ponder.capture(Hiding(hide, centred=False), make("text-masked")[1]).padding
+    assert padding is not None
+    assert padding.mixed
+
+
+def test_rounding_is_measured_by_the_entries_that_differ() -> None:
+    own = torch.tensor([300.0, 0.0, -2e4, -torch.inf, torch.nan])
+    assert close(own.clone(), own)
+    assert close(own + torch.tensor([1e-3, 1e-3, 1.0, 0.0, 0.0]), own)
+    for apart in ([0.0, 1e-3, 1.0, 0.0, 0.0], [1e-3, 1.0, 0.0, 0.0, 0.0], [0.0, torch.inf, 0.0, 0.0, 0.0]):
+        assert not close(own + torch.tensor(apart), own)
+    assert not close(own.nan_to_num(neginf=-1e30, nan=torch.nan), own)
+    assert not close(own.nan_to_num(nan=0.0, neginf=-torch.inf), own)
 
 
 def test_without_a_mask_no_lengths_are_claimed() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ponder._utils.trees import Tree, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.layered import CodeBetweenError, LayeredModule
-from ponder.parts.capturing.proof import LearnedPadding
+from ponder.parts.capturing.proof import LearnedPadding, close
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along, Padding
 
@@ -112,7 +112,10 @@ def _joins(
     for number in range(layered.num_steps):
         state, own = layered.step(number, state, unwrap(context)), layered.step(number, own, unwrap(around))
     pairs = zip(tensors(state), tensors(own), strict=True)
-    if not all(_same(mine, theirs, padding.of_hidden(mine), lengths) for (_, mine), (_, theirs) in pairs):
+    if not all(
+        bool(mine.isfinite().all()) and _same(mine, theirs, padding.of_hidden(mine), lengths)
+        for (_, mine), (_, theirs) in pairs
+    ):
         return False
     read, expected = (
         tensors(layered.read(reads, each, unwrap(there))) for each, there in ((state, context), (own, around))
@@ -125,18 +128,17 @@ def _joins(
 
 
 def _same(mine: Tensor, theirs: Tensor, along: Along | None, lengths: list[int]) -> bool:
-    """Whether two states agree at real positions, and the first is finite everywhere."""
-    if mine.shape != theirs.shape or not bool(mine.isfinite().all()):
+    """Whether two states or outputs agree at real positions, and the first is finite wherever the second is."""
+    if mine.shape != theirs.shape or not bool((mine.isfinite() | ~theirs.isfinite()).all()):
         return False
-    fine = mine.dtype in (torch.float32, torch.float64)
-    tolerance = (1e-4 if fine else 0.05) * max(float(theirs.abs().max()), 1.0)
-    for row, length in enumerate(lengths):
-        one, other = mine[row : row + 1], theirs[row : row + 1]
+
+    def real(tensor: Tensor) -> Tensor:
+        rows = [tensor[row : row + 1] for row in range(len(lengths))]
         if along is not None:
-            one, other = along.narrow(one, length), along.narrow(other, length)
-        if not torch.allclose(one, other, rtol=0, atol=tolerance):
-            return False
-    return True
+            rows = [along.narrow(row, length) for row, length in zip(rows, lengths, strict=True)]
+        return torch.cat([row.flatten() for row in rows])
+
+    return close(real(mine), real(theirs))
 
 
 def _row(given: Arguments, row: int, length: int, longest: int) -> dict[str | int, Any]:
