@@ -207,12 +207,16 @@ class EarlyExitModel(nn.Module):
         task, padding = self.task or task_named(None), self.padding
         in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
         narrows = padding is not None and padding.pooled and in_batches and not task.per_position
+        lengths = None
+        if narrows and padding is not None:
+            lengths = padding.lengths_of_stem(step_context, context)
+            lengths = padding.lengths(context) if lengths is None else lengths
         source = ModelSource(
             self,
             hidden,
             step_context,
             use_hazard and size > 0,
-            lengths=padding.lengths(context) if narrows and padding is not None else None,
+            lengths=lengths,
             mask=self.positions(context) if task.per_position else None,
             policy_context=policy_context or {},
         )

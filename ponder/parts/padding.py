@@ -138,8 +138,11 @@ class Padding:
                         path,
                         expected=f"{length} positions in dimension {dim}, as the batch's sequences have",
                         got=f"shape {tuple(tensor.shape)}",
-                        remedy="Say which parts of the state have a length: ponder.Padding(hidden=(Along(), None)), "
-                        "say, where the second has none.",
+                        remedy=f"Let the stem hand the steps the mask of its own sequences, (hidden, {{{self.mask!r}: "
+                        "mask}), or say that the state has no length: ponder.Padding(hidden=None)."
+                        if isinstance(hidden, Tensor)
+                        else "Say which parts of the state have a length: ponder.Padding(hidden=(Along(), None)), say, "
+                        "where the second has none.",
                     )
         return [(tensor, along) for _, tensor, along in found]
 
@@ -157,6 +160,27 @@ class Padding:
             return None
         real = (mask != 0) == bool(self.real)
         return (real.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
+
+    def lengths_of_stem(self, steps: Mapping[str, Any], given: Mapping[str, Any]) -> Tensor | None:
+        """As `lengths`, by the mask that a stem hands to the steps; None where it hands on the one that it was given.
+
+        A stem may put tokens in front, or leave some out. Where its sequences are as long as those that it was given,
+        no row is taken to be shorter than it was.
+
+        Args:
+            steps: The context of the steps, from the stem.
+            given: The context that the stem was called with.
+        """
+        if steps.get(self.mask) is given.get(self.mask):
+            return None
+        own = self.lengths(steps)
+        lengths = self.lengths(given) if self.width(steps) == self.width(given) else None
+        return own if own is None else own.clamp(min=1) if lengths is None else own.maximum(lengths)
+
+    def width(self, context: Mapping[str, Any]) -> int | None:
+        """How many positions the mask has; None where there is no mask."""
+        mask = context.get(self.mask)
+        return mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool; None where there is no mask."""

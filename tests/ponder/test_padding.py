@@ -174,6 +174,67 @@ def test_a_part_of_the_state_that_is_no_sequence_is_refused_where_nothing_says_s
         engine.submit(inputs[0]).result()
 
 
+class Prefixed(nn.Module):
+    """The stem: vectors in front of the tokens, and then every `stride`-th of all; `mask` hands on which are left."""
+
+    def __init__(self, front: int, stride: int, mask: bool = True) -> None:
+        super().__init__()
+        self.stride, self.mask = stride, mask
+        self.front = nn.Parameter(torch.randn(1, front, WIDTH))
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> Any:
+        hidden = torch.cat([self.front.expand(len(inputs), -1, -1), inputs], 1)[:, :: self.stride]
+        front = attention_mask.new_ones(len(inputs), self.front.shape[1])
+        left = torch.cat([front, attention_mask], 1)[:, :: self.stride]
+        return hidden, ({"attention_mask": left} if self.mask else {})
+
+
+def mixing(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    return torch.tanh(hidden + readouts.mean(hidden, attention_mask)[:, None])
+
+
+def model_behind(stem: nn.Module) -> ponder.PonderWrapper:
+    parts: dict[str, Any] = {"readout": readouts.mean, "padding": Padding(), "policy": Appointed()}
+    return ponder.PonderWrapper(mixing, 3, stem=stem, head=nn.Identity(), **parts).eval()
+
+
+@pytest.mark.parametrize(("front", "stride"), [(1, 1), (0, 2), (3, 2), (6, 2)])
+def test_a_stem_may_hand_the_steps_a_mask_of_other_lengths(front: int, stride: int) -> None:
+    """Trap: lengths of what the stem was given, by which states of other lengths are refused, or cropped."""
+    torch.manual_seed(0)
+    model, lengths = model_behind(Prefixed(front, stride)), [6, 5, 3, 1]
+    rows = [torch.randn(length, WIDTH) for length in lengths]
+    inputs, mask = nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.arange(6) < torch.tensor(lengths)[:, None]
+    for ids in ([1, 9, 2, 9], [9, 1, 9, 2]):
+        row_ids = torch.tensor(ids)
+        out = model(inputs, attention_mask=mask.long(), row_ids=row_ids).outputs
+        keyed = [(number, row) for number, row in zip([1, 2, 9, 10], rows, strict=True)]
+        with ponder.StreamEngine(model, max_batch=3) as engine:
+            streamed = dict(engine.run(keyed, keyed=True))
+        for position, row in enumerate(rows):
+            whole = torch.ones(1, len(row), dtype=torch.long)
+            alone = model(row[None], attention_mask=whole, row_ids=row_ids[position, None]).outputs[0]
+            torch.testing.assert_close(out[position], alone)
+            number = keyed[position][0]
+            alone = model(row[None], attention_mask=whole, row_ids=torch.tensor([number])).outputs[0]
+            torch.testing.assert_close(streamed[number].output, alone)
+
+
+def test_a_state_of_other_lengths_without_a_mask_is_refused_in_streams() -> None:
+    remedies = "{'attention_mask': mask}", "ponder.Padding(hidden=None)"
+    model = model_behind(Prefixed(1, 1, mask=False))
+    with ponder.StreamEngine(model) as engine, refused("hidden", "4 positions in dimension 1", *remedies):
+        engine.submit(torch.randn(4, WIDTH)).result()
+
+
+def test_rows_are_no_shorter_where_the_mask_of_the_stem_is_as_wide() -> None:
+    """A stem that turns the mask round, say, for steps that want it so."""
+    given, padding = {"attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}, Padding()
+    turned = {"attention_mask": given["attention_mask"] == 0}
+    assert padding.lengths_of_stem(turned, given).tolist() == [3, 3]
+    assert padding.lengths_of_stem(given, given) is padding.lengths_of_stem({}, given) is None
+
+
 def test_lengths_are_said_of_every_part_of_a_state() -> None:
     state = {"tokens": torch.zeros(2, 4, 8), "slots": (torch.zeros(2, 3, 8), torch.zeros(2, 9, 8)), "at": 3.5}
     trimmed, _ = Padding(hidden={"slots": None, "tokens": Along(), "at": None}).trim(state, {}, 3)

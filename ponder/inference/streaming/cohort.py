@@ -18,8 +18,6 @@ from ponder.parts.padding import Along, Padding
 
 __all__ = ["Cohort", "join"]
 
-_MASK = with_lengths(Along((1,), fill=False))
-
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
@@ -30,6 +28,7 @@ class Cohort:
     Args:
         requests: Whose rows these are.
         steps: The step that each has finished, on the host.
+        lengths: How long the sequence of each is behind the stem.
         groups: The rows by their policies.
         past: Features that the Lambda head will read, in the order of the requests; empty where no policy reads it.
         hidden: Hidden states, of these rows and perhaps of others.
@@ -40,6 +39,7 @@ class Cohort:
 
     requests: tuple[Request, ...]
     steps: tuple[int, ...]
+    lengths: tuple[int, ...]
     groups: tuple[PolicyGroup, ...]
     past: list[Tensor]
     hidden: Tree
@@ -63,6 +63,7 @@ class Cohort:
         return Cohort(
             requests=tuple([self.requests[position] for position in positions]),
             steps=tuple([self.steps[position] for position in positions]),
+            lengths=tuple([self.lengths[position] for position in positions]),
             groups=take_groups(self.groups, positions),
             past=take_rows(self.past, index.to(self.device)) if self.past else [],
             hidden=self.hidden,
@@ -82,7 +83,8 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     sizes = [len(cohort.requests) for cohort in cohorts]
     keep = [None if cohort.keep is None else cohort.keep.to(cohort.device) for cohort in cohorts]
     requests = tuple([request for cohort in cohorts for request in cohort.requests])
-    length = 0 if padding is None else max([request.length for request in requests])
+    row_lengths = tuple([length for cohort in cohorts for length in cohort.lengths])
+    length = 0 if padding is None else max(row_lengths)
     masks = [cohort.mask for cohort in cohorts]
     if padding is None:
         lengths = with_lengths(None)
@@ -91,13 +93,12 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     return Cohort(
         requests=requests,
         steps=tuple([step for cohort in cohorts for step in cohort.steps]),
+        lengths=row_lengths,
         groups=join_groups([cohort.groups for cohort in cohorts], sizes),
         past=_past(cohorts, sizes),
         hidden=join_rows([c.hidden for c in cohorts], sizes, keep, lengths=lengths, length=length, path="hidden state"),
         context=join_context([cohort.context for cohort in cohorts], sizes, keep, padding, length),
-        mask=join_rows(
-            masks, sizes, keep, lengths=with_lengths(None) if padding is None else _MASK, length=length, path="mask"
-        ),
+        mask=join_rows(masks, sizes, keep, path="mask"),  # of one length, where there is an answer at each position
     )
 
 
@@ -106,7 +107,7 @@ def _without_the_lost(cohort: Cohort, padding: Padding | None) -> Cohort:
     assert cohort.keep is not None
     hidden, context, keep = cohort.hidden, cohort.context, cohort.keep.to(cohort.device)
     if padding is not None:
-        hidden, context = padding.trim(hidden, context, max([request.length for request in cohort.requests]))
+        hidden, context = padding.trim(hidden, context, max(cohort.lengths))
     hidden, context, mask = take_rows(hidden, keep), take_rows(context, keep), take_rows(cohort.mask, keep)
     return replace(cohort, hidden=hidden, context=context, mask=mask, keep=None)
 

@@ -64,15 +64,15 @@ class Stepper:
 
     def begin(self, requests: Sequence[Request]) -> Cohort:
         """Run the stem for rows, which then stand before their first step."""
-        hidden, context, mask = self._stemmed(requests)
+        hidden, context, mask, lengths = self._stemmed(requests)
         if self.padding is not None:
-            length = max([request.length for request in requests])
+            length = max(lengths)
             if not isinstance(hidden, Tensor) or hidden.shape[1:2] != (length,):  # else it is one sequence a row
-                self.padding.of_state(hidden, length)
+                self.padding.of_state(hidden, self.padding.width(context) or length)
         groups = start_groups(requests, self.num_steps, self._task, first_tensor(hidden).device)
         use_hazard = any("hazard" in group.policy.needs for group in groups)
         source = ModelSource(self.model, hidden, context, use_hazard)
-        return Cohort(tuple(requests), (0,) * len(requests), groups, source.past or [], hidden, context, mask)
+        return Cohort(tuple(requests), (0,) * len(requests), lengths, groups, source.past or [], hidden, context, mask)
 
     def step(self, cohort: Cohort) -> Stepped:
         """One step of all rows of a cohort (joined), all of which have their next step in common."""
@@ -101,21 +101,25 @@ class Stepper:
         parts: list[Cohort] = []
         for depth in sorted(set(cohort.steps)):
             part = cohort.take([position for position, step in enumerate(cohort.steps) if step == depth])
-            hidden, context, mask = self._stemmed(part.requests)
+            hidden, context, mask, _ = self._stemmed(part.requests)
             source = ModelSource(self.model, hidden, context, use_hazard=False, past=[])
             for step in range(1, depth + 1):
                 source.advance(step)
             parts.append(replace(part, hidden=source.hidden, context=source.context, mask=mask, keep=None))
         return parts
 
-    def _stemmed(self, requests: Sequence[Request]) -> tuple[Tree, Mapping[str, Any], Tensor | None]:
-        """The hidden states, the steps' context and the mask of rows before their first step."""
+    def _stemmed(self, requests: Sequence[Request]) -> tuple[Tree, Mapping[str, Any], Tensor | None, tuple[int, ...]]:
+        """The hidden states, the steps' context, the mask and the lengths of rows before their first step."""
         inputs, context = self.reader.batch([request.example for request in requests])
         self.model.check_names(context)
         inputs, context = placed(inputs, context, self._device)
         mask = self.model.positions(context) if self._task.per_position else None
         hidden, step_context, _ = call_stem(self._stem, inputs, context)
-        return hidden, step_context, mask
+        own = None
+        if self.padding is not None and step_context is not context:  # the stem hands on a context of its own
+            own = self.padding.lengths_of_stem(step_context, context)
+        lengths = [request.length for request in requests] if own is None else own.tolist()
+        return hidden, step_context, mask, tuple(lengths)
 
     def _asked(self, cohort: Cohort, source: ModelSource, steps: tuple[int, ...]) -> tuple[list[PolicyGroup], set[int]]:
         """The groups after their policies were asked about the rows before their last step, and which rows leave."""
@@ -156,6 +160,7 @@ class Stepper:
         return Cohort(
             requests=tuple([cohort.requests[position] for position in staying]),
             steps=tuple([steps[position] for position in staying]),
+            lengths=tuple([cohort.lengths[position] for position in staying]),
             groups=take_groups(groups, staying),
             past=take_rows(past, keep.to(cohort.device)) if past else [],
             hidden=source.hidden,
