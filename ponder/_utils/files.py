@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ try:
 except ImportError:  # no POSIX system
     fcntl = None  # type: ignore[assignment]
 
+_NO_LOCKS = {errno.EROFS, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _PART = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}")  # what `part_folder` makes, and nobody else
 
 __all__ = [
@@ -175,23 +177,31 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
 def alone(path: Path) -> Iterator[None]:
     """Keep the file `path` for one holder; who comes meanwhile is refused at once, in this process and in others.
 
-    The lock is on a hidden file beside it, which stays there, since `path` itself is another file after each writing.
-    Where there are no such locks, as for `locked`, nobody is refused.
+    The lock is on a hidden file beside it, which stays there, since `path` itself is another file after each writing;
+    of a link, beside the file that it leads to. Where there are no such locks, as for `locked`, nobody is refused.
 
     Raises:
-        PonderError: Somebody else holds it.
+        PonderError: Somebody else holds it, or its lock is one that this user may not open.
     """
-    handle = None
+    real = Path(os.path.realpath(path))
+    lock, handle = real.with_name(f".{real.name}.lock"), None
     try:
         try:
             if fcntl is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # network drives ask for the right to write
+                except PermissionError:  # another user's, who may have left no more than the right to read
+                    handle = os.open(lock, os.O_RDONLY)
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PonderError(f"{path}: another process keeps this file; each needs one of its own.") from error
-        except OSError:
-            pass  # whoever writes the file is told why it cannot be
+        except OSError as error:
+            if error.errno not in _NO_LOCKS and os.path.exists(lock):  # or who writes is told why that cannot be
+                raise PonderError(
+                    f"{path}: its lock {lock} cannot be taken ({error.strerror}). Let this user read and write it, or "
+                    "choose another file."
+                ) from error
         yield
     finally:
         if handle is not None:

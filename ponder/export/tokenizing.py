@@ -14,7 +14,7 @@ from ponder.export.source import ExportSource
 __all__ = ["copy_tokenizer"]
 
 _NAME = "tokenizer.json"
-_OF_TRANSFORMERS = ("tokenizer_config.json", "config.json")  # by which its folders are known
+_CONFIG = "tokenizer_config.json"  # which Transformers writes beside it: `config.json` may be that of an encoder alone
 _SAID = ("model_max_length", "truncation_side", "model_input_names")
 
 
@@ -23,8 +23,8 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
 
     Args:
         source: What is exported; its own tokenizer is used where `tokenizer` is None.
-        tokenizer: A file, a folder, or a fast tokenizer of Transformers or of tokenizers. What lies in a folder of
-            Transformers is read by it where it is installed.
+        tokenizer: A file, a folder, or a fast tokenizer of Transformers or of tokenizers. A folder of Transformers is
+            read by it where it is installed; a file is copied as it is.
         max_length: The number of tokens that texts are cut to, or None for what model and tokenizer take.
         folder: The export.
 
@@ -46,34 +46,50 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         tokenizer = source.tokenizer
         if tokenizer is None:
             return {}
+        if tokenizer.name == _NAME:  # the model's folder, as what lies in it is read
+            tokenizer = tokenizer.parent
     text, said = _read(tokenizer)
     write_text(folder / _NAME, text)
     names, limit = said.get("model_input_names"), length_limit(said.get("model_max_length"), source.max_length)
+    side = said.get("truncation_side")
     if limit is None and source.max_length is not None:  # of Transformers, whose folder cuts there too
         limit = FALLBACK_LENGTH
+    elif limit is None and names and isinstance(said.get("truncation"), dict):
+        cut = said["truncation"]
+        limit, side = length_limit(cut.get("max_length")), str(cut.get("direction")).lower()
     return {
         "tokenizer": _NAME,
         "max_length": max_length or limit,
-        "truncation_side": "left" if said.get("truncation_side") == "left" else "right",  # as in Transformers
+        "truncation_side": "left" if side == "left" else "right",  # as in Transformers
         "tokenizer_inputs": tuple(map(str, names)) if isinstance(names, list | tuple) else (),
     }
 
 
 def _read(tokenizer: Any) -> tuple[str, dict[str, Any]]:
-    """The text of `tokenizer.json`, and what is said of it beside that: see `_SAID`."""
-    if isinstance(tokenizer, str | Path):
-        path = Path(tokenizer)
-        path = path / _NAME if path.is_dir() else path
-        if not path.is_file():
-            raise ArgumentError(
-                "tokenizer",
-                expected="a tokenizer.json, or a folder with one",
-                got=str(tokenizer),
-                remedy="Save a fast tokenizer there: tokenizer.save_pretrained(folder).",
-            )
-        text, tokenizer = _checked(path.read_text(encoding="utf-8"), path), _of_transformers(path)
-        if tokenizer is None:
-            return text, _configured(path.parent)
+    """The text of `tokenizer.json`, and what is said of it: see `_SAID`, and of a path the `truncation` of its file."""
+    if not isinstance(tokenizer, str | Path):
+        return _loaded(tokenizer)
+    given = Path(tokenizer)
+    path = given / _NAME if given.is_dir() else given
+    if not path.is_file():
+        raise ArgumentError(
+            "tokenizer",
+            expected="a tokenizer.json, or a folder with one",
+            got=str(tokenizer),
+            remedy="Save a fast tokenizer there: tokenizer.save_pretrained(folder).",
+        )
+    text = path.read_text(encoding="utf-8")
+    truncation, tokenizer = _parsed(text, path).get("truncation"), _of_transformers(path)
+    if tokenizer is None:
+        said = _configured(path.parent)
+    else:
+        made, said = _loaded(tokenizer)
+        text = text if path == given else made
+    return text, {**said, "truncation": truncation}
+
+
+def _loaded(tokenizer: Any) -> tuple[str, dict[str, Any]]:
+    """The same of a tokenizer in memory, whose truncation is that of the call before."""
     fast = getattr(tokenizer, "backend_tokenizer", tokenizer)  # Transformers wraps one of tokenizers
     if not hasattr(fast, "to_str"):
         raise ArgumentTypeError(
@@ -93,7 +109,7 @@ def _of_transformers(path: Path) -> Any:
     Neither file says all that holds there: which inputs a tokenizer gives is known to its class, and what
     `tokenizer_config.json` says (`do_lower_case`) may change what `tokenizer.json` does.
     """
-    if path.name != _NAME or not any((path.parent / name).is_file() for name in _OF_TRANSFORMERS):
+    if path.name != _NAME or not (path.parent / _CONFIG).is_file():
         return None
     try:
         from transformers import AutoTokenizer
@@ -110,19 +126,19 @@ def _of_transformers(path: Path) -> Any:
         ) from error
 
 
-def _checked(text: str, path: Path) -> str:
+def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
-        sound = isinstance(json.loads(text), dict)
+        data = json.loads(text)
     except ValueError:
-        sound = False
-    if not sound:
+        data = None
+    if not isinstance(data, dict):
         raise DataError(f"{path}: no JSON, so no tokenizer. Save the tokenizer again.")
-    return text
+    return data
 
 
 def _configured(folder: Path) -> dict[str, Any]:
     """What `tokenizer_config.json` says, as far as it goes without Transformers."""
-    path = folder / "tokenizer_config.json"
+    path = folder / _CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ class StateFile:
         return alone(self.path)
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write what `Audit.to_dict` gave, whole or not at all."""
-        write_json(self.path, {"format": self.format, "policies": self._names(), "audit": state})
+        """Write what `Audit.to_dict` gave, whole or not at all; a link stays one."""
+        write_json(
+            Path(os.path.realpath(self.path)), {"format": self.format, "policies": self._names(), "audit": state}
+        )
 
     def held_state(self) -> Any:
         """What the file holds now, as `write` was given it; None where there is none."""

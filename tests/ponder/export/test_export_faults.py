@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
@@ -700,6 +700,39 @@ def test_a_folder_of_transformers_is_read_by_it(tmp_path: Path) -> None:
     path.write_text("[")
     with refused("tokenizer", "a folder whose tokenizer Transformers reads", "Tokenizer.from_file("):
         copy_tokenizer(Told(16).export_source(), tmp_path, None, out)
+
+
+@pytest.mark.parametrize("beside", ["config.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_named_by_its_file_is_copied_as_it_is(beside: str, tmp_path: Path) -> None:
+    # Trap: Transformers built the class of the encoder's `config.json` from its vocabulary, and lower-cased.
+    raw = Tokenizer(models.WordPiece({"[UNK]": 0, "hello": 1, "Hello": 2}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=False)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    said = {"model_type": "bert"} if beside == "config.json" else {"tokenizer_class": "BertTokenizer"}
+    (tmp_path / beside).write_text(json.dumps(said))
+    text, out = (tmp_path / "tokenizer.json").read_text(), tmp_path / "out"
+    out.mkdir()
+    for given in (tmp_path, tmp_path / "tokenizer.json")[beside != "config.json" :]:  # its folder is Transformers' then
+        told = copy_tokenizer(ExportSource(text_model(), *TOKENS), given, None, out)
+        assert (out / "tokenizer.json").read_text() == text
+    assert bool(told["tokenizer_inputs"]) == (beside != "config.json")
+
+
+@pytest.mark.parametrize("by", ["folder", "file"])
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "BertTokenizer"])
+def test_without_a_known_limit_texts_are_cut_as_the_file_says(kind: str, by: str, tmp_path: Path) -> None:
+    # Trap: what Transformers had read was not cut at all, and longer texts had no positions.
+    save_tokenizer(tmp_path)
+    path, out = tmp_path / "tokenizer.json", tmp_path / "out"
+    raw = Tokenizer.from_file(str(path))
+    raw.enable_truncation(6, direction="left")
+    raw.save(str(path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    out.mkdir()
+    given = {"folder": tmp_path, "file": path}[by]
+    told = copy_tokenizer(ExportSource(text_model(), *TOKENS), given, None, out)
+    assert (told["max_length"], told["truncation_side"]) == (6, "left")
+    assert copy_tokenizer(Told(10**10).export_source(), given, None, out)["max_length"] == 512, "as its folder does"
 
 
 def test_without_transformers_a_tokenizer_is_read_as_its_files_say(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import json
+import os
 import queue
 import shutil
 from concurrent.futures import Future
@@ -18,10 +20,12 @@ from fastapi import FastAPI
 
 import ponder
 from ponder import policies
+from ponder._utils.files import alone
 from ponder.calibration import control_agreement
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
+from ponder.monitor.state_file import StateFile
 from ponder.parts.tasks import task_named
 from ponder.policies import Certified, ExitPolicy
 from ponder.serving import AuditPlan
@@ -126,6 +130,41 @@ async def test_a_file_is_kept_by_one_service_at_a_time(tmp_path: Path) -> None:
     for _ in range(2):  # what was refused, or closed, keeps nothing
         async with opened(app(path)) as client:
             assert (await quiet(client))["stage"] == state["stage"]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_lock_of_another_user_is_taken_or_refused(
+    readable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trap: it could not be opened for writing, and the file had two holders in silence.
+    path, own = tmp_path / "audit.json", os.open
+
+    def opened_by_another(name: Any, flags: int, *rest: Any) -> int:
+        if flags & (os.O_RDWR | os.O_CREAT) or not readable:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return own(name, flags, *rest)
+
+    with alone(path):
+        monkeypatch.setattr(os, "open", opened_by_another)
+        with (
+            pytest.raises(PonderError, match="another process" if readable else r"audit\.json\.lock.*denied"),
+            alone(path),
+        ):
+            pass
+    if readable:
+        with alone(path):
+            pass
+
+
+def test_a_link_and_its_file_have_one_holder(tmp_path: Path) -> None:
+    path, link = tmp_path / "kept" / "audit.json", tmp_path / "audit.json"
+    link.symlink_to(path)
+    for one, other in ((path, link), (link, path)):
+        with alone(one), pytest.raises(PonderError, match="another process"), alone(other):
+            pass
+    StateFile(link, "a-format", [policies.LastStep()]).write({})
+    assert link.is_symlink()
+    assert path.exists(), "or the link were a file of its own, with another lock"
 
 
 async def test_answers_that_are_not_the_policys_own_are_not_audited() -> None:
