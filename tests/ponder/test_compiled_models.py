@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ponder
+from ponder.parts.tasks import Regression
 from ponder.policies import Confidence, ExitPolicy, FixedStep, LastStep, Quantile
 from tests.ponder.test_compilation import Counter
 
@@ -116,3 +117,14 @@ def test_an_unroll_is_exported(kind: str) -> None:
     outputs, pmf = program.module()(inputs)
     torch.testing.assert_close(outputs, trajectory.outputs, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(pmf, trajectory.halting.pmf, atol=1e-6, rtol=1e-5)
+
+
+def test_the_loss_of_numbers_is_one_graph() -> None:
+    """Trap: the look at NaN in labels broke it."""
+    task, outputs, labels = Regression(), torch.randn(5, 1), torch.randn(5)
+
+    def loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return task.losses(given, task.check(given, wanted))
+
+    found = torch.compile(loss, fullgraph=True, backend="eager")(outputs, labels)
+    assert torch.equal(found, loss(outputs, labels))

@@ -369,17 +369,11 @@ def test_a_class_over_custom_says_itself_what_outputs_are() -> None:
 
 
 def test_numbers_are_not_looked_at_where_they_have_no_values() -> None:
-    """Trap: the look at NaN ended exports, estimates of memory, and graphs that were whole."""
-    task, outputs, labels = Regression(), torch.randn(5, 1), torch.randn(5)
-
-    def loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return task.losses(given, task.check(given, wanted))
-
-    plain = loss(outputs, labels)
-    assert loss(outputs.to("meta"), labels.to("meta")).shape == (5,)
+    """Trap: the look at NaN ended exports, and estimates of memory."""
+    task = Regression()
+    assert task.check(torch.randn(5, 1, device="meta"), torch.randn(5, device="meta")).shape == (5,)
     with FakeTensorMode():
-        assert loss(torch.randn(5, 1), torch.randn(5)).shape == (5,)
-    assert torch.equal(torch.compile(loss, fullgraph=True, backend="eager")(outputs, labels), plain)
+        assert task.check(torch.randn(5, 1), torch.randn(5)).shape == (5,)
 
 
 def test_a_task_of_tokens_that_takes_labels_for_its_teacher_is_refused_when_the_model_is_built() -> None:
