@@ -198,6 +198,13 @@ class PerStep(nn.Module):
             rows.setdefault(step, []).append(row)
         if len(rows) == 1:
             return self.forward(features, steps[0])
+        if len(steps) != features.shape[0]:
+            raise ArgumentError(
+                "step",
+                expected=f"a step for each of {features.shape[0]} rows",
+                got=f"{len(steps)} steps",
+                remedy="Pass one number for all rows, or one for each.",
+            )
         places = [torch.tensor(of_step, device=features.device) for of_step in rows.values()]
         outputs = torch.cat([self.forward(features[of_step], step) for step, of_step in zip(rows, places, strict=True)])
         return outputs[torch.argsort(torch.cat(places))]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Shared, Tree, map_leaves, map_tensors, tensors
-from ponder.errors import ArgumentError
+from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, tensors
+from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Along", "Lengths", "Padding", "check_masks", "masked", "real_positions", "with_lengths"]
 
@@ -101,6 +101,16 @@ class Padding:
     stem: Callable[..., Tree] | None = None
     pooled: bool = True
     mixed: bool = True
+
+    def __post_init__(self) -> None:
+        for leaf in leaves(self.hidden):
+            if not isinstance(leaf, Along | None):
+                raise ArgumentTypeError(
+                    "hidden",
+                    expected="an Along or None, or a tuple or dict of them like the hidden state",
+                    got=repr(leaf),
+                    remedy="Pass ponder.parts.padding.Along() for a part with a length, and None for one without.",
+                )
 
     def of_inputs(self, tensor: Tensor) -> Along | None:
         """The lengths of a tensor of the inputs, or None."""
@@ -190,7 +200,7 @@ class Padding:
     def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
         """Hidden states and the steps' context up to `length`: views, nothing is copied."""
         mask = context.get(self.mask)
-        width = mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        width = mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None  # once a step: no call more
         state = self.of_state(hidden, width)
         narrow = iter([tensor if along is None else along.narrow(tensor, length) for tensor, along in state])
         hidden = next(narrow) if isinstance(hidden, Tensor) else map_tensors(lambda _: next(narrow), hidden)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ponder._utils.numerics import at_least_float32, weighted
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_flag, check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
@@ -594,6 +594,7 @@ class Custom(Task):
         above = type(self).__mro__[: type(self).__mro__.index(Custom)]
         self.supposed = classes is None and not any("classes" in vars(kind) for kind in above)
         if classes is not None:
+            check_flag("classes", classes)
             self.classes, self.numbers = classes, not classes  # type: ignore[misc]  # said of this one alone
 
     def predictions(self, outputs: Tensor) -> Tensor:

@@ -197,6 +197,12 @@ def test_there_is_no_head_of_a_step_that_is_none(step: int) -> None:
                 head(torch.zeros(2, WIDTH), steps)
 
 
+@pytest.mark.parametrize("steps", [(1, 2), (1, 2, 2, 1)])
+def test_rows_without_a_step_of_theirs_are_not_left_out(steps: tuple[int, ...]) -> None:
+    with refused("step", "each of 3 rows", f"{len(steps)} steps"):
+        PerStep(nn.Linear(WIDTH, 3) for _ in range(2))(torch.zeros(3, WIDTH), steps)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_new_head_starts_at_the_hazard_that_is_asked_for(layers: int) -> None:
     torch.manual_seed(0)

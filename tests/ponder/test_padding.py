@@ -246,3 +246,9 @@ def test_lengths_are_said_of_every_part_of_a_state() -> None:
             Padding(hidden=hidden).trim(state, {}, 3)
     with refused("padding.hidden", "for hidden", "[0]"):
         Padding(hidden=(Along(),)).trim(state["tokens"], {}, 3)
+
+
+@pytest.mark.parametrize("hidden", [1, (Along(), 2), {"tokens": Along(), "slots": "none"}])
+def test_parts_of_a_state_have_lengths_or_none(hidden: Any) -> None:
+    with refused("hidden", "an Along or None", type_error=True):
+        ponder.Padding(hidden=hidden)

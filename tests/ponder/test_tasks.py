@@ -353,6 +353,12 @@ def test_what_was_said_is_told_by_the_file_of_a_trajectory(task: Any, told: bool
     assert bool(seen) == told
 
 
+@pytest.mark.parametrize("classes", ["no", 0])
+def test_what_outputs_are_is_said_by_true_or_false(classes: Any) -> None:
+    with refused("classes", "True or False", type_error=True):
+        Custom(huber, classes=classes)
+
+
 def test_a_class_over_custom_says_itself_what_outputs_are() -> None:
     class Focal(Custom):
         classes = True
