@@ -23,7 +23,9 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
 from ponder.parts.recording import Recording
-from ponder.parts.tasks import IGNORED_LABEL, Custom, Task, TaskName, answers_otherwise, task_named
+from ponder.parts.tasks import Custom, Task, TaskName, task_named
+from ponder.parts.tasks.base import IGNORED_LABEL
+from ponder.parts.tasks.named import answers_otherwise
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Trajectory"]

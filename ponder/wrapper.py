@@ -28,7 +28,8 @@ from ponder.parts.heads import PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import LossFunction, Regression, Task, TaskName, as_task, task_named
+from ponder.parts.tasks import Regression, Task, TaskName, as_task, task_named
+from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import is_certified
 from ponder.priors import Geometric, Prior

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.puzzles.puzzle import Problems
-from ponder.parts.tasks import IGNORED_LABEL
+from ponder.parts.tasks.base import IGNORED_LABEL
 
 __all__ = ["Canvas", "on_canvas"]
 

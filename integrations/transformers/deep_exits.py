@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ponder._utils.progress import progress_bar
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.prediction import record_rows
-from ponder.parts.tasks import IGNORED_LABEL
+from ponder.parts.tasks.base import IGNORED_LABEL
 
 __all__ = ["answers_of", "train_encoder"]
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.recording import Recording
-from ponder.parts.tasks import Custom, Task, Unnamed, infer_task, labelled_part
+from ponder.parts.tasks import Custom, Task, infer_task
+from ponder.parts.tasks.classification import Unnamed
+from ponder.parts.tasks.labels import labelled_part
 
 __all__ = ["Metric", "MetricLike", "as_metric"]
 

@@ -16,7 +16,8 @@ from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_once
-from ponder.parts.tasks import check_labelled, infer_task
+from ponder.parts.tasks import infer_task
+from ponder.parts.tasks.labels import check_labelled
 from ponder.policies.base import StepView
 from ponder.policies.fitted import some_rows
 from ponder.policies.gate import Gate, LinearTable, TreeTable, default_signals

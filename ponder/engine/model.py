@@ -14,7 +14,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.row_ids import as_row_ids
 from ponder._utils.trees import Tree, check_rows, first_tensor
 from ponder._utils.validation import check_int, check_type
 from ponder.engine.loop import Exits, run
@@ -26,7 +25,8 @@ from ponder.parts.heads import PerStep, as_head, as_lambda_head
 from ponder.parts.padding import Padding, check_masks, real_positions
 from ponder.parts.readouts import Readout, ReadoutCall
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import LossFunction, Task, TaskName, as_task, task_named
+from ponder.parts.tasks import Task, TaskName, as_task, task_named
+from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 
 __all__ = ["EarlyExitModel", "check_model"]
@@ -220,7 +220,7 @@ class EarlyExitModel(nn.Module):
             mask=self.positions(context) if task.per_position else None,
             policy_context=policy_context or {},
         )
-        return source, PolicyBatch(as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
+        return source, PolicyBatch(_as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
@@ -261,6 +261,16 @@ def check_model(model: Any) -> None:
     """Refuse what is no `EarlyExitModel`, and say where it is in a model that holds one."""
     inside = isinstance(getattr(model, "ponder", None), EarlyExitModel)
     check_type("model", model, EarlyExitModel, remedy="Pass its wrapper, model.ponder." if inside else None)
+
+
+def _as_row_ids(row_ids: Tensor | None, size: int, device: torch.device) -> Tensor:
+    """The integers that tell rows apart, `(batch,)` long: the caller's, or the positions."""
+    if row_ids is None:
+        return torch.arange(size, device=device)
+    if not isinstance(row_ids, Tensor) or row_ids.shape != (size,) or row_ids.is_floating_point():
+        got = f"{row_ids.dtype} {tuple(row_ids.shape)}" if isinstance(row_ids, Tensor) else type(row_ids).__name__
+        raise ArgumentError("row_ids", expected=f"integers, shape ({size},)", got=got, remedy="One id for each row.")
+    return row_ids.to(device=device, dtype=torch.long)
 
 
 def _parameters(parts: Sequence[nn.Module | None]) -> tuple[set[str], bool]:

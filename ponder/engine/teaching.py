@@ -13,7 +13,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.tasks import Task, kind_of
+from ponder.parts.tasks import Task
+from ponder.parts.tasks.named import kind_of
 
 __all__ = ["FrozenTeacher", "check_no_shared_weights", "check_same_task", "frozen_copy"]
 

@@ -13,7 +13,8 @@ from ponder.analysis.policy_grid import PolicyGridLike
 from ponder.calibration import RiskControl, control_risk
 from ponder.errors import ArgumentError
 from ponder.export.runtime import OnnxModel, Record
-from ponder.parts.tasks import Unnamed, task_named
+from ponder.parts.tasks import task_named
+from ponder.parts.tasks.classification import Unnamed
 from ponder.trajectory import Trajectory
 
 __all__ = ["certify", "to_trajectory"]

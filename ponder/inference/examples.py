@@ -14,7 +14,7 @@ from ponder._utils.trees import Shared, Tree, check_rows, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along, Padding, check_masks
-from ponder.parts.tasks import IGNORED_LABEL
+from ponder.parts.tasks.base import IGNORED_LABEL
 
 __all__ = [
     "Example",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
-from ponder.parts.tasks import fits_positions
+from ponder.parts.tasks.base import fits_positions
 
 __all__ = ["Alignment"]
 

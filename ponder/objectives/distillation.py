@@ -10,7 +10,9 @@ from torch import Tensor
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Depth, Objective, Unrolled, cut_after, registry
-from ponder.parts.tasks import IGNORED_LABEL, Task, check_distils
+from ponder.parts.tasks import Task
+from ponder.parts.tasks.base import IGNORED_LABEL
+from ponder.parts.tasks.distilling import check_distils
 
 __all__ = ["Distillation", "distilled"]
 

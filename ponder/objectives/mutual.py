@@ -10,7 +10,8 @@ from torch import Tensor
 from ponder._utils.validation import check_real
 from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.objectives.distillation import distilled
-from ponder.parts.tasks import Task, check_distils
+from ponder.parts.tasks import Task
+from ponder.parts.tasks.distilling import check_distils
 
 __all__ = ["MutualDistillation"]
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.parts.tasks import IGNORED_LABEL, Task, Unnamed, infer_task, task_named
+from ponder.parts.tasks import Task, infer_task, task_named
+from ponder.parts.tasks.base import IGNORED_LABEL
+from ponder.parts.tasks.classification import Unnamed
 
 __all__ = ["Recording", "check_evaluated", "check_has_rows", "check_once", "equal_rows", "same_record"]
 

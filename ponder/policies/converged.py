@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.validation import check_choice
-from ponder.parts.tasks import fits_positions
+from ponder.parts.tasks.base import fits_positions
 from ponder.policies.base import StepView, registry
 from ponder.policies.counting import CountingPolicy
 

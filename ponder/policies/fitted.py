@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
-from ponder.parts.tasks import fits_positions
+from ponder.parts.tasks.base import fits_positions
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["check_unfitted", "some_rows"]

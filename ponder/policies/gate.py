@@ -16,7 +16,7 @@ from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.signals import confidence, energy, margin, negative_entropy
-from ponder.parts.tasks import fits_positions
+from ponder.parts.tasks.base import fits_positions
 from ponder.policies.base import ModelSpec, PolicyBatch, StepView, ThresholdPolicy, has_classes, registry
 from ponder.policies.threshold import Threshold
 

@@ -17,7 +17,8 @@ from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import LambdaHead, NormPerStep, PerStep
-from ponder.parts.tasks import Custom, Task, TaskName, Unnamed, task_named
+from ponder.parts.tasks import Custom, Task, TaskName, task_named
+from ponder.parts.tasks.classification import Unnamed
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 

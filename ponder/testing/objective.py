@@ -12,7 +12,8 @@ from ponder._utils.trees import alike, take_rows
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 from ponder.objectives import NEEDS, Depth, Objective, Progress, Unrolled
-from ponder.parts.tasks import IGNORED_LABEL, TaskName, as_task
+from ponder.parts.tasks import TaskName, as_task
+from ponder.parts.tasks.base import IGNORED_LABEL
 from ponder.priors import Geometric
 from ponder.testing.contract import ContractError, require
 from ponder.testing.plugin import check_copies, check_frozen, check_needs, check_registered, kept

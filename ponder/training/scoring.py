@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from ponder._utils.modes import evaluating
 from ponder.engine.losses import checked_labels, exit_loss
 from ponder.errors import ArgumentError
-from ponder.parts.tasks import Task, infer_task, labelled_part
+from ponder.parts.tasks import Task, infer_task
+from ponder.parts.tasks.labels import labelled_part
 from ponder.policies import ExitPolicy
 from ponder.training.batches import read_batch
 from ponder.wrapper import PonderWrapper
