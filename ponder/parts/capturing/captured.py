@@ -24,17 +24,8 @@ from ponder._utils.trees import Tree, leaves, map_leaves, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.growth import grown_rows, one_more_row
 from ponder.parts.capturing.joinable import joinable
-from ponder.parts.capturing.layered import (
-    MASKS,
-    CodeBetweenError,
-    LayerCall,
-    LayeredModule,
-    Notes,
-    first_floating,
-    hidden_in,
-    is_row_mask,
-    told_otherwise,
-)
+from ponder.parts.capturing.layered import MASKS, LayeredModule, hidden_in, is_row_mask
+from ponder.parts.capturing.notes import CodeBetweenError, LayerCall, Notes, first_floating, told_otherwise
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
 from ponder.parts.capturing.twin import evaluating_twin, training_twin, unbound_forwards, untraced_twin, varied_twin
 from ponder.parts.capturing.watching import (

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import (
     Arguments,
     Axis,
@@ -30,27 +27,29 @@ from ponder.parts.capturing.growth import (
     one_more_row,
     split_rows,
 )
+from ponder.parts.capturing.notes import (
+    CodeBetweenError,
+    EnoughError,
+    LayerCall,
+    Notes,
+    is_state,
+    told_otherwise,
+)
 from ponder.parts.capturing.twin import branches_to, twin_of, untraced_twin
-from ponder.parts.capturing.watching import Mark, Tail, version_of
+from ponder.parts.capturing.watching import Mark, Tail
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
 __all__ = [
     "MASKS",
     "PLAN",
-    "CodeBetweenError",
-    "LayerCall",
     "LayeredModule",
     "LayeredReadout",
     "LayeredStep",
-    "Notes",
-    "first_floating",
     "hidden_in",
     "is_row_mask",
-    "told_otherwise",
 ]
 
-HIDDEN = Mark("state", "hidden")
 PLAN, _FIRST = "plan", Axis()
 
 
@@ -59,41 +58,6 @@ MASKS = ("attention_mask", "mask", "src_key_padding_mask")
 
 _Learned = tuple[tuple[str, ...], tuple[Axis | None, ...], bool]
 """The names of the noted tensors of a kind of call, where their rows are, and whether batches may get narrower."""
-
-
-class CodeBetweenError(PonderError):
-    """A layer is not called with what the one before gave: code of the module's own stands between them.
-
-    Args:
-        met: What was met.
-    """
-
-    def __init__(self, met: str) -> None:
-        self.met = met
-        super().__init__(
-            f"The layers are not called as in the example that the module was captured with: {met}. Capture it again "
-            "with an example like these inputs, or give PonderWrapper its stem, steps and readout yourself."
-        )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.met,)
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """One call of a module that is a layer or a part of one.
-
-    Args:
-        layer: Which layer, counted from 0.
-        path: The module.
-        answer: What it answers, with marks in the place of tensors: the hidden state, and what else it hands on.
-        last: Whether the layer ends with it.
-    """
-
-    layer: int
-    path: str
-    answer: Any
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -227,12 +191,12 @@ class LayeredModule:
             given: The module's arguments.
             with_gradients: Whether to note which layers its own code calls without gradients, in a call that has them.
         """
-        notes = Notes(self, with_gradients)
+        notes = Notes(self.module, self.calls, self.between, with_gradients)
         answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), notes.layer)
         if self.replays:
             answers |= dict.fromkeys(self.before, notes.earlier)
         twin = twin_of(self.module, self._to_all if self.replays else self._to_layers, answers)
-        with contextlib.suppress(_EnoughError):
+        with contextlib.suppress(EnoughError):
             twin(*_positional(given), **_named(given))
         if notes.hidden is None:
             raise CodeBetweenError("the layers were not called")
@@ -413,7 +377,7 @@ class LayeredModule:
         spare = hidden.clone()  # some forwards write into what layers give
 
         def fake(leaf: Any, standing: Tensor) -> Any:
-            if not _is_state(leaf):
+            if not is_state(leaf):
                 return leaf
             return standing if leaf.key == "hidden" else hidden.new_zeros(())
 
@@ -433,7 +397,7 @@ class LayeredModule:
             answer = _part(self.module, path)(*args, **kwargs)
             if call.last:
                 found.append(hidden_in(call.answer, answer))
-                raise _EnoughError
+                raise EnoughError
             return answer
 
         def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
@@ -447,97 +411,8 @@ class LayeredModule:
         given = map_leaves(partial(self._fill, state, context), dict(plan.given))
         try:
             return twin(*_positional(given), **_named(given))
-        except _EnoughError:
+        except EnoughError:
             return found[0]
-
-
-@dataclass(eq=False)
-class Notes:
-    """What one forward with stubs gathers: the arguments of the layers, and the answers of the modules before them."""
-
-    layered: LayeredModule
-    with_gradients: bool
-    tensors: list[Tensor] = field(default_factory=list)
-    calls: list[Any] = field(default_factory=list)
-    reads: list[frozenset[str]] = field(default_factory=list)
-    still: set[int] = field(default_factory=set)
-    before: dict[str, list[Any]] = field(default_factory=dict)
-    hidden: Any = None
-    _slots: dict[int, Mark] = field(default_factory=dict)
-    _state: dict[int, Mark] = field(default_factory=dict)
-
-    @property
-    def arguments(self) -> list[Any]:
-        """What the layers are called with, one after the other."""
-        return list(leaves(self.calls))
-
-    def mark(self, leaf: Any) -> Any:
-        """Put a mark in the place of a tensor, and leave anything else.
-
-        Raises:
-            CodeBetweenError: It is a mask of flex attention, compiled for the rows of the call: its kernel would read
-                the memory of others for fewer. Where the module's own code runs again, it is made anew.
-        """
-        if not isinstance(leaf, Tensor):
-            if type(leaf).__name__ == "BlockMask":  # by its name: its module takes long to import
-                raise CodeBetweenError("a layer is called with a mask that is compiled for the whole batch")
-            return leaf
-        if id(leaf) in self._state and version_of(leaf) == self._versions.get(id(leaf), version_of(leaf)):
-            mark = self._state[id(leaf)]
-            self._read.add(mark.key)
-            return mark
-        if id(leaf) not in self._slots:
-            self._slots[id(leaf)] = Mark("noted", len(self.tensors))
-            self.tensors.append(leaf)
-        return self._slots[id(leaf)]
-
-    def layer(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """The stub of a layer: it notes its arguments, and hands on the hidden state."""
-        layered = self.layered
-        if self.hidden is None:
-            self.hidden = first_floating((args, kwargs))
-            self._state = {id(self.hidden): HIDDEN}
-            if layered.between:
-                raise _EnoughError
-        number = len(self.calls)
-        while number < layered.num_steps and layered.calls[number].path != path:  # layers that this call leaves out
-            self.calls.append(None)
-            self.reads.append(frozenset())
-            number += 1
-        if number == layered.num_steps:
-            raise CodeBetweenError(f"{path} was called once more")
-        self._read.clear()
-        self.calls.append((map_leaves(self.mark, args), map_leaves(self.mark, kwargs)))
-        if "hidden" not in self._read:
-            raise CodeBetweenError(f"{path} is not called with what the layer before gave, untouched")
-        if self.with_gradients and not torch.is_grad_enabled() and not _in_autograd_function():
-            self.still.add(number)
-        self.reads.append(frozenset(self._read - {"hidden"}))
-        if number + 1 == layered.num_steps:
-            raise _EnoughError
-        self._state = {}
-        return map_leaves(self._hand_on, layered.calls[number].answer)
-
-    def earlier(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """A module before the layers: it runs, and its answer is noted."""
-        answer = self.layered.module.get_submodule(path)(*args, **kwargs)
-        if self.hidden is None:
-            self.before.setdefault(path, []).append(map_leaves(self.mark, answer))
-        return answer
-
-    def _hand_on(self, leaf: Any) -> Any:
-        """A new tensor for a mark, so that the next layer's arguments show by identity what they are."""
-        if not _is_state(leaf):
-            return leaf
-        tensor = self.hidden.detach() if leaf.key == "hidden" else self.hidden.new_zeros(())
-        self._state[id(tensor)], self._versions[id(tensor)] = leaf, version_of(tensor)
-        self._keep.append(tensor)
-        return tensor
-
-    def __post_init__(self) -> None:
-        self._keep: list[Tensor] = []  # alive, so that no other tensor gets their identity
-        self._versions: dict[int, int] = {}  # by identity, when they were handed on
-        self._read: set[str] = set()  # what the layer that is noted reads of what was handed on
 
 
 @dataclass(eq=False)
@@ -553,7 +428,7 @@ class _Reading:
         """What a mark stands for."""
         if not isinstance(leaf, Mark):
             return leaf
-        if _is_state(leaf):
+        if is_state(leaf):
             return self.layered.merged(self.state)
         number, place = leaf.key
         if number not in self.made:
@@ -608,18 +483,6 @@ _HIDDEN = Parameter("hidden", Parameter.POSITIONAL_OR_KEYWORD)
 _CONTEXT = Parameter("context", Parameter.VAR_KEYWORD)
 
 
-class _EnoughError(Exception):
-    """Raised by a stub: nothing of the forward is needed any more."""
-
-
-def first_floating(tree: Any) -> Tensor:
-    """The first floating-point tensor of `tree`."""
-    for leaf in leaves(tree):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise CodeBetweenError("the first layer takes no floating-point tensor")
-
-
 def hidden_in(answer: Any, output: Any) -> Tensor:
     """The hidden state in a layer's output, whose `answer` marks where it is."""
     first = answer[0] if isinstance(answer, tuple) else None
@@ -643,10 +506,6 @@ def _hidden(state: Tree) -> Tensor:
     return hidden
 
 
-def _is_state(leaf: Any) -> bool:
-    return isinstance(leaf, Mark) and leaf.kind == "state"
-
-
 def _no_fill(_: Tensor) -> float:
     """What stands at padding in a noted tensor is not known: it may be a mask, a table or a state."""
     raise ArgumentError(
@@ -655,20 +514,6 @@ def _no_fill(_: Tensor) -> float:
         got="rows of different lengths in one batch",
         remedy="Pad the examples of a stream to one length, or write an adapter that declares ponder.Padding.",
     )
-
-
-def _in_autograd_function() -> bool:
-    """Whether this runs in the forward of an autograd function, whose backward makes the gradients that it lacks.
-
-    Reentrant activation checkpointing is one.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        names = frame.f_code.co_varnames
-        if frame.f_code.co_name == "forward" and names and isinstance(frame.f_locals.get(names[0]), FunctionCtx):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _kind(tensor: Tensor, rows: int) -> Any:
@@ -693,13 +538,6 @@ def _check_counts(notes: Notes, more: Notes) -> None:
             got="other arguments with one row more",
             remedy="Rows cannot leave; give PonderWrapper a stem and steps that know how to tell their layers.",
         )
-
-
-def told_otherwise(one: Notes, other: Notes) -> bool:
-    """Whether layers are called with as many arguments, and other numbers (flags too) among them."""
-    before, after = one.arguments, other.arguments
-    pairs = zip(before, after, strict=False)
-    return len(before) == len(after) and any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _has(value: Any, rows: int) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ponder._utils.trees import Tree, distance, leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import grown_lengths, is_long, merge_rows, one_more_column, one_row_less
-from ponder.parts.capturing.layered import PLAN, CodeBetweenError, LayeredModule
+from ponder.parts.capturing.layered import PLAN, LayeredModule
+from ponder.parts.capturing.notes import CodeBetweenError
 from ponder.parts.padding import Along, Padding
 
 __all__ = ["LearnedPadding", "close", "learned_padding", "prove", "refusal"]
