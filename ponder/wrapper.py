@@ -35,7 +35,7 @@ from ponder.policies.certified import is_certified
 from ponder.priors import Geometric, Prior
 from ponder.priors.base import check_mass
 from ponder.recipes import Recipe, Stage, freeze_for, mix_weights, start_heads
-from ponder.recipes.base import check_heads
+from ponder.recipes.staging import check_heads
 from ponder.trajectory import Trajectory
 
 __all__ = ["PonderOutput", "PonderWrapper"]

@@ -16,9 +16,9 @@ from ponder._utils.trees import Tree
 from ponder.integrations.transformers.adapter import Adapter
 from ponder.integrations.transformers.examples import example_for
 from ponder.parts import readouts
-from ponder.parts.capturing.captured import first_output, learn
 from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.capturing.layered import LayeredModule, LayeredReadout
+from ponder.parts.capturing.learning import first_output, learn
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 

@@ -1,6 +1,6 @@
 """Recipes: named combinations, one file each (PonderNet is PALBERT with four switches off, and shares its file)."""
 
-from ponder.recipes.base import LambdaSpec, Recipe, Stage, freeze_for, mix_weights, registry, start_heads
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
 from ponder.recipes.cosee import cosee
 from ponder.recipes.deebert import deebert
 from ponder.recipes.default import ponder
@@ -12,6 +12,7 @@ from ponder.recipes.palbert_deep import palbert_deep
 from ponder.recipes.palbert_distill import palbert_distill
 from ponder.recipes.palbert_joint import palbert_joint
 from ponder.recipes.palbert_prior import palbert_prior
+from ponder.recipes.staging import freeze_for, mix_weights, start_heads
 from ponder.recipes.static import static
 from ponder.recipes.vanilla import vanilla
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import nn
 
 from ponder._utils.registry import Registry
@@ -22,7 +21,7 @@ from ponder.parts.tasks.classification import Unnamed
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 
-__all__ = ["LambdaSpec", "Recipe", "Stage", "freeze_for", "mix_weights", "registry", "start_heads"]
+__all__ = ["LambdaSpec", "Recipe", "Stage", "registry"]
 
 registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
 
@@ -276,165 +275,3 @@ class Recipe:
 
 
 registry.base = Recipe
-
-
-def start_heads(stage: Stage, head: nn.Module) -> None:
-    """Let the early heads start where `stage` says; a shared head is left as it is.
-
-    Args:
-        stage: The stage that begins.
-        head: The head.
-
-    Example:
-        >>> head = ponder.PerStep([nn.Linear(8, 3) for _ in range(4)])
-        >>> start_heads(Stage(objectives.FinalStep(), early_heads="last"), head)
-        >>> bool((head.heads[0].weight == head.heads[3].weight).all())
-        True
-    """
-    if stage.early_heads == "last" and isinstance(head, PerStep):
-        head.start_as_last()
-
-
-def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) -> None:
-    """Refuse a stage that trains heads that are not there.
-
-    Args:
-        stage: The stage.
-        head: The head; `PerStep` where the stage trains early heads.
-        lambda_head: The Lambda head, where there is one.
-
-    Raises:
-        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there, or
-            it copies the last head to early heads of another kind.
-
-    Example:
-        >>> from ponder.recipes.base import check_heads
-        >>> check_heads(recipes.get("deebert").stages[1], ponder.PerStep([nn.Linear(8, 3) for _ in range(4)]), None)
-    """
-    if stage.early_heads == "last" and isinstance(head, PerStep) and not isinstance(head, NormPerStep):
-        shapes = [{name: weight.shape for name, weight in each.state_dict().items()} for each in head.heads]
-        if shapes.count(shapes[-1]) < len(shapes):
-            raise ArgumentError(
-                "stage",
-                expected="early heads of the last one's kind for early_heads='last', which copies it",
-                got="heads of another kind",
-                remedy="Use a recipe whose early heads go on from what they are, such as the model's own.",
-            )
-    if stage.train == "early_heads" and not isinstance(head, PerStep):
-        raise ArgumentError(
-            "stage",
-            expected="one head a step for train='early_heads'",
-            got="a shared head",
-            remedy="Use PerStep.",
-        )
-    if stage.train == "lambda_head" and lambda_head is None:
-        raise ArgumentError(
-            "stage",
-            expected="a model with a Lambda head for train='lambda_head'",
-            got="one without",
-            remedy="Pass lambda_head=ponder.LambdaHead(width) to the model.",
-        )
-
-
-def check_made_for(recipe: Recipe, head: nn.Module) -> None:
-    """Refuse a model that lacks what `Recipe.make_heads` would have made: a head a step, norms, or scaled gradients.
-
-    Args:
-        recipe: The recipe.
-        head: The head of the model that is to be trained with it.
-
-    Raises:
-        ArgumentError: The head is another, and the training would be that of another recipe.
-
-    Example:
-        >>> from ponder.recipes.base import check_made_for
-        >>> check_made_for(recipes.get("pabee"), ponder.PerStep([nn.Linear(8, 3) for _ in range(4)]))
-    """
-    if not recipe.per_step_heads:
-        return
-    kind, scaled = ("NormPerStep" if recipe.per_step_heads == "norms" else "PerStep"), ""
-    fits = isinstance(head, PerStep) and isinstance(head, NormPerStep) == (kind == "NormPerStep")
-    if isinstance(head, PerStep) and len(head) > 1:
-        rescaled = recipe.early_gradient == "equilibrium"
-        fits = fits and (head.gradient_scales == equilibrium(len(head))) == rescaled
-        scaled = ", gradient_scales=equilibrium(N)" if rescaled else ""
-    if not fits:
-        raise ArgumentError(
-            "recipe",
-            expected=f"for {recipe.name!r} a model whose head is ponder.{kind}(…{scaled})",
-            got=f"{type(head).__name__} with gradient_scales={head.gradient_scales}"
-            if isinstance(head, PerStep)
-            else f"{type(head).__name__}, shared by all steps",
-            remedy="Build the model with from_recipe or from_encoder and this recipe, or with such a head.",
-        )
-
-
-def freeze_for(
-    stage: Stage,
-    encoder: nn.Module | Sequence[nn.Module],
-    head: nn.Module,
-    halting: Sequence[nn.Module | None] = (),
-) -> None:
-    """Set `requires_grad` so that training moves what `stage` trains and nothing else.
-
-    What is frozen goes into evaluation mode too: its dropout is off, and its BatchNorm statistics do not move.
-
-    Args:
-        stage: The stage.
-        encoder: Everything but the heads, as one module or several.
-        head: The head; `PerStep` where the stage trains early heads.
-        halting: The Lambda head, and the weights of a learned prior, where there are such.
-
-    Raises:
-        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
-
-    Example:
-        >>> head = ponder.PerStep([nn.Linear(8, 3) for _ in range(4)])
-        >>> freeze_for(recipes.get("deebert").stages[1], nn.Linear(8, 8), head)
-        >>> [one.weight.requires_grad for one in head.heads]
-        [True, True, True, False]
-    """
-    hazards = [module for module in halting if module is not None]
-    check_heads(stage, head, hazards[0] if hazards else None)
-    heads = list(head.heads) if isinstance(head, PerStep) else [head]
-    parts = {
-        "encoder": [encoder] if isinstance(encoder, nn.Module) else list(encoder),
-        "early_heads": heads[:-1],
-        "last_head": heads[-1:],
-        "lambda_head": hazards,
-    }
-    for name, modules in parts.items():
-        trained = stage.train in ("all", name)
-        for module in modules:
-            module.requires_grad_(trained)
-            if not trained:
-                module.eval()
-
-
-@torch.no_grad()
-def mix_weights(stage: Stage, model: nn.Module, head: nn.Module, began: nn.Module) -> None:
-    """Move the parameters of `model` to α · their own + (1 − α) · those that the stage began with (`Stage.mixing`).
-
-    Buffers, such as the statistics of BatchNorm, stay as they were trained.
-
-    Args:
-        stage: The stage that has been trained.
-        model: The model, with all of its parts.
-        head: Its head.
-        began: A copy of the model from before the stage.
-
-    Example:
-        >>> stage = Stage(objectives.Distillation(teacher="frozen"), teacher="previous", mixing=0.75)
-        >>> trained, began = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-        >>> _ = trained.weight.data.fill_(4.0), began.weight.data.fill_(0.0)
-        >>> mix_weights(stage, trained, trained, began)
-        >>> trained.weight.item()
-        3.0
-    """
-    early = list(head.heads)[:-1] if isinstance(head, PerStep) and stage.early_heads == "last" else []
-    new = {id(weight) for each in early for weight in each.parameters()}
-    before = dict(began.named_parameters())
-    for name, weight in model.named_parameters():
-        if id(weight) not in new:
-            start = before[name].to(weight.device)
-            weight.copy_(torch.lerp(start, weight, stage.mixing))

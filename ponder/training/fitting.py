@@ -25,7 +25,7 @@ from ponder.optim import parameter_groups
 from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
-from ponder.recipes.base import check_heads, check_made_for
+from ponder.recipes.staging import check_heads, check_made_for
 from ponder.training.batches import Batch, read_batch
 from ponder.training.measured import Means, measured
 from ponder.training.report import EpochReport, FitReport, StageReport

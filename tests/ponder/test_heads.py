@@ -14,8 +14,7 @@ from ponder import LambdaHead, PerStep
 from ponder.objectives import FinalStep
 from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import NormPerStep, as_lambda_head
-from ponder.recipes import Stage, freeze_for
-from ponder.recipes.base import start_heads
+from ponder.recipes import Stage, freeze_for, start_heads
 from tests.ponder.checks import refused
 from tests.toys import WIDTH, make_toy, wrap
 
