@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ponder import calibration, cost, export, monitor, objectives, policies, priors, recipes
     from ponder._utils.trees import Shared
-    from ponder.analysis.diagnosis import Diagnosis, diagnose
+    from ponder.analysis.diagnosing import diagnose
+    from ponder.analysis.diagnosis import Diagnosis
     from ponder.analysis.sweeps import Curve, Point
     from ponder.calibration import Calibration, RiskControl, calibrate, control_risk
     from ponder.distributions import StepDistribution
@@ -79,7 +80,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "analysis.diagnosis": ("Diagnosis", "diagnose"),
+    "analysis.diagnosing": ("diagnose",),
+    "analysis.diagnosis": ("Diagnosis",),
     "analysis.sweeps": ("Curve", "Point"),
     "calibration": ("Calibration", "RiskControl", "calibrate", "control_risk"),
     "distributions": ("StepDistribution",),

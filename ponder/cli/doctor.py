@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ponder.analysis.diagnosis import Diagnosis, diagnose
+from ponder.analysis.diagnosing import diagnose
+from ponder.analysis.diagnosis import Diagnosis
 from ponder.calibration import AgreementCurve, agreement_curves
 from ponder.cli.telling import BATCH, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts_for

@@ -1,0 +1,361 @@
+"""`ponder.diagnose`: do early exits pay on this model? Policies against blind choices, on rows that chose neither."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ponder._utils.validation import check_int, check_real
+from ponder.analysis.diagnosis import Collapse, Diagnosis, Difficulty, Gain
+from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
+from ponder.analysis.metrics import Metric, MetricLike, as_metric
+from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid, patience_on_numbers
+from ponder.engine.replay import replay
+from ponder.errors import ArgumentError
+from ponder.parts.recording import Recording, check_evaluated, check_has_rows, check_once
+from ponder.policies import Confidence, Entropy, Margin, Patience, Quantile
+from ponder.policies.base import ExitPolicy
+from ponder.policies.fitted import check_unfitted
+
+__all__ = ["diagnose"]
+
+_TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
+_SHARES = ("accuracy", "exact_match")
+_AT_ONCE = 50  # samples whose counts are held at a time
+
+
+def diagnose(
+    trajectory: Recording,
+    compare: PolicyGridLike | Sequence[PolicyGridLike] | None = None,
+    *,
+    static: Mapping[int, float] | None = None,
+    metric: MetricLike | None = None,
+    speedups: Sequence[float] = (1.5, 2.0, 3.0),
+    samples: int = 500,
+    seed: int = 0,
+) -> Diagnosis:
+    """Say whether early exits pay on a model: whether any policy is better than leaving blindly at no greater cost.
+
+    Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at nothing. Only what
+    lies above it is the work of a policy; and only what lies above an encoder that was cut and trained so (`static`)
+    pays over training a smaller one.
+
+    Args:
+        trajectory: A full-depth run, with labels, on rows that chose nothing.
+        compare: Classes of policies with a threshold, or policies whose threshold is moved; those that the trajectory
+            can be replayed with, of the ones that the papers use, where None (of numbers, `Patience(1)` with tolerances
+            between the changes of the rows).
+        static: Scores of the encoder cut after a step and trained so, by step.
+        metric: A mean over rows: ``"accuracy"``, ``"exact_match"`` where a row has several answers,
+            ``"negative_squared_error"``, or the task's own where None.
+        speedups: N / mean exit step at which policy and blind are compared.
+        samples: Bootstrap samples.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ArgumentError: No labels, fewer than two steps or 20 rows, a run of training mode, or a metric that is no mean
+            over rows.
+
+    Example:
+        >>> labels = torch.randint(3, (200,))
+        >>> outputs = torch.nn.functional.one_hot(labels, 3).float().unsqueeze(1) * torch.arange(4).view(1, 4, 1)
+        >>> trajectory = Trajectory(outputs + torch.randn(200, 4, 3), None, torch.arange(200), labels=labels)
+        >>> print(diagnose(trajectory).metric)
+        accuracy
+    """
+    check_has_rows(trajectory)
+    check_evaluated(trajectory)
+    check_once(trajectory)
+    check_int("samples", samples, remedy="Pass samples=500, say.")
+    if not len(speedups):
+        raise ArgumentError("speedups", expected="at least one number ≥ 1", got="none", remedy="Pass (1.5, 2.0), say.")
+    speedups = speedups.tolist() if hasattr(speedups, "tolist") else list(speedups)
+    for speedup in speedups:
+        check_real("speedups", speedup, 1.0, remedy="Pass (1.5, 2.0), say.")
+    values, metric_name = _values(trajectory, metric)
+    rows, num_steps = values.shape
+    grids = _policy_grids(trajectory, compare)
+    exits = {name: grid.exit_steps(trajectory).cpu() for name, grid in grids.items()}
+    policies: dict[str, ExitPolicy] = {}
+    tried = {
+        name: [
+            (float(left.double().mean()), _score(values, left), _name(policy, policies))
+            for policy, left in zip(grid.policies, exits[name], strict=True)
+        ]
+        for name, grid in grids.items()
+    }
+    scores = values.mean(0).tolist()
+    frontiers = {name: frontier_of(points) for name, points in tried.items()}
+    frontiers |= {"blind": blind_frontier(scores), "oracle": oracle_frontier(values)}
+    if static:
+        top = 1.0 if metric_name in _SHARES else math.inf
+        cuts = _steps(static, num_steps, top)
+        points = [(float(step), float(score), f"cut after step {step}") for step, score in cuts]
+        frontiers["static"] = frontier_of(points)
+    bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
+    gains = tuple(_gain(speedup, scores, frontiers, list(grids), bootstrap) for speedup in speedups)
+    middle = gains[len(gains) // 2]
+    chosen = policies.get(middle.policy)
+    return Diagnosis(
+        verdict=_verdict(gains, _cheapest_step(values), metric_name, rows, _margin(scores, metric_name)),
+        metric=metric_name,
+        scores=tuple(scores),
+        frontiers=frontiers,
+        gains=gains,
+        collapse=None if trajectory.hazard_logits is None else _collapse(trajectory),
+        difficulty=() if chosen is None else _difficulty(trajectory, replay(trajectory, chosen).exit_step.cpu()),
+        rows=rows,
+    )
+
+
+def _values(trajectory: Recording, metric: MetricLike | None) -> tuple[Tensor, str]:
+    """What each row's answer at each step is worth, `(rows, steps)` float64, and the name of the score."""
+    if len(trajectory) < 20 or trajectory.num_steps < 2:
+        raise ArgumentError(
+            "trajectory",
+            expected="at least 20 rows and 2 steps",
+            got=f"{len(trajectory)} rows and {trajectory.num_steps} steps",
+            remedy="Record more of the data: there is nothing to compare.",
+        )
+    if trajectory.labels is None:
+        raise ArgumentError(
+            "trajectory",
+            expected="labels, by which answers are judged",
+            got="none",
+            remedy="Record them: model.unroll(inputs, labels=labels).",
+        )
+    made: Metric | None = as_metric(metric, trajectory)
+    if made is None or made.per_row is None:
+        raise ArgumentError(
+            "metric",
+            expected="a score that is a mean over rows, such as 'accuracy' or 'negative_squared_error'",
+            got=repr(metric) if made is None else made.name,
+            remedy="Name one of them; a correlation cannot be compared row by row.",
+        )
+    if trajectory.hazard_logits is not None and bool(trajectory.hazard_logits.isnan().any()):
+        raise ArgumentError(
+            "trajectory",
+            expected="hazards that are numbers",
+            got=f"NaN in {int(trajectory.hazard_logits.isnan().any(1).sum())} of {len(trajectory)} rows",
+            remedy="Look for NaN in the features of those rows.",
+        )
+    broken = ~made.per_row.isfinite().all(1)
+    if bool(broken.any()):
+        raise ArgumentError(
+            "trajectory",
+            expected=f"a {made.name.replace('_', ' ')} that is finite for every row and step",
+            got=f"none for {int(broken.sum())} of {len(broken)} rows",
+            remedy="Look for NaN in the outputs or labels of those rows; one of them makes every mean NaN.",
+        )
+    return made.per_row.cpu(), made.name
+
+
+def _policy_grids(
+    trajectory: Recording, compare: PolicyGridLike | Sequence[PolicyGridLike] | None
+) -> dict[str, PolicyGrid]:
+    """The policies to try, by name."""
+    if compare is None:
+        found = {}
+        for kind in _TRIED:
+            try:
+                found[kind.__name__] = as_policy_grid(kind, None, trajectory, look=True)
+            except ArgumentError:  # not for this task, or not without a Lambda head
+                continue
+        if trajectory.meaning.numbers:
+            found["Patience"] = patience_on_numbers(trajectory)
+        return found
+    listed = list(compare) if isinstance(compare, Sequence) else [compare]
+    if not listed:
+        raise ArgumentError(
+            "compare", expected="at least one family of policies", got="none", remedy="Pass policies.Confidence, say."
+        )
+    made: dict[str, PolicyGrid] = {}
+    for each in listed:
+        name = getattr(each, "__name__", type(each).__name__)
+        name = name if name not in made else f"{name} ({len(made) + 1})"
+        made[name] = as_policy_grid(each, None, trajectory, look=True)
+        check_unfitted(trajectory, made[name].policies)
+    return made
+
+
+def _name(policy: ExitPolicy, named: dict[str, ExitPolicy]) -> str:
+    """What a policy is called, with a number where another one, of other tables say, is called so; noted in `named`."""
+    name, count = repr(policy), 1
+    while named.setdefault(name, policy) != policy:
+        count += 1
+        name = f"{policy!r} ({count})"
+    return name
+
+
+def _cheapest_step(values: Tensor) -> int:
+    """The first step that is not clearly worse than the best one: by less than 1.96 standard errors, row by row."""
+    best = values.mean(0).argmax()
+    worse = values[:, best].unsqueeze(1) - values
+    bar = 1.96 * worse.std(0) / math.sqrt(len(values))
+    return int((worse.mean(0) <= bar).long().argmax()) + 1
+
+
+def _score(values: Tensor, exit_step: Tensor) -> float:
+    return float(values.gather(1, (exit_step - 1).unsqueeze(1)).mean())
+
+
+def _steps(static: Mapping[int, float], num_steps: int, top: float) -> list[tuple[int, float]]:
+    for step in static:
+        remedy = "Pass scores by step, {3: 0.85}, say, for the encoder cut after 3 steps."
+        check_int("static", step, 1, num_steps, remedy=remedy)
+        check_real(f"static[{step}]", static[step], -math.inf if top == math.inf else 0.0, top, remedy=remedy)
+    return sorted(static.items())
+
+
+class _Bootstrap:
+    """Policy against blind on the rows that a sample left out, with all choices made on the sample.
+
+    Args:
+        values: What each row's answer is worth at each step, `(rows, steps)`.
+        exits: Exit steps under every policy tried, `(policies, rows)`.
+        samples: Number of bootstrap samples.
+        seed: Seed by which the samples are drawn.
+    """
+
+    def __init__(self, values: Tensor, exits: Tensor, samples: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        columns = torch.cat([values.gather(1, (exits - 1).T), exits.T.double(), values], dim=1)
+        inside, outside = [], []
+        for start in range(0, samples, _AT_ONCE):
+            counts = _draw(len(values), min(_AT_ONCE, samples - start), generator)
+            left_out = (counts == 0).double()
+            inside.append(counts @ columns / len(values))
+            outside.append(left_out @ columns / left_out.sum(1, keepdim=True))
+        sizes = [len(exits), len(exits), values.shape[1]]
+        self._score, self._step, self._blind = torch.cat(inside).split(sizes, dim=1)
+        self._score_outside, self._step_outside, self._blind_outside = torch.cat(outside).split(sizes, dim=1)
+
+    def gains(self, mean_step: float) -> Tensor:
+        """Policy minus the best blind choice that costs no more than the chosen policy does on the rows left out.
+
+        Samples for which no policy is cheap enough are left out.
+        """
+        affordable = torch.where(self._step <= mean_step + 1e-9, self._score, -torch.inf)
+        chosen = affordable.argmax(1, keepdim=True)
+        at = self._step_outside.gather(1, chosen).squeeze(1)
+        blind = blind_mix(self._blind, self._blind_outside, at)
+        gains: Tensor = self._score_outside.gather(1, chosen).squeeze(1) - blind
+        usable = affordable.gather(1, chosen).squeeze(1) > -torch.inf
+        return gains[usable]
+
+
+def _draw(rows: int, samples: int, generator: torch.Generator) -> Tensor:
+    """How often each row is in each sample, `(samples, rows)` float64."""
+    drawn = torch.randint(rows, (samples, rows), generator=generator)
+    return torch.zeros(samples, rows, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(1).double().expand_as(drawn)
+    )
+
+
+def _gain(
+    speedup: float, scores: Sequence[float], frontiers: Mapping[str, Frontier], tried: list[str], bootstrap: _Bootstrap
+) -> Gain:
+    mean_step = max(len(scores) / speedup, 1.0)
+    places = {name: frontiers[name].best_within(mean_step) for name in tried}
+    found = {name: place for name, place in places.items() if place is not None}
+    blind = frontiers["blind"]
+    blind_step = max(range(1, int(mean_step + 1e-9) + 1), key=lambda step: scores[step - 1])
+    static = frontiers.get("static")
+    cut = None if static is None else static.best_within(mean_step)
+    of_cut = math.nan if static is None or cut is None else static.scores[cut]
+    if not found:
+        nothing = (f"none within {mean_step:.2f} steps", math.nan, blind.mixed(mean_step), blind_step)
+        return Gain(speedup, *nothing, frontiers["oracle"].mixed(mean_step), of_cut, math.nan, math.nan, math.nan)
+    best = max(found, key=lambda name: frontiers[name].scores[found[name]])
+    frontier, place = frontiers[best], found[best]
+    step = frontier.steps[place]
+    gains = bootstrap.gains(mean_step)
+    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(gains, quantiles).tolist() if len(gains) else (math.nan, math.nan)
+    return Gain(
+        speedup,
+        frontier.names[place],
+        frontier.scores[place],
+        blind.mixed(step),
+        blind_step,
+        frontiers["oracle"].mixed(step),
+        of_cut,
+        float(gains.mean()) if len(gains) else math.nan,
+        low,
+        high,
+    )
+
+
+def _margin(scores: Sequence[float], metric: str) -> float:
+    """What a gain has to be to matter: 0.03 of right answers, or a tenth of what the steps differ by."""
+    return 0.03 if metric in _SHARES else 0.1 * (max(scores) - min(scores))
+
+
+def _verdict(gains: Sequence[Gain], cheapest: int, metric: str, rows: int, margin: float) -> str:
+    pays = [gain for gain in gains if gain.low > 0.0]
+    told = [gain for gain in gains if not math.isnan(gain.gain)]
+    if pays:
+        best = max(pays, key=lambda gain: gain.gain)
+        sentence = (
+            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
+            f"({metric.replace('_', ' ')}) where the best blind choice that costs no more scores {best.blind:.4f} "
+            f"(gain {best.gain:+.4f}, 95% interval {best.low:+.4f} to {best.high:+.4f})"
+        )
+        beaten = [gain for gain in pays if gain.static > gain.score]
+        if beaten:
+            cut = max(beaten, key=lambda gain: gain.static - gain.score)
+            sentence += (
+                f", but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}: use that there"
+            )
+        return sentence + "."
+    than, beaten = "", [gain for gain in gains if gain.static > gain.blind]
+    if beaten:
+        cut = max(beaten, key=lambda gain: gain.static - gain.blind)
+        than = f"; at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}"
+    if not told:
+        return f"No policy that was tried is cheap enough for any of the speed-ups: use FixedStep({cheapest}){than}."
+    best = max(told, key=lambda gain: gain.gain)
+    if max(gain.high for gain in told) > max(margin, 1e-12):
+        widest = max(told, key=lambda gain: gain.high)
+        return (
+            f"These {rows} rows cannot tell whether early exits pay on this model: the gain of a policy over blind at "
+            f"×{widest.speedup:g} is {widest.gain:+.4f}, 95% interval {widest.low:+.4f} to {widest.high:+.4f}. Record "
+            f"more rows{than}."
+        )
+    return (
+        f"On this model one fixed step is as good as any policy tried: use FixedStep({cheapest}), the first step that "
+        f"is not clearly worse than the best (the largest gain of a policy over blind is {best.gain:+.4f} at "
+        f"×{best.speedup:g}, 95% interval {best.low:+.4f} to {best.high:+.4f}){than}."
+    )
+
+
+def _collapse(trajectory: Recording) -> Collapse:
+    halting = trajectory.halting
+    exit_step = replay(trajectory, Quantile(0.5)).exit_step
+    counts = torch.bincount(exit_step, minlength=trajectory.num_steps + 1)
+    p = halting.pmf.double()
+    mean = p.mean(0)
+
+    def entropy(q: Tensor) -> Tensor:
+        return -torch.where(q > 0, q * q.clamp(min=1e-300).log(), 0.0).sum(-1)
+
+    information = float(entropy(mean) - entropy(p).mean()) / math.log(trajectory.num_steps)
+    return Collapse(int(counts.argmax()), float(counts.max()) / len(trajectory), max(information, 0.0))
+
+
+def _difficulty(trajectory: Recording, exit_step: Tensor) -> tuple[Difficulty, ...]:
+    """Rows by the step from which all answers are right."""
+    if not trajectory.meaning.comparable:
+        return ()
+    right = trajectory.correct().cpu()
+    stays = right.flip(1).long().cummin(1).values.sum(1)  # how many of the last answers are right
+    groups = []
+    for count in range(right.shape[1], -1, -1):
+        members = stays == count
+        if bool(members.any()):
+            step = None if count == 0 else right.shape[1] - count + 1
+            groups.append(Difficulty(step, float(members.double().mean()), float(exit_step[members].double().mean())))
+    return tuple(groups)
