@@ -26,9 +26,16 @@ from transformers import (
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.loading import load_whole
 from ponder.integrations.transformers.readable import check_made_again
-from ponder.parts.tasks import Classification, Span, Task, TokenClassification
+from ponder.parts.tasks import Classification, Span, Task, TaskName, TokenClassification
 
-__all__ = ["HeadKind", "check_readable", "head_of", "kind_of", "load_finetuned", "saved_head"]
+__all__ = ["PROBLEMS", "HeadKind", "check_readable", "head_of", "kind_of", "load_finetuned", "saved_head"]
+
+PROBLEMS: dict[str, TaskName] = {
+    "single_label_classification": "classification",
+    "regression": "regression",
+    "multi_label_classification": "multilabel",
+}
+"""What an answer means, by the `problem_type` of a configuration of Transformers."""
 
 
 @dataclass(frozen=True)

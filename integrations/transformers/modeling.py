@@ -20,7 +20,6 @@ from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedM
 
 from ponder import recipes
 from ponder.analysis.metrics import MetricLike
-from ponder.engine.teaching import check_no_shared_weights, check_same_task
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
@@ -31,24 +30,25 @@ from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of, is_exact
 from ponder.integrations.transformers.examples import further_inputs
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
-from ponder.integrations.transformers.head_kinds import HeadKind, head_of, saved_head
+from ponder.integrations.transformers.head_kinds import PROBLEMS, HeadKind, saved_head
 from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.readable import check_made_again
 from ponder.integrations.transformers.saving import save_whole
+from ponder.integrations.transformers.teachers import as_teacher
 from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
-from ponder.parts.tasks import Classification, Task, TaskName, as_task
-from ponder.policies import ExitPolicy, LastStep
+from ponder.parts.tasks import Task, TaskName
+from ponder.policies import ExitPolicy
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput
 
-__all__ = ["PROBLEMS", "PonderPreTrainedModel"]
+__all__ = ["PonderPreTrainedModel"]
 
 _OWNED = "ponder.stem.encoder."
 _ARGUMENTS = (
@@ -63,12 +63,6 @@ _ARGUMENTS = (
     "device_map",
 )
 _MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
-
-PROBLEMS: dict[str, TaskName] = {
-    "single_label_classification": "classification",
-    "regression": "regression",
-    "multi_label_classification": "multilabel",
-}
 
 
 class PonderPreTrainedModel(PreTrainedModel):
@@ -480,34 +474,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         Raises:
             ArgumentError: The teacher is this model, shares weights with it, has other labels, or another problem.
         """
-        if teacher is None:
-            self.ponder.attach_teacher(None)
-            return
-        if not isinstance(teacher, PreTrainedModel):
-            raise ArgumentTypeError(
-                "teacher",
-                expected="a classifier of Transformers",
-                got=type(teacher).__name__,
-                remedy="Attach any other callable to the wrapper: model.ponder.attach_teacher(…).",
-            )
-        if teacher is self:
-            raise ArgumentError(
-                "teacher",
-                expected="a model that does not change while this one is trained",
-                got="the model itself",
-                remedy="Pass copy.deepcopy(model).",
-            )
-        check_no_shared_weights(self, teacher)
-        own, theirs = (dict(model.config.id2label or {}) for model in (self, teacher))
-        if own != theirs:
-            raise ArgumentError(
-                "teacher",
-                expected=f"the student's {len(own)} labels, in the same order",
-                got=f"{len(theirs)} labels, {_first_difference(own, theirs)}",
-                remedy="Fine-tune the teacher on the student's labels, or give both the same id2label.",
-            )
-        check_same_task(self.ponder.task, _task_of(teacher))
-        self.ponder.attach_teacher(_Logits(teacher))
+        self.ponder.attach_teacher(None if teacher is None else as_teacher(teacher, self, self.ponder.task))
 
     def start_stage(self, stage: Stage) -> None:
         """Take the objective of a stage of training, its teacher and heads, and freeze what it does not train.
@@ -695,37 +662,6 @@ def _count_labels(num_labels: int | None, id2label: Any) -> int:
             remedy="Leave it out, or name all labels.",
         )
     return len(id2label)
-
-
-class _Logits(nn.Module):
-    """A classifier of Transformers as a teacher: its logits, at full depth."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor, **context: Any) -> Tensor:
-        if isinstance(self.model, PonderPreTrainedModel):
-            context["policy"] = LastStep()
-        named = {self.model.main_input_name: inputs, **{k: v for k, v in context.items() if v is not None}}
-        logits: Tensor = self.model(**named).logits
-        return logits
-
-
-def _task_of(teacher: PreTrainedModel) -> Task | None:
-    """What a teacher's answers mean; None where its class does not tell."""
-    if isinstance(teacher, PonderPreTrainedModel):
-        own: Task | None = teacher.ponder.task
-        return own
-    head = head_of(teacher)
-    if head is None or not isinstance(head.task, Classification):  # a `problem_type` may be left of a model before it
-        return None if head is None else head.task
-    return as_task(PROBLEMS.get(str(teacher.config.problem_type)))
-
-
-def _first_difference(own: Mapping[Any, str], theirs: Mapping[Any, str]) -> str:
-    place = next(i for i in sorted({*own, *theirs}) if own.get(i) != theirs.get(i))
-    return f"the first that differs {theirs.get(place)!r} in place of {own.get(place)!r}"
 
 
 def _without_second_names(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
