@@ -233,6 +233,13 @@ class EarlyExitModel(nn.Module):
             context: What a call gives the stem and the steps besides the inputs.
         """
         for name in context.keys() - self._context_names:
+            if name in _ARGUMENTS:
+                raise ArgumentError(
+                    name,
+                    expected="names that the stem or a step takes, and no others, as context",
+                    got=f"{name!r}, an argument of a call of the model that is not taken here",
+                    remedy="Leave it out.",
+                )
             known = [*_ARGUMENTS, *sorted(self._context_names - _INNER)]
             close = get_close_matches(name, known if self._names_all else _ARGUMENTS, n=1, cutoff=0.75)
             if close or self._names_all:

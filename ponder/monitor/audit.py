@@ -27,7 +27,8 @@ class StepBack:
         stage: Number of the stage that ended, from 0.
         audits: How many answers were audited in it.
         disagreements: How many of these differed from full depth.
-        low: Lowest disagreement that the audits leave possible.
+        low: Lowest disagreement that the audits leave possible by `confidence_sequence`. It is two-sided, so that it
+            takes more audits to exclude the level than the bet takes to end the stage: often the level is above it.
         high: Highest.
         statement: The same in words.
 
@@ -127,8 +128,8 @@ class Audit:
             low=low,
             high=high,
             statement=f"the promise that at most {self.level:g} of the answers differ from full depth can no longer be "
-            f"held with confidence {self.confidence:g}: {self.disagreements} of {self.audits} audited answers differ, "
-            f"which leaves a disagreement between {low:.4f} and {high:.4f}",
+            f"held: {self.disagreements} of {self.audits} audited answers differ, which is too many for it (confidence "
+            f"{self.confidence:g}); a two-sided interval, which proves less, is {low:.4f} to {high:.4f}",
         )
         self.stage, self.disagreements, self._capital = self.stage + 1, 0, Capital.start(self.level)
         return left

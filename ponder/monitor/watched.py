@@ -45,15 +45,15 @@ class Watched:
         policies: The policies, from the cheapest to the safest, all of them checked; full depth comes after the last by
             itself.
         audit: The promise and its state.
-        path: A JSON file with the state, read where it exists and written after every audit; None for none. It is of
-            one writer: each knows its own audits alone.
+        path: A JSON file with the state, read where it exists, written at once and by every `run_audits`; None for
+            none. It is of one writer: each knows its own audits alone.
         tell: Called with every `StepBack`; None warns.
         max_waiting: Audited rows that may wait for `run_audits`; the call that brings more runs them itself.
         tolerance: In regression, the distance by which an answer may differ from that of full depth.
 
     Raises:
-        ArgumentError: A model in training mode, no policies, one that cannot serve the model, or a task whose answers
-            cannot be compared.
+        ArgumentError: A model in training mode, no policies, one that cannot serve the model, a task whose answers
+            cannot be compared, or a file that cannot be written.
         CheckpointError: The file holds the state of other policies or of another promise, or no state at all; later,
             somebody else wrote it meanwhile.
 
@@ -111,6 +111,7 @@ class Watched:
         if self._file is not None:
             self.audit = self._file.read(self.audit)
             self._written = self._file.held_state()
+            self.save()  # a place that cannot be written is told at once
 
     @property
     def policy(self) -> ExitPolicy:
@@ -129,7 +130,13 @@ class Watched:
 
     @torch.no_grad()
     def __call__(self, inputs: Tree, *, row_ids: Tensor | None = None, **context: Any) -> Exits:
-        """Outputs and exit steps under the policy of the stage; arguments as for a call of the model."""
+        """Outputs and exit steps under the policy of the stage.
+
+        Args:
+            inputs: As for a call of the model.
+            row_ids: As for a call of the model.
+            context: What stem and steps take besides; no other argument of a call.
+        """
         exits = self.model.exits(inputs, context, self.policy, row_ids=row_ids)
         self.seen(inputs, exits.outputs, **context)
         return exits
@@ -157,6 +164,8 @@ class Watched:
     def run_audits(self) -> int:
         """Audit the rows that wait, at full depth; a service calls this when its answers are out.
 
+        The state is written also where none waited: how many answers were given says which are audited next.
+
         Returns:
             How many rows were audited.
         """
@@ -174,6 +183,8 @@ class Watched:
             self.save()  # before anybody is told, who may raise
             if left is not None:
                 self._tell(left)
+        if self._file is not None and self._written != self.audit.to_dict():
+            self.save()
         return count
 
     def save(self) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.monitor import Audit, audits_needed, confidence_sequence
-from ponder.monitor.betting import Capital, alternatives
+from ponder.monitor.betting import Capital
+
+ODDS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 
 
 def audits_to_the_end(audit: Audit, rate: float, rng: random.Random, limit: int) -> int | None:
@@ -44,6 +46,20 @@ def test_under_a_tripled_disagreement_it_reacts_within_the_audits_that_theory_as
     assert needed >= math.log(20.0) / divergence  # what no test with this guarantee can beat
 
 
+@pytest.mark.parametrize(("level", "rate"), [(0.2, 0.24), (0.66, 0.8), (0.9, 0.95), (0.999, 0.9998)])
+def test_a_disagreement_a_little_above_the_level_is_noticed(level: float, rate: float) -> None:
+    # Trap: bets on disagreements that are far above the level lose all of their money to one that is just above it.
+    for seed in range(10):
+        limit = math.ceil(10 * audits_needed(level, 0.95, rate))
+        assert audits_to_the_end(Audit(level), rate, random.Random(seed), limit) is not None
+
+
+@pytest.mark.parametrize("level", [1e-9, 1e-6, 0.01, 0.3, 0.7, 0.95, 1 - 1e-6, 1 - 1e-9])
+def test_a_tenth_more_in_odds_is_noticed_at_every_level(level: float) -> None:
+    odds = 1.1 * level / (1.0 - level)
+    assert 0.0 < audits_needed(level, 0.95, odds / (1.0 + odds)) < math.inf
+
+
 def test_the_wealth_is_a_supermartingale_by_hand() -> None:
     capital, level = Capital.start(0.02), 0.02
     for disagrees in (False, True, False, False):
@@ -59,12 +75,12 @@ def test_the_capital_is_what_a_plain_loop_over_all_starting_times_gives() -> Non
     capital = Capital.start(0.04)
     for x in outcomes:
         capital = capital.after(x)
-    bets, total = alternatives(0.04), 0.0
-    for q in bets:
+    odds, total = [ratio * 0.04 / 0.96 for ratio in ODDS], 0.0
+    for q in [each / (1 + each) for each in odds]:
         for begin in range(len(outcomes) + 1):
             share = 0.5 if begin == 0 else 0.5 / math.log2(begin + 1) - 0.5 / math.log2(begin + 2)
             grown = math.prod(q / 0.04 if x else (1 - q) / 0.96 for x in outcomes[begin:])
-            total += share / len(bets) * grown
+            total += share / len(ODDS) * grown
     assert capital.wealth == pytest.approx(total + 0.5 / math.log2(len(outcomes) + 2), rel=1e-9)
 
 
@@ -87,6 +103,18 @@ def test_the_confidence_sequence_narrows_and_keeps_its_ends() -> None:
     assert confidence_sequence(500, 500, 0.95)[1] == 1.0
     few, many = confidence_sequence(5, 50, 0.95), confidence_sequence(500, 5000, 0.95)
     assert few[0] < many[0] < 0.1 < many[1] < few[1]
+
+
+@pytest.mark.parametrize(
+    ("disagreements", "audits", "confidence"),
+    [(9, 10, 1 - 1e-14), (999_999, 10**6, 1 - 1e-9), (0, 1, 1 - 2**-53), (1, 1, 1 - 2**-53), (1, 10, 1 - 2**-53)],
+)
+def test_the_confidence_sequence_is_one_where_nearly_nothing_is_left_to_chance(
+    disagreements: int, audits: int, confidence: float
+) -> None:
+    low, high = confidence_sequence(disagreements, audits, confidence)
+    assert 0.0 <= low < disagreements / audits or low == disagreements == 0
+    assert disagreements / audits < high <= 1.0 or disagreements == audits
 
 
 def test_the_share_is_audited_whatever_the_answers_are() -> None:
@@ -120,10 +148,40 @@ def test_a_step_back_says_what_was_seen_and_begins_the_next_stage() -> None:
     told = [left for left in (audit.record(number % 3 == 0) for number in range(60)) if left]
     left = told[0]
     assert left.stage == 0
-    assert left.low > 0.05
+    assert left.disagreements / left.audits > 0.05
     assert f"{left.disagreements} of {left.audits} audited answers differ" in left.statement
     assert audit.stage == len(told)
     assert Capital.start(0.05).wealth == 1.0
+
+
+def test_what_an_alarm_says_of_its_interval_does_not_contradict_it() -> None:
+    # Trap: "which leaves a disagreement between 0.0098 and …", of a promise of 0.01 that can no longer be held.
+    audit, rng = Audit(0.01), random.Random(0)
+    told = [left for left in (audit.record(rng.random() < 0.03) for _ in range(1000)) if left]
+    assert told[0].low <= 0.01, "or nothing was tested"
+    held, differ, interval = told[0].statement.replace("; ", ": ").split(": ")
+    assert held == "the promise that at most 0.01 of the answers differ from full depth can no longer be held"
+    assert differ.endswith("audited answers differ, which is too many for it (confidence 0.95)")
+    assert interval == f"a two-sided interval, which proves less, is {told[0].low:.4f} to {told[0].high:.4f}"
+
+
+@pytest.mark.parametrize(
+    ("level", "stakes"),
+    [
+        (0.05, [0.143, 0.121, 0.086, 0.042, 0.007]),
+        (0.4, [0.1, 0.2]),  # on 0.6 and 0.8
+        (0.9, [0.4]),  # on 0.95
+    ],
+)
+def test_a_state_of_before_there_were_eight_bets_goes_on(level: float, stakes: list[float]) -> None:
+    capital = {"level": level, "audits": 7, "stakes": stakes}
+    found = Audit.from_dict({**Audit(level).to_dict(), "answers": 9, "disagreements": 2, "capital": capital})
+    assert (found.answers, found.audits, found.disagreements) == (9, 7, 2)
+    assert found.wealth == pytest.approx(sum(stakes) + 0.5 / math.log2(9))  # not a penny more or less
+    assert Audit.from_dict(found.to_dict()).to_dict() == found.to_dict()
+    while found.record(True) is None:
+        pass
+    assert found.to_dict()["capital"] == Audit(level).to_dict()["capital"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +219,8 @@ def test_an_outcome_must_be_one_bool() -> None:
         {"capital": {}},
         {"capital": {"level": 0.01, "audits": 0, "stakes": [0.5]}},
         {"capital": {"level": 0.02, "audits": 0, "stakes": [1.0] * 6}},
+        {"capital": {"level": 0.01, "audits": 0, "stakes": []}},
+        {"capital": {"level": 0.01, "audits": 0, "stakes": [0.1] * 7}},
         {"capital": {"level": 0.01, "audits": 0, "stakes": [-1.0] * 6}},
     ],
 )

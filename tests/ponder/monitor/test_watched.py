@@ -14,6 +14,7 @@ import ponder
 from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.monitor import Audit, StepBack, Watched
+from ponder.monitor.state_file import StateFile
 from ponder.policies import ExitPolicy, StepView
 from ponder.serving import AuditPlan
 from tests.toys import make_toy, wrap
@@ -124,6 +125,48 @@ def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
             watched = Watched(flipping(), ORDER, every(level=0.3), tell=lambda left: None, path=path)
         assert watched.audit.to_dict() == unbroken.audit.to_dict()
     assert watched.at_full_depth
+
+
+def test_many_short_lives_audit_what_one_long_life_does(tmp_path: Path) -> None:
+    # Trap: nothing was kept until something was audited, so that each life drew as the first, which drew nothing.
+    path, rows, audit = tmp_path / "state.json", torch.randn(60, 4, 3), {"level": 0.3, "share": 0.03}
+    unbroken = Watched(flipping(), ORDER, every(**audit), max_waiting=1)
+    for batch in rows:
+        watched = Watched(flipping(), ORDER, every(**audit), path=path)
+        for one in (unbroken, watched):
+            one(batch)
+            one.run_audits()
+    first = every(**audit)
+    assert not any(first.chosen() for _ in range(4)), "or nothing was tested"
+    assert watched.audit.to_dict() == unbroken.audit.to_dict()
+    assert unbroken.audit.audits > 0
+
+
+def test_the_file_is_written_at_once_and_only_where_there_is_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, written, write = tmp_path / "state.json", [], StateFile.write
+    monkeypatch.setattr(StateFile, "write", lambda file, state: (written.append(state), write(file, state)))
+    watched = Watched(flipping(), ORDER, every(), path=path, tell=lambda left: None, max_waiting=100)
+    assert path.exists()
+    assert len(written) == 1
+    watched.run_audits()
+    assert len(written) == 1  # nothing happened
+    watched(torch.randn(4, 3))
+    watched.run_audits()
+    assert len(written) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(ArgumentError, match="a place that can be written"):
+        Watched(flipping(), ORDER, every(), path=tmp_path / "file" / "state.json")
+
+
+@pytest.mark.parametrize("argument", ["labels", "num_steps", "policy"])
+def test_what_only_a_call_of_the_model_takes_is_refused_by_name(argument: str) -> None:
+    watched = Watched(agreeing(), ORDER, every())
+    with pytest.raises(ArgumentError, match=f"got {argument!r}, an argument of a call of the model") as caught:
+        watched(torch.randn(4, 3), **{argument: None})
+    assert "Did you mean" not in str(caught.value)
+    assert (watched.audit.answers, watched.waiting) == (0, 0)
 
 
 def test_the_state_of_other_policies_or_of_another_promise_is_refused(tmp_path: Path) -> None:
