@@ -102,8 +102,9 @@ def control_risk(
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
-            full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. A gap can be negative on a row;
-            ``"betting"`` uses that, the other bounds count gains as 0 and so promise more.
+            full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. The certificate calls a
+            callable by the name of its function; a lambda, which has none, is a "custom risk" there. A gap can be
+            negative on a row; ``"betting"`` uses that, the other bounds count gains as 0 and so promise more.
         level: What the risk is kept under, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss, sharper where

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -471,6 +472,22 @@ def test_a_risk_of_ones_own_has_a_name_of_its_own() -> None:
     for own in (disagreement, Nothing("disagreement"), Nothing("error")):
         with refused("risk", "one of your own that is called"):
             ponder.control_risk(recorded(150), Quantile, risk=own, level=0.1)
+
+
+def test_a_risk_without_a_name_is_a_custom_risk() -> None:
+    def costly(outputs: Any, labels: Any) -> Any:
+        return torch.zeros(len(labels))
+
+    class Callable:
+        def __call__(self, outputs: Any, labels: Any) -> Any:
+            return torch.zeros(len(labels))
+
+    names = {"custom risk": (lambda outputs, labels: costly(outputs, labels), partial(costly), Callable())}
+    for name, risks in {**names, "costly": (costly,)}.items():
+        for risk in risks:
+            done = ponder.control_risk(recorded(150), Quantile, risk=risk, level=0.1)
+            assert done.policy.risk == name
+            assert done.statement.startswith(f"{name} on fresh data is at most 0.1")
 
 
 def test_a_row_that_is_there_twice_is_no_evidence() -> None:
