@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_choice, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
@@ -224,8 +225,8 @@ def _statement(
     everywhere: bool,
 ) -> str:
     conformal = bound == "conformal"
-    promise = f"{risk} on fresh data is at most {level:g}"
-    promise += " in the mean over calibration sets" if conformal else f" with confidence {confidence:g}"
+    promise = f"{risk} on fresh data is at most {rounded_up(level)}"
+    promise += " in the mean over calibration sets" if conformal else f" with confidence {rounded_down(confidence)}"
     if conformal and not everywhere:
         promise += ", those that certify nothing counted as 0"
     if place is not None:
