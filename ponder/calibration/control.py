@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder._utils.validation import check_choice, check_share
+from ponder._utils.validation import check_choice, check_real, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
 from ponder.calibration.fresh import check_fresh
@@ -102,6 +102,7 @@ def control_risk(
     Args:
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
+            A class of your own is saved once it has a name: ``policies.register("a-name")``.
         risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
             full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. The certificate calls a
             callable by the name of its function; a lambda, which has none, is a "custom risk" there. A gap can be
@@ -114,8 +115,8 @@ def control_risk(
 
     Raises:
         ArgumentError: A level or confidence outside (0, 1), an empty trajectory or one recorded in training mode,
-            missing labels, rows on which a policy was fitted, an unordered grid, a policy with no threshold, losses out
-            of range or, with ``"exact_binomial"``, between 0 and 1.
+            missing labels, rows on which a policy was fitted, a grid that is unordered or not finite, a policy with no
+            threshold, losses out of range or, with ``"exact_binomial"``, between 0 and 1.
 
     Example:
         >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
@@ -132,6 +133,8 @@ def control_risk(
     low = find_low(bound)
     by_step = losses_by_step(risk, trajectory, low)
     tried = as_policy_grid(policies, grid, trajectory)
+    for value in tried.values:
+        check_real("grid", value, -math.inf, remedy="A certificate is saved as JSON, which has finite numbers alone.")
     check_unfitted(trajectory, tried.policies)
     steps = tried.exit_steps(trajectory).cpu()
     order = _from_late_to_early(tried)

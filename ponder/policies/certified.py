@@ -24,7 +24,7 @@ def _canonical(data: Any) -> Any:
     """The same JSON with every number a float: some tools write 1.0 as 1."""
     if isinstance(data, Mapping):
         return {key: _canonical(value) for key, value in data.items()}
-    if isinstance(data, list):
+    if isinstance(data, list | tuple):
         return [_canonical(value) for value in data]
     return float(data) if isinstance(data, int) and not isinstance(data, bool) else data
 

@@ -337,6 +337,64 @@ def test_the_certificate_is_saved_with_the_model(tmp_path: Any) -> None:
     assert done.policy.rows == 400
 
 
+@dataclass(frozen=True)
+class SurerThan(policies.ExitPolicy):
+    share: float
+    classes: tuple[int, ...] = (0, 1, 2)
+    needs = frozenset({"output"})
+
+    def decide(self, step: Any, state: Any) -> Any:
+        return step.output[:, list(self.classes)].softmax(-1).amax(-1) > self.share, state
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "surer-than", "share": self.share, "classes": self.classes}  # a tuple is a list in JSON
+
+
+@pytest.mark.parametrize(
+    ("like", "grid", "name"),
+    [
+        (lambda value: Confidence(value), [0.9, 0.4], "threshold"),
+        (lambda value: Confidence(1.0 - value), [0.1, 0.6], "value"),
+        (lambda value: Quantile(value) | Patience(3), [0.9, 0.4], "q"),
+        (lambda value: Quantile(value) | Confidence(value), [0.9, 0.8], "value"),
+        (lambda value: policies.FixedStep(int(value)), [4, 3], "step"),
+        (lambda value: SurerThan(value), [0.9, 0.4], "value"),
+    ],
+)
+def test_certificates_of_callables_are_saved_and_read(
+    like: Any, grid: list[float], name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(policies.ExitPolicy.registry._factories, "surer-than", SurerThan)
+
+    def build() -> ponder.PonderWrapper:
+        torch.manual_seed(0)
+        return ponder.PonderWrapper(nn.Linear(4, 4), 4, head=nn.Linear(4, 3), lambda_head=ponder.LambdaHead(4))
+
+    model = build().eval()
+    inputs = torch.randn(400, 4)
+    done = ponder.control_risk(model.unroll(inputs), like, level=0.6, grid=grid)
+    assert done.met
+    assert done.policy.threshold_name == name
+    assert f": {name} = {done.policy.threshold_value:.6g} (" in done.statement
+    model.policy = done.policy
+    ponder.save(model, tmp_path / "model")
+    loaded = build()
+    ponder.load(loaded, tmp_path / "model")
+    assert loaded.policy == done.policy
+    assert torch.equal(loaded.eval()(inputs).exit_step, model(inputs).exit_step)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_values_that_no_file_can_hold_are_refused(value: float) -> None:
+    """The certificate could be made, and neither saved nor audited."""
+
+    def surest(value: float) -> policies.ExitPolicy:
+        return Confidence(value) if value <= 1.0 else LastStep()
+
+    with refused("grid", "a finite number", "saved as JSON"):
+        ponder.control_risk(recorded(150), surest, level=0.6, grid=[value])
+
+
 def test_evaluation_is_on_fresh_rows_only() -> None:
     generator = torch.Generator().manual_seed(1)
     calibration, test = synthetic.draw(2000, generator), synthetic.draw(3000, generator)
