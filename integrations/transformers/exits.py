@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ponder._utils.progress import progress_bar
+from ponder._utils.rounding import rounded_up
 from ponder._utils.validation import check_int, check_real, check_share, check_type
 from ponder.calibration.agreement import (
     AgreementControl,
@@ -231,8 +232,8 @@ def fit_exits(
     if report.met and report.disagreement_as_given > report.level:
         warnings.warn(
             f"{100 * report.disagreement_as_given:.3g}% of the certifying inputs are answered otherwise where each "
-            f"counts as often as it was given: some that repeat often are. The promise, {100 * report.level:.3g}%, is "
-            "about distinct inputs.",
+            f"counts as often as it was given: some that repeat often are. The promise, "
+            f"{rounded_up(100 * report.level, 3)}%, is about distinct inputs.",
             stacklevel=2,
         )
     return report

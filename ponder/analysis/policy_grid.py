@@ -32,7 +32,8 @@ class PolicyGrid:
     """A family of policies that differ in one threshold, in its order.
 
     Args:
-        threshold: Name of what differs between the policies.
+        threshold: Name of what differs between the policies; ``"value"`` where a callable makes of its values something
+            else than thresholds.
         values: Its values, strictly rising or strictly falling, `(thresholds,)`.
         policies: The policy of each value.
     """
@@ -122,7 +123,13 @@ class PolicyGrid:
                 return True
         return False
 
-    def _varies(self, leaf: ThresholdPolicy) -> bool:
+    def named(self) -> PolicyGrid:
+        """The grid under the name of the threshold that alone differs, where there is one with these values."""
+        leaves = (leaf for leaf in _leaves(self.policies[0]) if leaf.tunable is not None)
+        moved = next((leaf.tunable for leaf in leaves if self._varies(leaf)), None)
+        return self if moved is None else dataclasses.replace(self, threshold=moved.field)
+
+    def _varies(self, leaf: ExitPolicy) -> bool:
         """Whether moving the threshold of `leaf`, a part of the first policy, gives all of them."""
         pairs = zip(self.policies, self.values, strict=True)
         try:
@@ -171,7 +178,9 @@ def as_policy_grid(
     made = [_policy_of(build, value) for value in values]
     for policy in made:
         check_replay(trajectory, policy)
-    return PolicyGrid("threshold" if declared is None else declared.field, tuple(values), tuple(made))
+    if declared is None:
+        return PolicyGrid("value", tuple(values), tuple(made)).named()
+    return PolicyGrid(declared.field, tuple(values), tuple(made))
 
 
 def patience_on_numbers(trajectory: Recording) -> PolicyGrid:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.bisection import bisect
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_real
 from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
@@ -104,10 +105,10 @@ class AgreementControl:
             inputs: What the promise is about.
         """
         if self.found.met:
+            confidence = rounded_down(100 * (self.found.policy.confidence or 0.0))
             return (
-                f"Answers as {reference} on all but {100 * self.level:.3g}% of {inputs}, with "
-                f"{100 * (self.found.policy.confidence or 0.0):g}% confidence (certified on {self.rows} inputs that "
-                "chose nothing)."
+                f"Answers as {reference} on all but {rounded_up(100 * self.level, 3)}% of {inputs}, with {confidence}% "
+                f"confidence (certified on {self.rows} inputs that chose nothing)."
             )
         if self.moved:
             return f"No promise, at full depth neither, where {100 * self.moved:.2f}% differ: {self.found.statement}."

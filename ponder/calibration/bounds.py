@@ -132,6 +132,7 @@ def _hoeffding_bentkus(losses: Tensor, level: float) -> Tensor:
     return torch.minimum(hoeffding, bentkus).clamp(max=1.0)
 
 
+_LOSSES_AT_ONCE = 2**20  # beside which some ten tensors of that size stand
 _HIGHEST_STAKE = 0.999  # times 1 / (1 − level), the stake that one full loss would ruin
 
 
@@ -147,7 +148,14 @@ def _betting(losses: Tensor, level: float) -> Tensor:
     ones first): they are shuffled, in the same way for all thresholds and whatever the losses are.
     """
     rows = losses.shape[0]
-    losses = losses[torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(losses.device)]
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(losses.device)
+    blocks = losses.split(max(_LOSSES_AT_ONCE // rows, 1), dim=1)
+    return torch.cat([_betting_in_order(block[order], level) for block in blocks])
+
+
+def _betting_in_order(losses: Tensor, level: float) -> Tensor:
+    """The p-values of `_betting` for losses that are bet on in their order."""
+    rows = losses.shape[0]
     seen = torch.arange(1, rows + 1, dtype=torch.float64, device=losses.device).unsqueeze(1)
     mean = (0.5 + losses.cumsum(0)) / (seen + 1)
     variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (seen + 1)

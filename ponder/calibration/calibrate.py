@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_real
 from ponder.analysis.metrics import MetricLike
 from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
@@ -250,8 +251,8 @@ def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
             )
         fit = [i for i in places if curve.points[i].score >= value * full - _ROUNDING]
         best = min(fit, key=lambda i: (curve.points[i].cost, -curve.points[i].score), default=None)
-        return best, f"cheapest with at least {value:g} of the score at full depth"
+        return best, f"cheapest with at least {rounded_down(value)} of the score at full depth"
     field = "mean_exit_step" if name == "at_most_steps" else "cost"
     fit = [i for i in places if getattr(curve.points[i], field) <= value + _ROUNDING]
     best = max(fit, key=lambda i: (curve.points[i].score, -curve.points[i].cost), default=None)
-    return best, f"best with a {'mean exit step' if name == 'at_most_steps' else 'cost'} of at most {value:g}"
+    return best, f"best with a {'mean exit step' if name == 'at_most_steps' else 'cost'} of at most {rounded_up(value)}"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_choice, check_share
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder._utils.validation import check_choice, check_real, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
 from ponder.calibration.fresh import check_fresh
@@ -80,13 +81,16 @@ def control_risk(
     r"""Choose the cheapest threshold whose risk on fresh data is at most `level`.
 
     Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from the latest exits to
-    the earliest, each at 1 − confidence, and the walk ends at the first that fails; the last that passed has a risk of
-    at most `level` with probability at least `confidence` over the draw of the calibration rows, whatever the policy
-    and the distribution. Schuster et al. (2021, 2022) and Jazbec et al. (2024) use it for early exits.
+    the earliest, each at 1 − confidence, and the walk ends at the first that fails. All that passed have a risk of at
+    most `level`, at once, with probability at least `confidence` over the draw of the calibration rows, whatever the
+    policy and the distribution; so the one with the least mean exit step may be taken, which need not be the last.
+    Schuster et al. (2021, 2022) and Jazbec et al. (2024) use it for early exits.
 
     With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is about the mean over
     calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a row is taken to lose at least what it
-    loses at later exits, which makes the risk monotone. Where nothing passes, rows run to full depth, which is as safe
+    loses at values tested before, which makes the risk monotone. At the last value that passes the mean of these losses
+    is at most `level`, and a fresh row loses no more than them at any value before, so here too the cheapest of these
+    may be taken, on the same rows. Where nothing passes, rows run to full depth, which is as safe
     only where it has none of the risk, as of ``"disagreement"`` and ``"error_gap"``. Of ``"error"``, and of functions
     that full depth does not keep at 0, the promise is about what is certified alone: E[risk · 1(certified)] ≤ level.
 
@@ -98,9 +102,11 @@ def control_risk(
     Args:
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
+            A class of your own is saved once it has a name: ``policies.register("a-name")``.
         risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
-            full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. A gap can be negative on a row;
-            ``"betting"`` uses that, the other bounds count gains as 0 and so promise more.
+            full depth, ``"error"``, or a callable (outputs, labels) → losses in [0, 1]. The certificate calls a
+            callable by the name of its function; a lambda, which has none, is a "custom risk" there. A gap can be
+            negative on a row; ``"betting"`` uses that, the other bounds count gains as 0 and so promise more.
         level: What the risk is kept under, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss, sharper where
@@ -109,8 +115,8 @@ def control_risk(
 
     Raises:
         ArgumentError: A level or confidence outside (0, 1), an empty trajectory or one recorded in training mode,
-            missing labels, rows on which a policy was fitted, an unordered grid, a policy with no threshold, losses out
-            of range or, with ``"exact_binomial"``, between 0 and 1.
+            missing labels, rows on which a policy was fitted, a grid that is unordered or not finite, a policy with no
+            threshold, losses out of range or, with ``"exact_binomial"``, between 0 and 1.
 
     Example:
         >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
@@ -127,6 +133,8 @@ def control_risk(
     low = find_low(bound)
     by_step = losses_by_step(risk, trajectory, low)
     tried = as_policy_grid(policies, grid, trajectory)
+    for value in tried.values:
+        check_real("grid", value, -math.inf, remedy="A certificate is saved as JSON, which has finite numbers alone.")
     check_unfitted(trajectory, tried.policies)
     steps = tried.exit_steps(trajectory).cpu()
     order = _from_late_to_early(tried)
@@ -140,12 +148,13 @@ def control_risk(
         (value, mean, statistic)
         for value, mean, statistic in zip(values, losses.mean(0).tolist(), statistics, strict=False)
     )
-    chosen = order[passed - 1].item() if passed else None
+    place = _cheapest(steps.sum(1)[order[:passed]].tolist())
+    chosen = None if place is None else int(order[place])
     name = name_of(risk)
     everywhere = risk in ("disagreement", "error_gap")  # of which full depth, what is fallen back on, has none
-    statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, passed, everywhere)
+    statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, place, everywhere)
     policy = Certified(
-        policy=LastStep() if chosen is None else tried.policies[int(chosen)],
+        policy=LastStep() if chosen is None else tried.policies[chosen],
         statement=statement,
         risk=name,
         level=level,
@@ -153,12 +162,12 @@ def control_risk(
         bound=bound,
         rows=len(trajectory),
         threshold_name=tried.threshold,
-        threshold_value=path[passed - 1][0] if passed else None,
-        p_value=path[passed - 1][2] if passed and bound != "conformal" else None,
+        threshold_value=None if place is None else path[place][0],
+        p_value=None if place is None or bound == "conformal" else path[place][2],
         path=path,
         num_steps=trajectory.num_steps,
     )
-    mean_step = float(steps[int(chosen)].double().mean()) if chosen is not None else float(trajectory.num_steps)
+    mean_step = float(trajectory.num_steps) if chosen is None else float(steps[chosen].double().mean())
     return RiskControl(policy, chosen is not None, mean_step, statement, trajectory, risk)
 
 
@@ -175,6 +184,11 @@ def _from_late_to_early(tried: PolicyGrid) -> Tensor:
     """
     order = torch.arange(len(tried.values))
     return order.flip(0) if tried.exits_get_later else order
+
+
+def _cheapest(steps: list[int]) -> int | None:
+    """The place of the least of the numbers of steps, the last of equal ones; None where there are none."""
+    return min(reversed(range(len(steps))), key=steps.__getitem__, default=None)
 
 
 def _fixed_sequence(losses: Tensor, level: float, delta: float, bound: Bound) -> tuple[int, list[float]]:
@@ -210,16 +224,16 @@ def _statement(
     rows: int,
     threshold: str,
     path: tuple[tuple[float, float, float], ...],
-    passed: int,
+    place: int | None,
     everywhere: bool,
 ) -> str:
     conformal = bound == "conformal"
-    promise = f"{risk} on fresh data is at most {level:g}"
-    promise += " in the mean over calibration sets" if conformal else f" with confidence {confidence:g}"
+    promise = f"{risk} on fresh data is at most {rounded_up(level)}"
+    promise += " in the mean over calibration sets" if conformal else f" with confidence {rounded_down(confidence)}"
     if conformal and not everywhere:
         promise += ", those that certify nothing counted as 0"
-    if passed:
-        value, observed, _ = path[passed - 1]
+    if place is not None:
+        value, observed, _ = path[place]
         return f"{promise}: {threshold} = {value:.6g} ({bound}, {rows} rows, observed {observed:.4f})"
     enough = (
         math.ceil(min(1.0 / level - 1.0 - 1e-9, sys.float_info.max))

@@ -37,11 +37,13 @@ RiskLike = Literal["disagreement", "error_gap", "error"] | Callable[[Tensor, Ten
 
 
 _NAMED = ("disagreement", "error_gap", "error")
+_NAMELESS = "custom risk"
 
 
 def name_of(risk: RiskLike) -> str:
-    """What certificates call a risk."""
-    return risk if isinstance(risk, str) else str(getattr(risk, "name", getattr(risk, "__name__", "risk")))
+    """What certificates call a risk: its own name, and ``"custom risk"`` where it has none, as a lambda has not."""
+    name = risk if isinstance(risk, str) else str(getattr(risk, "name", getattr(risk, "__name__", _NAMELESS)))
+    return _NAMELESS if name == "<lambda>" else name
 
 
 def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ponder._utils.columns import EXITS_REPORT
 from ponder._utils.files import write_text
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.cli.exits_page import Run, page_of
 from ponder.cli.measuring import Measured, measure
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
@@ -86,8 +87,8 @@ def run(
 def _sentences(report: ExitReport) -> list[str]:
     if report.met:
         return [report.statement]
-    lowest = 100 * report.best_level
-    return [report.statement, f"With so many texts, {lowest:.2g}% is the least that could be promised."]
+    lowest = rounded_up(100 * report.best_level, 2)
+    return [report.statement, f"With so many texts, {lowest}% is the least that could be promised."]
 
 
 def _rows(report: ExitReport, measured: Measured, took: float, out: Path) -> list[tuple[str, str]]:
@@ -105,7 +106,7 @@ def _rows(report: ExitReport, measured: Measured, took: float, out: Path) -> lis
         rows.append(("accuracy", f"{100 * report.exit_accuracy:.2f}%, plain model {100 * report.plain_accuracy:.2f}%"))
     return [
         *rows,
-        ("steps", f"{report.mean_exit_step:.2f} of {report.num_steps} (×{report.speed_up:.2f})"),
+        ("steps", f"{report.mean_exit_step:.2f} of {report.num_steps} (×{rounded_down(report.speed_up, 3)})"),
         ("FLOPs", "not counted" if flops is None else f"×{flops:.2f}"),
         ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), batches of {BATCH}, this machine"),
         ("took", f"{took:.0f} s"),

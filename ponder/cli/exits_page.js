@@ -4,6 +4,7 @@
   const data = JSON.parse(find("thresholds-data").textContent);
   const kind = find("kind"), slider = find("threshold"), here = find("here"), box = data.box;
   const percent = (share) => (100 * share).toFixed(2) + "%";
+  const bound = (share) => (Math.ceil(10000 * share - 1e-6) / 100).toFixed(2) + "%";  // never below what was found
   const times = (ratio) => "×" + ratio.toFixed(2);
 
   // Time is taken to be linear in the mean exit step, between the two mixes that were timed.
@@ -22,7 +23,7 @@
     const mean = curve.mean[at], up = data.steps / mean, differ = curve.differ[at];
     find("at").textContent = curve.values[at];
     find("differ").textContent = percent(differ);
-    find("promise").textContent = curve.promise[at] >= 0.999 ? "nothing" : "≤ " + percent(curve.promise[at]);
+    find("promise").textContent = curve.promise[at] >= 0.999 ? "nothing" : "≤ " + bound(curve.promise[at]);
     find("mean").textContent = mean.toFixed(2) + " of " + data.steps;
     find("steps").textContent = times(up);
     find("flops").textContent = times(curve.flops[at]);

@@ -14,6 +14,7 @@ import torch
 from jinja2 import Environment
 from markupsafe import Markup
 
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration import AgreementCurve
 from ponder.cli.measuring import Measured
 from ponder.cli.telling import BATCH, short
@@ -51,7 +52,8 @@ def page_of(run: Run) -> Page:
     report, blocks = run.report, list[Block]()
     blocks += [Text(f"**{report.statement}**")]
     if not report.met:
-        blocks.append(Text(f"With so many texts, {100 * report.best_level:.2g}% is the least that could be promised."))
+        lowest = rounded_up(100 * report.best_level, 2)
+        blocks.append(Text(f"With so many texts, {lowest}% is the least that could be promised."))
     blocks += [Table(["", "plain model", "with exits"], _summary(run)), Heading("Other thresholds"), _thresholds(run)]
     blocks += [
         Table(["policy", "other answers", "could have been promised", "mean exit step"], _at_levels(report)),
@@ -75,7 +77,7 @@ def _summary(run: Run) -> list[list[str]]:
     rows = [
         ["answers other than the plain model's", "–", f"{100 * report.disagreement:.2f}%"],
         ["the same at full depth", "–", f"{100 * report.moved:.2f}%"],
-        ["steps a text", f"{report.num_steps}", f"{report.mean_exit_step:.2f} (÷ {report.speed_up:.2f})"],
+        ["steps a text", f"{report.num_steps}", f"{report.mean_exit_step:.2f} (÷ {rounded_down(report.speed_up, 3)})"],
         ["FLOPs", "1", "not counted" if speed.flops is None else f"÷ {speed.flops:.2f}"],
         ["seconds", "1", f"÷ {clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f})"],
     ]
@@ -148,7 +150,7 @@ def _thresholds(run: Run) -> Embedded:
                 "values": [float(f"{value:.6g}") for value in curve.values],
                 "mean": [round(step, 3) for step in curve.mean_exit_step],
                 "differ": [round(share, 5) for share in curve.disagreement],
-                "promise": [round(level, 5) for level in curve.promise],
+                "promise": [float(rounded_up(level, 5)) for level in curve.promise],
                 "flops": [round(_flops(run, curve, shares), 3) for shares in curve.exits],
             }
             for curve in report.curves

@@ -14,6 +14,7 @@ import typer
 import uvicorn
 from transformers.utils import logging
 
+from ponder._utils.rounding import rounded_up
 from ponder.cli.running import WIDTH
 from ponder.errors import ArgumentError, PonderError
 from ponder.integrations.transformers.serving import open_folder
@@ -114,4 +115,5 @@ def _told(plan: AuditPlan | None) -> str:
     if plan is None:
         return "audit: none (it needs a share above 0, and a policy that is certified to answer as full depth does)"
     kept = f"kept in {plan.path}" if plan.path is not None else "not kept over a restart (--audit-file keeps it)"
-    return f"audit: {plan.audit.share:g} of the answers, of which at most {plan.audit.level:g} may differ; {kept}"
+    level = rounded_up(plan.audit.level)
+    return f"audit: {plan.audit.share:g} of the answers, of which at most {level} may differ; {kept}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.analysis.policy_grid import PolicyGridLike
+from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.calibration import RiskControl, control_risk
 from ponder.errors import ArgumentError
 from ponder.export.runtime import OnnxModel, Record
@@ -65,7 +65,7 @@ def certify(
         model: The export that will answer, with `int8`, say.
         reference: The export whose answers at full depth are the measure: that in fp32.
         examples: Examples like those to come, on which nothing else was chosen.
-        policies: The policies to choose from, as for `ponder.control_risk`.
+        policies: The policies to choose from, as for `ponder.control_risk`, of such as an export runs.
         level: Share of the answers that may differ, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: Name of the bound, as for `ponder.control_risk`.
@@ -73,7 +73,8 @@ def certify(
         batch_size: Rows of a batch at most.
 
     Raises:
-        ArgumentError: Exports of different tasks, or whatever `ponder.control_risk` refuses.
+        ArgumentError: Exports of different tasks, a policy that `model` cannot run (told before anything is recorded),
+            or whatever `ponder.control_risk` refuses.
 
     Example:
         >>> exported = ponder.export.OnnxModel(folder)  # in earnest, the one with int8=True …
@@ -91,6 +92,8 @@ def certify(
             got=f"{other.task!r} {other.outputs}",
             remedy="Export one model twice: with int8=True and without.",
         )
+    grid = None if grid is None else list(grid)
+    _check_run(model, policies, grid)
     full = torch.from_numpy(reference.record(examples, batch_size=batch_size).outputs[:, -1])
     labels = task.predictions(full).long()
     labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
@@ -108,3 +111,11 @@ def certify(
         bound=bound,
         grid=grid,
     )
+
+
+def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | None) -> None:
+    """Refuse policies that the export cannot run, on a row of zeros: which they are hangs on its shape alone."""
+    steps = model.num_steps
+    row = Record(np.zeros((1, steps, *model.manifest.outputs), np.float32), np.zeros((1, steps), np.float32))
+    for policy in as_policy_grid(policies, grid, to_trajectory(row, task=model.manifest.task)).policies:
+        model.check(policy)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ponder._utils.files import read_json, write_json
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_flag, check_int, check_real, check_share
 from ponder.errors import CheckpointError
 from ponder.monitor.betting import Capital, confidence_sequence
@@ -127,9 +128,10 @@ class Audit:
             disagreements=self.disagreements,
             low=low,
             high=high,
-            statement=f"the promise that at most {self.level:g} of the answers differ from full depth can no longer be "
-            f"held: {self.disagreements} of {self.audits} audited answers differ, which is too many for it (confidence "
-            f"{self.confidence:g}); a two-sided interval, which proves less, is {low:.4f} to {high:.4f}",
+            statement=f"the promise that at most {rounded_up(self.level)} of the answers differ from full depth can no "
+            f"longer be held: {self.disagreements} of {self.audits} audited answers differ, which is too many for it "
+            f"(confidence {rounded_down(self.confidence)}); a two-sided interval, which proves less, is "
+            f"{rounded_down(low, 4)} to {rounded_up(high, 4)}",
         )
         self.stage, self.disagreements, self._capital = self.stage + 1, 0, Capital.start(self.level)
         return left
@@ -186,8 +188,9 @@ class Audit:
     def __repr__(self) -> str:
         low, high = self.bounds
         return (
-            f"Audit(level={self.level:g}, confidence={self.confidence:g}, share={self.share:g}; stage {self.stage}: "
-            f"{self.disagreements} of {self.audits} differ, between {low:.4f} and {high:.4f})"
+            f"Audit(level={rounded_up(self.level)}, confidence={rounded_down(self.confidence)}, share={self.share:g}; "
+            f"stage {self.stage}: {self.disagreements} of {self.audits} differ, between {rounded_down(low, 4)} and "
+            f"{rounded_up(high, 4)})"
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder._utils.renaming import renamed_attribute
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyWrapper, registry
 
@@ -23,7 +24,7 @@ def _canonical(data: Any) -> Any:
     """The same JSON with every number a float: some tools write 1.0 as 1."""
     if isinstance(data, Mapping):
         return {key: _canonical(value) for key, value in data.items()}
-    if isinstance(data, list):
+    if isinstance(data, list | tuple):
         return [_canonical(value) for value in data]
     return float(data) if isinstance(data, int) and not isinstance(data, bool) else data
 
@@ -82,10 +83,10 @@ class Certified(PolicyWrapper):
     knob_value = renamed_attribute("knob_value", "threshold_value")
 
     def __repr__(self) -> str:
-        promise = f"{self.risk} ≤ {self.level:g}"
+        promise = f"{self.risk} ≤ {rounded_up(self.level)}"
         if self.threshold_value is None:
             promise = f"nothing certified for {promise}"
-        promise += " in the mean" if self.confidence is None else f" with confidence {self.confidence:g}"
+        promise += " in the mean" if self.confidence is None else f" with confidence {rounded_down(self.confidence)}"
         p_value = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         return f"Certified({self.policy!r}, {promise}, {self.bound}, {self.rows} rows{p_value})"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ponder._utils.validation import check_int, check_real
+from ponder.analysis.policy_grid import leaves_later
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
@@ -98,7 +99,9 @@ class AuditPlan:
         """The plan that a certified policy comes with, or None where nothing is certified about full depth.
 
         Level and confidence are those of the certificate, and the safer policies have thresholds that the certificate
-        tested before its own, the latest exits first: half-way and a quarter of the way to it.
+        tested before its own, the latest exits first: half-way and a quarter of the way to it. A policy without a
+        threshold of its own, or one whose threshold is not the value that was tested, as of many callables, has no
+        safer one but full depth.
 
         Args:
             policy: The policy of a model.
@@ -107,14 +110,24 @@ class AuditPlan:
         """
         if not isinstance(policy, Certified) or policy.risk != "disagreement" or policy.threshold_value is None:
             return None
-        if policy.confidence is None or isinstance(policy.policy, LastStep) or policy.policy.tunable is None:
+        if policy.confidence is None or isinstance(policy.policy, LastStep):
             return None
-        tested = [value for value, _, _ in policy.path]
-        place = tested.index(policy.threshold_value) if policy.threshold_value in tested else 0
-        values = dict.fromkeys(tested[int(place * part)] for part in _SAFER) if place else {}
-        safer = [policy.policy.with_threshold(value) for value in values]
-        order = [policy, *(one for one in safer if one != policy.policy)]
-        return cls(Audit(policy.level, policy.confidence, share), tuple(order), path)
+        return cls(Audit(policy.level, policy.confidence, share), (policy, *_safer(policy)), path)
+
+
+def _safer(policy: Certified) -> Iterator[ExitPolicy]:
+    """Policies that leave later than a certified one, from the cheapest, as far as its own threshold was tested."""
+    inside, tested = policy.policy, [value for value, _, _ in policy.path]
+    threshold, chosen = inside.tunable, policy.threshold_value
+    if threshold is None or getattr(inside, threshold.field, None) != chosen or chosen not in tested:
+        return
+    for value in dict.fromkeys(tested[int(tested.index(chosen) * part)] for part in _SAFER):
+        try:
+            one = inside.with_threshold(value)
+        except PonderError:  # a value of a callable, which is none of the threshold
+            return
+        if leaves_later(inside, one):
+            yield one
 
 
 @dataclass(eq=False)

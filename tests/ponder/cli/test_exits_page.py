@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 pytest.importorskip("jinja2", reason="pages need the extra cli")
 
-from ponder.cli.exits_page import _flops
+from ponder.calibration import AgreementCurve
+from ponder.cli.exits import _sentences
+from ponder.cli.exits_page import _flops, _thresholds
 
 SHARES = (0.5, 0.0, 0.5)
 
@@ -38,3 +41,17 @@ def test_where_all_leave_at_one_step_lengths_do_not_matter() -> None:
 
 def test_without_a_measurement_texts_are_taken_to_be_of_one_length() -> None:
     assert flops(None, SHARES) == pytest.approx(1 / 0.71)
+
+
+def test_what_could_have_been_promised_is_told_no_lower_than_it_is() -> None:
+    found, steps = 0.012300001, (1.0, 2.0)
+    curve = AgreementCurve("confidence", (0.9, 0.8), steps, (0.0, 0.01), (found, 2 * found), (SHARES, SHARES))
+    told = run(1.2)
+    told.measured.speed_up.wall_clock = told.measured.full_depth = SimpleNamespace(median=1.5)
+    told.report = SimpleNamespace(
+        **vars(told.report), curves=(curve,), level=0.02, met=True, num_steps=3, mean_exit_step=2.0, threshold=0.9
+    )
+    data = _thresholds(told).html.partition('id="thresholds-data">')[2].partition("</script>")[0]
+    assert json.loads(data)["curves"][0]["promise"] == [0.012301, 0.024601]
+    short: Any = SimpleNamespace(met=False, statement="No exits.", best_level=0.0123)
+    assert _sentences(short)[1] == "With so many texts, 1.3% is the least that could be promised."

@@ -122,6 +122,23 @@ def test_exports_of_different_tasks_are_refused(int8: OnnxModel) -> None:
         certify(int8, exported("regression").onnx, rows(10, 1), policies.Confidence, level=0.1)
 
 
+def test_what_an_export_cannot_run_is_refused_before_anything_is_recorded(
+    int8: OnnxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, reference = rows(200, 2), exported("words").onnx
+
+    def either(value: float) -> policies.ExitPolicy:
+        return policies.Confidence(1.0 - value) | policies.Patience(2)
+
+    found = certify(int8, reference, examples, either, level=0.6, grid=iter([0.1, 0.2]))
+    assert found.policy.threshold_name == "value"
+    assert int8.predict(examples, policy=found.policy).exit_step.max() <= int8.num_steps
+    monkeypatch.setattr(OnnxModel, "record", lambda *_, **__: pytest.fail("recorded"))
+    for family, grid in ((lambda value: policies.Energy(value), [0.5]), (policies.Energy, None)):
+        with pytest.raises(ArgumentError, match="runs without PyTorch"):
+            certify(int8, reference, examples, family, level=0.6, grid=grid)
+
+
 def test_a_record_is_swept_and_calibrated_like_a_trajectory() -> None:
     made = exported("words")
     inputs, context, arrays = made.call(50, seed=7)

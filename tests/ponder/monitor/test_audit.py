@@ -11,6 +11,7 @@ from statistics import mean
 
 import pytest
 
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.monitor import Audit, audits_needed, confidence_sequence
 from ponder.monitor.betting import Capital
@@ -162,7 +163,8 @@ def test_what_an_alarm_says_of_its_interval_does_not_contradict_it() -> None:
     held, differ, interval = told[0].statement.replace("; ", ": ").split(": ")
     assert held == "the promise that at most 0.01 of the answers differ from full depth can no longer be held"
     assert differ.endswith("audited answers differ, which is too many for it (confidence 0.95)")
-    assert interval == f"a two-sided interval, which proves less, is {told[0].low:.4f} to {told[0].high:.4f}"
+    low, high = rounded_down(told[0].low, 4), rounded_up(told[0].high, 4)
+    assert interval == f"a two-sided interval, which proves less, is {low} to {high}"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -205,13 +206,16 @@ async def test_policies_that_cannot_serve_the_model_are_refused_before_it_is_ser
             pass
 
 
-def certified(level: float = 0.1) -> Certified:
+Family = Callable[[float], policies.ExitPolicy]
+
+
+def certified(level: float = 0.1, like: Any = policies.Confidence, grid: Any = None) -> Certified:
     torch.manual_seed(1)
     sure = torch.nn.functional.one_hot(torch.arange(400) % 3, 3).float()
     shares = torch.linspace(0.5, 6.0, STEPS)[None, :, None]
     outputs = sure[:, None] * shares + 0.8 * torch.randn(400, STEPS, 3)
     trajectory = ponder.Trajectory(outputs, None, torch.arange(400))
-    return ponder.control_risk(trajectory, policies.Confidence, level=level).policy
+    return ponder.control_risk(trajectory, like, level=level, grid=grid).policy
 
 
 def test_a_certificate_is_a_plan() -> None:
@@ -224,6 +228,56 @@ def test_a_certificate_is_a_plan() -> None:
     assert policy.threshold_value is not None
     assert len(values) == 2
     assert policy.threshold_value < values[0] < values[1], "safer and safer"
+
+
+def of_threshold(value: float) -> policies.ExitPolicy:
+    return policies.Confidence(value)
+
+
+def reversed_threshold(value: float) -> policies.ExitPolicy:
+    return policies.Confidence(1.0 - value)
+
+
+def beyond_the_threshold(value: float) -> policies.ExitPolicy:
+    return policies.Confidence(min(value, 0.99))
+
+
+def several(value: float) -> policies.ExitPolicy:
+    return policies.Confidence(value) | policies.Margin(value)
+
+
+def after_two(value: float) -> policies.ExitPolicy:
+    return policies.Confidence(value).after(2)
+
+
+@pytest.mark.parametrize(
+    ("like", "grid", "safer"),
+    [
+        (of_threshold, [0.9, 0.8, 0.5], (0.8, 0.9)),
+        (reversed_threshold, [0.1, 0.3, 0.5], ()),
+        (beyond_the_threshold, [2.0, 1.5, 0.5], ()),
+        (several, [0.9, 0.5], ()),
+        (after_two, [0.9, 0.5], ()),
+    ],
+)
+def test_a_certificate_of_a_callable_is_a_plan(like: Family, grid: list[float], safer: tuple[float, ...]) -> None:
+    """Values of the callable were taken for those of the policy's threshold, and combinations were not audited."""
+    policy = certified(0.5, like, grid)
+    assert policy.threshold_value == 0.5
+    policy = policies.from_dict(json.loads(json.dumps(policy.to_dict())))
+    made = AuditPlan.of_certificate(policy)
+    assert made is not None
+    assert made.policies == (policy, *map(policies.Confidence, safer))
+
+
+async def test_a_served_certificate_of_a_callable_steps_back_to_full_depth(tmp_path: Path) -> None:
+    plan = AuditPlan.of_certificate(certified(0.5, after_two, [0.9, 0.5]), 1.0, tmp_path / "audit.json")
+    assert plan is not None
+    for _ in range(2):  # the second time from the file
+        async with opened(application(toy(), audit=plan)) as client:
+            answer = await client.post("/predict", json={"texts": ["a", "b"]})
+            assert answer.status_code == 200
+            assert (await quiet(client))["stage"] == 0
 
 
 def test_what_is_not_certified_about_full_depth_is_no_plan() -> None:
