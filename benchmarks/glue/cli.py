@@ -175,9 +175,9 @@ def _narrowed(
     """The suite with what the command line says instead."""
     changes: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
     if tasks is not None:
-        changes["tasks"] = tuple(_listed(tasks))
+        changes["tasks"] = tuple(_listed("--tasks", tasks))
     if recipes is not None:
-        changes["recipes"] = tuple(spec for text in _listed(recipes) for spec in _specs(suite, text))
+        changes["recipes"] = tuple(spec for text in _listed("--recipes", recipes) for spec in _specs(suite, text))
     return dataclasses.replace(suite, **changes).with_fixed(parse_fields("--set", fixed or []))
 
 
@@ -192,8 +192,12 @@ def _specs(suite: Suite, text: str) -> list[RecipeSpec]:
     return [RecipeSpec(name, parse_fields("--recipes", arguments), of_suite[0].fields if of_suite else {})]
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _listed(option: str, text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        remedy = "Leave it out for those of the suite."
+        raise ArgumentError(option, expected="one name or more, with commas", got=repr(text), remedy=remedy)
+    return names
 
 
 def _tell(console: Console, summary: Summary, out: Path) -> None:

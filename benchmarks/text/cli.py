@@ -11,9 +11,10 @@ import typer
 from benchmarks.checksum import is_intact
 from benchmarks.command_line import MAX_SEED, check_folder, check_writable, parse_policy, run_app
 from benchmarks.terminal import hide_bars, is_watched, print_table
-from benchmarks.text.tagging import FORMAT, TaggingConfig, run
+from benchmarks.text.tagging import FORMAT, TaggingConfig, recipe_of, run
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, DataError
+from ponder.recipes import Recipe
 
 __all__ = ["app", "main"]
 
@@ -85,13 +86,24 @@ def _checked(path: Path, config: TaggingConfig) -> dict[str, Any]:
     """The result of a run, as it was written.
 
     Raises:
-        DataError: It was changed since, or is of something else.
+        DataError: It was changed since, or is of something else, or of the recipe as it was before it changed.
     """
     found = read_json(path)
     own = dataclasses.asdict(config)
     if found.get("format") != FORMAT or not is_intact(found) or {**own, **found["config"]} != own:
         raise DataError(
             f"{path}: expected the result of this run as it was written, of the format {FORMAT!r}; got something else. "
+            "Move it away, and run again."
+        )
+    now = recipe_of(config, found["num_steps"]).to_dict()
+    if "recipe_fields" in found:
+        then = Recipe.from_dict(found["recipe_fields"]).to_dict()  # with the fields that were added since
+    else:  # results of before tell the policy alone
+        then = {} if config.policy is not None else {"policy": found["policy"]}
+    changed = {name: {"then": value, "now": now[name]} for name, value in then.items() if value != now[name]}
+    if changed:
+        raise DataError(
+            f"{path}: expected a result of the recipe {config.recipe!r} as it is; got one of it as it was, {changed}. "
             "Move it away, and run again."
         )
     return found
