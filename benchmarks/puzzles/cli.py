@@ -13,7 +13,7 @@ from benchmarks.command_line import MAX_SEED, check_writable, parse_fields, run_
 from benchmarks.puzzles import demo as demonstration
 from benchmarks.puzzles.config import PUZZLES, config_of
 from benchmarks.puzzles.experiment import check_together, read_results, run, run_stream
-from benchmarks.puzzles.learners import LEARNERS, check_learner
+from benchmarks.puzzles.learners import LEARNERS, check_learner, learner_of
 from benchmarks.puzzles.report import COLUMNS, draw_figure, goal_table, markdown, rows
 from benchmarks.puzzles.streaming import MAX_BATCH
 from benchmarks.puzzles.summary import summarise_all
@@ -47,6 +47,8 @@ def run_command(
     """Train and measure the networks of one puzzle, and print its table. What is done already is not done again."""
     config = config_of(puzzle, large=large, **parse_fields("--set", fixed or []))
     names = [check_learner(name) for name in learner or LEARNERS]
+    for name in names:
+        learner_of(name, config)  # what no network can be made of is refused before the first is trained
     config.task.check_ready()
     check_writable(out)
     check_writable(states, "--states")
