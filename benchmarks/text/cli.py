@@ -29,11 +29,11 @@ def _commands() -> None:
 
 @app.command("run")
 def run_command(
-    task: Annotated[str, typer.Argument(help="wnut17.")],
+    task: Annotated[str, typer.Argument(help="wnut17; intents are tasks of benchmarks.glue.")],
     text_dir: Annotated[
         Path | None, typer.Option(envvar="TEXT_DIR", help="The folder that holds the folder wnut17.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe.")] = _DEFAULT.recipe,
+    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = _DEFAULT.recipe,
     policy: Annotated[str | None, typer.Option(help="An exit policy, for example confidence:threshold=0.9.")] = None,
     backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = _DEFAULT.backbone,
     seed: Annotated[int, typer.Option(min=0, max=min(MAX_SEED, 2**32 - 1), help="Seed of weights and order.")] = 0,

@@ -89,6 +89,9 @@ def test_faults_are_named(tmp_path: Path) -> None:
     write(tmp_path, "train", [("a", "B-planet")])
     with pytest.raises(DataError, match=r"train\.conll, line 1: expected a word, a tab and one of 13 tags"):
         wnut.load(tmp_path, "train")
+    (tmp_path / "wnut17" / "train.conll").write_text("a\tO\n \tO\n")
+    with pytest.raises(DataError, match=r"train\.conll, line 2: expected a word"):
+        wnut.load(tmp_path, "train")
     (tmp_path / "wnut17" / "train.conll").write_text("\n\n")
     with pytest.raises(DataError, match="expected sentences; got none"):
         wnut.load(tmp_path, "train")
