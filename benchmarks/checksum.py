@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ponder.errors import DataError
 
-__all__ = ["digest", "is_intact", "own_seed", "with_checksum"]
+__all__ = ["check_copies", "digest", "is_intact", "own_seed", "with_checksum"]
 
 
 def digest(fields: Mapping[str, Any]) -> str:
@@ -48,3 +48,22 @@ def own_seed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     if not path.stem.endswith(f"-s{result['seed']}"):
         raise DataError(f"{path}: expected the result of the seed that its name tells; got that of {result['seed']}.")
     return result
+
+
+def check_copies(found: Iterable[tuple[Path | None, Mapping[str, Any]]]) -> None:
+    """Refuse results that are equal but for their seeds: no two runs take the same time, to the last digit.
+
+    Args:
+        found: Results with the files that they were read from.
+
+    Raises:
+        DataError: One is a copy of another, edited to be of another seed: it would count as two.
+    """
+    known: dict[str, Path | None] = {}
+    for path, result in found:
+        rest = {name: value for name, value in result.items() if name not in ("digest", "seed", "environment")}
+        if "config" in rest:
+            rest["config"] = {**rest["config"], "seed": None}
+        one = known.setdefault(json.dumps(rest, sort_keys=True), path)
+        if one is not path:
+            raise DataError(f"{path}: expected a run of its own; it is {one} but for the seed. Remove the copy.")

@@ -93,6 +93,9 @@ def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
         field, equals, value = part.partition("=")
         if not equals or not field.strip():
             raise ArgumentError(option, expected="field=value", got=repr(part), remedy="Write for example q=0.3.")
+        if field.strip() in fields:
+            remedy = "Leave one out."
+            raise ArgumentError(option, expected="each field once", got=f"{field.strip()} again", remedy=remedy)
         try:
             fields[field.strip()] = json.loads(value)
         except ValueError:

@@ -18,6 +18,11 @@ Backbone = Annotated[str, typer.Option(help="An embedded backbone, a folder, or 
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of texts, training and splits.")]
 
 
+@app.callback()
+def _commands() -> None:
+    """Give fine-tuned classifiers exits, and measure them on texts that neither training nor exits have seen."""
+
+
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of models and report.")] = Path("demo"),
@@ -45,11 +50,15 @@ def run_command(
     int8: Annotated[bool, typer.Option("--int8", help="Export to int8 as well.")] = False,
     kept: Annotated[
         Path | None,
-        typer.Option(help="A BERT of `benchmarks.glue --keep-model`; exits then get a part of the reported texts."),
+        typer.Option(
+            help="Folder of a kept BERT (glue run --keep-model); exits then get a part of the reported texts."
+        ),
     ] = None,
     seed: Seed = 0,
     work: Annotated[Path, typer.Option(help="Folder of models.")] = Path("runs/finetuned"),
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("benchmarks/results/finetuned"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of results; of the committed ones where left out.", show_default=False)
+    ] = Path("benchmarks/results/finetuned"),
 ) -> None:
     """Fine-tune on a part of a task's training texts, fit exits on others, and hold both against the labelled ones."""
     check_folder("--glue-dir", glue_dir)

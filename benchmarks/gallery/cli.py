@@ -19,8 +19,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def _main(
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = FOLDER,
-    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FIGURES)}; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write to.", show_default="docs/figures")] = FOLDER,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(FIGURES)}; repeatable. All by default.")
+    ] = None,
 ) -> None:
     """Draw the figures of README and documentation from committed results."""
     unknown = sorted({*(only or ())} - {*FIGURES})

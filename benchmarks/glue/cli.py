@@ -33,7 +33,7 @@ _COMMITTED = Path("benchmarks/results/glue")
 GlueDir = Annotated[
     Path | None, typer.Option(envvar="GLUE_DIR", help="GLUE's data, in its own layout; from the hub where not given.")
 ]
-TextDir = Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="The data of Banking77 and CLINC150.")]
+TextDir = Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="The folder that holds banking77 and clinc150.")]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]
 Backbone = Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")]
@@ -85,7 +85,9 @@ def run_command(
     ] = None,
     keep_model: Annotated[
         Path | None,
-        typer.Option(help="Folder in which the trained model is kept, and from whose `vanilla` two stages go on."),
+        typer.Option(
+            help="Folder of kept models, for this one; what begins as `vanilla` goes on from its model there."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars; a pipe or a log has none anyhow.")] = False,
     **fields: Any,
@@ -118,9 +120,7 @@ def sweep_command(
     suite: Annotated[str, typer.Option(help="Suite of docs/sweep.md (paper, mini, …), or a JSON file of your own.")],
     backbone: Backbone = "minilm",
     tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
-    recipes: Annotated[
-        str | None, typer.Option(help="Instead of the suite's, for example vanilla,palbert,static:k=3.")
-    ] = None,
+    recipes: Annotated[str | None, typer.Option(help="Instead of the suite's, for example pabee,static:k=3.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of the chosen point, instead of the suite's.")] = None,
     fixed: Annotated[
         list[str] | None, typer.Option("--set", help="Field of all runs, for example bf16=true; repeatable.")
@@ -139,7 +139,8 @@ def sweep_command(
     out: Out = _DEFAULT_OUT,
     work: Work = _DEFAULT_WORK,
     keep_model: Annotated[
-        Path | None, typer.Option(help="Folder in which the models of the chosen points are kept, for predict.")
+        Path | None,
+        typer.Option(help="Folder in which models of the chosen points are kept, for predict and gates."),
     ] = None,
 ) -> None:
     """Try a grid for each task and recipe, then the best point with several seeds; start again to go on."""
@@ -175,9 +176,9 @@ def _narrowed(
     """The suite with what the command line says instead."""
     changes: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
     if tasks is not None:
-        changes["tasks"] = tuple(_listed(tasks))
+        changes["tasks"] = tuple(_listed("--tasks", tasks))
     if recipes is not None:
-        changes["recipes"] = tuple(spec for text in _listed(recipes) for spec in _specs(suite, text))
+        changes["recipes"] = tuple(spec for text in _listed("--recipes", recipes) for spec in _specs(suite, text))
     return dataclasses.replace(suite, **changes).with_fixed(parse_fields("--set", fixed or []))
 
 
@@ -192,8 +193,12 @@ def _specs(suite: Suite, text: str) -> list[RecipeSpec]:
     return [RecipeSpec(name, parse_fields("--recipes", arguments), of_suite[0].fields if of_suite else {})]
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _listed(option: str, text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        remedy = "Leave it out for those of the suite."
+        raise ArgumentError(option, expected="one name or more, with commas", got=repr(text), remedy=remedy)
+    return names
 
 
 def _tell(console: Console, summary: Summary, out: Path) -> None:
@@ -213,7 +218,9 @@ def report_command(
     results: Out = _COMMITTED,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of pages, figures and summary: docs, or `report` beside other results than ours."),
+        typer.Option(
+            help="Folder of pages, figures and summary: docs, or (for other results than ours) report in theirs."
+        ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="One self-contained HTML file, and nothing else.")] = None,
     glue_dir: GlueDir = None,
@@ -254,10 +261,12 @@ def report_command(
 
 @app.command("predict")
 def predict_command(
-    model: Annotated[list[Path], typer.Option(help="Folder that `--keep-model` made; repeatable, one a task.")],
+    model: Annotated[
+        list[Path], typer.Option(help="A model's folder in that of run --keep-model; repeatable, one a task.")
+    ],
     glue_dir: GlueDir = None,
     out: Annotated[Path, typer.Option(help="Folder of the files and the zip.")] = Path("runs/submission"),
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that are answered together.")] = 64,
 ) -> None:
     """Answer GLUE's test sets, and zip the files that its server takes."""
     from benchmarks.glue.submission import submit
@@ -270,14 +279,12 @@ def predict_command(
 
 @app.command("gates")
 def gates_command(
-    model: Annotated[
-        list[Path], typer.Option(help="Folder that `--keep-model` made, of a task of classes; repeatable.")
-    ],
+    model: Annotated[list[Path], typer.Option(help="A model's folder in that of run --keep-model; repeatable.")],
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/gates"),
 ) -> None:
-    """Fit gates to kept models, and compare them with certainties at the same mean exit steps."""
+    """Fit gates to kept models, and compare them with other policies at the same mean exit steps."""
     from benchmarks import tasks
     from benchmarks.glue.gates import measure, rows_of
     from benchmarks.glue.model import load_kept
@@ -293,11 +300,9 @@ def gates_command(
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder of the report and of the results.")] = Path("demo"),
     backbone: Backbone = "minilm",
-    scale: Annotated[
-        float, typer.Option(min=0.01, max=10.0, help="Share of the training data, for a quick look.")
-    ] = 1.0,
+    scale: Annotated[float, typer.Option(min=0.01, max=10.0, help="Share of the default number of texts.")] = 1.0,
 ) -> None:
     """Vanilla, PALBERT and PABEE on the built-in graded tasks: a table and a report page."""
     from benchmarks.graded.demo import demo

@@ -148,6 +148,8 @@ def _read(task: GlueTask, split: GlueSplit, folder: Path) -> dict[str, list[Any]
         columns["label"].append(_label(task, row[task.label_column], where) if split.labelled else -1)
     if not seen:
         raise DataError(f"{path}: expected examples; got none. Fetch the file anew.")
+    if not any(any(columns[name]) for name in names):
+        raise DataError(f"{path}: expected texts in {', '.join(task.columns)}; all are empty. Fetch the file anew.")
     return columns
 
 

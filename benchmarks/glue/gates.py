@@ -23,7 +23,7 @@ from benchmarks.glue.curves import SPEED_UPS, score_at
 from benchmarks.glue.ensembles import ensembles
 from benchmarks.glue.model import KeptModel
 from benchmarks.glue.run import prepare
-from benchmarks.glue.training import digest_of
+from benchmarks.glue.training import differs, digest_of
 from benchmarks.metrics import answers
 from ponder import Trajectory
 from ponder._utils.files import read_json, write_json
@@ -66,12 +66,13 @@ def measure(kept: KeptModel, folder: Path | None, out: Path) -> Path:
         raise ArgumentError("--model", expected=expected, got=got, remedy="Leave it out.")
     check_writable(out, "--out")
     ready = prepare(config, task.load(folder, ["train", *task.dev_splits]))
-    if kept.data is not None and kept.data != digest_of(ready["train"]):
+    got = differs(kept, config, task, digest_of(ready["train"]))
+    if got:
         raise ArgumentError(
             "--model",
-            expected="one that was trained on this data, of which a part was held out",
-            got=f"{config.key}, of other data",
-            remedy="Pass the folder of the data that it was trained on.",
+            expected=f"the model of {config.key} as it is trained now on this data, of which a part was held out",
+            got=got,
+            remedy="Train it again, or pass the folder of the data that it was trained on.",
         )
     fitting, dev = (
         kept.model.record(ready[name], batch_size=64, keep_features=True) for name in ("held_out", task.dev_splits[0])

@@ -17,7 +17,7 @@ from benchmarks.examples import load_tokenizer
 from benchmarks.glue.config import RunConfig
 from ponder import recipes
 from ponder._utils.files import make_folder, read_json, write_json
-from ponder.errors import CheckpointError
+from ponder.errors import CheckpointError, DataError
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
@@ -87,15 +87,25 @@ def keep(
 
 
 def load_kept(folder: Path) -> KeptModel:
-    """Read what `keep` wrote."""
+    """Read what `keep` wrote, here or in an earlier version.
+
+    Raises:
+        CheckpointError: The folder does not hold a kept model, or one of a configuration that there is no more.
+    """
     made = read_json(folder / _FILE) if (folder / _FILE).exists() else {}
     if made.get("format") != _FORMAT:
         raise CheckpointError(
             f"{folder}: expected the folder of a kept model, which `run --keep-model` makes; it has no {_FILE} of the "
             f"format {_FORMAT!r}."
         )
+    try:
+        config = RunConfig.from_dict(made["config"])
+    except (AttributeError, KeyError, TypeError, DataError) as error:
+        raise CheckpointError(
+            f"{folder / _FILE}: expected the configuration of a run of this version; got another ({error}). "
+            "Train the model again."
+        ) from error
     model = PonderForSequenceClassification.from_pretrained(folder).eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    config = RunConfig.from_dict(made["config"])
     return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training", []), made.get("data", ""))

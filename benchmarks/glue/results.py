@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tasks
-from benchmarks.checksum import is_intact, with_checksum
+from benchmarks.checksum import check_copies, is_intact, with_checksum
 from benchmarks.glue.config import REMADE, RunConfig
 from ponder import recipes
 from ponder._utils.files import read_json, write_json
@@ -146,7 +146,13 @@ def recipe_of(config: RunConfig, task: str, num_steps: int, name: str | None = N
 
 
 def read_all(folder: Path) -> list[Result]:
-    """Every result in a folder, by file name; no two are of one configuration, since that is their name."""
+    """Every result in a folder, by file name; no two are of one configuration, since that is their name.
+
+    Raises:
+        DataError: There is no such folder, or a file in it is no result, or the copy of another of another seed.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`.")
-    return [Result.of_run(path) for path in sorted(folder.glob("*.json"))]
+    found = [Result.of_run(path) for path in sorted(folder.glob("*.json"))]
+    check_copies((result.path, result.data) for result in found)
+    return found

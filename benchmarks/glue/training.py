@@ -38,7 +38,7 @@ from benchmarks.examples import Collator, load_tokenizer
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import record
-from benchmarks.glue.model import build, load_kept, start_at
+from benchmarks.glue.model import KeptModel, build, load_kept, start_at
 from benchmarks.glue.results import recipe_of
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
@@ -49,7 +49,7 @@ from ponder.objectives import FinalStep, Ponder
 from ponder.policies import LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["KeepWhole", "Trained", "last_whole", "plain", "train", "train_stage"]
+__all__ = ["KeepWhole", "Trained", "differs", "digest_of", "last_whole", "plain", "train", "train_stage"]
 
 _MARK = "complete"
 
@@ -155,23 +155,36 @@ def _finished(config: RunConfig, task: Task, models: Path | None, data: str) -> 
     """The kept model of a run, with what was measured; None where it was not kept.
 
     Raises:
-        ArgumentError: It was trained on other data, or by the recipe as it was.
+        ArgumentError: It is that of another run, or was trained on other data, or by the recipe as it was.
     """
     if models is None or not (models / config.key).exists():
         return None
     kept = load_kept(models / config.key)
     if not kept.training:
         return None
-    now = recipe_of(config, task.kind, kept.model.ponder.num_steps)
-    own, stages = ([stage.to_dict() for stage in recipe.stages] for recipe in (kept.model.recipe, now))
-    if own != stages or kept.data not in ("", data):
+    got = differs(kept, config, task, data)
+    if got:
         raise ArgumentError(
             "--keep-model",
             expected=f"in {models / config.key} the model of this run",
-            got="one by another version of the recipe" if own != stages else "one that was trained on other data",
+            got=got,
             remedy="Move it away, or pass another folder.",
         )
     return Trained(kept.model, kept.training, data)
+
+
+def differs(kept: KeptModel, config: RunConfig, task: Task, data: str) -> str:
+    """In what a kept model is not what a run would train now, `data` being the digest of its data; empty if in nothing.
+
+    A model that an earlier version kept does not tell its data, and passes for one of these.
+    """
+    if kept.config.key != config.key:
+        return f"that of another run, {kept.config.key}"
+    now = recipe_of(config, task.kind, kept.model.ponder.num_steps)
+    own, stages = ([stage.to_dict() for stage in recipe.stages] for recipe in (kept.model.recipe, now))
+    if own != stages:
+        return "one by another version of the recipe"
+    return "one that was trained on other data" if kept.data not in ("", data) else ""
 
 
 def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:

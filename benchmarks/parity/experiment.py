@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checksum import is_intact, own_seed, with_checksum
+from benchmarks.checksum import check_copies, is_intact, own_seed, with_checksum
 from benchmarks.environment import environment
 from benchmarks.parity.act import ACT
 from benchmarks.parity.config import ExperimentConfig
@@ -76,8 +76,9 @@ def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
     Raises:
         DataError: There are none, or a file is foreign, or they differ in more than the seed.
     """
-    found = [own_seed(path, read_result(path)) for path in folder.glob(f"{name}-s*.json")]
-    results = sorted(found, key=lambda result: int(result["seed"]))
+    found = {path: own_seed(path, read_result(path)) for path in sorted(folder.glob(f"{name}-s*.json"))}
+    check_copies(found.items())
+    results = sorted(found.values(), key=lambda result: int(result["seed"]))
     if not results:
         raise DataError(f"{folder}: no results {name}-s*.json. Run `python -m benchmarks.parity` first.")
     for result in results[1:]:

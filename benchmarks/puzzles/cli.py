@@ -13,7 +13,7 @@ from benchmarks.command_line import MAX_SEED, check_writable, parse_fields, run_
 from benchmarks.puzzles import demo as demonstration
 from benchmarks.puzzles.config import PUZZLES, config_of
 from benchmarks.puzzles.experiment import check_together, read_results, run, run_stream
-from benchmarks.puzzles.learners import LEARNERS, check_learner
+from benchmarks.puzzles.learners import LEARNERS, check_learner, learner_of
 from benchmarks.puzzles.report import COLUMNS, draw_figure, goal_table, markdown, rows
 from benchmarks.puzzles.streaming import MAX_BATCH
 from benchmarks.puzzles.summary import summarise_all
@@ -25,6 +25,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Seeds = Annotated[list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Repeat for several. 0 where left out.")]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 States = Annotated[Path, typer.Option(help="Folder of the states of trainings.")]
+_LARGE = "Twice the width, ten times the updates, and 1000 problems of every level in each set."
+
+
+@app.callback()
+def _commands() -> None:
+    """Train networks on puzzles of every difficulty, and let them stop by themselves."""
 
 
 @app.command("run")
@@ -36,7 +42,7 @@ def run_command(
     seed: Annotated[
         list[int] | None, typer.Option(min=0, max=MAX_SEED, help="Repeat for several. 0 where left out.")
     ] = None,
-    large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
+    large: Annotated[bool, typer.Option("--large", help=_LARGE)] = False,
     fixed: Annotated[
         list[str] | None,
         typer.Option("--set", help="Field of the configuration, for example updates=12000; repeatable."),
@@ -47,6 +53,8 @@ def run_command(
     """Train and measure the networks of one puzzle, and print its table. What is done already is not done again."""
     config = config_of(puzzle, large=large, **parse_fields("--set", fixed or []))
     names = [check_learner(name) for name in learner or LEARNERS]
+    for name in names:
+        learner_of(name, config)  # what no network can be made of is refused before the first is trained
     config.task.check_ready()
     check_writable(out)
     check_writable(states, "--states")
@@ -76,7 +84,7 @@ def stream_command(
     max_batch: Annotated[
         int, typer.Option(min=1, help="Problems of a step, in batches and in the stream.")
     ] = MAX_BATCH,
-    large: Annotated[bool, typer.Option("--large", help="Twice the width and ten times the updates.")] = False,
+    large: Annotated[bool, typer.Option("--large", help=_LARGE)] = False,
     out: Out = Path("runs/puzzles/results"),
     states: States = Path("runs/puzzles"),
 ) -> None:

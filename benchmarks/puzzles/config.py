@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from benchmarks.puzzles.mazes import Mazes
 from benchmarks.puzzles.prefix_sums import PrefixSums
 from benchmarks.puzzles.puzzle import Puzzle
+from benchmarks.puzzles.rules import LEAST_STEPS
 from benchmarks.puzzles.sudoku import MiniSudoku, Sudoku
 from ponder.errors import ArgumentError
 
@@ -24,7 +26,7 @@ class ExperimentConfig:
         puzzle: Name of the puzzle.
         width: Width of the solver's state.
         num_steps: N, the deepest run of training.
-        run_steps: The deepest run that is reported: more steps than trained.
+        run_steps: The deepest run that is reported: more steps than trained, so that larger problems can be solved.
         updates: Number of updates of the weights.
         batch_size: Problems of an update, all of one level.
         learning_rate: Adam's, after a short rise and before it falls to 0 over the last part.
@@ -95,7 +97,8 @@ def config_of(puzzle: str, *, large: bool = False, **changed: Any) -> Experiment
     """The configuration of a puzzle, by its name, with fields that are not its own where they are `changed`.
 
     Raises:
-        ArgumentError: There is no such puzzle or field, or the value is of another type.
+        ArgumentError: There is no such puzzle or field, or the value is of another type, or no number above 0, or runs
+            that are reported would be shallower than those of training, or too shallow for a rule to stop them.
     """
     if puzzle not in SMALL:
         raise ArgumentError("puzzle", expected=f"one of {', '.join(SMALL)}", got=repr(puzzle), remedy="Choose one.")
@@ -107,8 +110,15 @@ def config_of(puzzle: str, *, large: bool = False, **changed: Any) -> Experiment
         if name not in kinds:
             expected = f"one of {', '.join(kinds)}"
             raise ArgumentError("setting", expected=expected, got=repr(name), remedy="Name a field of it.")
-        if type(value) is not kinds[name] or (kinds[name] is not bool and value <= 0):
+        if type(value) is not kinds[name] or (kinds[name] is not bool and not 0 < value < math.inf):
             expected = f"{name} as a {kinds[name].__name__}" + ("" if kinds[name] is bool else " above 0")
             remedy = f"Its own value is {getattr(config, name)}."
             raise ArgumentError("setting", expected=expected, got=repr(value), remedy=remedy)
-    return replace(config, **changed)
+    made = replace(config, **changed)
+    least = max(made.num_steps, LEAST_STEPS)
+    if made.run_steps < least:
+        expected = (
+            f"run_steps of {least} or more (num_steps is {made.num_steps}, and rules wait up to {LEAST_STEPS - 1})"
+        )
+        raise ArgumentError("setting", expected=expected, got=made.run_steps, remedy="Raise it, or lower num_steps.")
+    return made

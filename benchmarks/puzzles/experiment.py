@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checksum import is_intact, own_seed, with_checksum
+from benchmarks.checksum import check_copies, is_intact, own_seed, with_checksum
 from benchmarks.command_line import check_free
 from benchmarks.environment import environment
 from benchmarks.puzzles.config import ExperimentConfig
@@ -153,19 +153,21 @@ def read_results(out: Path, puzzle: str, *, whole: bool = True) -> dict[str, lis
         whole: Whether the looped solver must be among them.
 
     Raises:
-        DataError: There are none of the looped solver, or they are of different configurations.
+        DataError: There are none of the looped solver, or they are of different configurations, or one is a copy of
+            another.
     """
-    found = {
-        learner: sorted(
-            (own_seed(path, read_result(path)) for path in out.glob(f"{puzzle}-{learner}-s*.json")), key=_seed
-        )
-        for learner in (*LEARNERS, "stream")
-    }
+    found = {learner: _by_seed(out, f"{puzzle}-{learner}-s*.json") for learner in (*LEARNERS, "stream")}
     if whole and not found["looped"]:
         raise DataError(f"{out}: no results {puzzle}-looped-s*.json. Run `python -m benchmarks.puzzles run {puzzle}`.")
     for result in (result for of_learner in found.values() for result in of_learner if found["looped"]):
         _check_together(out, result, found["looped"][0]["setting"])
     return {learner: results for learner, results in found.items() if results}
+
+
+def _by_seed(out: Path, pattern: str) -> list[dict[str, Any]]:
+    found = {path: own_seed(path, read_result(path)) for path in sorted(out.glob(pattern))}
+    check_copies(found.items())
+    return sorted(found.values(), key=_seed)
 
 
 def check_together(out: Path, config: ExperimentConfig, learners: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ponder import policies
 from ponder.policies import ExitPolicy, Gate
 
-__all__ = ["FAMILIES", "SLACK", "Score", "cheapest", "gate_rules"]
+__all__ = ["FAMILIES", "LEAST_STEPS", "SLACK", "Score", "cheapest", "gate_rules"]
 
 SLACK = 0.002
 """How much less accurate than the best depth a shallower one may be on validation and still count as its equal.
@@ -20,9 +20,12 @@ Rules get no such room: they are to be as accurate as the fixed depth that is ch
 """
 
 
+_PATIENCE = range(1, 9)
+LEAST_STEPS = max(_PATIENCE) + 1
+"""Steps of the shallowest run in which every rule could stop."""
 _SURE = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
 FAMILIES: Mapping[str, Sequence[ExitPolicy]] = {
-    "converged": [policies.Converged(patience=patience) for patience in range(1, 9)],
+    "converged": [policies.Converged(patience=patience) for patience in _PATIENCE],
     "confidence": [policies.Confidence(threshold) for threshold in _SURE],
     "converged and confident": [
         policies.Converged(patience=patience) & policies.Confidence(threshold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ def train(
         seed: Seed of the problems and of what is drawn in training.
         path: File of the state, written now and then and read where it exists; None keeps none.
         tell: Told of updates made and of the loss.
+
+    Raises:
+        DataError: The file holds no state, or that of another training; it is left as it is.
     """
     optimizer = torch.optim.Adam(learner.parameters(), lr=config.learning_rate)
     made_by = {"setting": asdict(config), "seed": seed}
@@ -115,13 +119,38 @@ def _restored(
     """Updates, seconds and losses so far; weights and optimiser are put back where there is a state."""
     if path is None or not path.exists():
         return 0, 0.0, []
-    state = torch.load(path, weights_only=True)
+    state = _read(path)
     other = [name for name, value in made_by.items() if state.get(name) != value]
     if other:
         raise DataError(
             f"{path}: expected a training of this configuration and seed; got one that differs in {', '.join(other)}. "
             f"Remove it, or choose another folder of states."
         )
-    learner.load_state_dict(state["weights"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["done"], state["seconds"], state["losses"]
+    try:
+        learner.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["done"]), float(state["seconds"]), list(state["losses"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # what torch raises for other weights
+        raise _damaged(path, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()  # torch does not hold the parts against their checksums
+        if part is not None:
+            raise ValueError(f"{part} is not what was written")
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # whatever is found: no archive, no pickle, a folder
+        raise _damaged(path, error) from error
+    if not isinstance(state, dict):
+        raise _damaged(path, TypeError(f"it holds a {type(state).__name__}"))
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    why = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
+    return DataError(
+        f"{path}: expected the state of a training, as it was written; it cannot be read ({why}). It is left as it is: "
+        "put back a copy to go on from, or move it away to train anew."
+    )

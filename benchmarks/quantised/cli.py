@@ -25,7 +25,8 @@ FILE = "quantised.json"
 @app.command()
 def run(
     backbone: Annotated[
-        list[str] | None, typer.Option(help="Embedded, a folder, or a hub name; repeat for several. All embedded ones.")
+        list[str] | None,
+        typer.Option(help="Embedded, a folder, or a hub name; repeatable. All embedded by default."),
     ] = None,
     texts: Annotated[int, typer.Option(min=1, help="Texts that are compared.")] = 200,
     calibrating: Annotated[int, typer.Option(min=1, help="Other texts, which fix the ranges.")] = 200,

@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="A 
 _MOST = 512
 
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED)]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of texts, arrivals and clients.")]
 
 
 @app.command()
@@ -60,7 +60,7 @@ def load(
 
 @app.command()
 def soak(
-    requests: Annotated[int, typer.Option(min=1, max=10**7, help="That are sent, at least.")] = 50_000,
+    requests: Annotated[int, typer.Option(min=1, max=10**7, help="Requests that are sent, at least.")] = 50_000,
     seed: Seed = 0,
     out: Out = Path("runs/serving"),
 ) -> None:

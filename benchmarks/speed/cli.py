@@ -36,11 +36,12 @@ SECTIONS = {
     11: "capturing",
 }
 """The module of each section, by number: its `measure(Options)` gives its figures."""
+_LISTED = ", ".join(f"{number} {name}" for number, name in SECTIONS.items())
 
 
 @app.command()
 def speed_command(
-    sections: Annotated[str, typer.Option(help="Numbers of sections, with commas; all where empty.")] = "",
+    sections: Annotated[str, typer.Option(help=f"Numbers, with commas, of {_LISTED}; all where empty.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small models, to see that it runs.")] = False,
     pairs: Annotated[int, typer.Option(min=1, max=10**6, help="Rounds of interleaved timings, at least.")] = 3,
     threads: Annotated[int, typer.Option(min=0, max=4096, help="Threads; 0 for one each core that may be used.")] = 0,

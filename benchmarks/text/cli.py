@@ -11,9 +11,10 @@ import typer
 from benchmarks.checksum import is_intact
 from benchmarks.command_line import MAX_SEED, check_folder, check_writable, parse_policy, run_app
 from benchmarks.terminal import hide_bars, is_watched, print_table
-from benchmarks.text.tagging import FORMAT, TaggingConfig, run
+from benchmarks.text.tagging import FORMAT, TaggingConfig, recipe_of, run
 from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, DataError
+from ponder.recipes import Recipe
 
 __all__ = ["app", "main"]
 
@@ -28,11 +29,11 @@ def _commands() -> None:
 
 @app.command("run")
 def run_command(
-    task: Annotated[str, typer.Argument(help="wnut17.")],
+    task: Annotated[str, typer.Argument(help="wnut17; intents are tasks of benchmarks.glue.")],
     text_dir: Annotated[
         Path | None, typer.Option(envvar="TEXT_DIR", help="The folder that holds the folder wnut17.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe.")] = _DEFAULT.recipe,
+    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = _DEFAULT.recipe,
     policy: Annotated[str | None, typer.Option(help="An exit policy, for example confidence:threshold=0.9.")] = None,
     backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = _DEFAULT.backbone,
     seed: Annotated[int, typer.Option(min=0, max=min(MAX_SEED, 2**32 - 1), help="Seed of weights and order.")] = 0,
@@ -85,13 +86,24 @@ def _checked(path: Path, config: TaggingConfig) -> dict[str, Any]:
     """The result of a run, as it was written.
 
     Raises:
-        DataError: It was changed since, or is of something else.
+        DataError: It was changed since, or is of something else, or of the recipe as it was before it changed.
     """
     found = read_json(path)
     own = dataclasses.asdict(config)
     if found.get("format") != FORMAT or not is_intact(found) or {**own, **found["config"]} != own:
         raise DataError(
             f"{path}: expected the result of this run as it was written, of the format {FORMAT!r}; got something else. "
+            "Move it away, and run again."
+        )
+    now = recipe_of(config, found["num_steps"]).to_dict()
+    if "recipe_fields" in found:
+        then = Recipe.from_dict(found["recipe_fields"]).to_dict()  # with the fields that were added since
+    else:  # results of before tell the policy alone
+        then = {} if config.policy is not None else {"policy": found["policy"]}
+    changed = {name: {"then": value, "now": now[name]} for name, value in then.items() if value != now[name]}
+    if changed:
+        raise DataError(
+            f"{path}: expected a result of the recipe {config.recipe!r} as it is; got one of it as it was, {changed}. "
             "Move it away, and run again."
         )
     return found

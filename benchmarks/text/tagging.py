@@ -25,12 +25,14 @@ from benchmarks.examples import load_tokenizer
 from benchmarks.glue.curves import fits
 from benchmarks.text.entities import EntityScore, score, spans
 from benchmarks.text.wnut import TAGS, Sentence, Tokenized, load, tokenize, word_tags
+from ponder import recipes
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForTokenClassification, PonderTrainer
 from ponder.policies import ExitPolicy
+from ponder.recipes import Recipe
 from ponder.trajectory import Trajectory
 
-__all__ = ["FORMAT", "TaggingConfig", "run"]
+__all__ = ["FORMAT", "TaggingConfig", "recipe_of", "run"]
 
 FORMAT = "ponder-text-1"
 _KEEPS = 0.99
@@ -121,6 +123,7 @@ def run(config: TaggingConfig, folder: Path | None, *, progress: bool = True) ->
             "task": "WNUT-17",
             "config": dataclasses.asdict(config),
             "num_steps": model.ponder.num_steps,
+            "recipe_fields": recipe_of(config, model.ponder.num_steps).to_dict(),
             "policy": model.policy.to_dict(),
             "policy_by_dev": None if chosen is None else chosen.to_dict(),
             "splits": splits,
@@ -128,6 +131,11 @@ def run(config: TaggingConfig, folder: Path | None, *, progress: bool = True) ->
             "environment": environment(model.device),
         }
     )
+
+
+def recipe_of(config: TaggingConfig, num_steps: int) -> Recipe:
+    """The recipe of a run on so many steps, with the policy that it has for tokens."""
+    return recipes.get(config.recipe).for_steps(num_steps).for_task("token_classification")
 
 
 def _train(

@@ -122,7 +122,10 @@ class _Clinc150(IntentTask):
         path, key = folder / "data_full.json", "val" if split == "dev" else split
         try:
             data = json.loads(_content(path))
-            return [(str(text), str(intent)) for text, intent in [*data[key], *data[f"oos_{key}"]]]
+            rows = [*data[key], *data[f"oos_{key}"]]
+            if not data[key] or not all(isinstance(row, list) and [*map(type, row)] == [str, str] for row in rows):
+                raise TypeError("got none, or other rows")
+            return [(text, intent) for text, intent in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: expected lists of [text, intent] under {key!r} and 'oos_{key}' ({type(error).__name__}: "

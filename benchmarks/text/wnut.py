@@ -50,7 +50,7 @@ def load(folder: Path | None, split: str) -> list[Sentence]:
     for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
         if line.strip():
             word, tab, tag = line.strip("\r").rpartition("\t")
-            if not tab or tag not in TAGS:
+            if not word.strip() or not tab or tag not in TAGS:
                 raise DataError(
                     f"{path}, line {number}: expected a word, a tab and one of {len(TAGS)} tags; got {line[:80]!r}. "
                     "Correct or remove it."

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from benchmarks import command_line
 
@@ -115,6 +118,22 @@ def test_a_quick_look_does_not_take_the_place_of_figures(
     assert run("speed", ["--sections", "1", "--quick", "--out", str(tmp_path)], monkeypatch) == 2
     assert "--out: expected a folder without a result of other settings" in capsys.readouterr().err
     assert (tmp_path / "overhead.json").read_text() == '{"quick": false}'
+
+
+@pytest.mark.parametrize("benchmark", sorted(path.parent.name for path in Path("benchmarks").glob("*/cli.py")))
+def test_everything_has_a_help_text_that_fits_a_terminal(benchmark: str) -> None:
+    app = importlib.import_module(f"benchmarks.{benchmark}.cli").app
+
+    def check(command: Any, *path: str) -> None:
+        assert command.help, path
+        for option in command.params:
+            assert (option.help or "").endswith("."), f"{path} {option.opts}"
+        shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"}).output
+        assert not re.findall(r"\S+…", shown), path  # cut off
+        for below, of_group in getattr(command, "commands", {}).items():
+            check(of_group, *path, below)
+
+    check(typer.main.get_command(app))
 
 
 def test_other_faults_stay_visible() -> None:

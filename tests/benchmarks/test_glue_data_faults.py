@@ -84,6 +84,11 @@ def test_an_empty_file_without_a_header(glue):
     assert "got none" in broken(glue, "CoLA", "dev", [])
 
 
+def test_a_column_without_text(glue):
+    message = broken(glue, "SST-2", "train", ["sentence\tlabel", "\t1", " \t0"])
+    assert "expected texts in sentence; all are empty" in message
+
+
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
 def test_another_encoding(glue, start):
     with pytest.raises(DataError, match=r"train\.tsv, line 3: expected UTF-8 text; got the byte 0xe9"):

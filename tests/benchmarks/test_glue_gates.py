@@ -1,6 +1,7 @@
 """Gates that are fitted to kept models, beside certainties at the same mean exit step."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from test_glue_run import config, invoke
 
 from benchmarks.checksum import is_intact
+from benchmarks.glue import training
 from benchmarks.glue.ensembles import averaged, ensembles, fitted_weights
 from benchmarks.glue.gates import FORMAT, compare, measure
 from benchmarks.glue.model import load_kept
 from benchmarks.glue.run import run
 from ponder import Trajectory
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,33 @@ def test_models_of_numbers_are_measured_and_those_that_held_out_nothing_refused(
     with pytest.raises(ArgumentError, match="--model: expected a model whose training held out a part of train"):
         measure(on_dev, glue_dir, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ArgumentError, match="--model: expected one that was trained on this data"):
+    with pytest.raises(ArgumentError, match=r"--model: .* on this data, .* got one that was trained on other data"):
         measure(replace(model, data="0" * 16), glue_dir, tmp_path / "none")
     assert not list((tmp_path / "none").glob("*.json"))
+
+
+def test_models_that_an_earlier_version_kept(kept, glue_dir, tmp_path, monkeypatch):
+    """They do not tell their data; those of a recipe that has changed would be measured under the name of the new."""
+    folder = shutil.copytree(kept["RTE"], tmp_path / "model")
+    made = json.loads((folder / "glue.json").read_text())
+    before = {"format": made["format"], "config": made["config"], "training": made["training"]}
+    (folder / "glue.json").write_text(json.dumps(before))
+    assert measure(load_kept(folder), glue_dir, tmp_path / "out").exists()
+
+    now = training.recipe_of
+
+    def changed(*given):
+        made = now(*given)
+        return replace(made, stages=tuple(replace(one, objective=2.0 * one.objective) for one in made.stages))
+
+    monkeypatch.setattr(training, "recipe_of", changed)
+    with pytest.raises(ArgumentError, match=r"--model: .* got one by another version of the recipe"):
+        measure(load_kept(folder), glue_dir, tmp_path / "out")
+
+    for fields in ({**made["config"], "knob": "other"}, None):
+        (folder / "glue.json").write_text(json.dumps({**before, "config": fields}))
+        with pytest.raises(CheckpointError, match=r"glue\.json: expected the configuration of a run of this version"):
+            load_kept(folder)
+    (folder / "glue.json").write_text(json.dumps({"format": made["format"]}))
+    with pytest.raises(CheckpointError, match=r"glue\.json: expected the configuration of a run of this version"):
+        load_kept(folder)

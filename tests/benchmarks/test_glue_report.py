@@ -419,6 +419,18 @@ def test_backbones_that_end_alike_have_sections_of_their_own(tmp_path):
     assert {"results-a-bert.md", "results-b-bert.md", "results-minilm.md"} <= pages
 
 
+def test_a_copy_of_one_seed_does_not_count_as_another(tmp_path):
+    (path, *_) = sorted(COMMITTED.glob("rte-minilm-ponder-s0-*.json"))
+    one = Result.of_run(path)
+    other = RunConfig.from_dict({**one["config"], "seed": 7})
+    one.save(tmp_path / path.name)
+    assert len(read_all(tmp_path)) == 1
+    copy = Result({**one.data, "config": {**one["config"], "seed": 7}, "environment": {}})
+    copy.save(tmp_path / f"{other.key}.json")  # with a name and a digest that fit
+    with pytest.raises(DataError, match=r"-s7-.*: expected a run of its own; it is .*-s0-.* but for the seed"):
+        read_all(tmp_path)
+
+
 def test_seeds_beyond_those_of_the_suite_are_of_it():
     (path, *_) = sorted(COMMITTED.glob("rte-minilm-ponder-s0-*.json"))
     result = Result.of_run(path)

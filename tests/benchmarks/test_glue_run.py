@@ -593,6 +593,15 @@ def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(backbone, glue_dir
         run(config(backbone), glue_dir, tmp_path / "b", tmp_path / "work", models=models, progress=False)
 
 
+def test_a_kept_model_of_another_run_is_refused(backbone, glue_dir, tmp_path):
+    """A folder that was copied under the name of another run is not that run's model."""
+    models, one, other = tmp_path / "models", config(backbone), config(backbone, lr=2e-4)
+    run(one, glue_dir, tmp_path / "a", tmp_path / "work", models=models, progress=False)
+    shutil.copytree(models / one.key, models / other.key)
+    with pytest.raises(ArgumentError, match=rf"--keep-model.*got that of another run, {one.key}"):
+        run(other, glue_dir, tmp_path / "b", tmp_path / "work", models=models, progress=False)
+
+
 def test_a_trajectory_that_is_missing_is_made(backbone, glue_dir, tmp_path):
     places = {"models": tmp_path / "models", "trajectories": tmp_path / "kept", "progress": False}
     done = run(config(backbone), glue_dir, tmp_path, tmp_path / "work", **places)

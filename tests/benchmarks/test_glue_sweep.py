@@ -326,6 +326,10 @@ def test_a_result_that_cannot_be_trusted_stops_the_sweep_before_it_starts(place,
         (["--suite", "nope"], "one of ablation"),
         (["--suite", "mini", "--tasks", "XYZ"], "one of CoLA"),
         (["--suite", "mini", "--tasks", "RTE,rte"], "each once"),
+        (["--suite", "mini", "--tasks", ","], "--tasks: expected one name or more"),
+        (["--suite", "mini", "--recipes", ""], "--recipes: expected one name or more"),
+        (["--suite", "mini", "--recipes", "static:k=2:k=3"], "--recipes: expected each field once; got k again"),
+        (["--suite", "mini", "--set", "lr=1e-4", "--set", "lr=2e-4"], "--set: expected each field once"),
         (["--suite", "mini", "--recipes", "static:k"], "field=value"),
         (["--suite", "mini", "--recipes", "nope"], "one of"),
         (["--suite", "mini", "--set", "nope=1"], "fields of a run"),
@@ -402,11 +406,22 @@ def test_a_suite_file_of_ones_own(tmp_path):
         ({"grid": {"lr": 1e-4}}, "grid.lr: expected a list"),
         ({"fixed": ["lr"]}, "fixed: expected an object"),
         ({"by_task": {"RTE": ["lr"]}}, "by_task.RTE: expected an object"),
+        ({"by_task": {"RTE": {"lr": 1e-4}, "rte": {"lr": 2e-4}}}, "by_task: expected each once; got RTE, RTE"),
+        ({"fixed": {"lr": 1e-4}, "grid": {"lr": [1e-4, 2e-4]}}, "fixed and grid: expected each once; got lr, lr"),
+        ({"grid": {"lr": [1e-4, 2e-4, 1e-4]}}, "grid.lr: expected each once"),
+        ({"grid": {"policy": ["quantile:q=0.3", "quantile: q=0.30"]}}, "grid.policy: expected each once"),
+        ({"grid": {"epochs": [1, 0]}}, "epochs: expected a whole number"),
+        ({"tasks": []}, "expected at least one task"),
+        ({"tasks": [3]}, "tasks: expected names of tasks; got 3"),
+        ({"tasks": [""]}, "task: expected one of CoLA"),
         ({"from_the_future": 1}, "some of description, tasks, .*; got from_the_future"),
     ):
         path.write_text(json.dumps({**good, **wrong}))
         with pytest.raises(DataError, match=rf"own\.json.*{message}"):
             suites.get(str(path))
+    path.write_text('{"tasks": ["RTE"], "recipes": ["pabee"], "by_task": {"RTE": {"lr": 1e-4, "lr": 2e-4}}}')
+    with pytest.raises(DataError, match=r"fields of an object: expected each once; got lr, lr"):
+        suites.get(str(path))
 
 
 def test_task_and_recipe_may_have_fields_of_their_own_and_the_command_line_has_the_last_word():
@@ -420,6 +435,8 @@ def test_task_and_recipe_may_have_fields_of_their_own_and_the_command_line_has_t
         RunConfig("RTE", "pabee", epochs=3, lr=1e-4, batch_size=8),
         RunConfig("RTE", "palbert", epochs=3, lr=2e-4, batch_size=4),
     ]
+    varied = dataclasses.replace(suite, grid={"warmup": [0.1, 0.2]}, by_task={"CoLA": {"warmup": 0.3}})
+    assert [len(cell.points) for cell in varied.cells("minilm")] == [1, 1, 2, 2]  # what a task fixes does not vary
     same = {
         (cell.points[0].epochs, cell.points[0].lr) for cell in suite.with_fixed({"epochs": 1, "lr": 5e-5}).cells("x")
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.checksum import own_seed
+from benchmarks.checksum import check_copies, own_seed
 from benchmarks.parity.act import ACT, act_weights
 from benchmarks.parity.cli import app, main
 from benchmarks.parity.config import PAPER, SMALL
@@ -330,6 +330,10 @@ def test_wrong_options_are_one_message(option, tmp_path, monkeypatch, capsys):
 
 def test_a_copy_of_a_result_is_no_other_seed(tmp_path):
     assert own_seed(tmp_path / "small-s3.json", {"seed": 3}) == {"seed": 3}
+    first, second = ({"seed": seed, "runs": [0.5], "digest": str(seed)} for seed in (3, 4))
+    check_copies([(tmp_path / "small-s3.json", first), (tmp_path / "small-s5.json", {**second, "runs": [0.6]})])
+    with pytest.raises(DataError, match=r"small-s4\.json: expected a run of its own; it is .*small-s3\.json but for"):
+        check_copies([(tmp_path / "small-s3.json", first), (tmp_path / "small-s4.json", second)])
     for name in ("small-s9", "small-s13", "small"):
         with pytest.raises(DataError, match="expected the result of the seed that its name tells; got that of 3"):
             own_seed(tmp_path / f"{name}.json", {"seed": 3})

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.checksum import with_checksum
 from benchmarks.puzzles import cli, config, demo, experiment, measuring, report, rules, sudoku, summary
 from benchmarks.puzzles.learners import LEARNERS, Looped, learner_of
 from benchmarks.puzzles.mazes import Mazes, path_lengths
@@ -106,7 +107,19 @@ def test_problems_follow_from_the_seed(name):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"update": 5}, {"updates": "many"}, {"updates": 0}, {"bf16": 1}, {"updates": True}]
+    "changed",
+    [
+        {"update": 5},
+        {"updates": "many"},
+        {"updates": 0},
+        {"bf16": 1},
+        {"updates": True},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"run_steps": 23},  # fewer than the 24 of training
+        {"num_steps": 100},
+        {"num_steps": 2, "run_steps": 8},  # a rule that waits eight steps could not stop
+    ],
 )
 def test_fields_that_a_configuration_has_not_are_refused(changed):
     with pytest.raises(ArgumentError, match="setting: expected"):
@@ -241,6 +254,25 @@ def test_a_state_of_another_training_is_refused(tmp_path):
             train(learner_of("looped", changed), changed, seed=seed, path=tmp_path / "state.pt")
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "list", "part", "weights"])
+def test_a_damaged_state_is_named_and_left_as_it_is(tmp_path, damage):
+    tiny, path = TINY["prefix-sums"], tmp_path / "state.pt"
+    train(learner_of("looped", tiny), tiny, seed=1, path=path)
+    whole, state = path.read_bytes(), torch.load(path, weights_only=True)
+    if damage in ("list", "part", "weights"):
+        other = {**state, "weights": {}} if damage == "weights" else {k: v for k, v in state.items() if k != "losses"}
+        torch.save([1] if damage == "list" else other, path)
+    else:
+        weight = next(value for value in state["weights"].values() if value.numel() > 20).numpy().tobytes()
+        place = whole.index(weight)
+        flipped = whole[:place] + bytes([255 - whole[place]]) + whole[place + 1 :]
+        path.write_bytes({"cut": whole[:place], "empty": b"", "text": b"hello", "flipped": flipped}[damage])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"state\.pt: expected the state of a training.* left as it is"):
+        train(learner_of("looped", tiny), tiny, seed=1, path=path)
+    assert path.read_bytes() == before
+
+
 # -- measuring
 
 
@@ -362,6 +394,15 @@ def test_results_that_were_edited_or_are_not_there(results, tmp_path):
     edited["best_rule"] = "oracle"
     (tmp_path / "mazes-looped-s0.json").write_text(json.dumps(edited))
     with pytest.raises(DataError, match="edited"):
+        experiment.read_results(tmp_path, "mazes")
+
+
+def test_a_copy_of_one_seed_does_not_count_as_another(results, tmp_path):
+    one = json.loads((results / "mazes-looped-s0.json").read_text())
+    for seed in (0, 3):
+        path = tmp_path / f"mazes-looped-s{seed}.json"
+        path.write_text(json.dumps(with_checksum({**one, "seed": seed, "environment": {"seed": seed}})))
+    with pytest.raises(DataError, match=r"mazes-looped-s3\.json: expected a run of its own; it is .*-s0\.json but for"):
         experiment.read_results(tmp_path, "mazes")
 
 
@@ -529,6 +570,15 @@ def test_run_report_and_demo(monkeypatch, tmp_path):
     assert (tmp_path / "demo" / "puzzles.svg").exists()
 
 
+def test_what_no_network_can_be_made_of_is_refused_before_any_is_trained(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "train", lambda *_, **__: pytest.fail("trained"))
+    for fixed, message in (("rate=2.0", "rate: expected"), ("run_steps=5", "run_steps of 20 or more")):
+        arguments = ["run", "prefix-sums", "--set", fixed, "--out", str(tmp_path / "out")]
+        with pytest.raises(ArgumentError, match=message):
+            CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arguments", [["run", "chess"], ["run", "mazes", "--learner", "oracle"]])
 def test_names_that_are_not_known(arguments, tmp_path):
     with pytest.raises(ArgumentError, match="expected one of"):
@@ -540,4 +590,7 @@ def test_rules_serve_the_settings_that_they_are_chosen_for():
         for family in rules.FAMILIES.values():
             for rule in family:
                 assert isinstance(rule, policies.ExitPolicy)
-                rule.check(ModelSpec(one.run_steps, "token_classification", has_hazard=True))
+                for steps in (one.run_steps, rules.LEAST_STEPS):
+                    rule.check(ModelSpec(steps, "token_classification", has_hazard=True))
+    with pytest.raises(ArgumentError, match="patience: expected less than"):
+        rules.FAMILIES["converged"][-1].check(ModelSpec(rules.LEAST_STEPS - 1, "token_classification", has_hazard=True))

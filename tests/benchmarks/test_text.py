@@ -86,7 +86,19 @@ def test_an_empty_file_of_banking_is_named(tmp_path):
         tasks.get("Banking77").load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"train": [["a", "b"]]}', '{"train": ["a"], "oos_train": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"train": [["a", "b"]]}',
+        '{"train": ["a"], "oos_train": []}',
+        '{"train": [], "oos_train": [["a", "oos"]]}',
+        '{"train": [[null, "b"]], "oos_train": []}',
+        '{"train": ["ab"], "oos_train": []}',
+        '{"train": [["a", "b", "c"]], "oos_train": []}',
+    ],
+)
 def test_faults_of_clinc_are_named(content, tmp_path):
     (tmp_path / "clinc150").mkdir()
     (tmp_path / "clinc150" / "data_full.json").write_text(content)

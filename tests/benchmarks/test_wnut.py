@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.checksum import is_intact
+from benchmarks.checksum import is_intact, with_checksum
 from benchmarks.examples import load_tokenizer
-from benchmarks.text import wnut
+from benchmarks.text import tagging, wnut
 from benchmarks.text.cli import app
 from benchmarks.text.entities import score, spans
 from benchmarks.text.tagging import TaggingConfig
@@ -89,6 +89,9 @@ def test_faults_are_named(tmp_path: Path) -> None:
     write(tmp_path, "train", [("a", "B-planet")])
     with pytest.raises(DataError, match=r"train\.conll, line 1: expected a word, a tab and one of 13 tags"):
         wnut.load(tmp_path, "train")
+    (tmp_path / "wnut17" / "train.conll").write_text("a\tO\n \tO\n")
+    with pytest.raises(DataError, match=r"train\.conll, line 2: expected a word"):
+        wnut.load(tmp_path, "train")
     (tmp_path / "wnut17" / "train.conll").write_text("\n\n")
     with pytest.raises(DataError, match="expected sentences; got none"):
         wnut.load(tmp_path, "train")
@@ -115,6 +118,17 @@ def test_a_run_is_written_once_and_told(recipe: str, backbone: str, text_dir: Pa
     assert "entity F1 on test" in again.output
     assert path.stat().st_mtime_ns == before
 
+    # One by the recipe as it was, with all of its fields or (as older versions wrote it) with its policy alone.
+    fields = {**result["recipe_fields"], "policy": {"name": "fixed-step", "step": 2}}
+    older = {name: value for name, value in result.items() if name not in ("recipe_fields", "digest")}
+    for stale in ({**result, "recipe_fields": fields}, {**older, "policy": fields["policy"]}):
+        path.write_text(json.dumps(with_checksum(stale)))
+        refused = CliRunner().invoke(app, options)
+        assert isinstance(refused.exception, DataError)
+        assert f"the recipe '{recipe}' as it is; got one of it as it was" in str(refused.exception)
+    path.write_text(json.dumps(with_checksum(older)))
+    assert "entity F1 on test" in CliRunner().invoke(app, options).output
+
 
 def test_another_task_says_where_it_is() -> None:
     done = CliRunner().invoke(app, ["run", "banking77"])
@@ -126,7 +140,10 @@ def test_another_task_says_where_it_is() -> None:
 def test_committed_results_are_whole(path: Path) -> None:
     result: dict[str, Any] = json.loads(path.read_text())
     assert is_intact(result)
-    assert TaggingConfig(**result["config"]).key == path.stem
+    config = TaggingConfig(**result["config"])
+    assert config.key == path.stem
+    if config.policy is None:
+        assert result["policy"] == tagging.recipe_of(config, result["num_steps"]).policy.to_dict()
     assert result["environment"]["command"].startswith("python -m benchmarks.text run wnut17")
     assert result["splits"]["test"]["sentences"] == 1287
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,8 @@ class Cell:
 class Suite:
     """What a sweep tries: a run for each task, recipe and point of the grid, and `seeds` runs of the chosen points.
 
-    Runs share the fields of `RunConfig` in `fixed`; those of one task in `by_task` count before them.
+    Runs share the fields of `RunConfig` in `fixed`; those of one task in `by_task` count before them, and before the
+    values of `grid`.
     """
 
     name: str
@@ -92,18 +94,25 @@ class Suite:
             _check_kind(f"grid.{name}", values, list | tuple, "a list of values")
         for name, own in self.by_task.items():
             _check_kind(f"by_task.{name}", own, Mapping, "an object")
+        for task in self.tasks:
+            _check_kind("tasks", task, str, "names of tasks")
         if not self.tasks or not self.recipes or not all(self.grid.values()):
             got = f"{len(self.tasks)} tasks, {len(self.recipes)} recipes, grid {dict(self.grid)}"
             expected = "at least one task, one recipe, and one value for each field of the grid"
             raise ArgumentError("suite", expected=expected, got=got, remedy="Add one.")
         object.__setattr__(self, "tasks", tuple(tasks.get(task).name for task in self.tasks))
-        object.__setattr__(self, "by_task", {tasks.get(task).name: own for task, own in self.by_task.items()})
-        for what, given in (("tasks", self.tasks), ("recipes", [spec.label for spec in self.recipes])):
-            if len(set(given)) < len(given):
-                raise ArgumentError(what, expected="each once", got=", ".join(given), remedy="Leave one out.")
+        of_tasks = [(tasks.get(task).name, own) for task, own in self.by_task.items()]
+        object.__setattr__(self, "by_task", dict(of_tasks))
+        _check_once("tasks", self.tasks)
+        _check_once("recipes", [spec.label for spec in self.recipes])
+        _check_once("by_task", [task for task, _ in of_tasks])
         parts = [self.fixed, self.grid, *self.by_task.values(), *(spec.fields for spec in self.recipes)]
         known = {each.name for each in dataclasses.fields(RunConfig)} - set(_OF_THE_CELL)
         _check_names("suite", set(itertools.chain(*parts)), sorted(known), "fields of a run")
+        _check_once("fixed and grid", [*self.fixed, *self.grid])
+        for name, values in self.grid.items():
+            made = [getattr(RunConfig(self.tasks[0], **{name: value}), name) for value in values]
+            _check_once(f"grid.{name}", [json.dumps(value, sort_keys=True) for value in made])
 
     def with_fixed(self, fields: _Fields) -> Suite:
         """The suite with these fields of `RunConfig` the same for all runs, whatever it says about them itself."""
@@ -151,6 +160,11 @@ def _check_kind(argument: str, value: object, kind: Any, expected: str) -> None:
         raise ArgumentTypeError(argument, expected=expected, got=repr(value), remedy=_REMEDY)
 
 
+def _check_once(argument: str, given: Sequence[str]) -> None:
+    if len(set(given)) < len(given):
+        raise ArgumentError(argument, expected="each once", got=", ".join(given), remedy="Leave one out.")
+
+
 def _check_names(argument: str, given: Iterable[str], known: Sequence[str], what: str) -> None:
     unknown = sorted(name for name in given if name not in known)
     if unknown:
@@ -188,6 +202,7 @@ def read(path: Path) -> Suite:
     data = read_json(path)
     of_suite, of_recipe = ([each.name for each in dataclasses.fields(kind)] for kind in (Suite, RecipeSpec))
     try:
+        json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_check_fields)
         for argument in ("tasks", "recipes"):
             _check_kind(argument, data.get(argument), list, "a list")
         _check_names("fields", data, of_suite[1:], "fields of a suite")
@@ -201,3 +216,8 @@ def read(path: Path) -> Suite:
     except TypeError as error:
         files = "the files in benchmarks/glue/sweeping/suites/"
         raise DataError(f"{path}: expected a suite, as {files} are; got {error}.") from error
+
+
+def _check_fields(fields: list[tuple[str, Any]]) -> None:
+    """Refuse an object of JSON that has a field twice, of which Python would read the last."""
+    _check_once("fields of an object", [name for name, _ in fields])
