@@ -31,8 +31,8 @@ def deployment(
 ) -> Any:
     """An application for `ray.serve.run`: `/predict`, `/healthz` and `/metrics` of each replica.
 
-    Every replica reads the folder, batches the requests that reach it, and audits its own traffic. One whose thread that
-    answers has ended with an error fails Ray's health checks, and is replaced.
+    Every replica reads the folder, batches the requests that reach it, and audits its own traffic. Once the thread that
+    answers has ended with an error, Ray's health checks fail, and Ray replaces the replica.
 
     Args:
         folder: The folder of the model, as for `ponder.integrations.transformers.serving.open_folder`; every node must
