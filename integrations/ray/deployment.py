@@ -14,7 +14,6 @@ from ponder._utils.validation import check_choice, check_int, check_real
 from ponder.errors import ArgumentError, PonderError
 from ponder.integrations.transformers.serving import Batching, open_folder
 from ponder.serving import AuditPlan, Limits, ServedModel, create_app
-from ponder.serving.refusals import BrokenError
 
 __all__ = ["deployment"]
 
@@ -87,7 +86,7 @@ class Replica:
         """Raise where no request will be answered any more; Ray then stops the replica, and starts another."""
         failure = self.app.state.service.failure
         if failure is not None:
-            raise BrokenError from failure
+            raise PonderError(f"the thread that answers has ended with {failure!r}.")  # Ray pickles and logs it
 
 
 def _check_single(options: Mapping[str, Any]) -> None:
