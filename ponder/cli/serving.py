@@ -70,7 +70,7 @@ def audit_plan(model: ServedModel, share: float, path: Path | None) -> AuditPlan
 
 
 def _kept_stage(plan: AuditPlan | None) -> int:
-    """The stage that a file of audits goes on with; a file that cannot be is refused before anything is served."""
+    """The stage that a file of audits goes on with; one that is no use is refused before anything is served."""
     if plan is None or plan.file is None:
         return 0
     try:
