@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from fastapi import FastAPI
 
-from ponder._utils.validation import check_int, check_real
-from ponder.errors import PonderError
+from ponder._utils.validation import check_choice, check_int, check_real
+from ponder.errors import ArgumentError, PonderError
 from ponder.integrations.transformers.serving import Batching, open_folder
 from ponder.serving import AuditPlan, Limits, ServedModel, create_app
 
@@ -29,7 +30,8 @@ def deployment(
 ) -> Any:
     """An application for `ray.serve.run`: `/predict`, `/healthz` and `/metrics` of each replica.
 
-    Every replica reads the folder, batches the requests that reach it, and audits its own traffic.
+    Every replica reads the folder, batches the requests that reach it, and audits its own traffic. Once the thread that
+    answers has ended with an error, Ray's health checks fail, and Ray replaces the replica.
 
     Args:
         folder: The folder of the model, as for `ponder.integrations.transformers.serving.open_folder`; every node must
@@ -44,19 +46,22 @@ def deployment(
 
     Raises:
         PonderError: Ray Serve is not installed.
-        ArgumentError: A number out of range.
+        ArgumentError: A number out of range, another word for `batching`, or a file of audits for several replicas.
 
     Example:
         >>> application = deployment("FOLDER", num_replicas=4)  # then: ray.serve.run(application, route_prefix="/")
         >>> type(application).__name__
         'Application'
     """
+    check_int("threads", threads)
+    check_real("audit_share", audit_share, 0.0, 1.0)
+    check_choice("batching", batching, get_args(Batching))
+    if audit_file is not None:
+        _check_single(options)
     try:
         from ray import serve
     except ImportError as error:
         raise PonderError("deployment needs Ray Serve: pip install 'ponder-torch[ray]'.") from error
-    check_int("threads", threads)
-    check_real("audit_share", audit_share, 0.0, 1.0)
     place, bounds = fspath(folder), limits or Limits()
     path = None if audit_file is None else Path(audit_file)
 
@@ -68,5 +73,29 @@ def deployment(
         return create_app(lambda: open_folder(place, batching=batching), bounds, plan)
 
     given = {"name": "ponder", "max_ongoing_requests": bounds.max_waiting, **options}
-    made: Any = serve.deployment(serve.ingress(build)(), **given)
+    made: Any = serve.deployment(serve.ingress(build)(Replica), **given)
     return made.bind()
+
+
+class Replica:
+    """What Ray asks of a replica besides its requests."""
+
+    app: FastAPI  # of Ray, which makes the replica a subclass of this and of its own
+
+    def check_health(self) -> None:
+        """Raise where no request will be answered any more; Ray then stops the replica, and starts another."""
+        failure = self.app.state.service.failure
+        if failure is not None:
+            raise PonderError(f"the thread that answers has ended with {failure!r}.")  # Ray pickles and logs it
+
+
+def _check_single(options: Mapping[str, Any]) -> None:
+    """Refuse a file of audits where there may be several replicas, of which all but one would not start."""
+    for name in ("num_replicas", "autoscaling_config"):
+        if options.get(name) not in (None, 1):
+            raise ArgumentError(
+                "audit_file",
+                expected="None where there may be several replicas, since one alone keeps a file",
+                got=f"a file, and {name}={options[name]!r}",
+                remedy=f"Leave one of the two out: audit_file or {name}.",
+            )

@@ -49,8 +49,9 @@ def server(
     limits = Limits(**bounds)
     model = open_folder(folder, batching=options["batching"])
     plan = audit_plan(model, **audit)
-    _check_kept(plan)
-    for line in (f"policy: {model.policy!r}", _told(plan)):
+    stage = _kept_stage(plan)
+    policy = model.policy if plan is None else plan.policy_at(stage)
+    for line in (f"policy: {policy!r}", _told(plan, stage)):
         lines = textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
         typer.echo("\n".join(lines), err=True)
     config = uvicorn.Config(
@@ -69,12 +70,13 @@ def audit_plan(model: ServedModel, share: float, path: Path | None) -> AuditPlan
     return AuditPlan.of_certificate(model.policy, share, path) if share else None
 
 
-def _check_kept(plan: AuditPlan | None) -> None:
-    """Refuse a file of audits that cannot be gone on with, before anything is served."""
+def _kept_stage(plan: AuditPlan | None) -> int:
+    """The stage that a file of audits goes on with; one that is no use is refused before anything is served."""
+    if plan is None or plan.file is None:
+        return 0
     try:
-        if plan is not None and plan.file is not None:
-            with plan.file.held():
-                plan.resumed()
+        with plan.file.held():
+            return plan.resumed().stage
     except PonderError as error:
         raise ArgumentError(
             "audit_file",
@@ -111,9 +113,11 @@ def _no_host(host: str, error: Exception) -> ArgumentError:
     )
 
 
-def _told(plan: AuditPlan | None) -> str:
+def _told(plan: AuditPlan | None, stage: int) -> str:
     if plan is None:
         return "audit: none (it needs a share above 0, and a policy that is certified to answer as full depth does)"
+    if stage >= len(plan.policies):
+        return f"audit: none any more: the promise could not be held, and full depth answers (as kept in {plan.path})"
     kept = f"kept in {plan.path}" if plan.path is not None else "not kept over a restart (--audit-file keeps it)"
-    level = rounded_up(plan.audit.level)
-    return f"audit: {plan.audit.share:g} of the answers, of which at most {level} may differ; {kept}"
+    level, back = rounded_up(plan.audit.level), f"; stepped back from {plan.policies[0]!r} so far" if stage else ""
+    return f"audit: {plan.audit.share:g} of the answers, of which at most {level} may differ; {kept}{back}"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
-from ponder.errors import NonFiniteError
+from ponder.errors import NonFiniteError, PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.parts.tasks import Task
 
@@ -26,6 +26,7 @@ def answer_of(task: Task, labels: Sequence[str], answer: StreamOutput, *, trunca
 
     Raises:
         NonFiniteError: The outputs hold NaN or infinity, which no score can be made of.
+        PonderError: There is not a name for each class.
 
     Example:
         >>> from torch import tensor
@@ -51,13 +52,22 @@ def read_outputs(task: Task) -> Callable[[Task, Sequence[str], Tensor], Mapping[
 
 def _one_class(task: Task, labels: Sequence[str], output: Tensor) -> dict[str, Any]:
     shares, place = output.softmax(-1).tolist(), int(task.predictions(output))
-    return {"label": labels[place], "score": shares[place], "scores": dict(zip(labels, shares, strict=True))}
+    scores = _named(labels, shares)
+    return {"label": labels[place], "score": shares[place], "scores": scores}
 
 
 def _several_labels(task: Task, labels: Sequence[str], output: Tensor) -> dict[str, Any]:
     shares, chosen = output.sigmoid().tolist(), task.predictions(output).bool().tolist()
-    given = [label for label, there in zip(labels, chosen, strict=True) if there]
-    return {"labels": given, "scores": dict(zip(labels, shares, strict=True))}
+    scores = _named(labels, shares)
+    return {"labels": [label for label, there in zip(labels, chosen, strict=True) if there], "scores": scores}
+
+
+def _named(labels: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+    if len(shares) != len(labels):
+        raise PonderError(
+            f"the model has {len(shares)} classes, and {len(labels)} names for them. Give ServedModel a label for each."
+        )
+    return dict(zip(labels, shares, strict=True))
 
 
 def _numbers(task: Task, labels: Sequence[str], output: Tensor) -> dict[str, Any]:

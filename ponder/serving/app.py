@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 from ponder.serving.auditing import AuditPlan
 from ponder.serving.body_limit import BodyLimit
 from ponder.serving.limits import Limits
@@ -115,7 +115,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         _service(app).metrics.ended("invalid")
-        told = [{"where": [_shown(part) for part in each["loc"]], "what": each["msg"]} for each in error.errors()]
+        told = [{"where": [_shown(part) for part in each["loc"]], "what": _what(each)} for each in error.errors()]
         return _refused(422, told[:_MOST_ERRORS])
 
     @app.exception_handler(HTTPException)
@@ -150,8 +150,21 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _service(app: FastAPI) -> Service:
-    service: Service = app.state.service
+    service: Service | None = getattr(app.state, "service", None)
+    if service is None:
+        raise PonderError(
+            "the application is not open: its lifespan opens the service, and nothing has run that. Enter "
+            "`with TestClient(app) as client`, or run the app's lifespan_context in that of what mounts it."
+        )
     return service
+
+
+def _what(error: Mapping[str, Any]) -> str:
+    """What is wrong with a request; a body that is no object is JSON that was sent as something else, mostly."""
+    if tuple(error["loc"]) == ("body",) and error["type"] != "value_error":
+        return 'expected a JSON object, such as {"text": "a text"}, with the header content-type: application/json'
+    told: str = error["msg"]
+    return told
 
 
 def _shown(part: str | int) -> str | int:

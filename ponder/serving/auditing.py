@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ __all__ = ["AuditPlan", "TrafficAudit"]
 
 _FORMAT = "ponder-served-audit-1"
 _SAFER = (1 / 2, 1 / 4)
+_AHEAD = 1000  # answers that the file counts beforehand, so that no crash brings the draws of the last ones again
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +81,16 @@ class AuditPlan:
     def file(self) -> StateFile | None:
         """Where the state survives a restart; None where it does not."""
         return None if self.path is None else StateFile(self.path, _FORMAT, self.policies)
+
+    def policy_at(self, stage: int) -> ExitPolicy:
+        """The policy that answers in a stage, from 0; full depth after the last.
+
+        Example:
+            >>> plan = AuditPlan(ponder.monitor.Audit(level=0.01), (policies.Confidence(0.8),))
+            >>> plan.policy_at(0), plan.policy_at(1)
+            (Confidence(threshold=0.8), LastStep())
+        """
+        return self.policies[stage] if stage < len(self.policies) else LastStep()
 
     def resumed(self) -> Audit:
         """The audit as its file left it. The file is written at once, so that a place that cannot be is told at once.
@@ -151,6 +162,7 @@ class TrafficAudit:
     running: int = 0
     skipped: int = 0
     _audit: Audit = field(init=False)
+    _counted: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         if not self.task.comparable and not (self.task.numbers and self.plan.tolerance):
@@ -168,6 +180,7 @@ class TrafficAudit:
             self._held = held.pop_all()
         self._lock = threading.Lock()
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="ponder-audit")
+        self._save()
 
     @property
     def stage(self) -> int:
@@ -177,7 +190,7 @@ class TrafficAudit:
     @property
     def policy(self) -> ExitPolicy:
         """The policy that answers now."""
-        return self.plan.policies[self.stage] if self.stage < len(self.plan.policies) else LastStep()
+        return self.plan.policy_at(self.stage)  # the stage is read once: the thread of the audits may end it
 
     def state(self) -> dict[str, Any]:
         """Where the audits stand, for `/healthz` and metrics."""
@@ -208,6 +221,10 @@ class TrafficAudit:
                 chosen = drawn and self.running < self.plan.max_running
                 self.running += chosen
                 self.skipped += drawn - chosen
+                counted = self._audit.answers == self._counted
+            if counted:
+                with suppress(RuntimeError):  # that thread has ended: `close` writes the count
+                    self._judge.submit(self._save)
             if chosen:
                 self._send(example, output, stage)
 
@@ -215,7 +232,7 @@ class TrafficAudit:
         """Judge what the batcher, closed before, has answered, keep the state, and leave its file to others."""
         with self._held:
             self._judge.shutdown()
-            self._save()
+            self._save(ahead=0)
 
     def _send(self, example: Any, output: Tensor, stage: int) -> None:
         try:
@@ -248,11 +265,14 @@ class TrafficAudit:
             with self._lock:
                 self.running -= 1
 
-    def _save(self) -> None:
+    def _save(self, ahead: int = _AHEAD) -> None:
+        """Write the state, with the count of answers that the next process goes on from if this one crashes."""
         if self._file is None:
             return
         with self._lock:
             state = self._audit.to_dict()
+            state["answers"] += ahead
+            self._counted = state["answers"]
         try:
             self._file.write(state)
         except PonderError:

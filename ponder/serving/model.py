@@ -14,10 +14,32 @@ from ponder.policies import ExitPolicy
 from ponder.serving.batcher import Batcher
 from ponder.serving.limits import Limits
 
-__all__ = ["ServedModel", "Text", "Tokens", "check_texts", "check_tokens"]
+__all__ = ["ServedModel", "Text", "Tokens", "check_request", "check_texts", "check_tokens"]
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
+
+
+def check_request(texts: Sequence[Text]) -> None:
+    """Refuse what are not texts; one text alone is a sequence of its letters, which would be answered.
+
+    Args:
+        texts: The texts of a request.
+
+    Raises:
+        ArgumentError: They are no list, none at all, or something else is among them.
+    """
+    remedy = "Pass a list: ['a text', ('a text', 'and its pair')], say."
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+        raise ArgumentError("texts", expected="one or more texts, in a list", got=f"{texts!r:.80}", remedy=remedy)
+    for text in texts:
+        if not _is_text(text):
+            raise ArgumentError("texts", expected="texts, or pairs of texts", got=f"{text!r:.80}", remedy=remedy)
+
+
+def _is_text(text: object) -> bool:
+    pair = isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(side, str) for side in text)
+    return pair or isinstance(text, str)
 
 
 def check_texts(texts: Sequence[Text], columns: Sequence[str] = ()) -> None:

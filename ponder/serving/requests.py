@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ponder.serving.model import Text
 
@@ -19,8 +19,19 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _kind(value: object) -> str | None:
+    """Which of both a text is, so that an error is about this one alone."""
+    return "text" if isinstance(value, str) else "pair" if isinstance(value, list) else None
+
+
 _Utf8 = Annotated[str, AfterValidator(_encodable)]
 _Pair = Annotated[list[_Utf8], Field(min_length=2, max_length=2)]
+_Text = Annotated[
+    Annotated[_Utf8, Tag("text")] | Annotated[_Pair, Tag("pair")],
+    Discriminator(
+        _kind, custom_error_type="text_type", custom_error_message="Input should be a text, or a pair: a list of two"
+    ),
+]
 
 
 class PredictRequest(BaseModel):
@@ -36,8 +47,8 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    text: _Utf8 | _Pair | None = None
-    texts: Annotated[list[_Utf8 | _Pair], Field(min_length=1)] | None = None
+    text: _Text | None = None
+    texts: Annotated[list[_Text], Field(min_length=1)] | None = None
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
     deadline: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None

@@ -27,7 +27,7 @@ from ponder.serving.answers import answer_of
 from ponder.serving.auditing import AuditPlan, TrafficAudit
 from ponder.serving.limits import Limits
 from ponder.serving.metrics import Metrics, Outcome
-from ponder.serving.model import ServedModel, Text
+from ponder.serving.model import ServedModel, Text, check_request
 from ponder.serving.refusals import BrokenError, OverloadedError, StoppingError, TooLateError
 from ponder.serving.request_policies import bounded, with_threshold
 from ponder.serving.watching import FolderWatch
@@ -167,10 +167,11 @@ class Service:
             StoppingError: The service is being closed.
             BrokenError: The thread that answers has ended with an error; see `failure`.
             TooLateError: The deadline passed before a text had finished its first step.
-            ArgumentError: A threshold or a step that the policy cannot have, or a text that cannot be read.
+            ArgumentError: A threshold or a step that the policy cannot have, no texts, or one that cannot be read.
         """
         begun = self._clock()
         try:
+            check_request(texts)
             async with self._places(len(texts)):
                 made = await self._answered(texts, threshold, max_steps, self._due(begun, deadline))
         except BaseException as error:

@@ -174,6 +174,31 @@ def test_what_a_server_says_fits_80_columns(folder: Path, capsys: pytest.Capture
     assert max(map(len, said)) <= 80
 
 
+@pytest.mark.parametrize(
+    ("stage", "lines"),
+    [
+        (0, ["policy: Certified(Confidence(threshold=0.7)", "audit: 0.5 of the answers"]),
+        (1, ["policy: Confidence(threshold=0.9)", "; stepped back from Certified(Confidence(threshold=0.7)"]),
+        (3, ["policy: LastStep()", "audit: none any more: the promise could not be held, and full depth answers"]),
+    ],
+)
+def test_a_server_names_the_policy_that_answers_after_a_restart(
+    stage: int, lines: list[str], certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Trap: it named the first, although the audits had stepped back from it.
+    audit = {"share": 0.5, "path": tmp_path / "audit.json"}
+    plan = audit_plan(open_folder(certified), **audit)
+    assert plan is not None
+    assert plan.file is not None
+    state = plan.resumed()
+    while state.stage < stage:
+        state.record(True)
+    plan.file.write(state.to_dict())
+    server(certified, OPTIONS, {}, audit)
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(line in said for line in lines), said
+
+
 def test_a_folder_that_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     done = CliRunner().invoke(app, ["serve", str(tmp_path)])

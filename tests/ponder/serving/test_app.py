@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from ponder import policies
+from ponder.errors import PonderError
 from ponder.policies import ExitPolicy
-from ponder.serving import Limits
+from ponder.serving import Limits, Service
 from tests.ponder.checks import refused
 from tests.ponder.serving.serving_toys import (
     LABELS,
@@ -157,6 +159,52 @@ async def test_requests_of_the_wrong_shape(body: Any) -> None:
         assert told.json()["detail"]
         assert len(told.content) < 4000
         assert await outcomes(client) == {"invalid": 1.0}
+
+
+async def test_what_is_wrong_is_said_in_the_words_of_the_request() -> None:
+    # Trap: errors named the validators of the library, each text had two, and a missing header was none of them.
+    async with opened(application()) as client:
+        told = (await client.post("/predict", json={"texts": ["a", 3, ["a"]]})).json()["detail"]
+        assert told == [
+            {"where": ["body", "texts", 1], "what": "Input should be a text, or a pair: a list of two"},
+            {
+                "where": ["body", "texts", 2, "pair"],
+                "what": "List should have at least 2 items after validation, not 1",
+            },
+        ]
+        told = (await client.post("/predict", content=b'{"text": "a"}')).json()["detail"]
+        assert [each["where"] for each in told] == [["body"]]
+        assert "with the header content-type: application/json" in told[0]["what"]
+        told = (await client.post("/predict", json={})).json()["detail"]
+        assert "expected either text or texts" in told[0]["what"]
+        assert (await client.get("/openapi.json")).status_code == 200
+
+
+@pytest.mark.parametrize("texts", ["a text", [], None, [None], [3], [("a", "b", "c")], [("a", None)], [["a"]]])
+async def test_what_are_not_texts_is_refused(texts: Any) -> None:
+    # Trap: a text alone was answered letter by letter, and a third side of a pair was taken for a target.
+    service = Service(served(toy()))
+    with refused("texts"):
+        await service.predict(texts)
+    assert service.metrics.outcomes()["invalid"] == 1
+    assert len((await service.predict(["a", ("a", "b")])).answers) == 2
+    await service.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("classification", ("no",)), ("multilabel", ("no", "maybe", "yes", "more"))]
+)
+async def test_classes_without_names_are_named_in_the_log(task: str, labels: tuple[str, ...]) -> None:
+    service = Service(served(toy(policies.LastStep(), task=task), labels=labels))
+    with pytest.raises(PonderError, match=rf"the model has 3 classes, and {len(labels)} names for them"):
+        await service.predict(["a"])
+    await service.close()
+
+
+def test_an_application_that_nobody_opened_says_so() -> None:
+    client = TestClient(application())  # without `with`, which opens it
+    with pytest.raises(PonderError, match="the application is not open"):
+        client.post("/predict", json={"text": "a"})
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,46 @@ async def test_the_state_survives_a_restart(tmp_path: Path) -> None:
     assert saved["audit"]["stage"] == state["stage"]
 
 
+async def test_a_crash_does_not_bring_the_same_draws_again(tmp_path: Path) -> None:
+    # Trap: the count was written with an audit alone. A service that was killed before its next one drew the answers
+    # that are not audited again, and so after every start: nothing was audited any more.
+    path, starts = tmp_path / "audit.json", []
+    for _ in range(3):
+        async with opened(app(path, share=0.001)) as client:
+            await client.post("/predict", json={"texts": TEXTS[:5]})
+            killed = path.read_text()  # what a crash here would leave
+            starts.append(json.loads(killed)["audit"]["answers"])
+        path.write_text(killed)
+    assert starts == [1000, 2000, 3000]
+    async with opened(app(path, share=0.001)) as client:
+        await client.post("/predict", json={"texts": TEXTS[:5]})
+    assert json.loads(path.read_text())["audit"]["answers"] == 3005, "exactly, where it was closed"
+
+
+def test_the_count_in_the_file_stays_ahead(tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    audit = TrafficAudit(plan(path, share=1e-9), task_named(CLASSES), None)  # type: ignore[arg-type]
+    for answers in (999, 1, 1):
+        audit.seen([None] * answers, [torch.zeros(3)] * answers, 0)
+    audit._judge.shutdown()
+    assert json.loads(path.read_text())["audit"]["answers"] >= 2000
+    audit.seen([None] * 2000, [torch.zeros(3)] * 2000, 0)  # its thread has ended, as after `close`
+    audit.close()
+    assert json.loads(path.read_text())["audit"]["answers"] == 3001
+
+
+def test_a_stage_that_ends_while_the_policy_is_read() -> None:
+    # Trap: the stage was read twice, and the thread of the audits may end it in between.
+    class Ending:
+        stages = iter([1, 2, 2])
+        stage = property(lambda self: next(self.stages))
+
+    audit = TrafficAudit(plan(), task_named(CLASSES), None)  # type: ignore[arg-type]
+    audit._audit = Ending()  # type: ignore[assignment]
+    assert audit.policy == policies.FixedStep(3)
+    assert audit.policy == policies.LastStep()
+
+
 @pytest.mark.parametrize("content", ["{", "{}", '{"format": "ponder-served-audit-1"}', "[]"])
 async def test_states_that_are_damaged_or_of_another_promise(tmp_path: Path, content: str) -> None:
     path = tmp_path / "audit.json"
