@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version as version_of
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -64,7 +65,8 @@ def create_app(
         finally:
             await service.close()
 
-    app = FastAPI(title="ponder", lifespan=lifespan, docs_url=None, redoc_url=None)
+    version = version_of("ponder-torch")
+    app = FastAPI(title="ponder", version=version, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, limit=limits.max_body, refused=lambda outcome: _service(app).metrics.ended(outcome))
     _add_routes(app, limits)
     _add_errors(app)

@@ -10,8 +10,8 @@ __all__ = ["BrokenError", "OverloadedError", "StoppingError", "TooLateError"]
 class BrokenError(PonderError):
     """The thread that answers has ended with an error, and the service must be started again: HTTP's 503."""
 
-    def __init__(self) -> None:
-        super().__init__("the service is broken and must be started again; /healthz says why.")
+    def __init__(self, message: str = "the service is broken and must be started again; /healthz says why.") -> None:
+        super().__init__(message)
 
 
 class OverloadedError(PonderError):
@@ -25,16 +25,19 @@ class OverloadedError(PonderError):
         super().__init__(f"too many texts are waiting. Ask again in {retry_after} seconds.")
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.retry_after,)
+
 
 class StoppingError(PonderError):
     """The service is being shut down and takes no more requests: HTTP's 503."""
 
-    def __init__(self) -> None:
-        super().__init__("the service is stopping and takes no more requests.")
+    def __init__(self, message: str = "the service is stopping and takes no more requests.") -> None:
+        super().__init__(message)
 
 
 class TooLateError(PonderError):
     """The deadline passed before a text had finished its first step: HTTP's 504."""
 
-    def __init__(self) -> None:
-        super().__init__("the deadline passed before there was an answer.")
+    def __init__(self, message: str = "the deadline passed before there was an answer.") -> None:
+        super().__init__(message)

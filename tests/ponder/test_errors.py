@@ -12,6 +12,7 @@ import pytest
 import ponder
 from ponder import errors, policies
 from ponder._utils.validation import check_real, check_share, check_type
+from ponder.serving import refusals
 
 WRONG = {"expected": "a number", "got": 3, "remedy": "Pass one."}
 
@@ -48,6 +49,10 @@ def test_argument_errors_say_argument_expected_got_and_remedy(kind: type[Excepti
         errors.CheckpointError("truncated"),
         errors.NonFiniteError("step 3"),
         errors.PonderError("other"),
+        refusals.BrokenError(),
+        refusals.OverloadedError(7),
+        refusals.StoppingError(),
+        refusals.TooLateError(),
     ],
     ids=lambda error: type(error).__name__,
 )
