@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ __all__ = ["diagnose"]
 _TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
 _SHARES = ("accuracy", "exact_match")
 _AT_ONCE = 50  # samples whose counts are held at a time
+_SPREAD = math.sqrt(math.e - 1.0)  # of the mean of the rows left out, 1/e of them, beside that of as many as there are
 
 
 def diagnose(
@@ -99,8 +102,10 @@ def diagnose(
     gains = tuple(_gain(speedup, scores, frontiers, list(grids), bootstrap) for speedup in speedups)
     middle = gains[len(gains) // 2]
     chosen = policies.get(middle.policy)
+    margin = _margin(scores, metric_name)
+    fixed = _step_for_all(values, margin, shares=metric_name in _SHARES)
     return Diagnosis(
-        verdict=_verdict(gains, _cheapest_step(values), metric_name, rows, _margin(scores, metric_name)),
+        verdict=_verdict(gains, fixed, metric_name, scores, rows, margin),
         metric=metric_name,
         scores=tuple(scores),
         frontiers=frontiers,
@@ -190,12 +195,44 @@ def _name(policy: ExitPolicy, named: dict[str, ExitPolicy]) -> str:
     return name
 
 
-def _cheapest_step(values: Tensor) -> int:
-    """The first step that is not clearly worse than the best one: by less than 1.96 standard errors, row by row."""
-    best = values.mean(0).argmax()
-    worse = values[:, best].unsqueeze(1) - values
-    bar = 1.96 * worse.std(0) / math.sqrt(len(values))
-    return int((worse.mean(0) <= bar).long().argmax()) + 1
+@dataclass(frozen=True)
+class _StepForAll:
+    """One step for all rows, what it scores on average above full depth, and the least that this can be."""
+
+    step: int
+    above: float
+    at_least: float
+
+
+def _step_for_all(values: Tensor, margin: float, *, shares: bool) -> _StepForAll:
+    """The first step that is not clearly worse than full depth or the best step, and known to lose at most a margin.
+
+    It is clearly worse where it is so by more than 1.96 standard errors, row by row. The least by which it is above
+    full depth holds for all steps at once with 97.5% confidence (Bonferroni): it is the end of a normal interval with
+    z²/2 rows more of the greatest loss that a row can have and as many of the greatest gain (as in Agresti & Coull
+    1998), without which a few rows that agree would promise that all do. Full depth is taken where no other step is.
+
+    Args:
+        values: What each row's answer is worth at each step, `(rows, steps)`.
+        margin: The most that may be lost against full depth.
+        shares: Whether the values are 0 or 1; else the greatest loss is that of the rows.
+    """
+    rows, num_steps = values.shape
+    clearly_worse = torch.zeros(num_steps, dtype=torch.bool)
+    for other in (int(values.mean(0).argmax()), num_steps - 1):
+        worse = values[:, other].unsqueeze(1) - values
+        clearly_worse |= worse.mean(0) > 1.96 * worse.std(0) / math.sqrt(rows)
+    above = values - values[:, -1:]
+    z = NormalDist().inv_cdf(1.0 - 0.025 / (num_steps - 1))
+    size = rows + z**2
+    greatest = torch.ones(num_steps, dtype=values.dtype) if shares else above.abs().amax(0)
+    mean = above.sum(0) / size
+    variance = ((above**2).sum(0) + z**2 * greatest**2) / size - mean**2
+    at_least = mean - z * (variance / size).sqrt()
+    known = ~clearly_worse & (at_least >= -margin)
+    known[-1] = True
+    step = int(known.long().argmax())
+    return _StepForAll(step + 1, float(above[:, step].mean()), float(at_least[step]))
 
 
 def _score(values: Tensor, exit_step: Tensor) -> float:
@@ -236,7 +273,9 @@ class _Bootstrap:
     def gains(self, mean_step: float) -> Tensor:
         """Policy minus the best blind choice that costs no more than the chosen policy does on the rows left out.
 
-        Samples for which no policy is cheap enough are left out.
+        Samples for which no policy is cheap enough are left out. Values spread about their mean √(e − 1) times as much
+        as the gain on all rows would: of n/e rows without replacement, the mean of a fixed choice has the variance
+        (e/n)(1 − 1/e) instead of 1/n.
         """
         affordable = torch.where(self._step <= mean_step + 1e-9, self._score, -torch.inf)
         chosen = affordable.argmax(1, keepdim=True)
@@ -274,7 +313,9 @@ def _gain(
     step = frontier.steps[place]
     gains = bootstrap.gains(mean_step)
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(gains, quantiles).tolist() if len(gains) else (math.nan, math.nan)
+    mean = float(gains.mean()) if len(gains) else math.nan
+    ends = torch.quantile(gains, quantiles).tolist() if len(gains) else (math.nan, math.nan)
+    low, high = (mean + (end - mean) / _SPREAD for end in ends)
     return Gain(
         speedup,
         frontier.names[place],
@@ -283,7 +324,7 @@ def _gain(
         blind_step,
         frontiers["oracle"].mixed(step),
         of_cut,
-        float(gains.mean()) if len(gains) else math.nan,
+        mean,
         low,
         high,
     )
@@ -294,15 +335,17 @@ def _margin(scores: Sequence[float], metric: str) -> float:
     return 0.03 if metric in _SHARES else 0.1 * (max(scores) - min(scores))
 
 
-def _verdict(gains: Sequence[Gain], cheapest: int, metric: str, rows: int, margin: float) -> str:
+def _verdict(
+    gains: Sequence[Gain], fixed: _StepForAll, metric: str, scores: Sequence[float], rows: int, margin: float
+) -> str:
     pays = [gain for gain in gains if gain.low > 0.0]
     told = [gain for gain in gains if not math.isnan(gain.gain)]
     if pays:
         best = max(pays, key=lambda gain: gain.gain)
         sentence = (
             f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-            f"({metric.replace('_', ' ')}) where the best blind choice that costs no more scores {best.blind:.4f} "
-            f"(gain {best.gain:+.4f}, 95% interval {best.low:+.4f} to {best.high:+.4f})"
+            f"({metric.replace('_', ' ')}; {scores[-1]:.4f} at full depth) where the best blind choice that costs no "
+            f"more scores {best.blind:.4f} (gain {best.gain:+.4f}, 95% interval {best.low:+.4f} to {best.high:+.4f})"
         )
         beaten = [gain for gain in pays if gain.static > gain.score]
         if beaten:
@@ -316,7 +359,9 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str, rows: int, margi
         cut = max(beaten, key=lambda gain: gain.static - gain.blind)
         than = f"; at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}"
     if not told:
-        return f"No policy that was tried is cheap enough for any of the speed-ups: use FixedStep({cheapest}){than}."
+        return (
+            f"No policy that was tried is cheap enough for any of the speed-ups: {_use(fixed, scores, margin)}{than}."
+        )
     best = max(told, key=lambda gain: gain.gain)
     if max(gain.high for gain in told) > max(margin, 1e-12):
         widest = max(told, key=lambda gain: gain.high)
@@ -326,10 +371,20 @@ def _verdict(gains: Sequence[Gain], cheapest: int, metric: str, rows: int, margi
             f"more rows{than}."
         )
     return (
-        f"On this model one fixed step is as good as any policy tried: use FixedStep({cheapest}), the first step that "
-        f"is not clearly worse than the best (the largest gain of a policy over blind is {best.gain:+.4f} at "
-        f"×{best.speedup:g}, 95% interval {best.low:+.4f} to {best.high:+.4f}){than}."
+        f"On this model one fixed step is as good as any policy tried (the largest gain of a policy over blind is "
+        f"{best.gain:+.4f} at ×{best.speedup:g}, 95% interval {best.low:+.4f} to {best.high:+.4f}): "
+        f"{_use(fixed, scores, margin)}{than}."
     )
+
+
+def _use(fixed: _StepForAll, scores: Sequence[float], margin: float) -> str:
+    """Which step to use for all rows, and what is known of it."""
+    score, full = scores[fixed.step - 1], scores[-1]
+    if fixed.step == len(scores):
+        why = f"each earlier step is clearly worse, or may be worse by more than {margin:.4f}"
+        return f"use FixedStep({fixed.step}), full depth, which scores {full:.4f} ({why})"
+    known = f"{fixed.above:+.4f}, with 97.5% confidence {fixed.at_least:+.4f} or more"
+    return f"use FixedStep({fixed.step}), which scores {score:.4f} where full depth scores {full:.4f} ({known})"
 
 
 def _collapse(trajectory: Recording) -> Collapse:

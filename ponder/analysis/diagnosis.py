@@ -31,8 +31,9 @@ class Gain:
         oracle: The score of one who knows the labels and costs no more than that either.
         static: The score of the encoder cut there, where it was given and costs no more; else NaN.
         gain: Policy minus blind, mean over the bootstrap samples.
-        low: 2.5% quantile of that.
-        high: 97.5% quantile.
+        low: Lower end of its 95% interval: the 2.5% quantile over the samples, drawn towards the mean by 1/√(e − 1),
+            since the rows that a sample leaves out are fewer than all and spread so much more.
+        high: Upper end, likewise.
     """
 
     speedup: float
@@ -99,7 +100,9 @@ class Diagnosis:
 
     Args:
         verdict: The answer, in one sentence, with its uncertainty: exits pay, one fixed step is as good, or so few rows
-            cannot tell.
+            cannot tell. A step that it names is not clearly worse than full depth or the best step, and with 97.5%
+            confidence it loses no more against full depth than 0.03 of right answers, or a tenth of what the steps
+            differ by; where no earlier step is known to, full depth is named.
         metric: Name of the score, the higher the better.
         scores: The score at each step, `(steps,)`.
         frontiers: The frontiers by name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was

@@ -117,10 +117,12 @@ def oracle_frontier(values: Tensor) -> Frontier:
     rows = len(values)
     slope, steps = _climbs(values)
     slope, of_slope = slope.unique(return_inverse=True)
-    climbed = torch.zeros_like(slope).index_add_(0, of_slope, steps).flip(0)
+    climbed = torch.zeros_like(slope).index_add_(0, of_slope, steps)
+    mean_step = 1.0 + climbed.flip(0).cumsum(0) / rows
+    gained = (slope * climbed).cumsum(0)  # summed from the least to the greatest, beside which others would be rounded
+    to_come = torch.cat([gained.new_zeros(1), gained])[:-1]
+    score = values.amax(1).mean() - to_come.flip(0) / rows
     slope = slope.flip(0)
-    mean_step = 1.0 + climbed.cumsum(0) / rows
-    score = values[:, 0].mean() + (slope * climbed).cumsum(0) / rows
     shown = torch.linspace(0, len(slope) - 1, min(len(slope), 1000)).round().long()
     corners = zip(*(column[shown].tolist() for column in (mean_step, score, slope)), strict=True)
     points = [(1.0, float(values[:, 0].mean()), "oracle(price=inf)")]

@@ -185,7 +185,7 @@ class _Ruler:
 
     def points(self, grid: PolicyGrid) -> list[Point]:
         places = grid.places(self.trajectory)
-        if places is None or not self._sums_tell():
+        if places is None or (self.metric is not None and self.metric.per_row is None):
             steps = grid.exit_steps(self.trajectory)
             return [self.point(value, exits) for value, exits in zip(grid.values, steps, strict=True)]
         order, rank = places
@@ -199,14 +199,6 @@ class _Ruler:
         ]
         return [made[i] for i in order.argsort().tolist()]
 
-    def _sums_tell(self) -> bool:
-        """Whether all columns are means over rows of finite values, so that running sums give them.
-
-        One NaN would run on from the threshold at which its row leaves to all that come after.
-        """
-        by_row = self.metric is None or self.metric.per_row is not None
-        return by_row and all(each is None or bool(each.isfinite().all()) for each in self._columns.values())
-
 
 def _at_exits(each: Tensor, exit_step: Tensor) -> Tensor:
     """The values at the exits, `(batch,)`, of values `(batch, steps)`, or `(steps,)` where all rows have the same."""
@@ -216,9 +208,11 @@ def _at_exits(each: Tensor, exit_step: Tensor) -> Tensor:
 def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
     """Means over the rows of their value at the exit, for every threshold from early to late, `(thresholds,)` float64.
 
-    Row b leaves at step n under the thresholds from rank[b, n−1] to rank[b, n]: it is added at the first and taken away
-    at the second, and a running sum over the thresholds gives the totals. Where all rows have the same values, rows are
-    counted, which is exact, and not their values added, whose rounding would run on.
+    Row b leaves at step n under the thresholds from rank[b, n−1] to rank[b, n]: it is counted at the first and no more
+    at the second, and a running sum of the counts tells how many rows with the value 1, or at each step where all rows
+    have the same values, a threshold has. Counts are exact. Values of other kinds are not added up so, since what was
+    rounded beside the largest of them, or a NaN, would run on to all thresholds that come after: each has a sum of its
+    own.
 
     Args:
         each: Values, `(batch, steps)` or `(steps,)`, float64.
@@ -226,16 +220,17 @@ def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
         thresholds: Their number.
     """
     rows, steps = rank.shape[0], rank.shape[1] + 1
+    if each.dim() == 2 and bool(((each != 0.0) & (each != 1.0)).any()):
+        exits = ((rank <= place).sum(1) + 1 for place in range(thresholds))
+        return torch.stack([_at_exits(each, exit_step).mean() for exit_step in exits])
     edges = torch.cat([rank.new_zeros(rows, 1), rank, rank.new_full((rows, 1), thresholds)], dim=1)
     first, end = edges[:, :-1], edges[:, 1:]
     if each.dim() == 1:
         place, size = torch.arange(steps), (thresholds + 1) * steps
         came, went = (torch.bincount((edge * steps + place).flatten(), minlength=size) for edge in (first, end))
         return (came - went).view(-1, steps).cumsum(0)[:-1].double() @ each / rows
-    totals = torch.zeros(thresholds + 1, dtype=torch.float64)
-    totals.index_add_(0, first.flatten(), each.flatten())
-    totals.index_add_(0, end.flatten(), -each.flatten())
-    return totals.cumsum(0)[:-1] / rows
+    came, went = (torch.bincount(edge[each == 1.0], minlength=thresholds + 1) for edge in (first, end))
+    return (came - went).cumsum(0)[:-1].double() / rows
 
 
 def _relative(costs: Sequence[float] | Tensor | None, num_steps: int) -> Tensor:

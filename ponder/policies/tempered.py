@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Self
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -50,9 +50,8 @@ class Tempered(PolicyWrapper):
     Args:
         policy: A policy on the output: entropy, confidence, margin, or a combination with one.
         temperatures: One positive number a step, for example from `ponder.calibration.fit_temperatures`; or one for
-            all steps.
-        fitted_on: Some of the rows on which the temperatures were fitted, as `Gate` has them; those that the
-            temperatures themselves tell where they do. Numbers of your own were fitted on nothing that is known.
+            all steps. Those that were fitted know on which rows (`Temperatures`), also as the field of this policy; a
+            tuple of your own was fitted on nothing that is known.
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
@@ -61,17 +60,32 @@ class Tempered(PolicyWrapper):
     """
 
     temperatures: tuple[float, ...]
-    fitted_on: tuple[tuple[int, float], ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.temperatures, Temperatures):
-            object.__setattr__(self, "fitted_on", self.temperatures.fitted_on)
-        object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
+        fitted_on = getattr(self.temperatures, "fitted_on", ())
+        object.__setattr__(self, "temperatures", Temperatures(map(float, self.temperatures), fitted_on))
         if not self.temperatures:
             raise ArgumentError("temperatures", expected="at least one", got="none", remedy=_REMEDY)
         for temperature in self.temperatures:
             check_real("temperatures", temperature, open_low=True, remedy=_REMEDY)
+
+    @property
+    def fitted_on(self) -> tuple[tuple[int, float], ...]:
+        """Some of the rows on which the temperatures were fitted, as `Gate` has them."""
+        kept: tuple[tuple[int, float], ...] = getattr(self.temperatures, "fitted_on", ())
+        return kept
+
+    def to_dict(self) -> dict[str, Any]:
+        """As that of other policies, and the rows that the temperatures know under ``"fitted_on"``."""
+        return {**super().to_dict(), "fitted_on": [list(row) for row in self.fitted_on]}
+
+    @classmethod
+    def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields as `to_dict` gave them, also those of before, which know no rows."""
+        made = super().decode(fields)
+        fitted_on = made.pop("fitted_on", ())
+        return made | ({"temperatures": Temperatures(made["temperatures"], fitted_on)} if fitted_on else {})
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)

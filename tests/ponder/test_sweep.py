@@ -120,6 +120,23 @@ def test_other_tasks(task: str) -> None:
         assert point.score == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("far_off", [1.0, 1e6, 1e12])
+def test_what_early_steps_are_far_off_by_does_not_round_the_scores_of_later_ones(far_off: float) -> None:
+    """The trap: in a sum that runs over the thresholds, what is far off hides the small errors for good."""
+    trajectory = recorded(rows=200, task="regression")
+    assert trajectory.labels is not None
+    labels, errors = trajectory.labels.double(), torch.tensor([far_off, 1.0, 1e-3, 1e-4, 1e-5, 1e-6]).double()
+    outputs = labels[:, None, None] + trajectory.outputs.double() * errors[:, None]
+    trajectory = dataclasses.replace(trajectory, outputs=outputs, labels=labels)
+    for like in (FixedStep, Quantile):
+        assert as_policy_grid(like, None, trajectory).places(trajectory) is not None
+        curve = trajectory.sweep(like)
+        for point, policy in zip(curve.points, curve.policies, strict=True):
+            squares = ((trajectory.replay(policy).outputs[:, 0] - labels) ** 2).tolist()
+            assert point.score == pytest.approx(-math.fsum(squares) / 200, rel=1e-9)
+            assert point.score == measure(trajectory, policy).score
+
+
 def test_a_metric_of_the_users() -> None:
     trajectory = recorded()
 

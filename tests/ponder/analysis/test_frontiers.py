@@ -103,6 +103,15 @@ def test_one_value_far_off_hides_nothing_from_the_oracle() -> None:
         assert score <= made.mixed(left.double().mean().item() + 1) + 1e-9
 
 
+def test_rows_that_gain_much_do_not_round_what_the_oracle_scores_without_them() -> None:
+    """The trap: in a sum that begins with the greatest gains, 1e12 hides all that are less than 0.0001 for good."""
+    losses = torch.logspace(12.0, -12.0, 201, dtype=torch.float64)
+    made = oracle_frontier(torch.stack([-losses, torch.zeros(201).double()], dim=1))
+    assert made.steps == pytest.approx([1.0 + rows / 201 for rows in range(202)])
+    for rows, score in enumerate(made.scores):  # those with the greatest gains go on to step 2
+        assert score == pytest.approx(-math.fsum(losses[rows:].tolist()) / 201, rel=1e-9)
+
+
 def test_an_oracle_with_nothing_to_gain_leaves_at_once() -> None:
     assert oracle_frontier(torch.tensor([[1.0, 1.0], [0.5, 0.0]])).steps == (1.0,)
     assert oracle_frontier(torch.tensor([[0.5]])).scores == (0.5,)

@@ -126,6 +126,24 @@ def test_the_rows_that_fitted_temperatures_choose_certify_and_judge_nothing() ->
     assert "fitted_on" not in repr(changed)
 
 
+def test_temperatures_that_are_exchanged_bring_their_own_rows() -> None:
+    trajectory, other = record(hazards=False), record(seed=1, hazards=False)
+    tempered = policies.Tempered(policies.Confidence(0.3), fit_temperatures(trajectory))
+    read = policies.ExitPolicy.from_dict(json.loads(json.dumps(tempered.to_dict())))
+    for policy in (tempered, read, pickle.loads(pickle.dumps(tempered))):
+        again = policies.Tempered(policies.Margin(0.5), policy.temperatures)
+        assert again.fitted_on == tempered.fitted_on
+        with refused("trajectory", "not fitted"):
+            check_unfitted(trajectory, [again])
+        own = dataclasses.replace(policy, temperatures=(2.0,))
+        assert (own.temperatures, own.fitted_on) == ((2.0,), ())
+        check_unfitted(trajectory, [own])
+        fitted = dataclasses.replace(policy, temperatures=fit_temperatures(other))
+        check_unfitted(trajectory, [fitted])
+        with refused("trajectory", "not fitted"):
+            check_unfitted(other, [fitted])
+
+
 def test_temperatures_are_fitted_on_labelled_rows_alone() -> None:
     trajectory = record(hazards=False)
     labels = trajectory.labels.clone()

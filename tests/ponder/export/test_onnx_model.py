@@ -14,6 +14,7 @@ import torch
 
 from ponder import policies
 from ponder.policies import ExitPolicy
+from ponder.policies.tempered import Temperatures
 from tests.ponder.export.exported import exported
 from tests.quick_exports import single_thread_session
 
@@ -39,7 +40,7 @@ POLICIES: list[ExitPolicy] = [
     policies.Confidence(0.7).after(3),
     policies.Entropy(0.01).before(4),
     policies.Tempered(policies.Confidence(0.6), (2.0, 1.5, 1.0, 0.5, 0.3)),
-    policies.Tempered(policies.Entropy(0.4) | policies.Quantile(0.9), (1.7,), fitted_on=((3, 0.25),)),
+    policies.Tempered(policies.Entropy(0.4) | policies.Quantile(0.9), Temperatures((1.7,), ((3, 0.25),))),
     policies.Certified(
         policies.Margin(0.5), **CERTIFICATE, threshold_name="", threshold_value=0.5, p_value=0.1, path=()
     ),
