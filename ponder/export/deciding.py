@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.certificates import check_digest
 from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
 
@@ -424,7 +425,8 @@ def read_policy(data: Any) -> NumpyPolicy:
     """The policy of what `policy.to_dict()` gave.
 
     Raises:
-        ArgumentError: It, or a policy inside it, cannot be expressed without PyTorch; the message names those that can.
+        ArgumentError: It, or a policy inside it, cannot be expressed without PyTorch (the message names those that
+            can), or a certificate was changed since it was written.
     """
     name = data.get("name") if isinstance(data, Mapping) else None
     if name not in _KINDS:
@@ -438,6 +440,7 @@ def read_policy(data: Any) -> NumpyPolicy:
         if "policies" in fields:
             fields["policies"] = tuple(read_policy(part) for part in fields["policies"])
         if name == "certified":
+            check_digest(data)
             fields = {"policy": fields["policy"], "num_steps": fields.get("num_steps")}  # all else is about the promise
         policy: NumpyPolicy = _KINDS[name](**fields)
     except (KeyError, TypeError) as error:

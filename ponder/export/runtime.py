@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,11 @@ class OnnxModel:
 
     @property
     def policy(self) -> dict[str, Any]:
-        """The exit policy, as its `to_dict` gives it; assigning one, or such a dict, changes it for this object."""
-        return self._policy[0]
+        """The exit policy, as its `to_dict` gives it; assigning one, or such a dict, changes it for this object.
+
+        What is read is a copy: change it, and assign it again.
+        """
+        return deepcopy(self._policy[0])
 
     @policy.setter
     def policy(self, policy: Any) -> None:
@@ -250,7 +254,7 @@ class OnnxModel:
         read = read_policy(data)
         width = self.manifest.outputs[-1] if self.manifest.outputs else 1
         read.check(ModelSpec(self.num_steps, self._task, self._graphs.lambda_head is not None, width))
-        return dict(data), read
+        return deepcopy(dict(data)), read
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,28 @@ def test_a_foreign_policy_in_the_folder_is_refused(folder: Path) -> None:
         OnnxModel(folder)
 
 
+def test_a_certificate_that_somebody_changed_is_refused_as_in_pytorch(folder: Path) -> None:
+    trajectory = ponder.Trajectory(torch.randn(300, 5, 2), None, torch.arange(300), task="classification")
+    policy = ponder.control_risk(trajectory, policies.Confidence, level=0.4).policy
+    opened = OnnxModel(folder)
+    opened.policy = policy.after(2)
+    opened.save_policy()
+    assert policies.from_dict(OnnxModel(folder).policy) == policy.after(2)
+    _edit(lambda data: data["policy"]["policy"]["policy"].update(threshold=0.1))(folder)
+    with pytest.raises(ArgumentError, match="certificate: expected a certified policy as it was written"):
+        OnnxModel(folder)
+
+
+def test_a_policy_that_is_read_is_a_copy() -> None:
+    """The threshold was the old one when rows were answered, and the new one in the folder."""
+    opened = OnnxModel(folder_of("gru-cell"))
+    given = policies.Confidence(0.9).after(2).to_dict()
+    opened.policy = given
+    for taken in (opened.policy, given):
+        taken["policy"]["threshold"] = 0.1
+    assert opened.policy == policies.Confidence(0.9).after(2).to_dict()
+
+
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     plain = builtins.__import__
