@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.files import locked
+from ponder._utils.files import locked, read_json
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.export.deciding import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy, take
 from ponder.export.examples import Batch, Row, batches, is_text, join, open_tokenizer, read_rows
-from ponder.export.manifest import NEXT, Manifest
+from ponder.export.manifest import FILE, NEXT, Manifest
 from ponder.export.sessions import Graph
 
 __all__ = ["Answers", "OnnxModel", "Record"]
@@ -92,6 +92,10 @@ class OnnxModel:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         self._graphs = _Graphs.open(self.folder, self.manifest, threads)
+        if read_json(self.folder / FILE).get("digests", {}) != self.manifest.digests:
+            raise CheckpointError(
+                f"{self.folder}: another export was written there while it was opened. Open it again."
+            )
         self._tokenizer: Any = None
         self._policy = self._read(self.manifest.policy)
 
@@ -178,7 +182,7 @@ class OnnxModel:
 
     def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
         """Outputs and exit steps of a batch: the loop of `ponder.engine.loop`, in numpy."""
-        steps, task = self.num_steps, self._task
+        steps, task = self.num_steps, TaskSpec.of(self.manifest)
         running, state = _Running.start(self._graphs, self.manifest, batch), policy.init(row_ids)
         rows, exit_step = np.arange(len(row_ids)), np.full(len(row_ids), steps)
         log_survival: Array = np.zeros(len(row_ids), dtype=np.float32)
@@ -245,15 +249,10 @@ class OnnxModel:
         """
         self._read(policy)
 
-    @property
-    def _task(self) -> TaskSpec:
-        return TaskSpec(self.manifest.task, self.manifest.classes, self.manifest.numbers)
-
     def _read(self, policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
         data = getattr(policy, "to_dict", lambda: policy)()
         read = read_policy(data)
-        width = self.manifest.outputs[-1] if self.manifest.outputs else 1
-        read.check(ModelSpec(self.num_steps, self._task, self._graphs.lambda_head is not None, width))
+        read.check(ModelSpec.of(self.manifest))
         return deepcopy(dict(data)), read
 
 

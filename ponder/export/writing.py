@@ -27,7 +27,7 @@ from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.export.deciding import read_policy, without_certificates
+from ponder.export.deciding import ModelSpec, read_policy, without_certificates
 from ponder.export.examples import check_texts
 from ponder.export.graphs import (
     FlatTree,
@@ -54,7 +54,8 @@ from ponder.export.source import ExportSource, named, source_of
 from ponder.export.tokenizing import copy_tokenizer
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
-from ponder.parts.tasks import task_named
+from ponder.parts.tasks import Classification, Custom, Multilabel, Regression, Task, task_named
+from ponder.parts.tasks.classification import Unnamed
 
 __all__ = ["copied", "onnx", "quantized"]
 
@@ -118,6 +119,7 @@ def onnx(
         with evaluating(source.model), torch.no_grad():
             manifest = replace(_Writer(source, made, bool(int8)).write(), **of_texts)
         check_texts(manifest)
+        read_policy(manifest.policy).check(ModelSpec.of(manifest))
         _write(manifest, made)
         if int8:
             _quantize(manifest, made, int8, None if calibration is None else ranges_of(made, calibration))
@@ -311,6 +313,7 @@ class _Writer:
             task=task.name,
             classes=task.classes,
             numbers=task.numbers,
+            own_answers=_has_own_answers(task),
             policy=model.policy.to_dict(),
             inputs=inputs,
             hidden=tuple(slot.spec for slot in self.hidden_slots),
@@ -518,6 +521,18 @@ def _check(model: EarlyExitModel, *, int8: bool) -> None:
                 got=f"{name} in {parameter.dtype} on {parameter.device}",
                 remedy="Export a copy: copy.deepcopy(model).cpu().float().",
             )
+
+
+def _has_own_answers(task: Task) -> bool:
+    """Whether a task finds or compares answers otherwise than `TaskSpec` does: with methods of its own."""
+    own, by_kind = type(task), task.numbers or task.classes
+    known: Any = Regression if task.numbers else Classification if task.classes else Multilabel
+    found = own.predictions == known.predictions or (by_kind and own.predictions in _FOUND_BY_KIND)
+    return not found or (own.same, own.answered) != (Task.same, Task.answered)
+
+
+_FOUND_BY_KIND = (Custom.predictions, Unnamed.predictions)
+"""Which give the largest of classes, and numbers as they are."""
 
 
 def _slots(names: Sequence[str], values: Sequence[Tensor], lengths: Sequence[Along | None] | None = None) -> list[Slot]:
