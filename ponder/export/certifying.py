@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ponder._utils.validation import check_type
 from ponder.analysis.policy_grid import PolicyGridLike
 from ponder.calibration import RiskControl, control_risk
 from ponder.errors import ArgumentError
@@ -73,6 +74,7 @@ def certify(
         batch_size: Rows of a batch at most.
 
     Raises:
+        ArgumentTypeError: A folder, say, in place of an export that was opened.
         ArgumentError: Exports of different tasks, or whatever `ponder.control_risk` refuses.
 
     Example:
@@ -82,6 +84,8 @@ def certify(
         >>> found.policy.risk, found.policy.rows
         ('disagreement_with_reference', 300)
     """
+    for name, each in (("model", model), ("reference", reference)):
+        check_type(name, each, OnnxModel, remedy="Open the folder: ponder.export.OnnxModel(folder).")
     own, other = model.manifest, reference.manifest
     task = task_named(own.task)
     alike = (own.task, own.outputs) == (other.task, other.outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -250,7 +250,7 @@ class OnnxModel:
         self._read(policy)
 
     def _read(self, policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
-        data = getattr(policy, "to_dict", lambda: policy)()
+        data = policy if isinstance(policy, type | Mapping) or not hasattr(policy, "to_dict") else policy.to_dict()
         read = read_policy(data)
         read.check(ModelSpec.of(self.manifest))
         return deepcopy(dict(data)), read

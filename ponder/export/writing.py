@@ -19,6 +19,7 @@ from ponder._utils.files import (
     make_folder,
     part_folder,
     put_in_place,
+    read_json,
     remove_leftovers,
     unwritable,
 )
@@ -51,7 +52,7 @@ from ponder.export.sessions import Graph
 from ponder.export.single import can_be_one_graph, write_single
 from ponder.export.smoothing import Channels
 from ponder.export.source import ExportSource, named, source_of
-from ponder.export.tokenizing import copy_tokenizer
+from ponder.export.tokenizing import TOKENIZER, copy_tokenizer
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.parts.tasks import Classification, Custom, Multilabel, Regression, Task, task_named
@@ -99,7 +100,8 @@ def onnx(
 
     Raises:
         ArgumentError: A policy or a task that cannot be expressed without PyTorch (the message says which can), a
-            folder that cannot be written, or calibration examples that cannot be read.
+            folder that cannot be written or has a tokenizer of something else, calibration examples that cannot be
+            read, or an option that has no effect.
         PonderError: onnx or onnxscript is not installed (the extra ``onnx``), or a part cannot be traced.
 
     Example:
@@ -109,6 +111,13 @@ def onnx(
     """
     if int8 is not False:
         _check_int8(int8)
+    if calibration is not None and int8 is False:
+        raise ArgumentError(
+            "calibration",
+            expected="None for an export in fp32, whose activations need no ranges",
+            got="examples",
+            remedy="Pass int8=True with them, or leave them out.",
+        )
     if max_length is not None:
         check_int("max_length", max_length)
     libraries()  # before anything is written
@@ -116,6 +125,7 @@ def onnx(
     _check(source.model, int8=bool(int8))
     with _exported(folder) as made:
         of_texts = copy_tokenizer(source, tokenizer, max_length, made)
+        _check_tokenizer(made, Path(folder))
         with evaluating(source.model), torch.no_grad():
             manifest = replace(_Writer(source, made, bool(int8)).write(), **of_texts)
         check_texts(manifest)
@@ -210,6 +220,7 @@ def _exported(folder: str | Path) -> Iterator[Path]:
 
 def _put(made: Path, target: Path) -> None:
     """Move a whole export; without its description, which goes first and comes last, a folder is none."""
+    _check_tokenizer(made, target)
     old: list[str] = []
     with suppress(CheckpointError):
         old = Manifest.read(target).files()
@@ -217,6 +228,20 @@ def _put(made: Path, target: Path) -> None:
         (target / name).unlink(missing_ok=True)
     for name in (*Manifest.read(made).files(), MANIFEST):
         put_in_place(made / name, target / name)
+
+
+def _check_tokenizer(made: Path, target: Path) -> None:
+    """Refuse to write over a tokenizer that is of no export: a later one without texts would take it away."""
+    own, other, named = made / TOKENIZER, target / TOKENIZER, None
+    with suppress(CheckpointError):
+        named = read_json(target / MANIFEST).get("tokenizer")
+    if named is None and own.exists() and other.exists() and own.read_bytes() != other.read_bytes():
+        raise ArgumentError(
+            "folder",
+            expected="one without a tokenizer of something else, which the export's would replace",
+            got=f"{target}, with the {TOKENIZER} of a saved model, say",
+            remedy="Name another, such as a new folder in this one.",
+        )
 
 
 def _quantize(
@@ -435,6 +460,12 @@ def _opened(path: Path) -> Graph:
     try:
         return Graph(path, threads=1)
     except CheckpointError as error:
+        if "NOT_IMPLEMENTED" not in str(error.__cause__):
+            raise PonderError(
+                f"{path.name}: onnxruntime cannot read it ({error.__cause__}). Is a tensor of the example called as "
+                "one that graphs have themselves, such as 'index', 'output', 'exit_step' or 'go'? Give it another name; "
+                "else please report this model."
+            ) from error
         raise PonderError(
             f"{path.name}: onnxruntime has no such operators for numbers of the model's type ({error.__cause__}). "
             "It has most in float32: export a copy, copy.deepcopy(model).float(), or serve the model with PyTorch."

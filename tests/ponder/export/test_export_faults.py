@@ -402,6 +402,57 @@ def test_an_export_that_is_written_anew_is_not_read_in_halves(tmp_path: Path, mo
     assert len(OnnxModel(folder).predict(["w1"])) == 1
 
 
+def test_the_tokenizer_of_a_saved_model_is_not_written_over(tmp_path: Path) -> None:
+    """The export's took its place, and the next export there, of a model without texts, took it away."""
+    save_tokenizer(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").write_text((tmp_path / "saved" / "tokenizer.json").read_text() + "\n")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    with pytest.raises(ArgumentError, match=r"folder: expected one without a tokenizer of something else"):
+        ponder.export.onnx(Told(16), tmp_path / "saved", tokenizer=tmp_path / "saved")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
+    folder = ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=tmp_path / "saved")
+    with pytest.raises(ArgumentError, match="tokenizer of something else"):
+        copied(folder, ponder.export.onnx(small(), tmp_path / "saved", example=X))
+    ponder.export.onnx(Told(16), folder, tokenizer=tmp_path / "saved" / "tokenizer.json")  # over an earlier export's
+    assert (folder / "tokenizer.json").read_bytes() == before["tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": X}, "calibration: expected None for an export in fp32"),
+        ({"max_length": 5}, "max_length: expected None for an export without a tokenizer"),
+    ],
+)
+def test_options_without_an_effect_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ponder.export.onnx(small(), tmp_path / "out", example=X, **options)
+    assert not (tmp_path / "out").exists()
+
+
+class Added(nn.Module):
+    def forward(self, hidden: Tensor, **context: Tensor) -> Tensor:
+        return hidden + sum(context.values())
+
+
+@pytest.mark.parametrize("name", ["go", "output"])
+def test_a_name_that_graphs_have_themselves_is_no_fault_of_the_numbers(name: str, tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(Added(), num_steps=3, head=nn.Linear(WIDTH, 2))
+    with pytest.raises(
+        PonderError, match=r"model\.onnx: onnxruntime cannot read it .* Is a tensor of the example called"
+    ):
+        ponder.export.onnx(model, tmp_path / "out", example=(X, {name: X}))
+
+
+def test_what_is_no_policy_and_no_export_is_told(folder: Path) -> None:
+    opened = OnnxModel(folder)
+    with pytest.raises(ArgumentError, match="policy: expected a policy that runs without PyTorch"):
+        opened.policy = policies.Confidence
+    for given in ((folder, opened), (opened, folder)):
+        with pytest.raises(ArgumentTypeError, match=r"Open the folder: ponder\.export\.OnnxModel"):
+            ponder.export.certify(*given, X.numpy(), policies.Confidence, level=0.1)  # type: ignore[arg-type]
+
+
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     plain = builtins.__import__
