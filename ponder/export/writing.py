@@ -463,7 +463,7 @@ def _opened(path: Path) -> Graph:
         if "NOT_IMPLEMENTED" not in str(error.__cause__):
             raise PonderError(
                 f"{path.name}: onnxruntime cannot read it ({error.__cause__}). Is a tensor of the example called as "
-                "one that graphs have themselves, such as 'index', 'output', 'exit_step' or 'go'? Give it another name; "
+                "one that graphs have themselves, such as 'index', 'output' or 'exit_step'? Give it another name; "
                 "else please report this model."
             ) from error
         raise PonderError(
