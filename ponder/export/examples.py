@@ -193,9 +193,18 @@ def is_text(example: Any) -> bool:
     return isinstance(example, str)
 
 
+def _is_half_text(example: Any) -> bool:
+    """Whether an example is what stands for a missing text in tables, None or NaN, or a pair with one."""
+    if isinstance(example, tuple | list):
+        return any(isinstance(part, str) for part in example)
+    return not hasattr(example, "__len__")
+
+
 def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     if is_text(example):
         example = _tokenized(place, example, tokenizer, manifest)
+    elif manifest.tokenizer is not None and _is_half_text(example):
+        raise _refusal(place, "a text, a pair of texts, or token ids", repr(example))
     elif not isinstance(example, Mapping):
         required = [spec.name for spec in manifest.inputs if spec.default is None]
         if len(required) != 1:

@@ -366,7 +366,8 @@ def test_several_rows_of_classes_are_refused_as_in_pytorch(tmp_path: Path) -> No
             opened.check(policy)
 
 
-def test_a_table_is_refused_whose_loop_gives_the_names_of_its_columns(tmp_path: Path) -> None:
+def test_a_table_is_refused_and_so_are_its_missing_texts(tmp_path: Path) -> None:
+    """A loop over a table gives the names of its columns, which were answered."""
     pandas = pytest.importorskip("pandas")
     save_tokenizer(tmp_path)
     opened = OnnxModel(ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=tmp_path))
@@ -375,6 +376,9 @@ def test_a_table_is_refused_whose_loop_gives_the_names_of_its_columns(tmp_path: 
         with pytest.raises(ArgumentTypeError, match=r"got DataFrame, a table\. Pass one column"):
             read(table)
     assert len(opened.predict(table["text"])) == 3
+    for missing in (None, float("nan"), ("w1", None), ["w1", float("nan")]):
+        with pytest.raises(ArgumentError, match=r"examples\[1\]: expected a text, a pair of texts, or token ids; got"):
+            opened.predict(["w1", missing])
 
 
 def test_an_export_that_is_written_anew_is_not_read_in_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
