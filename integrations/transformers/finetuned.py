@@ -367,8 +367,10 @@ class FinetunedClassifier(nn.Module):
         """What `ponder.export.onnx` writes; the example is of five rows, a number that no other dimension has.
 
         Raises:
-            ArgumentError: The classifier reads something else than tokens.
+            ArgumentError: The classifier reads something else than tokens, or weights were changed after the policy was
+                certified.
         """
+        self._check_certificate()
         config = self.config
         if self.main_input_name != "input_ids":
             raise ArgumentError(

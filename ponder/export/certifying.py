@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ponder._utils.validation import check_type
 from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.calibration import RiskControl, control_risk
 from ponder.errors import ArgumentError
@@ -73,6 +74,7 @@ def certify(
         batch_size: Rows of a batch at most.
 
     Raises:
+        ArgumentTypeError: A folder, say, in place of an export that was opened.
         ArgumentError: Exports of different tasks, a policy that `model` cannot run (told before anything is recorded),
             or whatever `ponder.control_risk` refuses.
 
@@ -83,9 +85,12 @@ def certify(
         >>> found.policy.risk, found.policy.rows
         ('disagreement_with_reference', 300)
     """
+    for name, each in (("model", model), ("reference", reference)):
+        check_type(name, each, OnnxModel, remedy="Open the folder: ponder.export.OnnxModel(folder).")
     own, other = model.manifest, reference.manifest
     task = task_named(own.task)
-    if (own.task, own.outputs) != (other.task, other.outputs) or not task.comparable:
+    alike = (own.task, own.outputs) == (other.task, other.outputs)
+    if not alike or not task.comparable or own.own_answers or other.own_answers:
         raise ArgumentError(
             "reference",
             expected=f"an export of the task {own.task!r} with outputs {own.outputs}, that are the same or not",

@@ -9,13 +9,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.certificates import check_digest
 from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
+from ponder.export.manifest import Manifest
 
 __all__ = ["ModelSpec", "NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take", "without_certificates"]
 
@@ -30,11 +32,18 @@ class TaskSpec:
         name: Name of the task.
         classes: Whether the last dimension holds the logits of classes.
         numbers: Whether answers are numbers.
+        own_answers: Whether it finds or compares answers in code of its own, which nothing here runs.
     """
 
     name: str
     classes: bool
     numbers: bool
+    own_answers: bool = False
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """That of an export."""
+        return cls(manifest.task, manifest.classes, manifest.numbers, manifest.own_answers)
 
     def predictions(self, outputs: Array) -> Array:
         """What outputs `(…, outputs)` predict: a class, a set of labels, or numbers."""
@@ -52,13 +61,18 @@ class ModelSpec:
         num_steps: N.
         task: What outputs mean.
         has_hazard: Whether there is a Lambda head.
-        num_outputs: How many numbers a row's outputs end in.
+        outputs: The shape of one row's outputs.
     """
 
     num_steps: int
     task: TaskSpec
     has_hazard: bool
-    num_outputs: int
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """That of an export."""
+        return cls(manifest.num_steps, TaskSpec.of(manifest), manifest.lambda_head is not None, manifest.outputs)
 
 
 @dataclass(frozen=True)
@@ -110,13 +124,25 @@ def take(state: Any, rows: Array) -> Any:
 
 
 def _check_outputs(model: ModelSpec) -> None:
-    """Refuse one number where classes are to be compared."""
-    if model.task.classes and model.num_outputs < 2:
+    """Refuse outputs that are not a logit for each of two classes or more, where classes are to be compared."""
+    if model.task.classes and (len(model.outputs) != 1 or model.outputs[0] < 2):
         raise ArgumentError(
             "policy",
-            expected="a policy that compares no classes, of which the model has no two",
-            got=f"{model.num_outputs} outputs of the task {model.task.name!r}",
+            expected="a policy that compares no classes, of which the model has no two, or several rows of them",
+            got=f"outputs (batch, {', '.join(map(str, model.outputs))}) of the task {model.task.name!r}",
             remedy="Export the model with task='regression' if it answers with one number.",
+        )
+
+
+def _check_answers(model: ModelSpec, policy: NumpyPolicy) -> None:
+    """Refuse to compare answers that the task finds in its own way."""
+    if model.task.own_answers:
+        raise ArgumentError(
+            "policy",
+            expected=f"a policy that compares no answers: the task {model.task.name!r} finds or compares them in code "
+            "of its own, which does not run without PyTorch",
+            got=repr(policy),
+            remedy="Use a policy on the hazard or on class probabilities, or serve the model with PyTorch.",
         )
 
 
@@ -217,6 +243,7 @@ class _Patience(NumpyPolicy):
         most = model.num_steps - 1
         check_int("patience", self.patience, 1, most, remedy="Use policies.LastStep() to run to the end.")
         _check_outputs(model)
+        _check_answers(model, self)
         if model.task.numbers and self.tolerance == 0.0:
             raise ArgumentError(
                 "tolerance",
@@ -246,6 +273,7 @@ class _Voting(_OfClasses):
     def check(self, model: ModelSpec) -> None:
         check_int("votes", self.votes, 1, model.num_steps)
         super().check(model)
+        _check_answers(model, self)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         output = _given(step.output)
@@ -424,7 +452,8 @@ def read_policy(data: Any) -> NumpyPolicy:
     """The policy of what `policy.to_dict()` gave.
 
     Raises:
-        ArgumentError: It, or a policy inside it, cannot be expressed without PyTorch; the message names those that can.
+        ArgumentError: It, or a policy inside it, cannot be expressed without PyTorch (the message names those that
+            can), or a certificate was changed since it was written.
     """
     name = data.get("name") if isinstance(data, Mapping) else None
     if name not in _KINDS:
@@ -438,6 +467,7 @@ def read_policy(data: Any) -> NumpyPolicy:
         if "policies" in fields:
             fields["policies"] = tuple(read_policy(part) for part in fields["policies"])
         if name == "certified":
+            check_digest(data)
             fields = {"policy": fields["policy"], "num_steps": fields.get("num_steps")}  # all else is about the promise
         policy: NumpyPolicy = _KINDS[name](**fields)
     except (KeyError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,9 @@ def open_tokenizer(folder: Path, manifest: Manifest) -> Any:
     except ImportError as error:
         raise PonderError("reading texts needs tokenizers: pip install 'ponder-torch[onnx]'.") from error
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / manifest.tokenizer))
+        tokenizer = tokenizers.Tokenizer.from_buffer(_unchanged(folder / manifest.tokenizer, manifest))
+    except CheckpointError:
+        raise
     except Exception as error:  # tokenizers raises the bare Exception
         raise CheckpointError(f"{folder / manifest.tokenizer}: no tokenizer ({error}). Export again.") from error
     tokenizer.no_padding()
@@ -72,6 +75,17 @@ def open_tokenizer(folder: Path, manifest: Manifest) -> Any:
     elif manifest.tokenizer_inputs:  # one of Transformers: its file keeps how the call before it was saved cut
         tokenizer.no_truncation()
     return tokenizer
+
+
+def _unchanged(path: Path, manifest: Manifest) -> bytes:
+    """The bytes of a file of an export, which are read later than its description."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}). Export again.") from error
+    if manifest.digests and hashlib.sha256(content).hexdigest() != manifest.digests.get(path.name):
+        raise CheckpointError(f"{path}: of another export than the one that was opened. Open it again.")
+    return content
 
 
 def check_texts(manifest: Manifest) -> None:
@@ -110,6 +124,14 @@ def read_rows(examples: Any, manifest: Manifest, tokenizer: Any) -> list[Row]:
             expected="texts, arrays, or a dict of arrays with the batch first",
             got=type(examples).__name__,
             remedy="Pass a list with one example each.",
+        )
+    elif hasattr(examples, "columns"):  # a loop over a data frame gives the names of its columns
+        raise ArgumentTypeError(
+            "examples",
+            expected="texts, arrays, or a dict of arrays with the batch first",
+            got=f"{type(examples).__name__}, a table",
+            remedy="Pass one column, table['text'].tolist(); pairs as list(zip(table['a'], table['b'])); numbers as "
+            "table.to_numpy().",
         )
     return [_row(place, example, manifest, tokenizer) for place, example in enumerate(examples)]
 
@@ -171,9 +193,18 @@ def is_text(example: Any) -> bool:
     return isinstance(example, str)
 
 
+def _is_half_text(example: Any) -> bool:
+    """Whether an example is what stands for a missing text in tables, None or NaN, or a pair with one."""
+    if isinstance(example, tuple | list):
+        return any(isinstance(part, str) for part in example)
+    return not hasattr(example, "__len__")
+
+
 def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     if is_text(example):
         example = _tokenized(place, example, tokenizer, manifest)
+    elif manifest.tokenizer is not None and _is_half_text(example):
+        raise _refusal(place, "a text, a pair of texts, or token ids", repr(example))
     elif not isinstance(example, Mapping):
         required = [spec.name for spec in manifest.inputs if spec.default is None]
         if len(required) != 1:

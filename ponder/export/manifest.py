@@ -52,6 +52,7 @@ class Manifest:
         task: Name of the task.
         classes: Whether outputs are the logits of classes.
         numbers: Whether answers are numbers.
+        own_answers: Whether the task finds or compares answers in code of its own, which no policy of an export runs.
         policy: The exit policy, as `to_dict` gives it.
         inputs: What a caller gives.
         hidden: The hidden state.
@@ -94,6 +95,7 @@ class Manifest:
     steps: tuple[str, ...]
     readout: str
     heads: tuple[str, ...]
+    own_answers: bool = False
     stem: str | None = None
     halting_readout: str | None = None
     lambda_head: str | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.files import locked
+from ponder._utils.files import locked, read_json
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.export.deciding import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy, take
 from ponder.export.examples import Batch, Row, batches, is_text, join, open_tokenizer, read_rows
-from ponder.export.manifest import NEXT, Manifest
+from ponder.export.manifest import FILE, NEXT, Manifest
 from ponder.export.sessions import Graph
 
 __all__ = ["Answers", "OnnxModel", "Record"]
@@ -91,6 +92,10 @@ class OnnxModel:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         self._graphs = _Graphs.open(self.folder, self.manifest, threads)
+        if read_json(self.folder / FILE).get("digests", {}) != self.manifest.digests:
+            raise CheckpointError(
+                f"{self.folder}: another export was written there while it was opened. Open it again."
+            )
         self._tokenizer: Any = None
         self._policy = self._read(self.manifest.policy)
 
@@ -101,8 +106,11 @@ class OnnxModel:
 
     @property
     def policy(self) -> dict[str, Any]:
-        """The exit policy, as its `to_dict` gives it; assigning one, or such a dict, changes it for this object."""
-        return self._policy[0]
+        """The exit policy, as its `to_dict` gives it; assigning one, or such a dict, changes it for this object.
+
+        What is read is a copy: change it, and assign it again.
+        """
+        return deepcopy(self._policy[0])
 
     @policy.setter
     def policy(self, policy: Any) -> None:
@@ -174,7 +182,7 @@ class OnnxModel:
 
     def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
         """Outputs and exit steps of a batch: the loop of `ponder.engine.loop`, in numpy."""
-        steps, task = self.num_steps, self._task
+        steps, task = self.num_steps, TaskSpec.of(self.manifest)
         running, state = _Running.start(self._graphs, self.manifest, batch), policy.init(row_ids)
         rows, exit_step = np.arange(len(row_ids)), np.full(len(row_ids), steps)
         log_survival: Array = np.zeros(len(row_ids), dtype=np.float32)
@@ -241,16 +249,11 @@ class OnnxModel:
         """
         self._read(policy)
 
-    @property
-    def _task(self) -> TaskSpec:
-        return TaskSpec(self.manifest.task, self.manifest.classes, self.manifest.numbers)
-
     def _read(self, policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
-        data = getattr(policy, "to_dict", lambda: policy)()
+        data = policy if isinstance(policy, type | Mapping) or not hasattr(policy, "to_dict") else policy.to_dict()
         read = read_policy(data)
-        width = self.manifest.outputs[-1] if self.manifest.outputs else 1
-        read.check(ModelSpec(self.num_steps, self._task, self._graphs.lambda_head is not None, width))
-        return dict(data), read
+        read.check(ModelSpec.of(self.manifest))
+        return deepcopy(dict(data)), read
 
 
 @dataclass(frozen=True)

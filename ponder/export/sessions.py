@@ -41,7 +41,10 @@ class Graph:
                 disabled_optimizers=_SLOWER,
             )
         except Exception as error:  # onnxruntime's own errors have no common base
-            raise CheckpointError(f"{path}: onnxruntime cannot read it ({error}). Export again.") from error
+            raise CheckpointError(
+                f"{path}: onnxruntime cannot read it ({error}). Export again; or, where the "
+                "graph is of a newer version than onnxruntime knows, install a newer one."
+            ) from error
         self.inputs = {given.name: given for given in self._session.get_inputs()}
         self.outputs = [made.name for made in self._session.get_outputs()]
 

@@ -11,9 +11,9 @@ from ponder._utils.lengths import FALLBACK_LENGTH, length_limit
 from ponder.errors import ArgumentError, ArgumentTypeError, DataError
 from ponder.export.source import ExportSource
 
-__all__ = ["copy_tokenizer"]
+__all__ = ["TOKENIZER", "copy_tokenizer"]
 
-_NAME = "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"  # which Transformers writes beside it: `config.json` may be that of an encoder alone
 _SAID = ("model_max_length", "truncation_side", "model_input_names")
 
@@ -33,7 +33,8 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         inputs it gives; nothing without a tokenizer.
 
     Raises:
-        ArgumentError: Texts would be longer than the model can read, or Transformers cannot read the tokenizer.
+        ArgumentError: Texts would be longer than the model can read, there are none to cut, or Transformers cannot read
+            the tokenizer.
     """
     if max_length is not None and source.max_length is not None and max_length > source.max_length:
         raise ArgumentError(
@@ -44,12 +45,19 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         )
     if tokenizer is None:
         tokenizer = source.tokenizer
+        if tokenizer is None and max_length is not None:
+            raise ArgumentError(
+                "max_length",
+                expected="None for an export without a tokenizer, which cuts no texts",
+                got=max_length,
+                remedy="Pass tokenizer=… with it, or leave it out.",
+            )
         if tokenizer is None:
             return {}
-        if tokenizer.name == _NAME:  # the model's folder, as what lies in it is read
+        if tokenizer.name == TOKENIZER:  # the model's folder, as what lies in it is read
             tokenizer = tokenizer.parent
     text, said = _read(tokenizer)
-    write_text(folder / _NAME, text)
+    write_text(folder / TOKENIZER, text)
     names, limit = said.get("model_input_names"), length_limit(said.get("model_max_length"), source.max_length)
     side = said.get("truncation_side")
     if limit is None and source.max_length is not None:  # of Transformers, whose folder cuts there too
@@ -58,7 +66,7 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         cut = said["truncation"]
         limit, side = length_limit(cut.get("max_length")), str(cut.get("direction")).lower()
     return {
-        "tokenizer": _NAME,
+        "tokenizer": TOKENIZER,
         "max_length": max_length or limit,
         "truncation_side": "left" if side == "left" else "right",  # as in Transformers
         "tokenizer_inputs": tuple(map(str, names)) if isinstance(names, list | tuple) else (),
@@ -70,7 +78,7 @@ def _read(tokenizer: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(tokenizer, str | Path):
         return _loaded(tokenizer)
     given = Path(tokenizer)
-    path = given / _NAME if given.is_dir() else given
+    path = given / TOKENIZER if given.is_dir() else given
     if not path.is_file():
         raise ArgumentError(
             "tokenizer",
@@ -109,7 +117,7 @@ def _of_transformers(path: Path) -> Any:
     Neither file says all that holds there: which inputs a tokenizer gives is known to its class, and what
     `tokenizer_config.json` says (`do_lower_case`) may change what `tokenizer.json` does.
     """
-    if path.name != _NAME or not (path.parent / _CONFIG).is_file():
+    if path.name != TOKENIZER or not (path.parent / _CONFIG).is_file():
         return None
     try:
         from transformers import AutoTokenizer

@@ -19,6 +19,7 @@ from ponder._utils.files import (
     make_folder,
     part_folder,
     put_in_place,
+    read_json,
     remove_leftovers,
     unwritable,
 )
@@ -27,7 +28,7 @@ from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.export.deciding import read_policy, without_certificates
+from ponder.export.deciding import ModelSpec, read_policy, without_certificates
 from ponder.export.examples import check_texts
 from ponder.export.graphs import (
     FlatTree,
@@ -51,10 +52,11 @@ from ponder.export.sessions import Graph
 from ponder.export.single import can_be_one_graph, write_single
 from ponder.export.smoothing import Channels
 from ponder.export.source import ExportSource, named, source_of
-from ponder.export.tokenizing import copy_tokenizer
+from ponder.export.tokenizing import TOKENIZER, copy_tokenizer
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
-from ponder.parts.tasks import task_named
+from ponder.parts.tasks import Classification, Custom, Multilabel, Regression, Task, task_named
+from ponder.parts.tasks.classification import Unnamed
 
 __all__ = ["copied", "onnx", "quantized"]
 
@@ -98,7 +100,8 @@ def onnx(
 
     Raises:
         ArgumentError: A policy or a task that cannot be expressed without PyTorch (the message says which can), a
-            folder that cannot be written, or calibration examples that cannot be read.
+            folder that cannot be written or has a tokenizer of something else, calibration examples that cannot be
+            read, or an option that has no effect.
         PonderError: onnx or onnxscript is not installed (the extra ``onnx``), or a part cannot be traced.
 
     Example:
@@ -108,6 +111,13 @@ def onnx(
     """
     if int8 is not False:
         _check_int8(int8)
+    if calibration is not None and int8 is False:
+        raise ArgumentError(
+            "calibration",
+            expected="None for an export in fp32, whose activations need no ranges",
+            got="examples",
+            remedy="Pass int8=True with them, or leave them out.",
+        )
     if max_length is not None:
         check_int("max_length", max_length)
     libraries()  # before anything is written
@@ -115,9 +125,11 @@ def onnx(
     _check(source.model, int8=bool(int8))
     with _exported(folder) as made:
         of_texts = copy_tokenizer(source, tokenizer, max_length, made)
+        _check_tokenizer(made, Path(folder))
         with evaluating(source.model), torch.no_grad():
             manifest = replace(_Writer(source, made, bool(int8)).write(), **of_texts)
         check_texts(manifest)
+        read_policy(manifest.policy).check(ModelSpec.of(manifest))
         _write(manifest, made)
         if int8:
             _quantize(manifest, made, int8, None if calibration is None else ranges_of(made, calibration))
@@ -208,6 +220,7 @@ def _exported(folder: str | Path) -> Iterator[Path]:
 
 def _put(made: Path, target: Path) -> None:
     """Move a whole export; without its description, which goes first and comes last, a folder is none."""
+    _check_tokenizer(made, target)
     old: list[str] = []
     with suppress(CheckpointError):
         old = Manifest.read(target).files()
@@ -215,6 +228,20 @@ def _put(made: Path, target: Path) -> None:
         (target / name).unlink(missing_ok=True)
     for name in (*Manifest.read(made).files(), MANIFEST):
         put_in_place(made / name, target / name)
+
+
+def _check_tokenizer(made: Path, target: Path) -> None:
+    """Refuse to write over a tokenizer that is of no export: a later one without texts would take it away."""
+    own, other, named = made / TOKENIZER, target / TOKENIZER, None
+    with suppress(CheckpointError):
+        named = read_json(target / MANIFEST).get("tokenizer")
+    if named is None and own.exists() and other.exists() and own.read_bytes() != other.read_bytes():
+        raise ArgumentError(
+            "folder",
+            expected="one without a tokenizer of something else, which the export's would replace",
+            got=f"{target}, with the {TOKENIZER} of a saved model, say",
+            remedy="Name another, such as a new folder in this one.",
+        )
 
 
 def _quantize(
@@ -311,6 +338,7 @@ class _Writer:
             task=task.name,
             classes=task.classes,
             numbers=task.numbers,
+            own_answers=_has_own_answers(task),
             policy=model.policy.to_dict(),
             inputs=inputs,
             hidden=tuple(slot.spec for slot in self.hidden_slots),
@@ -432,6 +460,12 @@ def _opened(path: Path) -> Graph:
     try:
         return Graph(path, threads=1)
     except CheckpointError as error:
+        if "NOT_IMPLEMENTED" not in str(error.__cause__):
+            raise PonderError(
+                f"{path.name}: onnxruntime cannot read it ({error.__cause__}). Is a tensor of the example called as "
+                "one that graphs have themselves, such as 'index', 'output' or 'exit_step'? Give it another name; "
+                "else please report this model."
+            ) from error
         raise PonderError(
             f"{path.name}: onnxruntime has no such operators for numbers of the model's type ({error.__cause__}). "
             "It has most in float32: export a copy, copy.deepcopy(model).float(), or serve the model with PyTorch."
@@ -518,6 +552,18 @@ def _check(model: EarlyExitModel, *, int8: bool) -> None:
                 got=f"{name} in {parameter.dtype} on {parameter.device}",
                 remedy="Export a copy: copy.deepcopy(model).cpu().float().",
             )
+
+
+def _has_own_answers(task: Task) -> bool:
+    """Whether a task finds or compares answers otherwise than `TaskSpec` does: with methods of its own."""
+    own, by_kind = type(task), task.numbers or task.classes
+    known: Any = Regression if task.numbers else Classification if task.classes else Multilabel
+    found = own.predictions == known.predictions or (by_kind and own.predictions in _FOUND_BY_KIND)
+    return not found or (own.same, own.answered) != (Task.same, Task.answered)
+
+
+_FOUND_BY_KIND = (Custom.predictions, Unnamed.predictions)
+"""Which give the largest of classes, and numbers as they are."""
 
 
 def _slots(names: Sequence[str], values: Sequence[Tensor], lengths: Sequence[Along | None] | None = None) -> list[Slot]:

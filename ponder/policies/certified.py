@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ponder._utils.certificates import check_digest, json_digest
 from ponder._utils.renaming import renamed_attribute
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyWrapper, registry
 
 __all__ = ["Certified", "certificates", "is_certified"]
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(_canonical(data), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _canonical(data: Any) -> Any:
-    """The same JSON with every number a float: some tools write 1.0 as 1."""
-    if isinstance(data, Mapping):
-        return {key: _canonical(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_canonical(value) for value in data]
-    return float(data) if isinstance(data, int) and not isinstance(data, bool) else data
 
 
 def certificates(policy: ExitPolicy) -> Iterator[Certified]:
@@ -108,7 +94,7 @@ class Certified(PolicyWrapper):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with a digest of them all: a certificate is about one policy, and no other."""
         data = super().to_dict()
-        return {**data, "digest": _digest(data)}
+        return {**data, "digest": json_digest(data)}
 
     @classmethod
     def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,12 +104,7 @@ class Certified(PolicyWrapper):
             ArgumentError: Something was changed since the certificate was written, its policy, say.
         """
         fields = dict(fields)
-        if fields.pop("digest", None) not in (None, _digest({"name": cls.registry.name_of(cls), **fields})):
-            raise ArgumentError(
-                "certificate",
-                expected="a certified policy as it was written",
-                got="one that was changed since: the certificate says nothing of it",
-                remedy="Write the policy inside without its certificate, or certify again.",
-            )
+        check_digest({"name": cls.registry.name_of(cls), **fields})
+        fields.pop("digest", None)
         old = {"knob_name": "threshold_name", "knob_value": "threshold_value"}
         return super().decode({old.get(name, name): value for name, value in fields.items()})

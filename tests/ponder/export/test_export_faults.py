@@ -25,10 +25,11 @@ import ponder
 from ponder import policies
 from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.export import OnnxModel
+from ponder.export import OnnxModel, runtime
 from ponder.export.examples import open_tokenizer
 from ponder.export.source import ExportSource
 from ponder.export.tokenizing import copy_tokenizer
+from ponder.export.writing import copied
 from ponder.integrations.transformers.tokenizing import tokenize
 from ponder.parts.padding import Along
 from ponder.policies import ExitPolicy, StepView
@@ -289,6 +290,171 @@ def test_a_foreign_policy_in_the_folder_is_refused(folder: Path) -> None:
     _edit(lambda data: data.update(policy={"name": "unheard"}))(folder)
     with pytest.raises(ArgumentError, match="unheard"):
         OnnxModel(folder)
+
+
+def test_a_certificate_that_somebody_changed_is_refused_as_in_pytorch(folder: Path) -> None:
+    trajectory = ponder.Trajectory(torch.randn(300, 5, 2), None, torch.arange(300), task="classification")
+    policy = ponder.control_risk(trajectory, policies.Confidence, level=0.4).policy
+    opened = OnnxModel(folder)
+    opened.policy = policy.after(2)
+    opened.save_policy()
+    assert policies.from_dict(OnnxModel(folder).policy) == policy.after(2)
+    _edit(lambda data: data["policy"]["policy"]["policy"].update(threshold=0.1))(folder)
+    with pytest.raises(ArgumentError, match="certificate: expected a certified policy as it was written"):
+        OnnxModel(folder)
+
+
+def test_a_policy_that_is_read_is_a_copy() -> None:
+    """The threshold was the old one when rows were answered, and the new one in the folder."""
+    opened = OnnxModel(folder_of("gru-cell"))
+    given = policies.Confidence(0.9).after(2).to_dict()
+    opened.policy = given
+    for taken in (opened.policy, given):
+        taken["policy"]["threshold"] = 0.1
+    assert opened.policy == policies.Confidence(0.9).after(2).to_dict()
+
+
+class Screening(ponder.tasks.Classification):
+    """Says the second class already where it has a fifth of the probability."""
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return (outputs.softmax(-1)[..., 1] > 0.2).long()
+
+
+class Mild(ponder.tasks.Classification):
+    """Another loss, and the same answers."""
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return super().losses(outputs, labels) ** 2
+
+
+def test_answers_of_a_users_own_are_compared_by_no_export(tmp_path: Path) -> None:
+    """The largest logit was compared, and rows left at other steps than in PyTorch."""
+    model = small(task=Screening(), policy=policies.Confidence(0.9))
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path / "own", example=X))
+    for policy in (policies.Patience(1), policies.Voting(2), policies.LastStep() | policies.Patience(1)):
+        with pytest.raises(ArgumentError, match="policy: expected a policy that compares no answers"):
+            opened.policy = policy
+    with pytest.raises(ArgumentError, match="compares no answers"):
+        ponder.export.onnx(small(task=Screening(), policy=policies.Patience(1)), tmp_path / "none", example=X)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ArgumentError, match="reference"):
+        ponder.export.certify(opened, opened, X.numpy(), policies.Confidence, level=0.1)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [None, Mild(), ponder.tasks.Custom(classes=True), ponder.tasks.Custom(classes=False), "regression", "multilabel"],
+)
+def test_answers_that_an_export_finds_as_pytorch_does(task: Any, tmp_path: Path) -> None:
+    policy = policies.Patience(1, tolerance=0.1)
+    assert OnnxModel(ponder.export.onnx(small(task=task, policy=policy), tmp_path / "x", example=X)).policy["patience"]
+
+
+class Grid(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.reshape(-1, 2, WIDTH // 2)
+
+
+def test_several_rows_of_classes_are_refused_as_in_pytorch(tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), num_steps=3, head=Grid(), task="classification").eval()
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path / "grid", example=X))
+    for policy in (policies.Entropy(0.9, normalize=True), policies.Patience(1), policies.Confidence(0.9).after(3)):
+        with pytest.raises(ArgumentError, match="policy: expected"):
+            model(X, policy=policy)
+        with pytest.raises(ArgumentError, match=r"got outputs \(batch, 2, \d\)"):
+            opened.check(policy)
+
+
+def test_a_table_is_refused_and_so_are_its_missing_texts(tmp_path: Path) -> None:
+    """A loop over a table gives the names of its columns, which were answered."""
+    pandas = pytest.importorskip("pandas")
+    save_tokenizer(tmp_path)
+    opened = OnnxModel(ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=tmp_path))
+    table = pandas.DataFrame({"text": ["w1 w2", "w3", "w4"], "label": [0, 1, 0]})
+    for read in (opened.predict, opened.record):
+        with pytest.raises(ArgumentTypeError, match=r"got DataFrame, a table\. Pass one column"):
+            read(table)
+    assert len(opened.predict(table["text"])) == 3
+    for missing in (None, float("nan"), ("w1", None), ["w1", float("nan")]):
+        with pytest.raises(ArgumentError, match=r"examples\[1\]: expected a text, a pair of texts, or token ids; got"):
+            opened.predict(["w1", missing])
+
+
+def test_an_export_that_is_written_anew_is_not_read_in_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of one and tokens of the other: the tokenizer is read when the first text comes."""
+    save_tokenizer(tmp_path)
+    folder = ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=tmp_path)
+    other = ponder.export.onnx(Told(16), tmp_path / "other", tokenizer=tmp_path)
+    tokens = json.loads((other / "tokenizer.json").read_text())
+    tokens["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokens))
+    opened = OnnxModel(folder)
+    ponder.export.onnx(Told(16), folder, tokenizer=tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: of another export than the one that was opened"):
+        opened.predict(["w1"])
+    opened_graphs = runtime._Graphs.open
+
+    def slowly(*arguments: Any) -> Any:
+        made = opened_graphs(*arguments)
+        copied(other, folder)
+        return made
+
+    monkeypatch.setattr(runtime._Graphs, "open", slowly)
+    with pytest.raises(CheckpointError, match="another export was written there while it was opened"):
+        OnnxModel(folder)
+    assert len(OnnxModel(folder).predict(["w1"])) == 1
+
+
+def test_the_tokenizer_of_a_saved_model_is_not_written_over(tmp_path: Path) -> None:
+    """The export's took its place, and the next export there, of a model without texts, took it away."""
+    save_tokenizer(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").write_text((tmp_path / "saved" / "tokenizer.json").read_text() + "\n")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    with pytest.raises(ArgumentError, match=r"folder: expected one without a tokenizer of something else"):
+        ponder.export.onnx(Told(16), tmp_path / "saved", tokenizer=tmp_path / "saved")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
+    folder = ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=tmp_path / "saved")
+    with pytest.raises(ArgumentError, match="tokenizer of something else"):
+        copied(folder, ponder.export.onnx(small(), tmp_path / "saved", example=X))
+    ponder.export.onnx(Told(16), folder, tokenizer=tmp_path / "saved" / "tokenizer.json")  # over an earlier export's
+    assert (folder / "tokenizer.json").read_bytes() == before["tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": X}, "calibration: expected None for an export in fp32"),
+        ({"max_length": 5}, "max_length: expected None for an export without a tokenizer"),
+    ],
+)
+def test_options_without_an_effect_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ponder.export.onnx(small(), tmp_path / "out", example=X, **options)
+    assert not (tmp_path / "out").exists()
+
+
+class Added(nn.Module):
+    def forward(self, hidden: Tensor, **context: Tensor) -> Tensor:
+        return hidden + sum(context.values())
+
+
+@pytest.mark.parametrize("name", ["go", "output"])
+def test_a_name_that_graphs_have_themselves_is_no_fault_of_the_numbers(name: str, tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(Added(), num_steps=3, head=nn.Linear(WIDTH, 2))
+    with pytest.raises(
+        PonderError, match=r"model\.onnx: onnxruntime cannot read it .* Is a tensor of the example called"
+    ):
+        ponder.export.onnx(model, tmp_path / "out", example=(X, {name: X}))
+
+
+def test_what_is_no_policy_and_no_export_is_told(folder: Path) -> None:
+    opened = OnnxModel(folder)
+    with pytest.raises(ArgumentError, match="policy: expected a policy that runs without PyTorch"):
+        opened.policy = policies.Confidence
+    for given in ((folder, opened), (opened, folder)):
+        with pytest.raises(ArgumentTypeError, match=r"Open the folder: ponder\.export\.OnnxModel"):
+            ponder.export.certify(*given, X.numpy(), policies.Confidence, level=0.1)  # type: ignore[arg-type]
 
 
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,44 @@
+"""The digest in a certificate as JSON, by which one that was changed by hand is known, with PyTorch or without."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ponder.errors import ArgumentError
+
+__all__ = ["check_digest", "json_digest"]
+
+
+def json_digest(data: Mapping[str, Any]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(_canonical(data), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_digest(data: Mapping[str, Any]) -> None:
+    """Refuse a certified policy as JSON that is not the one of its digest; without one nothing is known of it.
+
+    Args:
+        data: What its `to_dict` gave once, with its name and its digest.
+
+    Raises:
+        ArgumentError: It was changed since.
+    """
+    if data.get("digest") not in (None, json_digest({name: value for name, value in data.items() if name != "digest"})):
+        raise ArgumentError(
+            "certificate",
+            expected="a certified policy as it was written",
+            got="one that was changed since: the certificate says nothing of it",
+            remedy="Write the policy inside without its certificate, or certify again.",
+        )
+
+
+def _canonical(data: Any) -> Any:
+    """The same JSON with every number a float: some tools write 1.0 as 1."""
+    if isinstance(data, Mapping):
+        return {key: _canonical(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_canonical(value) for value in data]
+    return float(data) if isinstance(data, int) and not isinstance(data, bool) else data
