@@ -53,7 +53,7 @@ def save_whole(
     Raises:
         ArgumentError: The folder cannot be written.
     """
-    folder = make_folder(Path(folder))
+    folder = make_folder(folder)
     try:
         with locked(folder), part_folder(folder / "save") as part:
             _finish(folder)

@@ -46,8 +46,11 @@ __all__ = [
 ]
 
 
-def make_folder(folder: str | Path) -> Path:
-    """Make a folder where it does not exist."""
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder where it does not exist; an empty name, as of a variable that is not set, is none."""
+    if not os.fspath(folder):
+        remedy = "Name it; '.' is the working directory."
+        raise ArgumentError("folder", expected="the name of a folder", got="an empty one", remedy=remedy)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -33,8 +33,8 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         inputs it gives; nothing without a tokenizer.
 
     Raises:
-        ArgumentError: Texts would be longer than the model can read, there are none to cut, or Transformers cannot read
-            the tokenizer.
+        ArgumentError: Texts would be longer than the model can read or have no token of their own, there are none to
+            cut, or Transformers cannot read the tokenizer.
     """
     if max_length is not None and source.max_length is not None and max_length > source.max_length:
         raise ArgumentError(
@@ -57,6 +57,8 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         if tokenizer.name == TOKENIZER:  # the model's folder, as what lies in it is read
             tokenizer = tokenizer.parent
     text, said = _read(tokenizer)
+    if max_length is not None:
+        _check_room(max_length, text)
     write_text(folder / TOKENIZER, text)
     names, limit = said.get("model_input_names"), length_limit(said.get("model_max_length"), source.max_length)
     side = said.get("truncation_side")
@@ -71,6 +73,20 @@ def copy_tokenizer(source: ExportSource, tokenizer: Any, max_length: int | None,
         "truncation_side": "left" if side == "left" else "right",  # as in Transformers
         "tokenizer_inputs": tuple(map(str, names)) if isinstance(names, list | tuple) else (),
     }
+
+
+def _check_room(max_length: int, text: str) -> None:
+    """Refuse a length that special tokens fill alone: all texts would be the same."""
+    import tokenizers  # of the extra, as onnx is
+
+    special = tokenizers.Tokenizer.from_str(text).num_special_tokens_to_add(False)
+    if max_length <= special:
+        raise ArgumentError(
+            "max_length",
+            expected=f"more than {special}, the special tokens that this tokenizer adds to each text",
+            got=max_length,
+            remedy="Pass the length that texts have, or leave it out.",
+        )
 
 
 def _read(tokenizer: Any) -> tuple[str, dict[str, Any]]:

@@ -61,6 +61,15 @@ def test_files_follow_the_umask(umask: int, tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
 
 
+def test_no_model_is_written_to_a_folder_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Trap: "", as of a variable that is not set, was the working directory.
+    monkeypatch.chdir(tmp_path)
+    for save in (ponder.save, lambda model, folder: ponder.export.onnx(model, folder, example=torch.zeros(2, WIDTH))):
+        with refused("folder", "an empty one"):
+            save(model(), "")
+    assert not any(tmp_path.iterdir())
+
+
 def test_saving_again_replaces(folder: Path) -> None:
     other = model(seed=3)
     ponder.save(other, str(folder))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
@@ -1000,6 +1001,18 @@ def test_a_length_beyond_the_models_positions_is_refused(tmp_path: Path) -> None
     save_tokenizer(tmp_path)
     with pytest.raises(ArgumentError, match="max_length: expected at most 16 tokens"):
         ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=tmp_path, max_length=64)
+
+
+def test_a_length_that_special_tokens_fill_is_refused(tmp_path: Path) -> None:
+    # Trap: with two special tokens and max_length=2 all texts were alike, in silence.
+    save_tokenizer(tmp_path)
+    made = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    marks = [("[CLS]", 0), ("[SEP]", 1)]
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B", special_tokens=marks)
+    for length in (1, 2):
+        with pytest.raises(ArgumentError, match=f"max_length: expected more than 2, the special.* got {length}"):
+            ponder.export.onnx(Told(16), tmp_path / "out", tokenizer=made, max_length=length)
+    copy_tokenizer(Told(16).export_source(), made, 3, tmp_path)
 
 
 @dataclass(frozen=True)
