@@ -138,11 +138,11 @@ def test_where_exits_do_not_pay(summary: dict[str, Any], pays: Groups, pays_on_m
     says(f"({sts_b['ponder']:.1f} at ×2), and the encoder cut after three steps has {sts_b['static']:.1f}.")
     says(
         f"On CoLA blind and the cut encoder have {cola['blind']:.1f} and {cola['static']:.1f} at ×2, and `ponder` "
-        f"{cola['ponder']:.1f} (two seeds);"
+        f"{cola['ponder']:.1f};"
     )
     steps = [100 * score for run in pays["ponder", "RTE"].runs for score in run.per_step]
     says(
-        f"on RTE they have {rte['blind']:.1f}, {rte['static']:.1f} and {rte['ponder']:.1f} (three seeds), and runs "
+        f"on RTE they have {rte['blind']:.1f}, {rte['static']:.1f} and {rte['ponder']:.1f}, and runs "
         f"differ by more than recipes do: the steps of `ponder` score between {min(steps):.1f} and {max(steps):.1f}."
     )
     full, fast, twice = (summary["mpnet"][key]["tasks"]["RTE"] for key in ("1", "1.5", "2"))
@@ -179,19 +179,23 @@ def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> Non
     gaps = {(goal.rival, goal.speed_up): (known(goal.gap_in(pays, tasks)), goal.gap) for goal in GOALS[:5]}
     by_seed = {task: gaps_by_seed(pays, task, "static", 1.5) for task in tasks}
     means = statistics.fmean(statistics.fmean(gaps_of_task) for gaps_of_task in by_seed.values())
-    assert means < 0 < gaps["static", 1.5][0] < gaps["static", 2.0][0] < 0.5 < gaps[BLIND, 2.0][0]
+    assert means < 0 < gaps["static", 1.5][0] < gaps["static", 2.0][0]
     for task in ("CoLA", "RTE"):
         assert sorted(by_seed[task])[0] < -5 < 0 < sorted(by_seed[task])[1]
     says(
-        "`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and little ahead of the encoder that was cut (at "
-        f"×1.5 by {gaps['static', 1.5][0]:+.1f}, in means over seeds by {means:+.1f}: one seed of CoLA and one of RTE "
-        "are far behind)."
+        "`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and ahead of the encoder that was cut by "
+        f"{gaps['static', 2.0][0]:.1f} at ×2 and {gaps['static', 1.5][0]:.1f} at ×1.5 (there in means over seeds by "
+        f"{means:+.1f}: one seed of CoLA and one of RTE are far behind)."
     )
     assert abs(gaps[BLIND, 1.5][0]) < 0.15
     assert all(0 < found < asked for (_, speed_up), (found, asked) in gaps.items() if speed_up > 1.5)
     for macro in faster:
         assert macro["palbert"] < macro["blind"]
-    assert once["pabee"] == max(score for score in once.values() if score is not None)
+    says(
+        "At full depth plain fine-tuning has {vanilla:.1f}, PABEE {pabee:.1f} and `ponder` {ponder:.1f}.".format(**once)
+    )
+    known_at_full = [known(once[name]) for name in ("vanilla", "pabee", "ponder")]
+    assert sorted(known_at_full, reverse=True) == known_at_full
     assert summary["minilm"]["3"]["macro"]["pabee"] is None
     assert summary["minilm"]["1.5"]["tasks"]["STS-B"]["pabee"] is None  # "and on STS-B not to ×1.5"
 
@@ -253,9 +257,8 @@ def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
     )
     more = sorted(score - theirs[seed] for seed, score in ours.items() if seed in theirs)
     says(
-        "Most of it is CoLA's, where on held-out parts PABEE has {:.1f} and {:.1f} more there (two seeds).".format(
-            *more
-        )
+        "Most of it is CoLA's, where on held-out parts PABEE has {:+.1f}, {:+.1f} and {:+.1f} beside "
+        "`ponder` (three seeds).".format(*more)
     )
     _, _, (_, tasks) = COMPARED["minilm"]
     behind = -min(ahead(pays["deebert", task], pays["ponder", task], 2.0) for task in tasks)
