@@ -10,6 +10,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from ponder._utils.rounding import rounded_down
 from ponder._utils.validation import check_int, check_real
 from ponder.analysis.diagnosis import Collapse, Diagnosis, Difficulty, Gain
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
@@ -27,7 +28,9 @@ __all__ = ["diagnose"]
 _TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
 _SHARES = ("accuracy", "exact_match")
 _AT_ONCE = 50  # samples whose counts are held at a time
-_SPREAD = math.sqrt(math.e - 1.0)  # of the mean of the rows left out, 1/e of them, beside that of as many as there are
+_SPREAD = math.sqrt(
+    math.e - 1.0
+)  # of means of n/e rows, drawn without replacement, beside means of n rows: √(e/n − 1/n)
 
 
 def diagnose(
@@ -210,12 +213,14 @@ def _step_for_all(values: Tensor, margin: float, *, shares: bool) -> _StepForAll
     It is clearly worse where it is so by more than 1.96 standard errors, row by row. The least by which it is above
     full depth holds for all steps at once with 97.5% confidence (Bonferroni): it is the end of a normal interval with
     z²/2 rows more of the greatest loss that a row can have and as many of the greatest gain (as in Agresti & Coull
-    1998), without which a few rows that agree would promise that all do. Full depth is taken where no other step is.
+    1998), without which a few rows that agree would promise that all do. Of numbers that loss is taken to be the
+    greatest of any row at any step: those that lose most at this one may not be among so few. Full depth is taken where
+    no other step is.
 
     Args:
         values: What each row's answer is worth at each step, `(rows, steps)`.
         margin: The most that may be lost against full depth.
-        shares: Whether the values are 0 or 1; else the greatest loss is that of the rows.
+        shares: Whether the values are from 0 to 1.
     """
     rows, num_steps = values.shape
     clearly_worse = torch.zeros(num_steps, dtype=torch.bool)
@@ -225,7 +230,7 @@ def _step_for_all(values: Tensor, margin: float, *, shares: bool) -> _StepForAll
     above = values - values[:, -1:]
     z = NormalDist().inv_cdf(1.0 - 0.025 / (num_steps - 1))
     size = rows + z**2
-    greatest = torch.ones(num_steps, dtype=values.dtype) if shares else above.abs().amax(0)
+    greatest = 1.0 if shares else float(above.abs().amax())
     mean = above.sum(0) / size
     variance = ((above**2).sum(0) + z**2 * greatest**2) / size - mean**2
     at_least = mean - z * (variance / size).sqrt()
@@ -267,23 +272,30 @@ class _Bootstrap:
             inside.append(counts @ columns / len(values))
             outside.append(left_out @ columns / left_out.sum(1, keepdim=True))
         sizes = [len(exits), len(exits), values.shape[1]]
-        self._score, self._step, self._blind = torch.cat(inside).split(sizes, dim=1)
-        self._score_outside, self._step_outside, self._blind_outside = torch.cat(outside).split(sizes, dim=1)
+        self._inside, self._outside = (torch.cat(of).split(sizes, dim=1) for of in (inside, outside))
+        self._all = columns.mean(0).expand(samples, -1).split(sizes, dim=1)
 
-    def gains(self, mean_step: float) -> Tensor:
-        """Policy minus the best blind choice that costs no more than the chosen policy does on the rows left out.
+    def gains(self, mean_step: float) -> tuple[Tensor, Tensor]:
+        """Policy minus the best blind choice that costs no more than that policy does, both chosen on the sample.
 
-        Samples for which no policy is cheap enough are left out. Values spread about their mean √(e − 1) times as much
-        as the gain on all rows would: of n/e rows without replacement, the mean of a fixed choice has the variance
-        (e/n)(1 − 1/e) instead of 1/n.
+        Samples for which no policy is cheap enough are left out.
+
+        Args:
+            mean_step: What the policy may cost.
+
+        Returns:
+            The gain on the rows that each sample left out, and the gain of the same choice on all rows.
         """
-        affordable = torch.where(self._step <= mean_step + 1e-9, self._score, -torch.inf)
-        chosen = affordable.argmax(1, keepdim=True)
-        at = self._step_outside.gather(1, chosen).squeeze(1)
-        blind = blind_mix(self._blind, self._blind_outside, at)
-        gains: Tensor = self._score_outside.gather(1, chosen).squeeze(1) - blind
-        usable = affordable.gather(1, chosen).squeeze(1) > -torch.inf
-        return gains[usable]
+        score, step, blind = self._inside
+        affordable = torch.where(step <= mean_step + 1e-9, score, -torch.inf)
+        best, chosen = affordable.max(1, keepdim=True)
+
+        def gain(scores: Tensor, steps: Tensor, blind_scores: Tensor) -> Tensor:
+            at = steps.gather(1, chosen).squeeze(1)
+            made: Tensor = scores.gather(1, chosen).squeeze(1) - blind_mix(blind, blind_scores, at)
+            return made[best.squeeze(1) > -torch.inf]
+
+        return gain(*self._outside), gain(*self._all)
 
 
 def _draw(rows: int, samples: int, generator: torch.Generator) -> Tensor:
@@ -311,11 +323,10 @@ def _gain(
     best = max(found, key=lambda name: frontiers[name].scores[found[name]])
     frontier, place = frontiers[best], found[best]
     step = frontier.steps[place]
-    gains = bootstrap.gains(mean_step)
+    left_out, of_all = bootstrap.gains(mean_step)
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    mean = float(gains.mean()) if len(gains) else math.nan
-    ends = torch.quantile(gains, quantiles).tolist() if len(gains) else (math.nan, math.nan)
-    low, high = (mean + (end - mean) / _SPREAD for end in ends)
+    spread = of_all + (left_out - of_all) / _SPREAD
+    low, high = torch.quantile(spread, quantiles).tolist() if len(spread) else (math.nan, math.nan)
     return Gain(
         speedup,
         frontier.names[place],
@@ -324,7 +335,7 @@ def _gain(
         blind_step,
         frontiers["oracle"].mixed(step),
         of_cut,
-        mean,
+        float(left_out.mean()) if len(left_out) else math.nan,
         low,
         high,
     )
@@ -338,7 +349,7 @@ def _margin(scores: Sequence[float], metric: str) -> float:
 def _verdict(
     gains: Sequence[Gain], fixed: _StepForAll, metric: str, scores: Sequence[float], rows: int, margin: float
 ) -> str:
-    pays = [gain for gain in gains if gain.low > 0.0]
+    pays = [gain for gain in gains if gain.low > 1e-12]
     told = [gain for gain in gains if not math.isnan(gain.gain)]
     if pays:
         best = max(pays, key=lambda gain: gain.gain)
@@ -381,9 +392,9 @@ def _use(fixed: _StepForAll, scores: Sequence[float], margin: float) -> str:
     """Which step to use for all rows, and what is known of it."""
     score, full = scores[fixed.step - 1], scores[-1]
     if fixed.step == len(scores):
-        why = f"each earlier step is clearly worse, or may be worse by more than {margin:.4f}"
+        why = f"each earlier step is clearly worse, or may be worse by more than {margin:.4g}"
         return f"use FixedStep({fixed.step}), full depth, which scores {full:.4f} ({why})"
-    known = f"{fixed.above:+.4f}, with 97.5% confidence {fixed.at_least:+.4f} or more"
+    known = f"{fixed.above:+.4f}, with 97.5% confidence {rounded_down(fixed.at_least, 3)} or more"
     return f"use FixedStep({fixed.step}), which scores {score:.4f} where full depth scores {full:.4f} ({known})"
 
 

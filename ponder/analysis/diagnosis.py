@@ -31,8 +31,8 @@ class Gain:
         oracle: The score of one who knows the labels and costs no more than that either.
         static: The score of the encoder cut there, where it was given and costs no more; else NaN.
         gain: Policy minus blind, mean over the bootstrap samples.
-        low: Lower end of its 95% interval: the 2.5% quantile over the samples, drawn towards the mean by 1/√(e − 1),
-            since the rows that a sample leaves out are fewer than all and spread so much more.
+        low: Lower end of its 95% interval: the 2.5% quantile over the samples, each drawn by 1/√(e − 1) towards what
+            its choice gains on all rows, since the rows that it left out are fewer and spread so much more.
         high: Upper end, likewise.
     """
 

@@ -137,7 +137,7 @@ class PolicyGrid:
                 policy == _exchanged(self.policies[0], {id(leaf): leaf.with_threshold(value)})
                 for policy, value in pairs
             )
-        except ArgumentError:  # the values mean nothing to this leaf
+        except Exception:  # the values mean nothing to this leaf, whose class, a user's perhaps, raises what it likes
             return False
 
 

@@ -84,8 +84,10 @@ class Tempered(PolicyWrapper):
     def decode(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Fields as `to_dict` gave them, also those of before, which know no rows."""
         made = super().decode(fields)
-        fitted_on = made.pop("fitted_on", ())
-        return made | ({"temperatures": Temperatures(made["temperatures"], fitted_on)} if fitted_on else {})
+        fitted_on, temperatures = made.pop("fitted_on", ()), made.get("temperatures")
+        if fitted_on and isinstance(temperatures, tuple):  # the constructor refuses what is no tuple
+            made["temperatures"] = Temperatures(temperatures, fitted_on)
+        return made
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)

@@ -430,6 +430,28 @@ def test_a_class_that_decides_otherwise_than_it_inherits_is_replayed(like: Any) 
     assert found.mean_exit_step == trajectory.replay(found.policy).exit_step.double().mean().item()
 
 
+def test_a_class_that_refuses_in_its_own_way_is_swept_by_a_callable() -> None:
+    """The values of a callable are tried as thresholds, which a class of a user's may not take."""
+
+    @dataclass(frozen=True)
+    class Percent(ExitPolicy):
+        level: float
+        needs, tunable = frozenset({"output"}), policies.Threshold("level", "above")
+
+        def __post_init__(self) -> None:
+            if not 0.0 <= self.level <= 1.0:
+                raise ValueError("no share")
+
+        def decide(self, step: Any, state: Any) -> Any:
+            return step.output.softmax(-1).amax(-1) > self.level, state
+
+    trajectory = recorded(100)
+    curve = trajectory.sweep(lambda percent: Percent(percent / 100.0), [50.0, 90.0])
+    as_shares = trajectory.sweep(Percent, [0.5, 0.9])
+    assert (curve.threshold, as_shares.threshold) == ("value", "level")
+    assert curve.to_dict()["mean_exit_step"] == as_shares.to_dict()["mean_exit_step"]
+
+
 def test_what_is_inherited_for_all_rows_is_not_for_another_decision() -> None:
     class LastBut(policies.LastStep):
         needs = frozenset({"output"})

@@ -18,6 +18,7 @@ import torch
 import ponder
 from ponder import policies
 from ponder.analysis import sweeps
+from ponder.analysis.diagnosing import _step_for_all
 from ponder.analysis.frontiers import blind_mix
 from ponder.analysis.metrics import as_metric
 from ponder.analysis.policy_grid import as_policy_grid
@@ -112,16 +113,11 @@ def test_the_gain_and_its_interval_against_plain_python(seed: int) -> None:
     def mean(of: Iterable[float]) -> float:
         return statistics.fmean(of)
 
-    drawn = torch.randint(rows, (samples, rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    gains = []
-    for inside in drawn:
-        left_out = [row for row in range(rows) if row not in inside]
-        cheap = [each for each in exits if mean(each[row] for row in inside) <= budget]
-        chosen = max(cheap, key=lambda each: mean(values[row][each[row] - 1] for row in inside))
-        at = mean(chosen[row] for row in left_out)
+    def gain_on(judged: list[int], inside: list[int], chosen: list[int]) -> float:
+        at = mean(chosen[row] for row in judged)
         scores = {
             name: [mean(values[row][step] for row in of) for step in range(num_steps)]
-            for name, of in (("inside", inside), ("left out", left_out))
+            for name, of in (("inside", inside), ("judged", judged))
         }
         choices = [{step: 1.0} for step in range(1, num_steps + 1) if step <= at]
         choices += [
@@ -133,10 +129,19 @@ def test_the_gain_and_its_interval_against_plain_python(seed: int) -> None:
             name: [sum(share * each[step - 1] for step, share in choice.items()) for choice in choices]
             for name, each in scores.items()
         }
-        blind = of["left out"][of["inside"].index(max(of["inside"]))]
-        gains.append(mean(values[row][chosen[row] - 1] for row in left_out) - blind)
+        blind = of["judged"][of["inside"].index(max(of["inside"]))]
+        return mean(values[row][chosen[row] - 1] for row in judged) - blind
+
+    drawn = torch.randint(rows, (samples, rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    gains, drawn_in = [], []
+    for inside in drawn:
+        left_out = [row for row in range(rows) if row not in inside]
+        cheap = [each for each in exits if mean(each[row] for row in inside) <= budget]
+        chosen = max(cheap, key=lambda each: mean(values[row][each[row] - 1] for row in inside))
+        gains.append(gain_on(left_out, inside, chosen))
+        of_all = gain_on(list(range(rows)), inside, chosen)
+        drawn_in.append(of_all + (gains[-1] - of_all) / math.sqrt(math.e - 1))
     assert gain.gain == pytest.approx(mean(gains))
-    drawn_in = [mean(gains) + (each - mean(gains)) / math.sqrt(math.e - 1) for each in gains]
     assert [gain.low, gain.high] == pytest.approx(np.quantile(drawn_in, [0.025, 0.975]).tolist())
 
 
@@ -167,6 +172,24 @@ def test_the_interval_covers_no_gain_about_as_often_as_it_says() -> None:
     assert false_alarms <= 5
 
 
+@pytest.mark.parametrize("rows", [40, 200])
+def test_a_policy_that_is_one_step_for_all_rows_does_not_pay(rows: int) -> None:
+    """A collapsed head leaves at step 2, as blind does where it does not choose step 1 by chance, which loses.
+
+    The trap: most samples gain exactly 0 and few gain much, and an interval drawn towards their mean lies above 0.
+    """
+    for seed in range(15):
+        g = torch.Generator().manual_seed(seed)
+        labels = torch.randint(2, (rows,), generator=g)
+        right = torch.rand(rows, 6, generator=g) < torch.tensor([0.80, 0.84, 0.85, 0.90, 0.90, 0.90])
+        outputs = 2.0 * torch.nn.functional.one_hot(torch.where(right, labels[:, None], 1 - labels[:, None]), 2)
+        hazards = torch.tensor([-9.0, 9.0, -9.0, -9.0, -9.0, -9.0]).expand(rows, 6)
+        trajectory = ponder.Trajectory(outputs, hazards, torch.arange(rows), labels=labels, task="classification")
+        found = ponder.diagnose(trajectory, policies.Quantile, speedups=(3.0,), samples=100)
+        assert found.gains[0].low <= 0.0
+        assert not found.verdict.startswith("Early exits pay")
+
+
 @pytest.mark.slow
 def test_the_interval_covers_the_gain_on_all_rows_to_come_about_as_often_as_it_says() -> None:
     """The rows that samples leave out are fewer than all: intervals of what they spread cover 99.5%."""
@@ -190,7 +213,7 @@ def test_the_interval_covers_the_gain_on_all_rows_to_come_about_as_often_as_it_s
             covered[name].append(gain.low <= truth <= gain.high)
     shares = {name: statistics.fmean(each) for name, each in covered.items()}
     assert min(shares.values()) >= 0.92, shares
-    assert 0.92 <= statistics.fmean(shares.values()) <= 0.98, shares
+    assert 0.92 <= statistics.fmean(shares.values()) <= 0.99, shares
 
 
 @pytest.mark.parametrize("rows", [60, 150])
@@ -219,11 +242,11 @@ def test_what_is_known_of_the_step_that_is_named() -> None:
     z = statistics.NormalDist().inv_cdf(1 - 0.025 / 3)
     size = 400 + z**2
     at_least = -2 / size - z * math.sqrt(((2 + z**2) / size - (2 / size) ** 2) / size)
-    assert at_least == pytest.approx(-0.021, abs=0.001)
+    assert -0.0214 < at_least < -0.0213  # the words are on the side on which the promise holds
     verdict = ponder.diagnose(trajectory, policies.Patience(1), speedups=(4.0,), samples=20).verdict
     assert verdict == (
         "No policy that was tried is cheap enough for any of the speed-ups: use FixedStep(3), which scores 0.8450 "
-        f"where full depth scores 0.8500 (-0.0050, with 97.5% confidence {at_least:+.4f} or more)."
+        "where full depth scores 0.8500 (-0.0050, with 97.5% confidence -0.0214 or more)."
     )
     few = dataclasses.replace(
         trajectory, outputs=outputs[200:], labels=torch.zeros(200).long(), row_ids=torch.arange(200)
@@ -231,8 +254,26 @@ def test_what_is_known_of_the_step_that_is_named() -> None:
     verdict = ponder.diagnose(few, policies.Patience(1), speedups=(4.0,), samples=20).verdict
     assert verdict.endswith(
         "use FixedStep(4), full depth, which scores 0.7000 (each earlier step is clearly worse, or may be worse by "
-        "more than 0.0300)."
+        "more than 0.03)."
     )
+
+
+@pytest.mark.parametrize("rows", [20, 60, 150])
+def test_no_step_is_named_for_numbers_that_few_rows_show_to_be_settled(rows: int) -> None:
+    """Half of the rows that are not settled yet settle at each step; those to come lose more than the few tell.
+
+    The trap: the greatest loss of the rows at a step is small where those that lose much there are not among them.
+    """
+    for seed in range(25):
+        g = torch.Generator().manual_seed(seed)
+        settled = 1 + (torch.rand(rows, 1, generator=g).log() / math.log(0.5)).floor()
+        outputs = 2.0 * torch.randn(rows, 1, generator=g) * (torch.arange(1, 7) < settled.clamp(max=6))
+        values = -(outputs.double() ** 2)
+        margin = 0.1 * float(values.mean(0).max() - values.mean(0).min())
+        assert _step_for_all(values, margin, shares=False).step == 6
+    settled = torch.arange(2000) % 3 + 1
+    values = -(torch.arange(1, 7) < settled[:, None]).double()
+    assert _step_for_all(values, 0.05, shares=False).step == 3
 
 
 def test_a_step_that_is_as_good_as_the_last_is_named() -> None:

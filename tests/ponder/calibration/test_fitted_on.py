@@ -169,6 +169,13 @@ def test_temperatures_of_ones_own_and_of_before_say_nothing_of_their_rows() -> N
         check_unfitted(trajectory, [policy])
 
 
+@pytest.mark.parametrize("temperatures", [{}, {"temperatures": 2.0}])
+def test_a_file_without_temperatures_is_refused_by_the_name_of_the_policy(temperatures: dict[str, float]) -> None:
+    saved = {"name": "tempered", "policy": policies.Confidence(0.5).to_dict(), "fitted_on": [[0, 0.5]]}
+    with refused("arguments of policy 'tempered'", "Confidence", type_error=True):
+        policies.ExitPolicy.from_dict(saved | temperatures)
+
+
 def test_rows_of_positions_are_known_again_beside_longer_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs, labels = torch.randn(60, 4, 5, 3, generator=generator), torch.randint(3, (60, 5), generator=generator)
