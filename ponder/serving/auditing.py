@@ -162,7 +162,7 @@ class TrafficAudit:
     running: int = 0
     skipped: int = 0
     _audit: Audit = field(init=False)
-    _counted: int = field(init=False, default=-1)
+    _renewed_at: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         if not self.task.comparable and not (self.task.numbers and self.plan.tolerance):
@@ -221,8 +221,8 @@ class TrafficAudit:
                 chosen = drawn and self.running < self.plan.max_running
                 self.running += chosen
                 self.skipped += drawn - chosen
-                counted = self._audit.answers == self._counted
-            if counted:
+                renewed = self._audit.answers == self._renewed_at
+            if renewed:
                 with suppress(RuntimeError):  # that thread has ended: `close` writes the count
                     self._judge.submit(self._save)
             if chosen:
@@ -271,8 +271,8 @@ class TrafficAudit:
             return
         with self._lock:
             state = self._audit.to_dict()
+            self._renewed_at = self._audit.answers + _AHEAD // 2  # in time, where the thread that writes is busy
             state["answers"] += ahead
-            self._counted = state["answers"]
         try:
             self._file.write(state)
         except PonderError:
