@@ -45,8 +45,8 @@ class AuditPlan:
         audit: The promise, and the share of the answers that is audited.
         policies: The policies, from the cheapest, which answers first, to the safest; full depth comes after the last
             by itself.
-        path: A JSON file with the state, read where it exists and written after every audit; None for none. One open
-            service keeps it, and others are refused.
+        path: A JSON file with the state, read where it exists, and written after every audit and every few hundred
+            answers; None for none. One open service keeps it, and others are refused.
         tolerance: In regression, the distance by which an answer may differ from that of full depth.
         max_running: Audits that may run at a time; the answers that would exceed it are not audited.
 
