@@ -64,6 +64,6 @@ def check_copies(found: Iterable[tuple[Path | None, Mapping[str, Any]]]) -> None
         rest = {name: value for name, value in result.items() if name not in ("digest", "seed", "environment")}
         if "config" in rest:
             rest["config"] = {**rest["config"], "seed": None}
-        one = known.setdefault(json.dumps(rest, sort_keys=True), path)
+        one = known.setdefault(digest(rest), path)
         if one is not path:
             raise DataError(f"{path}: expected a run of its own; it is {one} but for the seed. Remove the copy.")

@@ -163,7 +163,7 @@ def _service(app: FastAPI) -> Service:
 
 def _what(error: Mapping[str, Any]) -> str:
     """What is wrong with a request; a body that is no object is JSON that was sent as something else, mostly."""
-    if tuple(error["loc"]) == ("body",) and error["type"] != "value_error":
+    if tuple(error["loc"]) == ("body",) and error["type"] in ("missing", "model_attributes_type"):
         return 'expected a JSON object, such as {"text": "a text"}, with the header content-type: application/json'
     told: str = error["msg"]
     return told

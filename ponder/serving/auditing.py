@@ -45,8 +45,8 @@ class AuditPlan:
         audit: The promise, and the share of the answers that is audited.
         policies: The policies, from the cheapest, which answers first, to the safest; full depth comes after the last
             by itself.
-        path: A JSON file with the state, read where it exists and written after every audit; None for none. One open
-            service keeps it, and others are refused.
+        path: A JSON file with the state, read where it exists, and written after every audit and every few hundred
+            answers; None for none. One open service keeps it, and others are refused.
         tolerance: In regression, the distance by which an answer may differ from that of full depth.
         max_running: Audits that may run at a time; the answers that would exceed it are not audited.
 
@@ -162,7 +162,7 @@ class TrafficAudit:
     running: int = 0
     skipped: int = 0
     _audit: Audit = field(init=False)
-    _counted: int = field(init=False, default=-1)
+    _renewed_at: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         if not self.task.comparable and not (self.task.numbers and self.plan.tolerance):
@@ -221,8 +221,8 @@ class TrafficAudit:
                 chosen = drawn and self.running < self.plan.max_running
                 self.running += chosen
                 self.skipped += drawn - chosen
-                counted = self._audit.answers == self._counted
-            if counted:
+                renewed = self._audit.answers == self._renewed_at
+            if renewed:
                 with suppress(RuntimeError):  # that thread has ended: `close` writes the count
                     self._judge.submit(self._save)
             if chosen:
@@ -271,8 +271,8 @@ class TrafficAudit:
             return
         with self._lock:
             state = self._audit.to_dict()
+            self._renewed_at = self._audit.answers + _AHEAD // 2  # in time, where the thread that writes is busy
             state["answers"] += ahead
-            self._counted = state["answers"]
         try:
             self._file.write(state)
         except PonderError:

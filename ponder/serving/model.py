@@ -53,7 +53,7 @@ def check_texts(texts: Sequence[Text], columns: Sequence[str] = ()) -> None:
     Raises:
         ArgumentError: There are both; or single texts where the exits were fitted to pairs, or the other way.
     """
-    if len({type(text) for text in texts}) > 1:
+    if len({isinstance(text, str) for text in texts}) > 1:
         raise ArgumentError("texts", expected="single texts, or pairs", got="both", remedy="Send two requests.")
     if columns and texts and isinstance(texts[0], str) != (len(columns) == 1):
         kinds = ("single texts", "pairs") if len(columns) == 1 else ("pairs", "single texts")

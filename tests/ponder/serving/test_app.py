@@ -16,6 +16,7 @@ from ponder import policies
 from ponder.errors import PonderError
 from ponder.policies import ExitPolicy
 from ponder.serving import Limits, Service
+from ponder.serving.model import check_texts
 from tests.ponder.checks import refused
 from tests.ponder.serving.serving_toys import (
     LABELS,
@@ -178,6 +179,9 @@ async def test_what_is_wrong_is_said_in_the_words_of_the_request() -> None:
         assert "with the header content-type: application/json" in told[0]["what"]
         told = (await client.post("/predict", json={})).json()["detail"]
         assert "expected either text or texts" in told[0]["what"]
+        odd, is_json = b'{"text": "a", "\\ud800": 1}', {"content-type": "application/json"}
+        told = (await client.post("/predict", content=odd, headers=is_json)).json()["detail"]
+        assert "unable to parse raw data as a unicode string" in told[0]["what"], "an object, and of JSON"
         assert (await client.get("/openapi.json")).json()["info"]["version"] == version_of("ponder-torch")
 
 
@@ -190,6 +194,12 @@ async def test_what_are_not_texts_is_refused(texts: Any) -> None:
     assert service.metrics.outcomes()["invalid"] == 1
     assert len((await service.predict(["a", ("a", "b")])).answers) == 2
     await service.close()
+
+
+def test_pairs_may_be_tuples_and_lists() -> None:
+    check_texts([("a", "b"), ["c", "d"]])  # type: ignore[list-item]
+    with refused("texts", "both"):
+        check_texts([("a", "b"), "c"])
 
 
 @pytest.mark.parametrize(
