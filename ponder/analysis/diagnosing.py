@@ -28,9 +28,7 @@ __all__ = ["diagnose"]
 _TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
 _SHARES = ("accuracy", "exact_match")
 _AT_ONCE = 50  # samples whose counts are held at a time
-_SPREAD = math.sqrt(
-    math.e - 1.0
-)  # of means of n/e rows, drawn without replacement, beside means of n rows: √(e/n − 1/n)
+_SPREAD = math.sqrt(math.e - 1.0)  # of means of n/e of n rows, beside that of means of n: √(e/n − 1/n) and √(1/n)
 
 
 def diagnose(

@@ -92,7 +92,7 @@ def _earliest(fixed: AgreementCurve) -> int:
 
 def _of_agreement(diagnosis: Diagnosis) -> Diagnosis:
     """The diagnosis, where accuracy is that of the answers at full depth."""
-    verdict = diagnosis.verdict.replace("(accuracy;", "(agreement;")
+    verdict = diagnosis.verdict.replace("accuracy", "agreement")
     return replace(diagnosis, verdict=verdict, metric="agreement with full depth")
 
 

@@ -89,8 +89,14 @@ def certify(
         check_type(name, each, OnnxModel, remedy="Open the folder: ponder.export.OnnxModel(folder).")
     own, other = model.manifest, reference.manifest
     task = task_named(own.task)
-    alike = (own.task, own.outputs) == (other.task, other.outputs)
-    if not alike or not task.comparable or own.own_answers or other.own_answers:
+    if own.own_answers:
+        raise ArgumentError(
+            "model",
+            expected="a task whose answers can be compared without PyTorch",
+            got=f"{own.task!r}, which finds or compares them in code of its own",
+            remedy="Certify the model in PyTorch, with ponder.control_risk.",
+        )
+    if (own.task, own.outputs, False) != (other.task, other.outputs, other.own_answers) or not task.comparable:
         raise ArgumentError(
             "reference",
             expected=f"an export of the task {own.task!r} with outputs {own.outputs}, that are the same or not",
