@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from ponder._utils.rounding import rounded_down
 from ponder._utils.validation import check_int, check_real
-from ponder.analysis.diagnosis import Collapse, Diagnosis, Difficulty, Gain
+from ponder.analysis.diagnosis import Collapse, Diagnosis, Difficulty
+from ponder.analysis.fixed_step import margin_of, step_for_all
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
+from ponder.analysis.gain import Gain
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid, patience_on_numbers
 from ponder.engine.replay import replay
@@ -103,14 +102,13 @@ def diagnose(
     gains = tuple(_gain(speedup, scores, frontiers, list(grids), bootstrap) for speedup in speedups)
     middle = gains[len(gains) // 2]
     chosen = policies.get(middle.policy)
-    margin = _margin(scores, metric_name)
-    fixed = _step_for_all(values, margin, shares=metric_name in _SHARES)
+    shares = metric_name in _SHARES
     return Diagnosis(
-        verdict=_verdict(gains, fixed, metric_name, scores, rows, margin),
         metric=metric_name,
         scores=tuple(scores),
         frontiers=frontiers,
         gains=gains,
+        step_for_all=step_for_all(values, margin_of(scores, shares=shares), shares=shares),
         collapse=None if trajectory.hazard_logits is None else _collapse(trajectory),
         difficulty=() if chosen is None else _difficulty(trajectory, replay(trajectory, chosen).exit_step.cpu()),
         rows=rows,
@@ -194,48 +192,6 @@ def _name(policy: ExitPolicy, named: dict[str, ExitPolicy]) -> str:
         count += 1
         name = f"{policy!r} ({count})"
     return name
-
-
-@dataclass(frozen=True)
-class _StepForAll:
-    """One step for all rows, what it scores on average above full depth, and the least that this can be."""
-
-    step: int
-    above: float
-    at_least: float
-
-
-def _step_for_all(values: Tensor, margin: float, *, shares: bool) -> _StepForAll:
-    """The first step that is not clearly worse than full depth or the best step, and known to lose at most a margin.
-
-    It is clearly worse where it is so by more than 1.96 standard errors, row by row. The least by which it is above
-    full depth holds for all steps at once with 97.5% confidence (Bonferroni): it is the end of a normal interval with
-    z²/2 rows more of the greatest loss that a row can have and as many of the greatest gain (as in Agresti & Coull
-    1998), without which a few rows that agree would promise that all do. Of numbers that loss is taken to be the
-    greatest of any row at any step: those that lose most at this one may not be among so few. Full depth is taken where
-    no other step is.
-
-    Args:
-        values: What each row's answer is worth at each step, `(rows, steps)`.
-        margin: The most that may be lost against full depth.
-        shares: Whether the values are from 0 to 1.
-    """
-    rows, num_steps = values.shape
-    clearly_worse = torch.zeros(num_steps, dtype=torch.bool)
-    for other in (int(values.mean(0).argmax()), num_steps - 1):
-        worse = values[:, other].unsqueeze(1) - values
-        clearly_worse |= worse.mean(0) > 1.96 * worse.std(0) / math.sqrt(rows)
-    above = values - values[:, -1:]
-    z = NormalDist().inv_cdf(1.0 - 0.025 / (num_steps - 1))
-    size = rows + z**2
-    greatest = 1.0 if shares else float(above.abs().amax())
-    mean = above.sum(0) / size
-    variance = ((above**2).sum(0) + z**2 * greatest**2) / size - mean**2
-    at_least = mean - z * (variance / size).sqrt()
-    known = ~clearly_worse & (at_least >= -margin)
-    known[-1] = True
-    step = int(known.long().argmax())
-    return _StepForAll(step + 1, float(above[:, step].mean()), float(at_least[step]))
 
 
 def _score(values: Tensor, exit_step: Tensor) -> float:
@@ -337,63 +293,6 @@ def _gain(
         low,
         high,
     )
-
-
-def _margin(scores: Sequence[float], metric: str) -> float:
-    """What a gain has to be to matter: 0.03 of right answers, or a tenth of what the steps differ by."""
-    return 0.03 if metric in _SHARES else 0.1 * (max(scores) - min(scores))
-
-
-def _verdict(
-    gains: Sequence[Gain], fixed: _StepForAll, metric: str, scores: Sequence[float], rows: int, margin: float
-) -> str:
-    pays = [gain for gain in gains if gain.low > 1e-12]
-    told = [gain for gain in gains if not math.isnan(gain.gain)]
-    if pays:
-        best = max(pays, key=lambda gain: gain.gain)
-        sentence = (
-            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-            f"({metric.replace('_', ' ')}; {scores[-1]:.4f} at full depth) where the best blind choice that costs no "
-            f"more scores {best.blind:.4f} (gain {best.gain:+.4f}, 95% interval {best.low:+.4f} to {best.high:+.4f})"
-        )
-        beaten = [gain for gain in pays if gain.static > gain.score]
-        if beaten:
-            cut = max(beaten, key=lambda gain: gain.static - gain.score)
-            sentence += (
-                f", but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}: use that there"
-            )
-        return sentence + "."
-    than, beaten = "", [gain for gain in gains if gain.static > gain.blind]
-    if beaten:
-        cut = max(beaten, key=lambda gain: gain.static - gain.blind)
-        than = f"; at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}"
-    if not told:
-        return (
-            f"No policy that was tried is cheap enough for any of the speed-ups: {_use(fixed, scores, margin)}{than}."
-        )
-    best = max(told, key=lambda gain: gain.gain)
-    if max(gain.high for gain in told) > max(margin, 1e-12):
-        widest = max(told, key=lambda gain: gain.high)
-        return (
-            f"These {rows} rows cannot tell whether early exits pay on this model: the gain of a policy over blind at "
-            f"×{widest.speedup:g} is {widest.gain:+.4f}, 95% interval {widest.low:+.4f} to {widest.high:+.4f}. Record "
-            f"more rows{than}."
-        )
-    return (
-        f"On this model one fixed step is as good as any policy tried (the largest gain of a policy over blind is "
-        f"{best.gain:+.4f} at ×{best.speedup:g}, 95% interval {best.low:+.4f} to {best.high:+.4f}): "
-        f"{_use(fixed, scores, margin)}{than}."
-    )
-
-
-def _use(fixed: _StepForAll, scores: Sequence[float], margin: float) -> str:
-    """Which step to use for all rows, and what is known of it."""
-    score, full = scores[fixed.step - 1], scores[-1]
-    if fixed.step == len(scores):
-        why = f"each earlier step is clearly worse, or may be worse by more than {margin:.4g}"
-        return f"use FixedStep({fixed.step}), full depth, which scores {full:.4f} ({why})"
-    known = f"{fixed.above:+.4f}, with 97.5% confidence {rounded_down(fixed.at_least, 3)} or more"
-    return f"use FixedStep({fixed.step}), which scores {score:.4f} where full depth scores {full:.4f} ({known})"
 
 
 def _collapse(trajectory: Recording) -> Collapse:

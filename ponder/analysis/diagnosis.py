@@ -8,54 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ponder.analysis.fixed_step import StepForAll
 from ponder.analysis.frontiers import Frontier
+from ponder.analysis.gain import Gain
+from ponder.analysis.verdicts import Outcome, outcome_of, sentence_of
 from ponder.plots import frontiers
 
-__all__ = ["Collapse", "Diagnosis", "Difficulty", "Gain"]
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What the best policy has over the best blind choice, at one speed-up in steps.
-
-    Policy, threshold and blind choice are chosen on one bootstrap sample of the rows and compared on the rows that it
-    left out, where the blind choice costs no more than the policy; so the choice does not flatter the policy.
-
-    Args:
-        speedup: N / mean exit step that was asked for.
-        policy: The one that is best on all rows, as text.
-        score: Its score on all rows.
-        blind: The score of the best blind choice, on all rows, that costs no more than that policy: one step, or a coin
-            between two. Where no policy is cheap enough, one that costs no more than was asked for.
-        blind_step: The best single step of those that are cheap enough for the speed-up.
-        oracle: The score of one who knows the labels and costs no more than that either.
-        static: The score of the encoder cut there, where it was given and costs no more; else NaN.
-        gain: Policy minus blind, mean over the bootstrap samples.
-        low: Lower end of its 95% interval: the 2.5% quantile over the samples, each drawn by 1/√(e − 1) towards what
-            its choice gains on all rows, since the rows that it left out are fewer and spread so much more.
-        high: Upper end, likewise.
-    """
-
-    speedup: float
-    policy: str
-    score: float
-    blind: float
-    blind_step: int
-    oracle: float
-    static: float
-    gain: float
-    low: float
-    high: float
-
-    @property
-    def headroom(self) -> float:
-        """What a policy could gain at most at this cost: oracle minus blind."""
-        return self.oracle - self.blind
-
-    @property
-    def share_of_headroom(self) -> float:
-        """How much of the headroom the policy gains; NaN where there is none, or no policy."""
-        return self.gain / self.headroom if self.headroom > 1e-12 else math.nan
+__all__ = ["Collapse", "Diagnosis", "Difficulty"]
 
 
 @dataclass(frozen=True)
@@ -99,15 +58,12 @@ class Diagnosis:
     """One page that answers "should I let examples exit early?".
 
     Args:
-        verdict: The answer, in one sentence, with its uncertainty: exits pay, one fixed step is as good, or so few rows
-            cannot tell. A step that it names is not clearly worse than full depth or the best step, and with 97.5%
-            confidence it loses no more against full depth than 0.03 of right answers, or a tenth of what the steps
-            differ by; where no earlier step is known to, full depth is named.
         metric: Name of the score, the higher the better.
         scores: The score at each step, `(steps,)`.
         frontiers: The frontiers by name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was
             given.
         gains: Policy against blind at each speed-up.
+        step_for_all: The step that all rows may leave at, and what is known of it.
         collapse: What is known of a collapse of the halting distribution; None without a Lambda head.
         difficulty: Rows by the step from which they are right; empty where labels do not tell.
         rows: Their number.
@@ -118,21 +74,37 @@ class Diagnosis:
         [0.33, 0.67, 1.0, 1.0]
         >>> diagnosis.gains[0].speedup, round(diagnosis.gains[0].score, 2)  # the best policy at 1.5 times fewer steps
         (1.5, 1.0)
+        >>> diagnosis.outcome
+        'exits pay'
     """
 
-    verdict: str
     metric: str
     scores: tuple[float, ...]
     frontiers: Mapping[str, Frontier]
     gains: tuple[Gain, ...]
+    step_for_all: StepForAll
     collapse: Collapse | None
     difficulty: tuple[Difficulty, ...]
     rows: int
 
+    @property
+    def outcome(self) -> Outcome:
+        """The answer for a program to ask.
+
+        It is ``"exits pay"``, ``"one step is as good"``, ``"too few rows"`` or ``"no policy is cheap enough"``.
+        """
+        return outcome_of(self.gains, self.step_for_all.margin)
+
+    @property
+    def verdict(self) -> str:
+        """The answer in one sentence, with its uncertainty; a step that it names is `step_for_all`."""
+        return sentence_of(self.gains, self.step_for_all, self.metric, self.rows)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes None."""
         made = {
-            **{name: getattr(self, name) for name in ("verdict", "metric", "scores", "rows")},
+            **{name: getattr(self, name) for name in ("outcome", "verdict", "metric", "scores", "rows")},
+            "step_for_all": dataclasses.asdict(self.step_for_all),
             "frontiers": {name: dataclasses.asdict(frontier) for name, frontier in self.frontiers.items()},
             "gains": [
                 dataclasses.asdict(gain) | {"headroom": gain.headroom, "share_of_headroom": gain.share_of_headroom}

@@ -45,7 +45,9 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     with torch.no_grad():
         seen = made.record(rows, batch_size=BATCH, progress=sys.stderr.isatty())
     against_full = replace(seen, labels=seen.outputs[:, -1].argmax(-1))
-    diagnosis = diagnose(seen) if labels is not None else _of_agreement(diagnose(against_full))
+    diagnosis = diagnose(against_full if labels is None else seen)
+    if labels is None:
+        diagnosis = replace(diagnosis, metric="agreement with full depth")
     curves = agreement_curves(against_full)
     fixed = next(curve for curve in curves if curve.policy == "fixed step")
     step = _earliest(fixed)
@@ -88,12 +90,6 @@ def _earliest(fixed: AgreementCurve) -> int:
         for v, promise in zip(fixed.values, fixed.promise, strict=True)
         if promise <= _LEVEL or v == max(fixed.values)
     )
-
-
-def _of_agreement(diagnosis: Diagnosis) -> Diagnosis:
-    """The diagnosis, where accuracy is that of the answers at full depth."""
-    verdict = diagnosis.verdict.replace("accuracy", "agreement")
-    return replace(diagnosis, verdict=verdict, metric="agreement with full depth")
 
 
 def _gains(diagnosis: Diagnosis) -> list[str]:

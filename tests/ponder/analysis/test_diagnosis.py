@@ -18,7 +18,7 @@ import torch
 import ponder
 from ponder import policies
 from ponder.analysis import sweeps
-from ponder.analysis.diagnosing import _step_for_all
+from ponder.analysis.fixed_step import step_for_all
 from ponder.analysis.frontiers import blind_mix
 from ponder.analysis.metrics import as_metric
 from ponder.analysis.policy_grid import as_policy_grid
@@ -40,6 +40,9 @@ def make(rows: int = 2000, num_steps: int = 6, *, knows: float = 1.0, seed: int 
 
 def test_where_the_signal_knows_exits_pay() -> None:
     found = ponder.diagnose(make(), speedups=(1.5,), samples=200)
+    assert found.outcome == "exits pay"
+    assert "(accuracy; " in found.verdict
+    assert "(agreement; " in dataclasses.replace(found, metric="agreement").verdict, "words follow the data"
     assert found.verdict.startswith("Early exits pay on this model: at ×1.5 ")
     (gain,) = found.gains
     assert gain.low > 0.05
@@ -51,6 +54,8 @@ def test_where_the_signal_knows_nothing_one_step_is_as_good() -> None:
     found = ponder.diagnose(make(knows=0.0), [policies.Confidence], samples=200)
     assert found.verdict.startswith("On this model one fixed step is as good as any policy tried (the largest gain")
     assert "): use FixedStep(6), full depth, which scores " in found.verdict
+    assert (found.outcome, found.step_for_all.step) == ("one step is as good", 6)
+    assert (found.step_for_all.change, found.step_for_all.at_least) == (0.0, 0.0)
     assert all(gain.low <= 0.0 for gain in found.gains)
     assert all(abs(gain.gain) < 0.05 for gain in found.gains)
 
@@ -270,10 +275,10 @@ def test_no_step_is_named_for_numbers_that_few_rows_show_to_be_settled(rows: int
         outputs = 2.0 * torch.randn(rows, 1, generator=g) * (torch.arange(1, 7) < settled.clamp(max=6))
         values = -(outputs.double() ** 2)
         margin = 0.1 * float(values.mean(0).max() - values.mean(0).min())
-        assert _step_for_all(values, margin, shares=False).step == 6
+        assert step_for_all(values, margin, shares=False).step == 6
     settled = torch.arange(2000) % 3 + 1
     values = -(torch.arange(1, 7) < settled[:, None]).double()
-    assert _step_for_all(values, 0.05, shares=False).step == 3
+    assert step_for_all(values, 0.05, shares=False).step == 3
 
 
 def test_a_step_that_is_as_good_as_the_last_is_named() -> None:
@@ -325,7 +330,8 @@ def test_it_is_a_page_of_text_json_and_a_plot() -> None:
     for words in ("accuracy of each of 6 steps", "speed-up", "halting distribution", "right from step 1 on"):
         assert words in page
     data = json.loads(json.dumps(found.to_dict()))
-    assert data["verdict"] == found.verdict
+    assert (data["verdict"], data["outcome"]) == (found.verdict, found.outcome)
+    assert data["step_for_all"] == dataclasses.asdict(found.step_for_all)
     assert data["gains"][0]["low"] == found.gains[0].low
     assert len(data["frontiers"]["blind"]["steps"]) == len(found.frontiers["blind"].steps)
     pytest.importorskip("matplotlib")
@@ -457,6 +463,7 @@ def test_numbers_without_a_dimension_of_their_own() -> None:
 def test_where_no_policy_is_cheap_enough_the_cut_encoder_is_told_of() -> None:
     trajectory = make(rows=200, num_steps=3)
     found = ponder.diagnose(trajectory, policies.Patience(1), speedups=(3.0,), static={1: 0.99}, samples=20)
+    assert found.outcome == "no policy is cheap enough"
     assert found.verdict.startswith("No policy that was tried is cheap enough")
     assert found.verdict.endswith("; at ×3 the encoder cut and trained so scores 0.9900.")
 
@@ -528,6 +535,7 @@ def test_nothing_and_infinity_are_not_counted() -> None:
 def test_few_rows_cannot_tell() -> None:
     found = ponder.diagnose(make(rows=25, knows=0.0), [policies.Confidence], speedups=(1.5,), samples=100)
     assert found.gains[0].low <= 0 < 0.03 < found.gains[0].high
+    assert found.outcome == "too few rows"
     assert found.verdict.startswith("These 25 rows cannot tell whether early exits pay on this model")
     assert "FixedStep" not in found.verdict
 

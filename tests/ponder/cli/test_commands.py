@@ -11,7 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 import ponder
 import ponder.cli
+from ponder.analysis.verdicts import Outcome
 from ponder.cli.app import app
 from ponder.cli.texts import Texts, read_texts
 from ponder.errors import ArgumentError, DataError
@@ -159,6 +160,9 @@ def test_commands_speak_json_to_machines(fitted: Path, texts: Path, tmp_path: Pa
     assert told["answers"] == 9
     card = json.loads(run("doctor", fitted, "--texts", texts, "--json").stdout)
     assert card["verdict"]
+    assert card["outcome"] in get_args(Outcome)
+    assert card["metric"] == card["score_is"] == "agreement with full depth"
+    assert "accuracy" not in card["verdict"]
     assert 1 <= card["fixed_step"] <= 4
     assert card["rows"] + card["left_out_as_learned_from"] == 700
 
