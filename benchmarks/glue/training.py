@@ -86,7 +86,7 @@ def train(
     if before is not None:
         return before
     model = build(config, task.num_labels)
-    _check_work(work, {"data": trained_on, "stages": [stage.to_dict() for stage in model.recipe.stages]})
+    _check_work(work, {"data": trained_on, **_trains(model.recipe)})
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
     policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
@@ -136,10 +136,17 @@ def digest_of(data: Dataset) -> str:
     return found.hexdigest()[:16]
 
 
+def _trains(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides which weights a run ends with; what it is called and how its rows leave do not."""
+    plain = recipe.to_dict()
+    return {name: plain[name] for name in ("stages", "lambda_head", "prior", "per_step_heads", "early_gradient")}
+
+
 def _check_work(work: Path, made_by: Mapping[str, Any]) -> None:
     """Refuse checkpoints of other data, or of the recipe as it was, and note what those to come are of."""
     note, plain = work / "made-by.json", json.loads(json.dumps(made_by))
-    if note.exists() and read_json(note) != plain:
+    noted = read_json(note) if note.exists() else plain
+    if noted != {name: plain.get(name) for name in noted}:  # an earlier version noted less
         raise ArgumentError(
             "--work",
             expected="checkpoints of this run",
@@ -181,8 +188,7 @@ def differs(kept: KeptModel, config: RunConfig, task: Task, data: str) -> str:
     if kept.config.key != config.key:
         return f"that of another run, {kept.config.key}"
     now = recipe_of(config, task.kind, kept.model.ponder.num_steps)
-    own, stages = ([stage.to_dict() for stage in recipe.stages] for recipe in (kept.model.recipe, now))
-    if own != stages:
+    if _trains(kept.model.recipe) != _trains(now):
         return "one by another version of the recipe"
     return "one that was trained on other data" if kept.data not in ("", data) else ""
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from benchmarks import tasks
 from benchmarks.command_line import parse_policy
 from benchmarks.examples import Collator, load_tokenizer, tokenize
+from benchmarks.glue import training
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
@@ -149,8 +150,6 @@ def test_a_finished_run_is_read_and_not_repeated(result, backbone, tmp_path):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator's fused attention has dropout")
 def test_attention_is_written_out_for_training_on_a_cpu_and_back_afterwards(backbone, tmp_path, monkeypatch):
-    from benchmarks.glue import training
-
     model = build(config(backbone), 2)
     before, during = model.encoder.config._attn_implementation, []
 
@@ -170,8 +169,6 @@ def test_attention_is_written_out_for_training_on_a_cpu_and_back_afterwards(back
 def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_rates_of_the_heads(
     head_lr, backbone, tmp_path, monkeypatch
 ):
-    from benchmarks.glue import training
-
     settings = config(backbone, lr=1e-3, lambda_lr=1e-5, head_lr=head_lr, schedule="constant", warmup=0.0)
     model, made = build(settings, 2), []
 
@@ -199,9 +196,6 @@ def test_heads_have_dropout_and_the_optimiser_is_adam_with_the_rates_of_the_head
 
 def test_a_run_that_was_cut_off_after_its_first_stage_ends_as_if_it_was_not(backbone, glue_dir, tmp_path, monkeypatch):
     whole = run(config(backbone, recipe="deebert"), glue_dir, tmp_path / "a", tmp_path / "w", progress=False)
-
-    from benchmarks.glue import training
-
     real, calls = training.train_stage, []
 
     def cut_off(*arguments):
@@ -576,17 +570,38 @@ def test_kept_models_and_checkpoints_of_other_data_are_refused(backbone, glue_di
         run(config(backbone), glue_dir, tmp_path / "c", work, progress=False)
 
 
-def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(backbone, glue_dir, tmp_path, monkeypatch):
-    from benchmarks.glue import training
+def test_checkpoints_go_on_where_an_earlier_version_noted_less_of_the_recipe(backbone, glue_dir, tmp_path):
+    note = tmp_path / "work" / config(backbone).key / "made-by.json"
 
+    def begin():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "train_stage", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(config(backbone), glue_dir, tmp_path / "out", tmp_path / "work", progress=False)
+
+    def stop(*_given):
+        raise KeyboardInterrupt
+
+    begin()
+    noted = json.loads(note.read_text())
+    assert {"data", "stages", "prior", "lambda_head"} <= set(noted)
+    note.write_text(json.dumps({name: noted[name] for name in ("data", "stages")}))
+    begin()
+    note.write_text(json.dumps({**noted, "prior": {"name": "geometric", "rate": 0.9}}))
+    with pytest.raises(ArgumentError, match=r"--work.*another version of the recipe"):
+        run(config(backbone), glue_dir, tmp_path / "out", tmp_path / "work", progress=False)
+
+
+@pytest.mark.parametrize("part", ["stages", "prior"])
+def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(backbone, glue_dir, tmp_path, monkeypatch, part):
     models = tmp_path / "models"
     run(config(backbone), glue_dir, tmp_path / "a", tmp_path / "work", models=models, progress=False)
     now = training.recipe_of
 
     def changed(*given):
         made = now(*given)
-        stages = [dataclasses.replace(stage, objective=2.0 * stage.objective) for stage in made.stages]
-        return dataclasses.replace(made, stages=tuple(stages))
+        stages = tuple(dataclasses.replace(stage, objective=2.0 * stage.objective) for stage in made.stages)
+        return dataclasses.replace(made, **{part: {"stages": stages, "prior": priors.Geometric(0.4)}[part]})
 
     monkeypatch.setattr(training, "recipe_of", changed)
     with pytest.raises(ArgumentError, match=r"--keep-model.*another version of the recipe"):
