@@ -33,8 +33,8 @@ from ponder.calibration.agreement import (
     AgreementCurve,
     agreement_curves,
     control_agreement,
-    differences,
 )
+from ponder.calibration.reference import differences
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.deep_exits import answers_of, train_encoder
 from ponder.integrations.transformers.finetuned import SPLIT, FinetunedClassifier

@@ -21,13 +21,11 @@ from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.fresh import check_fresh
-from ponder.calibration.risks import RecordedRisk, losses_by_step
-from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.calibration.reference import ReferenceRisk, differences
 from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
 from ponder.trajectory import Trajectory
 
-__all__ = ["AgreementControl", "AgreementCurve", "agreement_curves", "control_agreement", "differences"]
+__all__ = ["AgreementControl", "AgreementCurve", "agreement_curves", "control_agreement"]
 
 _BOUND = "exact_binomial"  # the sharpest there is for answers that differ or do not
 _VALUES = 141
@@ -181,15 +179,6 @@ def control_agreement(
     return _control(certifying, kind, [value], bound, confidence, own_full_depth)
 
 
-def differences(trajectory: Trajectory) -> Tensor:
-    """Whether each row's answer at each step is another than its label, `(batch, steps)` bool.
-
-    Raises:
-        ArgumentError: The trajectory has no labels.
-    """
-    return losses_by_step(_Differs("disagreement"), trajectory) > 0
-
-
 def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[AgreementCurve, ...]:
     """What each kind of policy gives on rows whose labels are the reference's predictions.
 
@@ -252,7 +241,7 @@ def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[fl
 def _control(
     trajectory: Trajectory, kind: _Kind, values: Sequence[float], level: float, confidence: float, own: bool
 ) -> AgreementControl:
-    risk = _Differs("disagreement" if own else "disagreement_with_reference")
+    risk = ReferenceRisk("disagreement") if own else ReferenceRisk()
     found = control_risk(
         trajectory, kind.make, risk=risk, level=level, confidence=confidence, bound=_BOUND, grid=values
     )
@@ -268,28 +257,6 @@ def _control(
         mean_exit_step=float(steps.double().mean()),
         exit_shares=tuple((steps == n).double().mean().item() for n in range(1, trajectory.num_steps + 1)),
     )
-
-
-@dataclass(frozen=True)
-class _Differs(RecordedRisk):
-    """Whether the answer of each step is another than the label, which is what the reference predicts."""
-
-    built_in = True
-
-    def by_step(self, trajectory: Recording) -> Tensor:
-        if trajectory.labels is None or not trajectory.meaning.comparable:
-            raise ArgumentError(
-                "trajectory",
-                expected="answers that are the same or not, with those of the reference as labels",
-                got=f"the task {trajectory.task!r}, {'no labels' if trajectory.labels is None else 'with labels'}",
-                remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
-            )
-        task, mask, labels = trajectory.meaning, trajectory.mask, trajectory.labels
-        each = []
-        for outputs in trajectory.outputs.unbind(1):
-            same = task.same(task.predictions(task.without_padding(outputs, mask)), labels, mask=mask)
-            each.append(~(same & task.answered(outputs, mask)))  # NaN is no answer, so it is that of no reference
-        return torch.stack(each, 1).double()
 
 
 @cache

@@ -13,8 +13,8 @@ import torch
 from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder._utils.files import write_text
 from ponder.calibration import AgreementControl, control_agreement
-from ponder.calibration.agreement import differences
 from ponder.calibration.bounds import binomial_cdf
+from ponder.calibration.reference import differences
 from ponder.cli.doctor import unseen
 from ponder.cli.measuring import batches_of, seconds
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ponder._utils.validation import check_type
 from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.calibration import RiskControl, control_risk
+from ponder.calibration.reference import ReferenceRisk
 from ponder.errors import ArgumentError
 from ponder.export.runtime import OnnxModel, Record
 from ponder.parts.tasks import task_named
@@ -109,14 +109,10 @@ def certify(
     labels = task.predictions(full).long()
     labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
     trajectory = to_trajectory(model.record(examples, batch_size=batch_size), task=own.task, labels=labels)
-
-    def disagreement_with_reference(outputs: Tensor, labels: Tensor) -> Tensor:
-        return (~(task.same(task.predictions(outputs), labels) & task.answered(outputs))).double()
-
     return control_risk(
         trajectory,
         policies,
-        risk=disagreement_with_reference,
+        risk=ReferenceRisk(),
         level=level,
         confidence=confidence,
         bound=bound,

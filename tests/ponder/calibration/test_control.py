@@ -16,6 +16,7 @@ import ponder
 from benchmarks.risk import synthetic
 from ponder import policies
 from ponder.calibration import BOUNDS, p_values
+from ponder.calibration.reference import differences
 from ponder.calibration.risks import RecordedRisk
 from ponder.policies import Certified, Confidence, Entropy, LastStep, Patience, Quantile
 from tests.ponder.checks import refused
@@ -486,7 +487,7 @@ def test_fresh_rows_are_judged_by_their_own_padding() -> None:
     assert made.found.met
     for fresh in (tokens(200, 6, 3), tokens(150, 8, 4)):
         steps = fresh.replay(made.found.policy).exit_step
-        differs = ponder.calibration.agreement.differences(fresh)[torch.arange(len(fresh)), steps - 1]
+        differs = differences(fresh)[torch.arange(len(fresh)), steps - 1]
         assert made.found.evaluate(fresh)[0] == pytest.approx(differs.double().mean().item())
 
 

@@ -1,0 +1,55 @@
+"""Whether answers are those of a reference, whose predictions stand in the trajectory as labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder.calibration.risks import RecordedRisk, losses_by_step
+from ponder.errors import ArgumentError
+from ponder.parts.recording import Recording
+
+__all__ = ["ReferenceRisk", "differences"]
+
+
+@dataclass(frozen=True)
+class ReferenceRisk(RecordedRisk):
+    """Whether the answer of each step is another than the label, which is what the reference predicts.
+
+    Args:
+        name: What certificates call it: ``"disagreement"`` where the reference is full depth of the model itself.
+    """
+
+    name: str = "disagreement_with_reference"
+    built_in = True
+
+    def by_step(self, trajectory: Recording) -> Tensor:
+        """1 where the answer is another, or where there is none, `(batch, steps)` float64.
+
+        Raises:
+            ArgumentError: No labels, or answers that are not the same or another.
+        """
+        if trajectory.labels is None or not trajectory.meaning.comparable:
+            raise ArgumentError(
+                "trajectory",
+                expected="answers that are the same or not, with those of the reference as labels",
+                got=f"the task {trajectory.task!r}, {'no labels' if trajectory.labels is None else 'with labels'}",
+                remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
+            )
+        task, mask, labels = trajectory.meaning, trajectory.mask, trajectory.labels
+        each = []
+        for outputs in trajectory.outputs.unbind(1):
+            same = task.same(task.predictions(task.without_padding(outputs, mask)), labels, mask=mask)
+            each.append(~(same & task.answered(outputs, mask)))  # NaN is no answer, so it is that of no reference
+        return torch.stack(each, 1).double()
+
+
+def differences(trajectory: Recording) -> Tensor:
+    """Whether each row's answer at each step is another than its label, `(batch, steps)` bool.
+
+    Raises:
+        ArgumentError: The trajectory has no labels.
+    """
+    return losses_by_step(ReferenceRisk(), trajectory) > 0
