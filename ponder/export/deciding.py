@@ -230,6 +230,22 @@ class _Margin(_OfClasses):
 
 
 @dataclass(frozen=True)
+class _Energy(_OfClasses):
+    threshold: float
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        output = _at_least_float32(_given(step.output))
+        greatest = output.max(-1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = greatest + np.log(np.exp(output - greatest[..., None]).sum(-1))
+            score = 1 / (1 + np.exp(-total))
+        return score > score.dtype.type(self.threshold), state
+
+
+@dataclass(frozen=True)
 class _Patience(NumpyPolicy):
     patience: int
     tolerance: float = 0.0
@@ -435,6 +451,7 @@ _KINDS: dict[str, type[Any]] = {
     "confidence": _Confidence,
     "entropy": _Entropy,
     "margin": _Margin,
+    "energy": _Energy,
     "patience": _Patience,
     "voting": _Voting,
     "fixed-step": _FixedStep,
@@ -508,8 +525,9 @@ def _at_least_float32(array: Array) -> Array:
 
 def _log_softmax(outputs: Array) -> Array:
     outputs = _at_least_float32(outputs)
-    shifted = outputs - outputs.max(-1, keepdims=True)
-    log_p: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of infinity: NaN, which lets no row go
+        shifted = outputs - outputs.max(-1, keepdims=True)
+        log_p: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return log_p
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,9 +38,11 @@ def negative_entropy(logits: Tensor) -> Tensor:
 def energy(logits: Tensor) -> Tensor:
     """The normalised energy score of He et al. 2025 (COSEE), turned to grow with certainty, `(…)` in [0, 1].
 
-    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c).
+    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where a logit is infinite:
+    an overflow is no certainty.
     """
-    return at_least_float32(logits).logsumexp(-1).sigmoid()
+    total = at_least_float32(logits).logsumexp(-1)
+    return total.masked_fill(total == torch.inf, torch.nan).sigmoid()
 
 
 SIGNALS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(

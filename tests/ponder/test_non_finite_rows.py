@@ -22,6 +22,7 @@ from ponder.export import deciding
 from ponder.policies import (
     Confidence,
     Converged,
+    Energy,
     Entropy,
     Expected,
     Learned,
@@ -82,7 +83,9 @@ def test_a_sweep_leaves_them_where_a_run_does(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [Confidence(0.0), Entropy(50.0), Margin(0.0), Quantile(0.0), Confidence(0.1).after(2)], ids=str
+    "policy",
+    [Confidence(0.0), Energy(0.0), Entropy(50.0), Margin(0.0), Quantile(0.0), Confidence(0.1).after(2)],
+    ids=str,
 )
 def test_a_row_without_a_finite_step_runs_to_the_end(policy: policies.ExitPolicy) -> None:
     trajectory = poisoned()
@@ -113,7 +116,9 @@ def test_nan_is_no_answer_that_could_be_counted(policy: policies.ExitPolicy, tas
     assert trajectory.replay(policy).exit_step.tolist() == [4, 4]
 
 
-@pytest.mark.parametrize("policy", [Patience(1), Voting(1), Voting(2)], ids=str)
+@pytest.mark.parametrize(
+    "policy", [Confidence(0.6), Energy(0.9), Margin(0.4), Patience(1), Voting(1), Voting(2)], ids=str
+)
 def test_an_export_counts_as_pytorch_does(policy: policies.ExitPolicy) -> None:
     trajectory = poisoned()
     ready, rows = deciding.read_policy(policy.to_dict()), len(trajectory)

@@ -31,6 +31,7 @@ POLICIES: list[ExitPolicy] = [
     policies.Entropy(0.4),
     policies.Entropy(0.3, normalize=True),
     policies.Margin(0.6),
+    policies.Energy(0.9),
     policies.Patience(2),
     policies.Voting(3),
     policies.FixedStep(3),
