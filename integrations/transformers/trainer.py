@@ -142,6 +142,8 @@ class PonderTrainer(Trainer):
             )
         model: Any = self.model
         stages, folder = model.recipe.stages, self.args.output_dir or ""
+        model.ponder.check_stages("leave all_stages out")
+        model.ponder.thaw_stage()
         before = {parameter: parameter.requires_grad for parameter in model.parameters()}
         apart = len(stages) > 1
         folders = [os.path.join(folder, f"stage-{n}") if apart else folder for n in range(1, len(stages) + 1)]

@@ -65,9 +65,10 @@ def fit(
     """Train a model through every stage of its recipe; needs the extra ``train``.
 
     The stages are those of `PonderWrapper.stages`, which `from_recipe` keeps; a model without any trains its own
-    objective. Each stage freezes what it does not train, and has an optimiser (AdamW) and a schedule of its own. What
-    was frozen before stays frozen in every stage: your own encoder, or all but the adapters of peft. Where it runs, and
-    on how many devices, is `accelerate`'s affair (`accelerate launch`).
+    objective (``model.stages = ()`` takes them away). Each stage freezes what it does not train, and has an optimiser
+    (AdamW) and a schedule of its own. What was frozen before, and not by `start_stage`, stays frozen in every stage:
+    your own encoder, or all but the adapters of peft. Where it runs, and on how many devices, is `accelerate`'s affair
+    (`accelerate launch`).
 
     Afterwards the model holds the weights of the best epoch of the last stage, mixed with those before it where the
     stage says so, is in evaluation mode, and is frozen where it was frozen before.
@@ -105,8 +106,9 @@ def fit(
         What happened in each epoch of each stage.
 
     Raises:
-        ArgumentError: An empty loader, batches without labels, a number out of range, a stage that would train
-            nothing, because all of it was frozen before, or a score that is NaN in every epoch of a stage.
+        ArgumentError: An empty loader, batches without labels, a number out of range, an objective that was assigned
+            and that no stage trains, a stage that would train nothing, because all of it was frozen before, or a score
+            that is NaN in every epoch of a stage.
         NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before that step.
         PonderError: accelerate is not installed.
 
@@ -156,7 +158,9 @@ def fit(
         )
     if seed is not None:
         torch.manual_seed(seed)
-    if recipe is not None:
+    if recipe is None:
+        wrapper.check_stages("set the wrapper's stages = ()")
+    else:
         _take(recipe, model, wrapper)
     stages = wrapper.stages or (Stage(wrapper.objective),)
     _check_teachers(stages, wrapper)
@@ -166,6 +170,7 @@ def fit(
         scored.check()
     if own and accelerator.log_with:
         accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
+    wrapper.thaw_stage()
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     frozen = [parameter for parameter, trained in before.items() if not trained]
     if isinstance(loader, DataLoader):

@@ -22,7 +22,7 @@ from ponder.integrations.transformers import (
     PonderForTokenClassification,
     PonderTrainer,
 )
-from ponder.objectives import FinalStep
+from ponder.objectives import DeepSupervision, FinalStep
 from ponder.policies import Bernoulli, Confidence, LastStep
 from tests.integrations.transformers.encoders import (
     CONFIGS,
@@ -786,6 +786,19 @@ def test_all_stages_spare_what_was_frozen_and_the_checkpoints_of_one_another(tmp
     assert all((tmp_path / stage / last / "model.safetensors").is_file() for stage in ("stage-1", "stage-2"))
     assert not list(tmp_path.glob("checkpoint-*"))
     assert trainer.args.output_dir == str(tmp_path)
+
+
+def test_all_stages_after_one_that_was_started_by_hand_and_an_objective_that_none_trains(tmp_path: Path) -> None:
+    model = make_model("bert", recipe="deebert")
+    model.start_stage(model.recipe.stages[1])  # which freezes the encoder
+    before = weights_of(model.encoder.encoder.layer[0])
+    trainer = make_trainer(model, tmp_path)
+    trainer.all_stages = True
+    trainer.train()
+    assert moved(before, model.encoder.encoder.layer[0])
+    model.ponder.objective = DeepSupervision("linear")
+    with refused("objective", "leave all_stages out"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("kind", [PonderForTokenClassification, PonderForQuestionAnswering])

@@ -691,6 +691,32 @@ def test_what_the_caller_froze_stays_frozen_in_a_stage() -> None:
     assert model.steps.fns[0][0].weight.requires_grad
 
 
+def test_what_a_stage_froze_is_not_taken_for_the_callers_doing() -> None:
+    """Trap: one stage started by hand, and `fit` after it left the encoder frozen in all of its own, in silence."""
+    model, other = make("deebert"), make("deebert")
+    mine = model.steps.fns[0][0].bias.requires_grad_(False)
+    other.steps.fns[0][0].bias.requires_grad_(False)
+    model.start_stage(model.stages[1])
+    fit(model)
+    fit(other)
+    assert weights(model).keys() == weights(other).keys()
+    assert all(torch.equal(weights(model)[name], tensor) for name, tensor in weights(other).items())
+    assert [weight for weight in model.parameters() if not weight.requires_grad] == [mine]
+
+
+def test_an_objective_that_no_stage_trains_is_refused() -> None:
+    """Trap: a second `fit` with another objective trained that of the recipe again, and put it back."""
+    model = make()
+    fit(model, epochs=1)
+    model.objective = objectives.FinalStep()
+    with refused("objective", "FinalStep()", "stages = ()"):
+        fit(model, epochs=1)
+    assert model.objective == objectives.FinalStep()
+    assert fit(model, epochs=1, recipe="palbert").stages[0].objective["name"] == "ponder"
+    model.objective, model.stages = objectives.FinalStep(), ()
+    assert fit(model, epochs=1).stages[0].objective == objectives.FinalStep().to_dict()
+
+
 def test_a_later_stage_without_its_teacher_is_found_at_once() -> None:
     stages = (recipes.Stage(objectives.FinalStep()), recipes.Stage(objectives.Distillation(teacher="frozen")))
     model = make(recipes.Recipe("mine", "none", stages=stages, policy=policies.LastStep()))
