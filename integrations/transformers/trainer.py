@@ -167,6 +167,7 @@ class PonderTrainer(Trainer):
                 checkpoint = None
                 model.finish_stage(stage)
                 if self.args.output_dir != folders[-1] and self.args.save_strategy != "no":
+                    self._save_rng_state(self.args.output_dir)
                     self.save_model(os.path.join(self.args.output_dir, _END), _internal_call=True)
         finally:
             self._at_full_depth = False
@@ -177,7 +178,10 @@ class PonderTrainer(Trainer):
         return found
 
     def _left_off(self, folders: list[str]) -> tuple[int, str | None]:
-        """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any."""
+        """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any.
+
+        Where it has none, the random numbers are those with which it began, too.
+        """
         done = 0
         while done < len(folders) - 1 and os.path.isdir(os.path.join(folders[done], _END)):
             done += 1
@@ -192,6 +196,8 @@ class PonderTrainer(Trainer):
             )
         if done:
             self._load_from_checkpoint(os.path.join(folders[done - 1], _END))
+        if checkpoint is None:  # else it has the random numbers that the stage goes on with
+            self._load_rng_state(folders[done - 1])
         return done, checkpoint
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:

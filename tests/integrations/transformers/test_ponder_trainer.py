@@ -726,9 +726,9 @@ class Counts(TrainerCallback):
         self.seen.append(Path(args.output_dir).name)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_stages_go_on_where_they_were_cut_off(stage: int, tmp_path: Path) -> None:
-    """In a model built anew, with the teacher and the mixed weights of one run."""
+@pytest.mark.parametrize("cut_off", [Cut(1, 3), Cut(2, 3), Cut(2, 1, before_it_is_saved=True)])
+def test_stages_go_on_where_they_were_cut_off(cut_off: Cut, tmp_path: Path) -> None:
+    """In a model built anew, with the teacher and the mixed weights of one run, and its random numbers."""
 
     def trainer(folder: Path) -> Any:
         model = make_model("bert", recipe=recipes.get("ponder"))
@@ -739,7 +739,7 @@ def test_stages_go_on_where_they_were_cut_off(stage: int, tmp_path: Path) -> Non
     whole = trainer(tmp_path / "whole")
     whole.train()
     cut = trainer(tmp_path / "cut")
-    cut.add_callback(Cut(stage, step=3))
+    cut.add_callback(cut_off)
     with pytest.raises(KeyboardInterrupt):
         cut.train()
     again = trainer(tmp_path / "cut")
