@@ -162,7 +162,7 @@ class PonderTrainer(Trainer):
                 self.optimizer = self.lr_scheduler = None
                 self._seen[True].taken()  # what the stage before saw after its last log
                 # As in `ponder.fit`: until the exits are trained, they say nothing of an epoch.
-                self._at_full_depth = stage is not stages[-1] and stage.train != "early_heads"
+                self._at_full_depth = stage is not stages[-1] and stage.train == "all"
                 found = super().train(checkpoint, *args, **kwargs)
                 checkpoint = None
                 model.finish_stage(stage)

@@ -82,7 +82,9 @@ def fit(
             the heads that it needs.
         epochs: Epochs of each stage, at most.
         held_out: Batches on which each epoch is scored, at the exits; the best epoch's weights are kept. With stages
-            still to come the score is that of full depth, unless a stage trains early heads alone.
+            still to come the score is that of full depth, unless a stage trains early heads or a Lambda head alone.
+            Where the policy looks at nothing that a stage trains (early heads under `LastStep`, say), all epochs score
+            alike: they all run, and the last is kept.
         metric: A function from outputs at the exits and labels, of all held-out rows, to a number, the higher the
             better (with an answer a token, of all labelled tokens). Where None the task's own: the accuracy (of tokens
             or labels where an example has several), or the negative squared error.
@@ -190,7 +192,7 @@ def fit(
                 wrapper.start_stage(stage)
                 for parameter in frozen:
                     parameter.requires_grad_(False)
-                exits_tell = number == len(stages) or stage.train == "early_heads"  # full depth cannot change there
+                exits_tell = number == len(stages) or stage.train != "all"  # else full depth cannot change
                 policy = wrapper.policy if exits_tell else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
                 run = _StageRun(model, wrapper, loader, scored, policy, options, accelerator, bar, tracking, main_input)
@@ -268,8 +270,9 @@ class _Best:
             self.since += 1
 
     def restore(self) -> None:
-        """Bring the best epoch back."""
-        self._model.load_state_dict(self._weights)
+        """Bring the best epoch back, where one was seen."""
+        if self._weights:
+            self._model.load_state_dict(self._weights)
 
 
 @dataclass
@@ -314,6 +317,7 @@ class _StageRun:
         rates = LambdaLR(optimizer, lambda step: options.share(step, total))
         self.bar.stage(title, total)
         epochs, best = list[EpochReport](), _Best(self.wrapper)
+        chosen = _tells_epochs_apart(self.policy, stage, self.wrapper.num_steps)
         for epoch in range(1, options.epochs + 1):
             where = f"{title}, epoch {epoch}"
             loss, means = self._epoch(prepared, optimizer, rates, total, where)
@@ -327,7 +331,7 @@ class _StageRun:
                     None if found is None else found.exit_step,
                 )
             )
-            if found is not None:
+            if found is not None and chosen:
                 best.see(epoch, found.score)
                 if options.patience is not None and best.since >= options.patience:
                     break
@@ -341,7 +345,7 @@ class _StageRun:
             objective=_told(stage.objective),
             trained=stage.train,
             epochs=tuple(epochs),
-            best_epoch=len(epochs) if self.held_out is None else best.epoch,
+            best_epoch=best.epoch or len(epochs),
             seconds=round(time.perf_counter() - started, 3),
             mixed=None if mixed is None else mixed.score,
         )
@@ -426,6 +430,13 @@ class _StageRun:
     def _autocast(self) -> AbstractContextManager[Any]:
         device = self.accelerator.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
+
+
+def _tells_epochs_apart(policy: ExitPolicy, stage: Stage, num_steps: int) -> bool:
+    """Whether the score at a policy's exits can change with what a stage trains; else all epochs have the same."""
+    if stage.train == "lambda_head":
+        return "hazard" in policy.needs
+    return stage.train == "all" or policy.exit_of_all(num_steps) != num_steps
 
 
 def _check_teachers(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:

@@ -153,6 +153,27 @@ class TestSelection:
         report = fit(model, held_out=[data(32)])
         assert [stage.epochs[0].exit_step for stage in report.stages] == [STEPS, 1, 1]
 
+    @pytest.mark.parametrize("train", ["early_heads", "lambda_head"])
+    def test_where_the_score_cannot_change_all_epochs_run_and_the_last_is_kept(self, train: Any) -> None:
+        """Trap: all epochs tie, so that the first was the best, and patience ended the stage."""
+        recipe = recipes.get("pabee" if train == "early_heads" else "palbert")
+        model = make(recipe, policy=policies.LastStep())
+        objective = objectives.DeepSupervision() if train == "early_heads" else model.objective
+        model.stages = (recipes.Stage(objective, train=train),)
+        report = fit(model, held_out=[data(32, seed=1)], epochs=5, patience=1)
+        assert (len(report.stages[0].epochs), report.stages[0].best_epoch) == (5, 5)
+        assert report.score is not None
+        once_more = make(recipe, policy=policies.LastStep())
+        once_more.stages = model.stages
+        fit(once_more, epochs=5)
+        assert all(torch.equal(tensor, weights(once_more)[name]) for name, tensor in weights(model).items())
+
+    def test_a_lambda_head_is_scored_at_the_exits_wherever_its_stage_stands(self) -> None:
+        model = make(policy=policies.Quantile(0.0))
+        halting = recipes.Stage(model.objective, train="lambda_head")
+        model.stages = (halting, recipes.Stage(model.objective))
+        assert fit(model, held_out=loader(), epochs=1).stages[0].epochs[0].exit_step == 1
+
     def test_stages_before_the_last_are_scored_at_full_depth(self) -> None:
         report = fit(make("deebert"), held_out=[data(32)], epochs=1)
         assert report.stages[0].epochs[0].exit_step == STEPS
