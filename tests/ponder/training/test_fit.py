@@ -725,6 +725,13 @@ def test_what_a_stage_froze_is_not_taken_for_the_callers_doing() -> None:
     assert [weight for weight in model.parameters() if not weight.requires_grad] == [mine]
 
 
+def test_held_out_labels_of_two_kinds_are_refused() -> None:
+    inputs, labels = data(16)
+    soft = nn.functional.one_hot(labels, 2).float()
+    with refused("held_out", "('rows',), ('rows', 2)", "argmax"):
+        fit(make(), held_out=[(inputs, labels), (inputs, soft)], epochs=1)
+
+
 def test_an_objective_that_no_stage_trains_is_refused() -> None:
     """Trap: a second `fit` with another objective trained that of the recipe again, and put it back."""
     model = make()
