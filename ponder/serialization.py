@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ponder._utils.files import (
     digest_of,
+    json_text,
     locked,
     make_folder,
     part_folder,
@@ -67,6 +68,7 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
     """
     check_model(model)
     settings = {"format": _FORMAT, **model.settings()}
+    json_text(_SETTINGS, settings)  # refused before anything is made
     weights = _apart(_unshared(_tensors(model)))
     folder = make_folder(folder)
     with locked(folder) as alone:

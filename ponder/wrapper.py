@@ -147,6 +147,7 @@ class PonderWrapper(EarlyExitModel):
         self.main_input_name: str | None = None
         """The name of the inputs in a batch that is a dict; None where the first entry is taken."""
         self._stages: tuple[Stage, ...] = ()
+        self._instead_of_stages = False  # whether an objective was assigned after the stages
         self.started_stage: Stage | None = None
         """The stage that `start_stage` started last; None before, and in a model that was just read."""
         self._frozen_by_stage: set[str] = set()
@@ -161,7 +162,7 @@ class PonderWrapper(EarlyExitModel):
     @objective.setter
     def objective(self, objective: Objective) -> None:
         self._check_objective(objective, self.prior)
-        self._objective = objective
+        self._objective, self._instead_of_stages = objective, True
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -175,7 +176,7 @@ class PonderWrapper(EarlyExitModel):
     def stages(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
             self._check_stage(stage, self.prior)
-        self._stages = tuple(stages)
+        self._stages, self._instead_of_stages = tuple(stages), False
 
     @property
     def prior(self) -> Prior | None:
@@ -439,12 +440,37 @@ class PonderWrapper(EarlyExitModel):
             self.attach_teacher(frozen_copy(self))
         start_heads(stage, self.head)
         self.objective, self.started_stage = stage.objective, stage
+        self._instead_of_stages = False
         encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]
         freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
         self._frozen_by_stage = {name for name, weight in self.named_parameters() if not weight.requires_grad} - theirs
         for name, weight in self.named_parameters():
             if name in theirs:
                 weight.requires_grad_(False)
+
+    def check_stages(self, instead: str) -> None:
+        """Refuse an objective that was assigned after the stages, before these are trained and it is not.
+
+        Args:
+            instead: How to train it alone.
+
+        Raises:
+            ArgumentError: No stage has this objective.
+        """
+        if self._instead_of_stages and self.stages and all(self.objective != one.objective for one in self.stages):
+            raise ArgumentError(
+                "objective",
+                expected="that of one of the model's stages, which are trained with their own",
+                got=f"{self.objective!r}, assigned after them, which none of them trains",
+                remedy=f"To train it alone, {instead}; to train the stages, assign model.stages[0].objective again.",
+            )
+
+    def thaw_stage(self) -> None:
+        """Take back what the stage that was started last has frozen; what the caller froze stays frozen."""
+        for name, weight in self.named_parameters():
+            if name in self._frozen_by_stage:
+                weight.requires_grad_(True)
+        self.forget_frozen()
 
     def forget_frozen(self) -> None:
         """Take what is frozen from now on for the caller's doing, and not for that of a stage."""

@@ -47,6 +47,7 @@ def deployment(
     Raises:
         PonderError: Ray Serve is not installed.
         ArgumentError: A number out of range, another word for `batching`, or a file of audits for several replicas.
+        ArgumentTypeError: `limits` are none.
 
     Example:
         >>> application = deployment("FOLDER", num_replicas=4)  # then: ray.serve.run(application, route_prefix="/")
@@ -56,13 +57,14 @@ def deployment(
     check_int("threads", threads)
     check_real("audit_share", audit_share, 0.0, 1.0)
     check_choice("batching", batching, get_args(Batching))
+    bounds = Limits.checked(limits)
     if audit_file is not None:
         _check_single(options)
     try:
         from ray import serve
     except ImportError as error:
         raise PonderError("deployment needs Ray Serve: pip install 'ponder-torch[ray]'.") from error
-    place, bounds = fspath(folder), limits or Limits()
+    place = fspath(folder)
     path = None if audit_file is None else Path(audit_file)
 
     def plan(model: ServedModel) -> AuditPlan | None:

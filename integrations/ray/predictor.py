@@ -11,6 +11,7 @@ import torch
 
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
+from ponder.inference.streaming import StreamOutput
 from ponder.integrations.transformers.serving import Batching, open_folder
 from ponder.serving import Limits, Text
 from ponder.serving.answers import answer_of
@@ -21,7 +22,8 @@ __all__ = ["Predictor"]
 class Predictor:
     """A class for `map_batches`: each of its workers reads the model once, and answers whole tables of texts.
 
-    It adds the columns `label` and `score` (`labels` or `value` for other tasks), `exit_step` and `truncated`.
+    It adds the columns `label` and `score` (`labels` or `value` for other tasks), `exit_step` and `truncated`, also to
+    a table without rows.
 
     Args:
         folder: The folder of the model, as for `ponder.integrations.transformers.serving.open_folder`; every worker
@@ -73,8 +75,8 @@ class Predictor:
             answer_of(self._model.task, self._model.labels, future.result(), truncated=truncated)
             for future, truncated in zip(futures, cut, strict=True)
         ]
-        left_out = {"scores", "overdue"}
-        names = [name for name in answers[0] if name not in left_out] if answers else []
+        shown = answers or [self._blank()]
+        names = [name for name in shown[0] if name not in {"scores", "overdue"}]
         if taken := sorted(set(batch).intersection(names)):
             raise ArgumentError(
                 "batch",
@@ -82,7 +84,13 @@ class Predictor:
                 got=", ".join(taken),
                 remedy="Rename them first: dataset.rename_columns({'label': 'gold'}), say.",
             )
-        return {**batch, **{name: _column([answer[name] for answer in answers]) for name in names}}
+        columns = {name: _column([answer[name] for answer in shown])[: len(texts)] for name in names}
+        return {**batch, **columns}
+
+    def _blank(self) -> dict[str, Any]:
+        """An answer to no text, which tells the columns of a table without rows."""
+        output = torch.zeros(max(len(self._model.labels), 1))
+        return answer_of(self._model.task, self._model.labels, StreamOutput(output, 1), truncated=False)
 
     def _texts(self, batch: Mapping[str, Any]) -> list[Text]:
         sides = []

@@ -78,8 +78,13 @@ class CapturedAdapter(Adapter):
         """What the encoder reads; the mask is for readouts too, and token types are left out where it has none."""
         return self._takes | {"attention_mask", "token_type_ids"}
 
-    def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
-        """See `Adapter.stem`; token types are left out where the encoder has none."""
+    def stem(self, inputs: Tree = None, **named: Any) -> tuple[Tree, dict[str, Any]]:
+        """See `Adapter.stem`; token types are left out where the encoder has none.
+
+        The main input may be named, as in a call of the encoder.
+        """
+        if inputs is None:
+            inputs = named.pop(self.main_input, None)
         if "token_type_ids" not in self._takes:
             named.pop("token_type_ids", None)
         hidden, context = self.learned().stem(inputs, **named)

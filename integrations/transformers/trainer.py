@@ -142,6 +142,8 @@ class PonderTrainer(Trainer):
             )
         model: Any = self.model
         stages, folder = model.recipe.stages, self.args.output_dir or ""
+        model.ponder.check_stages("leave all_stages out")
+        model.ponder.thaw_stage()
         before = {parameter: parameter.requires_grad for parameter in model.parameters()}
         apart = len(stages) > 1
         folders = [os.path.join(folder, f"stage-{n}") if apart else folder for n in range(1, len(stages) + 1)]
@@ -160,11 +162,12 @@ class PonderTrainer(Trainer):
                 self.optimizer = self.lr_scheduler = None
                 self._seen[True].taken()  # what the stage before saw after its last log
                 # As in `ponder.fit`: until the exits are trained, they say nothing of an epoch.
-                self._at_full_depth = stage is not stages[-1] and stage.train != "early_heads"
+                self._at_full_depth = stage is not stages[-1] and stage.train == "all"
                 found = super().train(checkpoint, *args, **kwargs)
                 checkpoint = None
                 model.finish_stage(stage)
                 if self.args.output_dir != folders[-1] and self.args.save_strategy != "no":
+                    self._save_rng_state(self.args.output_dir)
                     self.save_model(os.path.join(self.args.output_dir, _END), _internal_call=True)
         finally:
             self._at_full_depth = False
@@ -175,7 +178,10 @@ class PonderTrainer(Trainer):
         return found
 
     def _left_off(self, folders: list[str]) -> tuple[int, str | None]:
-        """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any."""
+        """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any.
+
+        Where it has none, the random numbers are those with which it began, too.
+        """
         done = 0
         while done < len(folders) - 1 and os.path.isdir(os.path.join(folders[done], _END)):
             done += 1
@@ -190,6 +196,8 @@ class PonderTrainer(Trainer):
             )
         if done:
             self._load_from_checkpoint(os.path.join(folders[done - 1], _END))
+        if checkpoint is None:  # else it has the random numbers that the stage goes on with
+            self._load_rng_state(folders[done - 1])
         return done, checkpoint
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -31,6 +31,7 @@ _PART = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}")  # what `part_folder` makes, and 
 __all__ = [
     "alone",
     "digest_of",
+    "json_text",
     "locked",
     "make_folder",
     "move",
@@ -100,16 +101,20 @@ def read_tensors(
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
+    write_text(path, json_text(path.name, data))
+
+
+def json_text(name: str, data: Mapping[str, Any]) -> str:
+    """What a JSON file of that name is to hold; refused where JSON has no such numbers."""
     try:
-        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError as error:
         raise ArgumentError(
             "data",
-            expected=f"finite numbers alone, as JSON has them, for {path.name}",
+            expected=f"finite numbers alone, as JSON has them, for {name}",
             got=f"NaN or infinity ({error})",
             remedy="Look at the fields of policy, prior, objective and stages.",
         ) from error
-    write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def as_policy_grid(
 
     Args:
         like: A class of policies with a threshold, a policy whose threshold is to be moved, or a callable
-            value → policy.
+            value → policy, which is given whole numbers as such.
         grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
         trajectory: What the policies will be tried on.
         look: Whether, where no grid is given, values between the statistics of the rows are tried too: all rows of a
@@ -162,7 +163,8 @@ def as_policy_grid(
             chose.
     """
     build, declared, default = _builder(like, trajectory)
-    values = default if grid is None else _ordered(grid)
+    given = default if grid is None else [_number(value) for value in grid]
+    values = default if grid is None else _ordered(given)
     if look and grid is None and declared is not None and not declared.whole and len(default) > 1:
         tried = PolicyGrid(declared.field, tuple(default), tuple(map(build, default)))
         found = (value for value in tried.between(trajectory) if default[0] <= value <= default[-1])
@@ -175,7 +177,7 @@ def as_policy_grid(
             got="None",
             remedy="Pass grid=[0.1, 0.2, …].",
         )
-    made = [_policy_of(build, value) for value in values]
+    made = [_policy_of(build, value) for value in (given if declared is None else values)]
     for policy in made:
         check_replay(trajectory, policy)
     if declared is None:
@@ -279,6 +281,11 @@ def _ordered(grid: Iterable[float]) -> list[float]:
     return values
 
 
+def _number(value: Any) -> float:
+    """A value as a number of Python, whole ones as such: a callable may make a count of it."""
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def _policy_of(build: Callable[[float], Any], value: float) -> ExitPolicy:
     policy = build(value)
     if not isinstance(policy, ExitPolicy):
@@ -326,6 +333,16 @@ def _exchanged(policy: ExitPolicy, new: dict[int, ExitPolicy]) -> ExitPolicy:
     """`policy` with the parts whose ids are keys of `new` exchanged."""
     if id(policy) in new:
         return new[id(policy)]
+    kind: Any = type(policy)
+    if not dataclasses.is_dataclass(kind):
+        if new.keys().isdisjoint(map(id, _all_of(policy))):
+            return policy
+        raise ArgumentTypeError(
+            kind.__name__,
+            expected="a frozen dataclass, of which a copy with another part can be made",
+            got="another class",
+            remedy="Write @dataclass(frozen=True) above it.",
+        )
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(policy):  # type: ignore[arg-type]
         value = getattr(policy, field.name)
@@ -339,8 +356,11 @@ def _exchanged(policy: ExitPolicy, new: dict[int, ExitPolicy]) -> ExitPolicy:
 def leaves_later(one: ExitPolicy, other: ExitPolicy) -> bool | None:
     """Whether rows leave later under `other` than under `one`, or earlier, on any data; None where that is open.
 
-    It is known where the two differ in declared thresholds alone, all of which are moved the same way.
+    It is known where the two differ in declared thresholds alone, all of which are moved the same way; of a class that
+    is no dataclass nobody knows what else differs.
     """
+    if not all(dataclasses.is_dataclass(part) for whole in (one, other) for part in _all_of(whole)):
+        return None
     own, theirs = list(_leaves(one)), list(_leaves(other))
     if len(own) != len(theirs) or _exchanged(one, dict(zip(map(id, own), theirs, strict=True))) != other:
         return None

@@ -211,6 +211,8 @@ class EarlyExitModel(nn.Module):
         if narrows and padding is not None:
             lengths = padding.lengths_of_stem(step_context, context)
             lengths = padding.lengths(context) if lengths is None else lengths
+            if step_context is not context and not padding.can_be_cut(hidden, step_context, context):
+                lengths = None
         source = ModelSource(
             self,
             hidden,

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree
+from ponder._utils.trees import Tree, map_tensors
 from ponder.engine.loop import Exits
 from ponder.engine.sources import ModelSource
 from ponder.errors import ArgumentError
@@ -150,14 +150,17 @@ def checkpointed(steps: Steps) -> Callable[..., Tree]:
     """Steps that keep no inner activations for the backward pass, which computes them again.
 
     What stays is the hidden state between steps, so that memory does not grow with the depth but by those. Random
-    numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice. Outside a
-    graph nothing changes.
+    numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice. A step is
+    given copies, since one that changes its state in place would begin again with the changed one. Outside a graph
+    nothing changes.
     """
 
     def run_step(step: int, hidden: Tree, **context: Any) -> Tree:
         if not torch.is_grad_enabled():
             return steps(step, hidden, **context)
-        return checkpoint(lambda state: steps(step, state, **context), hidden, use_reentrant=False)
+        return checkpoint(
+            lambda state: steps(step, map_tensors(Tensor.clone, state), **context), hidden, use_reentrant=False
+        )
 
     return run_step
 

@@ -187,6 +187,21 @@ class Padding:
         lengths = self.lengths(given) if self.width(steps) == self.width(given) else None
         return own if own is None else own.clamp(min=1) if lengths is None else own.maximum(lengths)
 
+    def can_be_cut(self, hidden: Tree, steps: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+        """Whether the lengths that are known are those of a state: not where a stem made it of other lengths.
+
+        Of such a state the mask that the stem was given tells nothing; one of its own, handed to the steps, does.
+
+        Args:
+            hidden: The hidden state, from the stem.
+            steps: The context of the steps, from the stem.
+            given: The context that the stem was called with.
+        """
+        if self.width(steps) is not None:  # `trim` compares
+            return True
+        there = (tensor.shape[along.dims[0]] for tensor, along in self.of_state(hidden) if along and along.dims)
+        return next(there, None) in (None, self.width(given))
+
     def width(self, context: Mapping[str, Any]) -> int | None:
         """How many positions the mask has; None where there is no mask."""
         mask = context.get(self.mask)

@@ -53,7 +53,7 @@ def create_app(
         ...     client.post("/predict", json={"texts": ["a text"]}).json()["num_steps"]
         4
     """
-    limits = limits or Limits()
+    limits = Limits.checked(limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ponder._utils.validation import check_int, check_real
+from ponder._utils.validation import check_int, check_real, check_type
 from ponder.errors import ArgumentError
 
 __all__ = ["Limits"]
@@ -53,6 +53,17 @@ class Limits:
                 got=self.max_texts,
                 remedy="A request of more texts than may wait could never be accepted.",
             )
+
+    @classmethod
+    def checked(cls, limits: Limits | None) -> Limits:
+        """The limits that a caller gives; those of a service that names none where None.
+
+        Raises:
+            ArgumentTypeError: They are none.
+        """
+        made = cls() if limits is None else limits
+        check_type("limits", made, cls, remedy="Pass ponder.serving.Limits(max_waiting=256), say, or None.")
+        return made
 
     @property
     def places(self) -> int:

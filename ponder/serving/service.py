@@ -97,7 +97,7 @@ class Service:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.model, self.limits, self._clock = model, limits or Limits(), clock
+        self.model, self.limits, self._clock = model, Limits.checked(limits), clock
         for policy in () if audit is None else audit.policies:
             model.check(policy)
         self._batcher = model.start(self.limits)

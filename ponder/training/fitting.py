@@ -65,9 +65,10 @@ def fit(
     """Train a model through every stage of its recipe; needs the extra ``train``.
 
     The stages are those of `PonderWrapper.stages`, which `from_recipe` keeps; a model without any trains its own
-    objective. Each stage freezes what it does not train, and has an optimiser (AdamW) and a schedule of its own. What
-    was frozen before stays frozen in every stage: your own encoder, or all but the adapters of peft. Where it runs, and
-    on how many devices, is `accelerate`'s affair (`accelerate launch`).
+    objective (``model.stages = ()`` takes them away). Each stage freezes what it does not train, and has an optimiser
+    (AdamW) and a schedule of its own. What was frozen before, and not by `start_stage`, stays frozen in every stage:
+    your own encoder, or all but the adapters of peft. Where it runs, and on how many devices, is `accelerate`'s affair
+    (`accelerate launch`).
 
     Afterwards the model holds the weights of the best epoch of the last stage, mixed with those before it where the
     stage says so, is in evaluation mode, and is frozen where it was frozen before.
@@ -81,7 +82,9 @@ def fit(
             the heads that it needs.
         epochs: Epochs of each stage, at most.
         held_out: Batches on which each epoch is scored, at the exits; the best epoch's weights are kept. With stages
-            still to come the score is that of full depth, unless a stage trains early heads alone.
+            still to come the score is that of full depth, unless a stage trains early heads or a Lambda head alone.
+            Where the policy looks at nothing that a stage trains (early heads under `LastStep`, say), all epochs score
+            alike: they all run, and the last is kept.
         metric: A function from outputs at the exits and labels, of all held-out rows, to a number, the higher the
             better (with an answer a token, of all labelled tokens). Where None the task's own: the accuracy (of tokens
             or labels where an example has several), or the negative squared error.
@@ -105,8 +108,9 @@ def fit(
         What happened in each epoch of each stage.
 
     Raises:
-        ArgumentError: An empty loader, batches without labels, a number out of range, a stage that would train
-            nothing, because all of it was frozen before, or a score that is NaN in every epoch of a stage.
+        ArgumentError: An empty loader, batches without labels, a number out of range, an objective that was assigned
+            and that no stage trains, a stage that would train nothing, because all of it was frozen before, or a score
+            that is NaN in every epoch of a stage.
         NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before that step.
         PonderError: accelerate is not installed.
 
@@ -156,7 +160,9 @@ def fit(
         )
     if seed is not None:
         torch.manual_seed(seed)
-    if recipe is not None:
+    if recipe is None:
+        wrapper.check_stages("set the wrapper's stages = ()")
+    else:
         _take(recipe, model, wrapper)
     stages = wrapper.stages or (Stage(wrapper.objective),)
     _check_teachers(stages, wrapper)
@@ -166,6 +172,7 @@ def fit(
         scored.check()
     if own and accelerator.log_with:
         accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
+    wrapper.thaw_stage()
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     frozen = [parameter for parameter, trained in before.items() if not trained]
     if isinstance(loader, DataLoader):
@@ -185,7 +192,7 @@ def fit(
                 wrapper.start_stage(stage)
                 for parameter in frozen:
                     parameter.requires_grad_(False)
-                exits_tell = number == len(stages) or stage.train == "early_heads"  # full depth cannot change there
+                exits_tell = number == len(stages) or stage.train != "all"  # else full depth cannot change
                 policy = wrapper.policy if exits_tell else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
                 run = _StageRun(model, wrapper, loader, scored, policy, options, accelerator, bar, tracking, main_input)
@@ -263,8 +270,9 @@ class _Best:
             self.since += 1
 
     def restore(self) -> None:
-        """Bring the best epoch back."""
-        self._model.load_state_dict(self._weights)
+        """Bring the best epoch back, where one was seen."""
+        if self._weights:
+            self._model.load_state_dict(self._weights)
 
 
 @dataclass
@@ -309,6 +317,7 @@ class _StageRun:
         rates = LambdaLR(optimizer, lambda step: options.share(step, total))
         self.bar.stage(title, total)
         epochs, best = list[EpochReport](), _Best(self.wrapper)
+        chosen = _tells_epochs_apart(self.policy, stage, self.wrapper.num_steps)
         for epoch in range(1, options.epochs + 1):
             where = f"{title}, epoch {epoch}"
             loss, means = self._epoch(prepared, optimizer, rates, total, where)
@@ -322,7 +331,7 @@ class _StageRun:
                     None if found is None else found.exit_step,
                 )
             )
-            if found is not None:
+            if found is not None and chosen:
                 best.see(epoch, found.score)
                 if options.patience is not None and best.since >= options.patience:
                     break
@@ -336,7 +345,7 @@ class _StageRun:
             objective=_told(stage.objective),
             trained=stage.train,
             epochs=tuple(epochs),
-            best_epoch=len(epochs) if self.held_out is None else best.epoch,
+            best_epoch=best.epoch or len(epochs),
             seconds=round(time.perf_counter() - started, 3),
             mixed=None if mixed is None else mixed.score,
         )
@@ -421,6 +430,13 @@ class _StageRun:
     def _autocast(self) -> AbstractContextManager[Any]:
         device = self.accelerator.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
+
+
+def _tells_epochs_apart(policy: ExitPolicy, stage: Stage, num_steps: int) -> bool:
+    """Whether the score at a policy's exits can change with what a stage trains; else all epochs have the same."""
+    if stage.train == "lambda_head":
+        return "hazard" in policy.needs
+    return stage.train == "all" or policy.exit_of_all(num_steps) != num_steps
 
 
 def _check_teachers(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:

@@ -80,7 +80,7 @@ class HeldOut:
         """Run all batches to their exits, in evaluation mode.
 
         Raises:
-            ArgumentError: There is no labelled row.
+            ArgumentError: There is no labelled row, or labels differ in kind from batch to batch.
         """
         outputs, labels, steps = list[Tensor](), list[Tensor](), list[Tensor]()
         task = model.task
@@ -100,6 +100,14 @@ class HeldOut:
         if task is None or not sum(map(len, labels)):
             raise ArgumentError(
                 "held_out", expected="at least one row with a label", got="none", remedy="Pass more data, or None."
+            )
+        kinds = {part.shape[1:] for part in labels}
+        if len(kinds) > 1:
+            raise ArgumentError(
+                "held_out",
+                expected="labels of one kind in all batches, to be scored together",
+                got=f"labels of shapes {', '.join(str(('rows', *kind)) for kind in sorted(kinds))}",
+                remedy="Make soft labels of all, or classes: labels.argmax(-1).",
             )
         exit_step = torch.cat(steps)
         counts = torch.bincount(exit_step, minlength=model.num_steps + 1)[1:]

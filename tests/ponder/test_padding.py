@@ -227,6 +227,16 @@ def test_a_state_of_other_lengths_without_a_mask_is_refused_in_streams() -> None
         engine.submit(torch.randn(4, WIDTH)).result()
 
 
+def test_a_state_of_other_lengths_without_a_mask_is_not_cropped_in_a_batch() -> None:
+    """Trap: the lengths of what the stem was given cut real positions off behind what it put in front, in silence."""
+    torch.manual_seed(0)
+    model, row_ids = model_behind(Prefixed(3, 1, mask=False)), torch.tensor([1, 9, 9])  # the longest leaves first
+    inputs, mask = torch.randn(3, 6, WIDTH), torch.arange(6) < torch.tensor([6, 4, 2])[:, None]
+    out = model(inputs, attention_mask=mask.long(), row_ids=row_ids)
+    model.padding = None
+    torch.testing.assert_close(out.outputs, model(inputs, attention_mask=mask.long(), row_ids=row_ids).outputs)
+
+
 def test_rows_are_no_shorter_where_the_mask_of_the_stem_is_as_wide() -> None:
     """A stem that turns the mask round, say, for steps that want it so."""
     given, padding = {"attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}, Padding()

@@ -182,6 +182,13 @@ def test_weights_of_another_model_are_named(folder: Path, other: dict[str, Any],
     assert_unchanged(before, target)
 
 
+def test_a_model_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies.Confidence, "to_dict", lambda self: {"name": "confidence", "threshold": float("inf")})
+    with refused("data", "NaN or infinity", "ponder.json"):
+        ponder.save(model(policy=policies.Confidence(0.9)), tmp_path / "new" / "folder")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_safetensors_file_of_another_program_is_refused(folder: Path) -> None:
     import hashlib
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 import ponder
 from ponder import policies
-from ponder.analysis.policy_grid import as_policy_grid
+from ponder.analysis.policy_grid import as_policy_grid, grids_of
 from ponder.analysis.sweeps import measure, sweep
 from ponder.policies import (
     Bernoulli,
@@ -450,6 +451,45 @@ def test_a_class_that_refuses_in_its_own_way_is_swept_by_a_callable() -> None:
     as_shares = trajectory.sweep(Percent, [0.5, 0.9])
     assert (curve.threshold, as_shares.threshold) == ("value", "level")
     assert curve.to_dict()["mean_exit_step"] == as_shares.to_dict()["mean_exit_step"]
+
+
+class Both(ExitPolicy):
+    """A composite of a user's that is no dataclass."""
+
+    needs = frozenset({"output"})
+
+    def __init__(self, *policies: ExitPolicy) -> None:
+        self.policies = policies
+
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        return self.policies
+
+    def init(self, batch: PolicyBatch) -> Any:
+        return tuple(policy.init(batch) for policy in self.policies)
+
+    def decide(self, step: Any, state: Any) -> Any:
+        answers = [policy.decide(step, own) for policy, own in zip(self.policies, state, strict=True)]
+        return answers[0][0] & answers[1][0], tuple(own for _, own in answers)
+
+
+def test_a_composite_that_is_no_dataclass_is_tried_as_it_is_and_its_parts_are_not_moved() -> None:
+    """Trap: a TypeError of `dataclasses`, from certificates and grids that compare their policies."""
+    trajectory, grid = recorded(rows=200), [0.4, 0.6]
+    made = as_policy_grid(lambda value: Both(Confidence(value), Patience(1)), grid, trajectory)
+    assert made.exits_get_later is None
+    expected = as_policy_grid(lambda value: Confidence(value) & Patience(1), grid, trajectory).exit_steps(trajectory)
+    assert torch.equal(made.exit_steps(trajectory), expected)
+    with refused("Both", "dataclass", type_error=True):
+        list(grids_of(Both(Confidence(0.5), Patience(1)), trajectory, 5))
+
+
+def test_a_callable_is_given_whole_numbers_as_such() -> None:
+    trajectory = recorded()
+    for grid in ([1, 2, 3], range(1, 4), np.arange(1, 4)):
+        curve = sweep(trajectory, lambda count: Patience(count), grid)
+        assert [point.threshold for point in curve.points] == [1.0, 2.0, 3.0]
+        assert curve.policies == (Patience(1), Patience(2), Patience(3))
+    assert sweep(trajectory, lambda value: Quantile(value), torch.linspace(0.25, 0.75, 3)).policies[1] == Quantile(0.5)
 
 
 def test_what_is_inherited_for_all_rows_is_not_for_another_decision() -> None:

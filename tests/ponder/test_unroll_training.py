@@ -168,6 +168,26 @@ def test_checkpointed_steps_give_the_same_gradients(name: str) -> None:
     torch.testing.assert_close(gradients, expected, rtol=0.0, atol=0.0)
 
 
+class InPlace(nn.Linear):
+    """A step that changes its state in place, as a step may."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(super().forward(hidden.mul_(2.0)))
+
+
+def test_checkpointed_steps_may_change_their_state_in_place() -> None:
+    """Trap: computed again for the backward pass, a step began with the state that it had changed."""
+    torch.manual_seed(0)
+    steps = [nn.Linear(8, 8), InPlace(8, 8), nn.Linear(8, 8)]
+    model = ponder.PonderWrapper(steps, head=nn.Linear(8, 3), objective=objectives.DeepSupervision())
+    inputs = torch.randn(6, 8)
+    loss, expected = trained(model, inputs, {})
+    model.checkpoint_steps = True
+    again, gradients = trained(model, inputs, {})
+    assert torch.equal(loss, again)
+    torch.testing.assert_close(gradients, expected, rtol=0.0, atol=0.0)
+
+
 def transformer(num_steps: int, **options: Any) -> ponder.PonderWrapper:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, nhead=2, dim_feedforward=64, dropout=0.3, batch_first=True)

@@ -37,8 +37,8 @@ class Classification(Smoothable):
         weight: A number > 0 for each class, by which the loss of a row of that class is multiplied, smoothed or not, at
             every step; a soft label is so much of each class. PyTorch's own weighs the smoothing by class instead: all
             rows would then learn the heavy class. The mean over rows is taken as ever, where PyTorch's would be divided
-            by the weights of the batch: weights of about 1 keep the rate of learning. Training alone asks for them, and
-            they are not saved with a model.
+            by the weights of the batch: weights of about 1 keep the rate of learning. Training alone asks for weights
+            and smoothing, and neither is saved with a model: give one that was read its task again to train it further.
 
     Example:
         >>> task = Classification(label_smoothing=0.1)

@@ -36,6 +36,13 @@ def test_a_file_of_audits_is_for_one_replica(options: dict[str, Any]) -> None:
         deployment("FOLDER", audit_file="audit.json", **options)
 
 
+@pytest.mark.parametrize("limits", [{}, 256])
+def test_limits_of_another_type_are_refused_before_a_replica_starts(limits: Any) -> None:
+    for make in (lambda: deployment("FOLDER", limits), lambda: create_app(served(toy()), limits)):
+        with refused("limits", "a Limits", "Limits(max_waiting=256)", type_error=True):
+            make()
+
+
 def test_another_word_for_batching_is_refused_before_a_replica_starts() -> None:
     with refused("batching", "'windows'"):
         deployment("FOLDER", batching="windows")  # type: ignore[arg-type]

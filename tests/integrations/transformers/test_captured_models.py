@@ -264,6 +264,14 @@ def test_images_are_refused_by_a_model_of_texts() -> None:
         build(tiny_encoder(BY_NAME["vit"]))
 
 
+def test_the_main_input_may_be_named_as_in_a_call_of_the_encoder() -> None:
+    adapter = make("roberta")._adapter
+    example = example_for(adapter.encoder)
+    named, _ = adapter.stem(**example)
+    given, _ = adapter.stem(example.pop("input_ids"), **example)
+    assert torch.equal(named, given)
+
+
 def test_token_types_are_left_out_where_the_encoder_has_none() -> None:
     model = make("distilbert", recipe="vanilla")
     batch = batch_for(model.encoder)

@@ -22,7 +22,7 @@ from ponder.integrations.transformers import (
     PonderForTokenClassification,
     PonderTrainer,
 )
-from ponder.objectives import FinalStep
+from ponder.objectives import DeepSupervision, FinalStep
 from ponder.policies import Bernoulli, Confidence, LastStep
 from tests.integrations.transformers.encoders import (
     CONFIGS,
@@ -726,9 +726,9 @@ class Counts(TrainerCallback):
         self.seen.append(Path(args.output_dir).name)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_stages_go_on_where_they_were_cut_off(stage: int, tmp_path: Path) -> None:
-    """In a model built anew, with the teacher and the mixed weights of one run."""
+@pytest.mark.parametrize("cut_off", [Cut(1, 3), Cut(2, 3), Cut(2, 1, before_it_is_saved=True)])
+def test_stages_go_on_where_they_were_cut_off(cut_off: Cut, tmp_path: Path) -> None:
+    """In a model built anew, with the teacher and the mixed weights of one run, and its random numbers."""
 
     def trainer(folder: Path) -> Any:
         model = make_model("bert", recipe=recipes.get("ponder"))
@@ -739,7 +739,7 @@ def test_stages_go_on_where_they_were_cut_off(stage: int, tmp_path: Path) -> Non
     whole = trainer(tmp_path / "whole")
     whole.train()
     cut = trainer(tmp_path / "cut")
-    cut.add_callback(Cut(stage, step=3))
+    cut.add_callback(cut_off)
     with pytest.raises(KeyboardInterrupt):
         cut.train()
     again = trainer(tmp_path / "cut")
@@ -786,6 +786,19 @@ def test_all_stages_spare_what_was_frozen_and_the_checkpoints_of_one_another(tmp
     assert all((tmp_path / stage / last / "model.safetensors").is_file() for stage in ("stage-1", "stage-2"))
     assert not list(tmp_path.glob("checkpoint-*"))
     assert trainer.args.output_dir == str(tmp_path)
+
+
+def test_all_stages_after_one_that_was_started_by_hand_and_an_objective_that_none_trains(tmp_path: Path) -> None:
+    model = make_model("bert", recipe="deebert")
+    model.start_stage(model.recipe.stages[1])  # which freezes the encoder
+    before = weights_of(model.encoder.encoder.layer[0])
+    trainer = make_trainer(model, tmp_path)
+    trainer.all_stages = True
+    trainer.train()
+    assert moved(before, model.encoder.encoder.layer[0])
+    model.ponder.objective = DeepSupervision("linear")
+    with refused("objective", "leave all_stages out"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("kind", [PonderForTokenClassification, PonderForQuestionAnswering])

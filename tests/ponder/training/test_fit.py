@@ -153,6 +153,27 @@ class TestSelection:
         report = fit(model, held_out=[data(32)])
         assert [stage.epochs[0].exit_step for stage in report.stages] == [STEPS, 1, 1]
 
+    @pytest.mark.parametrize("train", ["early_heads", "lambda_head"])
+    def test_where_the_score_cannot_change_all_epochs_run_and_the_last_is_kept(self, train: Any) -> None:
+        """Trap: all epochs tie, so that the first was the best, and patience ended the stage."""
+        recipe = recipes.get("pabee" if train == "early_heads" else "palbert")
+        model = make(recipe, policy=policies.LastStep())
+        objective = objectives.DeepSupervision() if train == "early_heads" else model.objective
+        model.stages = (recipes.Stage(objective, train=train),)
+        report = fit(model, held_out=[data(32, seed=1)], epochs=5, patience=1)
+        assert (len(report.stages[0].epochs), report.stages[0].best_epoch) == (5, 5)
+        assert report.score is not None
+        once_more = make(recipe, policy=policies.LastStep())
+        once_more.stages = model.stages
+        fit(once_more, epochs=5)
+        assert all(torch.equal(tensor, weights(once_more)[name]) for name, tensor in weights(model).items())
+
+    def test_a_lambda_head_is_scored_at_the_exits_wherever_its_stage_stands(self) -> None:
+        model = make(policy=policies.Quantile(0.0))
+        halting = recipes.Stage(model.objective, train="lambda_head")
+        model.stages = (halting, recipes.Stage(model.objective))
+        assert fit(model, held_out=loader(), epochs=1).stages[0].epochs[0].exit_step == 1
+
     def test_stages_before_the_last_are_scored_at_full_depth(self) -> None:
         report = fit(make("deebert"), held_out=[data(32)], epochs=1)
         assert report.stages[0].epochs[0].exit_step == STEPS
@@ -689,6 +710,39 @@ def test_what_the_caller_froze_stays_frozen_in_a_stage() -> None:
     model.start_stage(first)
     assert not mine.requires_grad
     assert model.steps.fns[0][0].weight.requires_grad
+
+
+def test_what_a_stage_froze_is_not_taken_for_the_callers_doing() -> None:
+    """Trap: one stage started by hand, and `fit` after it left the encoder frozen in all of its own, in silence."""
+    model, other = make("deebert"), make("deebert")
+    mine = model.steps.fns[0][0].bias.requires_grad_(False)
+    other.steps.fns[0][0].bias.requires_grad_(False)
+    model.start_stage(model.stages[1])
+    fit(model)
+    fit(other)
+    assert weights(model).keys() == weights(other).keys()
+    assert all(torch.equal(weights(model)[name], tensor) for name, tensor in weights(other).items())
+    assert [weight for weight in model.parameters() if not weight.requires_grad] == [mine]
+
+
+def test_held_out_labels_of_two_kinds_are_refused() -> None:
+    inputs, labels = data(16)
+    soft = nn.functional.one_hot(labels, 2).float()
+    with refused("held_out", "('rows',), ('rows', 2)", "argmax"):
+        fit(make(), held_out=[(inputs, labels), (inputs, soft)], epochs=1)
+
+
+def test_an_objective_that_no_stage_trains_is_refused() -> None:
+    """Trap: a second `fit` with another objective trained that of the recipe again, and put it back."""
+    model = make()
+    fit(model, epochs=1)
+    model.objective = objectives.FinalStep()
+    with refused("objective", "FinalStep()", "stages = ()"):
+        fit(model, epochs=1)
+    assert model.objective == objectives.FinalStep()
+    assert fit(model, epochs=1, recipe="palbert").stages[0].objective["name"] == "ponder"
+    model.objective, model.stages = objectives.FinalStep(), ()
+    assert fit(model, epochs=1).stages[0].objective == objectives.FinalStep().to_dict()
 
 
 def test_a_later_stage_without_its_teacher_is_found_at_once() -> None:
