@@ -201,7 +201,7 @@ class FinetunedClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> Self:
-        """Read what `save_pretrained` wrote.
+        """Read what `save_pretrained` wrote, in the type of weights in which it was saved.
 
         Raises:
             CheckpointError: A file is missing, damaged or of another save, or the model in the folder was changed after
@@ -225,7 +225,7 @@ class FinetunedClassifier(nn.Module):
                     f"{place}: the model or its exits are not those that were saved together. Fit the exits again."
                 )
             heads = read_tensors(place / _HEADS, _FORMAT)[0]
-            made = cls(load_finetuned(place))
+            made = cls(load_finetuned(place, "auto"))  # in another type it would answer otherwise than was certified
         _check_answers(made.classifier, settings, place)
         own = made.heads.state_dict()
         if own.keys() != heads.keys() or any(own[name].shape != heads[name].shape for name in own):

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -116,8 +116,14 @@ def saved_head(config: PretrainedConfig) -> tuple[str, HeadKind] | None:
     return None if kind is None else (name, kind)
 
 
-def load_finetuned(source: str | PathLike[str]) -> PreTrainedModel:
-    """A whole fine-tuned model in float32; nothing of it may be random.
+def load_finetuned(
+    source: str | PathLike[str], dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> PreTrainedModel:
+    """A whole fine-tuned model; nothing of it may be random.
+
+    Args:
+        source: A folder, or a name on the hub.
+        dtype: The type of its weights; ``"auto"`` is that in which it was saved.
 
     Raises:
         CheckpointError: The folder or the hub holds no such model, or only a part of it.
@@ -137,7 +143,7 @@ def load_finetuned(source: str | PathLike[str]) -> PreTrainedModel:
         lambda config: _loader(config).from_config(config, trust_remote_code=False),
         exact=False,
         trust_remote_code=False,
-        dtype=torch.float32,
+        dtype=dtype,
     )
     if info["missing_keys"]:  # a pooler, without which an encoder is whole, and a classifier is not
         missing = ", ".join(sorted(info["missing_keys"])[:3])

@@ -269,7 +269,15 @@ def _builder(
 
 
 def _ordered(grid: Iterable[float]) -> list[float]:
-    values = [float(value) for value in grid]
+    try:
+        values = [float(value) for value in grid]
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            "grid",
+            expected="numbers, strictly rising or strictly falling",
+            got=repr(grid),
+            remedy="Pass grid=[0.1, 0.2, …].",
+        ) from error
     steps = [after - before for before, after in itertools.pairwise(values)]
     if not values or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
         raise ArgumentError(

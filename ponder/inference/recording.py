@@ -25,6 +25,8 @@ from ponder.inference.passes import (
     row_context,
     rows_at,
 )
+from ponder.parts.padding import Padding
+from ponder.parts.tasks.base import IGNORED_LABEL
 from ponder.trajectory import Trajectory
 
 __all__ = ["record"]
@@ -79,7 +81,8 @@ def record(
             one to test, say, get ids of their own by it, as they do where one `record` of all is split afterwards.
 
     Raises:
-        ArgumentError: An empty data set, an example that cannot be read or run, or labels that do not fit.
+        ArgumentError: An empty data set, an example that cannot be read or run, or labels that do not fit: with an
+            answer a token, more or fewer than the row has tokens.
 
     Example:
         >>> record(model, inputs, labels=labels).outputs.shape
@@ -109,6 +112,8 @@ def record(
         if of_batch is None or labels is not None:
             own = _labels_of(examples) if labels is None else rows_at(labels, examples)
             length = None if model.padding is None else max([example.length for example in examples]) or None
+            if per_token and model.padding is not None:
+                _check_aligned(own, examples, model.padding)
             of_batch = join_labels(own, per_token, length)
         given = row_context(policy_context, examples, None)
         row_ids = torch.tensor([first_row + example.position for example in examples])
@@ -135,6 +140,21 @@ def _labels_of(examples: Sequence[Example]) -> list[Tensor | None]:
         if example.unread is not None:
             raise no_label(example.unread)
     return [example.labels for example in examples]
+
+
+def _check_aligned(labels: Sequence[Tensor | None], examples: Sequence[Example], padding: Padding) -> None:
+    """Refuse labels that are not those of a row's positions: they would be filled up, or cut off, to its length."""
+    for label, example in zip(labels, examples, strict=True):
+        width = padding.width(example.context)
+        if label is None or width is None or label.dim() < 2:
+            continue
+        if label.shape[1] < example.length or bool((label[:, width:] != IGNORED_LABEL).any()):
+            raise ArgumentError(
+                "labels",
+                expected=f"one for each of the row's {example.length} positions",
+                got=str(label.shape[1]),
+                remedy=f"Label tokens, not words: {IGNORED_LABEL} where a token has no label, and where there is none.",
+            )
 
 
 def _unrolled(

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, take_rows
-from ponder._utils.validation import check_int, check_real
+from ponder._utils.trees import Tree, check_rows, take_rows
+from ponder._utils.validation import check_int, check_real, check_type
 from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, CheckpointError
@@ -147,9 +147,15 @@ class Watched:
 
         Args:
             inputs: Inputs of a call, batch first.
-            outputs: The outputs that were given, `(batch, …)`.
+            outputs: The outputs that were given, `(batch, …)`, as the model gives them: logits, not classes.
             context: Context of the call.
+
+        Raises:
+            ArgumentError: There are not as many outputs as inputs. That they are of another shape than the model's is
+                found by `run_audits`.
         """
+        check_type("outputs", outputs, Tensor, remedy="Pass torch.as_tensor(outputs).")
+        check_rows("outputs", outputs, check_rows("inputs", inputs))
         if self.at_full_depth:
             return
         chosen = [row for row in range(outputs.shape[0]) if self.audit.chosen()]
@@ -168,6 +174,9 @@ class Watched:
 
         Returns:
             How many rows were audited.
+
+        Raises:
+            ArgumentError: Outputs that `seen` was given are of another shape than the model's.
         """
         count = 0
         while self._waiting:
@@ -205,6 +214,13 @@ class Watched:
 
     def _disagreements(self, given: _Given) -> list[bool]:
         full = self.model.exits(given.inputs, given.context, LastStep())
+        if given.outputs.shape != full.outputs.shape:
+            raise _refusal(
+                "outputs",
+                f"what the model gives for these rows, of shape {tuple(full.outputs.shape)}",
+                f"shape {tuple(given.outputs.shape)}",
+                "Give `seen` the outputs themselves, such as logits, neither classes nor those of another model.",
+            )
         mask = self.model.positions(given.context) if self._task.per_position else None
         same = self._task.same(
             self._task.predictions(self._task.without_padding(given.outputs, mask)),

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["FunctionModule", "as_module"]
 
@@ -51,11 +51,16 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
         fn: The callable.
 
     Raises:
+        ArgumentTypeError: It cannot be called.
         ArgumentError: It uses modules or parameters which the model could not own: a function's closure, defaults and
             globals are not copied, moved or saved with a model.
     """
     if isinstance(fn, nn.Module):
         return fn
+    if not callable(fn):
+        raise ArgumentTypeError(
+            argument, expected="a module or a function", got=repr(fn), remedy="Pass the function itself, not its name."
+        )
     owner = getattr(fn, "__self__", None)
     if isinstance(owner, nn.Module) and fn in (owner.forward, owner.__call__):
         return owner  # other methods of a module are callables that hold it

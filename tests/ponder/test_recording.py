@@ -114,6 +114,21 @@ def test_answers_for_every_token(how: str, policy: ExitPolicy) -> None:
     torch.testing.assert_close(exits.outputs, predicted.outputs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["argument", "examples"])
+@pytest.mark.parametrize("change", [-1, 2])
+def test_labels_of_more_or_fewer_tokens_than_a_row_has_are_refused(how: str, change: int) -> None:
+    """They were filled up with −100, or cut off, in silence: labels of words stood beside tokens."""
+    model, rows, lengths = lengthy(task="token_classification", readout=ponder.readouts.identity)
+    labels = [torch.zeros(len(row), dtype=torch.long) for row in rows]
+    wrong = int(lengths.argmax())
+    labels[wrong] = torch.zeros(len(rows[wrong]) + change, dtype=torch.long)
+    with refused(f"dataset[{wrong}]", f"labels: expected one for each of the row's {len(rows[wrong])}", "-100"):
+        if how == "argument":
+            model.record(rows, labels=labels, batch_size=3)
+        else:
+            model.record([(row, {"labels": own}) for row, own in zip(rows, labels, strict=True)], batch_size=3)
+
+
 @dataclass(frozen=True)
 class Budget(ExitPolicy):
     """Each row leaves at the step that its own budget allows."""

@@ -256,6 +256,13 @@ BAD: dict[str, tuple[Callable[[ponder.Trajectory], Any], str, str]] = {
 }
 
 
+@pytest.mark.parametrize("grid", [0.5, ["half"]], ids=["one number", "no numbers"])
+def test_a_grid_without_numbers_is_refused(grid: Any) -> None:
+    trajectory = recorded()
+    with refused("grid", "expected numbers", type_error=True):
+        trajectory.sweep(Quantile, grid)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(name: str) -> None:
     call, argument, words = BAD[name]

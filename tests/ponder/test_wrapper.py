@@ -230,6 +230,12 @@ def test_a_call_names_a_policy_by_instance_too() -> None:
         model.eval().unroll(inputs).replay("last-step")
 
 
+@pytest.mark.parametrize("name", ["readout", "stem"])
+def test_the_name_of_a_function_is_not_the_function(name: str) -> None:
+    with refused(name, "expected a module or a function; got 'mean'", "not its name", type_error=True):
+        wrap(make_toy("stacked"), **{name: "mean"})
+
+
 def test_unknown_tasks_are_refused() -> None:
     with refused("task", "classification", "'sentiment'"):
         plain(task="sentiment", outputs=2)

@@ -127,6 +127,27 @@ def test_saved_and_loaded_with_the_plain_classifier_in_the_same_folder(name: str
     assert before.exit_step.min() < model.num_steps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_what_was_certified_in_another_precision_is_read_in_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Read in float32, it was another model than the certified one, and the certificate was kept."""
+    plain = classifier().to(dtype)
+    model = FinetunedClassifier.from_finetuned(plain)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for weight in model.heads.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator).to(dtype))
+    promise = ("a promise", "disagreement", 0.1, 0.95, "exact_binomial", 300, "threshold", 0.4, 0.01)
+    model.policy = policies.Certified(Confidence(0.4), *promise, path=((0.4, 0.02, 0.01),), num_steps=4)
+    model.save_pretrained(tmp_path)
+    again = FinetunedClassifier.from_pretrained(tmp_path)
+    with torch.no_grad():
+        one, other = model(**batch()), again(**batch())
+    assert other.outputs.dtype == dtype
+    assert torch.equal(one.outputs, other.outputs)
+    assert torch.equal(one.exit_step, other.exit_step)
+    again.save_pretrained(tmp_path / "again")  # the weights are those of the certificate
+
+
 def test_predict_runs_rows_of_several_lengths() -> None:
     plain = classifier()
     model = FinetunedClassifier.from_finetuned(plain)
@@ -300,12 +321,12 @@ def test_two_saves_at_a_time_are_never_mixed(tmp_path: Path, monkeypatch: pytest
 
     load = finetuned.load_finetuned
 
-    def loading(place: Path) -> Any:
+    def loading(place: Path, *given: Any) -> Any:
         handle = os.open(place, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(handle)
-        return load(place)
+        return load(place, *given)
 
     monkeypatch.setattr(finetuned, "load_finetuned", loading)
     FinetunedClassifier.from_pretrained(tmp_path)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.monitor import Audit, StepBack, Watched
 from ponder.monitor.state_file import StateFile
 from ponder.policies import ExitPolicy, StepView
@@ -241,6 +241,23 @@ def test_nan_agrees_with_nothing() -> None:
     watched.seen(torch.tensor([3.0, 0.0, 0.0]).expand(20, 3), nan)
     watched.run_audits()
     assert watched.audit.stage == 1
+
+
+def test_outputs_that_are_not_those_of_the_inputs_are_refused() -> None:
+    """Fewer rows were audited in silence, and classes in the place of logits compared as if they were logits."""
+    model, inputs = agreeing(), torch.randn(6, 3)
+    given = model(inputs).outputs
+    for outputs in (given[:5], torch.cat([given, given])):
+        with pytest.raises(ArgumentError, match=r"^outputs: expected a tensor with the batch first, \(6, …\)"):
+            Watched(model, ORDER, every()).seen(inputs, outputs)
+    with pytest.raises(ArgumentTypeError, match=r"^outputs: expected a Tensor .* got ndarray"):
+        Watched(model, ORDER, every()).seen(inputs, given.numpy())
+    for outputs in (given.argmax(1), torch.randn(6, 4)):
+        watched = Watched(model, ORDER, every())
+        watched.seen(inputs, outputs)
+        with pytest.raises(ArgumentError, match=r"^outputs: expected .* of shape \(6, 3\); got shape \(6"):
+            watched.run_audits()
+        assert (watched.audit.audits, watched.waiting) == (0, 0)
 
 
 class FlippingPadding(nn.Module):
