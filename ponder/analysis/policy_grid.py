@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -163,7 +163,7 @@ def as_policy_grid(
             chose.
     """
     build, declared, default = _builder(like, trajectory)
-    given = default if grid is None else [_number(value) for value in grid]
+    given = default if grid is None else _numbers(grid)
     values = default if grid is None else _ordered(given)
     if look and grid is None and declared is not None and not declared.whole and len(default) > 1:
         tried = PolicyGrid(declared.field, tuple(default), tuple(map(build, default)))
@@ -268,9 +268,10 @@ def _builder(
     return like, None, []
 
 
-def _ordered(grid: Iterable[float]) -> list[float]:
+def _numbers(grid: Iterable[Any]) -> list[float]:
+    """The values as numbers of Python, whole ones as such: a callable may make a count of them."""
     try:
-        values = [float(value) for value in grid]
+        return [int(value) if isinstance(value, Integral) else float(value) for value in grid]
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(
             "grid",
@@ -278,6 +279,10 @@ def _ordered(grid: Iterable[float]) -> list[float]:
             got=repr(grid),
             remedy="Pass grid=[0.1, 0.2, …].",
         ) from error
+
+
+def _ordered(given: Sequence[float]) -> list[float]:
+    values = [float(value) for value in given]
     steps = [after - before for before, after in itertools.pairwise(values)]
     if not values or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
         raise ArgumentError(
@@ -287,11 +292,6 @@ def _ordered(grid: Iterable[float]) -> list[float]:
             remedy="Sort them and leave out what is there twice.",
         )
     return values
-
-
-def _number(value: Any) -> float:
-    """A value as a number of Python, whole ones as such: a callable may make a count of it."""
-    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _policy_of(build: Callable[[float], Any], value: float) -> ExitPolicy:
