@@ -103,6 +103,8 @@ class PonderWrapper(EarlyExitModel):
         torch.Size([5])
     """
 
+    _instead_of_stages = False  # whether an objective was assigned after the stages; so in what was pickled without it
+
     def __init__(
         self,
         steps: Steps | Step | Sequence[Step],
@@ -147,7 +149,6 @@ class PonderWrapper(EarlyExitModel):
         self.main_input_name: str | None = None
         """The name of the inputs in a batch that is a dict; None where the first entry is taken."""
         self._stages: tuple[Stage, ...] = ()
-        self._instead_of_stages = False  # whether an objective was assigned after the stages
         self.started_stage: Stage | None = None
         """The stage that `start_stage` started last; None before, and in a model that was just read."""
         self._frozen_by_stage: set[str] = set()

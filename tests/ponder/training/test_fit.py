@@ -725,6 +725,13 @@ def test_what_a_stage_froze_is_not_taken_for_the_callers_doing() -> None:
     assert [weight for weight in model.parameters() if not weight.requires_grad] == [mine]
 
 
+def test_a_model_that_an_earlier_version_pickled_is_trained() -> None:
+    """Trap: it does not know whether its objective was assigned after its stages."""
+    model = make()
+    vars(model).pop("_instead_of_stages", None)
+    assert fit(copy.deepcopy(model), epochs=1).stages[0].objective == model.stages[0].objective.to_dict()
+
+
 def test_held_out_labels_of_two_kinds_are_refused() -> None:
     inputs, labels = data(16)
     soft = nn.functional.one_hot(labels, 2).float()
