@@ -507,6 +507,7 @@ class PonderWrapper(EarlyExitModel):
             "objective": self.objective.to_dict(),
             "prior": None if self.prior is None else self.prior.to_dict(),
             "stages": [stage.to_dict() for stage in self.stages],
+            "instead_of_stages": self._instead_of_stages,
         }
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
@@ -530,6 +531,7 @@ class PonderWrapper(EarlyExitModel):
             ) from error
         self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
         self._objective, self._policy, self._stages = objective, policy, stages
+        self._instead_of_stages = settings.get("instead_of_stages", False) is True
 
     def extra_repr(self) -> str:
         """Policy, prior and objective, which no submodule shows."""

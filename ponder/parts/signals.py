@@ -38,8 +38,8 @@ def negative_entropy(logits: Tensor) -> Tensor:
 def energy(logits: Tensor) -> Tensor:
     """The normalised energy score of He et al. 2025 (COSEE), turned to grow with certainty, `(…)` in [0, 1].
 
-    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where a logit is infinite:
-    an overflow is no certainty.
+    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where a logit is +∞: an
+    overflow is no certainty.
     """
     total = at_least_float32(logits).logsumexp(-1)
     return total.masked_fill(total == torch.inf, torch.nan).sigmoid()

@@ -732,6 +732,18 @@ def test_a_model_that_an_earlier_version_pickled_is_trained() -> None:
     assert fit(copy.deepcopy(model), epochs=1).stages[0].objective == model.stages[0].objective.to_dict()
 
 
+def test_an_objective_that_was_assigned_after_the_stages_is_so_in_a_model_that_was_read(tmp_path: Path) -> None:
+    """Trap: the stages were trained in silence, and never the objective that the folder names."""
+    saved, read = make(), make()
+    read.objective = 3.0 * read.objective
+    ponder.save(saved, tmp_path / "stages")
+    fit(ponder.load(read, tmp_path / "stages"), epochs=1)  # what the reader had been assigned is gone
+    saved.objective = 2.0 * saved.objective
+    ponder.save(saved, tmp_path / "assigned")
+    with refused("objective", "assigned after them"):
+        fit(ponder.load(make(), tmp_path / "assigned"), epochs=1)
+
+
 def test_held_out_labels_of_two_kinds_are_refused() -> None:
     inputs, labels = data(16)
     soft = nn.functional.one_hot(labels, 2).float()
