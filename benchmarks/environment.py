@@ -29,6 +29,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # below AVX512, see `benchmarks.bf16`
         "threads": torch.get_num_threads(),
     }
 

@@ -34,6 +34,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks import metrics
+from benchmarks.bf16 import quick_products
 from benchmarks.examples import Collator, load_tokenizer
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
@@ -237,7 +238,7 @@ def train_stage(
     ended = None if checkpoint is None else _epochs_where_it_ended(checkpoint)
     if ended is not None:
         trainer.args.num_train_epochs = ended  # nothing is left but to load the best epoch
-    with _attention_for_training(model):
+    with _attention_for_training(model), quick_products(config.bf16):
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = [entry for entry in trainer.state.log_history if "eval_score" in entry]
     return {

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DataCollatorForTokenClassification, PrinterCallback, TrainingArguments, set_seed
 
 from benchmarks import backbones
+from benchmarks.bf16 import quick_products
 from benchmarks.checksum import digest, with_checksum
 from benchmarks.environment import environment
 from benchmarks.examples import load_tokenizer
@@ -170,7 +171,8 @@ def _train(
             all_stages=True,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with quick_products(config.bf16):
+            trainer.train()
     names = ("epoch", "loss", "expected_steps", "kl")
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [{name: round(entry[name], 6) for name in names if name in entry} for entry in history]
