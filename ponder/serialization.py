@@ -67,7 +67,7 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
         Confidence(threshold=0.9)
     """
     check_model(model)
-    settings = {"format": _FORMAT, **model.settings()}
+    settings = {"format": _FORMAT, **model.settings(), "policy": model.policy_to_save().to_dict()}
     json_text(_SETTINGS, settings)  # refused before anything is made
     weights = _apart(_unshared(_tensors(model)))
     folder = make_folder(folder)
@@ -124,6 +124,7 @@ def load(model: M, folder: str | Path) -> M:
         )
     model.apply_settings(settings)
     model.load_state_dict(weights, strict=False)
+    model.take_saved_policy(model.policy)
     return model
 
 

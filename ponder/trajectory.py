@@ -133,13 +133,23 @@ class Trajectory(Recording):
             for name in parts[0]
         }
         training = any(trajectory.training for trajectory in trajectories)
-        return dataclasses.replace(first._with(joined), training=training)
+        known = {trajectory.weights for trajectory in trajectories}
+        if len(known - {None}) > 1:
+            raise ArgumentError(
+                "trajectories",
+                expected="runs of one model, with the same weights",
+                got="runs of other weights, by their digests",
+                remedy="Record all data with the model as it is now.",
+            )
+        weights = known.pop() if len(known) == 1 else None
+        return dataclasses.replace(first._with(joined), training=training, weights=weights)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file (whole, or not at all)."""
         own = {name: tensor.clone() for name, tensor in self.tensors().items()}  # two may be one, as h_n with no head
         task = Custom.name if self.task and answers_otherwise(self.meaning) else self.task or ""
         told = {"format": _FORMAT, "task": task, **({"training": "true"} if self.training else {})}
+        told |= {} if self.weights is None else {"weights": self.weights}
         write_tensors(path, own, told | _said(task, self.meaning))
 
     @classmethod
@@ -159,6 +169,7 @@ class Trajectory(Recording):
             task=metadata.get("task") or None,
             training=metadata.get("training") == "true",
             task_object=None if said is None else Custom(classes=said == "true"),
+            weights=metadata.get("weights"),
         )
         return empty._with(tensors)
 

@@ -469,6 +469,7 @@ def _with_heads(model: FinetunedClassifier, seen: Trajectory, answers: Tensor, p
         labels=seen.meaning.predictions(answers[part]),
         row_ids=seen.row_ids[part],
         mask=None if seen.mask is None else seen.mask[part],
+        weights=model.ponder.weights_digest(),  # the heads have learned since
     )
 
 

@@ -11,7 +11,6 @@ A saved folder is the plain classifier's own, which Transformers reads as before
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +53,7 @@ from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along
 from ponder.parts.tasks import Span
 from ponder.policies import ExitPolicy, LastStep
-from ponder.policies.certified import certificates, is_certified
+from ponder.policies.certified import certificates
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput, PonderWrapper
 
@@ -99,7 +98,6 @@ class FinetunedClassifier(nn.Module):
         self.seed: int | None = None
         self.split = SPLIT
         self.learned_by: int | None = None
-        self._certified: str | None = None  # the digest of the weights for which certificates were given
         self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
         self.main_input_name = classifier.main_input_name
         labels = int(classifier.config.num_labels or 0)
@@ -232,7 +230,7 @@ class FinetunedClassifier(nn.Module):
             raise CheckpointError(f"{place / _HEADS}: the heads are of another model. Fit the exits again.")
         made.heads.load_state_dict(heads)
         try:
-            made.policy = ExitPolicy.from_dict(settings["policy"])
+            made.ponder.take_saved_policy(ExitPolicy.from_dict(settings["policy"]))
         except Exception as error:  # whatever a constructor does with values that it was not written for
             raise CheckpointError(f"{place / EXITS_FILE}: its policy cannot be used ({error}). Save again.") from error
         made.seed, made.split = settings.get("seed"), settings.get("split", 1)
@@ -268,7 +266,7 @@ class FinetunedClassifier(nn.Module):
 
     def _check_certificate(self) -> None:
         """Refuse to write a certificate beside weights for which it was not given."""
-        if is_certified(self.policy) and self._certified != weights_digest(self):
+        if self.ponder.has_stale_certificate():
             raise ArgumentError(
                 "model",
                 expected="the weights for which its policy was certified",
@@ -334,10 +332,7 @@ class FinetunedClassifier(nn.Module):
 
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
-        given, before = list(certificates(policy)), list(certificates(self.ponder.policy))
         self.ponder.policy = policy
-        if not all(certificate in before for certificate in given):  # the others keep what they were given for
-            self._certified = weights_digest(self)
 
     def forward(self, inputs: Tensor | None = None, policy: ExitPolicy | None = None, **context: Any) -> PonderOutput:
         """Each row to its exit, in evaluation mode.
@@ -430,15 +425,6 @@ def _has_adapters(model: object) -> bool:
     if isinstance(model, str | PathLike):
         return (Path(model) / "adapter_config.json").is_file()
     return isinstance(model, nn.Module) and any(type(m).__module__.startswith("peft.") for m in model.modules())
-
-
-def weights_digest(model: nn.Module) -> str:
-    """The SHA-256 of all weights, whatever the device."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def has_exits(folder: str | PathLike[str]) -> bool:

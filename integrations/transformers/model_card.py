@@ -69,7 +69,7 @@ def evaluation_of(trajectory: Trajectory, policy: ExitPolicy, data: str, metric:
 
 
 def _card(model: Any, name: str) -> str:
-    kind, config = type(model), model.config
+    kind, config, policy = type(model), model.config, model.ponder.kept_policy()
     sections = [
         _front_matter(kind.pipeline_tag),
         _MARKER,
@@ -89,7 +89,7 @@ def _card(model: Any, name: str) -> str:
                 ("", ""),
                 [
                     ("Recipe", f"`{model.recipe.name}` ({model.recipe.paper})"),
-                    ("Policy", f"`{model.policy!r}`"),
+                    ("Policy", f"`{policy!r}`"),
                     ("Reads", f"`{config.readout}`"),
                     ("Answers", _answers(model)),
                 ],
@@ -97,7 +97,7 @@ def _card(model: Any, name: str) -> str:
         ),
         "## What is promised of its exits",
         *(
-            [f"{each.statement} ({each.rows} calibration rows, {each.bound})" for each in certificates(model.policy)]
+            [f"{each.statement} ({each.rows} calibration rows, {each.bound})" for each in certificates(policy)]
             or ["Nothing: its policy is not certified. `ponder.control_risk` certifies one."]
         ),
         "## What was measured",

@@ -288,6 +288,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             **kwargs,
         )
         model.learn_encoder()
+        model.ponder.take_saved_policy(model.policy)
         return (model, info) if with_info else model
 
     def learn_encoder(self) -> None:
@@ -368,6 +369,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         """
         self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
         self.config.recipe = {**self.config.recipe, **self._assigned()}
+        if self.ponder.has_stale_certificate():
+            self.config.recipe = {**self.config.recipe, "policy": self.ponder.policy_to_save().to_dict()}
         save = super().save_pretrained
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)

@@ -24,7 +24,7 @@ from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
 from ponder.optim import parameter_groups
 from ponder.parts.tasks import Span, Task
-from ponder.policies import ExitPolicy, LastStep
+from ponder.policies import LastStep
 from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
 
@@ -256,7 +256,7 @@ class PonderTrainer(Trainer):
         self._seen[False].taken()
         self._evaluated = self._rows = 0  # batches, and rows, of this process
         wrapper = _wrapper_in(self.model) if self._at_full_depth else None
-        with nullcontext() if wrapper is None else _with_policy(wrapper, LastStep()):
+        with nullcontext() if wrapper is None else wrapper.temporary_policy(LastStep()):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
@@ -352,16 +352,6 @@ def _with_task(wrapper: PonderWrapper, task: Task | None) -> Iterator[None]:
         yield
     finally:
         wrapper.task = own
-
-
-@contextmanager
-def _with_policy(wrapper: PonderWrapper, policy: ExitPolicy) -> Iterator[None]:
-    """Another policy for the length of a block."""
-    own, wrapper.policy = wrapper.policy, policy
-    try:
-        yield
-    finally:
-        wrapper.policy = own
 
 
 def _labels_of(inputs: Any) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The digest in a certificate as JSON, by which one that was changed by hand is known, with PyTorch or without."""
+"""Certificates as JSON, with PyTorch or without: the digest by which a change by hand is known, and taking them off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ponder.errors import ArgumentError
 
-__all__ = ["check_digest", "json_digest"]
+__all__ = ["check_digest", "json_digest", "without_certificates"]
 
 
 def json_digest(data: Mapping[str, Any]) -> str:
@@ -33,6 +33,18 @@ def check_digest(data: Mapping[str, Any]) -> None:
             got="one that was changed since: the certificate says nothing of it",
             remedy="Write the policy inside without its certificate, or certify again.",
         )
+
+
+def without_certificates(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What `policy.to_dict()` gave, for another model than the one that was certified."""
+    if data.get("name") == "certified":
+        return without_certificates(data["policy"])
+    made = dict(data)
+    if "policy" in made:
+        made["policy"] = without_certificates(made["policy"])
+    if "policies" in made:
+        made["policies"] = [without_certificates(part) for part in made["policies"]]
+    return made
 
 
 def _canonical(data: Any) -> Any:

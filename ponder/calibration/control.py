@@ -166,6 +166,7 @@ def control_risk(
         p_value=None if place is None or bound == "conformal" else path[place][2],
         path=path,
         num_steps=trajectory.num_steps,
+        weights=trajectory.weights,
     )
     mean_step = float(trajectory.num_steps) if chosen is None else float(steps[chosen].double().mean())
     return RiskControl(policy, chosen is not None, mean_step, statement, trajectory, risk)

@@ -19,7 +19,7 @@ from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.export.manifest import Manifest
 
-__all__ = ["ModelSpec", "NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take", "without_certificates"]
+__all__ = ["ModelSpec", "NumpyPolicy", "StepView", "TaskSpec", "read_policy", "take"]
 
 Array = NDArray[Any]
 
@@ -490,18 +490,6 @@ def read_policy(data: Any) -> NumpyPolicy:
     except (KeyError, TypeError) as error:
         raise _refusal(f"{name!r} with other fields ({error})") from error
     return policy
-
-
-def without_certificates(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What `policy.to_dict()` gave, for another model than the one that was certified."""
-    if data.get("name") == "certified":
-        return without_certificates(data["policy"])
-    made = dict(data)
-    if "policy" in made:
-        made["policy"] = without_certificates(made["policy"])
-    if "policies" in made:
-        made["policies"] = [without_certificates(part) for part in made["policies"]]
-    return made
 
 
 def _refusal(got: str) -> ArgumentError:

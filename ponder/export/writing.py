@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ponder._utils.certificates import without_certificates
 from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder._utils.files import (
     digest_of,
@@ -28,7 +29,7 @@ from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.export.deciding import ModelSpec, read_policy, without_certificates
+from ponder.export.deciding import ModelSpec, read_policy
 from ponder.export.examples import check_texts
 from ponder.export.graphs import (
     FlatTree,
@@ -339,7 +340,7 @@ class _Writer:
             classes=task.classes,
             numbers=task.numbers,
             own_answers=_has_own_answers(task),
-            policy=model.policy.to_dict(),
+            policy=model.policy_to_save().to_dict(),
             inputs=inputs,
             hidden=tuple(slot.spec for slot in self.hidden_slots),
             context=tuple(slot.spec for slot in self.context_slots),

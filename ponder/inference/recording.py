@@ -130,7 +130,7 @@ def record(
             got=f"none for {unlabelled} of {len(order)} rows or more",
             remedy="Label all examples, or pass labels= to the call.",
         )
-    joined = Trajectory.cat(parts)
+    joined = replace(Trajectory.cat(parts), weights=model.weights_digest())
     return joined.map(lambda tensor: tensor[order])
 
 

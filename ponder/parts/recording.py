@@ -35,6 +35,8 @@ class Recording:
         training: Whether the run was one of training mode, with dropout and the statistics of the batch: such answers
             are not those that the model gives, and no certificate is based on them.
         task_object: The task itself, where `task` is no name of the library's; not written to files.
+        weights: SHA-256 of the weights that gave the outputs, as `model.record` notes it; None where nobody did. A
+            certificate is about these weights.
     """
 
     outputs: Tensor
@@ -47,6 +49,7 @@ class Recording:
     policy_context: Mapping[str, Tensor] | None = None
     training: bool = False
     task_object: Task | None = None
+    weights: str | None = None
 
     def __len__(self) -> int:
         return self.outputs.shape[0]

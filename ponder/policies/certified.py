@@ -47,6 +47,8 @@ class Certified(PolicyWrapper):
         p_value: The p-value of the chosen threshold; None where there is none.
         path: The values that were tested, in order, with the empirical risk and the p-value of each.
         num_steps: N of the run that certified it, the only number of steps that it serves; None in files of before.
+        weights: SHA-256 of the weights of that run, the only ones that it is about; None where the trajectory did not
+            tell them (`model.record` does, `model.unroll` does not), and in files of before.
 
     Example:
         >>> policy = ponder.control_risk(trajectory, policies.Confidence, level=0.05).policy
@@ -65,6 +67,7 @@ class Certified(PolicyWrapper):
     p_value: float | None
     path: tuple[tuple[float, float, float], ...]
     num_steps: int | None = None
+    weights: str | None = None
     knob_name = renamed_attribute("knob_name", "threshold_name")
     knob_value = renamed_attribute("knob_value", "threshold_value")
 

@@ -997,6 +997,17 @@ def test_a_certificate_and_a_report_do_not_go_on_to_what_they_are_not_about(tmp_
     assert fitted_columns(ponder.export.onnx(small(), folder, example=X)) == ()
 
 
+def test_a_certificate_of_other_weights_is_not_exported(tmp_path: Path) -> None:
+    model = small()
+    made = ponder.control_risk(model.record(torch.cat([X] * 40)), policies.Confidence, level=0.9).policy
+    model.policy = made.after(2)
+    with torch.no_grad():
+        model.head.weight.add_(0.5)
+    with pytest.warns(UserWarning, match="changed after its policy was certified"):
+        folder = ponder.export.onnx(model, tmp_path, example=X)
+    assert OnnxModel(folder).policy == made.policy.after(2).to_dict()
+
+
 def test_a_length_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     with pytest.raises(ArgumentError, match="max_length: expected at most 16 tokens"):

@@ -1,0 +1,159 @@
+"""A certificate is about the weights of the run that it was given on, and is not taken for one about others."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ponder
+from ponder import policies, priors
+from ponder._utils.weights import digest_of_weights
+from ponder.errors import ArgumentError
+
+ROWS = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+OTHER = "policy: expected one that was certified on a run of this model with the weights that it has now"
+
+
+def model(seed: int = 0) -> ponder.PonderWrapper:
+    torch.manual_seed(seed)
+    return ponder.PonderWrapper(nn.Linear(8, 8), 4, head=nn.Linear(8, 3), task="classification").eval()
+
+
+def certified(made: ponder.PonderWrapper, level: float = 0.5) -> policies.ExitPolicy:
+    return ponder.control_risk(made.record(ROWS), policies.Confidence, level=level).policy
+
+
+def change(made: nn.Module) -> None:
+    with torch.no_grad():
+        next(made.parameters()).add_(0.25)
+
+
+def test_a_recording_tells_the_weights_and_a_call_does_not(tmp_path: Path) -> None:
+    made = model()
+    recorded = made.record(ROWS)
+    assert recorded.weights == made.weights_digest() != model(1).weights_digest()
+    assert made.unroll(ROWS).weights is None
+    recorded.save(tmp_path / "run.safetensors")
+    assert ponder.Trajectory.load(tmp_path / "run.safetensors").weights == recorded.weights
+    assert recorded.map(lambda tensor: tensor[:3]).weights == recorded.weights
+
+
+def test_runs_of_two_models_are_not_joined() -> None:
+    one, other = model().record(ROWS), model(1).record(ROWS, first_row=300)
+    with pytest.raises(ArgumentError, match="trajectories: expected runs of one model, with the same weights"):
+        ponder.Trajectory.cat([one, other])
+    assert ponder.Trajectory.cat([one, one]).weights == one.weights
+    assert ponder.Trajectory.cat([one, replace(other, weights=None)]).weights is None  # nobody knows
+
+
+def test_a_certificate_of_other_weights_is_refused() -> None:
+    made, other = model(), model(1)
+    policy = certified(made)
+    before = other.policy
+    for given in (policy, policy.after(2), policies.ExitPolicy.from_dict(policy.to_dict())):
+        with pytest.raises(ArgumentError, match=OTHER):
+            other.policy = given
+        made.policy = given
+    assert other.policy is before
+    other.policy = policy.policy  # type: ignore[attr-defined]  # it promises nothing
+    change(made)
+    made.policy = before
+    with pytest.raises(ArgumentError, match=OTHER):
+        made.policy = policy
+
+
+def test_the_certificate_that_a_model_has_stays_what_it_is() -> None:
+    made = model()
+    made.policy = policy = certified(made)
+    change(made)
+    assert made.has_stale_certificate()
+    made.policy = policy  # the same one: nobody claims more
+    made.policy = policy.after(2)
+    with made.temporary_policy(policies.LastStep()):
+        assert made.policy == policies.LastStep()
+    assert made.has_stale_certificate()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_stale_certificate_is_not_saved(told: bool, tmp_path: Path) -> None:
+    made = model()
+    recorded = made.record(ROWS) if told else made.unroll(ROWS)
+    made.policy = ponder.control_risk(recorded, policies.Confidence, level=0.5).policy
+    ponder.save(made, tmp_path / "fresh")
+    fresh = ponder.load(model(2), tmp_path / "fresh")
+    assert fresh.policy == made.policy
+    for each in (made, fresh):
+        change(each)
+        with pytest.warns(UserWarning, match="changed after its policy was certified"):
+            ponder.save(each, tmp_path / "stale")
+        assert ponder.load(model(3), tmp_path / "stale").policy == made.policy.policy  # type: ignore[attr-defined]
+
+
+def test_weights_that_come_back_are_those_of_the_certificate(tmp_path: Path) -> None:
+    made = model()
+    made.policy = certified(made)
+    weights = copy.deepcopy(made.state_dict())
+    change(made)
+    made.load_state_dict(weights)
+    ponder.save(made, tmp_path)
+    assert ponder.load(model(1), tmp_path).policy == made.policy
+    assert not copy.deepcopy(made).has_stale_certificate()
+
+
+def test_weights_that_are_read_in_another_precision_are_others(tmp_path: Path) -> None:
+    made = model()
+    made.policy = certified(made)
+    ponder.save(made, tmp_path)
+    with pytest.warns(UserWarning, match="certified for other weights than were loaded"):
+        half = ponder.load(model(1).bfloat16(), tmp_path)
+    assert half.has_stale_certificate()
+
+
+def test_a_model_is_built_before_its_weights_are_there() -> None:
+    made = model()
+    policy = certified(made)
+    torch.manual_seed(5)
+    again = ponder.PonderWrapper(nn.Linear(8, 8), 4, head=nn.Linear(8, 3), task="classification", policy=policy)
+    assert again.has_stale_certificate()
+    again.load_state_dict(made.state_dict())
+    assert not again.has_stale_certificate()
+
+
+def test_what_answers_do_not_come_from_does_not_count() -> None:
+    made = model()
+    lambda_head = ponder.LambdaHead(8)
+    halting = ponder.PonderWrapper(nn.Linear(8, 8), 4, head=nn.Linear(8, 3), lambda_head=lambda_head)
+    before = halting.weights_digest()
+    halting.prior = priors.Learned(4)
+    assert halting.weights_digest() == before != made.weights_digest()
+    assert made.weights_digest() == made.train().weights_digest()
+
+
+def test_weights_that_cannot_be_read_are_not_known() -> None:
+    linear = nn.Linear(2, 2)
+    assert digest_of_weights([linear, None]) == digest_of_weights([None, linear])
+    assert digest_of_weights([nn.Linear(2, 2, device="meta")]) is None
+    linear.register_buffer("sparse", torch.eye(2).to_sparse())
+    assert digest_of_weights([linear]) is None
+    made = model()
+    policy = certified(made)
+    made.to("meta")
+    made.policy = policy  # and nothing is claimed
+    assert not made.has_stale_certificate()
+
+
+def test_order_shape_and_type_of_weights_count() -> None:
+    zeros = nn.ParameterList([torch.zeros(2, 3), torch.zeros(0)])
+    seen = {digest_of_weights([zeros]), digest_of_weights([nn.ParameterList([torch.zeros(3, 2), torch.zeros(0)])])}
+    seen |= {digest_of_weights([copy.deepcopy(zeros).bfloat16()]), digest_of_weights([zeros, zeros])}
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    seen |= {digest_of_weights([one, two]), digest_of_weights([two, one])}
+    assert len(seen) == 6
+    assert None not in seen
+    turned = nn.ParameterList([torch.arange(6.0).reshape(2, 3).T])  # it lies otherwise in memory
+    assert digest_of_weights([turned]) == digest_of_weights([nn.ParameterList([turned[0].detach().contiguous()])])
