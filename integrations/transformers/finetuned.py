@@ -29,6 +29,7 @@ from ponder._utils.columns import fitted_columns
 from ponder._utils.files import digest_of, locked, read_json, read_tensors, write_json, write_tensors
 from ponder._utils.modes import evaluating
 from ponder._utils.validation import check_choice
+from ponder.engine.certificates import has_stale_certificate
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
@@ -266,7 +267,7 @@ class FinetunedClassifier(nn.Module):
 
     def _check_certificate(self) -> None:
         """Refuse to write a certificate beside weights for which it was not given."""
-        if self.ponder.has_stale_certificate():
+        if has_stale_certificate(self.ponder):
             raise ArgumentError(
                 "model",
                 expected="the weights for which its policy was certified",
@@ -341,7 +342,12 @@ class FinetunedClassifier(nn.Module):
             inputs: The main input, which may be named as the classifier names it too: `input_ids`, say.
             policy: Decides instead of the model's own policy.
             context: `attention_mask`, `token_type_ids`, and what else `PonderWrapper.forward` takes.
+
+        Raises:
+            ArgumentError: Labels in training mode: their loss would train the classifier too.
         """
+        if self.training and any(context.get(name) is not None for name in ("labels", "start_positions")):
+            self.check_trainable()
         main = self._main(inputs, context)
         return self.ponder(main, policy=policy, **honoured(context))
 
@@ -349,6 +355,20 @@ class FinetunedClassifier(nn.Module):
         """Full depth, no exit; arguments as for a call and for `PonderWrapper.unroll`."""
         main = self._main(inputs, context)
         return self.ponder.unroll(main, **honoured(context))
+
+    def check_trainable(self) -> None:
+        """Refuse to be trained on labels, as `ponder.fit` and `PonderTrainer` would.
+
+        Raises:
+            ArgumentError: Always: full depth would no longer answer as the classifier does.
+        """
+        raise ArgumentError(
+            "model",
+            expected="a model whose encoder is to learn from labels",
+            got="a FinetunedClassifier, which answers at full depth as its classifier does",
+            remedy="Train its early heads with fit_exits(model, encodings). An encoder with exits learns from labels: "
+            "PonderForSequenceClassification.from_encoder(…).",
+        )
 
     def _main(self, inputs: Tensor | None, context: dict[str, Any]) -> Tensor:
         found: Tensor | None = context.pop(self.main_input_name, None) if inputs is None else inputs

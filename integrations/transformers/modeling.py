@@ -20,6 +20,7 @@ from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedM
 
 from ponder import recipes
 from ponder.analysis.metrics import MetricLike
+from ponder.engine.certificates import has_stale_certificate, policy_to_save
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
@@ -369,8 +370,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         """
         self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
         self.config.recipe = {**self.config.recipe, **self._assigned()}
-        if self.ponder.has_stale_certificate():
-            self.config.recipe = {**self.config.recipe, "policy": self.ponder.policy_to_save().to_dict()}
+        if has_stale_certificate(self.ponder):
+            self.config.recipe = {**self.config.recipe, "policy": policy_to_save(self.ponder).to_dict()}
         save = super().save_pretrained
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)

@@ -6,7 +6,6 @@ The loop, streams, costs and exports all read this class; `ponder.PonderWrapper`
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,10 +15,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.certificates import without_certificates
 from ponder._utils.trees import Tree, check_rows, first_tensor
 from ponder._utils.validation import check_int, check_type
 from ponder._utils.weights import digest_of_weights
+from ponder.engine.certificates import certified_now, warn_of_other_weights
 from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
@@ -32,7 +31,7 @@ from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import Task, TaskName, as_task, task_named
 from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
-from ponder.policies.certified import certificates, is_certified
+from ponder.policies.certified import is_certified
 
 __all__ = ["EarlyExitModel", "check_model"]
 
@@ -56,6 +55,9 @@ class EarlyExitModel(nn.Module):
         check_finite: Look for NaN and infinity after every step.
         padding: Where lengths lie in the model's tensors.
     """
+
+    certified_for: str | None = None
+    """Digest of the weights that the model had when its policy came with a certificate."""
 
     def __init__(
         self,
@@ -87,7 +89,6 @@ class EarlyExitModel(nn.Module):
         self._context_names, takes_any = _parameters([self.stem, *self.steps.fns])
         self._names_all = not takes_any or hasattr(self.stem, "argument_names")  # a captured module reads no others
         default = LastStep() if self.lambda_head is None else Quantile(0.5)
-        self._certified_for: str | None = None  # the digest of the weights to which a certificate came
         self._policy = self.checked(default if policy is None else policy)  # weights may be loaded later
 
     @property
@@ -125,18 +126,7 @@ class EarlyExitModel(nn.Module):
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
         policy = self.checked(policy)
-        before = list(certificates(self._policy))
-        if added := [each for each in certificates(policy) if each not in before]:
-            digest = self.weights_digest()
-            if any(each.weights not in (None, digest) for each in added) and digest is not None:
-                raise ArgumentError(
-                    "policy",
-                    expected="one that was certified on a run of this model with the weights that it has now",
-                    got="a certificate for other weights: it says nothing of these",
-                    remedy="Record the calibration data again and certify on them; or take policy.policy, the policy "
-                    "inside, which promises nothing.",
-                )
-            self._certified_for = digest
+        self.certified_for = certified_now(policy, self)
         self._policy = policy
 
     def weights_digest(self) -> str | None:
@@ -149,39 +139,12 @@ class EarlyExitModel(nn.Module):
             [self.stem, self.steps, self.readout, self.halting_readout, self.head, self.lambda_head]
         )
 
-    def has_stale_certificate(self) -> bool:
-        """Whether the policy was certified for other weights than the model has now, as far as is known."""
-        known = {each.weights or self._certified_for for each in certificates(self._policy)} - {None}
-        return len(known) > 1 or (bool(known) and self.weights_digest() not in (None, *known))
-
-    def kept_policy(self) -> ExitPolicy:
-        """The policy, without certificates where one is stale."""
-        if not self.has_stale_certificate():
-            return self._policy
-        return ExitPolicy.from_dict(without_certificates(self._policy.to_dict()))
-
-    def policy_to_save(self) -> ExitPolicy:
-        """The policy that is written beside the weights: a stale certificate is left out, with a warning."""
-        kept = self.kept_policy()
-        if kept is not self._policy:
-            warnings.warn(
-                "The weights of this model were changed after its policy was certified: the policy is written without "
-                "the certificate. Record calibration data again, certify, and assign the policy to model.policy.",
-                stacklevel=3,
-            )
-        return kept
-
     def take_saved_policy(self, policy: ExitPolicy) -> None:
         """Take a policy that was saved with the weights that the model has now, with its certificate, if it has one."""
         self._policy = self.checked(policy)
         if is_certified(policy):
-            self._certified_for = self.weights_digest()
-            if self.has_stale_certificate():
-                warnings.warn(
-                    "The policy of this model was certified for other weights than were loaded (in another dtype, "
-                    "say): what is promised need not hold. Certify again, or load the model as it was saved.",
-                    stacklevel=3,
-                )
+            self.certified_for = self.weights_digest()
+            warn_of_other_weights(self)
 
     @contextmanager
     def temporary_policy(self, policy: ExitPolicy) -> Iterator[None]:

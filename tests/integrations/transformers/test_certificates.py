@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 import ponder
+from ponder.engine.certificates import has_stale_certificate
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.policies import Confidence, LastStep
@@ -35,7 +36,7 @@ def test_it_is_saved_and_read_with_its_weights(model: Any, tmp_path: Path) -> No
     model.save_pretrained(tmp_path)
     again = PonderForSequenceClassification.from_pretrained(tmp_path)
     assert again.policy == model.policy
-    assert not again.ponder.has_stale_certificate()
+    assert not has_stale_certificate(again.ponder)
     assert model.policy.statement in (tmp_path / "README.md").read_text()
 
 
@@ -69,4 +70,4 @@ def test_another_policy_for_a_while_is_no_new_promise(model: Any) -> None:
         next(model.parameters()).add_(0.5)
     with model.ponder.temporary_policy(LastStep()):
         pass
-    assert model.ponder.has_stale_certificate()
+    assert has_stale_certificate(model.ponder)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
+import ponder
 from ponder.calibration.bounds import p_values
 from ponder.cli.doctor import unseen
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.integrations.transformers import FinetunedClassifier, fit_exits
+from ponder.integrations.transformers import FinetunedClassifier, PonderTrainer, fit_exits
 from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.policies import FixedStep, LastStep
 
@@ -47,6 +48,22 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(seed)
     made = [torch.randint(5, 40, (6,), generator=generator).tolist() for _ in range(count)]
     return [{"input_ids": [2, *ids, 3], "attention_mask": [1] * 8} for ids in made]
+
+
+def test_labels_do_not_train_the_classifier(tmp_path: Path) -> None:
+    """`ponder.fit` trained all of it in silence, and the trainer said that its batch was empty."""
+    made, kept = model(), model().classifier.state_dict()
+    batch = {"input_ids": torch.ones(2, 4, dtype=torch.long), "labels": torch.tensor([0, 1])}
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    for train in (
+        lambda: ponder.fit(made, [batch], epochs=1, progress=False),
+        lambda: PonderTrainer(made, arguments, train_dataset=rows(4)),
+        lambda: made.train()(**batch),
+    ):
+        with pytest.raises(ArgumentError, match=r"model: .*got a FinetunedClassifier.*fit_exits\(model, encodings\)"):
+            train()
+    assert all(torch.equal(weight, kept[name]) for name, weight in made.classifier.state_dict().items())
+    assert made.eval()(**batch).loss is not None  # to look at it is no training
 
 
 def test_heads_learn_to_agree_and_the_classifier_stays_as_it_is() -> None:

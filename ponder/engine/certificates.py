@@ -1,0 +1,87 @@
+"""Whether the certificates of a model's policy are about the weights that the model has."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol
+
+from ponder._utils.certificates import without_certificates
+from ponder.errors import ArgumentError
+from ponder.policies import ExitPolicy
+from ponder.policies.certified import certificates
+
+__all__ = ["certified_now", "has_stale_certificate", "kept_policy", "policy_to_save", "warn_of_other_weights"]
+
+
+class _Certified(Protocol):
+    """A model with a policy, as `EarlyExitModel`."""
+
+    certified_for: str | None
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy."""
+
+    def weights_digest(self) -> str | None:
+        """The SHA-256 of the weights."""
+
+
+def certified_now(policy: ExitPolicy, model: _Certified) -> str | None:
+    """The digest of the weights for which the model has certificates, once `policy` is its policy.
+
+    Args:
+        policy: The policy that the model is to have.
+        model: The model, with its policy of before: what was certified in that is nothing new.
+
+    Raises:
+        ArgumentError: A certificate is about other weights than those of the model.
+    """
+    before = list(certificates(model.policy))
+    added = [each for each in certificates(policy) if each not in before]
+    if not added:
+        return model.certified_for
+    digest = model.weights_digest()
+    if digest is not None and any(each.weights not in (None, digest) for each in added):
+        raise ArgumentError(
+            "policy",
+            expected="one that was certified on a run of this model with the weights that it has now",
+            got="a certificate for other weights: it says nothing of these",
+            remedy="Record the calibration data again and certify on them; or take policy.policy, the policy inside, "
+            "which promises nothing.",
+        )
+    return digest
+
+
+def has_stale_certificate(model: _Certified) -> bool:
+    """Whether the policy was certified for other weights than the model has now, as far as is known."""
+    known = {each.weights or model.certified_for for each in certificates(model.policy)} - {None}
+    return len(known) > 1 or (bool(known) and model.weights_digest() not in (None, *known))
+
+
+def kept_policy(model: _Certified) -> ExitPolicy:
+    """The policy, without certificates where one is stale."""
+    if not has_stale_certificate(model):
+        return model.policy
+    return ExitPolicy.from_dict(without_certificates(model.policy.to_dict()))
+
+
+def policy_to_save(model: _Certified) -> ExitPolicy:
+    """The policy that is written beside the weights: a stale certificate is left out, with a warning."""
+    kept = kept_policy(model)
+    if kept is not model.policy:
+        warnings.warn(
+            "The weights of this model were changed after its policy was certified: the policy is written without "
+            "the certificate. Record calibration data again, certify, and assign the policy to model.policy.",
+            stacklevel=3,
+        )
+    return kept
+
+
+def warn_of_other_weights(model: _Certified) -> None:
+    """Warn where what was loaded are not the weights for which the policy that was saved with them was certified."""
+    if has_stale_certificate(model):
+        warnings.warn(
+            "The policy of this model was certified for other weights than were loaded (in another dtype, say): what "
+            "is promised need not hold. Certify again, or load the model as it was saved.",
+            stacklevel=4,
+        )
