@@ -52,17 +52,21 @@ class FloatProducts(TorchFunctionMode):
     ) -> Any:
         """Call `func`; see the class."""
         named = kwargs or {}
-        if func not in _PRODUCTS or not torch.is_autocast_enabled("cpu"):
-            return func(*args, **named)
-        if torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        rounds = func in _PRODUCTS and torch.is_autocast_enabled("cpu")
+        if not rounds or not _to_be_rounded([*args, *named.values()]):
             return func(*args, **named)
         with torch.autocast("cpu", enabled=False):
             rounded = {name: _rounded(value) for name, value in named.items()}
             return func(*[_rounded(value) for value in args], **rounded).bfloat16()
 
 
+def _to_be_rounded(values: Sequence[Any]) -> bool:
+    """Whether autocast would round these arguments to bfloat16: neither integers nor float64."""
+    numbers = [value for value in values if isinstance(value, Tensor) and value.dtype != torch.bool]
+    known = (torch.float32, torch.float16, torch.bfloat16)
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and all(value.dtype in known for value in numbers)
+
+
 def _rounded(value: Any) -> Any:
     """A tensor as float32 whose numbers are those of bfloat16; anything else as it is."""
-    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-        return value.bfloat16().float()
-    return value
+    return value.bfloat16().float() if isinstance(value, Tensor) and value.is_floating_point() else value

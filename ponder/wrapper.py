@@ -103,6 +103,9 @@ class PonderWrapper(EarlyExitModel):
         torch.Size([5])
     """
 
+    kept: tuple[nn.Module, ...] = ()
+    """Modules whose answers are to stay what they are: labels train nothing beside them until they are frozen."""
+
     _instead_of_stages = False  # whether an objective was assigned after the stages; so in what was pickled without it
 
     def __init__(
@@ -592,6 +595,7 @@ class PonderWrapper(EarlyExitModel):
             return PonderOutput(outputs, last, None, trajectory)
         if not len(trajectory):
             return PonderOutput(outputs, last, no_loss(outputs, self), trajectory)
+        self.check_trainable()
         self._tell_of_stages()
         self._tell_of_certificate()
         prior = None
@@ -603,6 +607,21 @@ class PonderWrapper(EarlyExitModel):
             taught = self._teacher.outputs(inputs, context, outputs)
         loss = training_loss(trajectory, self.task, objective, prior, progress=self.progress, teacher_outputs=taught)
         return PonderOutput(outputs, last, loss, trajectory)
+
+    def check_trainable(self) -> None:
+        """Refuse to let `kept` learn from labels.
+
+        Raises:
+            ArgumentError: Some of its weights are not frozen.
+        """
+        if any(weight.requires_grad for module in self.kept for weight in module.parameters()):
+            raise ArgumentError(
+                "model",
+                expected="a model whose encoder is to learn from labels",
+                got=f"one that answers at full depth as its {type(self.kept[0]).__name__} does",
+                remedy="Train its early heads with fit_exits(model, encodings). An encoder with exits learns from "
+                "labels as PonderForSequenceClassification.from_encoder(…), say.",
+            )
 
     def _tell_of_certificate(self) -> None:
         """Warn, once a policy, where training changes the weights that its certificate is about."""

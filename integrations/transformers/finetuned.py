@@ -139,6 +139,7 @@ class FinetunedClassifier(nn.Module):
             task=kind.task,
             padding=padding,
         )
+        self.ponder.kept = (classifier,)
         self.eval()
 
     @classmethod
@@ -344,10 +345,8 @@ class FinetunedClassifier(nn.Module):
             context: `attention_mask`, `token_type_ids`, and what else `PonderWrapper.forward` takes.
 
         Raises:
-            ArgumentError: Labels in training mode: their loss would train the classifier too.
+            ArgumentError: Labels in training mode, whose loss would train the classifier too, unless it is frozen.
         """
-        if self.training and any(context.get(name) is not None for name in ("labels", "start_positions")):
-            self.check_trainable()
         main = self._main(inputs, context)
         return self.ponder(main, policy=policy, **honoured(context))
 
@@ -355,20 +354,6 @@ class FinetunedClassifier(nn.Module):
         """Full depth, no exit; arguments as for a call and for `PonderWrapper.unroll`."""
         main = self._main(inputs, context)
         return self.ponder.unroll(main, **honoured(context))
-
-    def check_trainable(self) -> None:
-        """Refuse to be trained on labels, as `ponder.fit` and `PonderTrainer` would.
-
-        Raises:
-            ArgumentError: Always: full depth would no longer answer as the classifier does.
-        """
-        raise ArgumentError(
-            "model",
-            expected="a model whose encoder is to learn from labels",
-            got="a FinetunedClassifier, which answers at full depth as its classifier does",
-            remedy="Train its early heads with fit_exits(model, encodings). An encoder with exits learns from labels: "
-            "PonderForSequenceClassification.from_encoder(…).",
-        )
 
     def _main(self, inputs: Tensor | None, context: dict[str, Any]) -> Tensor:
         found: Tensor | None = context.pop(self.main_input_name, None) if inputs is None else inputs

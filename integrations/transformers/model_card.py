@@ -12,7 +12,7 @@ from typing import Any
 from ponder._utils.markdown import markdown_table
 from ponder.analysis.metrics import MetricLike, as_metric
 from ponder.analysis.sweeps import measure
-from ponder.engine.certificates import kept_policy
+from ponder.engine.certificates import has_stale_certificate
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.configuration import AUTO_FILE
 from ponder.policies import ExitPolicy, LastStep
@@ -70,7 +70,8 @@ def evaluation_of(trajectory: Trajectory, policy: ExitPolicy, data: str, metric:
 
 
 def _card(model: Any, name: str) -> str:
-    kind, config, policy = type(model), model.config, kept_policy(model.ponder)
+    kind, config = type(model), model.config
+    policy = model.recipe.policy if has_stale_certificate(model.ponder) else model.policy
     sections = [
         _front_matter(kind.pipeline_tag),
         _MARKER,

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel, initialization
 
 from ponder import recipes
+from ponder._utils.certificates import without_certificates
 from ponder.analysis.metrics import MetricLike
-from ponder.engine.certificates import has_stale_certificate, policy_to_save
+from ponder.engine.certificates import has_stale_certificate, warn_of_stale_certificate
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
@@ -371,7 +372,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
         self.config.recipe = {**self.config.recipe, **self._assigned()}
         if has_stale_certificate(self.ponder):
-            self.config.recipe = {**self.config.recipe, "policy": policy_to_save(self.ponder).to_dict()}
+            warn_of_stale_certificate()
+            self.config.recipe = without_certificates(self.config.recipe)
         save = super().save_pretrained
         if not is_main_process:
             save(save_directory, is_main_process=False, **kwargs)
@@ -444,7 +446,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         if policy != self.ponder.policy and getattr(self, "peft_config", None) is not None:
             warnings.warn(
                 "policy: adapters of peft are saved without it. Assign it again to peft_model.get_base_model().policy "
-                "after PeftModel.from_pretrained, or save the merged model (merge_and_unload), which holds it.",
+                "after PeftModel.from_pretrained, or save the merged model (merge_and_unload), which holds it; its "
+                "weights are others, so certify after merging.",
                 stacklevel=2,
             )
         self.ponder.policy = policy

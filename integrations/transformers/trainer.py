@@ -19,7 +19,6 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.heads import check_heads_learn
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
@@ -88,12 +87,12 @@ class PonderTrainer(Trainer):
         self._evaluated = self._rows = 0
         self._seen = {True: Means(), False: Means()}  # in training mode, and in evaluation mode
         super().__init__(*args, **kwargs)
-        if isinstance(self.model, FinetunedClassifier):
-            self.model.check_trainable()
         if self.args.label_smoothing_factor:
             _smoothed(self.model, self.args.label_smoothing_factor)  # or why it cannot be
             self.label_smoother = None  # it would take the labels away from the model
         wrapper = _wrapper_in(self.model)
+        if wrapper is not None:
+            wrapper.check_trainable()
         if wrapper is not None and self.compute_loss_func is not None:
             raise ArgumentError(
                 "compute_loss_func",

@@ -35,16 +35,15 @@ def check_digest(data: Mapping[str, Any]) -> None:
         )
 
 
-def without_certificates(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What `policy.to_dict()` gave, for another model than the one that was certified."""
-    if data.get("name") == "certified":
-        return without_certificates(data["policy"])
-    made = dict(data)
-    if "policy" in made:
-        made["policy"] = without_certificates(made["policy"])
-    if "policies" in made:
-        made["policies"] = [without_certificates(part) for part in made["policies"]]
-    return made
+def without_certificates(data: Any) -> Any:
+    """What `policy.to_dict()` gave, or JSON that holds such, for another model than the one that was certified."""
+    if isinstance(data, Mapping):
+        if data.get("name") == "certified" and "policy" in data:
+            return without_certificates(data["policy"])
+        return {key: without_certificates(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_certificates(value) for value in data]
+    return data
 
 
 def _canonical(data: Any) -> Any:

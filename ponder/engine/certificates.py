@@ -10,7 +10,13 @@ from ponder.errors import ArgumentError
 from ponder.policies import ExitPolicy
 from ponder.policies.certified import certificates
 
-__all__ = ["certified_now", "has_stale_certificate", "kept_policy", "policy_to_save", "warn_of_other_weights"]
+__all__ = [
+    "certified_now",
+    "has_stale_certificate",
+    "policy_to_save",
+    "warn_of_other_weights",
+    "warn_of_stale_certificate",
+]
 
 
 class _Certified(Protocol):
@@ -44,7 +50,7 @@ def certified_now(policy: ExitPolicy, model: _Certified) -> str | None:
     if digest is not None and any(each.weights not in (None, digest) for each in added):
         raise ArgumentError(
             "policy",
-            expected="one that was certified on a run of this model with the weights that it has now",
+            expected="one that was certified on a run of this model with the weights and buffers that it has now",
             got="a certificate for other weights: it says nothing of these",
             remedy="Record the calibration data again and certify on them; or take policy.policy, the policy inside, "
             "which promises nothing.",
@@ -58,23 +64,21 @@ def has_stale_certificate(model: _Certified) -> bool:
     return len(known) > 1 or (bool(known) and model.weights_digest() not in (None, *known))
 
 
-def kept_policy(model: _Certified) -> ExitPolicy:
-    """The policy, without certificates where one is stale."""
+def policy_to_save(model: _Certified) -> ExitPolicy:
+    """The policy that is written beside the weights: a stale certificate is left out, with a warning."""
     if not has_stale_certificate(model):
         return model.policy
+    warn_of_stale_certificate()
     return ExitPolicy.from_dict(without_certificates(model.policy.to_dict()))
 
 
-def policy_to_save(model: _Certified) -> ExitPolicy:
-    """The policy that is written beside the weights: a stale certificate is left out, with a warning."""
-    kept = kept_policy(model)
-    if kept is not model.policy:
-        warnings.warn(
-            "The weights of this model were changed after its policy was certified: the policy is written without "
-            "the certificate. Record calibration data again, certify, and assign the policy to model.policy.",
-            stacklevel=3,
-        )
-    return kept
+def warn_of_stale_certificate() -> None:
+    """Say that a certificate is not written, since weights were changed."""
+    warnings.warn(
+        "The weights of this model were changed after its policy was certified: the policy is written without the "
+        "certificate. Record calibration data again, certify, and assign the policy to model.policy.",
+        stacklevel=4,
+    )
 
 
 def warn_of_other_weights(model: _Certified) -> None:

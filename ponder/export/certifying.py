@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ponder._utils.certificates import json_digest
 from ponder._utils.validation import check_type
 from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.calibration import RiskControl, control_risk
@@ -109,6 +111,7 @@ def certify(
     labels = task.predictions(full).long()
     labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
     trajectory = to_trajectory(model.record(examples, batch_size=batch_size), task=own.task, labels=labels)
+    trajectory = replace(trajectory, weights=json_digest(own.digests))  # of the files: no model in PyTorch has these
     return control_risk(
         trajectory,
         policies,

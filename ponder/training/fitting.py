@@ -129,8 +129,7 @@ def fit(
             got=type(model).__name__,
             remedy="Make one: PonderWrapper.from_recipe(model, 'palbert', num_outputs=2, example=batch).",
         )
-    if callable(check := getattr(model, "check_trainable", None)):  # one that keeps a classifier as it is refuses
-        check()
+    wrapper.check_trainable()
     options = _Options(epochs, patience, lr, head_lr, lambda_lr, weight_decay, warmup, schedule, clip, bf16)
     options.check()
     if metric is not None and not callable(metric):

@@ -61,6 +61,14 @@ def test_other_precisions_are_left_alone(dtype: torch.dtype | None) -> None:
             assert torch.equal(x @ x, plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_what_autocast_does_not_round_is_not_rounded(dtype: torch.dtype) -> None:
+    x = torch.arange(4).reshape(2, 2).to(dtype) * 257
+    with torch.autocast("cpu", torch.bfloat16), FloatProducts():
+        assert (x @ x).dtype == dtype
+        assert torch.equal(x @ x, torch.tensor([[2, 3], [6, 11]]).to(dtype) * 257**2)
+
+
 @pytest.mark.parametrize(
     ("machine", "capability", "needed"),
     [("x86_64", "AVX2", True), ("AMD64", "DEFAULT", True), ("x86_64", "AVX512", False), ("aarch64", "DEFAULT", False)],

@@ -60,7 +60,7 @@ def test_training_leaves_it_behind_and_loses_no_weights(model: Any, tmp_path: Pa
     card = (tmp_path / "made" / "README.md").read_text()
     assert "its policy is not certified" in card
     assert promised.statement not in card
-    with pytest.raises(ArgumentError, match="with the weights that it has now"):
+    with pytest.raises(ArgumentError, match="with the weights and buffers that it has now"):
         again.policy = promised
     assert model.policy is promised  # in memory nothing was taken away
 

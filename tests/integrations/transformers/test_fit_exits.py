@@ -13,6 +13,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 import ponder
+from ponder import objectives
 from ponder.calibration.bounds import p_values
 from ponder.cli.doctor import unseen
 from ponder.errors import ArgumentError, ArgumentTypeError
@@ -59,9 +60,15 @@ def test_labels_do_not_train_the_classifier(tmp_path: Path) -> None:
         lambda: ponder.fit(made, [batch], epochs=1, progress=False),
         lambda: PonderTrainer(made, arguments, train_dataset=rows(4)),
         lambda: made.train()(**batch),
+        lambda: ponder.fit(made.ponder, [batch], epochs=1, progress=False),
     ):
-        with pytest.raises(ArgumentError, match=r"model: .*got a FinetunedClassifier.*fit_exits\(model, encodings\)"):
+        with pytest.raises(ArgumentError, match=r"model: .* as its BertForSeq.*fit_exits\(model, encodings\)"):
             train()
+    made.classifier.requires_grad_(False)
+    made.ponder.objective = objectives.DeepSupervision()
+    before = {name: weight.clone() for name, weight in made.heads.state_dict().items()}
+    ponder.fit(made, [batch], epochs=1, progress=False)
+    assert any(not torch.equal(weight, before[name]) for name, weight in made.heads.state_dict().items())
     assert all(torch.equal(weight, kept[name]) for name, weight in made.classifier.state_dict().items())
     assert made.eval()(**batch).loss is not None  # to look at it is no training
 

@@ -12,12 +12,13 @@ from torch import nn
 
 import ponder
 from ponder import policies, priors
+from ponder._utils.certificates import without_certificates
 from ponder._utils.weights import digest_of_weights
 from ponder.engine.certificates import has_stale_certificate
 from ponder.errors import ArgumentError
 
 ROWS = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-OTHER = "policy: expected one that was certified on a run of this model with the weights that it has now"
+OTHER = "policy: expected one that was certified on a run of this model with the weights and buffers that it has now"
 
 
 def model(seed: int = 0) -> ponder.PonderWrapper:
@@ -158,3 +159,14 @@ def test_order_shape_and_type_of_weights_count() -> None:
     assert None not in seen
     turned = nn.ParameterList([torch.arange(6.0).reshape(2, 3).T])  # it lies otherwise in memory
     assert digest_of_weights([turned]) == digest_of_weights([nn.ParameterList([turned[0].detach().contiguous()])])
+
+
+def test_certificates_are_taken_out_of_policies_of_any_form() -> None:
+    inside = certified(model())
+    bare = inside.policy.to_dict()  # type: ignore[attr-defined]
+    mine = {"name": "mine", "first": inside.to_dict(), "others": [{"name": "after", "policy": inside.to_dict()}, 0.5]}
+    found = without_certificates({"recipe": mine, "level": 0.1})
+    assert found == {
+        "recipe": {"name": "mine", "first": bare, "others": [{"name": "after", "policy": bare}, 0.5]},
+        "level": 0.1,
+    }

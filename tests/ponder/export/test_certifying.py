@@ -86,6 +86,8 @@ def test_the_certificate_is_against_full_depth_in_fp32(int8: OnnxModel) -> None:
     fresh = rows(600, 3)
     full = reference.predict(fresh, policy=policies.LastStep()).outputs.argmax(-1)
     assert np.mean(int8.predict(fresh, policy=found.policy).outputs.argmax(-1) != full) <= 0.15
+    with pytest.raises(ArgumentError, match="a certificate for other weights"):
+        exported("words").model.policy = found.policy  # it is about the export
 
 
 def test_where_even_full_depth_differs_too_often_nothing_is_promised(int8: OnnxModel) -> None:
