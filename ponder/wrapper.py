@@ -595,7 +595,8 @@ class PonderWrapper(EarlyExitModel):
             return PonderOutput(outputs, last, None, trajectory)
         if not len(trajectory):
             return PonderOutput(outputs, last, no_loss(outputs, self), trajectory)
-        self.check_trainable()
+        if self.kept:
+            self.check_trainable()
         self._tell_of_stages()
         self._tell_of_certificate()
         prior = None

@@ -61,8 +61,8 @@ def test_a_gate_learns_from_the_rows_that_are_finite_alone(model, data):
     inputs, labels = data
     broken = inputs.clone()
     broken[:7] = torch.nan
-    gate, without = (fit_gate(record(model, *given), "error") for given in ((broken, labels), (inputs[7:], labels[7:])))
-    assert gate == without
+    finite = record(model, inputs, labels).map(lambda tensor: tensor[7:])  # a smaller batch may be rounded otherwise
+    assert fit_gate(record(model, broken, labels), "error") == fit_gate(finite, "error")
     with pytest.raises(ArgumentError, match="rows whose outputs are finite"):
         fit_gate(record(model, broken[:7], labels[:7]), "error")
 
