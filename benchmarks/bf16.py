@@ -20,7 +20,7 @@ _PRODUCTS = frozenset(
 
 
 def products_in_float32() -> bool:
-    """Whether this is an x86 CPU on which products of bfloat16 are slow (a tenth of the speed of float32)."""
+    """Whether this is an x86 CPU on which products of bfloat16 are far slower than those of float32."""
     if torch.accelerator.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return not torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -104,7 +104,7 @@ class PonderWrapper(EarlyExitModel):
     """
 
     kept: tuple[nn.Module, ...] = ()
-    """Modules whose answers are to stay what they are: labels train nothing beside them until they are frozen."""
+    """Modules whose answers are to stay what they are: training on labels is refused until they are frozen."""
 
     _instead_of_stages = False  # whether an objective was assigned after the stages; so in what was pickled without it
 
