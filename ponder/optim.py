@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from ponder._utils.validation import check_real
-from ponder.errors import ArgumentError
 from ponder.parts.heads import LAMBDA_HEADS
 from ponder.priors import PriorWeights
 from ponder.wrapper import PonderWrapper
@@ -47,8 +46,8 @@ def parameter_groups(
     """
     rates = {"model": lr, "head": head_lr, "lambda": lr if lambda_lr is None else lambda_lr}
     for argument, rate in (("lr", lr), ("lambda_lr", lambda_lr), ("head_lr", head_lr)):
-        if rate is not None and not 0.0 <= rate < float("inf"):
-            raise ArgumentError(argument, expected="a number ≥ 0", got=rate, remedy=f"Pass {argument}=2e-5, say.")
+        if rate is not None:
+            check_real(argument, rate, remedy=f"Pass {argument}=2e-5, say.")
     owners = dict.fromkeys(
         _ids(module for module in model.modules() if isinstance(module, (*LAMBDA_HEADS, PriorWeights))), "lambda"
     )

@@ -73,6 +73,13 @@ def read_batch(batch: Any, main_input: str | None = None, argument: str = "loade
     else:
         raise _refusal(batch, argument)
     found = [given.pop(name) for name in _LABELS if name in given]
+    if len(found) > 1:
+        raise ArgumentError(
+            argument,
+            expected="batches with labels once",
+            got="a dict with both 'labels' and 'label'",
+            remedy="Keep the labels under 'labels', and call the other entry something else, or leave it out.",
+        )
     if not found and all(
         isinstance(given.get(name), Tensor) for name in _SPAN
     ):  # of a span, as Transformers names them

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ponder import recipes
-from ponder._utils.validation import check_choice, check_int, check_real, check_type
+from ponder._utils.validation import check_choice, check_flag, check_int, check_real, check_type
 from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError, ArgumentTypeError, NonFiniteError, PonderError
 from ponder.objectives import Objective, Progress
@@ -236,6 +236,7 @@ class _Options:
         check_choice("schedule", self.schedule, _SCHEDULES)
         if self.clip is not None:
             check_real("clip", self.clip, open_low=True)
+        check_flag("bf16", self.bf16)
 
     def as_numbers(self) -> dict[str, Any]:
         """The fields that trackers are told."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -45,8 +47,15 @@ def test_models_that_hold_one_and_heads_of_the_users_own() -> None:
 
 @pytest.mark.parametrize(
     ("rates", "argument"),
-    [({"lr": -1.0}, "lr"), ({"lr": float("nan")}, "lr"), ({"lr": 1.0, "lambda_lr": float("inf")}, "lambda_lr")],
+    [
+        ({"lr": -1.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"lr": 1.0, "lambda_lr": float("inf")}, "lambda_lr"),
+        ({"lr": "1e-3"}, "lr"),
+        ({"lr": True}, "lr"),
+        ({"lr": 1.0, "head_lr": "1e-3"}, "head_lr"),
+    ],
 )
-def test_rates_are_not_negative(rates: dict[str, float], argument: str) -> None:
+def test_rates_are_finite_numbers_that_are_not_negative(rates: dict[str, Any], argument: str) -> None:
     with refused(argument):
         ponder.parameter_groups(nn.Linear(2, 2), **rates)

@@ -185,6 +185,11 @@ def test_bad_folders(fitted: Path, exported: Path, tmp_path: Path) -> None:
     broken.mkdir()
     for file in exported.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "exits.json").write_bytes((fitted / "exits.json").read_bytes())
+    told = refused("predict", broken, "--texts", path, "--out", tmp_path / "o")
+    assert "expected the folder of one model" in told
+    assert "with an export (export.json) and a saved model (exits.json)" in told
+    (broken / "exits.json").unlink()
     (broken / "head_1.onnx").write_bytes(b"cut")
     assert "head_1.onnx: missing, or not of the" in refused("predict", broken, "--texts", path, "--out", tmp_path / "o")
     (broken / "export.json").write_text('{"format": "other"}')

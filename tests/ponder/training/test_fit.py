@@ -301,6 +301,8 @@ class TestBatches:
             fit(make(), held_out=[])
         with refused("held_out", "at least one batch"):
             fit(make(), held_out=DataLoader(TensorDataset(*data(4)), batch_size=16, drop_last=True))
+        with refused("loader", "labels once", "'labels' and 'label'"):
+            fit(make(), [{"inputs": data(4)[0], "labels": data(4)[1], "label": data(4)[1]}])
         with refused("held_out", "row with a label"):
             fit(make(), held_out=[(data(4)[0], torch.full((4,), -100))])
         with refused("loader", "once an epoch", type_error=True):
@@ -352,6 +354,8 @@ class TestFaults:
             fit(make(), schedule="quadratic")
         with refused("lr", "-1"):
             fit(make(), lr=-1.0)
+        with refused("bf16", "'no'", type_error=True):
+            fit(make(), bf16="no")
         with refused("folder", "TensorBoard"):
             fit(make(), trackers="tensorboard")
         with refused("recipe", "palbret"):
