@@ -40,7 +40,7 @@ def diagnose(
     samples: int = 500,
     seed: int = 0,
 ) -> Diagnosis:
-    """Say whether early exits pay on a model: whether any policy is better than leaving blindly at no greater cost.
+    """Say whether early exits pay on a model: whether any policy is better than leaving blindly at the same speed-up.
 
     Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at nothing. Only what
     lies above it is the work of a policy; and only what lies above an encoder that was cut and trained so (`static`)
@@ -100,8 +100,8 @@ def diagnose(
         frontiers["static"] = frontier_of(points)
     bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
     gains = tuple(_gain(speedup, scores, frontiers, list(grids), bootstrap) for speedup in speedups)
-    middle = gains[len(gains) // 2]
-    chosen = policies.get(middle.policy)
+    from_middle = sorted(enumerate(gains), key=lambda placed: abs(placed[0] - len(gains) // 2))
+    judged = next((gain for _, gain in from_middle if gain.policy in policies), None)
     shares = metric_name in _SHARES
     return Diagnosis(
         metric=metric_name,
@@ -110,7 +110,7 @@ def diagnose(
         gains=gains,
         step_for_all=step_for_all(values, margin_of(scores, shares=shares), shares=shares),
         collapse=None if trajectory.hazard_logits is None else _collapse(trajectory),
-        difficulty=() if chosen is None else _difficulty(trajectory, replay(trajectory, chosen).exit_step.cpu()),
+        difficulty=() if judged is None else _difficulty(trajectory, policies[judged.policy], judged.speedup),
         rows=rows,
     )
 
@@ -230,12 +230,13 @@ class _Bootstrap:
         self._all = columns.mean(0).expand(samples, -1).split(sizes, dim=1)
 
     def gains(self, mean_step: float) -> tuple[Tensor, Tensor]:
-        """Policy minus the best blind choice that costs no more than that policy does, both chosen on the sample.
+        """Policy minus the best blind choice at what both may cost, each chosen on the sample.
 
+        A policy that costs more than that on the rows where it is judged is compared with blind at what it costs there.
         Samples for which no policy is cheap enough are left out.
 
         Args:
-            mean_step: What the policy may cost.
+            mean_step: What they may cost.
 
         Returns:
             The gain on the rows that each sample left out, and the gain of the same choice on all rows.
@@ -245,7 +246,7 @@ class _Bootstrap:
         best, chosen = affordable.max(1, keepdim=True)
 
         def gain(scores: Tensor, steps: Tensor, blind_scores: Tensor) -> Tensor:
-            at = steps.gather(1, chosen).squeeze(1)
+            at = steps.gather(1, chosen).squeeze(1).clamp(min=mean_step)
             made: Tensor = scores.gather(1, chosen).squeeze(1) - blind_mix(blind, blind_scores, at)
             return made[best.squeeze(1) > -torch.inf]
 
@@ -276,7 +277,6 @@ def _gain(
         return Gain(speedup, *nothing, frontiers["oracle"].mixed(mean_step), of_cut, math.nan, math.nan, math.nan)
     best = max(found, key=lambda name: frontiers[name].scores[found[name]])
     frontier, place = frontiers[best], found[best]
-    step = frontier.steps[place]
     left_out, of_all = bootstrap.gains(mean_step)
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
     spread = of_all + (left_out - of_all) / _SPREAD
@@ -285,9 +285,9 @@ def _gain(
         speedup,
         frontier.names[place],
         frontier.scores[place],
-        blind.mixed(step),
+        blind.mixed(mean_step),
         blind_step,
-        frontiers["oracle"].mixed(step),
+        frontiers["oracle"].mixed(mean_step),
         of_cut,
         float(left_out.mean()) if len(left_out) else math.nan,
         low,
@@ -309,10 +309,11 @@ def _collapse(trajectory: Recording) -> Collapse:
     return Collapse(int(counts.argmax()), float(counts.max()) / len(trajectory), max(information, 0.0))
 
 
-def _difficulty(trajectory: Recording, exit_step: Tensor) -> tuple[Difficulty, ...]:
-    """Rows by the step from which all answers are right."""
+def _difficulty(trajectory: Recording, policy: ExitPolicy, speedup: float) -> tuple[Difficulty, ...]:
+    """Rows by the step from which all answers are right, and where the policy lets them go."""
     if not trajectory.meaning.comparable:
         return ()
+    exit_step = replay(trajectory, policy).exit_step.cpu()
     right = trajectory.correct().cpu()
     stays = right.flip(1).long().cummin(1).values.sum(1)  # how many of the last answers are right
     groups = []
@@ -320,5 +321,7 @@ def _difficulty(trajectory: Recording, exit_step: Tensor) -> tuple[Difficulty, .
         members = stays == count
         if bool(members.any()):
             step = None if count == 0 else right.shape[1] - count + 1
-            groups.append(Difficulty(step, float(members.double().mean()), float(exit_step[members].double().mean())))
+            groups.append(
+                Difficulty(step, float(members.double().mean()), float(exit_step[members].double().mean()), speedup)
+            )
     return tuple(groups)

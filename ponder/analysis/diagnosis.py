@@ -45,12 +45,14 @@ class Difficulty:
     Args:
         step: That step; None for rows that are wrong at the last step.
         share: Their share of all rows.
-        mean_exit_step: Mean of the steps at which they leave under the best policy at the middle speed-up.
+        mean_exit_step: Mean of the steps at which they leave under the best policy at `speedup`.
+        speedup: The middle one of those that were asked for, or the nearest to it that a policy reaches.
     """
 
     step: int | None
     share: float
     mean_exit_step: float
+    speedup: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,8 @@ class Diagnosis:
         gains: Policy against blind at each speed-up.
         step_for_all: The step that all rows may leave at, and what is known of it.
         collapse: What is known of a collapse of the halting distribution; None without a Lambda head.
-        difficulty: Rows by the step from which they are right; empty where labels do not tell.
+        difficulty: Rows by the step from which they are right; empty where labels do not tell, or no policy is cheap
+            enough.
         rows: Their number.
 
     Example:
@@ -149,11 +152,13 @@ class Diagnosis:
             told = self.collapse
             lines += [
                 "",
-                f"The halting distribution: {100 * told.share:.0f}% of the rows would leave at step {told.step} "
-                f"(q = 0.5); it carries {100 * told.information:.1f}% of the information that it could.",
+                f"The halting distribution has {'' if told.collapsed else 'not '}collapsed onto one step: "
+                f"{100 * told.share:.0f}% of the rows would leave at step {told.step} (q = 0.5); it carries "
+                f"{100 * told.information:.1f}% of the information that it could.",
             ]
         if self.difficulty:
-            lines += ["", "Rows by the step from which they are right, and where the policy of the middle row lets go:"]
+            at = f"×{self.difficulty[0].speedup:g}"
+            lines += ["", f"Rows by the step from which they are right, and where the best policy at {at} lets go:"]
             for each in self.difficulty:
                 what = "wrong at the last step" if each.step is None else f"right from step {each.step} on"
                 lines.append(f"  {what:<24} {100 * each.share:5.1f}%  mean exit step {each.mean_exit_step:.2f}")

@@ -12,17 +12,17 @@ __all__ = ["Gain"]
 class Gain:
     """What the best policy has over the best blind choice, at one speed-up in steps.
 
-    Policy, threshold and blind choice are chosen on one bootstrap sample of the rows and compared on the rows that it
-    left out, where the blind choice costs no more than the policy; so the choice does not flatter the policy.
+    Policy, threshold and blind choice are chosen on one bootstrap sample of the rows, each the best that the speed-up
+    allows, and compared on the rows that it left out; so the choice does not flatter the policy.
 
     Args:
         speedup: N / mean exit step that was asked for.
         policy: The one that is best on all rows, as text.
         score: Its score on all rows.
-        blind: The score of the best blind choice, on all rows, that costs no more than that policy: one step, or a coin
-            between two. Where no policy is cheap enough, one that costs no more than was asked for.
-        blind_step: The best single step of those that are cheap enough for the speed-up.
-        oracle: The score of one who knows the labels and costs no more than that either.
+        blind: The score of the best blind choice, on all rows, that is cheap enough for the speed-up: one step, or a
+            coin between two. A policy with few thresholds may cost less than it might; blind is not held to that.
+        blind_step: The best single step of those that are cheap enough.
+        oracle: The score of one who knows the labels and is cheap enough.
         static: The score of the encoder cut there, where it was given and costs no more; else NaN.
         gain: Policy minus blind, mean over the bootstrap samples.
         low: Lower end of its 95% interval: the 2.5% quantile over the samples, each drawn by 1/√(e − 1) towards what
@@ -43,7 +43,7 @@ class Gain:
 
     @property
     def headroom(self) -> float:
-        """What a policy could gain at most at this cost: oracle minus blind."""
+        """What a policy could gain at most at this speed-up: oracle minus blind."""
         return self.oracle - self.blind
 
     @property

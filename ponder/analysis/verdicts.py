@@ -41,8 +41,8 @@ def sentence_of(gains: Sequence[Gain], fixed: StepForAll, metric: str, rows: int
             best = max(pays, key=lambda gain: gain.gain)
             return (
                 f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-                f"({metric.replace('_', ' ')}; {fixed.full_depth:.4f} at full depth) where the best blind choice that "
-                f"costs no more scores {best.blind:.4f} (gain {best.gain:+.4f}, {_interval(best)})"
+                f"({metric.replace('_', ' ')}; {fixed.full_depth:.4f} at full depth) where the best blind choice "
+                f"there scores {best.blind:.4f} (gain {best.gain:+.4f}, {_interval(best)})"
                 f"{_cut(pays, 'score', ', but ', ': use that there')}."
             )
         case "too few rows":

@@ -96,7 +96,7 @@ def fit_gate(
         )
     check_choice("model", model, ("logistic", "boosted"))
     check_flag("shared", shared)
-    if target == "gain" and trajectory.labels is None:
+    if target == "gain" and trajectory.labels is None and trajectory.meaning.comparable:
         warnings.warn(
             "fit_gate: the trajectory has no labels, so the gate is fitted to agreement with full depth instead of "
             "gain. Record labels, or pass target='agreement'.",
@@ -140,7 +140,8 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
             "trajectory",
             expected=f"labels, from which target={target!r} is read",
             got="none",
-            remedy="Record them: model.unroll(inputs, labels=labels); or pass target='agreement'.",
+            remedy="Record them: model.unroll(inputs, labels=labels)"
+            + ("; or pass target='agreement'." if task.comparable else "."),
         )
     if target in ("error", "unsettled"):
         if not task.comparable:

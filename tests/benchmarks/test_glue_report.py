@@ -463,7 +463,14 @@ COMMITTED, DOCS = Path("benchmarks/results/glue"), Path("docs")
 def test_the_pages_and_the_summary_are_those_of_the_committed_files():
     """All but the significance, which needs labels, and the figures: `python -m benchmarks.glue report` makes them."""
     results = read_all(COMMITTED)
-    assert json.loads((DOCS / "results-summary.json").read_text()) == summary(results)
+    told = json.loads((DOCS / "results-summary.json").read_text())
+    assert told == summary(results)
+    for of_backbone in told.values():
+        assert list(of_backbone) == ["1", "1.5", "2", "3"]
+        for cell in of_backbone.values():
+            for scores in (cell["macro"], *cell["tasks"].values()):
+                assert {"vanilla", "ponder", "palbert", "pabee", "blind", "static"} <= set(scores)
+                assert all(score is None or 0.0 <= score <= 100.0 for score in scores.values())
     shown = (DOCS / "benchmark.md").read_text(encoding="utf-8")
     assert [block.markdown("figures") for block in headline(results) if block.markdown("figures") not in shown] == []
     for backbone in ("minilm", "mpnet"):

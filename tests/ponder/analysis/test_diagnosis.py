@@ -79,16 +79,16 @@ def test_every_field_of_a_gain_by_hand() -> None:
     )
     found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(1.5,), samples=50)
     (gain,) = found.gains
-    mean_step = (11 * 1 + 9 * 4) / 20  # less than the 4 / 1.5 that were asked for
+    mean_step = 4 / 1.5  # more than the (11 * 1 + 9 * 4) / 20 that the policy costs
     assert gain.speedup == 1.5
     assert gain.score == pytest.approx(17 / 20)
     assert gain.blind == pytest.approx(0.4 + 0.6 * (mean_step - 1) / 3)  # a coin between steps 1 and 4
     assert gain.blind_step == 2
-    assert gain.oracle == pytest.approx(0.4 + 3 / 20 + (mean_step - 1 - 3 / 20) / 3)  # the late ones at step 2
-    assert gain.headroom == pytest.approx(0.95 - 0.67)
+    assert gain.oracle == 1.0  # three rows at step 2, nine at step 4, the others at step 1: 2.5 steps
+    assert gain.headroom == pytest.approx(1.0 - 11 / 15)
     assert gain.share_of_headroom == gain.gain / gain.headroom
-    assert 0.3 < gain.share_of_headroom < 0.9
-    assert f"0.9500   0.2800 ({100 * gain.share_of_headroom:.0f}% gained)" in str(found)
+    assert 0.2 < gain.share_of_headroom < 0.8
+    assert f"1.0000   0.2667 ({100 * gain.share_of_headroom:.0f}% gained)" in str(found)
     written = found.to_dict()["gains"][0]
     assert (written["headroom"], written["share_of_headroom"]) == (gain.headroom, gain.share_of_headroom)
     nothing = dataclasses.replace(gain, oracle=gain.blind)
@@ -119,7 +119,7 @@ def test_the_gain_and_its_interval_against_plain_python(seed: int) -> None:
         return statistics.fmean(of)
 
     def gain_on(judged: list[int], inside: list[int], chosen: list[int]) -> float:
-        at = mean(chosen[row] for row in judged)
+        at = max(budget, mean(chosen[row] for row in judged))
         scores = {
             name: [mean(values[row][step] for row in of) for step in range(num_steps)]
             for name, of in (("inside", inside), ("judged", judged))
@@ -163,6 +163,28 @@ def test_a_policy_that_is_behind_a_cheaper_step_does_not_pay() -> None:
     assert gain.gain == pytest.approx(gain.score - gain.blind, abs=0.005)
     assert found.verdict.startswith("On this model one fixed step is as good as any policy tried (the largest gain")
     assert f"): use FixedStep(2), which scores {found.scores[1]:.4f} where full depth scores " in found.verdict
+
+
+def test_a_policy_that_costs_less_than_the_speed_up_allows_is_held_against_blind_that_does_not() -> None:
+    """`Patience` costs 3.85 steps, where a coin has 0.88; at the 4 that were asked for one step for all has 0.95."""
+    g = torch.Generator().manual_seed(0)
+    share = torch.tensor([0.30, 0.40, 0.50, 0.95, 0.95, 0.95])
+    right = torch.rand(3000, 1, generator=g) < share
+    stubborn = torch.rand(3000, 1, generator=g) < 0.05
+    wrong = torch.where(stubborn, 1, 1 + torch.arange(6) % 2)  # the others are wrong in another way at each step
+    outputs = torch.nn.functional.one_hot(torch.where(right, 0, wrong), 3) * 3.0
+    labels = torch.zeros(3000, dtype=torch.long)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(3000), labels=labels, task="classification")
+    found = ponder.diagnose(trajectory, [policies.Patience], speedups=(1.5,), samples=50)
+    (gain,) = found.gains
+    place = found.frontiers["Patience"].best_within(4.0)
+    assert place is not None
+    cost = found.frontiers["Patience"].steps[place]
+    assert gain.score > found.frontiers["blind"].mixed(cost) + 0.02
+    assert gain.blind == found.scores[3] > gain.score
+    assert found.outcome == "one step is as good"
+    assert found.step_for_all.step == 4
+    assert ponder.calibrate(trajectory, [policies.Patience], at_most_steps=4.0).policy == policies.FixedStep(4)
 
 
 def test_the_interval_covers_no_gain_about_as_often_as_it_says() -> None:
@@ -212,7 +234,7 @@ def test_the_interval_covers_the_gain_on_all_rows_to_come_about_as_often_as_it_s
             found = ponder.diagnose(of(200, seed), family, speedups=(1.5,), samples=100)
             (gain,) = found.gains
             left = to_come.replay(eval(gain.policy, vars(policies))).exit_step
-            at = left.double().mean()[None]
+            at = left.double().mean().clamp(min=6 / 1.5)[None]
             blind = blind_mix(torch.tensor(found.scores).double()[None], values.mean(0)[None], at).item()
             truth = values.gather(1, left[:, None] - 1).mean().item() - blind
             covered[name].append(gain.low <= truth <= gain.high)
@@ -304,6 +326,14 @@ def test_scores_frontiers_and_difficulty_by_hand() -> None:
     assert shares[1] == pytest.approx(right[:, 0].double().mean().item())
     exits = [each.mean_exit_step for each in found.difficulty if each.step is not None]
     assert exits[0] < exits[-1]
+    assert {each.speedup for each in found.difficulty} == {2.0}
+    assert "and where the best policy at ×2 lets go:" in str(found)
+
+
+def test_difficulty_is_told_of_the_speed_up_next_to_the_middle_that_is_reached() -> None:
+    found = ponder.diagnose(make(400), [policies.Patience], speedups=(1.2, 5.5, 6.0), samples=20)
+    assert [math.isnan(gain.gain) for gain in found.gains] == [False, True, True]
+    assert {each.speedup for each in found.difficulty} == {1.2}
 
 
 def test_a_posterior_that_is_the_same_for_all_rows_has_collapsed() -> None:
@@ -311,14 +341,18 @@ def test_a_posterior_that_is_the_same_for_all_rows_has_collapsed() -> None:
     same = dataclasses.replace(
         trajectory, hazard_logits=torch.tensor([-9.0, -9.0, 9.0, 0, 0, 0]).expand(2000, 6).clone()
     )
-    told = ponder.diagnose(same, samples=20).collapse
+    page = ponder.diagnose(same, samples=20)
+    told = page.collapse
     assert told.collapsed
+    assert "The halting distribution has collapsed onto one step: 100% of the rows would leave at step 3" in str(page)
     assert (told.step, told.share) == (3, 1.0)
     assert told.information == pytest.approx(0.0, abs=1e-6)
     rows = torch.full((2000, 6), -9.0)
     rows[torch.arange(2000), torch.arange(2000) % 6] = 9.0
-    apart = ponder.diagnose(dataclasses.replace(trajectory, hazard_logits=rows), samples=20).collapse
+    page = ponder.diagnose(dataclasses.replace(trajectory, hazard_logits=rows), samples=20)
+    apart = page.collapse
     assert not apart.collapsed
+    assert "The halting distribution has not collapsed onto one step: " in str(page)
     assert apart.information == pytest.approx(1.0, abs=0.01)
     assert ponder.diagnose(make(), samples=20).collapse is None
 

@@ -339,6 +339,8 @@ def test_trajectories_that_tell_nothing_are_refused() -> None:
         fit_gate(record(num_steps=1))
     with refused("target", "regression"):
         fit_gate(record(task="regression"), "agreement")
+    with refused("trajectory", "target='gain'", "labels=labels)."):  # no agreement is promised, which has no answers
+        fit_gate(dataclasses.replace(record(task="regression"), labels=None), "gain", signals=("hidden",))
     with pytest.warns(UserWarning, match="Gate reads class probabilities, and nobody said"), refused("task", "custom"):
         fit_gate(record(task="custom"))
     with refused("policy", "no hazard"):
