@@ -325,7 +325,7 @@ def test_what_else_the_default_might_have_been(pays: Groups) -> None:
     says(
         f"one stage that distils the last step is {-found['ponder (joint=True)']:.1f} behind the two stages of "
         f"`ponder`; COSEE's weights are {-found['cosee']:.1f} behind them, and {-of_weights:.1f} behind PABEE's "
-        f"linear ones; alignment brings {found['ponder (alignment=0.1)']:.1f}."
+        f"linear ones; alignment brings {found['ponder (alignment=0.1)']:.1f}, too little to tell."
     )
 
 
