@@ -31,7 +31,9 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-PAGE, IN_SHORT = (one_line((ROOT / "docs" / name).read_text()) for name in ("findings.md", "benchmark.md"))
+PAGE, IN_SHORT, OF_PALBERT = (
+    one_line((ROOT / "docs" / name).read_text()) for name in ("findings.md", "benchmark.md", "palbert.md")
+)
 
 
 def says(words: str) -> None:
@@ -40,6 +42,10 @@ def says(words: str) -> None:
 
 def says_in_short(words: str) -> None:
     assert words in IN_SHORT
+
+
+def says_of_palbert(words: str) -> None:
+    assert words in OF_PALBERT
 
 
 def listed(numbers: Iterable[float]) -> str:
@@ -185,8 +191,8 @@ def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> Non
         assert sorted(by_seed[task])[0] < -5 < 0 < sorted(by_seed[task])[1]
     says(
         "`ponder` is level with blind at ×1.5, ahead at ×2 and ×3, and ahead of the encoder that was cut by "
-        f"{gaps['static', 2.0][0]:.1f} at ×2 and {gaps['static', 1.5][0]:.1f} at ×1.5 (there in means over seeds by "
-        f"{means:+.1f}: one seed of CoLA and one of RTE are far behind)."
+        f"{gaps['static', 2.0][0]:.1f} at ×2. At ×1.5 that is {gaps['static', 1.5][0]:.1f} by medians over seeds and "
+        f"{means:+.1f} by means: one seed of CoLA and one of RTE are far behind."
     )
     assert abs(gaps[BLIND, 1.5][0]) < 0.15
     assert all(0 < found < asked for (_, speed_up), (found, asked) in gaps.items() if speed_up > 1.5)
@@ -199,6 +205,28 @@ def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> Non
     assert sorted(known_at_full, reverse=True) == known_at_full
     assert summary["minilm"]["3"]["macro"]["pabee"] is None
     assert summary["minilm"]["1.5"]["tasks"]["STS-B"]["pabee"] is None  # "and on STS-B not to ×1.5"
+
+
+def test_what_distilling_the_cut_encoder_brings(pays: Groups) -> None:
+    distilled = {task: group for (_, task), group in pays.items() if group.is_distilled}
+    assert sorted(distilled) == ["CoLA", "MRPC", "SST-2", "STS-B"]
+    assert sum(len(group.runs) for group in distilled.values()) == 5
+    beside: dict[str, list[float]] = {"static": [], "ponder": []}
+    for task, group in distilled.items():
+        (cut,) = (
+            other
+            for (_, of), other in pays.items()
+            if of == task and other.is_cut and not other.is_distilled and other.speed_up == group.speed_up == 2.0
+        )
+        ours = pays["ponder", task]
+        taught = group.by_seed(2.0, BLIND)
+        beside["static"].append(mean_gap(taught, cut.by_seed(2.0, BLIND)))
+        beside["ponder"].append(mean_gap(taught, ours.by_seed(2.0, ours.own_policy)))
+    says(
+        "The cut encoder, distilled (CoLA, MRPC, SST-2 and STS-B, five runs), has "
+        f"{statistics.fmean(beside['static']):+.1f} beside the same fine-tuned, and "
+        f"{statistics.fmean(beside['ponder']):+.1f} beside `ponder`."
+    )
 
 
 def held_out(group: Group) -> Group:
@@ -245,10 +273,12 @@ def rows_beside_ponder(named: str, backbone: str, pairs: Sequence[tuple[Group, G
 
 
 def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
+    beside: dict[tuple[str, str], float] = {}
     for backbone, groups in {"minilm": pays, "mpnet": pays_on_mpnet}.items():
         for recipe, tasks in COMPARED[backbone]:
             pairs = [(groups[recipe, task], groups["ponder", task]) for task in tasks]
             at_twice = [row[2] for row in rows_beside_ponder(f"`{recipe}`", backbone, pairs)]
+            beside[recipe, backbone] = at_twice[0]
             if tasks in (FEW, ("MRPC", "RTE")) and recipe == "pabee":
                 assert min(at_twice) > 0  # "with few examples ahead"
             if tasks == MANY:
@@ -258,9 +288,24 @@ def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
     )
     more = sorted(score - theirs[seed] for seed, score in ours.items() if seed in theirs)
     says("(held out, CoLA alone has {:+.1f}, {:+.1f} and {:+.1f}).".format(*more))
-    _, _, (_, tasks) = COMPARED["minilm"]
-    behind = -min(ahead(pays["deebert", task], pays["ponder", task], 2.0) for task in tasks)
-    says_in_short(f"DeeBERT is {behind:.1f} points behind `ponder` at most at ×2")
+    of_classes = [
+        [
+            statistics.fmean(ahead(of(pays["pabee", task]), of(pays["ponder", task]), times) for task in CLASSES)
+            for times in SPEED_UPS
+        ]
+        for of in (lambda group: group, held_out)
+    ]
+    on_dev, elsewhere = ("{:+.1f}, {:+.1f} and {:+.1f}".format(*numbers) for numbers in of_classes)
+    says(
+        f"Over the six tasks of `minilm` with classes PABEE by confidence has {on_dev} beside `ponder` at ×1.5, ×2 and "
+        f"×3, and held out {elsewhere}."
+    )
+    of_cola = ahead(pays["deebert", "CoLA"], pays["ponder", "CoLA"], 2.0)
+    assert of_cola / 4 > beside["deebert", "minilm"] / 2  # "most of it CoLA's", one of the four
+    says_in_short(
+        f"by confidence, at ×2, DeeBERT has {beside['deebert', 'minilm']:+.1f} beside `ponder` on CoLA, MRPC, RTE and "
+        f"SST-2 of `minilm`, most of it CoLA's, and {beside['deebert', 'mpnet']:+.1f} on MRPC and RTE of `mpnet`."
+    )
 
 
 def kept_of_two(groups: Groups, task: str) -> dict[int, Group]:
@@ -401,7 +446,15 @@ def test_which_epoch_is_selected() -> None:
         f"selection by the score at the exits stopped SST-2 after three epochs, with {at_exits['SST-2']:.1f} at ×3, "
         f"and by the mean of the steps' scores it had {by_mean['SST-2']:.1f}"
     )
-    says(f"({by_mean['Banking77']:.1f} and {at_exits['Banking77']:.1f} at ×3;")
+    mean_held_out, exits_held_out = (
+        {task: at(held_out(of_one(run)), 3) for task, run in repeated(folder).items()}
+        for folder in ("unmixed", "selected-at-exits")
+    )
+    says(
+        f"({by_mean['Banking77']:.1f} and {at_exits['Banking77']:.1f} at ×3), but held out both gave more: "
+        f"{mean_held_out['Banking77']:.1f} and {exits_held_out['Banking77']:.1f} there, and "
+        f"{mean_held_out['SST-2']:.1f} and {exits_held_out['SST-2']:.1f} on SST-2"
+    )
 
 
 def test_what_gates_add_to_confidence() -> None:
@@ -439,22 +492,30 @@ def test_the_four_changes_of_palbert(before: Groups) -> None:
     (table,) = [block for block in tables.ablation(before) if isinstance(block, Table)]
     place = list(table.head).index("CoLA")
     plain, q_exit, rate, layers, _, both = (row[place].partition(" ")[0] for row in table.rows if row[0] != "vanilla")
-    says(
-        f"on CoLA {plain} → {q_exit} with Q-exit → {rate} with a rate of its own for the Lambda head → {layers} with "
-        f"three layers → {both} with the hidden state of the step before."
+    says_of_palbert(
+        f"on CoLA of `minilm` {plain} → {q_exit} with Q-exit → {rate} with a rate of its own for the Lambda head → "
+        f"{layers} with three layers → {both} with the hidden state of the step before."
     )
     rte = repeated("as-the-paper")["RTE"]
     assert rte["training"][0]["epochs"] == 7
-    says(
-        f"(a constant rate, until five epochs bring nothing: seven), on `minilm` it has {100 * rte.score('exits'):.1f}"
-    )
+    says_of_palbert(f"until five epochs bring nothing (seven in all), it has {100 * rte.score('exits'):.1f}")
 
 
 def test_the_order_of_the_paper_on_mpnet(before_on_mpnet: Groups, summary: dict[str, Any]) -> None:
     common = ("CoLA", "MRPC", "STS-B", "RTE")
 
+    def groups_of(recipe: str) -> list[Group]:
+        return [before_on_mpnet[recipe, task] for task in common]
+
     def macro(recipe: str) -> float:
-        return statistics.fmean(statistics.median(before_on_mpnet[recipe, task].scores) for task in common)
+        return statistics.fmean(statistics.median(group.scores) for group in groups_of(recipe))
+
+    def full_depth(recipe: str) -> float:
+        scores = [[100 * run.score("full_depth") for run in group.runs] for group in groups_of(recipe)]
+        return statistics.fmean(map(statistics.median, scores))
+
+    def at_cost(recipe: str, speed_up: float) -> float:
+        return statistics.fmean(at(group, speed_up) for group in groups_of(recipe))
 
     order = [macro(recipe) for recipe in ("palbert", "pabee", "pondernet")]
     assert order == sorted(order, reverse=True)
@@ -464,40 +525,67 @@ def test_the_order_of_the_paper_on_mpnet(before_on_mpnet: Groups, summary: dict[
         if recipe in ("palbert", "pabee", "pondernet") and task in common and len(group.runs) > 1
     }
     assert list(several) == [("pondernet", "CoLA")]
-    says(
-        f"PALBERT before PABEE before PonderNet ({listed(order)} over four tasks, with one seed, but for PonderNet on "
-        f"CoLA, whose two have {several['pondernet', 'CoLA']})"
+    says_of_palbert(
+        f"PALBERT before PABEE before PonderNet ({listed(order)} over CoLA, MRPC, STS-B and RTE, with one seed, but "
+        f"for PonderNet on CoLA, whose two have {several['pondernet', 'CoLA']})"
     )
     mrpc = [statistics.median(before_on_mpnet[recipe, "MRPC"].scores) for recipe in ("palbert", "pabee")]
     assert mrpc[0] < mrpc[1]  # "with PABEE ahead on MRPC"
-    says(f"plain fine-tuning has {macro('vanilla'):.1f}.")
+    says_of_palbert(f"Plain fine-tuning has {macro('vanilla'):.1f}.")
+    says_of_palbert(
+        f"PABEE has {full_depth('pabee'):.1f} at full depth and PALBERT {full_depth('palbert'):.1f}; at ×1.5 they have "
+        f"{at_cost('pabee', 1.5):.1f} and {at_cost('palbert', 1.5):.1f}, and at ×2 {at_cost('pabee', 2):.1f} and "
+        f"{at_cost('palbert', 2):.1f}. PonderNet has {full_depth('pondernet'):.1f} at full depth."
+    )
     palbert, pabee = (
-        [summary["mpnet"]["2"]["tasks"][task][recipe] for task in ("MRPC", "SST-2", "RTE")]
+        [summary["mpnet"]["2"]["tasks"][task][recipe] for task in ("MRPC", "SST-2", "RTE", "STS-B")]
         for recipe in ("palbert", "pabee")
     )
-    says(f"In `pays` PALBERT has {listed(palbert)} at ×2 on MRPC, SST-2 and RTE, and PABEE {listed(pabee)}.")
-
-
-def test_q_exit_hardly_tells_examples_apart(before: Groups) -> None:
-    cola, mrpc = before["palbert", "CoLA"], before["palbert", "MRPC"]
-    rows = [f"{run.reported[0]['exit_histogram'][3]:,}" for run in cola.runs]
-    of = sum(cola.runs[0].reported[0]["exit_histogram"])
-    says(f"it sends {', '.join(rows[:-1])} and {rows[-1]} of {of:,} rows out at step 4.")
-    pairs = [(at(group, 2, "confidence"), at(group, 2)) for group in (cola, mrpc)]
-    says("have {:.1f} and not {:.1f} on CoLA, and {:.1f} and not {:.1f} on MRPC.".format(*pairs[0], *pairs[1]))
-
-
-def test_patience_is_behind_a_blind_choice(before: Groups, before_on_mpnet: Groups) -> None:
-    pairs = []
-    for group in [*before.values(), *before_on_mpnet.values()]:
-        if "patience" in group.policies and group.task != "WNLI":
-            pairs.append((group.at(2, "patience"), group.at(2, BLIND)))
-    known = [(own, blind) for own, blind in pairs if own is not None and blind is not None]
-    behind = sum(own < blind for own, blind in known)
-    says(
-        f"at ×2 it is behind a blind choice on the same models in {behind} of the {len(known)} pairs of recipe and "
-        "task (without WNLI)"
+    says_of_palbert(
+        f"PALBERT has {listed(palbert)} at ×2 on MRPC, SST-2, RTE and STS-B of `mpnet`, and PABEE {listed(pabee)}."
     )
+
+
+def test_q_exit_hardly_tells_examples_apart(pays: Groups) -> None:
+    cola, mrpc = pays["palbert", "CoLA"], pays["palbert", "MRPC"]
+    exits = [run.reported[0]["exit_histogram"] for run in cola.runs]
+    shares = [f"{100 * max(counts) / sum(counts):.0f}%" for counts in exits]
+    says(f"it sends {', '.join(shares[:-1])} and {shares[-1]} of the rows out at one step.")
+    pairs = [(at(group, 2, "confidence"), at(group, 2)) for group in (cola, mrpc)]
+    says("it has {:.1f} and not {:.1f} on CoLA, and {:.1f} and not {:.1f} on MRPC.".format(*pairs[0], *pairs[1]))
+
+
+def behind(groups: Iterable[Group], policy: str, rival: str) -> tuple[int, int]:
+    """In how many pairs of recipe and task a policy is behind another at ×2, and in how many both get there."""
+    pairs = [
+        (group.at(2, policy), group.at(2, rival)) for group in groups if {policy, rival} <= {*group.policies, BLIND}
+    ]
+    reached = [(own, other) for own, other in pairs if own is not None and other is not None]
+    return sum(own < other for own, other in reached), len(reached)
+
+
+def test_patience_and_q_exit_are_behind(pays: Groups, pays_on_mpnet: Groups) -> None:
+    groups = [*pays.values(), *pays_on_mpnet.values()]
+    fewer, pairs = behind(groups, "patience", BLIND)
+    of_confidence, of_classes = behind(groups, "patience", "confidence")
+    says(
+        f"at ×2 it is behind a blind choice on the same models in {fewer} of the {pairs} pairs of recipe and task "
+        f"where it gets so far, and behind confidence in {of_confidence} of the {of_classes} with classes."
+    )
+    of_q_exit, where = behind(groups, "quantile", "confidence")
+    says_in_short(
+        f"at ×2 Q-exit is behind it in {of_q_exit} of {where} pairs of recipe and task, and patience in "
+        f"{of_confidence} of {of_classes}."
+    )
+
+
+def test_a_shorter_cut_is_better_on_mpnet(pays_on_mpnet: Groups) -> None:
+    cuts = {(task, group.speed_up): group for (_, task), group in pays_on_mpnet.items() if group.is_cut}
+    tasks = {task for task, _ in cuts}
+    assert len(tasks) == 5
+    assert all(at(cuts[task, 2.0], 2.0, BLIND) > at(cuts[task, 1.5], 1.5, BLIND) for task in tasks)
+    page = one_line((ROOT / "docs" / "benchmark-details.md").read_text())
+    assert "on `mpnet` the one of six steps is better than the one of eight on all five tasks." in page
 
 
 def test_saved_steps_become_seconds() -> None:
