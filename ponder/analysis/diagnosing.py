@@ -54,7 +54,8 @@ def diagnose(
         static: Scores of the encoder cut after a step and trained so, by step.
         metric: A mean over rows: ``"accuracy"``, ``"exact_match"`` where a row has several answers,
             ``"negative_squared_error"``, or the task's own where None.
-        speedups: N / mean exit step at which policy and blind are compared.
+        speedups: N / mean exit step at which policy and blind are compared. Those above N, the number of steps, are
+            left out: no exit is so early.
         samples: Bootstrap samples.
         seed: Seed of the bootstrap.
 
@@ -80,6 +81,14 @@ def diagnose(
         check_real("speedups", speedup, 1.0, remedy="Pass (1.5, 2.0), say.")
     values, metric_name = _values(trajectory, metric)
     rows, num_steps = values.shape
+    if min(speedups) > num_steps:
+        raise ArgumentError(
+            "speedups",
+            expected=f"some of at most {num_steps}, the number of steps: all rows leave after the first there",
+            got=speedups,
+            remedy=f"Pass ({num_steps / 2:g}, {num_steps}), say.",
+        )
+    speedups = [speedup for speedup in speedups if speedup <= num_steps]
     grids = _policy_grids(trajectory, compare)
     exits = {name: grid.exit_steps(trajectory).cpu() for name, grid in grids.items()}
     policies: dict[str, ExitPolicy] = {}

@@ -49,4 +49,9 @@ class Gain:
     @property
     def share_of_headroom(self) -> float:
         """How much of the headroom the policy gains; NaN where there is none, or no policy."""
-        return self.gain / self.headroom if self.headroom > 1e-12 else math.nan
+        return self.gain / self.headroom if self.headroom > self.rounding else math.nan
+
+    @property
+    def rounding(self) -> float:
+        """What a difference of such scores may be where there is none, in whatever unit they are."""
+        return 1e-12 * max(abs(self.blind), abs(self.oracle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -68,6 +69,12 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
         )
     if callable(metric):
         meaning, labels = _checked(trajectory, trajectory.labels)
+        if unanswered := int((~trajectory.answered()).any(1).sum()):
+            warnings.warn(
+                f"metric: {unanswered} of {len(trajectory)} rows are NaN at some step. The library's own scores count "
+                "them as wrong there; yours is given the NaN, whose argmax is class 0.",
+                stacklevel=3,
+            )
         return Metric(getattr(metric, "__name__", "score"), None, metric, labels, meaning)
     name = "exact_match" if task.exact_match else task.metric
     if name is not None and metric in (None, name, task.metric):

@@ -20,9 +20,10 @@ def outcome_of(gains: Sequence[Gain], margin: float) -> Outcome:
     told = [gain for gain in gains if not math.isnan(gain.gain)]
     if not told:
         return "no policy is cheap enough"
-    if any(gain.low > 1e-12 for gain in told):
+    if any(_pays(gain) for gain in told):
         return "exits pay"
-    return "too few rows" if max(gain.high for gain in told) > max(margin, 1e-12) else "one step is as good"
+    wide = any(gain.high > max(margin, gain.rounding) for gain in told)
+    return "too few rows" if wide else "one step is as good"
 
 
 def sentence_of(gains: Sequence[Gain], fixed: StepForAll, metric: str, rows: int) -> str:
@@ -37,7 +38,7 @@ def sentence_of(gains: Sequence[Gain], fixed: StepForAll, metric: str, rows: int
     told = [gain for gain in gains if not math.isnan(gain.gain)]
     match outcome_of(gains, fixed.margin):
         case "exits pay":
-            pays = [gain for gain in told if gain.low > 1e-12]
+            pays = [gain for gain in told if _pays(gain)]
             best = max(pays, key=lambda gain: gain.gain)
             return (
                 f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
@@ -64,6 +65,10 @@ def sentence_of(gains: Sequence[Gain], fixed: StepForAll, metric: str, rows: int
                 f"No policy that was tried is cheap enough for any of the speed-ups: {_use(fixed)}"
                 f"{_cut(gains, 'blind', '; ')}."
             )
+
+
+def _pays(gain: Gain) -> bool:
+    return gain.low > gain.rounding
 
 
 def _interval(gain: Gain) -> str:

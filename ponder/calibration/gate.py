@@ -16,7 +16,7 @@ from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_once
-from ponder.parts.tasks import infer_task
+from ponder.parts.tasks import Custom, infer_task, task_named
 from ponder.parts.tasks.labels import check_labelled
 from ponder.policies.base import StepView
 from ponder.policies.fitted import some_rows
@@ -163,7 +163,11 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
 def _losses(trajectory: Trajectory) -> Tensor:
     labels, last = trajectory.labels, trajectory.outputs[:, -1]
     assert labels is not None
-    task = infer_task(last, labels) if trajectory.task is None else trajectory.meaning
+    # Plain losses: what training weighs (classes, smoothing) is no part of a file, and says nothing of leaving.
+    named = task_named(trajectory.task)
+    task = (
+        infer_task(last, labels) if trajectory.task is None else trajectory.meaning if type(named) is Custom else named
+    )
     checked = task.check(last, labels)
     check_labelled(task, checked)
     return step_losses(task, trajectory.outputs, checked).double()

@@ -91,7 +91,7 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
 
 def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording) -> Tensor:
     labels = _labels("a callable", trajectory)
-    each = [risk(outputs, labels) for outputs in trajectory.outputs.unbind(1)]
+    each = [risk(outputs, labels) for outputs in trajectory.read_outputs().unbind(1)]
     for losses in each:
         if not isinstance(losses, Tensor) or losses.shape != trajectory.row_ids.shape:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -101,7 +101,8 @@ def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording
                 got=got,
                 remedy="Do not reduce over the rows.",
             )
-    return torch.stack(each, dim=1)
+    losses = torch.stack(each, dim=1)
+    return torch.where(trajectory.answered().to(losses.device), losses, torch.ones_like(losses))  # no answer is wrong
 
 
 def _checked(losses: Tensor, trajectory: Recording) -> Tensor:

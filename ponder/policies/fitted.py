@@ -25,7 +25,7 @@ def some_rows(trajectory: Recording) -> tuple[tuple[int, float], ...]:
 
     Rows of which another has nearly the same sum tell nothing, and are not among them.
     """
-    sums, sizes = _sums(trajectory)
+    sums, sizes = (of_steps[:, -1] for of_steps in _sums(trajectory))
     ordered, order = sums.sort()
     gaps = torch.full((len(sums) + 1,), torch.inf, dtype=sums.dtype)
     gaps[1:-1] = ordered.diff()
@@ -60,8 +60,9 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
         fitted = torch.tensor([of_row for _, of_row in kept], dtype=torch.float64)
         known = trajectory.row_ids.cpu()
         rows = torch.isin(known, ids).nonzero().flatten()
-        sums, sizes = (each[rows, None] for each in _sums(trajectory))
-        same = (known[rows, None] == ids) & ((sums - fitted).abs() <= _ROUNDING * sizes)
+        sums, sizes = (each[:, None] for each in _sums(trajectory, rows))  # the policy may have seen fewer steps
+        alike = ((sums - fitted[:, None]).abs() <= _ROUNDING * sizes).any(2)
+        same = (known[rows, None] == ids) & alike
         many = int(same.any(0).sum())
         if many > (1 if len(kept) > _FEW else 0):
             raise ArgumentError(
@@ -80,14 +81,19 @@ def _fitted_on(policy: ExitPolicy) -> Iterator[tuple[tuple[int, float], ...]]:
         yield from _fitted_on(part)
 
 
-def _sums(trajectory: Recording) -> tuple[Tensor, Tensor]:
-    """Weighted sums of what the first and the last step gave, and the sums of their sizes, `(batch,)` float64 each."""
-    ends = trajectory.outputs[:, [0, -1]].cpu().double().nan_to_num(0.0, 0.0, 0.0)
-    ends = ends.asinh()  # or -1e9, which masks a class, would hide all others
-    mask = trajectory.mask
-    if mask is not None and fits_positions(mask, ends[:, 0]):
-        inside = mask.cpu().reshape(len(mask), 1, -1, *[1] * (ends.dim() - 3))
-        ends = torch.where(inside, ends, 0.0).sum(2)  # rows are as wide as the longest beside them
-    ends = ends.flatten(1)
-    weights = torch.arange(1, ends.shape[1] + 1, dtype=torch.float64).cos()
-    return ends @ weights, ends.abs().sum(1)
+def _sums(trajectory: Recording, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weighted sums of what the first step and each step gave, and the sums of their sizes, `(rows, steps)` float64."""
+    outputs, mask = trajectory.outputs, trajectory.mask
+    if rows is not None:
+        of_device = rows.to(outputs.device)
+        outputs, mask = outputs[of_device], None if mask is None else mask[rows.to(mask.device)]
+    each = outputs.cpu().double().nan_to_num(0.0, 0.0, 0.0)
+    each = each.asinh()  # or -1e9, which masks a class, would hide all others
+    if mask is not None and fits_positions(mask, each[:, 0]):
+        inside = mask.cpu().reshape(len(mask), 1, -1, *[1] * (each.dim() - 3))
+        each = torch.where(inside, each, 0.0).sum(2)  # rows are as wide as the longest beside them
+    each = each.flatten(2) if each.dim() > 2 else each.unsqueeze(2)
+    width = each.shape[2]
+    weights = torch.arange(1, 2 * width + 1, dtype=torch.float64).cos()
+    sizes = each.abs().sum(2)
+    return each[:, :1] @ weights[:width] + each @ weights[width:], sizes[:, :1] + sizes

@@ -388,6 +388,25 @@ def test_the_same_seed_gives_the_same_page() -> None:
     assert str(ponder.diagnose(make(rows=200), samples=20)) == str(ponder.diagnose(make(rows=200), samples=20))
 
 
+def test_speed_ups_above_the_number_of_steps_are_left_out() -> None:
+    trajectory = make(200)
+    found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(2.0, 6.0, 10.0), samples=20)
+    assert [gain.speedup for gain in found.gains] == [2.0, 6.0]
+    with refused("speedups", "at most 6"):
+        ponder.diagnose(trajectory, [policies.Confidence], speedups=(10.0,), samples=20)
+
+
+def test_the_verdict_does_not_depend_on_the_unit() -> None:
+    of = numbers(400, 6, 0)
+    small = dataclasses.replace(of, outputs=of.outputs.double() * 1e-7, labels=of.labels.double() * 1e-7)
+    of = dataclasses.replace(of, outputs=of.outputs.double(), labels=of.labels.double())
+    found = [ponder.diagnose(each, speedups=(1.5, 2.0), samples=60) for each in (of, small)]
+    assert found[0].outcome == found[1].outcome == "exits pay"
+    gains = [each.gains[0] for each in found]
+    assert gains[1].share_of_headroom == pytest.approx(gains[0].share_of_headroom)
+    assert not math.isnan(gains[1].share_of_headroom)
+
+
 def test_speed_ups_that_no_policy_reaches() -> None:
     found = ponder.diagnose(make(), [policies.Patience], speedups=(3.0,), samples=20)
     assert "cheap enough" in found.verdict

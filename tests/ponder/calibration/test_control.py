@@ -593,3 +593,37 @@ def test_risks_that_read_recordings_are_held_to_the_same_range() -> None:
             ponder.control_risk(recorded(200), Confidence, level=0.5, risk=Own("own", value))
     with refused("risk", "each row and step", type_error=True):
         ponder.control_risk(recorded(200), Confidence, level=0.5, risk=Flat("own"))
+
+
+def wrong_class(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(-1) != labels).double()
+
+
+def test_no_answer_is_wrong_for_a_risk_of_ones_own_too() -> None:
+    """The trap: the argmax of NaN is class 0, which is right for half of these rows."""
+    labels = torch.arange(400) % 2
+    outputs = 5.0 * torch.nn.functional.one_hot(labels, 2)[:, None].repeat(1, 3, 1).float()
+    outputs[labels == 0] = math.nan
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(400), labels=labels, task="classification")
+    for risk in ("error", wrong_class):
+        assert not ponder.control_risk(trajectory, policies.FixedStep, risk=risk, level=0.1).met
+    with pytest.warns(UserWarning, match="200 of 400 rows are NaN at some step"):
+        trajectory.sweep(
+            policies.FixedStep, [1], metric=lambda given, right: 1 - float(wrong_class(given, right).mean())
+        )
+
+
+def test_a_risk_of_ones_own_sees_no_padding_of_spans() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (200, 2), generator=g)
+    outputs = 5.0 * torch.nn.functional.one_hot(labels, 6).mT[:, None].repeat(1, 3, 1, 1).float()
+    outputs[:, :, 3:] = 20.0  # padding
+    mask = (torch.arange(6) < 3).expand(200, 6)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(200), labels=labels, task="span", mask=mask)
+
+    def wrong_span(given: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (given.argmax(-2) != right).any(-1).double()
+
+    for risk in ("error", wrong_span):
+        found = ponder.control_risk(trajectory, policies.FixedStep, risk=risk, level=0.1)
+        assert (found.met, found.policy.threshold_value) == (True, 1)

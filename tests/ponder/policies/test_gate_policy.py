@@ -6,6 +6,7 @@ import builtins
 import dataclasses
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -330,6 +331,28 @@ def test_a_gate_of_another_number_of_steps_is_refused() -> None:
 def test_bad_arguments_are_refused(arguments, argument: str) -> None:
     with refused(argument):
         fit_gate(record(), **arguments)
+
+
+def test_rows_that_fitted_a_shared_gate_are_known_again_in_a_deeper_run() -> None:
+    torch.manual_seed(0)
+    step = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh())
+    model = ponder.PonderWrapper(step, num_steps=4, head=torch.nn.Linear(6, 3), task="classification").eval()
+    inputs, labels = torch.randn(80, 6), torch.randint(3, (80,))
+    gate = fit_gate(model.record(inputs, labels=labels), "error", shared=True)
+    deeper = model.record(inputs, labels=labels, num_steps=8)
+    with refused("trajectory", "rows on which the policy was not fitted"):
+        ponder.calibrate(deeper, gate, at_most_steps=3.0)
+    others = model.record(torch.randn(80, 6), labels=labels, num_steps=8)
+    assert len(ponder.calibrate(others, gate, at_most_steps=8.0).curve) > 1
+
+
+@pytest.mark.parametrize("options", [{"weight": (1.0, 8.0, 1.0)}, {"label_smoothing": 0.3}], ids=str)
+def test_a_gate_is_the_same_from_a_trajectory_that_was_saved(tmp_path: Path, options) -> None:
+    trajectory = record(rows=200)
+    weighed = dataclasses.replace(trajectory, task_object=ponder.tasks.Classification(**options))
+    weighed.save(tmp_path / "saved.safetensors")
+    loaded = ponder.Trajectory.load(tmp_path / "saved.safetensors")
+    assert fit_gate(weighed, "gain", 0.1) == fit_gate(loaded, "gain", 0.1) == fit_gate(trajectory, "gain", 0.1)
 
 
 def test_trajectories_that_tell_nothing_are_refused() -> None:
