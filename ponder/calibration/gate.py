@@ -164,9 +164,9 @@ def _losses(trajectory: Trajectory) -> Tensor:
     labels, last = trajectory.labels, trajectory.outputs[:, -1]
     assert labels is not None
     task = infer_task(last, labels) if trajectory.task is None else trajectory.meaning
-    checked = task.check(last, labels)
+    checked = trajectory.inside(task.check(last, labels))
     check_labelled(task, checked)
-    return step_losses(task, trajectory.outputs, checked).double()
+    return step_losses(task, trajectory.read_outputs(), checked).double()
 
 
 def _no_target(target: str, trajectory: Trajectory, remedy: str) -> ArgumentError:

@@ -126,7 +126,10 @@ class Recording:
                 got=f"labels of shape {tuple(labels.shape)} and type {labels.dtype}, as those of {shown.name!r} are",
                 remedy=f"Build the model with task={shown.name!r}.",
             )
-        labels = self.meaning.check(self.outputs[:, -1], labels)  # a trajectory may be made by hand
+        return self.inside(self.meaning.check(self.outputs[:, -1], labels))  # a trajectory may be made by hand
+
+    def inside(self, labels: Tensor) -> Tensor:
+        """Checked labels, those of padding being ignored ones where each position has a label."""
         if self.meaning.per_token and self.mask is not None:
             return labels.masked_fill(~self.mask, IGNORED_LABEL)
         return labels

@@ -342,6 +342,37 @@ def test_distillation_of_a_span_teaches_where_it_starts_and_where_it_ends() -> N
     torch.testing.assert_close(Distillation(3.0).per_example(batch), torch.tensor([sum(ends) / 2]))
 
 
+@pytest.mark.parametrize("teacher", ["last_step", "frozen"])
+def test_distillation_of_a_span_does_not_look_at_padding(teacher) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, taught = torch.randn(2, 3, 6, 2, generator=generator), torch.randn(2, 6, 2, generator=generator)
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    batch = Unrolled(
+        outputs,
+        torch.zeros(2, 3),
+        as_task("span"),
+        None,
+        None,
+        labels=torch.tensor([[1, 3], [0, 2]]),
+        teacher_outputs=taught,
+        mask=mask,
+    )
+    found = Distillation(2.0, teacher=teacher).per_example(batch)
+    for row, length in enumerate((6, 4)):
+        alone = dataclasses.replace(
+            batch,
+            outputs=outputs[row : row + 1, :, :length],
+            losses=torch.zeros(1, 3),
+            teacher_outputs=taught[row : row + 1, :length],
+            mask=None,
+        )
+        torch.testing.assert_close(found[row], Distillation(2.0, teacher=teacher).per_example(alone)[0])
+    broken = outputs.masked_fill(~mask[:, None, :, None], math.nan).requires_grad_()
+    loss = Distillation(2.0, teacher=teacher).per_example(dataclasses.replace(batch, outputs=broken))
+    torch.testing.assert_close(loss, found)
+    assert torch.autograd.grad(loss.sum(), broken)[0].isfinite().all()
+
+
 def test_distillation_is_refused_where_the_task_does_not_define_it() -> None:
     outputs = torch.zeros(2, 3, 4, 5)
     with refused("objective", "Distillation"):
