@@ -30,7 +30,7 @@ class Recording:
         features: The readout's features, `(batch, steps, …)`; None unless they were kept.
         labels: Labels of the examples, batch first, where they were given.
         task: Name of the task, or None.
-        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions.
+        mask: Which positions are no padding, `(batch, length)` bool, where outputs or features have positions.
         policy_context: What the caller gave for policies to read, by name, `(batch, …)` each.
         training: Whether the run was one of training mode, with dropout and the statistics of the batch: such answers
             are not those that the model gives, and no certificate is based on them.

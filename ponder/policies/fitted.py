@@ -85,7 +85,7 @@ def _sums(trajectory: Recording) -> tuple[Tensor, Tensor]:
     ends = trajectory.outputs[:, [0, -1]].cpu().double().nan_to_num(0.0, 0.0, 0.0)
     ends = ends.asinh()  # or -1e9, which masks a class, would hide all others
     mask = trajectory.mask
-    if mask is not None and fits_positions(mask, ends[:, 0]):
+    if mask is not None and trajectory.meaning.per_position and fits_positions(mask, ends[:, 0]):
         inside = mask.cpu().reshape(len(mask), 1, -1, *[1] * (ends.dim() - 3))
         ends = torch.where(inside, ends, 0.0).sum(2)  # rows are as wide as the longest beside them
     ends = ends.flatten(1)

@@ -410,26 +410,31 @@ class PerPosition(torch.nn.Linear):
         return super().forward(hidden)
 
 
-@pytest.mark.parametrize("task", ["token_classification", "span"])
+class FirstPosition(torch.nn.Linear):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features[:, 0])
+
+
+@pytest.mark.parametrize("task", ["token_classification", "span", "classification"])
 def test_the_loss_of_a_row_does_not_depend_on_the_padding_beside_it(task: str) -> None:
     torch.manual_seed(0)
+    pooled = task == "classification"  # by the head: features have positions, and outputs have none
     model = ponder.PonderWrapper(
         [PerPosition() for _ in range(3)],
-        head=torch.nn.Linear(4, 2),
+        head=FirstPosition(4, 2) if pooled else torch.nn.Linear(4, 2),
         readout=lambda hidden: hidden,
         task=task,
         objective=objectives.Alignment(),
-        padding=ponder.Padding(),
+        padding=ponder.Padding(pooled=False),
     )
-    x, labels = (
-        torch.randn(2, 5, 4),
-        torch.tensor([[1, 0, 1, 0, 1]] * 2) if task != "span" else torch.tensor([[1, 3]] * 2),
-    )
+    label = {"token_classification": [1, 0, 1, 0, 1], "span": [1, 3], "classification": 1}[task]
+    x, labels = torch.randn(2, 5, 4), torch.tensor([label] * 2)
     seen = []
     for more in (0, 7):
         given = torch.nn.functional.pad(x, (0, 0, 0, more), value=3.0)
         mask = torch.nn.functional.pad(torch.ones(2, 5), (0, more))
-        of_rows = labels if task == "span" else torch.nn.functional.pad(labels, (0, more), value=-100)
+        each = task == "token_classification"
+        of_rows = torch.nn.functional.pad(labels, (0, more), value=-100) if each else labels
         seen.append(float(model.train()(given, labels=of_rows, attention_mask=mask).loss.detach()))
     assert seen[0] == pytest.approx(seen[1], rel=1e-5)
 
