@@ -102,6 +102,27 @@ def test_padding_does_not_count_where_features_alone_have_positions(task, paddin
 
 
 @torch.no_grad()
+def test_a_policy_that_reads_no_features_is_shown_no_mask_of_theirs():
+    """A run has none for it, and so have a replay with features and a stream."""
+    seen = []
+
+    class Looks(policies.ExitPolicy):
+        needs = frozenset({"output"})
+
+        def decide(self, step, state):
+            seen.append(step.mask)
+            return False, state
+
+    model = ponder.PonderWrapper(Mix(), num_steps=STEPS, head=First(WIDTH, 3), readout=ponder.readouts.identity).eval()
+    inputs, mask = batch()
+    model(inputs, attention_mask=mask, policy=Looks())
+    model.unroll(inputs, attention_mask=mask, keep_features=True).replay(Looks())
+    with ponder.StreamEngine(model, Looks()) as engine:
+        engine.submit((inputs[0], {"attention_mask": mask[0]})).result()
+    assert seen == [None] * 3 * (STEPS - 1)
+
+
+@torch.no_grad()
 def test_features_of_a_declared_length_of_none_have_no_padding():
     """Memory slots, which by chance are as many as the tokens are long, are no positions."""
     features = torch.randn(3, 4, 5, 2).cumsum(1)
