@@ -32,7 +32,7 @@ __all__ = ["Trajectory"]
 
 _FORMAT = "ponder-trajectory-1"
 _CONTEXT = "policy_context."
-_LENGTHS = {  # where the length lies, where there is an answer at each position
+_LENGTHS = {  # where the length lies, where outputs or features have positions
     "outputs": Along((2,)),
     "features": Along((2,)),
     "labels": Along((1,), fill=IGNORED_LABEL),
@@ -118,10 +118,12 @@ class Trajectory(Recording):
                 )
         sizes = [len(trajectory) for trajectory in trajectories]
         task = first.meaning
-        length = max(t.outputs.shape[2] for t in trajectories) if task.per_position else 0
+        length = max(_length(t) for t in trajectories)
         along = {**_LENGTHS, "outputs": Along((2,), fill=task.blank)}
         if not task.per_token:
             del along["labels"]
+        if not task.per_position:  # features alone have a length, if any
+            del along["outputs"]
         joined = {
             name: join_rows(
                 [tensors[name] for tensors in parts],
@@ -195,14 +197,23 @@ def _same_task(one: Trajectory, other: Trajectory) -> bool:
     return one.task == other.task and told
 
 
+def _length(trajectory: Trajectory) -> int:
+    """How many positions the outputs have, or the features where outputs have none; 0 where neither has any."""
+    if trajectory.meaning.per_position:
+        return trajectory.outputs.shape[2] if trajectory.outputs.dim() > 2 else 0
+    features = trajectory.features
+    return 0 if features is None or features.dim() < 4 else features.shape[2]
+
+
 def _with_masks(trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
     """Trajectories without masks, with masks where their lengths differ: what pads the shorter ones is no answer."""
     bare = [t for t in trajectories if t.mask is None]
-    if not bare or not all(t.meaning.per_position and t.outputs.dim() > 2 for t in trajectories):
+    lengths = [_length(t) for t in trajectories]
+    if not bare or not all(lengths):
         return trajectories
-    if len({t.outputs.shape[2] for t in trajectories}) == 1 and len(bare) == len(trajectories):
+    if len(set(lengths)) == 1 and len(bare) == len(trajectories):
         return trajectories
-    whole = [torch.ones(t.outputs.shape[:1] + t.outputs.shape[2:3], dtype=torch.bool) for t in trajectories]
+    whole = [torch.ones(len(t), length, dtype=torch.bool) for t, length in zip(trajectories, lengths, strict=True)]
     return [
         t if t.mask is not None else dataclasses.replace(t, mask=own.to(t.outputs.device))
         for t, own in zip(trajectories, whole, strict=True)

@@ -29,6 +29,7 @@ from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import Regression, Task, TaskName, as_task, task_named
+from ponder.parts.tasks.base import fits_positions
 from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import is_certified
@@ -660,7 +661,15 @@ class PonderWrapper(EarlyExitModel):
         truncate_below: float | None = None,
     ) -> Trajectory:
         use_hazard = self.lambda_head is not None
-        source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, use_hazard=use_hazard)
+        source, batch = self.start(
+            inputs,
+            context,
+            row_ids,
+            policy_context,
+            depth.total,
+            use_hazard=use_hazard,
+            use_features=keep_features,
+        )
         if self.checkpoint_steps:
             source.run_step = checkpointed(self.steps)
         if batch.row_ids.shape[0]:
@@ -673,13 +682,16 @@ class PonderWrapper(EarlyExitModel):
             )
         else:
             record = no_steps(source, depth.steps, keep_features=keep_features)
+        mask = source.mask
+        if mask is not None and record.features is not None and not batch.task.per_position:
+            mask = mask if fits_positions(mask, record.features[:, 0]) else None  # pooled features have no positions
         trajectory = Trajectory(
             outputs=record.outputs,
             hazard_logits=record.hazard_logits,
             row_ids=batch.row_ids,
             features=record.features,
             task=None if self.task is None else self.task.name,
-            mask=source.mask,
+            mask=mask,
             policy_context=policy_context,
             training=self.training,
             task_object=self.task,

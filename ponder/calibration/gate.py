@@ -168,9 +168,9 @@ def _losses(trajectory: Trajectory) -> Tensor:
     task = (
         infer_task(last, labels) if trajectory.task is None else trajectory.meaning if type(named) is Custom else named
     )
-    checked = task.check(last, labels)
+    checked = trajectory.inside(task.check(last, labels))
     check_labelled(task, checked)
-    return step_losses(task, trajectory.outputs, checked).double()
+    return step_losses(task, trajectory.read_outputs(), checked).double()
 
 
 def _no_target(target: str, trajectory: Trajectory, remedy: str) -> ArgumentError:

@@ -206,7 +206,15 @@ class EarlyExitModel(nn.Module):
             num_steps: How many steps there are; N where None.
         """
         depth, needs = num_steps or self.num_steps, policy.needs
-        source, batch = self.start(inputs, context, row_ids, policy_context, depth, use_hazard="hazard" in needs)
+        source, batch = self.start(
+            inputs,
+            context,
+            row_ids,
+            policy_context,
+            depth,
+            use_hazard="hazard" in needs,
+            use_features="features" in needs,
+        )
         if "context" in needs and policy_context is None:
             raise ArgumentError(
                 "policy_context",
@@ -225,6 +233,7 @@ class EarlyExitModel(nn.Module):
         num_steps: int,
         *,
         use_hazard: bool,
+        use_features: bool,
     ) -> tuple[ModelSource, PolicyBatch]:
         """The door: everything that is checked once a call; and the rows before their first step.
 
@@ -235,6 +244,7 @@ class EarlyExitModel(nn.Module):
             policy_context: What policies may read of each row, or None.
             num_steps: How many steps there are; `depth` has looked at it.
             use_hazard: Whether hazards will be asked for.
+            use_features: Whether features will be: these may have positions where outputs have none.
         """
         if context.keys() - self._context_names:
             self.check_names(context)
@@ -245,6 +255,7 @@ class EarlyExitModel(nn.Module):
         task, padding = self.task or task_named(None), self.padding
         in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
         narrows = padding is not None and padding.pooled and in_batches and not task.per_position
+        has_positions = task.per_position or (use_features and (padding is None or not padding.pooled))
         lengths = None
         if narrows and padding is not None:
             lengths = padding.lengths_of_stem(step_context, context)
@@ -257,7 +268,7 @@ class EarlyExitModel(nn.Module):
             step_context,
             use_hazard and size > 0,
             lengths=lengths,
-            mask=self.positions(context) if task.per_position else None,
+            mask=self.positions(context) if has_positions else None,
             policy_context=policy_context or {},
         )
         return source, PolicyBatch(_as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)

@@ -64,7 +64,7 @@ class ModelSource:
         step: The step at which the rows stand.
         lengths: The length of each row, `(rows,)` on the host, where it is known: the batch then gets narrower.
         past: Features of the steps before, newest first, as many as the Lambda head reads; None before the first step.
-        mask: Which positions are no padding, `(rows, length)` bool, where outputs have positions.
+        mask: Which positions are no padding, `(rows, length)` bool, where outputs or features have positions.
         policy_context: What the caller gave for the policy, by name.
         at: The step at which each row stands after `advance`, where rows at different depths share a batch (a stream).
     """

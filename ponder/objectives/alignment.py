@@ -48,6 +48,7 @@ class Alignment(Objective):
             return 0.0 * unrolled.losses[:, -1]
         distance = 1.0 - F.cosine_similarity(features[:, :-1], features[:, -1:].detach(), dim=-1)
         if unrolled.mask is not None and fits_positions(unrolled.mask, distance, dim=2):
-            inside = unrolled.mask.unsqueeze(1).expand_as(distance)
-            return self.weight * torch.where(inside, distance, 0.0).sum((1, 2)) / inside.sum((1, 2))
+            inside = unrolled.mask.unsqueeze(1).view(len(distance), 1, -1, *[1] * (distance.dim() - 3))
+            inside = inside.expand_as(distance).flatten(1)
+            return self.weight * torch.where(inside, distance.flatten(1), 0.0).sum(1) / inside.sum(1)
         return self.weight * distance.flatten(1).mean(1)

@@ -78,8 +78,8 @@ class Unrolled:
         features: The readout's features, `(batch, steps, …)`; None where the objective does not need them.
         progress: How far training has come; None where nobody said.
         teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or needed.
-        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions and the padding is
-            known; None elsewhere.
+        mask: Which positions are no padding, `(batch, length)` bool, where outputs, or the features that are asked for,
+            have positions and the padding is known; None elsewhere.
 
     Example:
         >>> task = ponder.tasks.Classification()

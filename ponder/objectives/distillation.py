@@ -105,7 +105,7 @@ def distilled(unrolled: Unrolled, students: Tensor, teachers: Tensor, temperatur
     if task.per_token and mask is None and unrolled.labels is not None:
         mask = _up_to_the_last_label(unrolled.labels)
     told = {}
-    if task.per_token and mask is not None:  # what policies compare is what is taught, whether it has a label or not
+    if task.per_position and mask is not None:  # what policies compare is what is taught, whether it has a label or not
         told["mask"] = mask.repeat_interleave(pairs, dim=0)
     losses = task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, **told)
     return losses.reshape(batch, pairs)

@@ -78,7 +78,8 @@ class Padding:
             `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
         stem: The stem of streamed rows, where the model's own gives a context that rows in another batch could not
             share (no mask where nothing is padded, say).
-        pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
+        pooled: Whether readouts give features without a length. Where not, batches do not get narrower, and what
+            compares features leaves padding out, though the head pool them.
         mixed: Whether rows of several lengths may share a batch of a stream; where not, each waits for others of its
             own length.
 

@@ -30,7 +30,7 @@ class Recording:
         features: The readout's features, `(batch, steps, …)`; None unless they were kept.
         labels: Labels of the examples, batch first, where they were given.
         task: Name of the task, or None.
-        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions.
+        mask: Which positions are no padding, `(batch, length)` bool, where outputs or features have positions.
         policy_context: What the caller gave for policies to read, by name, `(batch, …)` each.
         training: Whether the run was one of training mode, with dropout and the statistics of the batch: such answers
             are not those that the model gives, and no certificate is based on them.
@@ -126,7 +126,10 @@ class Recording:
                 got=f"labels of shape {tuple(labels.shape)} and type {labels.dtype}, as those of {shown.name!r} are",
                 remedy=f"Build the model with task={shown.name!r}.",
             )
-        labels = self.meaning.check(self.outputs[:, -1], labels)  # a trajectory may be made by hand
+        return self.inside(self.meaning.check(self.outputs[:, -1], labels))  # a trajectory may be made by hand
+
+    def inside(self, labels: Tensor) -> Tensor:
+        """Checked labels, those of padding being ignored ones where each position has a label."""
         if self.meaning.per_token and self.mask is not None:
             return labels.masked_fill(~self.mask, IGNORED_LABEL)
         return labels

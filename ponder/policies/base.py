@@ -139,8 +139,8 @@ class StepView:
         num_steps: N.
         readings: The values behind the properties.
         task: What the outputs mean.
-        mask: Which positions of a row are no padding, `(batch, length)` bool, where outputs have positions and the
-            padding is known; None elsewhere.
+        mask: Which positions of a row are no padding, `(batch, length)` bool, where outputs, or the features that are
+            asked for, have positions and the padding is known; None elsewhere.
         policy_context: What the caller gave for the policy, by name, `(batch, …)` each.
 
     Example:

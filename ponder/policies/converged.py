@@ -61,7 +61,7 @@ class Converged(CountingPolicy):
         features = at_least_float32(step.features)
         if step.mask is None or not fits_positions(step.mask, features):
             return features
-        return torch.where(step.mask.unsqueeze(-1), features, 0.0)
+        return torch.where(step.mask.view(*step.mask.shape, *[1] * (features.dim() - 2)), features, 0.0)
 
     def answered(self, now: Tensor, step: StepView) -> Tensor:
         return super().answered(now, step) if self.on == "answers" else ~now.flatten(1).isnan().any(1)

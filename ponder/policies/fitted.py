@@ -89,7 +89,7 @@ def _sums(trajectory: Recording, rows: Tensor | None = None) -> tuple[Tensor, Te
         outputs, mask = outputs[of_device], None if mask is None else mask[rows.to(mask.device)]
     each = outputs.cpu().double().nan_to_num(0.0, 0.0, 0.0)
     each = each.asinh()  # or -1e9, which masks a class, would hide all others
-    if mask is not None and fits_positions(mask, each[:, 0]):
+    if mask is not None and trajectory.meaning.per_position and fits_positions(mask, each[:, 0]):
         inside = mask.cpu().reshape(len(mask), 1, -1, *[1] * (each.dim() - 3))
         each = torch.where(inside, each, 0.0).sum(2)  # rows are as wide as the longest beside them
     each = each.flatten(2) if each.dim() > 2 else each.unsqueeze(2)

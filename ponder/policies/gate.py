@@ -88,7 +88,7 @@ class GateReader:
             output = at_least_float32(step.output).float()
             before = output if state["output"] is None else state["output"]
             after["output"] = output
-            inside = _inside(output, step.mask)
+            inside = _inside(output, step.mask) if step.task.per_position else None
             if self.reads_classes:
                 for name in set(_OF_CLASSES) & set(self.signals):
                     values[name] = -_greatest(-_OF_CLASSES[name](output), inside)

@@ -33,7 +33,7 @@ class Cohort:
         past: Features that the Lambda head will read, in the order of the requests; empty where no policy reads it.
         hidden: Hidden states, of these rows and perhaps of others.
         context: The steps' context, likewise.
-        mask: Which positions are no padding, likewise, where there is an answer at each of them; None elsewhere.
+        mask: Which positions are no padding, likewise, where outputs or features have positions; None elsewhere.
         keep: Where the rows lie in `hidden`, `context` and `mask`, on the host; None: all of them, in order.
     """
 
@@ -98,7 +98,7 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
         past=_past(cohorts, sizes),
         hidden=join_rows([c.hidden for c in cohorts], sizes, keep, lengths=lengths, length=length, path="hidden state"),
         context=join_context([cohort.context for cohort in cohorts], sizes, keep, padding, length),
-        mask=join_rows(masks, sizes, keep, path="mask"),  # of one length, where there is an answer at each position
+        mask=join_rows(masks, sizes, keep, path="mask"),  # of one length, where outputs or features have positions
     )
 
 

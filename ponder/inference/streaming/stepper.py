@@ -58,6 +58,7 @@ class Stepper:
         self._device, self._task = device, model.spec.task
         padding = self.padding
         one_length = self._task.per_position or (padding is not None and not (padding.pooled and padding.mixed))
+        self._has_positions = self._task.per_position or padding is None or not padding.pooled
         self.reader = ExampleReader(padding, one_length=one_length, check=True)
         padded = None if self.padding is None else self.padding.stem
         self._stem = model.stem if padded is None else padded
@@ -113,7 +114,7 @@ class Stepper:
         inputs, context = self.reader.batch([request.example for request in requests])
         self.model.check_names(context)
         inputs, context = placed(inputs, context, self._device)
-        mask = self.model.positions(context) if self._task.per_position else None
+        mask = self.model.positions(context) if self._has_positions else None
         hidden, step_context, _ = call_stem(self._stem, inputs, context)
         own = None
         if self.padding is not None and step_context is not context:  # the stem hands on a context of its own

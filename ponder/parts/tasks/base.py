@@ -191,7 +191,7 @@ class Task(ABC):
             student: Outputs, `(rows, …)`.
             teacher: The teacher's outputs of the same rows.
             temperature: By which both are divided, where they are logits.
-            mask: Which positions of a row are no padding, `(rows, length)` bool, where it has an answer at each: these
+            mask: Which positions of a row are no padding, `(rows, length)` bool, where outputs have positions: these
                 are taught, whether they have a label or not, since policies compare the answers of all. None for all.
         """
         raise no_distillation(self)

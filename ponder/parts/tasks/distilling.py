@@ -27,10 +27,10 @@ def check_distils(task: Task) -> None:
     if type(task).distillation_losses is Task.distillation_losses:
         raise no_distillation(task)
     taken = signature(task.distillation_losses).parameters
-    if task.per_token and not any(one.name == "mask" or one.kind is one.VAR_KEYWORD for one in taken.values()):
+    if task.per_position and not any(one.name == "mask" or one.kind is one.VAR_KEYWORD for one in taken.values()):
         raise ArgumentError(
             "task",
-            expected="distillation_losses(student, teacher, temperature, mask=None) of a task of tokens",
+            expected="distillation_losses(student, teacher, temperature, mask=None) of a task with positions",
             got=f"the arguments {', '.join(taken)}",
             remedy="Take mask, (batch, length) bool: the positions to be taught.",
         )

@@ -69,4 +69,5 @@ class Span(Task):
     def distillation_losses(
         self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
+        student, teacher = (self.without_padding(outputs, mask) for outputs in (student, teacher))
         return divergence(student, teacher, temperature, dim=-2).mean(-1)

@@ -342,6 +342,37 @@ def test_distillation_of_a_span_teaches_where_it_starts_and_where_it_ends() -> N
     torch.testing.assert_close(Distillation(3.0).per_example(batch), torch.tensor([sum(ends) / 2]))
 
 
+@pytest.mark.parametrize("teacher", ["last_step", "frozen"])
+def test_distillation_of_a_span_does_not_look_at_padding(teacher) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, taught = torch.randn(2, 3, 6, 2, generator=generator), torch.randn(2, 6, 2, generator=generator)
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    batch = Unrolled(
+        outputs,
+        torch.zeros(2, 3),
+        as_task("span"),
+        None,
+        None,
+        labels=torch.tensor([[1, 3], [0, 2]]),
+        teacher_outputs=taught,
+        mask=mask,
+    )
+    found = Distillation(2.0, teacher=teacher).per_example(batch)
+    for row, length in enumerate((6, 4)):
+        alone = dataclasses.replace(
+            batch,
+            outputs=outputs[row : row + 1, :, :length],
+            losses=torch.zeros(1, 3),
+            teacher_outputs=taught[row : row + 1, :length],
+            mask=None,
+        )
+        torch.testing.assert_close(found[row], Distillation(2.0, teacher=teacher).per_example(alone)[0])
+    broken = outputs.masked_fill(~mask[:, None, :, None], math.nan).requires_grad_()
+    loss = Distillation(2.0, teacher=teacher).per_example(dataclasses.replace(batch, outputs=broken))
+    torch.testing.assert_close(loss, found)
+    assert torch.autograd.grad(loss.sum(), broken)[0].isfinite().all()
+
+
 def test_distillation_is_refused_where_the_task_does_not_define_it() -> None:
     outputs = torch.zeros(2, 3, 4, 5)
     with refused("objective", "Distillation"):
@@ -379,26 +410,31 @@ class PerPosition(torch.nn.Linear):
         return super().forward(hidden)
 
 
-@pytest.mark.parametrize("task", ["token_classification", "span"])
+class FirstPosition(torch.nn.Linear):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features[:, 0])
+
+
+@pytest.mark.parametrize("task", ["token_classification", "span", "classification"])
 def test_the_loss_of_a_row_does_not_depend_on_the_padding_beside_it(task: str) -> None:
     torch.manual_seed(0)
+    pooled = task == "classification"  # by the head: features have positions, and outputs have none
     model = ponder.PonderWrapper(
         [PerPosition() for _ in range(3)],
-        head=torch.nn.Linear(4, 2),
+        head=FirstPosition(4, 2) if pooled else torch.nn.Linear(4, 2),
         readout=lambda hidden: hidden,
         task=task,
         objective=objectives.Alignment(),
-        padding=ponder.Padding(),
+        padding=ponder.Padding(pooled=False),
     )
-    x, labels = (
-        torch.randn(2, 5, 4),
-        torch.tensor([[1, 0, 1, 0, 1]] * 2) if task != "span" else torch.tensor([[1, 3]] * 2),
-    )
+    label = {"token_classification": [1, 0, 1, 0, 1], "span": [1, 3], "classification": 1}[task]
+    x, labels = torch.randn(2, 5, 4), torch.tensor([label] * 2)
     seen = []
     for more in (0, 7):
         given = torch.nn.functional.pad(x, (0, 0, 0, more), value=3.0)
         mask = torch.nn.functional.pad(torch.ones(2, 5), (0, more))
-        of_rows = labels if task == "span" else torch.nn.functional.pad(labels, (0, more), value=-100)
+        each = task == "token_classification"
+        of_rows = torch.nn.functional.pad(labels, (0, more), value=-100) if each else labels
         seen.append(float(model.train()(given, labels=of_rows, attention_mask=mask).loss.detach()))
     assert seen[0] == pytest.approx(seen[1], rel=1e-5)
 

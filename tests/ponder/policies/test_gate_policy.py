@@ -296,6 +296,21 @@ def test_settled_is_right_here_and_at_all_later_steps() -> None:
         assert mine == [not all(row[n:]) for n in range(5)] + [False]
 
 
+@pytest.mark.parametrize("target", ["gain", "error", "unsettled"])
+def test_hindsight_does_not_look_at_padding(target) -> None:
+    tokens = token_record()
+    beyond = torch.where(tokens.mask, tokens.labels, 1)  # labels of padding, which need not be the ignored one
+    told = staying_pays(dataclasses.replace(tokens, labels=beyond), target, 0.1)
+    assert torch.equal(told, staying_pays(tokens, target, 0.1))
+    spans = dataclasses.replace(
+        tokens, outputs=tokens.outputs[..., :2], labels=torch.zeros(len(tokens), 2).long(), task="span"
+    )
+    far_out = torch.arange(5.0).view(1, 5, 1, 1).expand_as(spans.outputs)  # at padding, another one at each step
+    answering = torch.where(spans.mask[:, None, :, None], spans.outputs, far_out)
+    told = staying_pays(dataclasses.replace(spans, outputs=answering), target, 0.1)
+    assert torch.equal(told, staying_pays(spans, target, 0.1))
+
+
 def test_features_of_positions_are_no_signal() -> None:
     trajectory = dataclasses.replace(token_record(), features=torch.zeros(60, 5, 4, 8))
     with refused("signals", "hidden"):
