@@ -29,7 +29,7 @@ from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import Regression, Task, TaskName, as_task, task_named
-from ponder.parts.tasks.base import fits_positions
+from ponder.parts.tasks.base import positions_of
 from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import is_certified
@@ -683,8 +683,8 @@ class PonderWrapper(EarlyExitModel):
         else:
             record = no_steps(source, depth.steps, keep_features=keep_features)
         mask = source.mask
-        if mask is not None and record.features is not None and not batch.task.per_position:
-            mask = mask if fits_positions(mask, record.features[:, 0]) else None  # pooled features have no positions
+        if mask is not None:
+            mask = positions_of(mask, batch.task, None if record.features is None else record.features[:, 0])
         trajectory = Trajectory(
             outputs=record.outputs,
             hazard_logits=record.hazard_logits,

@@ -16,7 +16,6 @@ from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_once
-from ponder.parts.tasks import Custom, infer_task, task_named
 from ponder.parts.tasks.labels import check_labelled
 from ponder.policies.base import StepView
 from ponder.policies.fitted import some_rows
@@ -161,14 +160,9 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
 
 
 def _losses(trajectory: Trajectory) -> Tensor:
-    labels, last = trajectory.labels, trajectory.outputs[:, -1]
-    assert labels is not None
-    # Plain losses: what training weighs (classes, smoothing) is no part of a file, and says nothing of leaving.
-    named = task_named(trajectory.task)
-    task = (
-        infer_task(last, labels) if trajectory.task is None else trajectory.meaning if type(named) is Custom else named
-    )
-    checked = trajectory.inside(task.check(last, labels))
+    assert trajectory.labels is not None
+    task = trajectory.unweighted()  # what training weighs says nothing of leaving
+    checked = trajectory.inside(task.check(trajectory.outputs[:, -1], trajectory.labels))
     check_labelled(task, checked)
     return step_losses(task, trajectory.read_outputs(), checked).double()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ponder._utils.trees import Tree, check_rows, take_rows
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.tasks import Task
-from ponder.parts.tasks.base import fits_positions
+from ponder.parts.tasks.base import positions_of
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 
 __all__ = ["Exits", "Readings", "Running", "Source", "ask", "run"]
@@ -150,7 +150,6 @@ def ask(
     """
     index, needs, log_survival = running.index + 1, policy.needs, running.log_survival
     readings: dict[str, Tensor] = {}
-    mask = source.mask if task.per_position else None
     if "hazard" in needs:
         logit = source.hazard_logit()
         readings["hazard"], readings["survival"] = logit.sigmoid(), log_survival.exp()
@@ -158,11 +157,10 @@ def ask(
         readings["cdf"] = -torch.expm1(log_survival)
     if "output" in needs:
         outputs = source.output().clone()  # a policy that changes it in place changes no answer
-        readings["output"] = outputs if mask is None else task.without_padding(outputs, mask)
+        readings["output"] = task.without_padding(outputs, source.mask) if task.per_position else outputs
     if "features" in needs:
         readings["features"] = source.features()
-        if source.mask is not None and mask is None and fits_positions(source.mask, readings["features"]):
-            mask = source.mask
+    mask = None if source.mask is None else positions_of(source.mask, task, readings.get("features"))
     context = source.policy_context if "context" in needs else None
     answer = policy.decide(StepView(index.clone(), num_steps, readings, task, mask, context), running.state)
     if not isinstance(answer, tuple) or len(answer) != 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.parts.tasks import Task, infer_task, task_named
+from ponder.parts.tasks import Custom, Task, infer_task, task_named
 from ponder.parts.tasks.base import IGNORED_LABEL
 from ponder.parts.tasks.classification import Unnamed
 
@@ -63,6 +63,16 @@ class Recording:
     def meaning(self) -> Task:
         """What the outputs mean; that of classes where the model named no task."""
         return self.task_object or task_named(self.task)
+
+    def unweighted(self) -> Task:
+        """The task whose losses are plain: what training weighs (classes, smoothing) is no part of a file.
+
+        A task of the user's own is taken as it is; where the model named none, the labels tell it.
+        """
+        if self.task is None and self.labels is not None:
+            return infer_task(self.outputs[:, -1], self.labels)
+        named = task_named(self.task)
+        return self.meaning if type(named) is Custom else named
 
     @property
     def halting(self) -> StepDistribution:

@@ -25,7 +25,7 @@ def some_rows(trajectory: Recording) -> tuple[tuple[int, float], ...]:
 
     Rows of which another has nearly the same sum tell nothing, and are not among them.
     """
-    sums, sizes = (of_steps[:, -1] for of_steps in _sums(trajectory))
+    sums, sizes = (of_steps[:, -1] for of_steps in _sums(trajectory, steps=[0, -1]))
     ordered, order = sums.sort()
     gaps = torch.full((len(sums) + 1,), torch.inf, dtype=sums.dtype)
     gaps[1:-1] = ordered.diff()
@@ -81,9 +81,11 @@ def _fitted_on(policy: ExitPolicy) -> Iterator[tuple[tuple[int, float], ...]]:
         yield from _fitted_on(part)
 
 
-def _sums(trajectory: Recording, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _sums(
+    trajectory: Recording, rows: Tensor | None = None, steps: list[int] | slice = slice(None)
+) -> tuple[Tensor, Tensor]:
     """Weighted sums of what the first step and each step gave, and the sums of their sizes, `(rows, steps)` float64."""
-    outputs, mask = trajectory.outputs, trajectory.mask
+    outputs, mask = trajectory.outputs[:, steps], trajectory.mask
     if rows is not None:
         of_device = rows.to(outputs.device)
         outputs, mask = outputs[of_device], None if mask is None else mask[rows.to(mask.device)]

@@ -233,6 +233,19 @@ def fits_positions(mask: Tensor | None, tensor: Tensor, dim: int = 1) -> bool:
     return mask is not None and tensor.dim() > 2 and mask.shape[1] == tensor.shape[dim]
 
 
+def positions_of(mask: Tensor, task: Task, features: Tensor | None) -> Tensor | None:
+    """The mask, where what was read of a step has positions: outputs by their task, features by their shape.
+
+    Args:
+        mask: Which positions are no padding, `(batch, length)` bool.
+        task: What the outputs mean.
+        features: `(batch, …)`, or None where they were not read.
+    """
+    if task.per_position or (features is not None and fits_positions(mask, features)):
+        return mask
+    return None
+
+
 def all_parts(each: Tensor, kept: int) -> Tensor:
     """Whether all parts of an example hold, over the dimensions behind the first `kept`."""
     return each.flatten(kept).all(kept) if each.dim() > kept else each
