@@ -76,8 +76,8 @@ def fit(
     Args:
         model: A `PonderWrapper`, or a model of `ponder.integrations.transformers`.
         loader: Training batches, iterated once an epoch: a DataLoader, or a list of batches. A batch is a pair (inputs,
-            labels), or a dict with the labels under ``"labels"`` whose first entry is the inputs and the others
-            context.
+            labels), or a dict with the labels under ``"labels"`` (or ``"label"``, as data sets have them) whose first
+            entry is the inputs and the others context.
         recipe: A recipe or its name, whose stages and policy are taken instead of the model's own. The model must have
             the heads that it needs.
         epochs: Epochs of each stage, at most.
