@@ -2,7 +2,7 @@
 
 Tests of tokenizers, folders and policies export the same few models. What a graph depends on is what is pickled here:
 the part with its model, weights and closures, and the slots by which it is called. What cannot be pickled is traced
-each time. Parts of `ponder.export.graphs` read the modules of a model alone, those of the one graph that stops by itself
+each time. Parts of `ponder.export.graphs` read the modules of a model alone, those of the graph that stops by itself
 its policy too. Exports go on comparing each graph with PyTorch, so that one of another model would be told.
 """
 
