@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from tests.known_graphs import remember_graphs
+
 __all__ = ["make_exports_quick", "single_thread_session"]
 
 
@@ -43,6 +45,7 @@ def make_exports_quick() -> None:
         return made
 
     _core._prepare_exported_program_for_export = decomposed
+    remember_graphs()
 
 
 def _code(program: Any) -> str:

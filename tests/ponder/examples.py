@@ -5,8 +5,11 @@ A plug-in that is registered without a row here fails `test_every_…_has_an_exa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 from ponder import objectives, policies, priors
 from ponder.policies import Bernoulli, Confidence, Entropy, Margin, Patience, Quantile
@@ -155,6 +158,12 @@ RECIPES = [
     Example("deebert", {"threshold": 0.4}),
     Example("fastbert"),
 ]
+
+
+def in_turn(examples: list[Example], names: Sequence[str], each: int) -> list[Any]:
+    """Every example with `each` of the names, in turn, so that every name meets many: parameters (name, example)."""
+    pairs = ((names[(n * each + k) % len(names)], case) for n, case in enumerate(examples) for k in range(each))
+    return [pytest.param(name, case, id=f"{case}-{name}") for name, case in pairs]
 
 
 def make_policy(example: Example) -> Any:

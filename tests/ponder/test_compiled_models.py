@@ -16,7 +16,6 @@ from tests.ponder.test_compilation import Counter
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 WIDTH, LENGTH, STEPS = 8, 5, 3
-FIXED = [LastStep(), FixedStep(2)]
 
 
 def layer() -> nn.Module:
@@ -36,12 +35,14 @@ def make(kind: str) -> ponder.PonderWrapper:
     return ponder.PonderWrapper.from_recipe(encoder, recipe, num_outputs=2, example=example, num_steps=steps).eval()
 
 
-kinds = pytest.mark.parametrize("kind", ["captured", "stacked", "shared"])
-fixed = pytest.mark.parametrize("policy", FIXED, ids=repr)
+known = pytest.mark.parametrize(
+    ("kind", "policy"),
+    [("captured", LastStep()), ("stacked", FixedStep(2)), ("shared", LastStep()), ("shared", FixedStep(2))],
+    ids=repr,
+)
 
 
-@kinds
-@fixed
+@known
 @torch.no_grad()
 def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: ExitPolicy) -> None:
     model, inputs = make(kind), torch.randn(4, LENGTH, WIDTH)
@@ -82,8 +83,7 @@ def test_a_compiled_model_whose_rows_exit_answers_the_same() -> None:
     torch.testing.assert_close(found.outputs, expected.outputs, atol=1e-5, rtol=1e-5)
 
 
-@kinds
-@fixed
+@known
 @torch.no_grad()
 def test_a_known_depth_is_exported_for_any_number_of_rows(kind: str, policy: ExitPolicy) -> None:
     model = make(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import os
@@ -9,6 +10,7 @@ import pkgutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -47,15 +49,23 @@ def names_on(page: str) -> dict[str, Any]:
     return namespace
 
 
-slow_names_on = cache(names_on)  # an export takes a second
+once_names_on = cache(names_on)  # an export takes a second
+
+
+def names_anew(page: str) -> dict[str, Any]:
+    """A copy of what a page makes, in which no example finds what another has changed."""
+    memo: dict[int, Any] = {}
+    kept = (ModuleType, FunctionType, type)
+    made = {name: value for name, value in once_names_on(page).items() if name != "__builtins__"}
+    return {name: value if isinstance(value, kept) else copy.deepcopy(value, memo) for name, value in made.items()}
 
 
 def names_for(module: str) -> dict[str, Any]:
     """What the examples of a module find: the names of the pages, and those of the packages that it is in."""
-    names = names_on("api.md")
+    names = names_anew("api.md")
     for start, page in SET_UP.items():
         if module.startswith(start):
-            names.update(slow_names_on(page) if page == "api-deploy.md" else names_on(page))
+            names.update(once_names_on(page) if page == "api-deploy.md" else names_anew(page))
     parts = module.split(".")
     for length in range(1, len(parts) + 1):
         package = importlib.import_module(".".join(parts[:length]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -435,11 +434,6 @@ def test_the_old_name_warns_and_draws(ax: Axes) -> None:
         draw = plots.score_by_knob
     draw(curves(), ax=ax)
     assert series(ax)
-
-
-def test_importing_does_not_load_matplotlib() -> None:
-    code = "import sys, ponder.plots; sys.exit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_is_refused(ax: Axes) -> None:

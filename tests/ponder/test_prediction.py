@@ -21,7 +21,7 @@ from ponder.parts.padding import Along, Padding
 from ponder.parts.tasks import task_named
 from ponder.policies import Bernoulli, FixedStep, LastStep, Quantile
 from tests.ponder.checks import Bomb, Explosion, assert_unchanged, refused, snapshot
-from tests.ponder.examples import POLICIES, Example, make_policy
+from tests.ponder.examples import POLICIES, Example, in_turn, make_policy
 from tests.ponder.streaming.driving import examples_of
 from tests.toys import LENGTH, NUM_STEPS, TOYS, WIDTH, make_toy, wrap
 
@@ -41,8 +41,7 @@ def lengthy(**parts: Any) -> tuple[ponder.PonderWrapper, Tensor, Tensor]:
     return wrap(make_toy("transformer"), padding=padding, **parts).eval(), inputs, context["src_key_padding_mask"]
 
 
-@pytest.mark.parametrize("name", TOYS)
-@pytest.mark.parametrize("case", POLICIES, ids=str)
+@pytest.mark.parametrize(("name", "case"), in_turn(POLICIES, list(TOYS), 3))
 def test_exits_and_outputs_are_the_models(name: str, case: Example) -> None:
     toy = make_toy(name)
     model = wrap(toy, task=case.task, policy=make_policy(case)).eval()
@@ -397,8 +396,15 @@ def rows_of(name: str, size: int = 10) -> tuple[Any, Any, Any]:
     return wrap(toy).eval(), *toy.batch(size)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["shared", "tuple-state", "shared-context"])
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        ("shared", 0),
+        ("tuple-state", 0),
+        ("shared-context", 0),
+        pytest.param("shared-context", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_data_loader_is_answered_row_by_row(name: str, workers: int) -> None:
     model, inputs, context = rows_of(name)
     expected = model(inputs, **context)

@@ -194,9 +194,9 @@ def test_the_interval_covers_no_gain_about_as_often_as_it_says() -> None:
         .gains[0]
         .low
         > 0.0
-        for seed in range(60)
+        for seed in range(30)
     )
-    assert false_alarms <= 5
+    assert false_alarms <= 3  # of 30 at 2.5% each, more are there once in 150 times
 
 
 @pytest.mark.parametrize("rows", [40, 200])
@@ -230,7 +230,7 @@ def test_the_interval_covers_the_gain_on_all_rows_to_come_about_as_often_as_it_s
     for name, (of, family) in kinds.items():
         to_come = of(10_000, 1000)
         values = as_metric(None, to_come).per_row
-        for seed in range(60):
+        for seed in range(30):
             found = ponder.diagnose(of(200, seed), family, speedups=(1.5,), samples=100)
             (gain,) = found.gains
             left = to_come.replay(eval(gain.policy, vars(policies))).exit_step
@@ -239,7 +239,7 @@ def test_the_interval_covers_the_gain_on_all_rows_to_come_about_as_often_as_it_s
             truth = values.gather(1, left[:, None] - 1).mean().item() - blind
             covered[name].append(gain.low <= truth <= gain.high)
     shares = {name: statistics.fmean(each) for name, each in covered.items()}
-    assert min(shares.values()) >= 0.92, shares
+    assert min(shares.values()) >= 0.9, shares
     assert 0.92 <= statistics.fmean(shares.values()) <= 0.99, shares
 
 

@@ -30,6 +30,8 @@ from ponder.policies import Certified, Confidence
 from tests.exits_folder import LONGEST, tiny_classifier
 from tests.word_tokenizer import WORDS, save_tokenizer
 
+TEXTS = 450
+
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,7 +55,7 @@ def table(path: Path, rows: list[list[str]], header: tuple[str, ...] = ("text",)
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return table(tmp_path_factory.mktemp("texts") / "data.csv", [[text] for text in sentences(700)])
+    return table(tmp_path_factory.mktemp("texts") / "data.csv", [[text] for text in sentences(TEXTS)])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_exits_writes_a_folder_that_both_libraries_read(plain: Path, fitted: Pat
     assert torch.equal(own(**batch).logits, kept(**batch).logits)
     card = json.loads((fitted / "exits-report.json").read_text())
     assert card["met"] is True
-    assert card["fitted"] + card["chosen_on"] + card["certified_on"] == 700
+    assert card["fitted"] + card["chosen_on"] + card["certified_on"] == TEXTS
     assert card["speed_up_in_steps"] > 1
     assert card["speed_up_in_flops"] > 1
 
@@ -164,7 +166,7 @@ def test_commands_speak_json_to_machines(fitted: Path, texts: Path, tmp_path: Pa
     assert card["metric"] == card["score_is"] == "agreement with full depth"
     assert "accuracy" not in card["verdict"]
     assert 1 <= card["fixed_step"] <= 4
-    assert card["rows"] + card["left_out_as_learned_from"] == 700
+    assert card["rows"] + card["left_out_as_learned_from"] == TEXTS
 
 
 def test_labels_are_used_where_they_are_given(plain: Path, tmp_path: Path) -> None:

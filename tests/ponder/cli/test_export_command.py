@@ -35,8 +35,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_exports_quick()
     folder = tmp_path_factory.mktemp("fitted")
     model = FinetunedClassifier.from_finetuned(tiny_classifier(layers=2))
-    rows = [{"input_ids": ids_of(text)} for text in sentences(500)]
-    assert fit_exits(model, rows, disagreement=0.1, epochs=6).met
+    rows = [{"input_ids": ids_of(text)} for text in sentences(300)]
+    assert fit_exits(model, rows, disagreement=0.1, epochs=4).met
     surest = model.record(rows[:60]).outputs[:, 0].softmax(-1).amax(-1)
     model.policy = Confidence(float(surest.median()))  # half of the texts leave at the first step
     model.save_pretrained(folder)
@@ -78,11 +78,11 @@ def test_an_export_answers_as_the_folder_does(fitted: Path, exported: Path, tmp_
 
 def test_without_a_level_an_export_promises_what_the_folder_does(fitted: Path, tmp_path: Path) -> None:
     model = FinetunedClassifier.from_pretrained(fitted)
-    rows = [{"input_ids": ids_of(text)} for text in sentences(900, seed=3)]
+    rows = [{"input_ids": ids_of(text)} for text in sentences(450, seed=3)]
     assert fit_exits(model, rows, disagreement=0.2, epochs=1).met
     model.save_pretrained(tmp_path / "exits")
     save_tokenizer(tmp_path / "exits")
-    path = table(tmp_path / "t.csv", [[text] for text in sentences(900, seed=4)])
+    path = table(tmp_path / "t.csv", [[text] for text in sentences(450, seed=4)])
     done = run("export", tmp_path / "exits", "--texts", path, "--out", tmp_path / "fp32", "--json")
     assert done.exit_code == 0, done.output
     assert "on all but 20%" in json.loads(done.stdout)["statement"]
@@ -93,7 +93,7 @@ def test_after_quantisation_the_threshold_is_chosen_again_against_fp32_at_full_d
     fitted: Path, tmp_path: Path
 ) -> None:
     assert "int8 moves answers" in refused("export", fitted, "--int8", "--out", tmp_path / "none")
-    path = table(tmp_path / "t.csv", [[text] for text in sentences(900, seed=3)])
+    path = table(tmp_path / "t.csv", [[text] for text in sentences(450, seed=3)])
     folder = tmp_path / "int8"
     done = run("export", fitted, "--int8", "--texts", path, "--out", folder, "--disagreement", 0.1, "--json")
     assert done.exit_code == 0, done.output

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ponder
@@ -28,7 +28,7 @@ from ponder.parts.tasks import as_task
 from ponder.recipes import Stage
 from tests.ponder import oracles
 from tests.ponder.checks import refused
-from tests.ponder.examples import OBJECTIVES, Example, make_objective
+from tests.ponder.examples import OBJECTIVES, Example, in_turn, make_objective
 from tests.toys import OUTPUTS, TOYS, labels_for, make_toy, wrap
 
 every_objective = pytest.mark.parametrize("case", OBJECTIVES, ids=str)
@@ -88,6 +88,7 @@ def test_every_objective_has_an_example_and_an_oracle() -> None:
 
 
 @every_objective
+@settings(max_examples=12)
 @given(st.integers(1, 12), st.sampled_from([0.1, 1.0, 3.0]), st.integers(0, 10**6))
 @example(1, 1.0, 0)
 def test_equals_the_oracle_row_by_row(case: Example, num_steps: int, scale: float, seed: int) -> None:
@@ -101,7 +102,9 @@ def test_equals_the_oracle_row_by_row(case: Example, num_steps: int, scale: floa
 
 
 @every_objective
-@given(st.sampled_from([1, 2, 12, 100, 1000]), st.sampled_from([1.0, 1e2, 1e4]), st.integers(0, 10**6))
+@settings(max_examples=20)
+@given(st.sampled_from([1, 2, 12, 100]), st.sampled_from([1.0, 1e2, 1e4]), st.integers(0, 10**6))
+@example(1000, 1.0, 0)
 @example(1000, 1e4, 0)
 def test_loss_and_gradients_are_finite_at_the_extremes(case: Example, num_steps: int, scale: float, seed: int) -> None:
     batch, logits = unroll(case.task, 2, num_steps, scale, seed)
@@ -128,10 +131,9 @@ def test_a_class_that_is_excluded_by_a_logit_of_minus_infinity_changes_nothing(c
 
 
 @every_objective
-@pytest.mark.parametrize("level", [-1e4, 1e4])
-def test_loss_and_gradients_are_finite_where_all_hazards_are_saturated(case: Example, level: float) -> None:
+def test_loss_and_gradients_are_finite_where_all_hazards_are_saturated(case: Example) -> None:
     batch, _ = unroll(case.task, 2, 1000, 1.0, 0)
-    logits = torch.full((2, 1000), level, requires_grad=True)
+    logits = torch.tensor([[-1e4], [1e4]]).repeat(1, 1000).requires_grad_()
     batch = dataclasses.replace(batch, halting=StepDistribution.from_hazard_logits(logits))
     loss = make_objective(case).per_example(batch).mean()
     loss.backward()
@@ -139,9 +141,8 @@ def test_loss_and_gradients_are_finite_where_all_hazards_are_saturated(case: Exa
     assert logits.grad is None or bool(logits.grad.isfinite().all())
 
 
-@every_objective
-@pytest.mark.parametrize("toy_name", TOYS)
-def test_the_models_loss_is_the_mean_of_the_oracles(case: Example, toy_name: str) -> None:
+@pytest.mark.parametrize(("toy_name", "case"), in_turn(OBJECTIVES, list(TOYS), 5))
+def test_the_models_loss_is_the_mean_of_the_oracles(toy_name: str, case: Example) -> None:
     toy = make_toy(toy_name)
     prior, objective = priors.Geometric(0.3), make_objective(case)
     if objective.draws_depth and not ponder.Steps.of(toy.steps, toy.num_steps).shared:
@@ -149,9 +150,9 @@ def test_the_models_loss_is_the_mean_of_the_oracles(case: Example, toy_name: str
             wrap(toy, task=case.task, objective=objective, prior=prior)
         return
     model = wrap(toy, task=case.task, objective=objective, prior=prior).train()
-    inputs, context = toy.batch(6, seed=1)
-    labels = labels_for(case.task, 6)
-    taught = torch.randn(6, OUTPUTS[case.task])
+    inputs, context = toy.batch(3, seed=1)
+    labels = labels_for(case.task, 3)
+    taught = torch.randn(3, OUTPUTS[case.task])
     model.attach_teacher(lambda inputs, **context: taught)
     model.progress = Progress(3, 4)
     out = model(inputs, labels=labels, **context)
@@ -169,16 +170,16 @@ def test_the_models_loss_is_the_mean_of_the_oracles(case: Example, toy_name: str
             "hazard_logits": trajectory.hazard_logits[i].tolist(),
             "prior": oracles.prior(prior.to_dict(), model.num_steps),
         }
-        for i in range(6)
+        for i in range(3)
     ]
     for row in rows:
         row["batch"] = rows
     rows = [oracles.objective(model.objective.to_dict(), row) for row in rows]
-    assert out.loss.item() == pytest.approx(math.fsum(rows) / 6, rel=1e-3, abs=1e-4)
+    assert out.loss.item() == pytest.approx(math.fsum(rows) / 3, rel=1e-3, abs=1e-4)
     assert out.loss.shape == ()
     whole = objective.draws_depth or objective.depth(model.num_steps).total == model.num_steps
     if not objective.draws_depth:
-        assert out.exit_step.tolist() == [objective.depth(model.num_steps).total] * 6
+        assert out.exit_step.tolist() == [objective.depth(model.num_steps).total] * 3
     assert torch.equal(out.outputs, trajectory.outputs[:, -1])
     if (case.name, toy_name) == ("alignment", "functions"):
         return  # nothing that it compares has weights

@@ -128,7 +128,7 @@ def test_a_sweep_equals_replay_under_a_float64_default(name: str, dtype: torch.d
     else:  # thresholds that some rows meet exactly in float32, though not as they are written
         sure = trajectory.outputs.float().softmax(-1).amax(-1)
         left = -torch.expm1(torch.nn.functional.logsigmoid(-hazards.float()).cumsum(1))
-        seen = [float(value) for value in torch.cat([sure[:6], left[:6]]).flatten()]
+        seen = [float(value) for value in torch.cat([sure[:2], left[:2]]).flatten()]
         grid = sorted({value + shift for value in seen for shift in (-1e-9, 0.0, 1e-9) if value + shift < 1.0})
     columns = trajectory.sweep(build, grid).to_dict()["mean_exit_step"]
     replayed = [trajectory.replay(build(value)).exit_step.double().mean().item() for value in grid]

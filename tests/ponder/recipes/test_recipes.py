@@ -46,7 +46,7 @@ def test_every_recipe_has_an_example() -> None:
 
 
 @every_recipe
-@pytest.mark.parametrize("num_steps", [2, 5, 6, 12, 24])
+@pytest.mark.parametrize("num_steps", [2, 6, 24])
 def test_builds_a_model_that_trains_in_every_stage_and_exits(case: Example, num_steps: int) -> None:
     recipe = make(case).for_steps(num_steps)
     head, hazards = recipe.make_heads(WIDTH, 3, num_steps, dropout=0.0)

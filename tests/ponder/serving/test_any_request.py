@@ -24,7 +24,7 @@ BODIES = st.fixed_dictionaries({}, optional={**FIELDS, "other": JSON}) | JSON
 MEANT = {"answered": 200, "invalid": 422, "timed_out": 504, "failed": 500}
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(st.lists(BODIES, min_size=30, max_size=30))
 def test_any_json_is_answered_with_json(bodies: list[Any]) -> None:
     async def asked() -> None:

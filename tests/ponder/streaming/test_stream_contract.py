@@ -19,7 +19,7 @@ from ponder.inference.batching import BatchLimits, Filling
 from ponder.inference.streaming import StreamEngine
 from ponder.parts.padding import Padding
 from ponder.policies import Bernoulli, LastStep, Quantile
-from tests.ponder.examples import POLICIES, Example, make_policy
+from tests.ponder.examples import POLICIES, Example, in_turn, make_policy
 from tests.ponder.streaming.driving import Drive, assert_same, examples_of
 from tests.ponder.test_loop import Appointed, Settled
 from tests.toys import LENGTH, NUM_STEPS, TOYS, WIDTH, make_toy, wrap
@@ -32,8 +32,7 @@ def answers_of(drive: Drive) -> list[Any]:
     return [request.future.result(0) for request in drive.requests]
 
 
-@every_toy
-@pytest.mark.parametrize("case", POLICIES, ids=str)
+@pytest.mark.parametrize(("name", "case"), in_turn(POLICIES, list(TOYS), 3))
 def test_exits_and_outputs_are_the_models(name: str, case: Example) -> None:
     toy = make_toy(name)
     model = wrap(toy, task=case.task, policy=make_policy(case)).eval()
