@@ -25,6 +25,16 @@ from ponder.parts.capturing.learning import learn
 __all__ = ["quick_captures"]
 
 _KNOWN: dict[bytes, tuple[list[nn.Module], Any]] = {}
+_OF_FILES = {
+    "config",
+    "name_or_path",
+    "_name_or_path",
+    "_weight_conversions",
+    "architectures",
+    "dtype",
+    "weights_digest",
+}
+"""What tells where weights came from; the weights themselves are looked at."""
 
 
 @contextmanager
@@ -55,9 +65,12 @@ def _key(module: nn.Module, example: Any, tensors: list[Any], options: dict[str,
     told += [(name, _told(value)) for name, value in options.items()]
     for path, part in module.named_modules():
         told.append((path, type(part).__module__, type(part).__qualname__, len(part._modules)))
-        told += [(name, _told(value)) for name, value in vars(part).items() if name != "config"]
+        own = {name: _told(value) for name, value in vars(part).items() if name not in _OF_FILES}
+        told += [(name, value) for name, value in own.items() if value not in (None, False)]
     configs = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
-    told += [(config.to_dict(), config._attn_implementation) for config in configs.values()]
+    for config in configs.values():
+        settings = {name: value for name, value in config.to_dict().items() if name not in _OF_FILES}
+        told.append((settings, config._attn_implementation))
     digest = hashlib.sha256(repr(told).encode())
     for value in tensors:
         if isinstance(value, Tensor):
@@ -73,4 +86,6 @@ def _told(value: Any) -> Any:
         return value
     if isinstance(value, Callable):
         return getattr(value, "__qualname__", type(value))
+    if isinstance(value, Tensor):
+        return value.tolist()
     return type(value), len(value) if isinstance(value, dict | list | tuple | set) else None

@@ -23,6 +23,8 @@ from ponder.integrations.transformers import ExitReport, FinetunedClassifier, Po
 from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.policies import FixedStep, LastStep
 
+pytestmark = pytest.mark.usefixtures("quick_captures")
+
 
 def model(depth: float = 0.3) -> FinetunedClassifier:
     """A classifier whose answer is that of random layers, the more so the larger `depth` is; at 0, of the words."""
