@@ -55,8 +55,15 @@ class ById(policies.ExitPolicy):
         return {"exit": 1 + batch.row_ids % batch.num_steps}
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls", "max", "lasttoken"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "distilbert"])
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [  # who pools does not know whose tokens it pools
+        *(("bert", mode) for mode in ("mean", "cls", "max", "lasttoken")),
+        ("roberta", "mean"),
+        ("modernbert", "cls"),
+        ("distilbert", "lasttoken"),
+    ],
+)
 def test_at_full_depth_it_is_the_model_it_was(family: str, mode: str, tmp_path: Path) -> None:
     model = plain(tmp_path, tiny_encoder(BY_NAME[family]), mode)
     expected = model.encode(TEXTS)

@@ -10,6 +10,8 @@ import huggingface_hub.constants
 import pytest
 from transformers.utils import logging
 
+from tests.quick_captures import quick_captures
+
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +31,10 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(verbosity)
     if bars:
         logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module", name="quick_captures")
+def _quick_captures() -> Iterator[None]:
+    """Files that ask for it capture each encoder once, however often they make it."""
+    with quick_captures():
+        yield

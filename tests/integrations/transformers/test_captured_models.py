@@ -36,7 +36,7 @@ from ponder.integrations.transformers import (
     adapter_for,
 )
 from ponder.integrations.transformers.examples import example_for
-from ponder.integrations.transformers.families import FAMILIES, Family, supported, tiny_encoder
+from ponder.integrations.transformers.families import FAMILIES, Family, tiny_encoder
 from ponder.integrations.transformers.tokenizing import max_positions
 from ponder.parts.padding import Along
 from ponder.policies import Bernoulli, Confidence, FixedStep, LastStep
@@ -47,11 +47,6 @@ from tests.ponder.checks import refused
 
 build = PonderForSequenceClassification.from_encoder
 BY_NAME = {family.name: family for family in FAMILIES}
-TEXT = [
-    BY_NAME[row.name]
-    for row in supported()
-    if row.reads == "input_ids" and row.how in ("layers", "between") and not row.further
-]
 SOME = [
     "roberta",
     "distilbert",
@@ -64,6 +59,7 @@ SOME = [
     "squeezebert",
 ]
 some = pytest.mark.parametrize("name", SOME)
+pytestmark = pytest.mark.usefixtures("quick_captures")
 
 
 def make(name: str, **options: Any) -> Any:
@@ -80,29 +76,11 @@ def batch_for(encoder: Any) -> dict[str, Tensor]:
     return {name: example[name] for name in ("input_ids", "attention_mask") if name in example}
 
 
-@pytest.mark.parametrize("family", TEXT, ids=lambda family: family.name)
-def test_every_family_of_text_trains_and_answers(family: Family) -> None:
-    with torch.random.fork_rng():
-        model = build(tiny_encoder(family), "palbert", num_labels=3)
-        batch = batch_for(model.encoder)
-        out = model.train()(**batch, labels=torch.tensor([0, 2, 1]))
-        out.loss.backward()
-        assert out.step_logits.shape == (3, model.ponder.num_steps, 3)
-        untrained = [name for name, weight in model.named_parameters() if weight.grad is None]
-        assert len(untrained) < len(list(model.parameters())) / 2
-        with torch.no_grad():
-            assert model.eval()(**batch).logits.shape == (3, 3)
-
-
 @pytest.mark.parametrize("name", ["bros", "layoutlm", "lilt"])
 def test_encoders_that_read_what_is_not_handed_on_are_refused(name: str) -> None:
     """Trap: boxes of words were dropped by Trainer in silence, and without them BROS could not be called at all."""
     with refused("encoder", "which reads bbox", "ponder.capture(encoder, example)"):
         build(tiny_encoder(BY_NAME[name]))
-
-
-def test_forty_families_and_more_go_through_from_encoder() -> None:
-    assert len({family.model_type for family in TEXT}) >= 70
 
 
 @some
@@ -111,10 +89,9 @@ def test_save_and_reload(name: str, tmp_path: Path) -> None:
     model = make(name, recipe="palbert", num_labels=3)
     batch = batch_for(model.encoder)
     model.save_pretrained(tmp_path)
-    for again in (
-        PonderForSequenceClassification.from_pretrained(tmp_path),
-        AutoModelForSequenceClassification.from_pretrained(tmp_path),
-    ):
+    kinds = (PonderForSequenceClassification, AutoModelForSequenceClassification)
+    for kind in kinds if name == "roberta" else kinds[:1]:
+        again = kind.from_pretrained(tmp_path)
         a, b = model.state_dict(), again.state_dict()
         assert list(a) == list(b)
         assert all(torch.equal(a[key], b[key]) for key in a)

@@ -13,8 +13,9 @@ from tests.ponder.test_compilation import Counter
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-@pytest.mark.parametrize("policy", [LastStep(), FixedStep(2)], ids=repr)
-@pytest.mark.parametrize("name", ["albert", "bert"])
+@pytest.mark.parametrize(
+    ("name", "policy"), [("albert", LastStep()), ("bert-of-3", LastStep()), ("bert-of-3", FixedStep(2))], ids=repr
+)
 @torch.no_grad()
 def test_one_graph_with_padding(name: str, policy: ExitPolicy) -> None:
     model = make_model(name).eval()
@@ -28,7 +29,7 @@ def test_one_graph_with_padding(name: str, policy: ExitPolicy) -> None:
     torch.testing.assert_close(program.module()(**batch).logits, expected.logits)
 
 
-@pytest.mark.parametrize("family", ["albert", "bert", "mpnet"])
+@pytest.mark.parametrize("family", ["albert", "bert-of-3", "mpnet-of-2"])
 def test_layers_are_compiled_once(family: str) -> None:
     model = make_model(family)
     counter = Counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,68 @@ import torch
 from torch import Tensor, nn
 
 import ponder
-from ponder.integrations.transformers import adapter_for
+from ponder.integrations.transformers import PonderForSequenceClassification, adapter_for, families
 from ponder.integrations.transformers.examples import example_for
-from ponder.integrations.transformers.families import FAMILIES, Family, _page, supported, tiny_encoder, what_holds
+from ponder.integrations.transformers.families import (
+    FAMILIES,
+    Family,
+    Holds,
+    _page,
+    supported,
+    tiny_encoder,
+    what_holds,
+)
 from ponder.policies import ExitPolicy, LastStep, PolicyBatch, StepView
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 HELD = {row.name: row for row in supported()}
-WRAPPED = [family for family in FAMILIES if not HELD[family.name].refused]
+
+
+def _order(family: Family) -> int:
+    held = HELD[family.name]
+    of_text = held.reads == "input_ids" and held.how in ("layers", "between") and not held.further
+    return 2 if held.refused else 0 if of_text else 1
+
+
+# Pytest runs the tests of a family one after the other where all lists begin alike.
+IN_ORDER = sorted(FAMILIES, key=_order)
+WRAPPED = [family for family in IN_ORDER if _order(family) < 2]
+TEXT = [family for family in IN_ORDER if _order(family) == 0]
+pytestmark = pytest.mark.usefixtures("quick_captures")
 
 
 @pytest.fixture(autouse=True)
 def _private_randomness() -> Iterator[None]:
     with torch.random.fork_rng():
         yield
+
+
+@dataclass(frozen=True)
+class Found:
+    """What holds for a family, and the encoder and the adapter of which it was found."""
+
+    holds: Holds
+    encoder: Any
+    adapter: Any
+
+
+@pytest.fixture(scope="module")
+def found(request: pytest.FixtureRequest, quick_captures: None) -> Found:
+    """Each encoder is made and captured once."""
+    kept: dict[str, Any] = {}
+
+    def keeping(name: str, make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def made(given: Any) -> Any:
+            kept[name] = make(given)
+            return kept[name]
+
+        return made
+
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setattr(families, "tiny_encoder", keeping("encoder", tiny_encoder))
+        patch.setattr(families, "adapter_for", keeping("adapter", adapter_for))
+        holds = what_holds(request.param)
+    return Found(holds, kept["encoder"], kept.get("adapter"))
 
 
 @dataclass(frozen=True)
@@ -56,16 +104,15 @@ def other_batches(encoder: Any) -> list[dict[str, Any]]:
     return [shuffled, whole, {**whole, "attention_mask": torch.ones_like(example["attention_mask"])}, long]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_what_is_documented_holds(family: Family) -> None:
-    assert what_holds(family) == HELD[family.name]
+@pytest.mark.parametrize("found", IN_ORDER, ids=lambda family: family.name, indirect=True)
+def test_what_is_documented_holds(found: Found) -> None:
+    assert found.holds == HELD[found.holds.name]
 
 
-@pytest.mark.parametrize("family", WRAPPED, ids=lambda family: family.name)
+@pytest.mark.parametrize("found", WRAPPED, ids=lambda family: family.name, indirect=True)
 @torch.no_grad()
-def test_a_wrapped_encoder_computes_what_it_computes(family: Family) -> None:
-    encoder = tiny_encoder(family, seed=1)
-    adapter = adapter_for(encoder)
+def test_a_wrapped_encoder_computes_what_it_computes(found: Found) -> None:
+    encoder, adapter = found.encoder, found.adapter
     name = next(name for name in ("pooler", "mean") if adapter.has_readout(name))
     model = ponder.PonderWrapper(
         adapter.steps(),
@@ -93,6 +140,24 @@ def test_a_wrapped_encoder_computes_what_it_computes(family: Family) -> None:
         assert out.exit_step.tolist() == [1, 2, 3]
         scale = float(every.abs().max())
         torch.testing.assert_close(out.outputs, every[range(3), range(3)], atol=1e-4 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("found", TEXT, ids=lambda family: family.name, indirect=True)
+def test_every_family_of_text_trains_and_answers(found: Found) -> None:
+    model = PonderForSequenceClassification.from_encoder(found.encoder, "palbert", num_labels=3)
+    example = example_for(model.encoder)
+    batch = {name: example[name] for name in ("input_ids", "attention_mask") if name in example}
+    out = model.train()(**batch, labels=torch.tensor([0, 2, 1]))
+    out.loss.backward()
+    assert out.step_logits.shape == (3, model.ponder.num_steps, 3)
+    untrained = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert len(untrained) < len(list(model.parameters())) / 2
+    with torch.no_grad():
+        assert model.eval()(**batch).logits.shape == (3, 3)
+
+
+def test_seventy_families_and_more_go_through_from_encoder() -> None:
+    assert len({family.model_type for family in TEXT}) >= 70
 
 
 def test_seventy_families_and_more_are_wrapped_and_what_is_refused_could_not_be() -> None:

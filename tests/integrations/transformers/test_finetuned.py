@@ -62,6 +62,8 @@ CONFIGS = {
     ),
 }
 
+pytestmark = pytest.mark.usefixtures("quick_captures")
+
 
 def classifier(name: str = "bert", **more: Any) -> PreTrainedModel:
     torch.manual_seed(3)

@@ -104,6 +104,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
 }
 
+pytestmark = pytest.mark.usefixtures("quick_captures")
+
 
 def make(name: str) -> PreTrainedModel:
     torch.manual_seed(2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,23 @@ from ponder import objectives
 from ponder.calibration.bounds import p_values
 from ponder.cli.doctor import unseen
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.integrations.transformers import FinetunedClassifier, PonderTrainer, fit_exits
+from ponder.integrations.transformers import ExitReport, FinetunedClassifier, PonderTrainer, fit_exits
 from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.policies import FixedStep, LastStep
+
+pytestmark = pytest.mark.usefixtures("quick_captures")
 
 
 def model(depth: float = 0.3) -> FinetunedClassifier:
     """A classifier whose answer is that of random layers, the more so the larger `depth` is; at 0, of the words."""
+    made = copy.deepcopy(_captured(depth))
+    torch.manual_seed(0)
+    return made
+
+
+@cache
+def _captured(depth: float) -> FinetunedClassifier:
+    """Made and captured once for all tests, which takes as long as a small fit."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=40,
@@ -51,6 +63,18 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return [{"input_ids": [2, *ids, 3], "attention_mask": [1] * 8} for ids in made]
 
 
+def fitted(count: int = 800, **options: Any) -> tuple[FinetunedClassifier, ExitReport]:
+    """A model of its own with exits that are fitted to `rows`, once for all tests that ask for the same."""
+    made, report = _fitted(count, tuple(options.items()))
+    return copy.deepcopy(made), report
+
+
+@cache
+def _fitted(count: int, options: tuple[tuple[str, Any], ...]) -> tuple[FinetunedClassifier, ExitReport]:
+    made = model()
+    return made, fit_exits(made, rows(count), **dict(options))
+
+
 def test_labels_do_not_train_the_classifier(tmp_path: Path) -> None:
     """`ponder.fit` trained all of it in silence, and the trainer said that its batch was empty."""
     made, kept = model(), model().classifier.state_dict()
@@ -74,11 +98,9 @@ def test_labels_do_not_train_the_classifier(tmp_path: Path) -> None:
 
 
 def test_heads_learn_to_agree_and_the_classifier_stays_as_it_is() -> None:
-    made = model()
-    before = {name: value.clone() for name, value in made.classifier.state_dict().items()}
-    fresh = rows(400, seed=1)
-    first = made.record(fresh).agreement()[:, 0].double().mean()
-    report = fit_exits(made, rows(1200), disagreement=0.1)
+    plain, (made, report) = model(), fitted(disagreement=0.1)
+    before, fresh = plain.classifier.state_dict(), rows(300, seed=1)
+    first = plain.record(fresh).agreement()[:, 0].double().mean()
     after = made.record(fresh).agreement()[:, 0].double().mean()
     assert after > first + 0.05
     assert all(torch.equal(value, before[name]) for name, value in made.classifier.state_dict().items())
@@ -88,21 +110,20 @@ def test_heads_learn_to_agree_and_the_classifier_stays_as_it_is() -> None:
 
 
 def test_the_promise_holds_on_fresh_rows_and_is_counted_from_the_trajectory() -> None:
-    made = model()
-    report = fit_exits(made, rows(1500), disagreement=0.05)
-    fresh = rows(2000, seed=9)
+    made, report = fitted(disagreement=0.1)
+    fresh = rows(1000, seed=9)
     found = made.predict(fresh)
     full = made.predict(fresh, policy=LastStep())
-    assert (found.outputs.argmax(1) != full.outputs.argmax(1)).double().mean() <= 0.05
-    assert report.level == 0.05
+    assert (found.outputs.argmax(1) != full.outputs.argmax(1)).double().mean() <= 0.1
+    assert report.level == 0.1
     errors = torch.zeros(report.certified_on, 1)
     errors[: round(report.disagreement * report.certified_on)] = 1
-    assert p_values(errors, 0.05, "exact_binomial") <= 0.05
+    assert p_values(errors, 0.1, "exact_binomial") <= 0.05
 
 
 def test_a_speed_up_is_reached_and_its_cost_promised() -> None:
     made = model()
-    report = fit_exits(made, rows(1200), speed_up=2.0)
+    report = fit_exits(made, rows(600), speed_up=2.0)
     assert report.speed_up > 1.8  # 2 on the rows that chose
     assert report.met
     errors = torch.zeros(report.certified_on, 1)
@@ -122,8 +143,7 @@ def test_repeated_rows_are_counted_once() -> None:
 
 
 def test_a_text_that_repeats_often_and_is_answered_otherwise_is_told() -> None:
-    made, given = model(), rows(700)
-    report = fit_exits(made, given, disagreement=0.1)
+    (made, report), given = fitted(disagreement=0.1), rows(800)
     assert report.met
     assert "inputs like these" in report.statement
     assert "distinct" not in report.statement
@@ -140,7 +160,7 @@ def test_a_text_that_repeats_often_and_is_answered_otherwise_is_told() -> None:
 
 def test_too_few_rows_for_the_level_are_told_and_nothing_exits() -> None:
     made = model()
-    report = fit_exits(made, rows(200))
+    report = fit_exits(made, rows(200), epochs=5)
     assert not report.met
     assert math.isnan(report.level)
     assert "at least 299 are needed" in report.statement
@@ -151,7 +171,7 @@ def test_too_few_rows_for_the_level_are_told_and_nothing_exits() -> None:
 
 def test_where_early_steps_know_nothing_no_promise_is_made() -> None:
     made = model(depth=1.0)
-    report = fit_exits(made, rows(1000), disagreement=0.002)
+    report = fit_exits(made, rows(400), disagreement=0.002)
     assert not report.met
     assert report.mean_exit_step == 4
 
@@ -177,8 +197,8 @@ def test_a_handful_of_rows_is_refused() -> None:
 
 
 def test_the_same_seed_gives_the_same_exits() -> None:
-    one, other = model(), model()
-    assert fit_exits(one, rows(300)).to_dict() == fit_exits(other, rows(300)).to_dict()
+    (one, report), other = fitted(300, disagreement=0.2), model()
+    assert report.to_dict() == fit_exits(other, rows(300), disagreement=0.2).to_dict()
     for a, b in zip(one.heads.parameters(), other.heads.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(next(one.heads.parameters()), torch.ones(()))
@@ -206,9 +226,8 @@ def test_features_in_a_file_give_the_same_exits(monkeypatch: pytest.MonkeyPatch)
         return from_file(path, *rest, **named)
 
     monkeypatch.setattr(torch, "from_file", watched)
-    one, other = model(), model()
-    given = rows(300)
-    assert fit_exits(one, given).to_dict() == fit_exits(other, given, memory=0.0).to_dict()
+    (one, report), other = fitted(300, disagreement=0.2), model()
+    assert report.to_dict() == fit_exits(other, rows(300), disagreement=0.2, memory=0.0).to_dict()
     assert len(mapped) == 1
     assert not os.path.exists(mapped[0])
     for a, b in zip(one.heads.parameters(), other.heads.parameters(), strict=True):
@@ -223,7 +242,7 @@ def test_labels_tell_the_accuracy_and_change_nothing_else() -> None:
         {**row, "labels": label if place % 2 else 0}
         for place, (row, label) in enumerate(zip(given, answers, strict=True))
     ]
-    report, without = fit_exits(plain, labelled, disagreement=0.2), fit_exits(model(), given, disagreement=0.2)
+    report, (_, without) = fit_exits(plain, labelled, disagreement=0.2), fitted(300, disagreement=0.2)
     assert report.disagreement == without.disagreement
     assert math.isnan(without.plain_accuracy)
     assert without.to_dict()["plain_accuracy"] is None
@@ -237,7 +256,7 @@ def test_labels_tell_the_accuracy_and_change_nothing_else() -> None:
 @pytest.mark.parametrize("every", [3, 1000])  # of the inputs has a label
 def test_inputs_without_a_label_count_for_no_accuracy(recipe: Any, every: int) -> None:
     """They were an error once everything had been trained, and a batch of them made the weights of `exits-deep` NaN."""
-    made, given = FinetunedClassifier.from_finetuned(model().classifier, recipe), rows(150)
+    made, given = FinetunedClassifier.from_finetuned(model().classifier, recipe), rows(100)
     for place, row in enumerate(given):
         row["labels"] = place % 2 if place % every == 1 else -100
     report = fit_exits(made, given, disagreement=0.3, epochs=1, encoder_epochs=1, batch_size=8)
@@ -260,7 +279,7 @@ def test_the_encoder_learns_too_from_a_frozen_copy_and_full_depth_may_move() -> 
     frozen = model(depth=1.0)
     plain = frozen.classifier
     before = {name: value.clone() for name, value in plain.state_dict().items()}
-    given = rows(700)
+    given = rows(600)
     own = fit_exits(frozen, given, speed_up=2.0)
     deep = FinetunedClassifier.from_finetuned(plain, recipe="exits-deep")
     report = fit_exits(deep, given, speed_up=2.0, encoder_lr=5e-3, encoder_epochs=6)
@@ -276,8 +295,7 @@ def test_the_encoder_learns_too_from_a_frozen_copy_and_full_depth_may_move() -> 
 
 
 def test_curves_are_counted_from_the_certifying_rows() -> None:
-    made = model()
-    report = fit_exits(made, rows(400), disagreement=0.1)
+    _, report = fitted(disagreement=0.1)
     curve = next(curve for curve in report.curves if curve.policy == report.kind)
     place = curve.values.index(report.threshold)
     assert curve.disagreement[place] == pytest.approx(report.disagreement)
@@ -316,8 +334,8 @@ def test_a_bad_encoding_is_named_by_its_place_in_what_was_passed(bad: dict[str, 
 def test_fitting_again_forgets_what_was_fitted() -> None:
     """Or else another seed would certify on inputs from which the heads have learned already."""
     once, again = model(), model()
-    fit_exits(again, rows(600, seed=4), epochs=3, disagreement=0.2, seed=1)
-    reports = [fit_exits(made, rows(600), epochs=3, disagreement=0.2) for made in (once, again)]
+    fit_exits(again, rows(300, seed=4), epochs=3, disagreement=0.2, seed=1)
+    reports = [fit_exits(made, rows(300), epochs=3, disagreement=0.2) for made in (once, again)]
     assert reports[0].to_dict() == reports[1].to_dict()
     for own, other in zip(once.heads.parameters(), again.heads.parameters(), strict=True):
         assert torch.equal(own, other)
@@ -327,27 +345,26 @@ def test_an_encoder_that_learned_starts_again_from_the_plain_model() -> None:
     plain = model().classifier
     once, again = (FinetunedClassifier.from_finetuned(plain, recipe="exits-deep") for _ in range(2))
     options = {"epochs": 1, "encoder_epochs": 1, "disagreement": 0.3}
-    fit_exits(again, rows(200, seed=4), seed=1, **options)
+    fit_exits(again, rows(100, seed=4), seed=1, **options)
     for made in (once, again):
         torch.manual_seed(1)  # of the dropout
-        fit_exits(made, rows(200), **options)
+        fit_exits(made, rows(100), **options)
     for own, other in zip(once.classifier.parameters(), again.classifier.parameters(), strict=True):
         assert torch.equal(own, other)
 
 
 def test_a_fit_that_is_broken_off_leaves_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = model()
-    assert fit_exits(made, rows(600), epochs=1, disagreement=0.3).met
+    made, report = fitted(300, disagreement=0.2)
+    assert report.met
     monkeypatch.setattr("ponder.integrations.transformers.exits._train", lambda *_: exec("raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
-        fit_exits(made, rows(600), epochs=1, disagreement=0.3)
+        fit_exits(made, rows(300), epochs=1, disagreement=0.3)
     assert made.policy == LastStep()
     assert made.seed is None
 
 
 def test_a_certificate_is_not_saved_beside_other_weights(tmp_path: Path) -> None:
-    made = model()
-    fit_exits(made, rows(600), epochs=1, disagreement=0.3)
+    made, _ = fitted(300, disagreement=0.2)
     made.save_pretrained(tmp_path / "made")
     again = FinetunedClassifier.from_pretrained(tmp_path / "made")
     again.save_pretrained(tmp_path / "again")
@@ -363,7 +380,7 @@ def test_a_certificate_is_not_saved_beside_other_weights(tmp_path: Path) -> None
             each.save_pretrained(tmp_path / "stale")
     made.policy = made.policy.policy.policy  # type: ignore[attr-defined]
     made.save_pretrained(tmp_path / "stale")
-    fit_exits(again, rows(600), epochs=1, disagreement=0.3)
+    fit_exits(again, rows(300), epochs=1, disagreement=0.3)
     again.save_pretrained(tmp_path / "anew")
 
 
@@ -418,13 +435,13 @@ def test_a_batch_in_the_place_of_encodings_is_refused(given: Any, told: str) -> 
 
 def test_an_encoder_that_learned_and_was_saved_is_fitted_by_its_own_seed(tmp_path: Path) -> None:
     made = FinetunedClassifier.from_finetuned(model().classifier, recipe="exits-deep")
-    fit_exits(made, rows(200), epochs=1, encoder_epochs=1, disagreement=0.3, seed=5)
+    fit_exits(made, rows(100), epochs=1, encoder_epochs=1, disagreement=0.3, seed=5)
     made.save_pretrained(tmp_path)
     again = FinetunedClassifier.from_pretrained(tmp_path)
     with pytest.raises(ArgumentError, match="seed: expected 5: it tells from which inputs the encoder"):
-        fit_exits(again, rows(200), epochs=1, seed=6)
+        fit_exits(again, rows(100), epochs=1, seed=6)
     assert (
-        fit_exits(again, rows(200), epochs=1, disagreement=0.3, seed=5).fitted
-        == fit_exits(made, rows(200), epochs=1, encoder_epochs=1, disagreement=0.3, seed=5).fitted
+        fit_exits(again, rows(100), epochs=1, disagreement=0.3, seed=5).fitted
+        == fit_exits(made, rows(100), epochs=1, encoder_epochs=1, disagreement=0.3, seed=5).fitted
     )
-    fit_exits(made, rows(200), epochs=1, encoder_epochs=1, disagreement=0.3, seed=6)
+    fit_exits(made, rows(100), epochs=1, encoder_epochs=1, disagreement=0.3, seed=6)

@@ -35,6 +35,8 @@ from tests.word_tokenizer import VOCABULARY, WORDS, save_tokenizer
 LONGEST = 16
 NAMES = {0: "no", 1: "perhaps", 2: "yes"}
 
+pytestmark = pytest.mark.usefixtures("quick_captures")
+
 
 def config(**more: Any) -> BertConfig:
     return BertConfig(

@@ -39,6 +39,7 @@ CASES: list[tuple[type[Any], str, Any]] = [
     (PonderModel, "bert", AutoModel),
     (PonderModel, "vit", AutoModel),
 ]
+pytestmark = pytest.mark.usefixtures("quick_captures")
 cases = pytest.mark.parametrize(("kind", "family", "auto"), CASES, ids=[f"{k.__name__}-{f}" for k, f, _ in CASES])
 
 
