@@ -7,12 +7,29 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from benchmarks.glue import curves
+
+TRIED = curves._TRIED
 WORDS = ["one", "two", ".", *(str(number) for number in range(10)), "not", "the", "a", "is", "true", "that", "it"]
 
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_thresholds():
+    """Runs try a twentieth of the thresholds, on which a tiny one spends half of its time; see `all_thresholds`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "_TRIED", 101)
+        yield
+
+
+@pytest.fixture
+def all_thresholds(monkeypatch):
+    """Curves are made of as many thresholds as those of the results that are shown."""
+    monkeypatch.setattr(curves, "_TRIED", TRIED)
 
 
 @pytest.fixture(scope="session")

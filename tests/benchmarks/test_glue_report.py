@@ -622,6 +622,7 @@ def test_the_parts_are_documented():
         assert f"| `{part}` |" in page
 
 
+@pytest.mark.usefixtures("all_thresholds")
 def test_curves_are_what_replaying_each_policy_gives():
     generator = torch.Generator().manual_seed(0)
     outputs, hazards = torch.randn(30, STEPS, 2, generator=generator), torch.randn(30, STEPS, generator=generator)
@@ -645,6 +646,7 @@ def test_curves_are_what_replaying_each_policy_gives():
     assert record_curves(trajectory, policies.LastStep(), accuracy, cost) == []
 
 
+@pytest.mark.usefixtures("all_thresholds")
 def test_thresholds_of_curves_lie_where_rows_leave():
     """All rows of a model that is sure leave between two values of an even grid."""
     generator = torch.Generator().manual_seed(0)
