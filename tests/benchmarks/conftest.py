@@ -62,6 +62,15 @@ def backbone(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def shallow(backbone, tmp_path_factory):
+    """The same with two layers, for many trainings, and for exports, where each is a graph of its own."""
+    folder = tmp_path_factory.mktemp("shallow") / "tiny"
+    BertModel.from_pretrained(backbone, num_hidden_layers=2).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(backbone).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def glue_dir(tmp_path_factory):
     """GLUE's layout; RTE, STS-B and MNLI with enough rows to train on."""
     folder = make(tmp_path_factory.mktemp("glue"))

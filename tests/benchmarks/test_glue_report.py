@@ -441,6 +441,7 @@ def test_seeds_beyond_those_of_the_suite_are_of_it():
 
 
 def test_one_command_makes_one_part(results, tmp_path):
+    results = [result for result in results if result["task"] == "RTE"]
     whole = report(results)
     for part in PARTS:
         shown = report(results, only=[part]).blocks
@@ -460,8 +461,9 @@ def test_one_command_makes_one_part(results, tmp_path):
 COMMITTED, DOCS = Path("benchmarks/results/glue"), Path("docs")
 
 
-def test_the_pages_and_the_summary_are_those_of_the_committed_files():
+def test_the_pages_and_the_summary_are_those_of_the_committed_files(monkeypatch):
     """All but the significance, which needs labels, and the figures: `python -m benchmarks.glue report` makes them."""
+    monkeypatch.setattr("benchmarks.glue.report.summary._draw", lambda groups, ax: None)  # half of the time
     results = read_all(COMMITTED)
     told = json.loads((DOCS / "results-summary.json").read_text())
     assert told == summary(results)
