@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -314,6 +315,11 @@ def test_sets_share_no_problem_and_measuring_chooses_nothing_on_the_test_set(mon
     sets = {split: measuring.problems_of(tiny, split)[9].inputs for split in measuring.SPLITS}
     for one, other in itertools.combinations(sets.values(), 2):
         assert not (one.flatten(1).unsqueeze(1) == other.flatten(1)).all(-1).any()
+
+    def correct(outputs, labels):  # what is not trained solves nothing, and all rules would be as good on every set
+        return labels.sum(-1, keepdim=True) * torch.arange(1, outputs.shape[1] + 1) % 7 < 3
+
+    monkeypatch.setattr(measuring, "_TASK", SimpleNamespace(correct=correct))
     tiny = TINY["prefix-sums"]
     learner = Looped(tiny)
     first = measuring.measure(learner, tiny)
