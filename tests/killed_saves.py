@@ -178,7 +178,7 @@ def kills(saver, folder, wanted, draw):
     return seen
 
 
-def full_disks(saver, folder, draw, times=10):
+def full_disks(saver, folder, draw, times=6):
     """Savers that may write only so many bytes a file: an error, and the save before."""
     save(saver, folder, 5)
     largest = max(path.stat().st_size for path in folder.iterdir())
@@ -200,7 +200,7 @@ def full_disks(saver, folder, draw, times=10):
     return times
 
 
-def crowd(saver, folder, rounds=10):
+def crowd(saver, folder, rounds=5):
     """Four savers at once, and loads beside them: always one whole save."""
     save(saver, folder, 1)
 

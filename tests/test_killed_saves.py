@@ -13,7 +13,7 @@ import pytest
 
 from tests.forking import run_forked
 
-KILLS = int(os.environ.get("PONDER_KILLS", "15"))
+KILLS = int(os.environ.get("PONDER_KILLS", "10"))
 ROOT = Path(__file__).parents[1]
 
 

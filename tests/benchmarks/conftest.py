@@ -7,12 +7,29 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from benchmarks.glue import curves
+
+TRIED = curves._TRIED
 WORDS = ["one", "two", ".", *(str(number) for number in range(10)), "not", "the", "a", "is", "true", "that", "it"]
 
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_thresholds():
+    """Runs try a twentieth of the thresholds, on which a tiny one spends half of its time; see `all_thresholds`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "_TRIED", 101)
+        yield
+
+
+@pytest.fixture
+def all_thresholds(monkeypatch):
+    """Curves are made of as many thresholds as those of the results that are shown."""
+    monkeypatch.setattr(curves, "_TRIED", TRIED)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +58,15 @@ def backbone(tmp_path_factory):
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def shallow(backbone, tmp_path_factory):
+    """The same with two layers, for many trainings, and for exports, where each is a graph of its own."""
+    folder = tmp_path_factory.mktemp("shallow") / "tiny"
+    BertModel.from_pretrained(backbone, num_hidden_layers=2).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(backbone).save_pretrained(folder)
     return str(folder)
 
 

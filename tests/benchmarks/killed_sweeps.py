@@ -17,17 +17,18 @@ import time
 from multiprocessing.context import ForkContext
 from pathlib import Path
 
-from benchmarks.glue import run
+from benchmarks.glue import curves, run
 from benchmarks.glue.sweeping import executors
 from benchmarks.glue.sweeping.suite import RecipeSpec, Suite
 from benchmarks.glue.sweeping.sweep import sweep
 
 RECIPES = (RecipeSpec("deebert"), RecipeSpec("fastbert"))
-FIXED = {"epochs": 4, "stop_after": 1, "batch_size": 16}
+FIXED = {"epochs": 3, "stop_after": 1, "batch_size": 16}
 SUITE = Suite("killed", "", ("RTE",), RECIPES, FIXED, {"lr": [1e-3, 3e-3]}, 1)
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir"}
 
 run.measure_speed_ups = lambda *arguments, **options: {}  # a matter of the clock, which no two sweeps agree on
+curves._TRIED = 21  # half of the time of a tiny run
 
 
 class ForkedWorkers(ForkContext):
@@ -125,13 +126,14 @@ def main(backbone, glue_dir, folder, kills, local_kills):
     started = time.monotonic()
     assert child(undisturbed) == 0
     seconds, events = time.monotonic() - started, int((folder / "events").read_text())
+    most = max(kills, 20)  # a death for each twentieth of a sweep, though there may be fewer
 
     def by_file_or_clock(place, attempt):
         """Killed so early that progress between two deaths is a fraction of the sweep."""
         if attempt % 2:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.01, 4 * seconds / kills))
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.01, 4 * seconds / most))
         else:
-            watch_files(place, rng.randint(1, max(4 * events // kills, 2)))
+            watch_files(place, rng.randint(1, max(4 * events // most, 2)))
 
     def at_work(place, attempt):
         """Killed as soon as its workers have trained something more; at the latest when one of them has done a run."""

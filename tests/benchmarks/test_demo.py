@@ -16,11 +16,11 @@ from ponder.errors import ArgumentError, DataError
 
 
 @pytest.fixture(scope="module")
-def shown(backbone, tmp_path_factory):
+def shown(shallow, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     console, errors = Console(file=io.StringIO(), width=160), io.StringIO()
     with contextlib.redirect_stderr(errors):
-        results = demo(folder, backbone=backbone, scale=0.02, console=console)
+        results = demo(folder, backbone=shallow, scale=0.02, console=console)
     assert errors.getvalue() == "", "bars in a pipe"
     return folder, results, console.file.getvalue()
 

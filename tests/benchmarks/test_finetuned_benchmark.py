@@ -73,11 +73,11 @@ def sentences(folder: Path, test: slice) -> dict[str, Path | None]:
 
 
 def test_a_task_is_measured_on_texts_that_chose_nothing(
-    backbone: str, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow: str, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = sentences(tmp_path / "glue", slice(20))
     make_exports_quick()
-    run("SST-2", backbone, SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=INT8)
+    run("SST-2", shallow, SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=INT8)
     (path,) = (tmp_path / "out").iterdir()
     result = json.loads(path.read_text())
     assert result["plain_fine_tuned_on"] == 60
@@ -89,8 +89,8 @@ def test_a_task_is_measured_on_texts_that_chose_nothing(
         assert result["int8"]["test"]["plain_accuracy"] == result["test"]["plain_accuracy"]
     other = {**SETTINGS, "texts": 150}
     with pytest.raises(ArgumentError, match=r"--out: expected a folder without a result of other settings"):
-        run("SST-2", backbone, other, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
-    alike = shutil.copytree(backbone, tmp_path / "elsewhere" / Path(backbone).name)
+        run("SST-2", shallow, other, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
+    alike = shutil.copytree(shallow, tmp_path / "elsewhere" / Path(shallow).name)
     with pytest.raises(ArgumentError, match=r"--out: .* or of another model"):
         run("SST-2", str(alike), SETTINGS, folders, tmp_path / "work", tmp_path / "out", deep=False, int8=False)
     assert json.loads(path.read_text()) == result
@@ -107,11 +107,11 @@ def test_a_task_is_measured_on_texts_that_chose_nothing(
     assert mine.name != other.name, "a model of another backbone is another"
     changed = [f"it is {'not ' * (n % 2)}true that {' '.join(str(n))} \t{n % 2}" for n in range(260)]
     write(tmp_path / "glue", "SST-2", "train", ["sentence\tlabel", *changed])
-    run("SST-2", backbone, SETTINGS, folders, tmp_path / "work", tmp_path / "other", deep=False, int8=False)
+    run("SST-2", shallow, SETTINGS, folders, tmp_path / "work", tmp_path / "other", deep=False, int8=False)
     assert len(list((tmp_path / "work").iterdir())) == 2, "a model of other texts is another"
     for name in ("STS-B", "RTE"):
         with pytest.raises(ArgumentError, match="task"):
-            run(name, backbone, SETTINGS, {"--glue-dir": glue_dir}, tmp_path, tmp_path, deep=False, int8=False)
+            run(name, shallow, SETTINGS, {"--glue-dir": glue_dir}, tmp_path, tmp_path, deep=False, int8=False)
 
 
 def test_a_kept_encoder_gets_a_head_and_exits_on_a_part_of_the_reported_texts(backbone: str, tmp_path: Path) -> None:

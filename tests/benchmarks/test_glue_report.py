@@ -411,7 +411,8 @@ def test_a_run_records_what_the_report_reads(recipe, backbone, glue_dir, tmp_pat
     assert page == made_here.markdown("figures")
 
 
-def test_backbones_that_end_alike_have_sections_of_their_own(tmp_path):
+def test_backbones_that_end_alike_have_sections_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "panels_as_figure", lambda name, caption, panels: [])
     others = [Result({**made().data, "backbone": place}) for place in ("/models/a/bert", "/models/b/bert/", "c/minilm")]
     headings = [block.text for block in report(others, draw=False).blocks if isinstance(block, Heading)]
     assert [text.split(",")[0] for text in headings if "steps" in text] == ["`a-bert`", "`b-bert`", "`minilm`"]
@@ -441,6 +442,7 @@ def test_seeds_beyond_those_of_the_suite_are_of_it():
 
 
 def test_one_command_makes_one_part(results, tmp_path):
+    results = [result for result in results if result["task"] == "RTE"]
     whole = report(results)
     for part in PARTS:
         shown = report(results, only=[part]).blocks
@@ -460,8 +462,9 @@ def test_one_command_makes_one_part(results, tmp_path):
 COMMITTED, DOCS = Path("benchmarks/results/glue"), Path("docs")
 
 
-def test_the_pages_and_the_summary_are_those_of_the_committed_files():
+def test_the_pages_and_the_summary_are_those_of_the_committed_files(monkeypatch):
     """All but the significance, which needs labels, and the figures: `python -m benchmarks.glue report` makes them."""
+    monkeypatch.setattr("benchmarks.glue.report.summary._draw", lambda groups, ax: None)  # half of the time
     results = read_all(COMMITTED)
     told = json.loads((DOCS / "results-summary.json").read_text())
     assert told == summary(results)
@@ -622,6 +625,7 @@ def test_the_parts_are_documented():
         assert f"| `{part}` |" in page
 
 
+@pytest.mark.usefixtures("all_thresholds")
 def test_curves_are_what_replaying_each_policy_gives():
     generator = torch.Generator().manual_seed(0)
     outputs, hazards = torch.randn(30, STEPS, 2, generator=generator), torch.randn(30, STEPS, generator=generator)
@@ -645,6 +649,7 @@ def test_curves_are_what_replaying_each_policy_gives():
     assert record_curves(trajectory, policies.LastStep(), accuracy, cost) == []
 
 
+@pytest.mark.usefixtures("all_thresholds")
 def test_thresholds_of_curves_lie_where_rows_leave():
     """All rows of a model that is sure leave between two values of an even grid."""
     generator = torch.Generator().manual_seed(0)

@@ -44,20 +44,28 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="session")
 def result(backbone, glue_dir, tmp_path_factory):
+    """What one run gives: beside the folder of its result lie its model and its trajectories."""
     folder = tmp_path_factory.mktemp("result")
-    return run(config(backbone), glue_dir, folder, folder / "work", progress=False)
+    kept = {"models": folder / "models", "trajectories": folder / "kept"}
+    return run(config(backbone), glue_dir, folder / "out", folder / "work", **kept, progress=False)
 
 
-def test_trajectories_are_kept_where_they_are_asked_for(backbone, glue_dir, tmp_path):
-    settings = config(backbone)
-    done = run(settings, glue_dir, tmp_path, tmp_path / "work", trajectories=tmp_path / "kept", progress=False)
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+@pytest.fixture
+def models(result):
+    """The folder of the model of `result`."""
+    return result.path.parents[1] / "models"
+
+
+def test_trajectories_are_kept_where_they_are_asked_for(result, backbone, glue_dir, tmp_path):
+    settings, places = config(backbone), result.path.parents[1]
+    assert sorted(path.name for path in (places / "kept").iterdir()) == [
         f"{settings.key}-dev.safetensors",
         f"{settings.key}-held_out.safetensors",
     ]
-    kept = Trajectory.load(tmp_path / "kept" / f"{settings.key}-dev.safetensors")
-    exits = kept.replay(policies.from_dict(done["policy"]))
-    assert float(exits.exit_step.double().mean()) == pytest.approx(done["splits"]["dev"]["mean_exit_step"])
+    kept = Trajectory.load(places / "kept" / f"{settings.key}-dev.safetensors")
+    exits = kept.replay(policies.from_dict(result["policy"]))
+    assert float(exits.exit_step.double().mean()) == pytest.approx(result["splits"]["dev"]["mean_exit_step"])
+    shutil.copy(result.path, tmp_path)
     run(settings, glue_dir, tmp_path, tmp_path / "work", trajectories=tmp_path / "other", progress=False)
     assert len(list((tmp_path / "other").iterdir())) == 2  # made once more, for what was not kept
 
@@ -247,7 +255,7 @@ def test_dev_takes_no_part_in_any_choice(backbone, glue_dir, tmp_path):
             text = text.replace("\tnot_entailment", "\t?").replace("\tentailment", "\tnot_entailment")
             text = text.replace("\t?", "\tentailment")
         (turned / "RTE" / f"{split}.tsv").write_text(text)
-    settings = config(backbone, epochs=3)
+    settings = config(backbone, epochs=2)
     one, other = (
         run(settings, folder, tmp_path / name, tmp_path / "work", progress=False)
         for name, folder in (("as it is", glue_dir), ("turned", turned))
@@ -433,14 +441,13 @@ def test_flops_are_those_of_each_example_of_dev_at_its_own_exit(backbone, glue_d
     assert done["splits"]["dev"]["mean_exit_step"] == pytest.approx(np.mean(steps))
 
 
-def test_a_kept_model_without_its_result_is_evaluated_and_not_trained(backbone, glue_dir, tmp_path, monkeypatch):
-    settings, places = config(backbone, recipe="deebert"), (tmp_path / "out", tmp_path / "work")
-    before = run(settings, glue_dir, *places, models=tmp_path / "models", progress=False)
-    before.path.unlink()
+def test_a_kept_model_without_its_result_is_evaluated_and_not_trained(
+    result, models, backbone, glue_dir, tmp_path, monkeypatch
+):
     monkeypatch.setattr("benchmarks.glue.training.train_stage", lambda *_: pytest.fail("it is trained already"))
-    again = run(settings, glue_dir, *places, models=tmp_path / "models", progress=False)
-    assert again["splits"] == before["splits"]
-    assert again["training"] == before["training"]
+    again = run(config(backbone), glue_dir, tmp_path / "out", tmp_path / "work", models=models, progress=False)
+    assert again["splits"] == result["splits"]
+    assert again["training"] == result["training"]
 
 
 def test_results_that_cannot_be_trusted_are_refused(result, tmp_path):
@@ -553,11 +560,9 @@ def test_fields_out_of_their_range_are_named(field, value):
         RunConfig("RTE", **{field: value})
 
 
-def test_kept_models_and_checkpoints_of_other_data_are_refused(backbone, glue_dir, tmp_path):
+def test_kept_models_and_checkpoints_of_other_data_are_refused(models, backbone, glue_dir, tmp_path):
     """Folders go by the configuration, which says nothing of the data."""
-    models, work = tmp_path / "models", tmp_path / "work"
-    run(config(backbone), glue_dir, tmp_path / "a", work, models=models, progress=False)
-    other = tmp_path / "glue"
+    work, other = tmp_path / "work", tmp_path / "glue"
     shutil.copytree(glue_dir, other)
     train = other / "RTE" / "train.tsv"
     lines = train.read_text().splitlines()
@@ -593,9 +598,7 @@ def test_checkpoints_go_on_where_an_earlier_version_noted_less_of_the_recipe(bac
 
 
 @pytest.mark.parametrize("part", ["stages", "prior"])
-def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(backbone, glue_dir, tmp_path, monkeypatch, part):
-    models = tmp_path / "models"
-    run(config(backbone), glue_dir, tmp_path / "a", tmp_path / "work", models=models, progress=False)
+def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(models, backbone, glue_dir, tmp_path, monkeypatch, part):
     now = training.recipe_of
 
     def changed(*given):
@@ -608,20 +611,20 @@ def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(backbone, glue_dir
         run(config(backbone), glue_dir, tmp_path / "b", tmp_path / "work", models=models, progress=False)
 
 
-def test_a_kept_model_of_another_run_is_refused(backbone, glue_dir, tmp_path):
+def test_a_kept_model_of_another_run_is_refused(models, backbone, glue_dir, tmp_path):
     """A folder that was copied under the name of another run is not that run's model."""
-    models, one, other = tmp_path / "models", config(backbone), config(backbone, lr=2e-4)
-    run(one, glue_dir, tmp_path / "a", tmp_path / "work", models=models, progress=False)
-    shutil.copytree(models / one.key, models / other.key)
+    one, other = config(backbone), config(backbone, lr=2e-4)
+    shutil.copytree(models / one.key, tmp_path / "models" / other.key)
     with pytest.raises(ArgumentError, match=rf"--keep-model.*got that of another run, {one.key}"):
-        run(other, glue_dir, tmp_path / "b", tmp_path / "work", models=models, progress=False)
+        run(other, glue_dir, tmp_path / "b", tmp_path / "work", models=tmp_path / "models", progress=False)
 
 
-def test_a_trajectory_that_is_missing_is_made(backbone, glue_dir, tmp_path):
-    places = {"models": tmp_path / "models", "trajectories": tmp_path / "kept", "progress": False}
-    done = run(config(backbone), glue_dir, tmp_path, tmp_path / "work", **places)
+def test_a_trajectory_that_is_missing_is_made(result, backbone, glue_dir, tmp_path):
+    shutil.copytree(result.path.parents[1], tmp_path, dirs_exist_ok=True)
     saved = sorted((tmp_path / "kept").glob("*.safetensors"))
     saved[0].unlink()
-    run(config(backbone), glue_dir, tmp_path, tmp_path / "work", **places)
+    places = {"models": tmp_path / "models", "trajectories": tmp_path / "kept", "progress": False}
+    done = run(config(backbone), glue_dir, tmp_path / "out", tmp_path / "work", **places)
     assert sorted((tmp_path / "kept").glob("*.safetensors")) == saved
+    assert len(saved) == 2
     assert done.path.exists()

@@ -1,6 +1,6 @@
 """Sweeps that are killed end as if they were not.
 
-Twenty kills, and two of a pool of processes, which has one more checkpoint at each death and so is soon done; a hundred
+Eight kills, and two of a pool of processes, which has one more checkpoint at each death and so is soon done; a hundred
 kills where the environment has `PONDER_LONG`.
 """
 
@@ -27,7 +27,7 @@ def environment():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=LONG)])
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=LONG)])
 def test_a_sweep_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(kills, backbone, glue_dir, tmp_path):
     program = Path(__file__).with_name("killed_sweeps.py")
     (done,) = run_forked([program, backbone, glue_dir, tmp_path, str(kills), "2"])

@@ -26,6 +26,12 @@ from ponder.policies import Bernoulli
 TINY = replace(SMALL, hidden=8, num_steps=4, steps=3, batch_size=16, examples=60)
 
 
+@pytest.fixture(scope="module")
+def of_seeds():
+    """The experiment with two seeds."""
+    return [experiment(TINY, seed) for seed in (0, 1)]
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -171,14 +177,14 @@ def test_what_is_measured():
     }
 
 
-def test_a_result_is_a_function_of_the_seed():
-    def measured(seed):
-        return [(run["test"], run["training"]["history"]) for run in experiment(TINY, seed)["runs"]]
+def test_a_result_is_a_function_of_the_seed(of_seeds):
+    def measured(result):
+        return [(run["test"], run["training"]["history"]) for run in result["runs"]]
 
-    first = measured(0)
+    first, other = map(measured, of_seeds)
     torch.manual_seed(99)
-    assert measured(0) == first
-    assert measured(1) != first
+    assert measured(experiment(TINY, 0)) == first
+    assert other != first
 
 
 def test_evaluation_sets_are_fixed_and_differ():
@@ -234,7 +240,7 @@ def test_a_page_without_marks_is_refused_before_anything_is_trained(tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
-def test_an_experiment_that_was_cut_off_goes_on_after_the_models_that_are_done(tmp_path, monkeypatch):
+def test_an_experiment_that_was_cut_off_goes_on_after_the_models_that_are_done(of_seeds, tmp_path, monkeypatch):
     from benchmarks.parity import experiment as module
 
     real, trained = module.train, []
@@ -251,9 +257,9 @@ def test_an_experiment_that_was_cut_off_goes_on_after_the_models_that_are_done(t
     assert len(list(tmp_path.glob("*.json"))) == 2
     resumed = experiment(TINY, 0, parts=tmp_path)
     assert len(trained) == 3 + 2
-    assert without_seconds(resumed) == without_seconds(experiment(TINY, 0))
+    assert without_seconds(resumed) == without_seconds(of_seeds[0])
     other = experiment(replace(TINY, beta=0.3), 0, parts=tmp_path)  # nothing of another experiment is taken
-    assert len(trained) == 3 + 2 + 4 + 4
+    assert len(trained) == 3 + 2 + 4
     assert other["setting"]["beta"] == 0.3
 
 
@@ -275,14 +281,13 @@ def test_the_papers_size_is_an_option(tmp_path, monkeypatch):
     ]
 
 
-def test_the_page_counts_over_seeds():
-    results = [experiment(TINY, seed) for seed in (0, 1)]
-    text = markdown(results)
+def test_the_page_counts_over_seeds(of_seeds):
+    text = markdown(of_seeds)
     table = [line for line in text.splitlines() if line.startswith("| extrapolation | ACT")]
     assert len(table) == 1
     accuracies = [
         run["test"]["mixed"]["accuracy"]
-        for result in results
+        for result in of_seeds
         for run in result["runs"]
         if (run["scene"], run["learner"]) == ("extrapolation", "ACT")
     ]
@@ -295,14 +300,14 @@ def test_the_committed_page_says_what_the_committed_results_do():
     assert markdown(results) in (root / "docs" / "parity.md").read_text(encoding="utf-8")
 
 
-def test_wrong_pages_and_folders(tmp_path):
+def test_wrong_pages_and_folders(of_seeds, tmp_path):
     (tmp_path / "page.md").write_text("# No marks\n")
     with pytest.raises(PonderError, match="expected the lines"):
-        write_page(tmp_path / "page.md", [experiment(TINY, 0)])
+        write_page(tmp_path / "page.md", of_seeds[:1])
     with pytest.raises(DataError, match="no results"):
         read_results(tmp_path, "small")
-    for seed, config in ((0, TINY), (1, replace(TINY, beta=0.2))):
-        write_json(tmp_path / f"small-s{seed}.json", experiment(config, seed))
+    for seed, result in enumerate((of_seeds[0], experiment(replace(TINY, beta=0.2), 1))):
+        write_json(tmp_path / f"small-s{seed}.json", result)
     with pytest.raises(DataError, match="seeds 0 and 1 differ in beta"):
         read_results(tmp_path, "small")
     edited = json.loads((tmp_path / "small-s0.json").read_text())

@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks/results/quantised/quantised.json"
 
 
-def test_every_kind_is_held_against_fp32(backbone):
+def test_every_kind_is_held_against_fp32(shallow):
     pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
     pytest.importorskip("onnxscript", reason="exports need the extra onnx")
     make_exports_quick()
-    found = measure(backbone, texts=6, calibrating=6)
+    found = measure(shallow, texts=6, calibrating=6)
     assert list(found) == list(KINDS)
     for told in found.values():
         assert 0.9 < told["worst"] <= told["median"] < 1.0 + 1e-6

@@ -1,9 +1,12 @@
 """The speed benchmark: its counting, its comparisons, its command line and its page. No test asserts a time."""
 
+import contextlib
 import functools
+import io
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -69,7 +72,14 @@ def test_the_loops_beside_the_predictor_answer_alike():
     torch.testing.assert_close(torch.cat(slow), slowest.outputs, atol=1e-4, rtol=1e-4)
 
 
-def test_captured_encoders_are_measured():
+def test_captured_encoders_are_measured(monkeypatch):
+    def here(command, **options):  # a process of its own would import PyTorch and Transformers first
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            exec(command[-1], {})
+        return SimpleNamespace(stdout=told.getvalue())
+
+    monkeypatch.setattr(capturing, "subprocess", SimpleNamespace(run=here))
     figures = capturing.measure(QUICK)
     assert [told["section"] for told in figures] == ["capturing"] * 7
     assert all(told["value"] is not None for told in figures)

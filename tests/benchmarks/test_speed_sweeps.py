@@ -1,11 +1,13 @@
 """The section on sweeps, on a small trajectory."""
 
+from benchmarks.speed import sweeps
 from benchmarks.speed.figures import Options
 from benchmarks.speed.sweeps import FAMILIES, measure, recorded
 from ponder.analysis.policy_grid import as_policy_grid
 
 
-def test_every_family_has_its_two_figures():
+def test_every_family_has_its_two_figures(monkeypatch):
+    monkeypatch.setattr(sweeps, "REPLAYED", 5)
     found = measure(Options(quick=True, pairs=1))
     assert len(found) == 2 * len(FAMILIES)
     assert all(told["value"] > 0 for told in found)

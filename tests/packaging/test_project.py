@@ -90,9 +90,13 @@ def test_nothing_of_one_machine_is_tracked() -> None:
     places = [f"/{place}/" for place in ("work", "root", "home/[a-z]+", "Users/[A-Za-z]+", "tmp/bash")]
     hosts = [r"pypi\.o" + "rg", r"pythonhosted\.o" + "rg", r"download\.pytorch\.o" + "rg", r"index[-_]u" + "rl"]
     found = re.compile("|".join(r"(?<![\w.$}/-])" + place for place in places) + "|" + "|".join(hosts))
+    starts = [*(f"/{place.partition('/')[0]}/" for place in places), "pypi", "pythonhosted", "download", "index"]
     for path in tracked():
         # Trap: a database of coverage, which is no text, held the folder of the machine that made it.
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        text = path.read_text(errors="replace")
+        if not any(start in text for start in starts):
+            continue  # as nearly all results, which are long
+        for number, line in enumerate(text.splitlines(), start=1):
             assert not found.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
 
 
