@@ -169,11 +169,11 @@ def test_too_few_rows_for_the_level_are_told_and_nothing_exits() -> None:
     assert report.to_dict()["level"] is None
 
 
-def test_where_early_steps_know_nothing_no_promise_is_made() -> None:
-    made = model(depth=1.0)
-    report = fit_exits(made, rows(400), disagreement=0.002)
-    assert not report.met
-    assert report.mean_exit_step == 4
+def test_rows_leave_early_where_early_steps_know_the_answer_and_late_where_they_do_not() -> None:
+    known, unknown = (fit_exits(model(depth), rows(400), disagreement=0.05, epochs=10) for depth in (0.1, 3.0))
+    assert known.met
+    assert known.mean_exit_step < 1.5
+    assert unknown.mean_exit_step > 3.0
 
 
 @pytest.mark.parametrize(
