@@ -56,7 +56,7 @@ CONFIGS = {
 }
 SHALLOW = {
     "bert-of-3": lambda: BertConfig(**_COMMON, num_hidden_layers=3),
-    "mpnet-of-2": lambda: MPNetConfig(**_COMMON, num_hidden_layers=2),
+    "mpnet-of-3": lambda: MPNetConfig(**_COMMON, num_hidden_layers=3),
 }
 FAMILIES = ("albert-3-uneven-groups-inner-2", "bert", "mpnet")
 # One of every build of heads, stages and policies; other recipes differ in numbers, and are tested with toys.

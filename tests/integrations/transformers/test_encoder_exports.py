@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow  # exporting takes seconds
 FAMILIES = (
     "albert",
     "bert-of-3",
-    "mpnet-of-2",
+    "mpnet-of-3",
 )  # a graph a layer takes a second each; ../ponder has schedules
 POLICIES = (policies.Quantile(0.5), policies.Confidence(0.6), policies.Patience(1), policies.Bernoulli(3))
 WORDS = [f"w{number}" for number in range(VOCABULARY)]
@@ -62,7 +62,7 @@ def test_exits_and_outputs_are_those_of_pytorch(name: str, folders: Any) -> None
     model, folder = folders(name)
     exported = OnnxModel(folder, threads=1)
     batch = make_batch(model.encoder, rows=18)
-    if name != "mpnet-of-2":
+    if name != "mpnet-of-3":
         batch["token_type_ids"] = segments(batch)
     steps = set()
     for policy in POLICIES:
@@ -72,7 +72,7 @@ def test_exits_and_outputs_are_those_of_pytorch(name: str, folders: Any) -> None
         assert found.exit_step.tolist() == expected.exit_step.tolist()
         np.testing.assert_allclose(found.outputs, expected.logits.numpy(), rtol=0, atol=1e-4)
         steps |= set(found.exit_step.tolist())
-    assert len(steps) > min(model.ponder.num_steps - 1, 2)
+    assert len(steps) > 2
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -239,7 +239,7 @@ def test_the_interval_covers_the_gain_on_all_rows_to_come_about_as_often_as_it_s
             truth = values.gather(1, left[:, None] - 1).mean().item() - blind
             covered[name].append(gain.low <= truth <= gain.high)
     shares = {name: statistics.fmean(each) for name, each in covered.items()}
-    assert min(shares.values()) >= 0.9, shares
+    assert min(shares.values()) >= 0.92, shares
     assert 0.92 <= statistics.fmean(shares.values()) <= 0.99, shares
 
 
