@@ -40,14 +40,16 @@ class Goal:
         known = [each for each in found if each is not None]
         return statistics.fmean(known) if known and len(known) == len(found) else None
 
-    def told(self, groups: Groups, tasks: Sequence[str]) -> str:
+    def told(self, groups: Groups, tasks: Sequence[str], *, asked: bool = True) -> str:
         """The gap, and whether it is as large as was asked: by the medians over seeds and, where not, by the means."""
         found = [self.gap_in(groups, tasks, middle) for middle in (statistics.median, statistics.fmean)]
         known = [gap for gap in found if gap is not None]
         if not known:
             return "–"
         texts = list(dict.fromkeys(f"{round(gap, 1) + 0.0:+.1f}" for gap in known))
-        verdict = ("missed", "met by one of them", "met")[sum(gap >= self.gap for gap in known)]
+        verdict = (
+            ("missed", "met by one of them", "met")[sum(gap >= self.gap for gap in known)] if asked else "not asked"
+        )
         return f"{' / '.join(texts)}, {verdict}"
 
 
@@ -114,7 +116,7 @@ def goals_table(by_backbone: Mapping[str, tuple[Groups, Sequence[str]]]) -> Tabl
             f"×{goal.speed_up:g}",
             _RIVALS[goal.rival],
             f"{goal.gap:+.1f}",
-            *(goal.told(*of) if name in goal.backbones else "–" for name, of in by_backbone.items()),
+            *(goal.told(*of, asked=name in goal.backbones) for name, of in by_backbone.items()),
         ]
         for goal in GOALS
     ]

@@ -87,7 +87,8 @@ def headline(results: Sequence[Result]) -> list[Block]:
     head = ["backbone", "", *(f"×{speed_up:g}" for speed_up in _SPEED_UPS)]
     note = (
         "Macro over the tasks that vanilla, ponder and the encoder cut and fine-tuned have, medians over seeds; a dash "
-        f"where a recipe was not run on one of them, or its policy does not get that far there. {'; '.join(notes)}."
+        f"where a recipe was not run on one of them, or its policy does not get that far there. {'; '.join(notes)}. "
+        "Recipes differ in their seeds, so that what is beside each other here is no comparison: gaps are."
     )
     told = (
         "The gaps that `ponder` was to have, and those that it has, in points, between runs of the same seed: by their "
