@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,13 @@ from ponder.analysis.reliability import Reliability, reliability_of
 from ponder.analysis.sweeps import Curve, sweep
 from ponder.engine.loop import Exits
 from ponder.engine.replay import check_replay, replay
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
 from ponder.parts.recording import Recording
 from ponder.parts.tasks import Custom, Task, TaskName, task_named
 from ponder.parts.tasks.base import IGNORED_LABEL
-from ponder.parts.tasks.named import answers_otherwise
+from ponder.parts.tasks.named import answers_as, answers_otherwise, kind_of
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Trajectory"]
@@ -86,8 +87,11 @@ class Trajectory(Recording):
         return overthinking_of(self)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectory:
-        """Apply `fn` to every tensor, for example ``trajectory.map(Tensor.cpu)``."""
-        return self._with({name: fn(value) for name, value in self.tensors().items()})
+        """Apply `fn` to every tensor, for example ``trajectory.map(Tensor.cpu)``.
+
+        Ids, masks and labels that are integers stay so: under ``trajectory.map(Tensor.half)`` rows keep their ids.
+        """
+        return self._with({name: _mapped(value, fn(value)) for name, value in self.tensors().items()})
 
     def detach(self) -> Trajectory:
         """The same trajectory, detached from the graph of gradients."""
@@ -104,7 +108,7 @@ class Trajectory(Recording):
             raise ArgumentError("trajectories", expected="at least one", got="none", remedy="Unroll a batch first.")
         trajectories = _with_masks(trajectories)
         # One that was loaded knows a user's own task by its name alone.
-        first = next((one for one in trajectories if type(one.meaning) is not Custom), trajectories[0])
+        first = next((one for one in trajectories if one.meaning.name == one.task), trajectories[0])
         parts = [trajectory.tensors() for trajectory in trajectories]
         for other, tensors in zip(trajectories, parts, strict=True):
             alike = _same_task(first, other) and other.num_steps == first.num_steps
@@ -163,16 +167,23 @@ class Trajectory(Recording):
         """
         tensors, metadata = read_tensors(path, _FORMAT, required=("outputs", "row_ids"))
         _check_saved(path, tensors)
-        said = metadata.get("classes")
+        said, kind = metadata.get("classes"), metadata.get("kind")
         empty = cls(
             outputs=tensors["outputs"],
             hazard_logits=None,
             row_ids=tensors["row_ids"],
             task=metadata.get("task") or None,
             training=metadata.get("training") == "true",
-            task_object=None if said is None else Custom(classes=said == "true"),
+            task_object=task_named(kind) if kind else None if said is None else Custom(classes=said == "true"),
             weights=metadata.get("weights"),
         )
+        if metadata.get("answers") == "own":
+            warnings.warn(
+                f"{path} was recorded with a task of your own, {empty.task!r}, that answers in a way of its own, which "
+                "a file does not hold: the answer is taken to be the most probable class. Give the task back: "
+                "dataclasses.replace(trajectory, task_object=MyTask()).",
+                stacklevel=2,
+            )
         return empty._with(tensors)
 
     def _with(self, tensors: Mapping[str, Tensor]) -> Trajectory:
@@ -182,18 +193,38 @@ class Trajectory(Recording):
         return dataclasses.replace(self, **own, policy_context=given or None)  # type: ignore[arg-type]
 
 
+def _mapped(value: Tensor, made: Tensor) -> Tensor:
+    """What a function made of a tensor; of integers and flags no other kind of number, which would round them."""
+    if value.is_floating_point() or not made.is_floating_point():
+        return made
+    if made.shape != value.shape:
+        raise ArgumentTypeError(
+            "fn",
+            expected=f"integers and flags that stay {value.dtype}, as ids and masks are",
+            got=f"{made.dtype} of another shape, {tuple(made.shape)}",
+            remedy="Take rows first, and change the type of the numbers after that.",
+        )
+    return value.to(made.device)
+
+
 def _said(name: str, task: Task) -> dict[str, str]:
-    """What a user's own task says and its name does not tell: whether outputs are logits of classes, or numbers."""
-    known = not name or not isinstance(task_named(name), Custom)
-    if known or task.supposed or task.classes == task.numbers:
+    """What a user's own task says and its name does not tell: of which kind it is, or that outputs are numbers, say."""
+    if not name or not isinstance(task_named(name), Custom):
         return {}
-    return {"classes": "true" if task.classes else "false"}
+    kind = kind_of(task)
+    if kind is not None and answers_as(task, task_named(kind)):
+        return {"kind": kind}
+    own = {} if isinstance(task, Custom) else {"answers": "own"}
+    if task.supposed or task.classes == task.numbers:
+        return own
+    return own | {"classes": "true" if task.classes else "false"}
 
 
 def _same_task(one: Trajectory, other: Trajectory) -> bool:
     """Whether two have one task: of a name, and of a class, or of one that a file did not tell."""
     kinds = {type(one.meaning), type(other.meaning)}
-    told = len(kinds) == 1 or (Custom in kinds and one.task not in get_args(TaskName))
+    own = one.task not in get_args(TaskName)
+    told = len(kinds) == 1 or (own and (Custom in kinds or len({kind_of(each.meaning) for each in (one, other)}) == 1))
     return one.task == other.task and told
 
 

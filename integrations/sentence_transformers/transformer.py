@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
 from sentence_transformers.base.modules import Transformer
-from torch import Tensor
 
 from ponder.errors import ArgumentTypeError
 from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification, PonderModel
 from ponder.integrations.transformers.finetuned import EXITS_FILE
+from ponder.integrations.transformers.row_ids import ids_by_content
 from ponder.policies import ExitPolicy
 
 __all__ = ["PonderTransformer"]
@@ -127,7 +126,7 @@ class PonderTransformer(Transformer):
         """
         model: Any = self.model
         given = {name: features[name] for name in _GIVEN if name in features}
-        out = model(**given, policy=policy, row_ids=_row_ids(given))
+        out = model(**given, policy=policy, row_ids=ids_by_content(given))
         if isinstance(model, PonderForSequenceClassification | FinetunedClassifier):
             scores = out.outputs if isinstance(model, FinetunedClassifier) else out.logits
             features["scores"] = torch.cat([scores, out.exit_step[:, None].to(scores)], 1) if exit_column else scores
@@ -139,14 +138,3 @@ class PonderTransformer(Transformer):
                 features["all_layer_embeddings"] = list(out.step_logits.unbind(1))
         features["exit_step"] = out.exit_step
         return features
-
-
-def _row_ids(given: Mapping[str, Tensor]) -> Tensor | None:
-    """Who each row is, `(batch,)`, by its tokens: the library reorders texts, and sampled exits depend on the row."""
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    if ids is None:
-        return None
-    real = torch.ones_like(ids) if mask is None else mask.long()
-    mixed = ids.long() * 0x9E3779B1 + real.cumsum(1) * 0x85EBCA77
-    mixed = (mixed ^ (mixed >> 15)) * 0x2C1B3C6D
-    return ((mixed ^ (mixed >> 12)) * real).sum(1) & 0x7FFFFFFFFFFFFFFF

@@ -16,7 +16,7 @@ from ponder.engine.certificates import has_stale_certificate
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.configuration import AUTO_FILE
 from ponder.policies import ExitPolicy, LastStep
-from ponder.policies.certified import certificates
+from ponder.policies.certified import Certified
 from ponder.trajectory import Trajectory
 
 __all__ = ["evaluation_of", "write_beside"]
@@ -99,8 +99,9 @@ def _card(model: Any, name: str) -> str:
         ),
         "## What is promised of its exits",
         *(
-            [f"{each.statement} ({each.rows} calibration rows, {each.bound})" for each in certificates(policy)]
-            or ["Nothing: its policy is not certified. `ponder.control_risk` certifies one."]
+            [f"{policy.statement} ({policy.rows} calibration rows, {policy.bound})"]
+            if isinstance(policy, Certified)
+            else ["Nothing: its policy is not certified. `ponder.control_risk` certifies one."]
         ),
         "## What was measured",
         _measured(config.evaluations),

@@ -24,6 +24,7 @@ from transformers import (
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.finetuned import FinetunedClassifier, has_exits
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
+from ponder.integrations.transformers.row_ids import ids_by_content
 from ponder.policies import ExitPolicy
 
 __all__ = ["pipeline"]
@@ -105,7 +106,7 @@ class _Exits(Pipeline):
     ) -> Any:
         base: Any = super()
         inputs, *others = args
-        return base._forward({**inputs, "policy": policy}, *others, **kwargs)
+        return base._forward({**inputs, "policy": policy, "row_ids": ids_by_content(inputs)}, *others, **kwargs)
 
     def postprocess(  # type: ignore[override]
         self, *args: Any, exit_step: bool = False, **kwargs: Any
@@ -139,7 +140,7 @@ class _TokenClassification(_Exits, TokenClassificationPipeline):
         self, model_inputs: Mapping[str, Any], policy: ExitPolicy | None = None
     ) -> Any:
         given = {name: model_inputs[name] for name in _GIVEN if name in model_inputs}
-        out = self.model(**given, policy=policy)
+        out = self.model(**given, policy=policy, row_ids=ids_by_content(given))
         found = {"logits": out.logits, "exit_step": out.exit_step}  # beside what came, which is cut into rows with them
         return {"offset_mapping": None, **model_inputs, **found}
 

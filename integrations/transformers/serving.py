@@ -13,6 +13,7 @@ import torch
 from ponder._utils.columns import fitted_columns
 from ponder._utils.files import read_json
 from ponder._utils.validation import check_choice
+from ponder.engine.certificates import policy_to_save
 from ponder.engine.loop import Exits
 from ponder.errors import CheckpointError
 from ponder.inference.examples import ExampleReader, placed
@@ -88,7 +89,7 @@ def served(
 
     Args:
         model: The model, in evaluation mode, on token ids with `attention_mask` and `token_type_ids`.
-        id2label: Names of the classes, by number.
+        id2label: Names of the classes, by number; JSON has numbers as texts.
         tokenizer: The model's tokenizer, one of Transformers.
         longest: The number of tokens that texts are cut to.
         batching: How texts share steps, as for `open_folder`.
@@ -102,9 +103,9 @@ def served(
     """
     return ServedModel(
         num_steps=model.num_steps,
-        policy=model.policy,
+        policy=policy_to_save(model),
         task=model.task or task_named(None),
-        labels=tuple(str(id2label[place]) for place in sorted(id2label)),
+        labels=tuple(str(id2label[place]) for place in sorted(id2label, key=int)),
         tokenize=partial(_tokens, tokenizer, longest, fitted_columns(folder) if folder else ()),
         start=partial(_stream if batching == "stream" else _window, model),
         check=model.checked,

@@ -16,7 +16,7 @@ from ponder.analysis.gain import Gain
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid, patience_on_numbers
 from ponder.engine.replay import replay
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording, check_evaluated, check_has_rows, check_once
 from ponder.policies import Confidence, Entropy, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
@@ -56,7 +56,7 @@ def diagnose(
             ``"negative_squared_error"``, or the task's own where None.
         speedups: N / mean exit step at which policy and blind are compared. Those above N, the number of steps, are
             left out: no exit is so early.
-        samples: Bootstrap samples.
+        samples: Bootstrap samples, at least 40.
         seed: Seed of the bootstrap.
 
     Raises:
@@ -73,7 +73,11 @@ def diagnose(
     check_has_rows(trajectory)
     check_evaluated(trajectory)
     check_once(trajectory)
-    check_int("samples", samples, remedy="Pass samples=500, say.")
+    check_int("samples", samples, 40, remedy="Pass samples=500, say: fewer than 40 have no 2.5% at either end.")
+    if not hasattr(speedups, "__len__"):
+        raise ArgumentTypeError(
+            "speedups", expected="several numbers", got=type(speedups).__name__, remedy="Pass (1.5, 2.0), say."
+        )
     if not len(speedups):
         raise ArgumentError("speedups", expected="at least one number ≥ 1", got="none", remedy="Pass (1.5, 2.0), say.")
     speedups = speedups.tolist() if hasattr(speedups, "tolist") else list(speedups)

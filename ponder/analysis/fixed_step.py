@@ -25,6 +25,8 @@ class StepForAll:
         at_least: The least that this can be of the rows to come, with 97.5% confidence.
         margin: The most that may be lost.
         num_steps: The number of steps.
+        greatest_loss: What `at_least` takes for the most that a row can lose, where numbers tell no limit: the most
+            that one of these rows does. None where no row can lose more than 1.
     """
 
     step: int
@@ -34,6 +36,7 @@ class StepForAll:
     at_least: float
     margin: float
     num_steps: int
+    greatest_loss: float | None = None
 
 
 def margin_of(scores: Sequence[float], *, shares: bool) -> float:
@@ -73,4 +76,5 @@ def step_for_all(values: Tensor, margin: float, *, shares: bool) -> StepForAll:
     place = int(known.long().argmax())
     scores = values.mean(0).tolist()
     change = float(above[:, place].mean())
-    return StepForAll(place + 1, scores[place], scores[-1], change, float(at_least[place]), margin, num_steps)
+    supposed = None if shares else greatest
+    return StepForAll(place + 1, scores[place], scores[-1], change, float(at_least[place]), margin, num_steps, supposed)

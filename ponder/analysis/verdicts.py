@@ -90,6 +90,10 @@ def _use(fixed: StepForAll) -> str:
         why = f"each earlier step is clearly worse, or may be worse by more than {fixed.margin:.4g}"
         return f"use FixedStep({fixed.step}), full depth, which scores {fixed.full_depth:.4f} ({why})"
     known = f"{fixed.change:+.4f}, with 97.5% confidence {rounded_down(fixed.at_least, 3)} or more"
+    if fixed.greatest_loss is not None:
+        known += (
+            f" as long as no row to come loses more than {fixed.greatest_loss:.4g}, the most that one of these does"
+        )
     return (
         f"use FixedStep({fixed.step}), which scores {fixed.score:.4f} where full depth scores {fixed.full_depth:.4f} "
         f"({known})"

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ponder._utils.bisection import bisect
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_real, check_share
 from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.fresh import check_fresh
 from ponder.calibration.reference import ReferenceRisk, differences
+from ponder.parts.recording import check_has_rows
 from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
 from ponder.trajectory import Trajectory
 
@@ -186,11 +187,16 @@ def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[
         trajectory: A full-depth run.
         confidence: Probability with which each promise holds, in (0, 1).
 
+    Raises:
+        ArgumentError: No rows, or a confidence outside (0, 1).
+
     Example:
         >>> curves = agreement_curves(trajectory)
         >>> [curve.policy for curve in curves]
         ['fixed step', 'confidence', 'margin', 'entropy']
     """
+    check_has_rows(trajectory)
+    check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     made = []
     for kind in _kinds(trajectory):
         steps, differs = _differences(trajectory, kind, kind.values)

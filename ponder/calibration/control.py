@@ -19,7 +19,7 @@ from ponder.calibration.risks import RiskLike, losses_by_step, name_of
 from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_once
 from ponder.policies import LastStep
-from ponder.policies.certified import Certified
+from ponder.policies.certified import Certified, digest_of
 from ponder.policies.fitted import check_unfitted
 from ponder.trajectory import Trajectory
 
@@ -153,8 +153,9 @@ def control_risk(
     name = name_of(risk)
     everywhere = risk in ("disagreement", "error_gap")  # of which full depth, what is fallen back on, has none
     statement = _statement(name, level, confidence, bound, len(trajectory), tried.threshold, path, place, everywhere)
+    inside = LastStep() if chosen is None else tried.policies[chosen]
     policy = Certified(
-        policy=LastStep() if chosen is None else tried.policies[chosen],
+        policy=inside,
         statement=statement,
         risk=name,
         level=level,
@@ -167,6 +168,7 @@ def control_risk(
         path=path,
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
+        policy_digest=digest_of(inside),
     )
     mean_step = float(trajectory.num_steps) if chosen is None else float(steps[chosen].double().mean())
     return RiskControl(policy, chosen is not None, mean_step, statement, trajectory, risk)

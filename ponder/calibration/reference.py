@@ -39,6 +39,14 @@ class ReferenceRisk(RecordedRisk):
                 remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
             )
         task, mask, labels = trajectory.meaning, trajectory.mask, trajectory.labels
+        full_depth = task.predictions(task.without_padding(trajectory.outputs[:, -1], mask))
+        if labels.shape != full_depth.shape:
+            raise ArgumentError(
+                "trajectory",
+                expected=f"what the reference predicts as labels, of shape {tuple(full_depth.shape)}",
+                got=f"shape {tuple(labels.shape)}",
+                remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
+            )
         each = []
         for outputs in trajectory.outputs.unbind(1):
             same = task.same(task.predictions(task.without_padding(outputs, mask)), labels, mask=mask)

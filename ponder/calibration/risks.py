@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
+from ponder.parts.tasks.labels import check_labelled
 
 __all__ = ["RecordedRisk", "RiskLike", "losses_by_step", "name_of"]
 
@@ -58,7 +59,8 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
             risk.
 
     Raises:
-        ArgumentError: No labels where the risk needs them, a task without right and wrong, losses out of range.
+        ArgumentError: No labels where the risk needs them, rows without one, a task without right and wrong, losses
+            out of range.
     """
     if not isinstance(risk, str) and name_of(risk) in _NAMED and not getattr(risk, "built_in", False):
         raise ArgumentError(
@@ -91,6 +93,14 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
 
 def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording) -> Tensor:
     labels = _labels("a callable", trajectory)
+    if len(labels) != len(trajectory):
+        raise ArgumentError(
+            "trajectory",
+            expected=f"a label for each of its {len(trajectory)} rows",
+            got=f"{len(labels)} labels",
+            remedy="Join the labels of the same rows to it: dataclasses.replace(trajectory, labels=labels).",
+        )
+    check_labelled(trajectory.meaning, labels)  # what a function makes of the ignored label is no loss
     each = [risk(outputs, labels) for outputs in trajectory.read_outputs().unbind(1)]
     for losses in each:
         if not isinstance(losses, Tensor) or losses.shape != trajectory.row_ids.shape:

@@ -8,12 +8,13 @@ from typing import Protocol
 from ponder._utils.certificates import without_certificates
 from ponder.errors import ArgumentError
 from ponder.policies import ExitPolicy
-from ponder.policies.certified import certificates
+from ponder.policies.certified import Certified, certificates, is_certified
 
 __all__ = [
     "certified_now",
     "has_stale_certificate",
     "policy_to_save",
+    "warn_of_certified_part",
     "warn_of_other_weights",
     "warn_of_stale_certificate",
 ]
@@ -58,14 +59,27 @@ def certified_now(policy: ExitPolicy, model: _Certified) -> str | None:
     return digest
 
 
+def warn_of_certified_part(policy: ExitPolicy) -> None:
+    """Warn where a part of a policy is certified, and not the whole."""
+    if not isinstance(policy, Certified) and is_certified(policy):
+        warnings.warn(
+            "A part of this policy is certified, and nothing is promised of the whole. Assign the certified policy "
+            "itself, or certify the whole: ponder.control_risk(trajectory, lambda t: policies.Confidence(t).after(2), "
+            "level=0.05), say.",
+            stacklevel=4,
+        )
+
+
 def has_stale_certificate(model: _Certified) -> bool:
-    """Whether the policy was certified for other weights than the model has now, as far as is known."""
+    """Whether the policy, or the weights of the model, were others when it was certified, as far as is known."""
+    if any(each.is_changed() for each in certificates(model.policy)):
+        return True
     known = {each.weights or model.certified_for for each in certificates(model.policy)} - {None}
     return len(known) > 1 or (bool(known) and model.weights_digest() not in (None, *known))
 
 
 def policy_to_save(model: _Certified) -> ExitPolicy:
-    """The policy that is written beside the weights: a stale certificate is left out, with a warning."""
+    """The policy that goes with the weights, into a file or a service: without a stale certificate, with a warning."""
     if not has_stale_certificate(model):
         return model.policy
     warn_of_stale_certificate()
@@ -75,8 +89,8 @@ def policy_to_save(model: _Certified) -> ExitPolicy:
 def warn_of_stale_certificate() -> None:
     """Say that a certificate is not written, since weights were changed."""
     warnings.warn(
-        "The weights of this model were changed after its policy was certified: the policy is written without the "
-        "certificate. Record calibration data again, certify, and assign the policy to model.policy.",
+        "The weights of this model, or its policy, were changed after its policy was certified: the policy goes on "
+        "without the certificate. Record calibration data again, certify, and assign the policy to model.policy.",
         stacklevel=4,
     )
 

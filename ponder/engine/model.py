@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ponder._utils.trees import Tree, check_rows, first_tensor
 from ponder._utils.validation import check_int, check_type
 from ponder._utils.weights import digest_of_weights
-from ponder.engine.certificates import certified_now, warn_of_other_weights
+from ponder.engine.certificates import certified_now, warn_of_certified_part, warn_of_other_weights
 from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
@@ -127,6 +127,7 @@ class EarlyExitModel(nn.Module):
     def policy(self, policy: ExitPolicy) -> None:
         policy = self.checked(policy)
         self.certified_for = certified_now(policy, self)
+        warn_of_certified_part(policy)
         self._policy = policy
 
     def weights_digest(self) -> str | None:
@@ -248,7 +249,7 @@ class EarlyExitModel(nn.Module):
         """
         if context.keys() - self._context_names:
             self.check_names(context)
-        check_masks(context)
+        check_masks(context, self.padding)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)

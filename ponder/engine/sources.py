@@ -89,6 +89,8 @@ class ModelSource:
         """From the number of a step, the hidden state and the context to the hidden state after that step."""
         self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
+        padding = self._padding
+        self._own_name = padding is not None and padding.mask not in ("attention_mask", "src_key_padding_mask")
         self._index_of_rows = self.at is not None and parts.steps.index
         if parts.check_finite:
             self._rows = torch.arange(first_tensor(self.hidden).shape[0])
@@ -152,7 +154,10 @@ class ModelSource:
             return self._cache["output"][rows]
         if "features" in self._cache:
             return self.answer(self._cache["features"][rows], index)
-        given = unwrap(take_rows(self._readout.reads(self.context), rows))
+        read = self._readout.reads(self.context)
+        if self._own_name:
+            read = self._named(self._readout, read, self.context)
+        given = unwrap(take_rows(read, rows))
         return self.answer(self._readout(take_rows(self.hidden, rows), given), index)
 
     def keep(self, index: Tensor) -> None:
@@ -206,6 +211,17 @@ class ModelSource:
         halting = self._halting_readout
         self._read = self._readout.reads(self._call)
         self._halting_read = {} if halting is None else halting.reads(self._call)
+        if self._own_name:
+            self._read = self._named(self._readout, self._read, self._call)
+            self._halting_read = {} if halting is None else self._named(halting, self._halting_read, self._call)
+
+    def _named(self, readout: ReadoutCall, given: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a readout is given, a mask of a name of its own as `attention_mask`, as `readouts.mean` knows it."""
+        padding = self._padding
+        if padding is None or padding.mask in given or "attention_mask" in given or not readout.names("attention_mask"):
+            return given
+        real = padding.positions(context)
+        return given if real is None else {**given, "attention_mask": real}
 
     def answer(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """The outputs of the rows `index` (None: all) from their features."""

@@ -153,12 +153,14 @@ def join(rows: Sequence[Row], manifest: Manifest) -> Batch:
     Raises:
         ArgumentError: An input that the rows share is not the same for all of them.
     """
-    longest = max(row.length for row in rows)
+    longest = None if manifest.mask is None else max(row.length for row in rows)  # else all are of one shape
     arrays: dict[str, Array] = {}
     for spec in manifest.inputs:
         values = [row.arrays[spec.name] for row in rows]
         if not spec.shared:
-            arrays[spec.name] = np.stack([_padded(value, spec, longest) for value in values])
+            arrays[spec.name] = np.stack(
+                [value if longest is None else _padded(value, spec, longest) for value in values]
+            )
             continue
         arrays[spec.name] = values[0]
         if not all(np.array_equal(value, values[0]) for value in values[1:]):
@@ -214,6 +216,8 @@ def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     if unknown := sorted(example.keys() - known.keys()):
         if set(unknown) - set(_TOKENS):  # a tokenizer may give more than its model reads
             raise _refusal(place, f"the inputs {', '.join(known)}", f"also {', '.join(unknown)}")
+        if "attention_mask" in unknown and not np.all(example["attention_mask"]):
+            raise _refusal(place, "no padding: the model was exported without a mask", "an attention_mask with zeros")
         example = {name: value for name, value in example.items() if name in known}
     arrays = {name: _array(place, value, known[name]) for name, value in example.items()}
     main = main_input([spec for spec in manifest.inputs if spec.default is None])
@@ -299,19 +303,19 @@ def _array(place: int, value: Any, spec: TensorSpec) -> Array:
 
 
 def _length(place: int, arrays: Mapping[str, Array], manifest: Manifest) -> int:
-    """The length of a row, by its mask where it gives one; all arrays along it must be as long."""
-    if manifest.mask is None:
-        return 0
+    """The length of a row, by its mask where it gives one; all arrays along it must be as long. 0 if it has none."""
     sizes: dict[str, int] = {
         spec.name: arrays[spec.name].shape[dim - 1]
         for spec in manifest.inputs
         for dim in spec.along
         if spec.name in arrays and not spec.shared
     }
+    if not sizes and manifest.mask is None:
+        return 0
     if len(set(sizes.values())) != 1 or not all(sizes.values()):
         raise _refusal(place, "one length, of at least 1, in all inputs", str(sizes))
     length = next(iter(sizes.values()))
-    if manifest.mask not in arrays:
+    if manifest.mask is None or manifest.mask not in arrays:
         return length
     real = (arrays[manifest.mask] != 0) == bool(manifest.real)
     if not real.any():

@@ -56,7 +56,7 @@ from ponder.export.smoothing import Channels
 from ponder.export.source import ExportSource, named, source_of
 from ponder.export.tokenizing import TOKENIZER, copy_tokenizer
 from ponder.parts.heads import PerStep
-from ponder.parts.padding import Along
+from ponder.parts.padding import Along, Padding
 from ponder.parts.tasks import Classification, Custom, Multilabel, Regression, Task, task_named
 from ponder.parts.tasks.classification import Unnamed
 
@@ -310,6 +310,7 @@ class _Writer:
         after: Mapping[str, Any] = context
         if self.stem is not None:
             hidden, after = split_stem(self.stem(inputs, **unwrap(context)), context)
+        self.narrows = padding is not None and padding.pooled and _keeps_lengths(padding, hidden, after, context)
         self.inputs, self.call = FlatTree(inputs), FlatTree(context)
         self.hidden, self.context = FlatTree(hidden), FlatTree(after)
         of_inputs = [None if padding is None else padding.of_inputs(tensor) for tensor in self.inputs.values()]
@@ -352,7 +353,7 @@ class _Writer:
             stem=stem,
             mask=None if padding is None or padding.mask not in {spec.name for spec in inputs} else padding.mask,
             real=1 if padding is None else int(padding.real),
-            narrows=padding is not None and padding.pooled,
+            narrows=self.narrows,
             single=self._write_single(),
             labels=self.source.labels,
             columns=self.source.columns,
@@ -520,6 +521,13 @@ def _resized(slot: Slot, length: int) -> Tensor:
     for dim in slot.spec.along:
         value = torch.cat([value, value], dim).narrow(dim, 0, length)
     return value
+
+
+def _keeps_lengths(padding: Padding, hidden: Tree, after: Mapping[str, Any], context: Mapping[str, Any]) -> bool:
+    """Whether sequences behind the stem are as long as before it, so that the lengths of rows tell where to cut."""
+    own, given = padding.lengths_of_stem(after, context), padding.lengths(context)
+    same = own is None or (given is not None and torch.equal(own, given))
+    return same and (after is context or padding.can_be_cut(hidden, after, context))
 
 
 def _check_positions(given: Sequence[Slot]) -> None:

@@ -102,7 +102,7 @@ class ExampleReader:
             )
         length = 0 if self.padding is None else self._measure(inputs, context, self.padding)
         if self._check and context:
-            check_masks(context)
+            check_masks(context, self.padding)
         signature = self._signature(inputs, context, length)
         return Example(inputs, context, length, signature, labels, position, unread)
 

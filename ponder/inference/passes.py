@@ -32,7 +32,16 @@ from ponder.inference.examples import (
 )
 from ponder.parts.padding import Padding
 
-__all__ = ["Collate", "DatasetPass", "blank_padding", "check_row_count", "check_sizes", "row_context", "rows_at"]
+__all__ = [
+    "Collate",
+    "DatasetPass",
+    "blank_padding",
+    "check_order",
+    "check_row_count",
+    "check_sizes",
+    "row_context",
+    "rows_at",
+]
 
 Collate = Callable[[list[Any]], Any]
 _End = object()
@@ -86,7 +95,7 @@ class DatasetPass:
                 remedy="Pass the loader's data set, or its collator to the loader.",
             )
         if isinstance(dataset, DataLoader):
-            _check_order(dataset, self.sizes)
+            check_order(dataset, self.sizes)
         self._reader = ExampleReader(self.padding)
         self._device = next((parameter.device for parameter in self.owner.parameters()), None)
         examples: Iterable[Example] = self._read(examples_in(dataset))
@@ -298,7 +307,7 @@ def _refuse(position: int, example: Example | None, error: Exception) -> NoRetur
     ) from error
 
 
-def _check_order(dataset: DataLoader[Any], sizes: Mapping[str, int]) -> None:
+def check_order(dataset: DataLoader[Any], sizes: Mapping[str, int]) -> None:
     """Refuse what goes with the data by position where a loader gives them in an order of its own; else warn of it."""
     if isinstance(dataset.dataset, IterableDataset):
         return

@@ -196,6 +196,18 @@ class Objective(Plugin, ABC):
         """The sum of two objectives."""
         return Weighted.sum(self, other) if isinstance(other, Objective) else NotImplemented
 
+    def __radd__(self, other: object) -> Objective:
+        """The objective itself, where `sum` begins with 0."""
+        return self if other == 0 else NotImplemented
+
+    def __mul__(self, weight: float) -> Weighted:
+        """The objective, multiplied by a weight."""
+        return self.__rmul__(weight)
+
+    def __truediv__(self, number: float) -> Weighted:
+        """The objective, divided by a number."""
+        return self.__rmul__(1.0 / number)
+
     def __rmul__(self, weight: float) -> Weighted:
         """The objective, multiplied by a weight."""
         return Weighted((self,), (float(weight),))

@@ -223,15 +223,19 @@ class Padding:
         return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
 
 
-def check_masks(context: Mapping[str, Any]) -> None:
+def check_masks(context: Mapping[str, Any], padding: Padding | None = None) -> None:
     """Refuse rows without one real position: their attention is undefined, and their mean is no answer.
 
-    And a float `attention_mask` of other numbers than 0 and 1, which says something else than what positions are real.
+    That is so by the masks that PyTorch and Transformers know, and by the one that `padding` names. A float
+    `attention_mask` of other numbers than 0 and 1 is refused too: it says something else than what positions are real.
     Not in a graph that is being compiled or exported, which cannot look.
     """
     if torch.compiler.is_compiling():
         return
-    for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
+    known = {"attention_mask": True, "src_key_padding_mask": False}
+    if padding is not None and padding.mask not in known:
+        known[padding.mask] = bool(padding.real)
+    for name, real in known.items():
         mask = context.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             if real and mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):

@@ -313,7 +313,13 @@ class ExitPolicy(Plugin, ABC):
 
     def with_threshold(self, value: float) -> Self:
         """This policy with its threshold at `value`."""
-        assert self.tunable is not None
+        if self.tunable is None:
+            raise ArgumentTypeError(
+                "policy",
+                expected="one with a threshold of its own",
+                got=repr(self),
+                remedy="Build it again around a policy with another threshold: a | b, policy.after(2), ….",
+            )
         kind: Any = type(self)
         if not dataclasses.is_dataclass(kind):
             raise ArgumentTypeError(

@@ -9,10 +9,10 @@ from typing import Any
 from ponder._utils.certificates import check_digest, json_digest
 from ponder._utils.renaming import renamed_attribute
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyWrapper, registry
 
-__all__ = ["Certified", "certificates", "is_certified"]
+__all__ = ["Certified", "certificates", "digest_of", "is_certified"]
 
 
 def certificates(policy: ExitPolicy) -> Iterator[Certified]:
@@ -21,6 +21,14 @@ def certificates(policy: ExitPolicy) -> Iterator[Certified]:
         yield policy
     for part in policy.parts():
         yield from certificates(part)
+
+
+def digest_of(policy: ExitPolicy) -> str | None:
+    """By what a policy is known again; None where it cannot be written down, as one of a class without a name."""
+    try:
+        return json_digest(policy.to_dict())
+    except PonderError:
+        return None
 
 
 def is_certified(policy: ExitPolicy) -> bool:
@@ -47,6 +55,8 @@ class Certified(PolicyWrapper):
         p_value: The p-value of the chosen threshold; None where there is none.
         path: The values that were tested, in order, with the empirical risk and the p-value of each.
         num_steps: N of the run that certified it, the only number of steps that it serves; None in files of before.
+        policy_digest: Tells whether the policy inside is still as it was when it was certified; None where it cannot be
+            written down, and in files of before.
         weights: SHA-256 of the weights of that run, the only ones that it is about; None where the trajectory did not
             tell them (`model.record` does, `model.unroll` does not), and in files of before.
 
@@ -68,8 +78,23 @@ class Certified(PolicyWrapper):
     path: tuple[tuple[float, float, float], ...]
     num_steps: int | None = None
     weights: str | None = None
+    policy_digest: str | None = None
     knob_name = renamed_attribute("knob_name", "threshold_name")
     knob_value = renamed_attribute("knob_value", "threshold_value")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.is_changed():
+            raise ArgumentError(
+                "policy",
+                expected="the policy that was certified",
+                got=f"{self.policy!r}, another one: the certificate says nothing of it",
+                remedy="Certify it as well, or use it without a certificate.",
+            )
+
+    def is_changed(self) -> bool:
+        """Whether the policy inside is known to be another than was certified: a scorer that learned on, say."""
+        return self.policy_digest not in (None, digest_of(self.policy))
 
     def __repr__(self) -> str:
         promise = f"{self.risk} ≤ {rounded_up(self.level)}"

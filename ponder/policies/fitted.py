@@ -15,6 +15,7 @@ from ponder.policies.base import ExitPolicy
 __all__ = ["check_unfitted", "some_rows"]
 
 _KEPT = 64
+_ALL = -1  # the id under which all rows are kept as one, where none can be told from the others
 _FEW = 8  # of more rows, one may have the id and the sum of another by chance
 _ROUNDING = 1e-6  # by which the sum of a row may differ where it is recorded again, relative to its numbers
 _APART = 10.0 * _ROUNDING  # by how much it has to differ from those of all other rows
@@ -23,7 +24,8 @@ _APART = 10.0 * _ROUNDING  # by how much it has to differ from those of all othe
 def some_rows(trajectory: Recording) -> tuple[tuple[int, float], ...]:
     """At most 64 rows, evenly spread, each as its id and a weighted sum of its record, by which to know it again.
 
-    Rows of which another has nearly the same sum tell nothing, and are not among them.
+    Rows of which another has nearly the same sum tell nothing, and are not among them. Where that is so of every row,
+    all are kept as one, by their ids and sums.
     """
     sums, sizes = (of_steps[:, -1] for of_steps in _sums(trajectory, steps=[0, -1]))
     ordered, order = sums.sort()
@@ -31,6 +33,8 @@ def some_rows(trajectory: Recording) -> tuple[tuple[int, float], ...]:
     gaps[1:-1] = ordered.diff()
     alone = torch.minimum(gaps[:-1], gaps[1:]) > _APART * sizes[order]
     places = order[alone].sort().values
+    if not len(places):
+        return ((_ALL, float(_by_id(trajectory) @ sums)),)
     places = places[:: max(1, -(-len(places) // _KEPT))]
     return tuple(zip(trajectory.row_ids.cpu()[places].tolist(), sums[places].tolist(), strict=True))
 
@@ -57,6 +61,11 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
     """
     for kept in {kept for policy in policies for kept in _fitted_on(policy) if kept}:
         ids = torch.tensor([key for key, _ in kept])
+        if ids.tolist() == [_ALL]:
+            sums, sizes = (_by_id(trajectory) @ each for each in _sums(trajectory))
+            if bool(((sums - kept[0][1]).abs() <= _ROUNDING * sizes.abs()).any()):
+                raise _fitted_there(argument, "all of its rows, of which none differs from all others")
+            continue
         fitted = torch.tensor([of_row for _, of_row in kept], dtype=torch.float64)
         known = trajectory.row_ids.cpu()
         rows = torch.isin(known, ids).nonzero().flatten()
@@ -65,13 +74,22 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
         same = (known[rows, None] == ids) & alike
         many = int(same.any(0).sum())
         if many > (1 if len(kept) > _FEW else 0):
-            raise ArgumentError(
-                argument,
-                expected="rows on which the policy was not fitted: it is right there more often than on others",
-                got=f"{many} of the {len(kept)} of its rows that it keeps",
-                remedy="Fit on one part of the rows, and choose, measure and certify on another, recorded with ids of "
-                "its own: model.record(others, first_row=len(fitted)).",
-            )
+            raise _fitted_there(argument, f"{many} of the {len(kept)} of its rows that it keeps")
+
+
+def _fitted_there(argument: str, rows: str) -> ArgumentError:
+    return ArgumentError(
+        argument,
+        expected="rows on which the policy was not fitted: it is right there more often than on others",
+        got=rows,
+        remedy="Fit on one part of the rows, and choose, measure and certify on another, recorded with ids of "
+        "its own: model.record(others, first_row=len(fitted)).",
+    )
+
+
+def _by_id(trajectory: Recording) -> Tensor:
+    """A weight in [1, 2) for each row, by its id, `(rows,)` float64."""
+    return 1.0 + (trajectory.row_ids.cpu().double() * 0.6180339887498949).frac()
 
 
 def _fitted_on(policy: ExitPolicy) -> Iterator[tuple[tuple[int, float], ...]]:

@@ -139,6 +139,7 @@ def fit(
             got=repr(metric),
             remedy="Pass lambda outputs, labels: …, say.",
         )
+    _check_used(metric, held_out, trackers, folder, accelerator)
     counted = schedule != "constant" or warmup > 0.0
     _check_loader("loader", loader, "schedule='constant', warmup=0" if counted else None)
     if held_out is not None:
@@ -209,6 +210,31 @@ def fit(
         if own and accelerator.log_with:
             accelerator.end_training()
     return FitReport(tuple(done), None if scored is None else scored.name(wrapper.task))
+
+
+def _check_used(metric: object, held_out: object, trackers: object, folder: object, accelerator: object) -> None:
+    """Refuse what nothing would read."""
+    if metric is not None and held_out is None:
+        raise ArgumentError(
+            "metric",
+            expected="None without held_out, on which alone it is computed",
+            got=repr(metric),
+            remedy="Pass held_out=batches that are not trained on.",
+        )
+    if accelerator is not None and (trackers is not None or folder is not None):
+        raise ArgumentError(
+            "accelerator",
+            expected="None beside trackers and folder, which an accelerator has of its own",
+            got=f"one, with trackers={trackers!r}, folder={folder!r}",
+            remedy="Make it so: accelerate.Accelerator(log_with='tensorboard', project_dir=folder).",
+        )
+    if folder is not None and trackers is None:
+        raise ArgumentError(
+            "folder",
+            expected="None without trackers, which alone write there",
+            got=repr(folder),
+            remedy="Pass trackers='tensorboard', say; ponder.save(model, folder) keeps the model.",
+        )
 
 
 @dataclass(frozen=True)
@@ -358,6 +384,7 @@ class _StageRun:
         """One pass over the loader: the mean loss, and the means of what was measured."""
         self.model.train()
         losses, means, halting = list[float](), Means(), list[Tensor]()
+        labelled = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
         for given in self.loader:
             batch = read_batch(given, self.main_input).to(self.accelerator.device)
             done = rates.last_epoch
@@ -366,6 +393,7 @@ class _StageRun:
                 out = prepared(batch.inputs, labels=batch.labels, **batch.context)
             loss = self._step(self._shared(out), optimizer, f"{where}, step {len(losses) + 1}")
             seen = self._measured(out, batch)
+            labelled += self._labelled(out)
             rates.step()
             self.tracking.advance()
             losses.append(loss)
@@ -379,6 +407,13 @@ class _StageRun:
                 self.tracking.log({"train/loss": loss, "train/lr": float(rates.get_last_lr()[0])})
         if not losses:
             raise _empty("loader")
+        if not int(self.accelerator.reduce(labelled, "sum")):
+            raise ArgumentError(
+                "loader",
+                expected="at least one row with a label",
+                got=f"none in the {len(losses)} batches of {where}, which taught nothing",
+                remedy="Look at what makes the labels: -100 and empty batches count for nothing.",
+            )
         means.add({"loss": torch.tensor(losses)})
         taken = means.taken(_gather(self.accelerator))
         mean = taken.pop("loss")
@@ -391,11 +426,18 @@ class _StageRun:
         """The loss, whose mean over all processes is that over the labelled rows of their batches."""
         assert out.loss is not None
         assert out.trajectory is not None  # in training mode
-        labels, processes = out.trajectory.labels, self.accelerator.num_processes
-        if processes == 1 or labels is None:
+        processes = self.accelerator.num_processes
+        if processes == 1:
             return out.loss
-        own = count_labelled(self.wrapper.task or infer_task(out.outputs, labels), labels)
+        own = self._labelled(out)
         return of_joined(out.loss, own, self.accelerator.reduce(own, "sum"), processes)
+
+    def _labelled(self, out: PonderOutput) -> Tensor:
+        """How many rows of a batch have a label, a scalar."""
+        assert out.trajectory is not None  # in training mode
+        labels = out.trajectory.labels
+        assert labels is not None  # `read_batch` refuses batches without
+        return count_labelled(self.wrapper.task or infer_task(out.outputs, labels), labels)
 
     def _step(self, given: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
         """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""

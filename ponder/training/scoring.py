@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ponder._utils.modes import evaluating
 from ponder.engine.losses import checked_labels, exit_loss
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.tasks import Task, infer_task
 from ponder.parts.tasks.labels import labelled_part
 from ponder.policies import ExitPolicy
@@ -125,7 +125,16 @@ class HeldOut:
 
     def _measure(self, task: Task, outputs: Tensor, labels: Tensor) -> float:
         if self.metric is not None:
-            return float(self.metric(outputs, labels))
+            found = self.metric(outputs, labels)
+            try:
+                return float(found)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ArgumentTypeError(
+                    "metric",
+                    expected="a function (outputs, labels) -> one number",
+                    got=f"{type(found).__name__} from it",
+                    remedy="Return a float, or a tensor with one number.",
+                ) from error
         if task.per_token or task.exact_match:  # all answers of a row may be right in no epoch, which tells none apart
             sure, right = task.confidences(outputs.unsqueeze(1), labels)
             return float((right & ~sure.isnan()).double().mean())  # NaN is never right

@@ -262,3 +262,39 @@ def test_lengths_are_said_of_every_part_of_a_state() -> None:
 def test_parts_of_a_state_have_lengths_or_none(hidden: Any) -> None:
     with refused("hidden", "an Along or None", type_error=True):
         ponder.Padding(hidden=hidden)
+
+
+class Mixing(nn.Module):
+    """A step that reads the mean over real positions, by a mask of one name or the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor, real: Tensor | None = None) -> Tensor:
+        if real is None:
+            return torch.tanh(self.linear(hidden))
+        weights = real.float()[..., None]
+        return torch.tanh(self.linear(hidden) + (hidden * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("readout", [ponder.readouts.mean, ponder.readouts.last])
+@pytest.mark.parametrize("halting", [None, ponder.readouts.mean])
+def test_readouts_leave_padding_out_by_a_mask_of_any_name(readout: Any, halting: Any) -> None:
+    """The trap: `readouts.mean` knows two names of masks, and took the padding of all others for positions."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"readout": readout, "padding": ponder.Padding(mask="real"), "head": nn.Linear(8, 3)}
+    if halting is not None:
+        options |= {"halting_readout": halting, "lambda_head": ponder.LambdaHead(8)}
+    model = ponder.PonderWrapper([Mixing() for _ in range(3)], **options).eval()
+    rows = [torch.randn(length, 8) for length in (3, 9, 5, 7)]
+    policies_read = [policies.Confidence(0.4)] + ([] if halting is None else [policies.Quantile(0.4)])
+    for policy in policies_read:
+        together, alone = (model.predict(rows, batch_size=size, policy=policy) for size in (4, 1))
+        assert torch.equal(together.exit_step, alone.exit_step)
+        torch.testing.assert_close(together.outputs, alone.outputs)
+        with ponder.StreamEngine(model, policy) as engine:
+            streamed = [out.output for _, out in engine.run(rows, ordered=True)]
+        torch.testing.assert_close(torch.stack(streamed), alone.outputs)
+    with refused("real", "at least one real position", "none in rows [1]"):
+        model(torch.randn(2, 4, 8), real=torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]))

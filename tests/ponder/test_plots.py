@@ -398,7 +398,7 @@ DRAW: dict[str, Callable[..., Axes]] = {
     "exit_histogram": lambda **options: plots.exit_histogram([1, 2, 3], 3, **options),
     "reliability": lambda **options: plots.reliability(made(), **options),
     "overthinking": lambda **options: plots.overthinking(made(), **options),
-    "frontiers": lambda **options: plots.frontiers(ponder.diagnose(made(), samples=5), **options),
+    "frontiers": lambda **options: plots.frontiers(ponder.diagnose(made(), samples=40), **options),
 }
 
 

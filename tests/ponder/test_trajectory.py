@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ponder import Trajectory
 from ponder.errors import CheckpointError, PonderError
-from ponder.parts.tasks import Classification
+from ponder.parts.tasks import Classification, Multilabel
 from ponder.policies import Bernoulli, Confidence, Patience, Quantile
 from tests.ponder.checks import refused
 from tests.toys import labels_for, make_toy, wrap
@@ -159,7 +159,8 @@ def test_a_task_of_ones_own_under_a_name_of_the_librarys_is_not_read_as_that(tmp
     plain = Trajectory(torch.randn(6, 3, 2), None, torch.arange(6), task="classification")
     own = dataclasses.replace(plain, task_object=Screening(), row_ids=torch.arange(6, 12))
     own.save(tmp_path / "own")
-    again = Trajectory.load(tmp_path / "own")
+    with pytest.warns(UserWarning, match="answers in a way of its own.* Give the task back"):
+        again = Trajectory.load(tmp_path / "own")
     assert type(again.meaning).__name__ == "Custom"
     plain.save(tmp_path / "plain")
     assert type(Trajectory.load(tmp_path / "plain").meaning) is Classification
@@ -194,3 +195,43 @@ def test_a_task_that_a_file_did_not_tell_is_that_of_its_name(tmp_path: Path) -> 
         assert type(Trajectory.cat(pair).meaning) is Mine
     with refused("trajectories", "task 'other'"):
         Trajectory.cat([again, dataclasses.replace(again, task="other")])
+
+
+class Tags(Multilabel):
+    name = "tags"
+
+
+class Strict(Tags):
+    name = "strict"
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return (outputs > 2.0).long()
+
+
+def test_a_task_of_ones_own_that_answers_as_one_of_the_librarys_is_read_as_that(tmp_path: Path) -> None:
+    """The trap: several labels were taken for one class, and patience left at other steps."""
+    g = torch.Generator().manual_seed(0)
+    made = Trajectory(torch.randn(60, 4, 3, generator=g), None, torch.arange(60), task="tags", task_object=Tags())
+    made.save(tmp_path / "tags")
+    again = Trajectory.load(tmp_path / "tags")
+    assert (again.task, type(again.meaning)) == ("tags", Multilabel)
+    assert torch.equal(again.replay(Patience(1)).exit_step, made.replay(Patience(1)).exit_step)
+    assert type(Trajectory.cat([again, made]).meaning) is Tags
+    strict = dataclasses.replace(made, task="strict", task_object=Strict())
+    strict.save(tmp_path / "strict")
+    with pytest.warns(UserWarning, match="'strict', that answers in a way of its own.* Give the task back"):
+        Trajectory.load(tmp_path / "strict")
+
+
+def test_ids_masks_and_labels_stay_what_they_are(tmp_path: Path) -> None:
+    """The trap: half precision has 2049 as 2048, and by their ids rows draw at random."""
+    made = dataclasses.replace(unrolled(), row_ids=torch.arange(2049, 2055))
+    for kind in (torch.half, torch.double):
+        mapped = made.map(lambda tensor: tensor.to(kind))  # noqa: B023
+        assert mapped.outputs.dtype == kind
+        assert torch.equal(mapped.row_ids, made.row_ids)
+        assert (mapped.row_ids.dtype, mapped.labels.dtype) == (torch.int64, torch.int64)
+        mapped.save(tmp_path / "mapped")
+        assert torch.equal(Trajectory.load(tmp_path / "mapped").row_ids, made.row_ids)
+    with refused("fn", "integers and flags that stay", type_error=True):
+        made.map(lambda tensor: tensor[:2].half())

@@ -12,7 +12,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 CHOOSERS = {
     "calibrate": lambda trajectory: ponder.calibrate(trajectory, policies.Confidence, at_most_steps=2.0),
     "control_risk": lambda trajectory: ponder.control_risk(trajectory, policies.Confidence, level=0.3),
-    "diagnose": lambda trajectory: ponder.diagnose(trajectory, samples=5),
+    "diagnose": lambda trajectory: ponder.diagnose(trajectory, samples=40),
     "fit_gate": lambda trajectory: fit_gate(trajectory, "error"),
 }
 

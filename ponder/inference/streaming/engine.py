@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ponder._utils.validation import check_choice, check_int
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import as_batch_of_one, examples_in
-from ponder.inference.passes import check_row_count, check_sizes
+from ponder.inference.passes import check_order, check_row_count, check_sizes
 from ponder.inference.streaming.request_queue import RequestQueue
 from ponder.inference.streaming.requests import Request, StreamOutput, seconds_of
 from ponder.inference.streaming.scheduler import Scheduler
@@ -46,7 +47,7 @@ class StreamEngine:
 
     Args:
         model: The model, in evaluation mode. It must stay so, and keep its weights, while the engine is open.
-        policy: Who decides; the model's own policy where None.
+        policy: Who decides; where None the policy that the model has when the engine is made.
         num_steps: How many steps there are, where one shared step can run for longer than the model's own number.
         max_batch: Rows of a step.
         max_tokens: Positions of a step, padding included; needs a model with padding. None for any number.
@@ -196,6 +197,8 @@ class StreamEngine:
         """
         check_choice("errors", errors, ("raise", "return"))
         sizes = check_row_count("policy_context", policy_context)
+        if isinstance(examples, DataLoader) and not keyed:
+            check_order(examples, sizes)
         pairs = iter(examples) if keyed else enumerate(examples_in(examples))
         return self._answers(pairs, ordered, errors, policy, policy_context, sizes)
 

@@ -13,7 +13,7 @@ from ponder.parts.tasks.regression import Regression
 from ponder.parts.tasks.span import Span
 from ponder.parts.tasks.token_classification import TokenClassification
 
-__all__ = ["answers_otherwise", "as_task", "infer_task", "kind_of", "task_named"]
+__all__ = ["answers_as", "answers_otherwise", "as_task", "infer_task", "kind_of", "task_named"]
 
 _TASKS: dict[str, Task] = {
     task.name: task for task in (Classification(), Regression(), Multilabel(), TokenClassification(), Span())
@@ -101,10 +101,14 @@ def answers_otherwise(task: Task) -> bool:
         >>> answers_otherwise(Focal()), answers_otherwise(Screening())
         (False, True)
     """
-    own = type(task_named(task.name))
-    if own is Custom:
-        return False
-    return not isinstance(task, own) or any(getattr(type(task), name) != getattr(own, name) for name in _ANSWERS)
+    own = task_named(task.name)
+    return not isinstance(own, Custom) and not answers_as(task, own)
+
+
+def answers_as(task: Task, other: Task) -> bool:
+    """Whether a task derives from that of another, and answers as it does."""
+    own = type(other)
+    return isinstance(task, own) and all(getattr(type(task), name) == getattr(own, name) for name in _ANSWERS)
 
 
 _ANSWERS = (

@@ -20,7 +20,8 @@ from ponder.integrations.transformers import (
     PonderModel,
     pipeline,
 )
-from ponder.policies import FixedStep
+from ponder.integrations.transformers.row_ids import ids_by_content
+from ponder.policies import Bernoulli, FixedStep
 from tests.integrations.transformers.encoders import make_tokenizer
 from tests.integrations.transformers.test_task_models import make
 
@@ -149,3 +150,28 @@ def test_models_that_pipelines_would_run_without_exits_are_refused(tokenizer: An
             pipeline("text-classification", given, tokenizer=tokenizer)
     with pytest.raises(ArgumentTypeError, match="which has no exits"):
         pipeline("text-classification", plain, tokenizer=tokenizer, policy=FixedStep(1))
+
+
+def test_a_seed_draws_the_same_exits_in_every_batch(tokenizer: Any) -> None:
+    """The trap: rows were known by their place in the batch, so that texts that came one by one shared a draw."""
+    model = make(PonderForSequenceClassification, "bert", recipe="pondernet")
+    texts = ["a b c", "d e f g h i", "b", "c d", "e f g", "h", "i a", "a b c"]
+    found = []
+    for batch_size in (1, 2, 8):
+        classify = pipeline("text-classification", model, tokenizer=tokenizer, device="cpu", batch_size=batch_size)
+        exits = classify(texts, policy=Bernoulli(seed=0), exit_step=True)
+        found.append([each["exit_step"] for each in exits])
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == found[0][-1]  # one text
+    assert len(set(found[0])) > 1
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "input_values"])
+def test_rows_of_numbers_are_known_by_them(name: str) -> None:
+    rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    ids = ids_by_content({name: rows})
+    assert len(set(ids.tolist())) == 4
+    assert ids.min() >= 0
+    assert torch.equal(ids_by_content({name: torch.nn.functional.pad(rows, (0, 3))}), ids)
+    assert torch.equal(ids_by_content({name: rows[2:]}), ids[2:])
+    assert ids_by_content({"labels": rows}) is None

@@ -229,3 +229,17 @@ def test_an_answer_at_each_token_is_refused_before_a_request_comes(
     (tmp_path / "in.txt").write_text("w1\n")
     with pytest.raises(CheckpointError, match="a classifier of texts"):
         predict.run(tmp_path, tmp_path / "in.txt", tmp_path.parent / "out.csv", (), as_json=False)
+
+
+def test_names_of_classes_may_come_from_json_and_a_stale_promise_is_not_served() -> None:
+    """The traps: texts are sorted as texts, 10 before 2; and weights that changed since kept their certificate."""
+    model = ponder.PonderWrapper(torch.nn.Linear(8, 8), 2, head=torch.nn.Linear(8, 12), task="classification").eval()
+    named = {str(place): f"L{place}" for place in range(12)}
+    assert served(model, named, None, 8).labels == tuple(named.values())
+    rows = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    model.policy = certified = ponder.control_risk(model.record(rows), policies.Confidence, level=0.5).policy
+    assert served(model, named, None, 8).policy == certified
+    with torch.no_grad():
+        model.head.weight.add_(0.5)
+    with pytest.warns(UserWarning, match="changed after its policy was certified"):
+        assert served(model, named, None, 8).policy == certified.policy

@@ -254,7 +254,7 @@ def test_no_step_is_named_that_may_be_worse_than_full_depth(rows: int) -> None:
         outputs = torch.nn.functional.one_hot((~right).long(), 2) * sure.unsqueeze(-1)
         labels = torch.zeros(rows).long()
         trajectory = ponder.Trajectory(outputs, None, torch.arange(rows), labels=labels, task="classification")
-        verdict = ponder.diagnose(trajectory, policies.Confidence, speedups=(1.5,), samples=20).verdict
+        verdict = ponder.diagnose(trajectory, policies.Confidence, speedups=(1.5,), samples=40).verdict
         named += re.findall(r"use (FixedStep\(\d\))", verdict)
     assert named
     assert set(named) == {"FixedStep(6)"}
@@ -270,7 +270,7 @@ def test_what_is_known_of_the_step_that_is_named() -> None:
     size = 400 + z**2
     at_least = -2 / size - z * math.sqrt(((2 + z**2) / size - (2 / size) ** 2) / size)
     assert -0.0214 < at_least < -0.0213  # the words are on the side on which the promise holds
-    verdict = ponder.diagnose(trajectory, policies.Patience(1), speedups=(4.0,), samples=20).verdict
+    verdict = ponder.diagnose(trajectory, policies.Patience(1), speedups=(4.0,), samples=40).verdict
     assert verdict == (
         "No policy that was tried is cheap enough for any of the speed-ups: use FixedStep(3), which scores 0.8450 "
         "where full depth scores 0.8500 (-0.0050, with 97.5% confidence -0.0214 or more)."
@@ -278,7 +278,7 @@ def test_what_is_known_of_the_step_that_is_named() -> None:
     few = dataclasses.replace(
         trajectory, outputs=outputs[200:], labels=torch.zeros(200).long(), row_ids=torch.arange(200)
     )
-    verdict = ponder.diagnose(few, policies.Patience(1), speedups=(4.0,), samples=20).verdict
+    verdict = ponder.diagnose(few, policies.Patience(1), speedups=(4.0,), samples=40).verdict
     assert verdict.endswith(
         "use FixedStep(4), full depth, which scores 0.7000 (each earlier step is clearly worse, or may be worse by "
         "more than 0.03)."
@@ -331,7 +331,7 @@ def test_scores_frontiers_and_difficulty_by_hand() -> None:
 
 
 def test_difficulty_is_told_of_the_speed_up_next_to_the_middle_that_is_reached() -> None:
-    found = ponder.diagnose(make(400), [policies.Patience], speedups=(1.2, 5.5, 6.0), samples=20)
+    found = ponder.diagnose(make(400), [policies.Patience], speedups=(1.2, 5.5, 6.0), samples=40)
     assert [math.isnan(gain.gain) for gain in found.gains] == [False, True, True]
     assert {each.speedup for each in found.difficulty} == {1.2}
 
@@ -341,7 +341,7 @@ def test_a_posterior_that_is_the_same_for_all_rows_has_collapsed() -> None:
     same = dataclasses.replace(
         trajectory, hazard_logits=torch.tensor([-9.0, -9.0, 9.0, 0, 0, 0]).expand(2000, 6).clone()
     )
-    page = ponder.diagnose(same, samples=20)
+    page = ponder.diagnose(same, samples=40)
     told = page.collapse
     assert told.collapsed
     assert "The halting distribution has collapsed onto one step: 100% of the rows would leave at step 3" in str(page)
@@ -349,16 +349,16 @@ def test_a_posterior_that_is_the_same_for_all_rows_has_collapsed() -> None:
     assert told.information == pytest.approx(0.0, abs=1e-6)
     rows = torch.full((2000, 6), -9.0)
     rows[torch.arange(2000), torch.arange(2000) % 6] = 9.0
-    page = ponder.diagnose(dataclasses.replace(trajectory, hazard_logits=rows), samples=20)
+    page = ponder.diagnose(dataclasses.replace(trajectory, hazard_logits=rows), samples=40)
     apart = page.collapse
     assert not apart.collapsed
     assert "The halting distribution has not collapsed onto one step: " in str(page)
     assert apart.information == pytest.approx(1.0, abs=0.01)
-    assert ponder.diagnose(make(), samples=20).collapse is None
+    assert ponder.diagnose(make(), samples=40).collapse is None
 
 
 def test_it_is_a_page_of_text_json_and_a_plot() -> None:
-    found = ponder.diagnose(make(hazards=True), static={3: 0.5}, samples=20)
+    found = ponder.diagnose(make(hazards=True), static={3: 0.5}, samples=40)
     page = str(found)
     assert page.startswith(found.verdict)
     for words in ("accuracy of each of 6 steps", "speed-up", "halting distribution", "right from step 1 on"):
@@ -378,22 +378,22 @@ def test_numbers_are_judged_by_their_squared_error() -> None:
     numbers = dataclasses.replace(
         trajectory, outputs=trajectory.outputs[..., :1], labels=trajectory.labels.float(), task="regression"
     )
-    found = ponder.diagnose(numbers, samples=20)
+    found = ponder.diagnose(numbers, samples=40)
     assert found.metric == "negative_squared_error"
     assert "Quantile" in found.frontiers
     assert found.difficulty == ()
 
 
 def test_the_same_seed_gives_the_same_page() -> None:
-    assert str(ponder.diagnose(make(rows=200), samples=20)) == str(ponder.diagnose(make(rows=200), samples=20))
+    assert str(ponder.diagnose(make(rows=200), samples=40)) == str(ponder.diagnose(make(rows=200), samples=40))
 
 
 def test_speed_ups_above_the_number_of_steps_are_left_out() -> None:
     trajectory = make(200)
-    found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(2.0, 6.0, 10.0), samples=20)
+    found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(2.0, 6.0, 10.0), samples=40)
     assert [gain.speedup for gain in found.gains] == [2.0, 6.0]
     with refused("speedups", "at most 6"):
-        ponder.diagnose(trajectory, [policies.Confidence], speedups=(10.0,), samples=20)
+        ponder.diagnose(trajectory, [policies.Confidence], speedups=(10.0,), samples=40)
 
 
 def test_the_verdict_does_not_depend_on_the_unit() -> None:
@@ -408,7 +408,7 @@ def test_the_verdict_does_not_depend_on_the_unit() -> None:
 
 
 def test_speed_ups_that_no_policy_reaches() -> None:
-    found = ponder.diagnose(make(), [policies.Patience], speedups=(3.0,), samples=20)
+    found = ponder.diagnose(make(), [policies.Patience], speedups=(3.0,), samples=40)
     assert "cheap enough" in found.verdict
     page = str(found)
     assert "nan" not in page
@@ -458,7 +458,7 @@ def test_the_best_single_step_is_found_under_a_coin_between_two_others_too() -> 
     right = torch.stack([rows < share * 200 for share in (0.5, 0.6, 0.9, 0.9)], dim=1)
     outputs = torch.stack([right * 2.0, ~right * 2.0], dim=-1)
     made = ponder.Trajectory(outputs, None, rows, labels=torch.zeros(200).long(), task="classification")
-    assert ponder.diagnose(made, speedups=(2.0,), samples=20).gains[0].blind_step == 2
+    assert ponder.diagnose(made, speedups=(2.0,), samples=40).gains[0].blind_step == 2
 
 
 def very_sure(rows: int = 2000) -> ponder.Trajectory:
@@ -515,7 +515,7 @@ def test_numbers_without_a_dimension_of_their_own() -> None:
 
 def test_where_no_policy_is_cheap_enough_the_cut_encoder_is_told_of() -> None:
     trajectory = make(rows=200, num_steps=3)
-    found = ponder.diagnose(trajectory, policies.Patience(1), speedups=(3.0,), static={1: 0.99}, samples=20)
+    found = ponder.diagnose(trajectory, policies.Patience(1), speedups=(3.0,), static={1: 0.99}, samples=40)
     assert found.outcome == "no policy is cheap enough"
     assert found.verdict.startswith("No policy that was tried is cheap enough")
     assert found.verdict.endswith("; at ×3 the encoder cut and trained so scores 0.9900.")
@@ -532,16 +532,16 @@ def test_the_cut_encoder_is_told_of_where_no_policy_pays() -> None:
 
 def test_what_is_no_number_is_refused() -> None:
     with refused("static[2]", "[0, 1]"):
-        ponder.diagnose(make(), static={1: 0.9, 2: float("nan")}, samples=20)
+        ponder.diagnose(make(), static={1: 0.9, 2: float("nan")}, samples=40)
     with refused("speedups", "at least one"):
-        ponder.diagnose(make(), speedups=(), samples=20)
+        ponder.diagnose(make(), speedups=(), samples=40)
     broken = make(hazards=True)
     broken.hazard_logits[7, 2] = float("nan")
     with refused("trajectory", "hazards that are numbers", "NaN in 1 of 2000 rows"):
-        ponder.diagnose(broken, samples=20)
+        ponder.diagnose(broken, samples=40)
     for wrong in (float("inf"), float("nan")):
         with refused("speedups"):
-            ponder.diagnose(make(), speedups=(wrong, 2.0), samples=20)
+            ponder.diagnose(make(), speedups=(wrong, 2.0), samples=40)
 
 
 def test_the_largest_tolerance_is_above_every_change() -> None:
@@ -550,7 +550,7 @@ def test_the_largest_tolerance_is_above_every_change() -> None:
     noise = torch.randn(60, 6, generator=g) * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25, 0.1])
     outputs = (labels[:, None] + noise).unsqueeze(-1)
     trajectory = ponder.Trajectory(outputs, None, torch.arange(60), labels=labels, task="regression")
-    found = ponder.diagnose(trajectory, samples=20)
+    found = ponder.diagnose(trajectory, samples=40)
     assert found.frontiers["Patience"].steps[0] == 2.0
     assert found.gains[-1].score > float("-inf")
 
@@ -565,7 +565,7 @@ def test_labels_of_another_shape_or_class_are_refused() -> None:
         numbers_,
     ):
         with refused("labels"):
-            ponder.diagnose(trajectory, samples=20)
+            ponder.diagnose(trajectory, samples=40)
     with refused("labels"):
         dataclasses.replace(made, labels=made.labels[:1]).overthinking()
 
@@ -595,19 +595,19 @@ def test_few_rows_cannot_tell() -> None:
 
 def test_speed_ups_may_be_an_array() -> None:
     for array in (torch.tensor([1.5, 2.0]), np.arange(2, 4)):
-        assert len(ponder.diagnose(make(rows=60), [policies.Confidence], speedups=array, samples=20).gains) == 2
+        assert len(ponder.diagnose(make(rows=60), [policies.Confidence], speedups=array, samples=40).gains) == 2
 
 
 def test_a_percentage_is_no_accuracy() -> None:
     with refused("static[2]", "81.5"):
-        ponder.diagnose(make(rows=60), static={2: 81.5}, samples=20)
+        ponder.diagnose(make(rows=60), static={2: 81.5}, samples=40)
 
 
 def test_rows_that_are_there_twice_are_refused() -> None:
     once = make(60)
     twice = ponder.Trajectory.cat([once, once])
     for estimate in (
-        lambda trajectory: ponder.diagnose(trajectory, samples=20),
+        lambda trajectory: ponder.diagnose(trajectory, samples=40),
         lambda trajectory: ponder.calibrate(trajectory, policies.Confidence, at_most_steps=3.0),
         ponder.calibration.fit_gate,
     ):
@@ -620,16 +620,16 @@ def test_rows_of_other_labels_are_other_rows() -> None:
     values = 2000 + 5 * torch.randn(300, generator=torch.Generator().manual_seed(0))
     outputs = (values[:, None] + torch.linspace(0.5, 0.0, 4)).unsqueeze(2)
     trajectory = ponder.Trajectory(outputs, None, torch.arange(300) % 10, labels=values, task="regression")
-    assert ponder.diagnose(trajectory, samples=20).rows == 300
+    assert ponder.diagnose(trajectory, samples=40).rows == 300
 
 
 def test_difficulty_is_told_of_the_policy_that_won_where_another_is_called_the_same() -> None:
     trajectory = make(400)
     good = ponder.calibration.fit_gate(make(400, seed=1), target="error", trees=5)
     bad = ponder.calibration.fit_gate(make(400, knows=0.0, seed=2), target="error", trees=5)
-    alone = ponder.diagnose(trajectory, good, samples=20)
+    alone = ponder.diagnose(trajectory, good, samples=40)
     for compared in ([good, bad], [bad, good]):
-        beside = ponder.diagnose(trajectory, compared, samples=20)
+        beside = ponder.diagnose(trajectory, compared, samples=40)
         assert [gain.score for gain in beside.gains] == [gain.score for gain in alone.gains]
         assert beside.difficulty == alone.difficulty
     names = {name for frontier in beside.frontiers.values() for name in frontier.names}
@@ -637,4 +637,26 @@ def test_difficulty_is_told_of_the_policy_that_won_where_another_is_called_the_s
 
 
 def test_the_page_says_which_numbers_are_of_the_rows_that_chose() -> None:
-    assert "on which the best policy was chosen; gain is of rows" in str(ponder.diagnose(make(100), samples=20))
+    assert "on which the best policy was chosen; gain is of rows" in str(ponder.diagnose(make(100), samples=40))
+
+
+def test_few_samples_and_a_bare_number_are_refused() -> None:
+    """The trap: of one sample every interval has no width, and noise pays."""
+    with refused("samples", "40"):
+        ponder.diagnose(make(), samples=39)
+    with refused("speedups", "several numbers", "float", type_error=True):
+        ponder.diagnose(make(), speedups=2.0)
+
+
+def test_of_numbers_it_is_said_what_is_supposed_of_rows_to_come() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randn(400, generator=g)
+    outputs = labels[:, None] + torch.tensor([0.3, 0.01, 0.01, 0.01]) * torch.randn(400, 4, generator=g).sign()
+    trajectory = ponder.Trajectory(outputs[..., None], None, torch.arange(400), labels=labels, task="regression")
+    found = ponder.diagnose(trajectory, samples=40)
+    fixed = found.step_for_all
+    assert fixed.step == 2
+    losses = (outputs - labels[:, None]) ** 2
+    assert fixed.greatest_loss == pytest.approx(float((losses - losses[:, -1:]).abs().max()), rel=1e-4)
+    assert f"as long as no row to come loses more than {fixed.greatest_loss:.4g}, the most that" in found.verdict
+    assert ponder.diagnose(make(), samples=40).step_for_all.greatest_loss is None

@@ -42,7 +42,7 @@ def test_a_coin_between_two_steps_is_not_tried_and_can_be_better() -> None:
     for budget, step in ((1.5, 1), (2.5, 2), (3.5, 3)):
         chosen = ponder.calibrate(trajectory, [policies.Confidence, policies.Margin], at_most_steps=budget)
         assert chosen.policy == policies.FixedStep(step)
-        found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(4 / budget,), samples=20)
+        found = ponder.diagnose(trajectory, [policies.Confidence], speedups=(4 / budget,), samples=40)
         assert chosen.point.score == pytest.approx(found.scores[step - 1])
         assert found.frontiers["blind"].mixed(budget) == pytest.approx(0.4 + (budget - 1) / 6)
         assert chosen.point.score < found.frontiers["blind"].mixed(budget)

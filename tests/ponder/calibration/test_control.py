@@ -15,7 +15,7 @@ from torch import nn
 import ponder
 from benchmarks.risk import synthetic
 from ponder import policies
-from ponder.calibration import BOUNDS, p_values
+from ponder.calibration import BOUNDS, agreement_curves, p_values
 from ponder.calibration.reference import differences
 from ponder.calibration.risks import RecordedRisk
 from ponder.policies import Certified, Confidence, Entropy, LastStep, Patience, Quantile
@@ -628,3 +628,45 @@ def test_a_risk_of_ones_own_sees_no_padding_of_spans() -> None:
     for risk in ("error", wrong_span):
         found = ponder.control_risk(trajectory, policies.FixedStep, risk=risk, level=0.1)
         assert (found.met, found.policy.threshold_value) == (True, 1)
+
+
+def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(outputs, labels, reduction="none").clamp(max=5) / 5
+
+
+def test_rows_without_a_label_do_not_lower_a_risk_of_ones_own() -> None:
+    """The trap: PyTorch's losses are 0 for the ignored label, which hid what the others lose."""
+    trajectory = synthetic.draw(400, torch.Generator().manual_seed(0))
+    few = torch.where(torch.arange(400) % 10 == 0, trajectory.labels, -100)
+    with refused("labels", "a label for every row", "-100 for 360 of 400"):
+        ponder.control_risk(replace(trajectory, labels=few), Quantile, risk=cross_entropy, level=0.05)
+    with refused("trajectory", "a label for each of its 400 rows", "399 labels"):
+        ponder.control_risk(replace(trajectory, labels=few[:399]), Quantile, risk=cross_entropy, level=0.05)
+
+
+def test_a_certificate_stays_with_its_policy() -> None:
+    found = ponder.control_risk(synthetic.draw(500, torch.Generator().manual_seed(0)), Quantile, level=0.05).policy
+    with refused("policy", "the policy that was certified", "Quantile(q=0.01)"):
+        replace(found, policy=Quantile(0.01))
+    assert replace(found, rows=3).policy == found.policy
+    assert found.policy_digest is not None
+    assert not found.is_changed()
+
+
+def test_curves_of_agreement_are_about_a_confidence_and_rows() -> None:
+    trajectory = synthetic.draw(100, torch.Generator().manual_seed(0))
+    for confidence in (0.0, 1.0, -1.0, 95.0, math.nan):
+        with refused("confidence", "0.95"):
+            agreement_curves(trajectory, confidence)
+    with refused("trajectory", "at least one row"):
+        agreement_curves(trajectory.map(lambda tensor: tensor[:0]))
+
+
+def test_a_reference_predicts_one_answer_for_each_row() -> None:
+    """The trap: labels (rows, 1) are compared with the answers of all rows, and nothing agrees."""
+    trajectory = synthetic.draw(100, torch.Generator().manual_seed(0))
+    answers = trajectory.outputs[:, -1].argmax(-1)
+    assert not differences(replace(trajectory, labels=answers))[:, -1].any()
+    for labels in (answers[:, None], trajectory.outputs[:, -1]):
+        with refused("trajectory", "what the reference predicts"):
+            differences(replace(trajectory, labels=labels))

@@ -207,3 +207,24 @@ def test_gates_of_before_say_nothing_of_their_rows() -> None:
     saved = fit_gate(trajectory, "error").to_dict()
     saved.pop("fitted_on")
     check_unfitted(trajectory, [policies.ExitPolicy.from_dict(saved)])
+
+
+@pytest.mark.parametrize("fit", [lambda of: fit_gate(of, "error"), policies.Expected.fit])
+def test_rows_that_are_all_alike_are_known_again_as_a_whole(fit: Any) -> None:
+    """The trap: no row differs from all others, so that none could be kept, and all could be certified on again."""
+    kinds = torch.arange(90) % 3
+    answers = torch.randn(3, 6, 3, generator=torch.Generator().manual_seed(0))
+    alike = dataclasses.replace(
+        record(rows=90, hazards=False), outputs=answers[kinds], row_ids=torch.arange(90), labels=kinds
+    )
+    policy = fit(alike)
+    assert [key for key, _ in policy.fitted_on] == [-1]
+    again = policies.from_dict(json.loads(json.dumps(policy.to_dict())))
+    for each in (policy, again):
+        with refused("trajectory", "not fitted", "all of its rows"):
+            ponder.control_risk(alike, each, level=0.3)
+    turned = part(alike, torch.randperm(90, generator=torch.Generator().manual_seed(1)))
+    with refused("trajectory", "not fitted"):
+        check_unfitted(turned, [policy])
+    check_unfitted(dataclasses.replace(alike, row_ids=torch.arange(90, 180)), [policy])
+    check_unfitted(dataclasses.replace(alike, outputs=answers[kinds.flip(0)]), [policy])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ponder.engine.certificates import has_stale_certificate
 from ponder.errors import ArgumentError
 
 ROWS = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+PART = "A part of this policy is certified"
 OTHER = "policy: expected one that was certified on a run of this model with the weights and buffers that it has now"
 
 
@@ -60,7 +62,8 @@ def test_a_certificate_of_other_weights_is_refused() -> None:
     for given in (policy, policy.after(2), policies.ExitPolicy.from_dict(policy.to_dict())):
         with pytest.raises(ArgumentError, match=OTHER):
             other.policy = given
-        made.policy = given
+        with nullcontext() if isinstance(given, policies.Certified) else pytest.warns(UserWarning, match=PART):
+            made.policy = given
     assert other.policy is before
     other.policy = policy.policy  # type: ignore[attr-defined]  # it promises nothing
     change(made)
@@ -75,7 +78,8 @@ def test_the_certificate_that_a_model_has_stays_what_it_is() -> None:
     change(made)
     assert has_stale_certificate(made)
     made.policy = policy  # the same one: nobody claims more
-    made.policy = policy.after(2)
+    with pytest.warns(UserWarning, match=PART):
+        made.policy = policy.after(2)
     with made.temporary_policy(policies.LastStep()):
         assert made.policy == policies.LastStep()
     assert has_stale_certificate(made)
@@ -170,3 +174,32 @@ def test_certificates_are_taken_out_of_policies_of_any_form() -> None:
         "recipe": {"name": "mine", "first": bare, "others": [{"name": "after", "policy": bare}, 0.5]},
         "level": 0.1,
     }
+
+
+def test_a_scorer_that_learns_on_has_no_certificate(tmp_path: Path) -> None:
+    """The trap: its weights are none of the model's, and its policy is the same object."""
+    torch.manual_seed(0)
+    made, scorer = model(), policies.LinearScorer(8)
+    recorded = made.record(ROWS, keep_features=True)
+    made.policy = found = ponder.control_risk(recorded, policies.Learned(scorer, 0.5), level=0.9).policy
+    assert not has_stale_certificate(made)
+    before = copy.deepcopy(scorer.state_dict())
+    change(scorer)
+    assert has_stale_certificate(made)
+    with pytest.warns(UserWarning, match="or its policy, were changed after its policy was certified"):
+        ponder.save(made, tmp_path)
+    assert ponder.load(model(3), tmp_path).policy == found.policy
+    scorer.load_state_dict(before)
+    assert not has_stale_certificate(made)
+
+
+def test_a_policy_that_no_file_can_hold_is_certified_all_the_same() -> None:
+    class Nameless(nn.Linear):
+        pass
+
+    made = model()
+    policy = policies.Learned(Nameless(8, 1), 0.5)
+    found = ponder.control_risk(made.record(ROWS, keep_features=True), policy, level=0.9).policy
+    assert found.policy_digest is None
+    made.policy = found
+    assert not has_stale_certificate(made)

@@ -1000,7 +1000,8 @@ def test_a_certificate_and_a_report_do_not_go_on_to_what_they_are_not_about(tmp_
 def test_a_certificate_of_other_weights_is_not_exported(tmp_path: Path) -> None:
     model = small()
     made = ponder.control_risk(model.record(torch.cat([X] * 40)), policies.Confidence, level=0.9).policy
-    model.policy = made.after(2)
+    with pytest.warns(UserWarning, match="A part of this policy is certified"):
+        model.policy = made.after(2)
     with torch.no_grad():
         model.head.weight.add_(0.5)
     with pytest.warns(UserWarning, match="changed after its policy was certified"):
@@ -1108,3 +1109,77 @@ def test_a_certificate_of_another_number_of_steps_serves_no_export(folder: Path)
     policy = ponder.control_risk(trajectory, policies.Confidence, level=0.4).policy
     with pytest.raises(ArgumentError, match=r"certified for \d steps; got a certificate for 7"):
         OnnxModel(folder).policy = policy
+
+
+class Longer(nn.Module):
+    """A stem that puts a token in front, and hands on the mask of its own sequences."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, width)
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        longer = torch.nn.functional.pad(inputs, (1, 0), value=1)
+        return self.embedding(longer), {"attention_mask": torch.nn.functional.pad(attention_mask, (1, 0), value=1)}
+
+
+class Around(nn.Module):
+    """A step in which positions see those that are real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if attention_mask is None:
+            return torch.tanh(self.linear(hidden) + hidden.mean(1, keepdim=True))
+        real = attention_mask.to(hidden.dtype).unsqueeze(-1)
+        return torch.tanh(self.linear(hidden) + (hidden * real).sum(1, keepdim=True) / real.sum(1, keepdim=True))
+
+
+def test_a_stem_that_lengthens_sequences_loses_no_token(tmp_path: Path) -> None:
+    """The trap: batches were cut to the lengths before the stem, and the last token of the longest row was lost."""
+    torch.manual_seed(0)
+    ids = [torch.randint(1, 20, (length,)) for length in (12, 3, 7, 5, 9, 4)]
+    model = ponder.PonderWrapper(
+        [Around() for _ in range(3)],
+        head=nn.Linear(WIDTH, 3),
+        stem=Longer(),
+        readout=ponder.readouts.mean,
+        padding=ponder.Padding(),
+        policy=policies.Confidence(0.45),
+    ).eval()
+    example = {"attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    folder = ponder.export.onnx(model, tmp_path, example=(torch.randint(1, 20, (2, 6)), example))
+    made = OnnxModel(folder)
+    expected = model.predict([(row, {"attention_mask": torch.ones(len(row)).long()}) for row in ids], batch_size=1)
+    assert len(set(expected.exit_step.tolist())) > 1
+    rows = [{"inputs": row.numpy(), "attention_mask": np.ones(len(row), dtype=np.int64)} for row in ids]
+    for size in (1, 6):
+        found = made.predict(rows, batch_size=size)
+        assert found.exit_step.tolist() == expected.exit_step.tolist()
+        np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-5)
+
+
+def test_an_export_without_a_mask_reads_all_positions_and_no_padding(tmp_path: Path) -> None:
+    """The traps: without a mask every row was cut to no position, and a mask that was given was dropped."""
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(
+        [Around() for _ in range(2)],
+        head=nn.Linear(WIDTH, 3),
+        readout=ponder.readouts.mean,
+        padding=ponder.Padding(),
+        policy=policies.LastStep(),
+    ).eval()
+    rows = torch.randn(4, 5, WIDTH)
+    folder = ponder.export.onnx(model, tmp_path / "x", example=rows[:2])
+    made = OnnxModel(folder)
+    for given in (rows, rows[:, :3]):
+        np.testing.assert_allclose(made.predict(given.numpy()).outputs, model(given).outputs.detach(), atol=1e-5)
+    mixed = made.predict([rows[0].numpy(), rows[1, :2].numpy(), rows[2].numpy()])
+    np.testing.assert_allclose(mixed.outputs[1], model(rows[1:2, :2]).outputs[0].detach(), atol=1e-5)
+    real = np.ones(5, dtype=np.int64)
+    given = {"inputs": rows[0].numpy(), "attention_mask": real}
+    np.testing.assert_allclose(made.predict([given]).outputs, model(rows[:1]).outputs.detach(), atol=1e-5)
+    with refused("examples[0]", "no padding: the model was exported without a mask"):
+        made.predict([{**given, "attention_mask": np.array([1, 1, 0, 0, 0])}])

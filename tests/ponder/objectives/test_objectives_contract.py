@@ -507,3 +507,12 @@ def test_a_term_of_a_sum_gives_a_loss_for_each_row() -> None:
     model = ponder.PonderWrapper(torch.nn.Linear(4, 4), 2, head=torch.nn.Linear(4, 2), objective=objective)
     with refused("objective", "from Reduced.per_example", "shape ()"):
         model.train()(torch.randn(3, 4), labels=torch.tensor([0, 1, 0]))
+
+
+def test_objectives_are_weighed_from_either_side_and_summed() -> None:
+    first, second = objectives.Distillation(), objectives.DeepSupervision()
+    for made in (first * 0.5, first / 2, 0.5 * first):
+        assert (made.objectives, made.weights) == ((first,), (0.5,))
+    assert sum([first, 2 * second]) == first + 2 * second
+    with pytest.raises(TypeError, match="unsupported operand"):
+        1 + first

@@ -182,3 +182,8 @@ class LeavesAtTwo(policies.ExitPolicy):
 def test_what_tells_the_exit_of_all_may_stand_in_front() -> None:
     assert type("Fast", (FixedByMixin, LeavesAtTwo), {})().exit_of_all(5) == 2
     assert type("Slow", (LeavesAtTwo, FixedByMixin), {})().exit_of_all(5) is None
+
+
+def test_a_combination_has_no_threshold_of_its_own() -> None:
+    with refused("policy", "a threshold of its own", "LastStep", type_error=True):
+        policies.LastStep().with_threshold(0.5)

@@ -426,3 +426,16 @@ def test_a_data_set_is_read_to_its_length_and_a_loader_by_its_rows() -> None:
 def test_another_word_for_errors_is_refused_before_anything_runs() -> None:
     with StreamEngine(wrap(make_toy("shared")).eval()) as engine, refused("errors", "raise", "'Raise'"):
         engine.run([torch.zeros(3)], errors="Raise")  # type: ignore[arg-type]
+
+
+def test_a_loader_that_draws_its_order_takes_no_budgets() -> None:
+    """The trap: budgets go to the rows by position, and the loader gives these in another order."""
+    rows = [torch.randn(WIDTH) for _ in range(6)]
+    model = ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 3, head=nn.Linear(WIDTH, 2)).eval()
+    budgets = {"budget": torch.arange(6)}
+    with StreamEngine(model) as engine:
+        with refused("dataset", "in the order of its data set", "RandomSampler"):
+            engine.run(DataLoader(rows, batch_size=2, shuffle=True), policy_context=budgets)
+        with pytest.warns(UserWarning, match="draws the order of its data"):
+            assert len(list(engine.run(DataLoader(rows, batch_size=2, shuffle=True)))) == 6
+        assert len(list(engine.run(DataLoader(rows, batch_size=2), policy_context=budgets))) == 6

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -382,6 +383,26 @@ def test_a_model_without_a_recipe_trains_its_own_objective_or_that_of_another_re
     assert [stage.trained for stage in report.stages] == ["all", "early_heads"]
     assert model.policy == recipes.get("deebert").policy
     assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_an_epoch_without_a_label_taught_nothing() -> None:
+    """The trap: a loss of 0.0, epoch after epoch, and weights that never moved."""
+    inputs, labels = data(16)
+    nothing = torch.full_like(labels, -100)
+    for batches in ([(inputs, nothing)] * 2, [(inputs[:0], labels[:0])] * 2):
+        with refused("loader", "at least one row with a label", "none in the 2 batches of fit, epoch 1"):
+            fit(make(), batches)
+    fit(make(), [(inputs, nothing), (inputs, labels)], epochs=1)
+
+
+def test_what_nothing_would_read_is_refused(tmp_path: Path) -> None:
+    with refused("metric", "None without held_out"):
+        fit(make(), metric=lambda outputs, labels: 0.5)
+    with refused("folder", "None without trackers"):
+        fit(make(), folder=tmp_path)
+    for named in ({"trackers": "tensorboard"}, {"folder": tmp_path}):
+        with refused("accelerator", "None beside trackers and folder"):
+            fit(make(), accelerator=accelerate.Accelerator(), **named)
 
 
 def test_bfloat16_trains_float32_weights() -> None:

@@ -205,6 +205,11 @@ class TestEpochs:
             self.fit(model, (torch.randn(4, 8), torch.randn(4)), metric=metric)
         assert not model.training
 
+    def test_a_metric_that_is_no_number_is_named(self) -> None:
+        for found in (None, torch.zeros(2)):
+            with refused("metric", "one number", type(found).__name__, type_error=True):
+                self.fit(self.model("regression"), (torch.randn(4, 8), torch.randn(4)), metric=lambda *_, it=found: it)
+
     def test_a_score_of_minus_infinity_is_one(self) -> None:
         report = self.fit(self.model("regression"), (torch.randn(4, 8), torch.randn(4)), metric=lambda *_: -math.inf)
         assert (report.stages[0].best_epoch, report.score) == (1, -math.inf)
