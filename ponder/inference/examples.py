@@ -198,7 +198,7 @@ def examples_in(dataset: Any) -> Iterator[Any]:
     The batches of a `torch.utils.data.DataLoader` are taken apart into their rows.
 
     Raises:
-        ArgumentTypeError: It is a batch, or no data set.
+        ArgumentTypeError: It is a batch, a table, or no data set.
     """
     indexed = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
     if isinstance(dataset, Mapping) or not (isinstance(dataset, Iterable) or indexed):
@@ -207,6 +207,13 @@ def examples_in(dataset: Any) -> Iterator[Any]:
             expected="a sequence or iterable of examples",
             got=type(dataset).__name__,
             remedy="Pass one example a row; a batch, a dict of tensors, is for a call of the model.",
+        )
+    if hasattr(dataset, "columns") and hasattr(dataset, "iloc"):  # a loop over it gives the names of its columns
+        raise ArgumentTypeError(
+            "dataset",
+            expected="a sequence or iterable of examples",
+            got=f"{type(dataset).__name__}, a table",
+            remedy="Pass its rows as tensors: torch.tensor(table.to_numpy(), dtype=torch.float32), say.",
         )
     if isinstance(dataset, DataLoader):
         if dataset.batch_sampler is None:  # it does not batch, but makes lists of tuples all the same

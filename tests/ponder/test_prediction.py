@@ -517,3 +517,14 @@ def test_several_threads_in_training_mode() -> None:
     assert len(found) == 2 + 6
     assert all(torch.allclose(outputs, expected, atol=1e-6) for outputs in found)
     assert_unchanged(before, model)
+
+
+def test_a_table_is_no_data_set() -> None:
+    """The trap: a loop over a data frame gives the names of its columns."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(torch.zeros(3, WIDTH).numpy())
+    model = wrap(make_toy("shared")).eval()
+    with refused("dataset", "a sequence or iterable of examples", "DataFrame, a table", type_error=True):
+        model.predict(table)
+    with ponder.StreamEngine(model) as engine, refused("dataset", "DataFrame, a table", type_error=True):
+        list(engine.run(table))
