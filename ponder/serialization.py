@@ -28,7 +28,7 @@ from ponder._utils.files import (
     write_json,
     write_tensors,
 )
-from ponder.engine.certificates import policy_to_save
+from ponder.engine.certificates import policy_to_hand_on
 from ponder.engine.model import check_model
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.wrapper import PonderWrapper
@@ -68,7 +68,7 @@ def save(model: PonderWrapper, folder: str | Path) -> None:
         Confidence(threshold=0.9)
     """
     check_model(model)
-    settings = {"format": _FORMAT, **model.settings(), "policy": policy_to_save(model).to_dict()}
+    settings = {"format": _FORMAT, **model.settings(), "policy": policy_to_hand_on(model).to_dict()}
     json_text(_SETTINGS, settings)  # refused before anything is made
     weights = _apart(_unshared(_tensors(model)))
     folder = make_folder(folder)

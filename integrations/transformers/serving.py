@@ -13,7 +13,7 @@ import torch
 from ponder._utils.columns import fitted_columns
 from ponder._utils.files import read_json
 from ponder._utils.validation import check_choice
-from ponder.engine.certificates import policy_to_save
+from ponder.engine.certificates import policy_to_hand_on
 from ponder.engine.loop import Exits
 from ponder.errors import CheckpointError
 from ponder.inference.examples import ExampleReader, placed
@@ -103,7 +103,7 @@ def served(
     """
     return ServedModel(
         num_steps=model.num_steps,
-        policy=policy_to_save(model),
+        policy=policy_to_hand_on(model),
         task=model.task or task_named(None),
         labels=tuple(str(id2label[place]) for place in sorted(id2label, key=int)),
         tokenize=partial(_tokens, tokenizer, longest, fitted_columns(folder) if folder else ()),

@@ -61,7 +61,7 @@ def fit_gate(
     Args:
         trajectory: A full-depth run on held-out rows.
         target: The event.
-        delta: δ ≥ 0, for ``"gain"``.
+        delta: δ ≥ 0, for ``"gain"`` alone.
         floor: No row leaves before this step.
         model: ``"logistic"``, a logistic regression; ``"boosted"``, gradient boosting of trees of three levels.
         shared: One small model for all steps instead of one for each: for a shared step, which may then run for more
@@ -101,7 +101,7 @@ def fit_gate(
             "gain. Record labels, or pass target='agreement'.",
             stacklevel=2,
         )
-        target = "agreement"
+        target, delta = "agreement", 0.0
     chosen = tuple(signals) if signals is not None else _default_signals(trajectory)
     read = _signals(trajectory, chosen)
     finite = torch.stack([values.isfinite().all(1) for values in read]).all(0) & trajectory.answered().all(1).cpu()
@@ -129,6 +129,13 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
         delta: The amount by which a later step has to lower the loss, as for `fit_gate`.
     """
     check_choice("target", target, _TARGETS)
+    if delta and target != "gain":
+        raise ArgumentError(
+            "delta",
+            expected=f"0 with target={target!r}, which has no amount",
+            got=delta,
+            remedy="Leave it out, or pass target='gain'.",
+        )
     task = trajectory.meaning
     if target == "agreement":
         if not task.comparable:
@@ -150,7 +157,7 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
             settled = right.flip(1).int().cummin(1).values.flip(1).bool()  # right here and at all later steps
             settled[:, -1] = True
             return ~settled
-        losses, delta = (~right).double(), 0.0
+        losses = (~right).double()
     else:
         losses = _losses(trajectory)
     later = losses.flip(1).cummin(1).values.flip(1)  # the least from each step on

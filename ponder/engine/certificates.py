@@ -13,7 +13,7 @@ from ponder.policies.certified import Certified, certificates, is_certified
 __all__ = [
     "certified_now",
     "has_stale_certificate",
-    "policy_to_save",
+    "policy_to_hand_on",
     "warn_of_certified_part",
     "warn_of_other_weights",
     "warn_of_stale_certificate",
@@ -78,7 +78,7 @@ def has_stale_certificate(model: _Certified) -> bool:
     return len(known) > 1 or (bool(known) and model.weights_digest() not in (None, *known))
 
 
-def policy_to_save(model: _Certified) -> ExitPolicy:
+def policy_to_hand_on(model: _Certified) -> ExitPolicy:
     """The policy that goes with the weights, into a file or a service: without a stale certificate, with a warning."""
     if not has_stale_certificate(model):
         return model.policy

@@ -13,7 +13,7 @@ from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import NonFiniteError
 from ponder.parts.heads import PerStep, not_the_rows
-from ponder.parts.padding import Padding
+from ponder.parts.padding import REAL, Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.steps import Steps
 
@@ -90,7 +90,7 @@ class ModelSource:
         self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
         padding = self._padding
-        self._own_name = padding is not None and padding.mask not in ("attention_mask", "src_key_padding_mask")
+        self._own_name = padding is not None and padding.mask not in REAL
         self._index_of_rows = self.at is not None and parts.steps.index
         if parts.check_finite:
             self._rows = torch.arange(first_tensor(self.hidden).shape[0])

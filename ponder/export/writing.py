@@ -27,7 +27,7 @@ from ponder._utils.files import (
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, unwrap
 from ponder._utils.validation import check_int
-from ponder.engine.certificates import policy_to_save
+from ponder.engine.certificates import policy_to_hand_on
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export.deciding import ModelSpec, read_policy
@@ -342,7 +342,7 @@ class _Writer:
             classes=task.classes,
             numbers=task.numbers,
             own_answers=_has_own_answers(task),
-            policy=policy_to_save(model).to_dict(),
+            policy=policy_to_hand_on(model).to_dict(),
             inputs=inputs,
             hidden=tuple(slot.spec for slot in self.hidden_slots),
             context=tuple(slot.spec for slot in self.context_slots),

@@ -16,9 +16,12 @@ from torch import Tensor
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Along", "Lengths", "Padding", "check_masks", "masked", "real_positions", "with_lengths"]
+__all__ = ["REAL", "Along", "Lengths", "Padding", "check_masks", "masked", "real_positions", "with_lengths"]
 
 Fill = float | bool | Callable[[Tensor], float]
+
+REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
+"""What stands at real positions in the masks that PyTorch and Transformers know, by name."""
 
 
 def masked(mask: Tensor) -> float:
@@ -69,7 +72,8 @@ class Padding:
 
     Args:
         mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed example has none.
-        real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`.
+        real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`. It goes with these names,
+            by which readouts know them; a mask of another name may have either.
         inputs: The inputs' tensors of two or more dimensions.
         hidden: The hidden states' tensors of three or more dimensions; others have no length. Where that is not so of
             every part of a nested state, a tuple or dict like it: an `Along` for each part, or None for one without a
@@ -104,6 +108,13 @@ class Padding:
     mixed: bool = True
 
     def __post_init__(self) -> None:
+        if self.mask in REAL and bool(self.real) != bool(REAL[self.mask]):
+            raise ArgumentError(
+                "real",
+                expected=f"{REAL[self.mask]} for a mask called {self.mask!r}: readouts and checks read it so",
+                got=self.real,
+                remedy="Pass the mask under another name, or with its values turned round.",
+            )
         for leaf in leaves(self.hidden):
             if not isinstance(leaf, Along | None):
                 raise ArgumentTypeError(
@@ -232,9 +243,9 @@ def check_masks(context: Mapping[str, Any], padding: Padding | None = None) -> N
     """
     if torch.compiler.is_compiling():
         return
-    known = {"attention_mask": True, "src_key_padding_mask": False}
-    if padding is not None and padding.mask not in known:
-        known[padding.mask] = bool(padding.real)
+    known = REAL
+    if padding is not None and padding.mask not in REAL:
+        known = {**REAL, padding.mask: bool(padding.real)}
     for name, real in known.items():
         mask = context.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2:
@@ -257,7 +268,7 @@ def check_masks(context: Mapping[str, Any], padding: Padding | None = None) -> N
 
 def real_positions(context: Mapping[str, Any]) -> Tensor | None:
     """Which positions are not padding, `(batch, length)` bool, by the mask of a call's context; None without one."""
-    for name, real in (("attention_mask", True), ("src_key_padding_mask", False)):
+    for name, real in REAL.items():
         mask = context.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             return (mask != 0) == real

@@ -26,6 +26,14 @@ def test_lengths_are_the_last_real_positions() -> None:
     assert Padding().lengths({"attention_mask": mask[:, None]}) is None
 
 
+def test_the_masks_that_all_know_keep_their_meaning() -> None:
+    with refused("real", "1 for a mask called 'attention_mask'"):
+        Padding(mask="attention_mask", real=False)  # readouts.mean would average the padding
+    with refused("real", "False for a mask called 'src_key_padding_mask'"):
+        Padding(mask="src_key_padding_mask")
+    assert Padding(mask="ignored", real=False).lengths({"ignored": torch.tensor([[0, 0, 1]])}).tolist() == [2]
+
+
 def test_trimming_gives_views() -> None:
     padding = Padding(context={"bias": Along((-2, -1)), "ids": Along()})
     hidden = (torch.zeros(2, 4, 8), torch.zeros(2, 8))

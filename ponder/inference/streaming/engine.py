@@ -296,7 +296,10 @@ def _work(scheduler: Scheduler, abort: threading.Event) -> None:
         while not abort.is_set() and not (waiting.closed and scheduler.idle):
             if not scheduler.turn():
                 waiting.wait()
-        scheduler.cancel_all()
+        if waiting.failure is None:
+            scheduler.cancel_all()
+        else:
+            scheduler.fail_all(waiting.failure)
     except BaseException as error:
         waiting.close(error)
         scheduler.fail_all(error)
@@ -307,7 +310,12 @@ def _end(waiting: RequestQueue, abort: threading.Event, worker: threading.Thread
     """Stop an engine that nobody closed."""
     if waiting.elsewhere:
         return
-    waiting.close()
+    waiting.close(
+        PonderError(
+            "the StreamEngine was gone before this row was answered: nothing held it any more. Keep it until then: "
+            "with StreamEngine(model) as engine: …"
+        )
+    )
     abort.set()
     if worker is not threading.current_thread():
         worker.join()

@@ -14,7 +14,7 @@ from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import grown_lengths, is_long, merge_rows, one_more_column, one_row_less
 from ponder.parts.capturing.layered import PLAN, LayeredModule
 from ponder.parts.capturing.notes import CodeBetweenError
-from ponder.parts.padding import Along, Padding
+from ponder.parts.padding import REAL, Along, Padding
 
 __all__ = ["LearnedPadding", "close", "learned_padding", "prove", "refusal"]
 
@@ -22,9 +22,6 @@ Arguments = Mapping[str | int, Any]
 
 _FAILURES = (RuntimeError, IndexError, ValueError, CodeBetweenError)
 """What a module raises where it is called with what it cannot take."""
-
-_REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
-"""What stands at real positions, where the name of a mask tells; for others, rows begin with a real position."""
 
 _HIDDEN = -5e3
 """Below it are scores that were hidden by adding a number to them: -1e4 is the smallest that is in use."""
@@ -145,9 +142,9 @@ def learned_padding(
 
 
 def _real(name: str, mask: Tensor) -> int | bool | None:
-    """What stands at real positions of a mask; None where neither its name nor the example says so."""
-    if name in _REAL:
-        return _REAL[name]
+    """What stands at real positions of a mask, by its name, or at the start of all rows; None where rows differ."""
+    if name in REAL:
+        return REAL[name]
     first = mask[:, 0] != 0
     if mask.shape[1] == 0 or not bool((first == first[0]).all()):
         return None

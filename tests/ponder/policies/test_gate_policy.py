@@ -129,6 +129,8 @@ def test_what_it_is_asked_for_is_what_it_decides_by() -> None:
     assert gate.signals == ("confidence", "margin", "energy", "negative_entropy", "streak", "shift", *HAZARDS)
     assert fit_gate(record(task="regression"), delta=0.1).signals == ("movement", *HAZARDS)
     assert int(trajectory.replay(gate).exit_step.min()) == 3
+    with refused("delta", "has no amount"):
+        fit_gate(trajectory, "error", delta=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -295,19 +297,19 @@ def test_settled_is_right_here_and_at_all_later_steps() -> None:
         assert mine == [not all(row[n:]) for n in range(5)] + [False]
 
 
-@pytest.mark.parametrize("target", ["gain", "error", "unsettled"])
-def test_hindsight_does_not_look_at_padding(target) -> None:
+@pytest.mark.parametrize(("target", "delta"), [("gain", 0.1), ("error", 0.0), ("unsettled", 0.0)])
+def test_hindsight_does_not_look_at_padding(target, delta) -> None:
     tokens = token_record()
     beyond = torch.where(tokens.mask, tokens.labels, 1)  # labels of padding, which need not be the ignored one
-    told = staying_pays(dataclasses.replace(tokens, labels=beyond), target, 0.1)
-    assert torch.equal(told, staying_pays(tokens, target, 0.1))
+    told = staying_pays(dataclasses.replace(tokens, labels=beyond), target, delta)
+    assert torch.equal(told, staying_pays(tokens, target, delta))
     spans = dataclasses.replace(
         tokens, outputs=tokens.outputs[..., :2], labels=torch.zeros(len(tokens), 2).long(), task="span"
     )
     far_out = torch.arange(5.0).view(1, 5, 1, 1).expand_as(spans.outputs)  # at padding, another one at each step
     answering = torch.where(spans.mask[:, None, :, None], spans.outputs, far_out)
-    told = staying_pays(dataclasses.replace(spans, outputs=answering), target, 0.1)
-    assert torch.equal(told, staying_pays(spans, target, 0.1))
+    told = staying_pays(dataclasses.replace(spans, outputs=answering), target, delta)
+    assert torch.equal(told, staying_pays(spans, target, delta))
 
 
 def test_features_of_positions_are_no_signal() -> None:

@@ -219,6 +219,19 @@ def test_an_engine_that_is_forgotten_ends() -> None:
     assert not worker.is_alive()
 
 
+def test_rows_of_an_engine_that_is_forgotten_are_told_so() -> None:
+    gate, engine = gated()
+    future, abort = engine.submit(torch.zeros(1)), engine._abort
+    assert gate.reached.wait(PATIENCE)
+    opener = threading.Thread(target=lambda: abort.wait(PATIENCE) and gate.opened.set())
+    opener.start()
+    del engine
+    gc.collect()
+    with pytest.raises(PonderError, match="Keep it until then"):
+        future.result(PATIENCE)
+    opener.join()
+
+
 # A full queue
 
 
