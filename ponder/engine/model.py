@@ -6,6 +6,7 @@ The loop, streams, costs and exports all read this class; `ponder.PonderWrapper`
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from ponder.engine.unroll import no_exits
 from ponder.errors import ArgumentError
 from ponder.parts.callables import FunctionModule, as_module
 from ponder.parts.heads import PerStep, as_head, as_lambda_head
-from ponder.parts.padding import Padding, check_masks, real_positions
+from ponder.parts.padding import REAL, Padding, check_masks, real_positions
 from ponder.parts.readouts import Readout, ReadoutCall
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import Task, TaskName, as_task, task_named
@@ -251,6 +252,8 @@ class EarlyExitModel(nn.Module):
             self.check_names(context)
         check_masks(context, self.padding)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
+        if step_context is not context:
+            self.warn_of_lost_mask(hidden, context, step_context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
         task, padding = self.task or task_named(None), self.padding
@@ -277,6 +280,30 @@ class EarlyExitModel(nn.Module):
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
         return real_positions(context) if self.padding is None else self.padding.positions(context)
+
+    def warn_of_lost_mask(self, hidden: Tree, context: Mapping[str, Any], step_context: Mapping[str, Any]) -> None:
+        """Warn where padding will be read as real, since the stem hands on a context of its own without the mask.
+
+        Args:
+            hidden: What the stem gave.
+            context: What it was called with besides the inputs.
+            step_context: The context that it hands to the steps and readouts.
+        """
+        if not context.keys() - step_context.keys():
+            return
+        names, state = REAL if self.padding is None else (self.padding.mask,), first_tensor(hidden)
+        reads = any(each.leaves_out_padding for each in (self.readout, self.halting_readout) if each is not None)
+        if not reads or any(name in step_context for name in names) or torch.compiler.is_compiling():
+            return
+        real = self.positions(context)
+        if real is None or state.dim() < 3 or state.shape[:2] != real.shape or bool(real.all()):
+            return  # states of another length are other positions
+        mask = next(name for name in names if name in context)
+        warnings.warn(
+            f"The stem returns a context without {mask!r}, by which the readout leaves padding out: it takes padding "
+            f"for real. Let the stem return (hidden, {{{mask!r}: mask}}).",
+            stacklevel=4,
+        )
 
     def check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword.

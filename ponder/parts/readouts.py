@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import FunctionModule, as_module
-from ponder.parts.padding import Padding, real_positions
+from ponder.parts.padding import REAL, Padding, real_positions
 
 __all__ = ["Pooled", "Readout", "first_token", "identity", "last", "mean"]
 
@@ -144,6 +144,12 @@ class ReadoutCall(nn.Module):
                 remedy="Return one tensor; concatenate where there are several.",
             )
         return features
+
+    @property
+    def leaves_out_padding(self) -> bool:
+        """Whether the readout reads a mask of padding from the context."""
+        pools = isinstance(self.readout, Pooled) and self.readout.pool is not first_token
+        return pools or not self._names.isdisjoint(REAL)
 
     def names(self, name: str) -> bool:
         """Whether the readout spells out that it reads a value of the context of this name."""

@@ -34,6 +34,40 @@ def test_the_masks_that_all_know_keep_their_meaning() -> None:
     assert Padding(mask="ignored", real=False).lengths({"ignored": torch.tensor([[0, 0, 1]])}).tolist() == [2]
 
 
+@pytest.mark.parametrize("padding", [None, Padding(pooled=True)], ids=["undeclared", "declared"])
+def test_a_stem_that_loses_the_mask_that_the_readout_reads_is_told_so(padding: Padding | None) -> None:
+    def losing(inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return inputs, {"scale": ponder.Shared(2.0)}
+
+    def handing_on(inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return inputs, {"scale": ponder.Shared(2.0), "attention_mask": attention_mask}
+
+    def resampled(inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return inputs[:, :2], {"scale": ponder.Shared(2.0)}
+
+    def model(stem: Any, readout: Any = readouts.mean) -> ponder.PonderWrapper:
+        def step(hidden: Tensor, scale: float, attention_mask: Tensor | None = None) -> Tensor:
+            return hidden * scale
+
+        head = nn.Linear(WIDTH, 3)
+        return ponder.PonderWrapper(step, 2, head=head, stem=stem, readout=readout, padding=padding).eval()
+
+    inputs, mask = torch.randn(2, 4, WIDTH), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    with pytest.warns(UserWarning, match="a context without 'attention_mask'.*takes padding for real"):
+        model(losing)(inputs, attention_mask=mask)
+    with pytest.warns(UserWarning, match="takes padding for real"):
+        model(losing).unroll(inputs, attention_mask=mask)
+    if padding is not None:
+        row = inputs[0], {"attention_mask": torch.tensor([1, 0, 1, 0])}
+        with pytest.warns(UserWarning, match="takes padding for real"), ponder.StreamEngine(model(losing)) as engine:
+            engine.submit(row).result()
+    model(losing)(inputs, attention_mask=torch.ones_like(mask))  # nothing is lost
+    model(losing, readouts.first_token)(inputs, attention_mask=mask)
+    model(handing_on)(inputs, attention_mask=mask)
+    if padding is None:
+        model(resampled)(inputs, attention_mask=mask)
+
+
 def test_trimming_gives_views() -> None:
     padding = Padding(context={"bias": Along((-2, -1)), "ids": Along()})
     hidden = (torch.zeros(2, 4, 8), torch.zeros(2, 8))

@@ -117,8 +117,9 @@ class Stepper:
         mask = self.model.positions(context) if self._has_positions else None
         hidden, step_context, _ = call_stem(self._stem, inputs, context)
         own = None
-        if self.padding is not None and step_context is not context:  # the stem hands on a context of its own
-            own = self.padding.lengths_of_stem(step_context, context)
+        if step_context is not context:  # the stem hands on a context of its own
+            self.model.warn_of_lost_mask(hidden, context, step_context)
+            own = None if self.padding is None else self.padding.lengths_of_stem(step_context, context)
         lengths = [request.length for request in requests] if own is None else own.tolist()
         return hidden, step_context, mask, tuple(lengths)
 
