@@ -15,6 +15,7 @@ __all__ = [
     "has_stale_certificate",
     "policy_to_hand_on",
     "warn_of_certified_part",
+    "warn_of_foreign_certificate",
     "warn_of_other_weights",
     "warn_of_stale_certificate",
 ]
@@ -66,6 +67,17 @@ def warn_of_certified_part(policy: ExitPolicy) -> None:
             "A part of this policy is certified, and nothing is promised of the whole. Assign the certified policy "
             "itself, or certify the whole: ponder.control_risk(trajectory, lambda t: policies.Confidence(t).after(2), "
             "level=0.05), say.",
+            stacklevel=4,
+        )
+
+
+def warn_of_foreign_certificate(policy: ExitPolicy, model: _Certified) -> None:
+    """Warn where a policy that a run is given was certified for other weights than the model has."""
+    known = {each.weights for each in certificates(policy)} - {None}
+    if known and known != {digest := model.weights_digest()} and digest is not None:
+        warnings.warn(
+            "The policy of this run was certified for other weights than those of the model: it promises nothing here. "
+            "Record calibration data on this model and certify it; or pass policy.policy, the policy inside.",
             stacklevel=4,
         )
 

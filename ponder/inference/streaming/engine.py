@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ponder._utils.validation import check_choice, check_int
+from ponder.engine.certificates import warn_of_foreign_certificate
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batching import BatchLimits
@@ -96,6 +97,8 @@ class StreamEngine:
         device = next((parameter.device for parameter in model.parameters()), None)
         self._num_steps = model.depth(num_steps)
         self._model, self._policy, self._clock = model, model.checked(policy, self._num_steps), clock
+        if policy is not None:
+            warn_of_foreign_certificate(policy, model)
         self._reads = "context" in self._policy.needs
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._metrics, self._queue, stepper = (

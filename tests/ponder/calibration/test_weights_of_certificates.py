@@ -72,6 +72,21 @@ def test_a_certificate_of_other_weights_is_refused() -> None:
         made.policy = policy
 
 
+def test_a_run_of_other_weights_is_told_that_its_policy_promises_nothing() -> None:
+    made, other = model(), model(1)
+    policy, foreign = certified(made), "was certified for other weights than those of the model"
+    made.predict(ROWS, policy=policy)
+    ponder.StreamEngine(made, policy).close()
+    other.predict(ROWS, policy=policy.policy)  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match=foreign):
+        other.predict(ROWS, policy=policy)
+    with pytest.warns(UserWarning, match=foreign):
+        ponder.StreamEngine(other, policy).close()
+    change(made)
+    with pytest.warns(UserWarning, match=foreign):
+        made.predict(ROWS, policy=policy)
+
+
 def test_the_certificate_that_a_model_has_stays_what_it_is() -> None:
     made = model()
     made.policy = policy = certified(made)
