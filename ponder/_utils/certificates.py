@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ponder.errors import ArgumentError
 
-__all__ = ["check_digest", "json_digest", "without_certificates"]
+__all__ = ["certificates_in", "check_digest", "json_digest", "without_certificates"]
 
 
 def json_digest(data: Mapping[str, Any]) -> str:
@@ -33,6 +33,17 @@ def check_digest(data: Mapping[str, Any]) -> None:
             got="one that was changed since: the certificate says nothing of it",
             remedy="Write the policy inside without its certificate, or certify again.",
         )
+
+
+def certificates_in(data: Any) -> Iterator[Mapping[str, Any]]:
+    """The certified policies in what `policy.to_dict()` gave, the outermost first."""
+    if isinstance(data, Mapping):
+        if data.get("name") == "certified":
+            yield data
+        data = list(data.values())
+    if isinstance(data, list | tuple):
+        for value in data:
+            yield from certificates_in(value)
 
 
 def without_certificates(data: Any) -> Any:

@@ -78,6 +78,8 @@ class Manifest:
         int8: Whether the steps are quantised.
         labels: Names of the classes, where they are known.
         columns: Names of the one or two columns of texts that the exits were fitted to; empty where nobody said.
+        weights: Digest of the weights that were exported, by which certificates of the model are known; None where they
+            were quantised, and in exports of before.
         sizes: Size in bytes of every file.
         digests: SHA-256 of every file; empty in exports of version 0.1, whose files are known by their sizes alone.
     """
@@ -112,6 +114,7 @@ class Manifest:
     int8: bool = False
     labels: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    weights: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.certificates import certificates_in, json_digest
 from ponder._utils.files import locked, read_json
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, CheckpointError, PonderError
@@ -108,13 +109,15 @@ class OnnxModel:
     def policy(self) -> dict[str, Any]:
         """The exit policy, as its `to_dict` gives it; assigning one, or such a dict, changes it for this object.
 
-        What is read is a copy: change it, and assign it again.
+        What is read is a copy: change it, and assign it again. A certificate for other weights is refused.
         """
         return deepcopy(self._policy[0])
 
     @policy.setter
     def policy(self, policy: Any) -> None:
-        self._policy = self._read(policy)
+        read = self._read(policy)
+        self._check_certificates(read[0])
+        self._policy = read
 
     def save_policy(self) -> None:
         """Keep the policy in the folder, for those who open it later.
@@ -248,6 +251,18 @@ class OnnxModel:
             ArgumentError: It reads what there is not, or has no place in the task or the steps of the model.
         """
         self._read(policy)
+
+    def _check_certificates(self, policy: dict[str, Any]) -> None:
+        """Refuse a promise about another model than this export, or the one that it was made from."""
+        made, known = self.manifest, {each.get("weights") for each in certificates_in(policy)} - {None}
+        before = made.weights is None and not made.int8  # by an earlier version, which did not say
+        if not before and known - {made.weights, json_digest(made.digests)}:
+            raise ArgumentError(
+                "policy",
+                expected="one that was certified on this export" + ("" if made.int8 else ", or on the model inside it"),
+                got="a certificate for other weights: it says nothing of these",
+                remedy="Certify it here: ponder.export.certify; or pass policy.policy, which promises nothing.",
+            )
 
     def _read(self, policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
         data = policy if isinstance(policy, type | Mapping) or not hasattr(policy, "to_dict") else policy.to_dict()

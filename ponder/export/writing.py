@@ -263,7 +263,7 @@ def _quantize(
             "no step has a matrix product that was quantised: int8='all' takes those that narrow too, int8=False none."
         )
     bare = without_certificates(manifest.policy)  # a promise is about the model that was certified
-    _write(replace(manifest, int8=True, policy=bare), folder)
+    _write(replace(manifest, int8=True, policy=bare, weights=None), folder)
 
 
 class _Trial:
@@ -357,6 +357,7 @@ class _Writer:
             single=self._write_single(),
             labels=self.source.labels,
             columns=self.source.columns,
+            weights=model.weights_digest(),
             **self._write_halting(state, features[0]),
         )
 

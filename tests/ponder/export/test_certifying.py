@@ -90,6 +90,25 @@ def test_the_certificate_is_against_full_depth_in_fp32(int8: OnnxModel) -> None:
         exported("words").model.policy = found.policy  # it is about the export
 
 
+def test_a_certificate_of_another_model_is_refused(int8: OnnxModel) -> None:
+    made, examples = exported("words"), rows(600, 2)
+    whole, before = OnnxModel(made.folder, threads=1), int8.policy
+    of_int8 = certify(int8, whole, examples, policies.Confidence, level=0.15, confidence=0.9).policy
+    of_whole = certify(whole, whole, examples, policies.Confidence, level=0.15, confidence=0.9).policy
+    of_model = replace(of_whole, weights=made.model.weights_digest())
+    whole.policy = of_whole
+    whole.policy = of_model.after(2)  # the same weights
+    int8.policy = of_int8
+    for export, foreign in [(whole, of_int8), (int8, of_whole), (int8, of_model.after(2))]:
+        kept = export.policy
+        with pytest.raises(ArgumentError, match="policy: expected one that was certified on this export"):
+            export.policy = foreign
+        assert export.policy == kept
+    whole.manifest = replace(whole.manifest, weights=None)  # an earlier version did not say
+    whole.policy = of_int8
+    int8.policy = before
+
+
 def test_where_even_full_depth_differs_too_often_nothing_is_promised(int8: OnnxModel) -> None:
     examples = rows(400, 2)
     broken = OnnxModel(int8.folder, threads=1)
