@@ -255,12 +255,12 @@ def mean_gap(ours: Mapping[int, float], theirs: Mapping[int, float], middle: Mid
     return middle([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
-COMMON_ON_MPNET = ("MRPC", "RTE", "SST-2")
+COMMON_ON_MPNET = ("Banking77", "MRPC", "RTE", "SST-2")
 """Of which there are both `ponder` and `pabee` there, and which have classes."""
 
 APART, NEARLY_LEVEL = ("CoLA", "MRPC", "RTE"), ("Banking77", "CLINC150", "SST-2")
 COMPARED = {"minilm": [("pabee", APART), ("pabee", NEARLY_LEVEL), ("deebert", ("CoLA", "MRPC", "RTE", "SST-2"))]}
-COMPARED["mpnet"] = [("pabee", ("MRPC", "RTE")), ("pabee", ("SST-2",)), ("deebert", ("MRPC", "RTE"))]
+COMPARED["mpnet"] = [("pabee", ("MRPC", "RTE")), ("pabee", ("Banking77", "SST-2")), ("deebert", ("MRPC", "RTE"))]
 
 
 def rows_beside_ponder(named: str, backbone: str, pairs: Sequence[tuple[Group, Group]]) -> list[list[float]]:
@@ -277,6 +277,8 @@ def rows_beside_ponder(named: str, backbone: str, pairs: Sequence[tuple[Group, G
 def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
     beside: dict[tuple[str, str], float] = {}
     for backbone, groups in {"minilm": pays, "mpnet": pays_on_mpnet}.items():
+        compared = {(recipe, task) for recipe, tasks in COMPARED[backbone] for task in tasks}
+        assert compared == {(name, task) for name, task in groups if name in ("pabee", "deebert") and task in CLASSES}
         for recipe, tasks in COMPARED[backbone]:
             pairs = [(groups[recipe, task], groups["ponder", task]) for task in tasks]
             at_twice = [row[2] for row in rows_beside_ponder(f"`{recipe}`", backbone, pairs)]
