@@ -510,7 +510,7 @@ def _report(
         moved=done.moved,
         plain_accuracy=plain,
         exit_accuracy=own,
-        curves=agreement_curves(certifying, confidence),
+        curves=agreement_curves(certifying, confidence, done.kind),
         disagreement_as_given=float((differs.double() * often).sum() / often.sum()),
     )
 

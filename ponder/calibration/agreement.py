@@ -7,16 +7,17 @@ a deeper training started. Either way its predictions stand in the trajectories 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from ponder._utils.bisection import bisect
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder._utils.validation import check_real, check_share
+from ponder._utils.validation import check_choice, check_real, check_share
 from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
@@ -30,6 +31,7 @@ __all__ = ["AgreementControl", "AgreementCurve", "agreement_curves", "control_ag
 
 _BOUND = "exact_binomial"  # the sharpest there is for answers that differ or do not
 _VALUES = 141
+_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ def control_agreement(
 ) -> AgreementControl:
     """Choose among a fixed step, confidence, margin and entropy, and certify the threshold of the chosen kind.
 
+    The last three ask how sure every step is, or, where early steps are sure and wrong, each from a later one on. The
+    kind is chosen whose certificate is the cheapest on average, over bootstrap samples of the choosing rows: a step
+    that just passes on those, and fails on others, leaves the much dearer step behind it.
+
     Args:
         choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold); its
             labels are what the reference predicts.
@@ -158,14 +164,14 @@ def control_agreement(
         ('confidence', 2.0, 0.0)
     """
     check_fresh(certifying, choosing, "certifying")
+    check_has_rows(certifying, "certifying")
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(choosing.num_steps), open_low=True)
-    kinds = _kinds(choosing)
-    curves = [_outcomes(choosing, kind) for kind in kinds]
+    kinds = _candidates(choosing)
     if speed_up is None:
-        cheapest = [min((s for d, s in zip(*curve, strict=True) if d <= level), default=math.inf) for curve in curves]
-        kind = kinds[cheapest.index(min(cheapest))]
+        kind = min(kinds, key=lambda kind: _certified_cost(choosing, kind, level, confidence, len(certifying)))
         return _control(certifying, kind, kind.values, level, confidence, own_full_depth)
+    curves = [_outcomes(choosing, kind) for kind in kinds]
     most = choosing.num_steps / speed_up
     allowed = [
         (d, s, place, value)
@@ -180,15 +186,18 @@ def control_agreement(
     return _control(certifying, kind, [value], bound, confidence, own_full_depth)
 
 
-def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[AgreementCurve, ...]:
+def agreement_curves(
+    trajectory: Trajectory, confidence: float = 0.95, kind: str | None = None
+) -> tuple[AgreementCurve, ...]:
     """What each kind of policy gives on rows whose labels are the reference's predictions.
 
     Args:
         trajectory: A full-depth run.
         confidence: Probability with which each promise holds, in (0, 1).
+        kind: The kind that was chosen (`AgreementControl.kind`), which comes last where it is none of the four.
 
     Raises:
-        ArgumentError: No rows, or a confidence outside (0, 1).
+        ArgumentError: No rows, a confidence outside (0, 1), or another kind.
 
     Example:
         >>> curves = agreement_curves(trajectory)
@@ -197,16 +206,21 @@ def agreement_curves(trajectory: Trajectory, confidence: float = 0.95) -> tuple[
     """
     check_has_rows(trajectory)
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
+    kinds = _kinds(trajectory)
+    if kind is not None and kind not in [each.name for each in kinds]:
+        known = {each.name: each for each in _candidates(trajectory)}
+        check_choice("kind", kind, known)
+        kinds.append(known[kind])
     made = []
-    for kind in _kinds(trajectory):
-        steps, differs = _differences(trajectory, kind, kind.values)
+    for one in kinds:
+        steps, differs = _differences(trajectory, one, one.values)
         rows = len(trajectory)
         bounds = [_upper_bound(int(count), rows, confidence) for count in differs.sum(1).tolist()]
         shares = torch.stack([(steps == n).double().mean(1) for n in range(1, trajectory.num_steps + 1)], 1)
         made.append(
             AgreementCurve(
-                policy=kind.name,
-                values=tuple(kind.values),
+                policy=one.name,
+                values=tuple(one.values),
                 mean_exit_step=tuple(steps.double().mean(1).tolist()),
                 disagreement=tuple(differs.double().mean(1).tolist()),
                 promise=tuple(max(bounds[: place + 1]) for place in range(len(bounds))),  # tested in this order
@@ -228,6 +242,21 @@ def _kinds(trajectory: Trajectory) -> list[_Kind]:
     return kinds
 
 
+def _candidates(trajectory: Trajectory) -> list[_Kind]:
+    """The kinds, and those that ask how sure the steps are from a later one on."""
+    fixed, *sure = _kinds(trajectory)
+    late = [
+        _Kind(f"{kind.name} from step {step}", partial(_from_step, kind.make, step), kind.values)
+        for kind in sure
+        for step in range(2, trajectory.num_steps)
+    ]
+    return [fixed, *sure, *late]
+
+
+def _from_step(make: Callable[[float], ExitPolicy], step: int, value: float) -> ExitPolicy:
+    return make(value).after(step)
+
+
 def _fixed(step: float) -> ExitPolicy:
     return FixedStep(int(step))
 
@@ -242,6 +271,18 @@ def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[fl
     """How often answers differ at each value, and the mean exit step."""
     steps, differs = _differences(trajectory, kind, kind.values)
     return differs.double().mean(1).tolist(), steps.double().mean(1).tolist()
+
+
+def _certified_cost(trajectory: Trajectory, kind: _Kind, level: float, confidence: float, rows: int) -> float:
+    """The mean exit step that is certified on `rows` rows like these: a mean over bootstrap samples of so many."""
+    steps, differs = _differences(trajectory, kind, kind.values)
+    many, generator = len(trajectory), torch.Generator().manual_seed(0)
+    samples = (torch.randint(many, (rows,), generator=generator) for _ in range(_SAMPLES))
+    counts = torch.stack([sample.bincount(minlength=many) for sample in samples], dim=1).double()
+    passes = differs.double() @ counts <= _most_differing(rows, level, confidence)
+    passes = passes.int().cummin(0).values.bool()  # values are tested in order, up to the first that fails
+    costs = torch.where(passes, steps.double() @ counts / rows, float(trajectory.num_steps))
+    return float(costs.amin(0).mean())
 
 
 def _control(
@@ -266,12 +307,22 @@ def _control(
 
 
 @cache
+def _most_differing(rows: int, level: float, confidence: float) -> int:
+    """How many of the rows may differ where the level is certified; -1 where not even none would do."""
+    return bisect_left(range(rows), True, key=lambda many: _p_value(many, rows, level) > 1.0 - confidence) - 1
+
+
+@cache
 def _upper_bound(differing: int, rows: int, confidence: float) -> float:
     """The lowest level that so many differing rows certify, by bisection to 10⁻⁶ from above."""
-    losses = torch.zeros(rows, 1, dtype=torch.float64)
-    losses[:differing] = 1.0
 
     def fails(level: float) -> bool:
-        return float(p_values(losses, level, _BOUND)) > 1.0 - confidence
+        return _p_value(differing, rows, level) > 1.0 - confidence
 
     return bisect(fails, differing / rows, 1.0 - 1e-9, halvings=20)[1]
+
+
+def _p_value(differing: int, rows: int, level: float) -> float:
+    losses = torch.zeros(rows, 1, dtype=torch.float64)
+    losses[:differing] = 1.0
+    return float(p_values(losses, level, _BOUND))

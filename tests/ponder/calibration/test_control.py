@@ -9,16 +9,17 @@ from functools import cache, partial
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
 import ponder
 from benchmarks.risk import synthetic
 from ponder import policies
-from ponder.calibration import BOUNDS, agreement_curves, p_values
+from ponder.calibration import BOUNDS, agreement, agreement_curves, p_values
 from ponder.calibration.reference import differences
 from ponder.calibration.risks import RecordedRisk
-from ponder.policies import Certified, Confidence, Entropy, LastStep, Patience, Quantile
+from ponder.policies import Certified, Confidence, Entropy, FixedStep, LastStep, Patience, Quantile
 from tests.ponder.checks import refused
 from tests.ponder.test_sweep import recorded
 
@@ -481,6 +482,62 @@ def test_rows_that_choose_a_kind_of_policy_do_not_certify_it() -> None:
     chosen = tokens(200, 6, 1)
     with refused("certifying", "rows that the calibration has not seen"):
         ponder.calibration.control_agreement(chosen, chosen.map(lambda tensor: tensor[150:]), level=0.6)
+
+
+def nearly_fixed(rows: int, first_row: int) -> ponder.Trajectory:
+    """At step 2 one row in twenty answers otherwise than at the last, and is unsure there, as is another one."""
+    number = torch.arange(rows)
+    sure, other = torch.where(number % 10 == 0, 0.5, 6.0), number % 20 == 0
+    outputs = torch.zeros(rows, 4, 2)
+    outputs[:, 0, 1] = torch.where(number % 2 == 0, 0.1, -0.1)
+    outputs[:, 1, 1] = torch.where(other, -sure, sure)
+    outputs[:, 2:, 1] = 6.0
+    row_ids = torch.arange(first_row, first_row + rows)
+    return ponder.Trajectory(outputs, None, row_ids, labels=outputs[:, -1].argmax(-1), task="classification")
+
+
+def test_the_kind_is_chosen_by_what_can_be_certified_on_rows_like_these() -> None:
+    """Step 2 differs on exactly 5% of the rows that choose, and would be promised on hardly any others."""
+    choosing, certifying = nearly_fixed(400, 0), nearly_fixed(1000, 400)
+    made = ponder.calibration.control_agreement(choosing, certifying, level=0.05)
+    assert made.found.met
+    assert made.mean_exit_step == pytest.approx(2.1)
+    fixed = ponder.control_risk(certifying, FixedStep, risk="error", level=0.05, bound="exact_binomial", grid=[4, 3, 2])
+    assert fixed.mean_exit_step == 3.0
+    assert made.kind in ("confidence", "margin", "entropy")
+    again = ponder.calibration.control_agreement(choosing, certifying, level=0.05)
+    assert again.found.policy == made.found.policy
+
+
+def test_steps_that_are_sure_and_wrong_are_not_asked() -> None:
+    """The first step is sure of one class; from the second on it is known which rows are hard."""
+
+    def rows(many: int, first_row: int) -> ponder.Trajectory:
+        made = nearly_fixed(many, first_row)
+        made.outputs[:, 0, 1] = -9.0
+        return made
+
+    choosing, certifying = rows(400, 0), rows(1000, 400)
+    made = ponder.calibration.control_agreement(choosing, certifying, level=0.02)
+    assert made.kind.endswith(" from step 2")
+    assert made.mean_exit_step == pytest.approx(2.1)
+    assert int(certifying.replay(made.found.policy).exit_step.min()) == 2
+    whole = ponder.control_risk(certifying, Confidence, risk="error", level=0.02, bound="exact_binomial")
+    assert whole.mean_exit_step == 4.0
+    *four, chosen = agreement_curves(certifying, kind=made.kind)
+    assert [curve.policy for curve in four] == ["fixed step", "confidence", "margin", "entropy"]
+    at = chosen.values.index(made.found.policy.threshold_value)
+    assert (chosen.policy, chosen.mean_exit_step[at]) == (made.kind, pytest.approx(made.mean_exit_step))
+    assert len(agreement_curves(certifying, kind="margin")) == 4
+    with refused("kind", "margin from step 3"):
+        agreement_curves(certifying, kind="margin from step 9")
+
+
+def test_so_many_rows_may_differ_as_the_level_allows() -> None:
+    for rows, level, confidence in [(298, 0.01, 0.95), (299, 0.01, 0.95), (1637, 0.01, 0.95), (50, 0.4, 0.9)]:
+        most = agreement._most_differing(rows, level, confidence)
+        tail = scipy.stats.binom.cdf([most, most + 1], rows, level)
+        assert tail[0] <= 1.0 - confidence < tail[1]
 
 
 def test_fresh_rows_are_judged_by_their_own_padding() -> None:
