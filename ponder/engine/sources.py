@@ -37,15 +37,16 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """Call the stem, which is the identity where None: h_0, the context of the steps, and the number of rows.
 
-    Without a stem, h_0 is a copy of the inputs: a step may change its state in place, and the inputs are the caller's.
+    Where h_0 is the inputs, it is a copy: a step may change its state in place, and the inputs are the caller's.
     A pair whose second item is a dict is read as (hidden, context).
     """
-    if stem is None:
-        hidden = map_tensors(Tensor.clone, inputs)
-    else:  # a captured module has to know what has no rows
+    hidden = inputs
+    if stem is not None:  # a captured module has to know what has no rows
         hidden = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
         if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
             hidden, context = hidden
+    if hidden is inputs:
+        hidden = map_tensors(Tensor.clone, inputs)
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)

@@ -153,9 +153,10 @@ def test_a_stream_that_tries_again_row_by_row() -> None:
     torch.testing.assert_close(torch.stack([answer.output for answer in answers]), wanted.outputs)
 
 
-def test_the_callers_inputs_are_not_changed() -> None:
-    # Without a stem h_0 is what the caller passed.
-    changing, _ = models("linear", "the state itself", 2)
+@pytest.mark.parametrize("stem", [None, nn.Identity(), lambda inputs: (inputs, {})], ids=["none", "identity", "pair"])
+def test_the_callers_inputs_are_not_changed(stem: Any) -> None:
+    """h_0 is what the caller passed."""
+    changing = ponder.PonderWrapper(Doubling(in_place=True), STEPS, head=nn.Linear(WIDTH, 3), stem=stem).eval()
     inputs = batch("the state itself")
     before = inputs.clone()
     with torch.inference_mode():
