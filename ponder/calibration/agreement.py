@@ -169,7 +169,9 @@ def control_agreement(
         check_real("speed_up", speed_up, 1.0, float(choosing.num_steps), open_low=True)
     kinds = _candidates(choosing)
     if speed_up is None:
-        kind = min(kinds, key=lambda kind: _certified_cost(choosing, kind, level, confidence, len(certifying)))
+        counts = _resampled(len(choosing), len(certifying))
+        most_differing = _most_differing(len(certifying), level, confidence)
+        kind = min(kinds, key=lambda kind: _certified_cost(choosing, kind, counts, most_differing))
         return _control(certifying, kind, kind.values, level, confidence, own_full_depth)
     curves = [_outcomes(choosing, kind) for kind in kinds]
     most = choosing.num_steps / speed_up
@@ -273,15 +275,19 @@ def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[fl
     return differs.double().mean(1).tolist(), steps.double().mean(1).tolist()
 
 
-def _certified_cost(trajectory: Trajectory, kind: _Kind, level: float, confidence: float, rows: int) -> float:
-    """The mean exit step that is certified on `rows` rows like these: a mean over bootstrap samples of so many."""
+def _resampled(rows: int, drawn: int) -> Tensor:
+    """How often each row is drawn in bootstrap samples of so many, `(rows, samples)`."""
+    generator = torch.Generator().manual_seed(0)
+    samples = (torch.randint(rows, (drawn,), generator=generator) for _ in range(_SAMPLES))
+    return torch.stack([sample.bincount(minlength=rows) for sample in samples], dim=1).double()
+
+
+def _certified_cost(trajectory: Trajectory, kind: _Kind, counts: Tensor, most_differing: int) -> float:
+    """The mean exit step that samples of the rows would certify, on average over them."""
     steps, differs = _differences(trajectory, kind, kind.values)
-    many, generator = len(trajectory), torch.Generator().manual_seed(0)
-    samples = (torch.randint(many, (rows,), generator=generator) for _ in range(_SAMPLES))
-    counts = torch.stack([sample.bincount(minlength=many) for sample in samples], dim=1).double()
-    passes = differs.double() @ counts <= _most_differing(rows, level, confidence)
+    passes = differs.double() @ counts <= most_differing
     passes = passes.int().cummin(0).values.bool()  # values are tested in order, up to the first that fails
-    costs = torch.where(passes, steps.double() @ counts / rows, float(trajectory.num_steps))
+    costs = torch.where(passes, steps.double() @ counts / counts.sum(0), float(trajectory.num_steps))
     return float(costs.amin(0).mean())
 
 
