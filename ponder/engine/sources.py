@@ -37,7 +37,8 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """Call the stem, which is the identity where None: h_0, the context of the steps, and the number of rows.
 
-    Where h_0 is the inputs, it is a copy: a step may change its state in place, and the inputs are the caller's.
+    Where h_0 is the inputs, or a view of them, it is a copy: a step may change its state in place, and the inputs are
+    the caller's.
     A pair whose second item is a dict is read as (hidden, context).
     """
     hidden = inputs
@@ -45,8 +46,7 @@ def call_stem(
         hidden = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
         if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
             hidden, context = hidden
-    if hidden is inputs:
-        hidden = map_tensors(Tensor.clone, inputs)
+    hidden = _apart(hidden, inputs)
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)
@@ -236,6 +236,14 @@ class ModelSource:
         if not isinstance(outputs, Tensor) or not outputs.dim() or outputs.shape[0] != features.shape[0]:
             raise not_the_rows(outputs, features.shape[0])
         return outputs
+
+
+def _apart(hidden: Tree, inputs: Tree) -> Tree:
+    """`hidden`, with copies of the tensors that share memory with the inputs."""
+    if hidden is inputs or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return map_tensors(Tensor.clone, hidden)  # no memory to look at; the compiler drops copies nobody needs
+    memory = {tensor.untyped_storage().data_ptr() for _, tensor in tensors(inputs)}
+    return map_tensors(lambda own: own.clone() if own.untyped_storage().data_ptr() in memory else own, hidden)
 
 
 def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:

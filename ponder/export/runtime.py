@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -116,7 +117,14 @@ class OnnxModel:
     @policy.setter
     def policy(self, policy: Any) -> None:
         read = self._read(policy)
-        self._check_certificates(read[0])
+        if self._is_foreign(read[0]):
+            raise ArgumentError(
+                "policy",
+                expected="one that was certified on this export"
+                + ("" if self.manifest.int8 else ", or on the model inside it"),
+                got="a certificate for other weights: it says nothing of these",
+                remedy="Certify it here: ponder.export.certify; or pass policy.policy, which promises nothing.",
+            )
         self._policy = read
 
     def save_policy(self) -> None:
@@ -146,7 +154,13 @@ class OnnxModel:
         Raises:
             ArgumentError: An example that cannot be read; the message names its position.
         """
-        own = self._policy[1] if policy is None else self._read(policy)[1]
+        data, own = self._policy if policy is None else self._read(policy)
+        if policy is not None and self._is_foreign(data):
+            warnings.warn(
+                "The policy of this run was certified for other weights than those of the export: it promises nothing "
+                "here. Certify it here: ponder.export.certify; or pass policy.policy, the policy inside.",
+                stacklevel=2,
+            )
         ids = None if row_ids is None else np.asarray(row_ids)
         exit_step: Array = np.zeros(0, dtype=np.int64)
         outputs: Array = np.zeros((0, *self.manifest.outputs), dtype=np.float32)
@@ -252,17 +266,11 @@ class OnnxModel:
         """
         self._read(policy)
 
-    def _check_certificates(self, policy: dict[str, Any]) -> None:
-        """Refuse a promise about another model than this export, or the one that it was made from."""
+    def _is_foreign(self, policy: dict[str, Any]) -> bool:
+        """Whether a promise is about another model than this export, or the one that it was made from."""
         made, known = self.manifest, {each.get("weights") for each in certificates_in(policy)} - {None}
         before = made.weights is None and not made.int8  # by an earlier version, which did not say
-        if not before and known - {made.weights, json_digest(made.digests)}:
-            raise ArgumentError(
-                "policy",
-                expected="one that was certified on this export" + ("" if made.int8 else ", or on the model inside it"),
-                got="a certificate for other weights: it says nothing of these",
-                remedy="Certify it here: ponder.export.certify; or pass policy.policy, which promises nothing.",
-            )
+        return not before and bool(known - {made.weights, json_digest(made.digests)})
 
     def _read(self, policy: Any) -> tuple[dict[str, Any], NumpyPolicy]:
         data = policy if isinstance(policy, type | Mapping) or not hasattr(policy, "to_dict") else policy.to_dict()

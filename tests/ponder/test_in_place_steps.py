@@ -153,10 +153,35 @@ def test_a_stream_that_tries_again_row_by_row() -> None:
     torch.testing.assert_close(torch.stack([answer.output for answer in answers]), wanted.outputs)
 
 
-@pytest.mark.parametrize("stem", [None, nn.Identity(), lambda inputs: (inputs, {})], ids=["none", "identity", "pair"])
-def test_the_callers_inputs_are_not_changed(stem: Any) -> None:
-    """h_0 is what the caller passed."""
-    changing = ponder.PonderWrapper(Doubling(in_place=True), STEPS, head=nn.Linear(WIDTH, 3), stem=stem).eval()
+class FirstOfTwo(Doubling):
+    """The same on the first of a pair."""
+
+    def __init__(self) -> None:
+        super().__init__(in_place=True)
+
+    def forward(self, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return super().forward(hidden[0]), hidden[1]
+
+
+def first(hidden: tuple[Tensor, Tensor]) -> Tensor:
+    return hidden[0]
+
+
+STEMS: dict[str, Any] = {
+    "none": None,
+    "identity": nn.Identity(),
+    "pair": lambda inputs: (inputs, {}),
+    "view": lambda inputs: inputs.view(ROWS, WIDTH),
+    "part": lambda inputs: inputs[:, :WIDTH],
+    "in a tuple": lambda inputs: (inputs, inputs * 2),
+}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_callers_inputs_are_not_changed(stem: str) -> None:
+    """h_0 is what the caller passed, or looks at its memory."""
+    step, readout = (FirstOfTwo(), first) if stem == "in a tuple" else (Doubling(in_place=True), None)
+    changing = ponder.PonderWrapper(step, STEPS, head=nn.Linear(WIDTH, 3), stem=STEMS[stem], readout=readout).eval()
     inputs = batch("the state itself")
     before = inputs.clone()
     with torch.inference_mode():

@@ -104,6 +104,10 @@ def test_a_certificate_of_another_model_is_refused(int8: OnnxModel) -> None:
         with pytest.raises(ArgumentError, match="policy: expected one that was certified on this export"):
             export.policy = foreign
         assert export.policy == kept
+        with pytest.warns(UserWarning, match="certified for other weights than those of the export"):
+            export.predict(examples, policy=foreign)
+    int8.predict(examples, policy=of_int8)
+    whole.predict(examples, policy=of_model)
     whole.manifest = replace(whole.manifest, weights=None)  # an earlier version did not say
     whole.policy = of_int8
     int8.policy = before
