@@ -17,7 +17,7 @@ from ponder._utils.validation import check_int, check_type
 from ponder.engine.building import ReadoutName, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
-from ponder.engine.teaching import FrozenTeacher, check_no_shared_weights, check_same_task, frozen_copy
+from ponder.engine.teaching import FrozenTeacher, behind, check_no_shared_weights, check_same_task, frozen_copy
 from ponder.engine.unroll import checkpointed, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
@@ -419,8 +419,7 @@ class PonderWrapper(EarlyExitModel):
             check_same_task(self.task, teacher.task)
             self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True, numbers=numbers)
         elif callable(teacher):
-            module = teacher if isinstance(teacher, nn.Module) else None
-            self._teacher = FrozenTeacher(teacher, module, numbers=numbers)
+            self._teacher = FrozenTeacher(teacher, behind(teacher, self), numbers=numbers)
         else:
             raise ArgumentTypeError(
                 "teacher",
@@ -476,6 +475,11 @@ class PonderWrapper(EarlyExitModel):
             if name in self._frozen_by_stage:
                 weight.requires_grad_(True)
         self.forget_frozen()
+
+    @property
+    def freezing_stage(self) -> Stage | None:
+        """The stage that was started, as long as what it has frozen is so; None where it froze nothing."""
+        return self.started_stage if self._frozen_by_stage else None
 
     def forget_frozen(self) -> None:
         """Take what is frozen from now on for the caller's doing, and not for that of a stage."""
@@ -557,6 +561,8 @@ class PonderWrapper(EarlyExitModel):
         check_holds_no_weights("objective", objective, self)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
         objective.check_task(self.spec.task)
+        if prior is not None:
+            objective.check_prior(prior(self.num_steps))
         if objective.draws_depth:
             check_drawn(objective, self.steps.shared and not isinstance(self.head, PerStep), self.num_steps)
         check_truncation(self.truncate_below, objective, self.lambda_head is not None)

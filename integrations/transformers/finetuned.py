@@ -35,6 +35,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.arguments import honoured
+from ponder.integrations.transformers.assigned import check_assigned
 from ponder.integrations.transformers.early_heads import (
     AnswerAndStates,
     ClassifierStem,
@@ -335,6 +336,11 @@ class FinetunedClassifier(nn.Module):
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
         self.ponder.policy = policy
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign as PyTorch does, but refuse what is the wrapper's."""
+        check_assigned(self, name)
+        super().__setattr__(name, value)
 
     def forward(self, inputs: Tensor | None = None, policy: ExitPolicy | None = None, **context: Any) -> PonderOutput:
         """Each row to its exit, in evaluation mode.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -27,13 +27,14 @@ from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.arguments import honoured
+from ponder.integrations.transformers.assigned import check_assigned
 from ponder.integrations.transformers.captured import CapturedAdapter, on_meta
 from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of, is_exact
 from ponder.integrations.transformers.examples import further_inputs
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.head_kinds import PROBLEMS, HeadKind, saved_head
-from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
+from ponder.integrations.transformers.heads import EncoderWrapper, Heads, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
@@ -41,11 +42,14 @@ from ponder.integrations.transformers.readable import check_made_again
 from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.teachers import as_teacher
 from ponder.integrations.transformers.tokenizing import max_positions, zero_types
+from ponder.objectives import Objective
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
-from ponder.parts.tasks import Task, TaskName
+from ponder.parts.tasks import Task, TaskName, as_task
+from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy
+from ponder.priors import Prior
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderOutput
@@ -330,7 +334,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
         Raises:
             ArgumentError: The encoder's configuration does not make it again: it is of a class of its owner's, say, its
-                parts were exchanged, or it holds adapters of peft.
+                parts were exchanged, or it holds adapters of peft. Or the recipe does not make the heads again.
         """
         prefix, saved = f"{self.base_model_prefix}.", None
         if state_dict is not None:
@@ -358,6 +362,30 @@ class PonderPreTrainedModel(PreTrainedModel):
             may_lack="pooler",
             state=saved,
         )
+        if state_dict is None:
+            self._check_heads_readable()
+
+    def _check_heads_readable(self) -> None:
+        """Refuse heads that the recipe does not make again: weights of the same names would be read into others."""
+        inside, recipe = self.ponder, self.recipe
+        remedy = (
+            "Build the model with from_encoder and a ponder.recipes.Recipe that makes these heads. Others are kept by "
+            "torch.save(model.state_dict(), …) alone."
+        )
+        check_made_again(
+            "head",
+            Heads(inside.head, inside.lambda_head),
+            lambda: Heads(*self.make_heads(recipe, inside.num_steps)),
+            remedy,
+        )
+        own = getattr(inside.lambda_head, "initial", None)
+        if recipe.lambda_head is not None and own != recipe.lambda_head.initial:
+            raise ArgumentError(
+                "lambda_head",
+                expected=f"initial={recipe.lambda_head.initial!r}, as the recipe makes it, to be read from a folder",
+                got=f"initial={own!r}",
+                remedy=remedy,
+            )
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
@@ -387,32 +415,30 @@ class PonderPreTrainedModel(PreTrainedModel):
         save_whole(write, save_directory)
 
     def _assigned(self) -> dict[str, Any]:
-        """The fields of the recipe that were assigned to `ponder`, the wrapper, and not to the model."""
+        """The fields of the recipe that were assigned to the model, or to `ponder`, the wrapper, since it was made."""
         inside, recipe, changed = self.ponder, self.recipe, dict[str, Any]()
+        stages = inside.stages or (Stage(inside.objective),)
+        if all(inside.objective != stage.objective for stage in stages):
+            if len(stages) == 1:
+                stages = (dataclasses.replace(stages[0], objective=inside.objective),)
+            else:
+                warnings.warn(
+                    f"objective: {inside.objective!r} is not saved: the {len(stages)} stages have their own. "
+                    "Assign model.stages, or pass a ponder.recipes.Recipe with it to from_encoder.",
+                    stacklevel=3,
+                )
         assigned: dict[str, tuple[Any, Any]] = {
             "policy": (inside.policy, recipe.policy),
             "prior": (inside.prior, recipe.prior),
+            "stages": (stages, recipe.stages),
         }
-        objectives = [stage.objective for stage in recipe.stages]
-        if inside.objective not in objectives:
-            assigned["objective"] = inside.objective, objectives[0]
         for name, (own, of_recipe) in assigned.items():
             if own is None or own == of_recipe:
                 continue
             try:
-                changed[name] = own.to_dict()
+                changed[name] = [stage.to_dict() for stage in own] if name == "stages" else own.to_dict()
             except ArgumentError as error:  # one that is not registered
                 warnings.warn(f"{name}: {own!r} is not saved, and {of_recipe!r} is. {error}", stacklevel=3)
-        if changed.pop("objective", None) is None:
-            return changed
-        if len(objectives) == 1:
-            changed["stages"] = [dataclasses.replace(recipe.stages[0], objective=inside.objective).to_dict()]
-        else:
-            warnings.warn(
-                f"objective: {inside.objective!r} is not saved: the {len(objectives)} stages have their own. "
-                "Pass a ponder.recipes.Recipe with it to from_encoder.",
-                stacklevel=3,
-            )
         return changed
 
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: MetricLike | None = None) -> dict[str, Any]:
@@ -454,10 +480,67 @@ class PonderPreTrainedModel(PreTrainedModel):
         self.config.recipe = {**self.config.recipe, "policy": policy.to_dict()}
 
     @property
+    def objective(self) -> Objective:
+        """The training loss; assigning one checks it against the model, and saves it with the model."""
+        return self.ponder.objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self.ponder.objective = objective
+
+    @property
+    def prior(self) -> Prior | None:
+        """The prior of the halting step; assigning one checks it, and saves it with the model."""
+        return self.ponder.prior
+
+    @prior.setter
+    def prior(self, prior: Prior | None) -> None:
+        self.ponder.prior = prior
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of training; assigning them checks each, and saves them with the model."""
+        return self.ponder.stages
+
+    @stages.setter
+    def stages(self, stages: Sequence[Stage]) -> None:
+        self.ponder.stages = stages
+
+    @property
+    def task(self) -> Task | None:
+        """What labels and outputs mean; assigning another, with weights of classes, say, is for this object alone."""
+        return self.ponder.task
+
+    @task.setter
+    def task(self, task: TaskName | LossFunction | Task) -> None:
+        self.ponder.task = as_task(task)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign as PyTorch does, but that what is the wrapper's goes there, or is refused."""
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # also where it is a module
+            return
+        check_assigned(self, name)
+        super().__setattr__(name, value)
+
+    @property
     def recipe(self) -> Recipe:
-        """The recipe, scaled to this encoder."""
+        """The recipe, scaled to this encoder, as it was noted last: `stages` and `prior` are those that train."""
         recipe: Recipe = self.config.make_recipe()
         return recipe
+
+    def note_recipe(self, recipe: Recipe) -> None:
+        """Take the name of another recipe, whose stages and policy the model was given, and keep its own heads."""
+        self.config.recipe = {**self.config.recipe, "name": recipe.name, "paper": recipe.paper}
+
+    def check_trainable(self) -> None:
+        """Refuse to train heads that could not learn.
+
+        Raises:
+            ArgumentError: Adapters of peft have frozen them.
+        """
+        self.ponder.check_trainable()
+        check_heads_learn(self, self.ponder)
 
     @property
     def head_names(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -25,6 +25,9 @@ from ponder.objectives import Progress
 from ponder.optim import parameter_groups
 from ponder.parts.tasks import Span, Task
 from ponder.policies import LastStep
+from ponder.priors.base import PriorWeights
+from ponder.recipes import Stage
+from ponder.recipes.staging import tells_epochs_apart
 from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
 
@@ -40,7 +43,7 @@ class PonderTrainer(Trainer):
     It tells the model how far training has come (`PonderWrapper.progress`), for objectives that change on the way. To
     what the Trainer logs it adds the task's loss of each step, `loss_step_1` …, and with a Lambda head `expected_steps`
     and `kl` (from the halting distribution to the prior): means over the examples since the last log. To what an
-    evaluation measures it adds `exit_step`.
+    evaluation measures it adds `exit_step`; its loss is the mean over the rows that have a label.
 
     `args.label_smoothing_factor` smooths the labels of every step, where Trainer itself would smooth the loss of the
     last step and leave the recipe's out.
@@ -127,14 +130,19 @@ class PonderTrainer(Trainer):
 
         Stages before the last are evaluated at full depth, unless they train the exits alone: until then exits say
         nothing.
+        Where the policy looks at nothing that a stage trains (early heads under `LastStep`, say), all evaluations score
+        alike: such a stage runs to its end and keeps the last weights, whatever `load_best_model_at_end` and
+        `EarlyStoppingCallback` say.
         What was frozen before stays frozen in every stage. Several stages write their checkpoints to folders of their
         own, `stage-1` … in `args.output_dir`, and, where checkpoints are saved at all, what a stage ended with to
         `stage-1/end` …, from which `resume_from_checkpoint=True` goes on with the stage that was cut off.
         """
         if isinstance(self.model, PonderPreTrainedModel) and self.args.save_strategy != "no":
             self.model.check_readable()  # or its first checkpoint would end the training
+        wrapper = _wrapper_in(self.model)
         if not self.all_stages:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with self._keeping_last(None if wrapper is None else wrapper.freezing_stage):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         if resume_from_checkpoint not in (None, False, True):
             raise ArgumentError(
                 "resume_from_checkpoint",
@@ -143,7 +151,8 @@ class PonderTrainer(Trainer):
                 remedy="Pass True, and the folder of the stages as output_dir.",
             )
         model: Any = self.model
-        stages, folder = model.recipe.stages, self.args.output_dir or ""
+        stages = model.ponder.stages or (Stage(model.ponder.objective),)
+        folder = self.args.output_dir or ""
         model.ponder.check_stages("leave all_stages out")
         model.ponder.thaw_stage()
         before = {parameter: parameter.requires_grad for parameter in model.parameters()}
@@ -165,7 +174,8 @@ class PonderTrainer(Trainer):
                 self._seen[True].taken()  # what the stage before saw after its last log
                 # As in `ponder.fit`: until the exits are trained, they say nothing of an epoch.
                 self._at_full_depth = stage is not stages[-1] and stage.train == "all"
-                found = super().train(checkpoint, *args, **kwargs)
+                with self._keeping_last(stage):
+                    found = super().train(checkpoint, *args, **kwargs)
                 checkpoint = None
                 model.finish_stage(stage)
                 if self.args.output_dir != folders[-1] and self.args.save_strategy != "no":
@@ -178,6 +188,29 @@ class PonderTrainer(Trainer):
                 parameter.requires_grad_(trained)
             model.ponder.forget_frozen()
         return found
+
+    @contextmanager
+    def _keeping_last(self, stage: Stage | None) -> Iterator[None]:
+        """Train to the end and keep the last weights, for the length of a block, where no evaluation tells them apart.
+
+        Args:
+            stage: The stage that is trained; None where none freezes anything.
+        """
+        wrapper = _wrapper_in(self.model)
+        if wrapper is None or stage is None or tells_epochs_apart(wrapper.policy, stage, wrapper.num_steps):
+            yield
+            return
+        best = self.args.load_best_model_at_end
+        stopping = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        for callback in stopping:
+            self.remove_callback(callback)
+        self.args.load_best_model_at_end = False
+        try:
+            yield
+        finally:
+            self.args.load_best_model_at_end = best
+            for callback in stopping:
+                self.add_callback(callback)
 
     def _left_off(self, folders: list[str]) -> tuple[int, str | None]:
         """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any.
@@ -236,6 +269,8 @@ class PonderTrainer(Trainer):
                 loss = of_joined(loss, _count_labelled(wrapper, inputs), num_items_in_batch, parts)
             if wrapper is not None and outputs.get("exit_step") is not None:
                 seen = _measured(wrapper, outputs, _labels_of(inputs))
+                if not model.training and self._by_rows:
+                    seen |= _shares(loss, _count_labelled(wrapper, inputs), len(seen["exit_step"]))
                 # Of all processes, as Trainer gathers losses, without the rows that fill the last batch up.
                 self._seen[model.training].add(seen if model.training else self.accelerator.gather_for_metrics(seen))
         return (loss, outputs) if return_outputs else loss
@@ -262,8 +297,12 @@ class PonderTrainer(Trainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        exits = {f"{metric_key_prefix}_{name}": mean for name, mean in self._seen[False].taken().items()}
-        return output._replace(metrics={**(output.metrics or {}), **exits})
+        seen = self._seen[False].taken()
+        loss, labelled = seen.pop("loss", 0.0), seen.pop("labelled", 0.0)
+        if labelled:  # Trainer weighs batches by all of their rows
+            seen["loss"] = loss / labelled
+        told = {f"{metric_key_prefix}_{name}": mean for name, mean in seen.items()}
+        return output._replace(metrics={**(output.metrics or {}), **told})
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """A batch of an evaluation, whose rows are told by their place in the data: sampled exits depend on the row."""
@@ -291,7 +330,7 @@ class PonderTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of `args.optim` on the trainable parameters.
 
-        Weight decay (`args.weight_decay`) spares biases and normalisation layers, as in `Trainer`.
+        Weight decay (`args.weight_decay`) spares biases and normalisation layers, as in `Trainer`, and learned priors.
         """
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
@@ -305,7 +344,9 @@ class PonderTrainer(Trainer):
     def _split(self, groups: list[dict[str, Any]], model: torch.nn.Module) -> list[dict[str, Any]]:
         """Each group in two: what decays, and what does not."""
         decayed = set(self.get_decay_parameter_names(model))
-        decays = {id(parameter) for name, parameter in model.named_parameters() if name in decayed}
+        priors = (module for module in model.modules() if isinstance(module, PriorWeights))
+        spared = {id(weight) for prior in priors for weight in prior.parameters()}
+        decays = {id(weight) for name, weight in model.named_parameters() if name in decayed} - spared
         parts = [
             {
                 **group,
@@ -370,6 +411,12 @@ def _count_labelled(wrapper: PonderWrapper, inputs: Any) -> Tensor:
     if labels is None:
         return torch.tensor(0)
     return count_labelled(task, Span.within(labels, inputs["input_ids"].shape[1]) if isinstance(task, Span) else labels)
+
+
+def _shares(loss: Tensor, labelled: Tensor, rows: int) -> dict[str, Tensor]:
+    """What each row adds to the loss of the labelled rows, and to their number, `(rows,)` each."""
+    share = labelled.to(loss.device) / max(rows, 1)
+    return {"loss": (loss.detach().float() * share).repeat(rows), "labelled": share.repeat(rows)}
 
 
 def _measured(wrapper: PonderWrapper, outputs: Any, labels: Tensor | None) -> dict[str, Tensor]:

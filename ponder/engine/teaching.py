@@ -13,10 +13,11 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.callables import modules_of
 from ponder.parts.tasks import Task
 from ponder.parts.tasks.named import kind_of
 
-__all__ = ["FrozenTeacher", "check_no_shared_weights", "check_same_task", "frozen_copy"]
+__all__ = ["FrozenTeacher", "behind", "check_no_shared_weights", "check_same_task", "frozen_copy"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,6 +47,20 @@ def check_no_shared_weights(student: nn.Module, teacher: object) -> None:
         )
 
 
+def behind(teacher: Callable[..., Any], student: nn.Module) -> nn.Module | None:
+    """The module that is called, or, together, those that a function or another callable uses; None without any.
+
+    Args:
+        teacher: What answers as a teacher.
+        student: The model that learns from it, whose own modules are left out.
+    """
+    if isinstance(teacher, nn.Module):
+        return teacher
+    own = {id(weight) for weight in student.parameters()}
+    found = [each for each in modules_of(teacher) if all(id(weight) not in own for weight in each.parameters())]
+    return nn.ModuleList(found) if found else None
+
+
 def check_same_task(student: Task | None, teacher: Task | None) -> None:
     """Refuse a teacher whose outputs mean something else than the student's, whatever their shape.
 
@@ -70,7 +85,7 @@ class FrozenTeacher:
 
     Args:
         answer: (inputs, **context) → outputs `(batch, …)`; called without gradients.
-        module: The module behind it, kept in evaluation mode and on the device of the student; None for a function.
+        module: The module behind it, kept in evaluation mode and on the device of the student; None for none.
         marked: Whether `answer` takes `ponder.Shared` values of the context with their mark, as a wrapped model does.
         numbers: Whether its answers are numbers, all of which have to be finite, and no logits.
     """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ponder._utils.validation import check_type
+from ponder.distributions import StepDistribution
 from ponder.objectives.base import Objective, Unrolled, check_same_steps, registry
 from ponder.objectives.progress import Progress
 from ponder.parts.tasks import Task
@@ -65,6 +66,10 @@ class Alternating(Objective):
     def check_task(self, task: Task) -> None:
         self.even.check_task(task)
         self.odd.check_task(task)
+
+    def check_prior(self, prior: StepDistribution) -> None:
+        self.even.check_prior(prior)
+        self.odd.check_prior(prior)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         assert unrolled.progress is not None  # `check_batch` saw to it

@@ -177,6 +177,9 @@ class Objective(Plugin, ABC):
     def check_task(self, task: Task) -> None:
         """Raise where the task's answers are none that the objective can teach; called when the model is built."""
 
+    def check_prior(self, prior: StepDistribution) -> None:
+        """Raise where the objective cannot be minimised under a model's prior; called when the model is built."""
+
     def check_batch(self, unrolled: Unrolled) -> None:
         """Raise where a training batch lacks what the objective needs; called once a batch."""
         for need, there, remedy in (
@@ -319,6 +322,10 @@ class Weighted(Objective):
     def check_task(self, task: Task) -> None:
         for objective in self.objectives:
             objective.check_task(task)
+
+    def check_prior(self, prior: StepDistribution) -> None:
+        for objective in self.objectives:
+            objective.check_prior(prior)
 
     @property
     def truncatable(self) -> bool:  # type: ignore[override]

@@ -68,6 +68,19 @@ class Ponder(Objective):
         divergence = kl_divergence(posterior, prior) if forward else kl_divergence(prior, posterior)
         return fit + self.beta * divergence
 
+    def check_prior(self, prior: StepDistribution) -> None:
+        log_pmf = prior.log_pmf.detach()
+        if not self.beta or self.kl != _KL[0] or log_pmf.is_meta or not bool(log_pmf.isneginf().any()):
+            return
+        excluded = (log_pmf.isneginf().nonzero()[:, -1] + 1).unique().tolist()
+        raise ArgumentError(
+            "prior",
+            expected=f"some mass at every step for {self!r}: every hazard leaves some, so that KL(posterior ‖ prior) "
+            "is infinite, and so are the loss and its gradient",
+            got=f"none at steps {excluded}",
+            remedy="Give them a little, 1e-3 say; and to exit from step 3 on, use a policy.after(3).",
+        )
+
     def optimum(self, losses: Tensor, prior: StepDistribution) -> StepDistribution:
         """The halting distribution that minimises the objective for given losses: p*(n) ∝ p(n) exp(−ℓ_n / β).
 

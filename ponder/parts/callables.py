@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FunctionModule", "as_module"]
+__all__ = ["FunctionModule", "as_module", "modules_of"]
 
 
 class FunctionModule(nn.Module):
@@ -32,7 +32,7 @@ class FunctionModule(nn.Module):
         super().__init__()
         self.fn = fn
         if not _borrows(fn):
-            self.held = nn.ModuleList(dict.fromkeys(_held_by(fn)))
+            self.held = nn.ModuleList(modules_of(fn))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the callable."""
@@ -71,6 +71,17 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
                 kind = "the function" if found.function is not None else "the callable"
                 raise _refusal(argument, f"{kind} {what}", found.value)
     return FunctionModule(fn)
+
+
+def modules_of(fn: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that a callable uses, each once, in the order in which a reader would find them.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> modules_of(lambda inputs: layer(inputs).tanh())
+        [Linear(in_features=2, out_features=2, bias=True)]
+    """
+    return list(dict.fromkeys(_held_by(fn)))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import nn
 from ponder.errors import ArgumentError
 from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import NormPerStep, PerStep
+from ponder.policies import ExitPolicy
 from ponder.recipes.base import Recipe, Stage
 
-__all__ = ["check_heads", "check_made_for", "freeze_for", "mix_weights", "start_heads"]
+__all__ = ["check_heads", "check_made_for", "freeze_for", "mix_weights", "start_heads", "tells_epochs_apart"]
 
 
 def check_made_for(recipe: Recipe, head: nn.Module) -> None:
@@ -104,6 +105,23 @@ def start_heads(stage: Stage, head: nn.Module) -> None:
     """
     if stage.early_heads == "last" and isinstance(head, PerStep):
         head.start_as_last()
+
+
+def tells_epochs_apart(policy: ExitPolicy, stage: Stage, num_steps: int) -> bool:
+    """Whether the score at a policy's exits can change with what a stage trains; else all epochs have the same.
+
+    Args:
+        policy: The policy under which epochs are scored.
+        stage: The stage that is trained.
+        num_steps: N.
+
+    Example:
+        >>> tells_epochs_apart(policies.LastStep(), recipes.get("deebert").stages[1], num_steps=4)
+        False
+    """
+    if stage.train == "lambda_head":
+        return "hazard" in policy.needs
+    return stage.train == "all" or policy.exit_of_all(num_steps) != num_steps
 
 
 def freeze_for(

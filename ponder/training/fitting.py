@@ -25,7 +25,7 @@ from ponder.optim import parameter_groups
 from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
-from ponder.recipes.staging import check_heads, check_made_for
+from ponder.recipes.staging import check_heads, check_made_for, tells_epochs_apart
 from ponder.training.batches import Batch, read_batch
 from ponder.training.measured import Means, measured
 from ponder.training.report import EpochReport, FitReport, StageReport
@@ -129,7 +129,7 @@ def fit(
             got=type(model).__name__,
             remedy="Make one: PonderWrapper.from_recipe(model, 'palbert', num_outputs=2, example=batch).",
         )
-    wrapper.check_trainable()
+    getattr(model, "check_trainable", wrapper.check_trainable)()  # what is around it may know of more that is frozen
     options = _Options(epochs, patience, lr, head_lr, lambda_lr, weight_decay, warmup, schedule, clip, bf16)
     options.check()
     if metric is not None and not callable(metric):
@@ -345,7 +345,7 @@ class _StageRun:
         rates = LambdaLR(optimizer, lambda step: options.share(step, total))
         self.bar.stage(title, total)
         epochs, best = list[EpochReport](), _Best(self.wrapper)
-        chosen = _tells_epochs_apart(self.policy, stage, self.wrapper.num_steps)
+        chosen = tells_epochs_apart(self.policy, stage, self.wrapper.num_steps)
         for epoch in range(1, options.epochs + 1):
             where = f"{title}, epoch {epoch}"
             loss, means = self._epoch(prepared, optimizer, rates, total, where)
@@ -476,13 +476,6 @@ class _StageRun:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
 
 
-def _tells_epochs_apart(policy: ExitPolicy, stage: Stage, num_steps: int) -> bool:
-    """Whether the score at a policy's exits can change with what a stage trains; else all epochs have the same."""
-    if stage.train == "lambda_head":
-        return "hazard" in policy.needs
-    return stage.train == "all" or policy.exit_of_all(num_steps) != num_steps
-
-
 def _check_teachers(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:
     """Refuse, before anything is trained, a stage that learns from a teacher that is not there."""
     attached = wrapper.has_teacher
@@ -520,6 +513,8 @@ def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> Non
     owner: Any = next((module for module in model.modules() if module._modules.get("ponder") is wrapper), wrapper)
     owner.policy = scaled.policy
     wrapper.stages = scaled.stages
+    if hasattr(owner, "note_recipe"):
+        owner.note_recipe(scaled)
 
 
 def _accelerator(trackers: str | Sequence[Any] | None, folder: str | PathLike[str] | None) -> Any:

@@ -140,6 +140,17 @@ def test_a_teacher_runs_without_dropout_and_only_where_it_is_asked() -> None:
     assert calls == [False]
 
 
+def test_what_a_teaching_function_uses_runs_without_dropout_too() -> None:
+    # Trap: the dropout of a teacher that is wrapped in a function was on, and taught noise.
+    model, inputs, labels = model_and_batch(TAUGHT)
+    other = nn.Sequential(nn.Linear(inputs.shape[1], 3), nn.Dropout(0.5)).train()
+    model.attach_teacher(lambda inputs, **context: other(inputs) + 0.0 * model.num_steps)
+    model.train()(inputs, labels=labels)
+    assert not other.training
+    assert model.training
+    assert len(list(copy.deepcopy(model).parameters())) == len(list(model.parameters()))
+
+
 def test_the_teacher_is_neither_a_part_of_the_model_nor_saved(tmp_path) -> None:
     model, inputs, _ = model_and_batch(TAUGHT)
     names, settings = set(model.state_dict()), model.settings()

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+import ponder
 from ponder import objectives, policies, priors, recipes
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderConfig, PonderForSequenceClassification
@@ -355,5 +357,19 @@ def test_an_objective_that_is_assigned_is_saved_or_told(tmp_path: Path) -> None:
 
     model = make_model("bert", recipe="palbert")
     model.ponder.objective = Mine()
-    with pytest.warns(UserWarning, match="objective: .*Mine.* is not saved"):
+    with pytest.warns(UserWarning, match="stages: .*Mine.* is not saved"):
         model.save_pretrained(tmp_path / "four")
+
+
+def test_heads_that_the_recipe_does_not_make_are_refused(tmp_path: Path) -> None:
+    """Trap: their weights have the names of the recipe's, and are read into those."""
+    for name, part in (
+        ("lambda_head", lambda width: ponder.LambdaHead(width, layers=3, history=2, activation="relu")),
+        ("lambda_head", lambda width: ponder.LambdaHead(width, layers=3, history=2, initial="zeros")),
+        ("head", lambda width: nn.Sequential(nn.Tanh(), nn.Linear(width, 2))),
+    ):
+        model = make_model("bert", recipe="palbert")
+        setattr(model.ponder, name, part(model.encoder.config.hidden_size))
+        with pytest.raises(ArgumentError, match="to be read from a folder"):
+            model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

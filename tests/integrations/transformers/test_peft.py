@@ -193,6 +193,9 @@ def test_heads_that_would_never_learn_are_refused(kind: type[Any], tmp_path: Pat
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ArgumentError, match=r"modules_to_save=model\.head_names"):
         PonderTrainer(model=wrapped, args=arguments)
+    if kind is TEXTS:
+        with pytest.raises(ArgumentError, match=r"modules_to_save=model\.head_names"):
+            ponder.fit(wrapped, [{**batch, **given}], epochs=1, progress=False)
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["query"]), model)  # what model.add_adapter calls
     with pytest.raises(ArgumentError, match=r"got a (Lambda )?head that is frozen"):
         model.train()(**batch, **given)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from ponder import StepDistribution, recipes, tasks
+from ponder import StepDistribution, priors, recipes, tasks
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
     PonderForQuestionAnswering,
@@ -854,3 +854,54 @@ def test_a_column_that_the_encoder_reads_and_the_model_does_not_hand_on_is_not_d
     assert (
         PonderTrainer(make_model("bert-of-3"), TrainingArguments(**more), train_dataset=rows).train().global_step == 1
     )
+
+
+def test_a_stage_of_which_exits_tell_nothing_runs_to_its_end(tmp_path: Path) -> None:
+    """Trap: all its evaluations are alike, and the first, the least trained, was the best."""
+    model = make_model("bert-of-3", recipe="deebert", policy=LastStep())
+    often = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    trainer = make_trainer(model, tmp_path, eval_dataset=examples(), num_train_epochs=4, **often)
+    trainer.add_callback(EarlyStoppingCallback(1))
+    trainer.all_stages = True
+    losses = list[float]()
+    trainer.add_callback(Losses(losses))
+    trainer.train()
+    assert len(set(losses[-4:])) == 1, "four evaluations of the second stage, all alike"
+    last = type(model).from_pretrained(max((tmp_path / "stage-2").glob("checkpoint-*"), key=_number))
+    assert not moved(weights_of(last), model)
+    assert trainer.args.load_best_model_at_end
+    assert sum(isinstance(each, EarlyStoppingCallback) for each in trainer.callback_handler.callbacks) == 1
+
+
+class Losses(TrainerCallback):
+    """Keeps what evaluations give."""
+
+    def __init__(self, kept: list[float]) -> None:
+        self.kept = kept
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.kept.append(metrics["eval_loss"])
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def test_the_loss_of_an_evaluation_is_the_mean_over_labelled_rows(tmp_path: Path) -> None:
+    """Trap: batches were weighed by all of their rows, and rows without a label count 0."""
+    some = [{**row, "labels": -100 if n < 13 else row["labels"]} for n, row in enumerate(examples())]
+    found = []
+    for size in (3, 8, 24):
+        trainer = make_trainer(make_model("bert-of-3"), tmp_path, eval_dataset=some, per_device_eval_batch_size=size)
+        found.append(trainer.evaluate()["eval_loss"])
+    with torch.no_grad():
+        expected = make_model("bert-of-3").eval()(**Collator()(some[13:])).loss.item()
+    assert found == pytest.approx([expected] * 3, rel=1e-5)
+
+
+def test_a_learned_prior_does_not_decay(tmp_path: Path) -> None:
+    model = make_model("bert-of-3", recipe="palbert")
+    model.prior = priors.Learned(model.ponder.num_steps)
+    groups = make_trainer(model, tmp_path, weight_decay=0.1).create_optimizer().param_groups
+    logits = next(model.ponder.prior_weights.parameters())
+    assert [group["weight_decay"] for group in groups if any(each is logits for each in group["params"])] == [0.0]

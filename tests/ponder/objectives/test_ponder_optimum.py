@@ -10,6 +10,9 @@ from ponder import StepDistribution, objectives, priors
 from ponder.errors import ArgumentError
 from ponder.objectives import Ponder, Unrolled
 from ponder.parts.tasks import as_task
+from tests.ponder.checks import refused
+
+LATE = priors.Categorical((0.0, 0.5, 0.5))
 
 
 def value(objective, losses, halting, prior):
@@ -73,3 +76,32 @@ def test_without_a_weight_the_divergence_does_not_count_where_the_prior_excludes
     loss = model.train()(torch.randn(3, 4), labels=torch.tensor([0, 1, 1])).loss
     loss.backward()
     assert loss.isfinite()
+
+
+def test_a_prior_that_excludes_a_step_is_refused_where_it_makes_the_loss_infinite():
+    """Trap: a loss of infinity, gradients of NaN, and a trainer that logs 0."""
+
+    def model(objective, prior=LATE):
+        return ponder.PonderWrapper(
+            torch.nn.Linear(4, 4),
+            3,
+            head=torch.nn.Linear(4, 2),
+            lambda_head=ponder.LambdaHead(4),
+            prior=prior,
+            objective=objective,
+        )
+
+    for objective in (
+        Ponder(0.5),
+        Ponder(0.5) + objectives.FinalStep(),
+        objectives.Alternating(Ponder(0.5), Ponder(0)),
+    ):
+        with refused("prior", "none at steps [1]"):
+            model(objective)
+    kept = model(Ponder(0.5), priors.Geometric(0.1))
+    with refused("prior", "none at steps [1]"):
+        kept.prior = LATE
+    for objective in (Ponder(0.0), Ponder(0.5, kl="prior_posterior")):
+        made = model(objective).train()
+        made(torch.randn(5, 4), labels=torch.tensor([0, 1, 0, 1, 1])).loss.backward()
+        assert all(bool(weight.grad.isfinite().all()) for weight in made.parameters())
