@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -22,8 +22,8 @@ from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.fresh import check_fresh
-from ponder.calibration.reference import ReferenceRisk, differences
-from ponder.parts.recording import check_has_rows
+from ponder.calibration.reference import ReferenceRisk, differences, full_depth
+from ponder.parts.recording import check_evaluated, check_has_rows, check_once
 from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
 from ponder.trajectory import Trajectory
 
@@ -142,7 +142,7 @@ def control_agreement(
 
     Args:
         choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold); its
-            labels are what the reference predicts.
+            labels are what the reference predicts, and are not read where that is the run's own full depth.
         certifying: The same over rows on which nothing was chosen, with ids of their own where rows may repeat:
             ``model.record(rows, first_row=len(choosing))``.
         level: How often answers may differ from the reference's, in (0, 1); not read where a speed-up is given.
@@ -152,19 +152,23 @@ def control_agreement(
             ``"disagreement"``, which a service can audit, and else of ``"disagreement_with_reference"``.
 
     Raises:
-        ArgumentError: A trajectory without labels, a certifying row that is among those that choose, or a number out of
-            range.
+        ArgumentError: A trajectory without labels, of training mode, or in which a row is twice; a certifying row that
+            is among those that choose, or a number out of range.
 
     Example:
         >>> from dataclasses import replace
-        >>> reference = replace(trajectory, labels=trajectory.outputs[:, -1].argmax(-1))  # what full depth answers
-        >>> certifying = replace(reference, row_ids=torch.arange(300, 600))  # in earnest: other rows
-        >>> made = control_agreement(reference, certifying, level=0.02)
+        >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # in earnest: other rows
+        >>> made = control_agreement(trajectory, certifying, level=0.02, own_full_depth=True)
         >>> made.kind, made.mean_exit_step, made.disagreement
         ('confidence', 2.0, 0.0)
     """
+    for name, run in (("choosing", choosing), ("certifying", certifying)):
+        check_has_rows(run, name)
+        check_evaluated(run, name)
+        check_once(run, name)
     check_fresh(certifying, choosing, "certifying")
-    check_has_rows(certifying, "certifying")
+    if own_full_depth:
+        choosing, certifying = (replace(run, labels=full_depth(run)) for run in (choosing, certifying))
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(choosing.num_steps), open_low=True)
     kinds = _candidates(choosing)
@@ -199,7 +203,8 @@ def agreement_curves(
         kind: The kind that was chosen (`AgreementControl.kind`), which comes last where it is none of the four.
 
     Raises:
-        ArgumentError: No rows, a confidence outside (0, 1), or another kind.
+        ArgumentError: No rows, or one that is there twice; a run of training mode; a confidence outside (0, 1), or
+            another kind.
 
     Example:
         >>> curves = agreement_curves(trajectory)
@@ -207,6 +212,8 @@ def agreement_curves(
         ['fixed step', 'confidence', 'margin', 'entropy']
     """
     check_has_rows(trajectory)
+    check_evaluated(trajectory)
+    check_once(trajectory)
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     kinds = _kinds(trajectory)
     if kind is not None and kind not in [each.name for each in kinds]:

@@ -11,7 +11,7 @@ from ponder.calibration.risks import RecordedRisk, losses_by_step
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
 
-__all__ = ["ReferenceRisk", "differences"]
+__all__ = ["ReferenceRisk", "differences", "full_depth"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class ReferenceRisk(RecordedRisk):
                 remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
             )
         task, mask, labels = trajectory.meaning, trajectory.mask, trajectory.labels
-        full_depth = task.predictions(task.without_padding(trajectory.outputs[:, -1], mask))
-        if labels.shape != full_depth.shape:
+        own = full_depth(trajectory)
+        if labels.shape != own.shape:
             raise ArgumentError(
                 "trajectory",
-                expected=f"what the reference predicts as labels, of shape {tuple(full_depth.shape)}",
+                expected=f"what the reference predicts as labels, of shape {tuple(own.shape)}",
                 got=f"shape {tuple(labels.shape)}",
                 remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
             )
@@ -61,3 +61,9 @@ def differences(trajectory: Recording) -> Tensor:
         ArgumentError: The trajectory has no labels.
     """
     return losses_by_step(ReferenceRisk(), trajectory) > 0
+
+
+def full_depth(trajectory: Recording) -> Tensor:
+    """What the run itself answers at full depth, as labels of such a risk, `(batch, …)`."""
+    task = trajectory.meaning
+    return task.predictions(task.without_padding(trajectory.outputs[:, -1], trajectory.mask))

@@ -54,7 +54,7 @@ def fit_temperatures(trajectory: Recording) -> Temperatures:
     labelled = trajectory.meaning.labelled(labels)
     if labelled is not None:
         outputs, labels, row_ids = outputs[labelled], labels[labelled], row_ids[labelled]
-    fitted_on = some_rows(Recording(outputs, None, row_ids))
+    fitted_on = some_rows(Recording(outputs.to(trajectory.outputs.dtype), None, row_ids))  # as precise as they came
     labels = hard_labels(labels)
     of_label = outputs.gather(2, labels[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(2)
     finite = (outputs < torch.inf).all(2) & of_label.isfinite()  # −inf excludes a class, which may not be the label's

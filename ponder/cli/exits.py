@@ -71,6 +71,7 @@ def run(
         **report.to_dict(),
         **measured.to_dict(),
         "speed_up_in_steps": report.speed_up,  # on all certifying texts, of which some are timed
+        "speed_up_asked": options.get("speed_up"),
         "recipe": "exits-deep" if deep else "exits",
         "columns": list(found.columns),
         "empty": found.empty,

@@ -109,6 +109,15 @@ def _at_levels(report: ExitReport) -> list[list[str]]:
     return rows
 
 
+def _how_tested(card: Mapping[str, Any]) -> str:
+    if card.get("speed_up_asked") is not None:
+        return "Its threshold was chosen with the kind; one exact binomial test says what it costs."
+    return (
+        "Exact binomial tests, which begin with the latest exits and end with the first that fails, say which "
+        "thresholds pass; the one with the fewest steps is taken."
+    )
+
+
 def _notes(run: Run) -> list[str]:
     report, card = run.report, run.card
     notes = [
@@ -117,8 +126,7 @@ def _notes(run: Run) -> list[str]:
         f"{report.fitted} texts taught the early heads to answer as the plain model does (no labels are needed), "
         f"{report.chosen_on} chose the kind of policy, and {report.certified_on} certified it. Everything above was "
         "measured on these last ones.",
-        f"The policy is `{short(report.policy)}`. Its threshold is the last that passed an exact binomial test; tests "
-        "begin with the latest exits and end with the first that fails.",
+        f"The policy is `{short(report.policy)}`. " + _how_tested(card),
         "The promise is about texts that come as these came; of texts that are alike without being equal (one author, "
         "one template) it knows nothing.",
         f"Seconds: the median of pairs of runs in turn, batches of {BATCH} texts of similar length, "

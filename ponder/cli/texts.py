@@ -239,7 +239,11 @@ def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
     try:
         lines = list(dropwhile(_is_blank, reader))
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} is no CSV ({error}).") from error
+        if delimiter != "\t":
+            raise DataError(f"{path}: line {reader.line_num} is no CSV ({error}).") from error
+        lines = _unquoted(path, text)
+    else:
+        lines = _read_by_tabs(path, text, lines) if delimiter == "\t" else lines
     header, *rows = lines or [[""]]
     other = [mark for mark in ";\t" if len(header) == 1 and mark in header[0]]
     if other:
@@ -256,6 +260,31 @@ def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
         if len(row) != len(header):
             raise DataError(f"{path}: row {place} has more or fewer columns than the header. Quote texts with commas.")
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _unquoted(path: Path, text: str) -> list[list[str]]:
+    """The rows of a table with tabs in which a quotation mark is a part of the text, as in those of GLUE."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    try:
+        return list(dropwhile(_is_blank, reader))
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num} is no row of a table ({error}).") from error
+
+
+def _read_by_tabs(path: Path, text: str, lines: list[list[str]]) -> list[list[str]]:
+    """Rows of a table with tabs, of which some quote their texts and some do not.
+
+    Args:
+        path: The file.
+        text: All of it.
+        lines: Its rows, with quotation marks around cells.
+    """
+    if not any("\n" in cell or "\r" in cell for row in lines for cell in row):
+        return lines
+    plain = _unquoted(path, text)
+    columns = {len(row) for row in plain if row}
+    # Where every line is a row of several columns, two marks stand at ends of cells by chance, and are parts of texts.
+    return plain if len(columns) == 1 and columns != {1} else lines
 
 
 def _is_blank(row: Sequence[str]) -> bool:

@@ -71,14 +71,23 @@ def warn_of_certified_part(policy: ExitPolicy) -> None:
         )
 
 
-def warn_of_foreign_certificate(policy: ExitPolicy, model: _Certified) -> None:
-    """Warn where a policy that a run is given was certified for other weights than the model has."""
-    known = {each.weights for each in certificates(policy)} - {None}
-    if known and known != {digest := model.weights_digest()} and digest is not None:
+def warn_of_foreign_certificate(policy: ExitPolicy, model: _Certified, told: set[frozenset[str]]) -> None:
+    """Warn where a policy that a run is given was certified for other weights than the model has.
+
+    Args:
+        policy: The policy.
+        model: The model, all of whose weights are read where a certificate names others than before.
+        told: The weights of which this was asked before, to which those of this policy are added.
+    """
+    known = frozenset(each.weights for each in certificates(policy) if each.weights is not None)
+    if not known or known in told:
+        return
+    told.add(known)
+    if known != {digest := model.weights_digest()} and digest is not None:
         warnings.warn(
             "The policy of this run was certified for other weights than those of the model: it promises nothing here. "
             "Record calibration data on this model and certify it; or pass policy.policy, the policy inside.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from ponder._utils.trees import Tree, check_rows, first_tensor
 from ponder._utils.validation import check_int, check_type
 from ponder._utils.weights import digest_of_weights
-from ponder.engine.certificates import certified_now, warn_of_certified_part, warn_of_other_weights
+from ponder.engine.certificates import (
+    certified_now,
+    warn_of_certified_part,
+    warn_of_foreign_certificate,
+    warn_of_other_weights,
+)
 from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
@@ -165,6 +170,21 @@ class EarlyExitModel(nn.Module):
         check_type("policy", policy, ExitPolicy)
         policy.check(replace(self.spec, num_steps=self.depth(num_steps)))
         return policy
+
+    def given(self, policy: ExitPolicy | None, num_steps: int | None = None, *, once: bool = False) -> ExitPolicy:
+        """The policy of a run that may name one, as `checked`, with a warning where its certificate is for others.
+
+        Args:
+            policy: The policy; the model's own where None.
+            num_steps: How many steps there are.
+            once: Whether to ask once alone for a certificate's weights, as in a call of one batch: all those of the
+                model are read for that.
+        """
+        checked = self.checked(policy, num_steps)
+        if policy is not None and not torch.compiler.is_compiling():
+            told: set[frozenset[str]] = vars(self).setdefault("_told_of_weights", set()) if once else set()
+            warn_of_foreign_certificate(policy, self, told)
+        return checked
 
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ponder._utils.certificates import json_digest
 from ponder._utils.validation import check_type
 from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.calibration import RiskControl, control_risk
@@ -43,6 +41,7 @@ def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None
         row_ids=torch.arange(first_row, first_row + len(record)),
         labels=None if labels is None else torch.as_tensor(np.asarray(labels)),
         task=None if task in (None, Unnamed.name) else task,
+        weights=record.weights,  # of the files: no model in PyTorch has these
     )
 
 
@@ -111,7 +110,6 @@ def certify(
     labels = task.predictions(full).long()
     labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
     trajectory = to_trajectory(model.record(examples, batch_size=batch_size), task=own.task, labels=labels)
-    trajectory = replace(trajectory, weights=json_digest(own.digests))  # of the files: no model in PyTorch has these
     return control_risk(
         trajectory,
         policies,

@@ -55,6 +55,7 @@ class Record:
     Args:
         outputs: Outputs of every step, `(rows, steps, …)`.
         hazard_logits: Hazard logits of every step, `(rows, steps)`; None without a Lambda head.
+        weights: Digest of the files that gave them, by which certificates are known; None where it is not known.
 
     Example:
         >>> record = OnnxModel(folder).record(inputs.numpy())
@@ -64,6 +65,7 @@ class Record:
 
     outputs: Array
     hazard_logits: Array | None
+    weights: str | None = None
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -195,7 +197,9 @@ class OnnxModel:
                     outputs[chunk.positions, step - 1] = running.output()
                     if self._graphs.lambda_head is not None:
                         hazards[chunk.positions, step - 1] = running.hazard_logit()
-        return Record(outputs, None if self._graphs.lambda_head is None else hazards)
+        return Record(
+            outputs, None if self._graphs.lambda_head is None else hazards, json_digest(self.manifest.digests)
+        )
 
     def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
         """Outputs and exit steps of a batch: the loop of `ponder.engine.loop`, in numpy."""

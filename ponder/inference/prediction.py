@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int
-from ponder.engine.certificates import warn_of_foreign_certificate
 from ponder.engine.loop import Exits
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError
@@ -108,9 +107,7 @@ def predict(
     check_model(model)
     check_int("first_row", first_row, 0)
     num_steps = model.depth(num_steps)
-    passed, policy, padding = policy is not None, model.checked(policy, num_steps), model.padding
-    if passed:
-        warn_of_foreign_certificate(policy, model)
+    policy, padding = model.given(policy, num_steps), model.padding
     if "context" in policy.needs and policy_context is None:
         raise ArgumentError(
             "policy_context",

@@ -16,7 +16,15 @@ from ponder.parts.tasks import Custom, Task, infer_task, task_named
 from ponder.parts.tasks.base import IGNORED_LABEL
 from ponder.parts.tasks.classification import Unnamed
 
-__all__ = ["Recording", "check_evaluated", "check_has_rows", "check_once", "equal_rows", "same_record"]
+__all__ = [
+    "Recording",
+    "check_evaluated",
+    "check_has_rows",
+    "check_once",
+    "coarse_rounding",
+    "equal_rows",
+    "same_record",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,25 +203,40 @@ def check_once(recording: Recording, argument: str = "trajectory") -> None:
         )
 
 
-def same_record(one: Recording, rows: Tensor, other: Recording, twins: Tensor) -> Tensor:
-    """Whether what was recorded of rows is what was recorded of others, `(rows,)` bool."""
+def same_record(one: Recording, rows: Tensor, other: Recording, twins: Tensor, rounding: float = 0.0) -> Tensor:
+    """Whether what was recorded of rows is what was recorded of others, `(rows,)` bool; rounding as in `equal_rows`."""
     seen, known = one.outputs, other.outputs
     if one.meaning.per_position and seen.dim() == known.dim() == 4:
         length = min(seen.shape[2], known.shape[2])  # each is as wide as its own longest row
         seen, known = seen[:, :, :length], known[:, :, :length]
-    equal = equal_rows(seen[rows], known[twins])
+    equal = equal_rows(seen[rows], known[twins], rounding)
     if one.mask is not None and other.mask is not None:
         equal &= one.mask[rows].sum(1) == other.mask[twins].sum(1)
     if one.labels is not None and other.labels is not None and one.labels.shape[1:] == other.labels.shape[1:]:
         labels, known_labels = (each.double().unsqueeze(1) for each in (one.labels[rows], other.labels[twins]))
         equal &= torch.isclose(labels, known_labels, rtol=0, atol=0, equal_nan=True).flatten(1).all(1)
     if one.hazard_logits is not None and other.hazard_logits is not None:
-        equal &= equal_rows(one.hazard_logits[rows], other.hazard_logits[twins])
+        equal &= equal_rows(one.hazard_logits[rows], other.hazard_logits[twins], rounding)
     return equal
 
 
-def equal_rows(a: Tensor, b: Tensor) -> Tensor:
-    """Whether rows of numbers are the same but for rounding, `(rows,)` bool."""
-    return (
-        torch.isclose(at_least_float32(a), at_least_float32(b), rtol=1e-4, atol=1e-5, equal_nan=True).flatten(1).all(1)
-    )
+def equal_rows(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
+    """Whether rows of numbers are the same but for the rounding of float32, or a coarser one, `(rows,)` bool.
+
+    Args:
+        a: Numbers, `(rows, …)`.
+        b: Others of the same shape.
+        rounding: By how much numbers may differ, relative to the largest of their row; 0 for that of float32.
+    """
+    a, b = at_least_float32(a), at_least_float32(b)
+    if not rounding:
+        return torch.isclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True).flatten(1).all(1)
+    a, b = a.flatten(1), b.flatten(1)
+    size = a.abs().nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True).clamp(min=1e-5)
+    return torch.isclose(a / size, b / size, rtol=0.0, atol=rounding, equal_nan=True).all(1)
+
+
+def coarse_rounding(*tensors: Tensor) -> float:
+    """By how much numbers may differ that were recorded twice, where some are in half precision; 0 where none are."""
+    steps = [torch.finfo(each.dtype).eps for each in tensors if each.is_floating_point()]
+    return 4.0 * max(steps, default=0.0) if max(steps, default=0.0) > 1e-5 else 0.0

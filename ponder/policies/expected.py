@@ -54,7 +54,7 @@ class Expected(ExitPolicy):
     edges: tuple[tuple[float, ...], ...]
     rewards: tuple[tuple[float, ...], ...]
     transitions: tuple[tuple[tuple[float, ...], ...], ...]
-    fitted_on: tuple[tuple[int, float], ...] = field(default=(), compare=False)
+    fitted_on: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
     needs = frozenset({"output"})
     tunable = Threshold("price", "at_most")
 

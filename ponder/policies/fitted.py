@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, coarse_rounding
 from ponder.parts.tasks.base import fits_positions
 from ponder.policies.base import ExitPolicy
 
@@ -21,11 +21,12 @@ _ROUNDING = 1e-6  # by which the sum of a row may differ where it is recorded ag
 _APART = 10.0 * _ROUNDING  # by how much it has to differ from those of all other rows
 
 
-def some_rows(trajectory: Recording) -> tuple[tuple[int, float], ...]:
+def some_rows(trajectory: Recording) -> tuple[tuple[float, ...], ...]:
     """At most 64 rows, evenly spread, each as its id and a weighted sum of its record, by which to know it again.
 
-    Rows of which another has nearly the same sum tell nothing, and are not among them. Where that is so of every row,
-    all are kept as one, by their ids and sums.
+    In half precision there is a third number: by how much the sum may differ where the row is recorded again. Rows of
+    which another has nearly the same sum tell nothing, and are not among them. Where that is so of every row, all are
+    kept as one, by their ids and sums.
     """
     sums, sizes = (of_steps[:, -1] for of_steps in _sums(trajectory, steps=[0, -1]))
     ordered, order = sums.sort()
@@ -36,7 +37,9 @@ def some_rows(trajectory: Recording) -> tuple[tuple[int, float], ...]:
     if not len(places):
         return ((_ALL, float(_by_id(trajectory) @ sums)),)
     places = places[:: max(1, -(-len(places) // _KEPT))]
-    return tuple(zip(trajectory.row_ids.cpu()[places].tolist(), sums[places].tolist(), strict=True))
+    rounding = coarse_rounding(trajectory.outputs)
+    kept = zip(trajectory.row_ids.cpu()[places].tolist(), sums[places].tolist(), strict=True)
+    return tuple((*row, rounding) if rounding else row for row in kept)
 
 
 def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argument: str = "trajectory") -> None:
@@ -60,21 +63,24 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
         ponder.errors.ArgumentError: trajectory: expected rows on which the policy was not fitted: ...
     """
     for kept in {kept for policy in policies for kept in _fitted_on(policy) if kept}:
-        ids = torch.tensor([key for key, _ in kept])
+        ids = torch.tensor([int(key) for key, *_ in kept])
         if ids.tolist() == [_ALL]:
             sums, sizes = (_by_id(trajectory) @ each for each in _sums(trajectory))
             if bool(((sums - kept[0][1]).abs() <= _ROUNDING * sizes.abs()).any()):
                 raise _fitted_there(argument, "all of its rows, of which none differs from all others")
             continue
-        fitted = torch.tensor([of_row for _, of_row in kept], dtype=torch.float64)
+        fitted = torch.tensor([of_row for _, of_row, *_ in kept], dtype=torch.float64)
         known = trajectory.row_ids.cpu()
         rows = torch.isin(known, ids).nonzero().flatten()
         sums, sizes = (each[:, None] for each in _sums(trajectory, rows))  # the policy may have seen fewer steps
-        alike = ((sums - fitted[:, None]).abs() <= _ROUNDING * sizes).any(2)
-        same = (known[rows, None] == ids) & alike
-        many = int(same.any(0).sum())
-        if many > (1 if len(kept) > _FEW else 0):
-            raise _fitted_there(argument, f"{many} of the {len(kept)} of its rows that it keeps")
+        twins = known[rows, None] == ids
+        apart = ((sums - fitted[:, None]).abs() / sizes.clamp(min=1e-12)).amin(2)
+        many = int((twins & (apart <= _ROUNDING)).any(0).sum())
+        rounding = max(coarse_rounding(trajectory.outputs), *(row[2] if len(row) > 2 else 0.0 for row in kept))
+        near = int((twins & (apart <= rounding)).any(0).sum()) if rounding else 0
+        by_chance = 1 if len(kept) > _FEW else 0
+        if many > by_chance or near > max(by_chance, int(twins.any(0).sum()) / 2):  # others are near, but not most
+            raise _fitted_there(argument, f"{max(many, near)} of the {len(kept)} of its rows that it keeps")
 
 
 def _fitted_there(argument: str, rows: str) -> ArgumentError:
@@ -92,7 +98,7 @@ def _by_id(trajectory: Recording) -> Tensor:
     return 1.0 + (trajectory.row_ids.cpu().double() * 0.6180339887498949).frac()
 
 
-def _fitted_on(policy: ExitPolicy) -> Iterator[tuple[tuple[int, float], ...]]:
+def _fitted_on(policy: ExitPolicy) -> Iterator[tuple[tuple[float, ...], ...]]:
     """What a policy and those within it were fitted on."""
     yield getattr(policy, "fitted_on", ())
     for part in policy.parts():

@@ -166,7 +166,7 @@ class Gate(ThresholdPolicy):
     floor: int = 1
     target: str = "gain"
     delta: float = 0.0
-    fitted_on: tuple[tuple[int, float], ...] = field(default=(), repr=False, compare=False)
+    fitted_on: tuple[tuple[float, ...], ...] = field(default=(), repr=False, compare=False)
     tunable = Threshold("threshold", "below")
 
     def __post_init__(self) -> None:

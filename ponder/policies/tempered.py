@@ -32,9 +32,9 @@ class Temperatures(tuple[float, ...]):
         ((1.5, 2.0), ((0, 0.25),))
     """
 
-    fitted_on: tuple[tuple[int, float], ...]
+    fitted_on: tuple[tuple[float, ...], ...]
 
-    def __new__(cls, values: Iterable[float], fitted_on: tuple[tuple[int, float], ...] = ()) -> Self:
+    def __new__(cls, values: Iterable[float], fitted_on: tuple[tuple[float, ...], ...] = ()) -> Self:
         made = super().__new__(cls, values)
         made.fitted_on = fitted_on
         return made
@@ -71,9 +71,9 @@ class Tempered(PolicyWrapper):
             check_real("temperatures", temperature, open_low=True, remedy=_REMEDY)
 
     @property
-    def fitted_on(self) -> tuple[tuple[int, float], ...]:
+    def fitted_on(self) -> tuple[tuple[float, ...], ...]:
         """Some of the rows on which the temperatures were fitted, as `Gate` has them."""
-        kept: tuple[tuple[int, float], ...] = getattr(self.temperatures, "fitted_on", ())
+        kept: tuple[tuple[float, ...], ...] = getattr(self.temperatures, "fitted_on", ())
         return kept
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ponder._utils.validation import check_choice, check_int
-from ponder.engine.certificates import warn_of_foreign_certificate
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batching import BatchLimits
@@ -96,9 +95,7 @@ class StreamEngine:
         limits = BatchLimits.checked("max_batch", max_batch, max_tokens, model.padding)
         device = next((parameter.device for parameter in model.parameters()), None)
         self._num_steps = model.depth(num_steps)
-        self._model, self._policy, self._clock = model, model.checked(policy, self._num_steps), clock
-        if policy is not None:
-            warn_of_foreign_certificate(policy, model)
+        self._model, self._policy, self._clock = model, model.given(policy, self._num_steps), clock
         self._reads = "context" in self._policy.needs
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._metrics, self._queue, stepper = (
@@ -151,7 +148,8 @@ class StreamEngine:
             PonderError: The engine is closed, its thread has ended with an error (`failure`), or it runs in the process
                 from which this one was forked.
         """
-        now, policy = self._clock(), self._policy if policy is None else self._model.checked(policy, self._num_steps)
+        now = self._clock()
+        policy = self._policy if policy is None else self._model.given(policy, self._num_steps, once=True)
         reads = self._reads if policy is self._policy else "context" in policy.needs
         given = _for_policy(policy, policy_context) if reads else {}
         due = None if deadline is None else now + seconds_of(deadline)

@@ -727,3 +727,37 @@ def test_a_reference_predicts_one_answer_for_each_row() -> None:
     for labels in (answers[:, None], trajectory.outputs[:, -1]):
         with refused("trajectory", "what the reference predicts"):
             differences(replace(trajectory, labels=labels))
+
+
+def wrong_now_and_then(rows: int, seed: int) -> ponder.Trajectory:
+    """Three steps, each of which is wrong on 3% of the rows, and never on the same; labels are right."""
+    generator = torch.Generator().manual_seed(seed)
+    labels, draw = torch.randint(2, (rows,), generator=generator), torch.rand(rows, generator=generator)
+    wrong = torch.stack([(draw >= 0.03 * step) & (draw < 0.03 * (step + 1)) for step in range(3)], 1)
+    answers = torch.where(wrong, 1 - labels[:, None], labels[:, None])
+    outputs = 4.0 * torch.nn.functional.one_hot(answers, 2).float()
+    ids = torch.arange(rows) + 10_000 * seed
+    return ponder.Trajectory(outputs, None, ids, labels=labels, task="classification")
+
+
+def test_agreement_with_ones_own_full_depth_does_not_read_labels() -> None:
+    """Trap: right labels instead of what full depth answers, and a certificate of accuracy called disagreement."""
+    choosing, certifying, fresh = (wrong_now_and_then(rows, seed) for seed, rows in enumerate((1000, 2000, 20000)))
+    made = ponder.calibration.control_agreement(choosing, certifying, level=0.05, own_full_depth=True)
+    assert made.moved == 0.0
+    answers = fresh.replay(made.found.policy).outputs.argmax(-1)
+    assert (answers != fresh.outputs[:, -1].argmax(-1)).double().mean() <= 0.05
+    told = ponder.calibration.control_agreement(choosing, certifying, level=0.05)
+    assert (told.found.policy.risk, told.mean_exit_step) == ("disagreement_with_reference", 1.0)
+
+
+def test_agreement_is_not_told_of_rows_that_count_twice_or_of_dropout() -> None:
+    once, other = wrong_now_and_then(300, 0), wrong_now_and_then(300, 1)
+    twice, dropout = ponder.Trajectory.cat([once, once]), replace(once, training=True)
+    for seen, word in ((twice, "a second time"), (dropout, "training mode")):
+        with refused("trajectory", word):
+            agreement_curves(seen)
+        with refused("choosing", word):
+            ponder.calibration.control_agreement(seen, other, level=0.05)
+        with refused("certifying", word):
+            ponder.calibration.control_agreement(other, seen, level=0.05)

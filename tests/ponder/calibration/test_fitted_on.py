@@ -228,3 +228,29 @@ def test_rows_that_are_all_alike_are_known_again_as_a_whole(fit: Any) -> None:
         check_unfitted(turned, [policy])
     check_unfitted(dataclasses.replace(alike, row_ids=torch.arange(90, 180)), [policy])
     check_unfitted(dataclasses.replace(alike, outputs=answers[kinds.flip(0)]), [policy])
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_rows_in_half_precision_are_known_again(half: torch.dtype) -> None:
+    """Trap: as certain as before, since another precision rounds what tells a row."""
+    fitted_on, other = record(rows=400), record(seed=1, rows=400)
+
+    def rounded(trajectory: ponder.Trajectory) -> ponder.Trajectory:
+        return trajectory.map(lambda each: each.to(half) if each.is_floating_point() else each)
+
+    found = ponder.calibrate(fitted_on, policies.Confidence, at_most_steps=3.0)
+    of_half = ponder.calibrate(rounded(fitted_on), policies.Confidence, at_most_steps=3.0)
+    for made, seen in ((found, rounded(fitted_on)), (of_half, fitted_on), (of_half, rounded(fitted_on))):
+        with refused("test", "the same id and the same record"):
+            made.evaluate(seen)
+    for made in (found, of_half):
+        made.evaluate(other)
+        made.evaluate(rounded(other))
+    for first, again in ((fitted_on, rounded(fitted_on)), (rounded(fitted_on), fitted_on)):
+        gate = policies.ExitPolicy.from_dict(fit_gate(first, "error").to_dict())
+        with refused("trajectory", "not fitted"):
+            check_unfitted(again, [gate])
+        with refused("trajectory", "not fitted"):
+            check_unfitted(part(again, torch.arange(100)), [gate])
+        check_unfitted(other, [gate])
+        check_unfitted(rounded(other), [gate])

@@ -82,6 +82,13 @@ def test_a_run_of_other_weights_is_told_that_its_policy_promises_nothing() -> No
         other.predict(ROWS, policy=policy)
     with pytest.warns(UserWarning, match=foreign):
         ponder.StreamEngine(other, policy).close()
+    with pytest.warns(UserWarning, match=foreign):
+        ponder.monitor.Watched(other, [policy])
+    with pytest.warns(UserWarning, match=foreign):
+        other(ROWS, policy=policy)
+    other(ROWS, policy=policy.after(2))  # was told of these weights
+    with ponder.StreamEngine(copy.deepcopy(model(2))) as engine, pytest.warns(UserWarning, match=foreign):
+        engine.submit(ROWS[0], policy=policy).result()
     change(made)
     with pytest.warns(UserWarning, match=foreign):
         made.predict(ROWS, policy=policy)

@@ -273,6 +273,22 @@ def test_separators_within_a_line_divide_no_text(tmp_path: Path, kind: str) -> N
     assert [row for (row,) in read_texts(tmp_path / "in.csv", labels="label").rows] == ["quoted\nline", *rows]
 
 
+def test_quotation_marks_in_a_table_with_tabs_swallow_no_rows(tmp_path: Path) -> None:
+    """Trap: a text that begins with a mark ran on to the next mark, over rows and their labels."""
+    path = tmp_path / "in.tsv"
+
+    def read(*lines: str, columns: tuple[str, ...] = ("text", "label")) -> list[list[str]]:
+        path.write_text("\n".join(["\t".join(columns), *lines, ""]))
+        return [list(row) for row in read_texts(path, columns=["text"]).rows]
+
+    plain = ['" a great movie\t1', "fine\t0", 'awful "\t1', "ok\t0"]
+    assert read(*plain) == [['" a great movie'], ["fine"], ['awful "'], ["ok"]]
+    assert read(*plain, 'one " more\t1', '"two\t1') == [*read(*plain), ['one " more'], ['"two']]  # no CSV at all
+    quoted = ['"a ""great"" movie"\t1', '"two\nlines"\t0', "plain\t1"]  # what pandas writes
+    assert read(*quoted) == [['a "great" movie'], ["two\nlines"], ["plain"]]
+    assert read('"a, b"', '"c', 'd"', columns=("text",)) == [["a, b"], ["c\nd"]]  # one column is as in CSV
+
+
 def test_predict_writes_over_nothing_that_it_reads(fitted: Path, texts: Path) -> None:
     before = texts.read_bytes()
     for out in (texts, texts.parent / "." / texts.name, fitted / "config.json", texts.parent):

@@ -113,6 +113,18 @@ def test_a_certificate_of_another_model_is_refused(int8: OnnxModel) -> None:
     int8.policy = before
 
 
+def test_a_certificate_from_a_record_knows_its_export_too(int8: OnnxModel) -> None:
+    # Trap: what `ponder export` and users make of `to_trajectory` named no weights, and every export took it.
+    whole = OnnxModel(exported("words").folder, threads=1)
+    record = whole.record(rows(600, 2))
+    found = ponder.control_risk(to_trajectory(record, task="classification"), policies.Confidence, level=0.15)
+    whole.policy = found.policy
+    with pytest.raises(ArgumentError, match="a certificate for other weights"):
+        int8.policy = found.policy
+    with pytest.raises(ArgumentError, match="a certificate for other weights"):
+        exported("words").model.policy = found.policy
+
+
 def test_where_even_full_depth_differs_too_often_nothing_is_promised(int8: OnnxModel) -> None:
     examples = rows(400, 2)
     broken = OnnxModel(int8.folder, threads=1)
