@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -52,6 +53,9 @@ class PonderTransformer(Transformer):
 
     def __init__(self, model_name_or_path: str, **options: Any) -> None:
         super().__init__(model_name_or_path, **options)
+        self._limit_length()
+
+    def _limit_length(self) -> None:
         longest = getattr(self._encoder_config, "max_position_embeddings", None)
         if self.tokenizer is not None and isinstance(longest, int) and longest > 0:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
@@ -82,7 +86,10 @@ class PonderTransformer(Transformer):
             model.config.save_pretrained(folder)
             processor.save_pretrained(folder)
             given = {**(options.pop("model_kwargs", None) or {}), "model": model}
-            return cls(folder, transformer_task=_TASKS[type(model)], model_kwargs=given, **options)
+            made = cls(folder, transformer_task=_TASKS[type(model)], model_kwargs=given, **options)
+        made.processor = copy.deepcopy(processor)  # files do not know all that was set on it, such as truncation_side
+        made._limit_length()
+        return made
 
     def _load_model(self, *args: Any, model: Any = None, **options: Any) -> Any:
         """The model that `of` was given, or else the one in the folder."""

@@ -61,6 +61,13 @@ def with_exits(
             got=type(own).__name__,
             remedy="Assign the policy of one that exits already: model[0].model.policy = ….",
         )
+    if type(own).forward is not Transformer.forward or own._forward_hooks or own._forward_pre_hooks:
+        raise ArgumentError(
+            "model",
+            expected="one whose first module runs as a Transformer does",
+            got=f"a {type(own).__name__} with a forward, or hooks, of its own, which would be lost",
+            remedy="Put what it does into a module of its own behind the first.",
+        )
     exiting = PonderModel.from_encoder(own.auto_model, recipe, readout="tokens", policy=policy)
     exiting.train(False)
     module = PonderTransformer.of(

@@ -24,7 +24,7 @@ from ponder.parts import readouts
 from ponder.parts.padding import Along, Padding, masked
 from ponder.parts.steps import Steps
 
-__all__ = ["Adapter", "AdapterStem", "EncoderAdapter", "LayerStep", "StackAdapter", "registry"]
+__all__ = ["Adapter", "AdapterStem", "EncoderAdapter", "LayerStep", "StackAdapter", "layer_of", "registry"]
 
 
 class Adapter(ABC):
@@ -237,6 +237,12 @@ class LayerStep:
         output = self.layer(hidden, attention_mask, **context)
         after: Tensor = output[0] if isinstance(output, tuple) else output
         return after
+
+
+def layer_of(step: nn.Module) -> int | None:
+    """The identity of the layer that a step of a model runs, where it is a `LayerStep`; else None."""
+    made = getattr(step, "fn", None)
+    return id(made.layer) if isinstance(made, LayerStep) else None
 
 
 class StackAdapter(EncoderAdapter):

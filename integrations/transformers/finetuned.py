@@ -338,7 +338,10 @@ class FinetunedClassifier(nn.Module):
         self.ponder.policy = policy
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assign as PyTorch does, but refuse what is the wrapper's."""
+        """Assign as PyTorch does, but refuse what is the wrapper's, and what is read alone, such as `classifier`."""
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # where it is a module, too
+            return
         check_assigned(self, name)
         super().__setattr__(name, value)
 

@@ -25,7 +25,7 @@ from ponder.engine.certificates import has_stale_certificate, warn_of_stale_cert
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
-from ponder.integrations.transformers.adapter import Adapter, AdapterStem
+from ponder.integrations.transformers.adapter import Adapter, AdapterStem, layer_of
 from ponder.integrations.transformers.arguments import honoured
 from ponder.integrations.transformers.assigned import check_assigned
 from ponder.integrations.transformers.captured import CapturedAdapter, on_meta
@@ -43,11 +43,12 @@ from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.teachers import as_teacher
 from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.objectives import Objective
+from ponder.parts.callables import check_loss
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName, as_task
-from ponder.parts.tasks.custom import LossFunction
+from ponder.parts.tasks.custom import Custom, LossFunction
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 from ponder.recipes import Recipe, Stage
@@ -127,6 +128,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         adapter = self._adapter = adapter or adapter_for(self.encoder, config.num_steps)
         self.main_input_name = adapter.main_input
         self._check_readout(config.readout, adapter)
+        self._readout_name = config.readout
         steps = adapter.steps()
         head, lambda_head = self.make_heads(recipe, steps.num_steps)
         self.ponder = EncoderWrapper(
@@ -362,6 +364,21 @@ class PonderPreTrainedModel(PreTrainedModel):
             may_lack="pooler",
             state=saved,
         )
+        if self.config.readout != self._readout_name:
+            raise ArgumentError(
+                "config.readout",
+                expected=f"{self._readout_name!r}, as the model was built",
+                got=repr(self.config.readout),
+                remedy="Build the model with from_encoder(…, readout=…).",
+            )
+        layers = {id(module) for module in self.encoder.modules()}
+        if gone := [n for n, step in enumerate(self.ponder.steps.fns, 1) if layer_of(step) not in (None, *layers)]:
+            raise ArgumentError(
+                "encoder",
+                expected="the layers that the steps run",
+                got=f"others in the place of those of steps {gone}",
+                remedy="Change layers before from_encoder, which makes the steps of them.",
+            )
         if state_dict is None:
             self._check_heads_readable()
 
@@ -513,7 +530,10 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @task.setter
     def task(self, task: TaskName | LossFunction | Task) -> None:
-        self.ponder.task = as_task(task)
+        meant = as_task(task)
+        if isinstance(meant, Custom) and meant.function is not None:
+            check_loss(meant.function, self)
+        self.ponder.task = meant
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Assign as PyTorch does, but that what is the wrapper's goes there, or is refused."""
@@ -521,6 +541,13 @@ class PonderPreTrainedModel(PreTrainedModel):
             object.__setattr__(self, name, value)  # also where it is a module
             return
         check_assigned(self, name)
+        if name == "encoder" and "ponder" in vars(self).get("_modules", {}) and value is not self.encoder:
+            raise ArgumentError(
+                "encoder",
+                expected="the one that the model was built from, whose layers are its steps",
+                got=f"another {type(value).__name__}, of which nothing would run",
+                remedy="Build the model with from_encoder(encoder, …), or load weights into model.encoder.",
+            )
         super().__setattr__(name, value)
 
     @property

@@ -71,24 +71,29 @@ def warn_of_certified_part(policy: ExitPolicy) -> None:
         )
 
 
-def warn_of_foreign_certificate(policy: ExitPolicy, model: _Certified, told: set[frozenset[str]]) -> None:
+def warn_of_foreign_certificate(
+    policy: ExitPolicy, model: _Certified, told: frozenset[frozenset[str]]
+) -> frozenset[frozenset[str]]:
     """Warn where a policy that a run is given was certified for other weights than the model has.
 
     Args:
         policy: The policy.
         model: The model, all of whose weights are read where a certificate names others than before.
-        told: The weights of which this was asked before, to which those of this policy are added.
+        told: The weights of which this was asked before.
+
+    Returns:
+        These, and those of this policy.
     """
     known = frozenset(each.weights for each in certificates(policy) if each.weights is not None)
     if not known or known in told:
-        return
-    told.add(known)
+        return told
     if known != {digest := model.weights_digest()} and digest is not None:
         warnings.warn(
             "The policy of this run was certified for other weights than those of the model: it promises nothing here. "
             "Record calibration data on this model and certify it; or pass policy.policy, the policy inside.",
             stacklevel=5,
         )
+    return told | {known}
 
 
 def has_stale_certificate(model: _Certified) -> bool:

@@ -29,13 +29,13 @@ from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
 from ponder.errors import ArgumentError
-from ponder.parts.callables import FunctionModule, as_module
+from ponder.parts.callables import FunctionModule, as_module, check_loss
 from ponder.parts.heads import PerStep, as_head, as_lambda_head
-from ponder.parts.padding import REAL, Padding, check_masks, real_positions
+from ponder.parts.padding import REAL, Padding, check_masks, real_positions, unknown_mask
 from ponder.parts.readouts import Readout, ReadoutCall
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import Task, TaskName, as_task, task_named
-from ponder.parts.tasks.custom import LossFunction
+from ponder.parts.tasks.custom import Custom, LossFunction
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.policies.certified import is_certified
 
@@ -65,6 +65,8 @@ class EarlyExitModel(nn.Module):
     certified_for: str | None = None
     """Digest of the weights that the model had when its policy came with a certificate."""
 
+    _told_of_weights: frozenset[frozenset[str]] = frozenset()  # for which the certificates of calls were given
+
     def __init__(
         self,
         steps: Steps | Step | Sequence[Step],
@@ -90,6 +92,8 @@ class EarlyExitModel(nn.Module):
         self.readout = ReadoutCall(readout)
         self.halting_readout = None if halting_readout is None else ReadoutCall(halting_readout)
         self.task = as_task(task)
+        if isinstance(self.task, Custom) and self.task.function is not None:
+            check_loss(self.task.function, self)
         self.check_finite = check_finite
         self.padding = padding
         self._context_names, takes_any = _parameters([self.stem, *self.steps.fns])
@@ -182,8 +186,9 @@ class EarlyExitModel(nn.Module):
         """
         checked = self.checked(policy, num_steps)
         if policy is not None and not torch.compiler.is_compiling():
-            told: set[frozenset[str]] = vars(self).setdefault("_told_of_weights", set()) if once else set()
-            warn_of_foreign_certificate(policy, self, told)
+            told = warn_of_foreign_certificate(policy, self, self._told_of_weights if once else frozenset())
+            if once and told != self._told_of_weights:
+                self._told_of_weights = told
         return checked
 
     def train(self, mode: bool = True) -> Self:
@@ -274,6 +279,8 @@ class EarlyExitModel(nn.Module):
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if step_context is not context:
             self.warn_of_lost_mask(hidden, context, step_context)
+        elif self.padding is None and context and REAL.keys().isdisjoint(context):
+            self._warn_of_unknown_mask(hidden, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
         task, padding = self.task or task_named(None), self.padding
@@ -292,14 +299,29 @@ class EarlyExitModel(nn.Module):
             step_context,
             use_hazard and size > 0,
             lengths=lengths,
-            mask=self.positions(context) if has_positions else None,
+            mask=self.positions(context, step_context) if has_positions else None,
             policy_context=policy_context or {},
         )
         return source, PolicyBatch(_as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
 
-    def positions(self, context: Mapping[str, Any]) -> Tensor | None:
-        """Which positions are no padding, `(batch, length)` bool, by the mask in the context of a call."""
-        return real_positions(context) if self.padding is None else self.padding.positions(context)
+    def positions(self, context: Mapping[str, Any], of_stem: Mapping[str, Any] | None = None) -> Tensor | None:
+        """Which positions are no padding, `(batch, length)` bool.
+
+        Args:
+            context: The context of a call, by whose mask this is known.
+            of_stem: The context that the stem gave, which is asked where that one has no mask.
+        """
+        find = real_positions if self.padding is None else self.padding.positions
+        found = find(context)
+        return find(of_stem) if found is None and of_stem is not None else found
+
+    def positions_of(self, inputs: Tree, context: Mapping[str, Any]) -> Tensor | None:
+        """The same of a call; the stem is run where the mask is its own."""
+        found = self.positions(context)
+        if found is not None or self.stem is None:
+            return found
+        with torch.no_grad():
+            return self.positions(call_stem(self.stem, inputs, context)[1])
 
     def warn_of_lost_mask(self, hidden: Tree, context: Mapping[str, Any], step_context: Mapping[str, Any]) -> None:
         """Warn where padding will be read as real, since the stem hands on a context of its own without the mask.
@@ -322,6 +344,21 @@ class EarlyExitModel(nn.Module):
         warnings.warn(
             f"The stem returns a context without {mask!r}, by which the readout leaves padding out: it takes padding "
             f"for real. Let the stem return (hidden, {{{mask!r}: mask}}).",
+            stacklevel=4,
+        )
+
+    def _warn_of_unknown_mask(self, hidden: Tree, context: Mapping[str, Any]) -> None:
+        """Warn where the readout leaves padding out by a mask, and the mask of this call is called as none it knows."""
+        reads = any(each.leaves_out_padding for each in (self.readout, self.halting_readout) if each is not None)
+        if not reads or torch.compiler.is_compiling() or first_tensor(hidden).dim() < 3:
+            return
+        name = unknown_mask(context, first_tensor(hidden).shape[:2])
+        if name is None or self.readout.names(name) or len(context[name].unique()) == 1:
+            return
+        warnings.warn(
+            f"The readout leaves padding out by a mask called {' or '.join(map(repr, REAL))}, and is given {name!r}, "
+            "which it does not know: it takes padding for real. Rename it, or pass a ponder.Padding with "
+            f"mask={name!r} to the model.",
             stacklevel=4,
         )
 

@@ -221,7 +221,7 @@ class Watched:
                 f"shape {tuple(given.outputs.shape)}",
                 "Give `seen` the outputs themselves, such as logits, neither classes nor those of another model.",
             )
-        mask = self.model.positions(given.context) if self._task.per_position else None
+        mask = self.model.positions_of(given.inputs, given.context) if self._task.per_position else None
         same = self._task.same(
             self._task.predictions(self._task.without_padding(given.outputs, mask)),
             self._task.predictions(self._task.without_padding(full.outputs, mask)),

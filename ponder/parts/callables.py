@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FunctionModule", "as_module", "modules_of"]
+__all__ = ["FunctionModule", "as_module", "check_loss", "modules_of"]
 
 
 class FunctionModule(nn.Module):
@@ -84,6 +84,30 @@ def modules_of(fn: Callable[..., Any]) -> list[nn.Module]:
     return list(dict.fromkeys(_held_by(fn)))
 
 
+def check_loss(function: Callable[..., Any], model: nn.Module) -> None:
+    """Refuse a loss with weights that learn: no optimiser would find them, nor any file.
+
+    Args:
+        function: The loss.
+        model: The model, whose own weights it may use.
+
+    Raises:
+        ArgumentError: It reaches others.
+    """
+    own = {id(weight) for weight in model.parameters()}
+    for found in _reached_from(function):
+        weights = found.value.parameters() if isinstance(found.value, nn.Module) else [found.value]
+        if any(weight.requires_grad and id(weight) not in own for weight in weights):
+            raise ArgumentError(
+                "task",
+                expected="a loss without weights that learn: the model does not own them, so that nothing trains them, "
+                "moves them or saves them",
+                got=f"one that uses a {type(found.value).__name__}",
+                remedy="Let the head give what the loss compares, its weights included; or freeze them: "
+                "loss.requires_grad_(False).",
+            )
+
+
 @dataclass(frozen=True)
 class _Found:
     """A module or a parameter that a callable reaches, and the function by which it does, if any."""
@@ -132,13 +156,23 @@ def _inside(value: Any) -> Iterable[Any]:
         return tuple(value)
     if isinstance(value, type | types.ModuleType | Tensor) or type(value).__module__.partition(".")[0] == "torch":
         return ()
-    return tuple(getattr(value, "__dict__", {}).values())
+    own = tuple(getattr(value, "__dict__", {}).values())
+    kinds = [vars(kind) for kind in type(value).__mro__[:-1]]
+    slots = [name for kind in kinds for name in _names(kind.get("__slots__", ()))]
+    held = (getattr(value, name, None) for name in slots if name not in ("__dict__", "__weakref__"))
+    of_class = (each for kind in kinds for each in kind.values() if isinstance(each, nn.Module | nn.Parameter))
+    return (*own, *held, *of_class)
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _used_by(fn: types.FunctionType) -> Iterator[Any]:
     """What a function closes over, takes as defaults, and names among the globals of its file.
 
-    Of those globals, functions of the same file are followed, since they may use modules in turn.
+    Of those globals, functions of the same file are followed, since they may use modules in turn, and so are objects of
+    classes of that file.
     """
     for cell in fn.__closure__ or ():
         try:
@@ -150,7 +184,9 @@ def _used_by(fn: types.FunctionType) -> Iterator[Any]:
     for name in _global_names(fn.__code__):
         value = fn.__globals__.get(name)
         known = isinstance(value, nn.Module | nn.Parameter | functools.partial | list | tuple | Mapping)
-        if known or (isinstance(value, types.FunctionType) and value.__module__ == fn.__module__):
+        ours = isinstance(value, types.FunctionType) or not isinstance(value, type)
+        of_file = getattr(value if isinstance(value, types.FunctionType) else type(value), "__module__", None)
+        if known or (ours and of_file == fn.__module__):
             yield value
 
 

@@ -266,6 +266,23 @@ def check_masks(context: Mapping[str, Any], padding: Padding | None = None) -> N
                 )
 
 
+def unknown_mask(context: Mapping[str, Any], shape: torch.Size) -> str | None:
+    """The name of what looks like a mask of positions, and is called as none that is known here; None without one.
+
+    Args:
+        context: What a model is called with besides the inputs.
+        shape: Rows and length of the features.
+    """
+    if not REAL.keys().isdisjoint(context):
+        return None
+    for name, value in context.items():
+        if not isinstance(value, Tensor) or value.shape != shape or value.is_floating_point():
+            continue
+        if value.dtype == torch.bool or "mask" in name or "pad" in name:
+            return name
+    return None
+
+
 def real_positions(context: Mapping[str, Any]) -> Tensor | None:
     """Which positions are not padding, `(batch, length)` bool, by the mask of a call's context; None without one."""
     for name, real in REAL.items():

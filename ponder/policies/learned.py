@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ponder._utils.modes import evaluating
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.registry import Registry
 from ponder._utils.trees import Tree
@@ -93,7 +94,8 @@ class Learned(ThresholdPolicy):
         floating = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
         dtype = reduce(torch.promote_types, floating, features.dtype)  # the finer of the two judges
         placed = {name: _placed(tensor.detach(), features.device, dtype) for name, tensor in weights.items()}
-        logits = functional_call(self.scorer, placed, (features.to(dtype),))
+        with evaluating(self.scorer):  # it may be trained between runs
+            logits = functional_call(self.scorer, placed, (features.to(dtype),))
         if not isinstance(logits, Tensor) or logits.numel() != features.shape[0]:
             raise ArgumentError(
                 "scorer",

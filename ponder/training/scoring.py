@@ -92,7 +92,7 @@ class HeldOut:
                 out = model(batch.inputs, policy=policy, row_ids=ids, **batch.context)
                 checked = checked_labels(task, out.outputs, batch.labels)
                 task = task or infer_task(out.outputs, checked)
-                mask = model.positions(batch.context) if task.per_position else None
+                mask = model.positions_of(batch.inputs, batch.context) if task.per_position else None
                 kept = labelled_part(task, out.outputs, checked, mask)
                 outputs.append(kept[0].cpu())
                 labels.append(kept[1].cpu())

@@ -131,6 +131,42 @@ def object_with_a_closure(layer: nn.Module) -> Callable[..., Tensor]:
     return Caller(closure(layer))  # type: ignore[arg-type]
 
 
+class OfTheFile:
+    """An object at the top of a file."""
+
+
+OBJECT = OfTheFile()
+OBJECT.layer = nn.Linear(WIDTH, WIDTH)  # type: ignore[attr-defined]
+
+
+def uses_a_global_object(hidden: Tensor) -> Tensor:
+    return OBJECT.layer(hidden)  # type: ignore[attr-defined]
+
+
+class WithSlots:
+    """What attrs and dataclasses with slots make."""
+
+    __slots__ = ("layer",)
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.layer(hidden)
+
+
+def object_of_a_class_with(layer: nn.Module) -> Callable[..., Tensor]:
+    class Step:
+        """Its layer is that of the class."""
+
+        held = layer
+
+        def __call__(self, hidden: Tensor) -> Tensor:
+            return self.held(hidden)
+
+    return Step()
+
+
 REFUSED: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
     "closure": closure,
     "default": default,
@@ -141,6 +177,7 @@ REFUSED: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
     "global in a container": lambda layer: uses_a_global_container,
     "global in an inner function": inner_function,
     "global by another function": lambda layer: uses_a_function_of_the_file,
+    "global object": lambda layer: uses_a_global_object,
     "global parameter": lambda layer: uses_a_global_parameter,
     "partial of a closure": partial_of_a_closure,
     "object with a closure": object_with_a_closure,
@@ -245,3 +282,35 @@ def test_a_method_of_the_step_may_be_the_stem(tmp_path: Path) -> None:
     twin = ponder.load(ponder.PonderWrapper(other, 3, head=nn.Linear(WIDTH, 2), stem=other.start).eval(), tmp_path)
     assert torch.equal(twin(x).outputs, model(x).outputs)
     assert torch.equal(copy.deepcopy(model)(x).outputs, model(x).outputs)
+
+
+@pytest.mark.parametrize("kind", [WithSlots, object_of_a_class_with])
+def test_modules_that_no_dict_of_an_object_shows_are_the_models(kind: Any) -> None:
+    layer = Noisy()
+    model = build("steps", kind(layer))
+    assert {id(weight) for weight in layer.parameters()} <= {id(weight) for weight in model.parameters()}
+
+
+def test_a_loss_with_weights_that_learn_is_refused() -> None:
+    class Centers(nn.Module):
+        """A loss with a centre for each class."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.centers = nn.Parameter(torch.randn(3, WIDTH))
+
+        def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            return (outputs - self.centers[labels]).square().sum(-1)
+
+    loss, head = Centers(), nn.Linear(WIDTH, WIDTH)
+    for task in (loss, lambda outputs, labels: loss(outputs, labels), ponder.tasks.Custom(loss, classes=False)):
+        with refused("task", "one that uses a Centers"):
+            ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 3, head=head, task=task)
+    ponder.PonderWrapper(
+        nn.Linear(WIDTH, WIDTH),
+        3,
+        head=head,
+        task=lambda outputs, labels: (outputs - head.weight[labels]).abs().sum(-1),
+    )
+    loss.requires_grad_(False)
+    ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 3, head=head, task=loss)

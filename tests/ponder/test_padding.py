@@ -340,3 +340,72 @@ def test_readouts_leave_padding_out_by_a_mask_of_any_name(readout: Any, halting:
         torch.testing.assert_close(torch.stack(streamed), alone.outputs)
     with refused("real", "at least one real position", "none in rows [1]"):
         model(torch.randn(2, 4, 8), real=torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]))
+
+
+def test_a_mask_that_the_stem_makes_itself_is_that_of_policies_too() -> None:
+    """Trap: the usual stem of a dict hands on a mask, and answers at the padding decided when its rows leave."""
+
+    def stem(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return batch["states"], {"attention_mask": batch["mask"]}
+
+    torch.manual_seed(0)
+    step = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
+
+    class Masked(nn.Module):
+        """A step that takes the mask."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = step
+
+        def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+            return 1.5 * self.step(hidden)
+
+    model = ponder.PonderWrapper(
+        Masked(), 6, head=nn.Linear(WIDTH, 3), stem=stem, readout=readouts.identity, task="token_classification"
+    ).eval()
+    states = 3.0 * torch.randn(40, 8, WIDTH)
+    mask = (torch.arange(8) < 3).long().expand(40, 8)
+    narrow, wide = {"states": states[:, :3], "mask": mask[:, :3]}, {"states": states, "mask": mask}
+    for policy in (policies.Patience(1), policies.Confidence(0.4), policies.Converged(2.0, on="features")):
+        expected = model(narrow, policy=policy).exit_step.tolist()
+        assert len(set(expected)) > 1, policy
+        assert model(wide, policy=policy).exit_step.tolist() == expected, policy
+        with ponder.StreamEngine(model, policy, max_batch=8) as engine:
+            rows = [{name: part[row] for name, part in wide.items()} for row in range(40)]
+            assert [future.result().exit_step for future in [engine.submit(row) for row in rows]] == expected, policy
+    assert torch.equal(model.unroll(wide).mask, mask.bool())
+    assert torch.equal(model.positions_of(wide, {}), mask.bool())
+
+
+def test_a_mask_by_a_name_that_the_readout_does_not_know_is_told() -> None:
+    class Step(nn.Module):
+        """A step that honours its mask."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, hidden: Tensor, pad_mask: Tensor) -> Tensor:
+            return self.linear(hidden) * ~pad_mask.unsqueeze(-1)
+
+    states, padded = torch.randn(2, 5, WIDTH), torch.arange(5) >= torch.tensor([[5], [2]])
+    model = ponder.PonderWrapper(Step(), 3, head=nn.Linear(WIDTH, 3), readout=readouts.mean).eval()
+    with pytest.warns(UserWarning, match="given 'pad_mask', which it does not know: it takes padding for real"):
+        model(states, pad_mask=padded)
+    model(states[:1], pad_mask=padded[:1])  # no padding
+    example = {"states": states, "pad_mask": padded}
+    for readout in (None, "mean", "last"):
+        with refused("example", "'pad_mask', which pooling would not read"):
+            ponder.PonderWrapper.from_recipe(
+                Step(), "vanilla", num_outputs=3, example=example, num_steps=3, readout=readout
+            )
+
+    def own(hidden: Tensor, pad_mask: Tensor) -> Tensor:
+        return readouts.mean(hidden, src_key_padding_mask=pad_mask)
+
+    made = ponder.PonderWrapper.from_recipe(
+        Step(), "vanilla", num_outputs=3, example=example, num_steps=3, readout=own
+    ).eval()
+    both, alone = made(states, pad_mask=padded), made(states[1:, :2], pad_mask=padded[1:, :2])
+    torch.testing.assert_close(both.outputs[1:], alone.outputs)

@@ -114,8 +114,8 @@ class Stepper:
         inputs, context = self.reader.batch([request.example for request in requests])
         self.model.check_names(context)
         inputs, context = placed(inputs, context, self._device)
-        mask = self.model.positions(context) if self._has_positions else None
         hidden, step_context, _ = call_stem(self._stem, inputs, context)
+        mask = self.model.positions(context, step_context) if self._has_positions else None
         own = None
         if step_context is not context:  # the stem hands on a context of its own
             self.model.warn_of_lost_mask(hidden, context, step_context)

@@ -248,3 +248,31 @@ def test_sampled_exits_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     ]
     assert told[0] == told[1] == told[2]
     assert len(set(told[0])) > 1
+
+
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_what_was_set_on_the_tokenizer_stays(side: str, tmp_path: Path) -> None:
+    """Trap: a processor that is written and read again knows only what its files know."""
+    model = plain(tmp_path)
+    model.max_seq_length = 5
+    setattr(model[0].tokenizer, side, "left")
+    exiting = with_exits(model)
+    assert np.array_equal(exiting.encode(TEXTS), model.encode(TEXTS))
+    assert exiting[0].tokenizer is not model[0].tokenizer
+    cross = CrossEncoder(modules=[PonderTransformer.of(make_model("bert"), model[0].tokenizer)], device="cpu")
+    assert getattr(cross[0].tokenizer, side) == "left"
+
+
+def test_a_first_module_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    class Own(Transformer):
+        """A module whose states are doubled."""
+
+        def forward(self, features: Any, **options: Any) -> Any:
+            return {**(made := super().forward(features, **options)), "token_embeddings": 2 * made["token_embeddings"]}
+
+    model = plain(tmp_path)
+    with pytest.raises(ArgumentError, match="forward, or hooks, of its own"):
+        with_exits(SentenceTransformer(modules=[Own(str(tmp_path)), model[1]], device="cpu"))
+    model[0].register_forward_hook(lambda module, given, out: out)
+    with pytest.raises(ArgumentError, match="forward, or hooks, of its own"):
+        with_exits(model)

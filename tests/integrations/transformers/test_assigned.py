@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -73,3 +74,22 @@ def test_the_trainer_trains_the_stages_that_were_assigned(tmp_path: Path) -> Non
     model.stages = ()  # then its objective alone
     trainer.train()
     assert model.ponder.started_stage == recipes.Stage(model.objective)
+
+
+def test_another_encoder_layers_and_readouts_are_refused(tmp_path: Path) -> None:
+    """Trap: the old encoder ran on, and the weights of the new one were saved."""
+    model = make_model("bert-of-3")
+    with refused("encoder", "of which nothing would run"):
+        model.encoder = make_model("bert-of-3").encoder
+    model.encoder = model.encoder
+    layers = model.encoder.encoder.layer
+    own, layers[1] = layers[1], make_model("bert-of-3").encoder.encoder.layer[1]
+    with refused("encoder", "those of steps [2]"):
+        model.save_pretrained(tmp_path)
+    layers[1] = own
+    model.config.readout = "mean"
+    with refused("config.readout", "'mean'"):
+        model.save_pretrained(tmp_path)
+    finetuned = PonderForSequenceClassification.from_finetuned(make(next(iter(MODELS))))
+    with pytest.raises(AttributeError, match="classifier"):
+        finetuned.classifier = make(next(iter(MODELS)))

@@ -124,3 +124,15 @@ def test_bad_input() -> None:
     data["scorer"]["settings"]["width"] = 4
     with refused("scorer", "weights"):
         policies.from_dict(data)
+
+
+def test_a_scorer_that_is_being_trained_decides_without_dropout_and_keeps_its_mode() -> None:
+    # Trap: it was put into evaluation mode once, when the policy was made.
+    scorer = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1))
+    policy, trajectory = Learned(scorer, 0.5), recorded(50)
+    expected = trajectory.replay(policy).exit_step.tolist()
+    scorer.train()
+    before = copy.deepcopy(scorer.state_dict())
+    assert [trajectory.replay(policy).exit_step.tolist() for _ in range(3)] == [expected] * 3
+    assert scorer.training
+    assert all(torch.equal(scorer.state_dict()[name], value) for name, value in before.items())
