@@ -67,6 +67,7 @@ class Trajectory(Recording):
         *,
         metric: MetricLike | None = None,
         costs: Sequence[float] | Tensor | None = None,
+        full_cost: float | None = None,
     ) -> Curve:
         """Try every value of a threshold; see `ponder.analysis.sweeps.sweep`.
 
@@ -76,7 +77,7 @@ class Trajectory(Recording):
             >>> len(trajectory.sweep(Quantile, [0.25, 0.5, 0.75]))
             3
         """
-        return sweep(self, policies, grid, metric=metric, costs=costs)
+        return sweep(self, policies, grid, metric=metric, costs=costs, full_cost=full_cost)
 
     def reliability(self, bins: int = 10) -> list[Reliability]:
         """Confidence against accuracy at each step; `ponder.plots.reliability` draws it."""

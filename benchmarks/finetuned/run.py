@@ -96,6 +96,13 @@ def run(
     plain = work / f"{stem}-s{seed}-{digest(made_by)[:10]}" / "plain"  # of these settings, and of no others
     path = out / f"{stem}-{'exits-deep' if deep else 'exits'}-s{seed}.json"
     check_free(path, {"settings": dict(settings), "backbone": backbone, "kept": None if kept is None else kept.name})
+    if not int8 and path.is_file() and "int8" in read_json(path):
+        raise ArgumentError(
+            "--int8",
+            expected=f"the option, beside a result in {path.name} that has its numbers",
+            got="none, so that they would be gone",
+            remedy="Pass --int8, or another --out.",
+        )
     if not plain.is_dir():
         part = plain.with_name("plain.part")  # a run that is killed leaves no half of a model
         shutil.rmtree(part, ignore_errors=True)

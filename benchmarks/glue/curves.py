@@ -59,10 +59,9 @@ def _entry(
 ) -> dict[str, Any]:
     assert policy.tunable is not None
     costs = None if cost is None else cost.cumulative(policy.needs)
-    curve = sweep(trajectory, policy, _values(trajectory, policy), metric=score, costs=costs)
+    full = None if cost is None else 1.0  # that of the plain encoder
+    curve = sweep(trajectory, policy, _values(trajectory, policy), metric=score, costs=costs, full_cost=full)
     columns = {_THRESHOLD if name == "threshold" else name: values for name, values in curve.to_dict().items()}
-    if costs is not None:  # a sweep is relative to its own last step, which pays for what the policy reads
-        columns["cost"] = [value * float(costs[-1]) for value in columns["cost"]]
     kept = {
         name: values if name == _THRESHOLD else [round(value, 6) for value in values]
         for name, values in columns.items()

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ponder._utils.files import write_text
 from ponder._utils.renaming import renamed_attribute
+from ponder._utils.validation import check_real
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.engine.replay import check_replay, replay
@@ -111,6 +112,7 @@ def sweep(
     *,
     metric: MetricLike | None = None,
     costs: Sequence[float] | Tensor | None = None,
+    full_cost: float | None = None,
 ) -> Curve:
     """Try every value of a threshold on a trajectory.
 
@@ -124,13 +126,15 @@ def sweep(
         metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own. A callable is
             given the rows that have a label, or, with an answer a token, the tokens that do.
         costs: Cost of leaving after each step, `(steps,)`, in any unit; n where None.
+        full_cost: The cost that all are relative to, in the same unit: that of the plain model, 1.0 for those of
+            `ponder.cost.Cost.cumulative`. Where None, that of going all the way with the policy, with what it reads.
 
     Raises:
         ArgumentError: An empty trajectory, a grid that is not ordered, a policy with no threshold, missing labels.
     """
     check_has_rows(trajectory)
     grid_of_policies = as_policy_grid(policies, grid, trajectory)
-    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps))
+    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps, full_cost))
     return Curve(
         grid_of_policies.threshold,
         "score" if ruler.metric is None else ruler.metric.name,
@@ -146,10 +150,11 @@ def measure(
     *,
     metric: MetricLike | None = None,
     costs: Sequence[float] | Tensor | None = None,
+    full_cost: float | None = None,
 ) -> Point:
     """What one policy gives on a trajectory; arguments as for `sweep`."""
     check_has_rows(trajectory)
-    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps))
+    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps, full_cost))
     check_replay(trajectory, policy)
     return ruler.point(math.nan, replay(trajectory, policy).exit_step)
 
@@ -171,7 +176,8 @@ class _Ruler:
         }
 
     def full_depth(self) -> Point:
-        return self.point(math.nan, torch.full((len(self.trajectory),), self.trajectory.num_steps))
+        point = self.point(math.nan, torch.full((len(self.trajectory),), self.trajectory.num_steps))
+        return replace(point, cost=1.0)  # nobody is asked there
 
     def point(self, threshold: float, exit_step: Tensor) -> Point:
         exit_step = exit_step.cpu()
@@ -233,8 +239,10 @@ def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
     return (came - went).cumsum(0)[:-1].double() / rows
 
 
-def _relative(costs: Sequence[float] | Tensor | None, num_steps: int) -> Tensor:
-    """Costs relative to full depth, `(steps,)` float64."""
+def _relative(costs: Sequence[float] | Tensor | None, num_steps: int, full_cost: float | None) -> Tensor:
+    """Costs relative to that of full depth, `(steps,)` float64."""
+    if full_cost is not None:
+        check_real("full_cost", full_cost, open_low=True, remedy="Pass 1.0 for costs relative to the plain model.")
     given = torch.arange(1, num_steps + 1) if costs is None else torch.as_tensor(costs)
     given = given.double().cpu()
     rising = given.shape == (num_steps,) and bool((given > 0).all()) and bool((given.diff() >= 0).all())
@@ -245,4 +253,4 @@ def _relative(costs: Sequence[float] | Tensor | None, num_steps: int) -> Tensor:
             got=given.tolist(),
             remedy="Pass model costs from ponder.cost, or leave it out to count steps.",
         )
-    return given / given[-1]
+    return given / (given[-1] if full_cost is None else full_cost)

@@ -55,6 +55,7 @@ class Calibration:
     _seen: Trajectory
     _metric: MetricLike | None
     _costs: Sequence[float] | Tensor | None
+    _full_cost: float | None = None
 
     def __repr__(self) -> str:
         return f"Calibration({self.policy!r}, met={self.met}: {self.statement})"
@@ -69,7 +70,7 @@ class Calibration:
         check_evaluated(test, "test")
         check_fresh(test, self._seen)
         check_unfitted(test, [self.policy], "test")
-        return measure(test, self.policy, metric=self._metric, costs=self._costs)
+        return measure(test, self.policy, metric=self._metric, costs=self._costs, full_cost=self._full_cost)
 
 
 def calibrate(
@@ -82,6 +83,7 @@ def calibrate(
     at_most_cost: float | None = None,
     grid: Iterable[float] | None = None,
     costs: Sequence[float] | Tensor | None = None,
+    full_cost: float | None = None,
 ) -> Calibration:
     """Choose a policy's threshold on a trajectory.
 
@@ -99,10 +101,12 @@ def calibrate(
             the rows that have a label, or, with an answer a token, the tokens that do, as that of `ponder.fit` is.
         at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
-        at_most_cost: Take the best score at a mean cost of at most this, relative to full depth.
+        at_most_cost: Take the best score at a mean cost of at most this, relative to `full_cost`.
         grid: Values of the threshold to try, strictly rising or falling; those that the policy declares, and some
             between the statistics of the rows, where None.
         costs: Cost of leaving after each step, `(steps,)`; n where None.
+        full_cost: The cost of the plain model, as for `sweep`: 1.0 beside `Cost.cumulative`. Where None, costs are
+            relative to going all the way with the policy, what it reads included.
 
     Raises:
         ArgumentError: Not exactly one target, no labels, rows on which a policy was fitted, a run of training mode, or
@@ -151,6 +155,7 @@ def calibrate(
                 at_most_steps=at_most_steps,
                 at_most_cost=at_most_cost,
                 costs=costs,
+                full_cost=full_cost,
             )
 
         if grid is not None:
@@ -162,7 +167,7 @@ def calibrate(
             )
         return _best_among(policies, calibrated, cheapest=at_least is not None)
     values = as_policy_grid(policies, None, trajectory, look=True).values if grid is None else grid
-    curve = sweep(trajectory, policies, values, metric=metric, costs=costs)
+    curve = sweep(trajectory, policies, values, metric=metric, costs=costs, full_cost=full_cost)
     check_unfitted(trajectory, curve.policies)
     chosen, asked = _choose(curve, *target)
     policy = LastStep() if chosen is None else curve.policies[chosen]
@@ -176,7 +181,7 @@ def calibrate(
         f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
         f"mean exit step {point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
     )
-    return Calibration(policy, point, curve, chosen is not None, statement, trajectory, metric, costs)
+    return Calibration(policy, point, curve, chosen is not None, statement, trajectory, metric, costs, full_cost)
 
 
 def _best_among(

@@ -81,7 +81,7 @@ def run(
     write_text(out / EXITS_REPORT, json.dumps(card, indent=2) + "\n")
     page = page_of(Run(model, texts.name, report, measured, card))
     page.write(out / "README.md", out / "report.html")
-    tell(card, _sentences(report), _rows(report, measured, took, out), as_json=as_json)
+    tell(card, _sentences(report), _rows(report, measured, took, found.columns, out), as_json=as_json)
     return card
 
 
@@ -92,10 +92,13 @@ def _sentences(report: ExitReport) -> list[str]:
     return [report.statement, f"With so many texts, {lowest}% is the least that could be promised."]
 
 
-def _rows(report: ExitReport, measured: Measured, took: float, out: Path) -> list[tuple[str, str]]:
+def _rows(
+    report: ExitReport, measured: Measured, took: float, columns: Sequence[str], out: Path
+) -> list[tuple[str, str]]:
     clock, flops = measured.speed_up.wall_clock, measured.speed_up.flops
     assert clock is not None
     rows = [
+        ("read", " and ".join(columns)),
         ("texts", f"{report.rows}, of them {report.duplicates} repeated (counted once)"),
         ("used to", f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}"),
         ("policy", short(report.policy)),

@@ -17,6 +17,8 @@ from ponder.errors import ArgumentError, DataError
 
 __all__ = ["Texts", "read_texts", "read_texts_for"]
 
+_LOOKED_AT = 200  # rows, to see what a column holds
+_WORDS = 3
 _USUAL = ("text", "sentence", "texts", "content")
 
 
@@ -92,13 +94,17 @@ class Texts:
         return readings[0]
 
 
-def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = None) -> Texts:
+def read_texts(
+    path: Path, columns: Sequence[str] = (), labels: str | None = None, *, known: Sequence[str] = ()
+) -> Texts:
     """Read one or two columns of a file, and that of labels.
 
     Args:
         path: `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`; anything else is plain text, a text on each line.
-        columns: Their names. Where none is given: the only column there is, or the only one called text or sentence.
+        columns: Their names. Where none is given: the only column there is, or the only one called text or sentence,
+            if no other holds texts too.
         labels: Name of the column of labels; None where none is read.
+        known: Names that are taken where none is given and the file has them.
 
     Raises:
         DataError: No such file, not what its name says, or without rows.
@@ -125,14 +131,15 @@ def read_texts(path: Path, columns: Sequence[str] = (), labels: str | None = Non
     if not rows:
         raise DataError(f"{path}: expected at least one text; got none.")
     names = list(rows[0])
-    chosen = tuple(columns) or _meant(path, [name for name in names if name != labels])
-    for name in (*chosen, *(() if labels is None else (labels,))):
+    chosen = tuple(columns) or (tuple(known) if known and set(known) <= set(names) else ())
+    chosen = chosen or _meant(path, [name for name in names if name != labels], rows)
+    for option, name in (*(("column", name) for name in chosen), *(() if labels is None else (("labels", labels),))):
         if name not in names:
             raise ArgumentError(
-                "column",
+                option,
                 expected=f"one of {', '.join(names)}",
                 got=repr(name),
-                remedy=f"Name a column of {path.name} by --column.",
+                remedy=f"Name a column of {path.name} by --{option}.",
             )
     made = []
     for place, row in enumerate(rows, start=1):
@@ -165,14 +172,14 @@ def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels
         ArgumentError: As for `read_texts`; single texts where the exits were fitted to pairs, or the other way; or the
             columns of the pairs in the other order.
     """
-    found = read_texts(path, columns, labels)
     known = fitted_columns(folder)
+    found = read_texts(path, columns, labels, known=known)
     if known and len(known) != len(found.columns):
         raise ArgumentError(
             "column",
             expected=f"{len(known)} to a row, as in the texts that the exits were fitted to ({', '.join(known)})",
             got=f"{len(found.columns)} ({', '.join(found.columns)})",
-            remedy="Name the columns by --column, once for each.",
+            remedy=f"Name {'a column' if len(known) == 1 else f'{len(known)} columns'} by --column, once for each.",
         )
     if known == found.columns[::-1] != found.columns:
         raise ArgumentError(
@@ -184,17 +191,24 @@ def read_texts_for(folder: Path, path: Path, columns: Sequence[str] = (), labels
     return found
 
 
-def _meant(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+def _meant(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     usual = [name for name in names if name.lower() in _USUAL]
     found = usual or names
-    if len(found) == 1:
+    others = [name for name in names if name not in found and _holds_texts(name, rows[:_LOOKED_AT])]
+    if len(found) == 1 and not others:
         return (found[0],)
     raise ArgumentError(
         "column",
-        expected="the name of the column with the texts",
+        expected="the name of the column with the texts" + (", which may be one of a pair" if others else ""),
         got=f"none, and {path.name} has {', '.join(names)}",
         remedy="Pass --column NAME, twice for pairs.",
     )
+
+
+def _holds_texts(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether most cells of a column have several words, as no label or number has."""
+    words = [len(str(row.get(name, "")).split()) for row in rows if isinstance(row.get(name), str)]
+    return bool(words) and sorted(words)[len(words) // 2] >= _WORDS
 
 
 def _read(path: Path) -> list[Mapping[str, Any]]:

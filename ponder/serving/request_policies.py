@@ -32,9 +32,10 @@ def with_threshold(policy: ExitPolicy, value: float, num_steps: int, width: int)
     if policy.tunable is not None:
         tunable = policy.tunable
         high = tunable.high(num_steps, width) if callable(tunable.high) else tunable.high
+        if tunable.whole and isinstance(value, float) and not value.is_integer():
+            remedy = f"Pass threshold={min(max(round(value), int(tunable.low)), int(high))}."
+            check_int("threshold", value, int(tunable.low), int(high), remedy=remedy)
         check_real("threshold", value, tunable.low, high)
-        if tunable.whole:
-            check_int("threshold", int(value) if value == int(value) else value, int(tunable.low))
         return policy.with_threshold(value)
     if isinstance(policy, Certified):
         return with_threshold(policy.policy, value, num_steps, width)

@@ -98,3 +98,21 @@ def test_the_table_of_fine_tuned_models_is_what_the_results_say() -> None:
     for name, cells in rows.items():
         assert f"| {name} | {' | '.join(cells)} |" in shown
     assert not any(one["int8"]["met"] for one in found), "the page says that nothing could be promised"
+
+
+def test_the_rows_on_exits_and_int8_are_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "speed" / "exporting.json").read_text())
+    assert measured["environment"]["threads"] == 1, "as the pages say"
+    of = {(each["case"], each["figure"]): each for each in measured["figures"]}
+
+    def times(kind: str, case: str = "MiniLM, 8 × 32") -> tuple[str, str]:
+        found = of[case, f"speed-up of {kind} over PyTorch fp32"]
+        return f"{found['value']:.1f}", f"{found['mean_exit_step']:.1f}"
+
+    (exits, step), (alone, _), (both, _) = times("PyTorch, exits"), times("int8 of all"), times("int8 of all, exits")
+    large, late = times("int8 of all, exits", "MPNet-base, 8 × 32")
+    page, readme = ((ROOT / name).read_text() for name in ("docs/speed.md", "README.md"))
+    assert f"| exits in PyTorch, 8 rows of 32 tokens, mean exit {step} of 6 | {exits} times the throughput |" in page
+    assert f"| int8 alone (all products), in onnxruntime | {alone} times |" in page
+    assert f"in onnxruntime | {both} times; MPNet-base, mean exit {late} of 12: {large} times |" in page
+    assert f"{alone} times the throughput of PyTorch fp32; int8 and exits together {both} times" in readme

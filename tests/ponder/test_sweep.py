@@ -515,3 +515,20 @@ def test_what_is_inherited_for_all_rows_is_not_for_another_decision() -> None:
 def test_one_step_has_no_patience() -> None:
     with refused("policies", "for 1 steps", "Record more steps"):
         recorded(20, steps=1).sweep(policies.Patience)
+
+
+def test_costs_are_relative_to_the_plain_model_where_that_is_told() -> None:
+    # Trap: each policy was divided by its own last step, so that what it costs to look was free.
+    trajectory = recorded(60)
+    costs = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]  # to look costs twice as much as to go on
+    own = trajectory.sweep(policies.Confidence, [0.4, 0.9], costs=costs)
+    plain = trajectory.sweep(policies.Confidence, [0.4, 0.9], costs=costs, full_cost=1.0)
+    assert [point.cost for point in plain.points] == pytest.approx([3.0 * point.cost for point in own.points])
+    assert own.full_depth.cost == plain.full_depth.cost == 1.0
+    steps = trajectory.replay(policies.Confidence(0.4)).exit_step
+    assert plain.points[0].cost == pytest.approx(float(torch.tensor(costs)[steps - 1].mean()))
+    found = ponder.calibrate(trajectory, policies.Confidence, at_most_cost=0.9, costs=costs, full_cost=1.0)
+    assert found.point.cost <= 0.9
+    assert found.evaluate(recorded(60, seed=5)).cost == pytest.approx(0.5)  # all leave at once
+    with refused("full_cost", "-1"):
+        trajectory.sweep(policies.Confidence, [0.4], costs=costs, full_cost=-1.0)

@@ -21,9 +21,10 @@ from typer.testing import CliRunner, Result
 
 import ponder
 import ponder.cli
+from ponder._utils.columns import fitted_columns
 from ponder.analysis.verdicts import Outcome
 from ponder.cli.app import app
-from ponder.cli.texts import Texts, read_texts
+from ponder.cli.texts import Texts, read_texts, read_texts_for
 from ponder.errors import ArgumentError, DataError
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.policies import Certified, Confidence
@@ -271,6 +272,22 @@ def test_separators_within_a_line_divide_no_text(tmp_path: Path, kind: str) -> N
         read_texts(tmp_path / "in.json")
     table(tmp_path / "in.csv", [[row, "a"] for row in ["quoted\nline", *rows]], ("text", "label"))
     assert [row for (row,) in read_texts(tmp_path / "in.csv", labels="label").rows] == ["quoted\nline", *rows]
+
+
+def test_half_of_a_pair_is_not_read_for_a_text(fitted: Path, tmp_path: Path) -> None:
+    """Trap: the usual name was taken, and every answer was about one half of the row."""
+    rows = [["what is this about ?", "it is about nothing .", "1"], ["who was it then ?", "it was not me .", "0"]]
+    path = table(tmp_path / "in.csv", rows, ("question", "sentence", "label"))
+    with pytest.raises(ArgumentError, match=r"one of a pair; got none, and in\.csv has question, sentence"):
+        read_texts(path, labels="label")
+    assert read_texts(path, ["sentence"]).columns == ("sentence",)
+    short = [["it is about nothing .", "John Smith", "3", "0"], ["it was not me .", "Jane Doe", "4", "1"]]
+    beside = table(tmp_path / "beside.csv", short, ("sentence", "author", "stars", "label"))
+    assert read_texts(beside).columns == ("sentence",)
+    (known,) = fitted_columns(fitted)
+    assert read_texts_for(fitted, table(tmp_path / "known.csv", rows, ("question", known, "label"))).columns == (known,)
+    with pytest.raises(ArgumentError, match=r"labels: expected one of .* by --labels"):
+        read_texts(path, ["sentence"], "foo")
 
 
 def test_quotation_marks_in_a_table_with_tabs_swallow_no_rows(tmp_path: Path) -> None:
