@@ -14,7 +14,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.recording import Recording
 from ponder.parts.tasks import Custom, Task, infer_task
 from ponder.parts.tasks.classification import Unnamed
-from ponder.parts.tasks.labels import labelled_part
+from ponder.parts.tasks.labels import check_no_broadcast, labelled_part
 
 __all__ = ["Metric", "MetricLike", "as_metric"]
 
@@ -75,6 +75,9 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
                 "them as wrong there; yours is given the NaN, whose argmax is class 0.",
                 stacklevel=3,
             )
+        if len(trajectory):
+            given = labelled_part(meaning, trajectory.outputs[:, -1], labels, trajectory.mask)
+            check_no_broadcast(metric, meaning, *given)
         return Metric(getattr(metric, "__name__", "score"), None, metric, labels, meaning)
     name = "exact_match" if task.exact_match else task.metric
     if name is not None and metric in (None, name, task.metric):

@@ -247,6 +247,8 @@ def _statement(
         why = f"{rows} rows are too few for this level even without a single loss: at least {enough} are needed"
     else:
         why = (
-            f"already at {threshold} = {path[0][0]:.6g}, the latest exits tried, the loss observed is {path[0][1]:.4f}"
+            f"already at {threshold} = {path[0][0]:.6g}, tried first, the loss observed is {path[0][1]:.4f}; values "
+            "are tried from the latest exits on where the policy declares which these are (tunable), and else in the "
+            "order of the grid"
         )
     return f"nothing could be certified (asked for: {promise}), so every row runs to the last step: {why} ({bound})"

@@ -116,7 +116,9 @@ class Certified(PolicyWrapper):
                 "policy",
                 expected=f"one that is certified for {spec.num_steps} steps",
                 got=f"a certificate for {self.num_steps}: it says nothing of others",
-                remedy="Run the policy inside, policy.policy, without a promise, or certify it on such a run.",
+                remedy="Run the policy inside, policy.policy, without a promise, or certify it on such a run. One for "
+                f"another length of a loop goes with the call, model(…, policy=policy, num_steps={self.num_steps}), or "
+                "into a model that is built with so many steps and loads the weights.",
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) ->
             "stage",
             expected="one head a step for train='early_heads'",
             got="a shared head",
-            remedy="Use PerStep.",
+            remedy="Use PerStep; in a Recipe, per_step_heads=True.",
         )
     if stage.train == "lambda_head" and lambda_head is None:
         raise ArgumentError(

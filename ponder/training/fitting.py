@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def fit(
         _take(recipe, model, wrapper)
     stages = wrapper.stages or (Stage(wrapper.objective),)
     _check_teachers(stages, wrapper)
+    _tell_of_untrained_hazards(stages, wrapper)
     main_input = getattr(model, "main_input_name", None)
     scored = None if held_out is None else HeldOut(held_out, metric, main_input)
     if scored is not None:
@@ -488,6 +490,20 @@ def _check_teachers(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:
                 remedy="Call model.attach_teacher(a_frozen_model) before training.",
             )
         attached = attached and stage.teacher != "previous"
+
+
+def _tell_of_untrained_hazards(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:
+    """Warn where the policy reads a Lambda head that can learn, and that no stage teaches."""
+    head = wrapper.lambda_head
+    if head is None or "hazard" not in wrapper.policy.needs or not any(w.requires_grad for w in head.parameters()):
+        return
+    if not any("hazard" in stage.objective.needs for stage in stages):
+        warnings.warn(
+            f"{wrapper.policy!r} leaves by the Lambda head, and no objective of this training reads its hazards: it "
+            "stays as it is. Train with objectives.Ponder(0.5), say, or leave by what the outputs tell: "
+            "policies.Confidence(0.9).",
+            stacklevel=3,
+        )
 
 
 def _told(objective: Objective) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ponder._utils.modes import evaluating
 from ponder.engine.losses import checked_labels, exit_loss
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.tasks import Task, infer_task
-from ponder.parts.tasks.labels import labelled_part
+from ponder.parts.tasks.labels import check_no_broadcast, labelled_part
 from ponder.policies import ExitPolicy
 from ponder.training.batches import read_batch
 from ponder.wrapper import PonderWrapper
@@ -127,7 +127,7 @@ class HeldOut:
         if self.metric is not None:
             found = self.metric(outputs, labels)
             try:
-                return float(found)
+                number = float(found)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ArgumentTypeError(
                     "metric",
@@ -135,6 +135,8 @@ class HeldOut:
                     got=f"{type(found).__name__} from it",
                     remedy="Return a float, or a tensor with one number.",
                 ) from error
+            check_no_broadcast(self.metric, task, outputs, labels)
+            return number
         if task.per_token or task.exact_match:  # all answers of a row may be right in no epoch, which tells none apart
             sure, right = task.confidences(outputs.unsqueeze(1), labels)
             return float((right & ~sure.isnan()).double().mean())  # NaN is never right

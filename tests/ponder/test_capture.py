@@ -1079,3 +1079,33 @@ def test_a_shared_mask_of_pairs_is_no_padding(rows: int) -> None:
     found = model.unroll(x, attention_mask=ponder.Shared(earlier), keep_features=True).features
     assert found is not None
     torch.testing.assert_close(found[:, -1], module(x, earlier).mean(1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["one", "a list"])
+def test_a_skip_from_a_stem_of_another_shape(kind: str) -> None:
+    """Trap: the first layer was made as long as the others, and took the convolution before it in."""
+
+    class Skipping(nn.Module):
+        """Blocks, to each of which a projection of the stem's state is added."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(3, 16, 3, padding=1)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(4))
+            self.skips = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = first = self.conv(inputs.transpose(1, 2)).transpose(1, 2)
+            for number, block in enumerate(self.blocks):
+                hidden = block(hidden) + self.skips[number if kind == "a list" else 0](first)
+            return hidden
+
+    torch.manual_seed(0)
+    module = Skipping().eval()
+    parts = ponder.capture(module, torch.randn(4, 9, 3))
+    model = ponder.PonderWrapper(
+        parts.steps, stem=parts.stem, readout=parts.readout, head=nn.Identity(), task="token_classification"
+    ).eval()
+    rows = torch.randn(7, 11, 3)
+    assert torch.equal(model(rows, policy=LastStep()).outputs, module(rows))
+    assert parts.steps.num_steps == 4

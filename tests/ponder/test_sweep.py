@@ -532,3 +532,18 @@ def test_costs_are_relative_to_the_plain_model_where_that_is_told() -> None:
     assert found.evaluate(recorded(60, seed=5)).cost == pytest.approx(0.5)  # all leave at once
     with refused("full_cost", "-1"):
         trajectory.sweep(policies.Confidence, [0.4], costs=costs, full_cost=-1.0)
+
+
+def test_a_metric_that_broadcasts_rows_against_all_labels_is_refused() -> None:
+    # Trap: outputs (rows, 1) less labels (rows,) are (rows, rows), and the mean of that chose epochs and thresholds.
+    trajectory = recorded(30, task="regression")
+    trajectory = dataclasses.replace(trajectory, labels=trajectory.labels.reshape(-1))
+
+    def broadcasts(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+        return -float(((outputs - labels) ** 2).mean())
+
+    with refused("metric", "(30, 1)", "broadcasts"):
+        trajectory.sweep(policies.FixedStep, [1, 3], metric=broadcasts)
+    own = trajectory.sweep(policies.FixedStep, [1, 3], metric=lambda outputs, labels: broadcasts(outputs[:, 0], labels))
+    theirs = trajectory.sweep(policies.FixedStep, [1, 3])
+    assert [point.score for point in own.points] == pytest.approx([point.score for point in theirs.points])

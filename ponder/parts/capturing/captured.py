@@ -36,7 +36,8 @@ class Captured:
         stem: Inputs to the hidden state h_0 and the context of the steps; it registers the module, and with it all
             weights, under ``module``.
         steps: One step a layer.
-        readout: Hidden state to features: what the module itself would answer if its layers had ended there.
+        readout: Hidden state to features: what the module itself would answer if its layers had ended there. What its
+            own code does to the state between layers, outside of any module, is done there as behind the last one.
         padding: Where lengths lie, if the example had a mask that hides the ends of rows, and batches were seen to be
             able to get narrower; else None. With a readout of your own that gives features without positions, pass
             `dataclasses.replace(padding, pooled=True)`.

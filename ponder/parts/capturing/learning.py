@@ -134,7 +134,7 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
         told: LayeredModule | None = None
         for between in (False, True):
             try:
-                layered = _read(seen, widened(seen.watched, layers) if between else layers, between=between)
+                layered = _read(seen, _widened(seen.watched, layers) if between else layers, between=between)
                 prove(layered, seen.copied(), seen.rows, seen.watched.output, seen.reads)
                 _prove_of_other_weights(layered, seen)
                 _prove_of_training(layered, seen)
@@ -268,6 +268,13 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
         constants={key: value for key, value in seen.given.items() if not isinstance(value, Tensor)},
         mask=next((name for name in MASKS if is_row_mask(seen.given.get(name), seen.rows)), None),
     )
+
+
+def _widened(watched: Watched, layers: Layers) -> Layers:
+    """`widened`, but that what makes the state before the first layer, a convolution, say, stays out of that."""
+    wide = widened(watched, layers)
+    entering, own = (first_floating((call.args, call.kwargs)) for call in (wide.calls[0][0], layers.calls[0][0]))
+    return wide if entering.shape == own.shape else Layers(wide.name, (layers.calls[0], *wide.calls[1:]))
 
 
 def _entering(layers: Layers) -> Tensor:

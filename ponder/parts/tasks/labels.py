@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -58,6 +62,37 @@ def labelled_part(task: Task, outputs: Tensor, labels: Tensor, mask: Tensor | No
     if mask is not None and fits_positions(mask, outputs):
         kept = kept & mask
     return outputs[kept], labels[kept]
+
+
+def check_no_broadcast(metric: Callable[[Tensor, Tensor], Any], task: Task, outputs: Tensor, labels: Tensor) -> None:
+    """Refuse a metric of numbers that holds the output of each row, `(rows, 1)`, against the labels of all, `(rows,)`.
+
+    Args:
+        metric: The function (outputs, labels) → number.
+        task: What they mean.
+        outputs: Outputs of one step.
+        labels: Checked labels.
+
+    Raises:
+        ArgumentError: It gives another number where outputs have the shape of the labels.
+    """
+    one = outputs.dim() == labels.dim() + 1 and outputs.shape[-1] == 1
+    if not task.numbers or not one or len(labels) < 2:
+        return
+    try:
+        beside = float(metric(outputs.reshape(labels.shape), labels))
+    except Exception:  # it knows the shape that it is given
+        return
+    own = float(metric(outputs, labels))
+    alike = own == beside or math.isnan(own) or math.isclose(own, beside, rel_tol=1e-4, abs_tol=1e-6)
+    if not alike:
+        raise ArgumentError(
+            "metric",
+            expected=f"a function of outputs {tuple(outputs.shape)} and labels {tuple(labels.shape)}",
+            got=f"{own:.4g} of these, and {beside:.4g} of outputs of the shape of the labels: PyTorch broadcasts the "
+            "first, and each row is held against all labels",
+            remedy="Write outputs[:, 0], say.",
+        )
 
 
 def check_labelled(task: Task, labels: Tensor) -> None:

@@ -233,7 +233,7 @@ def test_a_level_that_full_depth_misses_is_said() -> None:
     trajectory = synthetic.draw(500, torch.Generator().manual_seed(0))
     done = ponder.control_risk(trajectory, Quantile, risk="error", level=0.02)
     assert not done.met
-    assert "the latest exits tried, the loss observed is 0." in done.statement
+    assert "tried first, the loss observed is 0." in done.statement
 
 
 def test_a_risk_of_the_users_and_of_numbers() -> None:

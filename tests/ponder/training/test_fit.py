@@ -293,6 +293,7 @@ class TestBatches:
         HeldOut(DataLoader(Stream(), batch_size=4), None, None).check()
         HeldOut(DataLoader({"a": data(1)}, batch_sampler=[["a"]]), None, None).check()  # type: ignore[arg-type]
 
+    @pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
     def test_empty_loaders_and_such_as_can_be_read_once(self) -> None:
         with refused("loader", "at least one batch"):
             fit(make(), [])
@@ -506,6 +507,7 @@ def test_a_truncated_unroll_is_measured_against_the_prior_of_its_loss() -> None:
     assert fit(model, [data(16)], epochs=1).stages[0].epochs[0].loss > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
 def test_one_step_of_a_model_with_a_prior_over_all_of_them() -> None:
     model = make("palbert", task="classification")
     model.prior, model.objective, model.stages = priors.Learned(STEPS), objectives.OneStep(2), ()
@@ -776,6 +778,7 @@ def test_held_out_labels_of_two_kinds_are_refused() -> None:
         fit(make(), held_out=[(inputs, labels), (inputs, soft)], epochs=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
 def test_an_objective_that_no_stage_trains_is_refused() -> None:
     """Trap: a second `fit` with another objective trained that of the recipe again, and put it back."""
     model = make()
@@ -847,3 +850,33 @@ def test_early_heads_of_another_kind_are_not_copied_from_the_last() -> None:
     with refused("stage", "early heads of the last one's kind"):
         fit(model, recipe="ponder")
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+def test_a_metric_that_broadcasts_is_refused_by_fit() -> None:
+    model = ponder.PonderWrapper(nn.Linear(4, 4), 2, head=nn.Linear(4, 1), task="regression")
+    data = [(torch.randn(8, 4), torch.randn(8))]
+    with refused("metric", "broadcasts"):
+        ponder.fit(
+            model, data, epochs=1, held_out=data, metric=lambda o, y: -float(((o - y) ** 2).mean()), progress=False
+        )
+
+
+def test_a_lambda_head_that_nothing_trains_is_told_where_the_policy_reads_it() -> None:
+    def model(policy: policies.ExitPolicy) -> ponder.PonderWrapper:
+        return ponder.PonderWrapper(
+            nn.Linear(4, 4),
+            3,
+            head=nn.Linear(4, 2),
+            lambda_head=ponder.LambdaHead(4),
+            objective=objectives.FinalStep(),
+            policy=policy,
+            task="classification",
+        )
+
+    data = [(torch.randn(8, 4), torch.randint(2, (8,)))]
+    with pytest.warns(UserWarning, match="no objective of this training reads its hazards"):
+        ponder.fit(model(policies.Quantile(0.5)), data, epochs=1, progress=False)
+    ponder.fit(model(policies.Confidence(0.9)), data, epochs=1, progress=False)
+    frozen = model(policies.Quantile(0.5))
+    frozen.lambda_head.requires_grad_(False)
+    ponder.fit(frozen, data, epochs=1, progress=False)
