@@ -17,7 +17,7 @@ from ponder._utils.validation import check_int, check_type
 from ponder.engine.building import ReadoutName, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
-from ponder.engine.teaching import FrozenTeacher, behind, check_no_shared_weights, check_same_task, frozen_copy
+from ponder.engine.teaching import FrozenTeacher, check_no_shared_weights, check_same_task, frozen_copy, used_by
 from ponder.engine.unroll import checkpointed, no_steps, unroll
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.inference.prediction import Predictions, predict
@@ -419,7 +419,8 @@ class PonderWrapper(EarlyExitModel):
             check_same_task(self.task, teacher.task)
             self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True, numbers=numbers)
         elif callable(teacher):
-            self._teacher = FrozenTeacher(teacher, behind(teacher, self), numbers=numbers)
+            module = teacher if isinstance(teacher, nn.Module) else None
+            self._teacher = FrozenTeacher(teacher, module, numbers=numbers, used=used_by(teacher, self))
         else:
             raise ArgumentTypeError(
                 "teacher",

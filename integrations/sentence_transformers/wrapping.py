@@ -61,12 +61,13 @@ def with_exits(
             got=type(own).__name__,
             remedy="Assign the policy of one that exits already: model[0].model.policy = ….",
         )
-    if type(own).forward is not Transformer.forward or own._forward_hooks or own._forward_pre_hooks:
+    if lost := _code_of_its_own(own):
         raise ArgumentError(
             "model",
             expected="one whose first module runs as a Transformer does",
-            got=f"a {type(own).__name__} with a forward, or hooks, of its own, which would be lost",
-            remedy="Put what it does into a module of its own behind the first.",
+            got=f"a {type(own).__name__} with {lost} of its own, which would be lost",
+            remedy="Put what that does before encode or into a module behind the first, or build the model from "
+            "PonderTransformer.of(exiting_model, tokenizer).",
         )
     exiting = PonderModel.from_encoder(own.auto_model, recipe, readout="tokens", policy=policy)
     exiting.train(False)
@@ -87,3 +88,13 @@ def with_exits(
         similarity_fn_name=model.similarity_fn_name,
         truncate_dim=model.truncate_dim,
     )
+
+
+def _code_of_its_own(module: Transformer) -> str | None:
+    """What a module does otherwise than the library's `Transformer`: a method by name, or hooks; None for nothing."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "hooks"
+    kinds = type(module).__mro__[: type(module).__mro__.index(Transformer)]
+    users = [vars(kind) for kind in kinds if not kind.__module__.startswith("sentence_transformers.")]
+    methods = {name for name in dir(Transformer) if not name.startswith("_") and callable(getattr(Transformer, name))}
+    return next((name for own in (vars(module), *users) for name in own if name in methods), None)

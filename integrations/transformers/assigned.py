@@ -12,7 +12,7 @@ __all__ = ["check_assigned"]
 
 
 def check_assigned(model: nn.Module, name: str) -> None:
-    """Refuse to assign what is the wrapper's to the model around it.
+    """Refuse to assign what is the wrapper's to the model around it; a subclass of a user's may have such names.
 
     Args:
         model: A model with a `PonderWrapper` as its `ponder`, perhaps not built yet.
@@ -21,6 +21,8 @@ def check_assigned(model: nn.Module, name: str) -> None:
     Raises:
         ArgumentError: The wrapper has an attribute of this name, and the model has none.
     """
+    if not type(model).__module__.startswith("ponder."):
+        return
     inside: Any = vars(model).get("_modules", {}).get("ponder")
     if inside is not None and not name.startswith("_") and not hasattr(model, name) and hasattr(inside, name):
         raise ArgumentError(

@@ -43,7 +43,7 @@ from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.teachers import as_teacher
 from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.objectives import Objective
-from ponder.parts.callables import check_loss
+from ponder.parts.callables import warn_of_loss
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
@@ -532,7 +532,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     def task(self, task: TaskName | LossFunction | Task) -> None:
         meant = as_task(task)
         if isinstance(meant, Custom) and meant.function is not None:
-            check_loss(meant.function, self)
+            warn_of_loss(meant.function, self)
         self.ponder.task = meant
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -541,7 +541,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             object.__setattr__(self, name, value)  # also where it is a module
             return
         check_assigned(self, name)
-        if name == "encoder" and "ponder" in vars(self).get("_modules", {}) and value is not self.encoder:
+        if name == "encoder" and "ponder" in vars(self).get("_modules", {}) and not self._holds_encoder(value):
             raise ArgumentError(
                 "encoder",
                 expected="the one that the model was built from, whose layers are its steps",
@@ -549,6 +549,10 @@ class PonderPreTrainedModel(PreTrainedModel):
                 remedy="Build the model with from_encoder(encoder, …), or load weights into model.encoder.",
             )
         super().__setattr__(name, value)
+
+    def _holds_encoder(self, module: Any) -> bool:
+        """Whether the encoder that runs is a part of a module, such as peft puts around it."""
+        return isinstance(module, nn.Module) and any(part is self._adapter.encoder for part in module.modules())
 
     @property
     def recipe(self) -> Recipe:

@@ -107,8 +107,8 @@ class Registry(Generic[T]):
         try:
             return factory(**arguments)
         except TypeError as error:
-            if isinstance(error, PonderError) or _takes(factory, arguments):
-                raise  # what is wrong is inside
+            if isinstance(error, PonderError):
+                raise
             raise ArgumentTypeError(
                 f"arguments of {self.kind} {name!r}",
                 expected=_signature(factory),
@@ -302,15 +302,6 @@ def _decode(registry: Registry[Any], value: object) -> object:
     if isinstance(value, list):
         return tuple(_decode(registry, item) for item in value)
     return value
-
-
-def _takes(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
-    """Whether a factory has parameters for these arguments."""
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _signature(factory: Callable[..., Any]) -> str:

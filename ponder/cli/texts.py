@@ -253,7 +253,7 @@ def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
     try:
         lines = list(dropwhile(_is_blank, reader))
     except csv.Error as error:
-        if delimiter != "\t":
+        if delimiter != "\t" or '""' in text:  # which stands for a mark in cells that are quoted
             raise DataError(f"{path}: line {reader.line_num} is no CSV ({error}).") from error
         lines = _unquoted(path, text)
     else:
@@ -272,7 +272,8 @@ def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
     rows = [row or [""] for row in rows] if len(header) == 1 else [row for row in rows if row]
     for place, row in enumerate(rows, start=1):
         if len(row) != len(header):
-            raise DataError(f"{path}: row {place} has more or fewer columns than the header. Quote texts with commas.")
+            marks = "tabs" if delimiter == "\t" else "commas"
+            raise DataError(f"{path}: row {place} has more or fewer columns than the header. Quote texts with {marks}.")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree, first_tensor
+from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts import readouts
 from ponder.parts.capturing import capture
-from ponder.parts.padding import REAL, Padding, unknown_mask
+from ponder.parts.padding import Padding
 from ponder.parts.readouts import Pooled, Readout
 from ponder.parts.steps import Step, Steps
 from ponder.policies import FixedStep
@@ -103,11 +103,7 @@ def read_encoder(
     else:
         pool, chosen = None, readout
     inputs, context = as_call(example)
-    if padding is None and pool is not None:
-        _check_masks_are_known(context, inputs)
     features = _dry_run(steps, stem, readouts.identity if chosen is None else chosen, inputs, context)
-    if padding is None and readout is None and features.dim() == 3:
-        _check_masks_are_known(context, inputs)
     halting: Readout | None = None
     if per_position:
         chosen = chosen or readouts.identity
@@ -151,20 +147,6 @@ def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:
     if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], Mapping):
         return example[0], dict(example[1])
     return example, {}
-
-
-def _check_masks_are_known(context: Mapping[str, Any], inputs: Tree) -> None:
-    """Refuse a mask of a name that the pooling does not know: it would average over padding."""
-    first = first_tensor(inputs)
-    if first.dim() > 1 and (name := unknown_mask(context, first.shape[:2])) is not None:
-        raise ArgumentError(
-            "example",
-            expected=f"a mask of padding called {' or '.join(map(repr, REAL))}; or, for a module with a list of "
-            "layers, rows of several lengths, by which the meaning of its mask may be known",
-            got=f"{name!r}, which pooling would not read",
-            remedy="Rename it, pass an example with padding, or pass readout=a function of (hidden, "
-            f"{name}), which leaves padding out itself.",
-        )
 
 
 def _captured(module: nn.Module, example: Any, layers: str | None) -> Any:

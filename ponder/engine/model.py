@@ -29,7 +29,7 @@ from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
 from ponder.errors import ArgumentError
-from ponder.parts.callables import FunctionModule, as_module, check_loss
+from ponder.parts.callables import FunctionModule, as_module, warn_of_loss
 from ponder.parts.heads import PerStep, as_head, as_lambda_head
 from ponder.parts.padding import REAL, Padding, check_masks, real_positions, unknown_mask
 from ponder.parts.readouts import Readout, ReadoutCall
@@ -93,7 +93,7 @@ class EarlyExitModel(nn.Module):
         self.halting_readout = None if halting_readout is None else ReadoutCall(halting_readout)
         self.task = as_task(task)
         if isinstance(self.task, Custom) and self.task.function is not None:
-            check_loss(self.task.function, self)
+            warn_of_loss(self.task.function, self)
         self.check_finite = check_finite
         self.padding = padding
         self._context_names, takes_any = _parameters([self.stem, *self.steps.fns])
@@ -309,11 +309,15 @@ class EarlyExitModel(nn.Module):
 
         Args:
             context: The context of a call, by whose mask this is known.
-            of_stem: The context that the stem gave, which is asked where that one has no mask.
+            of_stem: The context that the stem gave, which is asked where that one has no mask. What is in floating
+                point there is added to scores, and says something else.
         """
         find = real_positions if self.padding is None else self.padding.positions
         found = find(context)
-        return find(of_stem) if found is None and of_stem is not None else found
+        if found is None and of_stem is not None:
+            of_stem = {n: v for n, v in of_stem.items() if not isinstance(v, Tensor) or not v.is_floating_point()}
+            found = find(of_stem)
+        return found
 
     def positions_of(self, inputs: Tree, context: Mapping[str, Any]) -> Tensor | None:
         """The same of a call; the stem is run where the mask is its own."""
@@ -353,8 +357,13 @@ class EarlyExitModel(nn.Module):
         if not reads or torch.compiler.is_compiling() or first_tensor(hidden).dim() < 3:
             return
         name = unknown_mask(context, first_tensor(hidden).shape[:2])
-        if name is None or self.readout.names(name) or len(context[name].unique()) == 1:
+        if name is None or self.readout.names(name):
             return
+        mask = context[name]
+        if type(mask) is not Tensor or mask.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(mask):
+            return  # nothing to look at
+        if bool((mask == mask[:1, :1]).all()):
+            return  # no padding
         warnings.warn(
             f"The readout leaves padding out by a mask called {' or '.join(map(repr, REAL))}, and is given {name!r}, "
             "which it does not know: it takes padding for real. Rename it, or pass a ponder.Padding with "

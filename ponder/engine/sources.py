@@ -242,8 +242,14 @@ def _apart(hidden: Tree, inputs: Tree) -> Tree:
     """`hidden`, with copies of the tensors that share memory with the inputs."""
     if hidden is inputs or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return map_tensors(Tensor.clone, hidden)  # no memory to look at; the compiler drops copies nobody needs
-    memory = {tensor.untyped_storage().data_ptr() for _, tensor in tensors(inputs)}
-    return map_tensors(lambda own: own.clone() if own.untyped_storage().data_ptr() in memory else own, hidden)
+    memory = {_memory(tensor) for _, tensor in tensors(inputs)} - {None}
+    return map_tensors(lambda own: own.clone() if _memory(own) in memory else own, hidden)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Where the numbers of a plain tensor lie; None of a sparse or nested one, and of other classes."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_mkldnn
+    return tensor.untyped_storage().data_ptr() if plain else None
 
 
 def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:

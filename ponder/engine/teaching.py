@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from ponder._utils.modes import evaluating
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
@@ -17,7 +19,7 @@ from ponder.parts.callables import modules_of
 from ponder.parts.tasks import Task
 from ponder.parts.tasks.named import kind_of
 
-__all__ = ["FrozenTeacher", "behind", "check_no_shared_weights", "check_same_task", "frozen_copy"]
+__all__ = ["FrozenTeacher", "check_no_shared_weights", "check_same_task", "frozen_copy", "used_by"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,18 +49,16 @@ def check_no_shared_weights(student: nn.Module, teacher: object) -> None:
         )
 
 
-def behind(teacher: Callable[..., Any], student: nn.Module) -> nn.Module | None:
-    """The module that is called, or, together, those that a function or another callable uses; None without any.
+def used_by(teacher: Callable[..., Any], student: nn.Module) -> nn.ModuleList:
+    """The modules that a function or another callable uses, but for those of the student; none of a module itself.
 
     Args:
         teacher: What answers as a teacher.
-        student: The model that learns from it, whose own modules are left out.
+        student: The model that learns from it.
     """
-    if isinstance(teacher, nn.Module):
-        return teacher
     own = {id(weight) for weight in student.parameters()}
-    found = [each for each in modules_of(teacher) if all(id(weight) not in own for weight in each.parameters())]
-    return nn.ModuleList(found) if found else None
+    found = [] if isinstance(teacher, nn.Module) else modules_of(teacher)
+    return nn.ModuleList(each for each in found if all(id(weight) not in own for weight in each.parameters()))
 
 
 def check_same_task(student: Task | None, teacher: Task | None) -> None:
@@ -85,21 +85,29 @@ class FrozenTeacher:
 
     Args:
         answer: (inputs, **context) → outputs `(batch, …)`; called without gradients.
-        module: The module behind it, kept in evaluation mode and on the device of the student; None for none.
+        module: The module behind it, kept in evaluation mode and on the device of the student; None for a function.
         marked: Whether `answer` takes `ponder.Shared` values of the context with their mark, as a wrapped model does.
         numbers: Whether its answers are numbers, all of which have to be finite, and no logits.
+        used: Modules that a function uses, in evaluation mode while it answers.
     """
 
     looked_at = False
     """Whether the numbers of a first batch were looked at; later ones are not, since an accelerator waits for it."""
 
     def __init__(
-        self, answer: Callable[..., Any], module: nn.Module | None, *, marked: bool = False, numbers: bool = False
+        self,
+        answer: Callable[..., Any],
+        module: nn.Module | None,
+        *,
+        marked: bool = False,
+        numbers: bool = False,
+        used: nn.ModuleList | None = None,
     ) -> None:
         self.answer = answer
         self.module = module
         self.marked = marked
         self.numbers = numbers
+        self.used = used
 
     @torch.no_grad()
     def outputs(self, inputs: Tree, context: Mapping[str, Any], of_student: Tensor) -> Tensor:
@@ -119,7 +127,8 @@ class FrozenTeacher:
             weight = next(self.module.parameters(), None)
             if weight is not None and weight.device != of_student.device:
                 self.module.to(of_student.device)
-        outputs = self.answer(inputs, **(context if self.marked else unwrap(context)))
+        with evaluating(self.used) if self.used else nullcontext():
+            outputs = self.answer(inputs, **(context if self.marked else unwrap(context)))
         if not isinstance(outputs, Tensor):
             raise ArgumentTypeError(
                 "teacher",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FunctionModule", "as_module", "check_loss", "modules_of"]
+__all__ = ["FunctionModule", "as_module", "modules_of", "warn_of_loss"]
 
 
 class FunctionModule(nn.Module):
@@ -84,28 +85,26 @@ def modules_of(fn: Callable[..., Any]) -> list[nn.Module]:
     return list(dict.fromkeys(_held_by(fn)))
 
 
-def check_loss(function: Callable[..., Any], model: nn.Module) -> None:
-    """Refuse a loss with weights that learn: no optimiser would find them, nor any file.
+def warn_of_loss(function: Callable[..., Any], model: nn.Module) -> None:
+    """Warn of a loss with weights that learn: an optimiser of the model does not find them, nor do its files.
 
     Args:
-        function: The loss.
+        function: The loss. A method of a module is that module's affair: it may own the model.
         model: The model, whose own weights it may use.
-
-    Raises:
-        ArgumentError: It reaches others.
     """
+    if isinstance(getattr(function, "__self__", None), nn.Module):
+        return
     own = {id(weight) for weight in model.parameters()}
     for found in _reached_from(function):
         weights = found.value.parameters() if isinstance(found.value, nn.Module) else [found.value]
         if any(weight.requires_grad and id(weight) not in own for weight in weights):
-            raise ArgumentError(
-                "task",
-                expected="a loss without weights that learn: the model does not own them, so that nothing trains them, "
-                "moves them or saves them",
-                got=f"one that uses a {type(found.value).__name__}",
-                remedy="Let the head give what the loss compares, its weights included; or freeze them: "
-                "loss.requires_grad_(False).",
+            warnings.warn(
+                f"task: the loss uses a {type(found.value).__name__} whose weights learn, and that is no part of the "
+                "model: neither ponder.fit nor the model's files know them. Let the head give what the loss compares, "
+                "or train and keep these yourself.",
+                stacklevel=4,
             )
+            return
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,8 @@ def _names(slots: Any) -> tuple[str, ...]:
 def _used_by(fn: types.FunctionType) -> Iterator[Any]:
     """What a function closes over, takes as defaults, and names among the globals of its file.
 
-    Of those globals, functions of the same file are followed, since they may use modules in turn, and so are objects of
-    classes of that file.
+    Of those globals, functions of the same file are followed, since they may use modules in turn, and so is what
+    they read of objects of classes of that file.
     """
     for cell in fn.__closure__ or ():
         try:
@@ -184,10 +183,11 @@ def _used_by(fn: types.FunctionType) -> Iterator[Any]:
     for name in _global_names(fn.__code__):
         value = fn.__globals__.get(name)
         known = isinstance(value, nn.Module | nn.Parameter | functools.partial | list | tuple | Mapping)
-        ours = isinstance(value, types.FunctionType) or not isinstance(value, type)
-        of_file = getattr(value if isinstance(value, types.FunctionType) else type(value), "__module__", None)
-        if known or (ours and of_file == fn.__module__):
+        if known or (isinstance(value, types.FunctionType) and value.__module__ == fn.__module__):
             yield value
+        elif not isinstance(value, type) and type(value).__module__ == fn.__module__:
+            read = _names_in(fn.__code__)  # of what the object holds, that alone is used
+            yield value if callable(value) else [each for key, each in vars(value).items() if key in read]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -196,6 +196,12 @@ def _global_names(code: types.CodeType) -> set[str]:
     own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     inside = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
     return own.union(*(_global_names(constant) for constant in inside))
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """All names that code, and functions inside it, reads, those of attributes included."""
+    inside = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return {*code.co_names}.union(*(_names_in(constant) for constant in inside))
 
 
 def _refusal(argument: str, what: str, value: nn.Module | nn.Parameter) -> ArgumentError:

@@ -276,9 +276,8 @@ def unknown_mask(context: Mapping[str, Any], shape: torch.Size) -> str | None:
     if not REAL.keys().isdisjoint(context):
         return None
     for name, value in context.items():
-        if not isinstance(value, Tensor) or value.shape != shape or value.is_floating_point():
-            continue
-        if value.dtype == torch.bool or "mask" in name or "pad" in name:
+        named = ("mask" in name or "pad" in name) and not name.startswith("global")  # which marks positions to attend
+        if named and isinstance(value, Tensor) and value.shape == shape and not value.is_floating_point():
             return name
     return None
 

@@ -24,6 +24,7 @@ __all__ = [
     "coarse_rounding",
     "equal_rows",
     "same_record",
+    "too_alike",
 ]
 
 
@@ -234,6 +235,18 @@ def equal_rows(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
     a, b = a.flatten(1), b.flatten(1)
     size = a.abs().nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True).clamp(min=1e-5)
     return torch.isclose(a / size, b / size, rtol=0.0, atol=rounding, equal_nan=True).all(1)
+
+
+def too_alike(near: int, by_chance: int, shared: int) -> bool:
+    """Whether rows that are nearly the same, in half precision, are so because they are the same.
+
+    Args:
+        near: How many of the rows with the same id are.
+        by_chance: How many rows with other ids are.
+        shared: How many have the same id.
+    """
+    chance = (by_chance + 1) / (shared + 2)
+    return near >= 0.95 * shared and chance**near < 1e-3
 
 
 def coarse_rounding(*tensors: Tensor) -> float:

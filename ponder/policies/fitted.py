@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording, coarse_rounding
+from ponder.parts.recording import Recording, coarse_rounding, too_alike
 from ponder.parts.tasks.base import fits_positions
 from ponder.policies.base import ExitPolicy
 
@@ -77,9 +77,12 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
         apart = ((sums - fitted[:, None]).abs() / sizes.clamp(min=1e-12)).amin(2)
         many = int((twins & (apart <= _ROUNDING)).any(0).sum())
         rounding = max(coarse_rounding(trajectory.outputs), *(row[2] if len(row) > 2 else 0.0 for row in kept))
-        near = int((twins & (apart <= rounding)).any(0).sum()) if rounding else 0
-        by_chance = 1 if len(kept) > _FEW else 0
-        if many > by_chance or near > max(by_chance, int(twins.any(0).sum()) / 2):  # others are near, but not most
+        by_chance, near = 1 if len(kept) > _FEW else 0, 0
+        fits = many > by_chance
+        if rounding and not fits:
+            near, others = (int((pairs & (apart <= rounding)).any(0).sum()) for pairs in (twins, twins.roll(1, 0)))
+            fits = too_alike(near, others, int(twins.any(0).sum()))
+        if fits:
             raise _fitted_there(argument, f"{max(many, near)} of the {len(kept)} of its rows that it keeps")
 
 

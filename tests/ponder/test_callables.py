@@ -291,7 +291,7 @@ def test_modules_that_no_dict_of_an_object_shows_are_the_models(kind: Any) -> No
     assert {id(weight) for weight in layer.parameters()} <= {id(weight) for weight in model.parameters()}
 
 
-def test_a_loss_with_weights_that_learn_is_refused() -> None:
+def test_a_loss_with_weights_that_learn_is_told() -> None:
     class Centers(nn.Module):
         """A loss with a centre for each class."""
 
@@ -304,7 +304,7 @@ def test_a_loss_with_weights_that_learn_is_refused() -> None:
 
     loss, head = Centers(), nn.Linear(WIDTH, WIDTH)
     for task in (loss, lambda outputs, labels: loss(outputs, labels), ponder.tasks.Custom(loss, classes=False)):
-        with refused("task", "one that uses a Centers"):
+        with pytest.warns(UserWarning, match="the loss uses a Centers whose weights learn"):
             ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 3, head=head, task=task)
     ponder.PonderWrapper(
         nn.Linear(WIDTH, WIDTH),
@@ -312,5 +312,30 @@ def test_a_loss_with_weights_that_learn_is_refused() -> None:
         head=head,
         task=lambda outputs, labels: (outputs - head.weight[labels]).abs().sum(-1),
     )
+
+    class Owner(nn.Module):
+        """A module that owns the model, and gives it its loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.model = ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 3, head=nn.Linear(WIDTH, 3), task=self.loss)
+
+        def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            return self.scale * nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+    Owner()
     loss.requires_grad_(False)
     ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 3, head=head, task=loss)
+
+
+SETTINGS = OfTheFile()
+SETTINGS.teacher, SETTINGS.scale = nn.Linear(WIDTH, WIDTH), 2.0  # type: ignore[attr-defined]
+
+
+def reads_a_number_of_a_global_object(hidden: Tensor) -> Tensor:
+    return torch.tanh(hidden * SETTINGS.scale)  # type: ignore[attr-defined]
+
+
+def test_what_a_global_object_holds_besides_is_not_used() -> None:
+    build("steps", reads_a_number_of_a_global_object)

@@ -188,3 +188,13 @@ def test_the_callers_inputs_are_not_changed(stem: str) -> None:
         changing(inputs)
         changing.unroll(inputs)
     assert torch.equal(inputs, before)
+
+
+def test_inputs_without_plain_memory_pass_through_a_stem() -> None:
+    weight = torch.randn(WIDTH, WIDTH)
+    model = ponder.PonderWrapper(
+        Doubling(in_place=True), STEPS, head=nn.Linear(WIDTH, 3), stem=lambda inputs: torch.sparse.mm(inputs, weight)
+    ).eval()
+    dense = torch.eye(WIDTH)
+    found = model(dense.to_sparse(), policy=policies.LastStep()).outputs
+    torch.testing.assert_close(found, model(dense, policy=policies.LastStep()).outputs)

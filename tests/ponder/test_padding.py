@@ -378,6 +378,23 @@ def test_a_mask_that_the_stem_makes_itself_is_that_of_policies_too() -> None:
     assert torch.equal(model.positions_of(wide, {}), mask.bool())
 
 
+def test_a_mask_of_scores_that_a_stem_makes_says_nothing_of_positions() -> None:
+    def stem(states: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return states, {"attention_mask": torch.zeros(states.shape[:2])}  # to be added: nothing is padding
+
+    class Step(nn.Module):
+        """A step that takes it."""
+
+        def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+            return torch.tanh(hidden + attention_mask.unsqueeze(-1))
+
+    model = ponder.PonderWrapper(
+        Step(), 3, head=nn.Linear(WIDTH, 3), stem=stem, readout=readouts.identity, task="token_classification"
+    ).eval()
+    assert model(torch.randn(4, 5, WIDTH), policy=policies.Confidence(0.999)).exit_step.tolist() == [3] * 4
+    assert model.unroll(torch.randn(4, 5, WIDTH)).mask is None
+
+
 def test_a_mask_by_a_name_that_the_readout_does_not_know_is_told() -> None:
     class Step(nn.Module):
         """A step that honours its mask."""
@@ -396,7 +413,7 @@ def test_a_mask_by_a_name_that_the_readout_does_not_know_is_told() -> None:
     model(states[:1], pad_mask=padded[:1])  # no padding
     example = {"states": states, "pad_mask": padded}
     for readout in (None, "mean", "last"):
-        with refused("example", "'pad_mask', which pooling would not read"):
+        with pytest.warns(UserWarning, match="given 'pad_mask', which it does not know"):
             ponder.PonderWrapper.from_recipe(
                 Step(), "vanilla", num_outputs=3, example=example, num_steps=3, readout=readout
             )

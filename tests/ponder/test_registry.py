@@ -348,17 +348,3 @@ def test_a_part_of_another_registry_comes_back(tmp_path: Path, monkeypatch: pyte
         objectives.from_dict(told)
     with refused("data", "NaN or infinity"):
         write_json(tmp_path / "settings.json", {"weight": float("inf")})
-
-
-def test_a_fault_inside_a_factory_is_not_put_on_its_caller() -> None:
-    # Trap: "expected parameters level; got {'level': 0.2}", of a recipe that is wrong inside.
-    made: Registry[Any] = Registry("thing", "tests.things")
-
-    @made.register("broken")
-    def broken(level: float) -> Any:
-        return dict(level, other=1)  # type: ignore[call-overload]
-
-    with pytest.raises(TypeError, match="not iterable"):
-        made.get("broken", level=0.2)
-    with pytest.raises(ArgumentTypeError, match="expected parameter"):
-        made.get("broken", lewel=0.2)

@@ -143,10 +143,12 @@ def test_a_teacher_runs_without_dropout_and_only_where_it_is_asked() -> None:
 def test_what_a_teaching_function_uses_runs_without_dropout_too() -> None:
     # Trap: the dropout of a teacher that is wrapped in a function was on, and taught noise.
     model, inputs, labels = model_and_batch(TAUGHT)
-    other = nn.Sequential(nn.Linear(inputs.shape[1], 3), nn.Dropout(0.5)).train()
+    other, modes = nn.Sequential(nn.Linear(inputs.shape[1], 3), nn.Dropout(0.5)).train(), list[bool]()
+    other[1].register_forward_hook(lambda module, *_: modes.append(module.training))
     model.attach_teacher(lambda inputs, **context: other(inputs) + 0.0 * model.num_steps)
     model.train()(inputs, labels=labels)
-    assert not other.training
+    assert modes == [False]
+    assert other.training, "a peer goes on to learn itself"
     assert model.training
     assert len(list(copy.deepcopy(model).parameters())) == len(list(model.parameters()))
 

@@ -49,6 +49,15 @@ def test_parts_of_the_wrapper_are_refused() -> None:
         with refused(name, "the wrapper's inside it"):
             setattr(model, name, value)
     model.note = "a name that is nobody's"
+
+    class Mine(type(model)):  # type: ignore[misc]
+        """A model with a head of its own beside the exits."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.head = nn.Linear(2, 2)
+
+    assert isinstance(Mine(model.config).head, nn.Linear)
     finetuned = PonderForSequenceClassification.from_finetuned(make(next(iter(MODELS))))
     with refused("objective", "the wrapper's inside it"):
         finetuned.objective = objectives.FinalStep()
@@ -82,6 +91,8 @@ def test_another_encoder_layers_and_readouts_are_refused(tmp_path: Path) -> None
     with refused("encoder", "of which nothing would run"):
         model.encoder = make_model("bert-of-3").encoder
     model.encoder = model.encoder
+    model.encoder = nn.Sequential(model.encoder)  # as peft puts a module around it
+    model.encoder = model.encoder[0]
     layers = model.encoder.encoder.layer
     own, layers[1] = layers[1], make_model("bert-of-3").encoder.encoder.layer[1]
     with refused("encoder", "those of steps [2]"):

@@ -254,3 +254,23 @@ def test_rows_in_half_precision_are_known_again(half: torch.dtype) -> None:
             check_unfitted(part(again, torch.arange(100)), [gate])
         check_unfitted(other, [gate])
         check_unfitted(rounded(other), [gate])
+
+
+def test_saturated_rows_of_another_set_are_not_taken_for_fitted_ones() -> None:
+    """Where one class is rare, the others' rows are near one another in bfloat16, whoever they are."""
+
+    def rare(seed: int) -> ponder.Trajectory:
+        generator = torch.Generator().manual_seed(seed)
+        labels = (torch.rand(400, generator=generator) < 0.05).long()
+        sure = torch.where(labels[:, None, None] == torch.arange(2), 6.0, -6.0).expand(400, 3, 2)
+        outputs = sure + 0.02 * torch.randn(400, 3, 2, generator=generator)
+        return ponder.Trajectory(outputs.bfloat16(), None, torch.arange(400), labels=labels, task="classification")
+
+    gate = fit_gate(rare(0), "error") if bool((rare(0).labels != rare(0).outputs[:, 0].argmax(-1)).any()) else None
+    tables = policies.Expected.fit(rare(0))
+    for policy in (tables, *(() if gate is None else (gate,))):
+        check_unfitted(rare(1), [policy])
+    found = ponder.calibrate(rare(0), policies.Confidence, at_most_steps=3.0)
+    found.evaluate(rare(1))
+    with refused("test", "the same id and the same record"):
+        found.evaluate(rare(0).map(lambda each: each.float() if each.is_floating_point() else each))
