@@ -273,8 +273,16 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
 def _widened(watched: Watched, layers: Layers) -> Layers:
     """`widened`, but that what makes the state before the first layer, a convolution, say, stays out of that."""
     wide = widened(watched, layers)
-    entering, own = (first_floating((call.args, call.kwargs)) for call in (wide.calls[0][0], layers.calls[0][0]))
-    return wide if entering.shape == own.shape else Layers(wide.name, (layers.calls[0], *wide.calls[1:]))
+    own = Layers(wide.name, (layers.calls[0], *wide.calls[1:]))
+    return own if not _keeps_shape(wide) and _keeps_shape(own) else wide
+
+
+def _keeps_shape(layers: Layers) -> bool:
+    try:
+        _entering(layers)
+    except ArgumentError:
+        return False
+    return True
 
 
 def _entering(layers: Layers) -> Tensor:
