@@ -323,7 +323,9 @@ class PonderWrapper(EarlyExitModel):
                     remedy="Call model.eval() first.",
                 )
             return self._train_on(inputs, context, labels, row_ids, num_steps)
-        policy = self.given(policy, num_steps, once=True)
+        passed, policy = policy, self.checked(policy, num_steps)
+        if passed is not None:
+            self.look_at_certificate(policy, once=True)
         exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
         loss = None if labels is None else exit_loss(self.task, exits.outputs, labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss)

@@ -148,7 +148,7 @@ def _batch_runner(model: PonderWrapper) -> BatchRunner:
     def run(examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
         with torch.inference_mode():
             inputs, context = placed(*reader.batch([reader.read(example) for example in examples]), device)
-            exits = model.exits(inputs, context, model.given(policy, once=True), row_ids=torch.tensor(row_ids))
+            exits = model.exits(inputs, context, model.checked(policy), row_ids=torch.tensor(row_ids))
         return Exits(exits.outputs.clone(), exits.exit_step)
 
     return run

@@ -175,21 +175,18 @@ class EarlyExitModel(nn.Module):
         policy.check(replace(self.spec, num_steps=self.depth(num_steps)))
         return policy
 
-    def given(self, policy: ExitPolicy | None, num_steps: int | None = None, *, once: bool = False) -> ExitPolicy:
-        """The policy of a run that may name one, as `checked`, with a warning where its certificate is for others.
+    def look_at_certificate(self, policy: ExitPolicy, *, once: bool = False) -> None:
+        """Warn where a policy that a run names was certified for other weights.
 
         Args:
-            policy: The policy; the model's own where None.
-            num_steps: How many steps there are.
+            policy: The policy.
             once: Whether to ask once alone for a certificate's weights, as in a call of one batch: all those of the
                 model are read for that.
         """
-        checked = self.checked(policy, num_steps)
-        if policy is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             told = warn_of_foreign_certificate(policy, self, self._told_of_weights if once else frozenset())
             if once and told != self._told_of_weights:
                 self._told_of_weights = told
-        return checked
 
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.

@@ -46,7 +46,7 @@ def call_stem(
         hidden = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
         if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
             hidden, context = hidden
-    hidden = _apart(hidden, inputs)
+    hidden = map_tensors(Tensor.clone, inputs) if hidden is inputs else _apart(hidden, inputs)
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)
@@ -240,7 +240,7 @@ class ModelSource:
 
 def _apart(hidden: Tree, inputs: Tree) -> Tree:
     """`hidden`, with copies of the tensors that share memory with the inputs."""
-    if hidden is inputs or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return map_tensors(Tensor.clone, hidden)  # no memory to look at; the compiler drops copies nobody needs
     memory = {_memory(tensor) for _, tensor in tensors(inputs)} - {None}
     return map_tensors(lambda own: own.clone() if _memory(own) in memory else own, hidden)

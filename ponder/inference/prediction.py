@@ -107,7 +107,9 @@ def predict(
     check_model(model)
     check_int("first_row", first_row, 0)
     num_steps = model.depth(num_steps)
-    policy, padding = model.given(policy, num_steps), model.padding
+    passed, policy, padding = policy is not None, model.checked(policy, num_steps), model.padding
+    if passed:
+        model.look_at_certificate(policy)
     if "context" in policy.needs and policy_context is None:
         raise ArgumentError(
             "policy_context",

@@ -83,7 +83,9 @@ class Watched:
             raise _refusal("model", "a model in evaluation mode", "training mode", "Call model.eval() first.")
         if not policies:
             raise _refusal("policies", "at least one policy", "none", "Give them from the cheapest to the safest.")
-        self._policies = tuple(model.given(policy) for policy in policies)
+        self._policies = tuple(model.checked(policy) for policy in policies)
+        for policy in self._policies:
+            model.look_at_certificate(policy)
         check_order(self._policies)
         reads = [policy for policy in self._policies if "context" in policy.needs]
         if reads:

@@ -95,7 +95,9 @@ class StreamEngine:
         limits = BatchLimits.checked("max_batch", max_batch, max_tokens, model.padding)
         device = next((parameter.device for parameter in model.parameters()), None)
         self._num_steps = model.depth(num_steps)
-        self._model, self._policy, self._clock = model, model.given(policy, self._num_steps), clock
+        self._model, self._policy, self._clock = model, model.checked(policy, self._num_steps), clock
+        if policy is not None:
+            model.look_at_certificate(policy)
         self._reads = "context" in self._policy.needs
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._metrics, self._queue, stepper = (
@@ -148,8 +150,10 @@ class StreamEngine:
             PonderError: The engine is closed, its thread has ended with an error (`failure`), or it runs in the process
                 from which this one was forked.
         """
-        now = self._clock()
-        policy = self._policy if policy is None else self._model.given(policy, self._num_steps, once=True)
+        now, passed = self._clock(), policy
+        policy = self._policy if policy is None else self._model.checked(policy, self._num_steps)
+        if passed is not None:
+            self._model.look_at_certificate(policy, once=True)
         reads = self._reads if policy is self._policy else "context" in policy.needs
         given = _for_policy(policy, policy_context) if reads else {}
         due = None if deadline is None else now + seconds_of(deadline)
