@@ -24,7 +24,7 @@ from ponder.inference.prediction import Predictions, predict
 from ponder.inference.recording import record
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
 from ponder.objectives.base import no_depth
-from ponder.parts.heads import PerStep
+from ponder.parts.heads import LambdaHead, PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
@@ -40,6 +40,8 @@ from ponder.recipes.staging import check_heads
 from ponder.trajectory import Trajectory
 
 __all__ = ["PonderOutput", "PonderWrapper"]
+
+_UNKNOWN_BEFORE = ("readout", "halting_readout", "halting_activation", "halting_initial")  # or of a user's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +198,11 @@ class PonderWrapper(EarlyExitModel):
             self._check_objective(objective, prior)
         self._hold_prior(prior)
 
+    def take_task(self, task: Task | None) -> None:
+        """The same; and refuse one whose outputs the objective cannot learn from."""
+        self.objective.check_task(task or task_named(None))
+        super().take_task(task)
+
     @property
     def truncate_below(self) -> float | None:
         """The mass below which training leaves steps out; assigning it checks it against the objective."""
@@ -327,7 +334,7 @@ class PonderWrapper(EarlyExitModel):
         if passed is not None:
             self.look_at_certificate(policy, once=True)
         exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
-        loss = None if labels is None else exit_loss(self.task, exits.outputs, labels)
+        loss = None if labels is None else exit_loss(self._task, exits.outputs, labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss)
 
     if TYPE_CHECKING:
@@ -509,11 +516,20 @@ class PonderWrapper(EarlyExitModel):
         self.attach_teacher(None)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that makes up the model but its weights, in plain JSON types."""
+        """Everything that makes up the model but its weights, in plain JSON types.
+
+        What is a user's own, as a readout or a Lambda head of another class, has no name here, and is not compared.
+        """
+        halting, head = self.halting_readout or self.readout, self.lambda_head
+        choices = head.choices() if isinstance(head, LambdaHead) else {}
         return {
             "num_steps": self.num_steps,
             "schedule": list(self.steps.schedule),
             "task": None if self.task is None else self.task.name,
+            "readout": self.readout.known_name,
+            "halting_readout": None if head is None else halting.known_name,
+            "halting_activation": choices.get("activation"),
+            "halting_initial": choices.get("initial"),
             "policy": self.policy.to_dict(),
             "objective": self.objective.to_dict(),
             "prior": None if self.prior is None else self.prior.to_dict(),
@@ -524,8 +540,9 @@ class PonderWrapper(EarlyExitModel):
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
         """Take all but weights from what `settings` gave for a model of the same shape; everything or nothing."""
         own = self.settings()
-        for key in ("num_steps", "schedule", "task"):
-            if settings.get(key) != own[key]:
+        for key in ("num_steps", "schedule", "task", *_UNKNOWN_BEFORE):
+            unknown = key in _UNKNOWN_BEFORE and None in (settings.get(key), own[key])
+            if settings.get(key) != own[key] and not unknown:
                 raise CheckpointError(
                     f"{key}: the saved model has {settings.get(key)!r}, this one {own[key]!r}. Build it as it was."
                 )
@@ -616,7 +633,7 @@ class PonderWrapper(EarlyExitModel):
         taught = None
         if self._teacher is not None and "teacher" in needs:
             taught = self._teacher.outputs(inputs, context, outputs)
-        loss = training_loss(trajectory, self.task, objective, prior, progress=self.progress, teacher_outputs=taught)
+        loss = training_loss(trajectory, self._task, objective, prior, progress=self.progress, teacher_outputs=taught)
         return PonderOutput(outputs, last, loss, trajectory)
 
     def check_trainable(self) -> None:
@@ -699,15 +716,15 @@ class PonderWrapper(EarlyExitModel):
             hazard_logits=record.hazard_logits,
             row_ids=batch.row_ids,
             features=record.features,
-            task=None if self.task is None else self.task.name,
+            task=None if self._task is None else self._task.name,
             mask=mask,
             policy_context=policy_context,
             training=self.training,
-            task_object=self.task,
+            task_object=self._task,
         )
         if labels is None:
             return trajectory
-        return replace(trajectory, labels=checked_labels(self.task, trajectory.outputs[:, -1], labels))
+        return replace(trajectory, labels=checked_labels(self._task, trajectory.outputs[:, -1], labels))
 
 
 torch.export.register_dataclass(PonderOutput)

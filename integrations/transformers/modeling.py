@@ -43,12 +43,11 @@ from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.teachers import as_teacher
 from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.objectives import Objective
-from ponder.parts.callables import warn_of_loss
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName, as_task
-from ponder.parts.tasks.custom import Custom, LossFunction
+from ponder.parts.tasks.custom import LossFunction, warn_of_own_weights
 from ponder.policies import ExitPolicy
 from ponder.priors import Prior
 from ponder.recipes import Recipe, Stage
@@ -531,9 +530,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     @task.setter
     def task(self, task: TaskName | LossFunction | Task) -> None:
         meant = as_task(task)
-        if isinstance(meant, Custom) and meant.function is not None:
-            warn_of_loss(meant.function, self)
-        self.ponder.task = meant
+        warn_of_own_weights(meant, self)
+        self.ponder.take_task(meant)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Assign as PyTorch does, but that what is the wrapper's goes there, or is refused."""

@@ -390,11 +390,11 @@ def _smoothed(model: Any, share: float) -> Task:
 def _with_task(wrapper: PonderWrapper, task: Task | None) -> Iterator[None]:
     """Another task for the length of a block; the wrapper's own where None."""
     own = wrapper.task
-    wrapper.task = task or own
+    wrapper.take_task(task or own)
     try:
         yield
     finally:
-        wrapper.task = own
+        wrapper.take_task(own)
 
 
 def _labels_of(inputs: Any) -> Tensor | None:

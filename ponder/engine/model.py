@@ -29,13 +29,13 @@ from ponder.engine.loop import Exits, run
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.engine.unroll import no_exits
 from ponder.errors import ArgumentError
-from ponder.parts.callables import FunctionModule, as_module, warn_of_loss
+from ponder.parts.callables import FunctionModule, as_module
 from ponder.parts.heads import PerStep, as_head, as_lambda_head
 from ponder.parts.padding import REAL, Padding, check_masks, real_positions, unknown_mask
 from ponder.parts.readouts import Readout, ReadoutCall
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import Task, TaskName, as_task, task_named
-from ponder.parts.tasks.custom import Custom, LossFunction
+from ponder.parts.tasks.custom import LossFunction, warn_of_own_weights
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.policies.certified import is_certified
 
@@ -91,9 +91,8 @@ class EarlyExitModel(nn.Module):
         self.stem = None if stem is None else as_module("stem", stem)
         self.readout = ReadoutCall(readout)
         self.halting_readout = None if halting_readout is None else ReadoutCall(halting_readout)
-        self.task = as_task(task)
-        if isinstance(self.task, Custom) and self.task.function is not None:
-            warn_of_loss(self.task.function, self)
+        self._task = as_task(task)
+        warn_of_own_weights(self._task, self)
         self.check_finite = check_finite
         self.padding = padding
         self._context_names, takes_any = _parameters([self.stem, *self.steps.fns])
@@ -101,10 +100,33 @@ class EarlyExitModel(nn.Module):
         default = LastStep() if self.lambda_head is None else Quantile(0.5)
         self._policy = self.checked(default if policy is None else policy)  # weights may be loaded later
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign as PyTorch does, but give a property what it is assigned, also where that is a module."""
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def task(self) -> Task | None:
+        """What outputs and labels mean; assigning another checks that the policy can read it, and the objective."""
+        return self._task
+
+    @task.setter
+    def task(self, task: TaskName | LossFunction | Task | None) -> None:
+        meant = as_task(task)
+        warn_of_own_weights(meant, self)
+        self.take_task(meant)
+
+    def take_task(self, task: Task | None) -> None:
+        """Take a task whose loss has been looked at; refuse one whose outputs the model's policy cannot read."""
+        self._policy.check(replace(self.spec, task=task or task_named(None)))
+        self._task = task
+
     @property
     def spec(self) -> ModelSpec:
         """What the model offers to policies."""
-        return ModelSpec(self.num_steps, self.task or task_named(None), self.lambda_head is not None)
+        return ModelSpec(self.num_steps, self._task or task_named(None), self.lambda_head is not None)
 
     def depth(self, num_steps: int | None) -> int:
         """The number of steps of a call: N, or what the call asks of a shared step.
@@ -280,7 +302,7 @@ class EarlyExitModel(nn.Module):
             self._warn_of_unknown_mask(hidden, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
-        task, padding = self.task or task_named(None), self.padding
+        task, padding = self._task or task_named(None), self.padding
         in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
         narrows = padding is not None and padding.pooled and in_batches and not task.per_position
         has_positions = task.per_position or (use_features and (padding is None or not padding.pooled))
@@ -408,6 +430,8 @@ def _is_frozen(part: nn.Module) -> bool:
 
 def check_model(model: Any) -> None:
     """Refuse what is no `EarlyExitModel`, and say where it is in a model that holds one."""
+    if isinstance(model, EarlyExitModel):
+        return
     inside = isinstance(getattr(model, "ponder", None), EarlyExitModel)
     check_type("model", model, EarlyExitModel, remedy="Pass its wrapper, model.ponder." if inside else None)
 

@@ -23,6 +23,7 @@ from ponder.inference.examples import Example
 from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along
+from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 
 __all__ = ["Predictions", "predict"]
@@ -128,7 +129,7 @@ def predict(
         dtype=dtype,
         sizes=check_row_count("policy_context", policy_context),
     )
-    task = model.spec.task
+    task = model.task or task_named(None)
     unpooled = padding is not None and not padding.pooled  # it may answer at each position, whatever its task
     lengths = list[Tensor | None]()
 

@@ -102,7 +102,7 @@ def warn_of_loss(function: Callable[..., Any], model: nn.Module) -> None:
                 f"task: the loss uses a {type(found.value).__name__} whose weights learn, and that is no part of the "
                 "model: neither ponder.fit nor the model's files know them. Let the head give what the loss compares, "
                 "or train and keep these yourself.",
-                stacklevel=4,
+                stacklevel=5,
             )
             return
 

@@ -75,12 +75,19 @@ class LambdaHead(nn.Module):
         check_choice("activation", activation, _ACTIVATIONS)
         check_real("dropout", dropout, 0.0, 1.0, open_high=True)
         check_share("start", start)
-        self.width, self.history, self.initial = width, history, initial
+        self.width, self.history, self.initial, self.activation = width, history, initial, activation
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []
         for size in sizes[:-1]:
             modules += [nn.Dropout(dropout), nn.Linear(size, width), _ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*modules, nn.Dropout(dropout), HazardLayer(sizes[-1], start))
+
+    def choices(self) -> dict[str, str | None]:
+        """What no weight tells, and yet makes hazards: `activation` and `initial`; None where it changes nothing."""
+        return {
+            "activation": None if len(self.layers) == 2 else self.activation,  # dropout and one linear layer
+            "initial": None if self.history == 1 else self.initial,
+        }
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`, from concatenated features, `(batch, history · width)`."""

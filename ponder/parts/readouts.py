@@ -146,6 +146,14 @@ class ReadoutCall(nn.Module):
         return features
 
     @property
+    def known_name(self) -> str | None:
+        """By what a readout of this file is known again in another process; None of a user's own."""
+        if isinstance(self.readout, Pooled):
+            within, pool = self.readout.readout.known_name, _name_of(self.readout.pool)
+            return f"{pool} of {within}" if within and pool else None
+        return _name_of(self.readout.fn) if isinstance(self.readout, FunctionModule) else None
+
+    @property
     def leaves_out_padding(self) -> bool:
         """Whether the readout reads a mask of padding from the context."""
         pools = isinstance(self.readout, Pooled) and self.readout.pool is not first_token
@@ -177,6 +185,12 @@ def _two_dimensional(hidden: Tree) -> Tensor:
         got=f"readout=None with a hidden state of {shape}",
         remedy="Pass readout=ponder.readouts.first_token, mean, last or identity, or a function hidden -> features.",
     )
+
+
+def _name_of(function: object) -> str | None:
+    if function is _two_dimensional:
+        return identity.__name__
+    return next((known.__name__ for known in (identity, first_token, mean, last) if known is function), None)
 
 
 def _real_positions(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor | None:

@@ -429,3 +429,37 @@ def test_stages_that_the_model_no_longer_trains_are_read_all_the_same(tmp_path: 
     made.objective, made.prior = objectives.FinalStep(), None
     ponder.save(made, tmp_path)
     assert ponder.load(made, tmp_path).stages == made.stages
+
+
+# What no weight tells
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"readout": ponder.readouts.last}, "readout: the saved model has 'mean', this one 'last'"),
+        ({"readout": ponder.readouts.Pooled(None, ponder.readouts.last)}, "readout: .*, this one 'last of identity'"),
+        ({"halting_readout": ponder.readouts.first_token}, "halting_readout: the saved model has 'mean'"),
+        ({"lambda_head": ponder.LambdaHead(WIDTH, 2, 2, activation="relu")}, "halting_activation: .*'tanh'"),
+        ({"lambda_head": ponder.LambdaHead(WIDTH, 2, 2, initial="zeros")}, "halting_initial: .*'stem'"),
+    ],
+)
+def test_a_model_that_reads_otherwise_is_refused(tmp_path: Path, parts: dict[str, Any], message: str) -> None:
+    # Trap: these have no weights, so that all names and shapes fit, and every answer is another.
+    def sequences(**parts: Any) -> ponder.PonderWrapper:
+        usual = {"readout": ponder.readouts.mean, "lambda_head": ponder.LambdaHead(WIDTH, 2, 2), **parts}
+        return ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 3, head=nn.Linear(WIDTH, 2), **usual)
+
+    ponder.save(sequences(), tmp_path)
+    target = sequences(**parts)
+    before = snapshot(target)
+    with pytest.raises(CheckpointError, match=message):
+        ponder.load(target, tmp_path)
+    assert_unchanged(before, target)
+    ponder.load(sequences(readout=lambda hidden: hidden[:, 0]), tmp_path)  # of which nobody knows what it does
+    ponder.load(sequences(halting_readout=ponder.readouts.mean), tmp_path)  # the same, said twice
+
+
+def test_files_of_before_do_not_say_how_they_were_read(folder: Path) -> None:
+    edit(readout=..., halting_readout=..., halting_activation=..., halting_initial=...)(folder / "ponder.json")
+    assert ponder.load(model(), folder).policy == policies.Quantile(0.5)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ponder
@@ -394,3 +395,40 @@ def test_a_task_of_tokens_that_takes_labels_for_its_teacher_is_refused_when_the_
     ponder.objectives.Distillation().check_task(Now())
     with refused("task", "mask=None", "labels"):
         ponder.objectives.Distillation().check_task(Before())
+
+
+def test_a_task_that_is_assigned_is_looked_at() -> None:
+    # Trap: nn.Module takes any name, and keeps a module as a part, so that training went on without it.
+    model = ponder.PonderWrapper(
+        nn.Linear(4, 4), 3, head=nn.Linear(4, 3), policy=policies.Entropy(0.3), task="classification"
+    )
+    with refused("task", "'no such task'"):
+        model.task = "no such task"
+    with refused("policy", "Entropy", "'regression'"):
+        model.task = "regression"
+    assert isinstance(model.task, Classification)
+    model.policy = policies.FixedStep(2)
+    model.task = nn.MSELoss(reduction="none")
+    assert isinstance(model.task, Custom)
+    assert "task" not in model._modules
+    outside = nn.Linear(3, 1)
+    with pytest.warns(UserWarning, match="the loss uses a Linear whose weights learn"):
+        model.task = lambda outputs, labels: outside(outputs).squeeze(-1) - labels
+    model.task = None
+    assert model.spec.task.name == task_named(None).name
+
+
+def test_a_task_that_the_objective_cannot_learn_is_refused() -> None:
+    model = ponder.PonderWrapper(
+        nn.Linear(4, 4), 3, head=nn.Linear(4, 3), objective=ponder.objectives.SimulatedExits(), task="classification"
+    )
+    with refused("signal", "one class an example", "the task .regression"):
+        model.task = "regression"
+    assert isinstance(model.task, Classification)
+
+
+def test_a_module_is_no_policy() -> None:
+    model = ponder.PonderWrapper(nn.Linear(4, 4), 3, head=nn.Linear(4, 3))
+    with refused("policy", "Linear", type_error=True):
+        model.policy = nn.Linear(2, 2)
+    assert "policy" not in model._modules

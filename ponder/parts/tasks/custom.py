@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.validation import check_flag
 from ponder.errors import ArgumentError
+from ponder.parts.callables import warn_of_loss
 from ponder.parts.tasks.base import Task
 from ponder.parts.tasks.labels import check_shape
 
-__all__ = ["Custom", "LossFunction"]
+__all__ = ["Custom", "LossFunction", "warn_of_own_weights"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -70,3 +71,9 @@ class Custom(Task):
         if labels.shape[:1] != outputs.shape[:1]:
             check_shape(labels, outputs.shape[:1])
         return labels
+
+
+def warn_of_own_weights(task: Task | None, model: nn.Module) -> None:
+    """Warn of a task whose loss has weights that learn, and that are no part of the model."""
+    if isinstance(task, Custom) and task.function is not None:
+        warn_of_loss(task.function, model)
