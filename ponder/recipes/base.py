@@ -136,7 +136,8 @@ class Recipe:
         prior: The prior of the halting step, or None.
         per_step_heads: One head a step, or one shared by all; ``"norms"`` for one that is shared behind a layer norm
             that each step but the last has of its own (`ponder.NormPerStep`).
-        own_lambda_lr: Whether the Lambda head has a learning rate of its own.
+        own_lambda_lr: Whether the paper gives the Lambda head a learning rate of its own. The benchmarks read it; `fit`
+            and `parameter_groups` take the `lambda_lr` that they are given.
         early_gradient: How much the heads of early steps teach the steps before them: ``"full"``, or scaled down so
             that a step with more heads behind it hears little more than others (`ponder.parts.gradients.equilibrium`).
         tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they

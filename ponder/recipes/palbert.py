@@ -26,7 +26,7 @@ def palbert(
 
     Args:
         q_exit: Exit at the quantile `q` of the halting distribution, or sample (with `seed`).
-        own_lambda_lr: The Lambda head learns at its own rate.
+        own_lambda_lr: The Lambda head learns at its own rate, where the benchmarks train it (`Recipe.own_lambda_lr`).
         deep_lambda: Three layers with tanh, or one.
         hidden_concat: The Lambda head reads this step and the one before, or this step alone.
         beta: Weight of the divergence.

@@ -58,8 +58,8 @@ def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) ->
         lambda_head: The Lambda head, where there is one.
 
     Raises:
-        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there, or
-            it copies the last head to early heads of another kind.
+        ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there or
+            that its objective does not read, or it copies the last head to early heads of another kind.
 
     Example:
         >>> from ponder.recipes.staging import check_heads
@@ -87,6 +87,13 @@ def check_heads(stage: Stage, head: nn.Module, lambda_head: nn.Module | None) ->
             expected="a model with a Lambda head for train='lambda_head'",
             got="one without",
             remedy="Pass lambda_head=ponder.LambdaHead(width) to the model.",
+        )
+    if stage.train == "lambda_head" and "hazard" not in stage.objective.needs:
+        raise ArgumentError(
+            "stage",
+            expected="an objective that reads the hazards for train='lambda_head'",
+            got=repr(stage.objective),
+            remedy="Use objectives.Ponder(0.5), say.",
         )
 
 

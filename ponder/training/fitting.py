@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import cos, inf, isnan, pi
@@ -78,7 +79,8 @@ def fit(
         model: A `PonderWrapper`, or a model of `ponder.integrations.transformers`.
         loader: Training batches, iterated once an epoch: a DataLoader, or a list of batches. A batch is a pair (inputs,
             labels), or a dict with the labels under ``"labels"`` (or ``"label"``, as data sets have them) whose first
-            entry is the inputs and the others context.
+            entry is the inputs and the others context. With several processes it has to be a DataLoader without an
+            ``__iter__`` of its own, since accelerate makes others of it, which share its batches.
         recipe: A recipe or its name, whose stages and policy are taken instead of the model's own. The model must have
             the heads that it needs.
         epochs: Epochs of each stage, at most.
@@ -92,7 +94,8 @@ def fit(
         patience: Epochs without a better score that end a stage; None runs all.
         lr: Learning rate of the encoder.
         head_lr: Learning rate of the heads, which are new; `lr` where None.
-        lambda_lr: Learning rate of the Lambda head; `lr` where None.
+        lambda_lr: Learning rate of the Lambda head; `lr` where None. `Recipe.own_lambda_lr` says what a recipe's paper
+            did, and changes nothing here.
         weight_decay: Weight decay of AdamW on weights; biases and norms are spared.
         warmup: Share of the steps in which the rates rise from 0, in [0, 1).
         schedule: How they fall after that: ``"linear"`` or ``"cosine"`` to 0, or ``"constant"``.
@@ -110,8 +113,8 @@ def fit(
 
     Raises:
         ArgumentError: An empty loader, batches without labels, a number out of range, an objective that was assigned
-            and that no stage trains, a stage that would train nothing, because all of it was frozen before, or a score
-            that is NaN in every epoch of a stage.
+            and that no stage trains, a stage that trains nothing, because all of it was frozen before or its objective
+            does not reach it, or a score that is NaN in every epoch of a stage.
         NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before that step.
         PonderError: accelerate is not installed.
 
@@ -179,14 +182,16 @@ def fit(
     wrapper.thaw_stage()
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     frozen = [parameter for parameter, trained in before.items() if not trained]
-    if isinstance(loader, DataLoader):
+    if isinstance(loader, DataLoader) and _may_be_rebuilt(loader):
         loader = accelerator.prepare(loader)
     elif accelerator.num_processes > 1:
         raise ArgumentTypeError(
             "loader",
             expected=f"a DataLoader, whose batches {accelerator.num_processes} processes can share",
-            got=f"a {type(loader).__name__}, of which each would train on all",
-            remedy="Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True).",
+            got=f"a {type(loader).__name__}, of which each would train on all"
+            + (": it has an __iter__ of its own" if isinstance(loader, DataLoader) else ""),
+            remedy="Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True). What changes "
+            "batches can be its collate_fn.",
         )
     done: list[StageReport] = []
     try:
@@ -277,7 +282,7 @@ class _Options:
         rising = round(self.warmup * total)
         if step < rising:
             return (step + 1) / (rising + 1)
-        left = (total - step) / max(total - rising, 1)
+        left = max(total - step, 0) / max(total - rising, 1)  # a loader may give more batches than its length says
         if self.schedule == "constant":
             return 1.0
         return left if self.schedule == "linear" else 0.5 * (1.0 + cos(pi * (1.0 - left)))
@@ -288,21 +293,33 @@ class _Best:
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self.best, self.since, self.epoch = model, -inf, 0, 0
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Any] = {}
+        self._unsaved: dict[str, Tensor] = {}
 
     def see(self, epoch: int, score: float) -> None:
         """Keep the weights of this epoch where it is the best, or the first; a score that is NaN is the worst."""
         if score > self.best or not self._weights:
             self.best, self.since, self.epoch = -inf if isnan(score) else score, 0, epoch
             state = self._model.state_dict()
-            self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+            self._weights = {name: _copied(value) for name, value in state.items()}
+            self._unsaved = {name: _copied(value) for name, value in self._model.named_buffers() if name not in state}
         else:
             self.since += 1
 
     def restore(self) -> None:
         """Bring the best epoch back, where one was seen."""
-        if self._weights:
-            self._model.load_state_dict(self._weights)
+        if not self._weights:
+            return
+        self._model.load_state_dict(self._weights)
+        for name, buffer in self._model.named_buffers():
+            kept = self._unsaved.get(name, buffer).to(buffer.device)
+            if kept.shape == buffer.shape and not torch.equal(kept, buffer):  # a cache that has grown goes on
+                buffer.copy_(kept)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of an entry of a `state_dict`: a tensor's on the CPU. What `get_extra_state` gives may be anything."""
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 @dataclass
@@ -319,6 +336,8 @@ class _StageRun:
     bar: Bar
     tracking: Tracking
     main_input: str | None
+    taught: bool = False
+    """Whether a batch had a gradient for something that the stage trains."""
 
     def train(self, stage: Stage, title: str) -> StageReport:
         """Train, and leave the best epoch in the model, and nothing of accelerate."""
@@ -351,6 +370,8 @@ class _StageRun:
         for epoch in range(1, options.epochs + 1):
             where = f"{title}, epoch {epoch}"
             loss, means = self._epoch(prepared, optimizer, rates, total, where)
+            if not self.taught and (rates.last_epoch > 1 or epoch == options.epochs):  # `Alternating` has two turns
+                raise _teaches_nothing(stage, title)
             found = self._scored()
             epochs.append(
                 EpochReport(
@@ -444,10 +465,11 @@ class _StageRun:
     def _step(self, given: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
         """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
         optimizer.zero_grad()
-        self.accelerator.backward(given)
+        if given.requires_grad:  # else the objective reads nothing that is trained, in this turn at least
+            self.accelerator.backward(given)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = clip_grad_norm_(trained, inf if self.options.clip is None else self.options.clip)
-        loss, size = torch.stack([given.detach().float(), norm.detach().float()]).tolist()
+        loss, size = torch.stack([given.detach().float(), norm.detach().float().to(given.device)]).tolist()
         if not (abs(loss) < inf and size < inf):
             raise NonFiniteError(
                 f"{where}: expected a finite loss and gradient; got a loss of {loss:g}, a gradient of norm {size:g}. "
@@ -455,6 +477,7 @@ class _StageRun:
                 "the step of the model with check_finite=True."
             )
         optimizer.step()
+        self.taught = self.taught or size > 0
         return float(loss)
 
     def _measured(self, out: PonderOutput, batch: Batch) -> Mapping[str, Tensor]:
@@ -562,7 +585,7 @@ def _gather(accelerator: Any) -> Callable[[list[Any]], list[Any]]:
 
 def _check_loader(argument: str, loader: Iterable[Any], remedy: str | None) -> None:
     """Refuse what cannot be iterated again and again, and what is empty."""
-    if not isinstance(loader, Iterable) or isinstance(loader, Mapping | Tensor) or iter(loader) is loader:
+    if not isinstance(loader, Iterable) or isinstance(loader, Mapping | Tensor | Iterator):
         raise ArgumentTypeError(
             argument,
             expected="batches that can be iterated once an epoch: a DataLoader, or a list of batches",
@@ -587,6 +610,22 @@ def _length(loader: Iterable[Any]) -> int | None:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # of an iterable data set without a length
         return None
+
+
+def _may_be_rebuilt(loader: DataLoader[Any]) -> bool:
+    """Whether another DataLoader of the same data set and sampler, as accelerate makes, gives the same batches."""
+    home: str = type(loader).__iter__.__module__
+    return home.partition(".")[0] in ("torch", "torchdata", "accelerate")
+
+
+def _teaches_nothing(stage: Stage, where: str) -> ArgumentError:
+    return ArgumentError(
+        "objective",
+        expected=f"one that teaches something of what a stage with train={stage.train!r} trains",
+        got=f"{stage.objective!r}, which had no gradient for any of it in {where}",
+        remedy="Train early heads with objectives.DeepSupervision('uniform'), say, and a Lambda head with "
+        "objectives.Ponder(0.5).",
+    )
 
 
 def _no_score(held_out: HeldOut, epochs: int, where: str) -> ArgumentError:

@@ -123,6 +123,13 @@ def test_warm_up_and_decay() -> None:
     assert options.share(5, None) == 1.0
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_rate_is_never_negative(schedule: str) -> None:
+    # Trap: a loader that gives more batches than its length says took the rate below 0, which climbs the loss.
+    options = _Options(1, None, 1.0, None, None, 0.0, 0.0, schedule, None, False)
+    assert [options.share(step, 4) for step in range(4, 9)] == pytest.approx([0.0] * 5)
+
+
 class TestSelection:
     def test_the_best_epoch_is_restored_and_patience_ends_a_stage(self) -> None:
         scores = iter([0.3, 0.9, 0.1, 0.2, 0.95])
@@ -880,3 +887,116 @@ def test_a_lambda_head_that_nothing_trains_is_told_where_the_policy_reads_it() -
     frozen = model(policies.Quantile(0.5))
     frozen.lambda_head.requires_grad_(False)
     ponder.fit(frozen, data, epochs=1, progress=False)
+
+
+class Augmented(DataLoader[Any]):
+    """A loader with an `__iter__` of its own, as augmentation and mixup have it."""
+
+    def __iter__(self) -> Any:
+        for inputs, labels in super().__iter__():
+            yield torch.full_like(inputs, 7.0), labels
+
+
+class Seen(nn.Module):
+    """A step that keeps what it was given in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.inputs: list[float] = []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.inputs.append(hidden.mean().item())
+        return self.linear(hidden)
+
+
+def seeing() -> tuple[ponder.PonderWrapper, list[float]]:
+    step = Seen()
+    return ponder.PonderWrapper([step], head=nn.Linear(WIDTH, 2), task="classification"), step.inputs
+
+
+def test_a_loader_with_an_iter_of_its_own_is_iterated_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Trap: accelerate makes a plain DataLoader of it, without a word.
+    model, inputs = seeing()
+    given = Augmented(TensorDataset(*data(16)), batch_size=8)
+    fit(model, given, epochs=1)
+    assert inputs == [7.0, 7.0]
+    monkeypatch.setattr(accelerate.Accelerator, "num_processes", 2)
+    with refused("loader", "a Augmented", "an __iter__ of its own", "collate_fn", type_error=True):
+        fit(model, given, epochs=1)
+
+
+def test_a_loader_that_counts_its_epochs_begins_with_the_first() -> None:
+    class Curriculum:
+        epoch = -1
+
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Any:
+            self.epoch += 1
+            return iter([(torch.full((4, WIDTH), float(self.epoch)), torch.tensor([0, 1, 0, 1]))])
+
+    model, inputs = seeing()
+    fit(model, Curriculum(), epochs=3)
+    assert inputs == [0.0, 1.0, 2.0]
+
+
+class Counts(nn.Module):
+    """A step that counts its calls of training where no `state_dict` has a tensor of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(WIDTH, WIDTH), 0
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.calls += 1
+            self.count += 1
+        return self.linear(hidden)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
+def test_the_best_epoch_comes_back_with_what_is_no_tensor_and_what_is_not_saved() -> None:
+    step, scores = Counts(), iter([0.5, 0.9, 0.1, 0.1])
+    model = ponder.PonderWrapper([step], head=nn.Linear(WIDTH, 2), task="classification")
+    options: dict[str, Any] = {"held_out": [data(8)], "metric": lambda outputs, labels: next(scores)}
+    assert fit(model, [data(8)], epochs=4, patience=None, **options).stages[0].best_epoch == 2
+    assert (step.calls, step.count.item()) == (2, 2.0)
+
+
+def per_step() -> ponder.PonderWrapper:
+    steps, heads = ([nn.Linear(WIDTH, width) for _ in range(2)] for width in (WIDTH, 2))
+    return ponder.PonderWrapper(
+        steps, head=ponder.PerStep(heads), lambda_head=ponder.LambdaHead(WIDTH), task="classification"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
+@pytest.mark.parametrize(("batches", "epochs"), [(1, 1), (2, 3)])
+def test_a_stage_that_teaches_nothing_of_what_it_trains_is_refused(batches: int, epochs: int) -> None:
+    # Trap: every head is called and gets a gradient of 0, and the report looks as ever.
+    model = per_step()
+    model.stages = (recipes.Stage(objectives.FinalStep(), train="early_heads"),)
+    with refused("objective", "train='early_heads'", "FinalStep()", "fit", "DeepSupervision"):
+        fit(model, [data(8, seed) for seed in range(batches)], epochs=epochs)
+    with refused("stage", "reads the hazards", "FinalStep()", "Ponder"):
+        model.stages = (recipes.Stage(objectives.FinalStep(), train="lambda_head"),)
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
+def test_turns_of_which_one_teaches_nothing_are_trained() -> None:
+    for other, train in ((objectives.DeepSupervision(), "early_heads"), (objectives.Ponder(0.5), "lambda_head")):
+        model = per_step()
+        turns = objectives.Alternating(objectives.FinalStep(), other)
+        model.stages = (recipes.Stage(turns, train=train),)
+        before = weights(model)
+        fit(model, [data(8, seed) for seed in range(2)], epochs=1)
+        assert not all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
