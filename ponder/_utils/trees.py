@@ -6,6 +6,7 @@ None, `Shared` values) belong to the whole batch and pass unchanged.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import partial
@@ -61,6 +62,8 @@ def map_tensors(fn: Callable[[Any], Any], tree: Tree, kind: type = Tensor) -> Tr
     made: Any = type(tree)
     if isinstance(tree, Mapping):
         values = {key: map_tensors(fn, value, kind) for key, value in tree.items()}
+        if isinstance(tree, defaultdict):  # whose class takes what makes its defaults first
+            return defaultdict(tree.default_factory, values)
         return made(**values) if is_dataclass(tree) else made(values)
     parts = [map_tensors(fn, value, kind) for value in tree]
     return made(*parts) if hasattr(tree, "_fields") else made(parts)

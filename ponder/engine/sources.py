@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, take_rows, tensors, unwrap
+from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import NonFiniteError
 from ponder.parts.heads import PerStep, not_the_rows
 from ponder.parts.padding import REAL, Padding
@@ -37,16 +37,20 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """Call the stem, which is the identity where None: h_0, the context of the steps, and the number of rows.
 
-    Where h_0 is the inputs, or a view of them, it is a copy: a step may change its state in place, and the inputs are
-    the caller's.
-    A pair whose second item is a dict is read as (hidden, context).
+    Where h_0 is the inputs or the context, or a view of them or of anything else, a buffer, say, it is a copy: a step
+    may change its state in place, and these are not its own.
+    A pair whose second item is a dict is read as (hidden, context). A value of it that the stem was given in
+    `ponder.Shared`, and hands on as it is, is shared again.
     """
-    hidden = inputs
+    hidden, of_call = inputs, context
     if stem is not None:  # a captured module has to know what has no rows
         hidden = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
         if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
             hidden, context = hidden
-    hidden = map_tensors(Tensor.clone, inputs) if hidden is inputs else _apart(hidden, inputs)
+            for name, given in of_call.items():
+                if isinstance(given, Shared) and context.get(name) is given.value:
+                    context = {**context, name: given}
+    hidden = map_tensors(Tensor.clone, inputs) if hidden is inputs else _apart(hidden, (inputs, unwrap(of_call)))
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)
@@ -106,7 +110,7 @@ class ModelSource:
         self._cache.clear()
         self.step = step
         at = torch.tensor(self.at, device=first_tensor(self.hidden).device) if self._index_of_rows else None
-        self.hidden = self.run_step(step, self.hidden, at=at, **self._call)
+        self.hidden = self.run_step(step, self.hidden, at, **self._call)
         if self._rows is not None:
             _check_finite(self.hidden, step, self._rows)
 
@@ -238,12 +242,12 @@ class ModelSource:
         return outputs
 
 
-def _apart(hidden: Tree, inputs: Tree) -> Tree:
-    """`hidden`, with copies of the tensors that share memory with the inputs."""
+def _apart(hidden: Tree, given: Tree) -> Tree:
+    """`hidden`, with copies of the tensors that share memory with what was given, or that are a part of another."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return map_tensors(Tensor.clone, hidden)  # no memory to look at; the compiler drops copies nobody needs
-    memory = {_memory(tensor) for _, tensor in tensors(inputs)} - {None}
-    return map_tensors(lambda own: own.clone() if _memory(own) in memory else own, hidden)
+    memory = {_memory(tensor) for _, tensor in tensors(given)} - {None}
+    return map_tensors(lambda own: own.clone() if _memory(own) in memory or _is_part(own) else own, hidden)
 
 
 def _memory(tensor: Tensor) -> int | None:
@@ -252,9 +256,14 @@ def _memory(tensor: Tensor) -> int | None:
     return tensor.untyped_storage().data_ptr() if plain else None
 
 
+def _is_part(tensor: Tensor) -> bool:
+    """Whether a plain tensor has not just the numbers of its memory, as rows of a table, or one row for all."""
+    return _memory(tensor) is not None and tensor.untyped_storage().nbytes() != tensor.nbytes
+
+
 def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:
     for path, tensor in tensors(hidden, "hidden"):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() or tensor.is_complex():
             bad = ~tensor.unsqueeze(-1).flatten(1).isfinite().all(1)  # one number a row is a state too
             if bool(bad.any()):
                 raise NonFiniteError(

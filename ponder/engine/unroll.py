@@ -75,6 +75,8 @@ def unroll(
         source.advance(step)
         of_step = source.read_out()
         pooled = of_step.dim() == 2
+        if late_outputs and features and not pooled:
+            raise _of_several_shapes(features[0], of_step)
         late_outputs = late_outputs and pooled  # an answer per token: many rows in one call already, and much to copy
         if late_outputs or keep_features or (late_hazards and halting is features):
             # A copy of its own, not a view of a hidden state that would stay alive, or be changed in place.
@@ -155,11 +157,11 @@ def checkpointed(steps: Steps) -> Callable[..., Tree]:
     nothing changes.
     """
 
-    def run_step(step: int, hidden: Tree, **context: Any) -> Tree:
+    def run_step(step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
         if not torch.is_grad_enabled():
-            return steps(step, hidden, **context)
+            return steps(step, hidden, at, **context)
         return checkpoint(
-            lambda state: steps(step, map_tensors(Tensor.clone, state), **context), hidden, use_reentrant=False
+            lambda state: steps(step, map_tensors(Tensor.clone, state), at, **context), hidden, use_reentrant=False
         )
 
     return run_step

@@ -135,7 +135,7 @@ def step_part(model: EarlyExitModel, step: int, hidden: FlatTree, context: FlatT
 
     def run(given: list[Tensor]) -> list[Tensor]:
         called = unwrap(context.filled(given[count:-1]))
-        return flatten(model.steps(step, hidden.filled(given[:count]), at=given[-1], **called))
+        return flatten(model.steps(step, hidden.filled(given[:count]), given[-1], **called))
 
     return Part(model, run)
 

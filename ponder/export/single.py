@@ -125,7 +125,7 @@ class _Parts:
         def run(given: list[Tensor]) -> list[Tensor]:
             hidden, (index,), (log_survival,), past, state, _, context = _split(given, sizes)
             called, at = unwrap(self.context.filled(context)), index + 1
-            after = self.model.steps(1, self.hidden.filled(hidden), at=at, **called)
+            after = self.model.steps(1, self.hidden.filled(hidden), at, **called)
             features, halting = self._features(after, called)
             leaves, kept, log_survival = self._decide(
                 at, log_survival, past, self.state.filled(state), features, halting

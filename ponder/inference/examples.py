@@ -326,7 +326,21 @@ def _rows_of(batch: Any) -> Iterator[Any]:
     batch = as_tensors(_tuple_if_pair(batch))
     size = check_rows("a batch of the DataLoader", batch)
     for row in range(size):
-        yield map_tensors(lambda tensor, row=row: tensor[row], batch)  # type: ignore[misc]
+        yield _row_of(batch, row, size)
+
+
+def _row_of(batch: Any, row: int, size: int) -> Any:
+    """A row of what `as_tensors` gave: of tensors, and of texts, of which PyTorch's collator makes a list."""
+    if isinstance(batch, Tensor):
+        return batch[row]
+    if isinstance(batch, dict):
+        return {name: _row_of(value, row, size) for name, value in batch.items()}
+    if not isinstance(batch, list | tuple):
+        return batch
+    if len(batch) == size and all(isinstance(value, str | bytes) for value in batch):
+        return batch[row]
+    parts = [_row_of(value, row, size) for value in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
 
 
 def _tuple_if_pair(value: Any) -> Any:

@@ -112,7 +112,7 @@ class Steps(nn.Module):
             )
         return self.schedule[:1] * num_steps
 
-    def forward(self, step: int, hidden: Tree, *, at: Tensor | None = None, **context: Any) -> Tree:
+    def forward(self, step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
         """Run step `step` (1-based) on `hidden`.
 
         Args:
@@ -122,6 +122,13 @@ class Steps(nn.Module):
             context: What the step is called with besides.
         """
         if self.index:
+            if "index" in context:
+                raise ArgumentError(
+                    "index",
+                    expected="no value of this name in the context, where steps are told their number by it",
+                    got=type(context["index"]).__name__,
+                    remedy="Give it another name; or build ponder.Steps(…) without index=True.",
+                )
             context["index"] = _index(step, hidden) if at is None else at
         after = self.fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
         if self.state is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -47,6 +48,9 @@ class LinearScorer(nn.Linear):
         return {"width": self.in_features}
 
 
+_one_at_a_time = threading.RLock()  # an RLock: a scorer may hold a model with such a policy
+
+
 @registry.register("learned")
 @dataclass(frozen=True, eq=False)
 class Learned(ThresholdPolicy):
@@ -90,11 +94,12 @@ class Learned(ThresholdPolicy):
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
         features = step.features
-        weights = {**dict(self.scorer.named_parameters()), **dict(self.scorer.named_buffers())}
-        floating = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
-        dtype = reduce(torch.promote_types, floating, features.dtype)  # the finer of the two judges
-        placed = {name: _placed(tensor.detach(), features.device, dtype) for name, tensor in weights.items()}
-        with evaluating(self.scorer):  # it may be trained between runs
+        # It may be trained between runs. For a call, its weights are exchanged, which other threads must not see.
+        with _one_at_a_time, evaluating(self.scorer):
+            weights = {**dict(self.scorer.named_parameters()), **dict(self.scorer.named_buffers())}
+            floating = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
+            dtype = reduce(torch.promote_types, floating, features.dtype)  # the finer of the two judges
+            placed = {name: _placed(tensor.detach(), features.device, dtype) for name, tensor in weights.items()}
             logits = functional_call(self.scorer, placed, (features.to(dtype),))
         if not isinstance(logits, Tensor) or logits.numel() != features.shape[0]:
             raise ArgumentError(

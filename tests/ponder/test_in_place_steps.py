@@ -198,3 +198,39 @@ def test_inputs_without_plain_memory_pass_through_a_stem() -> None:
     dense = torch.eye(WIDTH)
     found = model(dense.to_sparse(), policy=policies.LastStep()).outputs
     torch.testing.assert_close(found, model(dense, policy=policies.LastStep()).outputs)
+
+
+class Table(nn.Module):
+    """A stem whose second state is rows of a table that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("start", torch.zeros(2 * ROWS, WIDTH))
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs, self.start[: len(inputs)]
+
+
+class Counting(nn.Module):
+    """Adds its second state, which grows in place."""
+
+    def forward(self, hidden: tuple[Tensor, Tensor], memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state, count = hidden
+        count.add_(1)
+        return state + count, count
+
+
+def test_neither_a_table_of_the_stem_nor_the_context_is_changed() -> None:
+    # Trap: the second call answered otherwise than the first, and the buffer was saved so.
+    model = ponder.PonderWrapper(Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=Table(), readout=first).eval()
+    with torch.no_grad():
+        once, twice = (model(torch.zeros(ROWS, WIDTH)).outputs for _ in range(2))
+    assert torch.equal(once, twice)
+    assert not model.stem.start.any()
+    model = ponder.PonderWrapper(
+        Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=lambda inputs, memory: (inputs, memory), readout=first
+    ).eval()
+    memory = torch.zeros(ROWS, WIDTH)
+    with torch.no_grad():
+        model(torch.zeros(ROWS, WIDTH), memory=memory)
+    assert not memory.any()

@@ -528,3 +528,19 @@ def test_a_table_is_no_data_set() -> None:
         model.predict(table)
     with ponder.StreamEngine(model) as engine, refused("dataset", "DataFrame, a table", type_error=True):
         list(engine.run(table))
+
+
+class Marked(nn.Module):
+    """A step that adds one to rows with the mark "a"."""
+
+    def forward(self, hidden: Tensor, mark: str | None = None) -> Tensor:
+        return hidden + (1.0 if mark == "a" else 0.0)
+
+
+def test_texts_of_a_loader_are_taken_apart_as_its_tensors_are() -> None:
+    # Trap: every row was given the texts of its whole batch.
+    model = ponder.PonderWrapper(Marked(), 1, head=nn.Identity()).eval()
+    rows = [(torch.zeros(4), {"mark": mark}) for mark in "abca"]
+    expected = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    for data in (rows, DataLoader(rows, batch_size=2), DataLoader(rows, batch_size=3)):  # type: ignore[arg-type]
+        assert torch.equal(model.predict(data).outputs[:, 0], expected)

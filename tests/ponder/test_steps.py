@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import ponder
 from ponder import Steps
 from tests.ponder.checks import refused
 
@@ -79,3 +80,23 @@ def test_what_is_no_step_is_refused() -> None:
 def test_numbers_of_steps_count(num_steps: object) -> None:
     with refused("num_steps", "whole number ≥ 1", repr(num_steps)):
         Steps.of(torch.sin, num_steps)
+
+
+def test_names_of_the_context_are_the_steps_own() -> None:
+    class Named(nn.Module):
+        def forward(self, hidden_state, at, step, hidden):
+            return hidden_state + at + step + hidden
+
+    ones = {name: torch.ones(2, 1) for name in ("at", "step", "hidden")}
+    model = ponder.PonderWrapper(Named(), 2, head=nn.Identity()).eval()
+    assert torch.equal(model(torch.zeros(2, 3), **ones).outputs, torch.full((2, 3), 6.0))
+
+
+def test_a_context_called_index_is_refused_where_steps_are_told_theirs() -> None:
+    # Trap: the caller's was exchanged for the number of the step, without a word.
+    def step(hidden, index):
+        return hidden + index.unsqueeze(-1)
+
+    model = ponder.PonderWrapper(Steps([step], [0, 0, 0], index=True), head=nn.Identity()).eval()
+    with refused("index", "Tensor"):
+        model(torch.zeros(2, 3), index=torch.ones(2))

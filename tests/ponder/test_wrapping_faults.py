@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies
+from ponder.errors import NonFiniteError
 from tests.ponder.checks import refused
 
 WIDTH, STEPS = 4, 5
@@ -203,3 +205,45 @@ def test_print_shows_policy_prior_and_objective() -> None:
     shown = repr(model)
     for part in (model.policy, model.prior, model.objective):
         assert repr(part) in shown
+
+
+def test_what_a_stem_was_given_as_shared_stays_shared() -> None:
+    # Trap: the stem saw the bare value, handed it on, and with as many rows as the batch it was cut with these.
+    class Adding(nn.Module):
+        def forward(self, hidden, table):
+            return hidden + table.sum(0)
+
+    model = ponder.PonderWrapper(
+        Adding(), 3, head=nn.Linear(4, 2), stem=lambda inputs, table: (inputs, {"table": table}), task="classification"
+    ).eval()
+    inputs, table = torch.stack([torch.full((4,), 40.0), torch.zeros(4)]), ponder.Shared(torch.ones(2, 4))
+    policy = policies.Confidence(0.97)
+    run, recorded = model(inputs, table=table, policy=policy), model.unroll(inputs, table=table).replay(policy)
+    torch.testing.assert_close(run.outputs, recorded.outputs)
+    assert model(inputs[:1], table=table).outputs.shape == (1, 2)
+
+
+def test_features_that_get_positions_on_the_way_are_refused() -> None:
+    # Trap: the record of all steps left out those before, and its last step was another.
+    class Spreading(nn.Module):
+        def forward(self, hidden):
+            return hidden[:, None].expand(-1, 3, -1) if hidden.dim() == 2 else hidden
+
+    steps = [nn.Linear(4, 4), Spreading(), Spreading()]
+    model = ponder.PonderWrapper(steps, head=nn.Linear(4, 2), readout=ponder.readouts.identity).eval()
+    with refused("features of the readout", "(2, 4) and (2, 3, 4)"):
+        model.unroll(torch.zeros(2, 4))
+
+
+def test_complex_states_are_looked_at_too() -> None:
+    model = ponder.PonderWrapper(
+        lambda hidden: hidden * complex(float("nan")), 2, head=nn.Linear(4, 2), readout=torch.real, check_finite=True
+    ).eval()
+    with pytest.raises(NonFiniteError, match="step 1"):
+        model(torch.zeros(2, 4, dtype=torch.complex64))
+
+
+def test_a_state_may_be_a_defaultdict() -> None:
+    state = collections.defaultdict(list, {"own": torch.zeros(2, 4)})
+    model = ponder.PonderWrapper(lambda hidden: hidden, 2, head=nn.Linear(4, 2), readout=lambda hidden: hidden["own"])
+    assert model.eval()(state).outputs.shape == (2, 2)

@@ -185,6 +185,9 @@ class StreamEngine:
     ) -> Iterator[tuple[Any, Any]]:
         """Answer all examples of an iterable, which is read only as far ahead as rows may wait and run.
 
+        Answers are handed on between examples: one that is ready while the iterable is thinking comes after its next
+        example, and an iterable that waits for an answer waits for ever. For these there is `submit`.
+
         Args:
             examples: Examples; or pairs (key, example) where `keyed`.
             keyed: Whether keys come with the examples. Without, the key is the position. Row ids for seeded sampling

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from ponder.policies import Learned, LinearScorer, Quantile, scorers
 from tests.ponder.checks import refused, take
 from tests.ponder.test_sweep import recorded
 from tests.toys import TOYS, WIDTH, make_toy, wrap
+
+DTYPES = (torch.float32, torch.float64)
 
 
 @scorers.register("test-two-layers")
@@ -136,3 +140,24 @@ def test_a_scorer_that_is_being_trained_decides_without_dropout_and_keeps_its_mo
     assert [trajectory.replay(policy).exit_step.tolist() for _ in range(3)] == [expected] * 3
     assert scorer.training
     assert all(torch.equal(scorer.state_dict()[name], value) for name, value in before.items())
+
+
+def test_threads_leave_the_scorer_as_it_was() -> None:
+    # Trap: the weights that a call exchanges were those that another thread put back, as tensors that learn no more.
+    toy = make_toy("shared")
+    policy = Learned(LinearScorer(WIDTH), 0.5)
+    models = [wrap(toy, policy=policy).eval(), copy.deepcopy(wrap(toy)).double().eval()]
+    inputs, _ = toy.batch(8, seed=1)
+    own = [id(weight) for weight in policy.scorer.parameters()]
+    expected = [model(inputs.to(dtype), policy=policy).exit_step for model, dtype in zip(models, DTYPES, strict=True)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(models[turn % 2], inputs.to(DTYPES[turn % 2]), policy=policy) for turn in range(100)]
+        found = [call.result().exit_step for call in calls]
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(steps, expected[turn % 2]) for turn, steps in enumerate(found))
+    assert [id(weight) for weight in policy.scorer.parameters()] == own
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in policy.scorer.parameters())
