@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ponder.errors import ArgumentError
 
-__all__ = ["honoured"]
+__all__ = ["honoured", "span_labels"]
 
 _REMEDIES: Mapping[str, str] = {
     "inputs_embeds": "Pass input_ids; for embeddings, ponder.capture the encoder with an example of them.",
@@ -32,3 +35,18 @@ def honoured(given: Mapping[str, Any]) -> dict[str, Any]:
                 remedy=_REMEDIES[name],
             )
     return {name: value for name, value in given.items() if name not in _REMEDIES}
+
+
+def span_labels(start_positions: Tensor | None, end_positions: Tensor | None) -> Tensor | None:
+    """The labels of spans, `(batch, 2)`, of their first and last places, `(batch,)` each; None where there are none.
+
+    Raises:
+        ArgumentError: There is one without the other.
+    """
+    if start_positions is None and end_positions is None:
+        return None
+    if start_positions is None or end_positions is None:
+        raise ArgumentError(
+            "start_positions and end_positions", expected="both or neither", got="one", remedy="Pass both."
+        )
+    return torch.stack([start_positions.reshape(-1), end_positions.reshape(-1)], dim=1)

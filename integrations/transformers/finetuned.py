@@ -34,7 +34,7 @@ from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.export.source import ExportSource, check_any_length, tokenizer_in
 from ponder.inference.prediction import Predictions
-from ponder.integrations.transformers.arguments import honoured
+from ponder.integrations.transformers.arguments import honoured, span_labels
 from ponder.integrations.transformers.assigned import check_assigned
 from ponder.integrations.transformers.early_heads import (
     AnswerAndStates,
@@ -356,21 +356,31 @@ class FinetunedClassifier(nn.Module):
         Raises:
             ArgumentError: Labels in training mode, whose loss would train the classifier too, unless it is frozen.
         """
-        main = self._main(inputs, context)
-        return self.ponder(main, policy=policy, **honoured(context))
+        main, context = self._read(inputs, context)
+        return self.ponder(main, policy=policy, **context)
 
     def unroll(self, inputs: Tensor | None = None, **context: Any) -> Trajectory:
         """Full depth, no exit; arguments as for a call and for `PonderWrapper.unroll`."""
-        main = self._main(inputs, context)
-        return self.ponder.unroll(main, **honoured(context))
+        main, context = self._read(inputs, context)
+        return self.ponder.unroll(main, **context)
 
-    def _main(self, inputs: Tensor | None, context: dict[str, Any]) -> Tensor:
+    def _read(self, inputs: Tensor | None, context: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The main input, and the other arguments of a call as the wrapper takes them: labels by one name."""
+        context = honoured(context)
         found: Tensor | None = context.pop(self.main_input_name, None) if inputs is None else inputs
         if found is None:
             raise ArgumentError(
                 self.main_input_name, expected="the main input", got="nothing", remedy="Pass what a tokenizer gives."
             )
-        return found
+        if isinstance(self.kind.task, Span):
+            places = span_labels(context.pop("start_positions", None), context.pop("end_positions", None))
+            if places is not None and context.get("labels") is not None:
+                raise ArgumentError(
+                    "labels", expected="None beside start_positions", got="both", remedy="Pass one of them."
+                )
+            if places is not None:
+                context["labels"] = places
+        return found, context
 
     def export_source(self) -> ExportSource:
         """What `ponder.export.onnx` writes; the example is of five rows, a number that no other dimension has.

@@ -127,7 +127,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         adapter = self._adapter = adapter or adapter_for(self.encoder, config.num_steps)
         self.main_input_name = adapter.main_input
         self._check_readout(config.readout, adapter)
-        self._readout_name = config.readout
+        self._readout_name, self._problem = config.readout, config.problem_type
         steps = adapter.steps()
         head, lambda_head = self.make_heads(recipe, steps.num_steps)
         self.ponder = EncoderWrapper(
@@ -370,6 +370,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=repr(self.config.readout),
                 remedy="Build the model with from_encoder(…, readout=…).",
             )
+        self._check_problem()
         layers = {id(module) for module in self.encoder.modules()}
         if gone := [n for n, step in enumerate(self.ponder.steps.fns, 1) if layer_of(step) not in (None, *layers)]:
             raise ArgumentError(
@@ -380,6 +381,16 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         if state_dict is None:
             self._check_heads_readable()
+
+    def _check_problem(self) -> None:
+        """Refuse a problem that was set once the model had its task: nothing reads it here, and a file does."""
+        if self.config.problem_type != self._problem:
+            raise ArgumentError(
+                "config.problem_type",
+                expected=f"{self._problem!r}, as the model was built",
+                got=repr(self.config.problem_type),
+                remedy="Build the model with from_encoder(…, problem_type=…).",
+            )
 
     def _check_heads_readable(self) -> None:
         """Refuse heads that the recipe does not make again: weights of the same names would be read into others."""
@@ -691,8 +702,10 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=" and ".join(given) or "nothing",
                 remedy="Use the tokenizer, image processor or feature extractor of the encoder.",
             )
-        if self.training and arguments.get("labels") is not None:
-            check_heads_learn(self, self.ponder)
+        if arguments.get("labels") is not None:
+            self._check_problem()
+            if self.training:
+                check_heads_learn(self, self.ponder)
         out = self.ponder(self._checked(given[self.main_input_name]), **arguments)
         unrolled = out.trajectory
         return out, {

@@ -70,11 +70,22 @@ def record_rows(
 class _Pairs:
     """A data set as pairs (inputs, context)."""
 
-    def __init__(self, dataset: Any, pair: Callable[[Any], tuple[Any, dict[str, Any]]]) -> None:
+    def __init__(self, dataset: Any, pair: _Pair) -> None:
         self.dataset, self.pair = dataset, pair
 
     def __iter__(self) -> Any:
-        return map(self.pair, examples_in(self.dataset))
+        return map(self._pair, examples_in(self.dataset))
+
+    def _pair(self, example: Any) -> tuple[Any, dict[str, Any]]:
+        inputs, context = self.pair(example)
+        if self.pair.name == "input_ids" and getattr(inputs, "ndim", 1) > 1:
+            raise ArgumentError(
+                "example",
+                expected="the ids of one input, (length,)",
+                got=f"ids of shape {tuple(inputs.shape)}",
+                remedy="Leave out return_tensors, or pass {name: tensor[0] for name, tensor in encoding.items()}.",
+            )
+        return inputs, context
 
 
 @dataclass(frozen=True)

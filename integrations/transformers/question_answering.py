@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from ponder.errors import ArgumentError
+from ponder.integrations.transformers.arguments import span_labels
 from ponder.integrations.transformers.configuration import PonderConfig
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.parts.tasks import TaskName
@@ -90,20 +90,14 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
             input_ids: Token ids of question and text, `(batch, length)`.
             attention_mask: 1 at tokens and 0 at padding, `(batch, length)`.
             token_type_ids: Segments, `(batch, length)`, where the encoder has them.
-            start_positions: The place of the answer's first token, `(batch,)`; the length or more where it was cut off,
-                which counts for nothing.
+            start_positions: The place of the answer's first token, `(batch,)`; the length of the batch or more where it
+                was cut off, which counts for nothing.
             end_positions: The place of its last token, likewise.
             policy: Decides instead of the model's own policy.
             row_ids: Who each row is, `(batch,)`, for seeded sampling.
             ignored: What callers pass to any model as None, such as `inputs_embeds`.
         """
-        if (start_positions is None) != (end_positions is None):
-            raise ArgumentError(
-                "start_positions and end_positions", expected="both or neither", got="one", remedy="Pass both."
-            )
-        labels = None
-        if start_positions is not None and end_positions is not None:
-            labels = torch.stack([start_positions.reshape(-1), end_positions.reshape(-1)], dim=1)
+        labels = span_labels(start_positions, end_positions)
         out, shared = self.run(
             {"input_ids": input_ids},
             ignored,

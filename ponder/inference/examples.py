@@ -293,6 +293,13 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int | 
             remedy="Label all examples, or pass labels= to the call.",
         )
     if per_token:
+        if any(label.dim() < 2 for label in present):
+            raise ArgumentError(
+                "labels",
+                expected="one for each position of a row, where each token has its answer",
+                got="a single number",
+                remedy=f"Label tokens: {IGNORED_LABEL} where a token has no label.",
+            )
         length = length or max([label.shape[1] for label in present])
         along = with_lengths(Along((1,), fill=IGNORED_LABEL))
         joined: Tensor = join_rows(present, [1] * len(present), lengths=along, length=length, path="labels")

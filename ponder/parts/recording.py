@@ -13,7 +13,6 @@ from ponder._utils.numerics import at_least_float32
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.tasks import Custom, Task, infer_task, task_named
-from ponder.parts.tasks.base import IGNORED_LABEL
 from ponder.parts.tasks.classification import Unnamed
 
 __all__ = [
@@ -148,10 +147,8 @@ class Recording:
         return self.inside(self.meaning.check(self.outputs[:, -1], labels))  # a trajectory may be made by hand
 
     def inside(self, labels: Tensor) -> Tensor:
-        """Checked labels, those of padding being ignored ones where each position has a label."""
-        if self.meaning.per_token and self.mask is not None:
-            return labels.masked_fill(~self.mask, IGNORED_LABEL)
-        return labels
+        """Checked labels, those at padding being ignored ones."""
+        return self.meaning.inside(labels, self.mask)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor, by name; those of `policy_context` as ``policy_context.NAME``."""

@@ -422,7 +422,7 @@ def test_a_task_that_the_objective_cannot_learn_is_refused() -> None:
     model = ponder.PonderWrapper(
         nn.Linear(4, 4), 3, head=nn.Linear(4, 3), objective=ponder.objectives.SimulatedExits(), task="classification"
     )
-    with refused("signal", "one class an example", "the task .regression"):
+    with refused("signal", "the task 'regression'"):
         model.task = "regression"
     assert isinstance(model.task, Classification)
 

@@ -119,6 +119,15 @@ class Task(ABC):
         """
         return outputs
 
+    def inside(self, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Checked labels, of which those at padding are ignored ones.
+
+        Args:
+            labels: Labels, batch first.
+            mask: Which positions count, `(batch, length)` bool; None for all.
+        """
+        return labels.masked_fill(~mask, IGNORED_LABEL) if self.per_token and mask is not None else labels
+
     def predictions(self, outputs: Tensor) -> Tensor:
         """What the outputs `(…, outputs)` predict: the most probable class, `(…)` long, where nothing else is said."""
         return outputs.argmax(-1)

@@ -56,6 +56,7 @@ def labelled_part(task: Task, outputs: Tensor, labels: Tensor, mask: Tensor | No
     """
     outputs = at_least_float32(task.without_padding(outputs, mask))
     if not task.per_token:
+        labels = task.inside(labels, mask)
         kept = task.labelled(labels)
         return (outputs, labels) if kept is None else (outputs[kept], labels[kept])
     kept = labels != IGNORED_LABEL

@@ -49,6 +49,13 @@ class Span(Task):
         """Labels whose positions beyond a sequence of that length are none."""
         return torch.where((labels >= 0) & (labels < length), labels.long(), IGNORED_LABEL)
 
+    def inside(self, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """In a batch the end of a row is that of its own tokens: an answer behind it was cut off."""
+        if mask is None:
+            return labels
+        known = (labels >= 0) & (labels < mask.shape[1])
+        return labels.masked_fill(known & ~mask.gather(1, torch.where(known, labels, 0)), IGNORED_LABEL)
+
     def without_padding(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or not fits_positions(mask, outputs, dim=outputs.dim() - 2):
             return outputs

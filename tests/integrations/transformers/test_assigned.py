@@ -104,3 +104,14 @@ def test_another_encoder_layers_and_readouts_are_refused(tmp_path: Path) -> None
     finetuned = PonderForSequenceClassification.from_finetuned(make(next(iter(MODELS))))
     with pytest.raises(AttributeError, match="classifier"):
         finetuned.classifier = make(next(iter(MODELS)))
+
+
+def test_a_problem_that_is_set_too_late_is_refused(tmp_path: Path) -> None:
+    # Trap: the model went on with its task, and the folder was read with the other one.
+    model = make_model("bert-of-3").eval()
+    given = {"input_ids": torch.tensor([[5, 6, 7]])}
+    model.config.problem_type = "multi_label_classification"
+    for use in (lambda: model(**given, labels=torch.tensor([1])), lambda: model.save_pretrained(tmp_path)):
+        with refused("config.problem_type", "'multi_label_classification'", "from_encoder"):
+            use()
+    assert model(**given).loss is None

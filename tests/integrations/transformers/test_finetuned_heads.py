@@ -280,3 +280,51 @@ def test_a_row_without_tokens_is_told_as_one(empty: Any, masked: bool) -> None:
     row = {"input_ids": empty, **({"attention_mask": empty} if masked else {})}
     with refused("dataset[1]", "at least in input_ids; got none", "Drop empty examples"):
         model.predict([{"input_ids": [5, 6]}, row])
+
+
+def test_places_of_answers_are_labels_of_a_call_too() -> None:
+    # Trap: the classifier's forward has these names, so they were taken for context, and the loss was None.
+    plain = make("bert-span")
+    model, given = FinetunedClassifier.from_finetuned(plain), batch(plain)
+    places = {"start_positions": torch.tensor([0, 1, 2, 3, 1]), "end_positions": torch.tensor([1, 2, 2, 3, 2])}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**given, **places).loss, plain(**given, **places).loss)
+    assert torch.equal(model.unroll(**given, **places).labels, torch.stack(list(places.values()), dim=1))
+    with refused("start_positions and end_positions", "one"):
+        model(**given, start_positions=places["start_positions"])
+    with refused("labels", "both"):
+        model(**given, **places, labels=torch.zeros(5, 2, dtype=torch.long))
+    model.train()
+    with pytest.raises(ArgumentError, match="abels"):
+        model(**given, **places)
+
+
+def test_an_answer_that_was_cut_off_is_none_in_longer_company_too() -> None:
+    # Trap: its place lay beyond its own end, and not beyond that of the longest row, so that it was always wrong.
+    model = FinetunedClassifier.from_finetuned(make("bert-span"))
+    cut = {"input_ids": [5, 6, 7, 8, 9], "start_positions": 5, "end_positions": 6}
+    whole = {"input_ids": [5, 6, 7, 8, 9, 10, 11, 12], "start_positions": 2, "end_positions": 2}
+    both = model.record([cut, whole])
+    with refused("labels", "-100 for 1 of 2 rows"):
+        both.correct()
+    counted = both.inside(both.labels)
+    assert counted.tolist() == [[-100, -100], [2, 2]]
+    assert torch.equal(counted[1:], model.record([whole]).labels)
+
+
+def test_ids_with_a_batch_dimension_are_refused_with_what_to_do() -> None:
+    model = FinetunedClassifier.from_finetuned(make("bert-tokens"))
+    for use in (model.predict, model.record):
+        with refused("dataset[0]", "ids of shape (1, 3)", "Leave out return_tensors"):
+            use([{"input_ids": torch.tensor([[5, 6, 7]])}])
+
+
+def test_one_label_for_all_tokens_is_refused_by_what_is_expected() -> None:
+    model = FinetunedClassifier.from_finetuned(make("bert-tokens"))
+    with refused("dataset[0]", "one for each position", "a single number"):
+        model.record([{"input_ids": [5, 6, 7], "labels": 1}])
+
+
+def test_what_a_call_cannot_honour_is_told_before_what_it_lacks() -> None:
+    with refused("inputs_embeds", "Pass input_ids"):
+        FinetunedClassifier.from_finetuned(make("bert-tokens"))(inputs_embeds=torch.zeros(1, 3, 16))
