@@ -28,7 +28,8 @@ def as_teacher(teacher: object, student: PreTrainedModel, task: Task | None) -> 
 
     Raises:
         ArgumentTypeError: It is no model of Transformers.
-        ArgumentError: It is the student, shares weights with it, has other labels, or another problem.
+        ArgumentError: It is the student, shares weights with it, has other labels, another problem, or another
+            vocabulary.
     """
     if not isinstance(teacher, PreTrainedModel):
         raise ArgumentTypeError(
@@ -54,6 +55,15 @@ def as_teacher(teacher: object, student: PreTrainedModel, task: Task | None) -> 
             remedy="Fine-tune the teacher on the student's labels, or give both the same id2label.",
         )
     check_same_task(task, _task_of(teacher))
+    known, read = (_vocabulary(model) for model in (student, teacher))
+    if known is not None and read is not None and known != read:
+        raise ArgumentError(
+            "teacher",
+            expected=f"one that reads the student's tokens, of which there are {known}",
+            got=f"one with a vocabulary of {read}",
+            remedy="Pass a teacher with the student's tokenizer. One whose table is merely padded is attached as a "
+            "function: model.ponder.attach_teacher(lambda inputs, **context: teacher(inputs, **context).logits).",
+        )
     return _Logits(teacher)
 
 
@@ -80,6 +90,15 @@ def _task_of(teacher: PreTrainedModel) -> Task | None:
     if head is None or not isinstance(head.task, Classification):  # a `problem_type` may be left of a model before it
         return None if head is None else head.task
     return as_task(PROBLEMS.get(str(teacher.config.problem_type)))
+
+
+def _vocabulary(model: PreTrainedModel) -> int | None:
+    """How many tokens a model of text knows; None where its configuration does not tell, or it reads something else."""
+    if model.main_input_name != "input_ids":
+        return None
+    read: Any = model if _own(model) is None else model.encoder
+    size: int | None = getattr(read.config, "vocab_size", None)
+    return size
 
 
 def _own(model: PreTrainedModel) -> EncoderWrapper | None:

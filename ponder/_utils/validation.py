@@ -61,6 +61,8 @@ def check_real(
             expected = "a finite number"
         elif high == math.inf:
             expected = f"a finite number {'>' if open_low else '≥'} {low:g}"
+        elif low == -math.inf:
+            expected = f"a finite number {'<' if open_high else '≤'} {high:g}"
         else:
             expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
         example = min(high, 1.0) if low == -math.inf else low + 0.1 if high == math.inf else (low + high) / 2

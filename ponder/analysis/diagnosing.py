@@ -14,7 +14,7 @@ from ponder.analysis.fixed_step import margin_of, step_for_all
 from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
 from ponder.analysis.gain import Gain
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
-from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid, patience_on_numbers
+from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.engine.replay import replay
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording, check_evaluated, check_has_rows, check_once
@@ -49,8 +49,8 @@ def diagnose(
     Args:
         trajectory: A full-depth run, with labels, on rows that chose nothing.
         compare: Classes of policies with a threshold, or policies whose threshold is moved; those that the trajectory
-            can be replayed with, of the ones that the papers use, where None (of numbers, `Patience(1)` with tolerances
-            between the changes of the rows).
+            can be replayed with, of the ones that the papers use, where None. Of numbers, the class `Patience` is tried
+            as `Patience(1)` with tolerances between the changes of the rows.
         static: Scores of the encoder cut after a step and trained so, by step.
         metric: A mean over rows: ``"accuracy"``, ``"exact_match"`` where a row has several answers,
             ``"negative_squared_error"``, or the task's own where None.
@@ -107,8 +107,7 @@ def diagnose(
     frontiers = {name: frontier_of(points) for name, points in tried.items()}
     frontiers |= {"blind": blind_frontier(scores), "oracle": oracle_frontier(values)}
     if static:
-        top = 1.0 if metric_name in _SHARES else math.inf
-        cuts = _steps(static, num_steps, top)
+        cuts = _steps(static, num_steps, metric_name)
         points = [(float(step), float(score), f"cut after step {step}") for step, score in cuts]
         frontiers["static"] = frontier_of(points)
     bootstrap = _Bootstrap(values, torch.cat(list(exits.values())), samples, seed)
@@ -181,19 +180,19 @@ def _policy_grids(
                 found[kind.__name__] = as_policy_grid(kind, None, trajectory, look=True)
             except ArgumentError:  # not for this task, or not without a Lambda head
                 continue
-        if trajectory.meaning.numbers:
-            found["Patience"] = patience_on_numbers(trajectory)
         return found
-    listed = list(compare) if isinstance(compare, Sequence) else [compare]
+    listed = [compare] if isinstance(compare, str) or not isinstance(compare, Sequence) else list(compare)
     if not listed:
         raise ArgumentError(
             "compare", expected="at least one family of policies", got="none", remedy="Pass policies.Confidence, say."
         )
     made: dict[str, PolicyGrid] = {}
     for each in listed:
-        name = getattr(each, "__name__", type(each).__name__)
-        name = name if name not in made else f"{name} ({len(made) + 1})"
-        made[name] = as_policy_grid(each, None, trajectory, look=True)
+        name, count = (family := getattr(each, "__name__", type(each).__name__)), 1
+        while name in made:
+            count += 1
+            name = f"{family} ({count})"
+        made[name] = as_policy_grid(each, None, trajectory, look=True, argument="compare", takes_grid=False)
         check_unfitted(trajectory, made[name].policies)
     return made
 
@@ -211,11 +210,14 @@ def _score(values: Tensor, exit_step: Tensor) -> float:
     return float(values.gather(1, (exit_step - 1).unsqueeze(1)).mean())
 
 
-def _steps(static: Mapping[int, float], num_steps: int, top: float) -> list[tuple[int, float]]:
+def _steps(static: Mapping[int, float], num_steps: int, metric_name: str) -> list[tuple[int, float]]:
+    low, high = (0.0, 1.0) if metric_name in _SHARES else (-math.inf, math.inf)
+    remedy = "Pass scores by step, {3: 0.85}, say, for the encoder cut after 3 steps."
+    if metric_name == "negative_squared_error":
+        high, remedy = 0.0, "Pass minus the mean squared error by step, {3: -0.2}, say: more is better in every score."
     for step in static:
-        remedy = "Pass scores by step, {3: 0.85}, say, for the encoder cut after 3 steps."
         check_int("static", step, 1, num_steps, remedy=remedy)
-        check_real(f"static[{step}]", static[step], -math.inf if top == math.inf else 0.0, top, remedy=remedy)
+        check_real(f"static[{step}]", static[step], low, high, remedy=remedy)
     return sorted(static.items())
 
 

@@ -25,6 +25,10 @@ __all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of", "leaves
 _LIBRARY = __name__.partition(".")[0]
 _BETWEEN = 201
 _TOLERANCES = 41
+_ALONE = (
+    "Pass policies.Confidence, say, or one policy, whose threshold is moved; sweep and calibrate try a callable by "
+    "itself, such as lambda t: policies.Confidence(t) | policies.Patience(3), with grid=[…]."
+)
 PolicyGridLike = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
 
 
@@ -149,7 +153,13 @@ def _between(low: float, high: float) -> float:
 
 
 def as_policy_grid(
-    like: PolicyGridLike, grid: Iterable[float] | None, trajectory: Recording, *, look: bool = False
+    like: PolicyGridLike,
+    grid: Iterable[float] | None,
+    trajectory: Recording,
+    *,
+    look: bool = False,
+    argument: str = "policies",
+    takes_grid: bool = True,
 ) -> PolicyGrid:
     """What a user passes, as policies that have been checked against a trajectory.
 
@@ -160,9 +170,13 @@ def as_policy_grid(
         trajectory: What the policies will be tried on.
         look: Whether, where no grid is given, values between the statistics of the rows are tried too: all rows of a
             sure model may leave between two of those that are declared. A certificate wants values that no data
-            chose.
+            chose. Of numbers, the class `Patience` is tried with tolerances: nobody said when two of them are the same.
+        argument: What the user calls `like`.
+        takes_grid: Whether the user can pass a grid beside it.
     """
-    build, declared, default = _builder(like, trajectory)
+    if look and grid is None and like is Patience and trajectory.meaning.numbers and trajectory.num_steps > 1:
+        return patience_on_numbers(trajectory)
+    build, declared, default = _builder(like, trajectory, argument, takes_grid)
     given = default if grid is None else _numbers(grid)
     values = default if grid is None else _ordered(given)
     if look and grid is None and declared is not None and not declared.whole and len(default) > 1:
@@ -170,6 +184,13 @@ def as_policy_grid(
         found = (value for value in tried.between(trajectory) if default[0] <= value <= default[-1])
         between = [value for value in found if _accepts(build, value, trajectory)]
         values = sorted({*default, *between})
+    if not values and not takes_grid:
+        raise ArgumentError(
+            argument,
+            expected="classes of policies, or policies whose threshold is moved: a callable does not tell its values",
+            got=getattr(like, "__name__", type(like).__name__),
+            remedy=_ALONE,
+        )
     if not values:
         raise ArgumentError(
             "grid",
@@ -189,6 +210,9 @@ def patience_on_numbers(trajectory: Recording) -> PolicyGrid:
     """Patience of one step, with tolerances between the changes that the steps make, and one above them all."""
     changes = trajectory.outputs.detach().double().diff(dim=1).abs()
     changes = (changes.flatten(2).amax(2) if changes.dim() > 2 else changes).flatten().sort().values
+    changes = changes[changes.isfinite()]
+    if not len(changes):
+        return PolicyGrid("tolerance", (1.0,), (Patience(1, tolerance=1.0),))
     places = torch.linspace(0, len(changes) - 1, _TOLERANCES).long()
     lows, all_changes = changes[places.to(changes.device)].unique(), changes.unique()
     ends = torch.cat([all_changes, 2.0 * all_changes[-1:]])  # the greatest change is below its double
@@ -221,16 +245,19 @@ def grids_of(policy: ExitPolicy, trajectory: Recording, count: int) -> Iterator[
 
 
 def _builder(
-    like: PolicyGridLike, trajectory: Recording
+    like: PolicyGridLike, trajectory: Recording, argument: str, takes_grid: bool
 ) -> tuple[Callable[[float], Any], Threshold | None, list[float]]:
     if isinstance(like, ExitPolicy) or (isinstance(like, type) and issubclass(like, ExitPolicy)):
         threshold = like.tunable
         if threshold is None:
             raise ArgumentError(
-                "policies",
-                expected="a policy with a threshold, or a callable that builds one policy for each value",
+                argument,
+                expected="a policy with a threshold"
+                + (", or a callable that builds one policy for each value" if takes_grid else ""),
                 got=getattr(like, "__name__", repr(like)),
-                remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…].",
+                remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…]."
+                if takes_grid
+                else _ALONE,
             )
 
         def build(value: float) -> ExitPolicy:
@@ -240,7 +267,7 @@ def _builder(
                 return like(**threshold.argument(value))
             except TypeError as error:
                 raise ArgumentTypeError(
-                    "policies",
+                    argument,
                     expected=f"a policy that {threshold.field} alone makes",
                     got=like.__name__,
                     remedy=f"Pass a policy instead of its class, and its {threshold.field} is moved ({error}).",
@@ -250,7 +277,7 @@ def _builder(
         accepted = [value for value in values if _accepts(build, value, trajectory)]
         if not values:
             raise ArgumentError(
-                "policies",
+                argument,
                 expected=f"a policy whose {threshold.field} has a value for {trajectory.num_steps} steps",
                 got=getattr(like, "__name__", repr(like)),
                 remedy="Record more steps, or try FixedStep.",
@@ -260,10 +287,12 @@ def _builder(
         return build, threshold, accepted
     if not callable(like):
         raise ArgumentTypeError(
-            "policies",
-            expected="a class of policies, a policy, or a callable value -> policy",
-            got=type(like).__name__,
-            remedy="Pass policies.Quantile, say.",
+            argument,
+            expected="a class of policies, a policy, or a callable value -> policy"
+            if takes_grid
+            else "a class of policies, a policy, or a list of such",
+            got=repr(like) if isinstance(like, str) else type(like).__name__,
+            remedy="Pass policies.Confidence, say.",
         )
     return like, None, []
 

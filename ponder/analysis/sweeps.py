@@ -25,7 +25,7 @@ from ponder.parts.recording import Recording, check_has_rows
 from ponder.plots import score_by_threshold
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["Curve", "Point", "measure", "sweep"]
+__all__ = ["Curve", "Point", "curve_of", "measure", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,20 @@ def sweep(
         ArgumentError: An empty trajectory, a grid that is not ordered, a policy with no threshold, missing labels.
     """
     check_has_rows(trajectory)
-    grid_of_policies = as_policy_grid(policies, grid, trajectory)
-    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps, full_cost))
+    return curve_of(
+        trajectory, as_policy_grid(policies, grid, trajectory), as_metric(metric, trajectory), costs, full_cost
+    )
+
+
+def curve_of(
+    trajectory: Recording,
+    grid_of_policies: PolicyGrid,
+    metric: Metric | None,
+    costs: Sequence[float] | Tensor | None,
+    full_cost: float | None,
+) -> Curve:
+    """What each policy of a grid gives on a trajectory that is not empty; costs as for `sweep`."""
+    ruler = _Ruler(trajectory, metric, _relative(costs, trajectory.num_steps, full_cost))
     return Curve(
         grid_of_policies.threshold,
         "score" if ruler.metric is None else ruler.metric.name,

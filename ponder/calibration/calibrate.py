@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_real
-from ponder.analysis.metrics import MetricLike
-from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
-from ponder.analysis.sweeps import Curve, Point, measure, sweep
+from ponder.analysis.metrics import MetricLike, as_metric
+from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
+from ponder.analysis.sweeps import Curve, Point, curve_of, measure
 from ponder.calibration.fresh import check_fresh
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_once
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 from ponder.policies.fitted import check_unfitted
@@ -95,7 +95,8 @@ def calibrate(
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
             Several of the first two in a list are tried one by one, `FixedStep` among them, and the best is taken. On
             these data it is never worse than any single step that meets the target; a coin between two steps is not
-            tried, and can be better (`diagnose` tells).
+            tried, and can be better (`diagnose` tells). Of numbers, the class `Patience` is tried as `Patience(1)` with
+            tolerances between the changes of the rows.
         metric: ``"accuracy"``, ``"exact_match"`` where a row has several answers, ``"negative_squared_error"``, a
             callable (outputs, labels) → number, the higher the better, or None for the task's own. A callable is given
             the rows that have a label, or, with an answer a token, the tokens that do, as that of `ponder.fit` is.
@@ -137,37 +138,34 @@ def calibrate(
             got="None",
             remedy="Pass metric=lambda outputs, labels: -float(loss(outputs, labels).mean()), say.",
         )
-    if isinstance(policies, str):
-        raise ArgumentTypeError(
-            "policies",
-            expected="a class of policies, a policy, or a list of such",
-            got=repr(policies),
-            remedy="Pass policies.Confidence, say.",
+    if isinstance(policies, str) or not isinstance(policies, Sequence):
+        tried = as_policy_grid(policies, grid, trajectory, look=True)
+        return _calibrated(trajectory, tried, target, metric, costs, full_cost)
+    if grid is not None:
+        raise ArgumentError(
+            "grid",
+            expected="None where several families are tried, each on its own values",
+            got="values",
+            remedy="Leave it out, or calibrate one family.",
         )
-    if isinstance(policies, Sequence):
 
-        def calibrated(policy_grid: PolicyGridLike) -> Calibration:
-            return calibrate(
-                trajectory,
-                policy_grid,
-                metric=metric,
-                at_least=at_least,
-                at_most_steps=at_most_steps,
-                at_most_cost=at_most_cost,
-                costs=costs,
-                full_cost=full_cost,
-            )
+    def calibrated(like: PolicyGridLike) -> Calibration:
+        tried = as_policy_grid(like, None, trajectory, look=True, takes_grid=False)
+        return _calibrated(trajectory, tried, target, metric, costs, full_cost)
 
-        if grid is not None:
-            raise ArgumentError(
-                "grid",
-                expected="None where several families are tried, each on its own values",
-                got="values",
-                remedy="Leave it out, or calibrate one family.",
-            )
-        return _best_among(policies, calibrated, cheapest=at_least is not None)
-    values = as_policy_grid(policies, None, trajectory, look=True).values if grid is None else grid
-    curve = sweep(trajectory, policies, values, metric=metric, costs=costs, full_cost=full_cost)
+    return _best_among(policies, calibrated, cheapest=at_least is not None)
+
+
+def _calibrated(
+    trajectory: Trajectory,
+    tried: PolicyGrid,
+    target: tuple[str, float],
+    metric: MetricLike | None,
+    costs: Sequence[float] | Tensor | None,
+    full_cost: float | None,
+) -> Calibration:
+    """One family, calibrated to the target."""
+    curve = curve_of(trajectory, tried, as_metric(metric, trajectory), costs, full_cost)
     check_unfitted(trajectory, curve.policies)
     chosen, asked = _choose(curve, *target)
     policy = LastStep() if chosen is None else curve.policies[chosen]

@@ -19,7 +19,7 @@ from ponder.parts.recording import check_evaluated, check_has_rows, check_once
 from ponder.parts.tasks.labels import check_labelled
 from ponder.policies.base import StepView
 from ponder.policies.fitted import some_rows
-from ponder.policies.gate import Gate, LinearTable, TreeTable, default_signals
+from ponder.policies.gate import GATE_SIGNALS, Gate, LinearTable, TreeTable, default_signals
 from ponder.trajectory import Trajectory
 
 __all__ = ["fit_gate", "staying_pays"]
@@ -102,8 +102,8 @@ def fit_gate(
             stacklevel=2,
         )
         target, delta = "agreement", 0.0
-    chosen = tuple(signals) if signals is not None else _default_signals(trajectory)
-    read = _signals(trajectory, chosen)
+    reading = _reading(trajectory, _default_signals(trajectory) if signals is None else signals)
+    read = reading.seen
     finite = torch.stack([values.isfinite().all(1) for values in read]).all(0) & trajectory.answered().all(1).cpu()
     if not finite.any():
         raise ArgumentError(
@@ -116,8 +116,18 @@ def fit_gate(
     tables: list[LinearTable | TreeTable] = [
         _boosted(values, stays, trees) if model == "boosted" else _logistic(values, stays) for values, stays in of_steps
     ]
-    num_steps = None if shared else trajectory.num_steps
-    return Gate(num_steps, chosen, model, tuple(tables), threshold, floor, target, float(delta), some_rows(trajectory))
+    return Gate(
+        num_steps=None if shared else trajectory.num_steps,
+        signals=reading.signals,
+        kind=model,
+        tables=tuple(tables),
+        threshold=threshold,
+        floor=floor,
+        target=target,
+        delta=float(delta),
+        fitted_on=some_rows(trajectory),
+        classes=trajectory.outputs.shape[-1] if reading.reader.reads_classes else None,
+    )
 
 
 def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> Tensor:
@@ -201,12 +211,27 @@ class _Reading(Gate):
         return False, state
 
 
-def _signals(trajectory: Trajectory, signals: tuple[str, ...]) -> list[Tensor]:
-    """The signals at each step but the last, `(batch, signals)` each; refused as the gate itself would be."""
-    probe = _Reading(None, signals, "logistic", (0.0,))
-    check_replay(trajectory, probe)
-    replay(trajectory, probe)
-    return probe.seen
+def _reading(trajectory: Trajectory, signals: Sequence[str]) -> _Reading:
+    """The signals at each step but the last, `(batch, signals)` each, as `seen`."""
+    reading = _Reading(None, signals, "logistic", (0.0,))  # type: ignore[arg-type]  # a gate makes a tuple of them
+    there = {
+        *_default_signals(trajectory),
+        "movement",
+        *(() if trajectory.features is None else ("hidden",)),
+    }
+    missing = [name for name in reading.signals if name not in there]
+    if missing:
+        known = ", ".join(name for name in GATE_SIGNALS if name in there)
+        raise ArgumentError(
+            "signals",
+            expected=f"some of those that this trajectory, of the task {trajectory.task!r}, has: {known}",
+            got=repr(missing),
+            remedy="Leave them out, or record what they are read from: hazards of a model with a Lambda head, and "
+            "features with model.unroll(…, keep_features=True).",
+        )
+    check_replay(trajectory, reading)
+    replay(trajectory, reading)
+    return reading
 
 
 def _logistic(values: Tensor, stays: Tensor) -> LinearTable:

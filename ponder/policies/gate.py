@@ -14,7 +14,7 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_choice, check_int, check_real
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.signals import confidence, energy, margin, negative_entropy
 from ponder.parts.tasks.base import fits_positions
 from ponder.policies.base import ModelSpec, PolicyBatch, StepView, ThresholdPolicy, has_classes, registry
@@ -149,6 +149,8 @@ class Gate(ThresholdPolicy):
         delta: The amount by which a later step has to lower the loss, for ``"gain"``.
         fitted_on: Some of the rows that it was fitted on, each as its id and a sum of its record: by these a threshold
             must not be chosen, nor anything promised.
+        classes: How many classes the model had on which it was fitted; None where it reads none of them, and for gates
+            that were saved before this was kept.
 
     Example:
         >>> gate = ponder.calibration.fit_gate(trajectory, target="error")
@@ -167,11 +169,17 @@ class Gate(ThresholdPolicy):
     target: str = "gain"
     delta: float = 0.0
     fitted_on: tuple[tuple[float, ...], ...] = field(default=(), repr=False, compare=False)
+    classes: int | None = field(default=None, repr=False)
     tunable = Threshold("threshold", "below")
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
         check_int("floor", self.floor, 1, self.num_steps)
+        listed: Any = self.signals
+        if isinstance(listed, str):
+            raise ArgumentTypeError(
+                "signals", expected="several names", got=repr(listed), remedy=f"Pass signals=({listed!r},)."
+            )
         object.__setattr__(self, "signals", tuple(self.signals))
         unknown = sorted(set(self.signals) - set(GATE_SIGNALS))
         if unknown or not self.signals:
@@ -226,6 +234,13 @@ class Gate(ThresholdPolicy):
         return self.reader.init(batch)
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
+        if self.classes is not None and step.output.shape[-1] != self.classes:
+            raise ArgumentError(
+                "policy",
+                expected=f"a gate fitted on a model of {step.output.shape[-1]} classes, as this one has",
+                got=f"one fitted on {self.classes}",
+                remedy="Fit one on this model's own trajectory with ponder.calibration.fit_gate.",
+            )
         signals, state = self.reader.read(step, state)
         place = (step.index - 1).clamp(max=len(self.tables) - 1)
         score = self._trees(signals, place) if self.kind == "boosted" else self._line(signals, place)

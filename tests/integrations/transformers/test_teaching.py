@@ -109,6 +109,19 @@ class TestTeaching:
         with refused("teacher", "'multilabel'"):
             model.attach_teacher(other)
 
+    def test_a_teacher_of_another_vocabulary_is_refused(self) -> None:
+        """Trap: it was fed ids of the student's tokenizer, and taught what other words would have meant."""
+        model = make_model("bert", recipe="pabee", num_labels=3)
+        config = CONFIGS["bert"]()
+        config.num_labels, config.vocab_size = 3, 50
+        teacher = BertForSequenceClassification(config)
+        wrapped = PonderForSequenceClassification.from_encoder(teacher.bert, "vanilla", 3)
+        for other in (teacher, wrapped):
+            with refused("teacher", "40", "50", "the student's tokenizer"):
+                model.attach_teacher(other)
+        assert not model.ponder.has_teacher
+        model.ponder.attach_teacher(lambda inputs, **context: teacher(inputs, **context).logits)
+
     def test_what_is_left_in_a_configuration_is_no_task(self) -> None:
         """Trap: Transformers writes `problem_type` where a sequence classifier is trained; no other head reads it."""
         model = PonderForTokenClassification.from_encoder(make_encoder("bert"), "pabee", 3)

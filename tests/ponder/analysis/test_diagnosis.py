@@ -426,7 +426,7 @@ def test_speed_ups_that_no_policy_reaches() -> None:
         ({"metric": "f1"}, "metric"),
         ({"metric": lambda outputs, labels: 0.0}, "metric"),
         ({"compare": []}, "compare"),
-        ({"compare": policies.LastStep}, "policies"),
+        ({"compare": policies.LastStep}, "compare"),
         ({"static": {7: 0.5}}, "static"),
         ({"speedups": (0.5,)}, "speedups"),
     ],
@@ -434,6 +434,35 @@ def test_speed_ups_that_no_policy_reaches() -> None:
 def test_bad_arguments_are_refused(changes, argument: str) -> None:
     with refused(argument):
         ponder.diagnose(make(rows=50), **changes)
+
+
+def test_what_cannot_be_compared_is_refused_by_its_name_with_what_can() -> None:
+    """The trap: `diagnose` was told to pass a grid, which it does not take."""
+    trajectory = make(rows=50)
+    for compare, got in (
+        (lambda threshold: policies.Confidence(threshold), "<lambda>"),
+        ([policies.Confidence, lambda threshold: policies.Confidence(threshold)], "<lambda>"),
+        (policies.Confidence(0.5) | policies.Patience(2), "Any_"),
+    ):
+        with refused("compare", got, "sweep and calibrate try a callable by itself"):
+            ponder.diagnose(trajectory, compare, samples=40)
+    for compare, got in (({policies.Confidence}, "set"), ("confidence", "'confidence'")):
+        with refused("compare", got, "a list of such", type_error=True):
+            ponder.diagnose(trajectory, compare, samples=40)
+
+
+def test_families_are_numbered_within_their_name() -> None:
+    gates = [ponder.calibration.fit_gate(make(60, seed=1), target="error", trees=5, floor=floor) for floor in (1, 2, 3)]
+    found = ponder.diagnose(make(60), [policies.Confidence, *gates, policies.Confidence], samples=40)
+    assert list(found.frontiers) == [
+        "Confidence",
+        "Gate",
+        "Gate (2)",
+        "Gate (3)",
+        "Confidence (2)",
+        "blind",
+        "oracle",
+    ]
 
 
 def test_trajectories_that_tell_nothing_are_refused() -> None:
@@ -506,6 +535,36 @@ def test_numbers_without_hazards_are_tried_with_tolerances() -> None:
     assert "Patience(patience=1, tolerance=" in found.gains[1].policy
     by_hand = ponder.diagnose(numbers(), policies.Patience(1, tolerance=0.2), samples=100)
     assert found.gains[1].score >= by_hand.gains[1].score - 1e-9
+
+
+def test_of_numbers_calibrate_tries_what_diagnose_tries() -> None:
+    """The trap: only the number of agreements was moved, of numbers that never agree or of a tolerance by guess."""
+    trajectory = numbers()
+    found = ponder.diagnose(trajectory, samples=40)
+    assert ponder.diagnose(trajectory, policies.Patience, samples=40).gains == found.gains
+    for families in (policies.Patience, [policies.Patience]):
+        chosen = ponder.calibrate(trajectory, families, at_most_steps=6.0)
+        assert repr(chosen.policy) == found.gains[1].policy
+        assert chosen.point.score == pytest.approx(found.gains[1].score)
+        assert (chosen.curve.threshold, chosen.point.threshold) == ("tolerance", chosen.policy.tolerance)
+    with refused("policies", "1 steps"):
+        ponder.calibrate(
+            trajectory.map(lambda each: each[:, :1] if each.dim() > 1 else each), policies.Patience, at_most_steps=1
+        )
+
+
+def test_numbers_of_which_none_is_finite_are_refused_as_such() -> None:
+    broken = numbers()
+    broken.outputs.fill_(torch.nan)
+    with refused("metric", "NaN"):
+        ponder.calibrate(broken, policies.Patience, at_most_steps=6.0)
+
+
+def test_a_squared_error_is_no_score() -> None:
+    with refused("static[2]", "≤ 0", "30.0", "minus the mean squared error"):
+        ponder.diagnose(numbers(rows=60), static={2: 30.0}, samples=40)
+    found = ponder.diagnose(numbers(rows=60), static={2: 0.0, 3: -30.0}, samples=40)
+    assert found.frontiers["static"].scores[0] == 0.0
 
 
 def test_numbers_without_a_dimension_of_their_own() -> None:

@@ -73,3 +73,18 @@ def test_no_families_and_a_common_grid_are_refused() -> None:
         ponder.calibrate(record(0), [], at_least=0.9)
     with refused("grid"):
         ponder.calibrate(record(0), [policies.Confidence], at_least=0.9, grid=[0.1, 0.2])
+
+
+def test_a_callable_among_several_is_refused_with_what_can_be_done() -> None:
+    """The trap: the error asked for a grid, which is refused beside a list."""
+
+    def family(threshold: float) -> policies.ExitPolicy:
+        return policies.Confidence(threshold) | policies.Patience(3)
+
+    with refused("policies", "family", "by itself", "with grid="):
+        ponder.calibrate(record(0), [family], at_least=0.9)
+    with refused("policies", "Any_", "by itself", "with grid="):
+        ponder.calibrate(record(0), [family(0.5)], at_least=0.9)
+    assert len(ponder.calibrate(record(0), family, at_least=0.9, grid=[0.1, 0.5]).curve) == 2
+    with refused("policies", "'confidence'", type_error=True):
+        ponder.calibrate(record(0), "confidence", at_least=0.9)

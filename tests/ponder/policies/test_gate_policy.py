@@ -382,12 +382,34 @@ def test_trajectories_that_tell_nothing_are_refused() -> None:
         fit_gate(dataclasses.replace(record(task="regression"), labels=None), "gain", signals=("hidden",))
     with pytest.warns(UserWarning, match="Gate reads class probabilities, and nobody said"), refused("task", "custom"):
         fit_gate(record(task="custom"))
-    with refused("policy", "no hazard"):
-        fit_gate(record(hazards=False), signals=("cdf",))
-    with refused("policy", "features"):
+    with refused("signals", "['cdf']", "confidence, margin", "Lambda head"):
+        fit_gate(record(hazards=False), signals=("confidence", "cdf"))
+    with refused("signals", "['hidden']", "keep_features=True"):
         fit_gate(dataclasses.replace(record(), features=None), signals=("hidden",))
-    with refused("policy", "regression"):
+    with refused("signals", "['confidence']", "regression", "movement, hazard"):
         fit_gate(record(task="regression"), signals=("confidence",))
+    with refused("signals", "'confidence'", "Pass signals=('confidence',)", type_error=True):
+        fit_gate(record(), signals="confidence")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gate_of_another_number_of_classes_is_refused(shared: bool) -> None:
+    """The trap: of five classes none is as sure as the surest of three, and a gate let rows go by another scale."""
+    gate = fit_gate(record(), "error", shared=shared)
+    assert gate.classes == 3
+    assert policies.from_dict(gate.to_dict()) == gate
+    more = record(seed=1)
+    more = dataclasses.replace(more, outputs=torch.cat([more.outputs, more.outputs[..., :2]], dim=-1))
+    for policy in (gate, gate | policies.Confidence(0.99)):
+        with refused("policy", "5 classes", "3", "fit_gate"):
+            more.replay(policy)
+    with refused("policy", "5 classes"):
+        ponder.calibrate(more, gate, at_least=0.9)
+    of_before = gate.to_dict()
+    del of_before["classes"]
+    more.replay(policies.from_dict(of_before))
+    for without in (fit_gate(record(task="regression"), delta=0.1), fit_gate(record(), signals=("hazard", "hidden"))):
+        assert without.classes is None
 
 
 def test_a_gate_on_features_of_another_width_is_refused() -> None:
