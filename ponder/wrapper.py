@@ -109,6 +109,8 @@ class PonderWrapper(EarlyExitModel):
     kept: tuple[nn.Module, ...] = ()
     """Modules whose answers are to stay what they are: training on labels is refused until they are frozen."""
 
+    _began: FrozenTeacher | None = None  # the copy of the model that the stage which was started last began with
+
     _instead_of_stages = False  # whether an objective was assigned after the stages; so in what was pickled without it
 
     def __init__(
@@ -423,7 +425,7 @@ class PonderWrapper(EarlyExitModel):
         check_no_shared_weights(self, teacher)
         numbers = isinstance(self.task, Regression)
         if teacher is None:
-            self._teacher = None
+            self._teacher = self._began = None
         elif isinstance(teacher, PonderWrapper):
             check_same_task(self.task, teacher.task)
             self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True, numbers=numbers)
@@ -449,14 +451,16 @@ class PonderWrapper(EarlyExitModel):
         What was frozen before, by nobody but the caller, stays frozen.
         """
         theirs = {name for name, weight in self.named_parameters() if not weight.requires_grad} - self._frozen_by_stage
+        self._began = None
         if stage.teacher == "previous":
             self.attach_teacher(None)
             self.attach_teacher(frozen_copy(self))
+            self._began = self._teacher
         start_heads(stage, self.head)
         self.objective, self.started_stage = stage.objective, stage
         self._instead_of_stages = False
         encoder = [part for part in (self.stem, self.steps, self.readout) if part is not None]
-        freeze_for(stage, encoder, self.head, (self.lambda_head, self.prior_weights))
+        freeze_for(stage, encoder, self.head, (self.lambda_head, self.halting_readout, self.prior_weights))
         self._frozen_by_stage = {name for name, weight in self.named_parameters() if not weight.requires_grad} - theirs
         for name, weight in self.named_parameters():
             if name in theirs:
@@ -503,7 +507,7 @@ class PonderWrapper(EarlyExitModel):
         """
         if stage.teacher != "previous":
             return
-        began = None if self._teacher is None else self._teacher.module
+        began = None if self._began is None else self._began.module
         if stage.mixing < 1:
             if not isinstance(began, PonderWrapper):
                 raise ArgumentError(
@@ -513,7 +517,9 @@ class PonderWrapper(EarlyExitModel):
                     remedy="Call model.start_stage(stage), train, then model.finish_stage(stage).",
                 )
             mix_weights(stage, self, self.head, began)
-        self.attach_teacher(None)
+        if self._teacher is self._began:
+            self.attach_teacher(None)
+        self._began = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that makes up the model but its weights, in plain JSON types.

@@ -213,20 +213,20 @@ class EarlyExitModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
-        The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move. A stem or readout
-        without parameters is as the encoder is. An encoder that was captured is one part, and so are the stem, each
-        step and each head: what is frozen within one that is trained is in training mode.
+        The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move. A stem, step or
+        readout without parameters is as the encoder is. An encoder that was captured is one part, and so are the stem,
+        each step and each head: what is frozen within one that is trained is in training mode.
         """
         super().train(mode)
         if not mode:
             return self
         heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
-        for part in (self.stem, *self.steps.fns, self.readout, *heads, self.lambda_head):
+        for part in (self.stem, *self.steps.fns, self.readout, *heads, self.halting_readout, self.lambda_head):
             if part is not None and _is_frozen(part):
                 part.eval()
         encoder = [weight for part in (self.stem, *self.steps.fns) if part is not None for weight in part.parameters()]
         if encoder and not any(weight.requires_grad for weight in encoder):
-            for part in (self.stem, self.readout):
+            for part in (self.stem, *self.steps.fns, self.readout):
                 if part is not None and next(part.parameters(), None) is None:  # dropout alone: a part of the encoder
                     part.eval()
         return self

@@ -8,12 +8,21 @@ import torch
 from torch import nn
 
 from ponder.errors import ArgumentError
+from ponder.objectives import FinalStep
 from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import NormPerStep, PerStep
 from ponder.policies import ExitPolicy
 from ponder.recipes.base import Recipe, Stage
 
-__all__ = ["check_heads", "check_made_for", "freeze_for", "mix_weights", "start_heads", "tells_epochs_apart"]
+__all__ = [
+    "check_heads",
+    "check_made_for",
+    "freeze_for",
+    "mix_weights",
+    "start_heads",
+    "teaches_every_step",
+    "tells_epochs_apart",
+]
 
 
 def check_made_for(recipe: Recipe, head: nn.Module) -> None:
@@ -131,6 +140,25 @@ def tells_epochs_apart(policy: ExitPolicy, stage: Stage, num_steps: int) -> bool
     return stage.train == "all" or policy.exit_of_all(num_steps) != num_steps
 
 
+def teaches_every_step(stage: Stage, head: nn.Module, num_steps: int) -> bool:
+    """Whether a stage teaches the heads of all steps, and each step has one of its own.
+
+    Args:
+        stage: The stage.
+        head: The model's head.
+        num_steps: N.
+
+    Example:
+        >>> heads = ponder.PerStep(nn.Linear(4, 2) for _ in range(3))
+        >>> [teaches_every_step(stage, heads, num_steps=3) for stage in recipes.get("ponder").stages]
+        [False, True]
+    """
+    objective = stage.objective
+    if not isinstance(head, PerStep) or stage.train == "lambda_head" or isinstance(objective, FinalStep):
+        return False
+    return "hazard" not in objective.needs and objective.depth(num_steps).total == num_steps
+
+
 def freeze_for(
     stage: Stage,
     encoder: nn.Module | Sequence[nn.Module],
@@ -139,13 +167,15 @@ def freeze_for(
 ) -> None:
     """Set `requires_grad` so that training moves what `stage` trains and nothing else.
 
-    What is frozen goes into evaluation mode too: its dropout is off, and its BatchNorm statistics do not move.
+    What is frozen goes into evaluation mode too: its dropout is off, and its BatchNorm statistics do not move. A module
+    that a trained part shares with a frozen one is frozen.
 
     Args:
         stage: The stage.
         encoder: Everything but the heads, as one module or several.
         head: The head; `PerStep` where the stage trains early heads.
-        halting: The Lambda head, and the weights of a learned prior, where there are such.
+        halting: The Lambda head or None, and what is trained with it: the readout of its own, and the weights of a
+            learned prior, where there are such.
 
     Raises:
         ArgumentError: The stage trains early heads and there is one shared head, or a Lambda head that is not there.
@@ -156,28 +186,37 @@ def freeze_for(
         >>> [one.weight.requires_grad for one in head.heads]
         [True, True, True, False]
     """
-    hazards = [module for module in halting if module is not None]
-    check_heads(stage, head, hazards[0] if hazards else None)
+    check_heads(stage, head, next(iter(halting), None))
     heads = list(head.heads) if isinstance(head, PerStep) else [head]
     parts = {
         "encoder": [encoder] if isinstance(encoder, nn.Module) else list(encoder),
         "early_heads": heads[:-1],
         "last_head": heads[-1:],
-        "lambda_head": hazards,
+        "lambda_head": [module for module in halting if module is not None],
     }
+    moves = {name: stage.train in ("all", name) for name in parts}
     for name, modules in parts.items():
-        trained = stage.train in ("all", name)
+        for weight in (weight for module in modules if moves[name] for weight in module.parameters()):
+            if _learns(weight):
+                weight.requires_grad_(True)
+    for name, modules in parts.items():  # after the trained ones, which may share something with these
         for module in modules:
-            module.requires_grad_(trained)
-            if not trained:
+            if not moves[name]:
+                module.requires_grad_(False)
                 module.eval()
+
+
+def _learns(weight: nn.Parameter) -> bool:
+    """Whether a parameter can have a gradient; quantised ones, of whole numbers, have none."""
+    return weight.is_floating_point() or weight.is_complex()
 
 
 @torch.no_grad()
 def mix_weights(stage: Stage, model: nn.Module, head: nn.Module, began: nn.Module) -> None:
     """Move the parameters of `model` to α · their own + (1 − α) · those that the stage began with (`Stage.mixing`).
 
-    Buffers, such as the statistics of BatchNorm, stay as they were trained.
+    Buffers, such as the statistics of BatchNorm, stay as they were trained, and so does what early heads that began as
+    copies of the last one share with nothing else.
 
     Args:
         stage: The stage that has been trained.
@@ -194,9 +233,17 @@ def mix_weights(stage: Stage, model: nn.Module, head: nn.Module, began: nn.Modul
         3.0
     """
     early = list(head.heads)[:-1] if isinstance(head, PerStep) and stage.early_heads == "last" else []
-    new = {id(weight) for each in early for weight in each.parameters()}
+    mixed = _weights_outside(early, model)
     before = dict(began.named_parameters())
     for name, weight in model.named_parameters():
-        if id(weight) not in new:
+        if id(weight) in mixed and _learns(weight):
             start = before[name].to(weight.device)
             weight.copy_(torch.lerp(start, weight, stage.mixing))
+
+
+def _weights_outside(left_out: Sequence[nn.Module], module: nn.Module) -> set[int]:
+    """The identities of the parameters that a module reaches by other ways than through those that are left out."""
+    if any(module is each for each in left_out):
+        return set()
+    own = {id(weight) for weight in module.parameters(recurse=False)}
+    return own.union(*(_weights_outside(left_out, child) for child in module.children()))

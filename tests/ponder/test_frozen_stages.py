@@ -145,3 +145,97 @@ class Pools(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         pooled: Tensor = self.dropout(hidden).mean(1)
         return pooled
+
+
+HAZARDS = Stage(objectives.Ponder(0.5), train="lambda_head")
+INPUTS = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+
+
+def trained(model: ponder.PonderWrapper, stage: Stage) -> set[str]:
+    """The names of all that moves in a stage, buffers included."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.start_stage(stage)
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    loss = model(INPUTS, labels=LABELS).loss
+    assert loss is not None
+    loss.backward()
+    optimizer.step()
+    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize(("stage", "part"), [(EARLY, "head"), (HAZARDS, "lambda_head")])
+def test_what_a_trained_part_shares_with_a_frozen_one_is_frozen(stage: Stage, part: str) -> None:
+    # Trap: one part after the other, so that a later one thaws what an earlier one had frozen.
+    norm = nn.BatchNorm1d(4)
+    early = [nn.Sequential(norm if part == "head" else nn.Tanh(), nn.Linear(4, 2)) for _ in range(STEPS - 1)]
+    hazards = nn.Sequential(norm if part == "lambda_head" else nn.Tanh(), nn.Linear(4, 1))
+    model = ponder.PonderWrapper(
+        [nn.Sequential(nn.Linear(4, 4), norm) for _ in range(STEPS)],
+        head=ponder.PerStep([*early, nn.Linear(4, 2)]),
+        lambda_head=hazards,
+        task="classification",
+    )
+    moved = trained(model, stage)
+    assert moved
+    assert all(name.startswith(f"{part}.") for name in moved)
+    assert norm.running_mean is not None
+    assert not norm.running_mean.any()
+
+
+def pools(width: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
+
+
+def test_the_readout_of_the_lambda_head_is_trained_and_frozen_with_it() -> None:
+    readout = pools()
+    model = ponder.PonderWrapper(
+        [nn.Linear(4, 4) for _ in range(STEPS)],
+        head=ponder.PerStep(nn.Linear(4, 2) for _ in range(STEPS)),
+        lambda_head=ponder.LambdaHead(4),
+        readout=readout,
+        halting_readout=nn.Sequential(readout, pools()),
+        task="classification",
+    )
+    assert all(name.startswith("head.heads.") for name in trained(model, EARLY))
+    assert model.halting_readout is not None
+    assert not model.halting_readout.training
+    moved = trained(model, HAZARDS)
+    assert {name.partition(".")[0] for name in moved} == {"lambda_head", "halting_readout"}  # not the shared part
+    assert any("running_mean" in name for name in moved)
+    model.requires_grad_(False)
+    assert not any(module.training for module in model.train().halting_readout.modules())
+
+
+def test_a_step_that_is_dropout_alone_is_as_the_encoder_is() -> None:
+    steps = [nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4)]
+    model = ponder.PonderWrapper(
+        steps, head=ponder.PerStep(nn.Linear(4, 2) for _ in range(STEPS)), task="classification"
+    )
+    model.start_stage(EARLY)
+    assert [step.training for step in model.train().steps.fns] == [False] * STEPS
+    model.start_stage(Stage(objectives.FinalStep()))
+    assert [step.training for step in model.train().steps.fns] == [True] * STEPS
+
+
+class Quantised(nn.Module):
+    """A layer some of whose weights are whole numbers, which no gradient can move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Parameter(torch.arange(16, dtype=torch.uint8).view(4, 4), requires_grad=False)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(hidden @ (self.whole.float() / 16) + self.linear(hidden))
+
+
+def test_weights_that_are_whole_numbers_go_through_every_stage() -> None:
+    # Trap: requires_grad_(True) of a module raises where one of its parameters is an integer.
+    layers = [Quantised() for _ in range(STEPS)]
+    model = ponder.PonderWrapper.from_recipe(layers, "ponder", num_outputs=2, example=INPUTS)
+    assert any(stage.mixing < 1 for stage in model.stages)
+    for stage in model.stages:
+        assert any("linear" in name for name in trained(model, stage))
+        model.finish_stage(stage)
+    assert not any(layer.whole.requires_grad for layer in layers)

@@ -354,6 +354,39 @@ def test_a_stage_is_finished_once_and_after_it_was_started() -> None:
     assert model._teacher is not None
 
 
+def test_what_early_heads_share_with_the_rest_is_mixed_as_the_rest_is() -> None:
+    # Trap: weights were told by whether an early head has them, and the last head has the shared ones too.
+    shared = nn.Linear(8, 3)
+    heads = ponder.PerStep(nn.Sequential(nn.LayerNorm(8), shared) for _ in range(3))
+    model = ponder.PonderWrapper([nn.Linear(8, 8) for _ in range(3)], head=heads, task="classification")
+    stage = Stage(Distillation(teacher="frozen"), teacher="previous", early_heads="last", mixing=0.25)
+    model.start_stage(stage)
+    began = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1.0)
+    model.finish_stage(stage)
+    for name, weight in model.named_parameters():
+        early = name.startswith(("head.heads.0.0", "head.heads.1.0"))
+        torch.testing.assert_close(weight - began[name], torch.full_like(weight, 1.0 if early else 0.25))
+
+
+def test_a_stage_is_mixed_with_what_it_began_with_whoever_teaches() -> None:
+    # Trap: what the stage began with was taken to be the teacher that is attached at its end.
+    model, stage = started(0.5, "go_on")
+    moved = [weight.detach().clone() for weight in model.parameters()]  # by 1
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.fill_(7.0)
+    model.attach_teacher(other)
+    model.finish_stage(stage)
+    torch.testing.assert_close([weight.detach() for weight in model.parameters()], [each - 0.5 for each in moved])
+    assert model.has_teacher  # which is the caller's
+    with refused("stage", "frozen copy"):
+        model.finish_stage(stage)
+
+
 @pytest.mark.parametrize("mixing", [0.0, -0.1, 1.5, float("nan"), "half"])
 def test_a_share_that_is_none_is_refused(mixing) -> None:
     with refused("mixing"):
