@@ -27,7 +27,7 @@ from ponder.optim import parameter_groups
 from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
-from ponder.recipes.staging import check_heads, check_made_for, tells_epochs_apart
+from ponder.recipes.staging import check_heads, check_made_for, teaches_every_step, tells_epochs_apart
 from ponder.training.batches import Batch, read_batch
 from ponder.training.measured import Means, measured
 from ponder.training.report import EpochReport, FitReport, StageReport
@@ -49,6 +49,7 @@ def fit(
     epochs: int = 3,
     held_out: Iterable[Any] | None = None,
     metric: Callable[[Tensor, Tensor], Any] | None = None,
+    select: Literal["exits", "steps"] | None = None,
     patience: int | None = 3,
     lr: float = 5e-5,
     head_lr: float | None = 1e-3,
@@ -84,13 +85,16 @@ def fit(
         recipe: A recipe or its name, whose stages and policy are taken instead of the model's own. The model must have
             the heads that it needs.
         epochs: Epochs of each stage, at most.
-        held_out: Batches on which each epoch is scored, at the exits; the best epoch's weights are kept. With stages
-            still to come the score is that of full depth, unless a stage trains early heads or a Lambda head alone.
-            Where the policy looks at nothing that a stage trains (early heads under `LastStep`, say), all epochs score
-            alike: they all run, and the last is kept.
-        metric: A function from outputs at the exits and labels, of all held-out rows, to a number, the higher the
-            better (with an answer a token, of all labelled tokens). Where None the task's own: the accuracy (of tokens
-            or labels where an example has several), or the negative squared error.
+        held_out: Batches on which each epoch is scored; the best epoch's weights are kept.
+        metric: A function from outputs (at the exits, or of one step) and labels, of all held-out rows, to a number,
+            the higher the better (with an answer a token, of all labelled tokens). Where None the task's own: the
+            accuracy (of tokens or labels where an example has several), or the negative squared error.
+        select: By what the best epoch is known: the score at the exits of the policy (``"exits"``), or the mean of the
+            scores of all steps (``"steps"``), which does not hang on a threshold that was chosen for other weights.
+            Where None it is the steps where each has a head and the stage teaches them all, and else the exits. With
+            stages still to come these are all at full depth, unless a stage trains early heads or a Lambda head alone.
+            Where the policy looks at nothing that a stage trains (a Lambda head under `LastStep`, say), all epochs
+            score alike: they all run, and the last is kept.
         patience: Epochs without a better score that end a stage; None runs all.
         lr: Learning rate of the encoder.
         head_lr: Learning rate of the heads, which are new; `lr` where None.
@@ -143,7 +147,9 @@ def fit(
             got=repr(metric),
             remedy="Pass lambda outputs, labels: …, say.",
         )
-    _check_used(metric, held_out, trackers, folder, accelerator)
+    if select is not None:
+        check_choice("select", select, ("exits", "steps"))
+    _check_used(metric, select, held_out, trackers, folder, accelerator)
     counted = schedule != "constant" or warmup > 0.0
     _check_loader("loader", loader, "schedule='constant', warmup=0" if counted else None)
     if held_out is not None:
@@ -204,7 +210,20 @@ def fit(
                 exits_tell = number == len(stages) or stage.train != "all"  # else full depth cannot change
                 policy = wrapper.policy if exits_tell else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
-                run = _StageRun(model, wrapper, loader, scored, policy, options, accelerator, bar, tracking, main_input)
+                steps = select == "steps" or teaches_every_step(stage, wrapper.head, wrapper.num_steps)
+                run = _StageRun(
+                    model,
+                    wrapper,
+                    loader,
+                    scored,
+                    policy,
+                    steps and select != "exits",
+                    options,
+                    accelerator,
+                    bar,
+                    tracking,
+                    main_input,
+                )
                 done.append(run.train(stage, title))
     finally:
         if any(stage.teacher == "previous" for stage in stages):
@@ -219,15 +238,18 @@ def fit(
     return FitReport(tuple(done), None if scored is None else scored.name(wrapper.task))
 
 
-def _check_used(metric: object, held_out: object, trackers: object, folder: object, accelerator: object) -> None:
+def _check_used(
+    metric: object, select: object, held_out: object, trackers: object, folder: object, accelerator: object
+) -> None:
     """Refuse what nothing would read."""
-    if metric is not None and held_out is None:
-        raise ArgumentError(
-            "metric",
-            expected="None without held_out, on which alone it is computed",
-            got=repr(metric),
-            remedy="Pass held_out=batches that are not trained on.",
-        )
+    for argument, given in (("metric", metric), ("select", select)):
+        if given is not None and held_out is None:
+            raise ArgumentError(
+                argument,
+                expected="None without held_out, on which alone it is computed",
+                got=repr(given),
+                remedy="Pass held_out=batches that are not trained on.",
+            )
     if accelerator is not None and (trackers is not None or folder is not None):
         raise ArgumentError(
             "accelerator",
@@ -331,6 +353,7 @@ class _StageRun:
     loader: Iterable[Any]
     held_out: HeldOut | None
     policy: ExitPolicy
+    every_step: bool
     options: _Options
     accelerator: Any
     bar: Bar
@@ -366,7 +389,7 @@ class _StageRun:
         rates = LambdaLR(optimizer, lambda step: options.share(step, total))
         self.bar.stage(title, total)
         epochs, best = list[EpochReport](), _Best(self.wrapper)
-        chosen = tells_epochs_apart(self.policy, stage, self.wrapper.num_steps)
+        chosen = self.every_step or tells_epochs_apart(self.policy, stage, self.wrapper.num_steps)
         for epoch in range(1, options.epochs + 1):
             where = f"{title}, epoch {epoch}"
             loss, means = self._epoch(prepared, optimizer, rates, total, where)
@@ -380,14 +403,15 @@ class _StageRun:
                     means.get("expected_steps"),
                     None if found is None else found.score,
                     None if found is None else found.exit_step,
+                    None if found is None else found.score_of_steps,
                 )
             )
             if found is not None and chosen:
-                best.see(epoch, found.score)
+                best.see(epoch, found.chooses)
                 if options.patience is not None and best.since >= options.patience:
                     break
         if self.held_out is not None:
-            if all(epoch.score is None or isnan(epoch.score) for epoch in epochs):
+            if all(epoch.chooses is None or isnan(epoch.chooses) for epoch in epochs):
                 raise _no_score(self.held_out, len(epochs), title)
             best.restore()
         self.wrapper.finish_stage(stage)
@@ -489,8 +513,11 @@ class _StageRun:
         if self.held_out is None:
             return None
         with self._autocast():
-            found = self.held_out.score(self.wrapper, self.policy, self.accelerator.device)
+            device = self.accelerator.device
+            found = self.held_out.score(self.wrapper, self.policy, device, every_step=self.every_step)
         told = {"score": found.score, "exit_step": found.exit_step}
+        if found.score_of_steps is not None:
+            told["score_of_steps"] = found.score_of_steps
         self.bar.tell(told)
         self.tracking.log({f"held_out/{name}": value for name, value in told.items()})
         self.tracking.histogram("held_out/exits", found.exits)

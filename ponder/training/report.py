@@ -16,8 +16,10 @@ class EpochReport:
         epoch: Its number in its stage, from 1.
         loss: Mean training loss over the batches.
         expected_steps: Mean of the halting distribution in training; None without a Lambda head.
-        score: Score on the held-out data, the higher the better; None where there were none.
+        score: Score on the held-out data at the exits, the higher the better; None where there were none.
         exit_step: Mean exit step on the held-out data, likewise.
+        score_of_steps: The mean of the scores of all steps there, where it chooses the epoch (`fit(select=…)`); else
+            None.
 
     Example:
         >>> EpochReport(epoch=1, loss=0.7, score=0.81, exit_step=3.2).score
@@ -29,6 +31,12 @@ class EpochReport:
     expected_steps: float | None = None
     score: float | None = None
     exit_step: float | None = None
+    score_of_steps: float | None = None
+
+    @property
+    def chooses(self) -> float | None:
+        """The score by which the epoch is compared with others."""
+        return self.score if self.score_of_steps is None else self.score_of_steps
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class FitReport:
                 told += [] if epoch.expected_steps is None else [f"expected step {epoch.expected_steps:.2f}"]
                 told += [] if epoch.score is None else [f"{self.metric} {epoch.score:.4f}"]
                 told += [] if epoch.exit_step is None else [f"exit step {epoch.exit_step:.2f}"]
+                told += [] if epoch.score_of_steps is None else [f"mean of all steps {epoch.score_of_steps:.4f}"]
                 kept = "  (kept)" if epoch.epoch == stage.best_epoch else ""
                 lines.append(f"  epoch {epoch.epoch}: {', '.join(told)}{kept}")
             if stage.mixed is not None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ponder._utils.modes import evaluating
+from ponder.engine.loop import Exits
 from ponder.engine.losses import checked_labels, exit_loss
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.tasks import Task, infer_task
 from ponder.parts.tasks.labels import check_no_broadcast, labelled_part
 from ponder.policies import ExitPolicy
 from ponder.training.batches import read_batch
-from ponder.wrapper import PonderWrapper
+from ponder.wrapper import PonderOutput, PonderWrapper
 
 __all__ = ["HeldOut", "Score"]
 
@@ -30,14 +32,21 @@ class Score:
     """What held-out data say.
 
     Args:
-        score: The higher the better.
+        score: That at the exits, the higher the better.
         exit_step: Mean exit step.
         exits: Share of the rows that left at each step, `(steps,)`.
+        score_of_steps: The mean of the scores of all steps, where it chooses; else None.
     """
 
     score: float
     exit_step: float
     exits: Tensor
+    score_of_steps: float | None = None
+
+    @property
+    def chooses(self) -> float:
+        """By what epochs are compared."""
+        return self.score if self.score_of_steps is None else self.score_of_steps
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,9 @@ class HeldOut:
 
     Args:
         loader: Batches.
-        metric: A function from outputs at the exits and labels, of all rows that have one, to a number, the higher the
-            better; with an answer a token, of all labelled tokens. The task's own where None, which is of each token
-            or label by itself where an example has several answers.
+        metric: A function from outputs (at the exits, or of one step) and labels, of all rows that have one, to a
+            number, the higher the better; with an answer a token, of all labelled tokens. The task's own where None,
+            which is of each token or label by itself where an example has several answers.
         main_input: Name of the main input in a batch that is a dict, as for `read_batch`.
     """
 
@@ -76,27 +85,41 @@ class HeldOut:
                 collated = loader.collate_fn(row if loader.batch_sampler is None else [row])
             read_batch(collated, self.main_input, "held_out")
 
-    def score(self, model: PonderWrapper, policy: ExitPolicy, device: torch.device) -> Score:
+    def score(
+        self, model: PonderWrapper, policy: ExitPolicy, device: torch.device, *, every_step: bool = False
+    ) -> Score:
         """Run all batches to their exits, in evaluation mode.
+
+        Args:
+            model: The model.
+            policy: Who decides.
+            device: Where it runs.
+            every_step: Whether to run all steps for all rows, for the mean of their scores too.
 
         Raises:
             ArgumentError: There is no labelled row, or labels differ in kind from batch to batch.
         """
-        outputs, labels, steps = list[Tensor](), list[Tensor](), list[Tensor]()
+        outputs, labels, steps = list[tuple[Tensor, ...]](), list[Tensor](), list[Tensor]()
         task = model.task
         with evaluating(model), torch.no_grad():  # what a model keeps of a call, it may train with
             for given in self.loader:
                 batch = read_batch(given, self.main_input, "held_out").to(device)
                 seen = sum(map(len, steps))
                 ids = torch.arange(seen, seen + len(batch.labels), device=device)
-                out = model(batch.inputs, policy=policy, row_ids=ids, **batch.context)
-                checked = checked_labels(task, out.outputs, batch.labels)
-                task = task or infer_task(out.outputs, checked)
+                if every_step:
+                    kept = "features" in policy.needs
+                    run = model.unroll(batch.inputs, row_ids=ids, keep_features=kept, **batch.context)
+                    found: Exits | PonderOutput = run.replay(policy)
+                    of_steps = run.outputs.unbind(1)
+                else:
+                    found, of_steps = model(batch.inputs, policy=policy, row_ids=ids, **batch.context), ()
+                checked = checked_labels(task, found.outputs, batch.labels)
+                task = task or infer_task(found.outputs, checked)
                 mask = model.positions_of(batch.inputs, batch.context) if task.per_position else None
-                kept = labelled_part(task, out.outputs, checked, mask)
-                outputs.append(kept[0].cpu())
-                labels.append(kept[1].cpu())
-                steps.append(out.exit_step.cpu())
+                counted = [labelled_part(task, each, checked, mask) for each in (found.outputs, *of_steps)]
+                outputs.append(tuple(each.cpu() for each, _ in counted))
+                labels.append(counted[0][1].cpu())
+                steps.append(found.exit_step.cpu())
         if task is None or not sum(map(len, labels)):
             raise ArgumentError(
                 "held_out", expected="at least one row with a label", got="none", remedy="Pass more data, or None."
@@ -111,10 +134,13 @@ class HeldOut:
             )
         exit_step = torch.cat(steps)
         counts = torch.bincount(exit_step, minlength=model.num_steps + 1)[1:]
+        known = torch.cat(labels)
+        scores = [self._measure(task, _joined(task, of_step), known) for of_step in zip(*outputs, strict=True)]
         return Score(
-            score=self._measure(task, _joined(task, outputs), torch.cat(labels)),
+            score=scores[0],
             exit_step=float(exit_step.double().mean()),
             exits=counts / counts.sum(),
+            score_of_steps=fmean(scores[1:]) if every_step else None,
         )
 
     def name(self, task: Task | None) -> str:

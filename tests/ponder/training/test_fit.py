@@ -168,13 +168,48 @@ class TestSelection:
         model = make(recipe, policy=policies.LastStep())
         objective = objectives.DeepSupervision() if train == "early_heads" else model.objective
         model.stages = (recipes.Stage(objective, train=train),)
-        report = fit(model, held_out=[data(32, seed=1)], epochs=5, patience=1)
+        report = fit(model, held_out=[data(32, seed=1)], epochs=5, patience=1, select="exits")
         assert (len(report.stages[0].epochs), report.stages[0].best_epoch) == (5, 5)
         assert report.score is not None
         once_more = make(recipe, policy=policies.LastStep())
         once_more.stages = model.stages
         fit(once_more, epochs=5)
         assert all(torch.equal(tensor, weights(once_more)[name]) for name, tensor in weights(model).items())
+
+    def test_the_mean_of_all_steps_chooses_where_all_of_them_are_taught(self) -> None:
+        # Trap: at the exits of a threshold, an epoch scores by how early it lets rows go.
+        of_steps = iter([0.5, 0.1, 0.2, 0.3, 0.5, *[0.4] * 4, 0.9, *[0.3] * 5])  # an epoch: at the exits, and each step
+        model = make("pabee", policy=policies.FixedStep(2))
+        assert STEPS == 4
+
+        def metric(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+            return next(of_steps)
+
+        report = fit(model, epochs=3, held_out=[data(8)], metric=metric)
+        (stage,) = report.stages
+        assert [epoch.score for epoch in stage.epochs] == [0.5, 0.4, 0.3]
+        assert [epoch.score_of_steps for epoch in stage.epochs] == pytest.approx([0.275, 0.525, 0.3])
+        assert (stage.best_epoch, report.score) == (2, 0.4)
+        assert "metric 0.4000, exit step 2.00, mean of all steps 0.5250  (kept)" in str(report)
+
+    def test_how_epochs_are_selected_can_be_said(self) -> None:
+        scored = [data(32, seed=1)]
+        epoch = fit(make("pabee"), held_out=scored, epochs=1, select="exits").stages[0].epochs[0]
+        assert epoch.score_of_steps is None
+        shared = fit(make("palbert"), held_out=scored, epochs=1, select="steps").stages[0].epochs[0]
+        assert shared.score_of_steps is not None
+        with refused("select", "'exits'"):
+            fit(make("pabee"), select="exits")
+        with refused("select", "'loss'"):
+            fit(make("pabee"), held_out=scored, select="loss")
+
+    def test_the_score_of_steps_is_that_of_a_record(self) -> None:
+        model = make("pabee", policy=policies.FixedStep(2))
+        report = fit(model, held_out=[data(16, seed=1), data(16, seed=2)], epochs=1)
+        recorded = [model.unroll(inputs, labels=labels) for inputs, labels in (data(16, seed=1), data(16, seed=2))]
+        right = ponder.Trajectory.cat(recorded).correct().double()
+        epoch = report.stages[0].best
+        assert (epoch.score_of_steps, epoch.score) == pytest.approx((right.mean().item(), right[:, 1].mean().item()))
 
     def test_a_lambda_head_is_scored_at_the_exits_wherever_its_stage_stands(self) -> None:
         model = make(policy=policies.Quantile(0.0))
