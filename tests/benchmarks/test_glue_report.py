@@ -552,6 +552,17 @@ def test_the_headline_is_put_into_its_place(tmp_path):
     assert "the suite `pays`" in (tmp_path / "results-minilm.md").read_text()
 
 
+def test_the_headline_says_who_has_fewer_seeds(tmp_path):
+    vanilla, palbert = (
+        [of_pays(name, "RTE", seed, 0.8, [0.8] * 6) for seed in range(3)] for name in ("vanilla", "palbert")
+    )
+    pabee, deebert = (
+        [of_pays(name, "RTE", 0, 0.7, [0.7] * 6)] for name in ("pabee", "deebert")
+    )  # the latter is not shown
+    told = [block.markdown("figures") for block in headline([*vanilla, *palbert[:1], *pabee, *deebert])]
+    assert any("`minilm`: RTE (seeds: 3, but 1 of palbert and pabee on RTE)." in text for text in told)
+
+
 def test_a_page_without_marks_is_refused_before_others_are_written(tmp_path):
     (tmp_path / "benchmark.md").write_text("# No marks\n")
     with pytest.raises(PonderError, match="expected the lines"):

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 import ponder
+from ponder.objectives import Unrolled
+from ponder.objectives.base import NEEDS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PACKAGES = (
@@ -119,3 +121,10 @@ def test_a_name_of_the_reference_has_an_example(name: str) -> None:
 
 def test_no_name_stands_twice() -> None:
     assert sorted(SHOWN) == sorted(set(SHOWN))
+
+
+def test_the_page_of_objectives_tells_all_that_one_may_read() -> None:
+    page = (DOCS / "objective.md").read_text()
+    fields, declared = zip(*re.findall(r'^\| `(\w+)` \| [^|]+ \| (?:`"(\w+)"`|–) \|', page, re.M), strict=True)
+    assert sorted(fields) == sorted(Unrolled.__dataclass_fields__)
+    assert sorted(filter(None, declared)) == sorted(NEEDS)

@@ -218,6 +218,18 @@ def test_the_order_of_the_averages(summary: dict[str, Any], pays: Groups) -> Non
     assert summary["minilm"]["1.5"]["tasks"]["STS-B"]["pabee"] is None  # "and on STS-B not to ×1.5"
 
 
+def test_fewer_requests_out_of_scope_are_told(pays: Groups) -> None:
+    (table,) = [block for block in tables.out_of_scope(pays) if isinstance(block, Table)]
+    told = {recipe: cells for task, recipe, *cells in table.rows if task == "CLINC150"}
+    full, exits = told["ponder"][:2]
+    assert float(told["vanilla"][0]) > float(exits) > float(full) > float(told["static (k=3)"][1])
+    says_in_short(
+        f"of the requests of CLINC150 that are out of scope, plain fine-tuning tells {told['vanilla'][0]}%, `ponder` "
+        f"{full}% at full depth and {exits}% at its exits, and the encoder cut after three steps "
+        f"{told['static (k=3)'][1]}%, after two {told['static (k=2)'][1]}% (medians over seeds)."
+    )
+
+
 def test_what_distilling_the_cut_encoder_brings(pays: Groups) -> None:
     distilled = {task: group for (_, task), group in pays.items() if group.is_distilled}
     assert sorted(distilled) == ["CoLA", "MRPC", "SST-2", "STS-B"]
@@ -509,6 +521,15 @@ def test_what_gates_add_to_confidence() -> None:
     averaged = [-apart(f"ensemble, {weights}", 1) for weights in ("fitted", "linear", "uniform")]
     assert averaged == sorted(averaged)
     says(f"the averaged answers of the steps so far {averaged[0]:.1f} to {averaged[-1]:.1f} at ×2")
+    ensembles = [name for name in found[0]["scores"] if name.startswith("ensemble")]
+    assert max(apart(name, place) for name in ensembles for place in range(3)) < 0
+    more = [result["scores"][name][1] - result["scores"]["confidence"][1] for result in found for name in ensembles]
+    assert max(more) > 0
+    page = one_line((ROOT / "docs" / "pay.md").read_text())
+    assert (
+        "on average over seven kept models it is behind the answer of the step itself, whatever the weights, though "
+        "ahead on some ([What was learnt](findings.md#when-to-leave))."
+    ) in page
     assert of_numbers["task"] == "STS-B"
     ahead = max(100 * (of_numbers["scores"][name][1] - of_numbers["scores"][BLIND][1]) for name in of_numbers["scores"])
     assert ahead < 0.05
@@ -540,6 +561,8 @@ def test_the_four_changes_of_palbert(before: Groups) -> None:
     )
     rte = repeated("as-the-paper")["RTE"]
     assert rte["training"][0]["epochs"] == 7
+    assert rte["selection"] == "held_out"
+    says_of_palbert("its epoch was selected on a held-out tenth of *train*, and in the paper on *dev*.")
     says_of_palbert(f"until five epochs bring nothing (seven in all), it has {100 * rte.score('exits'):.1f}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -68,9 +69,8 @@ def headline(results: Sequence[Result]) -> list[Block]:
     for (backbone, numbers), groups in zip(found.items(), by_backbone.values(), strict=True):
         common = _common(groups)
         if common:
-            counts = sorted({len(group.runs) for (_, task), group in groups.items() if task in common})
-            seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-            notes.append(f"`{backbone}`: {', '.join(common)} (seeds: {seeds})")
+            shown = [name for name in COMPARED if any(numbers[f"{times:g}"]["macro"][name] for times in _SPEED_UPS)]
+            notes.append(f"`{backbone}`: {', '.join(common)} (seeds: {_seeds(groups, common, shown)})")
             panels[f"{backbone}, {len(common)} tasks"] = [partial(_draw, groups)]
         for name in COMPARED:
             scores = [numbers[f"{speed_up:g}"]["macro"][name] for speed_up in _SPEED_UPS]
@@ -88,7 +88,8 @@ def headline(results: Sequence[Result]) -> list[Block]:
     note = (
         "Macro over the tasks that vanilla, ponder and the encoder cut and fine-tuned have, medians over seeds; a dash "
         f"where a recipe was not run on one of them, or its policy does not get that far there. {'; '.join(notes)}. "
-        "Recipes differ in their seeds, so that what is beside each other here is no comparison: gaps are."
+        "Gaps are the comparison, and not what stands beside each other here: recipes may have other seeds, and where "
+        "they have the same, the median of differences is not the difference of medians."
     )
     told = (
         "The gaps that `ponder` was to have, and those that it has, in points, between runs of the same seed: by their "
@@ -96,6 +97,23 @@ def headline(results: Sequence[Result]) -> list[Block]:
     )
     goals = goals_table({name: (groups, _common(groups)) for name, groups in by_backbone.items()})
     return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note), Text(told), goals]
+
+
+def _seeds(groups: Groups, common: Sequence[str], shown: Sequence[str]) -> str:
+    """How many seeds there are, and which of the recipes shown have fewer, where."""
+    counts: dict[tuple[str, str], int] = {}
+    for (label, task), group in groups.items():
+        name = "distilled" if group.is_distilled else "static" if group.is_cut else label
+        if name in shown and task in common:
+            counts[name, task] = min(len(group.runs), counts.get((name, task), len(group.runs)))
+    most, fewer = max(counts.values()), defaultdict[tuple[int, str], list[str]](list)
+    for name in shown:
+        for count in range(1, most):
+            tasks = ", ".join(task for task in common if counts.get((name, task)) == count)
+            if tasks:
+                fewer[count, tasks].append(_SHOWN.get(name, name))
+    told = "; ".join(f"{count} of {' and '.join(of)} on {where}" for (count, where), of in fewer.items())
+    return f"{most}, but {told}" if told else str(most)
 
 
 def _by_backbone(results: Sequence[Result]) -> dict[str, Groups]:
