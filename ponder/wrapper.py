@@ -28,7 +28,7 @@ from ponder.parts.heads import LambdaHead, PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import Regression, Task, TaskName, as_task, task_named
+from ponder.parts.tasks import Classification, Regression, Task, TaskName, TokenClassification, as_task, task_named
 from ponder.parts.tasks.base import positions_of
 from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy, LastStep
@@ -431,7 +431,9 @@ class PonderWrapper(EarlyExitModel):
             self._teacher = FrozenTeacher(_FullDepth(teacher), teacher, marked=True, numbers=numbers)
         elif callable(teacher):
             module = teacher if isinstance(teacher, nn.Module) else None
-            self._teacher = FrozenTeacher(teacher, module, numbers=numbers, used=used_by(teacher, self))
+            classes = isinstance(self.task, Classification | TokenClassification)
+            used = used_by(teacher, self)
+            self._teacher = FrozenTeacher(teacher, module, numbers=numbers, classes=classes, used=used)
         else:
             raise ArgumentTypeError(
                 "teacher",

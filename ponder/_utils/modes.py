@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["evaluating"]
+__all__ = ["evaluating", "evaluating_called"]
 
 
 @dataclass
@@ -46,3 +48,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
                 hold.blocks -= 1
                 if not hold.blocks:
                     part.training = _holds.pop(id(part)).mode
+
+
+@contextmanager
+def evaluating_called() -> Iterator[list[nn.Module]]:
+    """Evaluation mode for whatever this thread calls in training mode within the block; gives the list of that.
+
+    It needs not be known who calls what, and by which ways. Modes come back at the end, as after `evaluating`.
+    """
+    thread, found = threading.get_ident(), list[nn.Module]()
+    with ExitStack() as held:
+
+        def hold(module: nn.Module, inputs: Any) -> None:
+            if module.training and threading.get_ident() == thread:
+                held.enter_context(evaluating(module))
+                found.append(module)
+
+        held.callback(register_module_forward_pre_hook(hold).remove)
+        yield found

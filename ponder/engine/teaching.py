@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from ponder._utils.modes import evaluating
+from ponder._utils.modes import evaluating, evaluating_called
 from ponder._utils.numerics import at_least_float32
-from ponder._utils.trees import Tree, unwrap
+from ponder._utils.trees import Shared, Tree, map_leaves, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.callables import modules_of
 from ponder.parts.tasks import Task
@@ -88,7 +89,9 @@ class FrozenTeacher:
         module: The module behind it, kept in evaluation mode and on the device of the student; None for a function.
         marked: Whether `answer` takes `ponder.Shared` values of the context with their mark, as a wrapped model does.
         numbers: Whether its answers are numbers, all of which have to be finite, and no logits.
-        used: Modules that a function uses, in evaluation mode while it answers.
+        classes: Whether its answers are taken for the logits of classes, though nobody said that they are.
+        used: Modules that a function uses, in evaluation mode while it answers; those that its first answer has called
+            in training mode join them.
     """
 
     looked_at = False
@@ -101,12 +104,14 @@ class FrozenTeacher:
         *,
         marked: bool = False,
         numbers: bool = False,
+        classes: bool = False,
         used: nn.ModuleList | None = None,
     ) -> None:
         self.answer = answer
         self.module = module
         self.marked = marked
         self.numbers = numbers
+        self.classes = classes
         self.used = used
 
     @torch.no_grad()
@@ -127,8 +132,16 @@ class FrozenTeacher:
             weight = next(self.module.parameters(), None)
             if weight is not None and weight.device != of_student.device:
                 self.module.to(of_student.device)
-        with evaluating(self.used) if self.used else nullcontext():
+            inputs, context = _as_teachers(self.module, of_student.dtype, (inputs, dict(context)))
+        called = list[nn.Module]()
+        with ExitStack() as modes:
+            if self.used:
+                modes.enter_context(evaluating(self.used))
+            if not (self.looked_at or torch.compiler.is_compiling()):
+                called = modes.enter_context(evaluating_called())
             outputs = self.answer(inputs, **(context if self.marked else unwrap(context)))
+        if called:
+            self.used = nn.ModuleList([*(self.used or ()), *called])
         if not isinstance(outputs, Tensor):
             raise ArgumentTypeError(
                 "teacher",
@@ -144,17 +157,43 @@ class FrozenTeacher:
                 remedy="Fine-tune the teacher on the student's own labels.",
             )
         if not (torch.compiler.is_compiling() or self.looked_at or is_functorch_wrapped_tensor(outputs)):
-            # A class may be excluded by a logit of −∞, and anything may stand at the padding among positions.
-            finite = at_least_float32(outputs).logsumexp(-1).isfinite()
-            if self.numbers:
-                finite = outputs.isfinite().all(-1) if outputs.dim() > 1 else outputs.isfinite()
-            taught = finite.flatten(1).any(1) if finite.dim() > 1 else finite
-            if not bool(taught.all()):
-                raise ArgumentError(
-                    "teacher",
-                    expected="finite outputs for every row",
-                    got=f"NaN or infinity in {int((~taught).sum())} of the first {taught.numel()} rows",
-                    remedy="See what the teacher computes of these inputs: in half precision it may overflow.",
-                )
+            self._look_at(outputs)
             self.looked_at = True
         return outputs
+
+    def _look_at(self, outputs: Tensor) -> None:
+        """Refuse first outputs that teach a row nothing, and warn of such as are no logits."""
+        # A class may be excluded by a logit of −∞, and anything may stand at the padding among positions.
+        finite = at_least_float32(outputs).logsumexp(-1).isfinite()
+        if self.numbers:
+            finite = outputs.isfinite().all(-1) if outputs.dim() > 1 else outputs.isfinite()
+        taught = finite.flatten(1).any(1) if finite.dim() > 1 else finite
+        if not bool(taught.all()):
+            raise ArgumentError(
+                "teacher",
+                expected="finite outputs for every row",
+                got=f"NaN or infinity in {int((~taught).sum())} of the first {taught.numel()} rows",
+                remedy="See what the teacher computes of these inputs: in half precision it may overflow.",
+            )
+        sums = at_least_float32(outputs).sum(-1)
+        if self.classes and outputs.shape[-1] > 1 and bool((outputs >= 0).all() & ((sums - 1).abs() < 1e-2).all()):
+            warnings.warn(
+                "teacher: its outputs are never negative and sum to 1, as probabilities do, and are read as logits, of "
+                "which the softmax is taken again. Let it give logits, or log-probabilities: "
+                "lambda inputs, **context: teacher(inputs, **context).log().",
+                stacklevel=2,
+            )
+
+
+def _as_teachers(teacher: nn.Module, dtype: torch.dtype, given: Tree) -> Tree:
+    """What a teacher is called with: what has the student's `dtype` gets the teacher's own, where it has just one."""
+    own = {weight.dtype for weight in teacher.parameters() if weight.is_floating_point()}
+    if len(own) != 1 or dtype in own:
+        return given
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, Shared):
+            return Shared(map_leaves(cast, value.value))
+        return value.to(next(iter(own))) if isinstance(value, Tensor) and value.dtype == dtype else value
+
+    return map_leaves(cast, given)

@@ -22,7 +22,8 @@ __all__ = ["Distillation", "distilled"]
 class Distillation(Objective):
     r"""w · mean over the steps n of T² KL(softmax(t / T) ‖ softmax(z_n / T)), with the teacher t detached.
 
-    The teacher is the last step, t = z_N, and the steps before it learn (FastBERT, Liu et al. 2020, Eq. 8); or it is a
+    The teacher is the last step, t = z_N, and the steps before it learn, as in FastBERT (Liu et al. 2020, Eqs. 5 and
+    6), which takes the divergence the other way round, KL(student ‖ teacher), and the sum over the steps. Or it is a
     frozen model, such as a copy of the same encoder fine-tuned for its last step, and all N steps learn to agree with
     it (`PonderWrapper.attach_teacher`), or the one `step` that a smaller model ends with (Hinton et al. 2015; Sun et
     al. 2019). Hinton's T² keeps the temperature from scaling the gradient. In regression it is the squared distance to

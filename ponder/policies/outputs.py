@@ -66,7 +66,7 @@ class Entropy(_Certainty):
 
     Args:
         threshold: The entropy below which a row leaves, in nats, ≥ 0; or, with `normalize`, in [0, 1].
-        normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 6).
+        normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 7).
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))

@@ -24,6 +24,10 @@ class AtDepth(Prior):
         depth: The place of the mean step, in (0, 1): 0 is the first step, 1 the last.
         family: Registered name of a family that one parameter makes, for `for_mean`.
 
+    Raises:
+        ArgumentError: There is no such family, or no parameter of it is known to move its mean.
+        ArgumentTypeError: The family has other parameters that have to be given, as the `std` of normal.
+
     Example:
         >>> round(AtDepth(0.5)(13).mean.item(), 3)
         7.0
@@ -34,7 +38,7 @@ class AtDepth(Prior):
 
     def __post_init__(self) -> None:
         check_share("depth", self.depth)
-        registry.find(self.family)
+        for_mean(self.family, 1.5, num_steps=2)  # refuses a family that no one parameter makes
 
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ponder.objectives import Alternating, DeepSupervision, Distillation, FinalS
 from ponder.parts.heads import PerStep
 from ponder.policies import Confidence
 from ponder.recipes import Stage, start_heads
+from tests.ponder import capturable
 from tests.ponder.checks import refused
 from tests.toys import WIDTH, labels_for, make_toy, wrap
 
@@ -151,6 +154,82 @@ def test_what_a_teaching_function_uses_runs_without_dropout_too() -> None:
     assert other.training, "a peer goes on to learn itself"
     assert model.training
     assert len(list(copy.deepcopy(model).parameters())) == len(list(model.parameters()))
+
+
+class Line:
+    """An object that is no module, such as a pipeline, and answers by one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.module(inputs)
+
+
+ELSEWHERE = types.SimpleNamespace()
+
+
+def by_an_attribute(inputs: torch.Tensor, **context: torch.Tensor) -> torch.Tensor:
+    return ELSEWHERE.teacher(inputs)
+
+
+def by_an_imported_module(inputs: torch.Tensor, **context: torch.Tensor) -> torch.Tensor:
+    return capturable.teacher(inputs)
+
+
+def by_an_object_of_an_attribute(inputs: torch.Tensor, **context: torch.Tensor) -> torch.Tensor:
+    return ELSEWHERE.line(inputs)
+
+
+@pytest.mark.parametrize("teacher", [by_an_attribute, by_an_imported_module, by_an_object_of_an_attribute])
+def test_what_a_teaching_function_calls_runs_without_dropout_by_whatever_way_it_finds_it(
+    teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trap: what a function reaches by attributes of its globals is not found by reading its names.
+    model, inputs, labels = model_and_batch(TAUGHT)
+    other = nn.Sequential(nn.BatchNorm1d(inputs.shape[1]), nn.Linear(inputs.shape[1], 3), nn.Dropout(0.5)).train()
+    monkeypatch.setattr(ELSEWHERE, "teacher", other, raising=False)
+    monkeypatch.setattr(ELSEWHERE, "line", Line(other), raising=False)
+    monkeypatch.setattr(capturable, "teacher", other, raising=False)
+    model.attach_teacher(teacher)
+    losses = [model.train()(inputs, labels=labels).loss.item() for _ in range(3)]
+    assert losses == losses[:1] * 3
+    assert int(other[0].num_batches_tracked) == 0
+    assert all(module.training for module in other.modules())
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_a_teacher_that_fails_leaves_no_mode_behind() -> None:
+    model, inputs, labels = model_and_batch(TAUGHT)
+    other = nn.Dropout(0.5).train()
+    ELSEWHERE.teacher = lambda inputs: other(inputs) @ torch.zeros(1, 1)
+    model.attach_teacher(by_an_attribute)
+    with pytest.raises(RuntimeError):
+        model.train()(inputs, labels=labels)
+    assert other.training
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_teacher_of_another_dtype_is_called_in_its_own(dtype: torch.dtype, wrapped: bool) -> None:
+    model, inputs, labels = model_and_batch(TAUGHT)
+    teacher: nn.Module = copy.deepcopy(model).to(dtype) if wrapped else nn.Linear(inputs.shape[1], 3).to(dtype)
+    model.attach_teacher(teacher)
+    assert model.train()(inputs, labels=labels).loss.isfinite()
+
+
+def test_a_teacher_that_answers_with_probabilities_is_told() -> None:
+    # Trap: their softmax is nearly uniform, whatever the teacher knows.
+    model, inputs, labels = model_and_batch(TAUGHT)
+    logits = torch.randn(len(inputs), 3)
+    model.attach_teacher(lambda inputs, **context: logits.softmax(-1))
+    with pytest.warns(UserWarning, match="sum to 1, as probabilities do"):
+        model.train()(inputs, labels=labels)
+    model(inputs, labels=labels)  # once
+    for fits in (logits, logits.log_softmax(-1), logits.sigmoid()):
+        model.attach_teacher(lambda inputs, fits=fits, **context: fits)
+        model(inputs, labels=labels)
 
 
 def test_the_teacher_is_neither_a_part_of_the_model_nor_saved(tmp_path) -> None:

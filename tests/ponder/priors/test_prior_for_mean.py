@@ -123,3 +123,12 @@ def test_a_poisson_prior_is_scaled_with_the_steps() -> None:
     prior = priors.Poisson(6.0).rescaled(12, 6)
     assert prior == priors.Poisson(3.5)
     assert priors.Poisson(1.1).rescaled(12, 2)(2).pmf.isfinite().all()
+
+
+def test_a_family_that_needs_more_than_a_mean_is_refused_where_it_is_named() -> None:
+    # Trap: it was accepted, and failed where a model asked it for its first distribution.
+    with refused("arguments of normal", "all hyper-parameters but 'mean'", type_error=True):
+        priors.AtDepth(0.5, family="normal")
+    with refused("family", "uniform"):
+        priors.AtDepth(0.5, family="uniform")
+    assert priors.AtDepth(0.5, family="poisson")(5).mean.item() == pytest.approx(3.0)
