@@ -151,7 +151,7 @@ def teaches_every_step(stage: Stage, head: nn.Module, num_steps: int) -> bool:
     Example:
         >>> heads = ponder.PerStep(nn.Linear(4, 2) for _ in range(3))
         >>> [teaches_every_step(stage, heads, num_steps=3) for stage in recipes.get("ponder").stages]
-        [False, True]
+        [False, True, False]
     """
     objective = stage.objective
     if not isinstance(head, PerStep) or stage.train == "lambda_head" or isinstance(objective, FinalStep):
