@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPARED", "headline", "is_of_suite", "summary"]
 
-COMPARED = ("vanilla", "ponder", "palbert", "pabee", BLIND, "static", "distilled")
-"""Names in the summary; `static` is the encoder cut and fine-tuned so, `distilled` the one taught by the whole."""
+COMPARED = ("vanilla", "ponder", "palbert", "pabee", BLIND, "static")
+"""Names in the summary; `static` is the encoder cut and fine-tuned so."""
 
-_SHOWN = {"static": "cut and fine-tuned", "distilled": "cut and distilled"}
+_SHOWN = {"static": "cut and fine-tuned"}
 _BASE = ("vanilla", "ponder", "static")  # whose tasks the macro average is over; blind is on the models of ponder
 _SUITES = {"minilm": "pays", "mpnet": "pays-mpnet"}
 _SPEED_UPS = (1.0, 1.5, 2.0, 3.0)
@@ -103,8 +103,8 @@ def _seeds(groups: Groups, common: Sequence[str], shown: Sequence[str]) -> str:
     """How many seeds there are, and which of the recipes shown have fewer, where."""
     counts: dict[tuple[str, str], int] = {}
     for (label, task), group in groups.items():
-        name = "distilled" if group.is_distilled else "static" if group.is_cut else label
-        if name in shown and task in common:
+        name = "static" if group.is_cut else label
+        if name in shown and task in common and not group.is_distilled:
             counts[name, task] = min(len(group.runs), counts.get((name, task), len(group.runs)))
     most, fewer = max(counts.values()), defaultdict[tuple[int, str], list[str]](list)
     for name in shown:
@@ -141,7 +141,7 @@ def _scores_at(groups: Groups, task: str, speed_up: float) -> _Scores:
         }
     else:
         found = dict(at_equal_cost({key: it for key, it in groups.items() if key[1] == task}, speed_up))
-        rows = {BLIND: ("ponder", BLIND), "static": ("static", "cut"), "distilled": ("static", "cut and distilled")}
+        rows = {BLIND: ("ponder", BLIND), "static": ("static", "cut")}
         places = {name: (rows.get(name, (name, "its own")), task) for name in COMPARED if name != "vanilla"}
         known = {name: found[place] for name, place in places.items() if place in found}
     return {name: round(known[name], 6) if name in known else None for name in COMPARED}
@@ -163,7 +163,6 @@ def _draw(groups: Groups, ax: Axes) -> None:
     styles: dict[str, Any] = {
         BLIND: {"color": "0.4", "linestyle": "--"},
         "static": {"color": "black", "marker": "x", "linestyle": ""},
-        "distilled": {"color": "tab:red", "marker": "D", "linestyle": ""},
     }
     for name in COMPARED:
         known = [(speed_up, scores[name]) for speed_up, scores in zip(grid, lines, strict=True) if scores[name]]
