@@ -75,6 +75,11 @@ def train_encoder(
 
 
 def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Tensor) -> Tensor:
+    lengths = {len(row[model.main_input_name]) for row in rows}
+    told = model.main_input_name == "input_ids" or all(row.get("attention_mask") is not None for row in rows)
+    if len(lengths) > 1 and not told:  # nothing tells the silence that would stand behind a shorter sound
+        alone = [_loss(model, [row], answer[None]) for row, answer in zip(rows, answers, strict=True)]
+        return torch.stack(alone).mean()
     batch = model.collate(rows)
     labels = batch.pop("labels", None)
     outputs = model.unroll(**batch).outputs.float()  # (batch, steps, …)

@@ -124,7 +124,7 @@ class FinetunedClassifier(nn.Module):
         if padding is not None:
             for name in ("token_type_ids", "given_token_type_ids"):  # the example had none
                 parts.stem.layered.lengths[name] = Along(fill=0)
-            fill = Along(fill=getattr(classifier.config, "pad_token_id", None) or 0)
+            fill = Along(fill=_padding_of(classifier))
             streamed = None if padding.stem is None else JoinableStem(stem, padding.mask, padding.real)
             padding = replace(padding, inputs=fill, stem=streamed, pooled=not kind.task.per_position)
         with evaluating(classifier):
@@ -418,7 +418,7 @@ class FinetunedClassifier(nn.Module):
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch of encodings by name, padded on the right to the longest; labels where all have them."""
-        fill = {self.main_input_name: getattr(self.config, "pad_token_id", None) or 0, "labels": -100}
+        fill = {self.main_input_name: _padding_of(self.classifier), "labels": -100}
         device, batch = next(self.parameters()).device, {}
         for name in (self.main_input_name, "attention_mask", "token_type_ids", "labels"):
             given = [row.get(name, row.get("label") if name == "labels" else None) for row in rows]
@@ -442,6 +442,12 @@ class FinetunedClassifier(nn.Module):
     def record(self, dataset: Iterable[Any], **options: Any) -> Trajectory:
         """Every step of every example of a tokenised data set; see `record_rows`."""
         return record_rows(self, dataset, **options)  # type: ignore[arg-type]
+
+
+def _padding_of(classifier: PreTrainedModel) -> int:
+    """What stands behind the end of a shorter input: the token for it, and silence in sounds, which have none."""
+    has_tokens = classifier.main_input_name == "input_ids"
+    return int(getattr(classifier.config, "pad_token_id", None) or 0) if has_tokens else 0
 
 
 def _has_adapters(model: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class _Given:
 
 class Watched:
     """Answers with a model, and audits a share of the answers at full depth after they were given.
+
+    Several threads may call it at once, and one of them, or another, run the audits.
 
     Args:
         model: The model, in evaluation mode. It must stay so and keep its weights.
@@ -110,15 +113,21 @@ class Watched:
         self._tell, self._max_waiting = tell or _warn, max_waiting
         self._waiting: list[_Given] = []
         self._written: Any = None
+        self._lock = threading.RLock()  # around what is counted and written; models run outside of it
         if self._file is not None:
             self.audit = self._file.read(self.audit)
             self._written = self._file.held_state()
             self.save()  # a place that cannot be written is told at once
 
     @property
+    def stage(self) -> int:
+        """The number of the policy that answers now, from 0; a pass to the next one is for good."""
+        return self.audit.stage
+
+    @property
     def policy(self) -> ExitPolicy:
         """The policy that answers now: that of the stage, and full depth after the last."""
-        return self._policies[self.audit.stage] if not self.at_full_depth else LastStep()
+        return self._policy_of(self.stage)
 
     @property
     def at_full_depth(self) -> bool:
@@ -128,7 +137,8 @@ class Watched:
     @property
     def waiting(self) -> int:
         """The number of rows that wait for `run_audits`."""
-        return sum(given.outputs.shape[0] for given in self._waiting)
+        with self._lock:
+            return sum(given.outputs.shape[0] for given in self._waiting)
 
     @torch.no_grad()
     def __call__(self, inputs: Tree, *, row_ids: Tensor | None = None, **context: Any) -> Exits:
@@ -139,17 +149,21 @@ class Watched:
             row_ids: As for a call of the model.
             context: What stem and steps take besides; no other argument of a call.
         """
-        exits = self.model.exits(inputs, context, self.policy, row_ids=row_ids)
-        self.seen(inputs, exits.outputs, **context)
+        stage = self.stage  # another thread may step back while the model runs
+        exits = self.model.exits(inputs, context, self._policy_of(stage), row_ids=row_ids)
+        self._note(inputs, exits.outputs, context, stage)
         return exits
 
     @torch.no_grad()
-    def seen(self, inputs: Tree, outputs: Tensor, **context: Any) -> None:
-        """Note answers that the policy of the stage gave elsewhere, in a `ponder.StreamEngine`, say.
+    def seen(self, inputs: Tree, outputs: Tensor, *, stage: int | None = None, **context: Any) -> None:
+        """Note answers that the policy of a stage gave elsewhere, in a `ponder.StreamEngine`, say.
 
         Args:
             inputs: Inputs of a call, batch first.
             outputs: The outputs that were given, `(batch, …)`, as the model gives them: logits, not classes.
+            stage: The `stage` at which the rows were submitted with `policy`. Answers of a policy that was stepped back
+                from meanwhile say nothing of the next one. The stage of now where None: for answers that were not on
+                their way at a step back.
             context: Context of the call.
 
         Raises:
@@ -158,13 +172,20 @@ class Watched:
         """
         check_type("outputs", outputs, Tensor, remedy="Pass torch.as_tensor(outputs).")
         check_rows("outputs", outputs, check_rows("inputs", inputs))
-        if self.at_full_depth:
-            return
-        chosen = [row for row in range(outputs.shape[0]) if self.audit.chosen()]
-        if chosen:
-            index = torch.tensor(chosen, device=outputs.device)
-            rows, called, given = take_rows((inputs, dict(context), outputs), index)
-            self._waiting.append(_Given(rows, called, given, self.audit.stage))
+        if stage is not None:
+            check_int("stage", stage, 0)
+        self._note(inputs, outputs, context, stage)
+
+    def _note(self, inputs: Tree, outputs: Tensor, context: Mapping[str, Any], stage: int | None) -> None:
+        with self._lock:
+            stage = self.stage if stage is None else stage
+            if self.at_full_depth or stage != self.stage:
+                return
+            chosen = [row for row in range(outputs.shape[0]) if self.audit.chosen()]
+            if chosen:
+                index = torch.tensor(chosen, device=outputs.device)
+                rows, called, given = take_rows((inputs, dict(context), outputs), index)
+                self._waiting.append(_Given(rows, called, given, stage))
         if self.waiting > self._max_waiting:
             self.run_audits()
 
@@ -181,21 +202,22 @@ class Watched:
             ArgumentError: Outputs that `seen` was given are of another shape than the model's.
         """
         count = 0
-        while self._waiting:
-            given = self._waiting.pop(0)
-            if given.stage != self.audit.stage:
-                continue  # an answer of a policy that was stepped back from says nothing of this one
-            left: StepBack | None = None
-            for disagrees in self._disagreements(given):
-                count += 1
-                left = self.audit.record(disagrees)
-                if left is not None:
-                    break
-            self.save()  # before anybody is told, who may raise
+        while (given := self._next()) is not None:
+            found, left = self._disagreements(given), None
+            with self._lock:
+                if given.stage != self.stage:
+                    continue  # an answer of a policy that was stepped back from says nothing of this one
+                for disagrees in found:
+                    count += 1
+                    left = self.audit.record(disagrees)
+                    if left is not None:
+                        break
+                self.save()  # before anybody is told, who may raise
             if left is not None:
                 self._tell(left)
-        if self._file is not None and self._written != self.audit.to_dict():
-            self.save()
+        with self._lock:
+            if self._file is not None and self._written != self.audit.to_dict():
+                self.save()
         return count
 
     def save(self) -> None:
@@ -206,13 +228,23 @@ class Watched:
         """
         if self._file is None:
             return
-        if self._file.held_state() not in (None, self._written):
-            raise CheckpointError(
-                f"{self._file.path}: another writer has changed it since this one read or wrote it, and each knows its "
-                "own audits alone. Give each a file of its own."
-            )
-        self._written = self.audit.to_dict()
-        self._file.write(self._written)
+        with self._lock:
+            if self._file.held_state() not in (None, self._written):
+                raise CheckpointError(
+                    f"{self._file.path}: another writer has changed it since this one read or wrote it, and each knows "
+                    "its own audits alone. Give each a file of its own."
+                )
+            self._written = self.audit.to_dict()
+            self._file.write(self._written)
+
+    def _policy_of(self, stage: int) -> ExitPolicy:
+        return self._policies[stage] if stage < len(self._policies) else LastStep()
+
+    def _next(self) -> _Given | None:
+        """The next answers to audit, of the policy of now; None where none wait."""
+        with self._lock:
+            self._waiting = [given for given in self._waiting if given.stage == self.stage]
+            return self._waiting.pop(0) if self._waiting else None
 
     def _disagreements(self, given: _Given) -> list[bool]:
         full = self.model.exits(given.inputs, given.context, LastStep())

@@ -227,6 +227,11 @@ class Service:
         policy = self._policy_of(threshold, max_steps)
         loop = asyncio.get_running_loop()
         tokens = await loop.run_in_executor(self._tokenizer, self.model.tokenize, texts)
+        if not len(texts) == len(tokens.examples) == len(tokens.truncated):
+            raise PonderError(
+                f"tokenize gave {len(tokens.examples)} examples, and of {len(tokens.truncated)} whether they were cut, "
+                f"for {len(texts)} texts: nobody knows whose an answer is. Give one of each for every text."
+            )
         left = None if due is None else due - self._clock()
         if left is not None and left <= 0.0:
             raise TooLateError

@@ -39,6 +39,7 @@ from tests.ponder.capturable import (
     states,
     token_ids,
 )
+from tests.ponder.checks import refused
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 modules = pytest.mark.parametrize("name", MODULES)
@@ -1109,3 +1110,22 @@ def test_a_skip_from_a_stem_of_another_shape(kind: str) -> None:
     rows = torch.randn(7, 11, 3)
     assert torch.equal(model(rows, policy=LastStep()).outputs, module(rows))
     assert parts.steps.num_steps == 4
+
+
+class Skipping(nn.Module):
+    """A model whose configuration leaves a layer out, and whose layers are lists themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(6))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            hidden = hidden if number == 2 else layer(hidden)
+        return hidden
+
+
+def test_a_list_whose_layers_are_not_all_called_is_not_taken_apart() -> None:
+    # Trap: the two parts of its first layer were the steps, and four layers ran behind every exit.
+    with refused("module", "2 of it that the call left out", "Remove from the list"):
+        ponder.capture(Skipping(), torch.randn(3, 8))

@@ -190,6 +190,7 @@ def find_layers(module: nn.Module, watched: Watched, name: str | None, count: in
         return len(item[2]) == count, _alike(item[1]), busiest, sum(p.numel() for p in item[1].parameters())
 
     best = max(found, key=likely)
+    _check_whole(best[0], boxes, name, watched)
     others = sorted((item for item in beside(best) if item is not best), key=lambda item: -item[2][-1][-1].end)
     return [Layers(path, tuple(runs)) for path, _, runs in [best, *others]]
 
@@ -266,6 +267,26 @@ def _all_called(path: str, box: nn.Module, runs: Sequence[tuple[Call, ...]]) -> 
     if len(runs) < 2 or called != there:  # the same module may stand in several entries
         return False
     return not nested or len(set(entries)) == len(entries)
+
+
+def _check_whole(path: str, boxes: Sequence[tuple[str, nn.Module]], name: str | None, watched: Watched) -> None:
+    """Refuse a list in one of several layers that ran one after the other, where that layer's own list is not whole.
+
+    The layers behind it would be the tail of every exit, and nothing would be saved.
+    """
+    for outer, box in boxes if name is None else ():
+        if not path.startswith(f"{outer}." if outer else "") or outer == path:
+            continue
+        runs, depth = _runs(outer, watched), len(outer.split(".")) if outer else 0
+        called = {run[0].path.split(".")[depth] for run in runs}
+        left_out = [entry for entry in box._modules if entry not in called]
+        if len(called) > 1 and left_out and _alike(box):
+            raise ArgumentError(
+                "module",
+                expected=f"layers in {outer!r} that are all called, one after the other",
+                got=f"{', '.join(left_out)} of it that the call left out",
+                remedy="Remove from the list what never runs; or give PonderWrapper the stem and the steps yourself.",
+            )
 
 
 def _duration(runs: Sequence[tuple[Call, ...]]) -> int:

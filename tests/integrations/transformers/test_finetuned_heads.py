@@ -328,3 +328,26 @@ def test_one_label_for_all_tokens_is_refused_by_what_is_expected() -> None:
 def test_what_a_call_cannot_honour_is_told_before_what_it_lacks() -> None:
     with refused("inputs_embeds", "Pass input_ids"):
         FinetunedClassifier.from_finetuned(make("bert-tokens"))(inputs_embeds=torch.zeros(1, 3, 16))
+
+
+def sounds(lengths: list[int]) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    return [{"input_values": torch.randn(length, generator=generator)} for length in lengths]
+
+
+def test_silence_stands_behind_a_shorter_sound() -> None:
+    # Trap: there stood the number of the token for padding, which is no sound.
+    plain = make("wav2vec2")
+    plain.config.pad_token_id = 29
+    model = FinetunedClassifier.from_finetuned(plain)
+    assert model.collate(sounds([300, 400]))["input_values"][0, 300:].abs().sum() == 0
+
+
+def test_sounds_of_several_lengths_without_a_mask_are_learnt_one_by_one() -> None:
+    from ponder.integrations.transformers.deep_exits import _loss
+
+    model = FinetunedClassifier.from_finetuned(make("wav2vec2"), "exits-deep").eval()
+    rows, answers = sounds([300, 400]), torch.randn(2, model.config.num_labels)
+    with torch.no_grad():
+        alone = [float(_loss(model, [row], answer[None])) for row, answer in zip(rows, answers, strict=True)]
+        assert float(_loss(model, rows, answers)) == pytest.approx(sum(alone) / 2, rel=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ponder.monitor import Audit, StepBack, Watched
 from ponder.monitor.state_file import StateFile
 from ponder.policies import ExitPolicy, StepView
 from ponder.serving import AuditPlan
+from tests.ponder.checks import refused
 from tests.toys import make_toy, wrap
 
 ORDER = [policies.FixedStep(1), policies.FixedStep(3)]
@@ -324,3 +327,68 @@ def test_stepping_back_to_what_leaves_earlier_is_refused(order: list[ExitPolicy]
     with pytest.raises(ArgumentError, match="policies: expected from the cheapest to the safest"):
         AuditPlan(every(), tuple(order))
     Watched(agreeing(), order[::-1], every())
+
+
+def test_answers_on_their_way_at_a_step_back_say_nothing_of_the_next_policy() -> None:
+    # Trap: they were noted at the stage that stood when they came, and burnt one policy after the other.
+    told: list[StepBack] = []
+    model, inputs = flipping(), torch.randn(60, 3)
+    watched = Watched(model, [policies.FixedStep(3), policies.FixedStep(4)], every(), tell=told.append)
+    stage, policy = watched.stage, watched.policy
+    outputs = model(inputs, policy=policy).outputs  # all submitted before the first audit
+    for row in range(len(inputs)):
+        watched.seen(inputs[row : row + 1], outputs[row : row + 1], stage=stage)
+        watched.run_audits()
+    assert [left.stage for left in told] == [0]
+    assert (watched.stage, watched.policy) == (1, policies.FixedStep(4))
+    with refused("stage", "-1"):
+        watched.seen(inputs, outputs, stage=-1)
+
+
+def test_a_call_is_of_the_stage_at_which_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Trap: another thread stepped back while the model ran, and the answers counted for the policy after it.
+    told: list[StepBack] = []
+    model = flipping()
+    watched = Watched(model, [policies.FixedStep(3), policies.FixedStep(4)], every(), tell=told.append, max_waiting=99)
+    watched(torch.randn(30, 3))
+    run = type(model).exits
+
+    def slow(self: Any, *args: Any, **named: Any) -> Any:
+        found = run(self, *args, **named)
+        if args[2] == policies.FixedStep(3):
+            monkeypatch.setattr(type(model), "exits", run)
+            watched.run_audits()
+        return found
+
+    monkeypatch.setattr(type(model), "exits", slow)
+    watched(torch.randn(30, 3))
+    watched.run_audits()
+    assert [left.stage for left in told] == [0]
+    assert watched.policy == policies.FixedStep(4)
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_threads_lose_no_audit(in_a_file: bool, tmp_path: Path) -> None:
+    path = tmp_path / "audit.json" if in_a_file else None
+    watched = Watched(agreeing(), [policies.FixedStep(1)], every(share=0.5), path=path)
+
+    def use() -> None:
+        for _ in range(20):
+            watched(torch.randn(8, 3))
+            watched.run_audits()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for call in [pool.submit(use) for _ in range(4)]:
+                call.result()
+    finally:
+        sys.setswitchinterval(interval)
+    counted = every(share=0.5)
+    assert watched.audit.answers == 4 * 20 * 8
+    assert watched.audit.audits == sum(counted.chosen() for _ in range(4 * 20 * 8))
+    if path is not None:
+        assert StateFile(path, "ponder-watched-1", (policies.FixedStep(1),)).read(every(share=0.5)).audits == (
+            watched.audit.audits
+        )

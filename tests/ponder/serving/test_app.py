@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastapi.testclient import TestClient
 from ponder import policies
 from ponder.errors import PonderError
 from ponder.policies import ExitPolicy
-from ponder.serving import Limits, Service
+from ponder.serving import Limits, Service, Text, Tokens
 from ponder.serving.model import check_texts
 from tests.ponder.checks import refused
 from tests.ponder.serving.serving_toys import (
@@ -27,6 +28,7 @@ from tests.ponder.serving.serving_toys import (
     opened,
     outcomes,
     served,
+    tokenize,
     toy,
 )
 
@@ -101,6 +103,19 @@ async def test_over_long_texts_are_cut_and_counted() -> None:
         page = (await client.get("/metrics")).text
     assert [answer["truncated"] for answer in told["answers"]] == [False, True]
     assert "ponder_texts_truncated_total 1.0" in page
+
+
+async def test_a_tokenizer_that_drops_texts_is_found_out() -> None:
+    # Trap: there were fewer answers than texts, and nobody knew whose they were.
+    def dropping(texts: Sequence[Text]) -> Tokens:
+        return tokenize([text for text in texts if text])
+
+    service = Service(replace(served(toy()), tokenize=dropping))
+    try:
+        with pytest.raises(PonderError, match="tokenize gave 1 examples, and of 1 whether they were cut, for 2 texts"):
+            await service.predict(["", "a text"])
+    finally:
+        await service.close()
 
 
 async def test_regression_and_several_labels() -> None:
