@@ -384,7 +384,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def _check_problem(self) -> None:
         """Refuse a problem that was set once the model had its task: nothing reads it here, and a file does."""
-        if self.config.problem_type != self._problem:
+        if self.config.problem_type != vars(self).get("_problem", self.config.problem_type):  # not in what was pickled
             raise ArgumentError(
                 "config.problem_type",
                 expected=f"{self._problem!r}, as the model was built",

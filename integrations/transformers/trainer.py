@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
+from safetensors import safe_open
 from torch import Tensor
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError
@@ -235,6 +237,17 @@ class PonderTrainer(Trainer):
             self._load_rng_state(folders[done - 1])
         return done, checkpoint
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load weights as Transformers does, and those whose names it changes in files by their names here."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        _load_renamed(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The same of the best checkpoint."""
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            _load_renamed(self.model, self.state.best_model_checkpoint)
+
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step of training, after the model was told which."""
         progress = Progress(min(self.state.global_step, self.state.max_steps), max(self.state.max_steps, 1))
@@ -371,6 +384,22 @@ def _last_checkpoint(folder: str, after: int) -> str | None:
 
 def _wrapper_in(model: Any) -> PonderWrapper | None:
     return next((module for module in model.modules() if isinstance(module, PonderWrapper)), None)
+
+
+def _load_renamed(model: Any, folder: str) -> None:
+    """Load the weights of a checkpoint again where its names are not those of the model, as `from_pretrained` does.
+
+    Transformers writes the layers of ViT, say, by the names of earlier versions, and its Trainer reads the file as it
+    is, so that they stay what they were.
+    """
+    path = os.path.join(folder, SAFE_WEIGHTS_NAME)
+    if not isinstance(model, PonderPreTrainedModel) or not os.path.isfile(path):
+        return
+    with safe_open(path, framework="pt") as file:
+        unknown = set(file.keys()) - model.state_dict().keys()
+    if unknown:
+        read = type(model).from_pretrained(folder).state_dict()
+        model.load_state_dict({name: read[name] for name in model.state_dict()})  # it may have a pooler besides
 
 
 def _smoothed(model: Any, share: float) -> Task:

@@ -52,7 +52,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating_called() -> Iterator[list[nn.Module]]:
-    """Evaluation mode for whatever this thread calls in training mode within the block; gives the list of that.
+    """Evaluation mode for whatever this thread calls within the block; gives the list of that, each with its parts.
 
     It needs not be known who calls what, and by which ways. Modes come back at the end, as after `evaluating`.
     """
@@ -60,9 +60,10 @@ def evaluating_called() -> Iterator[list[nn.Module]]:
     with ExitStack() as held:
 
         def hold(module: nn.Module, inputs: Any) -> None:
-            if module.training and threading.get_ident() == thread:
-                held.enter_context(evaluating(module))
-                found.append(module)
+            if threading.get_ident() != thread or any(module is part for known in found for part in known.modules()):
+                return
+            held.enter_context(evaluating(module))
+            found.append(module)
 
         held.callback(register_module_forward_pre_hook(hold).remove)
         yield found

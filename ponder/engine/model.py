@@ -100,6 +100,13 @@ class EarlyExitModel(nn.Module):
         default = LastStep() if self.lambda_head is None else Quantile(0.5)
         self._policy = self.checked(default if policy is None else policy)  # weights may be loaded later
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, also before the task was checked where it is assigned."""
+        if "task" in state:
+            state = {**state, "_task": state["task"]}
+            del state["task"]
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Assign as PyTorch does, but give a property what it is assigned, also where that is a module."""
         if isinstance(getattr(type(self), name, None), property):

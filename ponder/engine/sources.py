@@ -37,10 +37,10 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """Call the stem, which is the identity where None: h_0, the context of the steps, and the number of rows.
 
-    Where h_0 is the inputs or the context, or a view of them or of anything else, a buffer, say, it is a copy: a step
-    may change its state in place, and these are not its own.
+    Where h_0 is the inputs, the context, a weight or buffer of the stem, or a part of these or of anything else, it is
+    a copy: a step may change its state in place, and these are not its own.
     A pair whose second item is a dict is read as (hidden, context). A value of it that the stem was given in
-    `ponder.Shared`, and hands on as it is, is shared again.
+    `ponder.Shared`, and hands on as it is, under its name, is shared again.
     """
     hidden, of_call = inputs, context
     if stem is not None:  # a captured module has to know what has no rows
@@ -50,7 +50,12 @@ def call_stem(
             for name, given in of_call.items():
                 if isinstance(given, Shared) and context.get(name) is given.value:
                     context = {**context, name: given}
-    hidden = map_tensors(Tensor.clone, inputs) if hidden is inputs else _apart(hidden, (inputs, unwrap(of_call)))
+    if hidden is inputs:
+        hidden = map_tensors(Tensor.clone, inputs)
+    else:
+        own = isinstance(stem, nn.Module) and not getattr(stem, "takes_shared", False)  # a captured module was watched
+        kept = [*stem.parameters(), *stem.buffers()] if own else []  # type: ignore[union-attr]
+        hidden = _apart(hidden, (inputs, unwrap(of_call), kept))
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)

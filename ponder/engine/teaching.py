@@ -91,7 +91,7 @@ class FrozenTeacher:
         numbers: Whether its answers are numbers, all of which have to be finite, and no logits.
         classes: Whether its answers are taken for the logits of classes, though nobody said that they are.
         used: Modules that a function uses, in evaluation mode while it answers; those that its first answer has called
-            in training mode join them.
+            join them.
     """
 
     looked_at = False
@@ -137,7 +137,7 @@ class FrozenTeacher:
         with ExitStack() as modes:
             if self.used:
                 modes.enter_context(evaluating(self.used))
-            if not (self.looked_at or torch.compiler.is_compiling()):
+            if self.module is None and not (self.looked_at or torch.compiler.is_compiling()):
                 called = modes.enter_context(evaluating_called())
             outputs = self.answer(inputs, **(context if self.marked else unwrap(context)))
         if called:

@@ -344,7 +344,9 @@ def _row_of(batch: Any, row: int, size: int) -> Any:
         return {name: _row_of(value, row, size) for name, value in batch.items()}
     if not isinstance(batch, list | tuple):
         return batch
-    if len(batch) == size and all(isinstance(value, str | bytes) for value in batch):
+    of_texts = all(isinstance(value, str | bytes) for value in batch)
+    of_rows = all(isinstance(value, list) and value and isinstance(value[0], str | bytes) for value in batch)
+    if len(batch) == size and (of_texts or of_rows):  # of words in each example PyTorch's own makes tuples
         return batch[row]
     parts = [_row_of(value, row, size) for value in batch]
     return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

@@ -178,6 +178,13 @@ class Watched:
 
     def _note(self, inputs: Tree, outputs: Tensor, context: Mapping[str, Any], stage: int | None) -> None:
         with self._lock:
+            if stage is not None and stage > self.stage:
+                raise _refusal(
+                    "stage",
+                    f"at most {self.stage}, that of now: stages count from 0",
+                    stage,
+                    "Pass watched.stage as it was.",
+                )
             stage = self.stage if stage is None else stage
             if self.at_full_depth or stage != self.stage:
                 return
@@ -237,6 +244,13 @@ class Watched:
             self._written = self.audit.to_dict()
             self._file.write(self._written)
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
+
     def _policy_of(self, stage: int) -> ExitPolicy:
         return self._policies[stage] if stage < len(self._policies) else LastStep()
 
@@ -270,5 +284,5 @@ def _warn(left: StepBack) -> None:
     warnings.warn(f"{left.statement}. The next, safer policy answers from now on.", RuntimeWarning, stacklevel=3)
 
 
-def _refusal(argument: str, expected: str, got: str, remedy: str) -> ArgumentError:
+def _refusal(argument: str, expected: str, got: object, remedy: str) -> ArgumentError:
     return ArgumentError(argument, expected=expected, got=got, remedy=remedy)

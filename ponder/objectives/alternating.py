@@ -50,6 +50,11 @@ class Alternating(Objective):
         return self.even.needs | self.odd.needs | {"progress"}
 
     @property
+    def teaches_all_steps(self) -> bool:  # type: ignore[override]
+        """Whether either teaches every step."""
+        return self.even.teaches_all_steps or self.odd.teaches_all_steps
+
+    @property
     def truncatable(self) -> bool:  # type: ignore[override]
         """Whether a trajectory that ends early gives both objectives the same loss."""
         return self.even.truncatable and self.odd.truncatable

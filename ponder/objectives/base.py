@@ -127,6 +127,9 @@ class Objective(Plugin, ABC):
     """Whether a trajectory that ends before step N, its last step with the mass that is left, gives the same loss up
     to that mass (see `PonderWrapper.truncate_below`)."""
 
+    teaches_all_steps: bool = False
+    """Whether every step is taught to answer, so that the mean of their scores tells how far training has come."""
+
     draws_depth: bool = False
     """Whether `depth` draws how many steps a batch runs, which shared steps alone can do."""
 
@@ -326,6 +329,11 @@ class Weighted(Objective):
     def check_prior(self, prior: StepDistribution) -> None:
         for objective in self.objectives:
             objective.check_prior(prior)
+
+    @property
+    def teaches_all_steps(self) -> bool:  # type: ignore[override]
+        """Whether a term teaches every step."""
+        return any(one.teaches_all_steps for one, weight in zip(self.objectives, self.weights, strict=True) if weight)
 
     @property
     def truncatable(self) -> bool:  # type: ignore[override]

@@ -29,6 +29,7 @@ class DeepSupervision(Objective):
     """
 
     weights: Literal["linear", "uniform"] = "linear"
+    teaches_all_steps = True
 
     def __post_init__(self) -> None:
         check_choice("weights", self.weights, ("linear", "uniform"))

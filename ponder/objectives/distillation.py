@@ -49,6 +49,11 @@ class Distillation(Objective):
     teacher: Literal["last_step", "frozen"] = "last_step"
     step: int | None = None
 
+    @property
+    def teaches_all_steps(self) -> bool:  # type: ignore[override]
+        """Whether every step is taught, and not one alone."""
+        return self.step is None
+
     def __post_init__(self) -> None:
         check_real("temperature", self.temperature, open_low=True, remedy="Pass temperature=1.0, say.")
         check_real("weight", self.weight)

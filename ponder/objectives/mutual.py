@@ -35,6 +35,8 @@ class MutualDistillation(Objective):
 
     temperature: float = 1.0
 
+    teaches_all_steps = True
+
     def __post_init__(self) -> None:
         check_real("temperature", self.temperature, open_low=True)
 

@@ -62,6 +62,11 @@ class SimulatedExits(Objective):
         """How far training has come, and the hazard where the halting distribution is the signal."""
         return frozenset({"progress", "hazard"} if self.signal == "halting" else {"progress"})
 
+    @property
+    def teaches_all_steps(self) -> bool:  # type: ignore[override]
+        """Whether every step is taught: unless a Lambda head says where rows leave, which is taught too."""
+        return self.signal != "halting"
+
     def check_task(self, task: Task) -> None:
         check_one_class(self.signal, task)
 

@@ -57,6 +57,8 @@ class LambdaHead(nn.Module):
         torch.Size([5, 3])
     """
 
+    activation: str | None = None  # of those that were pickled before it was kept
+
     def __init__(
         self,
         width: int,

@@ -150,7 +150,7 @@ class ReadoutCall(nn.Module):
         """By what a readout of this file is known again in another process; None of a user's own."""
         if isinstance(self.readout, Pooled):
             within, pool = self.readout.readout.known_name, _name_of(self.readout.pool)
-            return f"{pool} of {within}" if within and pool else None
+            return pool if within == identity.__name__ else f"{pool} of {within}" if within and pool else None
         return _name_of(self.readout.fn) if isinstance(self.readout, FunctionModule) else None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ponder._utils.modes import evaluating
 from ponder._utils.numerics import at_least_float32
@@ -46,9 +45,6 @@ class LinearScorer(nn.Linear):
     def settings(self) -> dict[str, Any]:
         """Arguments that build a scorer of the same shape."""
         return {"width": self.in_features}
-
-
-_one_at_a_time = threading.RLock()  # an RLock: a scorer may hold a model with such a policy
 
 
 @registry.register("learned")
@@ -93,14 +89,14 @@ class Learned(ThresholdPolicy):
         return hash((type(self.scorer), self.threshold))
 
     def statistic(self, step: StepView, state: Tree) -> tuple[Tensor, Tree]:
-        features = step.features
-        # It may be trained between runs. For a call, its weights are exchanged, which other threads must not see.
-        with _one_at_a_time, evaluating(self.scorer):
-            weights = {**dict(self.scorer.named_parameters()), **dict(self.scorer.named_buffers())}
-            floating = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
-            dtype = reduce(torch.promote_types, floating, features.dtype)  # the finer of the two judges
-            placed = {name: _placed(tensor.detach(), features.device, dtype) for name, tensor in weights.items()}
-            logits = functional_call(self.scorer, placed, (features.to(dtype),))
+        features, scorer = step.features, self.scorer
+        weights = [*scorer.parameters(), *scorer.buffers()]
+        floating = [tensor.dtype for tensor in weights if tensor.is_floating_point()]
+        dtype = reduce(torch.promote_types, floating, features.dtype)  # the finer of the two judges
+        if any(kind != dtype for kind in floating) or any(tensor.device != features.device for tensor in weights):
+            scorer = copy.deepcopy(scorer).to(features.device, dtype)  # other threads may be using the one that is held
+        with evaluating(scorer), torch.no_grad():  # it may be trained between runs
+            logits = scorer(features.to(dtype))
         if not isinstance(logits, Tensor) or logits.numel() != features.shape[0]:
             raise ArgumentError(
                 "scorer",
@@ -138,7 +134,3 @@ class Learned(ThresholdPolicy):
                 "scorer", expected="weights of the shape of its settings", got="others", remedy=f"({error})"
             ) from error
         return {**fields, "scorer": scorer}
-
-
-def _placed(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return weight.to(device, dtype) if weight.is_floating_point() else weight.to(device)

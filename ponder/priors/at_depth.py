@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_share
+from ponder._utils.validation import check_real, check_share
 from ponder.priors.base import Prior, registry
 from ponder.priors.mean import for_mean
 
@@ -38,6 +38,7 @@ class AtDepth(Prior):
 
     def __post_init__(self) -> None:
         check_share("depth", self.depth)
+        check_real("depth", self.depth, 1e-12, 1.0 - 1e-12)  # else the mean is step 1, or N, which no member has
         for_mean(self.family, 1.5, num_steps=2)  # refuses a family that no one parameter makes
 
     def log_pmf(self, num_steps: int) -> Tensor:

@@ -88,7 +88,9 @@ class Prior(Plugin, ABC):
                 got=type(log_pmf).__name__,
                 remedy="Return a float64 tensor, torch.log_softmax(…, 0), say.",
             )
-        return StepDistribution(log_pmf.to(dtype=dtype, device=device), validate_args=False)
+        made = StepDistribution(log_pmf.to(dtype=dtype, device=device), validate_args=False)
+        made._validate_args = __debug__  # the mass was looked at; what it is asked is, as by any distribution
+        return made
 
     @abstractmethod
     def log_pmf(self, num_steps: int) -> Tensor:

@@ -70,7 +70,8 @@ class Normal(Prior):
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""
         n = steps(num_steps)  # the square multiplied out: mean² is the same for all, and would drown the steps
-        return torch.log_softmax(n * (self.mean - n / 2) / self.std**2, dim=-1)
+        exponent = n * (self.mean - n / 2)  # divided twice, since the square of a width may be no number
+        return torch.log_softmax((exponent - exponent.max()) / self.std / self.std, dim=-1)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """Centre and width stretched with the number of steps."""

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from ponder.errors import ArgumentError
-from ponder.objectives import FinalStep
 from ponder.parts.gradients import equilibrium
 from ponder.parts.heads import NormPerStep, PerStep
 from ponder.policies import ExitPolicy
@@ -20,7 +19,6 @@ __all__ = [
     "freeze_for",
     "mix_weights",
     "start_heads",
-    "teaches_every_step",
     "tells_epochs_apart",
 ]
 
@@ -138,25 +136,6 @@ def tells_epochs_apart(policy: ExitPolicy, stage: Stage, num_steps: int) -> bool
     if stage.train == "lambda_head":
         return "hazard" in policy.needs
     return stage.train == "all" or policy.exit_of_all(num_steps) != num_steps
-
-
-def teaches_every_step(stage: Stage, head: nn.Module, num_steps: int) -> bool:
-    """Whether a stage teaches the heads of all steps, and each step has one of its own.
-
-    Args:
-        stage: The stage.
-        head: The model's head.
-        num_steps: N.
-
-    Example:
-        >>> heads = ponder.PerStep(nn.Linear(4, 2) for _ in range(3))
-        >>> [teaches_every_step(stage, heads, num_steps=3) for stage in recipes.get("ponder").stages]
-        [False, True, False]
-    """
-    objective = stage.objective
-    if not isinstance(head, PerStep) or stage.train == "lambda_head" or isinstance(objective, FinalStep):
-        return False
-    return "hazard" not in objective.needs and objective.depth(num_steps).total == num_steps
 
 
 def freeze_for(

@@ -24,10 +24,11 @@ from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError, ArgumentTypeError, NonFiniteError, PonderError
 from ponder.objectives import Objective, Progress
 from ponder.optim import parameter_groups
+from ponder.parts.heads import PerStep
 from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
-from ponder.recipes.staging import check_heads, check_made_for, teaches_every_step, tells_epochs_apart
+from ponder.recipes.staging import check_heads, check_made_for, tells_epochs_apart
 from ponder.training.batches import Batch, read_batch
 from ponder.training.measured import Means, measured
 from ponder.training.report import EpochReport, FitReport, StageReport
@@ -210,14 +211,13 @@ def fit(
                 exits_tell = number == len(stages) or stage.train != "all"  # else full depth cannot change
                 policy = wrapper.policy if exits_tell else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
-                steps = select == "steps" or teaches_every_step(stage, wrapper.head, wrapper.num_steps)
                 run = _StageRun(
                     model,
                     wrapper,
                     loader,
                     scored,
                     policy,
-                    steps and select != "exits",
+                    _by_all_steps(select, stage, wrapper),
                     options,
                     accelerator,
                     bar,
@@ -393,7 +393,8 @@ class _StageRun:
         for epoch in range(1, options.epochs + 1):
             where = f"{title}, epoch {epoch}"
             loss, means = self._epoch(prepared, optimizer, rates, total, where)
-            if not self.taught and (rates.last_epoch > 1 or epoch == options.epochs):  # `Alternating` has two turns
+            early = rates.last_epoch > 1 and "progress" not in stage.objective.needs  # which may teach later
+            if stage.train != "all" and not self.taught and (early or epoch == options.epochs):
                 raise _teaches_nothing(stage, title)
             found = self._scored()
             epochs.append(
@@ -643,6 +644,13 @@ def _may_be_rebuilt(loader: DataLoader[Any]) -> bool:
     """Whether another DataLoader of the same data set and sampler, as accelerate makes, gives the same batches."""
     home: str = type(loader).__iter__.__module__
     return home.partition(".")[0] in ("torch", "torchdata", "accelerate")
+
+
+def _by_all_steps(select: str | None, stage: Stage, wrapper: PonderWrapper) -> bool:
+    """Whether the mean of the scores of all steps tells a stage's epochs apart, and is to."""
+    if select == "exits" or stage.train == "lambda_head":  # which changes no step's answer
+        return False
+    return select == "steps" or (isinstance(wrapper.head, PerStep) and stage.objective.teaches_all_steps)
 
 
 def _teaches_nothing(stage: Stage, where: str) -> ArgumentError:

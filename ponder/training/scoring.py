@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +36,7 @@ class Score:
         score: That at the exits, the higher the better.
         exit_step: Mean exit step.
         exits: Share of the rows that left at each step, `(steps,)`.
-        score_of_steps: The mean of the scores of all steps, where it chooses; else None.
+        score_of_steps: The mean of the scores of all steps that are numbers, where it chooses; else None.
     """
 
     score: float
@@ -140,7 +141,7 @@ class HeldOut:
             score=scores[0],
             exit_step=float(exit_step.double().mean()),
             exits=counts / counts.sum(),
-            score_of_steps=fmean(scores[1:]) if every_step else None,
+            score_of_steps=_mean_of_numbers(scores[1:]) if every_step else None,
         )
 
     def name(self, task: Task | None) -> str:
@@ -174,6 +175,12 @@ class HeldOut:
         if task.comparable:
             scores = scores.masked_fill(~task.answered(outputs).unsqueeze(1), 0.0)
         return float(scores.mean())
+
+
+def _mean_of_numbers(scores: Sequence[float]) -> float:
+    """The mean of those that are numbers: a correlation of an early step whose answers are all the same is none."""
+    known = [score for score in scores if not math.isnan(score)]
+    return fmean(known) if known else math.nan
 
 
 @contextmanager

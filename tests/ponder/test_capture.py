@@ -1125,7 +1125,23 @@ class Skipping(nn.Module):
         return hidden
 
 
+class Towers(nn.Module):
+    """A model of several stacks, of which a call runs two: the layers of the longer one are most of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(nn.Sequential(*(nn.Linear(8, 8) for _ in range(size))) for size in (2, 8, 2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        answer: Tensor = self.towers[1](self.towers[0](hidden))
+        return answer
+
+
+def test_the_layers_of_one_stack_of_several_are_taken() -> None:
+    assert ponder.capture(Towers(), torch.randn(3, 8)).steps.num_steps == 8
+
+
 def test_a_list_whose_layers_are_not_all_called_is_not_taken_apart() -> None:
     # Trap: the two parts of its first layer were the steps, and four layers ran behind every exit.
-    with refused("module", "2 of it that the call left out", "Remove from the list"):
+    with refused("module", "2 of it that the call left out", "layers='layers.0'"):
         ponder.capture(Skipping(), torch.randn(3, 8))

@@ -201,14 +201,15 @@ def test_inputs_without_plain_memory_pass_through_a_stem() -> None:
 
 
 class Table(nn.Module):
-    """A stem whose second state is rows of a table that it keeps."""
+    """A stem whose second state is rows of a table that it keeps: as many as the batch has, or one for all."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.register_buffer("start", torch.zeros(2 * ROWS, WIDTH))
+        self.start = nn.Parameter(torch.zeros(rows, WIDTH), requires_grad=False)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return inputs, self.start[: len(inputs)]
+        table = self.start if len(self.start) > 1 else self.start.expand(len(inputs), -1)
+        return inputs, table[: len(inputs)]
 
 
 class Counting(nn.Module):
@@ -220,13 +221,17 @@ class Counting(nn.Module):
         return state + count, count
 
 
-def test_neither_a_table_of_the_stem_nor_the_context_is_changed() -> None:
-    # Trap: the second call answered otherwise than the first, and the buffer was saved so.
-    model = ponder.PonderWrapper(Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=Table(), readout=first).eval()
+@pytest.mark.parametrize(("rows", "table"), [(ROWS, 2 * ROWS), (ROWS, ROWS), (ROWS, 1), (1, 1)])
+def test_a_table_of_the_stem_is_not_changed(rows: int, table: int) -> None:
+    # Trap: the second call answered otherwise than the first, and the table was saved so.
+    model = ponder.PonderWrapper(Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=Table(table), readout=first).eval()
     with torch.no_grad():
-        once, twice = (model(torch.zeros(ROWS, WIDTH)).outputs for _ in range(2))
+        once, twice = (model(torch.zeros(rows, WIDTH)).outputs for _ in range(2))
     assert torch.equal(once, twice)
     assert not model.stem.start.any()
+
+
+def test_the_context_is_not_changed() -> None:
     model = ponder.PonderWrapper(
         Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=lambda inputs, memory: (inputs, memory), readout=first
     ).eval()

@@ -537,6 +537,16 @@ class Marked(nn.Module):
         return hidden + (1.0 if mark == "a" else 0.0)
 
 
+def test_lists_of_words_are_taken_apart_by_rows() -> None:
+    from ponder.inference.examples import _rows_of
+
+    words = [["a", "b"], ["c", "d"]]
+    made = (torch.zeros(2, 4), {"words": words})
+    assert [row[1]["words"] for row in _rows_of(made)] == words
+    collated = torch.utils.data.default_collate([(torch.zeros(4), {"words": each}) for each in words])
+    assert [list(row[1]["words"]) for row in _rows_of(collated)] == words
+
+
 def test_texts_of_a_loader_are_taken_apart_as_its_tensors_are() -> None:
     # Trap: every row was given the texts of its whole batch.
     model = ponder.PonderWrapper(Marked(), 1, head=nn.Identity()).eval()

@@ -438,7 +438,7 @@ def test_stages_that_the_model_no_longer_trains_are_read_all_the_same(tmp_path: 
     ("parts", "message"),
     [
         ({"readout": ponder.readouts.last}, "readout: the saved model has 'mean', this one 'last'"),
-        ({"readout": ponder.readouts.Pooled(None, ponder.readouts.last)}, "readout: .*, this one 'last of identity'"),
+        ({"readout": ponder.readouts.Pooled(None, ponder.readouts.last)}, "readout: .*, this one 'last'"),
         ({"halting_readout": ponder.readouts.first_token}, "halting_readout: the saved model has 'mean'"),
         ({"lambda_head": ponder.LambdaHead(WIDTH, 2, 2, activation="relu")}, "halting_activation: .*'tanh'"),
         ({"lambda_head": ponder.LambdaHead(WIDTH, 2, 2, initial="zeros")}, "halting_initial: .*'stem'"),
@@ -458,6 +458,7 @@ def test_a_model_that_reads_otherwise_is_refused(tmp_path: Path, parts: dict[str
     assert_unchanged(before, target)
     ponder.load(sequences(readout=lambda hidden: hidden[:, 0]), tmp_path)  # of which nobody knows what it does
     ponder.load(sequences(halting_readout=ponder.readouts.mean), tmp_path)  # the same, said twice
+    ponder.load(sequences(readout=ponder.readouts.Pooled(None, ponder.readouts.mean)), tmp_path)  # and otherwise
 
 
 def test_files_of_before_do_not_say_how_they_were_read(folder: Path) -> None:

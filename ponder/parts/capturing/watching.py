@@ -190,7 +190,7 @@ def find_layers(module: nn.Module, watched: Watched, name: str | None, count: in
         return len(item[2]) == count, _alike(item[1]), busiest, sum(p.numel() for p in item[1].parameters())
 
     best = max(found, key=likely)
-    _check_whole(best[0], boxes, name, watched)
+    _check_whole(best, boxes, name, watched)
     others = sorted((item for item in beside(best) if item is not best), key=lambda item: -item[2][-1][-1].end)
     return [Layers(path, tuple(runs)) for path, _, runs in [best, *others]]
 
@@ -269,23 +269,24 @@ def _all_called(path: str, box: nn.Module, runs: Sequence[tuple[Call, ...]]) -> 
     return not nested or len(set(entries)) == len(entries)
 
 
-def _check_whole(path: str, boxes: Sequence[tuple[str, nn.Module]], name: str | None, watched: Watched) -> None:
-    """Refuse a list in one of several layers that ran one after the other, where that layer's own list is not whole.
+def _check_whole(best: _Found, boxes: Sequence[tuple[str, nn.Module]], name: str | None, watched: Watched) -> None:
+    """Refuse a list in one of several layers, the lesser part of what ran, where the list of these is not whole.
 
     The layers behind it would be the tail of every exit, and nothing would be saved.
     """
+    path, length = best[0], best[2][-1][-1].end - best[2][0][0].start  # in calls that begin or end
     for outer, box in boxes if name is None else ():
         if not path.startswith(f"{outer}." if outer else "") or outer == path:
             continue
         runs, depth = _runs(outer, watched), len(outer.split(".")) if outer else 0
         called = {run[0].path.split(".")[depth] for run in runs}
         left_out = [entry for entry in box._modules if entry not in called]
-        if len(called) > 1 and left_out and _alike(box):
+        if len(called) > 1 and left_out and _alike(box) and 2 * length < _duration(runs):
             raise ArgumentError(
                 "module",
                 expected=f"layers in {outer!r} that are all called, one after the other",
                 got=f"{', '.join(left_out)} of it that the call left out",
-                remedy="Remove from the list what never runs; or give PonderWrapper the stem and the steps yourself.",
+                remedy=f"Remove from the list what never runs; or say layers={path!r}, if these are the layers meant.",
             )
 
 

@@ -18,7 +18,8 @@ class Span(Task):
     """Where an answer starts and ends in a sequence: the mean of two cross-entropies over its positions.
 
     Outputs `(batch, length, 2)`, labels `(batch, 2)` long: the first and the last position. A position of −100, or
-    beyond the sequence (the answer was cut off), counts for nothing.
+    beyond the sequence (the answer was cut off), counts for nothing. In the losses of a batch its longest row ends it,
+    as in Transformers; what is right or wrong in a recording goes by each row's own end.
 
     Example:
         >>> Span().predictions(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]]))  # it starts at 1 and ends at 2

@@ -12,11 +12,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTModel,
+)
 
 from ponder import StepDistribution, priors, recipes, tasks
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import (
+    PonderForImageClassification,
     PonderForQuestionAnswering,
     PonderForSequenceClassification,
     PonderForTokenClassification,
@@ -905,3 +914,43 @@ def test_a_learned_prior_does_not_decay(tmp_path: Path) -> None:
     groups = make_trainer(model, tmp_path, weight_decay=0.1).create_optimizer().param_groups
     logits = next(model.ponder.prior_weights.parameters())
     assert [group["weight_decay"] for group in groups if any(each is logits for each in group["params"])] == [0.0]
+
+
+class Pictures(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        pixels = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(place))
+        return {"pixel_values": pixels, "labels": torch.tensor(place % 3)}
+
+
+def seeing(seed: int) -> PonderForImageClassification:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    config = ViTConfig(image_size=32, patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
+    return PonderForImageClassification.from_encoder(ViTModel(config, add_pooling_layer=False), "pabee", num_labels=3)
+
+
+def test_layers_with_other_names_in_files_are_resumed_and_brought_back(tmp_path: Path) -> None:
+    # Trap: Trainer reads the file as it is, and the layers of ViT stayed those of the constructor, or of the last step.
+    options = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 2}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        learning_rate=1e-2,
+        load_best_model_at_end=True,
+        greater_is_better=True,  # of a loss: the best is the worst, which comes first
+        **{**QUIET, **options},
+    )
+    first = PonderTrainer(model=seeing(0), args=arguments, train_dataset=Pictures(), eval_dataset=Pictures())
+    first.train()
+    best = PonderForImageClassification.from_pretrained(first.state.best_model_checkpoint)
+    assert first.state.best_global_step == 2  # and not the last
+    for name, weight in first.model.state_dict().items():
+        torch.testing.assert_close(weight, best.state_dict()[name])
+    last = PonderForImageClassification.from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    arguments.load_best_model_at_end = False
+    again = PonderTrainer(model=seeing(1), args=arguments, train_dataset=Pictures(), eval_dataset=Pictures())
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, weight in again.model.state_dict().items():
+        torch.testing.assert_close(weight, last[name])

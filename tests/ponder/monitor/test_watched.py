@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -341,8 +342,10 @@ def test_answers_on_their_way_at_a_step_back_say_nothing_of_the_next_policy() ->
         watched.run_audits()
     assert [left.stage for left in told] == [0]
     assert (watched.stage, watched.policy) == (1, policies.FixedStep(4))
-    with refused("stage", "-1"):
-        watched.seen(inputs, outputs, stage=-1)
+    for other in (-1, 2):  # stages count from 0, and this one did not begin yet
+        with refused("stage", str(other)):
+            watched.seen(inputs, outputs, stage=other)
+    assert copy.deepcopy(watched).audit.to_dict() == watched.audit.to_dict()
 
 
 def test_a_call_is_of_the_stage_at_which_it_began(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,3 +132,20 @@ def test_a_family_that_needs_more_than_a_mean_is_refused_where_it_is_named() -> 
     with refused("family", "uniform"):
         priors.AtDepth(0.5, family="uniform")
     assert priors.AtDepth(0.5, family="poisson")(5).mean.item() == pytest.approx(3.0)
+
+
+def test_a_prior_is_asked_for_steps_and_shares_alone() -> None:
+    made = priors.Geometric(0.5)(3)
+    for ask in (lambda: made.icdf(torch.tensor(2.0)), lambda: made.log_prob(torch.tensor(0))):
+        with pytest.raises(ValueError, match="value"):
+            ask()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(3.0, 1e-170), (1e200, 1e-60), (3.0, 1e200)])
+def test_the_normal_prior_has_mass_at_every_width(mean: float, std: float) -> None:
+    assert float(priors.Normal(mean, std)(5).pmf.sum()) == pytest.approx(1.0)
+
+
+def test_depths_that_are_step_one_or_n_are_refused() -> None:
+    with refused("depth", "1e-17"):
+        priors.AtDepth(1e-17)

@@ -192,6 +192,37 @@ class TestSelection:
         assert (stage.best_epoch, report.score) == (2, 0.4)
         assert "metric 0.4000, exit step 2.00, mean of all steps 0.5250  (kept)" in str(report)
 
+    def test_a_step_whose_score_is_no_number_does_not_count(self) -> None:
+        # Trap: a precision of a step that never says yes is NaN, and with it was that of every epoch.
+        scores = iter([0.5, math.nan, 0.2, 0.3, 0.4] * 2)
+        report = fit(make("pabee"), epochs=2, held_out=[data(8)], metric=lambda *_: next(scores))
+        assert [epoch.score_of_steps for epoch in report.stages[0].epochs] == pytest.approx([0.3, 0.3])
+
+    def test_a_stage_of_the_lambda_head_changes_no_step(self) -> None:
+        model = make("palbert", policy=policies.LastStep())
+        model.stages = (recipes.Stage(model.objective, train="lambda_head"),)
+        report = fit(model, held_out=[data(32, seed=1)], epochs=4, patience=1, select="steps")
+        assert (len(report.stages[0].epochs), report.stages[0].best_epoch) == (4, 4)
+
+    @pytest.mark.parametrize(
+        ("objective", "by_steps"),
+        [
+            (0.5 * objectives.FinalStep(), False),
+            (objectives.FinalStep() + 0.1 * objectives.FinalStep(), False),
+            (objectives.OneStep(2), False),
+            (objectives.FinalStep() + objectives.Distillation(), True),
+            (objectives.FinalStep() + 0.0 * objectives.Distillation(), False),
+            (objectives.Alternating(objectives.FinalStep(), objectives.DeepSupervision()), True),
+            (objectives.MutualDistillation(), True),
+            (objectives.SimulatedExits(), True),
+        ],
+    )
+    def test_objectives_say_whether_they_teach_all_steps(self, objective: Any, by_steps: bool) -> None:
+        model = make("pabee")
+        model.objective, model.stages = objective, ()
+        epoch = fit(model, held_out=[data(8)], epochs=1).stages[0].epochs[0]
+        assert (epoch.score_of_steps is not None) == by_steps
+
     def test_how_epochs_are_selected_can_be_said(self) -> None:
         scored = [data(32, seed=1)]
         epoch = fit(make("pabee"), held_out=scored, epochs=1, select="exits").stages[0].epochs[0]
