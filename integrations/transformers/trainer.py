@@ -21,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError
+from ponder.integrations.transformers.arguments import span_labels
 from ponder.integrations.transformers.heads import check_heads_learn
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
@@ -429,7 +430,7 @@ def _with_task(wrapper: PonderWrapper, task: Task | None) -> Iterator[None]:
 def _labels_of(inputs: Any) -> Tensor | None:
     """The labels of a batch; of spans, their first and last places, `(batch, 2)`."""
     if "start_positions" in inputs and "end_positions" in inputs:
-        return torch.stack([inputs["start_positions"].reshape(-1), inputs["end_positions"].reshape(-1)], dim=1)
+        return span_labels(inputs["start_positions"], inputs["end_positions"])
     labels: Tensor | None = inputs.get("labels")
     return labels
 

@@ -53,9 +53,8 @@ def call_stem(
     if hidden is inputs:
         hidden = map_tensors(Tensor.clone, inputs)
     else:
-        own = isinstance(stem, nn.Module) and not getattr(stem, "takes_shared", False)  # a captured module was watched
-        kept = [*stem.parameters(), *stem.buffers()] if own else []  # type: ignore[union-attr]
-        hidden = _apart(hidden, (inputs, unwrap(of_call), kept))
+        own = [*stem.buffers(recurse=False)] if isinstance(stem, nn.Module) else []  # all of one, which is no view
+        hidden = _apart(hidden, (inputs, unwrap(of_call), own))
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)
@@ -248,11 +247,11 @@ class ModelSource:
 
 
 def _apart(hidden: Tree, given: Tree) -> Tree:
-    """`hidden`, with copies of the tensors that share memory with what was given, or that are a part of another."""
+    """`hidden`, with copies of the tensors that share memory with what was given, or with any other tensor."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return map_tensors(Tensor.clone, hidden)  # no memory to look at; the compiler drops copies nobody needs
     memory = {_memory(tensor) for _, tensor in tensors(given)} - {None}
-    return map_tensors(lambda own: own.clone() if _memory(own) in memory or _is_part(own) else own, hidden)
+    return map_tensors(lambda own: own.clone() if _memory(own) in memory or _is_anothers(own) else own, hidden)
 
 
 def _memory(tensor: Tensor) -> int | None:
@@ -261,8 +260,10 @@ def _memory(tensor: Tensor) -> int | None:
     return tensor.untyped_storage().data_ptr() if plain else None
 
 
-def _is_part(tensor: Tensor) -> bool:
-    """Whether a plain tensor has not just the numbers of its memory, as rows of a table, or one row for all."""
+def _is_anothers(tensor: Tensor) -> bool:
+    """Whether a plain tensor is a weight, or a view: rows of a table, say, or one row for all."""
+    if isinstance(tensor, nn.Parameter) or tensor._is_view():
+        return True
     return _memory(tensor) is not None and tensor.untyped_storage().nbytes() != tensor.nbytes
 
 

@@ -407,8 +407,9 @@ class _StageRun:
                     None if found is None else found.score_of_steps,
                 )
             )
-            if found is not None and chosen:
-                best.see(epoch, found.chooses)
+            score = epochs[-1].chooses
+            if score is not None and chosen:
+                best.see(epoch, score)
                 if options.patience is not None and best.since >= options.patience:
                     break
         if self.held_out is not None:

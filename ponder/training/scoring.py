@@ -44,11 +44,6 @@ class Score:
     exits: Tensor
     score_of_steps: float | None = None
 
-    @property
-    def chooses(self) -> float:
-        """By what epochs are compared."""
-        return self.score if self.score_of_steps is None else self.score_of_steps
-
 
 @dataclass(frozen=True)
 class HeldOut:

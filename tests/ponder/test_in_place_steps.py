@@ -203,13 +203,17 @@ def test_inputs_without_plain_memory_pass_through_a_stem() -> None:
 class Table(nn.Module):
     """A stem whose second state is rows of a table that it keeps: as many as the batch has, or one for all."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, kind: str) -> None:
         super().__init__()
-        self.start = nn.Parameter(torch.zeros(rows, WIDTH), requires_grad=False)
+        if kind == "weight":
+            self.start = nn.Parameter(torch.zeros(rows, WIDTH), requires_grad=False)
+        else:
+            self.register_buffer("start", torch.zeros(rows, WIDTH))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        table = self.start if len(self.start) > 1 else self.start.expand(len(inputs), -1)
-        return inputs, table[: len(inputs)]
+        if len(self.start) == len(inputs):
+            return inputs, self.start
+        return inputs, self.start.expand(len(inputs), -1) if len(self.start) == 1 else self.start[: len(inputs)]
 
 
 class Counting(nn.Module):
@@ -221,14 +225,18 @@ class Counting(nn.Module):
         return state + count, count
 
 
+@pytest.mark.parametrize("kind", ["weight", "buffer"])
 @pytest.mark.parametrize(("rows", "table"), [(ROWS, 2 * ROWS), (ROWS, ROWS), (ROWS, 1), (1, 1)])
-def test_a_table_of_the_stem_is_not_changed(rows: int, table: int) -> None:
+def test_a_table_of_the_stem_is_not_changed(rows: int, table: int, kind: str) -> None:
     # Trap: the second call answered otherwise than the first, and the table was saved so.
-    model = ponder.PonderWrapper(Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=Table(table), readout=first).eval()
-    with torch.no_grad():
-        once, twice = (model(torch.zeros(rows, WIDTH)).outputs for _ in range(2))
-    assert torch.equal(once, twice)
-    assert not model.stem.start.any()
+    model = ponder.PonderWrapper(
+        Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=Table(table, kind), readout=first
+    ).eval()
+    for without_gradients in (torch.no_grad, torch.inference_mode):
+        with without_gradients():
+            once, twice = (model(torch.zeros(rows, WIDTH)).outputs for _ in range(2))
+        assert torch.equal(once, twice)
+        assert not stem.start.any()
 
 
 def test_the_context_is_not_changed() -> None:

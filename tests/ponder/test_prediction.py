@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ponder
 from ponder import policies
+from ponder.inference.examples import _rows_of
 from ponder.inference.prediction import Predictions
 from ponder.parts.padding import Along, Padding
 from ponder.parts.tasks import task_named
@@ -538,8 +539,6 @@ class Marked(nn.Module):
 
 
 def test_lists_of_words_are_taken_apart_by_rows() -> None:
-    from ponder.inference.examples import _rows_of
-
     words = [["a", "b"], ["c", "d"]]
     made = (torch.zeros(2, 4), {"words": words})
     assert [row[1]["words"] for row in _rows_of(made)] == words

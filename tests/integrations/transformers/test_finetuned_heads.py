@@ -49,6 +49,7 @@ from ponder.integrations.transformers import (
     PonderForTokenClassification,
     fit_exits,
 )
+from ponder.integrations.transformers.deep_exits import _loss
 from ponder.policies import Confidence, FixedStep
 from tests.ponder.checks import refused
 
@@ -344,8 +345,6 @@ def test_silence_stands_behind_a_shorter_sound() -> None:
 
 
 def test_sounds_of_several_lengths_without_a_mask_are_learnt_one_by_one() -> None:
-    from ponder.integrations.transformers.deep_exits import _loss
-
     model = FinetunedClassifier.from_finetuned(make("wav2vec2"), "exits-deep").eval()
     rows, answers = sounds([300, 400]), torch.randn(2, model.config.num_labels)
     with torch.no_grad():
