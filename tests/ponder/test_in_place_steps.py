@@ -229,9 +229,8 @@ class Counting(nn.Module):
 @pytest.mark.parametrize(("rows", "table"), [(ROWS, 2 * ROWS), (ROWS, ROWS), (ROWS, 1), (1, 1)])
 def test_a_table_of_the_stem_is_not_changed(rows: int, table: int, kind: str) -> None:
     # Trap: the second call answered otherwise than the first, and the table was saved so.
-    model = ponder.PonderWrapper(
-        Counting(), STEPS, head=nn.Linear(WIDTH, 3), stem=Table(table, kind), readout=first
-    ).eval()
+    stem, head = Table(table, kind), nn.Linear(WIDTH, 3)
+    model = ponder.PonderWrapper(Counting(), STEPS, head=head, stem=stem, readout=first).eval()
     for without_gradients in (torch.no_grad, torch.inference_mode):
         with without_gradients():
             once, twice = (model(torch.zeros(rows, WIDTH)).outputs for _ in range(2))
