@@ -86,8 +86,11 @@ def check_writable(folder: Path | None, option: str = "--out") -> None:
         ) from error
 
 
+_AS_JSON = {"True": "true", "False": "false", "None": "null"}
+
+
 def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
-    """`field=value` pairs, with values as in JSON (other text stays text)."""
+    """`field=value` pairs, with values as in JSON, or as Python writes True, False and None (other text stays text)."""
     fields: dict[str, Any] = {}
     for part in parts:
         field, equals, value = part.partition("=")
@@ -97,7 +100,7 @@ def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
             remedy = "Leave one out."
             raise ArgumentError(option, expected="each field once", got=f"{field.strip()} again", remedy=remedy)
         try:
-            fields[field.strip()] = json.loads(value)
+            fields[field.strip()] = json.loads(_AS_JSON.get(value.strip(), value))
         except ValueError:
             fields[field.strip()] = value.strip()
     return fields

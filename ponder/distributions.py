@@ -140,6 +140,7 @@ class StepDistribution(Distribution):
         The exit rules (`policies.Quantile`, `policies.Bernoulli`) ask for CDF_n > q as their papers do; the two
         differ only where a CDF equals q exactly.
         """
+        value = torch.as_tensor(value, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
         if self._validate_args and not bool(((value >= 0) & (value <= 1)).all()):
             raise ArgumentError("value", expected="probabilities in [0, 1]", got=value, remedy="Pass quantile levels.")
         return (self.cdf_table[..., :-1] < value.unsqueeze(-1)).sum(-1) + 1

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ponder._utils.files import (
     digest_of,
@@ -193,6 +194,8 @@ def _tensors(model: PonderWrapper) -> dict[str, Tensor]:
         remedy = "Keep it as a buffer that is a clone: register_buffer(name, tensor.clone())."
         if not isinstance(value, Tensor):
             got = type(value).__name__
+        elif is_lazy(value):
+            got, remedy = "one that no batch has given a shape", "Run the model once on a batch first."
         elif value.is_meta:
             got, remedy = "a tensor on the meta device", "Give it memory first: model.to_empty(device='cpu')."
         elif value.layout is not torch.strided:

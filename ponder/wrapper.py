@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ponder import recipes
 from ponder._utils.plain import check_holds_no_weights
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_int, check_type
+from ponder._utils.validation import check_flag, check_int, check_type
 from ponder.engine.building import ReadoutName, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
@@ -41,7 +42,15 @@ from ponder.trajectory import Trajectory
 
 __all__ = ["PonderOutput", "PonderWrapper"]
 
-_UNKNOWN_BEFORE = ("readout", "halting_readout", "halting_activation", "halting_initial")  # or of a user's own
+_UNKNOWN_BEFORE = (  # or of a user's own
+    "readout",
+    "halting_readout",
+    "halting_activation",
+    "halting_initial",
+    "gradient_scales",
+)
+_HELD: WeakSet[nn.Module] = WeakSet()
+"""The weights of learned priors that models hold or held."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +154,7 @@ class PonderWrapper(EarlyExitModel):
             check_finite=check_finite,
             padding=padding,
         )
+        check_flag("checkpoint_steps", checkpoint_steps)
         self.checkpoint_steps = checkpoint_steps
         self._truncate_below = truncate_below
         pondering = self.lambda_head is not None
@@ -538,6 +548,7 @@ class PonderWrapper(EarlyExitModel):
             "halting_readout": None if head is None else halting.known_name,
             "halting_activation": choices.get("activation"),
             "halting_initial": choices.get("initial"),
+            "gradient_scales": list(self.head.gradient_scales) if isinstance(self.head, PerStep) else None,
             "policy": self.policy.to_dict(),
             "objective": self.objective.to_dict(),
             "prior": None if self.prior is None else self.prior.to_dict(),
@@ -565,7 +576,7 @@ class PonderWrapper(EarlyExitModel):
             raise CheckpointError(
                 f"the saved prior, objective or policy cannot be used: {type(error).__name__}: {error}"
             ) from error
-        self._hold_prior(self.prior if prior == self.prior else prior)  # an equal one has its weights in place
+        self._hold_prior(self.prior if prior == self.prior else self._own_weights(prior))  # an equal one has its own
         self._objective, self._policy, self._stages = objective, policy, stages
         self._instead_of_stages = settings.get("instead_of_stages", False) is True
 
@@ -574,8 +585,28 @@ class PonderWrapper(EarlyExitModel):
         return f"policy={self.policy!r},\nprior={self.prior!r},\nobjective={self.objective!r}"
 
     def _hold_prior(self, prior: Prior | None) -> None:
-        self._prior = prior
-        self.prior_weights = None if prior is None else prior.module
+        weights = None if prior is None else prior.module
+        if weights is not None and weights is not getattr(self, "prior_weights", None):
+            if weights in _HELD:
+                warnings.warn(
+                    f"prior: {prior!r} belongs to another model already: both train one set of weights, and this one "
+                    "begins where the other is. Pass copy.deepcopy(prior), or make one for each model.",
+                    stacklevel=4,
+                )
+            _HELD.add(weights)
+        self._prior, self.prior_weights = prior, weights
+
+    def _own_weights(self, prior: Prior | None) -> Prior | None:
+        """A prior that was read, with the weights of the model's own where they fit: an optimizer may have them."""
+        own, made = self.prior_weights, None if prior is None else prior.module
+        if own is None or made is None:
+            return prior
+        shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (own, made)]
+        if type(own) is type(made) and shapes[0] == shapes[1]:
+            object.__setattr__(prior, "module", own)
+        else:
+            made.to(next(own.parameters()))
+        return prior
 
     def _check_prior(self, prior: Prior | None) -> None:
         if prior is not None:
@@ -671,11 +702,11 @@ class PonderWrapper(EarlyExitModel):
 
     def _tell_of_stages(self) -> None:
         """Warn, once, where a recipe has several stages and training goes on with the first, which nobody started."""
-        if len(self.stages) < 2 or self.started_stage is not None or self._objective != self.stages[0].objective:
+        if len(self._stages) < 2 or self.started_stage is not None or self._objective != self.stages[0].objective:
             return
-        self.started_stage = self.stages[0]
+        self.started_stage = self._stages[0]
         warnings.warn(
-            f"The recipe of this model has {len(self.stages)} stages of training, and none was started: this trains "
+            f"The recipe of this model has {len(self._stages)} stages of training, and none was started: this trains "
             "the first alone, and what later stages teach stays as it is, such as the heads of early steps. Call "
             "ponder.fit(model, …) or PonderTrainer(…, all_stages=True), which run all of them, or "
             "model.start_stage(stage) for each in turn.",
@@ -719,20 +750,18 @@ class PonderWrapper(EarlyExitModel):
         mask = source.mask
         if mask is not None:
             mask = positions_of(mask, batch.task, None if record.features is None else record.features[:, 0])
-        trajectory = Trajectory(
+        return Trajectory(
             outputs=record.outputs,
             hazard_logits=record.hazard_logits,
             row_ids=batch.row_ids,
             features=record.features,
+            labels=None if labels is None else checked_labels(self._task, record.outputs[:, -1], labels),
             task=None if self._task is None else self._task.name,
             mask=mask,
             policy_context=policy_context,
             training=self.training,
             task_object=self._task,
         )
-        if labels is None:
-            return trajectory
-        return replace(trajectory, labels=checked_labels(self._task, trajectory.outputs[:, -1], labels))
 
 
 torch.export.register_dataclass(PonderOutput)

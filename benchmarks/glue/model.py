@@ -61,6 +61,8 @@ class KeptModel:
     training: list[dict[str, Any]]
     data: str = ""
     """Digest of what it was trained on; empty where an earlier version kept it."""
+    encoder: str = ""
+    """Digest of the weights that training began from; empty likewise."""
 
 
 def keep(
@@ -69,6 +71,7 @@ def keep(
     models: Path,
     training: Sequence[dict[str, Any]] = (),
     data: str = "",
+    encoder: str = "",
 ) -> None:
     """Write `<models>/<key>/`, whole or not at all: weights, tokenizer, configuration, and what it was trained on."""
     folder = models / config.key
@@ -78,7 +81,7 @@ def keep(
     try:
         model.save_pretrained(part)
         load_tokenizer(config.backbone).save_pretrained(part)
-        made = {"config": config.to_dict(), "training": list(training), "data": data}
+        made = {"config": config.to_dict(), "training": list(training), "data": data, "encoder": encoder}
         write_json(part / _FILE, {"format": _FORMAT, **made})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
@@ -108,4 +111,5 @@ def load_kept(folder: Path) -> KeptModel:
     model = PonderForSequenceClassification.from_pretrained(folder).eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training", []), made.get("data", ""))
+    told = made.get("training", []), made.get("data", ""), made.get("encoder", "")
+    return KeptModel(model, load_tokenizer(str(folder)), config, *told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(
         wait: Whether to wait for the result where another process is at this run, or to raise.
         progress: Whether to show progress bars.
     """
+    config = dataclasses.replace(config, task=tasks.get(config.task).name)  # as results are named, however it is spelt
     recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
     places = {"--out": out, "--work": work, "--trajectories": trajectories, "--keep-model": models}
     for option, place in places.items():
@@ -70,7 +72,7 @@ def run(
                 for split, trajectory in recorded.items():
                     trajectory.save(trajectories / f"{config.key}-{split}.safetensors")
             if models is not None:  # before the result, so that no result stands without its model
-                keep(trained.model, config, models, trained.stages, trained.data)
+                keep(trained.model, config, models, trained.stages, trained.data, trained.encoder)
             result.save(path)
         distributed.wait()
 

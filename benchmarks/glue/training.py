@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from benchmarks.glue.results import recipe_of
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
 from ponder._utils.files import read_json, write_json
+from ponder._utils.weights import digest_of_weights
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.objectives import FinalStep, Ponder
@@ -63,6 +65,8 @@ class Trained:
     stages: list[dict[str, Any]]
     data: str = ""
     """Digest of what it was trained on."""
+    encoder: str = ""
+    """Digest of the weights that training began from."""
 
 
 def train(
@@ -82,17 +86,17 @@ def train(
     kept `models`, a recipe whose first stage that is (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train
     its own.
     """
-    trained_on = digest_of(data)
-    before = _finished(config, task, models, trained_on)
+    trained_on, model = digest_of(data), build(config, task.num_labels)
+    begun_from = digest_of_weights([model.encoder]) or ""
+    before = _finished(config, task, models, trained_on, begun_from)
     if before is not None:
         return before
-    model = build(config, task.num_labels)
-    _check_work(work, {"data": trained_on, **_trains(model.recipe)})
+    _check_work(work, {"data": trained_on, "encoder": begun_from, **_trains(model.recipe)})
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
     policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
     if begins_plain(model.recipe):
-        begun = _finished(plain(config), task, models, trained_on)
+        begun = _finished(plain(config), task, models, trained_on, begun_from)
         begun = begun or train(plain(config), task, data, selected_on, work / "vanilla", progress=progress)
         _begin_with(model, begun.model)
         log += begun.stages
@@ -114,7 +118,7 @@ def train(
         log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
     model.train(False)
-    return Trained(model, log, trained_on)
+    return Trained(model, log, trained_on, begun_from)
 
 
 def begins_plain(recipe: Recipe) -> bool:
@@ -151,7 +155,7 @@ def _check_work(work: Path, made_by: Mapping[str, Any]) -> None:
         raise ArgumentError(
             "--work",
             expected="checkpoints of this run",
-            got=f"{work}, begun on other data or by another version of the recipe",
+            got=f"{work}, begun on other data, from other weights or by another version of the recipe",
             remedy="Pass another --work, or remove that folder.",
         )
     if distributed.is_first() and not note.exists():
@@ -159,18 +163,19 @@ def _check_work(work: Path, made_by: Mapping[str, Any]) -> None:
         write_json(note, plain)
 
 
-def _finished(config: RunConfig, task: Task, models: Path | None, data: str) -> Trained | None:
+def _finished(config: RunConfig, task: Task, models: Path | None, data: str, encoder: str) -> Trained | None:
     """The kept model of a run, with what was measured; None where it was not kept.
 
     Raises:
-        ArgumentError: It is that of another run, or was trained on other data, or by the recipe as it was.
+        ArgumentError: It is that of another run, or was trained on other data, from other weights, or by the recipe as
+            it was.
     """
     if models is None or not (models / config.key).exists():
         return None
     kept = load_kept(models / config.key)
     if not kept.training:
         return None
-    got = differs(kept, config, task, data)
+    got = differs(kept, config, task, data, encoder)
     if got:
         raise ArgumentError(
             "--keep-model",
@@ -178,20 +183,29 @@ def _finished(config: RunConfig, task: Task, models: Path | None, data: str) -> 
             got=got,
             remedy="Move it away, or pass another folder.",
         )
-    return Trained(kept.model, kept.training, data)
+    return Trained(kept.model, kept.training, data, encoder)
 
 
-def differs(kept: KeptModel, config: RunConfig, task: Task, data: str) -> str:
-    """In what a kept model is not what a run would train now, `data` being the digest of its data; empty if in nothing.
+def differs(kept: KeptModel, config: RunConfig, task: Task, data: str, encoder: str = "") -> str:
+    """In what a kept model is not what a run would train now; empty if in nothing.
 
-    A model that an earlier version kept does not tell its data, and passes for one of these.
+    A model that an earlier version kept does not tell its data or its weights, and passes for one of these.
+
+    Args:
+        kept: The model.
+        config: The run.
+        task: Its task.
+        data: Digest of its data.
+        encoder: Digest of the weights that it begins from; not compared where empty.
     """
     if kept.config.key != config.key:
         return f"that of another run, {kept.config.key}"
     now = recipe_of(config, task.kind, kept.model.ponder.num_steps)
     if _trains(kept.model.recipe) != _trains(now):
         return "one by another version of the recipe"
-    return "one that was trained on other data" if kept.data not in ("", data) else ""
+    if kept.data not in ("", data):
+        return "one that was trained on other data"
+    return "one that began from other weights" if encoder and kept.encoder not in ("", encoder) else ""
 
 
 def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:
@@ -216,6 +230,7 @@ def train_stage(
     step has a head and all of them learn, the best mean of the steps' scores: there the same threshold lets rows go the
     earlier the surer the heads become, so that the score at the exits would tell of the threshold, not of the steps.
     """
+    keep_whole = KeepWhole()
     every_step = model.recipe.per_step_heads and not isinstance(model.ponder.objective, FinalStep | Ponder)
     trainer = _Trainer(
         model=model,
@@ -224,7 +239,7 @@ def train_stage(
         eval_dataset=selected_on,
         data_collator=Collator(load_tokenizer(config.backbone)),
         compute_metrics=_score_of_steps(task, model, selected_on) if every_step else _score(task),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.stop_after), KeepWhole()],
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.stop_after), keep_whole],
         lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
         head_lr=config.head_lr,
     )
@@ -238,12 +253,15 @@ def train_stage(
     ended = None if checkpoint is None else _epochs_where_it_ended(checkpoint)
     if ended is not None:
         trainer.args.num_train_epochs = ended  # nothing is left but to load the best epoch
+    keep_whole.before = 0.0 if checkpoint is None else _seconds_until(checkpoint)
     with _attention_for_training(model), quick_products(config.bf16):
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = [entry for entry in trainer.state.log_history if "eval_score" in entry]
     return {
         "objective": model.ponder.objective.to_dict(),
-        "seconds": round(outcome.metrics["train_runtime"], 1),
+        "seconds": round(keep_whole.before + outcome.metrics["train_runtime"], 1)
+        if keep_whole.before is not None
+        else None,
         "epochs": len(history),
         "selected_by": "mean over steps" if every_step else "exits",
         "held_out_scores": [round(entry["eval_score"], 6) for entry in history],
@@ -371,7 +389,16 @@ class KeepWhole(TrainerCallback):
     """Marks each checkpoint that has been written, and removes those that are neither the last nor the best.
 
     Use with `save_total_limit=None`: `Trainer` itself would remove old checkpoints before the new one is marked.
+    The mark holds the seconds of training until then.
     """
+
+    before: float | None = 0.0
+    """Seconds of training before this start; None where they are not known."""
+    _began: float | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called once training starts, or goes on."""
+        self._began = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called once the files of a checkpoint are there."""
@@ -379,7 +406,9 @@ class KeepWhole(TrainerCallback):
             return
         folder = Path(args.output_dir or ".")
         last = folder / f"checkpoint-{state.global_step}"
-        (last / _MARK).touch()
+        known, began = self.before, self._began
+        seconds = "" if known is None or began is None else f"{known + time.perf_counter() - began:.1f}"
+        (last / _MARK).write_text(seconds)
         best = None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint).name
         for other in _checkpoints(folder):
             if other.name not in (last.name, best):
@@ -395,6 +424,12 @@ def last_whole(folder: Path) -> Path | None:
         else:
             _remove(path)
     return whole
+
+
+def _seconds_until(checkpoint: Path) -> float | None:
+    """The seconds of training until a checkpoint; None of those that an earlier version wrote."""
+    noted = (checkpoint / _MARK).read_text()
+    return float(noted) if noted else None
 
 
 def _epochs_where_it_ended(checkpoint: Path) -> float | None:

@@ -23,6 +23,7 @@ __all__ = [
     "Shared",
     "Tree",
     "alike",
+    "check_given",
     "check_rows",
     "distance",
     "first_tensor",
@@ -151,6 +152,25 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
             remedy="Pass tensors.",
         )
     return batch
+
+
+def check_given(argument: str, given: Mapping[str, Any], batch: int | None = None) -> int:
+    """The number of rows of a dict of tensors that a caller gives beside the inputs; `batch` as for `check_rows`.
+
+    Raises:
+        ArgumentTypeError: It is something else: lists and arrays would keep all their rows when some leave.
+        ArgumentError: What `check_rows` refuses.
+    """
+    values = list(given.values()) if isinstance(given, Mapping) else None
+    if values is None or not all(isinstance(value, Tensor) for value in values):
+        kinds = type(given).__name__ if values is None else [type(value).__name__ for value in values]
+        raise ArgumentTypeError(
+            argument,
+            expected="a dict of tensors, each with a row for each example",
+            got=kinds,
+            remedy=f"Pass {argument}={{'budget': torch.as_tensor(budgets)}}, say.",
+        )
+    return check_rows(argument, given, batch)
 
 
 def alike(first: Tree, second: Tree, tolerance: float = 0.0) -> bool:

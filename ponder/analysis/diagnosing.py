@@ -11,7 +11,14 @@ from torch import Tensor
 from ponder._utils.validation import check_int, check_real
 from ponder.analysis.diagnosis import Collapse, Diagnosis, Difficulty
 from ponder.analysis.fixed_step import margin_of, step_for_all
-from ponder.analysis.frontiers import Frontier, blind_frontier, blind_mix, frontier_of, oracle_frontier
+from ponder.analysis.frontiers import (
+    Frontier,
+    best_and_latest,
+    blind_frontier,
+    blind_mix,
+    frontier_of,
+    oracle_frontier,
+)
 from ponder.analysis.gain import Gain
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
@@ -27,6 +34,7 @@ __all__ = ["diagnose"]
 _TRIED: tuple[type[ExitPolicy], ...] = (Confidence, Margin, Entropy, Patience, Quantile)
 _SHARES = ("accuracy", "exact_match")
 _AT_ONCE = 50  # samples whose counts are held at a time
+_Z = 1.96  # of a 95% interval
 _SPREAD = math.sqrt(math.e - 1.0)  # of means of n/e of n rows, beside that of means of n: √(e/n − 1/n) and √(1/n)
 
 
@@ -243,6 +251,16 @@ class _Bootstrap:
         sizes = [len(exits), len(exits), values.shape[1]]
         self._inside, self._outside = (torch.cat(of).split(sizes, dim=1) for of in (inside, outside))
         self._all = columns.mean(0).expand(samples, -1).split(sizes, dim=1)
+        self._unseen = _Z**2 * float((values.amax(1) - values.amin(1)).amax()) / (len(values) + _Z**2)
+
+    def widened(self, interval: Tensor) -> Tensor:
+        """An interval with the spread of z²/2 rows more of the greatest gain, and as many of the greatest loss.
+
+        The samples know the rows that are there alone: where a few decide, and these agree, they tell of no others.
+        """
+        middle = interval.mean()
+        apart = interval - middle
+        return middle + apart.sign() * (apart.square() + self._unseen**2).sqrt()
 
     def gains(self, mean_step: float) -> tuple[Tensor, Tensor]:
         """Policy minus the best blind choice at what both may cost, each chosen on the sample.
@@ -258,12 +276,13 @@ class _Bootstrap:
         """
         score, step, blind = self._inside
         affordable = torch.where(step <= mean_step + 1e-9, score, -torch.inf)
-        best, chosen = affordable.max(1, keepdim=True)
+        chosen = best_and_latest(affordable, step)
+        possible = affordable.amax(1) > -torch.inf
 
         def gain(scores: Tensor, steps: Tensor, blind_scores: Tensor) -> Tensor:
             at = steps.gather(1, chosen).squeeze(1).clamp(min=mean_step)
             made: Tensor = scores.gather(1, chosen).squeeze(1) - blind_mix(blind, blind_scores, at)
-            return made[best.squeeze(1) > -torch.inf]
+            return made[possible]
 
         return gain(*self._outside), gain(*self._all)
 
@@ -295,7 +314,7 @@ def _gain(
     left_out, of_all = bootstrap.gains(mean_step)
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
     spread = of_all + (left_out - of_all) / _SPREAD
-    low, high = torch.quantile(spread, quantiles).tolist() if len(spread) else (math.nan, math.nan)
+    low, high = bootstrap.widened(torch.quantile(spread, quantiles)).tolist() if len(spread) else (math.nan, math.nan)
     return Gain(
         speedup,
         frontier.names[place],

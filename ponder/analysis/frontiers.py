@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Frontier", "blind_frontier", "blind_mix", "frontier_of", "oracle_frontier"]
+__all__ = ["Frontier", "best_and_latest", "blind_frontier", "blind_mix", "frontier_of", "oracle_frontier"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,25 @@ def blind_mix(chosen_by: Tensor, scores: Tensor, mean_step: Tensor) -> Tensor:
         return made
 
     possible = (ahead >= 0.0) & (share <= 1.0)
-    best = torch.where(possible, mixed(chosen_by), -torch.inf).argmax(1, keepdim=True)
+    best = best_and_latest(torch.where(possible, mixed(chosen_by), -torch.inf), 1.0 + low + share * (high - low))
     judged: Tensor = mixed(scores).gather(1, best).squeeze(1)
     return judged
+
+
+def best_and_latest(scores: Tensor, steps: Tensor) -> Tensor:
+    """The place of the best choice in each sample, of those that score the same the one that leaves last.
+
+    Where few rows tell choices apart, many score the same; the earliest of them would be the worst for other rows.
+
+    Args:
+        scores: Scores of every choice, `(samples, choices)`.
+        steps: The mean exit step of every choice, likewise.
+
+    Returns:
+        Places, `(samples, 1)`.
+    """
+    best = scores.amax(1, keepdim=True)
+    return torch.where(scores >= best - 1e-12 * best.abs(), steps, -torch.inf).argmax(1, keepdim=True)
 
 
 def oracle_frontier(values: Tensor) -> Frontier:

@@ -26,7 +26,9 @@ class Gain:
         static: The score of the encoder cut there, where it was given and costs no more; else NaN.
         gain: Policy minus blind, mean over the bootstrap samples.
         low: Lower end of its 95% interval: the 2.5% quantile over the samples, each drawn by 1/√(e − 1) towards what
-            its choice gains on all rows, since the rows that it left out are fewer and spread so much more.
+            its choice gains on all rows, since the rows that it left out are fewer and spread so much more; and then
+            as far away as with z²/2 rows more of the greatest gain that a row can have and as many of the greatest
+            loss, since samples of rows of which few decide know no others (as in Agresti & Coull 1998).
         high: Upper end, likewise.
     """
 

@@ -16,7 +16,7 @@ from ponder.parts.tasks import Custom, Task, infer_task
 from ponder.parts.tasks.classification import Unnamed
 from ponder.parts.tasks.labels import check_no_broadcast, labelled_part
 
-__all__ = ["Metric", "MetricLike", "as_metric"]
+__all__ = ["Metric", "MetricLike", "as_metric", "checked_labels"]
 
 MetricLike = Literal["accuracy", "exact_match", "negative_squared_error"] | Callable[[Tensor, Tensor], float]
 
@@ -68,7 +68,7 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
             remedy="Record them: model.unroll(inputs, labels=labels).",
         )
     if callable(metric):
-        meaning, labels = _checked(trajectory, trajectory.labels)
+        meaning, labels = checked_labels(trajectory, trajectory.labels)
         if unanswered := int((~trajectory.answered()).any(1).sum()):
             warnings.warn(
                 f"metric: {unanswered} of {len(trajectory)} rows are NaN at some step. The library's own scores count "
@@ -95,7 +95,7 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
     )
 
 
-def _checked(trajectory: Recording, labels: Tensor) -> tuple[Task, Tensor]:
+def checked_labels(trajectory: Recording, labels: Tensor) -> tuple[Task, Tensor]:
     """The task, and the labels as it takes them; labels that do not fit it are those of the function's owner."""
     outputs, task = trajectory.outputs[:, -1], trajectory.meaning
     labels = labels.to(outputs.device)

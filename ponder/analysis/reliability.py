@@ -11,7 +11,7 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording, check_has_rows
+from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 
 __all__ = ["Reliability", "confidences", "reliability_of"]
 
@@ -59,9 +59,11 @@ def confidences(trajectory: Recording) -> tuple[Tensor, Tensor]:
     padding.
 
     Raises:
-        ArgumentError: Predictions that are not classes, no labels, no rows, or outputs that are NaN or +inf.
+        ArgumentError: Predictions that are not classes, no labels, no rows, a run of training mode, or outputs that are
+            NaN or +inf.
     """
     check_has_rows(trajectory)
+    check_evaluated(trajectory, "trajectories")
     labels = trajectory.counted_labels()
     sure, right = trajectory.meaning.confidences(at_least_float32(trajectory.read_outputs().detach()), labels)
     if bool(trajectory.outputs.isnan().any()) or not bool(sure.isfinite().all()):

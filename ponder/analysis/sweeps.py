@@ -20,8 +20,8 @@ from ponder._utils.validation import check_real
 from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.engine.replay import check_replay, replay
-from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording, check_has_rows
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.plots import score_by_threshold
 from ponder.policies.base import ExitPolicy
 
@@ -130,9 +130,11 @@ def sweep(
             `ponder.cost.Cost.cumulative`. Where None, that of going all the way with the policy, with what it reads.
 
     Raises:
-        ArgumentError: An empty trajectory, a grid that is not ordered, a policy with no threshold, missing labels.
+        ArgumentError: An empty trajectory, one of training mode, a grid without order, a policy with no threshold,
+            missing labels.
     """
     check_has_rows(trajectory)
+    check_evaluated(trajectory)
     return curve_of(
         trajectory, as_policy_grid(policies, grid, trajectory), as_metric(metric, trajectory), costs, full_cost
     )
@@ -255,7 +257,15 @@ def _relative(costs: Sequence[float] | Tensor | None, num_steps: int, full_cost:
     """Costs relative to that of full depth, `(steps,)` float64."""
     if full_cost is not None:
         check_real("full_cost", full_cost, open_low=True, remedy="Pass 1.0 for costs relative to the plain model.")
-    given = torch.arange(1, num_steps + 1) if costs is None else torch.as_tensor(costs)
+    try:
+        given = torch.arange(1, num_steps + 1) if costs is None else torch.as_tensor(costs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            "costs",
+            expected=f"{num_steps} numbers, the cost of leaving after each step",
+            got=type(costs).__name__,
+            remedy="Pass costs=cost.cumulative(policy.needs), full_cost=1.0 for a ponder.cost.Cost.",
+        ) from error
     given = given.double().cpu()
     rising = given.shape == (num_steps,) and bool((given > 0).all()) and bool((given.diff() >= 0).all())
     if not rising or not bool(given.isfinite().all()):

@@ -23,6 +23,7 @@ from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.fresh import check_fresh
 from ponder.calibration.reference import ReferenceRisk, differences, full_depth
+from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_once
 from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
 from ponder.trajectory import Trajectory
@@ -153,7 +154,7 @@ def control_agreement(
 
     Raises:
         ArgumentError: A trajectory without labels, of training mode, or in which a row is twice; a certifying row that
-            is among those that choose, or a number out of range.
+            is among those that choose, runs of two models, or a number out of range.
 
     Example:
         >>> from dataclasses import replace
@@ -167,6 +168,7 @@ def control_agreement(
         check_evaluated(run, name)
         check_once(run, name)
     check_fresh(certifying, choosing, "certifying")
+    _check_same_model(choosing, certifying)
     if own_full_depth:
         choosing, certifying = (replace(run, labels=full_depth(run)) for run in (choosing, certifying))
     if speed_up is not None:
@@ -190,6 +192,23 @@ def control_agreement(
     differs = _differences(certifying, kind, [value])[1][0]
     bound = _upper_bound(int(differs.sum()), len(differs), confidence)
     return _control(certifying, kind, [value], bound, confidence, own_full_depth)
+
+
+def _check_same_model(choosing: Trajectory, certifying: Trajectory) -> None:
+    """Refuse runs that cannot be of one model: what is chosen on one of them says nothing of the other."""
+    for what, one, other in (
+        ("steps", choosing.num_steps, certifying.num_steps),
+        ("numbers an answer", choosing.outputs.shape[-1], certifying.outputs.shape[-1]),
+        ("task", choosing.task, certifying.task),
+        ("weights", choosing.weights, certifying.weights),
+    ):
+        if one != other and None not in (one, other):
+            raise ArgumentError(
+                "choosing",
+                expected=f"a run of the model that is certified, {what} {other!r}",
+                got=f"{what} {one!r}",
+                remedy="Record both with one model: model.record(rows).",
+            )
 
 
 def agreement_curves(

@@ -64,10 +64,11 @@ class Calibration:
         """Measure the policy on fresh data, as the calibration measured it.
 
         Raises:
-            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy.
+            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy; or they have no labels.
         """
         check_has_rows(test, "test")
         check_evaluated(test, "test")
+        _check_labels(test, "test", self._metric)
         check_fresh(test, self._seen)
         check_unfitted(test, [self.policy], "test")
         return measure(test, self.policy, metric=self._metric, costs=self._costs, full_cost=self._full_cost)
@@ -124,13 +125,7 @@ def calibrate(
     check_evaluated(trajectory)
     check_once(trajectory)
     target = _target(at_least, at_most_steps, at_most_cost)
-    if metric is None and trajectory.labels is None:
-        raise ArgumentError(
-            "trajectory",
-            expected="labels, by which a threshold is chosen",
-            got="none",
-            remedy="Record them: model.unroll(inputs, labels=labels).",
-        )
+    _check_labels(trajectory, "trajectory", metric)
     if metric is None and trajectory.meaning.metric is None:
         raise ArgumentError(
             "metric",
@@ -154,6 +149,16 @@ def calibrate(
         return _calibrated(trajectory, tried, target, metric, costs, full_cost)
 
     return _best_among(policies, calibrated, cheapest=at_least is not None)
+
+
+def _check_labels(trajectory: Trajectory, argument: str, metric: MetricLike | None) -> None:
+    if metric is None and trajectory.labels is None:
+        raise ArgumentError(
+            argument,
+            expected="labels, by which thresholds are judged",
+            got="none",
+            remedy="Record them: model.unroll(inputs, labels=labels).",
+        )
 
 
 def _calibrated(

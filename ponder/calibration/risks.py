@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ponder.analysis.metrics import checked_labels
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
 from ponder.parts.tasks.labels import check_labelled
@@ -54,13 +55,13 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
         risk: ``"disagreement"``: 1 where the prediction is not that of full depth. ``"error"``: 1 where it is wrong
             (NaN always is). ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way
             round. Or a callable (outputs `(batch, …)`, labels) → losses in [0, 1], `(batch,)`.
-        trajectory: A full-depth run.
+        trajectory: A full-depth run. A callable is given its labels as the task takes them, ignored ones at padding.
         low: The lowest loss that the bound takes: where it is 0, negative losses are cut at 0, which can only raise the
             risk.
 
     Raises:
         ArgumentError: No labels where the risk needs them, rows without one, a task without right and wrong, losses
-            out of range.
+            out of range, or a callable that makes other losses of fewer rows.
     """
     if not isinstance(risk, str) and name_of(risk) in _NAMED and not getattr(risk, "built_in", False):
         raise ArgumentError(
@@ -100,8 +101,11 @@ def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording
             got=f"{len(labels)} labels",
             remedy="Join the labels of the same rows to it: dataclasses.replace(trajectory, labels=labels).",
         )
-    check_labelled(trajectory.meaning, labels)  # what a function makes of the ignored label is no loss
-    each = [risk(outputs, labels) for outputs in trajectory.read_outputs().unbind(1)]
+    meaning, labels = checked_labels(trajectory, labels)
+    labels = meaning.inside(labels, trajectory.mask)
+    check_labelled(meaning, labels)  # what a function makes of the ignored label is no loss
+    by_step = trajectory.read_outputs().unbind(1)
+    each = [risk(outputs, labels) for outputs in by_step]
     for losses in each:
         if not isinstance(losses, Tensor) or losses.shape != trajectory.row_ids.shape:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -111,8 +115,30 @@ def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording
                 got=got,
                 remedy="Do not reduce over the rows.",
             )
+    _check_row_by_row(risk, by_step[-1], labels, each[-1])
     losses = torch.stack(each, dim=1)
     return torch.where(trajectory.answered().to(losses.device), losses, torch.ones_like(losses))  # no answer is wrong
+
+
+def _check_row_by_row(risk: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, labels: Tensor, whole: Tensor) -> None:
+    """Refuse a function under which rows have other losses beside others: no bound holds for these.
+
+    It holds the output of each row, `(rows, 1)`, against the labels of all, `(rows,)`, say.
+    """
+    some = (len(whole) + 1) // 2
+    try:
+        part = risk(outputs[:some], labels[:some])
+        alike = torch.allclose(part.double(), whole[:some].double(), rtol=1e-4, atol=1e-6, equal_nan=True)
+    except Exception:  # it takes all rows alone
+        return
+    if not alike:
+        raise ArgumentError(
+            "risk",
+            expected="a loss of each row by itself",
+            got=f"other losses of the first {some} rows where the others are left out; outputs are "
+            f"{tuple(outputs.shape)} and labels {tuple(labels.shape)}, which PyTorch broadcasts where they differ",
+            remedy="Write outputs[:, 0] - labels, say, for outputs (rows, 1), and take no mean over the rows.",
+        )
 
 
 def _checked(losses: Tensor, trajectory: Recording) -> Tensor:

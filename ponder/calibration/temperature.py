@@ -52,6 +52,13 @@ def fit_temperatures(trajectory: Recording) -> Temperatures:
         )
     labels = trajectory.meaning.check(trajectory.outputs[:, -1], labels)
     labelled = trajectory.meaning.labelled(labels)
+    if labelled is not None and not bool(labelled.any()):
+        raise ArgumentError(
+            "trajectory",
+            expected="at least one row with a label",
+            got=f"{len(labels)} without",
+            remedy="Record labelled rows: model.unroll(inputs, labels=labels).",
+        )
     if labelled is not None:
         outputs, labels, row_ids = outputs[labelled], labels[labelled], row_ids[labelled]
     fitted_on = some_rows(Recording(outputs.to(trajectory.outputs.dtype), None, row_ids))  # as precise as they came

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.validation import check_real
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.policies.base import READINGS
 
 __all__ = ["Cost", "break_even", "checked_plain"]
@@ -176,6 +176,13 @@ def break_even(costs: Sequence[float] | Tensor, plain: float) -> float:
         >>> break_even([12.0, 22.0, 32.0, 42.0], plain=37.0)
         3.5
     """
+    if isinstance(costs, Cost) or not isinstance(costs, Iterable):
+        raise ArgumentTypeError(
+            "costs",
+            expected="one number for each step",
+            got=type(costs).__name__,
+            remedy="Of a Cost, call cost.break_even(policy.needs).",
+        )
     exits = [float(cost) for cost in costs]
     finite = all(map(math.isfinite, exits))
     if not exits or not finite or any(later < earlier for earlier, later in itertools.pairwise(exits)):

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ponder._utils.validation import check_int
+from ponder._utils.validation import check_int, check_type
 from ponder.cost.breakdown import Cost, checked_plain
 from ponder.errors import ArgumentError
 
@@ -96,6 +96,7 @@ def speed_up(
         >>> print(speed_up(torch.tensor([1, 2, 3, 6]), 6))
         ×2.00 in steps
     """
+    exit_step = torch.as_tensor(exit_step)
     if exit_step.dim() != 1 or not len(exit_step) or not 1 <= int(exit_step.min()) <= int(exit_step.max()) <= num_steps:
         raise ArgumentError(
             "exit_step",
@@ -110,6 +111,8 @@ def speed_up(
 def _in_flops(exit_step: Tensor, num_steps: int, costs: Cost | Sequence[Cost], needs: Iterable[str]) -> float:
     needs, steps = frozenset(needs), exit_step.tolist()
     each = [costs] * len(steps) if isinstance(costs, Cost) else list(costs)
+    for one in each:
+        check_type("costs", one, Cost, remedy="Pass what ponder.cost.measure(model, inputs) gave, of the model.")
     if len(each) != len(steps) or any(cost.num_steps != num_steps for cost in each):
         raise ArgumentError(
             "costs",

@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, check_rows, first_tensor
-from ponder._utils.validation import check_int, check_type
+from ponder._utils.trees import Tree, check_given, first_tensor
+from ponder._utils.validation import check_flag, check_int, check_type
 from ponder._utils.weights import digest_of_weights
 from ponder.engine.certificates import (
     certified_now,
@@ -93,6 +93,7 @@ class EarlyExitModel(nn.Module):
         self.halting_readout = None if halting_readout is None else ReadoutCall(halting_readout)
         self._task = as_task(task)
         warn_of_own_weights(self._task, self)
+        check_flag("check_finite", check_finite)
         self.check_finite = check_finite
         self.padding = padding
         self._context_names, takes_any = _parameters([self.stem, *self.steps.fns])
@@ -308,7 +309,7 @@ class EarlyExitModel(nn.Module):
         elif self.padding is None and context and REAL.keys().isdisjoint(context):
             self._warn_of_unknown_mask(hidden, context)
         if policy_context is not None:
-            check_rows("policy_context", policy_context, size)
+            check_given("policy_context", policy_context, size)
         task, padding = self._task or task_named(None), self.padding
         in_batches = size > 1 and not self.training and not torch.compiler.is_compiling()
         narrows = padding is not None and padding.pooled and in_batches and not task.per_position

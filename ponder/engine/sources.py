@@ -98,6 +98,10 @@ class ModelSource:
         """From the number of a step, the hidden state and the context to the hidden state after that step."""
         self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
+        read = [
+            each for each in (self._head, self._lambda_head, self._readout, self._halting_readout) if each is not None
+        ]
+        self._in_place = bool([part for each in read for part in each.modules() if getattr(part, "inplace", False)])
         padding = self._padding
         self._own_name = padding is not None and padding.mask not in REAL
         self._index_of_rows = self.at is not None and parts.steps.index
@@ -129,7 +133,8 @@ class ModelSource:
     def read_out(self) -> Tensor:
         """The features of this step, perhaps a view of the hidden state."""
         if "features" not in self._cache:
-            self._cache["features"] = self._readout(self.hidden, self._read)
+            hidden = map_tensors(Tensor.clone, self.hidden) if self._in_place else self.hidden
+            self._cache["features"] = self._readout(hidden, self._read)
         return self._cache["features"]
 
     def halting_features(self) -> Tensor:
@@ -137,7 +142,8 @@ class ModelSource:
         if self._halting_readout is None:
             return self.read_out()
         if "halting_features" not in self._cache:
-            self._cache["halting_features"] = self._halting_readout(self.hidden, self._halting_read)
+            hidden = map_tensors(Tensor.clone, self.hidden) if self._in_place else self.hidden
+            self._cache["halting_features"] = self._halting_readout(hidden, self._halting_read)
         return self._cache["halting_features"]
 
     def output(self) -> Tensor:
@@ -150,7 +156,8 @@ class ModelSource:
         """See `Readings.hazard_logit`."""
         if "hazard" not in self._cache:
             now = self.halting_features()
-            logit: Tensor = self._lambda_head(torch.cat([now, *self.past], dim=-1) if self.past else now)
+            read = torch.cat([now, *self.past], dim=-1) if self.past else now.clone() if self._in_place else now
+            logit: Tensor = self._lambda_head(read)
             self._cache["hazard"] = at_least_float32(logit)
         return self._cache["hazard"]
 
@@ -235,6 +242,7 @@ class ModelSource:
     def answer(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """The outputs of the rows `index` (None: all) from their features."""
         head: nn.Module = self._head
+        features = features.clone() if self._in_place else features
         if not isinstance(head, PerStep):
             outputs = head(features)
         elif self.at is None:

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from ponder._utils.modes import evaluating
 from ponder._utils.progress import progress_bar
-from ponder._utils.trees import Tree, check_rows
+from ponder._utils.trees import Tree, check_given
 from ponder._utils.validation import check_type
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.inference.batching import BatchLimits, batches, by_length
@@ -195,16 +195,9 @@ def check_sizes(sizes: Mapping[str, int], rows: int) -> None:
 
 def check_row_count(argument: str, tree: Mapping[str, Any] | None) -> dict[str, int]:
     """`DatasetPass.sizes` of a dict of tensors with a row for each example; empty where there is none."""
-    if tree is None:
+    if tree is None or (isinstance(tree, Mapping) and not tree):
         return {}
-    if not isinstance(tree, Mapping) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise ArgumentTypeError(
-            argument,
-            expected="a dict of tensors, each with a row for each example",
-            got=type(tree).__name__,
-            remedy=f"Pass {argument}={{'budget': budgets}}, say.",
-        )
-    return {argument: check_rows(argument, tree)} if tree else {}
+    return {argument: check_given(argument, tree)}
 
 
 def row_context(tree: Mapping[str, Tensor] | None, examples: Sequence[Example], device: torch.device | None) -> Any:

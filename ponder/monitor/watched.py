@@ -22,6 +22,7 @@ from ponder.monitor.order import check_order
 from ponder.monitor.state_file import StateFile
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, LastStep
+from ponder.policies.certified import certificates
 
 __all__ = ["Watched"]
 
@@ -47,7 +48,8 @@ class Watched:
         model: The model, in evaluation mode. It must stay so and keep its weights.
         policies: The policies, from the cheapest to the safest, all of them checked; full depth comes after the last by
             itself.
-        audit: The promise and its state.
+        audit: The promise and its state. Where None, level and confidence are those of the first certificate among the
+            policies, or those of `Audit()` where there is none.
         path: A JSON file with the state, read where it exists, written at once and by every `run_audits`; None for
             none. It is of one writer: each knows its own audits alone.
         tell: Called with every `StepBack`; None warns.
@@ -108,7 +110,7 @@ class Watched:
                 "Pass tolerance=0.1, say, in the unit of the outputs, for regression.",
             )
         check_int("max_waiting", max_waiting)
-        self.model, self.audit, self.tolerance = model, audit or Audit(), tolerance
+        self.model, self.audit, self.tolerance = model, audit or _audit_of(self._policies), tolerance
         self._file = None if path is None else StateFile(Path(path), _FORMAT, self._policies)
         self._tell, self._max_waiting = tell or _warn, max_waiting
         self._waiting: list[_Given] = []
@@ -282,6 +284,22 @@ class Watched:
 
 def _warn(left: StepBack) -> None:
     warnings.warn(f"{left.statement}. The next, safer policy answers from now on.", RuntimeWarning, stacklevel=3)
+
+
+def _audit_of(policies: Sequence[ExitPolicy]) -> Audit:
+    """The audit of what the first certificate promises; the default where nothing is certified."""
+    held = next((each for policy in policies for each in certificates(policy)), None)
+    if held is None or held.threshold_value is None:
+        return Audit()
+    if held.risk != "disagreement" or held.confidence is None:
+        promise = f"of {held.risk}" if held.confidence is not None else "of a mean over draws"
+        raise _refusal(
+            "audit",
+            "what is promised of answers that differ from full depth, which is what audits see",
+            f"None, and a certificate {promise}",
+            "Pass audit=ponder.monitor.Audit(level=0.05), say.",
+        )
+    return Audit(held.level, held.confidence)
 
 
 def _refusal(argument: str, expected: str, got: object, remedy: str) -> ArgumentError:

@@ -248,6 +248,13 @@ def check_masks(context: Mapping[str, Any], padding: Padding | None = None) -> N
         known = {**REAL, padding.mask: bool(padding.real)}
     for name, real in known.items():
         mask = context.get(name)
+        if isinstance(mask, list | tuple) or type(mask).__module__ == "numpy":
+            raise ArgumentTypeError(
+                name,
+                expected="a tensor, (batch, length)",
+                got=type(mask).__name__,
+                remedy=f"Pass {name}=torch.as_tensor({name}); a tokenizer gives tensors with return_tensors='pt'.",
+            )
         if isinstance(mask, Tensor) and mask.dim() == 2:
             if real and mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
                 raise ArgumentError(

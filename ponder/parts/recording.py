@@ -59,6 +59,18 @@ class Recording:
     task_object: Task | None = None
     weights: str | None = None
 
+    def __post_init__(self) -> None:
+        outputs, hazards, features = self.outputs, self.hazard_logits, self.features
+        steps = outputs.shape[:2]
+        of_steps = [
+            each.shape[:2] == steps and len(steps) == 2 for each in (outputs, hazards, features) if each is not None
+        ]
+        rows = [self.row_ids, self.mask, *(self.policy_context or {}).values()]
+        of_rows = [each.shape[:1] == steps[:1] for each in rows if each is not None]
+        flat = self.row_ids.dim() == 1 and (hazards is None or hazards.dim() == 2)
+        if not all(of_steps) or not all(of_rows) or not flat:
+            raise _misfit(self)
+
     def __len__(self) -> int:
         return self.outputs.shape[0]
 
@@ -155,6 +167,17 @@ class Recording:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {f"policy_context.{name}": value for name, value in (self.policy_context or {}).items()}
         return {name: value for name, value in {**own, **given}.items() if isinstance(value, Tensor)}
+
+
+def _misfit(recording: Recording) -> ArgumentError:
+    shapes = {name: tuple(tensor.shape) for name, tensor in recording.tensors().items()}
+    return ArgumentError(
+        "trajectory",
+        expected="tensors of the same rows and steps: outputs and features (batch, steps, …), hazard_logits "
+        "(batch, steps), row_ids (batch,), and mask and policy_context (batch, …)",
+        got=", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+        remedy="Take the same rows and steps of all of them.",
+    )
 
 
 def check_has_rows(recording: Recording, argument: str = "trajectory") -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree
-from ponder._utils.validation import check_real
+from ponder._utils.validation import check_flag, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.signals import confidence, energy, margin, negative_entropy
 from ponder.policies.base import ModelSpec, StepView, ThresholdPolicy, has_classes, registry
@@ -81,6 +81,7 @@ class Entropy(_Certainty):
     tunable = Threshold("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))
 
     def __post_init__(self) -> None:
+        check_flag("normalize", self.normalize)
         check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)
 
     def measure(self, logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ponder._utils.validation import check_choice, check_real
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording
+from ponder.parts.recording import Recording, check_evaluated
 from ponder.parts.tasks import hard_labels
 from ponder.priors.base import registry
 from ponder.priors.tabulated import Tabulated
@@ -59,7 +59,8 @@ class Empirical(Tabulated):
             smoothing: Added to the count of every step, > 0, so that no step is excluded.
 
         Raises:
-            ArgumentError: No rows, no labels where the rule needs them, an unknown rule, or another task.
+            ArgumentError: No rows, a run of training mode, no labels where the rule needs them, an unknown rule, or
+                another task.
         """
         check_choice("rule", rule, _RULES)
         check_real("smoothing", smoothing, open_low=True)
@@ -67,6 +68,7 @@ class Empirical(Tabulated):
             raise ArgumentError(
                 "trajectory", expected="at least one row", got="none", remedy="Unroll the model on examples first."
             )
+        check_evaluated(trajectory)
         settled = _settled(_holds(trajectory, rule))
         counts = torch.bincount(settled - 1, minlength=trajectory.num_steps).to("cpu", torch.float64) + smoothing
         return cls(tuple((counts / counts.sum()).tolist()))

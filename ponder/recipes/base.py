@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ponder._utils.registry import Registry
-from ponder._utils.validation import check_choice, check_real, check_type
+from ponder._utils.validation import check_choice, check_int, check_real, check_share, check_type
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
@@ -50,6 +50,16 @@ class LambdaSpec:
     initial: Literal["stem", "zeros"] = "stem"
     activation: Literal["tanh", "relu", "gelu"] = "tanh"
     start: Literal["half", "prior"] | float = "half"
+
+    def __post_init__(self) -> None:
+        check_int("layers", self.layers)
+        check_int("history", self.history)
+        check_choice("initial", self.initial, ("stem", "zeros"))
+        check_choice("activation", self.activation, ("tanh", "relu", "gelu"))
+        if isinstance(self.start, str):
+            check_choice("start", self.start, ("half", "prior"))
+        else:
+            check_share("start", self.start)
 
     def hazard(self, prior: Prior | None, num_steps: int) -> float:
         """The hazard that a new head starts at, for a prior over `num_steps` steps."""

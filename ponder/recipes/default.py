@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ponder._utils.validation import check_choice, check_real
+from ponder._utils.validation import check_choice, check_flag, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives import Alignment, Alternating, DeepSupervision, Distillation, FinalStep, Objective, Ponder
 from ponder.policies import Confidence, Quantile
@@ -65,6 +65,8 @@ def ponder(
         >>> recipe.policy, [stage.teacher for stage in recipe.stages]
         (Confidence(threshold=0.9), ['attached', 'previous', 'attached'])
     """
+    check_flag("joint", joint)
+    check_flag("alternating", alternating)
     check_choice("heads", heads, ("own", "norms"))
     check_real("labels", labels)
     for name, given, unread in (("labels", labels, (0.0,)), ("mixing", mixing, (0.7, 1.0))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ponder._utils.validation import check_flag
 from ponder.objectives import Ponder
 from ponder.policies import Bernoulli, Quantile
 from ponder.priors import Geometric
@@ -39,6 +40,13 @@ def palbert(
         >>> recipe.policy, recipe.lambda_head.layers, recipe.lambda_head.history
         (Quantile(q=0.5), 3, 2)
     """
+    for name, switch in (
+        ("q_exit", q_exit),
+        ("own_lambda_lr", own_lambda_lr),
+        ("deep_lambda", deep_lambda),
+        ("hidden_concat", hidden_concat),
+    ):
+        check_flag(name, switch)
     return Recipe(
         name="palbert",
         paper="PALBERT: Teaching ALBERT to Ponder, arXiv 2204.03276",

@@ -1,5 +1,6 @@
 """The smaller model at the same cost: the encoder cut after k steps, fine-tuned so, or taught by the whole one."""
 
+from ponder._utils.validation import check_flag
 from ponder.objectives import Distillation, FinalStep, OneStep
 from ponder.policies import FixedStep
 from ponder.recipes.base import Recipe, Stage, registry
@@ -26,6 +27,7 @@ def static(k: int = 3, taught: bool = False, temperature: float = 1.0) -> Recipe
         >>> [stage.objective for stage in static(k=3, taught=True).stages]
         [FinalStep(), Distillation(temperature=1.0, weight=1.0, teacher='frozen', step=3)]
     """
+    check_flag("taught", taught)
     paper = "the baseline of Xin et al. 2020 and of any exit at a fixed depth"
     distillation = Distillation(temperature, teacher="frozen", step=k)
     stages = (Stage(FinalStep()), Stage(distillation, teacher="previous")) if taught else (Stage(OneStep(k)),)

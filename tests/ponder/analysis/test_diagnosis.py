@@ -134,7 +134,9 @@ def test_the_gain_and_its_interval_against_plain_python(seed: int) -> None:
             name: [sum(share * each[step - 1] for step, share in choice.items()) for choice in choices]
             for name, each in scores.items()
         }
-        blind = of["judged"][of["inside"].index(max(of["inside"]))]
+        costs = [sum(step * share for step, share in choice.items()) for choice in choices]
+        best = max(range(len(choices)), key=lambda place: (round(of["inside"][place], 9), costs[place]))
+        blind = of["judged"][best]
         return mean(values[row][chosen[row] - 1] for row in judged) - blind
 
     drawn = torch.randint(rows, (samples, rows), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -142,12 +144,58 @@ def test_the_gain_and_its_interval_against_plain_python(seed: int) -> None:
     for inside in drawn:
         left_out = [row for row in range(rows) if row not in inside]
         cheap = [each for each in exits if mean(each[row] for row in inside) <= budget]
-        chosen = max(cheap, key=lambda each: mean(values[row][each[row] - 1] for row in inside))
+        chosen = max(
+            cheap,
+            key=lambda each: (
+                round(mean(values[row][each[row] - 1] for row in inside), 9),
+                mean(each[row] for row in inside),
+            ),
+        )
         gains.append(gain_on(left_out, inside, chosen))
         of_all = gain_on(list(range(rows)), inside, chosen)
         drawn_in.append(of_all + (gains[-1] - of_all) / math.sqrt(math.e - 1))
     assert gain.gain == pytest.approx(mean(gains))
-    assert [gain.low, gain.high] == pytest.approx(np.quantile(drawn_in, [0.025, 0.975]).tolist())
+    low, high = np.quantile(drawn_in, [0.025, 0.975]).tolist()
+    middle, apart = (low + high) / 2, (high - low) / 2
+    unseen = 1.96**2 * max(max(row) - min(row) for row in values) / (rows + 1.96**2)
+    wide = math.hypot(apart, unseen)
+    assert [gain.low, gain.high] == pytest.approx([middle - wide, middle + wide])
+
+
+def _decided_by(few: int) -> ponder.Trajectory:
+    """300 rows that are right at all steps, but for a few, which are unsure and wrong at the first two."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (300,), generator=g)
+    size = 3.0 + 2.0 * torch.rand(300, 4, generator=g)
+    answers = labels[:, None].repeat(1, 4)
+    answers[:few, :2] = (labels[:few, None] + 1) % 3
+    size[:few, :2] = 0.5
+    outputs = torch.nn.functional.one_hot(answers, 3).float() * size.unsqueeze(-1)
+    return ponder.Trajectory(outputs, None, torch.arange(300), labels=labels, task="classification")
+
+
+@pytest.mark.parametrize("few", [1, 3])
+@pytest.mark.parametrize("kind", [policies.Entropy, policies.Confidence])
+def test_few_rows_that_decide_do_not_say_that_exits_pay(few: int, kind: type[policies.ExitPolicy]) -> None:
+    """The trap: samples that have none of these rows chose the earliest of equal steps, the worst for the others."""
+    found = ponder.diagnose(_decided_by(few), kind, speedups=(1.5, 2.0), samples=100)
+    assert found.outcome == "one step is as good"
+    assert all(gain.low < 0.0 < gain.high for gain in found.gains)
+    assert all(gain.gain <= gain.headroom + 1e-9 for gain in found.gains if gain.speedup == 1.5)
+
+
+def test_many_rows_that_decide_say_that_exits_pay() -> None:
+    found = ponder.diagnose(_decided_by(60), policies.Entropy, speedups=(1.5, 2.0), samples=100)
+    assert found.outcome == "exits pay"
+
+
+def test_policies_whose_exits_are_the_same_have_the_same_gain() -> None:
+    """Whatever the order of their thresholds, by which ties were broken."""
+    gains = [
+        ponder.diagnose(_decided_by(3), kind, speedups=(1.5,), samples=100).gains[0]
+        for kind in (policies.Entropy, policies.Confidence)
+    ]
+    assert gains[0].gain == pytest.approx(gains[1].gain, abs=5e-4)
 
 
 def test_a_policy_that_is_behind_a_cheaper_step_does_not_pay() -> None:
