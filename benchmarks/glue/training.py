@@ -52,7 +52,17 @@ from ponder.objectives import FinalStep, Ponder
 from ponder.policies import LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["KeepWhole", "Trained", "differs", "digest_of", "last_whole", "plain", "train", "train_stage"]
+__all__ = [
+    "KeepWhole",
+    "Trained",
+    "differs",
+    "digest_of",
+    "last_whole",
+    "plain",
+    "seconds_until",
+    "train",
+    "train_stage",
+]
 
 _MARK = "complete"
 
@@ -253,7 +263,7 @@ def train_stage(
     ended = None if checkpoint is None else _epochs_where_it_ended(checkpoint)
     if ended is not None:
         trainer.args.num_train_epochs = ended  # nothing is left but to load the best epoch
-    keep_whole.before = 0.0 if checkpoint is None else _seconds_until(checkpoint)
+    keep_whole.before = 0.0 if checkpoint is None else seconds_until(checkpoint)
     with _attention_for_training(model), quick_products(config.bf16):
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = [entry for entry in trainer.state.log_history if "eval_score" in entry]
@@ -426,7 +436,7 @@ def last_whole(folder: Path) -> Path | None:
     return whole
 
 
-def _seconds_until(checkpoint: Path) -> float | None:
+def seconds_until(checkpoint: Path) -> float | None:
     """The seconds of training until a checkpoint; None of those that an earlier version wrote."""
     noted = (checkpoint / _MARK).read_text()
     return float(noted) if noted else None

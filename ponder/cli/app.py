@@ -31,7 +31,9 @@ Columns = Annotated[
 Labels = Annotated[
     str | None, typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME")
 ]
-Disagreement = Annotated[float, typer.Option(help="How often answers may differ from full depth.")]
+Disagreement = Annotated[
+    float | None, typer.Option(help="How often answers may differ from full depth; 0.01 where left out.")
+]
 Confidence = Annotated[float, typer.Option(help="Probability that the promise holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
@@ -58,10 +60,10 @@ def exits(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     column: Columns = None,
     labels: Labels = None,
-    disagreement: Disagreement = 0.01,
+    disagreement: Disagreement = None,
     confidence: Confidence = 0.95,
     speed_up: Annotated[
-        float | None, typer.Option(help="Aim at this many times fewer steps, and say what it costs.")
+        float | None, typer.Option(help="Aim at this many times fewer steps instead, and say what it costs.")
     ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Let the encoder learn too: sooner, full depth may move.")

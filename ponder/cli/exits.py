@@ -17,6 +17,7 @@ from ponder.cli.exits_page import Run, page_of
 from ponder.cli.measuring import Measured, measure
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers import ExitReport, PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct, split_rows
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
@@ -43,7 +44,7 @@ def run(
         out: The folder to write.
         columns: Names of the columns with the texts; found in the file where empty.
         labels: The column with labels, where there is one.
-        options: Arguments of `fit_exits`, by name.
+        options: Arguments of `fit_exits`, by name; its own where None.
         deep: Let the encoder learn too.
         as_json: Print the card instead of a table.
 
@@ -52,6 +53,7 @@ def run(
     """
     quiet()
     check_out(out, model, "exits.json")
+    options = _asked(options)
     found = read_texts(texts, columns, labels)
     kept = found.without_empty()
     made = PonderForSequenceClassification.from_finetuned(model, "exits-deep" if deep else "exits")
@@ -83,6 +85,23 @@ def run(
     page.write(out / "README.md", out / "report.html")
     tell(card, _sentences(report), _rows(report, measured, took, found.columns, out), as_json=as_json)
     return card
+
+
+def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given.
+
+    Raises:
+        ArgumentError: Both a level and a speed-up were, of which one says what the other comes to.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "disagreement" in given and "speed_up" in given:
+        raise ArgumentError(
+            "disagreement",
+            expected="--disagreement or --speed-up, and not both: what a speed-up costs is told, and not chosen",
+            got=f"{given['disagreement']} and {given['speed_up']}",
+            remedy="Leave one of them out.",
+        )
+    return given
 
 
 def _sentences(report: ExitReport) -> list[str]:

@@ -449,7 +449,16 @@ class _Writer:
             "one row": {slot.name: slot.value if slot.spec.shared else slot.value[-1:] for slot in given},
         }
         for which, values in calls.items():
-            if (other := _difference(part, graph, values, outputs)) is not None:
+            try:
+                other = _difference(part, graph, values, outputs)
+            except PonderError as error:
+                if which == "all rows":
+                    raise
+                raise PonderError(
+                    f"{path.name}: the graph takes no other number of rows than the example has ({error}) A part "
+                    "cannot be traced whose code fixes their number: write x.shape[0] where it says len(x), say."
+                ) from error
+            if other is not None:
                 raise PonderError(
                     f"{path.name}: {other} is not what PyTorch gives for {which} of the example. "
                     "A part cannot be traced whose code depends on the values of its input, or whose state takes "

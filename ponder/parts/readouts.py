@@ -143,6 +143,13 @@ class ReadoutCall(nn.Module):
                 got=type(features).__name__,
                 remedy="Return one tensor; concatenate where there are several.",
             )
+        if isinstance(hidden, Tensor) and features.shape[:1] != hidden.shape[:1]:
+            raise ArgumentError(
+                "readout",
+                expected=f"features of each of the {hidden.shape[0]} rows of the hidden state, which leave one by one",
+                got=f"shape {tuple(features.shape)}",
+                remedy="Give the hidden state a row for each answer: graphs padded to one size, say.",
+            )
         return features
 
     @property

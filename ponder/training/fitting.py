@@ -183,7 +183,7 @@ def fit(
     main_input = getattr(model, "main_input_name", None)
     scored = None if held_out is None else HeldOut(held_out, metric, main_input)
     if scored is not None:
-        scored.check()
+        scored.check(wrapper.policy)
     if own and accelerator.log_with:
         accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
     wrapper.thaw_stage()

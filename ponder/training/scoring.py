@@ -22,7 +22,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.tasks import Task, infer_task
 from ponder.parts.tasks.labels import check_no_broadcast, labelled_part
 from ponder.policies import ExitPolicy
-from ponder.training.batches import read_batch
+from ponder.training.batches import Batch, read_batch
 from ponder.wrapper import PonderOutput, PonderWrapper
 
 __all__ = ["HeldOut", "Score"]
@@ -61,17 +61,19 @@ class HeldOut:
     metric: Callable[[Tensor, Tensor], Any] | None
     main_input: str | None
 
-    def check(self) -> None:
-        """Look for labels before anything is trained: in the first batch of a list, or the first row of a data set.
+    def check(self, policy: ExitPolicy) -> None:
+        """Look for labels, and for what the policy reads of rows, before anything is trained.
+
+        It looks at the first batch of a list, or the first row of a data set.
 
         Random numbers are drawn as if nobody had looked. What can only be read on is not looked at.
 
         Raises:
-            ArgumentError: There are none.
+            ArgumentError: They are not there.
         """
         loader = self.loader
         if isinstance(loader, Sequence) and len(loader):
-            read_batch(loader[0], self.main_input, "held_out")
+            _check_reads(policy, read_batch(loader[0], self.main_input, "held_out"))
         elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             with _random_state_kept():
                 try:
@@ -79,7 +81,7 @@ class HeldOut:
                 except (LookupError, TypeError):  # whose rows have other names
                     return
                 collated = loader.collate_fn(row if loader.batch_sampler is None else [row])
-            read_batch(collated, self.main_input, "held_out")
+            _check_reads(policy, read_batch(collated, self.main_input, "held_out"))
 
     def score(
         self, model: PonderWrapper, policy: ExitPolicy, device: torch.device, *, every_step: bool = False
@@ -170,6 +172,17 @@ class HeldOut:
         if task.comparable:
             scores = scores.masked_fill(~task.answered(outputs).unsqueeze(1), 0.0)
         return float(scores.mean())
+
+
+def _check_reads(policy: ExitPolicy, batch: Batch) -> None:
+    """Refuse batches without what a policy reads of each row."""
+    if "context" in policy.needs and "policy_context" not in batch.context:
+        raise ArgumentError(
+            "held_out",
+            expected=f"batches with what {policy!r} reads of each row",
+            got=f"a batch with the context {sorted(batch.context)}",
+            remedy="Put it into the dict of the batch: {'policy_context': {'budget': budgets}, …}, say.",
+        )
 
 
 def _mean_of_numbers(scores: Sequence[float]) -> float:

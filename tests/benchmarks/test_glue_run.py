@@ -13,7 +13,7 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from benchmarks import tasks
-from benchmarks.command_line import parse_policy
+from benchmarks.command_line import parse_fields, parse_policy
 from benchmarks.examples import Collator, load_tokenizer, tokenize
 from benchmarks.glue import training
 from benchmarks.glue.cli import app
@@ -628,3 +628,38 @@ def test_a_trajectory_that_is_missing_is_made(result, backbone, glue_dir, tmp_pa
     assert sorted((tmp_path / "kept").glob("*.safetensors")) == saved
     assert len(saved) == 2
     assert done.path.exists()
+
+
+def test_switches_are_read_as_python_writes_them():
+    """The trap: the tables say q_exit=False, and the word False is true."""
+    assert parse_fields("--option", ["a=False", "b=True", "c=None", "d=false", "e=word"]) == {
+        "a": False,
+        "b": True,
+        "c": None,
+        "d": False,
+        "e": "word",
+    }
+
+
+def test_a_task_is_known_however_it_is_spelt(backbone, glue_dir, tmp_path):
+    """The trap: the run was trained to its end, and its own result refused as that of another."""
+    found = run(config(backbone, task="rte"), glue_dir, tmp_path / "out", tmp_path / "work", progress=False)
+    assert found.path.name == f"{config(backbone).key}.json"
+
+
+def test_checkpoints_and_kept_models_of_another_encoder_are_refused(models, backbone, glue_dir, tmp_path):
+    """The trap: the folder of the encoder holds other weights now, and the run went on from those of before."""
+    kept = tmp_path / "models" / config(backbone).key
+    shutil.copytree(models / config(backbone).key, kept)
+    made = json.loads((kept / "glue.json").read_text())
+    assert len(made["encoder"]) == 64
+    (kept / "glue.json").write_text(json.dumps({**made, "encoder": "0" * 64}))
+    with pytest.raises(ArgumentError, match=r"--keep-model.*began from other weights"):
+        run(config(backbone), glue_dir, tmp_path / "a", tmp_path / "work", models=tmp_path / "models", progress=False)
+    work = tmp_path / "work" / config(backbone).key
+    work.mkdir(parents=True)
+    (work / "made-by.json").write_text(json.dumps({"data": made["data"], "encoder": "0" * 64}))
+    with pytest.raises(ArgumentError, match=r"--work.*from other weights"):
+        run(config(backbone), glue_dir, tmp_path / "b", tmp_path / "work", progress=False)
+    (kept / "glue.json").write_text(json.dumps({name: made[name] for name in made if name != "encoder"}))
+    run(config(backbone), glue_dir, tmp_path / "c", tmp_path / "none", models=tmp_path / "models", progress=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from benchmarks.glue.training import KeepWhole, last_whole
+from benchmarks.glue.training import KeepWhole, last_whole, seconds_until
 from benchmarks.locking import BusyError, hold
 from tests.forking import run_forked
 
@@ -93,3 +93,18 @@ def test_a_new_checkpoint_is_marked_before_old_ones_go_and_the_best_stays(tmp_pa
     KeepWhole().on_save(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, TrainerControl())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-8"]
     assert last_whole(tmp_path) == tmp_path / "checkpoint-8"
+
+
+def test_seconds_of_training_are_those_of_all_its_parts(tmp_path):
+    """The trap: a run that was cut off told the seconds of its last part alone."""
+    state, args = TrainerState(global_step=2), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state.is_world_process_zero = True
+    checkpoint(tmp_path, 2)
+    for before, least in ((0.0, 0.0), (100.0, 100.0)):
+        keep = KeepWhole()
+        keep.before = before
+        keep.on_train_begin(args, state, TrainerControl())
+        keep.on_save(args, state, TrainerControl())
+        assert seconds_until(tmp_path / "checkpoint-2") >= least
+    checkpoint(tmp_path, 4)  # of an earlier version, which noted nothing
+    assert seconds_until(tmp_path / "checkpoint-4") is None

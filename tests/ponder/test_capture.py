@@ -1145,3 +1145,55 @@ def test_a_list_whose_layers_are_not_all_called_is_not_taken_apart() -> None:
     # Trap: the two parts of its first layer were the steps, and four layers ran behind every exit.
     with refused("module", "2 of it that the call left out", "layers='layers.0'"):
         ponder.capture(Skipping(), torch.randn(3, 8))
+
+
+class Sorting(nn.Module):
+    """Sorts its rows by their lengths, longest first, and puts them back, as stacks of packed sequences do."""
+
+    def __init__(self, between: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.between = between
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        order = attention_mask.sum(1).argsort(descending=True, stable=True)
+        hidden, mask = hidden[order], attention_mask[order].unsqueeze(-1)
+        for layer in self.layers:
+            hidden = layer(hidden)
+            hidden = hidden * mask if self.between else hidden
+        return ((hidden * mask).sum(1) / mask.sum(1))[order.argsort()]
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (5, 5, 5), (2, 3, 5)])
+@pytest.mark.parametrize("between", [False, True])
+def test_rows_that_are_sorted_by_length_are_refused(lengths: tuple[int, ...], between: bool) -> None:
+    """The trap: an example whose longest row is the first is sorted already, and rows of later batches got mixed up."""
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
+    with refused("module"):
+        ponder.capture(Sorting(between).eval(), {"hidden": torch.randn(3, 5, WIDTH), "attention_mask": mask})
+
+
+class Chancy(nn.Module):
+    """Leaves layers out by chance, in training, with code of its own between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for place, layer in enumerate(self.layers):
+            if not self.training or torch.rand(()) < 0.5:
+                hidden = layer(hidden) * self.scale[place]
+        return hidden
+
+
+def test_layers_that_are_left_out_by_chance_between_code_are_an_error_in_training() -> None:
+    """The trap: each step drew anew, and ran a layer twice, or another one."""
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper.from_recipe(Chancy(), "vanilla", num_outputs=2, example=torch.randn(3, WIDTH))
+    inputs, labels = torch.randn(3, WIDTH), torch.tensor([0, 1, 0])
+    assert model.eval()(inputs).outputs.shape == (3, 2)
+    model.train()
+    with pytest.raises(ponder.PonderError, match="was left out in training"):
+        [model(inputs, labels=labels) for _ in range(4)]

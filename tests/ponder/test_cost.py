@@ -409,3 +409,13 @@ def test_a_model_that_was_measured_can_be_trained() -> None:
     model = ponder.PonderWrapper(nn.LazyLinear(4), 2, head=nn.LazyLinear(2))
     measure(model, torch.randn(3, 4))
     model.train()(torch.randn(3, 4), labels=torch.tensor([0, 1, 1])).loss.backward()
+
+
+def test_numbers_and_costs_in_the_place_of_one_another_are_named() -> None:
+    model = ponder.PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2))
+    cost = measure(model, torch.randn(2, 4))
+    assert speed_up([1, 2, 3], 3).steps == pytest.approx(1.5)
+    with refused("costs", "a Cost", type_error=True):
+        speed_up(torch.tensor([1, 2]), 3, costs=[1.0, 2.0])  # type: ignore[list-item]
+    with refused("costs", "cost.break_even(policy.needs)", type_error=True):
+        break_even(cost, 1.0)  # type: ignore[arg-type]

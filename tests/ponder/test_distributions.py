@@ -247,3 +247,8 @@ def test_nan_stays_nan() -> None:
     assert broken.entropy().isnan().tolist() == [True, False]
     divergence = kl_divergence(broken, priors.Geometric(0.3)(3).expand((2,)))
     assert divergence.isnan().tolist() == [True, False]
+
+
+def test_the_quantile_of_a_number() -> None:
+    found = StepDistribution(torch.tensor([[0.25, 0.5, 0.25]]).log())
+    assert found.icdf(0.5).tolist() == found.icdf(torch.tensor(0.5)).tolist() == [2]

@@ -246,3 +246,38 @@ def test_the_context_is_not_changed() -> None:
     with torch.no_grad():
         model(torch.zeros(ROWS, WIDTH), memory=memory)
     assert not memory.any()
+
+
+def _reader(part: str, in_place: bool) -> ponder.PonderWrapper:
+    """A model of which one part begins with a ReLU, in place or not."""
+    torch.manual_seed(3)
+    relu = nn.ReLU(inplace=in_place)
+    head: nn.Module = nn.Linear(WIDTH, 3)
+    lambda_head: nn.Module = nn.Linear(WIDTH, 1)
+    readout: Any = None
+    if part == "head":
+        head = nn.Sequential(relu, head)
+    elif part == "one head a step":
+        head = ponder.PerStep(nn.Sequential(nn.ReLU(inplace=in_place), nn.Linear(WIDTH, 3)) for _ in range(STEPS))
+    elif part == "Lambda head":
+        lambda_head = nn.Sequential(relu, lambda_head)
+    else:
+        readout = nn.Sequential(relu, nn.Linear(WIDTH, WIDTH))
+    return ponder.PonderWrapper(
+        Doubling(in_place=False), STEPS, head=head, lambda_head=lambda_head, readout=readout, task="classification"
+    ).eval()
+
+
+@pytest.mark.parametrize("part", ["head", "one head a step", "Lambda head", "readout"])
+def test_a_part_that_reads_and_begins_with_a_relu_in_place(part: str) -> None:
+    """The trap: it changed the state, at steps that were read, so that runs and replays were two models."""
+    model, plain = _reader(part, in_place=True), _reader(part, in_place=False)
+    inputs = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(4)) * 3
+    with torch.inference_mode():
+        record, wanted = (each.unroll(inputs.clone(), keep_features=True) for each in (model, plain))
+        for name, tensor in wanted.tensors().items():
+            torch.testing.assert_close(record.tensors()[name], tensor, msg=name)
+        for policy in (policies.LastStep(), policies.FixedStep(3), policies.Confidence(0.6), policies.Quantile(0.7)):
+            run, replayed = model(inputs.clone(), policy=policy), wanted.replay(policy)
+            assert torch.equal(run.exit_step, replayed.exit_step), policy
+            torch.testing.assert_close(run.outputs, replayed.outputs, atol=1e-6, rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -426,3 +427,13 @@ def test_a_mask_by_a_name_that_the_readout_does_not_know_is_told() -> None:
     ).eval()
     both, alone = made(states, pad_mask=padded), made(states[1:, :2], pad_mask=padded[1:, :2])
     torch.testing.assert_close(both.outputs[1:], alone.outputs)
+
+
+def test_masks_that_are_no_tensors_are_named() -> None:
+    model = ponder.PonderWrapper(
+        [lambda hidden, attention_mask: hidden] * 2, head=nn.Linear(4, 2), readout=ponder.readouts.mean
+    ).eval()
+    mask = [[1, 1, 0], [1, 1, 1]]
+    for given in (mask, np.array(mask)):
+        with refused("attention_mask", "a tensor, (batch, length)", "return_tensors", type_error=True):
+            model(torch.randn(2, 3, 4), attention_mask=given)

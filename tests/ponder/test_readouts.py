@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import ponder
 from ponder import Shared, readouts
 from ponder._utils.trees import unwrap
 from ponder.parts.readouts import ReadoutCall
@@ -91,3 +92,16 @@ def test_mean_of_a_long_text_does_not_overflow_in_half_precision():
     features = readouts.mean(hidden, attention_mask=torch.ones(1, 600, dtype=torch.long))
     assert features.dtype == torch.float16
     assert features.tolist() == [[200.0, 200.0]]
+
+
+def test_a_readout_gives_features_of_each_row() -> None:
+    """The trap: graphs of which nodes are the rows had answers a graph, beside exits a node."""
+    graph = torch.tensor([0, 0, 1, 1, 1])
+
+    def by_graph(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(2, hidden.shape[1]).index_add(0, graph, hidden)
+
+    model = ponder.PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), readout=by_graph)
+    for call in (model.eval(), model.unroll):
+        with refused("readout", "each of the 5 rows", "shape (2, 4)"):
+            call(torch.randn(5, 4))  # type: ignore[operator]

@@ -464,3 +464,24 @@ def test_a_model_that_reads_otherwise_is_refused(tmp_path: Path, parts: dict[str
 def test_files_of_before_do_not_say_how_they_were_read(folder: Path) -> None:
     edit(readout=..., halting_readout=..., halting_activation=..., halting_initial=...)(folder / "ponder.json")
     assert ponder.load(model(), folder).policy == policies.Quantile(0.5)
+
+
+def test_a_layer_without_a_shape_is_named(tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(nn.Linear(4, 4), num_steps=2, head=nn.LazyLinear(3))
+    with refused("model", "Run the model once"):
+        ponder.save(model, tmp_path)
+
+
+def test_a_model_whose_heads_teach_otherwise_is_another(tmp_path: Path) -> None:
+    """The trap: it loads, and goes on training by another recipe."""
+
+    def made(scales: tuple[float, ...] | None) -> ponder.PonderWrapper:
+        heads = ponder.PerStep([nn.Linear(4, 3) for _ in range(2)], scales)
+        return ponder.PonderWrapper([nn.Linear(4, 4), nn.Linear(4, 4)], head=heads)
+
+    ponder.save(made((0.5, 1.0)), tmp_path)
+    ponder.load(made((0.5, 1.0)), tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"gradient_scales: the saved model has \[0.5, 1.0\], this one \[1.0, 1.0\]"
+    ):
+        ponder.load(made(None), tmp_path)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ponder
 from ponder import Trajectory
 from ponder.errors import CheckpointError, PonderError
 from ponder.parts.tasks import Classification, Multilabel
@@ -235,3 +236,38 @@ def test_ids_masks_and_labels_stay_what_they_are(tmp_path: Path) -> None:
         assert torch.equal(Trajectory.load(tmp_path / "mapped").row_ids, made.row_ids)
     with refused("fn", "integers and flags that stay", type_error=True):
         made.map(lambda tensor: tensor[:2].half())
+
+
+def test_tensors_of_other_rows_or_steps_are_refused_where_a_trajectory_is_made() -> None:
+    """The trap: it was replayed, with the hazards of other rows, and saved as what no file may hold."""
+    outputs, hazards, ids = torch.randn(6, 4, 3), torch.randn(6, 4), torch.arange(6)
+    whole = ponder.Trajectory(outputs, hazards, ids, features=torch.randn(6, 4, 5), policy_context={"budget": ids})
+    for given, got in (
+        ({"hazard_logits": torch.randn(9, 4)}, "hazard_logits (9, 4)"),
+        ({"hazard_logits": torch.randn(6, 5)}, "hazard_logits (6, 5)"),
+        ({"features": torch.randn(6, 3, 5)}, "features (6, 3, 5)"),
+        ({"row_ids": torch.arange(5)}, "row_ids (5,)"),
+        ({"policy_context": {"budget": torch.arange(5)}}, "policy_context.budget (5,)"),
+        ({"mask": torch.ones(5, 7).bool()}, "mask (5, 7)"),
+    ):
+        with refused("trajectory", got):
+            dataclasses.replace(whole, **given)
+    with refused("trajectory", "row_ids ()"):
+        whole.map(lambda tensor: tensor[0])
+
+
+def test_what_is_counted_is_counted_in_evaluation_mode() -> None:
+    run = ponder.Trajectory(
+        torch.randn(30, 3, 2),
+        None,
+        torch.arange(30),
+        labels=torch.arange(30) % 2,
+        task="classification",
+        training=True,
+    )
+    with refused("trajectory", "evaluation mode"):
+        run.sweep(ponder.policies.Confidence)
+    with refused("trajectories", "evaluation mode"):
+        run.reliability()
+    with refused("trajectory", "evaluation mode"):
+        ponder.priors.Empirical.fit(run)

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -247,3 +248,24 @@ def test_a_state_may_be_a_defaultdict() -> None:
     state = collections.defaultdict(list, {"own": torch.zeros(2, 4)})
     model = ponder.PonderWrapper(lambda hidden: hidden, 2, head=nn.Linear(4, 2), readout=lambda hidden: hidden["own"])
     assert model.eval()(state).outputs.shape == (2, 2)
+
+
+def test_what_policies_read_of_rows_is_a_dict_of_tensors() -> None:
+    """The trap: of a list nothing leaves with the rows, so that each was judged by the budget of another."""
+    model = ponder.PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2)).eval()
+    budgets = [1.0, 2.0, 3.0]
+    for given in (
+        {"budget": budgets},
+        {"budget": np.array(budgets)},
+        {"pair": (torch.tensor(budgets), torch.tensor(budgets))},
+        torch.tensor(budgets),
+    ):
+        for call in (model, model.unroll):
+            with refused("policy_context", "a dict of tensors", type_error=True):
+                call(torch.randn(3, 4), policy_context=given)  # type: ignore[operator]
+
+
+def test_flags_are_flags() -> None:
+    for name in ("checkpoint_steps", "check_finite"):
+        with refused(name, "True or False", type_error=True):
+            ponder.PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), **{name: "no"})

@@ -25,6 +25,7 @@ __all__ = [
     "one_more_column",
     "one_more_row",
     "one_row_less",
+    "reversed_rows",
     "split_rows",
 ]
 
@@ -56,6 +57,14 @@ def one_row_less(given: Arguments, rows: int) -> dict[str | int, Any]:
     """Arguments without the first row of every tensor that has rows; copies, since a call may write into them."""
     return {
         key: value[1:].clone() if isinstance(value, Tensor) and _first(value) == rows else value
+        for key, value in given.items()
+    }
+
+
+def reversed_rows(given: Arguments, rows: int) -> dict[str | int, Any]:
+    """Arguments with the rows of every tensor that has rows the other way round; copies."""
+    return {
+        key: value.flip(0) if isinstance(value, Tensor) and _first(value) == rows else value
         for key, value in given.items()
     }
 

@@ -204,10 +204,11 @@ class LayeredModule:
 
     def merged(self, state: Tree) -> Tensor:
         """The hidden state of `state`, as the layers have it."""
-        return merge_rows(_hidden(state), self._axis)
+        return merge_rows(_hidden(state), self.axis)
 
     @property
-    def _axis(self) -> Axis:
+    def axis(self) -> Axis:
+        """Where the rows are in the hidden state, as the layers have it."""
         axis = self.axes["hidden"]
         assert axis is not None  # `learn` refuses a hidden state without rows
         return axis
@@ -268,7 +269,7 @@ class LayeredModule:
                     context[f"given_{key}"] = value if _has(value, rows) and key not in shared else Shared(value)
         calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
         plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows)
-        hidden = split_rows(notes.hidden, self._axis, rows)
+        hidden = split_rows(notes.hidden, self.axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, PLAN: Shared(plan)}
 
     def _learned(self, notes: Notes, given: Arguments, rows: int, shared: frozenset[str]) -> _Learned:
@@ -356,7 +357,7 @@ class LayeredModule:
         return handed.value if isinstance(handed, Shared) or axis is None else merge_rows(handed, axis)
 
     def _split(self, hidden: Tensor, state: Tree) -> Tensor:
-        return hidden if self._axis == _FIRST else split_rows(hidden, self._axis, _hidden(state).shape[0])
+        return hidden if self.axis == _FIRST else split_rows(hidden, self.axis, _hidden(state).shape[0])
 
     def _hand_on(self, key: str, tensor: Tensor, state: Tree) -> Tensor | Shared:
         axis, rows = self.axes[key], _hidden(state).shape[0]
@@ -387,7 +388,13 @@ class LayeredModule:
             nonlocal ended
             if ended:  # a module that stands between the layers follows the last of them, too
                 return _part(self.module, path)(*args, **kwargs)
-            call = next((call for call in expected if call.path == path), None)
+            call = next(expected, None)
+            while call is not None and call.path != path:
+                if call.last and self.module.training:
+                    raise CodeBetweenError(
+                        f"{call.path} was left out in training; let its code leave none out by chance"
+                    )
+                call = next(expected, None)
             if call is None:
                 raise CodeBetweenError(f"{path} was called once more")
             if call.layer < upto:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, distance, leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
-from ponder.parts.capturing.growth import grown_lengths, is_long, merge_rows, one_more_column, one_row_less
+from ponder.parts.capturing.growth import (
+    grown_lengths,
+    is_long,
+    merge_rows,
+    one_more_column,
+    one_row_less,
+    reversed_rows,
+    split_rows,
+)
 from ponder.parts.capturing.layered import PLAN, LayeredModule
 from ponder.parts.capturing.notes import CodeBetweenError
 from ponder.parts.padding import REAL, Along, Padding
@@ -43,10 +51,13 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
         ArgumentError: One of them does not hold.
         CodeBetweenError: The layers are not called as was learned.
     """
-    fewer = one_row_less(given, rows)
+    fewer, turned, shorter = one_row_less(given, rows), reversed_rows(given, rows), _first_shorter(layered, given)
     start, context = layered.stem(given)
     kept = torch.arange(1, rows, device=_device(start))
-    before = take_rows((start, context), kept)  # copies, since layers may write into what they are given
+    before: tuple[Tree, Mapping[str, Any]] = take_rows((start, context), kept)  # copies: layers may write into it
+    backwards: tuple[Tree, Mapping[str, Any]] = take_rows(
+        (start, context), torch.arange(rows - 1, -1, -1, device=_device(start))
+    )
     states = _states(layered, start, context)
     features = _check_depth(layered, states[-1], context, expected, reads)
     few, last, there = take_rows((states[1], states[-1], context), kept)
@@ -66,11 +77,42 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
     for (_, part), (_, whole) in zip(tensors(left), tensors(features), strict=True):
         if part.is_floating_point() and part.shape == (rows - 1, *whole.shape[1:]):
             _check_alone(part, whole[1:], "outputs for the states of the rows that stay when the first row leaves")
-    _check_before(layered, fewer, *before)
+    _check_before(layered, fewer, *before, what="rows that are given without the first")
+    _check_before(layered, turned, *backwards, what="rows that are given in another order")
+    if shorter is not None:
+        _check_order(layered, shorter, kept, before[0])
 
 
-def _check_before(layered: LayeredModule, given: Arguments, hidden: Tree, context: Mapping[str, Any]) -> None:
-    """For rows that are given without the first, layers are called with what they were called with beside it.
+def _first_shorter(layered: LayeredModule, given: Arguments) -> dict[str | int, Any] | None:
+    """The example with its first row shorter by one position, by its mask; None where nothing tells that."""
+    mask = given.get(layered.mask) if layered.mask is not None else None
+    real = _real(str(layered.mask), mask) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    if mask is None or real is None:
+        return None
+    is_real = (mask[0] != 0) == bool(real)
+    if int(is_real.sum()) < 2:
+        return None
+    changed: dict[str | int, Any] = map_tensors(torch.clone, dict(given))
+    changed[str(layered.mask)][0, is_real.nonzero()[-1]] = 0 if real else 1
+    return changed
+
+
+def _check_order(layered: LayeredModule, given: Arguments, kept: Tensor, hidden: Tree) -> None:
+    """The other rows stay in their places where the first is shorter than it was: none is sorted by its length."""
+    try:
+        notes = layered.dry(given)
+        mine = take_rows(split_rows(notes.hidden, layered.axis, len(kept) + 1), kept)
+    except Exception:  # of its own, or a state of another size
+        return
+    own = hidden["hidden"] if isinstance(hidden, dict) else hidden
+    if mine.shape == own.shape:
+        _check_alone(mine, own, "states of the other rows before the layers where the first row is shorter")
+
+
+def _check_before(
+    layered: LayeredModule, given: Arguments, hidden: Tree, context: Mapping[str, Any], what: str
+) -> None:
+    """For rows that are given otherwise, layers are called with what they were called with before.
 
     Compared is what has the same shape: a stem may cut its rows to the longest of them.
     """
@@ -86,7 +128,7 @@ def _check_before(layered: LayeredModule, given: Arguments, hidden: Tree, contex
         pairs += zip(notes.tensors, own, strict=True)
     for mine, theirs in pairs:
         if mine.is_floating_point() and mine.shape == theirs.shape:
-            _check_alone(mine, theirs, "arguments of the layers for rows that are given without the first")
+            _check_alone(mine, theirs, f"arguments of the layers for {what}")
 
 
 def _check_alone(mine: Tensor, own: Tensor, what: str) -> None:

@@ -170,3 +170,19 @@ def test_a_score_that_is_nan_throughout_is_refused() -> None:
     numbers.outputs[3] = math.nan
     with refused("metric", "negative_squared_error NaN at all"):
         ponder.calibrate(numbers, Quantile, at_most_steps=3.0)
+
+
+def test_evaluation_without_labels_is_refused() -> None:
+    """The trap: a score of NaN is below no target."""
+    done = ponder.calibrate(recorded(60), Quantile, at_least=0.9)
+    fresh = replace(recorded(40, seed=5), labels=None, row_ids=torch.arange(100, 140))
+    with refused("test", "labels, by which thresholds are judged"):
+        done.evaluate(fresh)
+
+
+def test_costs_that_are_no_numbers_are_named() -> None:
+    model = ponder.PonderWrapper(torch.nn.Linear(4, 4), num_steps=7, head=torch.nn.Linear(4, 2))
+    cost = ponder.cost.measure(model, torch.randn(2, 4))
+    for costs in (cost, "flops"):
+        with refused("costs", "cost.cumulative(policy.needs)", type_error=True):
+            ponder.calibrate(recorded(60), Quantile, at_least=0.9, costs=costs)  # type: ignore[arg-type]

@@ -761,3 +761,55 @@ def test_agreement_is_not_told_of_rows_that_count_twice_or_of_dropout() -> None:
             ponder.calibration.control_agreement(seen, other, level=0.05)
         with refused("certifying", word):
             ponder.calibration.control_agreement(other, seen, level=0.05)
+
+
+def test_a_risk_that_holds_each_row_against_all_labels_is_refused() -> None:
+    """The trap: (rows, 1) − (rows,) is (rows, rows), of which a mean over the last dimension looks like losses."""
+    labels = torch.randint(0, 2, (300,), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+    outputs = torch.stack([-labels, -labels, labels], dim=1).unsqueeze(-1)
+    trajectory = ponder.Trajectory(outputs, None, torch.arange(300), labels=labels, task="regression")
+
+    def broadcast(given: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (given - right).abs().mean(-1) / 2
+
+    with refused("risk", "a loss of each row by itself", "(300, 1)", "(300,)"):
+        ponder.control_risk(trajectory, FixedStep, risk=broadcast, level=0.6)
+    found = ponder.control_risk(
+        trajectory, FixedStep, risk=lambda given, right: (given[:, 0] - right).abs() / 2, level=0.6
+    )
+    assert found.policy.threshold_value == 3
+
+
+def test_a_risk_of_ones_own_sees_no_padding_of_tokens() -> None:
+    """The trap: padding that is labelled with a class, and told by the mask, counted as right."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(1, 3, (300, 8), generator=g)
+    mask = torch.arange(8).expand(300, 8) < 2
+    labels[~mask] = 0
+    answers = torch.where(mask & (torch.rand(300, 8, generator=g) < 0.5), 3 - labels, labels)
+    outputs = 5.0 * torch.nn.functional.one_hot(answers, 3).float().unsqueeze(1)
+    trajectory = ponder.Trajectory(
+        outputs, None, torch.arange(300), labels=labels, task="token_classification", mask=mask
+    )
+    seen = []
+
+    def wrong_tokens(given: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        seen.append(right)
+        real = right != -100
+        return ((given.argmax(-1) != right) & real).sum(1) / real.sum(1)
+
+    found = ponder.control_risk(trajectory, FixedStep, risk=wrong_tokens, level=0.3, grid=[1])
+    assert not found.met
+    assert bool((seen[0][~mask] == -100).all())
+
+
+def test_runs_of_two_models_choose_nothing_for_one_another() -> None:
+    certifying = recorded(100)
+    others = replace(recorded(100, seed=5), row_ids=torch.arange(100, 200))
+    fewer = others.map(lambda tensor: tensor[:, :4] if tensor.dim() > 1 else tensor)
+    with refused("choosing", "steps 6", "steps 4"):
+        agreement.control_agreement(fewer, certifying, level=0.2, own_full_depth=True)
+    with refused("choosing", "weights 'b'", "weights 'a'"):
+        agreement.control_agreement(
+            replace(others, weights="a"), replace(certifying, weights="b"), level=0.2, own_full_depth=True
+        )

@@ -92,3 +92,17 @@ def test_runs_of_training_mode_are_refused() -> None:
     )
     with refused("trajectory", "evaluation mode"):
         fit_temperatures(trajectory)
+
+
+def test_rows_of_which_none_has_a_label_are_told_apart_from_broken_outputs() -> None:
+    trajectory = recorded(20, steps=3)
+    with refused("trajectory", "at least one row with a label", "20 without"):
+        fit_temperatures(
+            ponder.Trajectory(
+                trajectory.outputs,
+                None,
+                trajectory.row_ids,
+                labels=torch.full_like(trajectory.labels, -100),
+                task="classification",
+            )
+        )

@@ -441,6 +441,13 @@ def test_numbers_out_of_range(plain: Path, texts: Path, tmp_path: Path, words: t
     assert f"got {float(words[1]):g}" in told
 
 
+def test_a_level_and_a_speed_up_are_not_asked_for_together(plain: Path, texts: Path, tmp_path: Path) -> None:
+    """The trap: the level was not read, and answers differed fifty times as often."""
+    words = ("--disagreement", "0.0001", "--speed-up", "3")
+    told = refused("exits", plain, "--texts", texts, "--out", tmp_path / "out", *words)
+    assert "--disagreement or --speed-up, and not both" in told
+
+
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(ponder.cli, "_NEEDED", ("rich", "no_such_library"))
     with pytest.raises(SystemExit) as stopped:

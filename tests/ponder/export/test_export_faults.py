@@ -1183,3 +1183,16 @@ def test_an_export_without_a_mask_reads_all_positions_and_no_padding(tmp_path: P
     np.testing.assert_allclose(made.predict([given]).outputs, model(rows[:1]).outputs.detach(), atol=1e-5)
     with refused("examples[0]", "no padding: the model was exported without a mask"):
         made.predict([{**given, "attention_mask": np.array([1, 1, 0, 0, 0])}])
+
+
+def test_a_part_whose_code_fixes_the_number_of_rows_is_named(tmp_path: Path) -> None:
+    """The trap: len(x) is a plain number while a part is traced, and onnxruntime alone spoke."""
+
+    def counting(inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + torch.zeros(len(inputs), 4)
+
+    model = ponder.PonderWrapper(
+        nn.Linear(4, 4), num_steps=2, head=nn.Linear(4, 2), stem=counting, task="classification"
+    ).eval()
+    with pytest.raises(ponder.PonderError, match=r"(?s)stem\.onnx.*x\.shape\[0\] where it says len\(x\)"):
+        ponder.export.onnx(model, tmp_path / "out", example=torch.randn(3, 4))

@@ -395,3 +395,24 @@ def test_threads_lose_no_audit(in_a_file: bool, tmp_path: Path) -> None:
         assert StateFile(path, "ponder-watched-1", (policies.FixedStep(1),)).read(every(share=0.5)).audits == (
             watched.audit.audits
         )
+
+
+def _certified(level: float, risk: Any) -> ExitPolicy:
+    labels = torch.arange(400) % 2
+    outputs = 5.0 * torch.nn.functional.one_hot(labels, 2)[:, None].repeat(1, 4, 1).float()
+    run = ponder.Trajectory(outputs, None, torch.arange(400), labels=labels, task="classification")
+    return ponder.control_risk(run, policies.FixedStep, risk=risk, level=level, confidence=0.9).policy
+
+
+def test_what_is_audited_is_what_the_certificate_promises() -> None:
+    watched = Watched(agreeing(), [_certified(0.3, "disagreement")])
+    assert (watched.audit.level, watched.audit.confidence) == (0.3, 0.9)
+    assert Watched(agreeing(), ORDER).audit.level == Audit().level
+    assert Watched(agreeing(), [_certified(0.3, "disagreement")], every(level=0.2)).audit.level == 0.2
+
+
+def test_a_certificate_of_another_risk_needs_an_audit_of_its_own() -> None:
+    """The trap: errors may be many where answers hardly ever differ from full depth."""
+    with refused("audit", "differ from full depth", "of error", "Audit(level="):
+        Watched(agreeing(), [_certified(0.3, "error")])
+    assert Watched(agreeing(), [_certified(0.3, "error")], every(level=0.2)).audit.level == 0.2

@@ -177,3 +177,25 @@ def test_bad_arguments_are_refused() -> None:
         priors.Learned(2, priors.Learned(2))
     with refused("prior", "3 steps", "2 probabilities"):
         priors.Learned(3, priors.Categorical((0.5, 0.5)))
+
+
+def test_one_prior_for_two_models_is_told() -> None:
+    """The trap: in a loop over seeds the second begins where the first ended, and trains the first on."""
+    prior = priors.Learned(NUM_STEPS)
+    first = make(prior)
+    first.prior = prior  # its own
+    with pytest.warns(UserWarning, match="belongs to another model already"):
+        make(prior)
+    make(copy.deepcopy(prior))
+
+
+def test_weights_that_were_read_are_those_of_the_models_own_prior(tmp_path: Path) -> None:
+    """The trap: an optimizer that was made before the file was read trained a prior that nobody asked any more."""
+    ponder.save(trained(), tmp_path)
+    other = make(priors.Learned(NUM_STEPS)).double()  # another start
+    held = other.prior.logits
+    ponder.load(other, tmp_path)
+    assert other.prior.logits is held
+    assert held.dtype == torch.float64
+    assert torch.equal(held.float(), trained().prior.logits)
+    assert other.prior.initial == priors.Geometric(0.2)

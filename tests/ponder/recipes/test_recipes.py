@@ -472,3 +472,28 @@ def test_options_that_nothing_reads_and_negative_weights_are_refused() -> None:
         recipes.get("ponder", labels=-1.0)
     with refused("calibration", "-1"):
         recipes.get("cosee", calibration=-1.0)
+
+
+def test_the_shape_of_a_lambda_head_is_checked_where_it_is_written() -> None:
+    """The trap: any other word for the start meant one half, or the prior's."""
+    for field, value in (("start", "haf"), ("start", 7), ("layers", 0), ("activation", "x"), ("initial", "x")):
+        with refused(field):
+            LambdaSpec(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("palbert", "q_exit"),
+        ("palbert", "own_lambda_lr"),
+        ("palbert", "deep_lambda"),
+        ("palbert", "hidden_concat"),
+        ("static", "taught"),
+        ("ponder", "joint"),
+        ("ponder", "alternating"),
+    ],
+)
+def test_switches_are_no_words(name: str, option: str) -> None:
+    """The trap: the word False, as Python writes it on a command line, is true."""
+    with refused(option, "True or False", "'False'", type_error=True):
+        recipes.get(name, **{option: "False"})

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +356,9 @@ class TestBatches:
             torch.manual_seed(0), random.seed(0), np.random.seed(0)
             own = torch.Generator().manual_seed(7)
             if looks:
-                HeldOut(DataLoader(Augmented(), batch_size=4, shuffle=True, generator=own), None, None).check()
+                HeldOut(DataLoader(Augmented(), batch_size=4, shuffle=True, generator=own), None, None).check(
+                    policies.LastStep()
+                )
             found.append(drawn())
         assert found[0] == found[1]
 
@@ -363,8 +366,8 @@ class TestBatches:
             def __iter__(self) -> Any:
                 raise AssertionError("read before its time")
 
-        HeldOut(DataLoader(Stream(), batch_size=4), None, None).check()
-        HeldOut(DataLoader({"a": data(1)}, batch_sampler=[["a"]]), None, None).check()  # type: ignore[arg-type]
+        HeldOut(DataLoader(Stream(), batch_size=4), None, None).check(policies.LastStep())
+        HeldOut(DataLoader({"a": data(1)}, batch_sampler=[["a"]]), None, None).check(policies.LastStep())  # type: ignore[arg-type]
 
     @pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
     def test_empty_loaders_and_such_as_can_be_read_once(self) -> None:
@@ -1066,3 +1069,30 @@ def test_turns_of_which_one_teaches_nothing_are_trained() -> None:
         before = weights(model)
         fit(model, [data(8, seed) for seed in range(2)], epochs=1)
         assert not all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+def test_what_a_policy_reads_of_held_out_rows_is_looked_for_before_training() -> None:
+    @dataclass(frozen=True)
+    class Budgeted(policies.ExitPolicy):
+        needs = frozenset({"context"})
+
+        def decide(self, step: Any, state: Any) -> tuple[Any, Any]:
+            return step.index >= step.context["budget"], state
+
+    def batches(budgets: bool) -> list[dict[str, Any]]:
+        given = {"policy_context": {"budget": torch.tensor([1, 2, 3])}} if budgets else {}
+        return [{"inputs": torch.randn(3, 4), "labels": torch.tensor([0, 1, 0]), **given}]
+
+    def model() -> ponder.PonderWrapper:
+        made = ponder.PonderWrapper(
+            nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), task="classification", policy=Budgeted()
+        )
+        made.main_input_name = "inputs"
+        return made
+
+    before = (made := model()).head.weight.clone()
+    with refused("held_out", "Budgeted() reads of each row", "'policy_context': {"):
+        ponder.fit(made, batches(False), held_out=batches(False), epochs=1, progress=False)
+    assert torch.equal(made.head.weight, before)
+    report = ponder.fit(model(), batches(False), held_out=batches(True), epochs=1, progress=False)
+    assert report.stages[-1].epochs[-1].exit_step == 2.0
