@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,8 @@ _UNKNOWN_BEFORE = (  # or of a user's own
     "halting_initial",
     "gradient_scales",
 )
-_HELD: WeakSet[nn.Module] = WeakSet()
-"""The weights of learned priors that models hold or held."""
+_HELD_BY: WeakKeyDictionary[nn.Module, ref[PonderWrapper]] = WeakKeyDictionary()
+"""The model that held the weights of a learned prior first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -586,14 +586,14 @@ class PonderWrapper(EarlyExitModel):
 
     def _hold_prior(self, prior: Prior | None) -> None:
         weights = None if prior is None else prior.module
-        if weights is not None and weights is not getattr(self, "prior_weights", None):
-            if weights in _HELD:
+        if weights is not None:
+            held_by = _HELD_BY.setdefault(weights, ref(self))()
+            if held_by is not self and weights is not getattr(self, "prior_weights", None):
                 warnings.warn(
                     f"prior: {prior!r} belongs to another model already: both train one set of weights, and this one "
                     "begins where the other is. Pass copy.deepcopy(prior), or make one for each model.",
                     stacklevel=4,
                 )
-            _HELD.add(weights)
         self._prior, self.prior_weights = prior, weights
 
     def _own_weights(self, prior: Prior | None) -> Prior | None:

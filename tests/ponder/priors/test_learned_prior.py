@@ -183,7 +183,8 @@ def test_one_prior_for_two_models_is_told() -> None:
     """The trap: in a loop over seeds the second begins where the first ended, and trains the first on."""
     prior = priors.Learned(NUM_STEPS)
     first = make(prior)
-    first.prior = prior  # its own
+    for own in (prior, priors.Geometric(0.2), prior):
+        first.prior = own
     with pytest.warns(UserWarning, match="belongs to another model already"):
         make(prior)
     make(copy.deepcopy(prior))
