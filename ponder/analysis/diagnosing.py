@@ -258,9 +258,9 @@ class _Bootstrap:
 
         The samples know the rows that are there alone: where a few decide, and these agree, they tell of no others.
         """
-        middle = interval.mean()
-        apart = interval - middle
-        return middle + apart.sign() * (apart.square() + self._unseen**2).sqrt()
+        low, high = interval.tolist()
+        middle, apart = (low + high) / 2, math.hypot((high - low) / 2, self._unseen)
+        return torch.tensor([middle - apart, middle + apart], dtype=interval.dtype)
 
     def gains(self, mean_step: float) -> tuple[Tensor, Tensor]:
         """Policy minus the best blind choice at what both may cost, each chosen on the sample.

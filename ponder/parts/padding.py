@@ -248,7 +248,8 @@ def check_masks(context: Mapping[str, Any], padding: Padding | None = None) -> N
         known = {**REAL, padding.mask: bool(padding.real)}
     for name, real in known.items():
         mask = context.get(name)
-        if isinstance(mask, list | tuple) or type(mask).__module__ == "numpy":
+        plain = isinstance(mask, list | tuple) and not any(isinstance(each, Tensor) for each in mask)
+        if plain or type(mask).__module__ == "numpy":
             raise ArgumentTypeError(
                 name,
                 expected="a tensor, (batch, length)",

@@ -433,6 +433,11 @@ def test_masks_that_are_no_tensors_are_named() -> None:
     model = ponder.PonderWrapper(
         [lambda hidden, attention_mask: hidden] * 2, head=nn.Linear(4, 2), readout=ponder.readouts.mean
     ).eval()
+    pair = torch.ones(2, 3), torch.ones(2, 3)  # of which its own steps and readout know what they are
+    two = ponder.PonderWrapper(
+        [lambda hidden, attention_mask: hidden] * 2, head=nn.Linear(4, 2), readout=ponder.readouts.first_token
+    ).eval()
+    assert two(torch.randn(2, 3, 4), attention_mask=pair).outputs.shape == (2, 2)
     mask = [[1, 1, 0], [1, 1, 1]]
     for given in (mask, np.array(mask)):
         with refused("attention_mask", "a tensor, (batch, length)", "return_tensors", type_error=True):

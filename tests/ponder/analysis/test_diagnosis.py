@@ -184,6 +184,16 @@ def test_few_rows_that_decide_do_not_say_that_exits_pay(few: int, kind: type[pol
     assert all(gain.gain <= gain.headroom + 1e-9 for gain in found.gains if gain.speedup == 1.5)
 
 
+def test_samples_that_all_agree_do_not_make_twenty_rows_certain() -> None:
+    """All rows are wrong until the last step: every sample says the same, and knows no other row."""
+    labels = torch.arange(20) % 2
+    answers = torch.stack([1 - labels] * 3 + [labels], dim=1)
+    outputs = torch.nn.functional.one_hot(answers, 2).float()
+    record = ponder.Trajectory(outputs, None, torch.arange(20), labels=labels, task="classification")
+    for gain in ponder.diagnose(record, policies.Confidence, samples=40).gains:
+        assert gain.high - gain.low >= 2 * 1.96**2 / (20 + 1.96**2) - 1e-9
+
+
 def test_many_rows_that_decide_say_that_exits_pay() -> None:
     found = ponder.diagnose(_decided_by(60), policies.Entropy, speedups=(1.5, 2.0), samples=100)
     assert found.outcome == "exits pay"

@@ -185,7 +185,7 @@ def test_one_prior_for_two_models_is_told() -> None:
     first = make(prior)
     for own in (prior, priors.Geometric(0.2), prior):
         first.prior = own
-    with pytest.warns(UserWarning, match="belongs to another model already"):
+    with pytest.warns(UserWarning, match="was given to another model before"):
         make(prior)
     make(copy.deepcopy(prior))
 
