@@ -590,8 +590,8 @@ class PonderWrapper(EarlyExitModel):
             held_by = _HELD_BY.setdefault(weights, ref(self))()
             if held_by is not self and weights is not getattr(self, "prior_weights", None):
                 warnings.warn(
-                    f"prior: {prior!r} was given to another model before: its weights are that one's too, and go on from "
-                    "where they are. Pass copy.deepcopy(prior), or make one for each model.",
+                    f"prior: {prior!r} was given to another model before: its weights are that one's too, and go on "
+                    "from where they are. Pass copy.deepcopy(prior), or make one for each model.",
                     stacklevel=4,
                 )
         self._prior, self.prior_weights = prior, weights
