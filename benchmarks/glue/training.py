@@ -193,7 +193,7 @@ def _finished(config: RunConfig, task: Task, models: Path | None, data: str, enc
             got=got,
             remedy="Move it away, or pass another folder.",
         )
-    return Trained(kept.model, kept.training, data, encoder)
+    return Trained(kept.model, kept.training, data, kept.encoder)
 
 
 def differs(kept: KeptModel, config: RunConfig, task: Task, data: str, encoder: str = "") -> str:

@@ -288,8 +288,9 @@ def _warn(left: StepBack) -> None:
 
 def _audit_of(policies: Sequence[ExitPolicy]) -> Audit:
     """The audit of what the first certificate promises; the default where nothing is certified."""
-    held = next((each for policy in policies for each in certificates(policy)), None)
-    if held is None or held.threshold_value is None:
+    all_held = (each for policy in policies for each in certificates(policy))
+    held = next((each for each in all_held if each.threshold_value is not None), None)  # others promise nothing
+    if held is None:
         return Audit()
     if held.risk != "disagreement" or held.confidence is None:
         promise = f"of {held.risk}" if held.confidence is not None else "of a mean over draws"

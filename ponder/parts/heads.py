@@ -16,6 +16,7 @@ from ponder.parts.callables import as_module
 from ponder.parts.gradients import rescaled_gradient
 
 __all__ = [
+    "ACTIVATIONS",
     "LAMBDA_HEADS",
     "HazardLayer",
     "LambdaHead",
@@ -26,7 +27,8 @@ __all__ = [
     "not_the_rows",
 ]
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+"""What may stand between the layers of a Lambda head, by name."""
 
 
 class LambdaHead(nn.Module):
@@ -74,14 +76,14 @@ class LambdaHead(nn.Module):
         for argument, count in (("width", width), ("layers", layers), ("history", history)):
             check_int(argument, count)
         check_choice("initial", initial, ("stem", "zeros"))
-        check_choice("activation", activation, _ACTIVATIONS)
+        check_choice("activation", activation, ACTIVATIONS)
         check_real("dropout", dropout, 0.0, 1.0, open_high=True)
         check_share("start", start)
         self.width, self.history, self.initial, self.activation = width, history, initial, activation
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []
         for size in sizes[:-1]:
-            modules += [nn.Dropout(dropout), nn.Linear(size, width), _ACTIVATIONS[activation]()]
+            modules += [nn.Dropout(dropout), nn.Linear(size, width), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*modules, nn.Dropout(dropout), HazardLayer(sizes[-1], start))
 
     def choices(self) -> dict[str, str | None]:

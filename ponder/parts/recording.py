@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.numerics import at_least_float32
+from ponder._utils.trees import check_given
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.tasks import Custom, Task, infer_task, task_named
@@ -45,6 +46,9 @@ class Recording:
         task_object: The task itself, where `task` is no name of the library's; not written to files.
         weights: SHA-256 of the weights that gave the outputs, as `model.record` notes it; None where nobody did. A
             certificate is about these weights.
+
+    Raises:
+        ArgumentError: Tensors of other rows or steps than the outputs. Labels are looked at where they are read.
     """
 
     outputs: Tensor
@@ -60,16 +64,18 @@ class Recording:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        outputs, hazards, features = self.outputs, self.hazard_logits, self.features
-        steps = outputs.shape[:2]
-        of_steps = [
-            each.shape[:2] == steps and len(steps) == 2 for each in (outputs, hazards, features) if each is not None
-        ]
-        rows = [self.row_ids, self.mask, *(self.policy_context or {}).values()]
-        of_rows = [each.shape[:1] == steps[:1] for each in rows if each is not None]
-        flat = self.row_ids.dim() == 1 and (hazards is None or hazards.dim() == 2)
-        if not all(of_steps) or not all(of_rows) or not flat:
+        rows, steps = self.outputs.shape[:1], self.outputs.shape[:2]
+        hazards, features, mask = self.hazard_logits, self.features, self.mask
+        if (
+            len(steps) < 2
+            or self.row_ids.shape != rows
+            or (hazards is not None and hazards.shape != steps)
+            or (features is not None and features.shape[:2] != steps)
+            or (mask is not None and mask.shape[:1] != rows)
+        ):
             raise _misfit(self)
+        if self.policy_context:
+            check_given("policy_context", self.policy_context, rows[0])
 
     def __len__(self) -> int:
         return self.outputs.shape[0]
@@ -174,7 +180,7 @@ def _misfit(recording: Recording) -> ArgumentError:
     return ArgumentError(
         "trajectory",
         expected="tensors of the same rows and steps: outputs and features (batch, steps, …), hazard_logits "
-        "(batch, steps), row_ids (batch,), and mask and policy_context (batch, …)",
+        "(batch, steps), row_ids (batch,) and mask (batch, …)",
         got=", ".join(f"{name} {shape}" for name, shape in shapes.items()),
         remedy="Take the same rows and steps of all of them.",
     )

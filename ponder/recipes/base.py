@@ -15,7 +15,7 @@ from ponder._utils.validation import check_choice, check_int, check_real, check_
 from ponder.errors import ArgumentError
 from ponder.objectives import Objective
 from ponder.parts.gradients import equilibrium
-from ponder.parts.heads import LambdaHead, NormPerStep, PerStep
+from ponder.parts.heads import ACTIVATIONS, LambdaHead, NormPerStep, PerStep
 from ponder.parts.tasks import Custom, Task, TaskName, task_named
 from ponder.parts.tasks.classification import Unnamed
 from ponder.policies import ExitPolicy
@@ -55,7 +55,7 @@ class LambdaSpec:
         check_int("layers", self.layers)
         check_int("history", self.history)
         check_choice("initial", self.initial, ("stem", "zeros"))
-        check_choice("activation", self.activation, ("tanh", "relu", "gelu"))
+        check_choice("activation", self.activation, ACTIVATIONS)
         if isinstance(self.start, str):
             check_choice("start", self.start, ("half", "prior"))
         else:

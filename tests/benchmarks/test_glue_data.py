@@ -170,7 +170,23 @@ def test_held_out_rows_share_with_train_what_the_page_says():
     assert f"of {len(held_out):,} held-out phrases of SST-2" in page
     assert inside == [393, 1]
     assert "393 stand in a longer phrase of what is trained on (of *dev* one of 872 does)" in page
-    train, held_out = hold_out(official("RTE")["train"], 0.1, 0)
-    known = {*train["sentence1"], *train["sentence2"]}
-    shared = sum(row["sentence1"] in known or row["sentence2"] in known for row in held_out)
-    assert f"and {shared} of {len(held_out)} held-out rows of RTE share a sentence with it" in page
+    shared, rows = sharing("RTE", "held_out")
+    assert f"and {shared} of {rows} held-out rows of RTE share a sentence with it" in page
+
+
+def test_rows_of_dev_share_with_train_what_the_page_says():
+    folder = real_folder()
+    if not all((folder / name).is_dir() for name in ("RTE", "STS-B", "MRPC")):
+        pytest.skip(f"no RTE, STS-B or MRPC in {folder}: set GLUE_DIR to a folder in GLUE's layout")
+    page = " ".join((Path(__file__).parents[2] / "docs" / "benchmark-details.md").read_text().split())
+    rte, sts_b, mrpc = (sharing(name, "dev") for name in ("RTE", "STS-B", "MRPC"))
+    assert f"of RTE {rte[0]} of its {rte[1]} rows share a sentence with what is trained on" in page
+    assert f"of STS-B {sts_b[0]} of {sts_b[1]:,}, of MRPC {mrpc[0]} of {mrpc[1]}." in page
+
+
+def sharing(name, split):
+    """How many rows of a split share a sentence with what is trained on (seed 0), and how many rows it has."""
+    parts = official(name)
+    train, held_out = hold_out(parts["train"], 0.1, 0)
+    known, rows = {*train["sentence1"], *train["sentence2"]}, held_out if split == "held_out" else parts[split]
+    return sum(row["sentence1"] in known or row["sentence2"] in known for row in rows), len(rows)

@@ -247,11 +247,14 @@ def test_tensors_of_other_rows_or_steps_are_refused_where_a_trajectory_is_made()
         ({"hazard_logits": torch.randn(6, 5)}, "hazard_logits (6, 5)"),
         ({"features": torch.randn(6, 3, 5)}, "features (6, 3, 5)"),
         ({"row_ids": torch.arange(5)}, "row_ids (5,)"),
-        ({"policy_context": {"budget": torch.arange(5)}}, "policy_context.budget (5,)"),
         ({"mask": torch.ones(5, 7).bool()}, "mask (5, 7)"),
     ):
         with refused("trajectory", got):
             dataclasses.replace(whole, **given)
+    with refused("policy_context['budget']", "shape (5,)"):
+        dataclasses.replace(whole, policy_context={"budget": torch.arange(5)})
+    with refused("policy_context", "a dict of tensors", type_error=True):
+        dataclasses.replace(whole, policy_context={"budget": [1, 2, 3, 4, 5, 6]})
     with refused("trajectory", "row_ids ()"):
         whole.map(lambda tensor: tensor[0])
 

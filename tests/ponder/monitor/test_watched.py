@@ -408,6 +408,8 @@ def test_what_is_audited_is_what_the_certificate_promises() -> None:
     watched = Watched(agreeing(), [_certified(0.3, "disagreement")])
     assert (watched.audit.level, watched.audit.confidence) == (0.3, 0.9)
     assert Watched(agreeing(), ORDER).audit.level == Audit().level
+    nothing = _certified(1e-4, "disagreement")  # of so few rows nothing so strict can be certified
+    assert Watched(agreeing(), [nothing, _certified(0.3, "disagreement")]).audit.level == 0.3
     assert Watched(agreeing(), [_certified(0.3, "disagreement")], every(level=0.2)).audit.level == 0.2
 
 
