@@ -35,7 +35,8 @@ class PonderTransformer(Transformer):
     `encode(texts, output_value=None)` shows it, and `prediction.predict` gives it.
 
     In training every step runs, and the answer is that of the last; the tokens of each step are in the features as
-    `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit.
+    `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit; they are so in evaluation mode
+    too while `config.output_hidden_states` is set, as that loss sets it.
 
     Args:
         model_name_or_path: A folder that `save` wrote, or a saved model of this package with its tokenizer.
@@ -133,6 +134,11 @@ class PonderTransformer(Transformer):
         """
         model: Any = self.model
         given = {name: features[name] for name in _GIVEN if name in features}
+        if _asks_for_layers(model):
+            layers = features["all_layer_embeddings"] = list(model.unroll(**given).outputs.unbind(1))
+            features["token_embeddings"] = last = layers[-1]
+            features["exit_step"] = torch.full((len(last),), len(layers), device=last.device)
+            return features
         out = model(**given, policy=policy, row_ids=ids_by_content(given))
         if isinstance(model, PonderForSequenceClassification | FinetunedClassifier):
             scores = out.outputs if isinstance(model, FinetunedClassifier) else out.logits
@@ -145,3 +151,10 @@ class PonderTransformer(Transformer):
                 features["all_layer_embeddings"] = list(out.step_logits.unbind(1))
         features["exit_step"] = out.exit_step
         return features
+
+
+def _asks_for_layers(model: Any) -> bool:
+    """Whether a loss that reads the tokens of every layer is evaluated; in training they come by themselves."""
+    if not isinstance(model, PonderModel) or model.training or model.config.readout != "tokens":
+        return False
+    return bool(model.config.output_hidden_states)

@@ -16,6 +16,9 @@ from ponder.recipes import Recipe
 
 __all__ = ["with_exits"]
 
+_OF_THE_MODULE = ("transformer_task", "modality_config", "module_output_name", "unpad_inputs")
+"""Settings of a `Transformer` that say what its model is, which is another one now; all others are kept."""
+
 
 def with_exits(
     model: SentenceTransformer, recipe: str | Recipe = "vanilla", *, policy: ExitPolicy | None = None
@@ -71,13 +74,8 @@ def with_exits(
         )
     exiting = PonderModel.from_encoder(own.auto_model, recipe, readout="tokens", policy=policy)
     exiting.train(False)
-    module = PonderTransformer.of(
-        exiting,
-        own.processor,
-        processing_kwargs=own.processing_kwargs,
-        query_length=own.query_length,
-        document_length=own.document_length,
-    )
+    settings = {name: getattr(own, name) for name in own.config_keys if name not in _OF_THE_MODULE}
+    module = PonderTransformer.of(exiting, own.processor, **settings)
     modules: Any = OrderedDict([(name, module), *others])
     prompts: Any = model.prompts
     return SentenceTransformer(

@@ -46,6 +46,7 @@ from ponder.integrations.transformers.early_heads import (
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
 from ponder.integrations.transformers.head_kinds import check_readable, kind_of, load_finetuned
+from ponder.integrations.transformers.model_card import remove_card
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.tokenizing import max_positions, zero_types
@@ -257,7 +258,8 @@ class FinetunedClassifier(nn.Module):
         """Write the plain classifier, as Transformers does, and the exits beside it.
 
         `exits.json` is written last and names the digests of all weights: a save that was broken off is refused by
-        `from_pretrained`, and never mixed with another.
+        `from_pretrained`, and never mixed with another. What `ponder exits` wrote about other exits in the folder, or a
+        model card about another model, is removed; a README of its owner's stays.
 
         Raises:
             ArgumentError: The folder cannot be written, the classifier could not be read again, or weights were changed
@@ -279,13 +281,15 @@ class FinetunedClassifier(nn.Module):
 
     def _save_exits(self, place: Path) -> None:
         write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
-        policy = self.policy.to_dict()
+        own = {"digests": _digests(place), "policy": self.policy.to_dict()}
+        before = read_json(place / EXITS_FILE) if has_exits(place) else {}
+        if any(before.get(name) != value for name, value in own.items()):
+            remove_card(place)
         write_json(
             place / EXITS_FILE,
             {
                 "format": _FORMAT,
-                "digests": _digests(place),
-                "policy": policy,
+                **own,
                 "seed": self.seed,
                 "split": self.split,
                 "learned_by": self.learned_by,

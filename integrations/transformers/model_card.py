@@ -9,18 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ponder._utils.columns import EXITS_REPORT
 from ponder._utils.markdown import markdown_table
 from ponder.analysis.metrics import MetricLike, as_metric
 from ponder.analysis.sweeps import measure
-from ponder.engine.certificates import has_stale_certificate
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.configuration import AUTO_FILE
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import Certified
 from ponder.trajectory import Trajectory
 
-__all__ = ["evaluation_of", "write_beside"]
+__all__ = ["EXITS_TITLE", "evaluation_of", "remove_card", "write_beside"]
 
+EXITS_TITLE = "Exits for"
+"""How the heading of the card begins that `ponder exits` writes."""
 _CARD = "README.md"
 _MARKER = "<!-- Written by ponder with every save. Remove this line, and your own text stays. -->"
 _AUTO_TEXT = '''"""Where Transformers finds the classes of this model: in the installed package ponder-torch."""
@@ -44,6 +46,17 @@ def write_beside(model: Any, part: Path, folder: Path) -> None:
     before = folder / _CARD
     if not (part / _CARD).exists() and (not before.exists() or _MARKER in _text(before)):
         (part / _CARD).write_text(_card(model, folder.resolve().name), encoding="utf-8")
+
+
+def remove_card(folder: Path) -> None:
+    """Remove what a save, or `ponder exits`, wrote about a model that the folder holds no more."""
+    (folder / AUTO_FILE).unlink(missing_ok=True)
+    if (folder / EXITS_REPORT).is_file():
+        for name in (EXITS_REPORT, "report.html"):
+            (folder / name).unlink(missing_ok=True)
+    card = folder / _CARD
+    if card.is_file() and (_MARKER in (text := _text(card)) or text.startswith(f"# {EXITS_TITLE} ")):
+        card.unlink()
 
 
 def evaluation_of(trajectory: Trajectory, policy: ExitPolicy, data: str, metric: MetricLike | None) -> dict[str, Any]:
@@ -71,7 +84,7 @@ def evaluation_of(trajectory: Trajectory, policy: ExitPolicy, data: str, metric:
 
 def _card(model: Any, name: str) -> str:
     kind, config = type(model), model.config
-    policy = model.recipe.policy if has_stale_certificate(model.ponder) else model.policy
+    policy = model.recipe.policy  # as it is saved
     sections = [
         _front_matter(kind.pipeline_tag),
         _MARKER,

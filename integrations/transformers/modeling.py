@@ -49,6 +49,7 @@ from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Task, TaskName, as_task
 from ponder.parts.tasks.custom import LossFunction, warn_of_own_weights
 from ponder.policies import ExitPolicy
+from ponder.policies.certified import is_certified
 from ponder.priors import Prior
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
@@ -68,6 +69,7 @@ _ARGUMENTS = (
     "attn_implementation",
     "device_map",
 )
+_SAVED = frozenset({"encoder", "recipe", "policy", "readout", "num_steps", "feature_size"})
 _MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
 
 
@@ -258,6 +260,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             **config,
         )
         model = cls(made, encoder, adapter)
+        model.train()  # the encoder too, which Transformers gives in evaluation mode
         if isinstance(source, PreTrainedModel):  # what was loaded was made from its configuration
             try:
                 model.check_readable()
@@ -281,8 +284,19 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Load a model that was saved, as in Transformers, but from safetensors only: nothing is unpickled.
 
         Raises:
+            ArgumentError: An argument asks for other steps, heads or another readout than what was saved was trained
+                with, or for a policy, which is assigned to what was loaded.
             CheckpointError: The folder does not hold a whole model.
         """
+        for name in _SAVED & kwargs.keys():
+            raise ArgumentError(
+                name,
+                expected="no such argument: it is saved with the weights, which were trained with it",
+                got=repr(kwargs[name]),
+                remedy="Assign model.policy = … to what was loaded."
+                if name == "policy"
+                else "Leave it out, or build another model of the encoder with from_encoder.",
+            )
         read = super().from_pretrained
         with_info = kwargs.pop("output_loading_info", False)
         model, info = load_whole(
@@ -419,14 +433,25 @@ class PonderPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Save the model, as in Transformers, wholly or not at all, also where the process is killed in the middle.
 
-        A model card is written beside the weights, unless the folder has a README of its owner's.
+        A model card is written beside the weights, unless the folder has a README of its owner's. What was promised or
+        measured of other weights than those that are saved is left out, with a warning.
 
         Raises:
-            ArgumentError: The folder cannot be written, or would be read as another model; see `check_readable`.
+            ArgumentError: The folder cannot be written, or would be read as another model; see `check_readable`. Or a
+                `variant` is asked for: a folder holds one file of weights, which its configuration knows.
         """
+        if kwargs.get("variant") is not None:
+            raise ArgumentError(
+                "variant",
+                expected="None: a folder holds the weights of one save, which its config.json names",
+                got=repr(kwargs["variant"]),
+                remedy="Save to a folder of its own.",
+            )
         self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
         self.config.recipe = {**self.config.recipe, **self._assigned()}
-        if has_stale_certificate(self.ponder):
+        others = self._are_others(kwargs.get("state_dict"))
+        self._leave_out_measurements(others)
+        if has_stale_certificate(self.ponder) or (others and is_certified(self.policy)):
             warn_of_stale_certificate()
             self.config.recipe = without_certificates(self.config.recipe)
         save = super().save_pretrained
@@ -440,6 +465,29 @@ class PonderPreTrainedModel(PreTrainedModel):
             write_beside(self, part, Path(save_directory))
 
         save_whole(write, save_directory)
+
+    def _are_others(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Whether weights to be saved are known to be others than those that the model has."""
+        if state_dict is None or not (is_certified(self.policy) or self.config.evaluations):
+            return False
+        own = self.state_dict()
+        pairs = [(own[name], value) for name, value in state_dict.items() if name in own]
+        whole = [(mine, given) for mine, given in pairs if not mine.is_meta and mine.shape == given.shape]
+        return any(mine.dtype != given.dtype or not torch.equal(mine.cpu(), given.cpu()) for mine, given in whole)
+
+    def _leave_out_measurements(self, others: bool) -> None:
+        """Forget what was measured on other weights than those that are saved; earlier versions did not note which."""
+        noted = self.config.evaluations
+        digest = self.ponder.weights_digest() if noted else None
+        self.config.evaluations = [
+            row for row in noted if not others and (digest is None or row.get("weights") in (None, digest))
+        ]
+        if gone := len(noted) - len(self.config.evaluations):
+            warnings.warn(
+                f"{gone} of {len(noted)} noted evaluations are left out of the model card: they were measured on other "
+                "weights than those that are saved. Record again, and call note_evaluation.",
+                stacklevel=3,
+            )
 
     def _assigned(self) -> dict[str, Any]:
         """The fields of the recipe that were assigned to the model, or to `ponder`, the wrapper, since it was made."""
@@ -472,7 +520,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Measure the model's policy on labelled rows, and note it in the configuration and on the model card.
 
         Args:
-            trajectory: A full-depth run on rows with labels, which chose neither weights nor policy: `model.record`.
+            trajectory: A full-depth run of this model, with the weights that it has now, on rows with labels, which
+                chose neither weights nor policy: `model.record`.
             data: What the rows are, in a few words: ``"RTE, validation"``.
             metric: The score: a name, a callable (outputs, labels) → number (of the rows that have a label, or, with an
                 answer a token, of the tokens that do), or None for the task's own.
@@ -482,9 +531,17 @@ class PonderPreTrainedModel(PreTrainedModel):
             steps. What the same data came to under the same policy before is replaced.
 
         Raises:
-            ArgumentError: The trajectory has no rows or no labels.
+            ArgumentError: The trajectory has no rows or no labels, or is a run of other weights.
         """
-        noted = evaluation_of(trajectory, self.policy, data, metric)
+        weights = self.ponder.weights_digest()
+        if trajectory.weights not in (None, weights) and weights is not None:
+            raise ArgumentError(
+                "trajectory",
+                expected="a run of this model, with the weights that it has now",
+                got="one of other weights",
+                remedy="Record the rows again: model.record(rows).",
+            )
+        noted = {**evaluation_of(trajectory, self.policy, data, metric), "weights": weights}
         others = [row for row in self.config.evaluations if (row["data"], row["policy"]) != (data, noted["policy"])]
         self.config.evaluations = [*others, noted]
         return noted
@@ -862,10 +919,11 @@ def _check_fields(config: Mapping[str, Any]) -> None:
 def _check_ignored(given: Mapping[str, Any], encoder: PreTrainedModel) -> None:
     """Refuse arguments that a call would not honour; those that are passed as None or False ask for nothing."""
     for name, value in honoured(given).items():
+        if value is None or value is False:
+            continue
         if name != "task_ids" and name not in inspect.signature(encoder.forward).parameters:
             raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
-        if value is not None:
-            raise _not_handed_on(name, type(value).__name__)
+        raise _not_handed_on(name, type(value).__name__)
 
 
 def _not_handed_on(name: str, got: str) -> ArgumentError:

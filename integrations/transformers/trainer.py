@@ -14,9 +14,10 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_pt_utils import find_batch_size
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ponder.engine.losses import count_labelled, of_joined
@@ -65,8 +66,8 @@ class PonderTrainer(Trainer):
 
     Raises:
         ArgumentError: A `compute_loss_func` is given, which would replace the objective of the recipe; `args` ask for
-            label smoothing, and the labels are no classes; the heads of a model with
-            adapters of peft are frozen; or `all_stages` with `model_init` or `optimizers`.
+            label smoothing, and the labels are no classes; the heads of a model with adapters of peft are frozen; an
+            optimiser is given beside `lambda_lr` or `head_lr`; or `all_stages` with `model_init` or `optimizers`.
 
     Example:
         >>> from transformers import TrainingArguments
@@ -112,6 +113,15 @@ class PonderTrainer(Trainer):
         self._by_rows = self._ours and not self.model_accepts_loss_kwargs  # their loss is a mean over labelled rows
         if wrapper is not None:
             check_heads_learn(self.model, wrapper)
+        rates = [name for name, rate in (("lambda_lr", lambda_lr), ("head_lr", head_lr)) if rate is not None]
+        if self.optimizer is not None and rates:
+            raise ArgumentError(
+                rates[0],
+                expected="None beside an optimiser of your own, which has its rates already",
+                got=f"{' and '.join(rates)} with optimizers=…",
+                remedy="Build it with ponder.parameter_groups(model, lr, lambda_lr, head_lr), or pass "
+                "optimizer_cls_and_kwargs instead of it.",
+            )
         given = [name for name in ("model_init", "optimizers") if kwargs.get(name) not in (None, (None, None))]
         if all_stages and given:
             raise ArgumentError(
@@ -318,6 +328,12 @@ class PonderTrainer(Trainer):
         told = {f"{metric_key_prefix}_{name}": mean for name, mean in seen.items()}
         return output._replace(metrics={**(output.metrics or {}), **told})
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In the order of the data, also where training groups rows by length: rows are told by their place."""
+        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
+            return None  # a loader of several processes, or of a stream, goes in order by itself
+        return SequentialSampler(eval_dataset)
+
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """A batch of an evaluation, whose rows are told by their place in the data: sampled exits depend on the row."""
         rows = find_batch_size(inputs)
@@ -342,21 +358,26 @@ class PonderTrainer(Trainer):
                     columns.extend(name for name in reads if name not in columns)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimiser of `args.optim` on the trainable parameters.
+        """The optimiser of `optimizer_cls_and_kwargs`, or else of `args.optim`, on the trainable parameters.
 
         Weight decay (`args.weight_decay`) spares biases and normalisation layers, as in `Trainer`, and learned priors.
         """
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
-            groups = parameter_groups(trained, self.args.learning_rate, self.lambda_lr, self.head_lr)
-            if self.args.weight_decay:
-                groups = self._split(groups, trained)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer = optimizer_class(groups, **{"weight_decay": 0.0, **options})
+            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, trained
+            )
+            rate = options.get("lr", self.args.learning_rate)
+            decay = options.get("weight_decay", self.args.weight_decay)
+            groups = parameter_groups(trained, rate, self.lambda_lr, self.head_lr)
+            others = {name: value for name, value in options.items() if name != "weight_decay"}
+            self.optimizer = optimizer_class(self._decaying(groups, trained, decay), **others)
         return self.optimizer
 
-    def _split(self, groups: list[dict[str, Any]], model: torch.nn.Module) -> list[dict[str, Any]]:
+    def _decaying(self, groups: list[dict[str, Any]], model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
         """Each group in two: what decays, and what does not."""
+        if not decay:
+            return [{**group, "weight_decay": 0.0} for group in groups]
         decayed = set(self.get_decay_parameter_names(model))
         priors = (module for module in model.modules() if isinstance(module, PriorWeights))
         spared = {id(weight) for prior in priors for weight in prior.parameters()}
@@ -364,11 +385,11 @@ class PonderTrainer(Trainer):
         parts = [
             {
                 **group,
-                "params": [p for p in group["params"] if (id(p) in decays) == decay],
-                "weight_decay": self.args.weight_decay if decay else 0.0,
+                "params": [p for p in group["params"] if (id(p) in decays) == of_decaying],
+                "weight_decay": decay if of_decaying else 0.0,
             }
             for group in groups
-            for decay in (True, False)
+            for of_decaying in (True, False)
         ]
         return [part for part in parts if part["params"]]
 

@@ -19,6 +19,7 @@ from ponder.calibration import AgreementCurve
 from ponder.cli.measuring import Measured
 from ponder.cli.telling import BATCH, short
 from ponder.integrations.transformers import ExitReport
+from ponder.integrations.transformers.model_card import EXITS_TITLE
 from ponder.pages import Block, Embedded, Heading, Page, Table, Text, templates
 
 __all__ = ["Run", "page_of"]
@@ -67,7 +68,7 @@ def page_of(run: Run) -> Page:
             "* Over HTTP: `ponder serve FOLDER`."
         ),
     ]
-    return Page(f"Exits for {Path(run.model).name}", tuple(blocks))
+    return Page(f"{EXITS_TITLE} {Path(run.model).name}", tuple(blocks))
 
 
 def _summary(run: Run) -> list[list[str]]:

@@ -95,6 +95,7 @@ def test_a_policy_is_honoured_and_pooling_comes_after_the_exit(batch_size: int, 
 
 def test_an_argument_that_nobody_reads_is_refused_and_settings_are_kept(tmp_path: Path) -> None:
     model = plain(tmp_path, prompts={"query": "a b "}, similarity_fn_name="dot", truncate_dim=8)
+    model[0].query_expansion = {"strategy": "fixed", "length": 12, "token": "a", "attend": True}
     expected = model.encode_query(TEXTS)
     exiting = with_exits(model)
     assert np.array_equal(exiting.encode_query(TEXTS), expected)
@@ -124,6 +125,9 @@ def test_saved_and_loaded_by_the_library_itself(readout: Any, tmp_path: Path) ->
 
 def test_every_exit_is_trained_by_the_librarys_own_loss(tmp_path: Path) -> None:
     model = with_exits(plain(tmp_path)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     loss = AdaptiveLayerLoss(model, CosineSimilarityLoss(model), n_layers_per_step=-1)
     features = [model.preprocess(texts) for texts in (TEXTS[:3], TEXTS[2:])]
     value = loss(features, torch.tensor([0.1, 0.9, 0.5]))
@@ -133,6 +137,12 @@ def test_every_exit_is_trained_by_the_librarys_own_loss(tmp_path: Path) -> None:
     with torch.no_grad():
         alone = CosineSimilarityLoss(model)(features, torch.tensor([0.1, 0.9, 0.5]))
     assert value.detach() > alone > 0, "the loss of the last step, and those of the others"
+    model.eval()
+    with torch.no_grad():  # as the trainer of the library does with an eval_dataset
+        evaluated = loss(features, torch.tensor([0.1, 0.9, 0.5]))
+        asked = model.preprocess(TEXTS[:2])
+    torch.testing.assert_close(evaluated, value.detach())
+    assert "all_layer_embeddings" not in model(asked)
 
 
 def test_an_answer_may_come_to_rest(tmp_path: Path) -> None:

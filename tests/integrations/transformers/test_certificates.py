@@ -71,3 +71,15 @@ def test_another_policy_for_a_while_is_no_new_promise(model: Any) -> None:
     with model.ponder.temporary_policy(LastStep()):
         pass
     assert has_stale_certificate(model.ponder)
+
+
+def test_other_weights_are_saved_without_it(model: Any, tmp_path: Path) -> None:
+    """Trap: `state_dict=` of averaged weights went into a folder whose card promised what was certified of others."""
+    same = {name: value.clone() for name, value in model.state_dict().items()}
+    averaged = {name: value * 1.5 if value.is_floating_point() else value for name, value in same.items()}
+    model.save_pretrained(tmp_path / "same", state_dict=same)
+    assert model.policy.statement in (tmp_path / "same" / "README.md").read_text()
+    with pytest.warns(UserWarning, match="goes on without the certificate"):
+        model.save_pretrained(tmp_path / "other", state_dict=averaged)
+    assert "is not certified" in (tmp_path / "other" / "README.md").read_text()
+    assert PonderForSequenceClassification.from_pretrained(tmp_path / "other").policy == model.policy.policy

@@ -490,3 +490,29 @@ def test_arguments_that_it_cannot_honour_are_refused_whatever_the_family(family:
             with pytest.raises(ArgumentError, match=f"{name}: expected None: a model that exits early"):
                 call(ids, **{name: value})
         call(ids, output_attentions=False, output_hidden_states=None, return_dict=True, inputs_embeds=None)
+
+
+def test_reports_of_other_exits_do_not_stay_beside_them(tmp_path: Path) -> None:
+    """Trap: the README of `ponder exits` went on promising the level of before."""
+    model = FinetunedClassifier.from_finetuned(classifier())
+    model.save_pretrained(tmp_path)
+    reports = [tmp_path / name for name in ("exits-report.json", "report.html", "README.md")]
+    for report in reports:
+        report.write_text("# Exits for a model\n")
+    model.save_pretrained(tmp_path)
+    assert all(report.exists() for report in reports), "the same exits"
+    model.policy = policies.Confidence(0.7)
+    model.save_pretrained(tmp_path)
+    assert not any(report.exists() for report in reports)
+    (tmp_path / "README.md").write_text("# My own\n")
+    model.policy = policies.Confidence(0.8)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# My own\n"
+
+
+def test_the_card_of_a_recipe_does_not_stay_beside_exits(tmp_path: Path) -> None:
+    PonderForSequenceClassification.from_encoder(bert().bert, "palbert", num_labels=3).save_pretrained(tmp_path)
+    FinetunedClassifier.from_finetuned(bert()).save_pretrained(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+    assert not (tmp_path / "ponder_classes.py").exists()
+    assert FinetunedClassifier.from_pretrained(tmp_path).num_steps == 4

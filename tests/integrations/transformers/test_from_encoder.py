@@ -133,6 +133,14 @@ class TestSources:
         before = copy.deepcopy(encoder.state_dict())
         assert equal_states(build(encoder).encoder.state_dict(), before)
 
+    @pytest.mark.parametrize("kind", ["folder", "evaluated"])
+    def test_the_encoder_is_in_training_mode_too(self, kind: str, tmp_path: Path) -> None:
+        """Trap: Transformers gives it in evaluation mode, and it was fine-tuned without dropout."""
+        encoder = make_encoder("bert").eval()
+        encoder.save_pretrained(tmp_path)
+        model = PonderForSequenceClassification.from_encoder(tmp_path if kind == "folder" else encoder)
+        assert all(module.training for module in model.modules())
+
     def test_weights_of_the_heads_are_initialised_like_the_encoders(self) -> None:
         model = build(make_encoder("bert"), "palbert")
         for part in (*model.ponder.head.modules(), *model.ponder.lambda_head.modules()):

@@ -20,6 +20,7 @@ from ponder.integrations.transformers import PonderForSequenceClassification, Po
 from ponder.integrations.transformers.model_card import evaluation_of
 from ponder.policies import Confidence, LastStep, Quantile
 from tests.integrations.transformers.encoders import make_batch, make_model
+from tests.ponder.checks import refused
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
@@ -187,3 +188,27 @@ def test_after_the_import_nothing_of_the_folder_is_run(model: Any, tmp_path: Pat
     for trusted in (None, False, True):
         again = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=trusted)
         assert type(again) is PonderForSequenceClassification
+
+
+def test_what_was_measured_of_other_weights_is_neither_noted_nor_kept(tmp_path: Path) -> None:
+    """Trap: the card of a model that was trained on told the scores of the model of before."""
+    made = make_model("bert", num_labels=3)
+    rows = [{"input_ids": [5, 6, 7 + place], "labels": place % 3} for place in range(6)]
+    before = made.record(rows)
+    made.note_evaluation(before, "of before")
+    made.save_pretrained(tmp_path)
+    assert "of before" in card_in(tmp_path).text
+    again = PonderForSequenceClassification.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path)
+    assert "of before" in card_in(tmp_path).text
+    averaged = {name: value * 1.5 if value.is_floating_point() else value for name, value in again.state_dict().items()}
+    with pytest.warns(UserWarning, match="1 of 1 noted evaluations are left out"):
+        again.save_pretrained(tmp_path / "averaged", state_dict=averaged)
+    assert "Nothing was noted." in card_in(tmp_path / "averaged").text
+    with torch.no_grad():
+        next(made.ponder.head.parameters()).mul_(2.0)
+    with refused("trajectory", "other weights"):
+        made.note_evaluation(before, "too late")
+    with pytest.warns(UserWarning, match="Record again"):
+        made.save_pretrained(tmp_path)
+    assert "Nothing was noted." in card_in(tmp_path).text

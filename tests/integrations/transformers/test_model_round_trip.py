@@ -29,6 +29,7 @@ from tests.integrations.transformers.encoders import (
     model_for,
     segments,
 )
+from tests.ponder.checks import refused
 
 in_turn = pytest.mark.parametrize(("name", "recipe"), IN_TURN)
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -373,3 +374,20 @@ def test_heads_that_the_recipe_does_not_make_are_refused(tmp_path: Path) -> None
         with pytest.raises(ArgumentError, match="to be read from a folder"):
             model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["num_steps", "readout", "feature_size", "recipe", "encoder", "policy"])
+def test_what_the_weights_were_trained_with_is_no_argument_of_loading(name: str, tmp_path: Path) -> None:
+    """Trap: `num_steps=2` ran two of three layers, and said nothing."""
+    make_model("bert").save_pretrained(tmp_path)
+    with refused(name, "2"):
+        reload(tmp_path, **{name: 2})
+
+
+def test_a_variant_is_refused(tmp_path: Path) -> None:
+    """Trap: the weights of before were removed from the folder."""
+    model = make_model("bert")
+    model.save_pretrained(tmp_path)
+    with refused("variant", "fp16"):
+        model.save_pretrained(tmp_path, variant="fp16")
+    assert_same(model, reload(tmp_path))

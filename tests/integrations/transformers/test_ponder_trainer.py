@@ -43,6 +43,7 @@ from tests.integrations.transformers.encoders import (
     make_batch,
     make_encoder,
     make_model,
+    make_tokenizer,
     segments,
 )
 from tests.ponder.checks import refused
@@ -100,7 +101,8 @@ class Collator:
 
 def make_trainer(model: Any, folder: Path, kind: type[Trainer] = PonderTrainer, **arguments: Any) -> Any:
     """A trainer of two epochs that prints, reports and saves nothing; `arguments` change that."""
-    names = ("lambda_lr", "eval_dataset", "compute_metrics", "compute_loss_func")
+    names = ("lambda_lr", "head_lr", "eval_dataset", "compute_metrics", "compute_loss_func", "processing_class")
+    names += ("optimizers", "optimizer_cls_and_kwargs")
     own = {name: arguments.pop(name) for name in names if name in arguments}
     defaults = {"output_dir": str(folder), "num_train_epochs": 2, "learning_rate": 2e-3, **QUIET}
     data = arguments.pop("data", None) or examples()
@@ -311,6 +313,24 @@ class TestLearningRates:
     def test_without_a_lambda_head_there_is_one_group(self, tmp_path: Path) -> None:
         trainer = make_trainer(make_model("bert", recipe="pabee"), tmp_path, lambda_lr=1e-5)
         assert [group["name"] for group in trainer.create_optimizer().param_groups] == ["model"]
+
+    def test_an_optimiser_of_the_callers_choice_is_the_one_that_trains(self, tmp_path: Path) -> None:
+        """Trap: `optimizer_cls_and_kwargs` was not read, and AdamW trained."""
+        asked = (torch.optim.SGD, {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1})
+        trainer = make_trainer(make_model("bert"), tmp_path, lambda_lr=1e-5, optimizer_cls_and_kwargs=asked)
+        optimizer = trainer.create_optimizer()
+        assert isinstance(optimizer, torch.optim.SGD)
+        groups = [(group["name"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        assert groups == [("model", 0.5, 0.1), ("model", 0.5, 0.0), ("lambda", 1e-5, 0.1), ("lambda", 1e-5, 0.0)]
+        assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+    @pytest.mark.parametrize("rate", ["lambda_lr", "head_lr"])
+    def test_a_rate_beside_an_optimiser_is_refused(self, rate: str, tmp_path: Path) -> None:
+        model = make_model("bert")
+        own = torch.optim.SGD(model.parameters(), lr=0.1)
+        with refused(rate, "with optimizers"):
+            make_trainer(model, tmp_path, optimizers=(own, None), **{rate: 1e-3})
+        assert make_trainer(model, tmp_path, optimizers=(own, None)).create_optimizer() is own
 
     def test_a_negative_rate_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match="lambda_lr"):
@@ -954,3 +974,13 @@ def test_layers_with_other_names_in_files_are_resumed_and_brought_back(tmp_path:
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for name, weight in again.model.state_dict().items():
         torch.testing.assert_close(weight, last[name])
+
+
+def test_rows_of_an_evaluation_come_in_order_also_where_training_groups_them_by_length(tmp_path: Path) -> None:
+    """Trap: Transformers shuffles them then, and sampled exits are told by the place of a row."""
+    model = make_model("bert")
+    rows = [{"input_ids": [5] * (1 + place % 5), "labels": place // 3 % 2} for place in range(12)]
+    asked = {"train_sampling_strategy": "group_by_length", "processing_class": make_tokenizer()}
+    trainer = make_trainer(model, tmp_path, eval_dataset=rows, **asked)
+    found = trainer.predict(rows, ignore_keys=["exit_step"])
+    assert found.label_ids.tolist() == [row["labels"] for row in rows]
