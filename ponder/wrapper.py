@@ -425,13 +425,6 @@ class PonderWrapper(EarlyExitModel):
             >>> model.train()(torch.randn(5, 8), labels=torch.randint(3, (5,))).loss.shape
             torch.Size([])
         """
-        if teacher is self:
-            raise ArgumentError(
-                "teacher",
-                expected="a model that does not change while this one is trained",
-                got="the model itself",
-                remedy="Pass copy.deepcopy(model).",
-            )
         check_no_shared_weights(self, teacher)
         numbers = isinstance(self.task, Regression)
         if teacher is None:

@@ -21,6 +21,7 @@ from transformers import (
     TokenClassificationPipeline,
 )
 
+from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.finetuned import FinetunedClassifier, has_exits
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
@@ -36,7 +37,8 @@ def pipeline(task: str, model: str | PathLike[str] | PreTrainedModel, **argument
     """A pipeline of Transformers for a model of this package.
 
     What it gives is called as any, with two further arguments, which `arguments` may hold too: `policy`, who decides to
-    exit instead of the model's own policy, and `exit_step=True`, which adds the exit to each result.
+    exit instead of the model's own policy, and `exit_step=True`, which adds the exit to each result. The model answers
+    in evaluation mode, and keeps the mode that it had.
 
     Args:
         task: ``"text-classification"``, ``"token-classification"``, ``"image-classification"``,
@@ -106,7 +108,8 @@ class _Exits(Pipeline):
     ) -> Any:
         base: Any = super()
         inputs, *others = args
-        return base._forward({**inputs, "policy": policy, "row_ids": ids_by_content(inputs)}, *others, **kwargs)
+        with evaluating(self.model):
+            return base._forward({**inputs, "policy": policy, "row_ids": ids_by_content(inputs)}, *others, **kwargs)
 
     def postprocess(  # type: ignore[override]
         self, *args: Any, exit_step: bool = False, **kwargs: Any
@@ -140,7 +143,8 @@ class _TokenClassification(_Exits, TokenClassificationPipeline):
         self, model_inputs: Mapping[str, Any], policy: ExitPolicy | None = None
     ) -> Any:
         given = {name: model_inputs[name] for name in _GIVEN if name in model_inputs}
-        out = self.model(**given, policy=policy, row_ids=ids_by_content(given))
+        with evaluating(self.model):
+            out = self.model(**given, policy=policy, row_ids=ids_by_content(given))
         found = {"logits": out.logits, "exit_step": out.exit_step}  # beside what came, which is cut into rows with them
         return {"offset_mapping": None, **model_inputs, **found}
 

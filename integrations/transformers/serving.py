@@ -12,6 +12,7 @@ import torch
 
 from ponder._utils.columns import fitted_columns
 from ponder._utils.files import read_json
+from ponder._utils.modes import check_evaluating
 from ponder._utils.validation import check_choice
 from ponder.engine.certificates import policy_to_hand_on
 from ponder.engine.loop import Exits
@@ -96,11 +97,15 @@ def served(
         folder: The folder that it was read from, or None.
         digests: SHA-256 of the folder's files, by name.
 
+    Raises:
+        ArgumentError: The model is in training mode.
+
     Example:
         >>> made = served(model.ponder, {0: "no", 1: "maybe", 2: "yes"}, tokenizer, longest=32)
         >>> made.labels, made.tokenize(["a short text"]).truncated
         (('no', 'maybe', 'yes'), [False])
     """
+    check_evaluating(model)
     return ServedModel(
         num_steps=model.num_steps,
         policy=policy_to_hand_on(model),

@@ -38,13 +38,6 @@ def as_teacher(teacher: object, student: PreTrainedModel, task: Task | None) -> 
             got=type(teacher).__name__,
             remedy="Attach any other callable to the wrapper: model.ponder.attach_teacher(…).",
         )
-    if teacher is student:
-        raise ArgumentError(
-            "teacher",
-            expected="a model that does not change while this one is trained",
-            got="the model itself",
-            remedy="Pass copy.deepcopy(model).",
-        )
     check_no_shared_weights(student, teacher)
     own, theirs = (dict(model.config.id2label or {}) for model in (student, teacher))
     if own != theirs:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ponder.errors import ArgumentError
 
-__all__ = ["certificates_in", "check_digest", "json_digest", "without_certificates"]
+__all__ = ["certificates_in", "check_digest", "json_digest", "warn_of_part", "without_certificates"]
 
 
 def json_digest(data: Mapping[str, Any]) -> str:
@@ -44,6 +45,16 @@ def certificates_in(data: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(data, list | tuple):
         for value in data:
             yield from certificates_in(value)
+
+
+def warn_of_part(stacklevel: int) -> None:
+    """Warn that a part of a policy is certified, and not the whole."""
+    warnings.warn(
+        "A part of this policy is certified, and nothing is promised of the whole. Assign the certified policy "
+        "itself, or certify the whole: ponder.control_risk(trajectory, lambda t: policies.Confidence(t).after(2), "
+        "level=0.05), say.",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def without_certificates(data: Any) -> Any:

@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["evaluating", "evaluating_called"]
+from ponder.errors import ArgumentError
+
+__all__ = ["check_evaluating", "evaluating", "evaluating_called"]
 
 
 @dataclass
@@ -24,6 +26,17 @@ class _Hold:
 
 _holds: dict[int, _Hold] = {}
 _lock = threading.Lock()
+
+
+def check_evaluating(model: nn.Module) -> None:
+    """Refuse to answer with a model in training mode: dropout is on, and no row exits."""
+    if model.training:
+        raise ArgumentError(
+            "model",
+            expected="a model in evaluation mode",
+            got="one in training mode",
+            remedy="Call model.eval() first.",
+        )
 
 
 @contextmanager

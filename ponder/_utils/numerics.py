@@ -49,4 +49,4 @@ def interpolate(costs: Sequence[float], scores: Sequence[float], at: Sequence[fl
 
 def exit_shares(exit_steps: Tensor, num_steps: int) -> list[float]:
     """The share of the rows that exit at each step, from exit steps `(batch,)`."""
-    return (torch.bincount(exit_steps - 1, minlength=num_steps) / len(exit_steps)).tolist()
+    return (torch.bincount(exit_steps - 1, minlength=num_steps).double() / len(exit_steps)).tolist()

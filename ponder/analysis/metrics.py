@@ -43,8 +43,6 @@ class Metric:
     def of_exits(self, trajectory: Recording, exit_step: Tensor) -> float:
         """The score of the predictions at the exits, `exit_step` `(batch,)`."""
         rows = torch.arange(len(trajectory), device=exit_step.device)
-        if self.per_row is not None:
-            return float(self.per_row[rows, exit_step - 1].mean())
         assert self.function is not None
         assert self.labels is not None
         outputs = trajectory.outputs[rows, exit_step - 1]

@@ -16,7 +16,7 @@ from ponder._utils.trees import Tree
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy, all_within
 from ponder.policies.patience import Patience
 from ponder.policies.threshold import Threshold
 
@@ -114,7 +114,7 @@ class PolicyGrid:
 
         None, too, where a class decides otherwise than the readiness that it inherits says.
         """
-        if not all(_tells(policy) for policy in _all_of(self.policies[0])):
+        if not all(_tells(policy) for policy in all_within(self.policies[0])):
             return None
         candidates = (leaf for leaf in _leaves(self.policies[0]) if isinstance(leaf, ThresholdPolicy))
         return next((leaf for leaf in candidates if self._varies(leaf)), None)
@@ -344,18 +344,8 @@ def _accepts(build: Callable[[float], ExitPolicy], value: float, trajectory: Rec
     return True
 
 
-def _leaves(policy: ExitPolicy) -> Iterator[ExitPolicy]:
-    if not policy.parts():
-        yield policy
-    for part in policy.parts():
-        yield from _leaves(part)
-
-
-def _all_of(policy: ExitPolicy) -> Iterator[ExitPolicy]:
-    """A policy, and all that it is made of."""
-    yield policy
-    for part in policy.parts():
-        yield from _all_of(part)
+def _leaves(policy: ExitPolicy) -> list[ExitPolicy]:
+    return [part for part in all_within(policy) if not part.parts()]
 
 
 def _tells(policy: ExitPolicy) -> bool:
@@ -372,7 +362,7 @@ def _exchanged(policy: ExitPolicy, new: dict[int, ExitPolicy]) -> ExitPolicy:
         return new[id(policy)]
     kind: Any = type(policy)
     if not dataclasses.is_dataclass(kind):
-        if new.keys().isdisjoint(map(id, _all_of(policy))):
+        if new.keys().isdisjoint(map(id, all_within(policy))):
             return policy
         raise ArgumentTypeError(
             kind.__name__,
@@ -396,7 +386,7 @@ def leaves_later(one: ExitPolicy, other: ExitPolicy) -> bool | None:
     It is known where the two differ in declared thresholds alone, all of which are moved the same way; of a class that
     is no dataclass nobody knows what else differs.
     """
-    if not all(dataclasses.is_dataclass(part) for whole in (one, other) for part in _all_of(whole)):
+    if not all(dataclasses.is_dataclass(part) for whole in (one, other) for part in all_within(whole)):
         return None
     own, theirs = list(_leaves(one)), list(_leaves(other))
     if len(own) != len(theirs) or _exchanged(one, dict(zip(map(id, own), theirs, strict=True))) != other:

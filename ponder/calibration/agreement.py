@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.bisection import bisect
+from ponder._utils.numerics import exit_shares
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_choice, check_real, check_share
 from ponder.analysis.policy_grid import as_policy_grid
@@ -334,7 +335,7 @@ def _control(
         disagreement=float(differ[torch.arange(rows), steps - 1].double().mean()),
         moved=float(differ[:, -1].double().mean()),
         mean_exit_step=float(steps.double().mean()),
-        exit_shares=tuple((steps == n).double().mean().item() for n in range(1, trajectory.num_steps + 1)),
+        exit_shares=tuple(exit_shares(steps, trajectory.num_steps)),
     )
 
 

@@ -119,6 +119,11 @@ def _of_export(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], i
     manifest = model.manifest
     if manifest.tokenizer is None or not manifest.classes:
         raise CheckpointError(f"{folder}: expected an export of a classifier with its tokenizer. Export it again.")
+    if manifest.own_answers:
+        raise CheckpointError(
+            f"{folder}: its task {manifest.task!r} finds answers in code of its own, which an export does not hold. "
+            "Call the model in PyTorch."
+        )
     tokenizer = open_tokenizer(folder, manifest)
     made = tokenizer.encode_batch([row if len(row) > 1 else row[0] for row in texts.rows])
     rows = [encoded(one, manifest) for one in made]

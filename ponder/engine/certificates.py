@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Protocol
 
-from ponder._utils.certificates import without_certificates
+from ponder._utils.certificates import warn_of_part, without_certificates
 from ponder.errors import ArgumentError
 from ponder.policies import ExitPolicy
 from ponder.policies.certified import Certified, certificates, is_certified
@@ -44,7 +44,7 @@ def certified_now(policy: ExitPolicy, model: _Certified) -> str | None:
     Raises:
         ArgumentError: A certificate is about other weights than those of the model.
     """
-    before = list(certificates(model.policy))
+    before = certificates(model.policy)
     added = [each for each in certificates(policy) if each not in before]
     if not added:
         return model.certified_for
@@ -63,12 +63,7 @@ def certified_now(policy: ExitPolicy, model: _Certified) -> str | None:
 def warn_of_certified_part(policy: ExitPolicy) -> None:
     """Warn where a part of a policy is certified, and not the whole."""
     if not isinstance(policy, Certified) and is_certified(policy):
-        warnings.warn(
-            "A part of this policy is certified, and nothing is promised of the whole. Assign the certified policy "
-            "itself, or certify the whole: ponder.control_risk(trajectory, lambda t: policies.Confidence(t).after(2), "
-            "level=0.05), say.",
-            stacklevel=4,
-        )
+        warn_of_part(stacklevel=4)
 
 
 def warn_of_foreign_certificate(

@@ -35,17 +35,18 @@ def frozen_copy(model: Model) -> Model:
 
 
 def check_no_shared_weights(student: nn.Module, teacher: object) -> None:
-    """Refuse a teacher that has weights in common with the student: it would be trained along.
+    """Refuse a teacher that is the student, or has weights in common with it: it would be trained along.
 
     Raises:
         ArgumentError: It does.
     """
     own = {id(weight) for weight in student.parameters()}
-    if isinstance(teacher, nn.Module) and any(id(weight) in own for weight in teacher.parameters()):
+    shares = isinstance(teacher, nn.Module) and any(id(weight) in own for weight in teacher.parameters())
+    if teacher is student or shares:
         raise ArgumentError(
             "teacher",
             expected="a model that does not change while this one is trained",
-            got="one that shares weights with it",
+            got="the model itself" if teacher is student else "one that shares weights with it",
             remedy="Pass copy.deepcopy(teacher), made before the student is trained.",
         )
 

@@ -13,8 +13,9 @@ from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.calibration import RiskControl, control_risk
 from ponder.calibration.reference import ReferenceRisk
 from ponder.errors import ArgumentError
+from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel, Record
-from ponder.parts.tasks import task_named
+from ponder.parts.tasks import Custom, Task, task_recorded
 from ponder.parts.tasks.classification import Unnamed
 from ponder.trajectory import Trajectory
 
@@ -89,18 +90,18 @@ def certify(
     for name, each in (("model", model), ("reference", reference)):
         check_type(name, each, OnnxModel, remedy="Open the folder: ponder.export.OnnxModel(folder).")
     own, other = model.manifest, reference.manifest
-    task = task_named(own.task)
-    if own.own_answers:
+    task = _task_of(own)
+    if own.own_answers or not task.comparable or own.task == Custom.name:
         raise ArgumentError(
             "model",
-            expected="a task whose answers can be compared without PyTorch",
-            got=f"{own.task!r}, which finds or compares them in code of its own",
+            expected="a task whose answers can be compared without PyTorch, and are the same or not",
+            got=f"{own.task!r}, which has other answers, or finds or compares them in code of its own",
             remedy="Certify the model in PyTorch, with ponder.control_risk.",
         )
-    if (own.task, own.outputs, False) != (other.task, other.outputs, other.own_answers) or not task.comparable:
+    if (own.task, own.outputs, False) != (other.task, other.outputs, other.own_answers):
         raise ArgumentError(
             "reference",
-            expected=f"an export of the task {own.task!r} with outputs {own.outputs}, that are the same or not",
+            expected=f"an export of the task {own.task!r} with outputs {own.outputs}",
             got=f"{other.task!r} {other.outputs}",
             remedy="Export one model twice: with int8=True and without.",
         )
@@ -109,7 +110,7 @@ def certify(
     full = torch.from_numpy(reference.record(examples, batch_size=batch_size).outputs[:, -1])
     labels = task.predictions(full).long()
     labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
-    trajectory = to_trajectory(model.record(examples, batch_size=batch_size), task=own.task, labels=labels)
+    trajectory = to_trajectory(model.record(examples, batch_size=batch_size), task=task.name, labels=labels)
     return control_risk(
         trajectory,
         policies,
@@ -125,5 +126,9 @@ def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | N
     """Refuse policies that the export cannot run, on a row of zeros: which they are hangs on its shape alone."""
     steps = model.num_steps
     row = Record(np.zeros((1, steps, *model.manifest.outputs), np.float32), np.zeros((1, steps), np.float32))
-    for policy in as_policy_grid(policies, grid, to_trajectory(row, task=model.manifest.task)).policies:
+    for policy in as_policy_grid(policies, grid, to_trajectory(row, task=_task_of(model.manifest).name)).policies:
         model.check(policy)
+
+
+def _task_of(manifest: Manifest) -> Task:
+    return task_recorded(manifest.task, classes=manifest.classes, numbers=manifest.numbers)

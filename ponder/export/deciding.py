@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -325,6 +325,7 @@ class _LastStep(NumpyPolicy):
 @dataclass(frozen=True)
 class _Several(NumpyPolicy):
     policies: tuple[NumpyPolicy, ...]
+    merge: ClassVar[np.ufunc]
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -341,26 +342,19 @@ class _Several(NumpyPolicy):
     def init(self, row_ids: Array) -> Any:
         return tuple(policy.init(row_ids) for policy in self.policies)
 
-    def masks(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        """The masks of all parts, `(parts, rows)`, and their states."""
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
-        return np.stack([mask for mask, _ in answers]), tuple(after for _, after in answers)
+        return self.merge.reduce([mask for mask, _ in answers]), tuple(after for _, after in answers)
 
 
 @dataclass(frozen=True)
 class _Any(_Several):
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        masks, state = self.masks(step, state)
-        mask: Array = np.logical_or.reduce(masks)
-        return mask, state
+    merge = np.logical_or
 
 
 @dataclass(frozen=True)
 class _All(_Several):
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        masks, state = self.masks(step, state)
-        mask: Array = np.logical_and.reduce(masks)
-        return mask, state
+    merge = np.logical_and
 
 
 @dataclass(frozen=True)

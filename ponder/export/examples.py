@@ -222,6 +222,7 @@ def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     arrays = {name: _array(place, value, known[name]) for name, value in example.items()}
     main = main_input([spec for spec in manifest.inputs if spec.default is None])
     ids = {"input_ids", "token_type_ids"} if manifest.tokenizer is None else {*_TOKENS, main}
+    ids |= {spec.name for spec in manifest.inputs if spec.indexes}
     for name in ids & arrays.keys():
         if arrays[name].size and arrays[name].min() < 0:  # a graph would count them from the end of its table
             raise _refusal(place, f"numbers from 0 on in {name!r}", str(arrays[name].min()))

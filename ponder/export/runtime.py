@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.certificates import certificates_in, json_digest
+from ponder._utils.certificates import certificates_in, json_digest, warn_of_part
 from ponder._utils.files import locked, read_json
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, CheckpointError, PonderError
@@ -93,7 +93,7 @@ class OnnxModel:
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
         if threads is not None:
             check_int("threads", threads)
-        self.folder = Path(folder)
+        self.folder, self._threads = Path(folder), threads
         self.manifest = Manifest.read(self.folder)
         self._graphs = _Graphs.open(self.folder, self.manifest, threads)
         if read_json(self.folder / FILE).get("digests", {}) != self.manifest.digests:
@@ -127,7 +127,13 @@ class OnnxModel:
                 got="a certificate for other weights: it says nothing of these",
                 remedy="Certify it here: ponder.export.certify; or pass policy.policy, which promises nothing.",
             )
+        if read[0].get("name") != "certified" and any(certificates_in(read[0])):
+            warn_of_part(stacklevel=3)
         self._policy = read
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what another process reads, opens the folder again, and keeps the policy."""
+        return _reopened, (self.folder, self._threads, self.manifest.digests, self.policy)
 
     def save_policy(self) -> None:
         """Keep the policy in the folder, for those who open it later.
@@ -281,6 +287,19 @@ class OnnxModel:
         read = read_policy(data)
         read.check(ModelSpec.of(self.manifest))
         return deepcopy(dict(data)), read
+
+
+def _reopened(folder: Path, threads: int | None, digests: dict[str, str], policy: dict[str, Any]) -> OnnxModel:
+    """The export of before with the policy that it had, which may have been changed there.
+
+    Raises:
+        CheckpointError: The folder is gone, or holds another export by now.
+    """
+    model = OnnxModel(folder, threads=threads)
+    if model.manifest.digests != digests:
+        raise CheckpointError(f"{folder}: holds another export than the one that was copied. Open it again.")
+    model._policy = model._read(policy)
+    return model
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from ponder.export.graphs import (
     Slot,
     flatten,
     head_part,
+    indexing_inputs,
     lambda_part,
     libraries,
     readout_part,
@@ -333,8 +334,8 @@ class _Writer:
         model, state = self.model, [*self.hidden_slots, *self.context_slots]
         inputs, stem = self._write_stem(state)
         readout, features = self._graph("readout", self._readout(model.readout), state, ["features"])
-        heads, outputs = self._write_heads(_slots(["features"], features))
         task, padding = model.task or task_named(None), model.padding
+        heads, outputs = self._write_heads(_slots(["features"], features, [self._along_positions(features[0])]))
         return Manifest(
             num_steps=model.num_steps,
             schedule=model.steps.schedule,
@@ -361,6 +362,13 @@ class _Writer:
             **self._write_halting(state, features[0]),
         )
 
+    def _along_positions(self, features: Tensor) -> Along | None:
+        """The positions of features that the readout does not pool, which are as many as those of the batch."""
+        padding = self.model.padding
+        lengths = {slot.value.shape[dim] for slot in self.hidden_slots for dim in slot.spec.along}
+        unpooled = padding is not None and not padding.pooled and features.dim() > 2
+        return Along((1,)) if unpooled and features.shape[1] in lengths else None
+
     def _write_stem(self, state: list[Slot]) -> tuple[tuple[TensorSpec, ...], str | None]:
         """The inputs that are read, and the graph of the stem."""
         specs = tuple(slot.spec for slot in self.input_slots)
@@ -370,7 +378,8 @@ class _Writer:
         name, _ = self._graph("stem", part, self.input_slots, [slot.name for slot in state])
         padding, read = self.model.padding, Graph(self.folder / name).inputs
         kept = [spec for spec in specs if spec.name in read or (padding is not None and spec.name == padding.mask)]
-        return tuple(kept), name
+        indexing = indexing_inputs(self.folder / name)
+        return tuple(replace(spec, indexes=spec.name in indexing) for spec in kept), name
 
     def _write_single(self) -> str | None:
         """The one graph that stops by itself, where weights are shared; it is quantised nowhere, so int8 has none."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ponder._utils.modes import check_evaluating
 from ponder._utils.trees import Tree, check_rows, take_rows
 from ponder._utils.validation import check_int, check_real, check_type
 from ponder.engine.loop import Exits
@@ -84,8 +85,7 @@ class Watched:
         tolerance: float = 0.0,
     ) -> None:
         check_model(model)
-        if model.training:
-            raise _refusal("model", "a model in evaluation mode", "training mode", "Call model.eval() first.")
+        check_evaluating(model)
         if not policies:
             raise _refusal("policies", "at least one policy", "none", "Give them from the cheapest to the safest.")
         self._policies = tuple(model.checked(policy) for policy in policies)

@@ -82,7 +82,7 @@ def modules_of(fn: Callable[..., Any]) -> list[nn.Module]:
         >>> modules_of(lambda inputs: layer(inputs).tanh())
         [Linear(in_features=2, out_features=2, bias=True)]
     """
-    return list(dict.fromkeys(_held_by(fn)))
+    return [found.value for found in _reached_from(fn) if isinstance(found.value, nn.Module)]
 
 
 def warn_of_loss(function: Callable[..., Any], model: nn.Module) -> None:
@@ -117,11 +117,6 @@ class _Found:
 
 def _borrows(fn: Callable[..., Any]) -> bool:
     return bool(getattr(getattr(fn, "__self__", fn), "borrows_modules", False))
-
-
-def _held_by(fn: Callable[..., Any]) -> Iterator[nn.Module]:
-    """The modules that a callable holds: in a partial, in the attributes of an object, or in containers there."""
-    return (found.value for found in _reached_from(fn) if isinstance(found.value, nn.Module))
 
 
 def _reached_from(fn: Callable[..., Any]) -> Iterator[_Found]:

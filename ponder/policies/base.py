@@ -38,6 +38,7 @@ __all__ = [
     "PolicyWrapper",
     "StepView",
     "ThresholdPolicy",
+    "all_within",
     "has_classes",
     "registry",
 ]
@@ -616,6 +617,11 @@ class Before(_Bounded):
     def readiness(self, step: StepView, state: Tree, free: ExitPolicy) -> tuple[Tensor, Tree]:
         inside, state = super().readiness(step, state, free)
         return torch.where(step.index >= self.step, torch.inf, inside), state
+
+
+def all_within(policy: ExitPolicy) -> list[ExitPolicy]:
+    """A policy, and all that it is made of, the outermost first."""
+    return [policy, *[each for part in policy.parts() for each in all_within(part)]]
 
 
 def _undeclared(name: str) -> NoReturn:

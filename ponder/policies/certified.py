@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,14 @@ from ponder._utils.certificates import check_digest, json_digest
 from ponder._utils.renaming import renamed_attribute
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.errors import ArgumentError, PonderError
-from ponder.policies.base import ExitPolicy, ModelSpec, PolicyWrapper, registry
+from ponder.policies.base import ExitPolicy, ModelSpec, PolicyWrapper, all_within, registry
 
 __all__ = ["Certified", "certificates", "digest_of", "is_certified"]
 
 
-def certificates(policy: ExitPolicy) -> Iterator[Certified]:
+def certificates(policy: ExitPolicy) -> list[Certified]:
     """The certificates within a policy, the outermost first."""
-    if isinstance(policy, Certified):
-        yield policy
-    for part in policy.parts():
-        yield from certificates(part)
+    return [part for part in all_within(policy) if isinstance(part, Certified)]
 
 
 def digest_of(policy: ExitPolicy) -> str | None:
@@ -33,7 +30,7 @@ def digest_of(policy: ExitPolicy) -> str | None:
 
 def is_certified(policy: ExitPolicy) -> bool:
     """Whether there is a certificate within a policy."""
-    return next(certificates(policy), None) is not None
+    return bool([part for part in all_within(policy) if isinstance(part, Certified)])
 
 
 @registry.register("certified")

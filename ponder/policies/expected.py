@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, check_evaluated
+from ponder.parts.signals import confidence as confidence_of
 from ponder.policies.base import ExitPolicy, ModelSpec, StepView, has_classes, registry
 from ponder.policies.fitted import some_rows
 from ponder.policies.threshold import Threshold
@@ -109,7 +109,7 @@ class Expected(ExitPolicy):
         check_evaluated(trajectory)
         check_int("bins", bins, remedy="Pass bins=10, say.")
         right = trajectory.agreement() if trajectory.labels is None else trajectory.correct()
-        confidence = _confidence(outputs).nan_to_num(nan=0.0)
+        confidence = confidence_of(outputs).double().nan_to_num(nan=0.0)
         shares = torch.arange(1, bins, dtype=torch.float64, device=outputs.device) / bins
         bounds = torch.quantile(confidence, shares, dim=0).T.contiguous()
         places = F.one_hot((confidence.unsqueeze(2) > bounds).sum(2), bins).double()
@@ -136,15 +136,11 @@ class Expected(ExitPolicy):
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         place, device = step.index - 1, step.output.device
-        confidence = _confidence(step.output)
+        confidence = confidence_of(step.output).double()
         edges = torch.tensor(self.edges, dtype=torch.float64, device=device)[place]
         stops = torch.tensor(self.stops, device=device)[place]
         stop = stops.gather(1, (confidence.unsqueeze(1) > edges).sum(1, keepdim=True)).squeeze(1)
         return stop & ~confidence.isnan(), state
-
-
-def _confidence(outputs: Tensor) -> Tensor:
-    return F.log_softmax(at_least_float32(outputs), dim=-1).amax(-1).exp().double()
 
 
 def _mean_by_bin(places: Tensor, values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, coarse_rounding, too_alike
 from ponder.parts.tasks.base import fits_positions
-from ponder.policies.base import ExitPolicy
+from ponder.policies.base import ExitPolicy, all_within
 
 __all__ = ["check_unfitted", "some_rows"]
 
@@ -62,7 +62,9 @@ def check_unfitted(trajectory: Recording, policies: Iterable[ExitPolicy], argume
             ...
         ponder.errors.ArgumentError: trajectory: expected rows on which the policy was not fitted: ...
     """
-    for kept in {kept for policy in policies for kept in _fitted_on(policy) if kept}:
+    inside = [part for policy in policies for part in all_within(policy)]
+    fitted_on: set[tuple[tuple[float, ...], ...]] = {getattr(part, "fitted_on", ()) for part in inside}
+    for kept in fitted_on - {()}:
         ids = torch.tensor([int(key) for key, *_ in kept])
         if ids.tolist() == [_ALL]:
             sums, sizes = (_by_id(trajectory) @ each for each in _sums(trajectory))
@@ -99,13 +101,6 @@ def _fitted_there(argument: str, rows: str) -> ArgumentError:
 def _by_id(trajectory: Recording) -> Tensor:
     """A weight in [1, 2) for each row, by its id, `(rows,)` float64."""
     return 1.0 + (trajectory.row_ids.cpu().double() * 0.6180339887498949).frac()
-
-
-def _fitted_on(policy: ExitPolicy) -> Iterator[tuple[tuple[float, ...], ...]]:
-    """What a policy and those within it were fitted on."""
-    yield getattr(policy, "fitted_on", ())
-    for part in policy.parts():
-        yield from _fitted_on(part)
 
 
 def _sums(

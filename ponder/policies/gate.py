@@ -88,7 +88,7 @@ class GateReader:
             output = at_least_float32(step.output).float()
             before = output if state["output"] is None else state["output"]
             after["output"] = output
-            inside = _inside(output, step.mask) if step.task.per_position else None
+            inside = step.mask if step.task.per_position and fits_positions(step.mask, output) else None
             if self.reads_classes:
                 for name in set(_OF_CLASSES) & set(self.signals):
                     values[name] = -_greatest(-_OF_CLASSES[name](output), inside)
@@ -107,11 +107,6 @@ class GateReader:
         if "hidden" in self.signals:
             columns.append(step.features.float().flatten(1))
         return torch.cat(columns, dim=1), after
-
-
-def _inside(output: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask of positions, for outputs `(batch, positions, …)` that have them; None where all count."""
-    return mask if fits_positions(mask, output) else None
 
 
 def _greatest(values: Tensor, inside: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ def answer_of(task: Task, labels: Sequence[str], answer: StreamOutput, *, trunca
         truncated: Whether the text was cut.
 
     Raises:
-        NonFiniteError: The outputs hold NaN or infinity, which no score can be made of.
+        NonFiniteError: The outputs hold NaN or infinity of which no score can be made; −∞ at a class is the score 0.
         PonderError: There is not a name for each class.
 
     Example:
@@ -37,7 +37,8 @@ def answer_of(task: Task, labels: Sequence[str], answer: StreamOutput, *, trunca
 'truncated': False}
     """
     output = at_least_float32(answer.output.detach().cpu())
-    if not bool(output.isfinite().all()):
+    scores = output if task.numbers else output.softmax(-1) if task.classes else output.sigmoid()
+    if bool(output.isnan().any()) or not bool(scores.isfinite().all()):
         raise NonFiniteError("the model's output for a text is not finite.")
     told = read_outputs(task)(task, labels, output)
     return {**told, "exit_step": answer.exit_step, "overdue": answer.timed_out, "truncated": truncated}

@@ -6,6 +6,7 @@ policies the service steps back; `TrafficAudit` runs the audits through the serv
 
 from __future__ import annotations
 
+import copy
 import logging
 import queue
 import threading
@@ -42,7 +43,7 @@ class AuditPlan:
     """What is promised, and what answers when the promise no longer holds.
 
     Args:
-        audit: The promise, and the share of the answers that is audited.
+        audit: The promise, and the share of the answers that is audited; each service begins with a copy of it.
         policies: The policies, from the cheapest, which answers first, to the safest; full depth comes after the last
             by itself.
         path: A JSON file with the state, read where it exists, and written after every audit and every few hundred
@@ -93,15 +94,18 @@ class AuditPlan:
         return self.policies[stage] if stage < len(self.policies) else LastStep()
 
     def resumed(self) -> Audit:
-        """The audit as its file left it. The file is written at once, so that a place that cannot be is told at once.
+        """An audit of its own for a service, as the plan, or its file, has it.
+
+        The file is written at once, so that a place that cannot be is told at once.
 
         Raises:
             ArgumentError: The file cannot be written.
             CheckpointError: It holds the state of another promise or of other policies, or no state at all.
         """
+        own = copy.deepcopy(self.audit)
         if self.file is None:
-            return self.audit
-        found = self.file.read(self.audit)
+            return own
+        found = self.file.read(own)
         self.file.write(found.to_dict())
         return found
 

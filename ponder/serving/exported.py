@@ -12,11 +12,11 @@ import torch
 
 from ponder._utils.columns import fitted_columns
 from ponder.engine.loop import Exits
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import CheckpointError
 from ponder.export.examples import encoded, open_tokenizer
 from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel
-from ponder.parts.tasks import task_named
+from ponder.parts.tasks import task_recorded
 from ponder.policies import ExitPolicy
 from ponder.serving.model import ServedModel, Text, Tokens, check_texts, check_tokens
 from ponder.serving.window import WindowBatcher
@@ -28,14 +28,19 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
     """An export of `ponder.export.onnx` of a text classifier; classes without names are called by their numbers.
 
     Raises:
-        CheckpointError: The folder is broken, or has no tokenizer.
+        CheckpointError: The folder is broken, or has no tokenizer, or its task finds answers in code of its own.
     """
     model = OnnxModel(folder, threads=torch.get_num_threads())
     manifest = model.manifest
     if manifest.tokenizer is None:
         raise CheckpointError(f"{folder}: has no tokenizer, so no texts can be served. Export it with tokenizer=….")
     tokenizer = open_tokenizer(folder, manifest)
-    task = task_named(manifest.task)
+    if manifest.own_answers:
+        raise CheckpointError(
+            f"{folder}: its task {manifest.task!r} finds answers in code of its own, which an export does not hold. "
+            "Serve the model with PyTorch."
+        )
+    task = task_recorded(manifest.task, classes=manifest.classes, numbers=manifest.numbers)
     return ServedModel(
         num_steps=manifest.num_steps,
         policy=ExitPolicy.from_dict(model.policy),
@@ -57,8 +62,5 @@ def _tokens(tokenizer: Any, manifest: Manifest, columns: Sequence[str], texts: S
 
 
 def _run(model: OnnxModel, examples: Sequence[Any], policy: ExitPolicy | None, row_ids: Sequence[int]) -> Exits:
-    try:
-        answers = model.predict(examples, batch_size=len(examples), policy=policy, row_ids=np.asarray(row_ids))
-    except ArgumentError as error:  # what the export's own tokenizer made, which no client can repair
-        raise PonderError(f"the export cannot answer what its tokenizer made of a text: {error}") from error
+    answers = model.predict(examples, batch_size=len(examples), policy=policy, row_ids=np.asarray(row_ids))
     return Exits(torch.from_numpy(answers.outputs), torch.from_numpy(answers.exit_step))

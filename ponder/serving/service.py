@@ -22,6 +22,7 @@ from torch import Tensor
 from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.streaming import StreamOutput
+from ponder.inference.streaming.requests import DeadlineError
 from ponder.policies import ExitPolicy
 from ponder.serving.answers import answer_of
 from ponder.serving.auditing import AuditPlan, TrafficAudit
@@ -74,7 +75,8 @@ class Service:
         clock: Seconds, for latencies and deadlines.
 
     Raises:
-        ArgumentError: A policy of the audit that cannot serve the model.
+        ArgumentError: A policy, of the model or of the audit, that cannot serve the model, or that reads what no
+            request gives.
         CheckpointError: The audit's file holds the state of another promise.
         PonderError: Another service keeps the audit's file.
 
@@ -98,8 +100,9 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.limits, self._clock = model, Limits.checked(limits), clock
-        for policy in () if audit is None else audit.policies:
+        for policy in (model.policy, *(() if audit is None else audit.policies)):
             model.check(policy)
+            _check_reads(policy)
         self._batcher = model.start(self.limits)
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="ponder-tokenizer")
         written = None if audit is None else audit.path
@@ -158,7 +161,7 @@ class Service:
 
         Args:
             texts: One or more.
-            threshold: A threshold instead of that of the model's policy.
+            threshold: A threshold instead of that of the service's policy; with audits, of the first of theirs.
             max_steps: Every text is answered by this step at the latest.
             deadline: Seconds from now; the service's own where None or longer.
 
@@ -249,15 +252,16 @@ class Service:
         futures: list[Future[StreamOutput]] = []
         try:
             for example in examples:
-                futures.append(self._batcher.submit(example, policy=policy, deadline=left, block=False))
+                try:
+                    futures.append(self._batcher.submit(example, policy=policy, deadline=left, block=False))
+                except queue.Full as error:
+                    raise self._overloaded() from error
             await _all_done(futures)
             for future in futures:
                 if future.done():
-                    future.result()  # raises where it failed
+                    _raised(future)
             return [future.result() for future in futures]
-        except queue.Full as error:
-            raise self._overloaded() from error
-        except TimeoutError as error:
+        except DeadlineError as error:
             raise TooLateError from error
         except asyncio.CancelledError:
             raise
@@ -272,7 +276,8 @@ class Service:
     def _policy_of(self, threshold: float | None, max_steps: int | None) -> ExitPolicy:
         policy, steps = self.policy, self.model.num_steps
         if threshold is not None:
-            policy = with_threshold(self.model.policy, threshold, steps, len(self.model.labels) or 1)
+            first = self.model.policy if self.audit is None else self.audit.plan.policies[0]
+            policy = with_threshold(first, threshold, steps, len(self.model.labels) or 1)
         if max_steps is not None:
             policy = bounded(policy, max_steps, steps)
         if policy is not self.policy:
@@ -287,6 +292,25 @@ class Service:
 
     def _overloaded(self) -> OverloadedError:
         return OverloadedError(min(max(math.ceil(self._mean_seconds), 1), _MOST_SECONDS))
+
+
+def _check_reads(policy: ExitPolicy) -> None:
+    """Refuse a policy that reads what no request can give."""
+    if "context" in policy.needs:
+        raise ArgumentError(
+            "policy",
+            expected="one that reads the model alone",
+            got=f"{policy!r}, which reads a policy_context that requests do not have",
+            remedy="Serve another policy; or call ponder.StreamEngine.submit with policy_context=….",
+        )
+
+
+def _raised(future: Future[StreamOutput]) -> None:
+    """Raise the error of a row; what the model refuses of what its tokenizer made is no fault of the request."""
+    try:
+        future.result()
+    except ArgumentError as error:
+        raise PonderError(f"the model cannot answer what its tokenizer made of a text: {error}") from error
 
 
 async def _all_done(futures: Sequence[Future[Any]]) -> None:

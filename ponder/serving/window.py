@@ -16,7 +16,7 @@ from ponder._utils.validation import check_int, check_real
 from ponder.engine.loop import Exits
 from ponder.errors import PonderError
 from ponder.inference.streaming.policy_groups import same_policy
-from ponder.inference.streaming.requests import StreamOutput, seconds_of
+from ponder.inference.streaming.requests import DeadlineError, StreamOutput, seconds_of
 from ponder.policies import ExitPolicy
 from ponder.serving.limits import Limits
 
@@ -186,7 +186,7 @@ class WindowBatcher:
             if not row.future.set_running_or_notify_cancel():
                 continue
             if row.due is not None and row.due <= now:
-                row.future.set_exception(TimeoutError("the deadline passed before the row's batch began"))
+                row.future.set_exception(DeadlineError("the deadline passed before the row's batch began"))
                 continue
             running.append(row)
         self._run_rows(running)

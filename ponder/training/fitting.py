@@ -29,12 +29,12 @@ from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.recipes.staging import check_heads, check_made_for, tells_epochs_apart
-from ponder.training.batches import Batch, read_batch
+from ponder.training.batches import read_batch
 from ponder.training.measured import Means, measured
 from ponder.training.report import EpochReport, FitReport, StageReport
 from ponder.training.scoring import HeldOut, Score
 from ponder.training.tracking import Bar, Tracking, progress_of
-from ponder.wrapper import PonderOutput, PonderWrapper
+from ponder.wrapper import PonderWrapper
 
 __all__ = ["fit"]
 
@@ -440,15 +440,17 @@ class _StageRun:
             self.wrapper.progress = Progress(done if total is None else min(done, total), total)
             with self._autocast():
                 out = prepared(batch.inputs, labels=batch.labels, **batch.context)
-            loss = self._step(self._shared(out), optimizer, f"{where}, step {len(losses) + 1}")
-            seen = self._measured(out, batch)
-            labelled += self._labelled(out)
+            run = out.trajectory  # of training mode, and `read_batch` refuses batches without labels
+            of_batch = count_labelled(self.wrapper.task or infer_task(out.outputs, run.labels), run.labels)
+            loss = self._step(self._shared(out.loss, of_batch), optimizer, f"{where}, step {len(losses) + 1}")
+            seen = measured(self.wrapper, run.outputs.detach(), run.hazard_logits, run.labels)
+            labelled += of_batch
             rates.step()
             self.tracking.advance()
             losses.append(loss)
             means.add(seen)
-            if out.trajectory is not None and out.trajectory.hazard_logits is not None:
-                pmf = out.trajectory.halting.pmf.detach().mean(0)
+            if run.hazard_logits is not None:
+                pmf = run.halting.pmf.detach().mean(0)
                 halting.append(nn.functional.pad(pmf, (0, max(self.wrapper.num_steps - len(pmf), 0))))
             expected = {"step": float(seen["expected_steps"].mean())} if "expected_steps" in seen else {}
             self.bar.advance({"loss": loss, **expected})
@@ -471,22 +473,12 @@ class _StageRun:
             self.tracking.histogram("halting", torch.stack(halting).mean(0))
         return mean, taken
 
-    def _shared(self, out: PonderOutput) -> Tensor:
+    def _shared(self, loss: Tensor, labelled: Tensor) -> Tensor:
         """The loss, whose mean over all processes is that over the labelled rows of their batches."""
-        assert out.loss is not None
-        assert out.trajectory is not None  # in training mode
         processes = self.accelerator.num_processes
         if processes == 1:
-            return out.loss
-        own = self._labelled(out)
-        return of_joined(out.loss, own, self.accelerator.reduce(own, "sum"), processes)
-
-    def _labelled(self, out: PonderOutput) -> Tensor:
-        """How many rows of a batch have a label, a scalar."""
-        assert out.trajectory is not None  # in training mode
-        labels = out.trajectory.labels
-        assert labels is not None  # `read_batch` refuses batches without
-        return count_labelled(self.wrapper.task or infer_task(out.outputs, labels), labels)
+            return loss
+        return of_joined(loss, labelled, self.accelerator.reduce(labelled, "sum"), processes)
 
     def _step(self, given: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
         """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
@@ -505,11 +497,6 @@ class _StageRun:
         optimizer.step()
         self.taught = self.taught or size > 0
         return float(loss)
-
-    def _measured(self, out: PonderOutput, batch: Batch) -> Mapping[str, Tensor]:
-        trajectory = out.trajectory
-        assert trajectory is not None  # in training mode
-        return measured(self.wrapper, trajectory.outputs.detach(), trajectory.hazard_logits, trajectory.labels)
 
     def _scored(self) -> Score | None:
         if self.held_out is None:

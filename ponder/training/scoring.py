@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ponder._utils.modes import evaluating
+from ponder._utils.numerics import exit_shares
 from ponder.engine.loop import Exits
 from ponder.engine.losses import checked_labels, exit_loss
 from ponder.errors import ArgumentError, ArgumentTypeError
@@ -41,7 +42,7 @@ class Score:
 
     score: float
     exit_step: float
-    exits: Tensor
+    exits: list[float]
     score_of_steps: float | None = None
 
 
@@ -131,13 +132,12 @@ class HeldOut:
                 remedy="Make soft labels of all, or classes: labels.argmax(-1).",
             )
         exit_step = torch.cat(steps)
-        counts = torch.bincount(exit_step, minlength=model.num_steps + 1)[1:]
         known = torch.cat(labels)
         scores = [self._measure(task, _joined(task, of_step), known) for of_step in zip(*outputs, strict=True)]
         return Score(
             score=scores[0],
             exit_step=float(exit_step.double().mean()),
-            exits=counts / counts.sum(),
+            exits=exit_shares(exit_step, model.num_steps),
             score_of_steps=_mean_of_numbers(scores[1:]) if every_step else None,
         )
 

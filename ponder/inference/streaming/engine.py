@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ponder._utils.modes import check_evaluating
 from ponder._utils.validation import check_choice, check_int
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.errors import ArgumentError, PonderError
@@ -81,13 +82,7 @@ class StreamEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_model(model)
-        if model.training:
-            raise ArgumentError(
-                "model",
-                expected="a model in evaluation mode",
-                got="one in training mode",
-                remedy="Call model.eval() first.",
-            )
+        check_evaluating(model)
         check_int("max_waiting", max_waiting, remedy="Pass max_waiting=64, say.")
         check_int("max_batch", max_batch, remedy="Pass max_batch=64, say.")
         skips = 4 * len(set(model.steps.schedule)) if max_skips is None else max_skips

@@ -13,7 +13,11 @@ from ponder.errors import ArgumentError
 from ponder.inference.examples import Example
 from ponder.policies import ExitPolicy
 
-__all__ = ["Request", "StreamOutput", "seconds_of"]
+__all__ = ["DeadlineError", "Request", "StreamOutput", "seconds_of"]
+
+
+class DeadlineError(TimeoutError):
+    """The deadline of a row has passed before there was an answer: no other `TimeoutError`, of the model's own, say."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from ponder.inference.batching import BatchLimits
 from ponder.inference.streaming.batch_queues import BatchQueues
 from ponder.inference.streaming.cohort import Cohort, join
 from ponder.inference.streaming.request_queue import RequestQueue
-from ponder.inference.streaming.requests import Request, StreamOutput
+from ponder.inference.streaming.requests import DeadlineError, Request, StreamOutput
 from ponder.inference.streaming.stats import StreamMetrics
 from ponder.inference.streaming.stepper import Stepper
 
@@ -208,7 +208,7 @@ class Scheduler:
             self._end(request, "timed_out" if timed_out else "done", StreamOutput(output, step, timed_out))
 
     def _time_out(self, request: Request) -> None:
-        self._end(request, "timed_out", TimeoutError("the deadline passed before the first step of the row"))
+        self._end(request, "timed_out", DeadlineError("the deadline passed before the first step of the row"))
 
     def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
         for request in requests:

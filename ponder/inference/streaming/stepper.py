@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, first_tensor, take_rows
+from ponder._utils.trees import Tree, first_tensor
 from ponder.engine.loop import Readings, ask
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.errors import ArgumentError
 from ponder.inference.examples import ExampleReader, placed
 from ponder.inference.streaming.cohort import Cohort
-from ponder.inference.streaming.policy_groups import GroupView, PolicyGroup, start_groups, take_groups
+from ponder.inference.streaming.policy_groups import GroupView, PolicyGroup, start_groups
 from ponder.inference.streaming.requests import Request
 
 __all__ = ["Stepped", "Stepper"]
@@ -85,7 +85,10 @@ class Stepper:
         outputs = None if not left else source.output_of(None if len(left) == len(steps) else torch.tensor(left))
         if outputs is not None and len(outputs) != len(left):
             raise _lost_rows(len(outputs), len(left))
-        return Stepped(left, outputs, self._staying(cohort, source, steps, groups, leaving))
+        if len(left) == len(steps):
+            return Stepped(left, outputs, None)
+        after = replace(cohort, hidden=source.hidden, past=source.next_past(), steps=steps, groups=tuple(groups))
+        return Stepped(left, outputs, after.take([row for row in range(len(steps)) if row not in leaving]))
 
     def answer(self, cohort: Cohort) -> Tensor:
         """The outputs of a cohort (joined) at the step that each row has finished, `(rows, …)`."""
@@ -142,34 +145,6 @@ class Stepper:
                 leaving.update(compress(group.rows, mask.tolist()))
             asked.append(replace(group, running=running))
         return asked, leaving
-
-    def _staying(
-        self,
-        cohort: Cohort,
-        source: ModelSource,
-        steps: tuple[int, ...],
-        groups: Sequence[PolicyGroup],
-        leaving: set[int],
-    ) -> Cohort | None:
-        """The cohort of the rows that go on, or None."""
-        if len(leaving) == len(steps):
-            return None
-        past = source.next_past()
-        if not leaving:
-            return replace(cohort, hidden=source.hidden, past=past, steps=steps, groups=tuple(groups))
-        staying = [position for position in range(len(steps)) if position not in leaving]
-        keep = torch.tensor(staying)
-        return Cohort(
-            requests=tuple([cohort.requests[position] for position in staying]),
-            steps=tuple([steps[position] for position in staying]),
-            lengths=tuple([cohort.lengths[position] for position in staying]),
-            groups=take_groups(groups, staying),
-            past=take_rows(past, keep.to(cohort.device)) if past else [],
-            hidden=source.hidden,
-            context=cohort.context,
-            mask=cohort.mask,
-            keep=keep,
-        )
 
     def _source(self, cohort: Cohort, steps: Sequence[int]) -> ModelSource:
         reads_past = bool(cohort.past) and any("hazard" in group.policy.needs for group in cohort.groups)

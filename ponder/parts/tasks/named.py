@@ -13,7 +13,7 @@ from ponder.parts.tasks.regression import Regression
 from ponder.parts.tasks.span import Span
 from ponder.parts.tasks.token_classification import TokenClassification
 
-__all__ = ["answers_as", "answers_otherwise", "as_task", "infer_task", "kind_of", "task_named"]
+__all__ = ["answers_as", "answers_otherwise", "as_task", "infer_task", "kind_of", "task_named", "task_recorded"]
 
 _TASKS: dict[str, Task] = {
     task.name: task for task in (Classification(), Regression(), Multilabel(), TokenClassification(), Span())
@@ -58,6 +58,20 @@ def task_named(name: str | None) -> Task:
     if name is None or name == Unnamed.name:
         return _UNNAMED
     return _TASKS.get(name) or Custom()
+
+
+def task_recorded(name: str | None, *, classes: bool, numbers: bool) -> Task:
+    """The task of a name beside which it was recorded what outputs are; a user's own answers as one of the library's.
+
+    Example:
+        >>> task_recorded("focal", classes=True, numbers=False).name
+        'classification'
+        >>> task_recorded("pinball", classes=False, numbers=True).name
+        'regression'
+    """
+    if name is None or name == Unnamed.name or name in _TASKS:
+        return task_named(name)
+    return _TASKS["regression" if numbers else "classification" if classes else "multilabel"]
 
 
 def infer_task(outputs: Tensor, labels: Tensor) -> Task:

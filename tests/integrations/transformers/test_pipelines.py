@@ -175,3 +175,17 @@ def test_rows_of_numbers_are_known_by_them(name: str) -> None:
     assert torch.equal(ids_by_content({name: torch.nn.functional.pad(rows, (0, 3))}), ids)
     assert torch.equal(ids_by_content({name: rows[2:]}), ids[2:])
     assert ids_by_content({"labels": rows}) is None
+
+
+def test_a_model_in_training_mode_answers_in_evaluation_mode(tokenizer: Any) -> None:
+    """Trap: `from_encoder` gives a model in training mode; dropout was on, and no row left early."""
+    for kind, name in (
+        (PonderForSequenceClassification, "text-classification"),
+        (PonderForTokenClassification, "token-classification"),
+    ):
+        model = make(kind, "bert")
+        model.policy = FixedStep(2)
+        expected = pipeline(name, model, tokenizer=tokenizer, device="cpu")(TEXTS, exit_step=True)
+        model.train()
+        assert pipeline(name, model, tokenizer=tokenizer, device="cpu")(TEXTS, exit_step=True) == expected
+        assert all(module.training for module in model.modules())

@@ -243,3 +243,15 @@ def test_names_of_classes_may_come_from_json_and_a_stale_promise_is_not_served()
         model.head.weight.add_(0.5)
     with pytest.warns(UserWarning, match="changed after its policy was certified"):
         assert served(model, named, None, 8).policy == certified.policy
+
+
+@pytest.mark.parametrize("batching", ["stream", "window"])
+def test_a_model_in_training_mode_is_not_served(batching: Any, folders: dict[str, tuple[Any, Path]]) -> None:
+    """Trap: in windows it was, with dropout."""
+    model, folder = folders["from_encoder"]
+    model.ponder.train()
+    try:
+        with refused("model", "training mode"):
+            served(model.ponder, NAMES, load_tokenizer(str(folder)), 32, batching)
+    finally:
+        model.ponder.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import queue
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version as version_of
@@ -14,9 +15,12 @@ import torch
 from fastapi.testclient import TestClient
 
 from ponder import policies
-from ponder.errors import PonderError
+from ponder.errors import ArgumentError, NonFiniteError, PonderError
+from ponder.inference.streaming import StreamOutput
+from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
-from ponder.serving import Limits, Service, Text, Tokens
+from ponder.serving import Limits, Service, Text, Tokens, WindowBatcher, create_app
+from ponder.serving.answers import answer_of
 from ponder.serving.model import check_texts
 from tests.ponder.checks import refused
 from tests.ponder.serving.serving_toys import (
@@ -332,3 +336,55 @@ async def test_metrics_tell_requests_texts_and_exit_steps() -> None:
     assert health["status"] == "ok"
     assert health["policy"] == "Confidence(threshold=0.6)"
     assert health["audit"] is None
+
+
+class Budget(ExitPolicy):
+    """Reads what no request has."""
+
+    needs = frozenset({"context"})
+
+    def decide(self, step: Any, state: Any) -> Any:
+        return step.context["budget"] <= step.index, state
+
+
+async def test_a_policy_that_cannot_serve_is_told_when_the_service_opens() -> None:
+    """Trap: every request was refused as if its client had done wrong."""
+    for model, policy, words in (
+        (served(toy()), Budget(), "that requests do not have"),
+        (served(toy()), policies.Patience(7), "7"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            Service(replace(model, policy=policy))
+
+
+@pytest.mark.parametrize("batching", ["stream", "window"])
+async def test_a_fault_of_the_model_is_none_of_the_client(batching: str) -> None:
+    """Trap: a head that loses rows was told as 422, and nothing was logged."""
+    model = toy()
+    model.head.forward = lambda features: features[:0]  # type: ignore[method-assign, assignment, union-attr]
+    async with opened(application(model, batching=batching)) as client:
+        assert (await client.post("/predict", json={"text": "a"})).status_code == 500
+        assert await outcomes(client) == {"failed": 1.0}
+
+
+@pytest.mark.parametrize("error", [TimeoutError("a remote store"), queue.Full()])
+async def test_errors_of_the_models_own_are_no_deadline_and_no_full_queue(error: Exception) -> None:
+    def run(examples: Sequence[Any], policy: Any, row_ids: Sequence[int]) -> Any:
+        raise error
+
+    model = replace(served(toy()), start=lambda limits: WindowBatcher.within(run, limits))
+    async with opened(create_app(model)) as client:
+        assert (await client.post("/predict", json={"text": "a", "deadline": 1000})).status_code == 500
+        assert await outcomes(client) == {"failed": 1.0}
+
+
+def test_a_class_that_is_ruled_out_has_the_score_zero() -> None:
+    """Trap: −∞ at a class was "not finite", though its probability is 0."""
+    ruled_out = StreamOutput(torch.tensor([0.0, float("-inf"), 0.0]), 1)
+    told = answer_of(task_named("classification"), LABELS, ruled_out, truncated=False)
+    assert told["scores"] == {"no": 0.5, "maybe": 0.0, "yes": 0.5}
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NonFiniteError):
+            answer_of(
+                task_named("classification"), LABELS, StreamOutput(torch.tensor([bad, 0.0, 0.0]), 1), truncated=False
+            )

@@ -403,3 +403,23 @@ def test_a_promise_about_another_model_is_no_plan() -> None:
         assert found.met
         assert found.policy.risk == risk
         assert (AuditPlan.of_certificate(found.policy) is not None) == own
+
+
+async def test_a_plan_serves_several_services_each_from_its_beginning() -> None:
+    """Trap: the second began where the first had stepped back to."""
+    shared = plan()
+    for _ in range(2):
+        async with opened(application(toy(policies.FixedStep(1)), audit=shared)) as client:
+            assert (await client.get("/healthz")).json()["policy"] == "FixedStep(step=1)"
+            await client.post("/predict", json={"texts": TEXTS})
+            assert (await quiet(client))["stage"] > 0
+    assert (shared.audit.stage, shared.audit.answers) == (0, 0)
+
+
+async def test_a_threshold_is_that_of_the_policy_that_answers() -> None:
+    """Trap: it went to the model's own policy, which answers nothing under a plan."""
+    order = policies.Confidence(0.4), policies.Confidence(0.9)
+    async with opened(application(toy(policies.Patience(2)), audit=plan(None, *order))) as client:
+        told = await client.post("/predict", json={"texts": TEXTS, "threshold": 0.8})
+        own = toy(policies.Confidence(0.8))(torch.stack([features(text) for text in TEXTS]))
+        assert [answer["exit_step"] for answer in told.json()["answers"]] == own.exit_step.tolist()
