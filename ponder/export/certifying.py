@@ -15,8 +15,9 @@ from ponder.calibration.reference import ReferenceRisk
 from ponder.errors import ArgumentError
 from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel, Record
-from ponder.parts.tasks import Custom, Task, task_recorded
+from ponder.parts.tasks import Custom, Task
 from ponder.parts.tasks.classification import Unnamed
+from ponder.parts.tasks.named import task_recorded
 from ponder.trajectory import Trajectory
 
 __all__ = ["certify", "to_trajectory"]

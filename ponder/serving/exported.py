@@ -16,7 +16,7 @@ from ponder.errors import CheckpointError
 from ponder.export.examples import encoded, open_tokenizer
 from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel
-from ponder.parts.tasks import task_recorded
+from ponder.parts.tasks.named import task_recorded
 from ponder.policies import ExitPolicy
 from ponder.serving.model import ServedModel, Text, Tokens, check_texts, check_tokens
 from ponder.serving.window import WindowBatcher

@@ -595,7 +595,7 @@ def test_goals_are_met_missed_or_not_known():
         ("×1.5", "cut there or earlier, the better on held-out parts", "+0.5", "–", "–"),
         ("×2", "cut there or earlier, the better on held-out parts", "+1.0", "+2.0, met", "–"),
         ("×1", "vanilla at full depth", "-0.3", "+2.5, met", "–"),  # -5 and +10
-        ("×2", "vanilla at full depth", "-0.7", "-16.0, not asked", "–"),  # -24 and -8
+        ("×2", "vanilla at full depth", "-0.7", "-16.0, no goal", "–"),  # -24 and -8
     ]
     assert gap(groups, "MRPC", BLIND, 2.0) is None
     assert gap(groups, "RTE", "distilled", 2.0) is None

@@ -224,8 +224,8 @@ def test_fewer_requests_out_of_scope_are_told(pays: Groups) -> None:
     full, exits = told["ponder"][:2]
     assert float(told["vanilla"][0]) > float(exits) > float(full) > float(told["static (k=3)"][1])
     says_in_short(
-        f"of the requests of CLINC150 that are out of scope, plain fine-tuning tells {told['vanilla'][0]}%, `ponder` "
-        f"{full}% at full depth and {exits}% at its exits, and the encoder cut after three steps "
+        f"of the requests of CLINC150 that are out of scope, plain fine-tuning recognises {told['vanilla'][0]}%, "
+        f"`ponder` {full}% at full depth and {exits}% at its exits, and the encoder cut after three steps "
         f"{told['static (k=3)'][1]}%, after two {told['static (k=2)'][1]}% (medians over seeds)."
     )
 

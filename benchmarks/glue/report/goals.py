@@ -47,9 +47,7 @@ class Goal:
         if not known:
             return "–"
         texts = list(dict.fromkeys(f"{round(gap, 1) + 0.0:+.1f}" for gap in known))
-        verdict = (
-            ("missed", "met by one of them", "met")[sum(gap >= self.gap for gap in known)] if asked else "not asked"
-        )
+        verdict = ("missed", "met by one of them", "met")[sum(gap >= self.gap for gap in known)] if asked else "no goal"
         return f"{' / '.join(texts)}, {verdict}"
 
 

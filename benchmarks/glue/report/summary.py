@@ -92,8 +92,9 @@ def headline(results: Sequence[Result]) -> list[Block]:
         "they have the same, the median of differences is not the difference of medians."
     )
     told = (
-        "The gaps that `ponder` was to have, and those that it has, in points, between runs of the same seed: by their "
-        "medians over seeds, and by their means where these differ."
+        "How far `ponder` was to be ahead, by goals that were set beforehand, and how far it is, in points, between "
+        "runs of the same seed: by their medians over seeds, and by their means where these differ. *No goal*: none "
+        "was set for that backbone."
     )
     goals = goals_table({name: (groups, _common(groups)) for name, groups in by_backbone.items()})
     return [*panels_as_figure("pays", caption, panels), Table(head, rows), Text(note), Text(told), goals]

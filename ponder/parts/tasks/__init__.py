@@ -12,7 +12,7 @@ from ponder.parts.tasks.classification import Classification
 from ponder.parts.tasks.custom import Custom
 from ponder.parts.tasks.labels import hard_labels
 from ponder.parts.tasks.multilabel import Multilabel
-from ponder.parts.tasks.named import as_task, infer_task, task_named, task_recorded
+from ponder.parts.tasks.named import as_task, infer_task, task_named
 from ponder.parts.tasks.regression import Regression
 from ponder.parts.tasks.span import Span
 from ponder.parts.tasks.token_classification import TokenClassification
@@ -30,5 +30,4 @@ __all__ = [
     "hard_labels",
     "infer_task",
     "task_named",
-    "task_recorded",
 ]
