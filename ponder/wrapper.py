@@ -194,7 +194,7 @@ class PonderWrapper(EarlyExitModel):
     @stages.setter
     def stages(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
-            self._check_stage(stage, self.prior)
+            self._check_stage(stage)
         self._stages, self._instead_of_stages = tuple(stages), False
 
     @property
@@ -619,10 +619,10 @@ class PonderWrapper(EarlyExitModel):
             check_drawn(objective, self.steps.shared and not isinstance(self.head, PerStep), self.num_steps)
         check_truncation(self.truncate_below, objective, self.lambda_head is not None)
 
-    def _check_stage(self, stage: Stage, prior: Prior | None) -> None:
+    def _check_stage(self, stage: Stage) -> None:
         check_type("stage", stage, Stage)
         check_heads(stage, self.head, self.lambda_head)
-        self._check_objective(stage.objective, prior)
+        self._check_objective(stage.objective, self.prior)
 
     def _train_on(
         self,

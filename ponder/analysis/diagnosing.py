@@ -24,7 +24,7 @@ from ponder.analysis.metrics import Metric, MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.engine.replay import replay
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.recording import Recording, check_evaluated, check_has_rows, check_once
+from ponder.parts.recording import Recording, check_sample
 from ponder.policies import Confidence, Entropy, Margin, Patience, Quantile
 from ponder.policies.base import ExitPolicy
 from ponder.policies.fitted import check_unfitted
@@ -78,9 +78,7 @@ def diagnose(
         >>> print(diagnose(trajectory).metric)
         accuracy
     """
-    check_has_rows(trajectory)
-    check_evaluated(trajectory)
-    check_once(trajectory)
+    check_sample(trajectory)
     check_int("samples", samples, 40, remedy="Pass samples=500, say: fewer than 40 have no 2.5% at either end.")
     if not hasattr(speedups, "__len__"):
         raise ArgumentTypeError(

@@ -25,7 +25,7 @@ from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.fresh import check_fresh
 from ponder.calibration.reference import ReferenceRisk, differences, full_depth
 from ponder.errors import ArgumentError
-from ponder.parts.recording import check_evaluated, check_has_rows, check_once
+from ponder.parts.recording import check_sample
 from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
 from ponder.trajectory import Trajectory
 
@@ -165,9 +165,7 @@ def control_agreement(
         ('confidence', 2.0, 0.0)
     """
     for name, run in (("choosing", choosing), ("certifying", certifying)):
-        check_has_rows(run, name)
-        check_evaluated(run, name)
-        check_once(run, name)
+        check_sample(run, name)
     check_fresh(certifying, choosing, "certifying")
     _check_same_model(choosing, certifying)
     if own_full_depth:
@@ -231,9 +229,7 @@ def agreement_curves(
         >>> [curve.policy for curve in curves]
         ['fixed step', 'confidence', 'margin', 'entropy']
     """
-    check_has_rows(trajectory)
-    check_evaluated(trajectory)
-    check_once(trajectory)
+    check_sample(trajectory)
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     kinds = _kinds(trajectory)
     if kind is not None and kind not in [each.name for each in kinds]:

@@ -15,7 +15,7 @@ from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_gr
 from ponder.analysis.sweeps import Curve, Point, curve_of, measure
 from ponder.calibration.fresh import check_fresh
 from ponder.errors import ArgumentError
-from ponder.parts.recording import check_evaluated, check_has_rows, check_once
+from ponder.parts.recording import check_evaluated, check_has_rows, check_sample
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 from ponder.policies.fitted import check_unfitted
 from ponder.trajectory import Trajectory
@@ -121,9 +121,7 @@ def calibrate(
         >>> calibrate(trajectory, policies.Quantile, at_most_steps=2.5).point.mean_exit_step <= 2.5
         True
     """
-    check_has_rows(trajectory)
-    check_evaluated(trajectory)
-    check_once(trajectory)
+    check_sample(trajectory)
     target = _target(at_least, at_most_steps, at_most_cost)
     _check_labels(trajectory, "trajectory", metric)
     if metric is None and trajectory.meaning.metric is None:

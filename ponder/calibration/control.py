@@ -17,7 +17,7 @@ from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
 from ponder.calibration.fresh import check_fresh
 from ponder.calibration.risks import RiskLike, losses_by_step, name_of
 from ponder.errors import ArgumentError
-from ponder.parts.recording import check_evaluated, check_has_rows, check_once
+from ponder.parts.recording import check_evaluated, check_has_rows, check_sample
 from ponder.policies import LastStep
 from ponder.policies.certified import Certified, digest_of
 from ponder.policies.fitted import check_unfitted
@@ -127,9 +127,7 @@ def control_risk(
     check_share("level", level, remedy="Pass level=0.05, say.")
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     check_choice("bound", bound, [*sorted(BOUNDS), "conformal"])
-    check_has_rows(trajectory)
-    check_evaluated(trajectory)
-    check_once(trajectory)
+    check_sample(trajectory)
     low = find_low(bound)
     by_step = losses_by_step(risk, trajectory, low)
     tried = as_policy_grid(policies, grid, trajectory)

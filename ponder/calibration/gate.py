@@ -15,7 +15,7 @@ from ponder._utils.validation import check_choice, check_flag, check_int, check_
 from ponder.engine.losses import step_losses
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, PonderError
-from ponder.parts.recording import check_evaluated, check_has_rows, check_once
+from ponder.parts.recording import check_sample
 from ponder.parts.tasks.labels import check_labelled
 from ponder.policies.base import StepView
 from ponder.policies.fitted import some_rows
@@ -83,9 +83,7 @@ def fit_gate(
         >>> trajectory.replay(gate).exit_step[:3]
         tensor([1, 2, 3])
     """
-    check_has_rows(trajectory)
-    check_evaluated(trajectory)
-    check_once(trajectory)
+    check_sample(trajectory)
     check_real("delta", delta)
     check_int("floor", floor, 1, trajectory.num_steps)
     check_int("trees", trees, remedy="Pass trees=50, say.")

@@ -19,6 +19,7 @@ from ponder._utils.trees import Shared, Tree, map_tensors, tensors, unwrap
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import PonderError
 from ponder.export.manifest import TensorSpec
+from ponder.inference.examples import is_pair
 from ponder.parts.heads import PerStep
 
 __all__ = [
@@ -126,8 +127,7 @@ def stem_part(model: EarlyExitModel, stem: Callable[..., Tree], inputs: FlatTree
 
 def split_stem(made: Tree, context: Mapping[str, Any]) -> tuple[Tree, Mapping[str, Any]]:
     """What a stem gives as hidden state and context, read as `ponder.engine.sources.call_stem` does."""
-    is_pair = isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict)
-    return (made[0], made[1]) if is_pair else (made, context)
+    return (made[0], made[1]) if is_pair(made) else (made, context)
 
 
 def step_part(model: EarlyExitModel, step: int, hidden: FlatTree, context: FlatTree) -> Part:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, tensors
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.inference.examples import is_pair
 
 __all__ = ["ExportSource", "SupportsExport", "check_any_length", "named", "source_of", "tokenizer_in"]
 
@@ -99,8 +100,7 @@ def source_of(model: Any, example: Any) -> ExportSource:
             got="None",
             remedy="Pass example=(x[:2], {'attention_mask': mask[:2]}), say: two rows that the model can run.",
         )
-    is_pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], dict)
-    inputs, context = example if is_pair else (example, {})
+    inputs, context = example if is_pair(example) else (example, {})
     size = check_rows("example", inputs)
     check_rows("example", context, size)
     if size == 1:  # a tensor with one row would be taken for one that always has one

@@ -26,7 +26,7 @@ from ponder.parts.padding import Along
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 
-__all__ = ["Predictions", "predict"]
+__all__ = ["Predictions", "joined", "predict"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def predict(
     if at_positions and padding is not None:
         masks = [{padding.mask: mask} for mask in lengths]
         parts = [blank_padding(part, mask, padding) for part, mask in zip(parts, masks, strict=True)]
-    outputs = _joined(parts, task.per_position or at_positions, task.blank)
+    outputs = joined(parts, task.per_position or at_positions, task.blank)
     return Predictions(outputs[order], torch.cat([exits.exit_step for exits in found])[order])
 
 
@@ -168,7 +168,7 @@ def _are_positions(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) ->
     return outputs[0].dim() > 2 or len({part.shape[1] for part in outputs}) > 1
 
 
-def _joined(outputs: Sequence[Tensor], has_length: bool, blank: float) -> Tensor:
+def joined(outputs: Sequence[Tensor], has_length: bool, blank: float) -> Tensor:
     """The outputs of all batches: ordinary tensors, out of inference mode."""
     found = {part.shape[1] if part.dim() > 1 else 0 for part in outputs}
     length = max(found)

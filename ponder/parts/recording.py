@@ -21,6 +21,7 @@ __all__ = [
     "check_evaluated",
     "check_has_rows",
     "check_once",
+    "check_sample",
     "coarse_rounding",
     "equal_rows",
     "same_record",
@@ -197,6 +198,13 @@ def check_has_rows(recording: Recording, argument: str = "trajectory") -> None:
         )
     if not len(recording):
         raise ArgumentError(argument, expected="at least one row", got="none", remedy="Unroll some examples first.")
+
+
+def check_sample(recording: Recording, argument: str = "trajectory") -> None:
+    """Refuse what nothing can be estimated from: no rows, runs of training mode, and rows that would count twice."""
+    check_has_rows(recording, argument)
+    check_evaluated(recording, argument)
+    check_once(recording, argument)
 
 
 def check_evaluated(recording: Recording, argument: str = "trajectory") -> None:

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ponder._utils.modes import evaluating
@@ -20,6 +20,7 @@ from ponder._utils.numerics import exit_shares
 from ponder.engine.loop import Exits
 from ponder.engine.losses import checked_labels, exit_loss
 from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.inference.prediction import joined
 from ponder.parts.tasks import Task, infer_task
 from ponder.parts.tasks.labels import check_no_broadcast, labelled_part
 from ponder.policies import ExitPolicy
@@ -132,8 +133,11 @@ class HeldOut:
                 remedy="Make soft labels of all, or classes: labels.argmax(-1).",
             )
         exit_step = torch.cat(steps)
-        known = torch.cat(labels)
-        scores = [self._measure(task, _joined(task, of_step), known) for of_step in zip(*outputs, strict=True)]
+        known, has_length = torch.cat(labels), task.per_position and not task.per_token
+        scores = [
+            self._measure(task, joined(of_step, has_length, task.blank), known)
+            for of_step in zip(*outputs, strict=True)
+        ]
         return Score(
             score=scores[0],
             exit_step=float(exit_step.double().mean()),
@@ -203,12 +207,3 @@ def _random_state_kept() -> Iterator[None]:
         random.setstate(state)
         if numpy is not None:
             numpy.random.set_state(array_state)
-
-
-def _joined(task: Task, outputs: Sequence[Tensor]) -> Tensor:
-    """The outputs of all batches; where a row's have a length, the task's `blank` stands behind the shorter ones."""
-    if not task.per_position or task.per_token:
-        return torch.cat(list(outputs))
-    length = max([part.shape[1] for part in outputs])
-    ends = [(*(0, 0) * (part.dim() - 2), 0, length - part.shape[1]) for part in outputs]
-    return torch.cat([nn.functional.pad(part, end, value=task.blank) for part, end in zip(outputs, ends, strict=True)])

@@ -182,7 +182,8 @@ class Scheduler:
                 overdue.add(request)
         for request in overdue:
             if self.waiting.discard(request):
-                self._time_out(request)
+                late = DeadlineError("the deadline passed before the first step of the row")
+                self._end(request, "timed_out", late)
         if overdue:
             for cohort in self.queues.remove(overdue.__contains__):
                 self._answer_early(cohort)
@@ -206,9 +207,6 @@ class Scheduler:
         outputs = outputs.clone()  # out of inference mode: an ordinary tensor, for whatever the caller does with it
         for request, output, step in zip(requests, outputs.unbind(0), steps, strict=True):
             self._end(request, "timed_out" if timed_out else "done", StreamOutput(output, step, timed_out))
-
-    def _time_out(self, request: Request) -> None:
-        self._end(request, "timed_out", DeadlineError("the deadline passed before the first step of the row"))
 
     def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
         for request in requests:
