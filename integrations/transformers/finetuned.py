@@ -32,7 +32,7 @@ from ponder._utils.validation import check_choice
 from ponder.engine.certificates import has_stale_certificate
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
-from ponder.export.source import ExportSource, check_any_length, tokenizer_in
+from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.arguments import honoured, span_labels
 from ponder.integrations.transformers.assigned import check_assigned
@@ -45,11 +45,11 @@ from ponder.integrations.transformers.early_heads import (
 )
 from ponder.integrations.transformers.encoders import check_block_sparse
 from ponder.integrations.transformers.examples import example_for
+from ponder.integrations.transformers.exporting import token_source
 from ponder.integrations.transformers.head_kinds import check_readable, kind_of, load_finetuned
 from ponder.integrations.transformers.model_card import remove_card
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.saving import save_whole
-from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.parts.capturing.captured import CapturedStem, capture
 from ponder.parts.capturing.joinable import JoinableStem
 from ponder.parts.heads import PerStep
@@ -387,7 +387,7 @@ class FinetunedClassifier(nn.Module):
         return found, context
 
     def export_source(self) -> ExportSource:
-        """What `ponder.export.onnx` writes; the example is of five rows, a number that no other dimension has.
+        """What `ponder.export.onnx` writes: rows of tokens as an example, and the tokenizer of the classifier.
 
         Raises:
             ArgumentError: The classifier reads something else than tokens, or weights were changed after the policy was
@@ -395,30 +395,10 @@ class FinetunedClassifier(nn.Module):
         """
         self._check_certificate()
         config = self.config
-        if self.main_input_name != "input_ids":
-            raise ArgumentError(
-                "model",
-                expected="a classifier that reads tokens",
-                got=f"one that reads {self.main_input_name}",
-                remedy="Export its wrapper, model.ponder, with an example: ponder.export.onnx(model.ponder, …).",
-            )
-        check_any_length(self.ponder, config.model_type)
-        pad = int(config.pad_token_id or 0)
-        ids = torch.full((5, 11), (pad + 1) % config.vocab_size)
-        mask = (torch.arange(11) < torch.tensor([11, 11, 9, 7, 3])[:, None]).long()
-        types = zero_types(self.classifier, ids, mask)
-        folder = Path(config._name_or_path) if config._name_or_path else None
-        return ExportSource(
-            model=self.ponder,
-            inputs=ids.masked_fill(mask == 0, pad),
-            context={"attention_mask": mask, **types},
-            name="input_ids",
-            defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
-            tokenizer=tokenizer_in(folder),
-            max_length=max_positions(self),
-            labels=tuple(str(config.id2label[place]) for place in range(config.num_labels)),
-            columns=fitted_columns(folder) if folder else (),
-        )
+        folders = [Path(config._name_or_path)] if config._name_or_path else []
+        labels = [str(config.id2label[place]) for place in range(config.num_labels)]
+        columns = fitted_columns(folders[0]) if folders else ()
+        return token_source(self.ponder, self.classifier, self.main_input_name, folders, labels, columns)
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch of encodings by name, padded on the right to the longest; labels where all have them."""

@@ -23,7 +23,7 @@ from ponder._utils.certificates import without_certificates
 from ponder.analysis.metrics import MetricLike
 from ponder.engine.certificates import has_stale_certificate, warn_of_stale_certificate
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.export.source import ExportSource, check_any_length, tokenizer_in
+from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.adapter import Adapter, AdapterStem, layer_of
 from ponder.integrations.transformers.arguments import honoured
@@ -32,6 +32,7 @@ from ponder.integrations.transformers.captured import CapturedAdapter, on_meta
 from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of, is_exact
 from ponder.integrations.transformers.examples import further_inputs
+from ponder.integrations.transformers.exporting import token_source
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.head_kinds import PROBLEMS, HeadKind, saved_head
 from ponder.integrations.transformers.heads import EncoderWrapper, Heads, check_heads_learn
@@ -41,7 +42,6 @@ from ponder.integrations.transformers.prediction import predict_rows, record_row
 from ponder.integrations.transformers.readable import check_made_again
 from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.teachers import as_teacher
-from ponder.integrations.transformers.tokenizing import max_positions, zero_types
 from ponder.objectives import Objective
 from ponder.parts.heads import HazardLayer
 from ponder.parts.padding import Padding
@@ -802,33 +802,15 @@ class PonderPreTrainedModel(PreTrainedModel):
         return inputs
 
     def export_source(self) -> ExportSource:
-        """What `ponder.export.onnx` writes: two rows of tokens as an example, and the tokenizer of the encoder."""
-        config = self.encoder.config
-        if self.main_input_name != "input_ids":
-            raise ArgumentError(
-                "model",
-                expected="a model that reads tokens",
-                got=f"one that reads {self.main_input_name}",
-                remedy="Export its wrapper, model.ponder, with an example: ponder.export.onnx(model.ponder, …).",
-            )
-        check_any_length(self.ponder, config.model_type)
-        pad = int(config.pad_token_id or 0)
-        ids = torch.full((2, 4), (pad + 1) % config.vocab_size, device=self.encoder.device)
-        mask = torch.ones_like(ids)
-        ids[1, 2:], mask[1, 2:] = pad, 0
-        types = zero_types(self.encoder, ids, mask)
+        """What `ponder.export.onnx` writes: rows of tokens as an example, and the tokenizer of the encoder.
+
+        Raises:
+            ArgumentError: The encoder reads something else than tokens.
+        """
+        places = [Path(place) for place in (self.config._name_or_path, self.encoder.config._name_or_path) if place]
         names: Any = self.config.id2label
-        places = [Path(place) for place in (self.config._name_or_path, config._name_or_path) if place]
-        return ExportSource(
-            model=self.ponder,
-            inputs=ids,
-            context={"attention_mask": mask, **types},
-            name="input_ids",
-            defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
-            tokenizer=next(filter(None, map(tokenizer_in, places)), None),
-            max_length=max_positions(self.encoder),
-            labels=tuple(str(names[place]) for place in range(self.config.num_labels or 0)),
-        )
+        labels = [str(names[place]) for place in range(self.config.num_labels or 0)]
+        return token_source(self.ponder, self.encoder, self.main_input_name, places, labels)
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Every example of a prepared data set to its exit, in its order; see `predict_rows` and `ponder.predict`."""
