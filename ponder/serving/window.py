@@ -6,6 +6,7 @@ import itertools
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -72,15 +73,10 @@ class WindowBatcher:
         check_int("max_batch", max_batch)
         check_int("max_waiting", max_waiting)
         check_real("window", window)
-        self._run, self._max_batch, self._window, self._clock = run, max_batch, window, clock
-        self._max_waiting = max_waiting
-        self._waiting: list[_Row] = []
-        self._numbers = itertools.count()
-        self._closed = False
-        self._failure: BaseException | None = None
-        self._changed = threading.Condition()
-        self._worker = threading.Thread(target=self._work, name="ponder-window", daemon=True)
+        self._window = _Window(run, max_batch, window, max_waiting, clock)
+        self._worker = threading.Thread(target=self._window.work, name="ponder-window", daemon=True)
         self._worker.start()
+        weakref.finalize(self, self._window.abandon)
 
     @classmethod
     def within(cls, run: BatchRunner, limits: Limits) -> Self:
@@ -99,30 +95,89 @@ class WindowBatcher:
     @property
     def failure(self) -> BaseException | None:
         """What ended the thread that answers, so that no row will be answered any more; None while it works."""
-        return self._failure
+        return self._window.failure
 
     def submit(
         self, example: Any, *, policy: ExitPolicy | None = None, deadline: float | None = None, block: bool = True
     ) -> Future[StreamOutput]:
         """Hand in one example; arguments and errors as for `ponder.StreamEngine.submit`."""
+        beyond = block and threading.current_thread() is self._worker
+        return self._window.put(example, policy, deadline, block=block, beyond=beyond)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Take no more rows, and return when the others are answered, or cancelled."""
+        self._window.close(cancel=cancel)
+        if threading.current_thread() is not self._worker:
+            self._worker.join()
+
+
+class _Window:
+    """The rows that wait, and the thread that answers them, which holds no reference to the batcher."""
+
+    def __init__(
+        self, run: BatchRunner, max_batch: int, window: float, max_waiting: int, clock: Callable[[], float]
+    ) -> None:
+        self._run, self._max_batch, self._window, self._clock = run, max_batch, window, clock
+        self._max_waiting = max_waiting
+        self._waiting: list[_Row] = []
+        self._numbers = itertools.count()
+        self._closed = False
+        self.failure: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def put(
+        self, example: Any, policy: ExitPolicy | None, deadline: float | None, *, block: bool, beyond: bool
+    ) -> Future[StreamOutput]:
+        """Take a row; `beyond` the limit where nothing could free a place."""
         due = None if deadline is None else self._clock() + seconds_of(deadline)
         row = _Row(next(self._numbers), example, policy, due)
         with self._changed:
-            if block and threading.current_thread() is not self._worker:
+            if block and not beyond:
                 self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting)
             elif not block and len(self._waiting) >= self._max_waiting:
                 raise queue.Full(f"{self._max_waiting} rows are waiting")
-            if self._failure is not None:
+            if self.failure is not None:
                 raise PonderError(
-                    f"the thread that answers has ended with {self._failure!r}, and no more rows are taken. "
+                    f"the thread that answers has ended with {self.failure!r}, and no more rows are taken. "
                     "Build another WindowBatcher."
-                ) from self._failure
+                ) from self.failure
             if self._closed:
                 raise PonderError("the batcher is closed and takes no more rows.")
             self._waiting.append(row)
             self._changed.notify_all()
         row.future.add_done_callback(self._hear_of_cancelling)
         return row.future
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Take no more rows; those that wait are answered, or cancelled."""
+        with self._changed:
+            self._closed = True
+            rows = list(self._waiting) if cancel else []
+            self._changed.notify_all()
+        for row in rows:
+            row.future.cancel()
+
+    def abandon(self) -> None:
+        """End what nobody closed: rows that wait are told so, and the thread ends."""
+        gone = PonderError(
+            "the WindowBatcher was gone before this row was answered: nothing held it any more. Keep it until then, "
+            "and close it."
+        )
+        with self._changed:
+            self._closed = True
+            rows, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        _fail(rows, gone)
+
+    def work(self) -> None:
+        """Answer rows until there will be no more."""
+        rows: Sequence[_Row] = ()
+        try:
+            while rows := self._next():
+                self._answer(rows)
+        except BaseException as error:
+            self._end_with(error, rows)
+            raise
 
     def _hear_of_cancelling(self, future: Future[StreamOutput]) -> None:
         """Free the place of a row that its caller no longer wants."""
@@ -131,35 +186,13 @@ class WindowBatcher:
                 self._waiting = [row for row in self._waiting if row.future is not future]
                 self._changed.notify_all()
 
-    def close(self, *, cancel: bool = False) -> None:
-        """Take no more rows, and return when the others are answered, or cancelled."""
-        with self._changed:
-            self._closed = True
-            rows = list(self._waiting) if cancel else []
-            self._changed.notify_all()
-        for row in rows:
-            row.future.cancel()
-        if threading.current_thread() is not self._worker:
-            self._worker.join()
-
-    def _work(self) -> None:
-        rows: Sequence[_Row] = ()
-        try:
-            while rows := self._next():
-                self._answer(rows)
-        except BaseException as error:
-            self._fail_all(rows, error)
-            raise
-
-    def _fail_all(self, taken: Sequence[_Row], error: BaseException) -> None:
+    def _end_with(self, error: BaseException, taken: Sequence[_Row]) -> None:
         """Answer everything that is still here with an error: nobody else will."""
         with self._changed:
-            self._closed, self._failure = True, error
+            self._closed, self.failure = True, error
             rows, self._waiting = [*taken, *self._waiting], []
             self._changed.notify_all()
-        for row in rows:
-            with suppress(BaseException):  # it is answered or cancelled already, or a callback raises
-                row.future.set_exception(error)
+        _fail(rows, error)
 
     def _next(self) -> list[_Row]:
         """The next batch: the oldest row, and those after it with the same policy; none when all is done."""
@@ -212,3 +245,9 @@ class WindowBatcher:
             late = row.due is not None and row.due <= now
             with suppress(Exception):  # of a callback
                 row.future.set_result(StreamOutput(output, step, late))
+
+
+def _fail(rows: Sequence[_Row], error: BaseException) -> None:
+    for row in rows:
+        with suppress(BaseException):  # it is answered or cancelled already, or a callback raises
+            row.future.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -94,16 +95,16 @@ def test_a_batcher_outlives_a_window_whose_rows_were_all_cancelled() -> None:
         return Exits(torch.zeros(len(examples), 1), torch.ones(len(examples)).long())
 
     batcher, taken_back = WindowBatcher(run), threading.Event()
-    wait_for = batcher._changed.wait_for
+    wait_for = batcher._window._changed.wait_for
 
     def waits(predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         if timeout is None or taken_back.is_set():
             return wait_for(predicate, timeout)
-        batcher._waiting[0].future.cancel()  # within the window
+        batcher._window._waiting[0].future.cancel()  # within the window
         taken_back.set()
         return False
 
-    batcher._changed.wait_for = waits  # type: ignore[method-assign, assignment]
+    batcher._window._changed.wait_for = waits  # type: ignore[method-assign, assignment]
     batcher.submit(1)
     assert taken_back.wait(30)
     assert batcher.submit(2).result(30).exit_step == 1
@@ -180,7 +181,7 @@ def test_a_batch_that_has_begun_ends_and_tells_what_is_late() -> None:
         now[0] = 2.0
         return recorder(examples, policy, row_ids)
 
-    batcher._run = run
+    batcher._window._run = run
     late, early, never = batcher.submit(1, deadline=1.0), batcher.submit(2, deadline=3.0), batcher.submit(3)
     recorder.go_on.set()
     assert [future.result(30).timed_out for future in (late, early, never)] == [True, False, False]
@@ -208,3 +209,16 @@ def test_policies_that_cannot_be_compared_share_no_batch() -> None:
     assert [future.result(30).exit_step for future in futures] == [1, 1, 1]
     assert [batch for batch, _ in recorder.batches] == [[0], [1, 3], [2]]
     batcher.close()
+
+
+def test_a_batcher_that_nobody_holds_ends_and_tells_those_who_wait() -> None:
+    """Trap: its thread, and the model, stayed for ever."""
+    recorder, batcher = held()
+    waiting, worker = batcher.submit(1), batcher._worker
+    del batcher
+    gc.collect()
+    with pytest.raises(PonderError, match="nothing held it any more"):
+        waiting.result(30)
+    recorder.go_on.set()
+    worker.join(30)
+    assert not worker.is_alive()
