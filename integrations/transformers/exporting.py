@@ -15,7 +15,7 @@ from ponder.integrations.transformers.tokenizing import max_positions, zero_type
 
 __all__ = ["token_source"]
 
-_LENGTHS = (11, 11, 9, 7, 3)  # five rows, a number that no other dimension has
+_LENGTHS = (11, 11, 9, 7, 3)  # five rows, a number that no other dimension has; shorter where the model takes less
 
 
 def token_source(
@@ -49,8 +49,9 @@ def token_source(
     config = reads.config
     check_any_length(model, config.model_type)
     pad = int(config.pad_token_id or 0)
-    lengths = torch.tensor(_LENGTHS, device=reads.device)
-    mask = (torch.arange(max(_LENGTHS), device=reads.device) < lengths[:, None]).long()
+    longest = min(_LENGTHS[0], max_positions(reads))
+    lengths = torch.tensor([max(1, length * longest // _LENGTHS[0]) for length in _LENGTHS], device=reads.device)
+    mask = (torch.arange(longest, device=reads.device) < lengths[:, None]).long()
     ids = torch.full_like(mask, (pad + 1) % config.vocab_size).masked_fill(mask == 0, pad)
     return ExportSource(
         model=model,

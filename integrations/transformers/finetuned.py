@@ -82,6 +82,7 @@ class FinetunedClassifier(nn.Module):
         seed: Seed of the split by which its exits were fitted, which `fit_exits` sets; None before. It tells which
             inputs the heads learned on.
         learned_by: Seed of the split by which the encoder learned too (`exits-deep`); None where it did not.
+        columns: Names of the columns of texts that its exits were fitted to, where `ponder exits` fitted them.
         split: Version of the rule of that split, see `ponder.integrations.transformers.exits.split_rows`.
 
     Raises:
@@ -100,6 +101,7 @@ class FinetunedClassifier(nn.Module):
         check_block_sparse(classifier)
         self.seed: int | None = None
         self.split = SPLIT
+        self.columns: tuple[str, ...] = ()
         self.learned_by: int | None = None
         self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
         self.main_input_name = classifier.main_input_name
@@ -238,7 +240,7 @@ class FinetunedClassifier(nn.Module):
         except Exception as error:  # whatever a constructor does with values that it was not written for
             raise CheckpointError(f"{place / EXITS_FILE}: its policy cannot be used ({error}). Save again.") from error
         made.seed, made.split = settings.get("seed"), settings.get("split", 1)
-        made.learned_by = settings.get("learned_by")
+        made.learned_by, made.columns = settings.get("learned_by"), fitted_columns(place)
         if made._reads_mask and "reads_mask" not in settings:
             made._forget_promise(place)
         return made
@@ -293,6 +295,7 @@ class FinetunedClassifier(nn.Module):
                 "seed": self.seed,
                 "split": self.split,
                 "learned_by": self.learned_by,
+                "columns": list(self.columns),
                 "reads_mask": True,
                 "answers": _answers(self.classifier).tolist(),
                 "tolerance": 1e-3 if self.classifier.dtype in (torch.float32, torch.float64) else 0.05,
@@ -397,8 +400,7 @@ class FinetunedClassifier(nn.Module):
         config = self.config
         folders = [Path(config._name_or_path)] if config._name_or_path else []
         labels = [str(config.id2label[place]) for place in range(config.num_labels)]
-        columns = fitted_columns(folders[0]) if folders else ()
-        return token_source(self.ponder, self.classifier, self.main_input_name, folders, labels, columns)
+        return token_source(self.ponder, self.classifier, self.main_input_name, folders, labels, self.columns)
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch of encodings by name, padded on the right to the longest; labels where all have them."""

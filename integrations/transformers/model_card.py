@@ -19,7 +19,7 @@ from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import Certified
 from ponder.trajectory import Trajectory
 
-__all__ = ["EXITS_TITLE", "evaluation_of", "remove_card", "write_beside"]
+__all__ = ["EXITS_TITLE", "evaluation_of", "remove_card", "remove_reports", "write_beside"]
 
 EXITS_TITLE = "Exits for"
 """How the heading of the card begins that `ponder exits` writes."""
@@ -44,19 +44,24 @@ def write_beside(model: Any, part: Path, folder: Path) -> None:
     """
     (part / AUTO_FILE).write_text(_AUTO_TEXT, encoding="utf-8")
     before = folder / _CARD
-    if not (part / _CARD).exists() and (not before.exists() or _MARKER in _text(before)):
+    if not (part / _CARD).exists() and (not before.exists() or _is_ours(before)):
         (part / _CARD).write_text(_card(model, folder.resolve().name), encoding="utf-8")
 
 
 def remove_card(folder: Path) -> None:
     """Remove what a save, or `ponder exits`, wrote about a model that the folder holds no more."""
     (folder / AUTO_FILE).unlink(missing_ok=True)
+    remove_reports(folder)
+    card = folder / _CARD
+    if card.is_file() and _is_ours(card):
+        card.unlink()
+
+
+def remove_reports(folder: Path) -> None:
+    """Remove what `ponder exits` measured of exits that the folder holds no more."""
     if (folder / EXITS_REPORT).is_file():
         for name in (EXITS_REPORT, "report.html"):
             (folder / name).unlink(missing_ok=True)
-    card = folder / _CARD
-    if card.is_file() and (_MARKER in (text := _text(card)) or text.startswith(f"# {EXITS_TITLE} ")):
-        card.unlink()
 
 
 def evaluation_of(trajectory: Trajectory, policy: ExitPolicy, data: str, metric: MetricLike | None) -> dict[str, Any]:
@@ -154,6 +159,11 @@ def _measured(evaluations: list[dict[str, Any]]) -> str:
     ]
     note = "A speed-up in steps is N ÷ the mean exit step; embeddings and heads are left out of it."
     return "\n".join([*markdown_table(columns, cells), "", note])
+
+
+def _is_ours(card: Path) -> bool:
+    text = _text(card)
+    return _MARKER in text or text.startswith(f"# {EXITS_TITLE} ")
 
 
 def _text(path: Path) -> str:

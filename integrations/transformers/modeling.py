@@ -37,7 +37,7 @@ from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.head_kinds import PROBLEMS, HeadKind, saved_head
 from ponder.integrations.transformers.heads import EncoderWrapper, Heads, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
-from ponder.integrations.transformers.model_card import evaluation_of, write_beside
+from ponder.integrations.transformers.model_card import evaluation_of, remove_reports, write_beside
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
 from ponder.integrations.transformers.readable import check_made_again
 from ponder.integrations.transformers.saving import save_whole
@@ -289,14 +289,9 @@ class PonderPreTrainedModel(PreTrainedModel):
             CheckpointError: The folder does not hold a whole model.
         """
         for name in _SAVED & kwargs.keys():
-            raise ArgumentError(
-                name,
-                expected="no such argument: it is saved with the weights, which were trained with it",
-                got=repr(kwargs[name]),
-                remedy="Assign model.policy = … to what was loaded."
-                if name == "policy"
-                else "Leave it out, or build another model of the encoder with from_encoder.",
-            )
+            if (given := kwargs.pop(name)) is not None:
+                raise _trained_with(name, given)
+        _check_saved(kwargs.get("config"), pretrained_model_name_or_path)
         read = super().from_pretrained
         with_info = kwargs.pop("output_loading_info", False)
         model, info = load_whole(
@@ -464,7 +459,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             save(part, **kwargs)
             write_beside(self, part, Path(save_directory))
 
-        save_whole(write, save_directory)
+        save_whole(write, save_directory, remove_reports)
 
     def _are_others(self, state_dict: Mapping[str, Any] | None) -> bool:
         """Whether weights to be saved are known to be others than those that the model has."""
@@ -541,7 +536,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got="one of other weights",
                 remedy="Record the rows again: model.record(rows).",
             )
-        noted = {**evaluation_of(trajectory, self.policy, data, metric), "weights": weights}
+        noted = {**evaluation_of(trajectory, self.policy, data, metric), "weights": trajectory.weights}
         others = [row for row in self.config.evaluations if (row["data"], row["policy"]) != (data, noted["policy"])]
         self.config.evaluations = [*others, noted]
         return noted
@@ -819,6 +814,27 @@ class PonderPreTrainedModel(PreTrainedModel):
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Every step of every example of a prepared data set, in its order; see `record_rows`."""
         return record_rows(self, dataset, **options)
+
+
+def _check_saved(config: Any, source: Any) -> None:
+    """Refuse a configuration, such as Auto classes make of their arguments, of another model than the folder's."""
+    if not isinstance(config, PonderConfig) or source is None or not Path(source).is_dir():
+        return
+    own = vars(PonderConfig.from_pretrained(source))
+    for name in _SAVED & own.keys():
+        if getattr(config, name) != own[name]:
+            raise _trained_with(name, getattr(config, name))
+
+
+def _trained_with(name: str, given: Any) -> ArgumentError:
+    return ArgumentError(
+        name,
+        expected="no such argument: it is saved with the weights, which were trained with it",
+        got=repr(given),
+        remedy="Assign model.policy = … to what was loaded."
+        if name == "policy"
+        else "Leave it out, or build another model of the encoder with from_encoder.",
+    )
 
 
 def _count_labels(num_labels: int | None, id2label: Any) -> int:

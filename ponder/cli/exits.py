@@ -67,6 +67,7 @@ def run(
     once = distinct(rows)
     fresh = [once[place] for place in split_rows(once, options["seed"]).certify.tolist()]
     measured = measure(made, fresh)
+    made.columns = tuple(found.columns)
     made.save_pretrained(out)
     tokenizer.save_pretrained(out)
     card = {

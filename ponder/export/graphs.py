@@ -28,7 +28,6 @@ __all__ = [
     "Slot",
     "flatten",
     "head_part",
-    "indexing_inputs",
     "lambda_part",
     "libraries",
     "readout_part",
@@ -236,19 +235,6 @@ def write_graph(part: Part, given: Sequence[Slot], outputs: Sequence[str], path:
     for unread in [value for value in made.graph.input if value.name not in read]:
         made.graph.input.remove(unread)
     onnx.save(made, str(path))
-
-
-def indexing_inputs(path: Path) -> set[str]:
-    """The inputs of a graph that are places in a table of weights, from whose end it would count numbers below 0."""
-    graph = libraries().load(str(path), load_external_data=False).graph
-    tables = {each.name for each in graph.initializer}
-    reached, found = {each.name: each.name for each in graph.input}, set()
-    for node in graph.node:
-        if node.op_type in ("Cast", "Identity") and node.input[0] in reached:
-            reached[node.output[0]] = reached[node.input[0]]
-        if node.op_type == "Gather" and node.input[0] in tables and node.input[1] in reached:
-            found.add(reached[node.input[1]])
-    return found
 
 
 @contextmanager

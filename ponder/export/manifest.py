@@ -31,7 +31,7 @@ class TensorSpec:
         fill: What stands at padding.
         default: What it is filled with where the caller leaves it out; None where he must not.
         shared: Whether it belongs to the whole batch and has no rows.
-        indexes: Whether its numbers are places in a table of weights, of which none is below 0.
+        indexes: Whether its numbers are places in a table, such as token ids, of which PyTorch takes none below 0.
     """
 
     name: str

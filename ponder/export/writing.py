@@ -38,7 +38,6 @@ from ponder.export.graphs import (
     Slot,
     flatten,
     head_part,
-    indexing_inputs,
     lambda_part,
     libraries,
     readout_part,
@@ -378,8 +377,20 @@ class _Writer:
         name, _ = self._graph("stem", part, self.input_slots, [slot.name for slot in state])
         padding, read = self.model.padding, Graph(self.folder / name).inputs
         kept = [spec for spec in specs if spec.name in read or (padding is not None and spec.name == padding.mask)]
-        indexing = indexing_inputs(self.folder / name)
-        return tuple(replace(spec, indexes=spec.name in indexing) for spec in kept), name
+        refused = {slot.name for slot in self.input_slots if self._refuses_below_zero(part, slot)}
+        return tuple(replace(spec, indexes=spec.name in refused) for spec in kept), name
+
+    def _refuses_below_zero(self, part: Part, slot: Slot) -> bool:
+        """Whether PyTorch takes no number below 0 at an input, as of an embedding; a graph counts it from the end."""
+        if slot.value.dtype not in (torch.int16, torch.int32, torch.int64):
+            return False
+        below = slot.value.clone()
+        below.view(-1)[-1] = -1
+        try:
+            part([below if other is slot else other.value for other in self.input_slots])
+        except Exception:  # whatever PyTorch stumbles over
+            return True
+        return False
 
     def _write_single(self) -> str | None:
         """The one graph that stops by itself, where weights are shared; it is quantised nowhere, so int8 has none."""

@@ -460,6 +460,16 @@ def test_a_recipe_saved_over_exits_is_read_as_what_it_is(tmp_path: Path) -> None
         FinetunedClassifier.from_pretrained(tmp_path)
 
 
+def test_a_recipe_saved_over_exits_leaves_none_of_their_promises(tmp_path: Path) -> None:
+    FinetunedClassifier.from_finetuned(bert()).save_pretrained(tmp_path)
+    for name in ("exits-report.json", "report.html", "README.md"):
+        (tmp_path / name).write_text("# Exits for a model\n")
+    PonderForSequenceClassification.from_encoder(bert().bert, "palbert", num_labels=3).save_pretrained(tmp_path)
+    assert "palbert" in (tmp_path / "README.md").read_text()
+    assert not (tmp_path / "exits-report.json").exists()
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_names_of_labels_may_be_given_either_way() -> None:
     names = {"bad": 0, "fair": 1, "good": 2}
     made = PonderForSequenceClassification.from_encoder(bert().bert, "palbert", label2id=names)
@@ -501,9 +511,14 @@ def test_reports_of_other_exits_do_not_stay_beside_them(tmp_path: Path) -> None:
         report.write_text("# Exits for a model\n")
     model.save_pretrained(tmp_path)
     assert all(report.exists() for report in reports), "the same exits"
+    reports[0].write_text(json.dumps({"columns": ["premise", "hypothesis"]}))
+    model = FinetunedClassifier.from_pretrained(tmp_path)
     model.policy = policies.Confidence(0.7)
     model.save_pretrained(tmp_path)
     assert not any(report.exists() for report in reports)
+    for folder in (tmp_path, tmp_path / "elsewhere"):  # what it was fitted to stays
+        model.save_pretrained(folder)
+        assert FinetunedClassifier.from_pretrained(folder).columns == ("premise", "hypothesis")
     (tmp_path / "README.md").write_text("# My own\n")
     model.policy = policies.Confidence(0.8)
     model.save_pretrained(tmp_path)

@@ -382,6 +382,11 @@ def test_what_the_weights_were_trained_with_is_no_argument_of_loading(name: str,
     make_model("bert").save_pretrained(tmp_path)
     with refused(name, "2"):
         reload(tmp_path, **{name: 2})
+    reload(tmp_path, **{name: None})
+    if name in ("num_steps", "readout"):
+        given = {"num_steps": 2, "readout": "mean"}
+        with refused(name, repr(given[name])):
+            AutoModelForSequenceClassification.from_pretrained(tmp_path, **{name: given[name]})
 
 
 def test_a_variant_is_refused(tmp_path: Path) -> None:

@@ -161,3 +161,21 @@ def test_it_is_copied_and_pickled_with_its_policy(tmp_path: Path) -> None:
     ponder.export.onnx(small(policy=policies.LastStep()), folder, example=X)
     with pytest.raises(CheckpointError, match="another export"):
         pickle.loads(kept)
+
+
+class Bucketed(nn.Module):
+    """A stem whose −1 is the last bucket, in PyTorch too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, WIDTH))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.table[inputs]
+
+
+def test_numbers_below_zero_that_pytorch_takes_are_answered(tmp_path: Path) -> None:
+    model, buckets = small(stem=Bucketed()).eval(), torch.tensor([0, 3, -1])
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path / "out", example=buckets))
+    expected = model(buckets).outputs.detach().numpy()
+    np.testing.assert_allclose(opened.predict(buckets.numpy()).outputs, expected, rtol=1e-4, atol=1e-5)
