@@ -36,7 +36,7 @@ class PonderTransformer(Transformer):
 
     In training every step runs, and the answer is that of the last; the tokens of each step are in the features as
     `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit; they are so in evaluation mode
-    too while `config.output_hidden_states` is set, as that loss sets it.
+    too, at full depth, while `config.output_hidden_states` is set, as that loss sets it, and no policy is named.
 
     Args:
         model_name_or_path: A folder that `save` wrote, or a saved model of this package with its tokenizer.
@@ -134,7 +134,7 @@ class PonderTransformer(Transformer):
         """
         model: Any = self.model
         given = {name: features[name] for name in _GIVEN if name in features}
-        if _asks_for_layers(model):
+        if policy is None and _asks_for_layers(model):
             layers = features["all_layer_embeddings"] = list(model.unroll(**given).outputs.unbind(1))
             features["token_embeddings"] = last = layers[-1]
             features["exit_step"] = torch.full((len(last),), len(layers), device=last.device)

@@ -95,13 +95,14 @@ class FinetunedClassifier(nn.Module):
         True
     """
 
+    columns: tuple[str, ...] = ()  # of the class, for models that were pickled by an earlier version
+
     def __init__(self, classifier: PreTrainedModel, plain: PreTrainedModel | None = None) -> None:
         super().__init__()
         kind = self.kind = kind_of(classifier)
         check_block_sparse(classifier)
         self.seed: int | None = None
         self.split = SPLIT
-        self.columns: tuple[str, ...] = ()
         self.learned_by: int | None = None
         self._plain = None if plain is None else (plain,)  # in a tuple, where it is no part of this module
         self.main_input_name = classifier.main_input_name

@@ -112,6 +112,12 @@ def test_the_table_of_fine_tuned_models_is_what_the_results_say() -> None:
     assert not any(one["int8"]["met"] for one in found), "the page says that nothing could be promised"
 
 
+def test_the_table_of_the_server_says_how_deep_its_rows_go() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "serving" / "load.json").read_text())
+    (step,) = {round(each["mean_exit_step"], 1) for each in measured["figures"] if "mean_exit_step" in each}
+    assert f"(mean step {step} of 6, at most ×{6 / step:.1f})" in (ROOT / "docs" / "serving.md").read_text()
+
+
 def test_the_rows_on_exits_and_int8_are_what_was_measured() -> None:
     measured = json.loads((ROOT / "benchmarks" / "results" / "speed" / "exporting.json").read_text())
     assert measured["environment"]["threads"] == 1, "as the pages say"

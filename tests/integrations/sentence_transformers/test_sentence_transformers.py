@@ -143,6 +143,8 @@ def test_every_exit_is_trained_by_the_librarys_own_loss(tmp_path: Path) -> None:
         asked = model.preprocess(TEXTS[:2])
     torch.testing.assert_close(evaluated, value.detach())
     assert "all_layer_embeddings" not in model(asked)
+    model[0].model.config.output_hidden_states = True  # a policy that is named is honoured all the same
+    assert model[0](asked, policy=FixedStep(2))["exit_step"].tolist() == [2, 2]
 
 
 def test_an_answer_may_come_to_rest(tmp_path: Path) -> None:
