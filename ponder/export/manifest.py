@@ -60,6 +60,8 @@ class Manifest:
         hidden: The hidden state.
         context: What the steps read besides.
         outputs: The shape of one row's outputs.
+        features: The shape of one row's features, with the example's number of positions where they have any; empty in
+            exports of before.
         steps: A graph a step function.
         readout: Hidden state to features.
         heads: Features to outputs: one graph, or one a step.
@@ -100,6 +102,7 @@ class Manifest:
     readout: str
     heads: tuple[str, ...]
     own_answers: bool = False
+    features: tuple[int, ...] = ()
     stem: str | None = None
     halting_readout: str | None = None
     lambda_head: str | None = None
@@ -137,7 +140,7 @@ class Manifest:
         try:
             for name in ("inputs", "hidden", "context"):
                 data[name] = tuple(_tensor(spec) for spec in data[name])
-            for name in ("schedule", "outputs", "steps", "heads", "labels", "columns", "tokenizer_inputs"):
+            for name in ("schedule", "outputs", "features", "steps", "heads", "labels", "columns", "tokenizer_inputs"):
                 data[name] = tuple(data.get(name, ()))
             made = cls(**data)
             places = range(len(made.steps))

@@ -17,9 +17,10 @@ from ponder._utils.certificates import certificates_in, json_digest, warn_of_par
 from ponder._utils.files import locked, read_json
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, CheckpointError, PonderError
-from ponder.export.deciding import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy, take
 from ponder.export.examples import Batch, Row, batches, is_text, join, open_tokenizer, read_rows
 from ponder.export.manifest import FILE, NEXT, Manifest
+from ponder.export.policies import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy
+from ponder.export.policies.base import ask, take
 from ponder.export.sessions import Graph
 
 __all__ = ["Answers", "OnnxModel", "Record"]
@@ -216,12 +217,17 @@ class OnnxModel:
         left: list[tuple[Array, Array]] = []
         for step in range(1, steps):
             running.advance(step)
-            cdf = None
+            seen: dict[str, Array] = {}
             if "hazard" in policy.needs:
-                log_survival = log_survival - np.logaddexp(0, running.hazard_logit())
-                cdf = -np.expm1(log_survival)
-            output = running.output() if "output" in policy.needs else None
-            mask, state = policy.decide(StepView(step, task, cdf, output), state)
+                logit = running.hazard_logit()
+                seen["hazard"], seen["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(log_survival)
+                log_survival = log_survival - np.logaddexp(0, logit)
+                seen["cdf"] = -np.expm1(log_survival)
+            if "output" in policy.needs:
+                seen["output"] = running.output()
+            if "features" in policy.needs:
+                seen["features"] = running.features()
+            mask, state = ask(policy, StepView(step, steps, task, **seen), state)
             if not mask.any():
                 continue
             leaving, staying = np.flatnonzero(mask), np.flatnonzero(~mask)
@@ -370,12 +376,12 @@ class _Running:
     def output(self) -> Array:
         """The outputs of all rows, `(rows, …)`."""
         if "output" not in self._cache:
-            self._cache["output"] = self._answer(self._features())
+            self._cache["output"] = self._answer(self.features())
         return self._cache["output"]
 
     def output_of(self, rows: Array) -> Array:
         """The outputs of some rows, computed for no others."""
-        return self._cache["output"][rows] if "output" in self._cache else self._answer(self._features()[rows])
+        return self._cache["output"][rows] if "output" in self._cache else self._answer(self.features()[rows])
 
     def hazard_logit(self) -> Array:
         """The hazard logits of all rows, `(rows,)`."""
@@ -401,14 +407,15 @@ class _Running:
     def _size(self) -> int:
         return int(self._arrays[self._manifest.hidden[0].name].shape[0])
 
-    def _features(self) -> Array:
+    def features(self) -> Array:
+        """What the heads read, `(rows, …)`."""
         if "features" not in self._cache:
             self._cache["features"] = self._graphs.readout(self._arrays)["features"]
         return self._cache["features"]
 
     def _halting_features(self) -> Array:
         if self._graphs.halting_readout is None:
-            return self._features()
+            return self.features()
         if "halting_features" not in self._cache:
             self._cache["halting_features"] = self._graphs.halting_readout(self._arrays)["features"]
         return self._cache["halting_features"]

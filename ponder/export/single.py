@@ -155,8 +155,13 @@ class _Parts:
             readings["cdf"] = -torch.expm1(log_survival)
         if "output" in policy.needs:
             readings["output"] = model.head(features)
+        if "features" in policy.needs:
+            readings["features"] = features
         task = model.task or task_named(None)
-        mask, state = policy.decide(StepView(at, model.num_steps, readings, task), state)
+        asked = at.clamp(
+            max=max(model.num_steps - 1, 1)
+        )  # the last exit is the loop's own: there may be no table for it
+        mask, state = policy.decide(StepView(asked, model.num_steps, readings, task), state)
         leaves = mask if isinstance(mask, Tensor) else torch.full(at.shape, bool(mask))
         return leaves, state, log_survival
 

@@ -30,7 +30,6 @@ from ponder._utils.validation import check_int
 from ponder.engine.certificates import policy_to_hand_on
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.export.deciding import ModelSpec, read_policy
 from ponder.export.examples import check_texts
 from ponder.export.graphs import (
     FlatTree,
@@ -48,6 +47,7 @@ from ponder.export.graphs import (
 )
 from ponder.export.manifest import FILE as MANIFEST
 from ponder.export.manifest import NEXT, Manifest, TensorSpec
+from ponder.export.policies import ModelSpec, read_policy
 from ponder.export.quantizing import quantize
 from ponder.export.ranges import ranges_of
 from ponder.export.sessions import Graph
@@ -347,6 +347,7 @@ class _Writer:
             hidden=tuple(slot.spec for slot in self.hidden_slots),
             context=tuple(slot.spec for slot in self.context_slots),
             outputs=tuple(outputs.shape[1:]),
+            features=tuple(features[0].shape[1:]),
             steps=self._write_steps(state),
             readout=readout,
             heads=heads,

@@ -27,6 +27,7 @@ PACKAGES = (
     "ponder.cost",
     "ponder.errors",
     "ponder.export",
+    "ponder.export.policies",
     "ponder.inference.streaming",
     "ponder.integrations.ray",
     "ponder.integrations.sentence_transformers",

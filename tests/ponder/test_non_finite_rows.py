@@ -11,14 +11,12 @@ import itertools
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import ponder
 from ponder import policies
 from ponder.calibration import fit_gate, fit_temperatures
-from ponder.export import deciding
 from ponder.policies import (
     Confidence,
     Converged,
@@ -33,9 +31,8 @@ from ponder.policies import (
     Tempered,
     Voting,
 )
+from ponder.testing.twin import twin_exits
 from tests.ponder.test_sweep import recorded
-
-CLASSES = deciding.TaskSpec("classification", classes=True, numbers=False)
 
 
 def poisoned(task: str = "classification", rows: int = 60) -> ponder.Trajectory:
@@ -121,12 +118,7 @@ def test_nan_is_no_answer_that_could_be_counted(policy: policies.ExitPolicy, tas
 )
 def test_an_export_counts_as_pytorch_does(policy: policies.ExitPolicy) -> None:
     trajectory = poisoned()
-    ready, rows = deciding.read_policy(policy.to_dict()), len(trajectory)
-    state, left = ready.init(trajectory.row_ids.numpy()), np.full(rows, 6)
-    for index, output in enumerate(trajectory.outputs[:, :-1].unbind(1), start=1):
-        exits, state = ready.decide(deciding.StepView(index, CLASSES, output=output.numpy()), state)
-        left = np.minimum(left, np.where(exits, index, 6))
-    assert left.tolist() == trajectory.replay(policy).exit_step.tolist()
+    assert twin_exits(policy, trajectory) == trajectory.replay(policy).exit_step.tolist()
 
 
 @pytest.mark.parametrize("kind", ["logistic", "boosted"])

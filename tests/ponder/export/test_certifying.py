@@ -160,6 +160,13 @@ def test_exports_of_different_tasks_are_refused(int8: OnnxModel) -> None:
         certify(int8, exported("regression").onnx, rows(10, 1), policies.Confidence, level=0.1)
 
 
+class Unseen(policies.LastStep):
+    """A policy without a twin."""
+
+    def to_dict(self) -> dict[str, str]:
+        return {"name": "unseen"}
+
+
 def test_what_an_export_cannot_run_is_refused_before_anything_is_recorded(
     int8: OnnxModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,8 +179,14 @@ def test_what_an_export_cannot_run_is_refused_before_anything_is_recorded(
     assert found.policy.threshold_name == "value"
     assert int8.predict(examples, policy=found.policy).exit_step.max() <= int8.num_steps
     monkeypatch.setattr(OnnxModel, "record", lambda *_, **__: pytest.fail("recorded"))
-    for family, grid in ((lambda value: policies.Converged(value), [0.5]), (policies.Converged, None)):
-        with pytest.raises(ArgumentError, match="runs without PyTorch"):
+    scored = policies.Learned(policies.LinearScorer(8), 0.5)
+    for family, grid, message in (
+        (lambda value: Unseen(), [0.5], "runs without PyTorch"),
+        (scored.with_threshold, [0.5], "reads no features"),
+        (scored, None, "reads no features"),
+        (lambda value: policies.Converged(value, on="features"), [0.5], "reads no features"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
             certify(int8, reference, examples, family, level=0.6, grid=grid)
 
 

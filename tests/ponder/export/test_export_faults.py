@@ -71,7 +71,7 @@ X = torch.randn(2, WIDTH)
 def test_a_policy_that_cannot_be_expressed_is_named_with_those_that_can(
     policy: ExitPolicy, named: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArgumentError, match=f"certified, confidence, energy, entropy.*got {named}"):
+    with pytest.raises(ArgumentError, match=f"certified, confidence, converged, energy, entropy.*got {named}"):
         ponder.export.onnx(small(policy=policy), tmp_path, example=X)
     assert not list(tmp_path.iterdir())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+import ponder
 from ponder import policies
+from ponder.export import OnnxModel
 from ponder.policies import ExitPolicy
 from ponder.policies.tempered import Temperatures
 from tests.ponder.export.exported import exported
 from tests.quick_exports import single_thread_session
+from tests.toys import make_toy, wrap
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -154,6 +158,39 @@ def test_the_one_graph_stops_where_pytorch_does(name: str) -> None:
         output, exit_step = session.run(["output", "exit_step"], own)
         assert exit_step.tolist() == [expected.exit_step[row].item()]
         np.testing.assert_allclose(output[0], expected.outputs[row].detach().numpy(), rtol=0, atol=1e-4)
+
+
+def _gate(record: ponder.Trajectory, **options: Any) -> ExitPolicy:
+    pytest.importorskip("sklearn", reason="gates are fitted with scikit-learn, which is not installed")
+    return ponder.calibration.fit_gate(record, target="agreement", **{"threshold": 0.3, **options})
+
+
+LEARNED: dict[str, Callable[[ponder.Trajectory], ExitPolicy]] = {
+    "logistic": lambda record: _gate(record) | policies.Quantile(0.95),
+    "boosted, shared": lambda record: _gate(record, model="boosted", trees=40, shared=True, threshold=0.1),
+    "hidden": lambda record: _gate(record, signals=("margin", "movement", "hidden", "expected")).after(2),
+    "stopping": lambda record: policies.Expected.fit(record, price=0.005, bins=5),
+    "converged": lambda record: policies.Converged(patience=2),
+    "at rest": lambda record: policies.Converged(0.3, on="features"),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_was_fitted_runs_without_pytorch(name: str, tmp_path: Path) -> None:
+    """In the graphs of the parts, and in the one graph, which is traced with the policy inside."""
+    toy = make_toy("gru-cell")
+    model = wrap(toy).eval()
+    inputs, context = toy.batch(200, seed=1)
+    policy = LEARNED[name](model.record(inputs, keep_features=True, **context))
+    model.policy = policy
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path / "x", example=toy.batch(3)), threads=1)
+    rows, context = toy.batch(60, seed=2)
+    expected = model(rows, **context)
+    assert len(set(expected.exit_step.tolist())) > 1
+    same(opened.predict(rows.numpy(), batch_size=7), expected)
+    session = single_thread_session(tmp_path / "x" / "model.onnx")
+    given = [session.run(["exit_step"], {"inputs": row[None]})[0].item() for row in rows[:20].numpy()]
+    assert given == expected.exit_step[:20].tolist()
 
 
 def test_the_one_graph_runs_no_step_after_the_exit() -> None:

@@ -1,0 +1,66 @@
+"""Optimal stopping by tables that were counted: each row is where its step and the bin of its confidence say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ponder._utils.validation import check_real
+from ponder.errors import ArgumentError
+from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, check_classes, registry
+from ponder.export.policies.signals import confidence
+
+__all__ = ["Expected"]
+
+
+@registry.register("expected")
+@dataclass(frozen=True)
+class Expected(NumpyPolicy):
+    """Twin of `ponder.policies.Expected`."""
+
+    price: float
+    edges: tuple[tuple[float, ...], ...]
+    rewards: tuple[tuple[float, ...], ...]
+    transitions: tuple[tuple[tuple[float, ...], ...], ...]
+    needs = frozenset({"output"})
+
+    def __post_init__(self) -> None:
+        check_real("price", self.price)
+        steps, bins = np.shape(self.rewards)
+        if np.shape(self.edges) != (steps, bins - 1) or np.shape(self.transitions) != (steps - 1, bins, bins):
+            raise ArgumentError(
+                "rewards, edges, transitions",
+                expected="tables (steps, bins), (steps, bins − 1) and (steps − 1, bins, bins)",
+                got=f"{np.shape(self.rewards)}, {np.shape(self.edges)} and {np.shape(self.transitions)}",
+                remedy="Make them with policies.Expected.fit(trajectory, price=0.01).",
+            )
+        object.__setattr__(self, "_stops", self._induced())
+
+    def _induced(self) -> list[Array]:
+        """Whether a row in a bin at a step leaves, by backward induction: `(steps − 1, bins)` bool."""
+        values, stops = np.array(self.rewards[-1]), []
+        for reward, transition in zip(self.rewards[-2::-1], self.transitions[::-1], strict=True):
+            going_on = np.array(transition) @ values - self.price
+            stops.append(np.array(reward) >= going_on)
+            values = np.maximum(reward, going_on)
+        return stops[::-1]
+
+    def check(self, model: ModelSpec) -> None:
+        super().check(model)
+        check_classes(model, self)
+        if len(self.rewards) != model.num_steps:
+            raise ArgumentError(
+                "policy",
+                expected=f"a policy fitted to classes over {model.num_steps} steps",
+                got=f"Expected over {len(self.rewards)} steps",
+                remedy="Fit it on a trajectory of this model.",
+            )
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        assert step.output is not None
+        surest = confidence(step.output).astype(np.float64)
+        bins = (surest[:, None] > np.array(self.edges[step.index - 1])).sum(1)
+        stops: list[Array] = self.__dict__["_stops"]
+        return stops[step.index - 1][bins] & ~np.isnan(surest), state

@@ -1,0 +1,110 @@
+"""Policies made of others: `a | b`, `a & b`, `p.after(k)`, `p.before(k)`, and the base of those around another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ponder._utils.validation import check_int
+from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, refusal, registry
+
+__all__ = ["After", "All", "Any_", "Around", "Before"]
+
+
+@dataclass(frozen=True)
+class _Several(NumpyPolicy):
+    policies: tuple[NumpyPolicy, ...]
+    merge: ClassVar[np.ufunc]
+
+    def __post_init__(self) -> None:
+        listed: Any = self.policies
+        if not isinstance(listed, tuple) or not listed or not all(isinstance(each, NumpyPolicy) for each in listed):
+            raise refusal("several of which there is none" if listed == () else f"policies={listed!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset[str]().union(*(policy.needs for policy in self.policies))
+
+    def check(self, model: ModelSpec) -> None:
+        for policy in self.policies:
+            policy.check(model)
+
+    def init(self, row_ids: Array) -> Any:
+        return tuple(policy.init(row_ids) for policy in self.policies)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
+        return self.merge.reduce([mask for mask, _ in answers]), tuple(after for _, after in answers)
+
+
+@registry.register("any")
+@dataclass(frozen=True)
+class Any_(_Several):  # noqa: N801 (as its twin)
+    """Twin of `ponder.policies.Any_`, `a | b`."""
+
+    merge = np.logical_or
+
+
+@registry.register("all")
+@dataclass(frozen=True)
+class All(_Several):
+    """Twin of `ponder.policies.All`, `a & b`."""
+
+    merge = np.logical_and
+
+
+@dataclass(frozen=True)
+class Around(NumpyPolicy):
+    """Base of those that are around another policy; see `ponder.policies.PolicyWrapper`."""
+
+    policy: NumpyPolicy
+
+    def __post_init__(self) -> None:
+        given: Any = self.policy
+        if not isinstance(given, NumpyPolicy):
+            raise refusal(f"policy={given!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What the policy inside reads."""
+        return self.policy.needs
+
+    def check(self, model: ModelSpec) -> None:
+        self.policy.check(model)
+
+    def init(self, row_ids: Array) -> Any:
+        return self.policy.init(row_ids)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return self.policy.decide(step, state)
+
+
+@dataclass(frozen=True)
+class _Bounded(Around):
+    step: int
+
+    def check(self, model: ModelSpec) -> None:
+        check_int("step", self.step, 1, model.num_steps, remedy="Steps count from 1.")
+        super().check(model)
+
+
+@registry.register("after")
+@dataclass(frozen=True)
+class After(_Bounded):
+    """Twin of `ponder.policies.After`, `p.after(k)`."""
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        mask, state = self.policy.decide(step, state)
+        return mask if step.index >= self.step else np.zeros_like(mask), state
+
+
+@registry.register("before")
+@dataclass(frozen=True)
+class Before(_Bounded):
+    """Twin of `ponder.policies.Before`, `p.before(k)`."""
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        mask, state = self.policy.decide(step, state)
+        return np.ones_like(mask) if step.index >= self.step else mask, state
