@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from math import cos, inf, isnan, pi
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ponder import recipes
-from ponder._utils.validation import check_choice, check_flag, check_int, check_real, check_type
-from ponder.engine.losses import count_labelled, of_joined
-from ponder.errors import ArgumentError, ArgumentTypeError, NonFiniteError, PonderError
-from ponder.objectives import Objective, Progress
-from ponder.optim import parameter_groups
+from ponder._utils.validation import check_choice, check_type
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.heads import PerStep
-from ponder.parts.tasks import infer_task
-from ponder.policies import ExitPolicy, LastStep
+from ponder.policies import LastStep
 from ponder.recipes import Recipe, Stage
-from ponder.recipes.staging import check_heads, check_made_for, tells_epochs_apart
-from ponder.training.batches import read_batch
-from ponder.training.measured import Means, measured
-from ponder.training.report import EpochReport, FitReport, StageReport
-from ponder.training.scoring import HeldOut, Score
-from ponder.training.tracking import Bar, Tracking, progress_of
+from ponder.recipes.staging import check_heads, check_made_for
+from ponder.training.loaders import check_loader, may_be_rebuilt
+from ponder.training.options import Options
+from ponder.training.report import FitReport, StageReport
+from ponder.training.scoring import HeldOut
+from ponder.training.stage import StageRun
+from ponder.training.tracking import Tracking, progress_of
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["fit"]
-
-_SCHEDULES = ("linear", "cosine", "constant")
-_LOG_EVERY = 10
 
 
 def fit(
@@ -139,7 +126,7 @@ def fit(
             remedy="Make one: PonderWrapper.from_recipe(model, 'palbert', num_outputs=2, example=batch).",
         )
     getattr(model, "check_trainable", wrapper.check_trainable)()  # what is around it may know of more that is frozen
-    options = _Options(epochs, patience, lr, head_lr, lambda_lr, weight_decay, warmup, schedule, clip, bf16)
+    options = Options(epochs, patience, lr, head_lr, lambda_lr, weight_decay, warmup, schedule, clip, bf16)
     options.check()
     if metric is not None and not callable(metric):
         raise ArgumentTypeError(
@@ -152,9 +139,9 @@ def fit(
         check_choice("select", select, ("exits", "steps"))
     _check_used(metric, select, held_out, trackers, folder, accelerator)
     counted = schedule != "constant" or warmup > 0.0
-    _check_loader("loader", loader, "schedule='constant', warmup=0" if counted else None)
+    check_loader("loader", loader, "schedule='constant', warmup=0" if counted else None)
     if held_out is not None:
-        _check_loader("held_out", held_out, None)
+        check_loader("held_out", held_out, None)
     own = accelerator is None
     accelerator = _accelerator(trackers, folder) if own else accelerator
     if accelerator.gradient_accumulation_steps != 1:
@@ -189,7 +176,7 @@ def fit(
     wrapper.thaw_stage()
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     frozen = [parameter for parameter, trained in before.items() if not trained]
-    if isinstance(loader, DataLoader) and _may_be_rebuilt(loader):
+    if isinstance(loader, DataLoader) and may_be_rebuilt(loader):
         loader = accelerator.prepare(loader)
     elif accelerator.num_processes > 1:
         raise ArgumentTypeError(
@@ -211,7 +198,7 @@ def fit(
                 exits_tell = number == len(stages) or stage.train != "all"  # else full depth cannot change
                 policy = wrapper.policy if exits_tell else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
-                run = _StageRun(
+                run = StageRun(
                     model,
                     wrapper,
                     loader,
@@ -266,257 +253,6 @@ def _check_used(
         )
 
 
-@dataclass(frozen=True)
-class _Options:
-    """The numbers of a training; fields as for `fit`."""
-
-    epochs: int
-    patience: int | None
-    lr: float
-    head_lr: float | None
-    lambda_lr: float | None
-    weight_decay: float
-    warmup: float
-    schedule: str
-    clip: float | None
-    bf16: bool
-
-    def check(self) -> None:
-        """Refuse what no training can follow; `parameter_groups` looks at the rates."""
-        check_int("epochs", self.epochs)
-        if self.patience is not None:
-            check_int("patience", self.patience)
-        check_real("weight_decay", self.weight_decay)
-        check_real("warmup", self.warmup, 0.0, 1.0, open_high=True)
-        check_choice("schedule", self.schedule, _SCHEDULES)
-        if self.clip is not None:
-            check_real("clip", self.clip, open_low=True)
-        check_flag("bf16", self.bf16)
-
-    def as_numbers(self) -> dict[str, Any]:
-        """The fields that trackers are told."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def share(self, step: int, total: int | None) -> float:
-        """The share of the learning rates at a step of the optimiser, counted from 0."""
-        if total is None:
-            return 1.0
-        rising = round(self.warmup * total)
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        left = max(total - step, 0) / max(total - rising, 1)  # a loader may give more batches than its length says
-        if self.schedule == "constant":
-            return 1.0
-        return left if self.schedule == "linear" else 0.5 * (1.0 + cos(pi * (1.0 - left)))
-
-
-class _Best:
-    """The best epoch so far, and how many came after it without being better."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self.best, self.since, self.epoch = model, -inf, 0, 0
-        self._weights: dict[str, Any] = {}
-        self._unsaved: dict[str, Tensor] = {}
-
-    def see(self, epoch: int, score: float) -> None:
-        """Keep the weights of this epoch where it is the best, or the first; a score that is NaN is the worst."""
-        if score > self.best or not self._weights:
-            self.best, self.since, self.epoch = -inf if isnan(score) else score, 0, epoch
-            state = self._model.state_dict()
-            self._weights = {name: _copied(value) for name, value in state.items()}
-            self._unsaved = {name: _copied(value) for name, value in self._model.named_buffers() if name not in state}
-        else:
-            self.since += 1
-
-    def restore(self) -> None:
-        """Bring the best epoch back, where one was seen."""
-        if not self._weights:
-            return
-        self._model.load_state_dict(self._weights)
-        for name, buffer in self._model.named_buffers():
-            kept = self._unsaved.get(name, buffer).to(buffer.device)
-            if kept.shape == buffer.shape and not torch.equal(kept, buffer):  # a cache that has grown goes on
-                buffer.copy_(kept)
-
-
-def _copied(value: Any) -> Any:
-    """A copy of an entry of a `state_dict`: a tensor's on the CPU. What `get_extra_state` gives may be anything."""
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
-
-
-@dataclass
-class _StageRun:
-    """One stage: its optimiser, its epochs, and what is told of them."""
-
-    model: nn.Module
-    wrapper: PonderWrapper
-    loader: Iterable[Any]
-    held_out: HeldOut | None
-    policy: ExitPolicy
-    every_step: bool
-    options: _Options
-    accelerator: Any
-    bar: Bar
-    tracking: Tracking
-    main_input: str | None
-    taught: bool = False
-    """Whether a batch had a gradient for something that the stage trains."""
-
-    def train(self, stage: Stage, title: str) -> StageReport:
-        """Train, and leave the best epoch in the model, and nothing of accelerate."""
-        own = "forward" in vars(self.wrapper)
-        prepared = self.accelerator.prepare(self.wrapper)
-        try:
-            return self._train(prepared, stage, title)
-        finally:
-            self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-            if not own:  # mixed precision puts one around that of the class
-                vars(self.wrapper).pop("forward", None)
-
-    def _train(self, prepared: nn.Module, stage: Stage, title: str) -> StageReport:
-        started, options = time.perf_counter(), self.options
-        length = _length(self.loader)
-        total = None if length is None else length * options.epochs
-        groups = parameter_groups(self.wrapper, options.lr, options.lambda_lr, options.head_lr, options.weight_decay)
-        if not groups:
-            raise ArgumentError(
-                "model",
-                expected=f"something that a stage with train={stage.train!r} may train",
-                got="parameters that were all frozen before",
-                remedy="Call model.requires_grad_(True), or leave out what should learn when you freeze.",
-            )
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        rates = LambdaLR(optimizer, lambda step: options.share(step, total))
-        self.bar.stage(title, total)
-        epochs, best = list[EpochReport](), _Best(self.wrapper)
-        chosen = self.every_step or tells_epochs_apart(self.policy, stage, self.wrapper.num_steps)
-        for epoch in range(1, options.epochs + 1):
-            where = f"{title}, epoch {epoch}"
-            loss, means = self._epoch(prepared, optimizer, rates, total, where)
-            early = rates.last_epoch > 1 and "progress" not in stage.objective.needs  # which may teach later
-            if stage.train != "all" and not self.taught and (early or epoch == options.epochs):
-                raise _teaches_nothing(stage, title)
-            found = self._scored()
-            epochs.append(
-                EpochReport(
-                    epoch,
-                    loss,
-                    means.get("expected_steps"),
-                    None if found is None else found.score,
-                    None if found is None else found.exit_step,
-                    None if found is None else found.score_of_steps,
-                )
-            )
-            score = epochs[-1].chooses
-            if score is not None and chosen:
-                best.see(epoch, score)
-                if options.patience is not None and best.since >= options.patience:
-                    break
-        if self.held_out is not None:
-            if all(epoch.chooses is None or isnan(epoch.chooses) for epoch in epochs):
-                raise _no_score(self.held_out, len(epochs), title)
-            best.restore()
-        self.wrapper.finish_stage(stage)
-        mixed = self._scored() if stage.mixing < 1 else None
-        return StageReport(
-            objective=_told(stage.objective),
-            trained=stage.train,
-            epochs=tuple(epochs),
-            best_epoch=best.epoch or len(epochs),
-            seconds=round(time.perf_counter() - started, 3),
-            mixed=None if mixed is None else mixed.score,
-        )
-
-    def _epoch(
-        self, prepared: nn.Module, optimizer: torch.optim.Optimizer, rates: LambdaLR, total: int | None, where: str
-    ) -> tuple[float, dict[str, float]]:
-        """One pass over the loader: the mean loss, and the means of what was measured."""
-        self.model.train()
-        losses, means, halting = list[float](), Means(), list[Tensor]()
-        labelled = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
-        for given in self.loader:
-            batch = read_batch(given, self.main_input).to(self.accelerator.device)
-            done = rates.last_epoch
-            self.wrapper.progress = Progress(done if total is None else min(done, total), total)
-            with self._autocast():
-                out = prepared(batch.inputs, labels=batch.labels, **batch.context)
-            run = out.trajectory  # of training mode, and `read_batch` refuses batches without labels
-            of_batch = count_labelled(self.wrapper.task or infer_task(out.outputs, run.labels), run.labels)
-            loss = self._step(self._shared(out.loss, of_batch), optimizer, f"{where}, step {len(losses) + 1}")
-            seen = measured(self.wrapper, run.outputs.detach(), run.hazard_logits, run.labels)
-            labelled += of_batch
-            rates.step()
-            self.tracking.advance()
-            losses.append(loss)
-            means.add(seen)
-            if run.hazard_logits is not None:
-                pmf = run.halting.pmf.detach().mean(0)
-                halting.append(nn.functional.pad(pmf, (0, max(self.wrapper.num_steps - len(pmf), 0))))
-            expected = {"step": float(seen["expected_steps"].mean())} if "expected_steps" in seen else {}
-            self.bar.advance({"loss": loss, **expected})
-            if len(losses) % _LOG_EVERY == 1:
-                self.tracking.log({"train/loss": loss, "train/lr": float(rates.get_last_lr()[0])})
-        if not losses:
-            raise _empty("loader")
-        if not int(self.accelerator.reduce(labelled, "sum")):
-            raise ArgumentError(
-                "loader",
-                expected="at least one row with a label",
-                got=f"none in the {len(losses)} batches of {where}, which taught nothing",
-                remedy="Look at what makes the labels: -100 and empty batches count for nothing.",
-            )
-        means.add({"loss": torch.tensor(losses)})
-        taken = means.taken(_gather(self.accelerator))
-        mean = taken.pop("loss")
-        self.tracking.log({f"train/{name}": value for name, value in taken.items()})
-        if halting and len({len(pmf) for pmf in halting}) == 1:
-            self.tracking.histogram("halting", torch.stack(halting).mean(0))
-        return mean, taken
-
-    def _shared(self, loss: Tensor, labelled: Tensor) -> Tensor:
-        """The loss, whose mean over all processes is that over the labelled rows of their batches."""
-        processes = self.accelerator.num_processes
-        if processes == 1:
-            return loss
-        return of_joined(loss, labelled, self.accelerator.reduce(labelled, "sum"), processes)
-
-    def _step(self, given: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
-        """The backward pass and a step of the optimiser; the loss. Nothing moves where a number is not finite."""
-        optimizer.zero_grad()
-        if given.requires_grad:  # else the objective reads nothing that is trained, in this turn at least
-            self.accelerator.backward(given)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = clip_grad_norm_(trained, inf if self.options.clip is None else self.options.clip)
-        loss, size = torch.stack([given.detach().float(), norm.detach().float().to(given.device)]).tolist()
-        if not (abs(loss) < inf and size < inf):
-            raise NonFiniteError(
-                f"{where}: expected a finite loss and gradient; got a loss of {loss:g}, a gradient of norm {size:g}. "
-                "The weights are those before this step. Lower the learning rates, look for NaN in the data, or find "
-                "the step of the model with check_finite=True."
-            )
-        optimizer.step()
-        self.taught = self.taught or size > 0
-        return float(loss)
-
-    def _scored(self) -> Score | None:
-        if self.held_out is None:
-            return None
-        with self._autocast():
-            device = self.accelerator.device
-            found = self.held_out.score(self.wrapper, self.policy, device, every_step=self.every_step)
-        told = {"score": found.score, "exit_step": found.exit_step}
-        if found.score_of_steps is not None:
-            told["score_of_steps"] = found.score_of_steps
-        self.bar.tell(told)
-        self.tracking.log({f"held_out/{name}": value for name, value in told.items()})
-        self.tracking.histogram("held_out/exits", found.exits)
-        return found
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        device = self.accelerator.device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.options.bf16)
-
-
 def _check_teachers(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:
     """Refuse, before anything is trained, a stage that learns from a teacher that is not there."""
     attached = wrapper.has_teacher
@@ -543,14 +279,6 @@ def _tell_of_untrained_hazards(stages: Sequence[Stage], wrapper: PonderWrapper) 
             "policies.Confidence(0.9).",
             stacklevel=3,
         )
-
-
-def _told(objective: Objective) -> dict[str, Any]:
-    """An objective as JSON, or as Python shows it where it has no name or no JSON; it has been trained with."""
-    try:
-        return objective.to_dict()
-    except PonderError:
-        return {"name": repr(objective)}
 
 
 def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> None:
@@ -589,79 +317,8 @@ def _accelerator(trackers: str | Sequence[Any] | None, folder: str | PathLike[st
     return Accelerator(log_with=named or None, project_dir=folder, kwargs_handlers=handlers)
 
 
-def _gather(accelerator: Any) -> Callable[[list[Any]], list[Any]]:
-    """A function from a list of what this process has seen to the list of what all processes have."""
-    if accelerator.num_processes == 1:
-        return list
-    from accelerate.utils import gather_object
-
-    found: Callable[[list[Any]], list[Any]] = gather_object
-    return found
-
-
-def _check_loader(argument: str, loader: Iterable[Any], remedy: str | None) -> None:
-    """Refuse what cannot be iterated again and again, and what is empty."""
-    if not isinstance(loader, Iterable) or isinstance(loader, Mapping | Tensor | Iterator):
-        raise ArgumentTypeError(
-            argument,
-            expected="batches that can be iterated once an epoch: a DataLoader, or a list of batches",
-            got=f"a {type(loader).__name__}" + (", which can be iterated once" if isinstance(loader, Iterable) else ""),
-            remedy="Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True).",
-        )
-    length = _length(loader)
-    if length == 0:
-        raise _empty(argument)
-    if length is None and remedy is not None:
-        raise ArgumentError(
-            argument,
-            expected="batches that can be counted, by which the learning rates rise and fall",
-            got=f"a {type(loader).__name__} without a length",
-            remedy=f"Pass {remedy}.",
-        )
-
-
-def _length(loader: Iterable[Any]) -> int | None:
-    """How many batches there are; None where that is not known."""
-    try:
-        return len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # of an iterable data set without a length
-        return None
-
-
-def _may_be_rebuilt(loader: DataLoader[Any]) -> bool:
-    """Whether another DataLoader of the same data set and sampler, as accelerate makes, gives the same batches."""
-    home: str = type(loader).__iter__.__module__
-    return home.partition(".")[0] in ("torch", "torchdata", "accelerate")
-
-
 def _by_all_steps(select: str | None, stage: Stage, wrapper: PonderWrapper) -> bool:
     """Whether the mean of the scores of all steps tells a stage's epochs apart, and is to."""
     if select == "exits" or stage.train == "lambda_head":  # which changes no step's answer
         return False
     return select == "steps" or (isinstance(wrapper.head, PerStep) and stage.objective.teaches_all_steps)
-
-
-def _teaches_nothing(stage: Stage, where: str) -> ArgumentError:
-    return ArgumentError(
-        "objective",
-        expected=f"one that teaches something of what a stage with train={stage.train!r} trains",
-        got=f"{stage.objective!r}, which had no gradient for any of it in {where}",
-        remedy="Train early heads with objectives.DeepSupervision('uniform'), say, and a Lambda head with "
-        "objectives.Ponder(0.5).",
-    )
-
-
-def _no_score(held_out: HeldOut, epochs: int, where: str) -> ArgumentError:
-    return ArgumentError(
-        "held_out" if held_out.metric is None else "metric",
-        expected="a score that is a number in some epoch, by which the best is kept",
-        got=f"NaN in all {epochs} epochs of {where}",
-        remedy="Look for NaN in labels and outputs, and for what the metric divides by. The weights are those of the "
-        "last epoch.",
-    )
-
-
-def _empty(argument: str) -> ArgumentError:
-    return ArgumentError(
-        argument, expected="at least one batch", got="none", remedy="Look at the data set, and at drop_last."
-    )

@@ -22,7 +22,7 @@ import ponder
 from ponder import objectives, policies, priors, recipes
 from ponder.errors import NonFiniteError
 from ponder.training import FitReport, measured
-from ponder.training.fitting import _Options
+from ponder.training.options import Options
 from ponder.training.scoring import HeldOut
 from tests.ponder.checks import refused
 
@@ -116,7 +116,7 @@ def test_rates_of_their_own_and_a_frozen_rate() -> None:
 
 def test_warm_up_and_decay() -> None:
     for schedule in ("linear", "cosine", "constant"):
-        options = _Options(1, None, 1.0, None, None, 0.0, 0.25, schedule, None, False)
+        options = Options(1, None, 1.0, None, None, 0.0, 0.25, schedule, None, False)
         seen = [options.share(step, 8) for step in range(9)]
         assert seen[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
         assert seen[8] == pytest.approx(1.0 if schedule == "constant" else 0.0)
@@ -127,7 +127,7 @@ def test_warm_up_and_decay() -> None:
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_rate_is_never_negative(schedule: str) -> None:
     # Trap: a loader that gives more batches than its length says took the rate below 0, which climbs the loss.
-    options = _Options(1, None, 1.0, None, None, 0.0, 0.0, schedule, None, False)
+    options = Options(1, None, 1.0, None, None, 0.0, 0.0, schedule, None, False)
     assert [options.share(step, 4) for step in range(4, 9)] == pytest.approx([0.0] * 5)
 
 
