@@ -42,6 +42,7 @@ def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None
         hazard_logits=None if record.hazard_logits is None else torch.from_numpy(record.hazard_logits),
         row_ids=torch.arange(first_row, first_row + len(record)),
         labels=None if labels is None else torch.as_tensor(np.asarray(labels)),
+        features=None if record.features is None else torch.from_numpy(record.features),
         task=None if task in (None, Unnamed.name) else task,
         weights=record.weights,  # of the files: no model in PyTorch has these
     )
@@ -107,11 +108,12 @@ def certify(
             remedy="Export one model twice: with int8=True and without.",
         )
     grid = None if grid is None else list(grid)
-    _check_run(model, policies, grid)
+    reads_features = _check_run(model, policies, grid)
     full = torch.from_numpy(reference.record(examples, batch_size=batch_size).outputs[:, -1])
     labels = task.predictions(full).long()
     labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
-    trajectory = to_trajectory(model.record(examples, batch_size=batch_size), task=task.name, labels=labels)
+    record = model.record(examples, batch_size=batch_size, keep_features=reads_features)
+    trajectory = to_trajectory(record, task=task.name, labels=labels)
     return control_risk(
         trajectory,
         policies,
@@ -123,12 +125,20 @@ def certify(
     )
 
 
-def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | None) -> None:
-    """Refuse policies that the export cannot run, on a row of zeros: which they are hangs on its shape alone."""
-    steps = model.num_steps
-    row = Record(np.zeros((1, steps, *model.manifest.outputs), np.float32), np.zeros((1, steps), np.float32))
-    for policy in as_policy_grid(policies, grid, to_trajectory(row, task=_task_of(model.manifest).name)).policies:
+def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | None) -> bool:
+    """Refuse policies that the export cannot run, on a row of zeros: which they are hangs on its shape alone.
+
+    Returns:
+        Whether any reads features.
+    """
+    steps, made = model.num_steps, model.manifest
+    zeros = (np.zeros((1, steps, *shape), np.float32) for shape in (made.outputs, (), made.features))
+    outputs, hazards, features = zeros
+    row = Record(outputs, hazards, features=features if len(made.features) == 1 else None)
+    tried = as_policy_grid(policies, grid, to_trajectory(row, task=_task_of(made).name)).policies
+    for policy in tried:
         model.check(policy)
+    return any("features" in policy.needs for policy in tried)
 
 
 def _task_of(manifest: Manifest) -> Task:

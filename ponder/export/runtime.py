@@ -56,6 +56,7 @@ class Record:
     Args:
         outputs: Outputs of every step, `(rows, steps, …)`.
         hazard_logits: Hazard logits of every step, `(rows, steps)`; None without a Lambda head.
+        features: What the heads read at every step, `(rows, steps, width)`, where they were asked for.
         weights: Digest of the files that gave them, by which certificates are known; None where it is not known.
 
     Example:
@@ -67,6 +68,7 @@ class Record:
     outputs: Array
     hazard_logits: Array | None
     weights: str | None = None
+    features: Array | None = None
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -190,22 +192,44 @@ class OnnxModel:
             outputs[chunk.positions], exit_step[chunk.positions] = found, steps
         return Answers(outputs, exit_step)
 
-    def record(self, examples: Any, *, batch_size: int = 32) -> Record:
-        """The outputs, and hazards where there are any, of every step; arguments as for `predict`."""
+    def record(self, examples: Any, *, batch_size: int = 32, keep_features: bool = False) -> Record:
+        """The outputs, and hazards where there are any, of every step.
+
+        Args:
+            examples: As for `predict`.
+            batch_size: Rows of a batch at most.
+            keep_features: Keep what the heads read, for policies that read it too.
+
+        Raises:
+            ArgumentError: An example that cannot be read, or features that are not known to be one vector a row.
+        """
+        if keep_features and len(self.manifest.features) != 1:
+            raise ArgumentError(
+                "keep_features",
+                expected="False, where features are not known to be one vector a row",
+                got="True",
+                remedy="Export the model again, if an earlier version did.",
+            )
         rows = read_rows(examples, self.manifest, self._texts(examples))
         steps = self.num_steps
         outputs: Array = np.zeros((len(rows), steps, *self.manifest.outputs), dtype=np.float32)
         hazards: Array = np.zeros((len(rows), steps), dtype=np.float32)
+        features: Array = np.zeros((len(rows), steps, *self.manifest.features) if keep_features else 0, np.float32)
         for chunk in self._batches(rows, batch_size):
             with self._naming(chunk, rows):
                 running = _Running.start(self._graphs, self.manifest, chunk)
                 for step in range(1, steps + 1):
                     running.advance(step)
                     outputs[chunk.positions, step - 1] = running.output()
+                    if keep_features:
+                        features[chunk.positions, step - 1] = running.features()
                     if self._graphs.lambda_head is not None:
                         hazards[chunk.positions, step - 1] = running.hazard_logit()
         return Record(
-            outputs, None if self._graphs.lambda_head is None else hazards, json_digest(self.manifest.digests)
+            outputs,
+            None if self._graphs.lambda_head is None else hazards,
+            json_digest(self.manifest.digests),
+            features if keep_features else None,
         )
 
     def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
@@ -227,7 +251,10 @@ class OnnxModel:
                 seen["output"] = running.output()
             if "features" in policy.needs:
                 seen["features"] = running.features()
-            mask, state = ask(policy, StepView(step, steps, task, **seen), state)
+            for name, array in seen.items():  # the head answers from them: a policy that writes into them is told
+                seen[name] = array.view()
+                seen[name].flags.writeable = False
+            mask, state = ask(policy, StepView(step, steps, task, **seen), state, len(rows))
             if not mask.any():
                 continue
             leaving, staying = np.flatnonzero(mask), np.flatnonzero(~mask)

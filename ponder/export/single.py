@@ -158,9 +158,9 @@ class _Parts:
         if "features" in policy.needs:
             readings["features"] = features
         task = model.task or task_named(None)
-        asked = at.clamp(
-            max=max(model.num_steps - 1, 1)
-        )  # the last exit is the loop's own: there may be no table for it
+        if model.num_steps == 1:
+            return torch.ones_like(at, dtype=torch.bool), state, log_survival
+        asked = at.clamp(max=model.num_steps - 1)  # the last exit is the loop's own: there may be no table for it
         mask, state = policy.decide(StepView(asked, model.num_steps, readings, task), state)
         leaves = mask if isinstance(mask, Tensor) else torch.full(at.shape, bool(mask))
         return leaves, state, log_survival

@@ -325,7 +325,10 @@ def _has_own_answers(task: Task) -> bool:
     own, by_kind = type(task), task.numbers or task.classes
     known: Any = Regression if task.numbers else Classification if task.classes else Multilabel
     found = own.predictions == known.predictions or (by_kind and own.predictions in _FOUND_BY_KIND)
-    return not found or (own.same, own.answered) != (Task.same, Task.answered)
+    return not found or any(getattr(own, name) != getattr(Task, name) for name in _COMPARING)
+
+
+_COMPARING = ("same", "answered", "distance", "_counted")
 
 
 _FOUND_BY_KIND = (Custom.predictions, Unnamed.predictions)

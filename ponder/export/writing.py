@@ -28,9 +28,7 @@ from ponder._utils.validation import check_int
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export.examples import check_texts
-from ponder.export.graphs import (
-    libraries,
-)
+from ponder.export.graphs import libraries
 from ponder.export.manifest import FILE as MANIFEST
 from ponder.export.manifest import Manifest
 from ponder.export.policies import ModelSpec, read_policy

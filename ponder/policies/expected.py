@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder._utils.stopping import stopping_table
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_int, check_real
 from ponder.errors import ArgumentError
@@ -75,14 +76,7 @@ class Expected(ExitPolicy):
                 got=f"{steps} steps with {sorted(bins)} bins, {len(self.edges)} and {len(self.transitions)} tables",
                 remedy="Make them with policies.Expected.fit(trajectory, price=0.01).",
             )
-        values = torch.tensor(self.rewards[-1], dtype=torch.float64)
-        stops: list[list[bool]] = []
-        for reward, transition in zip(self.rewards[-2::-1], self.transitions[::-1], strict=True):
-            going_on = torch.tensor(transition, dtype=torch.float64) @ values - self.price
-            stopping = torch.tensor(reward, dtype=torch.float64)
-            stops.append((stopping >= going_on).tolist())
-            values = torch.maximum(stopping, going_on)
-        object.__setattr__(self, "_stops", tuple(map(tuple, stops[::-1])))
+        object.__setattr__(self, "_stops", stopping_table(self.rewards, self.transitions, self.price))
 
     def __repr__(self) -> str:
         return f"Expected(price={self.price:g}, over {len(self.rewards)} steps and {len(self.rewards[0])} bins)"

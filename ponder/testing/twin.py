@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError
 from ponder.export.policies import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy
-from ponder.export.policies.base import ask, take
+from ponder.export.policies.base import registry, take
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 from ponder.testing.contract import ContractError, require
@@ -40,7 +43,7 @@ def check_twin(
 
     The rules: the twin is made of what `to_dict` gives; it reads what the policy reads; it keeps its state as arrays
     with the rows first, changes nothing that it is given, and decides for each row alone; and rows leave at the same
-    steps under both, also where outputs are as large as numbers get.
+    steps under both, also where outputs are very large, NaN or infinite.
 
     Args:
         policy: The policy, with hyper-parameters that make some rows exit early and others late.
@@ -68,7 +71,7 @@ def check_twin(
             remedy="Try the twin on 'classification', say.",
         )
     check_frozen("policy", policy, ExitPolicy)
-    twin = read_policy(policy.to_dict())
+    twin = _twin_of(policy)
     require(
         twin.needs == policy.needs,
         policy,
@@ -83,6 +86,7 @@ def check_twin(
             (f"outputs of scale {scale}", random_trajectory(sizes, _ROWS, scale, seed).map(_in_float32))
             for seed, scale in enumerate(_SCALES)
         ]
+        tried.append(("outputs of which some are NaN or infinite", _poisoned(tried[1][1])))
         tried += [(what, rows) for what, rows in extreme_trajectories(sizes) if rows.outputs.dtype == torch.float32]
         for what, trajectory in tried:
             own = twin_exits(policy, trajectory)
@@ -97,6 +101,39 @@ def check_twin(
         _check_rows_alone(policy, twin, tried[1][1])
 
 
+def _twin_of(policy: ExitPolicy) -> NumpyPolicy:
+    """The twin, which has the fields of the policy."""
+    data = policy.to_dict()
+    if data["name"] in registry.names():
+        kind: Any = registry.find(data["name"])
+        given = set(kind.arguments({name: value for name, value in data.items() if name != "name"}))
+        known = {field.name for field in dataclasses.fields(kind)}
+        require(
+            given == known,
+            policy,
+            "a twin has the fields of its policy",
+            f"{sorted(known)} instead of {sorted(given)}",
+            "Give both classes the same fields; what decides nothing, arguments() leaves out.",
+        )
+    return read_policy(data)
+
+
+def _poisoned(trajectory: Trajectory) -> Trajectory:
+    """The same rows, of which every third has NaN or infinity at one step or more."""
+    assert trajectory.hazard_logits is not None
+    assert trajectory.features is not None
+    outputs, hazards, features = (
+        values.clone() for values in (trajectory.outputs, trajectory.hazard_logits, trajectory.features)
+    )
+    for place, row in enumerate(range(0, len(trajectory), 3)):
+        steps = (slice(0, 1), slice(1, 3), slice(2, None), slice(0, None))[place % 4]
+        outputs[row, steps] = (torch.nan, torch.inf, -torch.inf)[place % 3]
+        hazards[row, steps] = features[row, steps] = torch.nan
+    outputs[1, :, 0] = torch.inf  # one of several
+    outputs[2, 1:, 0] = -torch.inf
+    return replace(trajectory, outputs=outputs, hazard_logits=hazards, features=features)
+
+
 def twin_exits(policy: ExitPolicy, trajectory: Trajectory) -> list[int]:
     """The step at which each row of a trajectory leaves, as the twin of a policy decides, and as exports run it."""
     twin = read_policy(policy.to_dict())
@@ -105,7 +142,7 @@ def twin_exits(policy: ExitPolicy, trajectory: Trajectory) -> list[int]:
     for step in range(1, trajectory.num_steps):
         if not len(rows):
             break
-        mask, state = _answer(policy, twin, _view(twin, trajectory, rows, step), state)
+        mask, state = _answer(policy, twin, _view(twin, trajectory, rows, step), state, len(rows))
         left[rows[mask]] = step
         rows, state = rows[~mask], take(state, np.flatnonzero(~mask))
     exit_step: list[int] = left.tolist()
@@ -118,8 +155,8 @@ def _check_rows_alone(policy: ExitPolicy, twin: NumpyPolicy, trajectory: Traject
     for rows in (chosen.numpy() for chosen in row_choices(_ROWS)):
         state, own = twin.init(ids), twin.init(ids[rows])
         for step in range(1, trajectory.num_steps):
-            masks, state = _answer(policy, twin, _view(twin, trajectory, everyone, step), state)
-            mask, own = _answer(policy, twin, _view(twin, trajectory, rows, step), own)
+            masks, state = _answer(policy, twin, _view(twin, trajectory, everyone, step), state, _ROWS)
+            mask, own = _answer(policy, twin, _view(twin, trajectory, rows, step), own, len(rows))
             require(
                 mask.tolist() == masks[rows].tolist(),
                 policy,
@@ -130,11 +167,12 @@ def _check_rows_alone(policy: ExitPolicy, twin: NumpyPolicy, trajectory: Traject
             )
 
 
-def _answer(policy: ExitPolicy, twin: NumpyPolicy, view: StepView, state: Any) -> tuple[Array, Any]:
+def _answer(policy: ExitPolicy, twin: NumpyPolicy, view: StepView, state: Any, rows: int) -> tuple[Array, Any]:
     """What the twin decides, its form looked at."""
     before = copy.deepcopy((view, state))
     try:
-        mask, new = ask(twin, view, state)
+        with np.errstate(all="ignore"):  # as `ponder.export.policies.base.ask`
+            mask, new = twin.decide(view, state)
     except Exception as error:
         raise ContractError(
             policy,
@@ -142,12 +180,12 @@ def _answer(policy: ExitPolicy, twin: NumpyPolicy, view: StepView, state: Any) -
             f"at step {view.index}: {type(error).__name__}: {error}",
             "Refuse what cannot work in check(model), and read what is in needs alone: the rest is None.",
         ) from error
-    read = [len(value) for value in vars(view).values() if isinstance(value, np.ndarray)]
-    sound = isinstance(mask, np.ndarray) and mask.dtype == bool and mask.ndim == 1 and {*read} <= {len(mask)}
+    if isinstance(mask, bool):
+        mask = np.full(rows, mask)
     require(
-        sound,
+        isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (rows,),
         policy,
-        "the exit mask of a twin is an array of bool, one for each running row",
+        "the exit mask of a twin is bool, one for each running row, or a plain bool",
         f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}",
         "Compare per row, and reduce over every dimension but the first.",
     )
@@ -188,8 +226,10 @@ def _alike(one: Any, other: Any) -> bool:
     """Whether nested values are the same, NaN too."""
     if isinstance(one, np.ndarray):
         return isinstance(other, np.ndarray) and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-    if isinstance(one, tuple):
+    if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
     if isinstance(one, StepView):
         return _alike(tuple(vars(one).values()), tuple(vars(other).values()))
     return bool(one == other)

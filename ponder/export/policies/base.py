@@ -5,6 +5,7 @@ Each policy here has the registered name and the fields of one there, and the te
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.registry import Registry
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 from ponder.export.manifest import Manifest
 from ponder.export.policies.signals import at_least_float32
 
@@ -161,7 +162,9 @@ class NumpyPolicy(ABC):
     @classmethod
     def arguments(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the constructor from the fields that the twin in PyTorch writes; policies inside are read."""
-        return {key: _read(value) for key, value in fields.items() if key != "fitted_on"}  # which decides nothing
+        own = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        told = {"fitted_on"} - own  # on which rows a policy was fitted decides nothing
+        return {key: _read(value) for key, value in fields.items() if key not in told}
 
     def check(self, model: ModelSpec) -> None:
         """Raise where the policy cannot serve a model, as that of PyTorch does.
@@ -185,12 +188,12 @@ class NumpyPolicy(ABC):
             )
 
     def init(self, row_ids: Array) -> Any:
-        """State before the first step: an array with the rows first, a tuple of such, or None."""
+        """State before the first step: (nested) arrays with the rows first, or None."""
         return None
 
     @abstractmethod
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        """Which rows exit now, `(rows,)` bool, and the new state. Pure: nothing that was passed in may be changed."""
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        """Which rows exit now, `(rows,)` bool (or one bool for all), and the new state. Pure, as in PyTorch."""
 
 
 registry: Registry[NumpyPolicy] = Registry("policy of exports", "ponder.export_policies")
@@ -215,10 +218,23 @@ def read_policy(data: Any) -> NumpyPolicy:
         kind: Any = registry.find(name)
     except ArgumentError:
         raise refusal(repr(name)) from None
+    derived: bool = isinstance(kind, type) and issubclass(kind, NumpyPolicy)
+    if not derived:
+        raise ArgumentError(
+            "policy",
+            expected=f"a class derived from ponder.export.policies.NumpyPolicy under the name {name!r}",
+            got=repr(kind),
+            remedy="Register the class of the twin.",
+        )
     try:
         policy: NumpyPolicy = kind(**kind.arguments({key: value for key, value in data.items() if key != "name"}))
     except (KeyError, TypeError) as error:
-        raise refusal(f"{name!r} with other fields ({error})") from error
+        raise ArgumentError(
+            "policy",
+            expected=f"the fields of {name!r}: {', '.join(field.name for field in dataclasses.fields(kind))}",
+            got=f"others ({error})",
+            remedy="Take what the policy's to_dict() gives; a twin has the fields of its policy.",
+        ) from error
     return policy
 
 
@@ -235,22 +251,42 @@ def refusal(got: str) -> ArgumentError:
         "policy",
         expected=f"a policy that runs without PyTorch: {', '.join(registry.names())} (bernoulli with a seed)",
         got=got,
-        remedy="Export the model with one of these, for example policies.Confidence(0.9), or register the twin of "
-        "yours in numpy: ponder.export.policies.NumpyPolicy.",
+        remedy="Export the model with one of these, for example policies.Confidence(0.9). One of your own needs a twin "
+        "in numpy (ponder.export.policies.NumpyPolicy), and the package that registers it has to be installed here.",
     )
 
 
-def ask(policy: NumpyPolicy, step: StepView, state: Any) -> tuple[Array, Any]:
-    """What a policy decides. Outputs that are not finite are no cause to warn: NaN is above and below no threshold."""
+def ask(policy: NumpyPolicy, step: StepView, state: Any, rows: int) -> tuple[Array, Any]:
+    """What a policy decides of some rows, `(rows,)` bool, and its new state.
+
+    Outputs that are not finite are no cause to warn: NaN is above and below no threshold.
+
+    Raises:
+        PonderError: The mask is not an array of bool, one for each row.
+    """
     with np.errstate(all="ignore"):
-        return policy.decide(step, state)
+        mask, state = policy.decide(step, state)
+    if isinstance(mask, bool):
+        return np.full(rows, mask), state
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (rows,):
+        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise PonderError(
+            f"{policy!r} at step {step.index}: expected an exit mask of bool, one for each of {rows} rows; got {got}. "
+            "Compare per row, and reduce over every dimension but the first."
+        )
+    return mask, state
 
 
 def take(state: Any, rows: Array) -> Any:
-    """Take some rows of a state."""
+    """Take some rows of a state: of every array in its tuples, lists and mappings."""
     if isinstance(state, np.ndarray):
         return state[rows]
-    return tuple(take(part, rows) for part in state) if isinstance(state, tuple) else state
+    if isinstance(state, Mapping):
+        return {name: take(part, rows) for name, part in state.items()}
+    if isinstance(state, tuple | list):
+        parts = [take(part, rows) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state
 
 
 def check_classes(model: ModelSpec, policy: NumpyPolicy) -> None:

@@ -85,6 +85,9 @@ class Patience(_Counting):
         return unchanged
 
 
+_TASKS = ("classification", "regression", "multilabel")
+
+
 @registry.register("converged")
 @dataclass(frozen=True)
 class Converged(_Counting):
@@ -102,6 +105,17 @@ class Converged(_Counting):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Outputs where answers are compared, and features where these are."""
         return frozenset({"output" if self.on == "answers" else "features"})
+
+    def check(self, model: ModelSpec) -> None:
+        super().check(model)
+        if self.on == "answers" and not model.features and model.task.name not in _TASKS:
+            raise ArgumentError(
+                "policy",
+                expected="one that asks of no task of your own how far answers are apart, which exports of before did "
+                "not say",
+                got=repr(self),
+                remedy="Export the model again.",
+            )
 
     def compared(self, step: StepView) -> tuple[Array, Array]:
         if self.on == "answers":

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ponder._utils.stopping import stopping_table
 from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
 from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, check_classes, registry
@@ -16,7 +17,7 @@ __all__ = ["Expected"]
 
 
 @registry.register("expected")
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Expected(NumpyPolicy):
     """Twin of `ponder.policies.Expected`."""
 
@@ -29,23 +30,19 @@ class Expected(NumpyPolicy):
     def __post_init__(self) -> None:
         check_real("price", self.price)
         steps, bins = np.shape(self.rewards)
-        if np.shape(self.edges) != (steps, bins - 1) or np.shape(self.transitions) != (steps - 1, bins, bins):
+        later = (steps - 1, bins, bins) if steps > 1 else (0,)
+        if np.shape(self.edges) != (steps, bins - 1) or np.shape(self.transitions) != later:
             raise ArgumentError(
                 "rewards, edges, transitions",
                 expected="tables (steps, bins), (steps, bins − 1) and (steps − 1, bins, bins)",
                 got=f"{np.shape(self.rewards)}, {np.shape(self.edges)} and {np.shape(self.transitions)}",
                 remedy="Make them with policies.Expected.fit(trajectory, price=0.01).",
             )
-        object.__setattr__(self, "_stops", self._induced())
+        table = stopping_table(self.rewards, self.transitions, self.price)
+        object.__setattr__(self, "_stops", [np.array(of_step) for of_step in table])
 
-    def _induced(self) -> list[Array]:
-        """Whether a row in a bin at a step leaves, by backward induction: `(steps − 1, bins)` bool."""
-        values, stops = np.array(self.rewards[-1]), []
-        for reward, transition in zip(self.rewards[-2::-1], self.transitions[::-1], strict=True):
-            going_on = np.array(transition) @ values - self.price
-            stops.append(np.array(reward) >= going_on)
-            values = np.maximum(reward, going_on)
-        return stops[::-1]
+    def __repr__(self) -> str:
+        return f"Expected(price={self.price:g}, over {len(self.rewards)} steps and {len(self.rewards[0])} bins)"
 
     def check(self, model: ModelSpec) -> None:
         super().check(model)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -41,7 +42,7 @@ class Gate(NumpyPolicy):
     num_steps: int | None
     signals: tuple[str, ...]
     kind: str
-    tables: tuple[Any, ...]
+    tables: tuple[Any, ...] = field(repr=False)
     threshold: float = 0.5
     floor: int = 1
     classes: int | None = None
@@ -83,13 +84,13 @@ class Gate(NumpyPolicy):
             raise _fitted_elsewhere(f"a model of {model.outputs[-1]} classes, as this one has", self.classes)
         width = len(self.signals) + ("hidden" in self.signals) * (sum(model.features) - 1)
         fitted = self._width()
-        if width < fitted or (self.kind == "logistic" and width != fitted):
+        if self.tables and (width < fitted or (self.kind == "logistic" and width != fitted)):
             raise _fitted_elsewhere(f"features of the model's width ({width} signals in all)", fitted)
 
     def _width(self) -> int:
         """How many signals the tables know of, at least: trees may not read the last."""
         if self.kind == "logistic":
-            return len(self.tables[0]) - 1
+            return len(self.tables[0]) - 1 if self.tables else 0
         return 1 + int(max((node[0] for _, trees in self.tables for tree in trees for node in tree), default=_LEAF))
 
     def init(self, row_ids: Array) -> Any:
@@ -99,7 +100,7 @@ class Gate(NumpyPolicy):
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         signals, state = self._read(step, state)
         table = self.tables[0 if self.num_steps is None else step.index - 1]
-        score = _boosted(signals, *table) if self.kind == "boosted" else _logistic(signals, table)
+        score = _boosted(signals, table) if self.kind == "boosted" else _logistic(signals, table)
         usable = np.isfinite(signals).all(1)  # other rows taught nothing, and never leave
         return (sigmoid(score) < np.float32(self.threshold)) & usable & (step.index >= self.floor), state
 
@@ -142,20 +143,28 @@ def _logistic(signals: Array, table: tuple[float, ...]) -> Array:
     return score
 
 
-def _boosted(signals: Array, bias: float, trees: tuple[tuple[tuple[float, ...], ...], ...]) -> Array:
-    """The bias and what all trees add to it, `(rows,)`: each row goes down each from the root to a leaf."""
-    score = np.full(len(signals), 0, np.float32)
-    rows = np.arange(len(signals))
-    for tree in trees:
-        nodes = np.array(tree, dtype=np.float64)
-        place = np.zeros(len(signals), dtype=np.int64)
-        for _ in range(len(tree) // 2):  # no tree of so many nodes is deeper
-            read, limit, left, right = nodes[place, :4].T
-            value = signals[rows, np.maximum(read, 0).astype(np.int64)]
-            below = np.where(value <= limit, left, right).astype(np.int64)
-            place = np.where(read == _LEAF, place, below)
-        score = score + nodes[place, 4].astype(np.float32)
-    return score + np.float32(bias)
+def _boosted(signals: Array, table: Any) -> Array:
+    """The bias and what all trees add to it, `(rows,)`: each row goes down all trees at once, from root to leaf."""
+    bias, nodes = _nodes(table)
+    trees, rows = np.arange(len(nodes)), np.arange(len(signals))[:, None]
+    place = np.zeros((len(signals), len(nodes)), dtype=np.int64)
+    for _ in range(nodes.shape[1] // 2):  # no tree of so many nodes is deeper
+        read, limit, left, right = np.moveaxis(nodes[trees, place, :4], -1, 0)
+        below = np.where(signals[rows, np.maximum(read, 0).astype(np.int64)] <= limit, left, right).astype(np.int64)
+        place = np.where(read == _LEAF, place, below)
+    score: Array = nodes[trees, place, 4].astype(np.float32).sum(1) + bias
+    return score
+
+
+@lru_cache(maxsize=64)
+def _nodes(table: tuple[float, tuple[tuple[tuple[float, ...], ...], ...]]) -> tuple[np.float32, Array]:
+    """The bias and the trees of a step, `(trees, nodes, 5)` float64, padded with leaves of 0."""
+    bias, trees = table
+    nodes = np.zeros((len(trees), max(map(len, trees), default=1), 5))
+    nodes[..., 0] = _LEAF
+    for own, tree in zip(nodes, trees, strict=True):
+        own[: len(tree)] = tree
+    return np.float32(bias), nodes
 
 
 def _fitted_elsewhere(expected: str, got: object) -> ArgumentError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import numpy as np
+from functools import reduce
+from typing import Any
 
 from ponder._utils.validation import check_int
 from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, refusal, registry
@@ -16,7 +16,6 @@ __all__ = ["After", "All", "Any_", "Around", "Before"]
 @dataclass(frozen=True)
 class _Several(NumpyPolicy):
     policies: tuple[NumpyPolicy, ...]
-    merge: ClassVar[np.ufunc]
 
     def __post_init__(self) -> None:
         listed: Any = self.policies
@@ -27,6 +26,11 @@ class _Several(NumpyPolicy):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset[str]().union(*(policy.needs for policy in self.policies))
 
+    @staticmethod
+    @abstractmethod
+    def merge(one: Any, other: Any) -> Any:
+        """What two masks come to."""
+
     def check(self, model: ModelSpec) -> None:
         for policy in self.policies:
             policy.check(model)
@@ -34,9 +38,9 @@ class _Several(NumpyPolicy):
     def init(self, row_ids: Array) -> Any:
         return tuple(policy.init(row_ids) for policy in self.policies)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
-        return self.merge.reduce([mask for mask, _ in answers]), tuple(after for _, after in answers)
+        return reduce(self.merge, [mask for mask, _ in answers]), tuple(after for _, after in answers)
 
 
 @registry.register("any")
@@ -44,7 +48,9 @@ class _Several(NumpyPolicy):
 class Any_(_Several):  # noqa: N801 (as its twin)
     """Twin of `ponder.policies.Any_`, `a | b`."""
 
-    merge = np.logical_or
+    @staticmethod
+    def merge(one: Any, other: Any) -> Any:
+        return one | other
 
 
 @registry.register("all")
@@ -52,7 +58,9 @@ class Any_(_Several):  # noqa: N801 (as its twin)
 class All(_Several):
     """Twin of `ponder.policies.All`, `a & b`."""
 
-    merge = np.logical_and
+    @staticmethod
+    def merge(one: Any, other: Any) -> Any:
+        return one & other
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Around(NumpyPolicy):
     def init(self, row_ids: Array) -> Any:
         return self.policy.init(row_ids)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         return self.policy.decide(step, state)
 
 
@@ -95,9 +103,9 @@ class _Bounded(Around):
 class After(_Bounded):
     """Twin of `ponder.policies.After`, `p.after(k)`."""
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         mask, state = self.policy.decide(step, state)
-        return mask if step.index >= self.step else np.zeros_like(mask), state
+        return mask & (step.index >= self.step), state
 
 
 @registry.register("before")
@@ -105,6 +113,6 @@ class After(_Bounded):
 class Before(_Bounded):
     """Twin of `ponder.policies.Before`, `p.before(k)`."""
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         mask, state = self.policy.decide(step, state)
-        return np.ones_like(mask) if step.index >= self.step else mask, state
+        return mask | (step.index >= self.step), state

@@ -37,7 +37,8 @@ def energy(logits: Array) -> Array:
     """σ(log Σ_c exp z_c), `(…)` in [0, 1]; NaN where a logit is +∞."""
     logits = at_least_float32(logits)
     greatest = logits.max(-1)
-    return sigmoid(greatest + np.log(np.exp(logits - greatest[..., None]).sum(-1)))
+    total = greatest + np.log(np.exp(logits - greatest[..., None]).sum(-1))
+    return sigmoid(np.where(np.isneginf(greatest), greatest, total))
 
 
 def log_softmax(logits: Array) -> Array:

@@ -36,7 +36,7 @@ class Tempered(Around):
                 remedy="Fit them on a trajectory of this model.",
             )
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         if step.output is None:
             return self.policy.decide(step, state)
         own = self.temperatures[0] if len(self.temperatures) == 1 else self.temperatures[step.index - 1]

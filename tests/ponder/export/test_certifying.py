@@ -182,12 +182,35 @@ def test_what_an_export_cannot_run_is_refused_before_anything_is_recorded(
     scored = policies.Learned(policies.LinearScorer(8), 0.5)
     for family, grid, message in (
         (lambda value: Unseen(), [0.5], "runs without PyTorch"),
-        (scored.with_threshold, [0.5], "reads no features"),
-        (scored, None, "reads no features"),
-        (lambda value: policies.Converged(value, on="features"), [0.5], "reads no features"),
+        (scored.with_threshold, [0.5], "runs without PyTorch"),
+        (scored, None, "runs without PyTorch"),
     ):
         with pytest.raises(ArgumentError, match=message):
             certify(int8, reference, examples, family, level=0.6, grid=grid)
+
+
+def test_a_policy_that_reads_features_is_certified_on_features() -> None:
+    made = exported("words")
+    inputs, context, arrays = made.call(200, seed=7)
+
+    def at_rest(value: float) -> policies.ExitPolicy:
+        return policies.Converged(value, on="features")
+
+    found = certify(made.onnx, made.onnx, arrays, at_rest, level=0.3, grid=[0.5, 0.1, 0.0])
+    assert found.met
+    expected = made.model.unroll(inputs, keep_features=True, **context)
+    record = made.onnx.record(arrays, keep_features=True)
+    np.testing.assert_allclose(record.features, expected.features.detach().numpy(), rtol=0, atol=1e-4)
+    again = to_trajectory(record, task="classification").replay(found.policy.policy)
+    assert again.exit_step.tolist() == made.onnx.predict(arrays, policy=found.policy).exit_step.tolist()
+    assert made.onnx.record(arrays).features is None
+
+
+def test_features_of_no_known_shape_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = OnnxModel(exported("words").folder, threads=1)
+    monkeypatch.setattr(opened, "manifest", replace(opened.manifest, features=()))
+    with pytest.raises(ArgumentError, match="keep_features: expected False, where features are not known"):
+        opened.record([], keep_features=True)
 
 
 def test_a_record_is_swept_and_calibrated_like_a_trajectory() -> None:

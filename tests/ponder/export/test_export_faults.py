@@ -28,6 +28,8 @@ from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export import OnnxModel, runtime
 from ponder.export.examples import open_tokenizer
+from ponder.export.policies import NumpyPolicy, read_policy
+from ponder.export.policies.base import registry
 from ponder.export.source import ExportSource
 from ponder.export.tokenizing import copy_tokenizer
 from ponder.export.writing import copied
@@ -285,6 +287,96 @@ def test_a_broken_or_foreign_folder_is_refused(damage: Callable[[Path], object],
 def test_an_export_of_before_digests_were_written_is_read(folder: Path) -> None:
     _edit(lambda data: data.pop("digests"))(folder)
     assert OnnxModel(folder).num_steps == OnnxModel(folder_of("gru-cell")).num_steps
+
+
+def test_a_task_that_measures_answers_otherwise_is_never_converged(tmp_path: Path) -> None:
+    class Weighted(ponder.tasks.Regression):
+        name = "weighted"
+
+        def distance(self, one: Tensor, other: Tensor, *, mask: Tensor | None = None) -> Tensor:
+            return (one - other)[:, 0].abs()
+
+    opened = OnnxModel(ponder.export.onnx(small(task=Weighted()), tmp_path, example=X))
+    for policy in (policies.Converged(0.3), policies.Patience(1, 0.3)):
+        with pytest.raises(ArgumentError, match="policy: expected a policy that compares no answers"):
+            opened.check(policy)
+    opened.check(policies.Converged(0.3, on="features"))
+
+
+class Twin(NumpyPolicy):
+    """A twin that answers with what it is told to."""
+
+    needs = frozenset({"output"})
+
+    def __init__(self, answer: Callable[[Any], Any]) -> None:
+        self.answer = answer
+
+    def decide(self, step: Any, state: Any) -> Any:
+        return self.answer(step.output), state
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda output: (output[:, 0] > 0).any(),
+        lambda output: (output[:, 0] > 0).astype(int),
+        lambda output: output > 0,
+        lambda output: output[:, :1] > 0,
+        lambda output: None,
+    ],
+)
+def test_a_mask_that_is_none_is_told(answer: Callable[[Any], Any]) -> None:
+    opened, arrays = exported("gru-cell").onnx, exported("gru-cell").call(6)[2]
+    opened._policy, before = ({}, Twin(answer)), opened._policy
+    try:
+        with pytest.raises(PonderError, match="expected an exit mask of bool, one for each of 6 rows; got"):
+            opened.predict(arrays)
+    finally:
+        opened._policy = before
+
+
+def test_one_answer_for_all_rows_is_a_mask_and_what_a_policy_sees_cannot_be_changed() -> None:
+    def in_place(output: Any) -> Any:
+        output -= 5.0
+
+    opened, arrays = exported("gru-cell").onnx, exported("gru-cell").call(6)[2]
+    before = opened._policy
+    try:
+        opened._policy = {}, Twin(lambda output: True)
+        assert opened.predict(arrays).exit_step.tolist() == [1] * 6
+        opened._policy = {}, Twin(in_place)
+        with pytest.raises(ValueError, match="read-only"):
+            opened.predict(arrays)
+    finally:
+        opened._policy = before
+
+
+def test_a_twin_keeps_a_field_that_others_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Fitted(NumpyPolicy):
+        fitted_on: float = 0.0
+
+        def decide(self, step: Any, state: Any) -> Any:
+            return False, state
+
+    monkeypatch.setitem(registry._factories, "fitty", Fitted)
+    assert read_policy({"name": "fitty", "fitted_on": 0.4}).fitted_on == 0.4  # type: ignore[attr-defined]
+
+
+def test_a_function_is_no_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._factories, "made", lambda level: Twin(lambda output: True))
+    with pytest.raises(ArgumentError, match=r"a class derived from ponder.export.policies.NumpyPolicy"):
+        read_policy({"name": "made", "level": 0.4})
+
+
+@pytest.mark.parametrize(
+    "policy", [policies.Gate(1, ("margin",), "logistic", ()), policies.Expected(0.0, ((0.5,),), ((0.2, 0.9),), ())]
+)
+def test_a_model_of_one_step_is_exported(policy: ExitPolicy, tmp_path: Path) -> None:
+    model = ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), num_steps=1, head=nn.Linear(WIDTH, 2), policy=policy)
+    opened = OnnxModel(ponder.export.onnx(model, tmp_path, example=X))
+    assert opened.manifest.single is not None
+    assert opened.predict(X.numpy()).exit_step.tolist() == [1, 1]
 
 
 def test_a_foreign_policy_in_the_folder_is_refused(folder: Path) -> None:

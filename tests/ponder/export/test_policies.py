@@ -109,6 +109,7 @@ OTHER = {
     "no hazard": (gate(signals=("cdf",)), {"has_hazard": False}, "needs no hazard"),
     "patience": (Converged(patience=6), {}, "patience: expected"),
     "own answers": (Converged(), {"task": TaskSpec("own", True, False, True)}, "compares no answers"),
+    "task of before": (Converged(), {"task": TaskSpec("own", True, False), "features": ()}, "Export the model again"),
     "numbers": (Converged(), {"task": TaskSpec("regression", False, True)}, "Give Converged a tolerance"),
     "stopping": (Expected.fit(recorded(50, steps=4)), {}, "over 6 steps"),
     "no class": (Expected.fit(ROWS), {"task": TaskSpec("multilabel", False, False)}, "class logits"),
@@ -141,6 +142,41 @@ def test_damaged_policies_are_refused(policy: ExitPolicy, changes: dict[str, Any
         read_policy({**policy.to_dict(), **changes})
 
 
+def test_ties_leave_whatever_adds_them_up() -> None:
+    """With what is the same in the mean to the last bit or not, one more step earns nothing."""
+    outputs = 2.0 * torch.randn(300, 5, 3, generator=torch.Generator().manual_seed(0))
+    outputs[:, 1:] = outputs[:, :1]
+    outputs[::3, 0] = -outputs[::3, 0]
+    policy = Expected.fit(ponder.Trajectory(outputs, None, torch.arange(300), task="classification"), bins=7)
+    assert all(map(all, policy.stops[1:]))
+    assert (
+        max(decided(policy, ponder.Trajectory(outputs, ROWS.hazard_logits[:300, :5], torch.arange(300), outputs))) < 3
+    )
+
+
+@pytest.mark.parametrize("signals", [("energy",), ("energy", "streak")])
+def test_a_row_that_is_sure_of_nothing(signals: tuple[str, ...]) -> None:
+    outputs = torch.randn(9, 6, 3)
+    outputs[::2] = -torch.inf
+    rows = dataclasses.replace(ROWS, outputs=outputs, **{name: getattr(ROWS, name)[:9] for name in PARTS})
+    decided(gate(signals=signals, tables=((2.0,) * len(signals) + (-1.0,),) * 5), rows)
+
+
+PARTS = ("hazard_logits", "row_ids", "features", "labels")
+
+
+def test_messages_name_a_policy_and_not_its_tables() -> None:
+    pytest.importorskip("sklearn", reason="gates are fitted with scikit-learn, which is not installed")
+    for policy in (fit_gate(ROWS, "error", model="boosted", trees=10), Expected.fit(ROWS)):
+        assert len(repr(read_policy(policy.to_dict()))) < 300
+
+
+def test_a_model_of_one_step_has_no_tables() -> None:
+    one = dataclasses.replace(SPEC, num_steps=1)
+    for policy in (gate(num_steps=1, tables=()), Expected(0.0, ((0.5,),), ((0.2, 0.9),), ())):
+        read_policy(policy.to_dict()).check(one)
+
+
 def test_every_policy_but_one_with_a_module_inside_has_a_twin() -> None:
     assert set(policies.names()) - set(registry.names()) == {"learned"}
     with pytest.raises(ArgumentError, match=r"a policy that runs without PyTorch: after, all, any, .*'learned'"):
@@ -168,7 +204,7 @@ def test_a_policy_of_the_users_own() -> None:
         def decide(self, step: policies.StepView, state: Any) -> tuple[torch.Tensor, Any]:
             return step.output[:, 0] > self.by, state
 
-    with pytest.raises(ArgumentError, match="or register the twin of yours in numpy"):
+    with pytest.raises(ArgumentError, match="One of your own needs a twin in numpy"):
         read_policy(OneLeads(0.5).to_dict())
 
     @registry.register("one-leads")

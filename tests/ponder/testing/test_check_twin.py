@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -116,6 +116,18 @@ class Blind(Sound):
     needs = frozenset({"hazard"})
 
 
+class WithoutNan(Sound):
+    def decide(self, step: StepView, state: Any) -> tuple[np.ndarray, Any]:
+        assert step.output is not None
+        state = np.where(step.output[:, 0] > self.level, state + 1, state) + np.isnan(step.output[:, 0])
+        return state >= 2, state
+
+
+@dataclass(frozen=True)
+class OtherFields(Sound):
+    times: int = 2
+
+
 class Raises(Sound):
     def decide(self, step: StepView, state: Any) -> tuple[np.ndarray, Any]:
         raise ValueError("no")
@@ -125,14 +137,41 @@ WRONG = {
     Other: "rows leave where they leave in PyTorch",
     InPlace: "a twin changes nothing that it is given",
     OfBatch: "a row's exit does not depend on the other rows",
-    Numbers: "the exit mask of a twin is an array of bool",
+    Numbers: "the exit mask of a twin is bool",
     Blind: "a twin reads what its policy reads",
+    WithoutNan: "rows leave where they leave in PyTorch",
+    OtherFields: "a twin has the fields of its policy",
     Raises: "a twin answers wherever its policy does",
 }
 
 
-@pytest.mark.parametrize("twin", [Sound, *WRONG])
+class InDict(Sound):
+    def init(self, row_ids: Any) -> Any:
+        return {"count": [super().init(row_ids)]}
+
+    def decide(self, step: StepView, state: Any) -> tuple[np.ndarray, Any]:
+        mask, count = super().decide(step, state["count"][0])
+        return mask, {"count": [count]}
+
+
+class Count(NamedTuple):
+    so_far: np.ndarray
+
+
+class InNamedTuple(Sound):
+    def init(self, row_ids: Any) -> Any:
+        return Count(super().init(row_ids))
+
+    def decide(self, step: StepView, state: Any) -> tuple[np.ndarray, Any]:
+        mask, count = super().decide(step, state.so_far)
+        return mask, Count(count)
+
+
+SOUND = (Sound, InDict, InNamedTuple)
+
+
+@pytest.mark.parametrize("twin", [*SOUND, *WRONG])
 def test_the_contract_sees_a_twin_that_is_none(twin: type[NumpyPolicy], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._factories, "steady", twin)
-    with nullcontext() if twin is Sound else pytest.raises(ContractError, match=WRONG[twin]):
+    with nullcontext() if twin in SOUND else pytest.raises(ContractError, match=WRONG[twin]):
         check_twin(Steady())
