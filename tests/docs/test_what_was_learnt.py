@@ -296,7 +296,8 @@ def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
             at_twice = [row[2] for row in rows_beside_ponder(f"`{recipe}`", backbone, pairs)]
             beside[recipe, backbone] = at_twice[0]
             if tasks == NEARLY_LEVEL:
-                assert max(map(abs, at_twice)) < 0.5  # "there is little between them"
+                assert -1 < min(at_twice) <= max(at_twice) < 0
+                says("elsewhere `ponder` has {:.1f} more (held out {:.1f}).".format(*(-ahead for ahead in at_twice)))
     apart = {
         task: [ahead(of(pays["pabee", task]), of(pays["ponder", task]), 2.0) for of in (lambda it: it, held_out)]
         for task in APART
