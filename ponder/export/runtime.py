@@ -254,7 +254,7 @@ class OnnxModel:
             for name, array in seen.items():  # the head answers from them: a policy that writes into them is told
                 seen[name] = array.view()
                 seen[name].flags.writeable = False
-            mask, state = ask(policy, StepView(step, steps, task, **seen), state, len(rows))
+            mask, state = ask(policy, StepView(step, steps, len(rows), task, **seen), state)
             if not mask.any():
                 continue
             leaving, staying = np.flatnonzero(mask), np.flatnonzero(~mask)

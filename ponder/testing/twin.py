@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError
 from ponder.export.policies import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy
-from ponder.export.policies.base import registry, take
+from ponder.export.policies.base import ask, registry, take
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 from ponder.testing.contract import ContractError, require
@@ -142,7 +142,7 @@ def twin_exits(policy: ExitPolicy, trajectory: Trajectory) -> list[int]:
     for step in range(1, trajectory.num_steps):
         if not len(rows):
             break
-        mask, state = _answer(policy, twin, _view(twin, trajectory, rows, step), state, len(rows))
+        mask, state = _answer(policy, twin, _view(twin, trajectory, rows, step), state)
         left[rows[mask]] = step
         rows, state = rows[~mask], take(state, np.flatnonzero(~mask))
     exit_step: list[int] = left.tolist()
@@ -155,8 +155,8 @@ def _check_rows_alone(policy: ExitPolicy, twin: NumpyPolicy, trajectory: Traject
     for rows in (chosen.numpy() for chosen in row_choices(_ROWS)):
         state, own = twin.init(ids), twin.init(ids[rows])
         for step in range(1, trajectory.num_steps):
-            masks, state = _answer(policy, twin, _view(twin, trajectory, everyone, step), state, _ROWS)
-            mask, own = _answer(policy, twin, _view(twin, trajectory, rows, step), own, len(rows))
+            masks, state = _answer(policy, twin, _view(twin, trajectory, everyone, step), state)
+            mask, own = _answer(policy, twin, _view(twin, trajectory, rows, step), own)
             require(
                 mask.tolist() == masks[rows].tolist(),
                 policy,
@@ -167,28 +167,18 @@ def _check_rows_alone(policy: ExitPolicy, twin: NumpyPolicy, trajectory: Traject
             )
 
 
-def _answer(policy: ExitPolicy, twin: NumpyPolicy, view: StepView, state: Any, rows: int) -> tuple[Array, Any]:
-    """What the twin decides, its form looked at."""
+def _answer(policy: ExitPolicy, twin: NumpyPolicy, view: StepView, state: Any) -> tuple[Array, Any]:
+    """What the twin decides, as exports ask it, and whether it changed what it was given."""
     before = copy.deepcopy((view, state))
     try:
-        with np.errstate(all="ignore"):  # as `ponder.export.policies.base.ask`
-            mask, new = twin.decide(view, state)
+        mask, new = ask(twin, view, state)
     except Exception as error:
         raise ContractError(
             policy,
-            "a twin answers wherever its policy does",
+            "a twin answers wherever its policy does, with a bool for each running row, or one for all",
             f"at step {view.index}: {type(error).__name__}: {error}",
             "Refuse what cannot work in check(model), and read what is in needs alone: the rest is None.",
         ) from error
-    if isinstance(mask, bool):
-        mask = np.full(rows, mask)
-    require(
-        isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (rows,),
-        policy,
-        "the exit mask of a twin is bool, one for each running row, or a plain bool",
-        f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}",
-        "Compare per row, and reduce over every dimension but the first.",
-    )
     require(
         _alike(before, (view, state)),
         policy,
@@ -206,7 +196,7 @@ def _view(twin: NumpyPolicy, trajectory: Trajectory, rows: Array, step: int) -> 
     for name, values in readings_of(trajectory).items() if twin.needs else ():
         if _NEED_OF.get(name, name) in twin.needs:
             seen[name] = _array(values[at, step - 1])
-    return StepView(step, trajectory.num_steps, TaskSpec(task.name, task.classes, task.numbers), **seen)
+    return StepView(step, trajectory.num_steps, len(rows), TaskSpec(task.name, task.classes, task.numbers), **seen)
 
 
 _NEED_OF = {"cdf": "hazard", "survival": "hazard"}

@@ -5,13 +5,14 @@ A new one is a file beside these, called as its twin is; one of your own is regi
 
 from ponder.export.policies import (  # noqa: F401 (each registers its own)
     certified,
-    counting,
+    converged,
     expected,
     fixed,
     gate,
     halting,
     joining,
     outputs,
+    patience,
     tempered,
     voting,
 )

@@ -110,6 +110,7 @@ class StepView:
     Args:
         index: The step just finished, from 1.
         num_steps: N.
+        rows: How many rows still run.
         task: What the outputs mean.
         output: Outputs, `(rows, …)`.
         features: What the heads read, `(rows, width)`.
@@ -121,13 +122,14 @@ class StepView:
         >>> import numpy as np
         >>> from ponder.export.policies import StepView, TaskSpec, read_policy
         >>> classes = TaskSpec("classification", classes=True, numbers=False)
-        >>> view = StepView(index=2, num_steps=4, task=classes, output=np.array([[0.0, 4.0], [0.0, 0.5]]))
+        >>> view = StepView(2, num_steps=4, rows=2, task=classes, output=np.array([[0.0, 4.0], [0.0, 0.5]]))
         >>> read_policy({"name": "confidence", "threshold": 0.9}).decide(view, None)
         (array([ True, False]), None)
     """
 
     index: int
     num_steps: int
+    rows: int
     task: TaskSpec
     output: Array | None = None
     features: Array | None = None
@@ -256,8 +258,8 @@ def refusal(got: str) -> ArgumentError:
     )
 
 
-def ask(policy: NumpyPolicy, step: StepView, state: Any, rows: int) -> tuple[Array, Any]:
-    """What a policy decides of some rows, `(rows,)` bool, and its new state.
+def ask(policy: NumpyPolicy, step: StepView, state: Any) -> tuple[Array, Any]:
+    """What a policy decides, `(rows,)` bool, and its new state; policies made of others ask these so, too.
 
     Outputs that are not finite are no cause to warn: NaN is above and below no threshold.
 
@@ -267,12 +269,12 @@ def ask(policy: NumpyPolicy, step: StepView, state: Any, rows: int) -> tuple[Arr
     with np.errstate(all="ignore"):
         mask, state = policy.decide(step, state)
     if isinstance(mask, bool):
-        return np.full(rows, mask), state
-    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (rows,):
+        return np.full(step.rows, mask), state
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (step.rows,):
         got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise PonderError(
-            f"{policy!r} at step {step.index}: expected an exit mask of bool, one for each of {rows} rows; got {got}. "
-            "Compare per row, and reduce over every dimension but the first."
+            f"{policy!r} at step {step.index}: expected an exit mask of bool, one for each of {step.rows} rows; got "
+            f"{got}. Compare per row, and reduce over every dimension but the first.",
         )
     return mask, state
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ponder._utils.validation import check_int
-from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, registry
+from ponder.export.policies.base import ModelSpec, NumpyPolicy, StepView, registry
 
 __all__ = ["FixedStep", "LastStep"]
 
@@ -24,11 +22,8 @@ class FixedStep(NumpyPolicy):
         super().check(model)
         check_int("step", self.step, 1, model.num_steps, remedy="Steps count from 1.")
 
-    def init(self, row_ids: Array) -> Any:
-        return row_ids
-
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        return np.full(len(state), step.index >= self.step), state
+    def decide(self, step: StepView, state: Any) -> tuple[bool, Any]:
+        return step.index >= self.step, state
 
 
 @registry.register("last-step")
@@ -36,8 +31,5 @@ class FixedStep(NumpyPolicy):
 class LastStep(NumpyPolicy):
     """Twin of `ponder.policies.LastStep`."""
 
-    def init(self, row_ids: Array) -> Any:
-        return row_ids
-
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        return np.zeros(len(state), dtype=bool), state
+    def decide(self, step: StepView, state: Any) -> tuple[bool, Any]:
+        return False, state

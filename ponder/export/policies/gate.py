@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +26,7 @@ from ponder.export.policies.signals import (
 __all__ = ["Gate"]
 
 _OF_CLASSES = MappingProxyType(
-    {"confidence": confidence, "margin": margin, "energy": energy, "negative_entropy": negative_entropy}
+    {"confidence": confidence, "margin": margin, "energy": energy, "negative_entropy": negative_entropy},
 )
 _OF_ANSWERS = frozenset({*_OF_CLASSES, "streak", "shift"})
 _OF_HAZARDS = frozenset({"hazard", "cdf", "expected"})
@@ -93,14 +93,21 @@ class Gate(NumpyPolicy):
             return len(self.tables[0]) - 1 if self.tables else 0
         return 1 + int(max((node[0] for _, trees in self.tables for tree in trees for node in tree), default=_LEAF))
 
+    @cached_property
+    def _arrays(self) -> list[tuple[Any, Array]]:
+        """The bias and the weights, or trees, of each table."""
+        return [
+            _trees(*table) if self.kind == "boosted" else (table[-1], np.array(table[:-1])) for table in self.tables
+        ]
+
     def init(self, row_ids: Array) -> Any:
         """Outputs and class probabilities of the step before, for how many steps the answer has stayed, and E[n]."""
         return None, None, np.zeros(len(row_ids), np.float32), np.zeros(len(row_ids), np.float32)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         signals, state = self._read(step, state)
-        table = self.tables[0 if self.num_steps is None else step.index - 1]
-        score = _boosted(signals, table) if self.kind == "boosted" else _logistic(signals, table)
+        table = self._arrays[0 if self.num_steps is None else step.index - 1]
+        score = _boosted(signals, *table) if self.kind == "boosted" else _logistic(signals, *table)
         usable = np.isfinite(signals).all(1)  # other rows taught nothing, and never leave
         return (sigmoid(score) < np.float32(self.threshold)) & usable & (step.index >= self.floor), state
 
@@ -136,16 +143,14 @@ class Gate(NumpyPolicy):
         return np.concatenate(columns, axis=1, dtype=np.float32), (output, now, streak, expected)
 
 
-def _logistic(signals: Array, table: tuple[float, ...]) -> Array:
+def _logistic(signals: Array, bias: float, weights: Array) -> Array:
     """The score of each row, `(rows,)`; in float64, since great weights cancel one another."""
-    weights = np.array(table, dtype=np.float64)
-    score: Array = ((signals.astype(np.float64) * weights[:-1]).sum(1) + weights[-1]).astype(np.float32)
+    score: Array = ((signals.astype(np.float64) * weights).sum(1) + bias).astype(np.float32)
     return score
 
 
-def _boosted(signals: Array, table: Any) -> Array:
+def _boosted(signals: Array, bias: np.float32, nodes: Array) -> Array:
     """The bias and what all trees add to it, `(rows,)`: each row goes down all trees at once, from root to leaf."""
-    bias, nodes = _nodes(table)
     trees, rows = np.arange(len(nodes)), np.arange(len(signals))[:, None]
     place = np.zeros((len(signals), len(nodes)), dtype=np.int64)
     for _ in range(nodes.shape[1] // 2):  # no tree of so many nodes is deeper
@@ -156,10 +161,8 @@ def _boosted(signals: Array, table: Any) -> Array:
     return score
 
 
-@lru_cache(maxsize=64)
-def _nodes(table: tuple[float, tuple[tuple[tuple[float, ...], ...], ...]]) -> tuple[np.float32, Array]:
+def _trees(bias: float, trees: tuple[tuple[tuple[float, ...], ...], ...]) -> tuple[np.float32, Array]:
     """The bias and the trees of a step, `(trees, nodes, 5)` float64, padded with leaves of 0."""
-    bias, trees = table
     nodes = np.zeros((len(trees), max(map(len, trees), default=1), 5))
     nodes[..., 0] = _LEAF
     for own, tree in zip(nodes, trees, strict=True):

@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from ponder._utils.validation import check_int
-from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, refusal, registry
+from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, ask, refusal, registry
 
 __all__ = ["After", "All", "Any_", "Around", "Before"]
 
@@ -38,8 +38,8 @@ class _Several(NumpyPolicy):
     def init(self, row_ids: Array) -> Any:
         return tuple(policy.init(row_ids) for policy in self.policies)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        answers = [ask(policy, step, part) for policy, part in zip(self.policies, state, strict=True)]
         return reduce(self.merge, [mask for mask, _ in answers]), tuple(after for _, after in answers)
 
 
@@ -85,8 +85,8 @@ class Around(NumpyPolicy):
     def init(self, row_ids: Array) -> Any:
         return self.policy.init(row_ids)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        return self.policy.decide(step, state)
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return ask(self.policy, step, state)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class _Bounded(Around):
 class After(_Bounded):
     """Twin of `ponder.policies.After`, `p.after(k)`."""
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        mask, state = self.policy.decide(step, state)
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        mask, state = ask(self.policy, step, state)
         return mask & (step.index >= self.step), state
 
 
@@ -113,6 +113,6 @@ class After(_Bounded):
 class Before(_Bounded):
     """Twin of `ponder.policies.Before`, `p.before(k)`."""
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        mask, state = self.policy.decide(step, state)
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        mask, state = ask(self.policy, step, state)
         return mask | (step.index >= self.step), state

@@ -7,7 +7,7 @@ from typing import Any
 
 from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError
-from ponder.export.policies.base import Array, ModelSpec, StepView, registry
+from ponder.export.policies.base import Array, ModelSpec, StepView, ask, registry
 from ponder.export.policies.joining import Around
 from ponder.export.policies.signals import at_least_float32
 
@@ -36,9 +36,9 @@ class Tempered(Around):
                 remedy="Fit them on a trajectory of this model.",
             )
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         if step.output is None:
-            return self.policy.decide(step, state)
+            return ask(self.policy, step, state)
         own = self.temperatures[0] if len(self.temperatures) == 1 else self.temperatures[step.index - 1]
         output = at_least_float32(step.output)
-        return self.policy.decide(replace(step, output=output / output.dtype.type(own)), state)
+        return ask(self.policy, replace(step, output=output / output.dtype.type(own)), state)

@@ -30,6 +30,7 @@ from ponder.export import OnnxModel, runtime
 from ponder.export.examples import open_tokenizer
 from ponder.export.policies import NumpyPolicy, read_policy
 from ponder.export.policies.base import registry
+from ponder.export.policies.joining import After, Any_
 from ponder.export.source import ExportSource
 from ponder.export.tokenizing import copy_tokenizer
 from ponder.export.writing import copied
@@ -327,10 +328,12 @@ class Twin(NumpyPolicy):
 )
 def test_a_mask_that_is_none_is_told(answer: Callable[[Any], Any]) -> None:
     opened, arrays = exported("gru-cell").onnx, exported("gru-cell").call(6)[2]
-    opened._policy, before = ({}, Twin(answer)), opened._policy
+    before, inside = opened._policy, Any_((Twin(answer), read_policy(policies.Quantile(0.99).to_dict())))
     try:
-        with pytest.raises(PonderError, match="expected an exit mask of bool, one for each of 6 rows; got"):
-            opened.predict(arrays)
+        for policy in (Twin(answer), inside, After(Twin(answer), 1)):
+            opened._policy = {}, policy
+            with pytest.raises(PonderError, match="expected an exit mask of bool, one for each of 6 rows; got"):
+                opened.predict(arrays)
     finally:
         opened._policy = before
 

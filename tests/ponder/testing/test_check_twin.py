@@ -137,7 +137,7 @@ WRONG = {
     Other: "rows leave where they leave in PyTorch",
     InPlace: "a twin changes nothing that it is given",
     OfBatch: "a row's exit does not depend on the other rows",
-    Numbers: "the exit mask of a twin is bool",
+    Numbers: "a twin answers wherever its policy does, with a bool for each running row",
     Blind: "a twin reads what its policy reads",
     WithoutNan: "rows leave where they leave in PyTorch",
     OtherFields: "a twin has the fields of its policy",

@@ -1,0 +1,31 @@
+"""Patience: stop once the answer has stayed the same for some steps in a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ponder.export.policies.base import (
+    Array,
+    StepView,
+    registry,
+)
+from ponder.export.policies.counting import Counting
+
+__all__ = ["Patience"]
+
+
+@registry.register("patience")
+@dataclass(frozen=True)
+class Patience(Counting):
+    """Twin of `ponder.policies.Patience`."""
+
+    patience: int
+    tolerance: float = 0.0
+    needs = frozenset({"output"})
+
+    def unchanged(self, now: Array, before: Array, step: StepView) -> Array:
+        equal = np.abs(now - before) < self.tolerance if step.task.numbers else now == before
+        unchanged: Array = equal.reshape(len(equal), -1).all(1)
+        return unchanged
