@@ -326,7 +326,7 @@ def make_toy(name: str, seed: int = 0) -> Toy:
 
 def wrap(toy: Toy, *, task: Any = "classification", outputs: int | None = None, **overrides: Any) -> Any:
     """`toy` in a `PonderWrapper` with a head and a Lambda head whose weights make the exits differ."""
-    head = nn.Linear(WIDTH, outputs or OUTPUTS[task])
+    head = nn.Linear(WIDTH, outputs or OUTPUTS.get(task, 2))
     nn.init.normal_(head.weight, std=1.0)
     hazards = ponder.LambdaHead(WIDTH, layers=2, history=2)
     for weight in hazards.parameters():

@@ -77,6 +77,7 @@ def run(
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     confidence = 0.95 if confidence is None else confidence
     if texts is not None:
+        _check_one_class(made)
         level = _promised(made.policy) if disagreement is None else disagreement
         found = read_texts_for(folder, texts, columns)
         encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made))
@@ -144,6 +145,17 @@ def _check_unread(**options: object) -> None:
                 got="no texts",
                 remedy=f"Pass --texts FILE, or leave --{name} out.",
             )
+
+
+def _check_one_class(made: FinetunedClassifier) -> None:
+    """Refuse to compare answers that are more than one class a text."""
+    if not made.kind.task.one_class:
+        raise ArgumentError(
+            "texts",
+            expected="none, for a model whose answer is more than one class a text",
+            got=f"the task {made.kind.task.name!r}",
+            remedy="Export it without --texts; or choose its threshold in Python, with ponder.export.certify.",
+        )
 
 
 def _promised(policy: ExitPolicy) -> float:

@@ -117,8 +117,10 @@ def _of_export(folder: Path, texts: Texts) -> tuple[Tensor, Tensor, list[str], i
     """The same from an export, whose model PyTorch does not run."""
     model = OnnxModel(folder, threads=torch.get_num_threads())
     manifest = model.manifest
-    if manifest.tokenizer is None or not manifest.classes:
-        raise CheckpointError(f"{folder}: expected an export of a classifier with its tokenizer. Export it again.")
+    if manifest.tokenizer is None or not manifest.classes or manifest.per_position:
+        raise CheckpointError(
+            f"{folder}: expected an export of a classifier of texts, with its tokenizer. Export it again."
+        )
     if manifest.own_answers:
         raise CheckpointError(
             f"{folder}: its task {manifest.task!r} finds answers in code of its own, which an export does not hold. "

@@ -11,7 +11,7 @@ import torch
 from ponder._utils.validation import check_type
 from ponder.analysis.policy_grid import PolicyGridLike, as_policy_grid
 from ponder.calibration import RiskControl, control_risk
-from ponder.calibration.reference import ReferenceRisk
+from ponder.calibration.reference import ReferenceRisk, full_depth
 from ponder.errors import ArgumentError
 from ponder.export.manifest import Manifest
 from ponder.export.runtime import OnnxModel, Record
@@ -43,6 +43,7 @@ def to_trajectory(record: Record, *, task: str | None = None, labels: Any = None
         row_ids=torch.arange(first_row, first_row + len(record)),
         labels=None if labels is None else torch.as_tensor(np.asarray(labels)),
         features=None if record.features is None else torch.from_numpy(record.features),
+        mask=None if record.mask is None else torch.from_numpy(record.mask),
         task=None if task in (None, Unnamed.name) else task,
         weights=record.weights,  # of the files: no model in PyTorch has these
     )
@@ -93,7 +94,8 @@ def certify(
         check_type(name, each, OnnxModel, remedy="Open the folder: ponder.export.OnnxModel(folder).")
     own, other = model.manifest, reference.manifest
     task = _task_of(own)
-    if own.own_answers or not task.comparable or own.task == Custom.name:
+    known = not own.own_answers and own.task != Custom.name and task.per_token == own.per_token
+    if not known or not task.comparable:
         raise ArgumentError(
             "model",
             expected="a task whose answers can be compared without PyTorch, and are the same or not",
@@ -109,9 +111,9 @@ def certify(
         )
     grid = None if grid is None else list(grid)
     reads_features = _check_run(model, policies, grid)
-    full = torch.from_numpy(reference.record(examples, batch_size=batch_size).outputs[:, -1])
-    labels = task.predictions(full).long()
-    labels[~task.answered(full)] = -1  # NaN is no answer, and agrees with none
+    promised = to_trajectory(reference.record(examples, batch_size=batch_size), task=task.name)
+    labels = full_depth(promised).long()
+    labels[~promised.answered()[:, -1]] = -1  # NaN is no answer, and agrees with none
     record = model.record(examples, batch_size=batch_size, keep_features=reads_features)
     trajectory = to_trajectory(record, task=task.name, labels=labels)
     return control_risk(
@@ -132,7 +134,8 @@ def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | N
         Whether any reads features.
     """
     steps, made = model.num_steps, model.manifest
-    zeros = (np.zeros((1, steps, *shape), np.float32) for shape in (made.outputs, (), made.features))
+    of_row = (1, *made.outputs) if made.per_position else made.outputs
+    zeros = (np.zeros((1, steps, *shape), np.float32) for shape in (of_row, (), made.features))
     outputs, hazards, features = zeros
     row = Record(outputs, hazards, features=features if len(made.features) == 1 else None)
     tried = as_policy_grid(policies, grid, to_trajectory(row, task=_task_of(made).name)).policies
@@ -142,4 +145,10 @@ def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | N
 
 
 def _task_of(manifest: Manifest) -> Task:
-    return task_recorded(manifest.task, classes=manifest.classes, numbers=manifest.numbers)
+    return task_recorded(
+        manifest.task,
+        classes=manifest.classes,
+        numbers=manifest.numbers,
+        per_token=manifest.per_token,
+        per_position=manifest.per_position,
+    )

@@ -48,11 +48,13 @@ class Batch:
         positions: Where they stand among those that the caller gave, `(rows,)`.
         arrays: Inputs by name, batch first.
         lengths: Length of each row, `(rows,)`; None where the model has none.
+        mask: Which positions are no padding, `(rows, length)` bool; None where the model has no lengths.
     """
 
     positions: Array
     arrays: dict[str, Array]
     lengths: Array | None
+    mask: Array | None
 
 
 def open_tokenizer(folder: Path, manifest: Manifest) -> Any:
@@ -171,7 +173,8 @@ def join(rows: Sequence[Row], manifest: Manifest) -> Batch:
                 remedy="Call predict once for each of them.",
             )
     lengths = None if manifest.mask is None else np.array([row.length for row in rows])
-    return Batch(np.array([row.position for row in rows], dtype=np.int64), arrays, lengths)
+    mask = None if manifest.mask is None else (arrays[manifest.mask] != 0) == bool(manifest.real)
+    return Batch(np.array([row.position for row in rows], dtype=np.int64), arrays, lengths, mask)
 
 
 def _apart(batch: Mapping[str, Any], shared: Collection[str]) -> list[dict[str, Any]]:

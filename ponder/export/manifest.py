@@ -55,11 +55,14 @@ class Manifest:
         classes: Whether outputs are the logits of classes.
         numbers: Whether answers are numbers.
         own_answers: Whether the task finds or compares answers in code of its own, which no policy of an export runs.
+        per_token: Whether a row has an answer at each of its positions.
+        per_position: Whether outputs have positions, `(rows, length, …)`.
+        blank: What stands in outputs beyond the end of a row, where they have positions.
         policy: The exit policy, as `to_dict` gives it.
         inputs: What a caller gives.
         hidden: The hidden state.
         context: What the steps read besides.
-        outputs: The shape of one row's outputs.
+        outputs: The shape of one row's outputs; of one position's, where outputs have positions.
         features: The shape of one row's features, with the example's number of positions where they have any; empty in
             exports of before.
         steps: A graph a step function.
@@ -102,6 +105,9 @@ class Manifest:
     readout: str
     heads: tuple[str, ...]
     own_answers: bool = False
+    per_token: bool = False
+    per_position: bool = False
+    blank: float = 0.0
     features: tuple[int, ...] = ()
     stem: str | None = None
     halting_readout: str | None = None

@@ -17,6 +17,7 @@ from ponder._utils.certificates import certificates_in, json_digest, warn_of_par
 from ponder._utils.files import locked, read_json
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.export.assembling import masks_in_order, outputs_in_order
 from ponder.export.examples import Batch, Row, batches, is_text, join, open_tokenizer, read_rows
 from ponder.export.manifest import FILE, NEXT, Manifest
 from ponder.export.policies import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy
@@ -33,7 +34,8 @@ class Answers:
     """The answers to examples, in their order.
 
     Args:
-        outputs: The head's outputs at each row's exit, `(rows, …)`.
+        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have positions, `(rows, longest, …)`,
+            with zeros beyond the end of a row (−10,000 where a start and an end are chosen).
         exit_step: The step at which each row left, `(rows,)`, from 1.
 
     Example:
@@ -54,9 +56,10 @@ class Record:
     """A full-depth run over examples, in their order.
 
     Args:
-        outputs: Outputs of every step, `(rows, steps, …)`.
+        outputs: Outputs of every step, `(rows, steps, …)`; where they have positions, as for `Answers`.
         hazard_logits: Hazard logits of every step, `(rows, steps)`; None without a Lambda head.
         features: What the heads read at every step, `(rows, steps, width)`, where they were asked for.
+        mask: Which positions are no padding, `(rows, longest)` bool, where outputs have positions and it is known.
         weights: Digest of the files that gave them, by which certificates are known; None where it is not known.
 
     Example:
@@ -69,6 +72,7 @@ class Record:
     hazard_logits: Array | None
     weights: str | None = None
     features: Array | None = None
+    mask: Array | None = None
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -173,8 +177,6 @@ class OnnxModel:
                 stacklevel=2,
             )
         ids = None if row_ids is None else np.asarray(row_ids)
-        exit_step: Array = np.zeros(0, dtype=np.int64)
-        outputs: Array = np.zeros((0, *self.manifest.outputs), dtype=np.float32)
         rows = read_rows(examples, self.manifest, self._texts(examples))
         if ids is not None and (ids.shape != (len(rows),) or ids.dtype.kind not in "iu"):
             raise ArgumentError(
@@ -183,14 +185,13 @@ class OnnxModel:
                 got=f"{ids.dtype} {ids.shape}",
                 remedy="One id for each example.",
             )
-        for number, chunk in enumerate(self._batches(rows, batch_size)):
+        exit_step, chunks, found = np.zeros(len(rows), dtype=np.int64), self._batches(rows, batch_size), list[Array]()
+        for chunk in chunks:
             with self._naming(chunk, rows):
-                found, steps = self._run(chunk, own, chunk.positions if ids is None else ids[chunk.positions])
-            if number == 0:
-                outputs = np.zeros((len(rows), *found.shape[1:]), dtype=found.dtype)
-                exit_step = np.zeros(len(rows), dtype=np.int64)
-            outputs[chunk.positions], exit_step[chunk.positions] = found, steps
-        return Answers(outputs, exit_step)
+                outputs, steps = self._run(chunk, own, chunk.positions if ids is None else ids[chunk.positions])
+            exit_step[chunk.positions] = steps
+            found.append(outputs)
+        return Answers(outputs_in_order(found, chunks, self.manifest) if found else self._nothing(), exit_step)
 
     def record(self, examples: Any, *, batch_size: int = 32, keep_features: bool = False) -> Record:
         """The outputs, and hazards where there are any, of every step.
@@ -212,25 +213,33 @@ class OnnxModel:
             )
         rows = read_rows(examples, self.manifest, self._texts(examples))
         steps = self.num_steps
-        outputs: Array = np.zeros((len(rows), steps, *self.manifest.outputs), dtype=np.float32)
         hazards: Array = np.zeros((len(rows), steps), dtype=np.float32)
         features: Array = np.zeros((len(rows), steps, *self.manifest.features) if keep_features else 0, np.float32)
-        for chunk in self._batches(rows, batch_size):
+        chunks, found = self._batches(rows, batch_size), [list[Array]() for _ in range(steps)]
+        for chunk in chunks:
             with self._naming(chunk, rows):
                 running = _Running.start(self._graphs, self.manifest, chunk)
                 for step in range(1, steps + 1):
                     running.advance(step)
-                    outputs[chunk.positions, step - 1] = running.output()
+                    found[step - 1].append(running.output())
                     if keep_features:
                         features[chunk.positions, step - 1] = running.features()
                     if self._graphs.lambda_head is not None:
                         hazards[chunk.positions, step - 1] = running.hazard_logit()
         return Record(
-            outputs,
+            np.stack(
+                [outputs_in_order(of_step, chunks, self.manifest) if rows else self._nothing() for of_step in found], 1
+            ),
             None if self._graphs.lambda_head is None else hazards,
             json_digest(self.manifest.digests),
             features if keep_features else None,
+            masks_in_order(chunks, self.manifest),
         )
+
+    def _nothing(self) -> Array:
+        """The outputs of no rows."""
+        made = self.manifest
+        return np.zeros((0, *[0] * made.per_position, *made.outputs), dtype=np.float32)
 
     def _run(self, batch: Batch, policy: NumpyPolicy, row_ids: Array) -> tuple[Array, Array]:
         """Outputs and exit steps of a batch: the loop of `ponder.engine.loop`, in numpy."""
@@ -238,6 +247,7 @@ class OnnxModel:
         running, state = _Running.start(self._graphs, self.manifest, batch), policy.init(row_ids)
         rows, exit_step = np.arange(len(row_ids)), np.full(len(row_ids), steps)
         log_survival: Array = np.zeros(len(row_ids), dtype=np.float32)
+        mask_of = batch.mask if task.per_position else None
         left: list[tuple[Array, Array]] = []
         for step in range(1, steps):
             running.advance(step)
@@ -248,9 +258,11 @@ class OnnxModel:
                 log_survival = log_survival - np.logaddexp(0, logit)
                 seen["cdf"] = -np.expm1(log_survival)
             if "output" in policy.needs:
-                seen["output"] = running.output()
+                seen["output"] = task.without_padding(running.output(), mask_of)
             if "features" in policy.needs:
                 seen["features"] = running.features()
+            if mask_of is not None:
+                seen["mask"] = mask_of
             for name, array in seen.items():  # the head answers from them: a policy that writes into them is told
                 seen[name] = array.view()
                 seen[name].flags.writeable = False
@@ -263,6 +275,7 @@ class OnnxModel:
             if not len(staying):
                 break
             rows, state, log_survival = rows[staying], take(state, staying), log_survival[staying]
+            mask_of = None if mask_of is None else mask_of[staying]
             running.keep(staying)
         else:
             running.advance(steps)

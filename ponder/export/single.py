@@ -30,8 +30,9 @@ _IN, _OUT, _END = "in.", "out.", "end."
 
 
 def can_be_one_graph(model: EarlyExitModel) -> bool:
-    """Whether all steps share their weights, and the head too."""
-    return len(model.steps.fns) == 1 and not isinstance(model.head, PerStep)
+    """Whether all steps share their weights, and the head too; not where outputs have positions, of any number."""
+    shared = len(model.steps.fns) == 1 and not isinstance(model.head, PerStep)
+    return shared and not (model.task or task_named(None)).per_position
 
 
 def write_single(

@@ -34,7 +34,7 @@ from ponder.export.single import can_be_one_graph, write_single
 from ponder.export.source import ExportSource, named
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along, Padding
-from ponder.parts.tasks import Classification, Custom, Multilabel, Regression, Task, task_named
+from ponder.parts.tasks import Classification, Custom, Multilabel, Regression, Span, Task, task_named
 from ponder.parts.tasks.classification import Unnamed
 
 __all__ = ["Tracer"]
@@ -57,7 +57,9 @@ class Tracer:
         after: Mapping[str, Any] = context
         if self.stem is not None:
             hidden, after = split_stem(self.stem(inputs, **unwrap(context)), context)
-        self.narrows = padding is not None and padding.pooled and _keeps_lengths(padding, hidden, after, context)
+        self.task = self.model.task or task_named(None)
+        self.pooled = padding is not None and padding.pooled and not self.task.per_position
+        self.narrows = padding is not None and self.pooled and _keeps_lengths(padding, hidden, after, context)
         self.inputs, self.call = FlatTree(inputs), FlatTree(context)
         self.hidden, self.context = FlatTree(hidden), FlatTree(after)
         of_inputs = [None if padding is None else padding.of_inputs(tensor) for tensor in self.inputs.values()]
@@ -80,8 +82,10 @@ class Tracer:
         model, state = self.model, [*self.hidden_slots, *self.context_slots]
         inputs, stem = self._write_stem(state)
         readout, features = self._graph("readout", self._readout(model.readout), state, ["features"])
-        task, padding = model.task or task_named(None), model.padding
+        task, padding = self.task, model.padding
         heads, outputs = self._write_heads(_slots(["features"], features, [self._along_positions(features[0])]))
+        if task.per_position:
+            self._check_outputs(outputs)
         return Manifest(
             num_steps=model.num_steps,
             schedule=model.steps.schedule,
@@ -89,11 +93,14 @@ class Tracer:
             classes=task.classes,
             numbers=task.numbers,
             own_answers=_has_own_answers(task),
+            per_token=task.per_token,
+            per_position=task.per_position,
+            blank=task.blank,
             policy=policy_to_hand_on(model).to_dict(),
             inputs=inputs,
             hidden=tuple(slot.spec for slot in self.hidden_slots),
             context=tuple(slot.spec for slot in self.context_slots),
-            outputs=tuple(outputs.shape[1:]),
+            outputs=tuple(outputs.shape[2 if task.per_position else 1 :]),
             features=tuple(features[0].shape[1:]),
             steps=self._write_steps(state),
             readout=readout,
@@ -111,10 +118,30 @@ class Tracer:
 
     def _along_positions(self, features: Tensor) -> Along | None:
         """The positions of features that the readout does not pool, which are as many as those of the batch."""
-        padding = self.model.padding
         lengths = {slot.value.shape[dim] for slot in self.hidden_slots for dim in slot.spec.along}
-        unpooled = padding is not None and not padding.pooled and features.dim() > 2
+        unpooled = not self.pooled and features.dim() > 2
         return Along((1,)) if unpooled and features.shape[1] in lengths else None
+
+    def _check_outputs(self, outputs: Tensor) -> None:
+        """Refuse outputs whose positions are not those that the inputs have, or whose padding an export cannot know."""
+        padding, context = self.model.padding, self.source.context
+        real = self.model.positions(context, self.context.tree)
+        if real is not None and (padding is None or padding.mask not in context):
+            raise ArgumentError(
+                "example",
+                expected="a call with the mask of a model whose ponder.Padding names it, by which padding is known",
+                got="a mask that "
+                + ("no padding names" if padding is None else "the stem makes, and none in the call"),
+                remedy="Wrap the model with padding=ponder.Padding(…), and pass the mask in the example.",
+            )
+        width = None if real is None else real.shape[1]
+        if outputs.dim() < 3 or width not in (None, outputs.shape[1]):
+            raise ArgumentError(
+                "model",
+                expected=f"outputs (batch, {width or 'length'}, …): one for each position of the inputs",
+                got=f"shape {tuple(outputs.shape)}",
+                remedy="Serve a model whose stem makes other positions with PyTorch.",
+            )
 
     def _write_stem(self, state: list[Slot]) -> tuple[tuple[TensorSpec, ...], str | None]:
         """The inputs that are read, and the graph of the stem."""
@@ -323,12 +350,14 @@ def _check_positions(given: Sequence[Slot]) -> None:
 def _has_own_answers(task: Task) -> bool:
     """Whether a task finds or compares answers otherwise than `TaskSpec` does: with methods of its own."""
     own, by_kind = type(task), task.numbers or task.classes
-    known: Any = Regression if task.numbers else Classification if task.classes else Multilabel
-    found = own.predictions == known.predictions or (by_kind and own.predictions in _FOUND_BY_KIND)
-    return not found or any(getattr(own, name) != getattr(Task, name) for name in _COMPARING)
+    chooses = task.per_position and not task.per_token
+    known: Any = Regression if task.numbers else Span if chooses else Classification if task.classes else Multilabel
+    found = own.predictions == known.predictions or (by_kind and not chooses and own.predictions in _FOUND_BY_KIND)
+    return not found or any(getattr(own, name) != getattr(known, name) for name in _COMPARING)
 
 
-_COMPARING = ("same", "answered", "distance", "_counted")
+_COMPARING = ("same", "answered", "distance", "_counted", "without_padding")
+"""What all kinds of tasks take from `Task`, but for a `Span`, of which no position of padding is chosen."""
 
 
 _FOUND_BY_KIND = (Custom.predictions, Unnamed.predictions)

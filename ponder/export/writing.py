@@ -39,7 +39,6 @@ from ponder.export.smoothing import Channels
 from ponder.export.source import source_of
 from ponder.export.tokenizing import TOKENIZER, copy_tokenizer
 from ponder.export.tracing import Tracer
-from ponder.parts.tasks import task_named
 
 __all__ = ["copied", "onnx", "quantized"]
 
@@ -230,14 +229,6 @@ def _check_tokenizer(made: Path, target: Path) -> None:
 def _check(model: EarlyExitModel, *, int8: bool) -> None:
     """Refuse what cannot be answered without PyTorch."""
     read_policy(model.policy.to_dict())
-    task = model.task or task_named(None)
-    if task.per_position:
-        raise ArgumentError(
-            "model",
-            expected="a task with one answer a row",
-            got=f"the task {task.name!r}",
-            remedy="Exports of models with an answer at each position are not written yet; serve it with PyTorch.",
-        )
     dtypes = (torch.float32,) if int8 else (torch.float32, torch.float64)  # nothing else is quantised
     for name, parameter in model.named_parameters():
         if parameter.dtype not in dtypes or parameter.device.type != "cpu":

@@ -120,10 +120,10 @@ class Expected(ExitPolicy):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        if len(self.rewards) != spec.num_steps or not has_classes(spec, self):
+        if len(self.rewards) != spec.num_steps or spec.task.per_token or not has_classes(spec, self):
             raise ArgumentError(
                 "policy",
-                expected=f"a policy fitted to classes over {spec.num_steps} steps, and such a task",
+                expected=f"a policy fitted to one class a row over {spec.num_steps} steps, and such a task",
                 got=f"Expected over {len(self.rewards)} steps, task {spec.task.name!r}",
                 remedy="Fit it on a trajectory of this model.",
             )

@@ -40,6 +40,11 @@ def open_export(folder: Path, digests: Mapping[str, str]) -> ServedModel:
             f"{folder}: its task {manifest.task!r} finds answers in code of its own, which an export does not hold. "
             "Serve the model with PyTorch."
         )
+    if manifest.per_position:
+        raise CheckpointError(
+            f"{folder}: expected one answer a text; its task {manifest.task!r} has them at positions. "
+            "Call the export itself: ponder.export.OnnxModel(folder).predict(texts)."
+        )
     task = task_recorded(manifest.task, classes=manifest.classes, numbers=manifest.numbers)
     return ServedModel(
         num_steps=manifest.num_steps,

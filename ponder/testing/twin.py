@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ponder.errors import ArgumentError
 from ponder.export.policies import ModelSpec, NumpyPolicy, StepView, TaskSpec, read_policy
 from ponder.export.policies.base import ask, registry, take
-from ponder.parts.tasks import task_named
+from ponder.parts.tasks import Task, task_named
 from ponder.policies import ExitPolicy
 from ponder.testing.contract import ContractError, require
 from ponder.testing.plugin import check_frozen
@@ -47,10 +46,9 @@ def check_twin(
 
     Args:
         policy: The policy, with hyper-parameters that make some rows exit early and others late.
-        task: Name of the task that it is tried on, or None; not one with an answer at each position, which no export
-            has.
+        task: Name of the task that it is tried on, or None.
         num_steps: N of the models that it is tried on.
-        num_outputs: Numbers a row that the head gives; 1 in regression and 3 elsewhere, where None.
+        num_outputs: Numbers that the head gives a row, or a position; 1 in regression and 3 elsewhere, where None.
         width: Size of the features.
 
     Raises:
@@ -63,13 +61,6 @@ def check_twin(
         >>> check_twin(policies.Quantile(0.5) | policies.Patience(3))
     """
     sizes, meaning = Sizes(task, num_steps, num_outputs, width), task_named(task)
-    if meaning.per_position:
-        raise ArgumentError(
-            "task",
-            expected="one with one answer a row, as exports have",
-            got=repr(task),
-            remedy="Try the twin on 'classification', say.",
-        )
     check_frozen("policy", policy, ExitPolicy)
     twin = _twin_of(policy)
     require(
@@ -79,8 +70,8 @@ def check_twin(
         f"{sorted(twin.needs)} instead of {sorted(policy.needs)}",
         "Set needs on both classes alike; what an export has not, such as a context, cannot be read.",
     )
-    spec = TaskSpec(meaning.name, meaning.classes, meaning.numbers)
-    twin.check(ModelSpec(num_steps, spec, True, sizes.outputs, (width,)))
+    outputs = sizes.outputs[1:] if meaning.per_position else sizes.outputs
+    twin.check(ModelSpec(num_steps, _spec_of(meaning), True, outputs, (width,)))
     with private_randomness(0), torch.no_grad():
         tried = [
             (f"outputs of scale {scale}", random_trajectory(sizes, _ROWS, scale, seed).map(_in_float32))
@@ -196,7 +187,17 @@ def _view(twin: NumpyPolicy, trajectory: Trajectory, rows: Array, step: int) -> 
     for name, values in readings_of(trajectory).items() if twin.needs else ():
         if _NEED_OF.get(name, name) in twin.needs:
             seen[name] = _array(values[at, step - 1])
-    return StepView(step, trajectory.num_steps, len(rows), TaskSpec(task.name, task.classes, task.numbers), **seen)
+    if trajectory.mask is not None:
+        seen["mask"] = trajectory.mask[at].numpy()
+    return StepView(step, trajectory.num_steps, len(rows), _spec_of(task), **seen)
+
+
+def _spec_of(task: Task) -> TaskSpec:
+    """What an export says of a task."""
+    same = {
+        field.name: getattr(task, field.name) for field in dataclasses.fields(TaskSpec) if hasattr(task, field.name)
+    }
+    return TaskSpec(**same)
 
 
 _NEED_OF = {"cdf": "hazard", "survival": "hazard"}

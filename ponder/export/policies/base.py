@@ -39,13 +39,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What outputs mean, as far as a policy has to know.
+    """What outputs mean, as far as a policy has to know: `ponder.parts.tasks.Task` in numpy.
 
     Args:
         name: Name of the task.
         classes: Whether the last dimension holds the logits of classes.
         numbers: Whether answers are numbers.
         own_answers: Whether it finds or compares answers in code of its own, which nothing here runs.
+        per_token: Whether a row has an answer at each of its positions.
+        per_position: Whether outputs are `(rows, length, …)`, to answer at each position or to choose among them.
+        blank: What stands in outputs beyond the end of a row, where they have positions.
 
     Example:
         >>> import numpy as np
@@ -58,18 +61,69 @@ class TaskSpec:
     classes: bool
     numbers: bool
     own_answers: bool = False
+    per_token: bool = False
+    per_position: bool = False
+    blank: float = 0.0
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
         """That of an export."""
-        return cls(manifest.task, manifest.classes, manifest.numbers, manifest.own_answers)
+        return cls(
+            **{field.name: getattr(manifest, _TASK.get(field.name, field.name)) for field in dataclasses.fields(cls)}
+        )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether positions are what is chosen among, as for the start and the end of an answer."""
+        return self.per_position and not self.per_token
 
     def predictions(self, outputs: Array) -> Array:
-        """What outputs `(…, outputs)` predict: a class, a set of labels, or numbers."""
+        """What outputs `(…, outputs)` predict: a class, a set of labels, numbers; or positions, of `(…, length, 2)`."""
         if self.numbers:
             return at_least_float32(outputs)
+        if self.chooses:
+            return np.asarray(outputs.argmax(-2))
         predicted: Array = outputs.argmax(-1) if self.classes else outputs > 0
         return predicted
+
+    def without_padding(self, outputs: Array, mask: Array | None) -> Array:
+        """Outputs `(rows, length, …)`, of which none is an answer at padding, where one position is chosen."""
+        if mask is None or not self.chooses:
+            return outputs
+        return np.where(mask[..., None], outputs, outputs.dtype.type(self.blank))
+
+    def answered(self, outputs: Array, mask: Array | None) -> Array:
+        """Which rows have an answer at all, `(rows,)` bool: outputs without NaN, padding aside."""
+        nan = np.isnan(outputs)
+        if mask is not None and self.per_position:
+            nan = nan.reshape(*nan.shape[:2], -1).any(2) & mask
+        answered: Array = np.asarray(~nan.reshape(len(nan), -1).any(1))
+        return answered
+
+    def same(self, one: Array, other: Array, tolerance: float, mask: Array | None) -> Array:
+        """Whether predictions `(rows, …)` are the same in every part that counts, `(rows,)` bool."""
+        equal = np.abs(one - other) < tolerance if self.numbers else one == other
+        same: Array = (equal | ~self._counted(mask, equal)).reshape(len(equal), -1).all(1)
+        return same
+
+    def distance(self, one: Array, other: Array, mask: Array | None) -> Array:
+        """How far predictions are apart, `(rows,)`: the share of parts that are others; of numbers, the furthest."""
+        apart = np.abs(one - other) if self.numbers else (one != other).astype(np.float32)
+        counted = self._counted(mask, apart)
+        apart, rows = np.where(counted, apart, apart.dtype.type(0)), (len(apart), -1)
+        if self.numbers:
+            return np.asarray(apart.reshape(rows).max(1))
+        return np.asarray(apart.reshape(rows).sum(1) / counted.reshape(rows).sum(1).astype(np.float32))
+
+    def _counted(self, mask: Array | None, parts: Array) -> Array:
+        """Which parts of predictions count, in their shape."""
+        if mask is None or not self.per_token:
+            return np.ones(parts.shape, dtype=bool)
+        return np.broadcast_to(mask.reshape(*mask.shape, *[1] * (parts.ndim - 2)), parts.shape)
+
+
+_TASK = {"name": "task"}
+"""How a manifest calls what a task calls otherwise."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +134,7 @@ class ModelSpec:
         num_steps: N.
         task: What outputs mean.
         has_hazard: Whether there is a Lambda head.
-        outputs: The shape of one row's outputs.
+        outputs: The shape of one row's outputs; of one position's, where outputs have positions.
         features: The shape of one row's features; empty in exports of before, which did not say.
 
     Example:
@@ -117,6 +171,7 @@ class StepView:
         hazard: λ of this step, `(rows,)`.
         cdf: P(stop at n or before), `(rows,)`.
         survival: P(not stopped before n), `(rows,)`.
+        mask: Which positions are no padding, `(rows, length)` bool, where outputs have positions and padding is known.
 
     Example:
         >>> import numpy as np
@@ -136,6 +191,7 @@ class StepView:
     hazard: Array | None = None
     cdf: Array | None = None
     survival: Array | None = None
+    mask: Array | None = None
 
 
 class NumpyPolicy(ABC):

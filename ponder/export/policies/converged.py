@@ -15,7 +15,7 @@ from ponder.export.policies.base import (
     StepView,
     registry,
 )
-from ponder.export.policies.counting import Counting, without_nan
+from ponder.export.policies.counting import Counting
 from ponder.export.policies.signals import at_least_float32
 
 __all__ = ["Converged"]
@@ -56,17 +56,16 @@ class Converged(Counting):
         if self.on == "answers":
             return super().compared(step)
         assert step.features is not None
-        return at_least_float32(step.features), without_nan(step.features)
+        return at_least_float32(step.features), np.asarray(~np.isnan(step.features).any(1))
 
     def unchanged(self, now: Array, before: Array, step: StepView) -> Array:
-        rows = (len(now), -1)
-        moved: Any
-        if self.on == "features":
-            moved, size = (np.sqrt(np.square(each.reshape(rows)).sum(1)) for each in (now - before, now))
-            moved = np.where(moved == 0, moved.dtype.type(0), moved / size)
-        elif step.task.numbers:
-            moved = np.abs(now - before).reshape(rows).max(1)
-        else:
-            moved = (now != before).reshape(rows).mean(1, dtype=np.float32)
+        moved: Any = step.task.distance(now, before, step.mask) if self.on == "answers" else _residual(now, before)
         settled: Array = moved <= moved.dtype.type(self.tolerance)
         return settled
+
+
+def _residual(now: Array, before: Array) -> Array:
+    """‖now − before‖ / ‖now‖ of each row, `(rows,)`; from 0 to 0 nothing moves."""
+    moved, size = (np.sqrt(np.square(each).sum(1)) for each in (now - before, now))
+    residual: Array = np.where(moved == 0, moved.dtype.type(0), moved / size)
+    return residual

@@ -18,7 +18,7 @@ from ponder.export.policies.base import (
     check_outputs,
 )
 
-__all__ = ["Counting", "without_nan"]
+__all__ = ["Counting"]
 
 
 class Counting(NumpyPolicy):
@@ -38,7 +38,7 @@ class Counting(NumpyPolicy):
     def compared(self, step: StepView) -> tuple[Array, Array]:
         """What is compared with what it was a step before, `(rows, …)`, and which rows have it, `(rows,)` bool."""
         assert step.output is not None
-        return step.task.predictions(step.output), without_nan(step.output)
+        return step.task.predictions(step.output), step.task.answered(step.output, step.mask)
 
     def check(self, model: ModelSpec) -> None:
         super().check(model)
@@ -65,9 +65,3 @@ class Counting(NumpyPolicy):
         if before is not None:
             count = np.where(self.unchanged(now, before, step) & answered & answered_before, count + 1, 0)
         return count >= self.patience, (count, now, answered)
-
-
-def without_nan(values: Array) -> Array:
-    """Which rows have no NaN, `(rows,)` bool."""
-    whole: Array = np.asarray(~np.isnan(values).reshape(len(values), -1).any(1))
-    return whole

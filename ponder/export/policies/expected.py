@@ -47,11 +47,11 @@ class Expected(NumpyPolicy):
     def check(self, model: ModelSpec) -> None:
         super().check(model)
         check_classes(model, self)
-        if len(self.rewards) != model.num_steps:
+        if len(self.rewards) != model.num_steps or model.task.per_token:
             raise ArgumentError(
                 "policy",
-                expected=f"a policy fitted to classes over {model.num_steps} steps",
-                got=f"Expected over {len(self.rewards)} steps",
+                expected=f"a policy fitted to one class a row over {model.num_steps} steps",
+                got=f"Expected over {len(self.rewards)} steps, task {model.task.name!r}",
                 remedy="Fit it on a trajectory of this model.",
             )
 

@@ -17,6 +17,7 @@ from ponder.export.policies.signals import (
     at_least_float32,
     confidence,
     energy,
+    least,
     log_softmax,
     margin,
     negative_entropy,
@@ -82,6 +83,13 @@ class Gate(NumpyPolicy):
             check_classes(model, self)
         if self.classes is not None and self.classes != model.outputs[-1]:
             raise _fitted_elsewhere(f"a model of {model.outputs[-1]} classes, as this one has", self.classes)
+        if model.task.per_token and "hidden" in self.signals:
+            raise ArgumentError(
+                "signals",
+                expected="one number a row; features have one for each position here",
+                got="'hidden'",
+                remedy="Fit a gate without it.",
+            )
         width = len(self.signals) + ("hidden" in self.signals) * (sum(model.features) - 1)
         fitted = self._width()
         if self.tables and (width < fitted or (self.kind == "logistic" and width != fitted)):
@@ -121,15 +129,18 @@ class Gate(NumpyPolicy):
             assert step.output is not None
             output = at_least_float32(step.output).astype(np.float32)
             if _OF_ANSWERS & set(self.signals):
-                values.update({name: of(output) for name, of in _OF_CLASSES.items() if name in self.signals})
+                for name in _OF_CLASSES.keys() & set(self.signals):
+                    values[name] = least(_OF_CLASSES[name](output), step.mask)
                 now = np.exp(log_softmax(output))
                 first = before is None
-                stays = np.zeros(len(output), bool) if first else output.argmax(-1) == before.argmax(-1)
+                alike = np.zeros(output.shape[:-1]) if first else (output.argmax(-1) == before.argmax(-1)) * 1.0
+                stays = least(alike, step.mask) > 0
                 values["streak"] = streak = np.where(stays, streak + np.float32(1), np.float32(0))
-                values["shift"] = np.ones(len(output), np.float32) if first else np.abs(now - old).sum(-1) / 2
+                moved = np.ones(output.shape[:-1], np.float32) if first else np.abs(now - old).sum(-1) / 2
+                values["shift"] = -least(-moved, step.mask)
             if "movement" in self.signals:
                 apart = np.zeros_like(output) if before is None else np.abs(output - before)
-                values["movement"] = apart.reshape(len(output), -1).mean(1)
+                values["movement"] = _mean(apart, step.mask)
         if "hazard" in self.needs:
             assert step.hazard is not None
             assert step.cdf is not None
@@ -141,6 +152,15 @@ class Gate(NumpyPolicy):
             assert step.features is not None
             columns.append(step.features)
         return np.concatenate(columns, axis=1, dtype=np.float32), (output, now, streak, expected)
+
+
+def _mean(values: Array, mask: Array | None) -> Array:
+    """The mean of each row, `(rows,)`, over the positions that count."""
+    rows = len(values)
+    if mask is None:
+        return np.asarray(values.reshape(rows, -1).mean(1))
+    of_positions = values.reshape(*values.shape[:2], -1).mean(2)
+    return np.asarray(np.where(mask, of_positions, np.float32(0)).sum(1) / mask.sum(1).astype(np.float32))
 
 
 def _logistic(signals: Array, bias: float, weights: Array) -> Array:

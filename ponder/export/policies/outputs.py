@@ -1,4 +1,4 @@
-"""Policies on how sure the head is of a class: entropy, confidence, margin, energy."""
+"""Policies on how sure the head is of a class, of the least sure position where there are several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ponder._utils.validation import check_flag, check_real
 from ponder.export.policies.base import Array, ModelSpec, NumpyPolicy, StepView, check_classes, registry
-from ponder.export.policies.signals import confidence, energy, margin, negative_entropy
+from ponder.export.policies.signals import confidence, energy, least, margin, negative_entropy
 
 __all__ = ["Confidence", "Energy", "Entropy", "Margin"]
 
@@ -27,7 +27,7 @@ class _Certainty(NumpyPolicy):
     @staticmethod
     @abstractmethod
     def measure(logits: Array) -> Array:
-        """The certainty, `(rows,)`, of class logits `(rows, classes)`."""
+        """The certainty, `(…)`, of class logits `(…, classes)`."""
 
     def check(self, model: ModelSpec) -> None:
         super().check(model)
@@ -35,7 +35,7 @@ class _Certainty(NumpyPolicy):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         assert step.output is not None
-        value = self.measure(step.output)
+        value = least(self.measure(step.output), step.mask)
         return value > value.dtype.type(self.threshold), state
 
 
@@ -78,7 +78,7 @@ class Entropy(_Certainty):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
         assert step.output is not None
-        entropy = -self.measure(step.output)
+        entropy = -least(self.measure(step.output), step.mask)
         if self.normalize:
             entropy = entropy / entropy.dtype.type(math.log(step.output.shape[-1]))
         return entropy < entropy.dtype.type(self.threshold), state

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ponder.export.policies.base import (
     Array,
     StepView,
@@ -26,6 +24,4 @@ class Patience(Counting):
     needs = frozenset({"output"})
 
     def unchanged(self, now: Array, before: Array, step: StepView) -> Array:
-        equal = np.abs(now - before) < self.tolerance if step.task.numbers else now == before
-        unchanged: Array = equal.reshape(len(equal), -1).all(1)
-        return unchanged
+        return step.task.same(now, before, self.tolerance, step.mask)

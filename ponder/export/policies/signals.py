@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["at_least_float32", "confidence", "energy", "log_softmax", "margin", "negative_entropy", "sigmoid"]
+__all__ = ["at_least_float32", "confidence", "energy", "least", "log_softmax", "margin", "negative_entropy", "sigmoid"]
 
 Array = NDArray[Any]
 
@@ -47,6 +47,14 @@ def log_softmax(logits: Array) -> Array:
     shifted = logits - logits.max(-1, keepdims=True)  # of infinity: NaN, which lets no row go
     log_p: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return log_p
+
+
+def least(values: Array, mask: Array | None) -> Array:
+    """The least value of each row, `(rows,)`: of `(rows,)`, or of those of `(rows, length)` that the mask counts."""
+    if values.ndim == 1:
+        return values
+    of_row: Array = (values if mask is None else np.where(mask, values, np.inf)).min(1)
+    return of_row.astype(values.dtype)
 
 
 def sigmoid(values: Array) -> Array:

@@ -17,6 +17,7 @@ from ponder.export.policies.base import (
     check_classes,
     registry,
 )
+from ponder.export.policies.signals import least
 
 __all__ = ["Voting"]
 
@@ -39,6 +40,7 @@ class Voting(NumpyPolicy):
         output = step.output
         assert output is not None
         answer = step.task.predictions(output)
-        answered = np.asarray(~np.isnan(output).any(-1))
-        votes = np.eye(output.shape[-1], dtype=np.int64)[answer] * answered[:, None] + (0 if state is None else state)
-        return (votes[np.arange(len(answer)), answer] >= self.votes) & answered, votes
+        answered = np.asarray(~np.isnan(output).any(-1))  # NaN has no vote
+        votes = np.eye(output.shape[-1], dtype=np.int64)[answer] * answered[..., None] + (0 if state is None else state)
+        own = np.take_along_axis(votes, answer[..., None], -1)[..., 0] * answered
+        return least(own.astype(np.float64), step.mask) >= self.votes, votes

@@ -60,8 +60,12 @@ def task_named(name: str | None) -> Task:
     return _TASKS.get(name) or Custom()
 
 
-def task_recorded(name: str | None, *, classes: bool, numbers: bool) -> Task:
+def task_recorded(
+    name: str | None, *, classes: bool, numbers: bool, per_token: bool = False, per_position: bool = False
+) -> Task:
     """The task of a name beside which it was recorded what outputs are; a user's own answers as one of the library's.
+
+    Where a user's own has answers of a kind at each position that none of the library's has, it is the same a row.
 
     Example:
         >>> task_recorded("focal", classes=True, numbers=False).name
@@ -71,6 +75,8 @@ def task_recorded(name: str | None, *, classes: bool, numbers: bool) -> Task:
     """
     if name is None or name == Unnamed.name or name in _TASKS:
         return task_named(name)
+    if per_position and not numbers and classes == per_token:
+        return _TASKS["token_classification" if per_token else "span"]
     return _TASKS["regression" if numbers else "classification" if classes else "multilabel"]
 
 

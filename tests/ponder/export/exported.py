@@ -16,19 +16,23 @@ from ponder import policies, readouts
 from ponder.export import OnnxModel
 from tests.toys import LENGTH, NUM_STEPS, WIDTH, Toy, make_toy, wrap
 
-__all__ = ["Exported", "exported", "folder_of"]
+__all__ = ["AT_POSITIONS", "Exported", "exported", "folder_of"]
 
+AT_POSITIONS = ("token_classification", "span")
 _FOLDERS = tempfile.TemporaryDirectory()
 
 
 class Words(Toy):
-    """Token ids of any length, PyTorch's own layer shared by all steps, declared lengths, a masked mean."""
+    """Token ids of any length, PyTorch's own layer shared by all steps, declared lengths, a masked mean.
+
+    Args:
+        readout: In place of the mean.
+    """
 
     num_steps = NUM_STEPS
-    readout = staticmethod(readouts.mean)
 
-    def __init__(self) -> None:
-        toy = make_toy("transformer")
+    def __init__(self, readout: Any = readouts.mean) -> None:
+        toy, self.readout = make_toy("transformer"), readout
         self.steps, self.stem = toy.steps, WordStem()
 
     def batch(self, size: int, seed: int = 0) -> tuple[Any, dict[str, Any]]:
@@ -71,6 +75,13 @@ def _make(name: str) -> tuple[Toy, Any]:
         hazards = ponder.LambdaHead(WIDTH // 2, history=3, initial="zeros")
         torch.nn.init.normal_(hazards.layers[-1].weight, std=0.7)
         return toy, wrap(toy, head=_per_step(), lambda_head=hazards, halting_readout=_mean_of_half)
+    if name in AT_POSITIONS:
+        toy, hazards = Words(readouts.identity), ponder.LambdaHead(WIDTH, layers=1)
+        head = nn.Linear(WIDTH, 2 if name == "span" else 3)
+        for weights in (head.weight, hazards.layers[-1].weight):
+            nn.init.normal_(weights, std=0.7)
+        made = {"head": head, "lambda_head": hazards, "halting_readout": readouts.mean, "task": name}
+        return toy, wrap(toy, **made, padding=ponder.Padding(mask="src_key_padding_mask", real=False))
     if name in ("regression", "multilabel"):
         toy = make_toy("shared")
         return toy, wrap(toy, task=name, lambda_head=None, policy=policies.LastStep())

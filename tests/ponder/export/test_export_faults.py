@@ -85,12 +85,6 @@ def test_sampling_without_a_seed_is_refused(tmp_path: Path) -> None:
         ponder.export.onnx(model, tmp_path, example=X)
 
 
-@pytest.mark.parametrize("task", ["token_classification", "span"])
-def test_an_answer_at_each_position_is_refused(task: Any, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=task):
-        ponder.export.onnx(small(task=task, readout=ponder.readouts.identity), tmp_path, example=X)
-
-
 def test_half_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"head.*torch.bfloat16|steps.*torch.bfloat16"):
         ponder.export.onnx(small().bfloat16(), tmp_path, example=X)

@@ -14,8 +14,24 @@ import torch
 from ponder import policies
 from ponder.errors import ArgumentError
 from ponder.export.policies import NumpyPolicy, StepView
+from ponder.export.policies import outputs as export_outputs
 from ponder.export.policies.base import registry
-from ponder.policies import Converged, ExitPolicy, Expected, FixedStep, Patience, Quantile
+from ponder.policies import (
+    Bernoulli,
+    Confidence,
+    Converged,
+    Energy,
+    Entropy,
+    ExitPolicy,
+    Expected,
+    FixedStep,
+    Gate,
+    Margin,
+    Patience,
+    Quantile,
+    Tempered,
+    Voting,
+)
 from ponder.testing import ContractError, check_twin
 from tests.ponder.test_sweep import recorded
 
@@ -50,9 +66,49 @@ def test_the_contract_of_twins_without_classes(task: str) -> None:
     check_twin(Converged(0.4), task=task, num_outputs=2, num_steps=4)
 
 
-def test_the_contract_has_no_positions() -> None:
-    with pytest.raises(ArgumentError, match="task: expected one with one answer a row, as exports have"):
-        check_twin(Quantile(0.5), task="token_classification")
+GATE = Gate(
+    4, ("confidence", "margin", "shift", "streak", "movement"), "logistic", ((-1.0, -1.0, 1.0, -1.0, 0.5, 1.0),) * 3
+)
+AT_TOKENS: list[ExitPolicy] = [
+    Confidence(0.6),
+    Margin(0.3),
+    Entropy(0.8) | Patience(2),
+    Entropy(0.6, normalize=True),
+    Energy(0.8),
+    Voting(2),
+    Tempered(Confidence(0.6), (2.0,)),
+    GATE,
+]
+AT_POSITIONS: list[ExitPolicy] = [
+    Patience(1),
+    Converged(),
+    Converged(0.4),
+    Bernoulli(3),
+    Gate(4, ("movement",), "logistic", ((1.0, -0.5),) * 3),
+]
+
+
+@pytest.mark.parametrize("policy", [*AT_TOKENS, *AT_POSITIONS], ids=repr)
+def test_the_contract_at_each_token(policy: ExitPolicy) -> None:
+    """Padding does not count, and the least sure position does."""
+    check_twin(policy, task="token_classification", num_steps=4)
+
+
+@pytest.mark.parametrize("policy", AT_POSITIONS, ids=repr)
+def test_the_contract_where_positions_are_chosen(policy: ExitPolicy) -> None:
+    check_twin(policy, task="span", num_steps=4)
+
+
+def test_padding_that_counts_breaks_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_outputs, "least", lambda values, mask: values.min(1))
+    with pytest.raises(ContractError, match="rows leave where they leave in PyTorch"):
+        check_twin(Confidence(0.6), task="token_classification")
+
+
+def test_features_of_tokens_are_no_signal() -> None:
+    gate = Gate(6, ("hidden",), "logistic", ((0.1,) * 9,) * 5)
+    with pytest.raises(ArgumentError, match="signals: expected one number a row"):
+        check_twin(gate, task="token_classification")
 
 
 @dataclass(frozen=True)
