@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder.errors import PonderError
 from ponder.export.examples import Batch
 from ponder.export.manifest import Manifest
 
@@ -23,9 +24,18 @@ def outputs_in_order(found: Sequence[Array], batches: Sequence[Batch], manifest:
         found: Outputs of each batch, `(rows, …)`.
         batches: The batches, of at least one row together.
         manifest: What outputs are.
+
+    Raises:
+        PonderError: Outputs of several shapes, of a task that says nothing of positions.
     """
     rows = sum(map(len, found))
     if not manifest.per_position:
+        shapes = sorted({part.shape[1:] for part in found})
+        if len(shapes) > 1:
+            raise PonderError(
+                f"outputs of the task {manifest.task!r} have several shapes: {shapes}. Where a model answers at each "
+                "position, name its task, task='token_classification', and export it again."
+            )
         outputs: Array = np.empty((rows, *found[0].shape[1:]), dtype=found[0].dtype)
         for part, batch in zip(found, batches, strict=True):
             outputs[batch.positions] = part

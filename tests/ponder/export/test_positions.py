@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 from ponder.export import OnnxModel, certify, to_trajectory
 from ponder.parts.tasks import Span, TokenClassification
 from ponder.policies import ExitPolicy
@@ -199,6 +199,19 @@ def test_padding_that_an_export_cannot_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"example: expected a call with the mask.*that the stem makes"):
         ponder.export.onnx(unsaid, tmp_path / "c", example=X[:2])
     assert not list(tmp_path.iterdir())
+
+
+def test_positions_that_nobody_named_are_no_answers_of_one_shape(tmp_path: Path) -> None:
+    # Trap: a batch of rows of one position was stretched over those of five.
+    masked = ponder.Padding(pooled=False)
+    parts = {"head": nn.Linear(WIDTH, 3), "readout": ponder.readouts.identity, "padding": masked}
+    model = ponder.PonderWrapper(_Masked(), num_steps=3, policy=policies.FixedStep(2), **parts).eval()
+    mask = torch.ones(2, 5, dtype=torch.long)
+    found = OnnxModel(ponder.export.onnx(model, tmp_path, example=(X[:2], {"attention_mask": mask})))
+    rows = [{"inputs": X[0].numpy()}, {"inputs": X[1, :1].numpy()}]
+    for call in (found.predict, found.record):
+        with pytest.raises(PonderError, match=r"have several shapes.*name its task"):
+            call(rows, batch_size=1)
 
 
 class Weighted(TokenClassification):
