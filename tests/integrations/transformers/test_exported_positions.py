@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 import ponder
@@ -82,6 +83,8 @@ def test_a_text_has_an_answer_for_each_of_its_tokens(exports: Any) -> None:
     assert found.exit_step.tolist() == expected.exit_step.tolist()
     np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), rtol=0, atol=1e-4)
     assert exported.manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    tokens = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(texts[0])
+    assert [texts[0][start:end] for start, end in tokens.offsets] == ["w5", "w9", "w30"]
 
 
 def test_the_models_of_this_library_are_exported_too(tmp_path: Path) -> None:
