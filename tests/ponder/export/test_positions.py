@@ -103,6 +103,21 @@ def test_what_an_example_has_behind_its_end_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AT_POSITIONS)
+def test_masks_with_holes(name: str) -> None:
+    made = exported(name)
+    inputs, _, _ = made.call(40, seed=9)
+    hidden = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    hidden[:, 3] &= ~hidden.all(1)
+    examples = [(inputs[row], {"src_key_padding_mask": hidden[row]}) for row in range(40)]
+    for policy in (policies.Patience(1), policies.Converged(0.3), policies.Quantile(0.5)):
+        expected = ponder.predict(made.model, examples, policy=policy)
+        arrays = {"inputs": inputs.numpy(), "src_key_padding_mask": hidden.numpy()}
+        found = made.onnx.predict(arrays, policy=policy, batch_size=9)
+        assert found.exit_step.tolist() == expected.exit_step.tolist()
+        np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", AT_POSITIONS)
 def test_no_rows_have_no_outputs(name: str) -> None:
     model = exported(name).onnx
     assert model.predict([]).outputs.shape == (0, 0, model.manifest.outputs[-1])
