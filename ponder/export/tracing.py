@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -174,7 +175,15 @@ class Tracer:
         inputs = self.inputs, self.call, self.input_slots
         state = self.hidden, self.context, self.hidden_slots, self.context_slots
         path = self.folder / "model.onnx"
-        write_single(self.model, self.stem, inputs, state, path)
+        try:
+            write_single(self.model, self.stem, inputs, state, path)
+        except PonderError as error:  # the parts have been traced by now: it is the policy among them that cannot be
+            warnings.warn(
+                f"{path.name} is not written, since {self.model.policy!r} cannot be traced: {error} "
+                "ponder.export.OnnxModel needs no such graph, and runs the policy by its twin.",
+                stacklevel=4,
+            )
+            return None
         for row in range(2):  # as in PyTorch, where the example's rows run alone
             values = {slot.name: slot.value if slot.spec.shared else slot.value[[row]] for slot in self.input_slots}
             found = _opened(path)({name: value.numpy() for name, value in values.items()})

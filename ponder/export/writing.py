@@ -56,8 +56,9 @@ def onnx(
     """Write a model as ONNX graphs, for `ponder.export.OnnxModel`.
 
     Stem, steps (one graph where weights are shared), readout, heads and Lambda head are graphs of their own, so that
-    rows leave the batch between steps. Where all steps share their weights, `model.onnx` is one graph besides, which
-    answers one row and stops by itself. Each graph is run and compared with PyTorch before anything is promised.
+    rows leave the batch between steps. Where all steps share their weights, and a row has one answer, `model.onnx` is
+    one graph besides, which answers one row and stops by itself; a policy of your own that cannot be traced leaves it
+    out, with a warning. Each graph is run and compared with PyTorch before anything is promised.
 
     Args:
         model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`. It is exported in evaluation

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 import ponder
 from ponder import policies
 from ponder.export import OnnxModel
+from ponder.export.policies import NumpyPolicy
+from ponder.export.policies.base import registry
 from ponder.policies import ExitPolicy
 from ponder.policies.tempered import Temperatures
 from tests.ponder.export.exported import exported
@@ -191,6 +194,39 @@ def test_what_was_fitted_runs_without_pytorch(name: str, tmp_path: Path) -> None
     session = single_thread_session(tmp_path / "x" / "model.onnx")
     given = [session.run(["exit_step"], {"inputs": row[None]})[0].item() for row in rows[:20].numpy()]
     assert given == expected.exit_step[:20].tolist()
+
+
+@dataclass(frozen=True)
+class Curious(ExitPolicy):
+    """Leaves where the first output is positive; how it is written, no trace can follow it."""
+
+    needs = frozenset({"output"})
+
+    def decide(self, step: Any, state: Any) -> Any:
+        return torch.tensor([bool(row[0] > 0) for row in step.output]), state
+
+
+@dataclass(frozen=True)
+class NumpyCurious(NumpyPolicy):
+    needs = frozenset({"output"})
+
+    def decide(self, step: Any, state: Any) -> Any:
+        return step.output[:, 0] > 0, state
+
+
+def test_a_policy_that_cannot_be_traced_runs_by_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(policies.registry._factories, "curious", Curious)
+    monkeypatch.setitem(registry._factories, "curious", NumpyCurious)
+    toy = make_toy("gru-cell")
+    model = wrap(toy, policy=Curious()).eval()
+    with pytest.warns(UserWarning, match=r"model\.onnx is not written, since Curious\(\) cannot be traced") as seen:
+        folder = ponder.export.onnx(model, tmp_path / "x", example=toy.batch(3))
+    assert seen[0].filename == __file__
+    assert not (folder / "model.onnx").exists()
+    rows = toy.batch(40, seed=2)[0]
+    expected = model(rows)
+    assert len(set(expected.exit_step.tolist())) > 1
+    same(OnnxModel(folder, threads=1).predict(rows.numpy(), batch_size=7), expected)
 
 
 def test_the_one_graph_runs_no_step_after_the_exit() -> None:
