@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ponder import recipes
 from ponder.errors import ArgumentError, CheckpointError
@@ -14,7 +14,7 @@ from ponder.integrations.transformers.saving import DIGESTS
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe
 
-__all__ = ["AUTO_FILE", "DTYPES", "PonderConfig"]
+__all__ = ["AUTO_FILE", "DTYPES", "PonderConfig", "fields_of"]
 
 AUTO_FILE = "ponder_classes.py"
 """The file beside saved weights by which Auto classes find this package, where the user trusts it."""
@@ -119,3 +119,9 @@ class PonderConfig(PretrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: Transformers would copy the source of this class beside the weights, which `AUTO_FILE` replaces."""
+
+
+def fields_of(encoder: PreTrainedModel) -> dict[str, Any]:
+    """The configuration of an encoder, as JSON."""
+    fields = {name: value for name, value in encoder.config.to_diff_dict().items() if name not in DTYPES}
+    return {**fields, "model_type": encoder.config.model_type}

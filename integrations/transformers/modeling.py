@@ -6,17 +6,15 @@ What an answer is (a class a text, a class a token, features, …) is a subclass
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel, initialization
+from transformers import AutoModel, PreTrainedModel, initialization
 
 from ponder import recipes
 from ponder._utils.certificates import without_certificates
@@ -25,21 +23,28 @@ from ponder.engine.certificates import has_stale_certificate, warn_of_stale_cert
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
-from ponder.integrations.transformers.adapter import Adapter, AdapterStem, layer_of
-from ponder.integrations.transformers.arguments import honoured
+from ponder.integrations.transformers.adapter import Adapter, AdapterStem
+from ponder.integrations.transformers.arguments import (
+    check_fields,
+    check_ignored,
+    count_labels,
+    honoured,
+    not_handed_on,
+)
 from ponder.integrations.transformers.assigned import check_assigned
 from ponder.integrations.transformers.captured import CapturedAdapter, on_meta
-from ponder.integrations.transformers.configuration import DTYPES, PonderConfig
+from ponder.integrations.transformers.configuration import PonderConfig, fields_of
 from ponder.integrations.transformers.encoders import adapter_for, encoder_of, is_exact
 from ponder.integrations.transformers.examples import further_inputs
 from ponder.integrations.transformers.exporting import token_source
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.head_kinds import PROBLEMS, HeadKind, saved_head
-from ponder.integrations.transformers.heads import EncoderWrapper, Heads, check_heads_learn
+from ponder.integrations.transformers.heads import EncoderWrapper, check_heads_learn
 from ponder.integrations.transformers.loading import load_encoder, load_whole
 from ponder.integrations.transformers.model_card import evaluation_of, remove_reports, write_beside
+from ponder.integrations.transformers.noted import are_others, assigned_fields, leave_out_measurements
 from ponder.integrations.transformers.prediction import predict_rows, record_rows
-from ponder.integrations.transformers.readable import check_made_again
+from ponder.integrations.transformers.readable import check_encoder, check_heads
 from ponder.integrations.transformers.saving import save_whole
 from ponder.integrations.transformers.teachers import as_teacher
 from ponder.objectives import Objective
@@ -58,17 +63,6 @@ from ponder.wrapper import PonderOutput
 __all__ = ["PonderPreTrainedModel"]
 
 _OWNED = "ponder.stem.encoder."
-_ARGUMENTS = (
-    "recipe",
-    "num_labels",
-    "readout",
-    "policy",
-    "problem_type",
-    "head_dropout",
-    "dtype",
-    "attn_implementation",
-    "device_map",
-)
 _SAVED = frozenset({"encoder", "recipe", "policy", "readout", "num_steps", "feature_size"})
 _MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
 
@@ -218,11 +212,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             ArgumentError: An unknown recipe, readout, family of encoders or argument.
             CheckpointError: The encoder cannot be loaded from safetensors.
         """
-        _check_fields(config)
+        check_fields(config)
         if config.get("label2id") and not config.get("id2label"):
             config["id2label"] = {place: name for name, place in config["label2id"].items()}
         unnamed = num_labels is None and not config.get("id2label")
-        num_labels = _count_labels(num_labels, config.get("id2label"))
+        num_labels = count_labels(num_labels, config.get("id2label"))
         source = encoder
         encoder = _encoder(encoder, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
         head = None if isinstance(source, PreTrainedModel) else saved_head(encoder.config)
@@ -249,7 +243,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         recipe = recipe.for_steps(num_steps).for_task(task)
         recipe = recipe if policy is None else dataclasses.replace(recipe, policy=policy)
         made = PonderConfig(
-            encoder=_as_fields(encoder),
+            encoder=fields_of(encoder),
             recipe=recipe.to_dict(),
             readout=read,
             head_dropout=head_dropout,
@@ -346,32 +340,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             ArgumentError: The encoder's configuration does not make it again: it is of a class of its owner's, say, its
                 parts were exchanged, or it holds adapters of peft. Or the recipe does not make the heads again.
         """
-        prefix, saved = f"{self.base_model_prefix}.", None
-        if state_dict is not None:
-            saved = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
-        remedy = (
-            "Merge adapters, and put the change into encoder.config, such as num_hidden_layers of a shorter encoder. "
-            "What no configuration says is kept by torch.save(model.state_dict(), …) alone."
-        )
-        if type(self.encoder.config) not in MODEL_MAPPING:
-            raise ArgumentError(
-                "encoder",
-                expected="a model that its configuration makes again, to be read from a folder",
-                got=f"one of a {type(self.encoder.config).__name__}, which AutoModel does not know",
-                remedy=remedy,
-            )
-        check_made_again(
-            "encoder",
-            self.encoder,
-            lambda: encoder_of(
-                AutoModel.from_config(
-                    PonderConfig(encoder=_as_fields(self.encoder)).encoder_config(), trust_remote_code=False
-                )
-            ),
-            remedy,
-            may_lack="pooler",
-            state=saved,
-        )
+        check_encoder(self, state_dict)
         if self.config.readout != self._readout_name:
             raise ArgumentError(
                 "config.readout",
@@ -380,16 +349,8 @@ class PonderPreTrainedModel(PreTrainedModel):
                 remedy="Build the model with from_encoder(…, readout=…).",
             )
         self._check_problem()
-        layers = {id(module) for module in self.encoder.modules()}
-        if gone := [n for n, step in enumerate(self.ponder.steps.fns, 1) if layer_of(step) not in (None, *layers)]:
-            raise ArgumentError(
-                "encoder",
-                expected="the layers that the steps run",
-                got=f"others in the place of those of steps {gone}",
-                remedy="Change layers before from_encoder, which makes the steps of them.",
-            )
         if state_dict is None:
-            self._check_heads_readable()
+            check_heads(self)
 
     def _check_problem(self) -> None:
         """Refuse a problem that was set once the model had its task: nothing reads it here, and a file does."""
@@ -399,28 +360,6 @@ class PonderPreTrainedModel(PreTrainedModel):
                 expected=f"{self._problem!r}, as the model was built",
                 got=repr(self.config.problem_type),
                 remedy="Build the model with from_encoder(…, problem_type=…).",
-            )
-
-    def _check_heads_readable(self) -> None:
-        """Refuse heads that the recipe does not make again: weights of the same names would be read into others."""
-        inside, recipe = self.ponder, self.recipe
-        remedy = (
-            "Build the model with from_encoder and a ponder.recipes.Recipe that makes these heads. Others are kept by "
-            "torch.save(model.state_dict(), …) alone."
-        )
-        check_made_again(
-            "head",
-            Heads(inside.head, inside.lambda_head),
-            lambda: Heads(*self.make_heads(recipe, inside.num_steps)),
-            remedy,
-        )
-        own = getattr(inside.lambda_head, "initial", None)
-        if recipe.lambda_head is not None and own != recipe.lambda_head.initial:
-            raise ArgumentError(
-                "lambda_head",
-                expected=f"initial={recipe.lambda_head.initial!r}, as the recipe makes it, to be read from a folder",
-                got=f"initial={own!r}",
-                remedy=remedy,
             )
 
     def save_pretrained(  # type: ignore[override]
@@ -442,10 +381,10 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=repr(kwargs["variant"]),
                 remedy="Save to a folder of its own.",
             )
-        self.config.encoder = _as_fields(self.encoder)  # it may have changed since, by resize_token_embeddings, say
-        self.config.recipe = {**self.config.recipe, **self._assigned()}
-        others = self._are_others(kwargs.get("state_dict"))
-        self._leave_out_measurements(others)
+        self.config.encoder = fields_of(self.encoder)  # it may have changed since, by resize_token_embeddings, say
+        self.config.recipe = {**self.config.recipe, **assigned_fields(self)}
+        others = are_others(self, kwargs.get("state_dict"))
+        leave_out_measurements(self, others)
         if has_stale_certificate(self.ponder) or (others and is_certified(self.policy)):
             warn_of_stale_certificate()
             self.config.recipe = without_certificates(self.config.recipe)
@@ -460,56 +399,6 @@ class PonderPreTrainedModel(PreTrainedModel):
             write_beside(self, part, Path(save_directory))
 
         save_whole(write, save_directory, remove_reports)
-
-    def _are_others(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Whether weights to be saved are known to be others than those that the model has."""
-        if state_dict is None or not (is_certified(self.policy) or self.config.evaluations):
-            return False
-        own = self.state_dict()
-        pairs = [(own[name], value) for name, value in state_dict.items() if name in own]
-        whole = [(mine, given) for mine, given in pairs if not mine.is_meta and mine.shape == given.shape]
-        return any(mine.dtype != given.dtype or not torch.equal(mine.cpu(), given.cpu()) for mine, given in whole)
-
-    def _leave_out_measurements(self, others: bool) -> None:
-        """Forget what was measured on other weights than those that are saved; earlier versions did not note which."""
-        noted = self.config.evaluations
-        digest = self.ponder.weights_digest() if noted else None
-        self.config.evaluations = [
-            row for row in noted if not others and (digest is None or row.get("weights") in (None, digest))
-        ]
-        if gone := len(noted) - len(self.config.evaluations):
-            warnings.warn(
-                f"{gone} of {len(noted)} noted evaluations are left out of the model card: they were measured on other "
-                "weights than those that are saved. Record again, and call note_evaluation.",
-                stacklevel=3,
-            )
-
-    def _assigned(self) -> dict[str, Any]:
-        """The fields of the recipe that were assigned to the model, or to `ponder`, the wrapper, since it was made."""
-        inside, recipe, changed = self.ponder, self.recipe, dict[str, Any]()
-        stages = inside.stages or (Stage(inside.objective),)
-        if all(inside.objective != stage.objective for stage in stages):
-            if len(stages) == 1:
-                stages = (dataclasses.replace(stages[0], objective=inside.objective),)
-            else:
-                warnings.warn(
-                    f"objective: {inside.objective!r} is not saved: the {len(stages)} stages have their own. "
-                    "Assign model.stages, or pass a ponder.recipes.Recipe with it to from_encoder.",
-                    stacklevel=3,
-                )
-        assigned: dict[str, tuple[Any, Any]] = {
-            "policy": (inside.policy, recipe.policy),
-            "prior": (inside.prior, recipe.prior),
-            "stages": (stages, recipe.stages),
-        }
-        for name, (own, of_recipe) in assigned.items():
-            if own is None or own == of_recipe:
-                continue
-            try:
-                changed[name] = [stage.to_dict() for stage in own] if name == "stages" else own.to_dict()
-            except ArgumentError as error:  # one that is not registered
-                warnings.warn(f"{name}: {own!r} is not saved, and {of_recipe!r} is. {error}", stacklevel=3)
-        return changed
 
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: MetricLike | None = None) -> dict[str, Any]:
         """Measure the model's policy on labelled rows, and note it in the configuration and on the model card.
@@ -694,7 +583,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 remedy="Use the model of its kind of inputs, or ponder.PonderWrapper with the parts of adapter_for.",
             )
         if others := further_inputs(adapter.encoder):
-            raise _not_handed_on("encoder", f"a {type(adapter.encoder).__name__}, which reads {' and '.join(others)}")
+            raise not_handed_on("encoder", f"a {type(adapter.encoder).__name__}, which reads {' and '.join(others)}")
 
     @classmethod
     def _check_readout(cls, name: str, adapter: Adapter) -> None:
@@ -738,14 +627,14 @@ class PonderPreTrainedModel(PreTrainedModel):
 
         Args:
             inputs: What may be the main input, by name; exactly the encoder's own must be given.
-            ignored: What Transformers and its friends pass to any model; see `_check_ignored`.
+            ignored: What Transformers and its friends pass to any model; see `check_ignored`.
             arguments: Arguments of the wrapper.
 
         Returns:
             What the wrapper gives, and the fields that the outputs of all models share.
         """
         others = {name: ignored[name] for name in _MAIN_INPUTS if name in ignored}
-        _check_ignored({name: value for name, value in ignored.items() if name not in others}, self.encoder)
+        check_ignored({name: value for name, value in ignored.items() if name not in others}, self.encoder)
         given = {name: value for name, value in {**inputs, **others}.items() if value is not None}
         if list(given) != [self.main_input_name]:
             raise ArgumentError(
@@ -837,20 +726,6 @@ def _trained_with(name: str, given: Any) -> ArgumentError:
     )
 
 
-def _count_labels(num_labels: int | None, id2label: Any) -> int:
-    """The number of labels: that of their names, where those are given."""
-    if not id2label:
-        return 2 if num_labels is None else num_labels
-    if num_labels not in (None, len(id2label)):
-        raise ArgumentError(
-            "num_labels",
-            expected=f"the number of names in id2label, {len(id2label)}",
-            got=num_labels,
-            remedy="Leave it out, or name all labels.",
-        )
-    return len(id2label)
-
-
 def _without_second_names(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}{_OWNED}")]:
         del state[name]
@@ -898,46 +773,6 @@ def _padding(adapter: Adapter, readout: str) -> Padding | None:
     """Say where lengths lie; answers a token have a length themselves, so that batches do not get narrower."""
     padding = adapter.padding()
     return padding if padding is None or readout != "tokens" else dataclasses.replace(padding, pooled=False)
-
-
-def _check_fields(config: Mapping[str, Any]) -> None:
-    """Refuse what is no field of a configuration, which the base class of configurations would keep in silence."""
-    fields = {field.name for field in dataclasses.fields(PretrainedConfig)}
-    for name in config:
-        if name not in fields:
-            close = get_close_matches(name, (*_ARGUMENTS, *fields), n=1, cutoff=0.6)
-            raise ArgumentTypeError(
-                name,
-                expected="an argument of from_encoder, or a field of every configuration of Transformers",
-                got=f"{name!r}, which is neither",
-                remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out, or set it on model.config.",
-            )
-
-
-def _check_ignored(given: Mapping[str, Any], encoder: PreTrainedModel) -> None:
-    """Refuse arguments that a call would not honour; those that are passed as None or False ask for nothing."""
-    for name, value in honoured(given).items():
-        if value is None or value is False:
-            continue
-        if name != "task_ids" and name not in inspect.signature(encoder.forward).parameters:
-            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
-        raise _not_handed_on(name, type(value).__name__)
-
-
-def _not_handed_on(name: str, got: str) -> ArgumentError:
-    return ArgumentError(
-        name,
-        expected="no input besides the main one, its mask and token types: the encoder gets no other",
-        got=got,
-        remedy="Leave it out where it says nothing; else ponder.capture(encoder, example) with it in the example, and "
-        "put ponder.PonderWrapper around the parts.",
-    )
-
-
-def _as_fields(encoder: PreTrainedModel) -> dict[str, Any]:
-    """The configuration of an encoder, as JSON."""
-    fields = {name: value for name, value in encoder.config.to_diff_dict().items() if name not in DTYPES}
-    return {**fields, "model_type": encoder.config.model_type}
 
 
 def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
