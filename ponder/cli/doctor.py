@@ -13,6 +13,7 @@ import torch
 from ponder.analysis.diagnosing import diagnose
 from ponder.analysis.diagnosis import Diagnosis
 from ponder.calibration import AgreementCurve, agreement_curves
+from ponder.calibration.reference import full_depth
 from ponder.cli.telling import BATCH, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts_for
 from ponder.errors import ArgumentError
@@ -44,7 +45,7 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     rows, known = unseen(made, kept.labelled(encoded.rows, made.config.id2label))
     with torch.no_grad():
         seen = made.record(rows, batch_size=BATCH, progress=sys.stderr.isatty())
-    against_full = replace(seen, labels=seen.outputs[:, -1].argmax(-1))
+    against_full = replace(seen, labels=full_depth(seen))
     diagnosis = diagnose(against_full if labels is None else seen)
     if labels is None:
         diagnosis = replace(diagnosis, metric="agreement with full depth")

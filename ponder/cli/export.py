@@ -77,7 +77,6 @@ def run(
     made, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
     confidence = 0.95 if confidence is None else confidence
     if texts is not None:
-        _check_one_class(made)
         level = _promised(made.policy) if disagreement is None else disagreement
         found = read_texts_for(folder, texts, columns)
         encoded = tokenize(tokenizer, found.without_empty().rows, max_positions(made))
@@ -147,17 +146,6 @@ def _check_unread(**options: object) -> None:
             )
 
 
-def _check_one_class(made: FinetunedClassifier) -> None:
-    """Refuse to compare answers that are more than one class a text."""
-    if not made.kind.task.one_class:
-        raise ArgumentError(
-            "texts",
-            expected="none, for a model whose answer is more than one class a text",
-            got=f"the task {made.kind.task.name!r}",
-            remedy="Export it without --texts; or choose its threshold in Python, with ponder.export.certify.",
-        )
-
-
 def _promised(policy: ExitPolicy) -> float:
     """How often answers may differ from those at full depth of the folder's own model, by its certificate.
 
@@ -191,7 +179,7 @@ def _written(
     show and still promise; else what moves fewer answers. The ranges are those of choosing texts; the certifying ones
     choose nothing.
     """
-    full = made.predict(rows, policy=LastStep(), batch_size=BATCH).outputs.argmax(-1).numpy()
+    full = made.kind.task.predictions(made.predict(rows, policy=LastStep(), batch_size=BATCH).outputs).numpy()
     choose, certify = sides
     calibration = [rows[place] for place in choose[:_CALIBRATE].tolist()]
     kinds: tuple[Kind, ...] = ("all", True) if int8 else (False,)

@@ -43,18 +43,30 @@ def outputs_in_order(found: Sequence[Array], batches: Sequence[Batch], manifest:
     longest = max(part.shape[1] for part in found)
     outputs = np.full((rows, longest, *found[0].shape[2:]), manifest.blank, dtype=found[0].dtype)
     for part, batch in zip(found, batches, strict=True):
-        lengths = np.full(len(part), part.shape[1]) if batch.lengths is None else batch.lengths
-        for row, own, length in zip(batch.positions, part, lengths, strict=True):
-            outputs[row, :length] = own[:length]
+        length = part.shape[1]
+        if batch.lengths is not None:
+            beyond = np.arange(length) >= batch.lengths[:, None]
+            part = np.where(
+                beyond.reshape(*beyond.shape, *[1] * (part.ndim - 2)), outputs.dtype.type(manifest.blank), part
+            )
+        outputs[batch.positions, :length] = part
     return outputs
 
 
-def masks_in_order(batches: Sequence[Batch], manifest: Manifest) -> Array | None:
-    """Which positions of all rows are no padding, `(rows, longest)` bool; None where outputs have no positions."""
-    masks = [batch.mask for batch in batches if batch.mask is not None]
-    if not manifest.per_position or not masks:
+def masks_in_order(found: Sequence[Array], batches: Sequence[Batch], manifest: Manifest) -> Array | None:
+    """Which positions of all rows are no padding, `(rows, longest)` bool.
+
+    None where outputs have no positions, or where all rows are of one length and nothing tells of padding.
+
+    Args:
+        found: As for `outputs_in_order`.
+        batches: As for `outputs_in_order`.
+        manifest: What outputs are.
+    """
+    lengths = {part.shape[1] for part in found} if manifest.per_position else set()
+    if not lengths or (len(lengths) == 1 and all(batch.mask is None for batch in batches)):
         return None
-    known = np.zeros((sum(map(len, masks)), max(mask.shape[1] for mask in masks)), dtype=bool)
-    for batch, mask in zip(batches, masks, strict=True):
-        known[batch.positions, : mask.shape[1]] = mask
+    known = np.zeros((sum(map(len, found)), max(lengths)), dtype=bool)
+    for part, batch in zip(found, batches, strict=True):
+        known[batch.positions, : part.shape[1]] = True if batch.mask is None else batch.mask
     return known

@@ -233,7 +233,7 @@ class OnnxModel:
             None if self._graphs.lambda_head is None else hazards,
             json_digest(self.manifest.digests),
             features if keep_features else None,
-            masks_in_order(chunks, self.manifest),
+            masks_in_order(found[-1], chunks, self.manifest),
         )
 
     def _nothing(self) -> Array:

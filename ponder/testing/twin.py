@@ -194,10 +194,8 @@ def _view(twin: NumpyPolicy, trajectory: Trajectory, rows: Array, step: int) -> 
 
 def _spec_of(task: Task) -> TaskSpec:
     """What an export says of a task."""
-    same = {
-        field.name: getattr(task, field.name) for field in dataclasses.fields(TaskSpec) if hasattr(task, field.name)
-    }
-    return TaskSpec(**same)
+    answers = (task.classes, task.numbers, False, task.per_token, task.per_position)
+    return TaskSpec(task.name, *answers, task.blank)
 
 
 _NEED_OF = {"cdf": "hazard", "survival": "hazard"}

@@ -68,9 +68,9 @@ class TaskSpec:
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
         """That of an export."""
-        return cls(
-            **{field.name: getattr(manifest, _TASK.get(field.name, field.name)) for field in dataclasses.fields(cls)}
-        )
+        made = manifest
+        same = (made.classes, made.numbers, made.own_answers, made.per_token, made.per_position, made.blank)
+        return cls(made.task, *same)
 
     @property
     def chooses(self) -> bool:
@@ -103,27 +103,27 @@ class TaskSpec:
     def same(self, one: Array, other: Array, tolerance: float, mask: Array | None) -> Array:
         """Whether predictions `(rows, …)` are the same in every part that counts, `(rows,)` bool."""
         equal = np.abs(one - other) < tolerance if self.numbers else one == other
-        same: Array = (equal | ~self._counted(mask, equal)).reshape(len(equal), -1).all(1)
+        counted = self._counted(mask, equal)
+        same: Array = (equal if counted is None else equal | ~counted).reshape(len(equal), -1).all(1)
         return same
 
     def distance(self, one: Array, other: Array, mask: Array | None) -> Array:
         """How far predictions are apart, `(rows,)`: the share of parts that are others; of numbers, the furthest."""
         apart = np.abs(one - other) if self.numbers else (one != other).astype(np.float32)
-        counted = self._counted(mask, apart)
-        apart, rows = np.where(counted, apart, apart.dtype.type(0)), (len(apart), -1)
+        counted, rows = self._counted(mask, apart), (len(apart), -1)
+        if counted is not None:
+            apart = np.where(counted, apart, apart.dtype.type(0))
+        parts = apart.reshape(rows)
         if self.numbers:
-            return np.asarray(apart.reshape(rows).max(1))
-        return np.asarray(apart.reshape(rows).sum(1) / counted.reshape(rows).sum(1).astype(np.float32))
+            return np.asarray(parts.max(1))
+        of = np.float32(parts.shape[1]) if counted is None else counted.reshape(rows).sum(1).astype(np.float32)
+        return np.asarray(parts.sum(1) / of)
 
-    def _counted(self, mask: Array | None, parts: Array) -> Array:
-        """Which parts of predictions count, in their shape."""
+    def _counted(self, mask: Array | None, parts: Array) -> Array | None:
+        """Which parts of predictions count, in their shape; None for all."""
         if mask is None or not self.per_token:
-            return np.ones(parts.shape, dtype=bool)
+            return None
         return np.broadcast_to(mask.reshape(*mask.shape, *[1] * (parts.ndim - 2)), parts.shape)
-
-
-_TASK = {"name": "task"}
-"""How a manifest calls what a task calls otherwise."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,7 @@ import numpy as np
 
 from ponder._utils.validation import check_choice
 from ponder.errors import ArgumentError
-from ponder.export.policies.base import (
-    Array,
-    ModelSpec,
-    StepView,
-    registry,
-)
+from ponder.export.policies.base import Array, ModelSpec, StepView, registry
 from ponder.export.policies.counting import Counting
 from ponder.export.policies.signals import at_least_float32
 

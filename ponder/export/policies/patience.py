@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ponder.export.policies.base import (
-    Array,
-    StepView,
-    registry,
-)
+from ponder.export.policies.base import Array, StepView, registry
 from ponder.export.policies.counting import Counting
 
 __all__ = ["Patience"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ import torch
 
 import ponder
 from ponder import policies
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import CheckpointError
 from ponder.export import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier, PonderForTokenClassification
+from ponder.integrations.transformers.exits import distinct
 from ponder.integrations.transformers.families import tiny_encoder
+from ponder.integrations.transformers.tokenizing import load_tokenizer, tokenize
 from ponder.policies import ExitPolicy
 from tests.integrations.transformers.test_encoder_exports import make_tokenizer
 from tests.integrations.transformers.test_finetuned_heads import batch, make
 from tests.integrations.transformers.test_task_models import BY_NAME
 from tests.quick_exports import make_exports_quick
+from tests.word_tokenizer import WORDS, save_tokenizer
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
 pytest.importorskip("onnxscript", reason="exports need the extra onnx")
@@ -112,19 +116,30 @@ def test_what_answers_a_text_with_one_class_does_not_take_it(exports: Any, tmp_p
         open_export(folder, {})
 
 
-def test_the_command_exports_it_and_chooses_no_threshold_for_it(exports: Any, tmp_path: Path) -> None:
-    from ponder.cli import export
+@pytest.mark.parametrize("name", ["bert-tokens", "bert-span"])
+def test_the_commands_take_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ponder.cli import doctor, export
 
-    model, _ = exports("bert-tokens")
+    model = FinetunedClassifier.from_finetuned(make(name)).eval()
     model.save_pretrained(tmp_path / "saved")
-    make_tokenizer().save(str(tmp_path / "saved" / "tokenizer.json"))
-    options: dict[str, Any] = {"int8": False, "disagreement": None, "confidence": None, "as_json": True}
-    export.run(tmp_path / "saved", tmp_path / "small", None, [], **options)
-    rows = rows_of(model)
-    found, expected = OnnxModel(tmp_path / "small", threads=1).predict(rows), model.predict(rows)
-    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    save_tokenizer(tmp_path / "saved")
     texts = tmp_path / "texts.csv"
-    texts.write_text("text\nw5 w9\nw7\n")
-    with pytest.raises(ArgumentError, match="texts: expected none, for a model whose answer is more than one class"):
-        export.run(tmp_path / "saved", tmp_path / "other", texts, [], **options)
-    assert not (tmp_path / "other").exists()
+    draws = np.random.default_rng(0)
+    words = [" ".join(draws.choice(WORDS, size)) for size in draws.integers(2, 9, 300)]
+    texts.write_text("\n".join(["text", *words]))
+    options: dict[str, Any] = {"int8": False, "confidence": 0.9, "as_json": True}
+    export.run(tmp_path / "saved", tmp_path / "plain", None, [], **{**options, "confidence": None}, disagreement=None)
+    rows = rows_of(model)
+    found, expected = OnnxModel(tmp_path / "plain", threads=1).predict(rows), model.predict(rows)
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    capsys.readouterr()
+    export.run(tmp_path / "saved", tmp_path / "small", texts, [], **options, disagreement=0.3)
+    card = json.loads(capsys.readouterr().out)
+    assert card["met"]
+    assert card["moved"] == 0.0  # full depth is that of PyTorch
+    doctor.run(tmp_path / "saved", texts, [], None, as_json=True)
+    card = json.loads(capsys.readouterr().out)
+    encoded = tokenize(load_tokenizer(str(tmp_path / "saved")), [(text,) for text in words], 32)
+    agreement = model.record(distinct(encoded.rows)).agreement().double().mean(0)
+    assert card["scores"] == pytest.approx(agreement.tolist())
+    assert 0 < card["scores"][0] < card["scores"][-1] == 1.0

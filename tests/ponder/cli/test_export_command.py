@@ -18,6 +18,7 @@ from ponder.cli import export
 from ponder.errors import PonderError
 from ponder.export import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier, fit_exits
+from ponder.parts.tasks import task_named
 from ponder.policies import Confidence, LastStep
 from tests.exits_folder import LONGEST, tiny_classifier
 from tests.ponder.cli.test_commands import refused, run, sentences, table
@@ -133,7 +134,8 @@ def test_all_products_are_quantised_where_the_promise_bears_it(
         return ponder.Trajectory(outputs, None, torch.arange(1000), labels=labels, task="classification")
 
     told: list[Any] = []
-    made = SimpleNamespace(predict=lambda *given, **named: Answers)
+    kind_of_head = SimpleNamespace(task=task_named("classification"))
+    made = SimpleNamespace(predict=lambda *given, **named: Answers, kind=kind_of_head)
     monkeypatch.setattr(export, "to_trajectory", lambda recorded, **named: recorded)
     monkeypatch.setattr(export, "control_agreement", lambda choosing, certifying, **named: (choosing, certifying))
 
