@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 import torch
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree, check_rows, map_tensors, take_rows, tensors
+from ponder._utils.trees import Tree, check_rows, take_rows, tensors
 from ponder.cost.breakdown import Cost
 from ponder.cost.flops import counted
 from ponder.engine.model import EarlyExitModel, check_model
 from ponder.engine.sources import ModelSource, call_stem
 from ponder.errors import ArgumentError
-from ponder.parts.padding import Padding, check_masks
+from ponder.parts.joining import join_rows
+from ponder.parts.padding import Padding, check_masks, named_in
 
 __all__ = ["measure", "measure_each"]
 
@@ -104,7 +105,7 @@ def measure_each(
             remedy="Pass padding=Padding(), say, or measure each example alone with ponder.cost.measure.",
         )
     check_rows("context", context, check_rows("inputs", inputs))
-    lengths = padding.lengths(context)
+    lengths = padding.lengths(named_in(inputs, context))
     if lengths is None:
         raise ArgumentError(
             padding.mask, expected="a mask (batch, length)", got=None, remedy="Pass the mask that the padding names."
@@ -125,7 +126,7 @@ def _alone(
     inputs, context = take_rows((inputs, context), torch.tensor([row], device=device))
     if model.stem is None:
         return padding.trim(inputs, context, length)
-    inputs = map_tensors(lambda t: t if padding.of_inputs(t) is None else padding.inputs.narrow(t, length), inputs)
+    inputs = join_rows([inputs], [1], lengths=padding.lengths_of_inputs(inputs), length=length, path="inputs")
     return inputs, padding.trim((), context, length)[1]
 
 

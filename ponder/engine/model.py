@@ -31,7 +31,7 @@ from ponder.engine.unroll import no_exits
 from ponder.errors import ArgumentError
 from ponder.parts.callables import FunctionModule, as_module
 from ponder.parts.heads import PerStep, as_head, as_lambda_head
-from ponder.parts.padding import REAL, Padding, check_masks, real_positions, unknown_mask
+from ponder.parts.padding import REAL, Padding, check_masks, named_in, real_positions, unknown_mask
 from ponder.parts.readouts import Readout, ReadoutCall
 from ponder.parts.steps import Step, Steps
 from ponder.parts.tasks import Task, TaskName, as_task, task_named
@@ -302,10 +302,11 @@ class EarlyExitModel(nn.Module):
         """
         if context.keys() - self._context_names:
             self.check_names(context)
-        check_masks(context, self.padding)
+        named = context if isinstance(inputs, Tensor) else named_in(inputs, context)  # nearly always: one call less
+        check_masks(named, self.padding)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
-        if step_context is not context:
-            self.warn_of_lost_mask(hidden, context, step_context)
+        if step_context is not context or named is not context:
+            self.warn_of_lost_mask(hidden, named, step_context)
         elif self.padding is None and context and REAL.keys().isdisjoint(context):
             self._warn_of_unknown_mask(hidden, context)
         if policy_context is not None:
@@ -326,7 +327,7 @@ class EarlyExitModel(nn.Module):
             step_context,
             use_hazard and size > 0,
             lengths=lengths,
-            mask=self.positions(context, step_context) if has_positions else None,
+            mask=self.positions(named, step_context) if has_positions else None,
             policy_context=policy_context or {},
         )
         return source, PolicyBatch(_as_row_ids(row_ids, size, first_tensor(hidden).device), num_steps, task)
@@ -335,7 +336,7 @@ class EarlyExitModel(nn.Module):
         """Which positions are no padding, `(batch, length)` bool.
 
         Args:
-            context: The context of a call, by whose mask this is known.
+            context: All that a call names, by whose mask this is known.
             of_stem: The context that the stem gave, which is asked where that one has no mask. What is in floating
                 point there is added to scores, and says something else.
         """
@@ -348,7 +349,7 @@ class EarlyExitModel(nn.Module):
 
     def positions_of(self, inputs: Tree, context: Mapping[str, Any]) -> Tensor | None:
         """The same of a call; the stem is run where the mask is its own."""
-        found = self.positions(context)
+        found = self.positions(named_in(inputs, context))
         if found is not None or self.stem is None:
             return found
         with torch.no_grad():
@@ -359,7 +360,7 @@ class EarlyExitModel(nn.Module):
 
         Args:
             hidden: What the stem gave.
-            context: What it was called with besides the inputs.
+            context: All that the call names.
             step_context: The context that it hands to the steps and readouts.
         """
         if not context.keys() - step_context.keys():

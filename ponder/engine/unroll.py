@@ -63,6 +63,8 @@ def unroll(
     with torch.no_grad():
         for step in range(1, warm_up + 1):
             source.advance(step)
+    if warm_up:  # under autocast, the weights that were cast without a gradient would be used again
+        torch.clear_autocast_cache()
     parts, use_hazard = source.parts, source.use_hazard
     late_outputs = one_call(parts.head)  # after the last step, for all of them at once
     late_hazards = use_hazard and truncate_below is None and one_call(parts.lambda_head)

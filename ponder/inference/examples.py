@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from ponder._utils.trees import Shared, Tree, check_rows, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.joining import join_rows, with_lengths
-from ponder.parts.padding import Along, Padding, check_masks
+from ponder.parts.padding import Along, Lengths, Padding, check_masks, lengths_in, named_in
 from ponder.parts.tasks.base import IGNORED_LABEL
 
 __all__ = [
@@ -101,8 +101,8 @@ class ExampleReader:
                 remedy="Give one row, without a batch dimension.",
             )
         length = 0 if self.padding is None else self._measure(inputs, context, self.padding)
-        if self._check and context:
-            check_masks(context, self.padding)
+        if self._check:
+            check_masks(context if isinstance(inputs, Tensor) else named_in(inputs, context), self.padding)
         signature = self._signature(inputs, context, length)
         return Example(inputs, context, length, signature, labels, position, unread)
 
@@ -111,18 +111,18 @@ class ExampleReader:
 
         The tensors are new ones: a step that works in place does not change what the caller gave.
         """
-        if len(examples) == 1:
-            inputs, context = map_tensors(Tensor.clone, (examples[0].inputs, dict(examples[0].context)))
-            return (inputs, context) if self.padding is None else self._trimmed(inputs, context, examples[0].length)
+        rows, contexts = [example.inputs for example in examples], [example.context for example in examples]
+        if len(examples) == 1:  # of several, what is joined is new
+            rows[0], contexts[0] = map_tensors(Tensor.clone, (rows[0], dict(contexts[0])))
+        of_inputs: Lengths
+        if self.padding is None:
+            of_inputs = with_lengths(None)
+        else:
+            plain = isinstance(rows[0], Tensor)  # nearly always
+            of_inputs = self.padding.of_inputs if plain else self.padding.lengths_of_inputs(rows[0])
         sizes, length = [1] * len(examples), max([example.length for example in examples])
-        of_inputs = with_lengths(None) if self.padding is None else self.padding.of_inputs
-        inputs = join_rows([e.inputs for e in examples], sizes, lengths=of_inputs, length=length, path="inputs")
-        return inputs, join_context([e.context for e in examples], sizes, None, self.padding, length)
-
-    def _trimmed(self, inputs: Tree, context: dict[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
-        assert self.padding is not None
-        inputs = join_rows([inputs], [1], lengths=self.padding.of_inputs, length=length, path="inputs")
-        return inputs, join_context([context], [1], None, self.padding, length)
+        inputs = join_rows(rows, sizes, lengths=of_inputs, length=length, path="inputs")
+        return inputs, join_context(contexts, sizes, None, self.padding, length)
 
     def _measure(self, inputs: Tree, context: dict[str, Any], padding: Padding) -> int:
         """The length of a row, whose context is given a mask where it has none."""
@@ -132,7 +132,7 @@ class ExampleReader:
             length, device = inputs.shape[dims[0]], inputs.device
         else:
             length, device = length_of(inputs, padding)
-            _check_lengths("inputs", inputs, padding.inputs, length)
+            _check_lengths("inputs", inputs, padding.lengths_of_inputs(inputs), length)
         for name, value in context.items():
             if name not in self._along:
                 self._along[name] = padding.of_context(name)
@@ -140,14 +140,15 @@ class ExampleReader:
             if along is None:
                 continue
             if not isinstance(value, Tensor) or value.dim() != 2 or value.shape[1] != length:  # nearly never
-                _check_lengths(f"context[{name!r}]", value, along, length)
-        if context.get(padding.mask) is not None:
-            lengths = padding.lengths(context)
+                _check_lengths(f"context[{name!r}]", value, with_lengths(along), length)
+        named = context if isinstance(inputs, Tensor) else named_in(inputs, context)
+        if named.get(padding.mask) is not None:
+            lengths = padding.lengths(named)
             if lengths is None:
                 raise ArgumentError(
-                    f"context[{padding.mask!r}]",
+                    f"{'context' if named is context else 'inputs'}[{padding.mask!r}]",
                     expected="a mask with one number a position, by which rows of several lengths are joined",
-                    got=getattr(context[padding.mask], "shape", type(context[padding.mask]).__name__),
+                    got=getattr(named[padding.mask], "shape", type(named[padding.mask]).__name__),
                     remedy="Call the model itself for masks of pairs of positions, and for shared ones.",
                 )
             return max(int(lengths), 1)
@@ -170,10 +171,10 @@ class ExampleReader:
         return tuple(parts)
 
 
-def _check_lengths(place: str, tree: Tree, along: Along, length: int) -> None:
+def _check_lengths(place: str, tree: Tree, lengths: Lengths, length: int) -> None:
     """Refuse an example whose parts are of several lengths: joined, it would be cut, or padding count as real."""
-    for path, tensor in [(place, tree)] if isinstance(tree, Tensor) else tensors(tree, place):
-        for dim in along.dims if length else ():
+    for path, tensor, along in lengths_in(tree, lengths, place):
+        for dim in along.dims if length and along is not None else ():
             if -tensor.dim() <= dim < tensor.dim() and tensor.dim() > 1 and tensor.shape[dim] != length:
                 raise ArgumentError(
                     path,
@@ -376,7 +377,8 @@ def _kind(tree: Tree, along: Along | Padding | None) -> Hashable:
     if isinstance(tree, Shared):
         return ("shared", id(tree.value))
     if isinstance(tree, Mapping):
-        return tuple((key, _kind(value, along)) for key, value in tree.items())
+        masks = {key: along.of_context(key) for key in tree} if isinstance(along, Padding) else {}
+        return tuple((key, _kind(value, masks.get(key) or along)) for key, value in tree.items())
     if isinstance(tree, list | tuple):
         return (type(tree), *(_kind(value, along) for value in tree))
     return tree if isinstance(tree, Hashable) else id(tree)

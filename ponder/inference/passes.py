@@ -30,7 +30,7 @@ from ponder.inference.examples import (
     length_of,
     placed,
 )
-from ponder.parts.padding import Padding
+from ponder.parts.padding import Padding, named_in
 
 __all__ = [
     "Collate",
@@ -139,7 +139,7 @@ class DatasetPass:
         length = 0
         if self.padding is not None and (self.sort_by_length or self.limits.tokens is not None):
             inputs, context = self._collated([example])
-            lengths = self.padding.lengths(context)
+            lengths = self.padding.lengths(named_in(inputs, context))
             length = int(lengths.max()) if lengths is not None else length_of(inputs, self.padding)[0]
         return Example(example, {}, length, position=position)
 

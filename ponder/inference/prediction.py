@@ -22,7 +22,7 @@ from ponder.inference.batching import BatchLimits
 from ponder.inference.examples import Example
 from ponder.inference.passes import Collate, DatasetPass, blank_padding, check_row_count, row_context
 from ponder.parts.joining import join_rows, with_lengths
-from ponder.parts.padding import Along
+from ponder.parts.padding import Along, named_in
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy
 
@@ -140,9 +140,9 @@ def predict(
         found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
         outputs = found.outputs
         if task.per_position:
-            outputs = blank_padding(outputs, context, padding, blank=task.blank)
+            outputs = blank_padding(outputs, named_in(inputs, context), padding, blank=task.blank)
         elif unpooled and padding is not None:
-            lengths.append(context.get(padding.mask))
+            lengths.append(named_in(inputs, context).get(padding.mask))
         return Exits(outputs.cpu(), found.exit_step.cpu())
 
     found, order = going.run(dataset, call)

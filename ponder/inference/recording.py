@@ -25,7 +25,7 @@ from ponder.inference.passes import (
     row_context,
     rows_at,
 )
-from ponder.parts.padding import Padding
+from ponder.parts.padding import Padding, named_in
 from ponder.parts.tasks.base import IGNORED_LABEL
 from ponder.trajectory import Trajectory
 
@@ -179,6 +179,6 @@ def _unrolled(
     )
     if found.meaning.per_position:
         padding = model.padding  # type: ignore[attr-defined]
-        outputs = blank_padding(found.outputs, context, padding, dim=2, blank=found.meaning.blank)
+        outputs = blank_padding(found.outputs, named_in(inputs, context), padding, dim=2, blank=found.meaning.blank)
         found = replace(found, outputs=outputs)
     return found.map(Tensor.cpu)

@@ -16,7 +16,18 @@ from torch import Tensor
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["REAL", "Along", "Lengths", "Padding", "check_masks", "masked", "real_positions", "with_lengths"]
+__all__ = [
+    "REAL",
+    "Along",
+    "Lengths",
+    "Padding",
+    "check_masks",
+    "lengths_in",
+    "masked",
+    "named_in",
+    "real_positions",
+    "with_lengths",
+]
 
 Fill = float | bool | Callable[[Tensor], float]
 
@@ -128,6 +139,13 @@ class Padding:
         """The lengths of a tensor of the inputs, or None."""
         return self.inputs if tensor.dim() > 1 else None
 
+    def lengths_of_inputs(self, inputs: Tree) -> Lengths:
+        """What tells the lengths of each tensor of the inputs; in a dict, a mask among them is the mask that it is."""
+        if not isinstance(inputs, Mapping):
+            return self.of_inputs
+        along = {name: self.of_context(name) for name in inputs}
+        return {name: self.of_inputs if named is None else with_lengths(named) for name, named in along.items()}
+
     def of_hidden(self, tensor: Tensor) -> Along | None:
         """The lengths of a tensor of the hidden state, or None, where nothing is said of its parts."""
         return self.hidden if isinstance(self.hidden, Along) and tensor.dim() > 2 else None
@@ -151,7 +169,7 @@ class Padding:
         if isinstance(hidden, Tensor) and isinstance(self.hidden, Along):  # nearly always
             found = [("hidden", hidden, self.of_hidden(hidden))]
         else:
-            found = _of_parts(self.lengths_of_hidden, hidden, "hidden")
+            found = lengths_in(hidden, self.lengths_of_hidden, "hidden")
         for path, tensor, along in found:
             for dim in () if along is None else along.dims:
                 length = tensor.shape[dim] if length is None else length
@@ -299,7 +317,22 @@ def real_positions(context: Mapping[str, Any]) -> Tensor | None:
     return None
 
 
-def _of_parts(lengths: Lengths, tree: Tree, path: str) -> list[tuple[str, Tensor, Along | None]]:
+def named_in(inputs: Tree, context: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All that a call names: its context, and its inputs, where these are a dict.
+
+    Example:
+        >>> sorted(named_in({"ids": [5], "attention_mask": [1]}, {"scale": 2.0}))
+        ['attention_mask', 'ids', 'scale']
+    """
+    return {**context, **inputs} if isinstance(inputs, Mapping) else context
+
+
+def lengths_in(tree: Tree, lengths: Lengths, path: str) -> list[tuple[str, Tensor, Along | None]]:
+    """Every tensor of a tree with its place, and its lengths, or None.
+
+    Raises:
+        ArgumentError: Of a part of the tree nothing is said.
+    """
     if callable(lengths):
         return [(place, tensor, lengths(tensor)) for place, tensor in tensors(tree, path)]
     there, named = _parts(tree), _parts(lengths) or {}
@@ -310,8 +343,8 @@ def _of_parts(lengths: Lengths, tree: Tree, path: str) -> list[tuple[str, Tensor
             got=f"parts {list(named)}",
             remedy="Write a tuple or dict like the hidden state.",
         )
-    pairs = [(named[name], part, f"{path}[{name!r}]") for name, part in there.items()]
-    return [found for pair in pairs for found in _of_parts(*pair)]
+    parts = [(part, named[name], f"{path}[{name!r}]") for name, part in there.items()]
+    return [found for part in parts for found in lengths_in(*part)]
 
 
 def _parts(tree: Tree) -> Mapping[Any, Any] | None:

@@ -23,6 +23,7 @@ from ponder.inference.examples import ExampleReader, placed
 from ponder.inference.streaming.cohort import Cohort
 from ponder.inference.streaming.policy_groups import GroupView, PolicyGroup, start_groups
 from ponder.inference.streaming.requests import Request
+from ponder.parts.padding import named_in
 
 __all__ = ["Stepped", "Stepper"]
 
@@ -118,10 +119,11 @@ class Stepper:
         self.model.check_names(context)
         inputs, context = placed(inputs, context, self._device)
         hidden, step_context, _ = call_stem(self._stem, inputs, context)
-        mask = self.model.positions(context, step_context) if self._has_positions else None
+        named = context if isinstance(inputs, Tensor) else named_in(inputs, context)
+        mask = self.model.positions(named, step_context) if self._has_positions else None
         own = None
-        if step_context is not context:  # the stem hands on a context of its own
-            self.model.warn_of_lost_mask(hidden, context, step_context)
+        if step_context is not context or named is not context:  # the stem hands on a context of its own
+            self.model.warn_of_lost_mask(hidden, named, step_context)
             own = None if self.padding is None else self.padding.lengths_of_stem(step_context, context)
         lengths = [request.length for request in requests] if own is None else own.tolist()
         return hidden, step_context, mask, tuple(lengths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
+from ponder.parts.capturing.ending import Reading, Tail, goes_alike
 from ponder.parts.capturing.growth import (
     Arguments,
     Axis,
@@ -36,7 +37,7 @@ from ponder.parts.capturing.notes import (
     told_otherwise,
 )
 from ponder.parts.capturing.twin import branches_to, twin_of, untraced_twin
-from ponder.parts.capturing.watching import Mark, Tail
+from ponder.parts.capturing.watching import Mark, watch
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
@@ -46,7 +47,6 @@ __all__ = [
     "LayeredModule",
     "LayeredReadout",
     "LayeredStep",
-    "hidden_in",
     "is_row_mask",
 ]
 
@@ -99,6 +99,9 @@ class LayeredModule:
         mask: The name of the mask `(batch, length)` among the arguments, or None.
     """
 
+    seen_keys: frozenset[str | int] | None = None
+    """The names and places of the arguments of the example; None before it is learned, and of one saved without."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -121,6 +124,7 @@ class LayeredModule:
         self.given_names: frozenset[str] = frozenset()  # of the arguments of the example
         self.still: frozenset[int] = frozenset()  # the layers that the module's own code runs without gradients
         self._known: dict[Any, _Learned] = {}
+        self._ends: set[Any] = set()  # kinds of calls that were seen to end as the example did
         self._kinds: dict[tuple[tuple[Axis | None, ...], tuple[torch.dtype, ...]], int] = {}
         paths = dict.fromkeys(call.path for call in calls)
         self._to_layers = branches_to(module, paths)
@@ -168,7 +172,7 @@ class LayeredModule:
         args, kwargs = map_leaves(lambda leaf: fill(leaf) if type(leaf) is Mark else leaf, plan.calls[number])
         with torch.no_grad() if number in self.still else contextlib.nullcontext():
             out = _part(self.module, call.path)(*args, **kwargs)
-        hidden = self._split(out if isinstance(out, Tensor) else hidden_in(call.answer, out), state)
+        hidden = self._split(out if isinstance(out, Tensor) else call.hidden_in(out), state)
         if not isinstance(state, dict):
             return hidden
         pairs = zip(leaves(call.answer), leaves(out), strict=True)
@@ -182,7 +186,7 @@ class LayeredModule:
             return map_leaves(lambda leaf: leaf[:0] if isinstance(leaf, Tensor) else leaf, self.read(select, *one))
         if self.tail is None:
             return select(self._replay(self.num_steps, state, context))
-        return map_leaves(_Reading(self, self.tail, state).value, select(self.tail.output))
+        return map_leaves(Reading(self.module, self.tail, self.merged(state)).value, select(self.tail.output))
 
     def dry(self, given: Arguments, *, with_gradients: bool = False) -> Notes:
         """One forward with stubs for layers, up to the last of them (the first, where code stands between).
@@ -247,7 +251,9 @@ class LayeredModule:
         return next(tensor.device for _, tensor in tensors(dict(given)))
 
     def _stem(self, given: Arguments, rows: int, shared: frozenset[str]) -> tuple[Tree, dict[str, Any]]:
+        self._check_lengths(given)
         notes = self.dry(given)
+        self._check_end(given)
         names, axes, narrows = self._learned(notes, given, rows, shared)
         context: dict[str, Any] = {
             name: Shared(tensor) if axis is None else split_rows(tensor, axis, rows)
@@ -304,9 +310,11 @@ class LayeredModule:
             return True
         length = mask.shape[1]
         own = {name: value for name, value in given.items() if name not in shared}
-        for key, value in own.items():  # those that the example had are known already
-            if is_long(value, rows, length):
+        for key, value in own.items():
+            known = self.seen_keys is not None and key in self.seen_keys  # of those it was seen whether they are long
+            if not known and is_long(value, rows, length):
                 self.lengths.setdefault(f"given_{key}", Along())
+        own = {key: value for key, value in own.items() if f"given_{key}" in self.lengths}
         for change in (one_more_column, one_column_less):  # the longest that a module takes grows no more
             try:
                 other = self._untraced().dry({**given, **change(own, rows, length)})
@@ -324,6 +332,48 @@ class LayeredModule:
             if dims and (name not in self.lengths or self.lengths[name].dims != dims):
                 self.lengths[name] = Along(dims, fill=_no_fill)
         return True
+
+    def _check_lengths(self, given: Arguments) -> None:
+        """Refuse what was as long as the sequences in the example, and is not so now: it would be cut with them."""
+        mask = given.get(self.mask) if self.mask else None
+        if self.padding is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return
+        for key, value in given.items():
+            long = isinstance(value, Tensor) and value.dim() > 1 and f"given_{key}" in self.lengths
+            if long and not _equal(value.shape[1], mask.shape[1]):
+                raise ArgumentError(
+                    str(key),
+                    expected=f"{mask.shape[1]} positions, as {self.mask!r} has: they were equally many in the example "
+                    "that the module was captured with",
+                    got=f"shape {tuple(value.shape)}",
+                    remedy="Capture the module with an example in which the two have different lengths.",
+                )
+
+    def _check_end(self, given: Arguments) -> None:
+        """See that a call with other arguments than the example ends as that did, once for each kind of call."""
+        if self.seen_keys is None or torch.compiler.is_compiling():
+            return
+        others = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
+        others = {key: value for key, value in others.items() if value is not self.constants.get(key)}
+        new = given.keys() - self.seen_keys
+        if not new and not others:  # nearly always
+            return
+        kind = frozenset(new), repr(others)
+        if kind in self._ends:
+            return
+        with torch.random.fork_rng(_cuda(next(tensor for _, tensor in tensors(dict(given))))):
+            copied = map_tensors(torch.clone, dict(given))
+            watched = watch(untraced_twin(self.module), _positional(copied), _named(copied))
+        if not goes_alike(self.calls, self.tail, watched):
+            raise ArgumentError(
+                "inputs",
+                expected="arguments with which the module does behind its layers, and hands on as numbers between them, "
+                "what it did in the example that it was captured with",
+                got=f"{', '.join(sorted(map(str, given)))}, with which it does something else",
+                remedy="Capture the module with an example that has these arguments, and these values of those that "
+                "are no tensors.",
+            )
+        self._ends.add(kind)
 
     def _untraced(self) -> LayeredModule:
         """The same, whose calls in training mode leave no trace in the module: running statistics stay as they are."""
@@ -403,7 +453,7 @@ class LayeredModule:
                 return map_leaves(lambda leaf: fake(leaf, standing), call.answer)
             answer = _part(self.module, path)(*args, **kwargs)
             if call.last:
-                found.append(hidden_in(call.answer, answer))
+                found.append(call.hidden_in(answer))
                 raise EnoughError
             return answer
 
@@ -420,30 +470,6 @@ class LayeredModule:
             return twin(*_positional(given), **_named(given))
         except EnoughError:
             return found[0]
-
-
-@dataclass(eq=False)
-class _Reading:
-    """One reading of the tail: its modules are called where their answers are needed, and once each."""
-
-    layered: LayeredModule
-    tail: Tail
-    state: Tree
-    made: dict[int, list[Any]] = field(default_factory=dict)
-
-    def value(self, leaf: Any) -> Any:
-        """What a mark stands for."""
-        if not isinstance(leaf, Mark):
-            return leaf
-        if is_state(leaf):
-            return self.layered.merged(self.state)
-        number, place = leaf.key
-        if number not in self.made:
-            path, args, kwargs = self.tail.calls[number]
-            module = self.layered.module.get_submodule(path)
-            answer = module(*map_leaves(self.value, args), **map_leaves(self.value, kwargs))
-            self.made[number] = list(leaves(answer))
-        return self.made[number][place]
 
 
 class LayeredStep:
@@ -488,17 +514,6 @@ class LayeredReadout:
 
 _HIDDEN = Parameter("hidden", Parameter.POSITIONAL_OR_KEYWORD)
 _CONTEXT = Parameter("context", Parameter.VAR_KEYWORD)
-
-
-def hidden_in(answer: Any, output: Any) -> Tensor:
-    """The hidden state in a layer's output, whose `answer` marks where it is."""
-    first = answer[0] if isinstance(answer, tuple) else None
-    if isinstance(first, Mark) and first.key == "hidden":  # nearly always
-        leaf: Tensor = output[0]
-        return leaf
-    pairs = zip(leaves(answer), leaves(output), strict=True)
-    found: Tensor = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
-    return found
 
 
 def _part(module: Any, path: str) -> Any:

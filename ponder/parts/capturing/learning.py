@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,19 +12,21 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import leaves, map_leaves, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.capturing.growth import grown_rows, one_more_row
+from ponder.parts.capturing.ending import Tail, find_tail
+from ponder.parts.capturing.growth import grown_rows, one_more_column, one_more_row
 from ponder.parts.capturing.joinable import joinable
-from ponder.parts.capturing.layered import MASKS, LayeredModule, hidden_in, is_row_mask
+from ponder.parts.capturing.layered import MASKS, LayeredModule, is_row_mask
 from ponder.parts.capturing.notes import CodeBetweenError, LayerCall, Notes, first_floating, told_otherwise
 from ponder.parts.capturing.proof import learned_padding, prove, refusal
 from ponder.parts.capturing.twin import evaluating_twin, training_twin, unbound_forwards, untraced_twin, varied_twin
 from ponder.parts.capturing.watching import (
     Asked,
+    Call,
     Layers,
     Mark,
     Watched,
     find_layers,
-    find_tail,
+    same_call,
     watch,
     widened,
 )
@@ -82,6 +85,7 @@ def _learn(
     if isinstance(output, Mapping):
         layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
     layered.given_names = frozenset(name for name in seen.given if isinstance(name, str))
+    layered.seen_keys = frozenset(seen.given)
     return layered
 
 
@@ -107,6 +111,23 @@ class _Seen:
         """What it was called with, for a call that may write into it."""
         given: dict[str | int, Any] = map_tensors(torch.clone, dict(self.given))
         return given
+
+    @cached_property
+    def others(self) -> list[Watched]:
+        """Calls that may go otherwise: with longer rows, in training, and where a tensor says yes instead of no."""
+        if any(hasattr(part, "_orig_mod") for part in self.module.modules()):
+            return []  # layers of `torch.compile` would be compiled for each of these calls, and no more after some
+        first = next(tensor for _, tensor in tensors(dict(self.given)) if tensor.dim())
+        longer = one_more_column(self.given, self.rows, first.shape[1]) if first.dim() > 1 else None
+        asked = Asked()
+        with asked:
+            again = _attempt(untraced_twin(self.module), self.copied())
+        calls = [again, _attempt(training_twin(self.module), self.copied())]
+        calls += [_attempt(self.module, longer)] if longer is not None else []
+        for question in range(asked.questions):
+            with Asked(question):
+                calls.append(_attempt(untraced_twin(self.module), self.copied()))
+        return [call for call in calls if call is not None]
 
     def one_more(self) -> Watched:
         """Call it with one row more."""
@@ -239,7 +260,7 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
     closing = next(call for call in calls if call.last)
     early = [call for call in seen.watched.calls if call.path and 0 <= call.end < opening.start]
     before = dict.fromkeys(call.path for call in seen.watched.outermost(early))
-    tail = find_tail(seen.watched, layers, lambda output: hidden_in(closing.answer, output), seen.reads)
+    _check_handed(seen, layers)
     more = find_layers(seen.module, seen.one_more(), layers.name, None)[0]
     pairs = zip(
         leaves(layers.calls[0][-1].output), leaves(more.calls[0][-1].output), leaves(closing.answer), strict=True
@@ -261,13 +282,44 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
         seen.module,
         calls,
         before=before,
-        tail=tail,
+        tail=_tail(seen, layers.calls[-1][-1], calls[-1]),
         axes=axes,
         between=between,
         first=first if isinstance(first, str) else None,
         constants={key: value for key, value in seen.given.items() if not isinstance(value, Tensor)},
         mask=next((name for name in MASKS if is_row_mask(seen.given.get(name), seen.rows)), None),
     )
+
+
+def _tail(seen: _Seen, last: Call, layer: LayerCall) -> Tail | None:
+    """What follows the layers, where it is a chain of calls, and the same in other calls; None elsewhere.
+
+    Args:
+        seen: The call that was seen.
+        last: The call in it with which the layers end.
+        layer: What is known of that call.
+    """
+    tail = find_tail(seen.watched, last, layer)
+    if not tail.gives(seen.reads):
+        return None
+    for other in seen.others:
+        end = same_call(other, seen.watched, last)
+        if end is not None and not tail.is_that_of(find_tail(other, end, layer)):
+            return None
+    return tail
+
+
+def _check_handed(seen: _Seen, layers: Layers) -> None:
+    """Refuse numbers that layers hand on and that are others in another call: those of the example would be used."""
+    for call in (call for layer in layers.calls for call in layer):
+        for other in seen.others:
+            same = same_call(other, seen.watched, call)
+            for before, after in () if same is None else zip(leaves(call.output), leaves(same.output), strict=False):
+                if isinstance(before, int | float) and before != after:
+                    raise refusal(
+                        "layers that hand on tensors, or numbers that are the same in every call",
+                        f"{before} from {call.path!r}, and {after} in a call with other rows or in another mode",
+                    )
 
 
 def _widened(watched: Watched, layers: Layers) -> Layers:
@@ -404,6 +456,14 @@ def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
             got=f"{type(error).__name__}: {error}",
             remedy="Call module(example) first, to see what it wants.",
         ) from error
+
+
+def _attempt(module: nn.Module, given: Mapping[str | int, Any]) -> Watched | None:
+    """The call, if the module takes it."""
+    try:
+        return _watch(module, given)
+    except Exception:  # of its own: inputs that are too long, or an answer that it takes for wrong inputs
+        return None
 
 
 def _tensors(output: Any) -> list[Tensor]:

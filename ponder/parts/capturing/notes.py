@@ -44,6 +44,16 @@ class LayerCall:
     answer: Any
     last: bool
 
+    def hidden_in(self, output: Any) -> Tensor:
+        """The hidden state in what the call gave."""
+        first = self.answer[0] if isinstance(self.answer, tuple) else None
+        if isinstance(first, Mark) and first.key == "hidden":  # nearly always
+            leaf: Tensor = output[0]
+            return leaf
+        pairs = zip(leaves(self.answer), leaves(output), strict=True)
+        found: Tensor = next(leaf for mark, leaf in pairs if isinstance(mark, Mark) and mark.key == "hidden")
+        return found
+
 
 @dataclass(eq=False)
 class Notes:
@@ -146,7 +156,8 @@ def told_otherwise(one: Notes, other: Notes) -> bool:
     """Whether layers are called with as many arguments, and other numbers (flags too) among them."""
     before, after = one.arguments, other.arguments
     pairs = zip(before, after, strict=False)
-    return len(before) == len(after) and any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+    numbers = [(a, b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
+    return len(before) == len(after) and any(a != b for a, b in numbers)
 
 
 def first_floating(tree: Any) -> Tensor:

@@ -97,6 +97,19 @@ def _first_shorter(layered: LayeredModule, given: Arguments) -> dict[str | int, 
     return changed
 
 
+def _all_shorter(layered: LayeredModule, given: Arguments) -> dict[str | int, Any] | None:
+    """The example with all its rows shorter by one position, by its mask alone; None where one would be empty."""
+    mask = given[str(layered.mask)]
+    real = _real(str(layered.mask), mask)
+    is_real = (mask != 0) == bool(real)
+    if real is None or int(is_real.sum(1).min()) < 2:
+        return None
+    changed: dict[str | int, Any] = map_tensors(torch.clone, dict(given))
+    for row, filled in enumerate(is_real):
+        changed[str(layered.mask)][row, filled.nonzero()[-1]] = 0 if real else 1
+    return changed
+
+
 def _check_order(layered: LayeredModule, given: Arguments, kept: Tensor, hidden: Tree) -> None:
     """The other rows stay in their places where the first is shorter than it was: none is sorted by its length."""
     try:
@@ -121,13 +134,20 @@ def _check_before(
     except Exception:  # of its own: so few rows are nothing that it takes
         return
     plan: Any = unwrap(context)[PLAN]
+    numbers = [leaf for leaf in leaves(list(plan.calls[: len(notes.calls)])) if isinstance(leaf, int | float)]
+    mine = [leaf for leaf in notes.arguments if isinstance(leaf, int | float)]
+    if len(mine) == len(numbers) and mine != numbers:
+        told = next((a, b) for a, b in zip(numbers, mine, strict=True) if a != b)
+        raise refusal(
+            "rows that do not affect one another", f"layers that are told {told[0]}, and {told[1]} for {what}"
+        )
     pairs = [(notes.hidden, layered.merged(hidden))]
     if len(notes.tensors) == len(plan.names):
         noted = [(context[name], axis) for name, axis in zip(plan.names, plan.rows, strict=True)]
         own = [value.value if axis is None else merge_rows(value, axis) for value, axis in noted]
         pairs += zip(notes.tensors, own, strict=True)
     for mine, theirs in pairs:
-        if mine.is_floating_point() and mine.shape == theirs.shape:
+        if mine.shape == theirs.shape:
             _check_alone(mine, theirs, f"arguments of the layers for {what}")
 
 
@@ -180,7 +200,11 @@ def learned_padding(
         pooled=features[0][1].shape == more[0][1].shape,
         state=along,
     )
-    return padding if along and _narrows(layered, padding, given, reads, features) else None
+    if not along or not _narrows(layered, padding, given, reads, features):
+        return None
+    shorter = _all_shorter(layered, given)  # a second sequence of the same length would still be read to its end
+    alone = shorter is None or _narrows(layered, padding, shorter, reads, tensors(_features(layered, shorter, reads)))
+    return padding if alone else None
 
 
 def _real(name: str, mask: Tensor) -> int | bool | None:

@@ -1,4 +1,4 @@
-"""Watching one forward pass: which modules ran and with what, which of them are the layers, and what follows them."""
+"""Watching one forward pass: which modules ran and with what, and which of them are the layers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
-from ponder._utils.trees import leaves, map_leaves
+from ponder._utils.trees import leaves
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.twin import watched_copy
 
@@ -21,10 +20,9 @@ __all__ = [
     "Call",
     "Layers",
     "Mark",
-    "Tail",
     "Watched",
     "find_layers",
-    "find_tail",
+    "same_call",
     "version_of",
     "watch",
     "widened",
@@ -66,8 +64,6 @@ class Mark:
 
 _Found = tuple[str, nn.Module, list[tuple["Call", ...]]]
 """A list of layers: its path, the list itself, and the calls of its entries."""
-
-_LOST = Mark("lost", None)  # a tensor of which no call of a module tells where it came from
 
 
 @dataclass(eq=False)
@@ -121,19 +117,6 @@ class Layers:
     def paths(self) -> tuple[tuple[str, ...], ...]:
         """The paths of the modules that each layer calls."""
         return tuple(tuple(call.path for call in layer) for layer in self.calls)
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What follows the layers, where it is nothing but calls of modules on one another's answers.
-
-    Args:
-        calls: Path, arguments with marks, and keyword arguments with marks.
-        output: The module's output, with marks in the place of its tensors.
-    """
-
-    calls: tuple[tuple[str, Any, Any], ...]
-    output: Any
 
 
 def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Watched:
@@ -209,34 +192,10 @@ def widened(watched: Watched, layers: Layers) -> Layers:
     return Layers(layers.name, (first, *wide))
 
 
-def find_tail(
-    watched: Watched, layers: Layers, hidden: Callable[[Any], Tensor], reads: Callable[[Any], Any]
-) -> Tail | None:
-    """What follows the layers as a chain of calls; None where code of the module's own stands between them.
-
-    Args:
-        watched: The call.
-        layers: Its layers.
-        hidden: A function from a layer's output to the hidden state in it.
-        reads: A function from the module's output to what must be in reach.
-    """
-    last = layers.calls[-1][-1]
-    state = hidden(last.output)
-    marks = {id(leaf): Mark("state", "hidden") for _, leaf in last.untouched() if leaf is state}
-
-    def mark(leaf: Any) -> Any:
-        return marks.get(id(leaf), _LOST) if isinstance(leaf, Tensor) else leaf
-
-    calls: list[tuple[str, Any, Any]] = []
-    for call in watched.outermost([c for c in watched.calls if c.start > last.end]):
-        made = (call.path, map_leaves(mark, call.args), map_leaves(mark, dict(call.kwargs)))
-        if _LOST in leaves(made):
-            continue  # what it gives has no mark either
-        for place, leaf in call.untouched():
-            marks.setdefault(id(leaf), Mark("made", (len(calls), place)))
-        calls.append(made)
-    output = tree_map(mark, watched.output)
-    return None if _LOST in leaves(reads(output)) else Tail(tuple(calls), output)
+def same_call(watched: Watched, of: Watched, call: Call) -> Call | None:
+    """The call in `watched` that is what `call` is in `of`: the first of that module, say; None where none is."""
+    before, after = ([each for each in there.calls if each.path == call.path] for there in (of, watched))
+    return after[before.index(call)] if len(before) == len(after) else None
 
 
 def version_of(leaf: Any) -> int:

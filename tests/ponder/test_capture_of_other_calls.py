@@ -1,0 +1,259 @@
+"""A captured module answers as itself in calls that differ from the example: longer ones, other arguments, training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ponder
+from ponder import policies
+from tests.ponder.checks import refused
+
+WIDTH = 8
+STATES = torch.randn(4, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+LONGER = torch.randn(4, 9, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden + torch.tanh(self.linear(hidden)))
+
+
+class Encoder(nn.Module):
+    """Layers, and an end that subclasses write."""
+
+    layer: type[nn.Module] = Layer
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.norm = nn.ModuleList(self.layer() for _ in range(3)), nn.LayerNorm(WIDTH)
+
+    def forward(self, states: Tensor, **given: Any) -> Tensor:
+        for layer in self.layers:
+            states = layer(states)
+        return self.end(self.norm(states), **given)
+
+    def end(self, states: Tensor) -> Tensor:
+        return states
+
+
+def wrapped(encoder: nn.Module, example: Any, **options: Any) -> ponder.PonderWrapper:
+    parts = ponder.capture(encoder, example)
+    return ponder.PonderWrapper(
+        parts.steps, stem=parts.stem, readout=parts.readout, padding=parts.padding, head=nn.Identity(), **options
+    )
+
+
+class DividedBy(nn.Module):
+    def forward(self, states: Tensor, number: float) -> Tensor:
+        return states.sum(1) / number
+
+
+class Averaged(Encoder):
+    """A module behind the layers is told the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = DividedBy()
+
+    def end(self, states: Tensor) -> Tensor:
+        return self.pool(states, states.shape[1])
+
+
+@torch.no_grad()
+def test_a_number_behind_the_layers_is_that_of_the_call() -> None:
+    encoder = Averaged().eval()
+    assert torch.equal(wrapped(encoder, STATES).eval()(LONGER).outputs, encoder(LONGER))
+
+
+class Dropping(Encoder):
+    def end(self, states: Tensor) -> Tensor:
+        return F.dropout(states, 0.5, self.training)
+
+
+class Shifted(Encoder):
+    def end(self, states: Tensor) -> Tensor:
+        return states + 1.0 if self.training else states
+
+
+@pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
+def test_what_is_done_behind_the_layers_in_training_alone_is_done() -> None:
+    model = wrapped(Dropping(), STATES, task=lambda outputs, labels: outputs.mean((1, 2))).train()
+    assert not torch.equal(model(STATES).outputs, model(STATES).outputs)
+    encoder = Shifted().train()
+    model = wrapped(encoder, STATES, task=lambda outputs, labels: outputs.mean((1, 2))).train()
+    assert torch.equal(model(STATES).outputs, encoder(STATES))
+
+
+class Hiding(Encoder):
+    """What is padding becomes zeros, where there is any."""
+
+    def end(self, states: Tensor, padding: Tensor | None = None) -> Tensor:
+        return states if padding is None or not bool(padding.any()) else states.masked_fill(padding[..., None], 0.0)
+
+
+@torch.no_grad()
+def test_what_the_end_asks_of_a_tensor_is_asked_in_each_call() -> None:
+    encoder, none = Hiding().eval(), torch.zeros(4, 5, dtype=torch.bool)
+    model = wrapped(encoder, {"states": STATES, "padding": none}).eval()
+    some = none.clone()
+    some[1:, 3:] = True
+    assert torch.equal(model(STATES, padding=some).outputs, encoder(STATES, padding=some))
+    assert torch.equal(model(STATES, padding=none).outputs, encoder(STATES))
+
+
+class Scaling(Encoder):
+    def forward(self, states: Tensor, scale: Tensor | float | None = None, unused: Any = None) -> Tensor:  # type: ignore[override]
+        states = super().forward(states)
+        return states if scale is None else states * scale
+
+
+@torch.no_grad()
+def test_arguments_that_the_example_had_not_are_refused_where_the_end_reads_them() -> None:
+    encoder = Scaling().eval()
+    model, scale = wrapped(encoder, {"states": STATES}).eval(), torch.full((4, 1, 1), 2.0)
+    with refused("inputs", "scale", "Capture the module with an example that has these arguments"):
+        model(STATES, scale=scale)
+    with refused("inputs", "scale"):
+        model(STATES, scale=3.0)
+    assert torch.equal(model(STATES, unused=scale).outputs, encoder(STATES)), "nothing reads it"
+    assert torch.equal(model(STATES).outputs, encoder(STATES))
+    model = wrapped(encoder, {"states": STATES, "scale": scale}).eval()
+    assert torch.equal(model(STATES, scale=3 * scale).outputs, encoder(STATES, scale=3 * scale))
+
+
+class Counting(Layer):
+    """A layer that hands a number on."""
+
+    def forward(self, hidden: Tensor, number: float) -> tuple[Tensor, float]:  # type: ignore[override]
+        return super().forward(hidden + hidden.sum(1, keepdim=True) / number), number
+
+
+class Handing(Encoder):
+    layer = Counting
+
+    def forward(self, states: Tensor, number: float | None = None) -> Tensor:  # type: ignore[override]
+        number = states.shape[1] if number is None else number
+        for layer in self.layers:
+            states, number = layer(states, number)
+        return self.norm(states)
+
+
+@torch.no_grad()
+def test_numbers_that_layers_hand_on_are_refused_where_another_call_has_others() -> None:
+    encoder = Handing().eval()
+    with refused("module", "layers that hand on tensors", "5 from 'layers.0', and 6"):
+        ponder.capture(encoder, STATES)
+    model = wrapped(encoder, {"states": STATES, "number": 4.0}).eval()
+    assert torch.equal(model(LONGER).outputs, encoder(LONGER, number=4.0)), "what is no tensor is that of the example"
+    with refused("inputs", "number, states", "these values of those that are no tensors"):
+        model(STATES, number=5.0)
+
+
+class Told(nn.Module):
+    """Layers that are told how long the longest row is, as a number or a tensor."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layers = nn.ModuleList(Counting() for _ in range(3))
+
+    def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        longest = self.kind(attention_mask.sum(1).max())
+        for layer in self.layers:
+            states = layer(states * attention_mask[..., None], longest)[0]
+        return states[:, 0]
+
+
+@pytest.mark.parametrize("kind", [int, float, torch.clone], ids=["int", "float", "tensor"])
+def test_what_layers_are_told_of_the_longest_row_is_refused(kind: Any) -> None:
+    mask = (torch.arange(5) < torch.tensor([[5], [3], [2], [2]])).long()
+    with refused("module"):
+        ponder.capture(Told(kind).eval(), {"states": STATES, "attention_mask": mask})
+
+
+@dataclass(frozen=True)
+class At(policies.ExitPolicy):
+    """Rows leave where the call says."""
+
+    needs = frozenset({"context"})
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Tensor, Any]:
+        return step.index >= step.context["at"], state
+
+
+class Reader(nn.Module):
+    """A text that reads another one: two sequences, each with its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.TransformerDecoderLayer(WIDTH, 2, 16, batch_first=True) for _ in range(4))
+
+    def forward(self, text: Tensor, attention_mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            text = layer(text, other, tgt_key_padding_mask=attention_mask == 0, memory_key_padding_mask=other_mask == 0)
+        return text[:, 0]
+
+
+def two_texts(lengths: list[int], others: list[int]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+
+    def text(sizes: list[int]) -> tuple[Tensor, Tensor]:
+        mask = (torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]).long()
+        return torch.randn(*mask.shape, WIDTH, generator=generator), mask
+
+    (states, mask), (other, other_mask) = text(lengths), text(others)
+    return {"text": states, "attention_mask": mask, "other": other, "other_mask": other_mask}
+
+
+@pytest.mark.parametrize("others", [[6, 4], [6, 6], [8, 5]], ids=["of the same lengths", "equally long", "of others"])
+@torch.no_grad()
+def test_a_second_sequence_is_not_cut_with_the_first(others: list[int]) -> None:
+    encoder, call = Reader().eval(), two_texts([9, 3, 2], [12, 12, 10])
+    model, own = wrapped(encoder, two_texts([6, 4], others), policy=At()).eval(), encoder(**call)
+
+    def answers() -> Tensor:
+        given = dict(call)
+        found = model(given.pop("text"), policy_context={"at": torch.tensor([1, 4, 4])}, **given)
+        assert found.exit_step.tolist() == [1, 4, 4]
+        return found.outputs[1:]
+
+    torch.testing.assert_close(answers(), own[1:])
+    one = two_texts([7], [7])  # of which each could be as long as the other by chance
+    model(one.pop("text"), policy_context={"at": torch.tensor([4])}, **one)
+    torch.testing.assert_close(answers(), own[1:])
+
+
+class Typed(nn.Module):
+    """A second argument of which the example has as many as positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True) for _ in range(2))
+
+    def forward(self, states: Tensor, attention_mask: Tensor, added: Tensor) -> Tensor:
+        states = states + added[:, : states.shape[1]]
+        for layer in self.layers:
+            states = layer(states, src_key_padding_mask=attention_mask == 0)
+        return states[:, 0]
+
+
+@torch.no_grad()
+def test_what_was_as_long_as_the_sequences_and_is_not_any_more_is_refused() -> None:
+    mask = (torch.arange(5) < torch.tensor([[5], [4], [3], [3]])).long()
+    model = wrapped(Typed().eval(), {"states": STATES, "attention_mask": mask, "added": STATES}).eval()
+    assert model.padding is not None
+    assert model(STATES, attention_mask=mask, added=STATES).outputs.shape == (4, WIDTH)
+    with refused("added", "5 positions, as 'attention_mask' has", "(4, 9, 8)"):
+        model(STATES, attention_mask=mask, added=LONGER)
