@@ -331,7 +331,7 @@ def lengths_in(tree: Tree, lengths: Lengths, path: str) -> list[tuple[str, Tenso
     """Every tensor of a tree with its place, and its lengths, or None.
 
     Raises:
-        ArgumentError: Of a part of the tree nothing is said.
+        ArgumentError: The lengths are named for other parts than the tree has.
     """
     if callable(lengths):
         return [(place, tensor, lengths(tensor)) for place, tensor in tensors(tree, path)]

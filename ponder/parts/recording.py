@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_sample",
     "coarse_rounding",
     "equal_rows",
+    "same_answers",
     "same_record",
     "too_alike",
 ]
@@ -155,15 +157,30 @@ class Recording:
                 got=f"the task {self.task!r}, {'no labels' if self.labels is None else 'with labels'}",
                 remedy="Record a classifier with model.unroll(inputs, labels=labels).",
             )
+        self.check_unnamed("trajectories")
         labels = self.labels.to(self.outputs.device)
-        if isinstance(self.meaning, Unnamed) and not (shown := infer_task(self.outputs[:, -1], labels)).one_class:
+        return self.inside(self.meaning.check(self.outputs[:, -1], labels))  # a trajectory may be made by hand
+
+    def check_unnamed(self, argument: str = "trajectory") -> None:
+        """Refuse a run of a model that names no task where its labels tell that it does not answer with one class.
+
+        Args:
+            argument: What the run is called in the message.
+
+        Raises:
+            ArgumentError: The labels are numbers, say: the largest of the outputs is then no answer.
+        """
+        if self.labels is None or not isinstance(self.meaning, Unnamed):
+            return
+        shown = infer_task(self.outputs[:, -1], self.labels)
+        if not shown.one_class:
+            shape, kind = tuple(self.labels.shape), self.labels.dtype
             raise ArgumentError(
-                "trajectories",
+                argument,
                 expected="one class for each row, where the model names no task",
-                got=f"labels of shape {tuple(labels.shape)} and type {labels.dtype}, as those of {shown.name!r} are",
+                got=f"labels of shape {shape} and type {kind}, as those of {shown.name!r} are",
                 remedy=f"Build the model with task={shown.name!r}.",
             )
-        return self.inside(self.meaning.check(self.outputs[:, -1], labels))  # a trajectory may be made by hand
 
     def inside(self, labels: Tensor) -> Tensor:
         """Checked labels, those at padding being ignored ones."""
@@ -271,16 +288,40 @@ def equal_rows(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
     return torch.isclose(a / size, b / size, rtol=0.0, atol=rounding, equal_nan=True).all(1)
 
 
+def same_answers(
+    task: Task, given: Tensor, full: Tensor, *, mask: Tensor | None = None, tolerance: float = 0.0
+) -> Tensor:
+    """Whether answers are those of full depth, `(batch,)` bool.
+
+    NaN is no answer, and differs from every answer. Where full depth has none either, nothing differs.
+
+    Args:
+        task: What the outputs mean.
+        given: Outputs that were given, `(batch, …)`.
+        full: The outputs of full depth for the same rows.
+        mask: Which positions count, `(batch, length)` bool; None for all.
+        tolerance: How far apart equal numbers may be, for tasks of numbers.
+    """
+    one, other = (task.predictions(task.without_padding(outputs, mask)) for outputs in (given, full))
+    same, answered = task.same(one, other, tolerance=tolerance, mask=mask), task.answered(given, mask)
+    return torch.where(task.answered(full, mask), same & answered, ~answered)
+
+
 def too_alike(near: int, by_chance: int, shared: int) -> bool:
     """Whether rows that are nearly the same, in half precision, are so because they are the same.
+
+    By chance as many are with a probability of at most exp(−shared · KL(share ‖ chance)), by Chernoff's bound.
 
     Args:
         near: How many of the rows with the same id are.
         by_chance: How many rows with other ids are.
         shared: How many have the same id.
     """
-    chance = (by_chance + 1) / (shared + 2)
-    return near >= 0.95 * shared and chance**near < 1e-3
+    share, chance = near / max(shared, 1), (by_chance + 1) / (shared + 2)
+    if share < 0.95 or share <= chance:
+        return False
+    apart = (1.0 - share) * math.log((1.0 - share) / (1.0 - chance)) if near < shared else 0.0
+    return math.exp(-shared * (share * math.log(share / chance) + apart)) < 1e-3
 
 
 def coarse_rounding(*tensors: Tensor) -> float:

@@ -367,8 +367,8 @@ class LayeredModule:
         if not goes_alike(self.calls, self.tail, watched):
             raise ArgumentError(
                 "inputs",
-                expected="arguments with which the module does behind its layers, and hands on as numbers between them, "
-                "what it did in the example that it was captured with",
+                expected="arguments with which the module does behind its layers, and hands on as numbers between "
+                "them, what it did in the example that it was captured with",
                 got=f"{', '.join(sorted(map(str, given)))}, with which it does something else",
                 remedy="Capture the module with an example that has these arguments, and these values of those that "
                 "are no tensors.",
