@@ -168,7 +168,7 @@ class PonderWrapper(EarlyExitModel):
         """The name of the inputs in a batch that is a dict; None where the first entry is taken."""
         self._stages: tuple[Stage, ...] = ()
         self.started_stage: Stage | None = None
-        """The stage that `start_stage` started last; None before, and in a model that was just read."""
+        """The stage that `start_stage` started last; None before, in a model that was just read, and after `fit`."""
         self._frozen_by_stage: set[str] = set()
         self._told_of: ExitPolicy | None = None  # whose certificate training has been warned of
         self._teacher: FrozenTeacher | None = None
@@ -493,16 +493,24 @@ class PonderWrapper(EarlyExitModel):
         for name, weight in self.named_parameters():
             if name in self._frozen_by_stage:
                 weight.requires_grad_(True)
-        self.forget_frozen()
+        self._frozen_by_stage = set()
 
     @property
     def freezing_stage(self) -> Stage | None:
         """The stage that was started, as long as what it has frozen is so; None where it froze nothing."""
         return self.started_stage if self._frozen_by_stage else None
 
-    def forget_frozen(self) -> None:
-        """Take what is frozen from now on for the caller's doing, and not for that of a stage."""
-        self._frozen_by_stage = set()
+    def leave_stages(self) -> None:
+        """Be as before the first stage, but for the weights, after a training of all stages, or one that broke off.
+
+        What the stages froze is thawed, their own teacher let go, and the objective that of the first one again.
+        """
+        if self._began is not None and self._teacher is self._began:
+            self.attach_teacher(None)
+        self.thaw_stage()
+        self._began = self.progress = self.started_stage = None
+        if self._stages:
+            self._objective, self._instead_of_stages = self._stages[0].objective, False
 
     def finish_stage(self, stage: Stage) -> None:
         """Take leave of a stage's own teacher after training, and mix the weights as `Stage.mixing` says.
@@ -694,15 +702,24 @@ class PonderWrapper(EarlyExitModel):
             )
 
     def _tell_of_stages(self) -> None:
-        """Warn, once, where a recipe has several stages and training goes on with the first, which nobody started."""
-        if len(self._stages) < 2 or self.started_stage is not None or self._objective != self.stages[0].objective:
+        """Warn, once, where a recipe has several stages and training goes on with one that nobody started.
+
+        That is the first; in a folder of an earlier version, whose `fit` left the objective of the last, that one.
+        """
+        if len(self._stages) < 2 or self._instead_of_stages:
             return
-        self.started_stage = self._stages[0]
+        started = self.started_stage
+        if started is not None and started.objective == self._objective:
+            return
+        place = next((n for n, stage in enumerate(self._stages) if stage.objective == self._objective), None)
+        if place is None:
+            return
+        self.started_stage = self._stages[place]
         warnings.warn(
             f"The recipe of this model has {len(self._stages)} stages of training, and none was started: this trains "
-            "the first alone, and what later stages teach stays as it is, such as the heads of early steps. Call "
-            "ponder.fit(model, …) or PonderTrainer(…, all_stages=True), which run all of them, or "
-            "model.start_stage(stage) for each in turn.",
+            f"all that is not frozen with the objective of stage {place + 1} alone, {self._objective!r}, and nothing "
+            "of what other stages teach, such as the heads of early steps. Call ponder.fit(model, …) or "
+            "PonderTrainer(…, all_stages=True), which run all of them, or model.start_stage(stage) for each in turn.",
             stacklevel=4,
         )
 

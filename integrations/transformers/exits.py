@@ -425,22 +425,27 @@ def _train(
 def _train_one(
     head: nn.Module, features: Tensor, target: Tensor, mask: Tensor | None, epochs: int, generator: torch.Generator
 ) -> None:
-    """AdamW until the loss on the held-out rows has not fallen for four epochs; the best weights are kept."""
-    held = max(len(target) // 10, 1)
+    """AdamW until the loss on the held-out rows has not fallen for four epochs; the best weights are kept.
 
-    def loss(rows: Any) -> Tensor:
+    The held-out tenth is drawn: in a file that is sorted by class, the first one would be of a few classes, which the
+    head would never be taught.
+    """
+    order, count = torch.randperm(len(target), generator=generator), max(len(target) // 10, 1)
+    held, taught = order[:count], order[count:]
+
+    def loss(rows: Tensor) -> Tensor:
         return _divergence(head(features[rows]), target[rows], None if mask is None else mask[rows])
 
     optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
     best, kept, since = math.inf, deepcopy(head.state_dict()), 0
     for _ in range(epochs + 1):
         with torch.no_grad():
-            now = float(loss(slice(held)))
+            now = float(loss(held))
         if now < best:
             best, kept, since = now, deepcopy(head.state_dict()), 0
         elif (since := since + 1) == 4:
             break
-        for batch in (held + torch.randperm(len(target) - held, generator=generator)).split(64):
+        for batch in taught[torch.randperm(len(taught), generator=generator)].split(64):
             optimiser.zero_grad()
             loss(batch).backward()
             optimiser.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -32,13 +33,15 @@ from ponder.policies import LastStep
 from ponder.priors.base import PriorWeights
 from ponder.recipes import Stage
 from ponder.recipes.staging import tells_epochs_apart
+from ponder.training.hazards import tell_of_untrained_hazards
 from ponder.training.measured import Means, measured
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]
 
 _END = "end"  # in the folder of a stage: the weights with which it ended
-_BEGAN = "began"  # in that of the first: what is older is of another run
+_BEGAN = "began"  # in that of the first: which run it is, by a name that no other has
+_RUN = "run"  # in a checkpoint: the run that it is of; others may have left theirs in the same folder
 
 
 class PonderTrainer(Trainer):
@@ -90,6 +93,7 @@ class PonderTrainer(Trainer):
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
         self.all_stages = all_stages
+        self._run: str | None = None  # the name of a run of several stages
         self._at_full_depth = False
         self._evaluated = self._rows = 0
         self._seen = {True: Means(), False: Means()}  # in training mode, and in evaluation mode
@@ -148,14 +152,26 @@ class PonderTrainer(Trainer):
         `EarlyStoppingCallback` say.
         What was frozen before stays frozen in every stage. Several stages write their checkpoints to folders of their
         own, `stage-1` … in `args.output_dir`, and, where checkpoints are saved at all, what a stage ended with to
-        `stage-1/end` …, from which `resume_from_checkpoint=True` goes on with the stage that was cut off.
+        `stage-1/end` …, from which `resume_from_checkpoint=True` goes on with the stage that was cut off. After all
+        stages the objective is that of the first again: without `all_stages`, another call goes on with it, and warns.
         """
         if isinstance(self.model, PonderPreTrainedModel) and self.args.save_strategy != "no":
             self.model.check_readable()  # or its first checkpoint would end the training
         wrapper = _wrapper_in(self.model)
-        if not self.all_stages:
+        if wrapper is not None:
+            own, of_stages = wrapper.objective, [stage.objective for stage in wrapper.stages]
+            is_one_of_them = self.all_stages or own in of_stages  # and the others are trained before or after it
+            tell_of_untrained_hazards(of_stages if of_stages and is_one_of_them else [own], wrapper)
+        try:
+            if self.all_stages:
+                return self._train_stages(resume_from_checkpoint, *args, **kwargs)
             with self._keeping_last(None if wrapper is None else wrapper.freezing_stage):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            _tell_progress(self.model, None)
+
+    def _train_stages(self, resume_from_checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
+        """Train each stage in turn, and leave the model as `ponder.fit` does."""
         if resume_from_checkpoint not in (None, False, True):
             raise ArgumentError(
                 "resume_from_checkpoint",
@@ -168,7 +184,6 @@ class PonderTrainer(Trainer):
         folder = self.args.output_dir or ""
         model.ponder.check_stages("leave all_stages out")
         model.ponder.thaw_stage()
-        before = {parameter: parameter.requires_grad for parameter in model.parameters()}
         apart = len(stages) > 1
         folders = [os.path.join(folder, f"stage-{n}") if apart else folder for n in range(1, len(stages) + 1)]
         first, checkpoint = self._left_off(folders) if resume_from_checkpoint else (0, None)
@@ -176,13 +191,12 @@ class PonderTrainer(Trainer):
             for own in folders:  # what a run of before ended with is no state to go on from
                 shutil.rmtree(os.path.join(own, _END), ignore_errors=True)
             os.makedirs(folders[0], exist_ok=True)
-            Path(folders[0], _BEGAN).touch()
+            self._run = uuid.uuid4().hex
+            Path(folders[0], _BEGAN).write_text(self._run)
         found = None
         try:
             for stage, self.args.output_dir in list(zip(stages, folders, strict=True))[first:]:
                 model.start_stage(stage)
-                for parameter, trained in before.items():
-                    parameter.requires_grad_(parameter.requires_grad and trained)
                 self.optimizer = self.lr_scheduler = None
                 self._seen[True].taken()  # what the stage before saw after its last log
                 # As in `ponder.fit`: until the exits are trained, they say nothing of an epoch.
@@ -195,11 +209,9 @@ class PonderTrainer(Trainer):
                     self._save_rng_state(self.args.output_dir)
                     self.save_model(os.path.join(self.args.output_dir, _END), _internal_call=True)
         finally:
-            self._at_full_depth = False
+            self._at_full_depth, self._run = False, None
             self.args.output_dir = folder
-            for parameter, trained in before.items():
-                parameter.requires_grad_(trained)
-            model.ponder.forget_frozen()
+            model.ponder.leave_stages()
         return found
 
     @contextmanager
@@ -233,8 +245,8 @@ class PonderTrainer(Trainer):
         done = 0
         while done < len(folders) - 1 and os.path.isdir(os.path.join(folders[done], _END)):
             done += 1
-        began = Path(folders[done - 1], _END, "config.json") if done else Path(folders[0], _BEGAN)
-        checkpoint = _last_checkpoint(folders[done], began.stat().st_mtime_ns if began.is_file() else 0)
+        self._run = _text_of(Path(folders[0], _BEGAN))
+        checkpoint = _last_checkpoint(folders[done], self._run)
         if not done and checkpoint is None:
             raise ArgumentError(
                 "resume_from_checkpoint",
@@ -247,6 +259,16 @@ class PonderTrainer(Trainer):
         if checkpoint is None:  # else it has the random numbers that the stage goes on with
             self._load_rng_state(folders[done - 1])
         return done, checkpoint
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save as Transformers does, and then of which run it is, where there are several stages.
+
+        File times do not tell: they are lost where a folder is copied.
+        """
+        super()._save_checkpoint(*args, **kwargs)
+        folder = Path(self.args.output_dir or "", f"checkpoint-{self.state.global_step}")
+        if self._run and self.args.should_save and folder.is_dir():
+            (folder / _RUN).write_text(self._run)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load weights as Transformers does, and those whose names it changes in files by their names here."""
@@ -261,10 +283,7 @@ class PonderTrainer(Trainer):
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step of training, after the model was told which."""
-        progress = Progress(min(self.state.global_step, self.state.max_steps), max(self.state.max_steps, 1))
-        for module in model.modules():
-            if isinstance(module, PonderWrapper):
-                module.progress = progress
+        _tell_progress(model, Progress(min(self.state.global_step, self.state.max_steps), max(self.state.max_steps, 1)))
         return super().training_step(model, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -394,14 +413,29 @@ class PonderTrainer(Trainer):
         return [part for part in parts if part["params"]]
 
 
-def _last_checkpoint(folder: str, after: int) -> str | None:
-    """The checkpoint with the most steps that was written at that time (in nanoseconds) or later; None without any."""
+def _last_checkpoint(folder: str, run: str | None) -> str | None:
+    """The checkpoint of a run with the most steps, or of any run where None; None where there is none.
+
+    Earlier versions wrote no names: theirs are of the run without one.
+    """
     found = {
         int(path.parent.name.rpartition("-")[2]): str(path.parent)
         for path in Path(folder).glob("checkpoint-*/trainer_state.json")
-        if path.stat().st_mtime_ns >= after
+        if run is None or run == (_text_of(path.with_name(_RUN)) or "")
     }
     return found[max(found)] if found else None
+
+
+def _text_of(path: Path) -> str | None:
+    """What is written in a file; None where there is none."""
+    return path.read_text() if path.is_file() else None
+
+
+def _tell_progress(model: Any, progress: Progress | None) -> None:
+    """Say how far training has come to all that may ask, or that nobody knows any more."""
+    for module in model.modules():
+        if isinstance(module, PonderWrapper):
+            module.progress = progress
 
 
 def _wrapper_in(model: Any) -> PonderWrapper | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -22,14 +22,14 @@ from ponder._utils.validation import check_choice, check_real, check_share
 from ponder.analysis.policy_grid import as_policy_grid
 from ponder.calibration.bounds import p_values
 from ponder.calibration.control import RiskControl, control_risk
-from ponder.calibration.fresh import check_fresh
-from ponder.calibration.reference import ReferenceRisk, differences, full_depth
+from ponder.calibration.fresh import check_fresh, check_same_weights, other_model
+from ponder.calibration.reference import ReferenceRisk, differences
 from ponder.errors import ArgumentError
 from ponder.parts.recording import check_sample
 from ponder.policies import Confidence, Entropy, ExitPolicy, FixedStep, Margin
 from ponder.trajectory import Trajectory
 
-__all__ = ["AgreementControl", "AgreementCurve", "agreement_curves", "control_agreement"]
+__all__ = ["AgreementControl", "AgreementCurve", "agreement_curves", "control_agreement", "most_differing"]
 
 _BOUND = "exact_binomial"  # the sharpest there is for answers that differ or do not
 _VALUES = 141
@@ -144,7 +144,7 @@ def control_agreement(
 
     Args:
         choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold); its
-            labels are what the reference predicts, and are not read where that is the run's own full depth.
+            labels are what the reference predicts, and are not compared where that is the run's own full depth.
         certifying: The same over rows on which nothing was chosen, with ids of their own where rows may repeat:
             ``model.record(rows, first_row=len(choosing))``.
         level: How often answers may differ from the reference's, in (0, 1); not read where a speed-up is given.
@@ -154,8 +154,9 @@ def control_agreement(
             ``"disagreement"``, which a service can audit, and else of ``"disagreement_with_reference"``.
 
     Raises:
-        ArgumentError: A trajectory without labels, of training mode, or in which a row is twice; a certifying row that
-            is among those that choose, runs of two models, or a number out of range.
+        ArgumentError: A trajectory without labels that are needed, of training mode, or in which a row is twice;
+            answers that are not the same or another; a certifying row that is among those that choose, runs of two
+            models, or a number out of range.
 
     Example:
         >>> from dataclasses import replace
@@ -166,31 +167,43 @@ def control_agreement(
     """
     for name, run in (("choosing", choosing), ("certifying", certifying)):
         check_sample(run, name)
+        _check_comparable(run, name, own_full_depth)
     check_fresh(certifying, choosing, "certifying")
     _check_same_model(choosing, certifying)
-    if own_full_depth:
-        choosing, certifying = (replace(run, labels=full_depth(run)) for run in (choosing, certifying))
     if speed_up is not None:
         check_real("speed_up", speed_up, 1.0, float(choosing.num_steps), open_low=True)
     kinds = _candidates(choosing)
     if speed_up is None:
         counts = _resampled(len(choosing), len(certifying))
-        most_differing = _most_differing(len(certifying), level, confidence)
-        kind = min(kinds, key=lambda kind: _certified_cost(choosing, kind, counts, most_differing))
+        most = most_differing(len(certifying), level, confidence)
+        kind = min(kinds, key=lambda kind: _certified_cost(choosing, kind, counts, most, own_full_depth))
         return _control(certifying, kind, kind.values, level, confidence, own_full_depth)
-    curves = [_outcomes(choosing, kind) for kind in kinds]
-    most = choosing.num_steps / speed_up
+    curves = [_outcomes(choosing, kind, own_full_depth) for kind in kinds]
+    slowest = choosing.num_steps / speed_up
     allowed = [
         (d, s, place, value)
         for place, (kind, curve) in enumerate(zip(kinds, curves, strict=True))
         for d, s, value in zip(*curve, kind.values, strict=True)
-        if s <= most
+        if s <= slowest
     ]
     _, _, place, value = min(allowed)
     kind = kinds[place]
-    differs = _differences(certifying, kind, [value])[1][0]
+    differs = _differences(certifying, kind, [value], own_full_depth)[1][0]
     bound = _upper_bound(int(differs.sum()), len(differs), confidence)
     return _control(certifying, kind, [value], bound, confidence, own_full_depth)
+
+
+def _check_comparable(run: Trajectory, argument: str, own: bool) -> None:
+    """Refuse answers that are not simply the same or another."""
+    if not run.meaning.comparable:
+        raise ArgumentError(
+            argument,
+            expected="answers that are the same or another",
+            got=f"the task {run.task!r}",
+            remedy="Certify a distance with ponder.control_risk and a risk of your own.",
+        )
+    if own:  # labels are the model's own; else they are the answers of the reference
+        run.check_unnamed(argument)
 
 
 def _check_same_model(choosing: Trajectory, certifying: Trajectory) -> None:
@@ -199,15 +212,10 @@ def _check_same_model(choosing: Trajectory, certifying: Trajectory) -> None:
         ("steps", choosing.num_steps, certifying.num_steps),
         ("numbers an answer", choosing.outputs.shape[-1], certifying.outputs.shape[-1]),
         ("task", choosing.task, certifying.task),
-        ("weights", choosing.weights, certifying.weights),
     ):
         if one != other and None not in (one, other):
-            raise ArgumentError(
-                "choosing",
-                expected=f"a run of the model that is certified, {what} {other!r}",
-                got=f"{what} {one!r}",
-                remedy="Record both with one model: model.record(rows).",
-            )
+            raise other_model("choosing", what, one, other)
+    check_same_weights(choosing, certifying, "choosing")
 
 
 def agreement_curves(
@@ -286,15 +294,17 @@ def _fixed(step: float) -> ExitPolicy:
     return FixedStep(int(step))
 
 
-def _differences(trajectory: Trajectory, kind: _Kind, values: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _differences(
+    trajectory: Trajectory, kind: _Kind, values: Sequence[float], own: bool = False
+) -> tuple[Tensor, Tensor]:
     """Exit steps and whether the answer there is another, `(values, batch)` each."""
     steps = as_policy_grid(kind.make, values, trajectory).exit_steps(trajectory).cpu()
-    return steps, differences(trajectory).gather(1, steps.T - 1).T
+    return steps, differences(trajectory, own).gather(1, steps.T - 1).T
 
 
-def _outcomes(trajectory: Trajectory, kind: _Kind) -> tuple[list[float], list[float]]:
+def _outcomes(trajectory: Trajectory, kind: _Kind, own: bool) -> tuple[list[float], list[float]]:
     """How often answers differ at each value, and the mean exit step."""
-    steps, differs = _differences(trajectory, kind, kind.values)
+    steps, differs = _differences(trajectory, kind, kind.values, own)
     return differs.double().mean(1).tolist(), steps.double().mean(1).tolist()
 
 
@@ -305,10 +315,10 @@ def _resampled(rows: int, drawn: int) -> Tensor:
     return torch.stack([sample.bincount(minlength=rows) for sample in samples], dim=1).double()
 
 
-def _certified_cost(trajectory: Trajectory, kind: _Kind, counts: Tensor, most_differing: int) -> float:
+def _certified_cost(trajectory: Trajectory, kind: _Kind, counts: Tensor, most: int, own: bool) -> float:
     """The mean exit step that samples of the rows would certify, on average over them."""
-    steps, differs = _differences(trajectory, kind, kind.values)
-    passes = differs.double() @ counts <= most_differing
+    steps, differs = _differences(trajectory, kind, kind.values, own)
+    passes = differs.double() @ counts <= most
     passes = passes.int().cummin(0).values.bool()  # values are tested in order, up to the first that fails
     costs = torch.where(passes, steps.double() @ counts / counts.sum(0), float(trajectory.num_steps))
     return float(costs.amin(0).mean())
@@ -317,11 +327,16 @@ def _certified_cost(trajectory: Trajectory, kind: _Kind, counts: Tensor, most_di
 def _control(
     trajectory: Trajectory, kind: _Kind, values: Sequence[float], level: float, confidence: float, own: bool
 ) -> AgreementControl:
-    risk = ReferenceRisk("disagreement") if own else ReferenceRisk()
     found = control_risk(
-        trajectory, kind.make, risk=risk, level=level, confidence=confidence, bound=_BOUND, grid=values
+        trajectory,
+        kind.make,
+        risk="disagreement" if own else ReferenceRisk(),
+        level=level,
+        confidence=confidence,
+        bound=_BOUND,
+        grid=values,
     )
-    differ, steps = differences(trajectory), trajectory.replay(found.policy).exit_step.cpu()
+    differ, steps = differences(trajectory, own), trajectory.replay(found.policy).exit_step.cpu()
     rows = len(trajectory)
     return AgreementControl(
         found=found,
@@ -336,7 +351,7 @@ def _control(
 
 
 @cache
-def _most_differing(rows: int, level: float, confidence: float) -> int:
+def most_differing(rows: int, level: float, confidence: float) -> int:
     """How many of the rows may differ where the level is certified; -1 where not even none would do."""
     return bisect_left(range(rows), True, key=lambda many: _p_value(many, rows, level) > 1.0 - confidence) - 1
 

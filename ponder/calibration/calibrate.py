@@ -13,7 +13,7 @@ from ponder._utils.validation import check_real
 from ponder.analysis.metrics import MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.analysis.sweeps import Curve, Point, curve_of, measure
-from ponder.calibration.fresh import check_fresh
+from ponder.calibration.fresh import check_fresh, check_same_weights
 from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_sample
 from ponder.policies import ExitPolicy, FixedStep, LastStep
@@ -64,11 +64,13 @@ class Calibration:
         """Measure the policy on fresh data, as the calibration measured it.
 
         Raises:
-            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy; or they have no labels.
+            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy; they have no labels; or it is a
+                run of another model.
         """
         check_has_rows(test, "test")
         check_evaluated(test, "test")
         _check_labels(test, "test", self._metric)
+        check_same_weights(test, self._seen)
         check_fresh(test, self._seen)
         check_unfitted(test, [self.policy], "test")
         return measure(test, self.policy, metric=self._metric, costs=self._costs, full_cost=self._full_cost)

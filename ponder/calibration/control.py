@@ -14,7 +14,7 @@ from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_choice, check_real, check_share
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
 from ponder.calibration.bounds import BOUNDS, Bound, find, rows_needed
-from ponder.calibration.fresh import check_fresh
+from ponder.calibration.fresh import check_fresh, check_same_weights
 from ponder.calibration.risks import RiskLike, losses_by_step, name_of
 from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_sample
@@ -57,10 +57,11 @@ class RiskControl:
         """Risk and mean exit step on fresh data.
 
         Raises:
-            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy.
+            ArgumentError: Rows of `test` were used to calibrate, or to fit the policy; or it is a run of another model.
         """
         check_has_rows(test, "test")
         check_evaluated(test, "test")
+        check_same_weights(test, self._seen)
         check_fresh(test, self._seen)
         check_unfitted(test, [self.policy], "test")
         exit_step = test.replay(self.policy).exit_step.cpu()

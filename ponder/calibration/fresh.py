@@ -1,4 +1,4 @@
-"""Whether data are fresh: a policy must not be judged on the rows that chose it."""
+"""Whether data are fresh, and of one model: what chose a policy must not judge it, nor may a run of another model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,46 @@ from torch import Tensor
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording, coarse_rounding, equal_rows, same_record, too_alike
 
-__all__ = ["check_fresh"]
+__all__ = ["check_fresh", "check_same_weights", "other_model"]
+
+
+def check_same_weights(run: Recording, other: Recording, argument: str = "test") -> None:
+    """Refuse runs of two models: what is chosen on one of them says nothing of the other.
+
+    Args:
+        run: A run; one without a digest of its weights, of which nobody knows the model, is taken as it is.
+        other: The run with which it goes.
+        argument: What the first is called in the message.
+
+    Raises:
+        ArgumentError: The weights were others.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> check_same_weights(replace(trajectory, weights="a"), replace(trajectory, weights="b"))
+        Traceback (most recent call last):
+            ...
+        ponder.errors.ArgumentError: test: expected a run of the same model, weights 'b'; got weights 'a'. Record ...
+    """
+    if run.weights != other.weights and None not in (run.weights, other.weights):
+        raise other_model(argument, "weights", run.weights, other.weights)
+
+
+def other_model(argument: str, what: str, got: object, expected: object) -> ArgumentError:
+    """The error of a run that is of another model than the one with which it goes.
+
+    Args:
+        argument: What the run is called.
+        what: In what the models differ.
+        got: That of the run.
+        expected: That of the other.
+    """
+    return ArgumentError(
+        argument,
+        expected=f"a run of the same model, {what} {expected!r}",
+        got=f"{what} {got!r}",
+        remedy="Record both with one model: model.record(rows).",
+    )
 
 
 def check_fresh(test: Recording, calibration: Recording, argument: str = "test") -> None:

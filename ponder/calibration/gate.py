@@ -75,7 +75,8 @@ def fit_gate(
 
     Raises:
         ArgumentError: No rows, or none that are finite, rows without a label where the target reads labels, a run of
-            training mode, one step only, an unknown name, or a task without answers to compare.
+            training mode, one step only, an unknown name, a task without answers to compare, or labels that are no
+            classes where the model names no task.
         PonderError: scikit-learn is not installed.
 
     Example:
@@ -148,6 +149,7 @@ def staying_pays(trajectory: Trajectory, target: Target, delta: float = 0.0) -> 
     if target == "agreement":
         if not task.comparable:
             raise _no_target(target, trajectory, "Record labels, and pass target='gain' with a delta.")
+        trajectory.check_unnamed()
         return ~task.agreement(trajectory.read_outputs(), trajectory.mask)
     if trajectory.labels is None:
         raise ArgumentError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,14 +16,9 @@ __all__ = ["ReferenceRisk", "differences", "full_depth"]
 
 @dataclass(frozen=True)
 class ReferenceRisk(RecordedRisk):
-    """Whether the answer of each step is another than the label, which is what the reference predicts.
+    """Whether the answer of each step is another than the label, which is what the reference predicts."""
 
-    Args:
-        name: What certificates call it: ``"disagreement"`` where the reference is full depth of the model itself.
-    """
-
-    name: str = "disagreement_with_reference"
-    built_in = True
+    name: str = field(default="disagreement_with_reference", init=False)
 
     def by_step(self, trajectory: Recording) -> Tensor:
         """1 where the answer is another, or where there is none, `(batch, steps)` float64.
@@ -54,13 +49,17 @@ class ReferenceRisk(RecordedRisk):
         return torch.stack(each, 1).double()
 
 
-def differences(trajectory: Recording) -> Tensor:
+def differences(trajectory: Recording, own: bool = False) -> Tensor:
     """Whether each row's answer at each step is another than its label, `(batch, steps)` bool.
 
+    Args:
+        trajectory: A full-depth run.
+        own: Whether the reference is the run's own full depth; labels are then not read.
+
     Raises:
-        ArgumentError: The trajectory has no labels.
+        ArgumentError: The trajectory has no labels where they are read.
     """
-    return losses_by_step(ReferenceRisk(), trajectory) > 0
+    return losses_by_step("disagreement" if own else ReferenceRisk(), trajectory) > 0
 
 
 def full_depth(trajectory: Recording) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ class RecordedRisk(ABC):
     """
 
     name: str
-    built_in: ClassVar[bool] = False
-    """Whether it is a risk of this library, which alone may bear the name of one."""
 
     @abstractmethod
     def by_step(self, trajectory: Recording) -> Tensor:
@@ -60,10 +58,11 @@ def losses_by_step(risk: RiskLike, trajectory: Recording, low: float = 0.0) -> T
             risk.
 
     Raises:
-        ArgumentError: No labels where the risk needs them, rows without one, a task without right and wrong, losses
-            out of range, or a callable that makes other losses of fewer rows.
+        ArgumentError: No labels where the risk needs them, rows without one, a task without right and wrong, labels
+            that are no classes where the model names no task, losses out of range, or a callable that makes other
+            losses of fewer rows.
     """
-    if not isinstance(risk, str) and name_of(risk) in _NAMED and not getattr(risk, "built_in", False):
+    if not isinstance(risk, str) and name_of(risk) in _NAMED:
         raise ArgumentError(
             "risk",
             expected="a risk of another name, by which certificates call it",
@@ -123,22 +122,25 @@ def _by_callable(risk: Callable[[Tensor, Tensor], Tensor], trajectory: Recording
 def _check_row_by_row(risk: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, labels: Tensor, whole: Tensor) -> None:
     """Refuse a function under which rows have other losses beside others: no bound holds for these.
 
-    It holds the output of each row, `(rows, 1)`, against the labels of all, `(rows,)`, say.
+    It holds the output of each row, `(rows, 1)`, against the labels of all, `(rows,)`, say. Or it divides by the
+    largest loss, which half of the rows have without the others: so both halves are looked at.
     """
     some = (len(whole) + 1) // 2
-    try:
-        part = risk(outputs[:some], labels[:some])
-        alike = torch.allclose(part.double(), whole[:some].double(), rtol=1e-4, atol=1e-6, equal_nan=True)
-    except Exception:  # it takes all rows alone
-        return
-    if not alike:
-        raise ArgumentError(
-            "risk",
-            expected="a loss of each row by itself",
-            got=f"other losses of the first {some} rows where the others are left out; outputs are "
-            f"{tuple(outputs.shape)} and labels {tuple(labels.shape)}, which PyTorch broadcasts where they differ",
-            remedy="Write outputs[:, 0] - labels, say, for outputs (rows, 1), and take no mean over the rows.",
-        )
+    for which, half in (("first", slice(some)), ("last", slice(some, None))):
+        try:
+            part = risk(outputs[half], labels[half])
+            alike = torch.allclose(part.double(), whole[half].double(), rtol=1e-4, atol=1e-6, equal_nan=True)
+        except Exception:  # it takes all rows alone
+            return
+        if not alike:
+            raise ArgumentError(
+                "risk",
+                expected="a loss of each row by itself",
+                got=f"other losses of the {which} {len(whole[half])} rows where the others are left out; outputs are "
+                f"{tuple(outputs.shape)} and labels {tuple(labels.shape)}, which PyTorch broadcasts where they differ",
+                remedy="Write outputs[:, 0] - labels, say, for outputs (rows, 1), and take no mean or maximum over "
+                "the rows.",
+            )
 
 
 def _checked(losses: Tensor, trajectory: Recording) -> Tensor:
@@ -157,7 +159,7 @@ def _checked(losses: Tensor, trajectory: Recording) -> Tensor:
             "risk",
             expected="losses in [0, 1], without which no bound holds",
             got=f"values from {float(losses.min()):.6g} to {float(losses.max()):.6g}",
-            remedy="Divide them by the largest loss there can be.",
+            remedy="Divide them by the largest loss there can be, a number that you know without these rows.",
         )
     return losses
 
@@ -181,3 +183,4 @@ def _check_comparable(risk: str, trajectory: Recording) -> None:
             got=f"{risk!r} with the task {trajectory.task!r}",
             remedy="For example lambda outputs, labels: (outputs[:, 0] - labels).abs().div(5).clamp(max=1).",
         )
+    trajectory.check_unnamed()

@@ -13,7 +13,7 @@ import torch
 from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder._utils.files import write_text
 from ponder.calibration import AgreementControl, control_agreement
-from ponder.calibration.bounds import binomial_cdf
+from ponder.calibration.agreement import most_differing
 from ponder.calibration.reference import differences
 from ponder.cli.doctor import unseen
 from ponder.cli.measuring import batches_of, seconds
@@ -189,7 +189,7 @@ def _written(
         seen = to_trajectory(model.record(rows, batch_size=BATCH), task=model.manifest.task, labels=full)
         choosing, certifying = (seen.map(lambda t, part=part: t[part]) for part in (choose, certify))  # type: ignore[misc]
         tried[kind] = float(differences(choosing)[:, -1].double().mean()), choosing, certifying
-        if tried[kind][0] <= _bearable(len(certify), level, confidence) / 2:
+        if 2 * tried[kind][0] * len(certify) <= max(most_differing(len(certify), level, confidence), 0):
             break
     best = min(tried, key=lambda each: tried[each][0])
     if best != kind:
@@ -197,13 +197,6 @@ def _written(
     _, choosing, certifying = tried[kind]
     done = control_agreement(choosing, certifying, level=level, confidence=confidence, own_full_depth=not int8)
     return model, done, kind
-
-
-def _bearable(rows: int, level: float, confidence: float) -> float:
-    """The largest share of differences among so many certifying rows that the promise bears; 0 where it bears none."""
-    counts = torch.arange(rows + 1)
-    given = binomial_cdf(counts, rows, level) <= 1.0 - confidence
-    return max(int(given.sum()) - 1, 0) / rows
 
 
 def _sides(made: FinetunedClassifier, rows: list[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

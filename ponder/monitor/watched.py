@@ -21,6 +21,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.monitor.audit import Audit, StepBack
 from ponder.monitor.order import check_order
 from ponder.monitor.state_file import StateFile
+from ponder.parts.recording import same_answers
 from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.certified import certificates
@@ -272,13 +273,7 @@ class Watched:
                 "Give `seen` the outputs themselves, such as logits, neither classes nor those of another model.",
             )
         mask = self.model.positions_of(given.inputs, given.context) if self._task.per_position else None
-        same = self._task.same(
-            self._task.predictions(self._task.without_padding(given.outputs, mask)),
-            self._task.predictions(self._task.without_padding(full.outputs, mask)),
-            tolerance=self.tolerance,
-            mask=mask,
-        )
-        same &= self._task.answered(given.outputs, mask) & self._task.answered(full.outputs, mask)
+        same = same_answers(self._task, given.outputs, full.outputs, mask=mask, tolerance=self.tolerance)
         return [not agrees for agrees in same.tolist()]
 
 

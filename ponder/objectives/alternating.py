@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ponder._utils.validation import check_type
-from ponder.distributions import StepDistribution
-from ponder.objectives.base import Objective, Unrolled, check_same_steps, registry
+from ponder.objectives.base import Composite, Objective, Unrolled, check_same_steps, registry
 from ponder.objectives.progress import Progress
-from ponder.parts.tasks import Task
 
 __all__ = ["Alternating"]
 
 
 @registry.register("alternating")
 @dataclass(frozen=True)
-class Alternating(Objective):
+class Alternating(Composite):
     """`even` at the even steps of the optimiser, `odd` at the odd ones, counted from 0.
 
     BERxiT (Xin et al. 2021, "BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension to Regression",
@@ -45,36 +43,18 @@ class Alternating(Objective):
         check_same_steps(self.even, self.odd)
 
     @property
+    def parts(self) -> tuple[Objective, ...]:
+        """Both."""
+        return self.even, self.odd
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """What either reads, and how far training has come."""
-        return self.even.needs | self.odd.needs | {"progress"}
-
-    @property
-    def teaches_all_steps(self) -> bool:  # type: ignore[override]
-        """Whether either teaches every step."""
-        return self.even.teaches_all_steps or self.odd.teaches_all_steps
-
-    @property
-    def truncatable(self) -> bool:  # type: ignore[override]
-        """Whether a trajectory that ends early gives both objectives the same loss."""
-        return self.even.truncatable and self.odd.truncatable
-
-    @property
-    def reads_whole_batch(self) -> bool:  # type: ignore[override]
-        """Whether the loss of a row depends on the rest of its batch in either objective."""
-        return self.even.reads_whole_batch or self.odd.reads_whole_batch
+        return super().needs | {"progress"}
 
     def at(self, progress: Progress | None) -> Objective:
         """The objective whose turn it is; both where nobody said how far training has come."""
         return self if progress is None else (self.odd if progress.step % 2 else self.even).at(progress)
-
-    def check_task(self, task: Task) -> None:
-        self.even.check_task(task)
-        self.odd.check_task(task)
-
-    def check_prior(self, prior: StepDistribution) -> None:
-        self.even.check_prior(prior)
-        self.odd.check_prior(prior)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         assert unrolled.progress is not None  # `check_batch` saw to it

@@ -24,6 +24,7 @@ from ponder.parts.tasks import Task
 
 __all__ = [
     "NEEDS",
+    "Composite",
     "Depth",
     "Objective",
     "Unrolled",
@@ -257,9 +258,58 @@ def check_same_steps(*objectives: Objective) -> None:
         )
 
 
+class Composite(Objective):
+    """Base of objectives that are made of others: what any of them asks of a model, or needs, is asked of it.
+
+    Leaves define `parts`, and `at` where the parts change with `progress`.
+    """
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Objective, ...]:
+        """The objectives that it is made of."""
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What any of the parts reads."""
+        return frozenset[str]().union(*(part.needs for part in self.parts))
+
+    @property
+    def draws_depth(self) -> bool:  # type: ignore[override]
+        """Whether a part draws how many steps a batch runs; it is then the only part."""
+        return any(part.draws_depth for part in self.parts)
+
+    @property
+    def teaches_all_steps(self) -> bool:  # type: ignore[override]
+        """Whether a part teaches every step."""
+        return any(part.teaches_all_steps for part in self.parts)
+
+    @property
+    def truncatable(self) -> bool:  # type: ignore[override]
+        """Whether a trajectory that ends early gives all of the parts the same loss."""
+        return all(part.truncatable for part in self.parts)
+
+    @property
+    def reads_whole_batch(self) -> bool:  # type: ignore[override]
+        """Whether the loss of a row depends on the rest of its batch in any of the parts."""
+        return any(part.reads_whole_batch for part in self.parts)
+
+    def check_depth(self, num_steps: int) -> None:
+        for part in self.parts:
+            part.check_depth(num_steps)
+
+    def check_task(self, task: Task) -> None:
+        for part in self.parts:
+            part.check_task(task)
+
+    def check_prior(self, prior: StepDistribution) -> None:
+        for part in self.parts:
+            part.check_prior(prior)
+
+
 @registry.register("weighted")
 @dataclass(frozen=True)
-class Weighted(Objective):
+class Weighted(Composite):
     """The weighted sum of objectives, Σ_k w_k L_k.
 
     Args:
@@ -300,14 +350,9 @@ class Weighted(Objective):
         return cls(tuple(term for term, _ in terms), tuple(weight for _, weight in terms))
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What any of the terms reads."""
-        return frozenset[str]().union(*(objective.needs for objective in self.objectives))
-
-    @property
-    def draws_depth(self) -> bool:  # type: ignore[override]
-        """Whether a term draws how many steps a batch runs; it is then the only term."""
-        return any(objective.draws_depth for objective in self.objectives)
+    def parts(self) -> tuple[Objective, ...]:
+        """The terms."""
+        return self.objectives
 
     def depth(self, num_steps: int) -> Depth:
         """How deep a batch goes: as deep as the term that reads the most steps."""
@@ -318,32 +363,10 @@ class Weighted(Objective):
         now = tuple(objective.at(progress) for objective in self.objectives)
         return self if now == self.objectives else Weighted(now, self.weights)
 
-    def check_depth(self, num_steps: int) -> None:
-        for objective in self.objectives:
-            objective.check_depth(num_steps)
-
-    def check_task(self, task: Task) -> None:
-        for objective in self.objectives:
-            objective.check_task(task)
-
-    def check_prior(self, prior: StepDistribution) -> None:
-        for objective in self.objectives:
-            objective.check_prior(prior)
-
     @property
     def teaches_all_steps(self) -> bool:  # type: ignore[override]
-        """Whether a term teaches every step."""
+        """Whether a term that counts teaches every step."""
         return any(one.teaches_all_steps for one, weight in zip(self.objectives, self.weights, strict=True) if weight)
-
-    @property
-    def truncatable(self) -> bool:  # type: ignore[override]
-        """Whether a trajectory that ends early gives all of the terms the same loss."""
-        return all(objective.truncatable for objective in self.objectives)
-
-    @property
-    def reads_whole_batch(self) -> bool:  # type: ignore[override]
-        """Whether the loss of a row depends on the rest of its batch in any of the terms."""
-        return any(objective.reads_whole_batch for objective in self.objectives)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         rows, terms = unrolled.losses.shape[0], list[Tensor]()

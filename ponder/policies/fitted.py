@@ -14,7 +14,8 @@ from ponder.policies.base import ExitPolicy, all_within
 
 __all__ = ["check_unfitted", "some_rows"]
 
-_KEPT = 64
+_KEPT = 200
+_DIGITS = 7  # of a sum, which is known again by six
 _ALL = -1  # the id under which all rows are kept as one, where none can be told from the others
 _FEW = 8  # of more rows, one may have the id and the sum of another by chance
 _ROUNDING = 1e-6  # by which the sum of a row may differ where it is recorded again, relative to its numbers
@@ -22,8 +23,9 @@ _APART = 10.0 * _ROUNDING  # by how much it has to differ from those of all othe
 
 
 def some_rows(trajectory: Recording) -> tuple[tuple[float, ...], ...]:
-    """At most 64 rows, evenly spread, each as its id and a weighted sum of its record, by which to know it again.
+    """At most 200 rows, each as its id and a weighted sum of its record, by which to know it again.
 
+    Which they are is drawn by the digits of the sums, since of rows at regular places every second row may have none.
     In half precision there is a third number: by how much the sum may differ where the row is recorded again. Rows of
     which another has nearly the same sum tell nothing, and are not among them. Where that is so of every row, all are
     kept as one, by their ids and sums.
@@ -36,9 +38,11 @@ def some_rows(trajectory: Recording) -> tuple[tuple[float, ...], ...]:
     places = order[alone].sort().values
     if not len(places):
         return ((_ALL, float(_by_id(trajectory) @ sums)),)
-    places = places[:: max(1, -(-len(places) // _KEPT))]
+    drawn = (sums[places].frexp().mantissa.abs() * 2.0**20).frac().argsort()  # digits that are as good as random
+    places = places[drawn[:_KEPT]].sort().values
     rounding = coarse_rounding(trajectory.outputs)
-    kept = zip(trajectory.row_ids.cpu()[places].tolist(), sums[places].tolist(), strict=True)
+    known = [float(f"{each:.{_DIGITS}g}") for each in sums[places].tolist()]
+    kept = zip(trajectory.row_ids.cpu()[places].tolist(), known, strict=True)
     return tuple((*row, rounding) if rounding else row for row in kept)
 
 

@@ -26,6 +26,7 @@ from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
 from ponder.monitor.order import check_order
 from ponder.monitor.state_file import StateFile
+from ponder.parts.recording import same_answers
 from ponder.parts.tasks import Task
 from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.serving.batcher import Batcher
@@ -253,9 +254,8 @@ class TrafficAudit:
         try:
             if full.cancelled():
                 return
-            outputs = [each[None] for each in (output, full.result().output)]
-            same = self.task.same(*map(self.task.predictions, outputs), tolerance=self.plan.tolerance)
-            agrees = bool(same) and all(map(self.task.answered, outputs))
+            given, deepest = (each[None] for each in (output, full.result().output))
+            agrees = bool(same_answers(self.task, given, deepest, tolerance=self.plan.tolerance))
             with self._lock:
                 if stage != self._audit.stage:
                     return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from ponder.parts.heads import PerStep
 from ponder.policies import LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.recipes.staging import check_heads, check_made_for
+from ponder.training.hazards import tell_of_untrained_hazards
 from ponder.training.loaders import check_loader, may_be_rebuilt
 from ponder.training.options import Options
 from ponder.training.report import FitReport, StageReport
@@ -62,7 +62,8 @@ def fit(
     (`accelerate launch`).
 
     Afterwards the model holds the weights of the best epoch of the last stage, mixed with those before it where the
-    stage says so, is in evaluation mode, and is frozen where it was frozen before.
+    stage says so, is in evaluation mode, and is frozen where it was frozen before. Its objective is that of the first
+    stage again, with which any training but `fit` then goes on, and warns where there are several.
 
     Args:
         model: A `PonderWrapper`, or a model of `ponder.integrations.transformers`.
@@ -166,7 +167,7 @@ def fit(
         _take(recipe, model, wrapper)
     stages = wrapper.stages or (Stage(wrapper.objective),)
     _check_teachers(stages, wrapper)
-    _tell_of_untrained_hazards(stages, wrapper)
+    tell_of_untrained_hazards([stage.objective for stage in stages], wrapper)
     main_input = getattr(model, "main_input_name", None)
     scored = None if held_out is None else HeldOut(held_out, metric, main_input)
     if scored is not None:
@@ -174,8 +175,6 @@ def fit(
     if own and accelerator.log_with:
         accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
     wrapper.thaw_stage()
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    frozen = [parameter for parameter, trained in before.items() if not trained]
     if isinstance(loader, DataLoader) and may_be_rebuilt(loader):
         loader = accelerator.prepare(loader)
     elif accelerator.num_processes > 1:
@@ -193,8 +192,6 @@ def fit(
             tracking = Tracking(accelerator)
             for number, stage in enumerate(stages, start=1):
                 wrapper.start_stage(stage)
-                for parameter in frozen:
-                    parameter.requires_grad_(False)
                 exits_tell = number == len(stages) or stage.train != "all"  # else full depth cannot change
                 policy = wrapper.policy if exits_tell else LastStep()
                 title = f"stage {number}/{len(stages)}" if len(stages) > 1 else "fit"
@@ -213,13 +210,8 @@ def fit(
                 )
                 done.append(run.train(stage, title))
     finally:
-        if any(stage.teacher == "previous" for stage in stages):
-            wrapper.attach_teacher(None)
-        wrapper.progress = None
-        for parameter, trained in before.items():
-            parameter.requires_grad_(trained)
+        wrapper.leave_stages()
         model.eval()
-        wrapper.forget_frozen()
         if own and accelerator.log_with:
             accelerator.end_training()
     return FitReport(tuple(done), None if scored is None else scored.name(wrapper.task))
@@ -265,20 +257,6 @@ def _check_teachers(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:
                 remedy="Call model.attach_teacher(a_frozen_model) before training.",
             )
         attached = attached and stage.teacher != "previous"
-
-
-def _tell_of_untrained_hazards(stages: Sequence[Stage], wrapper: PonderWrapper) -> None:
-    """Warn where the policy reads a Lambda head that can learn, and that no stage teaches."""
-    head = wrapper.lambda_head
-    if head is None or "hazard" not in wrapper.policy.needs or not any(w.requires_grad for w in head.parameters()):
-        return
-    if not any("hazard" in stage.objective.needs for stage in stages):
-        warnings.warn(
-            f"{wrapper.policy!r} leaves by the Lambda head, and no objective of this training reads its hazards: it "
-            "stays as it is. Train with objectives.Ponder(0.5), say, or leave by what the outputs tell: "
-            "policies.Confidence(0.9).",
-            stacklevel=3,
-        )
 
 
 def _take(recipe: str | Recipe, model: nn.Module, wrapper: PonderWrapper) -> None:

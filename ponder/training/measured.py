@@ -34,7 +34,8 @@ def measured(
     Returns:
         `loss_step_1` … (the task's loss of each step) where there are labels and the objective does not draw which
         steps are run; with hazards `expected_steps` (the mean of the halting distribution), and where the objective
-        reads a prior `kl`, from that distribution to it.
+        reads a prior `kl`, from that distribution to it. Where the objective draws the steps or ends before the last,
+        the halting distribution is not known, and neither of these is told.
 
     Example:
         >>> found = measured(model, trajectory.outputs, trajectory.hazard_logits, labels)
@@ -53,7 +54,7 @@ def measured(
             hazard_logits = None if hazard_logits is None else hazard_logits[rows]
         losses = step_losses(task, outputs, labels)
         found = {f"loss_step_{step}": of_step for step, of_step in enumerate(losses.unbind(1), start=1)}
-    if hazard_logits is None:
+    if hazard_logits is None or not _reaches_the_end(model, hazard_logits.shape[1]):
         return found
     halting = StepDistribution.from_hazard_logits(hazard_logits)
     found["expected_steps"] = halting.mean
@@ -63,6 +64,11 @@ def measured(
         log_pmf = prior.log_pmf.to(hazard_logits.device).expand(len(hazard_logits), -1)
         found["kl"] = kl_divergence(halting, StepDistribution(log_pmf, validate_args=False))
     return found
+
+
+def _reaches_the_end(model: PonderWrapper, steps: int) -> bool:
+    """Whether recorded steps, counted from the first, have all the mass: all N, or all but what truncation leaves."""
+    return not model.objective.draws_depth and (steps >= model.num_steps or model.truncate_below is not None)
 
 
 class Means:

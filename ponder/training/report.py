@@ -15,7 +15,8 @@ class EpochReport:
     Args:
         epoch: Its number in its stage, from 1.
         loss: Mean training loss over the batches.
-        expected_steps: Mean of the halting distribution in training; None without a Lambda head.
+        expected_steps: Mean of the halting distribution in training; None without a Lambda head, and where the
+            objective draws the steps or ends before the last.
         score: Score on the held-out data at the exits, the higher the better; None where there were none.
         exit_step: Mean exit step on the held-out data, likewise.
         score_of_steps: The mean of the scores of all steps there, where it chooses the epoch (`fit(select=…)`); else

@@ -54,6 +54,8 @@ class StageRun:
     main_input: str | None
     taught: bool = False
     """Whether a batch had a gradient for something that the stage trains."""
+    missed: bool = False
+    """Whether a batch had a loss and no such gradient; a loss of 0 has nothing left to teach."""
 
     def train(self, stage: Stage, title: str) -> StageReport:
         """Train, and leave the best epoch in the model, and nothing of accelerate."""
@@ -87,7 +89,7 @@ class StageRun:
             where = f"{title}, epoch {epoch}"
             loss, means = self._epoch(prepared, optimizer, rates, total, where)
             early = rates.last_epoch > 1 and "progress" not in stage.objective.needs  # which may teach later
-            if stage.train != "all" and not self.taught and (early or epoch == options.epochs):
+            if self.missed and not self.taught and (early or epoch == options.epochs):
                 raise _teaches_nothing(stage, title)
             found = self._scored()
             epochs.append(
@@ -142,7 +144,7 @@ class StageRun:
             self.tracking.advance()
             losses.append(loss)
             means.add(seen)
-            if run.hazard_logits is not None:
+            if "expected_steps" in seen:
                 pmf = run.halting.pmf.detach().mean(0)
                 halting.append(nn.functional.pad(pmf, (0, max(self.wrapper.num_steps - len(pmf), 0))))
             expected = {"step": float(seen["expected_steps"].mean())} if "expected_steps" in seen else {}
@@ -188,7 +190,7 @@ class StageRun:
                 "the step of the model with check_finite=True."
             )
         optimizer.step()
-        self.taught = self.taught or size > 0
+        self.taught, self.missed = self.taught or size > 0, self.missed or (loss != 0 and not size > 0)
         return float(loss)
 
     def _scored(self) -> Score | None:
@@ -234,7 +236,7 @@ def _teaches_nothing(stage: Stage, where: str) -> ArgumentError:
         expected=f"one that teaches something of what a stage with train={stage.train!r} trains",
         got=f"{stage.objective!r}, which had no gradient for any of it in {where}",
         remedy="Train early heads with objectives.DeepSupervision('uniform'), say, and a Lambda head with "
-        "objectives.Ponder(0.5).",
+        "objectives.Ponder(0.5); or let what the objective does teach learn: requires_grad_(True).",
     )
 
 

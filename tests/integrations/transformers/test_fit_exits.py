@@ -20,7 +20,7 @@ from ponder.calibration.bounds import p_values
 from ponder.cli.doctor import unseen
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers import ExitReport, FinetunedClassifier, PonderTrainer, fit_exits
-from ponder.integrations.transformers.exits import distinct, split_rows
+from ponder.integrations.transformers.exits import _train_one, distinct, split_rows
 from ponder.policies import FixedStep, LastStep
 
 pytestmark = pytest.mark.usefixtures("quick_captures")
@@ -194,6 +194,16 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str)
 def test_a_handful_of_rows_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"at least 50 distinct inputs .* got 10 of 30"):
         fit_exits(model(), rows(10) * 3)
+
+
+def test_heads_learn_all_classes_of_rows_that_are_sorted_by_class() -> None:
+    # Trap: the tenth that ends training early was the first one, of classes that the head was never taught.
+    classes = torch.arange(10).repeat_interleave(20)
+    features = 100.0 * torch.nn.functional.one_hot(classes, 10).float()
+    head = torch.nn.Linear(10, 10)
+    torch.nn.init.zeros_(head.weight)
+    _train_one(head, features, (features / 20).log_softmax(-1), None, 10, torch.Generator().manual_seed(0))
+    assert torch.equal(head(features).argmax(-1), classes)
 
 
 def test_the_same_seed_gives_the_same_exits() -> None:

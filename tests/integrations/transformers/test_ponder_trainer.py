@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -694,6 +695,35 @@ def test_one_call_mixes_the_weights_of_a_stage_with_those_before_it(tmp_path: Pa
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 
 
+@two_stages
+def test_training_again_goes_on_with_the_first_stage_and_says_so(recipe: str, tmp_path: Path) -> None:
+    # Trap: it went on with the last, on all parameters and in silence.
+    model = make_model("bert-of-3", recipe=recipe)
+    trainer = make_trainer(model, tmp_path, max_steps=1)
+    trainer.all_stages = True
+    trainer.train()
+    trainer.all_stages = False
+    with pytest.warns(UserWarning, match=r"none was started.*objective of stage 1 alone, FinalStep\(\)"):
+        trainer.train()
+
+
+def test_nothing_of_the_progress_is_left_and_hazards_that_nobody_teaches_are_told(tmp_path: Path) -> None:
+    # Trap: a loop of one's own went on without a word with an objective that changes on the way, at its end.
+    model = make_model("bert-of-3", recipe="palbert")
+    trainer = make_trainer(model, tmp_path, max_steps=1)
+    trainer.train()
+    assert model.ponder.progress is None
+    model.ponder.objective = FinalStep()
+    with pytest.warns(UserWarning, match="no objective of this training reads its hazards"):
+        trainer.train()
+    model.policy = Confidence(0.9)
+    trainer.train()
+    model.stages, model.policy = (), Bernoulli(0)
+    trainer.all_stages = True
+    with pytest.warns(UserWarning, match="no objective of this training reads its hazards"):
+        trainer.train()
+
+
 def test_one_call_trains_all_stages(tmp_path: Path) -> None:
     model = make_model("bert-of-3", recipe="deebert")
     trainer = make_trainer(model, tmp_path)
@@ -780,6 +810,8 @@ def test_stages_go_on_where_they_were_cut_off(
     cut.add_callback(cut_off)
     with pytest.raises(KeyboardInterrupt):
         cut.train()
+    left = cut.model.ponder
+    assert (left.objective, left.progress, left.has_teacher) == (left.stages[0].objective, None, False)
     again = staged_trainer(tmp_path)
     with torch.no_grad():
         for weight in again.model.parameters():
@@ -789,6 +821,20 @@ def test_stages_go_on_where_they_were_cut_off(
         torch.testing.assert_close(weight, of_a_whole_run[name], rtol=1e-5, atol=1e-6, msg=name)
     assert all(weight.requires_grad for weight in again.model.parameters())
     assert [path.parent.name for path in tmp_path.glob("stage-*/end")] == ["stage-1"]
+
+
+def test_stages_go_on_in_a_copy_of_their_folder(tmp_path: Path) -> None:
+    # Trap: what belongs to a run was told by file times, which most copies lose, and the stage began anew in silence.
+    cut = staged_trainer(tmp_path)
+    cut.add_callback(Cut(2, 3))
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (10.0, 20.0 if "end" in path.parts else 10.0))  # copied last
+    again, steps = staged_trainer(tmp_path), list[str]()
+    again.add_callback(Counts(steps))
+    again.train(resume_from_checkpoint=True)
+    assert steps == ["stage-2"] * (2 * EXAMPLES // BATCH - 2), "its third step was not saved"
 
 
 def test_stages_do_not_go_on_from_what_another_run_left(tmp_path: Path) -> None:

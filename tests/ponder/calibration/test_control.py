@@ -534,8 +534,11 @@ def test_steps_that_are_sure_and_wrong_are_not_asked() -> None:
 
 
 def test_so_many_rows_may_differ_as_the_level_allows() -> None:
-    for rows, level, confidence in [(298, 0.01, 0.95), (299, 0.01, 0.95), (1637, 0.01, 0.95), (50, 0.4, 0.9)]:
-        most = agreement._most_differing(rows, level, confidence)
+    for rows, level, confidence in [
+        *((rows, 0.01, 0.95) for rows in (100, 298, 299, 790, 1637, 3000)),
+        (50, 0.4, 0.9),
+    ]:
+        most = agreement.most_differing(rows, level, confidence)
         tail = scipy.stats.binom.cdf([most, most + 1], rows, level)
         assert tail[0] <= 1.0 - confidence < tail[1]
 
@@ -751,6 +754,60 @@ def test_agreement_with_ones_own_full_depth_does_not_read_labels() -> None:
     assert (told.found.policy.risk, told.mean_exit_step) == ("disagreement_with_reference", 1.0)
 
 
+def test_what_agreement_with_ones_own_full_depth_found_is_evaluated_whatever_the_labels() -> None:
+    """The trap: the share of wrong answers, under the name of the share that full depth does not give."""
+    choosing, certifying, test = (wrong_now_and_then(rows, seed) for seed, rows in enumerate((1000, 2000, 3000)))
+    found = ponder.calibration.control_agreement(choosing, certifying, level=0.05, own_full_depth=True).found
+    exits = test.replay(found.policy)
+    differs = (exits.outputs.argmax(-1) != test.outputs[:, -1].argmax(-1)).double().mean().item()
+    assert found.policy.risk == "disagreement"
+    for labels in (test.labels, 1 - test.labels, test.outputs[:, -1].argmax(-1), None):
+        value, mean_step = found.evaluate(replace(test, labels=labels))
+        assert value == pytest.approx(differs)
+        assert mean_step == pytest.approx(exits.exit_step.double().mean().item())
+    unlabelled = (replace(run, labels=None) for run in (choosing, certifying))
+    again = ponder.calibration.control_agreement(*unlabelled, level=0.05, own_full_depth=True)
+    assert again.found.policy == found.policy
+
+
+def test_full_depth_agrees_with_itself_where_it_has_no_answer() -> None:
+    """The same in what is certified, told and evaluated: NaN is no answer, and differs from all answers before it."""
+    choosing, certifying, test = (wrong_now_and_then(rows, seed) for seed, rows in enumerate((1000, 2000, 3000)))
+    for run in (choosing, certifying, test):
+        run.outputs[::10] = math.nan
+    made = ponder.calibration.control_agreement(choosing, certifying, level=0.05, own_full_depth=True)
+    assert (made.found.met, made.moved) == (True, 0.0)
+    assert made.disagreement <= 0.05
+    assert made.found.evaluate(test)[0] <= 0.05
+    fixed = ponder.control_risk(certifying, FixedStep, level=0.05, grid=[3, 2, 1])
+    assert fixed.policy.threshold_value == 3
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_numbers_are_not_the_same_or_another(own: bool) -> None:
+    one = recorded(100, task="regression")
+    other = replace(recorded(100, task="regression", seed=5), row_ids=torch.arange(100, 200))
+    with refused("choosing", "regression"):
+        ponder.calibration.control_agreement(one, other, level=0.2, own_full_depth=own)
+
+
+def test_a_model_that_names_no_task_and_learned_numbers_is_not_certified_by_its_largest_output() -> None:
+    """The trap: labels (rows, 3) of numbers, and outputs that look like three classes."""
+    trained = replace(recorded(200), task=None, labels=torch.randn(200, 3))
+    others = replace(recorded(200, seed=5), task=None, labels=torch.randn(200, 3), row_ids=torch.arange(200, 400))
+    for policy in (Confidence, Patience):
+        for risk in ("disagreement", "error", "error_gap"):
+            with refused("trajectory", "names no task", "'regression'"):
+                ponder.control_risk(trained, policy, risk=risk, level=0.5)
+    with refused("choosing", "names no task", "'regression'"):
+        ponder.calibration.control_agreement(trained, others, level=0.5, own_full_depth=True)
+    pytest.importorskip("sklearn", reason="gates are fitted with scikit-learn, which is not installed")
+    with refused("trajectory", "names no task", "'regression'"):
+        ponder.calibration.fit_gate(trained, "agreement")
+    for labels in (None, torch.randint(3, (200,))):  # nothing speaks against classes
+        assert ponder.control_risk(replace(trained, labels=labels), Confidence, level=0.9).met
+
+
 def test_agreement_is_not_told_of_rows_that_count_twice_or_of_dropout() -> None:
     once, other = wrong_now_and_then(300, 0), wrong_now_and_then(300, 1)
     twice, dropout = ponder.Trajectory.cat([once, once]), replace(once, training=True)
@@ -778,6 +835,28 @@ def test_a_risk_that_holds_each_row_against_all_labels_is_refused() -> None:
         trajectory, FixedStep, risk=lambda given, right: (given[:, 0] - right).abs() / 2, level=0.6
     )
     assert found.policy.threshold_value == 3
+
+
+@pytest.mark.parametrize("largest", [3, 297])
+def test_a_risk_that_is_a_share_of_the_largest_loss_of_these_rows_is_refused(largest: int) -> None:
+    """The trap: the half with the largest loss has the same losses without the other half."""
+    trajectory = recorded(300, task="regression")
+    labels = trajectory.outputs[:, -1, 0].clone() + torch.linspace(-1, 1, 300)
+    labels[largest] += 50.0
+
+    def share(given: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        distance = (given[:, 0] - right).abs()
+        return distance / distance.max()
+
+    which = "last" if largest < 150 else "first"
+    with refused("risk", "a loss of each row by itself", f"of the {which} 150 rows"):
+        ponder.control_risk(replace(trajectory, labels=labels), FixedStep, risk=share, level=0.5)
+
+
+def test_one_row_has_no_other_half() -> None:
+    one = recorded(1, task="regression")
+    made = ponder.control_risk(one, FixedStep, risk=lambda given, right: (given[:, 0] - right).abs() / 99, level=0.5)
+    assert not made.met
 
 
 def test_a_risk_of_ones_own_sees_no_padding_of_tokens() -> None:

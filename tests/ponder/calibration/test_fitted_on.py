@@ -13,7 +13,8 @@ import torch
 import ponder
 from ponder import policies
 from ponder.calibration import fit_gate, fit_temperatures
-from ponder.policies.fitted import check_unfitted
+from ponder.parts.recording import too_alike
+from ponder.policies.fitted import _sums, check_unfitted
 from tests.ponder.checks import refused
 from tests.ponder.policies.test_gate_policy import record
 
@@ -54,6 +55,51 @@ def test_a_part_of_the_rows_is_known_again_and_so_is_a_gate_within_another_polic
         with refused("trajectory", "not fitted"):
             check_unfitted(part(trajectory, torch.arange(1400, 2000)), [each])
         check_unfitted(part(trajectory, torch.arange(1500, 2000)), [each])
+
+
+@pytest.mark.parametrize("rows", [100, 3000])
+@pytest.mark.parametrize("stride", [2, 3, 4, 47])
+def test_no_regular_part_of_the_rows_is_fresh(rows: int, stride: int) -> None:
+    """The trap: rows were remembered at regular places, of which every second one holds none."""
+    trajectory = record(rows=rows)
+    policy = policies.Expected.fit(trajectory)
+    for first in range(min(stride, 4)):
+        some = torch.arange(first, rows, stride)
+        if len(some) > 20:
+            with refused("trajectory", "not fitted"):
+                check_unfitted(part(trajectory, some), [policy])
+
+
+def test_few_of_many_rows_are_known_again() -> None:
+    trajectory, generator = record(rows=3000), torch.Generator().manual_seed(0)
+    policy = policies.Expected.fit(trajectory)
+    missed = 0
+    for _ in range(30):
+        some = torch.randperm(3000, generator=generator)[:100]
+        try:
+            check_unfitted(part(trajectory, some), [policy])
+            missed += 1
+        except ponder.PonderError:
+            pass
+    assert missed <= 1  # two of these rows are remembered in 99 of 100 draws
+
+
+def test_what_is_remembered_of_the_rows_is_small() -> None:
+    trajectory = record(rows=1000)
+    kept = policies.Expected.fit(trajectory).to_dict()["fitted_on"]
+    assert len(kept) == 200
+    assert len(json.dumps({"policy": {"fitted_on": kept}}, indent=2)) < 10_000
+
+
+def test_the_rows_that_an_earlier_version_kept_are_known_again() -> None:
+    trajectory, other = record(), record(seed=1)
+    saved = policies.Expected.fit(trajectory).to_dict()
+    sums = _sums(trajectory)[0][:, -1].tolist()
+    before = {**saved, "fitted_on": [[row, sums[row]] for row in range(0, 200, 4)]}
+    policy = policies.ExitPolicy.from_dict(json.loads(json.dumps(before)))
+    with refused("trajectory", "not fitted", "50 of the 50"):
+        check_unfitted(trajectory, [policy])
+    check_unfitted(other, [policy])
 
 
 @pytest.mark.parametrize("links", [torch.softmax, torch.log_softmax])
@@ -254,6 +300,22 @@ def test_rows_in_half_precision_are_known_again(half: torch.dtype) -> None:
             check_unfitted(part(again, torch.arange(100)), [gate])
         check_unfitted(other, [gate])
         check_unfitted(rounded(other), [gate])
+
+
+def test_many_rows_that_are_near_one_another_by_chance_are_no_proof() -> None:
+    """The trap: of 200 pairs 192 were near, as they would be by chance, and 0.96 to the 192nd power is little."""
+    for near, by_chance, shared, same in (
+        (192, 192, 200, False),
+        (196, 194, 200, False),
+        (200, 200, 200, False),
+        (180, 0, 200, False),
+        (0, 0, 0, False),
+        (1, 0, 1, False),
+        (200, 40, 200, True),
+        (196, 40, 200, True),
+        (10, 1, 10, True),
+    ):
+        assert too_alike(near, by_chance, shared) == same, (near, by_chance, shared)
 
 
 def test_saturated_rows_of_another_set_are_not_taken_for_fitted_ones() -> None:

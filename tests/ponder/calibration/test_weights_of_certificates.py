@@ -94,6 +94,22 @@ def test_a_run_of_other_weights_is_told_that_its_policy_promises_nothing() -> No
         made.predict(ROWS, policy=policy)
 
 
+def test_a_run_of_other_weights_judges_nothing() -> None:
+    """Trap: on the very rows that chose, another model gives other records, which look fresh."""
+    made, other = model(), model(1)
+    labels = torch.randint(3, (300,), generator=torch.Generator().manual_seed(1))
+    seen, foreign = (each.record(ROWS, labels=labels) for each in (made, other))
+    fresh = made.record(ROWS.flip(0) + 1.0, labels=labels, first_row=300)
+    for found in (
+        ponder.control_risk(seen, policies.Confidence, level=0.5),
+        ponder.calibrate(seen, policies.Confidence, at_most_steps=3.0),
+    ):
+        with pytest.raises(ArgumentError, match=r"^test: expected a run of the same model, weights .*; got weights "):
+            found.evaluate(foreign)
+        found.evaluate(fresh)
+        found.evaluate(replace(foreign, weights=None))  # nobody knows
+
+
 def test_the_certificate_that_a_model_has_stays_what_it_is() -> None:
     made = model()
     made.policy = policy = certified(made)

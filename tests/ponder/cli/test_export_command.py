@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import binom
 
 import ponder
 from ponder.cli import export
@@ -171,12 +170,6 @@ def test_what_fails_replaces_no_export(
         assert "nothing is promised" in refused("export", fitted, *options, "--texts", enough, "--out", target)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("rows", [100, 299, 790, 3000])
-def test_so_many_differences_the_promise_bears(rows: int) -> None:
-    found = round(export._bearable(rows, 0.01, 0.95) * rows)
-    assert found == max((k for k in range(rows) if binom.cdf(k, rows, 0.01) <= 0.05), default=0)
 
 
 def test_bad_folders(fitted: Path, exported: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from ponder import policies
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.monitor import Audit, StepBack, Watched
 from ponder.monitor.state_file import StateFile
+from ponder.parts.recording import same_answers
+from ponder.parts.tasks import task_named
 from ponder.policies import ExitPolicy, StepView
 from ponder.serving import AuditPlan
 from tests.ponder.checks import refused
@@ -245,6 +247,31 @@ def test_nan_agrees_with_nothing() -> None:
     watched.seen(torch.tensor([3.0, 0.0, 0.0]).expand(20, 3), nan)
     watched.run_audits()
     assert watched.audit.stage == 1
+
+
+def test_full_depth_without_an_answer_differs_from_none_as_in_a_certificate() -> None:
+    """The trap: rows that full depth answers with NaN ended a stage that had been certified with such rows."""
+    model, nan = agreeing(), torch.randn(600, 3)
+    nan[::10] = torch.nan
+    certified = ponder.control_risk(model.record(nan), policies.Confidence, level=0.05)
+    assert certified.met
+    told: list[StepBack] = []
+    watched = Watched(model, [certified.policy], every(level=0.05), tell=told.append)
+    watched(nan)
+    watched.run_audits()
+    assert (watched.audit.audits, watched.audit.disagreements, told) == (600, 0, [])
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "multilabel", "token_classification", "span"])
+def test_an_answer_is_the_same_as_that_of_full_depth(task: str) -> None:
+    """NaN is no answer: it is that of full depth where this has none."""
+    shape = (4, 5, 2) if task in ("token_classification", "span") else (4, 3)
+    full = torch.randn(shape, generator=torch.Generator().manual_seed(0)).abs() + 1.0
+    given = full.clone()
+    given[2] = -given[2]
+    given[[0, 1], ..., :1], full[[1, 3], ..., :1] = torch.nan, torch.nan
+    same = same_answers(task_named(task), given, full, tolerance=0.1)
+    assert same.tolist() == [False, True, False, False]
 
 
 def test_outputs_that_are_not_those_of_the_inputs_are_refused() -> None:

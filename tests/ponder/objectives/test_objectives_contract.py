@@ -241,6 +241,17 @@ def test_a_sum_is_the_sum() -> None:
     torch.testing.assert_close((a + 0.5 * b).per_example(batch), expected)
 
 
+def test_objectives_that_go_together_ask_for_the_depth_of_each() -> None:
+    # Trap: the one that takes turns did not ask.
+    class Deep(FinalStep):
+        def check_depth(self, num_steps: int) -> None:
+            raise ZeroDivisionError
+
+    for both in (Deep() + FinalStep(), objectives.Alternating(FinalStep(), Deep())):
+        with pytest.raises(ZeroDivisionError):
+            both.check_depth(3)
+
+
 def test_objectives_written_by_users_add_up_too() -> None:
     class Mine(Objective):
         def per_example(self, unrolled: Unrolled) -> torch.Tensor:

@@ -345,10 +345,10 @@ async def test_a_file_that_cannot_be_written_is_told_before_anything_is_served(t
             pass
 
 
-def test_an_audit_whose_answer_is_nan_is_a_disagreement() -> None:
+def test_an_audit_of_nan_is_a_disagreement_but_where_full_depth_has_no_answer_either() -> None:
     """The most probable class of NaN is the first, so that it agreed with all answers of that class."""
     given, nan = torch.tensor([1.0, 0.0, 0.0]), torch.full((3,), torch.nan)
-    for answer, deepest, expected in ((given, nan, 1), (nan, given, 1), (nan, nan, 1), (given, given, 0)):
+    for answer, deepest, expected in ((given, nan, 1), (nan, given, 1), (nan, nan, 0), (given, given, 0)):
 
         class Answering:
             def submit(self, *_: Any, deepest: torch.Tensor = deepest, **__: Any) -> Future[StreamOutput]:

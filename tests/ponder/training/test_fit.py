@@ -24,6 +24,7 @@ from ponder.errors import NonFiniteError
 from ponder.training import FitReport, measured
 from ponder.training.options import Options
 from ponder.training.scoring import HeldOut
+from ponder.training.tracking import Tracking
 from tests.ponder.checks import refused
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -1058,6 +1059,92 @@ def test_a_stage_that_teaches_nothing_of_what_it_trains_is_refused(batches: int,
         fit(model, [data(8, seed) for seed in range(batches)], epochs=epochs)
     with refused("stage", "reads the hazards", "FinalStep()", "Ponder"):
         model.stages = (recipes.Stage(objectives.FinalStep(), train="lambda_head"),)
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
+def test_an_objective_that_reaches_nothing_that_is_not_frozen_is_refused() -> None:
+    # Trap: no weight moved, and the report looks as ever.
+    model = per_step()
+    model.objective = objectives.FinalStep()
+    model.steps.requires_grad_(False)
+    model.head.heads[-1].requires_grad_(False)
+    before = weights(model)
+    with refused("objective", "train='all'", "FinalStep()", "requires_grad_(True)"):
+        fit(model, [data(8)], epochs=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+    model.objective = objectives.DeepSupervision()
+    fit(model, [data(8)], epochs=1)
+
+
+def test_a_loss_of_nothing_has_nothing_left_to_teach() -> None:
+    model = make("vanilla", task=lambda outputs, labels: 0.0 * outputs[:, 0])
+    assert fit(model, [data(8)], epochs=1).stages[0].epochs[0].loss == 0.0
+
+
+@pytest.mark.parametrize("name", ["deebert", "fastbert"])
+def test_training_again_goes_on_with_the_first_stage_and_says_so(name: str, tmp_path: Path) -> None:
+    # Trap: it went on with the last one, on all parameters and in silence; that of FastBERT looks at no label.
+    model = make(name)
+    fit(model)
+    assert (model.objective, model.started_stage) == (model.stages[0].objective, None)
+    ponder.save(model, tmp_path)
+    inputs, labels = data(8)
+    for again in (model, copy.deepcopy(model), ponder.load(make(name), tmp_path)):
+        with pytest.warns(UserWarning, match=r"none was started.*objective of stage 1 alone, FinalStep\(\)"):
+            loss = again.train()(inputs, labels=labels).loss
+        last = nn.functional.cross_entropy(again(inputs).outputs, labels)
+        torch.testing.assert_close(loss, last)
+    fit(model, epochs=1)  # all stages, and nothing is told
+    model.objective = objectives.DeepSupervision()  # of the user's own choice
+    model.train()(inputs, labels=labels)
+
+
+def test_a_later_stage_in_a_folder_of_an_earlier_version_is_told(tmp_path: Path) -> None:
+    """What `fit` left there was the objective of the last stage."""
+    saved = make("fastbert")
+    saved.start_stage(saved.stages[1])
+    ponder.save(saved, tmp_path)
+    read, (inputs, labels) = ponder.load(make("fastbert"), tmp_path), data(8)
+    with pytest.warns(UserWarning, match=r"none was started.*objective of stage 2 alone, Distillation"):
+        read.train()(inputs, labels=labels)
+    read(inputs, labels=labels)  # once
+    saved.train()(inputs, labels=labels)  # which was started
+
+
+def test_a_training_that_breaks_off_leaves_neither_stage_nor_teacher() -> None:
+    model = make("ponder")
+
+    class Breaks:
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Any:
+            if model.has_teacher:  # in the second stage
+                raise KeyboardInterrupt
+            return iter([data(8)])
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Breaks(), epochs=1)
+    assert (model.objective, model.started_stage, model.progress) == (model.stages[0].objective, None, None)
+    assert not model.has_teacher
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
+@pytest.mark.parametrize("objective", [objectives.RandomDepth(warm_up=None), objectives.OneStep(2)])
+def test_where_steps_are_drawn_or_left_out_no_halting_distribution_is_told(
+    objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trap: the mean over the steps that were run was told as that over all.
+    drawn = list[str]()
+    monkeypatch.setattr(Tracking, "histogram", lambda self, name, values: drawn.append(name))
+    head = {"head": nn.Linear(WIDTH, 2), "lambda_head": ponder.LambdaHead(WIDTH, start=1e-4)}
+    model = ponder.PonderWrapper(nn.Linear(WIDTH, WIDTH), 12, objective=objective, task="classification", **head)
+    assert fit(model, [data(8)] * 3, epochs=1).stages[0].epochs[0].expected_steps is None
+    assert drawn == []
+    model.objective = objectives.Ponder(0.5)
+    assert fit(model, [data(8)], epochs=1, lr=0.0).stages[0].epochs[0].expected_steps > 11.0
+    assert drawn == ["halting"]
 
 
 @pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")
