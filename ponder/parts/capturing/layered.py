@@ -56,6 +56,8 @@ PLAN, _FIRST = "plan", Axis()
 MASKS = ("attention_mask", "mask", "src_key_padding_mask")
 """Names of masks `(batch, length)` among the arguments of a module."""
 
+_PLAIN = (bool, int, float, str, type(None))
+
 _Learned = tuple[tuple[str, ...], tuple[Axis | None, ...], bool]
 """The names of the noted tensors of a kind of call, where their rows are, and whether batches may get narrower."""
 
@@ -358,7 +360,8 @@ class LayeredModule:
         new = given.keys() - self.seen_keys
         if not new and not others:  # nearly always
             return
-        kind = frozenset(new), repr(others)
+        plain = {key: value if isinstance(value, _PLAIN) else type(value) for key, value in others.items()}
+        kind = frozenset(new), frozenset(plain.items())
         if kind in self._ends:
             return
         with torch.random.fork_rng(_cuda(next(tensor for _, tensor in tensors(dict(given))))):

@@ -98,15 +98,25 @@ def _first_shorter(layered: LayeredModule, given: Arguments) -> dict[str | int, 
 
 
 def _all_shorter(layered: LayeredModule, given: Arguments) -> dict[str | int, Any] | None:
-    """The example with all its rows shorter by one position, by its mask alone; None where one would be empty."""
-    mask = given[str(layered.mask)]
-    real = _real(str(layered.mask), mask)
+    """The example with all its rows shorter by one position, by its mask; None where one would be empty.
+
+    Whole numbers there become what stands at padding, since a module may read lengths off its token ids, too. Another
+    mask stays: of a second sequence, it says that its position is there.
+    """
+    name = str(layered.mask)
+    mask = given[name]
+    real = _real(name, mask)
     is_real = (mask != 0) == bool(real)
-    if real is None or int(is_real.sum(1).min()) < 2:
+    if real is None or int(is_real.sum(1).min()) < 2 or bool(is_real.all()):
         return None
+    row, column = (~is_real).nonzero()[0].tolist()
     changed: dict[str | int, Any] = map_tensors(torch.clone, dict(given))
-    for row, filled in enumerate(is_real):
-        changed[str(layered.mask)][row, filled.nonzero()[-1]] = 0 if real else 1
+    for key, value in changed.items():
+        like_ids = isinstance(value, Tensor) and value.shape == mask.shape and not value.is_floating_point()
+        if like_ids and (key == name or not torch.equal(value, mask)):
+            at_padding = value[row, column].clone()
+            for own, filled in zip(value, is_real, strict=True):
+                own[filled.nonzero()[-1]] = at_padding
     return changed
 
 
